@@ -1,0 +1,62 @@
+"""What every section of a job file shares: strictness and URIs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class Frozen(BaseModel):
+    """A section of the job file: immutable, typed strictly, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+def expand_variables(text: str, environ: Mapping[str, str]) -> str:
+    """Replace ``${NAME}`` and ``${NAME:-default}``; a variable that is not set is an error."""
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.group(1), match.group(2)
+        found = environ.get(name, default)
+        if found is None:
+            raise ValueError(
+                f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+            )
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def _resolve_uri(text: str, info: ValidationInfo) -> str:
+    """Expand variables, then make a path without scheme absolute, from the job's project."""
+    context = info.context or {}
+    text = expand_variables(text, context.get("environ", os.environ))
+    if not text:
+        raise ValueError("is empty; give a path or a URI such as s3://bucket/prefix")
+    if _SCHEME.match(text):
+        return text
+    root: Path | None = context.get("root")
+    path = Path(text).expanduser()
+    # normpath, not resolve(): a glob's characters and symbolic links stay as written.
+    return os.path.normpath(path if root is None else root / path)
+
+
+def _expand_text(text: str, info: ValidationInfo) -> str:
+    return expand_variables(text, (info.context or {}).get("environ", os.environ))
+
+
+Uri = Annotated[str, AfterValidator(_resolve_uri)]
+"""A path or fsspec URI. Relative paths start at the project; ``${VAR}`` is expanded."""
+
+UriTemplate = Annotated[str, AfterValidator(_expand_text)]
+"""Text with ``${VAR}``, expanded at load, and ``{column}``, filled in for each row."""

@@ -1,0 +1,216 @@
+"""One file under jobs/: what to tokenize, how, where to, and with what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+from typing_extensions import Self
+
+from tokpipe.config.base import Frozen, Uri
+from tokpipe.config.sources import Source
+from tokpipe.config.tokenizer import TokenizerConfig
+
+MAX_CLIP_BYTES = 128 * 2**20
+"""Most pixels of one clip, so that a stage holds clips by count and not by luck."""
+
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
+
+
+class OutputConfig(Frozen):
+    """Where codes go, and in what pieces."""
+
+    uri: Uri
+    """Prefix that belongs to this job alone."""
+    shard_bytes: Annotated[int, Field(ge=1024)] = 128 * 2**20
+    """Shards are closed at about this size on disk."""
+    shard_max_age_s: PositiveFloat = 300.0
+    """... or when their oldest clip has waited this long: the most work that a kill can cost."""
+    accept_unsafe_store: bool = False
+    """Go on with a store that lets a second exclusive create through. Two drivers started on
+    one output by mistake could then both commit."""
+
+
+class SamplingConfig(Frozen):
+    """Which frames of a video become clips."""
+
+    fps: PositiveFloat | None = 8.0
+    """Frames per second after resampling by true timestamps; null keeps every frame."""
+    max_clip_frames: PositiveInt = 129
+    """Longer sources are cut into clips of this many resampled frames."""
+    min_clip_frames: PositiveInt = 1
+    """Shorter clips are rejected."""
+
+
+class FramesConfig(Frozen):
+    """What a frame looks like to the encoder."""
+
+    size: Size | None = None
+    """(height, width) of every frame."""
+    buckets: tuple[Size, ...] | None = None
+    """Or several sizes: each clip takes the one nearest in aspect ratio."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """Cover the size and cut the middle out, fit inside on black, or ignore the aspect."""
+
+    @model_validator(mode="after")
+    def _one_way_to_a_size(self) -> Self:
+        if (self.size is None) == (not self.buckets):
+            raise ValueError("give exactly one of size and buckets")
+        return self
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        return self.buckets or (() if self.size is None else (self.size,))
+
+
+class DecodeConfig(Frozen):
+    """How videos are decoded. ``auto`` means decord, and PyAV afresh on any complaint."""
+
+    backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
+    deadline_s: PositiveFloat = 120.0
+    """Longest time that decoding one clip may take, per backend tried."""
+    memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
+    """Address space that the decoding child may use."""
+    max_source_bytes: PositiveInt = 64 * 2**30
+    """A larger source file is rejected, not copied to the node."""
+
+
+class ChunkingConfig(Frozen):
+    """How a clip is cut for the encoder."""
+
+    policy: Literal["independent", "overlap", "whole"] = "independent"
+    chunk_frames: PositiveInt = 17
+    """1 + temporal stride x k; unused under ``whole``."""
+    overlap_latents: NonNegativeInt = 1
+    """Latent frames after the first that a chunk shares with the one before (``overlap``)."""
+
+
+class EncodeConfig(Frozen):
+    """How the encoder runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: GPUs when the cluster has any, else CPUs. Part of the fingerprint once known."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the encoder; the quantizer is always float32."""
+    batch_chunks: PositiveInt = 4
+    """Chunks per forward pass; the last batch is filled up, so that shapes never change."""
+
+
+class PoolConfig(Frozen):
+    """Bounds of one stage's actors, and what one actor needs."""
+
+    min_actors: PositiveInt = 1
+    max_actors: PositiveInt = 10_000
+    cpus: NonNegativeFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+    lease_deadline_s: PositiveFloat = 900.0
+    """An actor that holds a lease for longer is killed, and the lease given again."""
+
+
+class RuntimeConfig(Frozen):
+    """How the job uses the cluster. None of it changes a code."""
+
+    cluster: str = "auto"
+    """``auto``: the cluster that this driver was submitted to, else a local one; ``local``;
+    or an address."""
+    decode: PoolConfig = PoolConfig()
+    encode: PoolConfig = PoolConfig()
+    """``gpus`` counts only when encoding on GPUs; 0 there means a whole one."""
+    write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
+    clips_per_lease: PositiveInt = 8
+    """Most clips that travel together; fewer when clips are large."""
+    max_attempts: PositiveInt = 3
+    """A clip that takes down its worker this often is rejected."""
+    start_timeout_s: PositiveFloat = 300.0
+    """An actor that is not ready by then is given up."""
+    progress_interval_s: PositiveFloat = 10.0
+    """Between progress lines when the output is no terminal."""
+
+
+class StoreOptions(Frozen):
+    """How stores are reached. Credentials come from the environment, never from a job file."""
+
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``."""
+    deadline_s: PositiveFloat = 120.0
+    """One request, all its retries included, takes at most this long."""
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        for protocol, options in self.options.items():
+            for name in options:
+                if any(word in name.lower() for word in ("secret", "token", "password")) or (
+                    name in ("key", "access_key", "account_key")
+                ):
+                    raise ValueError(
+                        f"storage.options.{protocol}.{name} looks like a credential: job files are "
+                        "copied into outputs; use the environment or an instance role"
+                    )
+        return self
+
+
+class JobConfig(Frozen):
+    """A whole job."""
+
+    dataset: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
+    """Name of the dataset: part of every clip id."""
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    on_duplicate: Literal["refuse", "keep_first"] = "refuse"
+    """Two rows for one clip: stop before any work, or keep the first and report the others."""
+    output: OutputConfig
+    sampling: SamplingConfig = SamplingConfig()
+    frames: FramesConfig
+    decode: DecodeConfig = DecodeConfig()
+    tokenizer: TokenizerConfig
+    chunking: ChunkingConfig = ChunkingConfig()
+    encode: EncodeConfig = EncodeConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    storage: StoreOptions = StoreOptions()
+    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The job fails (exit code 4) when a larger share of the planned clips is rejected."""
+
+    @model_validator(mode="after")
+    def _sizes_fill_the_latent_grid(self) -> Self:
+        stride = self.tokenizer.spatial_stride
+        for height, width in self.frames.sizes:
+            for side, pixels in (("height", height), ("width", width)):
+                if extra := pixels % stride:
+                    low, high = pixels - extra, pixels - extra + stride
+                    use = f"{low} or {high}" if low else f"{high}"
+                    raise ValueError(
+                        f"frames: {side} {pixels} is no multiple of the encoder's spatial stride "
+                        f"{stride}: use {use}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _chunks_fill_whole_latent_frames(self) -> Self:
+        stride, chunking = self.tokenizer.temporal_stride, self.chunking
+        if chunking.policy == "whole":
+            return self
+        frames = chunking.chunk_frames
+        if extra := (frames - 1) % stride:
+            raise ValueError(
+                f"chunking.chunk_frames={frames} does not fit temporal stride {stride}: "
+                f"use {frames - extra} or {frames - extra + stride}"
+            )
+        if chunking.policy == "overlap" and chunking.overlap_latents >= (frames - 1) // stride:
+            raise ValueError(
+                f"chunking.overlap_latents={chunking.overlap_latents} leaves nothing new in a "
+                f"chunk of {(frames - 1) // stride} latent frames after the first: use fewer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clips_stay_small(self) -> Self:
+        height, width = max(self.frames.sizes, key=lambda size: size[0] * size[1])
+        most = MAX_CLIP_BYTES // (height * width * 3)
+        if self.sampling.max_clip_frames > most:
+            raise ValueError(
+                f"sampling.max_clip_frames={self.sampling.max_clip_frames} of {height}x{width} "
+                f"pixels are more than {MAX_CLIP_BYTES >> 20} MiB: use {most} or fewer"
+            )
+        if self.sampling.min_clip_frames > self.sampling.max_clip_frames:
+            raise ValueError("sampling.min_clip_frames exceeds sampling.max_clip_frames")
+        return self

@@ -1,0 +1,151 @@
+"""Frozen values that travel between stages. Imports nothing of tokpipe.
+
+Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A member of an archive, read in place: ``size`` bytes from ``offset``."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One clip to make: a plan row, or one segment of a row whose source is cut.
+
+    ``row`` is the position in the stored plan, which never changes once written. How many
+    segments a source has is known only after its header was read, so the item of segment 0
+    starts with ``num_segments=None``; items of later segments carry the number.
+    """
+
+    row: int
+    row_id: str
+    """Clip id of the whole row; a cut row's segments get ids derived from it."""
+    source_uri: str
+    byte_range: ByteRange | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    segment: int = 0
+    num_segments: int | None = None
+    problem: str | None = None
+    """Why the row cannot be a clip, when planning already knows (a null URI, end before start)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRef:
+    """Names one clip, everywhere: in pixels, in codes, in receipts and in rejections."""
+
+    clip_id: str
+    row: int
+    segment: int
+    num_segments: int
+    source_uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """The pixels of one clip, resampled and resized."""
+
+    ref: ClipRef
+    frames: NDArray[np.uint8]
+    """(T, H, W, 3) RGB."""
+    pts_s: NDArray[np.float64]
+    """(T,) true presentation time of each frame, from the start of the source's video stream."""
+    fps: float
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSpan:
+    """Frames encoded in one go, and which of the latent frames they give are kept.
+
+    The encoder sees ``num_context_frames + num_frames + num_pad_frames`` frames, the first of
+    which is frame ``first_frame - num_context_frames`` of the clip. Its first
+    ``num_dropped_latents`` latent frames are dropped.
+    """
+
+    index: int
+    first_frame: int
+    """First real frame whose latent is kept, counted in the resampled clip."""
+    num_frames: int
+    """Real frames that the kept latent frames stand for."""
+    num_pad_frames: int
+    """Repeats of the clip's last frame at the end."""
+    num_context_frames: int
+    """Frames encoded in front only to be seen (policy ``overlap``)."""
+    num_dropped_latents: int
+    first_is_image: bool
+    """The first latent frame kept stands for a single frame."""
+
+    @property
+    def num_input_frames(self) -> int:
+        return self.num_context_frames + self.num_frames + self.num_pad_frames
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """The codes of one clip, chunk by chunk."""
+
+    ref: ClipRef
+    chunks: tuple[ChunkSpan, ...]
+    codes: tuple[NDArray[np.uint16] | NDArray[np.uint32], ...]
+    """One (t, h, w) array per chunk, in the dtype of the output."""
+    pts_s: NDArray[np.float64]
+    fps: float
+    backend: str
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w): a shard holds one grid only."""
+        _, h, w = self.codes[0].shape
+        return h, w
+
+    @property
+    def num_codes(self) -> int:
+        return sum(block.size for block in self.codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A clip that was refused, with the reason: it takes the clip's place from then on."""
+
+    ref: ClipRef
+    stage: str
+    """``"plan"``, ``"decode"``, ``"encode"`` or ``"runtime"``."""
+    reason: str
+    """Short stable word to group by: ``"no_video"``, ``"truncated"``, ``"timeout"`` ..."""
+    message: str
+    backend: str | None = None
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a write actor returns for a shard it has put. Listed in the manifest, it exists."""
+
+    shard: str
+    """Key below the output, ``shards/<plan>-<lease>-<attempt>.parquet``."""
+    size_bytes: int
+    sha256: str
+    num_rows: int
+    num_codes: int
+    num_frames: int
+    """Real source frames, padding and context not counted."""
+    grid: tuple[int, int]
+    side_table: str
+    """Key of the shard's per-clip table, ``clips/<same name>.parquet``."""
+    side_table_sha256: str
+    side_table_size_bytes: int
+    clips: tuple[ClipRef, ...]
