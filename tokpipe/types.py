@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ByteRange:
-    """A member of an archive, read in place: ``size`` bytes from ``offset``."""
+class ArchiveMember:
+    """A video inside a tar, read in place: ``size`` bytes from ``offset`` of the archive."""
 
+    archive_uri: str
     offset: int
     size: int
 
@@ -34,7 +35,8 @@ class WorkItem:
     row_id: str
     """Clip id of the whole row; a cut row's segments get ids derived from it."""
     source_uri: str
-    byte_range: ByteRange | None = None
+    """The video; a member of an archive is ``<archive uri>#<member name>``."""
+    member: ArchiveMember | None = None
     start_s: float | None = None
     end_s: float | None = None
     segment: int = 0
