@@ -76,7 +76,7 @@ def parse_job(
 ) -> JobConfig:
     """Check the YAML ``text`` of a job; ``name`` stands in messages, ``root`` before paths."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: is not valid YAML: {error}") from error
     if not isinstance(data, dict):
@@ -126,7 +126,9 @@ def _section(annotation: Any, loc: tuple[int | str, ...]) -> type[BaseModel] | N
         if len(members) == 1:
             return _section(members[0], loc)
         # pydantic puts the tag of a discriminated union into the location.
-        tagged = (m for m in members if loc and loc[0] in get_args(m.model_fields["kind"].annotation))
+        tagged = (
+            m for m in members if loc and loc[0] in get_args(m.model_fields["kind"].annotation)
+        )
         return _section(next(tagged, None), loc[1:])
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None

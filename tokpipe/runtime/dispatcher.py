@@ -1,0 +1,641 @@
+"""Who works on what: a pure state machine.
+
+``handle(event, now)`` takes one event and returns the commands that follow. No ray, no clock,
+no I/O in here: the Ray shell and the simulation drive the same object. What it promises:
+
+- Every planned clip ends in exactly one commit, tokenized or rejected, whatever actors do, as
+  long as some actor of each stage makes progress.
+- An answer counts only while its attempt is in flight, so a zombie's work is never used.
+- A clip is blamed for a lost or failing worker only when it was there alone. After
+  ``max_attempts`` such losses it is rejected, alone.
+- What is in flight is bounded by credits, whatever the size of the plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from tokpipe.config.job import RuntimeConfig
+from tokpipe.runtime.pools import PoolSizes, size_pools
+from tokpipe.runtime.protocol import (
+    STAGES,
+    Abort,
+    ActorId,
+    ActorLost,
+    ActorRefused,
+    ActorUp,
+    AttemptId,
+    Capacity,
+    Command,
+    Commit,
+    Committed,
+    DecodedInfo,
+    DecodeLease,
+    Dispatch,
+    EncodedInfo,
+    EncodeLease,
+    Event,
+    FetchPlan,
+    Finish,
+    KillActor,
+    Lease,
+    LeaseDone,
+    LeaseFailed,
+    Pick,
+    Planned,
+    Release,
+    Stage,
+    StartActor,
+    StopRequested,
+    Tick,
+    WriteLease,
+)
+from tokpipe.types import ClipRef, Receipt, Rejected, WorkItem
+
+SLOTS = {"decode": 2, "encode": 2, "write": 1}
+"""Leases that an actor of each stage holds at a time: the second waits for the first to end, so
+that nobody idles for the time of a round trip."""
+SQUEEZE_AFTER_S = 20.0
+"""A stage without any actor waits this long for room before it asks for next to none."""
+MAX_REFUSALS = 3
+"""Actors of one stage that fail to start in a row before the job is given up."""
+REJECTED_PER_COMMIT = 1000
+"""Rejections that are committed without waiting for a shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the dispatcher needs to know of the job."""
+
+    runtime: RuntimeConfig
+    on_gpu: bool
+    clips_per_lease: int
+    shard_bytes: int
+    shard_max_age_s: float
+    bytes_per_code: float
+    """Expected size of one code in a shard."""
+
+
+@dataclass(slots=True)
+class _Actor:
+    stage: Stage
+    since: float
+    up: bool = False
+    leases: deque[AttemptId] = field(default_factory=deque)
+    head_since: float = 0.0
+    """When its first lease got to the front, which is when its deadline started."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    lease: Lease
+    actor: ActorId
+
+
+@dataclass(slots=True)
+class _Film:
+    """Segments of a cut source that are still to be leased."""
+
+    item: WorkItem
+    next: int
+    total: int
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    """Encoded clips of one grid that wait for a shard."""
+
+    since: float
+    num_codes: int = 0
+    items: list[WorkItem] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts for people. ``clips`` grows as sources turn out to need cutting."""
+
+    clips: int = 0
+    decoded: int = 0
+    encoded: int = 0
+    committed: int = 0
+    rejected: int = 0
+    frames: int = 0
+    codes: int = 0
+    lost_leases: int = 0
+
+
+class Dispatcher:
+    """See the module. ``ref_of`` names the clip of an item that is rejected unseen."""
+
+    def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
+        self.limits = limits
+        self.ref_of = ref_of
+        self.progress = Progress()
+        self.actors: dict[ActorId, _Actor] = {}
+        self._free: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
+        """Actors that are up and have a slot free, longest free first."""
+        self._count: Counter[Stage] = Counter()
+        self._up: Counter[Stage] = Counter()
+        self._sizes: PoolSizes | None = None
+        self._refusals: Counter[Stage] = Counter()
+        self._start_after: dict[Stage, float] = {}
+        self._without_actor_since: dict[Stage, float] = {}
+
+        self._flights: dict[AttemptId, _Flight] = {}
+        self._in_flight: Counter[Stage] = Counter()
+        self._todo: deque[WorkItem] = deque()
+        self._films: deque[_Film] = deque()
+        self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
+        """Leases to be run alone on an actor, because the last one to hold them was lost."""
+        self._decoded: deque[EncodeLease] = deque()
+        self._open: dict[tuple[int, int], _OpenShard] = {}
+        self._shards: deque[WriteLease] = deque()
+        self._strikes: Counter[tuple[int, int]] = Counter()
+        self._storage_strikes = 0
+        self._unread: Counter[AttemptId] = Counter()
+        """Clips of each kept output that nobody has used up yet."""
+
+        self._plan_asked = False
+        self._plan_exhausted = False
+        self._receipts: list[Receipt] = []
+        self._rejected: list[Rejected] = []
+        self._rejected_since: float | None = None
+        self._committing = 0
+        self._stopping_until: float | None = None
+        self._over = False
+        self._last_id = 0
+
+    # --- the one way in -------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
+        if self._over:
+            return []
+        commands = list(self._react(event, now))
+        if not self._over:
+            commands.extend(self._advance(now))
+        return commands
+
+    def _react(self, event: Event, now: float) -> Iterator[Command]:
+        if isinstance(event, Tick):
+            yield from self._check_deadlines(now)
+        elif isinstance(event, LeaseDone):
+            yield from self._lease_done(event, now)
+        elif isinstance(event, LeaseFailed):
+            yield from self._lease_failed(event, now)
+        elif isinstance(event, Planned):
+            self._plan_asked = False
+            self._plan_exhausted = event.exhausted
+            self._todo.extend(event.items)
+            self.progress.clips += len(event.items)
+        elif isinstance(event, Capacity):
+            self._sizes = size_pools(event, self.limits.runtime, on_gpu=self.limits.on_gpu)
+        elif isinstance(event, ActorUp):
+            self._actor_up(event.actor, now)
+        elif isinstance(event, ActorLost):
+            yield from self._actor_lost(event, now)
+        elif isinstance(event, ActorRefused):
+            yield from self._actor_refused(event, now)
+        elif isinstance(event, Committed):
+            self._committing = 0
+        elif isinstance(event, StopRequested):
+            self._stopping_until = now + event.grace_s
+
+    # --- actors ---------------------------------------------------------------------------------
+
+    def _actor_up(self, actor_id: ActorId, now: float) -> None:
+        actor = self.actors.get(actor_id)
+        if actor is not None and not actor.up:
+            actor.up = True
+            self._up[actor.stage] += 1
+            self._refusals[actor.stage] = 0
+            self._start_after.pop(actor.stage, None)
+            self._without_actor_since.pop(actor.stage, None)
+            self._free[actor.stage][actor_id] = None
+
+    def _actor_lost(self, event: ActorLost, now: float) -> Iterator[Command]:
+        actor = self.actors.get(event.actor)
+        if actor is None:
+            return
+        started = actor.up
+        yield from self._drop_actor(event.actor, now, blame=not event.node_lost, why=event.message)
+        if not started and not event.node_lost:
+            yield from self._could_not_start(actor.stage, event.message, now)
+
+    def _actor_refused(self, event: ActorRefused, now: float) -> Iterator[Command]:
+        actor = self.actors.get(event.actor)
+        if actor is not None:
+            yield from self._drop_actor(event.actor, now, blame=False, why=event.message, kill=True)
+            yield from self._could_not_start(actor.stage, event.message, now)
+
+    def _could_not_start(self, stage: Stage, message: str, now: float) -> Iterator[Command]:
+        self._refusals[stage] += 1
+        if self._refusals[stage] >= MAX_REFUSALS:
+            yield self._abort(
+                "runtime",
+                f"{stage} actors: {MAX_REFUSALS} in a row did not start, the last because: "
+                f"{message}. Without them no clip can be finished. What is committed stays; "
+                "mend the cause and run the job again.",
+            )
+        else:
+            self._start_after[stage] = now + 2.0 ** self._refusals[stage]
+
+    def _drop_actor(
+        self, actor_id: ActorId, now: float, *, blame: bool, why: str, kill: bool = False
+    ) -> Iterator[Command]:
+        """Forget an actor; its leases are given again. Only the one at work can be to blame."""
+        actor = self.actors.pop(actor_id)
+        self._count[actor.stage] -= 1
+        if actor.up:
+            self._up[actor.stage] -= 1
+        self._free[actor.stage].pop(actor_id, None)
+        if kill:
+            yield KillActor(actor_id)
+        for position, attempt in enumerate(actor.leases):
+            flight = self._flights.pop(attempt)
+            self._in_flight[actor.stage] -= 1
+            self.progress.lost_leases += 1
+            if blame and position == 0:
+                yield from self._suspect(flight.lease, "worker_lost", why, now)
+            else:
+                self._give_again(flight.lease)
+
+    def _check_deadlines(self, now: float) -> Iterator[Command]:
+        runtime = self.limits.runtime
+        for actor_id, actor in list(self.actors.items()):
+            pool = getattr(runtime, actor.stage)
+            if actor.leases and now - actor.head_since > pool.lease_deadline_s:
+                why = f"its {actor.stage} worker gave no answer for {pool.lease_deadline_s:g} s"
+                yield from self._drop_actor(actor_id, now, blame=True, why=why, kill=True)
+            elif not actor.up and now - actor.since > runtime.start_timeout_s:
+                yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
+            if self._over:
+                return
+
+    # --- leases that come back ------------------------------------------------------------------
+
+    def _land(self, attempt: AttemptId, now: float) -> _Flight | None:
+        """Take an attempt out of the air; None for one that was given up before."""
+        flight = self._flights.pop(attempt, None)
+        if flight is None:
+            return None
+        stage = flight.lease.stage
+        self._in_flight[stage] -= 1
+        actor = self.actors[flight.actor]
+        actor.leases.remove(attempt)
+        actor.head_since = now
+        self._free[stage][flight.actor] = None
+        return flight
+
+    def _lease_done(self, event: LeaseDone, now: float) -> Iterator[Command]:
+        flight = self._land(event.attempt, now)
+        if flight is None:
+            yield Release(event.attempt)
+            return
+        lease, answer = flight.lease, event.answer
+        self._storage_strikes = 0
+        if isinstance(lease, WriteLease):
+            assert isinstance(answer, Receipt)
+            self._receipts.append(answer)
+            for pick in lease.picks:
+                yield from self._used_up(pick)
+            for item in lease.items:
+                self._strikes.pop((item.row, item.segment), None)
+            return
+        assert isinstance(answer, tuple)
+        assert len(answer) == len(lease.items)
+        if isinstance(lease, DecodeLease):
+            yield from self._decoded_lease(event.attempt, lease, answer, now)
+        else:
+            yield from self._encoded_lease(event.attempt, lease, answer, now)
+
+    def _decoded_lease(
+        self,
+        attempt: AttemptId,
+        lease: DecodeLease,
+        answer: tuple[DecodedInfo | EncodedInfo | Rejected, ...],
+        now: float,
+    ) -> Iterator[Command]:
+        items: list[WorkItem] = []
+        positions: list[int] = []
+        for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
+            total = result.ref.num_segments
+            if item.num_segments is None and total > 1:
+                # The source turned out to be a film: its other segments become work too.
+                item = replace(item, num_segments=total)
+                self._films.append(_Film(item, 1, total))
+                self.progress.clips += total - 1
+            if isinstance(result, Rejected):
+                self._reject(result, now)
+                continue
+            assert isinstance(result, DecodedInfo)
+            items.append(item)
+            positions.append(position)
+            self.progress.decoded += 1
+            self.progress.frames += result.num_frames
+        if items:
+            self._unread[attempt] = len(items)
+            self._decoded.append(EncodeLease(tuple(items), Pick(attempt, tuple(positions))))
+        else:
+            yield Release(attempt)
+
+    def _encoded_lease(
+        self,
+        attempt: AttemptId,
+        lease: EncodeLease,
+        answer: tuple[DecodedInfo | EncodedInfo | Rejected, ...],
+        now: float,
+    ) -> Iterator[Command]:
+        yield from self._used_up(lease.pick)
+        by_grid: dict[tuple[int, int], list[tuple[int, WorkItem, EncodedInfo]]] = {}
+        for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
+            if isinstance(result, Rejected):
+                self._reject(result, now)
+                continue
+            assert isinstance(result, EncodedInfo)
+            by_grid.setdefault(result.grid, []).append((position, item, result))
+            self.progress.encoded += 1
+            self.progress.codes += result.num_codes
+        if not by_grid:
+            yield Release(attempt)
+            return
+        self._unread[attempt] = sum(len(clips) for clips in by_grid.values())
+        for grid, clips in by_grid.items():
+            shard = self._open.setdefault(grid, _OpenShard(since=now))
+            shard.picks.append(Pick(attempt, tuple(position for position, _, _ in clips)))
+            shard.items.extend(item for _, item, _ in clips)
+            shard.num_codes += sum(info.num_codes for _, _, info in clips)
+            if shard.num_codes * self.limits.bytes_per_code >= self.limits.shard_bytes:
+                self._close_shard(grid)
+
+    def _lease_failed(self, event: LeaseFailed, now: float) -> Iterator[Command]:
+        flight = self._flights.get(event.attempt)
+        if flight is None:
+            return
+        lease, actor_id = flight.lease, flight.actor
+        self._land(event.attempt, now)
+        self.progress.lost_leases += 1
+        if event.kind == "inputs_lost":
+            assert not isinstance(lease, DecodeLease)
+            yield from self._decode_again(lease)
+        elif event.kind == "storage":
+            self._storage_strikes += 1
+            if self._storage_strikes >= self.limits.runtime.max_attempts:
+                yield self._abort("storage", event.message)
+            else:
+                self._give_again(lease)
+        else:
+            # An exception can leave a device or a library unusable: such a worker is replaced.
+            yield from self._drop_actor(actor_id, now, blame=False, why=event.message, kill=True)
+            yield from self._suspect(lease, "fault", event.message, now)
+
+    def _decode_again(self, lease: EncodeLease | WriteLease) -> Iterator[Command]:
+        """Pixels or codes vanished with the node that held them: start from the source."""
+        self._todo.extendleft(reversed(lease.items))
+        picks = (lease.pick,) if isinstance(lease, EncodeLease) else lease.picks
+        for pick in picks:
+            yield from self._used_up(pick)
+
+    def _give_again(self, lease: Lease) -> None:
+        if isinstance(lease, DecodeLease):
+            self._todo.extendleft(reversed(lease.items))
+        elif isinstance(lease, EncodeLease):
+            self._decoded.appendleft(lease)
+        else:
+            self._shards.appendleft(lease)
+
+    def _suspect(self, lease: Lease, reason: str, why: str, now: float) -> Iterator[Command]:
+        """A worker went down with this lease: narrow it down to one clip, then count."""
+        if isinstance(lease, WriteLease):
+            strikes = self._strike((-1, lease.lease_id))
+            if strikes >= self.limits.runtime.max_attempts:
+                yield self._abort(
+                    "runtime",
+                    f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
+                    f"times, the last time because: {why}. What is committed stays; if memory ran "
+                    "out, lower output.shard_bytes, then run the job again.",
+                )
+            else:
+                self._suspects["write"].append(lease)
+        elif len(lease.items) > 1:
+            self._suspects[lease.stage].extend(_alone(lease))
+        else:
+            (item,) = lease.items
+            strikes = self._strike((item.row, item.segment))
+            if strikes < self.limits.runtime.max_attempts:
+                self._suspects[lease.stage].append(lease)
+                return
+            if isinstance(lease, EncodeLease):
+                yield from self._used_up(lease.pick)
+            self._reject(
+                Rejected(
+                    ref=self.ref_of(item),
+                    stage=lease.stage,
+                    reason=reason,
+                    message=f"gave up after {strikes} attempts alone: {why}",
+                    attempts=strikes,
+                ),
+                now,
+            )
+
+    def _strike(self, key: tuple[int, int]) -> int:
+        self._strikes[key] += 1
+        return self._strikes[key]
+
+    def _reject(self, rejected: Rejected, now: float) -> None:
+        if self._rejected_since is None:
+            self._rejected_since = now
+        self._rejected.append(rejected)
+        self._strikes.pop((rejected.ref.row, rejected.ref.segment), None)
+
+    def _used_up(self, pick: Pick) -> Iterator[Command]:
+        """Count an output's clips down; release it with the last."""
+        self._unread[pick.source] -= len(pick.positions)
+        if self._unread[pick.source] == 0:
+            del self._unread[pick.source]
+            yield Release(pick.source)
+
+    def _abort(self, kind: str, message: str) -> Abort:
+        self._over = True
+        return Abort("storage" if kind == "storage" else "runtime", message)
+
+    # --- what follows from the state ------------------------------------------------------------
+
+    def _advance(self, now: float) -> Iterator[Command]:
+        stopping = self._stopping_until is not None
+        yield from self._follow_capacity(now)
+        if not stopping:
+            yield from self._ask_for_plan()
+            yield from self._lease_decodes(now)
+            yield from self._lease_queue("encode", self._decoded, now)
+        self._close_due_shards(now)
+        yield from self._lease_queue("write", self._shards, now)
+        yield from self._commit_due(now)
+        yield from self._finish_if_over(now)
+
+    def _follow_capacity(self, now: float) -> Iterator[Command]:
+        if self._sizes is None or self._stopping_until is not None:
+            return
+        for stage in STAGES:
+            target = self._sizes.of(stage)
+            if self._up[stage] == 0:
+                since = self._without_actor_since.setdefault(stage, now)
+                if self._count[stage] and now - since > SQUEEZE_AFTER_S:
+                    # None is up and none starts: leftover reservations may fill the cluster.
+                    self._without_actor_since[stage] = now
+                    yield from self._replace_waiting(stage, now)
+            while self._count[stage] > target:
+                yield from self._shed_actor(stage, now)
+            if now >= self._start_after.get(stage, 0.0):
+                while self._count[stage] < target:
+                    yield self._start_actor(stage, now, squeeze=False)
+
+    def _start_actor(self, stage: Stage, now: float, *, squeeze: bool) -> StartActor:
+        actor_id = self._new_id()
+        self.actors[actor_id] = _Actor(stage, since=now)
+        self._count[stage] += 1
+        return StartActor(actor_id, stage, squeeze)
+
+    def _replace_waiting(self, stage: Stage, now: float) -> Iterator[Command]:
+        waiting = next(i for i, actor in self.actors.items() if actor.stage == stage)
+        yield from self._drop_actor(waiting, now, blame=False, why="", kill=True)
+        yield self._start_actor(stage, now, squeeze=True)
+
+    def _shed_actor(self, stage: Stage, now: float) -> Iterator[Command]:
+        """Let go of the actor that costs least: not yet up, then idle, then the newest."""
+        mine = [(i, actor) for i, actor in self.actors.items() if actor.stage == stage]
+        actor_id, _ = min(mine, key=lambda pair: (pair[1].up, len(pair[1].leases), -pair[0]))
+        yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
+
+    def _ask_for_plan(self) -> Iterator[Command]:
+        """Keep a few leases' worth of items at hand, and no more."""
+        low = self.limits.clips_per_lease * (2 * max(1, self._count["decode"]))
+        if not self._plan_exhausted and not self._plan_asked and len(self._todo) < low:
+            self._plan_asked = True
+            yield FetchPlan(2 * low)
+
+    def _lease_decodes(self, now: float) -> Iterator[Command]:
+        # Credits: pixels that wait for an encoder, or are about to, stay few. A suspect needs
+        # none, because there are never more of them than one lease had clips.
+        yield from self._lease_suspects("decode", now)
+        waiting = len(self._decoded) + self._in_flight["decode"]
+        credits = 2 * max(1, self._up["encode"]) + self._up["decode"] - waiting
+        while credits > 0 and self._free["decode"] and (self._todo or self._films):
+            yield self._dispatch(DecodeLease(tuple(self._next_items())), now)
+            credits -= 1
+
+    def _next_items(self) -> Iterator[WorkItem]:
+        """Items of one decode lease: consecutive segments of one film, or single clips."""
+        room = self.limits.clips_per_lease
+        if self._films:
+            film = self._films[0]
+            last = min(film.next + room, film.total)
+            for segment in range(film.next, last):
+                yield replace(film.item, segment=segment)
+            film.next = last
+            if film.next == film.total:
+                self._films.popleft()
+            return
+        for _ in range(min(room, len(self._todo))):
+            yield self._todo.popleft()
+
+    def _lease_queue(
+        self, stage: Stage, queue: deque[EncodeLease] | deque[WriteLease], now: float
+    ) -> Iterator[Command]:
+        yield from self._lease_suspects(stage, now)
+        while queue and self._free[stage]:
+            yield self._dispatch(queue.popleft(), now)
+
+    def _lease_suspects(self, stage: Stage, now: float) -> Iterator[Command]:
+        suspects = self._suspects[stage]
+        while suspects:
+            idle = next((i for i in self._free[stage] if not self.actors[i].leases), None)
+            if idle is None:
+                return
+            yield self._dispatch(suspects.popleft(), now, alone=True)
+
+    def _dispatch(self, lease: Lease, now: float, *, alone: bool = False) -> Dispatch:
+        free = self._free[lease.stage]
+        actor_id = next((i for i in free if not self.actors[i].leases), None) or next(iter(free))
+        actor = self.actors[actor_id]
+        if not actor.leases:
+            actor.head_since = now
+        attempt = self._new_id()
+        actor.leases.append(attempt)
+        del free[actor_id]
+        if not alone and len(actor.leases) < SLOTS[lease.stage]:
+            free[actor_id] = None
+        self._flights[attempt] = _Flight(lease, actor_id)
+        self._in_flight[lease.stage] += 1
+        return Dispatch(attempt, actor_id, lease)
+
+    def _close_shard(self, grid: tuple[int, int]) -> None:
+        shard = self._open.pop(grid)
+        self._shards.append(WriteLease(tuple(shard.items), tuple(shard.picks), self._new_id()))
+
+    def _close_due_shards(self, now: float) -> None:
+        hurry = self._stopping_until is not None or self._nothing_before_write()
+        for grid, shard in list(self._open.items()):
+            if hurry or now - shard.since >= self.limits.shard_max_age_s:
+                self._close_shard(grid)
+
+    def _nothing_before_write(self) -> bool:
+        return (
+            self._plan_exhausted
+            and not self._plan_asked
+            and not self._todo
+            and not self._films
+            and not self._decoded
+            and not self._in_flight["decode"]
+            and not self._in_flight["encode"]
+            and not self._suspects["decode"]
+            and not self._suspects["encode"]
+        )
+
+    def _writing(self) -> bool:
+        return bool(
+            self._open or self._shards or self._suspects["write"] or self._in_flight["write"]
+        )
+
+    def _commit_due(self, now: float) -> Iterator[Command]:
+        if self._committing or not (self._receipts or self._rejected):
+            return
+        last = not self._writing() and (
+            self._nothing_before_write() or self._stopping_until is not None
+        )
+        since = self._rejected_since
+        waited = since is not None and now - since >= self.limits.shard_max_age_s
+        if self._receipts or last or waited or len(self._rejected) >= REJECTED_PER_COMMIT:
+            receipts, rejected = tuple(self._receipts), tuple(self._rejected)
+            self._receipts, self._rejected, self._rejected_since = [], [], None
+            self._committing = 1
+            self.progress.committed += sum(len(receipt.clips) for receipt in receipts)
+            self.progress.rejected += len(rejected)
+            yield Commit(receipts, rejected)
+
+    def _finish_if_over(self, now: float) -> Iterator[Command]:
+        if self._committing or self._receipts or self._rejected or self._writing():
+            return
+        if self._nothing_before_write():
+            self._over = True
+            yield Finish("done")
+        elif self._stopping_until is not None and (
+            now >= self._stopping_until or not self._in_flight["encode"]
+        ):
+            self._over = True
+            yield Finish("stopped")
+
+    def _new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+
+def _alone(lease: DecodeLease | EncodeLease) -> Iterable[Lease]:
+    """Split a lease into one lease per clip."""
+    if isinstance(lease, DecodeLease):
+        return [DecodeLease((item,)) for item in lease.items]
+    pairs = zip(lease.items, lease.pick.positions, strict=True)
+    return [EncodeLease((item,), Pick(lease.pick.source, (at,))) for item, at in pairs]

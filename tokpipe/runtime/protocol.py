@@ -1,0 +1,242 @@
+"""What the dispatcher is told (events) and what it orders (commands). Plain values, no ray.
+
+An *actor* is one worker process of one stage. A *lease* is work that one actor holds. Every
+handing out of a lease is an *attempt* with an id of its own: a late answer to an attempt that
+was given up is recognised by its id, and ignored. The output of an attempt stays in the object
+store under the attempt's id until it is released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokpipe.types import ClipRef, Receipt, Rejected, WorkItem
+
+Stage = Literal["decode", "encode", "write"]
+STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
+
+ActorId = int
+AttemptId = int
+
+
+# --- what stages answer -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedInfo:
+    """One clip in the output of a decode attempt; the pixels stay in the object store."""
+
+    ref: ClipRef
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInfo:
+    """One clip in the output of an encode attempt; the codes stay in the object store."""
+
+    ref: ClipRef
+    grid: tuple[int, int]
+    num_codes: int
+
+
+# --- leases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Clips at ``positions`` in the output of attempt ``source``."""
+
+    source: AttemptId
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLease:
+    items: tuple[WorkItem, ...]
+    stage: Stage = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeLease:
+    items: tuple[WorkItem, ...]
+    """The items behind the picked clips, in the same order: what to decode again if pixels are
+    lost."""
+    pick: Pick
+    stage: Stage = "encode"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLease:
+    items: tuple[WorkItem, ...]
+    picks: tuple[Pick, ...]
+    lease_id: int
+    """Stands in the shard's name, beside the attempt."""
+    stage: Stage = "write"
+
+
+Lease = DecodeLease | EncodeLease | WriteLease
+Answer = tuple[DecodedInfo | Rejected, ...] | tuple[EncodedInfo | Rejected, ...] | Receipt
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the cluster's live nodes have in all."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPlaced:
+    """The cluster found room for an actor; it is setting up."""
+
+    actor: ActorId
+
+
+@dataclass(frozen=True, slots=True)
+class ActorUp:
+    """An actor is set up and takes leases."""
+
+    actor: ActorId
+
+
+@dataclass(frozen=True, slots=True)
+class ActorLost:
+    """An actor died. ``node_lost``: with its whole node, so that no clip is to blame."""
+
+    actor: ActorId
+    node_lost: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRefused:
+    """An actor's set-up raised: weights, packages or settings are wrong."""
+
+    actor: ActorId
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """More of the plan, in answer to FetchPlan; ``exhausted`` when there is no more."""
+
+    items: tuple[WorkItem, ...]
+    exhausted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDone:
+    attempt: AttemptId
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFailed:
+    """A stage raised; its actor lives. ``storage``: a store kept failing, no clip is to blame."""
+
+    attempt: AttemptId
+    kind: Literal["fault", "storage", "inputs_lost"]
+    message: str
+    lost: tuple[AttemptId, ...] = ()
+    """With ``inputs_lost``: the outputs that vanished with the node that held them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit in flight stands in the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Commit what is finished and end: ``grace_s`` for encoders at work, as much for writers."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Capacity
+    | ActorPlaced
+    | ActorUp
+    | ActorLost
+    | ActorRefused
+    | Planned
+    | LeaseDone
+    | LeaseFailed
+    | Committed
+    | StopRequested
+    | Tick
+)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartActor:
+    """``squeeze``: ask for next to no CPU, since the stage has no actor and none fits."""
+
+    actor: ActorId
+    stage: Stage
+    squeeze: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KillActor:
+    actor: ActorId
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    attempt: AttemptId
+    actor: ActorId
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The output of an attempt is not needed any more."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPlan:
+    """Answer with Planned, holding about this many items."""
+
+    num_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Append to the manifest; answer with Committed. Only one at a time."""
+
+    receipts: tuple[Receipt, ...]
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job is over: ``done``, or ``stopped`` on request with work left."""
+
+    outcome: Literal["done", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The job cannot go on. What is committed stays."""
+
+    kind: Literal["storage", "runtime"]
+    message: str
+
+
+Command = StartActor | KillActor | Dispatch | Release | FetchPlan | Commit | Finish | Abort
