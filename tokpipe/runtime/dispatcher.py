@@ -24,6 +24,7 @@ from tokpipe.runtime.protocol import (
     Abort,
     ActorId,
     ActorLost,
+    ActorPlaced,
     ActorRefused,
     ActorUp,
     AttemptId,
@@ -61,6 +62,8 @@ SQUEEZE_AFTER_S = 20.0
 """A stage without any actor waits this long for room before it asks for next to none."""
 MAX_REFUSALS = 3
 """Actors of one stage that fail to start in a row before the job is given up."""
+MAX_FAULTS = 30
+"""Leases that fail with a fault in a row, none coming back whole: the fault is not the clips'."""
 REJECTED_PER_COMMIT = 1000
 """Rejections that are committed without waiting for a shard."""
 
@@ -82,6 +85,7 @@ class Limits:
 class _Actor:
     stage: Stage
     since: float
+    placed: bool = False
     up: bool = False
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
@@ -115,9 +119,10 @@ class _OpenShard:
 
 @dataclass(slots=True)
 class Progress:
-    """Counts for people. ``clips`` grows as sources turn out to need cutting."""
+    """Counts for people, of this run alone."""
 
-    clips: int = 0
+    extra_clips: int = 0
+    """Clips beyond one per plan row, found as sources turned out to need cutting."""
     decoded: int = 0
     encoded: int = 0
     committed: int = 0
@@ -135,8 +140,10 @@ class Dispatcher:
         self.ref_of = ref_of
         self.progress = Progress()
         self.actors: dict[ActorId, _Actor] = {}
-        self._free: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
-        """Actors that are up and have a slot free, longest free first."""
+        self._idle: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
+        """Actors that are up and hold no lease, longest idle first."""
+        self._spare: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
+        """Actors that hold a lease and have a slot for the next."""
         self._count: Counter[Stage] = Counter()
         self._up: Counter[Stage] = Counter()
         self._sizes: PoolSizes | None = None
@@ -154,7 +161,7 @@ class Dispatcher:
         self._open: dict[tuple[int, int], _OpenShard] = {}
         self._shards: deque[WriteLease] = deque()
         self._strikes: Counter[tuple[int, int]] = Counter()
-        self._storage_strikes = 0
+        self._faults = 0
         self._unread: Counter[AttemptId] = Counter()
         """Clips of each kept output that nobody has used up yet."""
 
@@ -164,7 +171,9 @@ class Dispatcher:
         self._rejected: list[Rejected] = []
         self._rejected_since: float | None = None
         self._committing = 0
-        self._stopping_until: float | None = None
+        self._encode_until: float | None = None
+        """Set when the job is asked to stop."""
+        self._end_by = 0.0
         self._over = False
         self._last_id = 0
 
@@ -190,11 +199,13 @@ class Dispatcher:
             self._plan_asked = False
             self._plan_exhausted = event.exhausted
             self._todo.extend(event.items)
-            self.progress.clips += len(event.items)
         elif isinstance(event, Capacity):
             self._sizes = size_pools(event, self.limits.runtime, on_gpu=self.limits.on_gpu)
+        elif isinstance(event, ActorPlaced):
+            if event.actor in self.actors:
+                self.actors[event.actor].placed = True
         elif isinstance(event, ActorUp):
-            self._actor_up(event.actor, now)
+            self._actor_up(event.actor)
         elif isinstance(event, ActorLost):
             yield from self._actor_lost(event, now)
         elif isinstance(event, ActorRefused):
@@ -202,19 +213,30 @@ class Dispatcher:
         elif isinstance(event, Committed):
             self._committing = 0
         elif isinstance(event, StopRequested):
-            self._stopping_until = now + event.grace_s
+            self._encode_until = now + event.grace_s
+            self._end_by = now + 2 * event.grace_s
 
     # --- actors ---------------------------------------------------------------------------------
 
-    def _actor_up(self, actor_id: ActorId, now: float) -> None:
+    def _actor_up(self, actor_id: ActorId) -> None:
         actor = self.actors.get(actor_id)
         if actor is not None and not actor.up:
-            actor.up = True
+            actor.placed = actor.up = True
             self._up[actor.stage] += 1
             self._refusals[actor.stage] = 0
             self._start_after.pop(actor.stage, None)
             self._without_actor_since.pop(actor.stage, None)
-            self._free[actor.stage][actor_id] = None
+            self._shelve(actor_id)
+
+    def _shelve(self, actor_id: ActorId, *, alone: bool = False) -> None:
+        """Put an actor where those are looked for that have as much room as it has."""
+        actor = self.actors[actor_id]
+        self._idle[actor.stage].pop(actor_id, None)
+        self._spare[actor.stage].pop(actor_id, None)
+        if not actor.leases:
+            self._idle[actor.stage][actor_id] = None
+        elif not alone and len(actor.leases) < SLOTS[actor.stage]:
+            self._spare[actor.stage][actor_id] = None
 
     def _actor_lost(self, event: ActorLost, now: float) -> Iterator[Command]:
         actor = self.actors.get(event.actor)
@@ -251,7 +273,8 @@ class Dispatcher:
         self._count[actor.stage] -= 1
         if actor.up:
             self._up[actor.stage] -= 1
-        self._free[actor.stage].pop(actor_id, None)
+        self._idle[actor.stage].pop(actor_id, None)
+        self._spare[actor.stage].pop(actor_id, None)
         if kill:
             yield KillActor(actor_id)
         for position, attempt in enumerate(actor.leases):
@@ -287,7 +310,7 @@ class Dispatcher:
         actor = self.actors[flight.actor]
         actor.leases.remove(attempt)
         actor.head_since = now
-        self._free[stage][flight.actor] = None
+        self._shelve(flight.actor)
         return flight
 
     def _lease_done(self, event: LeaseDone, now: float) -> Iterator[Command]:
@@ -296,10 +319,11 @@ class Dispatcher:
             yield Release(event.attempt)
             return
         lease, answer = flight.lease, event.answer
-        self._storage_strikes = 0
+        self._faults = 0
         if isinstance(lease, WriteLease):
             assert isinstance(answer, Receipt)
             self._receipts.append(answer)
+            self._strikes.pop(_key(lease), None)
             for pick in lease.picks:
                 yield from self._used_up(pick)
             for item in lease.items:
@@ -327,7 +351,7 @@ class Dispatcher:
                 # The source turned out to be a film: its other segments become work too.
                 item = replace(item, num_segments=total)
                 self._films.append(_Film(item, 1, total))
-                self.progress.clips += total - 1
+                self.progress.extra_clips += total - 1
             if isinstance(result, Rejected):
                 self._reject(result, now)
                 continue
@@ -380,24 +404,50 @@ class Dispatcher:
         self.progress.lost_leases += 1
         if event.kind == "inputs_lost":
             assert not isinstance(lease, DecodeLease)
-            yield from self._decode_again(lease)
+            yield from self._decode_again(lease, frozenset(event.lost))
         elif event.kind == "storage":
-            self._storage_strikes += 1
-            if self._storage_strikes >= self.limits.runtime.max_attempts:
+            if self._strike(_key(lease)) >= self.limits.runtime.max_attempts:
                 yield self._abort("storage", event.message)
             else:
                 self._give_again(lease)
         else:
             # An exception can leave a device or a library unusable: such a worker is replaced.
             yield from self._drop_actor(actor_id, now, blame=False, why=event.message, kill=True)
-            yield from self._suspect(lease, "fault", event.message, now)
+            self._faults += 1
+            if self._faults >= MAX_FAULTS:
+                yield self._abort(
+                    "runtime",
+                    f"{lease.stage}: {MAX_FAULTS} leases in a row failed, the last with: "
+                    f"{event.message}. So many are not the clips' fault. What is committed stays; "
+                    "mend the cause and run the job again.",
+                )
+            else:
+                yield from self._suspect(lease, "fault", event.message, now)
 
-    def _decode_again(self, lease: EncodeLease | WriteLease) -> Iterator[Command]:
+    def _decode_again(
+        self, lease: EncodeLease | WriteLease, lost: frozenset[AttemptId]
+    ) -> Iterator[Command]:
         """Pixels or codes vanished with the node that held them: start from the source."""
-        self._todo.extendleft(reversed(lease.items))
-        picks = (lease.pick,) if isinstance(lease, EncodeLease) else lease.picks
-        for pick in picks:
-            yield from self._used_up(pick)
+        if isinstance(lease, EncodeLease):
+            self._todo.extendleft(reversed(lease.items))
+            yield from self._used_up(lease.pick)
+            return
+        kept_items: list[WorkItem] = []
+        kept_picks: list[Pick] = []
+        start = 0
+        for pick in lease.picks:
+            items = lease.items[start : start + len(pick.positions)]
+            start += len(pick.positions)
+            if pick.source in lost:
+                self._todo.extendleft(reversed(items))
+                yield from self._used_up(pick)
+            else:
+                kept_items.extend(items)
+                kept_picks.append(pick)
+        if kept_items:
+            self._shards.appendleft(
+                replace(lease, items=tuple(kept_items), picks=tuple(kept_picks))
+            )
 
     def _give_again(self, lease: Lease) -> None:
         if isinstance(lease, DecodeLease):
@@ -410,7 +460,7 @@ class Dispatcher:
     def _suspect(self, lease: Lease, reason: str, why: str, now: float) -> Iterator[Command]:
         """A worker went down with this lease: narrow it down to one clip, then count."""
         if isinstance(lease, WriteLease):
-            strikes = self._strike((-1, lease.lease_id))
+            strikes = self._strike(_key(lease))
             if strikes >= self.limits.runtime.max_attempts:
                 yield self._abort(
                     "runtime",
@@ -424,7 +474,7 @@ class Dispatcher:
             self._suspects[lease.stage].extend(_alone(lease))
         else:
             (item,) = lease.items
-            strikes = self._strike((item.row, item.segment))
+            strikes = self._strike(_key(lease))
             if strikes < self.limits.runtime.max_attempts:
                 self._suspects[lease.stage].append(lease)
                 return
@@ -465,9 +515,8 @@ class Dispatcher:
     # --- what follows from the state ------------------------------------------------------------
 
     def _advance(self, now: float) -> Iterator[Command]:
-        stopping = self._stopping_until is not None
         yield from self._follow_capacity(now)
-        if not stopping:
+        if self._encode_until is None:
             yield from self._ask_for_plan()
             yield from self._lease_decodes(now)
             yield from self._lease_queue("encode", self._decoded, now)
@@ -477,16 +526,15 @@ class Dispatcher:
         yield from self._finish_if_over(now)
 
     def _follow_capacity(self, now: float) -> Iterator[Command]:
-        if self._sizes is None or self._stopping_until is not None:
+        if self._sizes is None or self._encode_until is not None:
             return
         for stage in STAGES:
             target = self._sizes.of(stage)
             if self._up[stage] == 0:
                 since = self._without_actor_since.setdefault(stage, now)
-                if self._count[stage] and now - since > SQUEEZE_AFTER_S:
-                    # None is up and none starts: leftover reservations may fill the cluster.
+                if now - since > SQUEEZE_AFTER_S:
                     self._without_actor_since[stage] = now
-                    yield from self._replace_waiting(stage, now)
+                    yield from self._squeeze_in(stage, now)
             while self._count[stage] > target:
                 yield from self._shed_actor(stage, now)
             if now >= self._start_after.get(stage, 0.0):
@@ -499,10 +547,12 @@ class Dispatcher:
         self._count[stage] += 1
         return StartActor(actor_id, stage, squeeze)
 
-    def _replace_waiting(self, stage: Stage, now: float) -> Iterator[Command]:
-        waiting = next(i for i, actor in self.actors.items() if actor.stage == stage)
-        yield from self._drop_actor(waiting, now, blame=False, why="", kill=True)
-        yield self._start_actor(stage, now, squeeze=True)
+    def _squeeze_in(self, stage: Stage, now: float) -> Iterator[Command]:
+        """None is up: if all wait for room, let one do with next to none."""
+        mine = [(i, actor) for i, actor in self.actors.items() if actor.stage == stage]
+        if mine and not any(actor.placed for _, actor in mine):
+            yield from self._drop_actor(mine[0][0], now, blame=False, why="", kill=True)
+            yield self._start_actor(stage, now, squeeze=True)
 
     def _shed_actor(self, stage: Stage, now: float) -> Iterator[Command]:
         """Let go of the actor that costs least: not yet up, then idle, then the newest."""
@@ -523,7 +573,7 @@ class Dispatcher:
         yield from self._lease_suspects("decode", now)
         waiting = len(self._decoded) + self._in_flight["decode"]
         credits = 2 * max(1, self._up["encode"]) + self._up["decode"] - waiting
-        while credits > 0 and self._free["decode"] and (self._todo or self._films):
+        while credits > 0 and self._has_room("decode") and (self._todo or self._films):
             yield self._dispatch(DecodeLease(tuple(self._next_items())), now)
             credits -= 1
 
@@ -546,28 +596,25 @@ class Dispatcher:
         self, stage: Stage, queue: deque[EncodeLease] | deque[WriteLease], now: float
     ) -> Iterator[Command]:
         yield from self._lease_suspects(stage, now)
-        while queue and self._free[stage]:
+        while queue and self._has_room(stage):
             yield self._dispatch(queue.popleft(), now)
 
     def _lease_suspects(self, stage: Stage, now: float) -> Iterator[Command]:
         suspects = self._suspects[stage]
-        while suspects:
-            idle = next((i for i in self._free[stage] if not self.actors[i].leases), None)
-            if idle is None:
-                return
+        while suspects and self._idle[stage]:
             yield self._dispatch(suspects.popleft(), now, alone=True)
 
+    def _has_room(self, stage: Stage) -> bool:
+        return bool(self._idle[stage] or self._spare[stage])
+
     def _dispatch(self, lease: Lease, now: float, *, alone: bool = False) -> Dispatch:
-        free = self._free[lease.stage]
-        actor_id = next((i for i in free if not self.actors[i].leases), None) or next(iter(free))
+        actor_id = next(iter(self._idle[lease.stage] or self._spare[lease.stage]))
         actor = self.actors[actor_id]
         if not actor.leases:
             actor.head_since = now
         attempt = self._new_id()
         actor.leases.append(attempt)
-        del free[actor_id]
-        if not alone and len(actor.leases) < SLOTS[lease.stage]:
-            free[actor_id] = None
+        self._shelve(actor_id, alone=alone)
         self._flights[attempt] = _Flight(lease, actor_id)
         self._in_flight[lease.stage] += 1
         return Dispatch(attempt, actor_id, lease)
@@ -577,7 +624,10 @@ class Dispatcher:
         self._shards.append(WriteLease(tuple(shard.items), tuple(shard.picks), self._new_id()))
 
     def _close_due_shards(self, now: float) -> None:
-        hurry = self._stopping_until is not None or self._nothing_before_write()
+        if self._encode_until is None:
+            hurry = self._nothing_before_write()
+        else:
+            hurry = not self._in_flight["encode"] or now >= self._encode_until
         for grid, shard in list(self._open.items()):
             if hurry or now - shard.since >= self.limits.shard_max_age_s:
                 self._close_shard(grid)
@@ -604,7 +654,7 @@ class Dispatcher:
         if self._committing or not (self._receipts or self._rejected):
             return
         last = not self._writing() and (
-            self._nothing_before_write() or self._stopping_until is not None
+            self._nothing_before_write() or self._encode_until is not None
         )
         since = self._rejected_since
         waited = since is not None and now - since >= self.limits.shard_max_age_s
@@ -617,14 +667,16 @@ class Dispatcher:
             yield Commit(receipts, rejected)
 
     def _finish_if_over(self, now: float) -> Iterator[Command]:
-        if self._committing or self._receipts or self._rejected or self._writing():
+        stopping = self._encode_until is not None
+        if stopping and now >= self._end_by:
+            self._over = True
+            yield Finish("stopped")
+        if self._over or self._committing or self._receipts or self._rejected or self._writing():
             return
         if self._nothing_before_write():
             self._over = True
             yield Finish("done")
-        elif self._stopping_until is not None and (
-            now >= self._stopping_until or not self._in_flight["encode"]
-        ):
+        elif stopping and not self._in_flight["encode"]:
             self._over = True
             yield Finish("stopped")
 
@@ -639,3 +691,10 @@ def _alone(lease: DecodeLease | EncodeLease) -> Iterable[Lease]:
         return [DecodeLease((item,)) for item in lease.items]
     pairs = zip(lease.items, lease.pick.positions, strict=True)
     return [EncodeLease((item,), Pick(lease.pick.source, (at,))) for item, at in pairs]
+
+
+def _key(lease: Lease) -> tuple[int, int]:
+    """What strikes are counted by: the shard, or the first clip."""
+    if isinstance(lease, WriteLease):
+        return -1, lease.lease_id
+    return lease.items[0].row, lease.items[0].segment
