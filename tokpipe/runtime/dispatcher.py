@@ -119,17 +119,23 @@ class _OpenShard:
 
 @dataclass(slots=True)
 class Progress:
-    """Counts for people, of this run alone."""
+    """Counts for people, of this run alone. Work that has to be done again is taken off."""
 
     extra_clips: int = 0
     """Clips beyond one per plan row, found as sources turned out to need cutting."""
     decoded: int = 0
     encoded: int = 0
     committed: int = 0
-    rejected: int = 0
-    frames: int = 0
-    codes: int = 0
+    refused: Counter[Stage] = field(default_factory=Counter)
+    """Rejected clips, committed or not, by the stage that they did not get past."""
     lost_leases: int = 0
+
+    def passed(self, stage: Stage) -> int:
+        """Clips that a stage is done with: they went on, or will never come to it."""
+        if stage == "decode":
+            return self.decoded + self.refused["decode"]
+        went_on = self.encoded if stage == "encode" else self.committed
+        return went_on + self.refused["decode"] + self.refused["encode"]
 
 
 class Dispatcher:
@@ -161,6 +167,7 @@ class Dispatcher:
         self._open: dict[tuple[int, int], _OpenShard] = {}
         self._shards: deque[WriteLease] = deque()
         self._strikes: Counter[tuple[int, int]] = Counter()
+        self._store_strikes: Counter[tuple[int, int]] = Counter()
         self._faults = 0
         self._unread: Counter[AttemptId] = Counter()
         """Clips of each kept output that nobody has used up yet."""
@@ -187,6 +194,10 @@ class Dispatcher:
         if not self._over:
             commands.extend(self._advance(now))
         return commands
+
+    def num_up(self, stage: Stage) -> int:
+        """Actors of a stage that take leases."""
+        return self._up[stage]
 
     def _react(self, event: Event, now: float) -> Iterator[Command]:
         if isinstance(event, Tick):
@@ -320,6 +331,7 @@ class Dispatcher:
             return
         lease, answer = flight.lease, event.answer
         self._faults = 0
+        self._store_strikes.pop(_key(lease), None)
         if isinstance(lease, WriteLease):
             assert isinstance(answer, Receipt)
             self._receipts.append(answer)
@@ -359,7 +371,6 @@ class Dispatcher:
             items.append(item)
             positions.append(position)
             self.progress.decoded += 1
-            self.progress.frames += result.num_frames
         if items:
             self._unread[attempt] = len(items)
             self._decoded.append(EncodeLease(tuple(items), Pick(attempt, tuple(positions))))
@@ -382,7 +393,6 @@ class Dispatcher:
             assert isinstance(result, EncodedInfo)
             by_grid.setdefault(result.grid, []).append((position, item, result))
             self.progress.encoded += 1
-            self.progress.codes += result.num_codes
         if not by_grid:
             yield Release(attempt)
             return
@@ -406,7 +416,9 @@ class Dispatcher:
             assert not isinstance(lease, DecodeLease)
             yield from self._decode_again(lease, frozenset(event.lost))
         elif event.kind == "storage":
-            if self._strike(_key(lease)) >= self.limits.runtime.max_attempts:
+            # Counted apart: trouble with a store must never add up to a rejection.
+            self._store_strikes[_key(lease)] += 1
+            if self._store_strikes[_key(lease)] >= self.limits.runtime.max_attempts:
                 yield self._abort("storage", event.message)
             else:
                 self._give_again(lease)
@@ -430,6 +442,7 @@ class Dispatcher:
         """Pixels or codes vanished with the node that held them: start from the source."""
         if isinstance(lease, EncodeLease):
             self._todo.extendleft(reversed(lease.items))
+            self.progress.decoded -= len(lease.items)
             yield from self._used_up(lease.pick)
             return
         kept_items: list[WorkItem] = []
@@ -440,6 +453,8 @@ class Dispatcher:
             start += len(pick.positions)
             if pick.source in lost:
                 self._todo.extendleft(reversed(items))
+                self.progress.decoded -= len(items)
+                self.progress.encoded -= len(items)
                 yield from self._used_up(pick)
             else:
                 kept_items.extend(items)
@@ -499,6 +514,7 @@ class Dispatcher:
         if self._rejected_since is None:
             self._rejected_since = now
         self._rejected.append(rejected)
+        self.progress.refused["encode" if rejected.stage == "encode" else "decode"] += 1
         self._strikes.pop((rejected.ref.row, rejected.ref.segment), None)
 
     def _used_up(self, pick: Pick) -> Iterator[Command]:
@@ -663,7 +679,6 @@ class Dispatcher:
             self._receipts, self._rejected, self._rejected_since = [], [], None
             self._committing = 1
             self.progress.committed += sum(len(receipt.clips) for receipt in receipts)
-            self.progress.rejected += len(rejected)
             yield Commit(receipts, rejected)
 
     def _finish_if_over(self, now: float) -> Iterator[Command]:

@@ -1,0 +1,518 @@
+"""A whole cluster in one thread: the real dispatcher and committer, everything else pretended.
+
+One seed fixes everything that happens: when actors start, how long leases take, which actors
+and nodes are lost or frozen, which answers come late from zombies, which stored objects vanish,
+which clips poison their worker, and when the driver dies and is started again. Time is virtual,
+so a job of many minutes takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokpipe.config.job import PoolConfig, RuntimeConfig
+from tokpipe.errors import Fenced, NotFound, StorageError
+from tokpipe.formats.manifest import ManifestState, iter_entries, load_state
+from tokpipe.runtime.commit import Committer
+from tokpipe.runtime.dispatcher import Dispatcher, Limits
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.protocol import (
+    Abort,
+    ActorId,
+    ActorLost,
+    ActorPlaced,
+    ActorRefused,
+    ActorUp,
+    AttemptId,
+    Capacity,
+    Command,
+    Commit,
+    Committed,
+    DecodedInfo,
+    DecodeLease,
+    Dispatch,
+    EncodedInfo,
+    EncodeLease,
+    Event,
+    FetchPlan,
+    Finish,
+    KillActor,
+    LeaseDone,
+    LeaseFailed,
+    Pick,
+    Release,
+    Stage,
+    StartActor,
+    StopRequested,
+    Tick,
+    WriteLease,
+)
+from tokpipe.types import ClipRef, Receipt, Rejected, WorkItem
+
+Key = tuple[int, int]
+"""(plan row, segment)."""
+
+
+@dataclass
+class Trouble:
+    """What a seed does to the job: chances per lease, times in virtual seconds."""
+
+    lose_actor: float = 0.0
+    lose_node: float = 0.0
+    freeze: float = 0.0
+    fault: float = 0.0
+    storage: float = 0.0
+    driver_dies: float = 0.0
+    stop: float = 0.0
+    store_fails: float = 0.0
+
+
+@dataclass
+class World:
+    """The dataset and its fate: what an undisturbed job would give."""
+
+    num_rows: int
+    segments: dict[int, int]
+    bad_rows: set[int]
+    bad_to_encode: set[Key]
+    poison: set[Key]
+    """Take down every decode worker that touches them."""
+    poison_encode: set[Key]
+    grids: dict[int, tuple[int, int]]
+
+    def expected(self) -> dict[Key, str]:
+        fate: dict[Key, str] = {}
+        for row in range(self.num_rows):
+            if row in self.bad_rows:
+                fate[row, 0] = "bad"
+            elif (row, 0) in self.poison:
+                # Nobody lives to tell how many segments the source has.
+                fate[row, 0] = "lost"
+            else:
+                for segment in range(self.segments.get(row, 1)):
+                    key = (row, segment)
+                    if key in self.poison or key in self.poison_encode:
+                        fate[key] = "lost"
+                    else:
+                        fate[key] = "bad" if key in self.bad_to_encode else "codes"
+        return fate
+
+
+def ref_of(item: WorkItem) -> ClipRef:
+    total = item.num_segments or 1
+    clip_id = item.row_id if total == 1 else f"{item.row_id}.{item.segment}"
+    return ClipRef(clip_id, item.row, item.segment, total, item.source_uri)
+
+
+@dataclass
+class _SimActor:
+    stage: Stage
+    node: int
+    busy_until: float = 0.0
+    alive: bool = True
+    alone: set[Key] = field(default_factory=set)
+    """Clips that it was given as leases of one."""
+
+
+class DictStore:
+    """The part of a store that the manifest uses, in a dictionary."""
+
+    uri = "dict://output"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def uri_of(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+    def get(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise NotFound(self.uri_of(key))
+        return self.objects[key]
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        return self.get(key)[start:end]
+
+    def put(self, key: str, data: bytes) -> None:
+        self.objects[key] = data
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self.objects.setdefault(key, data) == data
+
+    def size(self, key: str) -> int | None:
+        return len(self.objects[key]) if key in self.objects else None
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((key, len(data)) for key, data in self.objects.items() if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+
+class FlakyStore(DictStore):
+    """A store whose create sometimes gives up, with or without effect."""
+
+    def __init__(self, rng: random.Random, chance: float) -> None:
+        super().__init__()
+        self.rng = rng
+        self.chance = chance
+
+    def create(self, key: str, data: bytes) -> bool:
+        if self.rng.random() < self.chance:
+            if self.rng.random() < 0.5:
+                super().create(key, data)
+            raise StorageError(f"{key}: no answer")
+        return super().create(key, data)
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.world = _draw_world(rng)
+        self.trouble = _draw_trouble(rng)
+        self.store = FlakyStore(rng, self.trouble.store_fails)
+        self.now = 0.0
+        self.drivers = 0
+        self.outcome = ""
+        self.seen: Counter[str] = Counter()
+        """What went wrong, by kind."""
+        self.lost_alone: Counter[Key] = Counter()
+        """How often a clip's worker was lost or failed while the clip was there alone."""
+
+    def run(self) -> dict[Key, str]:
+        """Run drivers until one ends the job; return the fate of every clip in the manifest."""
+        for _ in range(60):
+            self.drivers += 1
+            if self.drivers > 20:
+                self.trouble = Trouble()  # let it end
+                self.store.chance = 0.0
+            self.outcome = _Driver(self).run()
+            if self.outcome == "done":
+                return self.fates()
+        raise AssertionError(f"never done: last outcome {self.outcome}")
+
+    def fates(self) -> dict[Key, str]:
+        fates: dict[Key, str] = {}
+        for entry in iter_entries(self.store):
+            for receipt in entry.shards:
+                for ref in receipt.clips:
+                    assert (ref.row, ref.segment) not in fates, f"{ref} is there twice"
+                    fates[ref.row, ref.segment] = "codes"
+            for rejected in entry.rejected:
+                ref = rejected.ref
+                assert (ref.row, ref.segment) not in fates, f"{ref} is there twice"
+                fates[ref.row, ref.segment] = (
+                    "lost" if rejected.reason in ("worker_lost", "fault") else "bad"
+                )
+        return fates
+
+
+class _Driver:
+    """One life of the driver, and the actors that die with it."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.rng = sim.rng
+        runtime = RuntimeConfig(
+            decode=PoolConfig(lease_deadline_s=60.0, max_actors=3),
+            encode=PoolConfig(lease_deadline_s=60.0, max_actors=3),
+            write=PoolConfig(cpus=0.0, lease_deadline_s=60.0, max_actors=2),
+            clips_per_lease=3,
+            start_timeout_s=90.0,
+        )
+        limits = Limits(
+            runtime=runtime,
+            on_gpu=False,
+            clips_per_lease=3,
+            shard_bytes=self.rng.choice([100, 1000, 10_000]),
+            shard_max_age_s=self.rng.choice([20.0, 1e6]),
+            bytes_per_code=1.0,
+        )
+        self.dispatcher = Dispatcher(limits, ref_of)
+        self.state: ManifestState = load_state(sim.store, sim.world.num_rows)
+        self.committer = Committer(
+            sim.store, self.state, f"driver-{sim.drivers}", checkpoint_every=4
+        )
+        self.feed = Feed(_Rows(sim.world.num_rows), self.state.committed)
+        self.events: list[tuple[float, int, Event]] = []
+        self.order = itertools.count()
+        self.actors: dict[ActorId, _SimActor] = {}
+        self.objects: dict[AttemptId, tuple[int, list[object]]] = {}
+        """Output of each attempt: the node that holds it, and its clips by position."""
+        self.nodes = {0: 2.0, 1: 2.0, 2: 2.0}
+        self.next_node = 3
+        self.result = ""
+
+    def run(self) -> str:
+        sim = self.sim
+        self.post(0.0, self.capacity())
+        self.post(1.0, Tick())
+        if self.rng.random() < sim.trouble.stop:
+            self.post(self.rng.uniform(5, 60), StopRequested(grace_s=10.0))
+            sim.seen["stopped"] += 1
+        dies_at = (
+            sim.now + self.rng.expovariate(1 / 40.0)
+            if self.rng.random() < sim.trouble.driver_dies
+            else float("inf")
+        )
+        steps = 0
+        while self.events and not self.result:
+            at, _, event = heapq.heappop(self.events)
+            sim.now = max(sim.now, at)
+            if sim.now >= dies_at:
+                sim.seen["driver died"] += 1
+                return "killed"
+            steps += 1
+            assert steps < 50_000, "no progress"
+            if isinstance(event, Tick):
+                self.post(1.0, Tick())
+            if isinstance(event, ActorLost) and not event.node_lost:
+                self.blame(self.actors[event.actor])
+            for command in self.dispatcher.handle(event, sim.now):
+                self.carry_out(command)
+                if self.result:
+                    break
+        return self.result or "stuck"
+
+    def post(self, delay: float, event: Event) -> None:
+        heapq.heappush(self.events, (self.sim.now + delay, next(self.order), event))
+
+    def capacity(self) -> Capacity:
+        return Capacity(cpus=sum(self.nodes.values()), gpus=0.0)
+
+    def carry_out(self, command: Command) -> None:
+        if isinstance(command, StartActor):
+            self.start(command)
+        elif isinstance(command, KillActor):
+            if command.actor in self.actors:
+                self.actors[command.actor].alive = False
+        elif isinstance(command, Dispatch):
+            self.work(command)
+        elif isinstance(command, Release):
+            self.objects.pop(command.attempt, None)
+        elif isinstance(command, FetchPlan):
+            self.post(0.1, self.feed.fetch(command.num_items))
+        elif isinstance(command, Commit):
+            self.commit(command)
+        elif isinstance(command, Finish):
+            self.result = command.outcome
+        elif isinstance(command, Abort):
+            self.result = f"abort {command.kind}"
+
+    def commit(self, command: Commit) -> None:
+        try:
+            self.committer.commit(command.receipts, command.rejected)
+        except Fenced:
+            raise AssertionError("fenced, though there is one driver") from None
+        except StorageError:
+            self.result = "storage"
+        else:
+            self.post(self.rng.uniform(0.01, 2.0), Committed())
+
+    def start(self, command: StartActor) -> None:
+        node = self.rng.choice(list(self.nodes))
+        self.actors[command.actor] = _SimActor(command.stage, node)
+        if self.rng.random() < self.sim.trouble.lose_actor / 3:
+            self.post(2.0, ActorLost(command.actor, False, "died while starting"))
+        elif self.rng.random() < self.sim.trouble.fault / 10:
+            self.post(2.0, ActorRefused(command.actor, "cannot"))
+        elif command.squeeze or self.rng.random() > 0.1:
+            self.post(0.5, ActorPlaced(command.actor))
+            self.post(self.rng.uniform(1, 4), ActorUp(command.actor))
+
+    def work(self, command: Dispatch) -> None:
+        """Decide how this attempt ends, and post what the driver hears of it."""
+        trouble, lease, actor = self.sim.trouble, command.lease, self.actors[command.actor]
+        assert actor.alive, "dispatched to an actor that the dispatcher killed"
+        begin = max(self.sim.now, actor.busy_until)
+        end = begin + self.rng.expovariate(1 / 3.0)
+        actor.busy_until = end
+        keys = [(item.row, item.segment) for item in lease.items]
+        kills = isinstance(lease, DecodeLease) and any(key in self.sim.world.poison for key in keys)
+        kills |= isinstance(lease, EncodeLease) and any(
+            key in self.sim.world.poison_encode for key in keys
+        )
+        late = end - self.sim.now
+        roll = self.rng.random()
+        if len(keys) == 1:
+            actor.alone.add(keys[0])
+        if kills:
+            self.lose(command.actor, late, node_lost=False)
+        elif roll < trouble.lose_actor:
+            # Half of them had finished: their answer may arrive before or after the loss.
+            if self.rng.random() < 0.5:
+                self.post(late + self.rng.uniform(-0.5, 0.5), self.answer(command))
+            self.lose(command.actor, late, node_lost=self.rng.random() < 0.7)
+        elif roll < trouble.lose_actor + trouble.lose_node and len(self.nodes) > 1:
+            self.lose_node(command.actor, late)
+        elif roll < trouble.lose_actor + trouble.lose_node + trouble.freeze:
+            actor.busy_until += 300.0  # a zombie: killed at its deadline, answers all the same
+            self.sim.seen["zombie"] += 1
+            self.blame(actor)
+            self.post(late + 300.0, self.answer(command))
+        elif self.rng.random() < trouble.fault:
+            self.sim.seen["fault"] += 1
+            self.blame(actor)
+            self.post(late, LeaseFailed(command.attempt, "fault", "broke"))
+        elif self.rng.random() < trouble.storage:
+            self.sim.seen["storage"] += 1
+            self.post(late, LeaseFailed(command.attempt, "storage", "no answer"))
+        else:
+            self.post(late, self.answer(command))
+
+    def lose(self, actor_id: ActorId, delay: float, *, node_lost: bool) -> None:
+        if not node_lost:
+            self.sim.seen["actor lost"] += 1
+        self.post(delay, ActorLost(actor_id, node_lost, "killed"))
+
+    def blame(self, actor: _SimActor) -> None:
+        self.sim.lost_alone.update(actor.alone)
+
+    def lose_node(self, actor_id: ActorId, delay: float) -> None:
+        node = self.actors[actor_id].node
+        if node not in self.nodes:  # it is on its way out already
+            self.lose(actor_id, delay, node_lost=True)
+            return
+        del self.nodes[node]
+        self.sim.seen["node lost"] += 1
+        for actor_id, actor in self.actors.items():
+            if actor.node == node and actor.alive:
+                self.lose(actor_id, delay + self.rng.uniform(0, 1), node_lost=True)
+        self.post(delay + 1.0, self.capacity())
+        for attempt, (holder, _) in list(self.objects.items()):
+            if holder == node:
+                self.objects[attempt] = (-1, [])
+        if self.rng.random() < 0.7:
+            self.nodes[self.next_node] = 2.0
+            self.next_node += 1
+            self.post(delay + self.rng.uniform(5, 60), self.capacity())
+
+    def answer(self, command: Dispatch) -> Event:
+        lease, attempt = command.lease, command.attempt
+        node = self.actors[command.actor].node
+        if isinstance(lease, DecodeLease):
+            infos = [self.decoded(item) for item in lease.items]
+            self.objects[attempt] = (node, [i.ref for i in infos])
+            return LeaseDone(attempt, tuple(infos))
+        if isinstance(lease, EncodeLease):
+            if self.is_lost(lease.pick):
+                return LeaseFailed(attempt, "inputs_lost", "gone", (lease.pick.source,))
+            encoded = [self.encoded(ref) for ref in self.read(lease.pick)]
+            self.check(lease.items, [info.ref for info in encoded])
+            self.objects[attempt] = (node, [i.ref for i in encoded])
+            return LeaseDone(attempt, tuple(encoded))
+        lost = tuple(pick.source for pick in lease.picks if self.is_lost(pick))
+        if lost:
+            return LeaseFailed(attempt, "inputs_lost", "gone", lost)
+        refs = [ref for pick in lease.picks for ref in self.read(pick)]
+        self.check(lease.items, refs)
+        grids = {self.sim.world.grids[ref.row] for ref in refs}
+        assert len(grids) == 1, "a shard holds one grid"
+        return LeaseDone(attempt, _receipt(command, lease, tuple(refs), grids.pop()))
+
+    def is_lost(self, pick: Pick) -> bool:
+        assert pick.source in self.objects, "an output was released while it was needed"
+        return self.objects[pick.source][0] == -1
+
+    def read(self, pick: Pick) -> list[ClipRef]:
+        clips = self.objects[pick.source][1]
+        refs = [clips[position] for position in pick.positions]
+        assert all(isinstance(ref, ClipRef) for ref in refs)
+        return refs  # type: ignore[return-value]
+
+    @staticmethod
+    def check(items: tuple[WorkItem, ...], refs: list[ClipRef]) -> None:
+        assert [(i.row, i.segment) for i in items] == [(r.row, r.segment) for r in refs]
+
+    def decoded(self, item: WorkItem) -> DecodedInfo | Rejected:
+        world = self.sim.world
+        if item.row in world.bad_rows:
+            return Rejected(ref_of(item), "decode", "corrupt", "bad")
+        total = world.segments.get(item.row, 1)
+        assert item.num_segments in (None, total)
+        clip_id = item.row_id if total == 1 else f"{item.row_id}.{item.segment}"
+        return DecodedInfo(ClipRef(clip_id, item.row, item.segment, total, item.source_uri), 5)
+
+    def encoded(self, ref: ClipRef) -> EncodedInfo | Rejected:
+        if (ref.row, ref.segment) in self.sim.world.bad_to_encode:
+            return Rejected(ref, "encode", "non_finite", "bad")
+        return EncodedInfo(ref, self.sim.world.grids[ref.row], 100)
+
+
+class _Rows:
+    """Stands for the stored plan."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def iter_undone(self, done):  # type: ignore[no-untyped-def]
+        mask = done(0, self.num_rows)
+        yield [_item(row) for row in range(self.num_rows) if not mask[row]]
+
+
+def _item(row: int) -> WorkItem:
+    return WorkItem(row=row, row_id=f"id{row}", source_uri=f"mem://{row}")
+
+
+def _receipt(
+    command: Dispatch, lease: WriteLease, refs: tuple[ClipRef, ...], grid: tuple[int, int]
+) -> Receipt:
+    name = f"plan-{lease.lease_id}-{command.attempt}"
+    return Receipt(
+        shard=f"shards/{name}.parquet",
+        size_bytes=100,
+        sha256="0" * 64,
+        num_rows=len(refs),
+        num_codes=100 * len(refs),
+        num_frames=5 * len(refs),
+        grid=grid,
+        side_table=f"clips/{name}.parquet",
+        side_table_sha256="0" * 64,
+        side_table_size_bytes=10,
+        clips=refs,
+    )
+
+
+def _draw_world(rng: random.Random) -> World:
+    num_rows = rng.randint(1, 14)
+    rows = range(num_rows)
+    segments = {row: rng.randint(2, 9) for row in rows if rng.random() < 0.15}
+    keys = [(row, segment) for row in rows for segment in range(segments.get(row, 1))]
+
+    def some(chance: float) -> set[Key]:
+        return {key for key in keys if rng.random() < chance}
+
+    return World(
+        num_rows=num_rows,
+        segments=segments,
+        bad_rows={row for row in rows if rng.random() < 0.1},
+        bad_to_encode=some(0.05),
+        poison=some(0.03) if rng.random() < 0.3 else set(),
+        poison_encode=some(0.03) if rng.random() < 0.2 else set(),
+        grids={row: rng.choice([(4, 4), (2, 8)]) for row in rows},
+    )
+
+
+def _draw_trouble(rng: random.Random) -> Trouble:
+    if rng.random() < 0.1:
+        return Trouble()
+    level = rng.choice([0.01, 0.05, 0.15])
+
+    def maybe(value: float) -> float:
+        return value if rng.random() < 0.5 else 0.0
+
+    return Trouble(
+        lose_actor=maybe(level),
+        lose_node=maybe(level),
+        freeze=maybe(level / 2),
+        fault=maybe(level / 3),
+        storage=maybe(level / 3),
+        driver_dies=maybe(0.7),
+        stop=maybe(0.3),
+        store_fails=maybe(0.1),
+    )

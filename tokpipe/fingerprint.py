@@ -1,0 +1,54 @@
+"""The fingerprint: a hash of everything that decides which codes come out."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from tokpipe.config.job import JobConfig
+from tokpipe.ids import digest
+
+CODES_VERSION = 1
+"""Raised whenever this package would give other codes for the same settings."""
+
+LIBRARIES = ("torch", "decord", "av", "torchcodec")
+"""Packages whose build can change a pixel or a rounding, and so a code."""
+
+
+def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> dict[str, Any]:
+    """Return what decides the codes, as nested settings that a mismatch can name.
+
+    ``device`` is the kind that encodes, ``"cpu"`` or ``"cuda"``, never ``"auto"``. Not in here,
+    because no code depends on it: names, pools, shard sizes, stores, deadlines.
+    """
+    versions = {name: _version(name) for name in LIBRARIES}
+    return {
+        "codes_version": CODES_VERSION,
+        "weights": weights_hash,
+        "tokenizer": {
+            "encoder": job.tokenizer.encoder.model_dump(mode="json"),
+            "quantizer": job.tokenizer.quantizer.model_dump(mode="json"),
+        },
+        "sampling": job.sampling.model_dump(mode="json"),
+        "frames": job.frames.model_dump(mode="json"),
+        "chunking": job.chunking.model_dump(mode="json"),
+        "decode": {"backend": job.decode.backend},
+        "encode": {
+            "device": device,
+            "dtype": job.encode.dtype,
+            "batch_chunks": job.encode.batch_chunks,
+        },
+        "libraries": {name: found for name, found in versions.items() if found},
+    }
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Hash of ``fingerprint_settings``, 32 hex digits."""
+    return digest(settings)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

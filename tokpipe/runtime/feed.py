@@ -1,0 +1,61 @@
+"""From the stored plan to work items, leaving out what is committed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.formats.manifest import CommittedRows
+from tokpipe.runtime.protocol import Planned
+from tokpipe.types import WorkItem
+
+
+class Rows(Protocol):
+    """What a feed reads: the stored plan, row by row."""
+
+    def iter_undone(
+        self, done: Callable[[int, int], NDArray[np.bool_]]
+    ) -> Iterator[list[WorkItem]]:
+        """Yield items of rows for which ``done(start, stop)`` is false, a few at a time."""
+
+
+class Feed:
+    """Hands out the undone part of a plan in plan order, once.
+
+    A row of which some segments are committed comes as its missing segments.
+    """
+
+    def __init__(self, rows: Rows, committed: CommittedRows) -> None:
+        # Taken once: what this driver commits later was handed out before, and must not come
+        # back; and the committer's thread is free to go on changing the set.
+        self._partial = {
+            row: (part.num_segments, frozenset(part.done))
+            for row, part in committed.partial.items()
+        }
+        self._batches = rows.iter_undone(committed.done)
+        self._ready: deque[WorkItem] = deque()
+
+    def fetch(self, num_items: int) -> Planned:
+        """Return at least ``num_items`` items if there are as many."""
+        while len(self._ready) < num_items:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            for item in batch:
+                self._ready.extend(self._missing(item))
+        items = tuple(self._ready.popleft() for _ in range(min(num_items, len(self._ready))))
+        return Planned(items, exhausted=len(items) < num_items)
+
+    def _missing(self, item: WorkItem) -> Iterator[WorkItem]:
+        if item.row not in self._partial:
+            yield item
+            return
+        total, done = self._partial[item.row]
+        for segment in range(total):
+            if segment not in done:
+                yield replace(item, segment=segment, num_segments=total)

@@ -1,0 +1,293 @@
+"""One run of a job, from the job file's settings to an outcome: plan, resume, work, sum up."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Any, Literal
+
+import ray
+from rich.console import Console
+
+import tokpipe
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import NotFound, UnsafeStore
+from tokpipe.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.formats import job_record
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import ManifestState, Totals, load_state
+from tokpipe.formats.shard import estimated_bytes
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.ids import clip_id
+from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.runtime.cluster import connected, has_gpu
+from tokpipe.runtime.commit import Committer
+from tokpipe.runtime.dispatcher import Dispatcher, Limits
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.progress import ProgressView, Snapshot
+from tokpipe.runtime.protocol import STAGES, Stage
+from tokpipe.runtime.shell import Shell, Stages, Usage
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.stages.write import WriteStage
+from tokpipe.storage import open_store, probe_store
+from tokpipe.storage.store import Store
+from tokpipe.types import ClipRef, WorkItem
+
+LEASE_BYTES = 64 * 2**20
+"""Pixels that one lease should hold at most, though never fewer than one clip's."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and what the output holds by then."""
+
+    ended: Literal["done", "stopped"]
+    totals: Totals
+    elapsed_s: float
+    num_left: int
+    """Plan rows that are not settled."""
+    usage: Usage
+    signal: int | None = None
+    """The signal that stopped the run."""
+
+    @property
+    def rejected_fraction(self) -> float:
+        clips = self.totals.num_clips + self.totals.num_rejected
+        return self.totals.num_rejected / clips if clips else 0.0
+
+    @property
+    def slowest_stage(self) -> tuple[Stage, float] | None:
+        """The stage whose actors were busy for the largest share of their time, and that share."""
+        shares: dict[Stage, float] = {
+            stage: min(1.0, self.usage.busy_s[stage] / up_s)
+            for stage in STAGES
+            if (up_s := self.usage.up_s[stage]) > 0
+        }
+        return max(shares.items(), key=lambda pair: pair[1]) if shares else None
+
+
+def run_job(job: JobConfig, console: Console) -> Outcome:
+    """Start or resume a job and work until it is done, or stopped by SIGINT or SIGTERM.
+
+    Raises:
+        TokpipeError: see ``errors``; whatever was committed before stays.
+    """
+    started = time.monotonic()
+    driver = secrets.token_hex(4)
+    store = open_store(job.output.uri, job.storage)
+    record = _existing(store)
+    weights, weights_hash = _read_weights(job)
+    if record is not None:
+        _check_same(store, record, job, weights_hash, _recorded_device(record, job))
+        state = load_state(store, record.num_rows)
+        if state.committed.num_done == record.num_rows:
+            elapsed_s = time.monotonic() - started
+            return Outcome("done", state.totals, elapsed_s, 0, Usage())
+    _probe(store, job, console)
+
+    with connected(job.runtime.cluster):
+        if record is None:
+            record = _start(store, job, weights_hash, driver, console)
+        device = _recorded_device(record, job)
+        state = load_state(store, record.num_rows)
+        plan = StoredPlan.from_json(record.plan)
+        dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
+        feed = Feed(PlanReader(store, plan), state.committed)
+        stages = _stages(job, record, plan, device, weights, driver)
+        totals_before = state.totals.num_clips + state.totals.num_rejected
+        left_before = _clips_left(state)
+        with ProgressView(console, job.runtime.progress_interval_s) as view:
+            view.say(
+                f"{job.output.uri}: {record.num_rows:,} plan rows, {state.committed.num_done:,} "
+                f"settled before; encoding on {device}"
+            )
+
+            def show_progress() -> None:
+                progress = dispatcher.progress
+                view.show(
+                    Snapshot(
+                        total=totals_before + left_before + progress.extra_clips,
+                        passed={s: totals_before + progress.passed(s) for s in STAGES},
+                        actors={s: dispatcher.num_up(s) for s in STAGES},
+                        rejected=state.totals.num_rejected,
+                    )
+                )
+
+            committer = Committer(store, state, driver)
+            shell = Shell(dispatcher, feed, committer, stages, job.runtime, show_progress)
+            with _stopped_by_signals(shell) as signals:
+                finish = shell.run()
+            show_progress()
+    return Outcome(
+        finish.outcome,
+        state.totals,
+        time.monotonic() - started,
+        record.num_rows - state.committed.num_done,
+        shell.usage,
+        signals[0] if signals and finish.outcome == "stopped" else None,
+    )
+
+
+# --- starting and resuming ----------------------------------------------------------------------
+
+
+def _existing(store: Store) -> JobRecord | None:
+    try:
+        return job_record.read(store)
+    except NotFound:
+        return None
+
+
+def _read_weights(job: JobConfig) -> tuple[bytes | None, str]:
+    uri = job.tokenizer.weights
+    if uri is None:
+        return None, f"random, seed {job.tokenizer.seed}"
+    folder, _, name = uri.rpartition("/")
+    weights = open_store(folder, job.storage).get(name)
+    return weights, "sha256 " + hashlib.sha256(weights).hexdigest()
+
+
+def _recorded_device(record: JobRecord, job: JobConfig) -> str:
+    """An output goes on with the kind of device that it began with, whatever ``auto`` finds."""
+    if job.encode.device != "auto":
+        return job.encode.device
+    return str(record.settings["encode"]["device"])
+
+
+def _check_same(
+    store: Store, record: JobRecord, job: JobConfig, weights_hash: str, device: str
+) -> None:
+    """Refuse to mix two kinds of codes, or two plans, in one output."""
+    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    inputs = ("dataset", "sources", "on_duplicate")
+    resolved = job.model_dump(mode="json")
+    job_record.check_same(
+        store.uri,
+        {**record.settings, **{key: record.job[key] for key in inputs}},
+        {**wanted, **{key: resolved[key] for key in inputs}},
+    )
+
+
+def _probe(store: Store, job: JobConfig, console: Console) -> None:
+    try:
+        probe_store(store)
+    except UnsafeStore as error:
+        if not job.output.accept_unsafe_store:
+            raise
+        console.print(f"warning: {error}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _start(
+    store: Store, job: JobConfig, weights_hash: str, driver: str, console: Console
+) -> JobRecord:
+    """Plan a new output and write its record; another driver's record wins if it came first."""
+    device = job.encode.device
+    if device == "auto":
+        device = "cuda" if has_gpu() else "cpu"
+    settings = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    console.print("planning ...", highlight=False)
+    plan = write_plan(job, store, driver)
+    if plan.num_duplicates:
+        console.print(
+            f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first), such as "
+            f"{'; '.join(plan.duplicate_examples)}",
+            markup=False,
+            soft_wrap=True,
+        )
+    record = job_record.write_once(
+        store,
+        JobRecord(
+            tokpipe_version=tokpipe.__version__,
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            writer=driver,
+            dataset=job.dataset,
+            fingerprint=fingerprint(settings),
+            settings=settings,
+            tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
+            num_rows=plan.num_rows,
+            plan=plan.to_json(),
+            libraries=dict(settings["libraries"]),
+            job=job.model_dump(mode="json"),
+        ),
+    )
+    if record.writer != driver:
+        _check_same(store, record, job, weights_hash, _recorded_device(record, job))
+    return record
+
+
+# --- putting the parts together -----------------------------------------------------------------
+
+
+def _limits(job: JobConfig, device: str) -> Limits:
+    height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
+    clip_bytes = job.sampling.max_clip_frames * height * width * 3
+    million = 10**6
+    return Limits(
+        runtime=job.runtime,
+        on_gpu=device == "cuda",
+        clips_per_lease=max(1, min(job.runtime.clips_per_lease, LEASE_BYTES // clip_bytes)),
+        shard_bytes=job.output.shard_bytes,
+        shard_max_age_s=job.output.shard_max_age_s,
+        bytes_per_code=estimated_bytes(million, job.tokenizer.codebook_size) / million,
+    )
+
+
+def _stages(
+    job: JobConfig,
+    record: JobRecord,
+    plan: StoredPlan,
+    device: str,
+    weights: bytes | None,
+    driver: str,
+) -> Stages:
+    return Stages(
+        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage),
+        encode=EncodeStage(job.tokenizer, job.chunking, job.encode),
+        write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
+        device=device,
+        weights=ray.put(weights),
+        shard_prefix=f"{plan.plan_id[:12]}-{driver}",
+    )
+
+
+def _ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
+    total = item.num_segments or 1
+    sampling = job.sampling
+    name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
+    return ClipRef(name, item.row, item.segment, total, item.source_uri)
+
+
+def _clips_left(state: ManifestState) -> int:
+    """Clips that are known to be left: one for an unopened row, the missing ones of a cut row."""
+    committed = state.committed
+    untouched = committed.num_rows - committed.num_done - len(committed.partial)
+    return untouched + sum(row.num_segments - len(row.done) for row in committed.partial.values())
+
+
+@contextmanager
+def _stopped_by_signals(shell: Shell) -> Iterator[list[int]]:
+    """Let the first SIGINT or SIGTERM end the run in good order, and the second at once."""
+    seen: list[int] = []
+    before: dict[int, Any] = {}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        shell.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, on_signal)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

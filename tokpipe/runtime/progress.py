@@ -1,0 +1,142 @@
+"""What a person sees while a job runs: one line per stage, and a summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import Self
+
+from tokpipe.runtime.protocol import STAGES, Stage
+
+RATE_WINDOW_S = 60.0
+"""Rates are over the last minute, so that a slow start does not spoil the ETA for hours."""
+BAR_WIDTH = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a job at one moment."""
+
+    total: int
+    """Clips that the plan is known to hold by now."""
+    passed: Mapping[Stage, int]
+    """Clips that each stage is done with, earlier runs included."""
+    actors: Mapping[Stage, int]
+    rejected: int
+
+
+@dataclass
+class _Rate:
+    """Clips per second over a sliding window."""
+
+    points: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, now: float, count: int) -> None:
+        self.points.append((now, count))
+        while len(self.points) > 2 and self.points[1][0] < now - RATE_WINDOW_S:
+            self.points.popleft()
+
+    @property
+    def per_s(self) -> float:
+        (begin, first), (end, last) = self.points[0], self.points[-1]
+        return (last - first) / (end - begin) if end > begin else 0.0
+
+
+class ProgressView:
+    """Live lines on a terminal; elsewhere one plain line now and then."""
+
+    def __init__(self, console: Console, interval_s: float) -> None:
+        self.console = console
+        self.interval_s = interval_s
+        self._rates: dict[Stage, _Rate] = {stage: _Rate() for stage in STAGES}
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._next_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, message: str) -> None:
+        """Print one line above the live ones."""
+        self.console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+    def show(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        for stage in STAGES:
+            self._rates[stage].add(now, snapshot.passed[stage])
+        if self._live is not None:
+            self._live.update(self._table(snapshot), refresh=True)
+        elif now >= self._next_line:
+            self._next_line = now + self.interval_s
+            self.say(self._line(snapshot))
+
+    def _table(self, snapshot: Snapshot) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for justify in ("left", "left", "right", "right", "right", "right"):
+            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for stage in STAGES:
+            done, rate = snapshot.passed[stage], self._rates[stage].per_s
+            table.add_row(
+                Text(stage, style="bold"),
+                _bar(done, snapshot.total),
+                f"{done:,}/{snapshot.total:,}",
+                f"{rate:,.1f} clips/s",
+                f"ETA {_eta(snapshot.total - done, rate)}",
+                f"{snapshot.actors[stage]} actors",
+            )
+        if snapshot.rejected:
+            table.add_row(
+                Text("rejected", style="yellow"), "", f"{snapshot.rejected:,}", "", "", ""
+            )
+        return table
+
+    def _line(self, snapshot: Snapshot) -> str:
+        parts = [
+            f"{stage} {snapshot.passed[stage]:,} ({self._rates[stage].per_s:,.1f}/s, "
+            f"{snapshot.actors[stage]} actors)"
+            for stage in STAGES
+        ]
+        eta = _eta(snapshot.total - snapshot.passed["write"], self._rates["write"].per_s)
+        return (
+            f"of {snapshot.total:,} clips: {', '.join(parts)}, "
+            f"rejected {snapshot.rejected:,}, ETA {eta}"
+        )
+
+
+def _bar(done: int, total: int) -> Text:
+    filled = BAR_WIDTH * min(done, total) // total if total else BAR_WIDTH
+    return Text("━" * filled, style="green") + Text("━" * (BAR_WIDTH - filled), style="dim")
+
+
+def _eta(left: int, rate: float) -> str:
+    if left <= 0:
+        return "0:00"
+    return duration(left / rate) if rate > 0 else "-"
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:30``, ``3:05:00`` or ``2d 03:00``."""
+    whole = round(seconds)
+    days, hours = whole // 86_400, whole // 3_600 % 24
+    minutes, rest = whole // 60 % 60, whole % 60
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,35 @@
+"""Scratch folders that do not pile up, even when their owners are killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+_NAME = re.compile(r"tokpipe-\w+-(\d+)-\w+")
+
+
+def make_scratch(purpose: str) -> Path:
+    """Return a new empty folder for this process; folders of processes that died are removed.
+
+    Honours ``TMPDIR``. A worker that is killed cannot clean up, so the next one on the same
+    machine does it for the dead.
+    """
+    root = Path(tempfile.gettempdir())
+    for old in root.glob("tokpipe-*-*-*"):
+        match = _NAME.fullmatch(old.name)
+        if match and not _is_running(int(match.group(1))):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"tokpipe-{purpose}-{os.getpid()}-", dir=root))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,321 @@
+"""Carries the dispatcher's commands to Ray and Ray's answers back. Decides nothing."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
+
+from tokpipe.config.job import RuntimeConfig
+from tokpipe.errors import RuntimeFault, StorageError, TokpipeError
+from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.commit import Committer
+from tokpipe.runtime.dispatcher import Dispatcher
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.pools import gpus_per_encoder
+from tokpipe.runtime.protocol import (
+    Abort,
+    ActorId,
+    ActorLost,
+    ActorPlaced,
+    ActorRefused,
+    ActorUp,
+    AttemptId,
+    Capacity,
+    Command,
+    Commit,
+    Committed,
+    DecodeLease,
+    Dispatch,
+    EncodeLease,
+    Event,
+    FetchPlan,
+    Finish,
+    KillActor,
+    LeaseDone,
+    LeaseFailed,
+    Release,
+    Stage,
+    StartActor,
+    StopRequested,
+    Tick,
+    WriteLease,
+)
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.stages.write import WriteStage
+
+SQUEEZED_CPUS = 0.001
+"""Next to nothing, but not zero: an actor that needs no CPU may land on a head node that was
+given none, so as to keep work away from it."""
+TICK_S = 0.5
+CAPACITY_EVERY_S = 3.0
+STOP_GRACE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The three stages as the job configures them, and what encoders need beside."""
+
+    decode: DecodeStage
+    encode: EncodeStage
+    write: WriteStage
+    device: str
+    weights: Any
+    """Reference to the weights' bytes in the object store, or to None."""
+    shard_prefix: str
+    """``<plan>-<driver>``: makes shard names unlike those of any other driver."""
+
+
+@dataclass
+class _Handle:
+    stage: Stage
+    actor: Any
+    node_id: str | None = None
+
+
+@dataclass
+class Usage:
+    """Seconds of work by stage, and seconds that actors were up for it."""
+
+    busy_s: Counter[Stage] = field(default_factory=Counter)
+    up_s: Counter[Stage] = field(default_factory=Counter)
+
+
+class Shell:
+    """One run of the job on a Ray cluster that the process is connected to."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        feed: Feed,
+        committer: Committer,
+        stages: Stages,
+        config: RuntimeConfig,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.feed = feed
+        self.committer = committer
+        self.stages = stages
+        self.config = config
+        self.on_progress = on_progress
+        self.usage = Usage()
+        self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
+        self._handles: dict[ActorId, _Handle] = {}
+        self._payloads: dict[AttemptId, Any] = {}
+        # Both write or read the store, and both are ordered: one thread each.
+        self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
+
+    def stop(self) -> None:
+        """Ask the run to commit what is finished and end. Safe in a signal handler."""
+        self._events.put(StopRequested(STOP_GRACE_S))
+
+    def run(self) -> Finish:
+        """Work until every clip is committed, or until stopped.
+
+        Raises:
+            StorageError, Fenced, RuntimeFault: the job cannot go on; what is committed stays.
+        """
+        try:
+            return self._loop()
+        finally:
+            for handle in self._handles.values():
+                ray.kill(handle.actor)
+            self._commits.shutdown(wait=True)
+            self._plans.shutdown(wait=False, cancel_futures=True)
+
+    def _loop(self) -> Finish:
+        next_tick = next_capacity = last = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= next_capacity:
+                next_capacity = now + CAPACITY_EVERY_S
+                self._events.put(_capacity())
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                self._account(now - last)
+                last = now
+                self._events.put(Tick())
+                self.on_progress()
+            try:
+                event = self._events.get(timeout=max(0.0, next_tick - now))
+            except queue.Empty:
+                continue
+            if isinstance(event, TokpipeError):
+                raise event
+            for command in self.dispatcher.handle(event, time.monotonic()):
+                if isinstance(command, Finish):
+                    return command
+                self._carry_out(command)
+
+    def _account(self, elapsed_s: float) -> None:
+        for actor in self.dispatcher.actors.values():
+            if actor.up:
+                self.usage.up_s[actor.stage] += elapsed_s
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Dispatch):
+            self._dispatch(command)
+        elif isinstance(command, Release):
+            self._payloads.pop(command.attempt, None)
+        elif isinstance(command, StartActor):
+            self._start(command)
+        elif isinstance(command, KillActor):
+            handle = self._handles.pop(command.actor, None)
+            if handle is not None:
+                ray.kill(handle.actor)
+        elif isinstance(command, FetchPlan):
+            future = self._plans.submit(self.feed.fetch, command.num_items)
+            future.add_done_callback(self._post_result)
+        elif isinstance(command, Commit):
+            done = self._commits.submit(self._commit, command)
+            done.add_done_callback(self._post_result)
+        elif isinstance(command, Abort):
+            raise (
+                StorageError(command.message)
+                if command.kind == "storage"
+                else RuntimeFault(command.message)
+            )
+
+    def _commit(self, command: Commit) -> Committed:
+        self.committer.commit(command.receipts, command.rejected)
+        return Committed()
+
+    def _post_result(self, future: Future[Any]) -> None:
+        """Hand on what the store threads return; their errors end the run."""
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled():
+            return
+        if error is None:
+            self._events.put(future.result())
+        elif isinstance(error, TokpipeError):
+            self._events.put(error)
+        else:
+            fault = RuntimeFault(f"the driver's store thread failed: {error!r}")
+            fault.__cause__ = error
+            self._events.put(fault)
+
+    def _start(self, command: StartActor) -> None:
+        stage, stages = command.stage, self.stages
+        pool = getattr(self.config, stage)
+        cpus = SQUEEZED_CPUS if command.squeeze else max(pool.cpus, SQUEEZED_CPUS)
+        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
+        if stage == "decode":
+            actor = DecodeActor.options(**options).remote(stages.decode)
+            arguments: tuple[Any, ...] = ()
+        elif stage == "encode":
+            if stages.device == "cuda":
+                options["num_gpus"] = gpus_per_encoder(self.config)
+            actor = EncodeActor.options(**options).remote(stages.encode, stages.device)
+            arguments = (stages.weights,)
+        else:
+            actor = WriteActor.options(**options).remote(stages.write)
+            arguments = ()
+        self._handles[command.actor] = _Handle(stage, actor)
+        placed = actor.node_id.remote()
+        ready = actor.setup.remote(*arguments)
+        placed.future().add_done_callback(lambda f: self._heard_placed(command.actor, f))
+        ready.future().add_done_callback(lambda f: self._heard_ready(command.actor, f))
+
+    def _dispatch(self, command: Dispatch) -> None:
+        lease, attempt = command.lease, command.attempt
+        handle = self._handles[command.actor]
+        if isinstance(lease, WriteLease):
+            name = f"{self.stages.shard_prefix}.{lease.lease_id}-{attempt}"
+            picks = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
+            report = handle.actor.work.remote(name, picks)
+        else:
+            work = handle.actor.work.options(num_returns=2)
+            if isinstance(lease, DecodeLease):
+                payload, report = work.remote(lease.items)
+            else:
+                assert isinstance(lease, EncodeLease)
+                source = self._payloads[lease.pick.source]
+                payload, report = work.remote(lease.pick.positions, source)
+            self._payloads[attempt] = payload
+        report.future().add_done_callback(
+            lambda future: self._heard_report(handle.stage, command, future)
+        )
+
+    # --- answers (on Ray's threads: they only post events) --------------------------------------
+
+    def _heard_placed(self, actor: ActorId, future: Future[str]) -> None:
+        if future.exception() is None:
+            handle = self._handles.get(actor)
+            if handle is not None:
+                handle.node_id = future.result()
+            self._events.put(ActorPlaced(actor))
+
+    def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
+        error = future.exception()
+        if error is None:
+            self._events.put(ActorUp(actor))
+        elif isinstance(error, RayTaskError):
+            self._events.put(ActorRefused(actor, _say(error)))
+        else:
+            self._events.put(ActorLost(actor, self._node_is_lost(actor), _say(error)))
+
+    def _heard_report(
+        self, stage: Stage, command: Dispatch, future: Future[Report | InputsLost]
+    ) -> None:
+        attempt, error = command.attempt, future.exception()
+        if error is None:
+            report = future.result()
+            if isinstance(report, InputsLost):
+                self._events.put(
+                    LeaseFailed(attempt, "inputs_lost", "a node was lost", report.attempts)
+                )
+            else:
+                self.usage.busy_s[stage] += report.busy_s
+                self._events.put(LeaseDone(attempt, report.answer))
+        elif isinstance(error, RayTaskError):
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ObjectLostError):
+                self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
+            else:
+                kind = "storage" if isinstance(cause, StorageError) else "fault"
+                self._events.put(LeaseFailed(attempt, kind, _say(error)))
+        elif isinstance(error, ObjectLostError):
+            self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
+        else:
+            lost = self._node_is_lost(command.actor)
+            self._events.put(ActorLost(command.actor, lost, _say(error)))
+
+    def _node_is_lost(self, actor: ActorId) -> bool:
+        handle = self._handles.get(actor)
+        if handle is None or handle.node_id is None:
+            return False
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return handle.node_id not in alive
+
+
+def _capacity() -> Capacity:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Capacity(
+        cpus=sum(resources.get("CPU", 0.0) for resources in alive),
+        gpus=sum(resources.get("GPU", 0.0) for resources in alive),
+    )
+
+
+def _say(error: BaseException) -> str:
+    """One line about an error that crossed Ray: the cause's own words where there is one."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(error, RayActorError):
+        return f"its worker process died ({type(error).__name__})"
+    first = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {first[0] if first else ''}"

@@ -1,0 +1,43 @@
+"""The last lines of a run: what the output holds, what was rejected, what limited the speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokpipe.config.job import JobConfig
+from tokpipe.runtime.job import Outcome
+from tokpipe.runtime.progress import duration
+
+
+def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
+    """Yield the summary of a run, line by line."""
+    totals = outcome.totals
+    ended = "done" if outcome.ended == "done" else f"stopped, {outcome.num_left:,} plan rows left"
+    yield f"{ended} in {duration(outcome.elapsed_s)}: {job.output.uri}"
+    bits = f", {8 * totals.size_bytes / totals.num_codes:.1f} bits each" if totals.num_codes else ""
+    yield (
+        f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} codes"
+    )
+    yield f"  {_bytes(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
+    if totals.num_rejected:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in totals.rejected.most_common())
+        yield f"  {totals.num_rejected:,} rejected: {reasons}"
+    if slowest := outcome.slowest_stage:
+        stage, share = slowest
+        yield f"  slowest stage: {stage}, its actors busy {share:.0%} of the time"
+    if outcome.ended == "stopped":
+        yield "  run the same command again to go on"
+    elif outcome.rejected_fraction > job.max_rejected_fraction:
+        yield (
+            f"  failed: {outcome.rejected_fraction:.1%} of the clips are rejected, more than "
+            f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the others are "
+            "right and stay; look at the reasons, then raise the limit or mend the sources"
+        )
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"
