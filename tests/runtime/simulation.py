@@ -301,6 +301,8 @@ class _Driver:
             self.commit(command)
         elif isinstance(command, Finish):
             self.result = command.outcome
+            if command.outcome == "done":
+                assert not self.objects, "outputs are kept that nobody will ever need"
         elif isinstance(command, Abort):
             self.result = f"abort {command.kind}"
 

@@ -292,6 +292,7 @@ class Dispatcher:
             flight = self._flights.pop(attempt)
             self._in_flight[actor.stage] -= 1
             self.progress.lost_leases += 1
+            yield Release(attempt)
             if blame and position == 0:
                 yield from self._suspect(flight.lease, "worker_lost", why, now)
             else:
@@ -412,6 +413,7 @@ class Dispatcher:
         lease, actor_id = flight.lease, flight.actor
         self._land(event.attempt, now)
         self.progress.lost_leases += 1
+        yield Release(event.attempt)
         if event.kind == "inputs_lost":
             assert not isinstance(lease, DecodeLease)
             yield from self._decode_again(lease, frozenset(event.lost))
