@@ -1,0 +1,115 @@
+"""Job files: what is refused, in which words, and what relative paths and variables mean."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokpipe.config import JobConfig, load_job, parse_job, project_root
+from tokpipe.config.sources import FilesSource
+from tokpipe.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO = (REPOSITORY / "jobs/demo.yaml").read_text()
+WEBVID_VARIABLES = {
+    "WEBVID_TABLE": "s3://b/t.csv",
+    "WEBVID_VIDEOS": "s3://b/v",
+    "TOKENIZER_WEIGHTS": "s3://b/w.safetensors",
+    "OUTPUT": "s3://b/out",
+}
+
+
+def parse(text: str, environ: dict[str, str] | None = None) -> JobConfig:
+    return parse_job(text, name="job.yaml", root=Path("/project"), environ=environ or {})
+
+
+def test_the_shipped_jobs_are_valid() -> None:
+    assert load_job(REPOSITORY / "jobs/demo.yaml").dataset == "demo"
+    webvid = load_job(REPOSITORY / "jobs/webvid.yaml", environ=WEBVID_VARIABLES)
+    assert webvid.output.uri == "s3://b/out"
+    assert webvid.sources[0].uri == "s3://b/t.csv"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dataset:", "datset:", r"unknown key 'datset'; did you mean 'dataset'\?"),
+        ("    ch:", "    chh:", r"tokenizer\.encoder: unknown key 'chh'; did you mean 'ch'\?"),
+        ("levels:", "level:", r"unknown key 'level'; did you mean 'levels'\?"),
+        (
+            "  fps: 8",
+            "  zzzzzzz: 8",
+            r"sampling: unknown key 'zzzzzzz'; the keys here are: fps, max",
+        ),
+        ("fps: 8", 'fps: "8"', r"sampling\.fps: Input should be a valid number \(found '8'\)"),
+        ("kind: fsq", "kind: fsqq", r"tokenizer\.quantizer: .*'fsqq'.*'vq', 'fsq', 'lfq'"),
+        ("chunk_frames: 17", "chunk_frames: 18", r"chunk_frames=18 .* stride 4: use 17 or 21"),
+        ("[128, 128]", "[100, 128]", r"height 100 is no multiple .* stride 8: use 96 or 104"),
+        ("z_channels: 6", "z_channels: 5", r"quantizer takes 6 channels but .*z_channels=5"),
+        ("ch: 32", "ch: 33", r"ch=33 .* no multiple of 32"),
+        ("max_clip_frames: 17", "max_clip_frames: 99999", r"more than 128 MiB: use 2730 or fewer"),
+        ("dataset: demo", "dataset: demo\ndataset: demo", r"key 'dataset' is given twice"),
+        ("dataset: demo", "dataset: [", r"not valid YAML"),
+        ("uri: out/demo", "uri: ''", r"output\.uri: is empty"),
+        ("uri: out/demo", "uri: out/${NOWHERE}", r"output\.uri: .* NOWHERE is not set"),
+        (
+            "dataset: demo",
+            "dataset: demo\nstorage: {options: {s3: {secret: x}}}",
+            r"s3\.secret looks like a credential",
+        ),
+    ],
+)
+def test_a_wrong_job_names_the_key_and_the_remedy(old: str, new: str, message: str) -> None:
+    assert old in DEMO
+    with pytest.raises(ConfigError, match=message):
+        parse(DEMO.replace(old, new, 1))
+
+
+def test_relative_paths_start_at_the_project(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "jobs" / "deep").mkdir(parents=True)
+    job_path = tmp_path / "jobs" / "deep" / "job.yaml"
+    job_path.write_text(DEMO)
+    assert project_root(job_path) == tmp_path
+    job = load_job(job_path)
+    assert job.output.uri == str(tmp_path / "out/demo")
+    assert job.sources[0].uri == str(tmp_path / "examples/data/*.mp4")
+
+
+def test_without_a_project_paths_start_beside_the_jobs_folder(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    assert project_root(tmp_path / "jobs" / "job.yaml") == tmp_path
+    assert project_root(tmp_path / "job.yaml") == tmp_path
+
+
+def test_variables_are_expanded_in_uris() -> None:
+    text = DEMO.replace("uri: out/demo", "uri: ${BUCKET}/${RUN:-first}")
+    assert parse(text, {"BUCKET": "s3://b"}).output.uri == "s3://b/first"
+    assert parse(text, {"BUCKET": "s3://b", "RUN": "2"}).output.uri == "s3://b/2"
+
+
+def test_uris_with_a_scheme_and_absolute_paths_stay_as_they_are() -> None:
+    for uri in ("s3://bucket/a*b", "memory://x", "/abs/**/*.mp4"):
+        job = parse(DEMO.replace("examples/data/*.mp4", uri))
+        assert isinstance(job.sources[0], FilesSource)
+        assert job.sources[0].uri == uri
+
+
+def test_a_resolved_job_survives_its_own_json() -> None:
+    job = parse(DEMO)
+    assert JobConfig.model_validate_json(job.model_dump_json()) == job
+
+
+def test_checking_a_job_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from tokpipe.config import load_job; load_job('jobs/demo.yaml'); "
+        "import tokpipe.cli, tokpipe.run; "
+        "sys.exit(str([m for m in ('torch', 'ray', 'pyarrow', 'av') if m in sys.modules] or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""

@@ -1,0 +1,79 @@
+"""The import arrows: who may know of whom, lazy imports included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tokpipe
+
+PACKAGE = Path(tokpipe.__file__).parent
+
+LIGHT = {"errors", "types"}
+ARROWS: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "ids": set(),
+    "config": LIGHT,
+    "chunks": {"config"} | LIGHT,
+    "fingerprint": {"config", "ids"} | LIGHT,
+    "models": {"config"} | LIGHT,
+    "media": {"config"} | LIGHT,
+    "storage": {"config"} | LIGHT,
+    "formats": {"config", "storage"} | LIGHT,
+    "sources": {"config", "formats", "ids", "storage"} | LIGHT,
+    "plan": {"config", "formats", "ids", "sources", "storage"} | LIGHT,
+    "reader": {"config", "formats", "storage"} | LIGHT,
+    "stages": {"chunks", "config", "formats", "ids", "media", "models", "plan", "storage"} | LIGHT,
+    "runtime": {"config", "fingerprint", "formats", "ids", "plan", "stages", "storage"} | LIGHT,
+    "check": {"config", "fingerprint", "formats", "plan", "sources", "storage"} | LIGHT,
+    "cli": {"check", "config", "runtime"} | LIGHT,
+    "run": {"cli"},
+}
+
+HOMES: dict[str, set[str]] = {
+    "ray": {"runtime"},
+    "torch": {"models", "stages"},
+    "decord": {"media"},
+    "av": {"media"},
+    "torchcodec": {"media"},
+    "pyarrow": {"formats", "plan", "reader", "sources"},
+    "fsspec": {"storage"},
+    "s3fs": {"storage"},
+    "botocore": {"storage"},
+    "rich": {"cli", "runtime"},
+}
+
+
+def imports() -> Iterator[tuple[str, str, Path]]:
+    """Yield (part of tokpipe, imported module, file) for every import statement."""
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        part = relative.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield part, alias.name, relative
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{relative}: relative import"
+                assert node.module is not None
+                yield part, node.module, relative
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for part, module, path in imports():
+        names = module.split(".")
+        if names[0] == "tokpipe" and len(names) > 1 and names[1] != part:
+            if names[1] not in ARROWS[part]:
+                wrong.append(f"{path} imports {module}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_each_library_has_a_home(library: str) -> None:
+    users = {part for part, module, _ in imports() if module.split(".")[0] == library}
+    assert users <= HOMES[library]
