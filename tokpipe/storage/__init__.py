@@ -1,1 +1,8 @@
 """Where objects live: one store interface over memory, disk, S3 and whatever fsspec reaches."""
+
+from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.fsspec_store import open_store
+from tokpipe.storage.probe import probe_store
+from tokpipe.storage.store import Store
+
+__all__ = ["Store", "fetch_to_file", "open_store", "probe_store"]

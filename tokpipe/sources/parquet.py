@@ -1,0 +1,127 @@
+"""Parquet tables, read as a stream of bounded batches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import AccessDenied, ConfigError, NotFound
+from tokpipe.sources.rows import MAX_COLUMNS, unique_names
+from tokpipe.sources.table_files import RawBatch
+from tokpipe.storage.ranged import open_ranged
+
+_BATCH_ROWS = 65_536
+_BATCH_BYTES = 32 * 2**20
+_BUFFERS_BYTES = 64 * 2**20
+"""Read-ahead of all columns together."""
+
+
+class ParquetFile:
+    """One Parquet table. Columns keep their types, in plain form (dictionaries are decoded)."""
+
+    place = "row"
+
+    def __init__(self, uri: str, options: StoreOptions) -> None:
+        self._uri = uri
+        self._options = options
+
+    def columns(self) -> pa.Schema:
+        with self._open() as file:
+            return self._columns_of(file)
+
+    def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
+        with self._open() as file:
+            own = self._columns_of(file)
+            chosen = [own.names.index(name) for name in columns.names]
+            place = 1
+            for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=True):
+                places = range(place, place + batch.num_rows)
+                place += batch.num_rows
+                problems: dict[int, str] = {}
+                arrays = [
+                    _plain(batch.column(i), field, problems)
+                    for i, field in zip(chosen, columns, strict=True)
+                ]
+                plain = pa.RecordBatch.from_arrays(arrays, schema=columns)
+                yield RawBatch(plain, places, problems)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with open_ranged(self._uri, self._options, buffer_bytes=64 * 1024) as file:
+                metadata = pq.read_metadata(file)
+                buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
+                file.seek(0)
+                yield pq.ParquetFile(
+                    file,
+                    metadata=metadata,
+                    buffer_size=min(4 * 2**20, max(64 * 1024, buffer_bytes)),
+                    pre_buffer=False,  # which would hold whole row groups
+                )
+        except (NotFound, AccessDenied) as error:
+            raise ConfigError(str(error)) from error
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(
+                f"{self._uri}: cannot be read as Parquet ({error}). Clips behind that place would "
+                "be missing without a word: write the table again, or set the source's format."
+            ) from error
+
+    def _columns_of(self, file: Any) -> pa.Schema:
+        schema = file.schema_arrow
+        if len(schema) > MAX_COLUMNS:
+            raise ConfigError(
+                f"{self._uri}: has {len(schema)} columns, and {MAX_COLUMNS} is the most. Drop "
+                "those that nobody needs beside the codes."
+            )
+        names = unique_names(schema.names)
+        return pa.schema(
+            [(name, _plain_type(kind)) for name, kind in zip(names, schema.types, strict=True)]
+        )
+
+
+def _batch_rows(metadata: Any) -> int:
+    """Rows per batch, so that wide rows make small batches."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
+    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, widest))))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return pa.string()  # a column of nulls alone most often is text that is missing
+    return kind
+
+
+def _plain(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.Array:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if array.type != field.type:
+        array = pc.cast(array, field.type)
+    if pa.types.is_string(field.type):
+        try:
+            array.validate(full=True)  # Parquet files are read without looking at their text
+        except pa.ArrowInvalid:
+            return _decode(array, field.name, problems)
+    return array
+
+
+def _decode(array: pa.Array, name: str, problems: dict[int, str]) -> pa.Array:
+    """Return text with null in place of what is not UTF-8, noting a problem for each."""
+    texts: list[str | None] = []
+    for i, value in enumerate(array.cast(pa.binary()).to_pylist()):
+        try:
+            texts.append(None if value is None else value.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            texts.append(None)
+            problems[i] = f"has a {name} that is not valid UTF-8: {error.reason}"
+    return pa.array(texts, pa.string())

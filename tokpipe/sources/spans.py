@@ -1,0 +1,69 @@
+"""Reads the start and end of clips: seconds, as numbers or as text."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_CLOCK = r"^(?:(?P<hours>\d+):)?(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2}(?:\.\d+)?)$"
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+def holds_seconds(kind: pa.DataType) -> bool:
+    """Say whether a column of this type can hold times at all."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_duration(kind)
+        or pa.types.is_time(kind)
+        or pa.types.is_string(kind)
+    )
+
+
+def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return (seconds as float64, is the value unusable).
+
+    Numbers, durations and times of day count as they are; text is a number or
+    ``[HH:]MM:SS[.mmm]``, as tables of scene cuts have it. Null and empty text give null, which
+    means the beginning or the end of the video. Unusable are other text, NaN, infinities and
+    negative times.
+    """
+    kind = values.type
+    if pa.types.is_string(kind):
+        seconds, is_text = _from_text(values)
+    else:
+        if pa.types.is_duration(kind) or pa.types.is_time(kind):
+            units = pc.cast(values, pa.int32() if kind.bit_width == 32 else pa.int64())
+            seconds = pc.divide(pc.cast(units, pa.float64()), _PER_SECOND[kind.unit])
+        else:
+            seconds = pc.cast(values, pa.float64(), safe=False)
+        is_text = pa.repeat(False, len(values))
+    out_of_range = pc.fill_null(
+        pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0.0)), False
+    )
+    unusable = pc.or_(is_text, out_of_range)
+    # -0.0 and 0.0 are one time, and must be one clip id.
+    seconds = pc.add(pc.if_else(unusable, pa.scalar(None, pa.float64()), seconds), 0.0)
+    return seconds, unusable
+
+
+def _from_text(values: pa.Array) -> tuple[pa.Array, pa.Array]:
+    text = pc.utf8_trim_whitespace(values)
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    is_number = pc.match_substring_regex(text, _NUMBER)
+    number = pc.cast(pc.if_else(is_number, text, pa.scalar(None, pa.string())), pa.float64())
+    parts = pc.extract_regex(text, _CLOCK)
+    hours = pc.struct_field(parts, "hours")
+    hours = pc.if_else(pc.equal(hours, ""), "0", hours)
+    clock = pc.add(
+        pc.add(
+            pc.multiply(pc.cast(hours, pa.float64()), 3600.0),
+            pc.multiply(pc.cast(pc.struct_field(parts, "minutes"), pa.float64()), 60.0),
+        ),
+        pc.cast(pc.struct_field(parts, "seconds"), pa.float64()),
+    )
+    seconds = pc.coalesce(number, clock)
+    is_neither = pc.and_(pc.is_valid(text), pc.is_null(seconds))
+    return seconds, is_neither

@@ -1,0 +1,140 @@
+"""The one implementation of ``Store``: objects below a prefix of any fsspec file system."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import NotFound, StorageError
+from tokpipe.storage.client import MULTIPART_BYTES, Client, Refused, client_of
+from tokpipe.storage.local_files import (
+    TEMPORARY_FOLDER,
+    create_file,
+    remove_abandoned,
+    replace_file,
+)
+
+_memory_lock = threading.Lock()
+
+
+def open_store(uri: str, options: StoreOptions) -> FsspecStore:
+    """Open the store of all objects below ``uri``; nothing is read or written yet.
+
+    Raises:
+        ConfigError: the URI's protocol or its options cannot be used.
+    """
+    return FsspecStore(uri, options)
+
+
+class FsspecStore:
+    """Objects below a URI prefix; see ``Store`` for what each call promises.
+
+    May be pickled and sent to another process, which makes its own connections.
+    """
+
+    def __init__(self, uri: str, options: StoreOptions) -> None:
+        self._options = options
+        client = client_of(uri, options)
+        self._uri = client.uri_of(client.path_of(uri))
+        if client.is_local:
+            self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
+            remove_abandoned(Path(self._uri))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self._uri, self._options)
+
+    def __repr__(self) -> str:
+        return f"FsspecStore({self._uri!r})"
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    def uri_of(self, key: str) -> str:
+        parts = key.split("/")
+        if "" in parts or "." in parts or ".." in parts or parts[0] == TEMPORARY_FOLDER:
+            raise ValueError(f"{key!r} is no key: keys are relative names, such as 'shards/a'")
+        return f"{self._uri.rstrip('/')}/{key}"
+
+    def get(self, key: str) -> bytes:
+        return self._client.read(self.uri_of(key))
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        if not 0 <= start <= end:
+            raise ValueError(f"bytes {start} to {end} of {key!r} are no range")
+        return self._client.read_range(self.uri_of(key), start, end)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._write(key, data, exclusive=False)
+
+    def create(self, key: str, data: bytes) -> bool:
+        while True:
+            try:
+                self._write(key, data, exclusive=True)
+            except Refused:
+                # Perhaps by our own object: its answer was lost and the retry met it.
+                try:
+                    return self.get(key) == data
+                except NotFound:
+                    continue  # deleted in between, so the name is free again
+            return True
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._client.info(self.uri_of(key)).size
+        except NotFound:
+            return None
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        folder, _, start = prefix.rpartition("/")
+        folder_uri = self.uri_of(folder) if folder else self._uri
+        root = self._client.path_of(self._uri).rstrip("/") + "/"
+        for path, size in self._client.iter_objects(folder_uri, start):
+            key = path.removeprefix(root)
+            if not key.startswith(f"{TEMPORARY_FOLDER}/"):
+                yield key, size
+
+    def delete(self, key: str) -> None:
+        uri = self.uri_of(key)
+        with contextlib.suppress(NotFound):
+            self._client.call("deleting it", uri, "rm_file", self._client.path_of(uri))
+
+    @property
+    def _client(self) -> Client:
+        return client_of(self._uri, self._options)
+
+    def _write(self, key: str, data: bytes, *, exclusive: bool) -> None:
+        uri, client = self.uri_of(key), self._client
+        doing = "creating it" if exclusive else "writing it"
+        try:
+            if client.is_local:
+                write = functools.partial(
+                    create_file if exclusive else replace_file, Path(self._uri), Path(uri), data
+                )
+                client.run(doing, uri, lambda _: write())
+            else:
+                self._pipe(client, doing, uri, data, exclusive=exclusive)
+        except NotFound as error:
+            # Keys need no folder, so it is the bucket or the whole file system that is missing.
+            raise StorageError(
+                f"{uri}: cannot be written, because its bucket or container does not exist "
+                f"({error.__cause__}). Create {self._uri.split('/')[2]!r} first, or correct "
+                "output.uri."
+            ) from error
+
+    def _pipe(self, client: Client, doing: str, uri: str, data: bytes, *, exclusive: bool) -> None:
+        keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
+        if client.protocol in ("s3", "s3a"):
+            keywords["chunksize"] = MULTIPART_BYTES // 2
+        path = client.path_of(uri)
+        if client.protocol == "memory":
+            with _memory_lock:  # fsspec looks first and then writes
+                client.call(doing, uri, "pipe_file", path, data, **keywords)
+        else:
+            client.call(doing, uri, "pipe_file", path, data, **keywords)

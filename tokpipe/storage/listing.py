@@ -1,0 +1,126 @@
+"""Finds what a glob matches, on local disk and in object stores alike."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsspec.utils import glob_translate
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import ConfigError, NotFound
+from tokpipe.storage.client import client_of, split_protocol
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One name that a glob matches."""
+
+    uri: str
+    is_folder: bool = False
+
+
+def iter_matches(pattern: str, options: StoreOptions) -> Iterator[Match]:
+    """Yield what ``pattern`` matches, in no particular order; nothing if nothing does.
+
+    ``*`` and ``?`` stay within one folder and match a leading dot too, as in object stores;
+    ``**`` crosses folders. A pattern without such characters is one object's own name, and so
+    is one that matches nothing but exists to the letter (``[2019] trip.mp4``).
+
+    Local matches include what is no regular file (pipes, dangling links), for the caller to
+    refuse by name. A folder is yielded only where the pattern's last part has an extension,
+    which it then bears itself (``x.mp4/``): nobody means the folders that ``**`` or ``*`` cover.
+
+    Raises:
+        ConfigError: the pattern is malformed, or covers a whole object store.
+        StorageError: the store cannot be listed.
+    """
+    if not _MAGIC.search(pattern):
+        if _exists(pattern, options):
+            yield Match(pattern, _is_local_folder(pattern))
+        return
+    any_match = False
+    for match in _walk(pattern, options):
+        any_match = True
+        yield match
+    if not any_match and _exists(pattern, options):
+        yield Match(pattern, _is_local_folder(pattern))
+
+
+def _exists(uri: str, options: StoreOptions) -> bool:
+    protocol, path = split_protocol(uri)
+    if protocol == "file":
+        return os.path.lexists(path)
+    try:
+        client_of(uri, options).info(uri)
+    except NotFound:
+        return False
+    return True
+
+
+def _is_local_folder(uri: str) -> bool:
+    protocol, path = split_protocol(uri)
+    return protocol == "file" and Path(path).is_dir()
+
+
+def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
+    client = client_of(pattern, options)
+    path = client.path_of(pattern)
+    try:
+        matches = re.compile(glob_translate(path)).match
+    except (ValueError, re.error) as error:
+        raise ConfigError(
+            f"{pattern}: is no glob ({error}). '*' and '?' match within one folder, "
+            "'**' must be a whole part of the path, as in videos/**/*.mp4."
+        ) from error
+    fixed = path[: _MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    if client.is_local:
+        depth = None if "**" in path else path.count("/") - fixed.count("/")
+        with_folders = bool(re.search(r"\.\w+$", path))
+        for found, is_folder in _walk_local(fixed or "/", depth, ()):
+            if (with_folders or not is_folder) and matches(found):
+                yield Match(found, is_folder)
+        return
+    if not fixed.strip("/"):
+        raise ConfigError(
+            f"{pattern}: covers a whole store. Name the bucket, as in s3://bucket/*.mp4."
+        )
+    in_fixed = path[len(fixed) + 1 :]
+    stem = in_fixed[: _MAGIC.search(in_fixed).start()]  # type: ignore[union-attr]
+    for found, _ in client.iter_objects(client.uri_of(fixed), stem):
+        if matches(found):
+            yield Match(client.uri_of(found))
+
+
+def _walk_local(
+    folder: str, depth: int | None, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, bool]]:
+    """Yield (path, is it a folder) below a folder, following links but never round a loop."""
+    try:
+        entries = os.scandir(folder)
+        status = os.stat(folder)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with entries:
+        for entry in entries:
+            is_folder = _is_folder(entry)
+            yield entry.path, is_folder
+            if is_folder and (depth is None or depth > 1):
+                yield from _walk_local(
+                    entry.path, None if depth is None else depth - 1, (*above, here)
+                )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -1,0 +1,88 @@
+"""Whole files on local disk: there entirely or not at all, and never overwritten by a create."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokpipe.errors import StorageError
+
+TEMPORARY_FOLDER = ".tokpipe-tmp"
+"""Below a store's root: files being written, on the same file system as their final names."""
+
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+_ABANDONED_AFTER_S = 24 * 3600.0
+
+
+def replace_file(root: Path, path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one."""
+    with _temporary(root, data) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)  # noqa: PTH105 (one way of naming the two calls)
+    _sync_folder(path.parent)
+
+
+def create_file(root: Path, path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` below ``root`` if nothing is there.
+
+    A hard link appears whole or is refused, in one step, on NFS too; ``O_EXCL`` would leave a
+    torn file behind when its writer is killed.
+
+    Raises:
+        FileExistsError: something is there.
+        StorageError: the file system cannot do this.
+    """
+    with _temporary(root, data) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            raise StorageError(
+                f"{path}: cannot be created exclusively, because this file system has no hard "
+                f"links ({error.strerror}). Without them two drivers could both commit. Write to "
+                "another disk, or to the bucket behind this mount by its own URI (s3://...)."
+            ) from error
+    _sync_folder(path.parent)
+
+
+def remove_abandoned(root: Path, now_s: float | None = None) -> None:
+    """Remove temporary files that a killed process left more than a day ago."""
+    oldest_s = (time.time() if now_s is None else now_s) - _ABANDONED_AFTER_S
+    with contextlib.suppress(FileNotFoundError), os.scandir(root / TEMPORARY_FOLDER) as entries:
+        for entry in entries:
+            # Another process may be cleaning up as well.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat().st_mtime < oldest_s:
+                    os.unlink(entry.path)  # noqa: PTH108
+
+
+@contextlib.contextmanager
+def _temporary(root: Path, data: bytes) -> Iterator[Path]:
+    folder = root / TEMPORARY_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / uuid.uuid4().hex
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power cut may forget the name of a file whose bytes are safe.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
