@@ -1,0 +1,64 @@
+"""The decoders, behind one small interface. Imported in the decoding child only.
+
+All of them agree on which frame is which, because each is held to the same timeline.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.media.framing import Framing
+from tokpipe.media.timeline import Timeline
+
+
+class Backend(Protocol):
+    """Decodes chosen frames of one file: a module or an object with this one function."""
+
+    def decode(
+        self,
+        path: Path,
+        timeline: Timeline,
+        wanted: NDArray[np.int64],
+        framing: Framing,
+        out: NDArray[np.uint8],
+    ) -> None:
+        """Write frame ``wanted[i]`` of the timeline into ``out[i]``, resized and placed.
+
+        Args:
+            wanted: (T,) never falling; a frame may be wanted several times.
+            out: (T, H, W, 3), zeros.
+
+        Raises:
+            SourceError: the frames cannot be had, or are not certain to be the right ones. What
+                is in ``out`` then means nothing.
+        """
+
+
+_MODULES = {
+    "decord": "tokpipe.media.backends.decord",
+    "pyav": "tokpipe.media.backends.pyav",
+    "torchcodec": "tokpipe.media.backends.torchcodec",
+}
+
+
+class BackendUnavailable(Exception):
+    """A backend, or a library that it needs, does not load on this machine."""
+
+
+def load_backend(name: str) -> Backend:
+    """Import a backend by its short name, or by the import path of a module of one's own.
+
+    Raises:
+        BackendUnavailable: it does not load.
+    """
+    try:
+        module = import_module(_MODULES.get(name, name))
+    except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
+        raise BackendUnavailable(f"{name} does not load ({error})") from error
+    backend: Backend = module
+    return backend

@@ -1,0 +1,206 @@
+"""The process in which videos are decoded: started by ``VideoDecoder``, and killed by it at need.
+
+It answers one request after another. Whatever a file does to it, its parent sees a message, an
+end of the channel or a passed deadline, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from tokpipe.errors import SourceError
+from tokpipe.media import wire
+from tokpipe.media.backends import BackendUnavailable, load_backend
+from tokpipe.media.container import check_regular_file, out_of_memory
+from tokpipe.media.framing import Framing
+from tokpipe.media.geometry import nearest_size
+from tokpipe.media.resample import select_frames
+from tokpipe.media.timeline import Timeline, read_timeline
+
+_F_SETSIG = 10  # Linux's <fcntl.h>; Python's fcntl module does not name it
+
+
+def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
+    """Serve requests until the parent closes its end.
+
+    Args:
+        lifeline_fd: a pipe to which nothing is ever written; its other end closes when the
+            parent dies.
+        memory_bytes: address space to allow beyond what the process has at its start.
+    """
+    _die_with_parent(lifeline_fd)
+    av.logging.set_level(None)
+    _limit_address_space(memory_bytes)
+    channel = socket.socket(fileno=channel_fd)
+    timelines = _LastTimeline()
+    with contextlib.suppress(wire.Closed):
+        wire.send(channel, {"ready": os.getpid()})
+        while True:
+            request, _ = wire.receive(channel)
+            wire.send(channel, {"started": request["path"]})
+            os.lseek(2, 0, os.SEEK_SET)
+            try:
+                _answer(channel, request, timelines)
+            except wire.Closed:
+                raise
+            except Exception:  # a bug, or a failing disk: the parent raises it
+                wire.send(channel, {"fault": traceback.format_exc()})
+
+
+def _answer(channel: socket.socket, request: dict[str, Any], timelines: _LastTimeline) -> None:
+    """Send, for one request, ``trying`` before each backend, and in the end one of ``decoded``,
+    ``refused`` and ``unavailable``."""
+    try:
+        clip = _Clip(request, timelines)
+    except (SourceError, MemoryError) as error:
+        wire.send(channel, _refused(error, None, None))
+        return
+    verdict: dict[str, Any] = {}
+    for name in request["backends"]:
+        wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
+        os.lseek(2, 0, os.SEEK_SET)
+        try:
+            fd = clip.decode(name)
+        except BackendUnavailable as error:
+            verdict = {"unavailable": str(error)}
+        except (SourceError, MemoryError) as error:
+            verdict = _refused(error, name, clip.num_segments)
+        else:
+            with os.fdopen(fd):
+                wire.send(channel, {"decoded": clip.description, "backend": name}, fd)
+            return
+    wire.send(channel, verdict)
+
+
+def _refused(
+    error: SourceError | MemoryError, backend: str | None, num_segments: int | None
+) -> dict[str, Any]:
+    refusal = error if isinstance(error, SourceError) else out_of_memory()
+    verdict = {"reason": refusal.reason, "message": str(refusal)}
+    return {"refused": {**verdict, "backend": backend, "num_segments": num_segments}}
+
+
+class _Clip:
+    """One request, as far as it is the same for every backend: which frames, what size."""
+
+    def __init__(self, request: dict[str, Any], timelines: _LastTimeline) -> None:
+        self.path = Path(request["path"])
+        self.timeline = timelines.read(self.path)
+        selection = select_frames(
+            self.timeline.times_s,
+            self.timeline.end_s,
+            tick_s=self.timeline.tick_s,
+            start_s=request["start_s"],
+            end_s=request["end_s"],
+            fps=request["fps"],
+            segment=request["segment"],
+            max_clip_frames=request["max_clip_frames"],
+        )
+        self.num_segments = selection.num_segments or None
+        asked = request["num_segments"]
+        if asked is not None and asked != selection.num_segments:
+            raise SourceError(
+                "source_changed",
+                f"the source now gives {selection.num_segments} clips, and gave {asked} when it "
+                "was first read: the file was replaced",
+            )
+        self.wanted = selection.indices
+        if len(self.wanted) < request["min_clip_frames"]:
+            raise SourceError(
+                "too_short",
+                f"the span has {len(self.wanted)} frames of a video of "
+                f"{self.timeline.end_s:.3f} s; sampling.min_clip_frames is "
+                f"{request['min_clip_frames']}",
+            )
+        stored = self.timeline.height, self.timeline.width
+        height, width = self.timeline.orientation.oriented(*stored)
+        aspect = self.timeline.pixel_aspect
+        size = nearest_size(
+            [(rows, columns) for rows, columns in request["sizes"]],
+            height,
+            width,
+            1 / aspect if self.timeline.orientation.transpose else aspect,
+        )
+        self.framing = Framing(size, request["fit"], aspect, self.timeline.orientation)
+        self.shape = (len(self.wanted), *size, 3)
+        self.description = {
+            "shape": self.shape,
+            "pts_s": self.timeline.times_s[self.wanted].tolist(),
+            "fps": request["fps"] or self.timeline.average_fps,
+            "num_segments": selection.num_segments,
+        }
+
+    def decode(self, backend: str) -> int:
+        """Return an open descriptor of anonymous memory that holds the frames.
+
+        Anonymous memory has no name to leak under /dev/shm: it is gone with its last user,
+        however that one ends.
+        """
+        decoder = load_backend(backend)
+        size = int(np.prod(self.shape))
+        fd = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            # Unmapped with its last reference: closing it by hand fails while a traceback has one.
+            out = np.frombuffer(mmap.mmap(fd, size), np.uint8).reshape(self.shape)
+            decoder.decode(self.path, self.timeline, self.wanted, self.framing, out)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+class _LastTimeline:
+    """Remembers the last file's timeline, for the next segment of the same film."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._timeline: Timeline | None = None
+
+    def read(self, path: Path) -> Timeline:
+        check_regular_file(path)
+        status = path.stat()
+        key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._timeline is None or key != self._key:
+            self._key, self._timeline = None, None
+            self._timeline = read_timeline(path)
+            self._key = key
+        return self._timeline
+
+
+def _die_with_parent(lifeline_fd: int) -> None:
+    """Have the kernel kill this process when the parent's end of the pipe closes.
+
+    Unlike PR_SET_PDEATHSIG this does not fire when merely the thread that started us ends, and
+    unlike anything in Python it works while C code spins.
+    """
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline_fd, _F_SETSIG, signal.SIGKILL)
+    flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    if select.select([lifeline_fd], [], [], 0)[0]:  # it had closed before we were listening
+        sys.exit(1)
+
+
+def _limit_address_space(memory_bytes: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + memory_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,0 +1,335 @@
+"""Decodes clips in a child process that can be killed, for hostile files do hang and crash."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
+from tokpipe.errors import ConfigError, RuntimeFault, SourceError
+from tokpipe.media import wire
+
+_log = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 60.0
+_EXIT_TIMEOUT_S = 5.0
+_MAX_OUTSIDE_KILLS = 3
+"""Times that a clip's child may be killed from outside (out of memory, an operator) in a row."""
+_STDERR_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """The frames of one clip, and what is known of its source."""
+
+    frames: NDArray[np.uint8]
+    """(T, H, W, 3) RGB, in memory of its own."""
+    pts_s: NDArray[np.float64]
+    """(T,) true presentation times, from the first shown frame of the source."""
+    fps: float
+    """Frames per second: the job's, or the average of the source."""
+    num_segments: int
+    """How many clips the row gives."""
+    backend: str
+
+
+class Refused(SourceError):
+    """A clip that cannot be decoded, through its own fault.
+
+    ``backend`` gave the verdict and ``num_segments`` is known, if it came to that.
+    """
+
+    def __init__(
+        self, reason: str, message: str, backend: str | None, num_segments: int | None
+    ) -> None:
+        super().__init__(reason, message)
+        self.backend = backend
+        self.num_segments = num_segments
+
+
+class VideoDecoder:
+    """One decoding child, started again whenever it had to be killed.
+
+    Gives the same frames for the same file and span, whatever it decoded before. To be used by
+    one thread at a time; it need not always be the same one.
+
+    Args:
+        backends: names to try in order, instead of what ``decode.backend`` says: short names, or
+            import paths of modules with the function of ``tokpipe.media.backends.Backend``.
+
+    Raises:
+        ConfigError: the backend that the job names is not installed.
+    """
+
+    def __init__(
+        self,
+        decode: DecodeConfig,
+        sampling: SamplingConfig,
+        frames: FramesConfig,
+        *,
+        backends: Sequence[str] | None = None,
+    ) -> None:
+        self._config = decode
+        self._backends = _backends_of(decode) if backends is None else tuple(backends)
+        self._settings = {
+            "fps": sampling.fps,
+            "max_clip_frames": sampling.max_clip_frames,
+            "min_clip_frames": sampling.min_clip_frames,
+            "sizes": frames.sizes,
+            "fit": frames.fit,
+        }
+        self._child: _Child | None = None
+
+    def decode(
+        self,
+        path: Path,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        segment: int = 0,
+        num_segments: int | None = None,
+    ) -> Video:
+        """Decode one segment of a span of a local file.
+
+        Raises:
+            SourceError: a ``Refused``: the clip cannot be had, by its own fault.
+            ConfigError: a library of the backend that the job names does not load.
+            RuntimeFault: the child does not start, or keeps being killed from outside.
+        """
+        request = {
+            **self._settings,
+            "path": os.fspath(path.absolute()),
+            "start_s": start_s,
+            "end_s": end_s,
+            "segment": segment,
+            "num_segments": num_segments,
+        }
+        backends = self._backends
+        outside_kills = 0
+        while True:
+            attempt = self._attempt({**request, "backends": backends})
+            if isinstance(attempt, Video):
+                return attempt
+            if attempt.is_innocent:
+                outside_kills += 1
+                if outside_kills == _MAX_OUTSIDE_KILLS:
+                    raise RuntimeFault(
+                        f"the decoding child was killed {outside_kills} times from outside while "
+                        f"it read {path}. Most often the node ran out of memory: lower "
+                        "decode.memory_bytes, or give decode actors more room."
+                    )
+                continue
+            # The next backend gets a process that nothing has happened to.
+            rest = backends[backends.index(attempt.backend) + 1 :] if attempt.backend else ()
+            if not rest:
+                raise Refused(
+                    attempt.reason, attempt.message, attempt.backend, attempt.num_segments
+                )
+            _log.info("%s: %s by %s; trying %s", path, attempt.reason, attempt.backend, rest[0])
+            backends = rest
+
+    def close(self) -> None:
+        """End the child. The next ``decode`` starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def _attempt(self, request: dict[str, Any]) -> Video | _Lost:
+        """Have one child work on a request until it answers or is lost."""
+        if self._child is None:
+            self._child = _Child(self._config.memory_bytes)
+        child = self._child
+        backend: str | None = None
+        num_segments: int | None = None
+        has_started = False
+        try:
+            child.send(request)
+            while True:
+                answer, fd = child.receive(self._config.deadline_s)
+                if "started" in answer:
+                    has_started = True
+                elif "trying" in answer:
+                    backend, num_segments = answer["trying"], answer["num_segments"]
+                else:
+                    break
+        except TimeoutError:
+            self.close()
+            return _Lost(
+                "timeout",
+                f"decoding took longer than decode.deadline_s = {self._config.deadline_s:g} s",
+                backend,
+                num_segments,
+                is_innocent=False,
+            )
+        except wire.Closed:
+            status, stderr = child.collect()
+            self._child = None
+            return _Lost(
+                "crashed",
+                f"the decoding process died ({_how_it_died(status)})" + (stderr and f": {stderr}"),
+                backend,
+                num_segments,
+                is_innocent=status == -signal.SIGKILL or not has_started,
+            )
+        except BaseException:
+            self.close()  # an answer may still be on its way
+            raise
+        if "decoded" in answer and fd is not None:
+            return _video(answer["decoded"], answer["backend"], fd)
+        if "refused" in answer:
+            raise Refused(**answer["refused"])
+        if "unavailable" in answer:
+            raise ConfigError(
+                f"decode.backend: {answer['unavailable']}. No clip can be decoded with it. "
+                "Install it and the libraries it needs on every node, or name another backend."
+            )
+        self.close()
+        raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A child that ended without an answer."""
+
+    reason: str
+    message: str
+    backend: str | None
+    num_segments: int | None
+    is_innocent: bool
+    """The clip had no part in it: killed from outside, or dead before it saw the clip."""
+
+
+class _Child:
+    """The process of ``tokpipe.media.child``, and the ways to it.
+
+    Raises:
+        RuntimeFault: it does not come up.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._channel, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        # A file of fixed size takes what libraries print: no pipe to drain, no disk to fill. What
+        # does not fit is lost.
+        self._stderr = os.memfd_create("tokpipe-stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._stderr, _STDERR_BYTES)
+        fcntl.fcntl(self._stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        code = (
+            "from tokpipe.media.child import main; "
+            f"main({theirs.fileno()}, {lifeline}, {memory_bytes})"
+        )
+        try:
+            # A new program, not a fork: threads of the actor's libraries hold locks.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=(theirs.fileno(), lifeline),
+                env=_environment(),
+                start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle
+            )
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        try:
+            self.receive(_START_TIMEOUT_S)
+        except (TimeoutError, wire.Closed) as error:
+            status, stderr = self.collect()
+            raise RuntimeFault(
+                f"the decoding child did not start ({_how_it_died(status)}): {stderr}"
+            ) from error
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._channel.settimeout(_START_TIMEOUT_S)
+        wire.send(self._channel, message)
+
+    def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
+        return wire.receive(self._channel, time.monotonic() + timeout_s)
+
+    def kill(self) -> None:
+        """End the process, if it has not ended. Waits no longer than a moment: a process that
+        hangs inside the kernel, on a dead file system, cannot be waited for."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_TIMEOUT_S)
+        self._release()
+
+    def collect(self) -> tuple[int | None, str]:
+        """After it hung up: its exit status, negative for a signal, and the end of its stderr."""
+        status: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(_EXIT_TIMEOUT_S)
+        printed = os.pread(self._stderr, _STDERR_BYTES, 0).rstrip(b"\0\n")
+        self.kill()
+        return status, printed[-500:].decode(errors="replace").strip()
+
+    def _release(self) -> None:
+        self._channel.close()
+        os.close(self._lifeline)
+        os.close(self._stderr)
+
+
+def _backends_of(config: DecodeConfig) -> tuple[str, ...]:
+    if config.backend != "auto":
+        module = {"pyav": "av"}.get(config.backend, config.backend)
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"decode.backend: {config.backend} is not installed here; install the package "
+                f"{module} on every node, or use 'auto'"
+            )
+        return (config.backend,)
+    # decord has wheels for one platform only.
+    return ("decord", "pyav") if importlib.util.find_spec("decord") else ("pyav",)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the import path as it is now: an actor's may come from elsewhere than PYTHONPATH.
+
+    One thread for linear algebra: none is done, and idle pools cost address space.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _video(described: dict[str, Any], backend: str, fd: int) -> Video:
+    shape = tuple(described["shape"])
+    try:
+        memory = mmap.mmap(fd, int(np.prod(shape)))
+    finally:
+        os.close(fd)
+    return Video(
+        frames=np.frombuffer(memory, np.uint8).reshape(shape),
+        pts_s=np.array(described["pts_s"], np.float64),
+        fps=described["fps"],
+        num_segments=described["num_segments"],
+        backend=backend,
+    )
+
+
+def _how_it_died(status: int | None) -> str:
+    if status is None:
+        return "it does not end"
+    if status < 0:
+        return signal.Signals(-status).name
+    return f"exit status {status}"

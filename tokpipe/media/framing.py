@@ -1,0 +1,123 @@
+"""Turns decoded frames into output frames: scaled by FFmpeg, turned upright, placed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.filter
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.media.geometry import Fit, FitMode, Orientation, fit_frame
+
+# decord scales with FFmpeg's filter at its old default, bilinear over the whole area that an
+# output pixel covers. With the same flag both give the same bytes, 8 and 10 bit, every chroma
+# format and colour matrix tried, so that which of them decoded a clip does not show in its codes.
+_FLAGS = "bilinear"
+# swscale refuses filters of more taps; a steeper reduction goes in steps.
+_MAX_REDUCTION = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What a clip's frames become. ``size`` is the (height, width) of the bucket chosen."""
+
+    size: tuple[int, int]
+    mode: FitMode
+    pixel_aspect: Fraction
+    """Width over height of a pixel as stored, before it is turned upright."""
+    orientation: Orientation
+
+    def fit(self, height: int, width: int) -> Fit:
+        """How a frame stored as (height, width) fits, once it is upright."""
+        turned = self.orientation.transpose
+        shown_height, shown_width = self.orientation.oriented(height, width)
+        aspect = 1 / self.pixel_aspect if turned else self.pixel_aspect
+        return fit_frame(shown_height, shown_width, aspect, self.size, self.mode)
+
+
+class Painter:
+    """Paints PyAV frames into output frames. Holds the scaler that fitted the last frame."""
+
+    def __init__(self, framing: Framing) -> None:
+        self.framing = framing
+        self._scaler: _Scaler | None = None
+
+    def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
+        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), which holds zeros."""
+        upright = self.framing.orientation
+        fit = self.framing.fit(frame.height, frame.width)
+        if fit.box is None:
+            stored = self._scaled(frame, upright.oriented(*fit.resized))
+            fit.place(upright.apply(stored), out)
+            return
+        top, left, height, width = fit.box
+        picture = upright.apply(self._scaled(frame, (frame.height, frame.width)))
+        cut = np.ascontiguousarray(picture[top : top + height, left : left + width])
+        scaled = _scale_once(av.VideoFrame.from_ndarray(cut, "rgb24"), fit.resized)
+        fit.place(scaled, out)
+
+    def _scaled(self, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
+        kind = _Scaler.kind_of(frame, size)
+        if self._scaler is None or self._scaler.kind != kind:
+            self._scaler = _Scaler(frame, size)
+        return self._scaler(frame)
+
+
+def _scale_once(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return _Scaler(frame, size)(frame)
+
+
+class _Scaler:
+    """An FFmpeg filter graph from frames of one kind to RGB of one size."""
+
+    def __init__(self, frame: Any, size: tuple[int, int]) -> None:
+        self.kind = self.kind_of(frame, size)
+        self._graph = av.filter.Graph()
+        self._graph.threads = 1
+        # The unit of time plays no part in scaling.
+        node = self._graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=Fraction(1, 1000),
+        )
+        for height, width in _steps((frame.height, frame.width), size):
+            step = self._graph.add("scale", f"{width}:{height}:flags={_FLAGS}")
+            node.link_to(step)
+            node = step
+        for name, arguments in (("format", "rgb24"), ("buffersink", None)):
+            step = self._graph.add(name, arguments)
+            node.link_to(step)
+            node = step
+        self._graph.configure()
+
+    @staticmethod
+    def kind_of(frame: Any, size: tuple[int, int]) -> tuple[Any, ...]:
+        return (
+            frame.width,
+            frame.height,
+            frame.format.name,
+            frame.colorspace,
+            frame.color_range,
+            size,
+        )
+
+    def __call__(self, frame: Any) -> NDArray[np.uint8]:
+        """An ``av.VideoFrame`` -> (H, W, 3) RGB."""
+        self._graph.push(frame)
+        picture: NDArray[np.uint8] = self._graph.pull().to_ndarray().astype(np.uint8, copy=False)
+        return picture
+
+
+def _steps(source: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes to scale through, the target last."""
+    (height, width), steps = target, [target]
+    while source[0] > _MAX_REDUCTION * height or source[1] > _MAX_REDUCTION * width:
+        height = min(source[0], _MAX_REDUCTION * height)
+        width = min(source[1], _MAX_REDUCTION * width)
+        steps.insert(0, (height, width))
+    return steps

@@ -1,0 +1,118 @@
+"""From a frame's shape to the job's: which size, how large the picture, which part of it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FitMode = Literal["crop", "pad", "stretch"]
+
+# A picture that would be resized to more than this many times the pixels kept is cut first: a
+# 1x4000 strip that covers 128x128 would pass through 196 MB otherwise.
+_MAX_OVERHANG = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How stored rows and columns become the picture: transpose first, then flip."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @property
+    def is_upright(self) -> bool:
+        return self == Orientation()
+
+    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) as stored -> (H, W, 3) or (W, H, 3) as shown, a view."""
+        if self.transpose:
+            picture = picture.transpose(1, 0, 2)
+        rows, columns = (-1 if self.flip_rows else 1), (-1 if self.flip_columns else 1)
+        return picture[::rows, ::columns]
+
+    def oriented(self, height: int, width: int) -> tuple[int, int]:
+        """Stored (height, width) -> shown, or shown -> stored, which is the same."""
+        return (width, height) if self.transpose else (height, width)
+
+
+def orientation_of(matrix: Sequence[int]) -> Orientation:
+    """Read the nine numbers of a display matrix, row by row, as containers store them.
+
+    The matrix maps a stored point (x, y), y pointing down, to (a x + c y, b x + d y). Turns that
+    are no multiple of a quarter become the nearest one.
+    """
+    a, b, _, c, d = matrix[:5]
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
+    return Orientation(flip_rows=d < 0, flip_columns=a < 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a picture, upright, becomes an output frame: cut a box, resize it, place it."""
+
+    box: tuple[int, int, int, int] | None
+    """(top, left, height, width) to cut out before resizing; None keeps the whole picture."""
+    resized: tuple[int, int]
+    """(height, width) to resize to."""
+    offset: tuple[int, int]
+    """(row, column) of the resized picture at which the output begins; negative leaves a margin."""
+    size: tuple[int, int]
+    """(height, width) of the output."""
+
+    def place(self, resized: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """Write a resized picture into ``out`` (H, W, 3), which holds zeros."""
+        (row, column), (height, width) = self.offset, self.size
+        part = resized[max(row, 0) : row + height, max(column, 0) : column + width]
+        top, left = max(-row, 0), max(-column, 0)
+        out[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+
+def nearest_size(
+    sizes: Sequence[tuple[int, int]], height: int, width: int, pixel_aspect: Fraction
+) -> tuple[int, int]:
+    """The (height, width) of ``sizes`` that is nearest in aspect ratio; of equals, the first."""
+    aspect = math.log(width * pixel_aspect / height)
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
+
+
+def fit_frame(
+    height: int, width: int, pixel_aspect: Fraction, size: tuple[int, int], mode: FitMode
+) -> Fit:
+    """Fit an upright picture of (height, width) pixels into ``size``.
+
+    ``crop`` covers the size and cuts the middle out, ``pad`` fits inside it on black, ``stretch``
+    ignores the aspect ratio.
+    """
+    out_height, out_width = size
+    if mode == "stretch":
+        return Fit(None, size, (0, 0), size)
+    shown_width = width * pixel_aspect
+    by_height, by_width = Fraction(out_height, height), out_width / shown_width
+    if mode == "pad":
+        scale = min(by_height, by_width)
+        resized = (
+            min(out_height, max(1, round(height * scale))),
+            min(out_width, max(1, round(shown_width * scale))),
+        )
+        margin = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
+        return Fit(None, resized, margin, size)
+    scale = max(by_height, by_width)
+    resized = (
+        max(out_height, round(height * scale)),
+        max(out_width, round(shown_width * scale)),
+    )
+    if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
+        box_height = min(height, max(1, round(out_height / scale)))
+        box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
+        box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+        return Fit(box, size, (0, 0), size)
+    middle = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
+    return Fit(None, resized, middle, size)

@@ -1,0 +1,65 @@
+"""Which frames of a video a clip shows, by true presentation times. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Part of an output frame's duration by which times may be off through rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The frames of one segment of a row."""
+
+    indices: NDArray[np.int64]
+    """(T,) positions in the timeline, never falling; repeated where a frame is shown for long."""
+    num_segments: int
+    """How many segments the whole row has; 0 if it shows no frame at all."""
+
+
+def select_frames(
+    times_s: NDArray[np.float64],
+    video_end_s: float,
+    *,
+    tick_s: float,
+    start_s: float | None,
+    end_s: float | None,
+    fps: float | None,
+    segment: int,
+    max_clip_frames: int,
+) -> Selection:
+    """Choose the frames of segment ``segment`` of the span from ``start_s`` to ``end_s``.
+
+    At ``fps``, output ``k`` is the frame on screen at ``start_s + k / fps``, for every ``k`` that
+    lies before the end of the span and of the video. With ``fps=None``, each frame that appears
+    within the span is taken once. Segment ``j`` has outputs ``j * max_clip_frames`` onwards.
+
+    Args:
+        times_s: (N,) when each frame appears, rising from 0.
+        video_end_s: when the last one leaves.
+        tick_s: resolution of those times. Containers that count milliseconds move a frame by up
+            to one, and a frame must not be missed for that.
+    """
+    start = max(start_s or 0.0, 0.0)
+    end = video_end_s if end_s is None else min(end_s, video_end_s)
+    gap_s = video_end_s / len(times_s)
+    period_s = gap_s if fps is None else 1 / fps
+    # A tick as coarse as the frames themselves is no rounding error.
+    slack_s = tick_s if tick_s <= 0.05 * min(gap_s, period_s) else 0.0
+    slack_s += _ROUNDING * period_s
+    first = segment * max_clip_frames
+    if fps is None:
+        low, high = np.searchsorted(times_s, [start - slack_s, end - slack_s], side="left")
+        count = max(0, int(high - low))
+        indices = np.arange(low + min(first, count), low + min(first + max_clip_frames, count))
+    else:
+        count = max(0, math.ceil((end - start - slack_s) * fps))
+        outputs = np.arange(min(first, count), min(first + max_clip_frames, count))
+        at = start + outputs / fps + slack_s
+        indices = np.maximum(np.searchsorted(times_s, at, side="right") - 1, 0)
+    return Selection(indices.astype(np.int64), -(-count // max_clip_frames))
