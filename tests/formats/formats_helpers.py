@@ -1,0 +1,167 @@
+"""Clips, receipts and a store that crashes on purpose, for tests of formats and the reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+from numpy.typing import NDArray
+
+from tokpipe.errors import NotFound
+from tokpipe.formats.checks import sha256
+from tokpipe.formats.layout import shard_key, side_table_key
+from tokpipe.formats.shard import ShardMetadata
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.types import ChunkSpan, ClipRef, EncodedClip, Receipt
+
+Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
+
+
+class Crash(BaseException):
+    """The process is gone: nothing in it may catch this."""
+
+
+class DictStore:
+    """A store in memory that can crash at a chosen write, before or after its effect."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.writes_to_crash: int | None = None
+        self.crash: Literal["before", "after"] = "before"
+
+    @property
+    def uri(self) -> str:
+        return "mem://out"
+
+    def uri_of(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+    def get(self, key: str) -> bytes:
+        self.requests.append(f"get {key}")
+        if key not in self.objects:
+            raise NotFound(f"{self.uri_of(key)} does not exist")
+        return self.objects[key]
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        return self.get(key)[start:end]
+
+    def put(self, key: str, data: bytes) -> None:
+        self._write(key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key in self.objects:
+            return self.objects[key] == data
+        self._write(key, data)
+        return True
+
+    def size(self, key: str) -> int | None:
+        self.requests.append(f"size {key}")
+        return len(self.objects[key]) if key in self.objects else None
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        raise AssertionError(f"nothing here may list, but {prefix!r} was")
+
+    def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+    def _write(self, key: str, data: bytes) -> None:
+        self.requests.append(f"write {key}")
+        if self.writes_to_crash is not None:
+            self.writes_to_crash -= 1
+            if self.writes_to_crash < 0:
+                if self.crash == "after":
+                    self.objects[key] = data
+                raise Crash(key)
+        self.objects[key] = data
+
+
+def tokenizer_spec(codebook_size: int = 8192) -> TokenizerSpec:
+    return TokenizerSpec(
+        name="test",
+        weights_hash="random, seed 0",
+        codebook_size=codebook_size,
+        code_dtype="uint16" if codebook_size <= 65_536 else "uint32",
+        temporal_stride=4,
+        spatial_stride=8,
+        chunk_policy="independent",
+    )
+
+
+def shard_metadata(codebook_size: int = 8192) -> ShardMetadata:
+    return ShardMetadata("f" * 32, tokenizer_spec(codebook_size))
+
+
+def clip_ref(row: int, segment: int = 0, num_segments: int = 1) -> ClipRef:
+    return ClipRef(f"{row:030x}{segment:02x}", row, segment, num_segments, f"s3://videos/{row}.mp4")
+
+
+def encoded_clip(
+    row: int = 0,
+    frames: Sequence[int] = (17, 17, 5),
+    grid: tuple[int, int] = (2, 3),
+    codebook_size: int = 8192,
+    seed: int = 0,
+) -> EncodedClip:
+    """A clip of chunks of so many frames each, at temporal stride 4, with random codes."""
+    rng = np.random.default_rng([row, seed])
+    dtype = tokenizer_spec(codebook_size).numpy_dtype
+    chunks: list[ChunkSpan] = []
+    codes: list[Codes] = []
+    first = 0
+    for index, num_frames in enumerate(frames):
+        num_pad = -(num_frames - 1) % 4
+        t = 1 + (num_frames + num_pad - 1) // 4
+        chunks.append(ChunkSpan(index, first, num_frames, num_pad, 0, 0, True))
+        block: Any = rng.integers(0, codebook_size, (t, *grid)).astype(dtype)
+        codes.append(block)
+        first += num_frames
+    return EncodedClip(
+        clip_ref(row), tuple(chunks), tuple(codes), np.arange(first) / 8 + 0.25, 8.0, "pyav"
+    )
+
+
+@st.composite
+def encoded_clips(draw: DrawFn, codebook_size: int = 8192) -> list[EncodedClip]:
+    """Clips for one shard: any numbers of chunks and frames, hostile names, one grid."""
+    grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    ids = draw(st.lists(text.filter(bool), min_size=1, max_size=5, unique=True))
+    clips = []
+    for row, clip_id in enumerate(ids):
+        frames = draw(st.lists(st.integers(1, 17), min_size=1, max_size=4))
+        clip = encoded_clip(row, frames, grid, codebook_size)
+        uri, fps = draw(text), draw(st.floats(0.125, 1000, width=32))
+        segment = draw(st.integers(0, 3))
+        ref = ClipRef(clip_id, row, segment, segment + draw(st.integers(1, 3)), uri)
+        clips.append(
+            EncodedClip(ref, clip.chunks, clip.codes, clip.pts_s, fps, draw(st.sampled_from("ab")))
+        )
+    return clips
+
+
+def receipt_of(
+    name: str, clips: Sequence[EncodedClip], shard: bytes = b"", side_table: bytes = b""
+) -> Receipt:
+    return Receipt(
+        shard=shard_key(name),
+        size_bytes=len(shard),
+        sha256=sha256(shard),
+        num_rows=sum(len(clip.chunks) for clip in clips),
+        num_codes=sum(clip.num_codes for clip in clips),
+        num_frames=sum(len(clip.pts_s) for clip in clips),
+        grid=clips[0].grid,
+        side_table=side_table_key(name),
+        side_table_sha256=sha256(side_table),
+        side_table_size_bytes=len(side_table),
+        clips=tuple(clip.ref for clip in clips),
+    )
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)

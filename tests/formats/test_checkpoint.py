@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, flipped, receipt_of
+from tokpipe.formats.manifest import (
+    ManifestEntry,
+    ManifestState,
+    append,
+    load_state,
+    write_checkpoint,
+)
+from tokpipe.formats.sealed_json import dump_lines, seal
+from tokpipe.types import Rejected
+
+JSON, PARQUET = "manifest/00000004.checkpoint.json", "manifest/00000004.checkpoint.parquet"
+NUM_ROWS = 1000
+
+
+def filled(num_entries: int, store: DictStore | None = None) -> DictStore:
+    """A manifest in which entry n lists a shard of one clip, a part of a row, and a rejection."""
+    store = store or DictStore()
+    for seq in range(num_entries):
+        clips = [encoded_clip(10 * seq)]
+        receipt = receipt_of(f"p-{seq}-a", clips, b"shard", b"side")
+        part = Rejected(clip_ref(10 * seq + 1, 1, 3), "decode", "hang", "message")
+        whole = Rejected(clip_ref(10 * seq + 2), "decode", "no_video", "message")
+        append(store, ManifestEntry(seq, "driver-1", "now", (receipt,), (part, whole)))
+    return store
+
+
+def same(one: ManifestState, other: ManifestState) -> bool:
+    return (
+        one.next_seq == other.next_seq
+        and one.totals == other.totals
+        and one.committed.bitmap == other.committed.bitmap
+        and dict(one.committed.partial) == dict(other.committed.partial)
+        and one.shards.equals(other.shards)
+    )
+
+
+@pytest.fixture
+def truth() -> ManifestState:
+    """What six entries add up to, by reading every one of them."""
+    return load_state(filled(6), NUM_ROWS)
+
+
+@pytest.fixture
+def store() -> DictStore:
+    """Six entries, and the checkpoint after the first four of them."""
+    store = filled(4)
+    assert write_checkpoint(store, load_state(store, NUM_ROWS))
+    return filled(6, store)
+
+
+def load(store: DictStore) -> ManifestState:
+    return load_state(store, NUM_ROWS, interval=4)
+
+
+def test_a_checkpoint_stands_for_the_entries_before_it(
+    store: DictStore, truth: ManifestState
+) -> None:
+    for seq in range(4):
+        del store.objects[f"manifest/{seq:08d}.json"]
+    store.objects |= {f"manifest/{seq:08d}.json": b"never read" for seq in range(4)}
+    assert same(load(store), truth)
+
+
+def test_totals_count_what_is_listed(truth: ManifestState) -> None:
+    totals = truth.totals
+    assert (totals.num_shards, totals.num_clips, totals.num_rejected) == (6, 6, 12)
+    assert totals.rejected == {"hang": 6, "no_video": 6}
+    assert (totals.num_rows, totals.num_frames) == (18, 6 * 39)
+    assert totals.num_codes == 6 * (5 + 5 + 2) * 6
+    assert totals.size_bytes == 6 * len(b"shard" + b"side")
+
+
+def test_the_shards_table_is_for_strangers_too(store: DictStore) -> None:
+    table = pq.read_table(pa.BufferReader(store.objects[PARQUET]))
+    assert table.num_rows == 4
+    assert table.column("seq").to_pylist() == [0, 1, 2, 3]
+    assert table.slice(2, 1).to_pylist()[0] == {
+        "seq": 2,
+        "shard": "shards/p-2-a.parquet",
+        "size_bytes": 5,
+        "sha256": receipt_of("x", [encoded_clip()], b"shard").sha256,
+        "num_rows": 3,
+        "num_codes": 72,
+        "num_frames": 39,
+        "num_clips": 1,
+        "h": 2,
+        "w": 3,
+        "side_table": "clips/p-2-a.parquet",
+        "side_table_sha256": receipt_of("x", [encoded_clip()], b"side").sha256,
+        "side_table_size_bytes": 4,
+    }
+
+
+@pytest.mark.parametrize("key", [JSON, PARQUET])
+def test_a_missing_half_costs_only_time(store: DictStore, truth: ManifestState, key: str) -> None:
+    del store.objects[key]
+    assert same(load(store), truth)
+
+
+@pytest.mark.parametrize("key", [JSON, PARQUET])
+def test_damage_costs_only_time_and_is_said(
+    store: DictStore, truth: ManifestState, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = store.objects[key]
+    for bit in range(3, len(sound) * 8, len(sound) // 8):
+        store.objects[key] = flipped(sound, bit)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert same(load(store), truth)
+        assert "going on without a checkpoint" in caplog.text
+    store.objects[key] = b""
+    assert same(load(store), truth)
+
+
+def test_an_older_checkpoint_serves_when_the_newest_is_damaged(truth: ManifestState) -> None:
+    store = filled(2)
+    write_checkpoint(store, load_state(store, NUM_ROWS))
+    filled(4, store)
+    write_checkpoint(store, load_state(store, NUM_ROWS))
+    filled(6, store)
+    store.objects[JSON] = b"{}"
+    store.requests.clear()
+    assert same(load_state(store, NUM_ROWS, interval=2), truth)
+    assert "get manifest/00000001.json" not in store.requests
+
+
+def test_a_checkpoint_of_another_plan_is_left_alone(store: DictStore) -> None:
+    state = load_state(store, NUM_ROWS + 8, interval=4)
+    assert state.committed.num_rows == NUM_ROWS + 8
+    assert state.next_seq == 6
+
+
+def test_a_checkpoint_of_a_newer_format_is_left_alone(
+    store: DictStore, truth: ManifestState
+) -> None:
+    body = json.loads(store.objects[JSON])
+    del body["checksum"]
+    store.objects[JSON] = dump_lines(seal({**body, "format": 2, "totals": "elsewhere"}))
+    assert same(load(store), truth)
+
+
+def test_any_driver_writes_the_same_checkpoint(store: DictStore) -> None:
+    before = dict(store.objects)
+    again = filled(4)
+    assert write_checkpoint(again, load_state(again, NUM_ROWS))
+    assert {key: again.objects[key] for key in (JSON, PARQUET)} == {
+        key: before[key] for key in (JSON, PARQUET)
+    }
+    assert write_checkpoint(store, load_state(again, NUM_ROWS)), "equal bytes are no conflict"
+    assert store.objects == before
+
+
+def test_a_table_written_by_another_version_of_pyarrow_is_taken_over(truth: ManifestState) -> None:
+    store = filled(4)
+    state = load_state(store, NUM_ROWS)
+    sink = pa.BufferOutputStream()
+    pq.write_table(state.shards, sink, compression="none")
+    store.objects[PARQUET] = sink.getvalue().to_pybytes()
+    assert write_checkpoint(store, state)
+    filled(6, store)
+    store.objects["manifest/00000001.json"] = b"never read"
+    assert same(load(store), truth)
+
+
+def test_a_damaged_table_in_the_way_is_never_vouched_for(truth: ManifestState) -> None:
+    store = filled(4)
+    store.objects[PARQUET] = b"half of one"
+    assert not write_checkpoint(store, load_state(store, NUM_ROWS))
+    assert JSON not in store.objects
+    other = filled(3)
+    store = filled(4)
+    state = load_state(other, NUM_ROWS)
+    write_checkpoint(other, state)
+    store.objects[PARQUET] = other.objects["manifest/00000003.checkpoint.parquet"]
+    assert not write_checkpoint(store, load_state(store, NUM_ROWS))
+    assert same(load(filled(6, store)), truth)
+
+
+def test_a_state_from_a_checkpoint_checkpoints_like_one_that_read_everything() -> None:
+    resumed = filled(4)
+    write_checkpoint(resumed, load_state(resumed, NUM_ROWS))
+    filled(8, resumed)
+    write_checkpoint(resumed, load(resumed))
+    fresh = filled(8)
+    write_checkpoint(fresh, load_state(fresh, NUM_ROWS))
+    key = "manifest/00000008.checkpoint"
+    assert resumed.objects[f"{key}.json"] == fresh.objects[f"{key}.json"]
+    assert resumed.objects[f"{key}.parquet"] == fresh.objects[f"{key}.parquet"]

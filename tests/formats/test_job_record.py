@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.formats.formats_helpers import DictStore, tokenizer_spec
+from tokpipe.config import parse_job, project_root
+from tokpipe.errors import CorruptOutput, NotFound, PlanMismatch
+from tokpipe.formats.job_record import JobRecord, check_same, flatten, read, write_once
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+
+
+def record(writer: str = "driver-1", **fields: Any) -> JobRecord:
+    values: dict[str, Any] = {
+        "tokpipe_version": "0.1.0",
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "writer": writer,
+        "dataset": "demo",
+        "fingerprint": "f" * 32,
+        "settings": {"sampling": {"fps": 8.0}},
+        "tokenizer": tokenizer_spec(),
+        "num_rows": 3,
+        "plan": {"plan_id": "p", "num_rows": 3},
+        "libraries": {"torch": "2.13"},
+        "job": {"dataset": "demo"},
+    }
+    return JobRecord(**{**values, **fields})
+
+
+def test_the_record_is_written_once_and_the_first_one_stands() -> None:
+    store = DictStore()
+    assert write_once(store, record("driver-1")) == record("driver-1")
+    assert write_once(store, record("driver-2")) == record("driver-1")
+    assert read(store) == record("driver-1")
+
+
+def test_the_record_is_readable_by_a_person() -> None:
+    store = DictStore()
+    write_once(store, record())
+    text = store.objects["job.json"].decode()
+    assert '\n  "fingerprint": "ffff' in text
+    assert json.loads(text)["tokenizer"]["code_order"] == "t,h,w"
+    assert json.loads(text)["format"] == 1
+
+
+def test_an_output_without_record_is_none() -> None:
+    with pytest.raises(NotFound, match=r"mem://out has no job\.json.*Check the URI"):
+        read(DictStore())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "1"}', '{"format": 1}', "\xff"])
+def test_a_damaged_record_is_refused(text: str) -> None:
+    store = DictStore()
+    store.objects["job.json"] = text.encode("latin-1")
+    with pytest.raises(CorruptOutput, match=r"mem://out/job\.json is damaged: it does not parse"):
+        read(store)
+
+
+def test_a_record_of_a_newer_format_is_refused_with_the_right_advice() -> None:
+    store = DictStore()
+    store.objects["job.json"] = record().model_copy(update={"format": 2}).to_json()
+    with pytest.raises(CorruptOutput, match=r"has format 2 and .* up to 1\. .* Upgrade tokpipe"):
+        read(store)
+
+
+def test_keys_that_a_later_version_adds_are_ignored() -> None:
+    fields = {**json.loads(record().to_json()), "later": 1}
+    fields["tokenizer"]["later"] = 2
+    assert JobRecord.from_json("mem://j", json.dumps(fields).encode()) == record()
+
+
+def test_resume_under_other_settings_names_each_of_them() -> None:
+    written = {"sampling": {"fps": 8.0, "max": 9}, "frames": {"size": [1, 2]}, "gone": True}
+    wanted = {"sampling": {"fps": 12.0, "max": 9}, "frames": {"size": (1, 3)}, "new": None}
+    with pytest.raises(PlanMismatch) as caught:
+        check_same("s3://out", written, wanted)
+    assert str(caught.value) == (
+        "s3://out was written with other settings (frames.size: [1, 2] -> [1, 3]; "
+        "gone: True -> (not set); new: (not set) -> None; sampling.fps: 8.0 -> 12.0). "
+        "Resuming would mix two kinds of codes in one dataset. "
+        "Write to a new output prefix, or restore the earlier job file."
+    )
+
+
+def test_the_same_settings_pass_after_a_trip_through_json() -> None:
+    wanted = {"frames": {"size": (128, 128), "buckets": None}, "libraries": {}}
+    check_same("s3://out", json.loads(json.dumps(wanted)), wanted)
+
+
+def test_settings_are_named_by_dotted_keys() -> None:
+    nested = {"a": {"b": {"c": 1}, "d": [1, {"x": 2}]}, "e": {}}
+    assert flatten(nested) == {"a.b.c": 1, "a.d": [1, {"x": 2}], "e": {}}
+    assert flatten({}) == {}
+
+
+def test_a_job_sums_up_to_the_spec_that_shards_carry() -> None:
+    path = project_root(Path(__file__)) / "jobs/demo.yaml"
+    job = parse_job(path.read_text(), name="demo", root=path.parents[1], environ={})
+    spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 0")
+    assert spec == TokenizerSpec(
+        name="demo-random",
+        weights_hash="random, seed 0",
+        codebook_size=64_000,
+        code_dtype="uint16",
+        temporal_stride=4,
+        spatial_stride=8,
+        chunk_policy="independent",
+    )

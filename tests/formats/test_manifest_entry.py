@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.formats.formats_helpers import flipped
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.manifest import ManifestEntry
+from tokpipe.formats.sealed_json import dump_lines, seal
+from tokpipe.types import ClipRef, Receipt, Rejected
+
+REF = ClipRef("ab" * 16, 7, 0, 1, "s3://videos/7.mp4")
+ENTRY = ManifestEntry(
+    seq=3,
+    writer="driver-1",
+    written_at="2026-01-02T03:04:05.678+00:00",
+    shards=(
+        Receipt(
+            "shards/p-1-a.parquet", 1000, "cd" * 32, 2, 240, 22, (4, 6),
+            "clips/p-1-a.parquet", "ef" * 32, 500,
+            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")),
+        ),
+    ),
+    rejected=(Rejected(ClipRef("ef" * 16, 9, 0, 1, "x"), "decode", "truncated", "why", "pyav", 2),),
+)  # fmt: skip
+
+# As other programs read it; written out so that no change of it goes unseen.
+TEXT = """{"format": 1,
+"seq": 3,
+"writer": "driver-1",
+"written_at": "2026-01-02T03:04:05.678+00:00",
+"clip_fields": ["clip_id", "row", "segment", "num_segments", "source_uri"],
+"shards": [
+{"shard": "shards/p-1-a.parquet", "size_bytes": 1000, "sha256": "SHA", "num_rows": 2, \
+"num_codes": 240, "num_frames": 22, "grid": [4, 6], "side_table": "clips/p-1-a.parquet", \
+"side_table_sha256": "SIDE", "side_table_size_bytes": 500, "clips": [
+["ID1", 7, 0, 1, "s3://videos/7.mp4"],
+["ID2", 8, 1, 3, "s3://videos/8.mp4"]
+]}
+],
+"rejected": [
+{"ref": {"clip_id": "ID3", "row": 9, "segment": 0, "num_segments": 1, "source_uri": "x"}, \
+"stage": "decode", "reason": "truncated", "message": "why", "backend": "pyav", "attempts": 2}
+],
+"checksum": "CHECKSUM"}
+"""
+
+
+def test_the_text_of_an_entry_is_the_documented_one() -> None:
+    checksum = json.loads(ENTRY.to_json())["checksum"]
+    names = {"SHA": "cd" * 32, "SIDE": "ef" * 32, "CHECKSUM": checksum}
+    names |= {"ID1": "ab" * 16, "ID2": "cd" * 16, "ID3": "ef" * 16}
+    text = TEXT
+    for name, value in names.items():
+        text = text.replace(f'"{name}"', f'"{value}"')
+    assert ENTRY.to_json().decode() == text
+
+
+# Surrogates too: a decoder's message may hold bytes that were never text.
+texts = st.text(max_size=10)
+counts = st.integers(0, 2**62)
+refs = st.builds(ClipRef, texts, counts, counts, counts, texts)
+receipts = st.builds(
+    Receipt, texts, counts, texts, counts, counts, counts, st.tuples(counts, counts),
+    texts, texts, counts, st.lists(refs, max_size=3).map(tuple),
+)  # fmt: skip
+rejections = st.builds(
+    Rejected, refs, st.sampled_from(["plan", "decode"]), texts, texts, st.none() | texts, counts
+)
+entries = st.builds(
+    ManifestEntry, counts, texts, texts,
+    st.lists(receipts, max_size=3).map(tuple), st.lists(rejections, max_size=3).map(tuple),
+)  # fmt: skip
+
+
+@given(entries)
+@settings(max_examples=150, deadline=None)
+def test_entries_come_back_as_they_went_in(entry: ManifestEntry) -> None:
+    assert ManifestEntry.from_json("mem://e", entry.to_json()) == entry
+
+
+def test_an_entry_settles_its_clips_and_its_rejections() -> None:
+    assert [ref.row for ref in ENTRY.refs()] == [7, 8, 9]
+
+
+def test_no_flipped_bit_changes_an_entry_unseen() -> None:
+    data = ENTRY.to_json()
+    seen = 0
+    for bit in range(len(data) * 8):
+        try:
+            # A newline may become a tab and so mean the same.
+            assert ManifestEntry.from_json("mem://e", flipped(data, bit)) == ENTRY
+        except CorruptOutput:
+            seen += 1
+    assert seen > 0.99 * len(data) * 8
+
+
+@pytest.mark.parametrize("length", range(0, len(ENTRY.to_json()) - 1, 50))
+def test_a_truncated_entry_is_refused(length: int) -> None:
+    with pytest.raises(CorruptOutput, match="mem://e is damaged"):
+        ManifestEntry.from_json("mem://e", ENTRY.to_json()[:length])
+
+
+def with_fields(**fields: Any) -> bytes:
+    body = json.loads(ENTRY.to_json())
+    del body["checksum"]
+    return dump_lines(seal({**body, **fields}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seq": "three"},
+        {"shards": None},
+        {"shards": [{}]},
+        {"clip_fields": ["clip_id"]},
+        {"rejected": [{"ref": 1}]},
+    ],
+    ids=str,
+)
+def test_an_entry_of_another_shape_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(CorruptOutput, match="does not parse as a manifest entry"):
+        ManifestEntry.from_json("mem://e", with_fields(**fields))
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"null", b"[1]", b"{}", b'{"checksum": "no"}'])
+def test_what_is_no_entry_is_refused(text: bytes) -> None:
+    with pytest.raises(CorruptOutput, match="mem://e is damaged"):
+        ManifestEntry.from_json("mem://e", text)
+
+
+def test_fields_that_a_later_version_adds_are_ignored() -> None:
+    assert ManifestEntry.from_json("mem://e", with_fields(later=1)) == ENTRY
+
+
+def test_an_entry_of_a_newer_format_asks_for_an_upgrade() -> None:
+    with pytest.raises(CorruptOutput, match=r"format 2 and .* up to 1\. .* Upgrade tokpipe"):
+        ManifestEntry.from_json("mem://e", with_fields(format=2))

@@ -1,0 +1,188 @@
+"""The manifest against a dictionary: commits, crashes at any write, zombies, lost checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Literal
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.formats.formats_helpers import Crash, DictStore, clip_ref, encoded_clip, receipt_of
+from tokpipe.formats.manifest import (
+    ManifestEntry,
+    ManifestState,
+    append,
+    iter_entries,
+    iter_rejected,
+    load_state,
+    write_checkpoint,
+)
+from tokpipe.types import ClipRef, EncodedClip, Rejected
+
+NUM_ROWS = 40
+INTERVAL = 3
+SEGMENTS = [1 + (row % 4 == 3) * (row % 3) for row in range(NUM_ROWS)]
+"""Most rows are one clip; some are cut into 2 or 3."""
+CLIPS = [(row, segment) for row, num in enumerate(SEGMENTS) for segment in range(num)]
+
+Clip = tuple[int, int]
+
+
+class Driver:
+    """What a driver does around the manifest: drop what is committed, append, checkpoint."""
+
+    def __init__(self, store: DictStore, name: str) -> None:
+        self.store = store
+        self.name = name
+        self.state = load_state(store, NUM_ROWS, interval=INTERVAL)
+
+    def entry(self, tokenized: set[Clip], rejected: set[Clip]) -> ManifestEntry:
+        clips = [encoded(clip) for clip in sorted(tokenized) if self._is_new(clip)]
+        seq = self.state.next_seq
+        return ManifestEntry(
+            seq,
+            self.name,
+            "now",
+            (receipt_of(f"p-{seq}-{self.name}", clips),) if clips else (),
+            tuple(
+                Rejected(ref_of(clip), "decode", f"reason{clip[1]}", "message")
+                for clip in sorted(rejected)
+                if self._is_new(clip)
+            ),
+        )
+
+    def commit(self, entry: ManifestEntry) -> bool:
+        if not append(self.store, entry):
+            return False
+        self.state.apply(entry)
+        if self.state.next_seq % INTERVAL == 0:
+            write_checkpoint(self.store, self.state)
+        return True
+
+    def _is_new(self, clip: Clip) -> bool:
+        return ref_of(clip) not in self.state.committed
+
+
+def ref_of(clip: Clip) -> ClipRef:
+    row, segment = clip
+    return clip_ref(row, segment, SEGMENTS[row])
+
+
+def encoded(clip: Clip) -> EncodedClip:
+    whole = encoded_clip(clip[0], frames=(1,), grid=(1, 1))
+    return EncodedClip(
+        ref_of(clip), whole.chunks, whole.codes, whole.pts_s, whole.fps, whole.backend
+    )
+
+
+work = st.sets(st.sampled_from(CLIPS), max_size=8)
+
+
+class ManifestMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = DictStore()
+        self.num_drivers = 0
+        self.tokenized: dict[Clip, str] = {}
+        self.rejected: dict[Clip, str] = {}
+        self.zombie: Driver | None = None
+        self.start()
+
+    def start(self) -> None:
+        self.num_drivers += 1
+        self.driver = Driver(self.store, f"driver-{self.num_drivers}")
+
+    def remember(self, entry: ManifestEntry) -> None:
+        for receipt in entry.shards:
+            for ref in receipt.clips:
+                self.tokenized[ref.row, ref.segment] = receipt.shard
+        for rejection in entry.rejected:
+            self.rejected[rejection.ref.row, rejection.ref.segment] = rejection.reason
+
+    @rule(done=work, refused=work)
+    def commit(self, done: set[Clip], refused: set[Clip]) -> None:
+        entry = self.driver.entry(done, refused - done)
+        assert self.driver.commit(entry)
+        self.remember(entry)
+
+    @rule(
+        done=work,
+        refused=work,
+        write=st.integers(0, 2),
+        crash=st.sampled_from(["before", "after"]),
+    )
+    def crash_and_resume(
+        self, done: set[Clip], refused: set[Clip], write: int, crash: Literal["before", "after"]
+    ) -> None:
+        """The writes of a commit are the entry, then both halves of a checkpoint, if it is due."""
+        entry = self.driver.entry(done, refused - done)
+        self.store.writes_to_crash, self.store.crash = write, crash
+        with contextlib.suppress(Crash):
+            assert self.driver.commit(entry)
+        self.store.writes_to_crash = None
+        if write > 0 or crash == "after":
+            self.remember(entry)
+        self.start()
+
+    @rule()
+    def freeze_and_replace(self) -> None:
+        self.zombie = self.driver
+        self.start()
+
+    @precondition(lambda self: self.zombie is not None)
+    @rule(done=work)
+    def thaw(self, done: set[Clip]) -> None:
+        """The old driver goes on where it was: first come takes the number, never both."""
+        assert self.zombie is not None
+        stale = self.zombie.state.next_seq < self.driver.state.next_seq
+        entry = self.zombie.entry(done, set())
+        won = self.zombie.commit(entry)
+        assert won == (not stale)
+        if won:
+            self.remember(entry)
+            # Now the other one is behind, sees so at its next commit, and is started again.
+            assert not self.driver.commit(self.driver.entry(set(), set()))
+            self.start()
+        self.zombie = None
+
+    @rule(data=st.data(), how=st.sampled_from(["delete", "damage"]))
+    def lose_a_checkpoint(self, data: st.DataObject, how: str) -> None:
+        keys = sorted(key for key in self.store.objects if "checkpoint" in key)
+        if keys:
+            key = data.draw(st.sampled_from(keys))
+            if how == "delete":
+                del self.store.objects[key]
+            else:
+                self.store.objects[key] = self.store.objects[key][:-7]
+
+    @invariant()
+    def the_manifest_is_the_dictionary(self) -> None:
+        # With checkpoints, without any, and as the running driver believes it to be.
+        self.check(load_state(self.store, NUM_ROWS, interval=INTERVAL))
+        self.check(load_state(self.store, NUM_ROWS, interval=10**9))
+        self.check(self.driver.state)
+        found = {(r.ref.row, r.ref.segment): r.reason for r in iter_rejected(self.store)}
+        assert found == self.rejected
+        settled = [
+            (ref.row, ref.segment) for entry in iter_entries(self.store) for ref in entry.refs()
+        ]
+        assert sorted(settled) == sorted([*self.tokenized, *self.rejected])
+
+    def check(self, state: ManifestState) -> None:
+        settled = self.tokenized.keys() | self.rejected.keys()
+        for clip in CLIPS:
+            assert (ref_of(clip) in state.committed) == (clip in settled)
+        whole = [all((row, s) in settled for s in range(num)) for row, num in enumerate(SEGMENTS)]
+        assert state.committed.done(0, NUM_ROWS).tolist() == whole
+        assert state.totals.num_clips == len(self.tokenized)
+        assert state.totals.rejected == Counter(self.rejected.values())
+        assert state.shards.column("shard").to_pylist() == list(
+            dict.fromkeys(self.tokenized.values())
+        )
+
+
+TestManifest = ManifestMachine.TestCase
+TestManifest.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.formats.formats_helpers import encoded_clip, flipped, receipt_of, shard_metadata
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.shard import build_shard, shard_schema
+from tokpipe.formats.shard_reader import ShardReader, check_shard
+
+CLIPS = [encoded_clip(row, (17, 17, 5), (8, 8)) for row in range(8)]
+METADATA = shard_metadata()
+SHARD = build_shard(CLIPS, METADATA)
+RECEIPT = receipt_of("p-1-a", CLIPS, SHARD)
+URI = "mem://out/shards/p-1-a.parquet"
+
+
+def codes_pages() -> tuple[int, int]:
+    """First and last byte of the codes' only page, by the footer of the sound shard."""
+    column = pq.ParquetFile(pa.BufferReader(SHARD)).metadata.row_group(0).column(15)
+    start = column.data_page_offset
+    return start, start + column.total_compressed_size
+
+
+def test_a_sound_shard_passes() -> None:
+    check_shard(URI, SHARD, RECEIPT, METADATA)
+
+
+@given(st.integers(0, len(SHARD) * 8 - 1))
+@settings(max_examples=300, deadline=None)
+def test_any_flipped_bit_is_noticed_by_the_files_checksum(bit: int) -> None:
+    with pytest.raises(CorruptOutput, match="SHA-256"):
+        check_shard(URI, flipped(SHARD, bit), RECEIPT, METADATA)
+
+
+@given(st.integers(codes_pages()[0] * 8, codes_pages()[1] * 8 - 1))
+@settings(max_examples=300, deadline=None)
+def test_a_flipped_bit_among_codes_is_noticed_without_the_manifest(bit: int) -> None:
+    # Page header or page: whatever Parquet itself lets pass, the rows' CRCs must not.
+    try:
+        rows = list(ShardReader(URI, flipped(SHARD, bit)).rows())
+    except CorruptOutput:
+        return
+    # Some bits of a page's header mean nothing to a reader. Then nothing may have changed.
+    for row, sound in zip(rows, ShardReader(URI, SHARD).rows(), strict=True):
+        assert row.clip_id == sound.clip_id
+        np.testing.assert_array_equal(row.codes, sound.codes)
+
+
+def test_flipped_payload_bits_are_all_refused() -> None:
+    start, end = codes_pages()
+    for at in np.linspace(start + 100, end - 1, 60).astype(int):
+        with pytest.raises(CorruptOutput, match=r"row group 0 cannot be read: .*CRC"):
+            list(ShardReader(URI, flipped(SHARD, int(at) * 8)).rows())
+
+
+def test_without_verification_flips_pass_which_is_why_it_is_the_default() -> None:
+    start, end = codes_pages()
+    silent = 0
+    for at in np.linspace(start + 100, end - 1, 20).astype(int):
+        try:
+            list(ShardReader(URI, flipped(SHARD, int(at) * 8), verify=False).rows())
+            silent += 1
+        except CorruptOutput:
+            pass
+    assert silent > 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 100, len(SHARD) // 2, len(SHARD) - 1])
+def test_a_truncated_shard_is_refused(length: int) -> None:
+    with pytest.raises(CorruptOutput, match=f"{length} bytes where the manifest lists"):
+        check_shard(URI, SHARD[:length], RECEIPT, METADATA)
+    with pytest.raises(CorruptOutput, match="does not open as a shard"):
+        ShardReader(URI, SHARD[:length])
+
+
+def test_the_message_has_its_four_parts() -> None:
+    with pytest.raises(CorruptOutput) as caught:
+        check_shard(URI, SHARD[:-1], RECEIPT, METADATA)
+    assert str(caught.value) == (
+        f"{URI} is damaged: it has {len(SHARD) - 1} bytes where the manifest lists {len(SHARD)}. "
+        "Reading on could give wrong codes without a sign. Restore the object from a copy or an "
+        "older version of it; if there is none, tokenize the dataset again to a new output prefix."
+    )
+
+
+def rewritten(change: Any, schema: pa.Schema | None = None) -> bytes:
+    """The shard with its table changed and every Parquet checksum right again."""
+    file = pq.ParquetFile(pa.BufferReader(SHARD))
+    table = change(file.read())
+    sink = pa.BufferOutputStream()
+    schema = schema or shard_schema("uint16")
+    with pq.ParquetWriter(sink, schema, store_schema=False, write_page_checksum=True) as writer:
+        writer.write_table(pa.table(table.columns, schema=schema))
+        writer.add_key_value_metadata(file.metadata.metadata)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def with_column(name: str, values: Any) -> Any:
+    def change(table: pa.Table) -> pa.Table:
+        index = table.schema.get_field_index(name)
+        return table.set_column(index, table.schema.field(index), pa.array(values(table[name])))
+
+    return change
+
+
+def swapped(column: Any) -> Any:
+    values = column.to_pylist()
+    values[0], values[1] = values[1], values[0]
+    return pa.array(values, column.type)
+
+
+def first_is(value: Any) -> Any:
+    return lambda column: pa.array([value, *column.to_pylist()[1:]], column.type)
+
+
+TAMPERED = {
+    "codes of another row": (with_column("codes", swapped), "have CRC-32 .*, not "),
+    "another crc": (with_column("codes_crc32", first_is(1)), "have CRC-32 .*, not 00000001"),
+    "too few codes": (with_column("codes", first_is([1, 2])), "2 codes for a grid of"),
+    "another grid": (
+        lambda table: with_column("h", first_is(4))(with_column("w", first_is(16))(table)),
+        r"row 0 of row group 0 has grid \(4, 16\) in a shard of 8x8",
+    ),
+    "rows out of order": (lambda table: table.take([1, 0, *range(2, 24)]), "has the chunks"),
+    "clips out of order": (
+        lambda table: table.take([3, 4, 5, 0, 1, 2, *range(6, 24)]),
+        "stands after clip",
+    ),
+    "a row twice": (lambda table: table.take([0, 0, *range(2, 24)]), "has the chunks"),
+    "another number of chunks": (with_column("n_chunks", first_is(4)), "has the chunks"),
+    "a row missing": (lambda table: table.slice(1), "has 23 rows where its footer says 24"),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_content_that_contradicts_itself_is_refused(case: str) -> None:
+    change, message = TAMPERED[case]
+    with pytest.raises(CorruptOutput, match=message):
+        list(ShardReader(URI, rewritten(change)).clips())
+
+
+def test_the_tampering_itself_leaves_a_sound_shard_sound() -> None:
+    assert len(list(ShardReader(URI, rewritten(lambda table: table)).clips())) == 8
+
+
+def test_a_code_beyond_the_codebook_is_refused() -> None:
+    small = shard_metadata(100)
+    data = build_shard([encoded_clip(0, codebook_size=100)], small)
+    # The same file under a footer that promises fewer codes.
+    shard = ShardReader(URI, data)
+    assert max(int(row.codes.max()) for row in shard.rows()) > 50
+    spec = small.tokenizer.model_copy(update={"codebook_size": 50})
+    shard.footer = dataclasses.replace(
+        shard.footer, metadata=dataclasses.replace(small, tokenizer=spec)
+    )
+    with pytest.raises(CorruptOutput, match="of a codebook of 50"):
+        list(shard.rows())
+
+
+def test_other_columns_are_refused() -> None:
+    schema = shard_schema("uint16")
+    wide = schema.set(15, pa.field("codes", pa.list_(pa.int64()), nullable=False))
+    data = rewritten(lambda table: table.cast(wide), wide)
+    with pytest.raises(CorruptOutput, match="columns are not those of a shard"):
+        ShardReader(URI, data)
+
+
+def test_a_parquet_file_of_somebody_else_is_refused() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    with pytest.raises(CorruptOutput, match=r"its footer lacks the key tokpipe\.format_version"):
+        ShardReader(URI, sink.getvalue().to_pybytes())
+
+
+def test_a_shard_of_another_fingerprint_is_refused() -> None:
+    other = dataclasses.replace(METADATA, fingerprint="0" * 32)
+    with pytest.raises(CorruptOutput, match=f"made with fingerprint {'f' * 32} .* {'0' * 32}"):
+        check_shard(URI, SHARD, RECEIPT, other)
+
+
+@pytest.mark.parametrize("field", ["num_rows", "num_codes", "num_frames"])
+def test_a_receipt_with_other_counts_is_refused(field: str) -> None:
+    changed: Any = {field: 1}
+    receipt = dataclasses.replace(RECEIPT, **changed)
+    with pytest.raises(CorruptOutput, match="where the manifest lists"):
+        check_shard(URI, SHARD, receipt, METADATA)
+
+
+def test_a_receipt_of_other_clips_is_refused() -> None:
+    receipt = dataclasses.replace(RECEIPT, clips=RECEIPT.clips[:-1])
+    with pytest.raises(CorruptOutput, match="its 8 clips are not those"):
+        check_shard(URI, SHARD, receipt, METADATA)

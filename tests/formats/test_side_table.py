@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.formats.formats_helpers import encoded_clip, flipped
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.checks import sha256
+from tokpipe.formats.side_table import build_side_table, carried_names, read_side_table
+
+CLIPS = [encoded_clip(2, (17, 5)), encoded_clip(1, (9,))]
+CARRIED = pa.table(
+    {
+        "caption": pa.array(["second", None]),
+        "score": pa.array([0.5, 0.25], pa.float32()),
+        "tags": pa.array([["a"], []], pa.list_(pa.string())),
+        "fps": pa.array([25, 30], pa.int32()),
+    }
+)
+
+
+def read(data: bytes) -> pa.Table:
+    return read_side_table("mem://t", data, size_bytes=len(data), sha256_hex=sha256(data))
+
+
+def test_a_row_is_a_clip_with_its_carried_columns() -> None:
+    table = read(build_side_table(CLIPS, CARRIED))
+    assert table.to_pylist() == [
+        {
+            "clip_id": CLIPS[1].ref.clip_id,
+            "source_uri": "s3://videos/1.mp4",
+            "plan_row": 1,
+            "segment": 0,
+            "n_segments": 1,
+            "n_frames": 9,
+            "n_chunks": 1,
+            "fps": 8.0,
+            "decoder": "pyav",
+            "start_pts_s": 0.25,
+            "end_pts_s": 8 / 8 + 0.25,
+            "caption": None,
+            "score": 0.25,
+            "tags": [],
+            "source.fps": 30,
+        },
+        {
+            "clip_id": CLIPS[0].ref.clip_id,
+            "source_uri": "s3://videos/2.mp4",
+            "plan_row": 2,
+            "segment": 0,
+            "n_segments": 1,
+            "n_frames": 22,
+            "n_chunks": 2,
+            "fps": 8.0,
+            "decoder": "pyav",
+            "start_pts_s": 0.25,
+            "end_pts_s": 21 / 8 + 0.25,
+            "caption": "second",
+            "score": 0.5,
+            "tags": ["a"],
+            "source.fps": 25,
+        },
+    ]
+
+
+def test_carried_columns_keep_their_types_even_when_all_null() -> None:
+    nulls = CARRIED.schema.empty_table().to_pydict()
+    nulls = pa.table({name: [None, None] for name in nulls}, schema=CARRIED.schema)
+    table = read(build_side_table(CLIPS, nulls))
+    assert table.schema.types[-4:] == CARRIED.schema.types
+
+
+def test_no_carried_columns_are_fine() -> None:
+    table = read(build_side_table(CLIPS, CARRIED.select([])))
+    assert table.num_rows == 2
+    assert table.column_names[-1] == "end_pts_s"
+
+
+def test_the_own_columns_are_required() -> None:
+    table = read(build_side_table(CLIPS, CARRIED))
+    assert not any(table.schema.field(i).nullable for i in range(11))
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        ([], []),
+        (["caption", "url"], ["caption", "url"]),
+        (["clip_id", "caption"], ["source.clip_id", "caption"]),
+        (["fps", "source.fps"], ["source.source.fps", "source.fps"]),
+        (["source.fps", "fps"], ["source.fps", "source.source.fps"]),
+    ],
+    ids=str,
+)
+def test_a_source_column_gives_way_to_one_of_tokpipes_own(
+    columns: list[str], names: list[str]
+) -> None:
+    assert carried_names(columns) == names
+
+
+def test_carried_rows_must_be_aligned_to_the_clips() -> None:
+    with pytest.raises(ValueError, match="1 rows of carried columns for 2 clips"):
+        build_side_table(CLIPS, CARRIED.slice(1))
+
+
+def test_damage_is_noticed() -> None:
+    data = build_side_table(CLIPS, CARRIED)
+    for bit in range(0, len(data) * 8, 997):
+        with pytest.raises(CorruptOutput, match="SHA-256"):
+            read_side_table(
+                "mem://t", flipped(data, bit), size_bytes=len(data), sha256_hex=sha256(data)
+            )
+
+
+def test_something_else_is_no_side_table() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    with pytest.raises(CorruptOutput, match=r"its columns are \['a'\]"):
+        read(sink.getvalue().to_pybytes())
+    with pytest.raises(CorruptOutput, match="does not open as a side table"):
+        read(b"text")

@@ -1,0 +1,56 @@
+"""Writes small outputs, the way that a job does, for tests of the reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from tests.formats.formats_helpers import receipt_of, shard_metadata
+from tokpipe.formats import job_record
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import ManifestEntry, append
+from tokpipe.formats.shard import build_shard
+from tokpipe.formats.side_table import build_side_table
+from tokpipe.storage.store import Store
+from tokpipe.types import EncodedClip, Receipt, Rejected
+
+NUM_ROWS = 1000
+
+
+def begin(store: Store, codebook_size: int = 8192) -> None:
+    """Write the job's record: an output that has begun, and lists nothing."""
+    metadata = shard_metadata(codebook_size)
+    job_record.write_once(
+        store,
+        JobRecord(
+            tokpipe_version="0.1.0",
+            created_at="2026-01-01T00:00:00+00:00",
+            writer="driver-1",
+            dataset="demo",
+            fingerprint=metadata.fingerprint,
+            settings={},
+            tokenizer=metadata.tokenizer,
+            num_rows=NUM_ROWS,
+            plan={},
+            libraries={},
+            job={},
+        ),
+    )
+
+
+def put_shard(
+    store: Store, name: str, clips: Sequence[EncodedClip], codebook_size: int = 8192
+) -> Receipt:
+    """Put a shard and its side table, with the caption ``caption <plan row>``; list neither."""
+    shard = build_shard(clips, shard_metadata(codebook_size))
+    captions = [f"caption {clip.ref.row}" for clip in clips]
+    side_table = build_side_table(clips, pa.table({"caption": captions}))
+    receipt = receipt_of(name, clips, shard, side_table)
+    store.put(receipt.shard, shard)
+    store.put(receipt.side_table, side_table)
+    return receipt
+
+
+def commit(store: Store, seq: int, *receipts: Receipt, rejected: Sequence[Rejected] = ()) -> None:
+    assert append(store, ManifestEntry(seq, "driver-1", "now", receipts, tuple(rejected)))

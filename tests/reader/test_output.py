@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.formats.formats_helpers import (
+    DictStore,
+    clip_ref,
+    encoded_clip,
+    encoded_clips,
+    flipped,
+    shard_metadata,
+)
+from tests.reader.reader_helpers import begin, commit, put_shard
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.formats.shard import shard_schema
+from tokpipe.reader import Clip, Output, open_output
+from tokpipe.storage import open_store
+from tokpipe.types import EncodedClip, Rejected
+
+CLIPS = [encoded_clip(row, frames, (4, 4)) for row, frames in enumerate([(17, 17, 5), (1,), (9,)])]
+OTHERS = [encoded_clip(row, (17, 2), (2, 6)) for row in (10, 11)]
+REFUSED = Rejected(clip_ref(20), "decode", "truncated", "frame 7 of 9 is missing", "pyav")
+
+
+@pytest.fixture
+def store() -> DictStore:
+    """Two shards of different grids in two entries, and a rejected clip."""
+    store = DictStore()
+    begin(store)
+    commit(store, 0, put_shard(store, "p-1-a", CLIPS))
+    commit(store, 1, put_shard(store, "p-2-a", OTHERS), rejected=[REFUSED])
+    return store
+
+
+def assert_same(clip: Clip, encoded: EncodedClip) -> None:
+    assert clip.clip_id == encoded.ref.clip_id
+    assert clip.source_uri == encoded.ref.source_uri
+    assert clip.fps == encoded.fps
+    assert clip.metadata == {"caption": f"caption {encoded.ref.row}"}
+    for chunk, span, codes in zip(clip.chunks, encoded.chunks, encoded.codes, strict=True):
+        assert chunk.codes.dtype == codes.dtype
+        np.testing.assert_array_equal(chunk.codes, codes)
+        assert chunk.first_is_image == span.first_is_image
+        assert (chunk.frame_start, chunk.n_frames) == (span.first_frame, span.num_frames)
+        assert chunk.n_pad_frames == span.num_pad_frames
+        assert chunk.n_context_frames == span.num_context_frames
+        assert chunk.start_pts_s == encoded.pts_s[span.first_frame]
+        assert chunk.end_pts_s == encoded.pts_s[span.first_frame + span.num_frames - 1]
+    np.testing.assert_array_equal(clip.codes, np.concatenate(encoded.codes))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_clips_are_read_as_they_were_encoded(store: DictStore, verify: bool) -> None:
+    output = Output(store, verify=verify)
+    for clip, encoded in zip(output.clips(), [*CLIPS, *OTHERS], strict=True):
+        assert_same(clip, encoded)
+    for encoded in [*OTHERS, *CLIPS, *OTHERS]:
+        assert_same(output.clip(encoded.ref.clip_id), encoded)
+
+
+@pytest.mark.parametrize("codebook_size", [65_536, 65_537])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_clips_make_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
+    store = DictStore()
+    begin(store, codebook_size)
+    clips: list[EncodedClip] = data.draw(encoded_clips(codebook_size))
+    commit(store, 0, put_shard(store, "p-1-a", clips, codebook_size))
+    output = Output(store)
+    by_id = {clip.clip_id: clip for clip in output.clips()}
+    assert list(by_id) == sorted(clip.ref.clip_id for clip in clips)
+    for encoded in clips:
+        assert_same(by_id[encoded.ref.clip_id], encoded)
+        assert_same(output.clip(encoded.ref.clip_id), encoded)
+
+
+def test_an_output_says_what_it_holds(store: DictStore) -> None:
+    output = Output(store)
+    assert output.fingerprint == "f" * 32
+    assert output.tokenizer == shard_metadata().tokenizer
+    assert output.num_clips == 5
+    assert output.num_codes == sum(clip.num_codes for clip in [*CLIPS, *OTHERS])
+    assert output.totals.rejected == {"truncated": 1}
+    assert list(output.rejected()) == [REFUSED]
+
+
+def test_shards_are_a_sequence(store: DictStore) -> None:
+    shards = Output(store).shards
+    assert len(shards) == 2
+    first, last = shards
+    assert (first.key, first.uri) == ("shards/p-1-a.parquet", "mem://out/shards/p-1-a.parquet")
+    assert (first.num_rows, first.num_clips, first.num_frames) == (5, 3, 39 + 1 + 9)
+    assert (first.grid, last.grid) == ((4, 4), (2, 6))
+    assert last.size_bytes == len(store.objects[last.key])
+    assert shards[-1] == last
+    assert list(shards[1:]) == [last]
+    assert list(shards[5:]) == []
+    with pytest.raises(IndexError):
+        shards[2]
+
+
+def test_unlisted_shards_do_not_exist(store: DictStore) -> None:
+    put_shard(store, "p-3-a", [encoded_clip(30)])
+    store.objects["shards/p-4-a.parquet"] = b"half of one"
+    output = Output(store)
+    assert [shard.key for shard in output.shards] == [
+        "shards/p-1-a.parquet",
+        "shards/p-2-a.parquet",
+    ]
+    assert output.num_clips == len(list(output.clips())) == 5
+
+
+def test_a_running_jobs_output_opens_as_far_as_it_is_committed(store: DictStore) -> None:
+    output = Output(store)
+    late = encoded_clip(30)
+    commit(store, 2, put_shard(store, "p-3-a", [late]))
+    assert len(list(output.clips())) == output.num_clips == 5
+    with pytest.raises(NotFound, match="open the output again"):
+        output.clip(late.ref.clip_id)
+    assert Output(store).num_clips == 6
+    assert_same(Output(store).clip(late.ref.clip_id), late)
+
+
+def test_an_output_that_lists_nothing_is_empty() -> None:
+    store = DictStore()
+    begin(store)
+    output = Output(store)
+    assert (output.num_clips, output.num_codes, len(output.shards)) == (0, 0, 0)
+    assert list(output.clips()) == []
+    assert list(output.rejected()) == []
+    assert output.to_table().num_rows == 0
+    assert output.to_table().schema == shard_schema("uint16")
+    with pytest.raises(NotFound, match="holds no tokenized clip 'x'"):
+        output.clip("x")
+
+
+def test_a_rejected_clip_is_not_found(store: DictStore) -> None:
+    with pytest.raises(NotFound, match=r"It may be rejected"):
+        Output(store).clip(REFUSED.ref.clip_id)
+
+
+def test_arrow_users_get_the_rows_as_they_stand_in_shards(store: DictStore) -> None:
+    output = Output(store)
+    table = output.to_table()
+    assert table.schema == shard_schema("uint16")
+    assert table.num_rows == 5 + 4
+    assert [batch.num_rows for batch in output.iter_batches()] == [5, 4]
+    assert table.column("codes")[0].as_py() == CLIPS[0].codes[0].ravel().tolist()
+    some = output.to_table(["w", "codes"])
+    assert some.column_names == ["w", "codes"]
+    assert some.column("codes").to_pylist() == table.column("codes").to_pylist()
+    captions = [row["caption"] for side in output.iter_side_tables() for row in side.to_pylist()]
+    assert captions == ["caption 0", "caption 1", "caption 2", "caption 10", "caption 11"]
+
+
+def test_a_clips_codes_are_its_own(store: DictStore) -> None:
+    codes = next(iter(Output(store).clips())).chunks[0].codes
+    assert codes.base is None, "a view would keep a row group of two megabytes in memory"
+    assert codes.flags.writeable
+
+
+def reads(output: Output) -> dict[str, Callable[[], Any]]:
+    return {
+        "clips": lambda: list(output.clips()),
+        "clip": lambda: output.clip(CLIPS[1].ref.clip_id),
+        "table": lambda: output.to_table(),
+        "one column": lambda: output.to_table(["t"]),
+    }
+
+
+@pytest.mark.parametrize("way", ["clips", "clip", "table", "one column"])
+def test_every_flipped_bit_is_noticed_whichever_way_a_shard_is_read(
+    store: DictStore, way: str
+) -> None:
+    key = "shards/p-1-a.parquet"
+    sound = store.objects[key]
+    reads(Output(store))[way]()
+    # All over the file: magic bytes, pages, page index and footer.
+    for bit in [*range(0, len(sound) * 8, len(sound) * 8 // 40), len(sound) * 8 - 1]:
+        store.objects[key] = flipped(sound, bit)
+        with pytest.raises(CorruptOutput, match=r"p-1-a\.parquet is damaged: its SHA-256"):
+            reads(Output(store))[way]()
+
+
+def test_a_row_group_damaged_after_the_first_look_is_noticed(store: DictStore) -> None:
+    output = Output(store)
+    output.clip(CLIPS[0].ref.clip_id)  # verifies the shard whole; later reads are by range
+    key = "shards/p-1-a.parquet"
+    codes = CLIPS[0].codes[0].astype("<u2").tobytes()
+    assert codes not in store.objects[key], "byte planes"
+    plane = codes[::2][:16]
+    at = store.objects[key].find(plane)
+    assert at > 0, "small pages of uniform codes are not worth compressing"
+    store.objects[key] = flipped(store.objects[key], at * 8)
+    with pytest.raises(CorruptOutput, match="row group 0"):
+        output.clip(CLIPS[0].ref.clip_id)
+
+
+@pytest.mark.parametrize("key", ["shards/p-2-a.parquet", "clips/p-2-a.parquet"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_listed_object_that_is_missing_is_damage(
+    store: DictStore, key: str, verify: bool
+) -> None:
+    del store.objects[key]
+    with pytest.raises(CorruptOutput, match="it is missing, though the manifest lists it"):
+        list(Output(store, verify=verify).clips())
+    with pytest.raises(CorruptOutput, match="it is missing, though the manifest lists it"):
+        Output(store, verify=verify).clip(OTHERS[0].ref.clip_id)
+
+
+def test_a_damaged_side_table_is_noticed(store: DictStore) -> None:
+    key = "clips/p-1-a.parquet"
+    store.objects[key] = flipped(store.objects[key], len(store.objects[key]) * 4)
+    with pytest.raises(CorruptOutput, match=r"clips/p-1-a\.parquet is damaged: its SHA-256"):
+        list(Output(store).clips())
+
+
+def test_a_side_table_of_another_shard_is_noticed_even_unverified(store: DictStore) -> None:
+    store.objects["clips/p-1-a.parquet"] = store.objects["clips/p-2-a.parquet"]
+    with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
+        list(Output(store, verify=False).clips())
+    with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
+        Output(store, verify=False).clip(CLIPS[0].ref.clip_id)
+
+
+def test_a_shard_of_another_fingerprint_is_refused_even_unverified(store: DictStore) -> None:
+    small = [encoded_clip(30, (9,), (4, 4), 4096)]
+    commit(store, 2, put_shard(store, "p-3-a", small, codebook_size=4096))
+    with pytest.raises(CorruptOutput, match="would mean something else"):
+        list(Output(store, verify=False).clips())
+
+
+def test_random_access_keeps_few_shards_open() -> None:
+    store = DictStore()
+    begin(store)
+    clips = [encoded_clip(row, (1,)) for row in range(40)]
+    commit(store, 0, *(put_shard(store, f"p-{c.ref.row}-a", [c]) for c in clips))
+    output = Output(store)
+    for _ in range(2):
+        for clip in clips:
+            assert_same(output.clip(clip.ref.clip_id), clip)
+    assert len(output._open) == 16
+    whole = [r for r in store.requests if r == "get shards/p-3-a.parquet"]
+    store.requests.clear()
+    output.clip(clips[39].ref.clip_id)
+    output.clip(clips[39].ref.clip_id)
+    assert "get clips/p-39-a.parquet" not in store.requests
+    assert whole, "verified once as a whole"
+
+
+def test_clips_that_are_far_larger_than_a_row_group_are_whole() -> None:
+    store = DictStore()
+    begin(store)
+    clips = [encoded_clip(row, (17,) * 4, (256, 256)) for row in range(2)]
+    commit(store, 0, put_shard(store, "p-1-a", clips))
+    output = Output(store)
+    for clip, encoded in zip(output.clips(), clips, strict=True):
+        assert_same(clip, encoded)
+    assert_same(output.clip(clips[1].ref.clip_id), clips[1])
+
+
+@pytest.fixture(params=["memory", "disk"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{uuid4().hex}/out" if request.param == "memory" else str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_outputs_open_by_uri(uri: str, verify: bool) -> None:
+    store = open_store(uri, StoreOptions())
+    begin(store)
+    commit(store, 0, put_shard(store, "p-1-a", CLIPS))
+    output = open_output(uri, verify=verify)
+    for clip, encoded in zip(output.clips(), CLIPS, strict=True):
+        assert_same(clip, encoded)
+    assert_same(output.clip(CLIPS[1].ref.clip_id), CLIPS[1])
+
+
+def test_a_uri_without_an_output_is_named(uri: str) -> None:
+    with pytest.raises(NotFound, match=r"out has no job\.json"):
+        open_output(uri)
+
+
+def test_reading_needs_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys, tokpipe.reader\n"
+        "heavy = {'ray', 'torch', 'decord', 'av', 'tokpipe.runtime'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

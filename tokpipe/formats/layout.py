@@ -1,0 +1,40 @@
+"""Where each object of an output stands below its prefix."""
+
+from __future__ import annotations
+
+import re
+
+JOB_RECORD = "job.json"
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def shard_key(name: str) -> str:
+    """Key of the shard called ``name``, which is ``<plan>-<lease>-<attempt>``."""
+    return f"shards/{_checked(name)}.parquet"
+
+
+def side_table_key(name: str) -> str:
+    """Key of the per-clip table that belongs to the shard called ``name``."""
+    return f"clips/{_checked(name)}.parquet"
+
+
+def entry_key(seq: int) -> str:
+    """Key of manifest entry ``seq``, counted from 0 without gaps."""
+    return f"manifest/{seq:08d}.json"
+
+
+def checkpoint_key(seq: int) -> str:
+    """Key of the checkpoint that sums up the entries before ``seq``."""
+    return f"manifest/{seq:08d}.checkpoint.json"
+
+
+def checkpoint_shards_key(seq: int) -> str:
+    """Key of the table of every shard listed before ``seq``."""
+    return f"manifest/{seq:08d}.checkpoint.parquet"
+
+
+def _checked(name: str) -> str:
+    if not _SHARD_NAME.fullmatch(name) or name.startswith("."):
+        raise ValueError(f"shard name {name!r} must be letters, digits, '-', '_' and '.'")
+    return name

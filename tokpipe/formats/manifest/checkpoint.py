@@ -1,0 +1,119 @@
+"""Checkpoints: the state of a manifest saved every so often, so that loading reads few objects.
+
+A checkpoint is only a shortcut. It follows from the entries before it, any driver may write it,
+and one that is missing or damaged costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.checks import check_bytes, damaged, sha256
+from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
+from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
+from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, ManifestState, Totals
+from tokpipe.formats.sealed_json import dump_lines, seal, unseal
+from tokpipe.storage.store import Store
+
+CHECKPOINT_FORMAT = 1
+
+CHECKPOINT_INTERVAL = 64
+"""Checkpoints stand at multiples of this many entries, so that finding one needs no listing."""
+
+
+def write_checkpoint(store: Store, state: ManifestState) -> bool:
+    """Save ``state`` as the checkpoint before entry ``state.next_seq``.
+
+    Two objects are created, the table of shards and then the record that vouches for it, so a
+    crash between them leaves a table that nobody reads.
+
+    Returns:
+        True if the checkpoint is there now and is this one. False leaves an older one, or half
+        of a damaged one, in place: loading then takes what is sound.
+    """
+    table = _parquet(state.shards)
+    key = checkpoint_shards_key(state.next_seq)
+    if not store.create(key, table):
+        # Another driver's table of the same shards, perhaps by another version of pyarrow.
+        table = store.get(key)
+        try:
+            if not _read_table(store.uri_of(key), table).equals(state.shards):
+                return False
+        except CorruptOutput:
+            return False
+    record = dump_lines(seal(_record(state, table)))
+    return store.create(checkpoint_key(state.next_seq), record)
+
+
+def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
+    """Return the state before entry ``seq``, over a plan of ``num_rows`` rows.
+
+    Raises:
+        NotFound: there is no such checkpoint, or only half of one.
+        CorruptOutput: it is damaged, or of another plan.
+    """
+    uri = store.uri_of(checkpoint_key(seq))
+    record = unseal(uri, store.get(checkpoint_key(seq)), newest_format=CHECKPOINT_FORMAT)
+    try:
+        if (record["seq"], record["num_rows"]) != (seq, num_rows):
+            raise ValueError(f"of entry {record['seq']} and {record['num_rows']} plan rows")
+        committed = CommittedRows(
+            num_rows,
+            zlib.decompress(base64.b64decode(record["bitmap"])),
+            {
+                row: PartialRow(num_segments, set(done))
+                for row, num_segments, done in record["partial"]
+            },
+        )
+        totals = Totals(**{**record["totals"], "rejected": Counter(record["totals"]["rejected"])})
+        size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise damaged(uri, f"it does not parse as a checkpoint: {error}") from error
+    uri = store.uri_of(checkpoint_shards_key(seq))
+    table = store.get(checkpoint_shards_key(seq))
+    check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)
+    return ManifestState(committed, next_seq=seq, totals=totals, shards=_read_table(uri, table))
+
+
+def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
+    """What the checkpoint's JSON says: a function of the entries before it alone."""
+    totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
+    bitmap = zlib.compress(state.committed.bitmap)
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "seq": state.next_seq,
+        "totals": {**totals, "rejected": dict(sorted(state.totals.rejected.items()))},
+        "num_rows": state.committed.num_rows,
+        "shards_size_bytes": len(table),
+        "shards_sha256": sha256(table),
+        "partial": [
+            [row, partial.num_segments, sorted(partial.done)]
+            for row, partial in sorted(state.committed.partial.items())
+        ],
+        # zlib, in base64: lowest bit first, set when the plan row is settled whole.
+        "bitmap": base64.b64encode(bitmap).decode(),
+    }
+
+
+def _parquet(shards: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(shards, sink, compression="zstd", write_page_checksum=True)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _read_table(uri: str, data: bytes) -> pa.Table:
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(uri, f"it does not open as a table of shards: {error}") from error
+    if table.schema != SHARD_LIST_SCHEMA:
+        raise damaged(uri, f"its columns are {table.schema.to_string()}")
+    return table

@@ -1,0 +1,138 @@
+"""The sum of a manifest: what is settled, how much there is, and a row for each shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.manifest.committed import CommittedRows
+from tokpipe.formats.manifest.entry import ManifestEntry
+from tokpipe.types import Receipt
+
+SHARD_LIST_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "seq": pa.int64(),
+            "shard": pa.string(),
+            "size_bytes": pa.int64(),
+            "sha256": pa.string(),
+            "num_rows": pa.int64(),
+            "num_codes": pa.int64(),
+            "num_frames": pa.int64(),
+            "num_clips": pa.int64(),
+            "h": pa.int32(),
+            "w": pa.int32(),
+            "side_table": pa.string(),
+            "side_table_sha256": pa.string(),
+            "side_table_size_bytes": pa.int64(),
+        }.items()
+    ]
+)
+"""A listed shard: its receipt without the clips, and the entry ``seq`` that lists it."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """How much the manifest lists."""
+
+    num_shards: int = 0
+    num_clips: int = 0
+    """Tokenized clips."""
+    num_rows: int = 0
+    """Chunks: rows of shards."""
+    num_codes: int = 0
+    num_frames: int = 0
+    size_bytes: int = 0
+    """Shards and side tables."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Rejected clips by reason."""
+
+    @property
+    def num_rejected(self) -> int:
+        return self.rejected.total()
+
+    def add(self, entry: ManifestEntry) -> None:
+        for receipt in entry.shards:
+            self.num_shards += 1
+            self.num_clips += len(receipt.clips)
+            self.num_rows += receipt.num_rows
+            self.num_codes += receipt.num_codes
+            self.num_frames += receipt.num_frames
+            self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
+        self.rejected.update(rejection.reason for rejection in entry.rejected)
+
+
+class ManifestState:
+    """The manifest up to, and without, entry ``next_seq``.
+
+    Holds a bit per plan row and a columnar row per shard, and no object per clip, so that it
+    stays small beside any output.
+    """
+
+    def __init__(
+        self,
+        committed: CommittedRows,
+        *,
+        next_seq: int = 0,
+        totals: Totals | None = None,
+        shards: pa.Table | None = None,
+    ) -> None:
+        self.committed = committed
+        self.next_seq = next_seq
+        self.totals = Totals() if totals is None else totals
+        self._shards = SHARD_LIST_SCHEMA.empty_table() if shards is None else shards
+        self._new_shards: list[dict[str, str | int]] = []
+
+    @property
+    def shards(self) -> pa.Table:
+        """Every shard, in the order of listing, by SHARD_LIST_SCHEMA."""
+        if self._new_shards:
+            new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
+            self._shards = pa.concat_tables([self._shards, new]).combine_chunks()
+            self._new_shards = []
+        return self._shards
+
+    def apply(self, entry: ManifestEntry) -> None:
+        """Take in the next entry.
+
+        Raises:
+            CorruptOutput: it is not the next one, contradicts the plan, or settles a clip twice.
+                The state is then of no further use.
+        """
+        if entry.seq != self.next_seq:
+            raise CorruptOutput(
+                f"manifest entry {entry.seq} stands where entry {self.next_seq} must. Commits "
+                "would be counted twice or not at all. Restore the manifest from a copy."
+            )
+        for ref in entry.refs():
+            if not self.committed.add(ref):
+                raise CorruptOutput(
+                    f"manifest entry {entry.seq} settles clip {ref.clip_id} ({ref.source_uri}), "
+                    "which an earlier entry has settled already. The dataset would hold it twice. "
+                    "Restore the manifest from a copy, or tokenize to a new output prefix."
+                )
+        self.totals.add(entry)
+        self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
+        self.next_seq += 1
+
+
+def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
+    return {
+        "seq": seq,
+        "shard": receipt.shard,
+        "size_bytes": receipt.size_bytes,
+        "sha256": receipt.sha256,
+        "num_rows": receipt.num_rows,
+        "num_codes": receipt.num_codes,
+        "num_frames": receipt.num_frames,
+        "num_clips": len(receipt.clips),
+        "h": receipt.grid[0],
+        "w": receipt.grid[1],
+        "side_table": receipt.side_table,
+        "side_table_sha256": receipt.side_table_sha256,
+        "side_table_size_bytes": receipt.side_table_size_bytes,
+    }

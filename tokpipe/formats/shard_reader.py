@@ -1,0 +1,222 @@
+"""Reads shards and checks them: footer, pages, each row's CRC, order, range of the codes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.checks import check_bytes, damaged
+from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
+from tokpipe.types import Receipt
+
+_CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow:
+    """One chunk as it stands in a shard; fields are the shard's columns."""
+
+    clip_id: str
+    chunk_index: int
+    n_chunks: int
+    source_uri: str
+    start_pts_s: float
+    end_pts_s: float
+    frame_start: int
+    n_frames: int
+    n_pad_frames: int
+    n_context_frames: int
+    first_is_image: bool
+    fps: float
+    codes: NDArray[np.uint16] | NDArray[np.uint32]
+    """(t, h, w), a read-only view that keeps its row group in memory: copy what is kept."""
+
+
+class ShardReader:
+    """One shard, read row group by row group.
+
+    With ``verify``, everything that a row group's bytes can be held against is checked as it is
+    read. That does not cover the footer and the side of the file that was not read: for those,
+    compare the file with the manifest first (``check_bytes``).
+
+    Args:
+        uri: for messages.
+        source: the file's bytes, or an open file that pyarrow can seek in.
+        verify: check page checksums, row CRCs, code range and shapes.
+
+    Raises:
+        CorruptOutput: here when the footer is damaged or not a shard's, later when rows are.
+    """
+
+    def __init__(self, uri: str, source: Any, *, verify: bool = True) -> None:
+        self.uri = uri
+        self.verify = verify
+        try:
+            self._file = pq.ParquetFile(
+                pa.BufferReader(source) if isinstance(source, bytes) else source,
+                page_checksum_verification=verify,
+                # Joins the columns of a row group into few reads, should they be remote.
+                pre_buffer=True,
+            )
+            self.footer = ShardFooter.of_key_values(self._file.metadata.metadata or {})
+            schema = self._file.schema_arrow.remove_metadata()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise damaged(uri, f"it does not open as a shard: {error}") from error
+        if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
+            raise damaged(uri, f"its columns are not those of a shard: {schema.to_string()}")
+        if self._file.metadata.num_rows != self.footer.num_rows:
+            raise damaged(
+                uri,
+                f"it has {self._file.metadata.num_rows} rows where its footer says "
+                f"{self.footer.num_rows}",
+            )
+
+    @property
+    def metadata(self) -> ShardMetadata:
+        return self.footer.metadata
+
+    @property
+    def num_row_groups(self) -> int:
+        num: int = self._file.num_row_groups
+        return num
+
+    def _may_hold(self, group: int, clip_id: str) -> bool:
+        statistics = self._file.metadata.row_group(group).column(0).statistics
+        if statistics is None or not statistics.has_min_max:
+            return True
+        return bool(statistics.min <= clip_id <= statistics.max)
+
+    def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Return one row group as a single record batch, checked if ``verify``.
+
+        Row CRCs are checked when ``codes`` is among the columns.
+        """
+        names = shard_schema("uint16").names if columns is None else list(columns)
+        wanted = list(names)
+        if self.verify and "codes" in names:
+            wanted += [name for name in _CHECKED_WITH_CODES if name not in names]
+        try:
+            table = self._file.read_row_group(group, columns=wanted)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(self.uri, f"row group {group} cannot be read: {error}") from error
+        batches = table.combine_chunks().to_batches()
+        if len(batches) != 1:
+            raise damaged(self.uri, f"row group {group} has no rows")
+        batch = batches[0]
+        if self.verify and "codes" in names:
+            self._check_codes(group, batch)
+        return batch.select(names)
+
+    def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
+        (height, width), size = self.footer.grid, self.metadata.tokenizer.codebook_size
+        crcs = batch.column("codes_crc32").to_pylist()
+        for row, (block, crc) in enumerate(zip(self._blocks(group, batch), crcs, strict=True)):
+            where = f"row {row} of row group {group}"
+            if block.shape[1:] != (height, width):
+                raise damaged(
+                    self.uri, f"{where} has grid {block.shape[1:]} in a shard of {height}x{width}"
+                )
+            if (found := codes_crc32(block)) != crc:
+                raise damaged(
+                    self.uri, f"the codes of {where} have CRC-32 {found:08x}, not {crc:08x}"
+                )
+            if block.size and (largest := int(block.max())) >= size:
+                raise damaged(self.uri, f"{where} has code {largest} of a codebook of {size}")
+
+    def _blocks(
+        self, group: int, batch: pa.RecordBatch
+    ) -> Iterator[NDArray[np.uint16] | NDArray[np.uint32]]:
+        codes = batch.column("codes")
+        offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
+        shapes = zip(*(batch.column(name).to_pylist() for name in "thw"), strict=True)
+        for row, shape in enumerate(shapes):
+            block = flat[offsets[row] : offsets[row + 1]]
+            try:
+                yield block.reshape(shape)
+            except ValueError as error:
+                raise damaged(
+                    self.uri,
+                    f"row {row} of row group {group} has {block.size} codes for a grid of {shape}",
+                ) from error
+
+    def rows(self, groups: Iterable[int] | None = None) -> Iterator[ShardRow]:
+        """Yield rows in file order, of all row groups or the given ones."""
+        fields = [field for field in ShardRow.__slots__ if field != "codes"]
+        for group in range(self.num_row_groups) if groups is None else groups:
+            batch = self.read_row_group(group)
+            records = batch.select(fields).to_pylist()
+            for record, block in zip(records, self._blocks(group, batch), strict=True):
+                yield ShardRow(**record, codes=block)
+
+    def clips(self) -> Iterator[tuple[ShardRow, ...]]:
+        """Yield the rows of one clip after another, each clip whole and in order."""
+        previous = ""
+        for clip_id, group in itertools.groupby(self.rows(), key=lambda row: row.clip_id):
+            if clip_id <= previous:
+                raise damaged(self.uri, f"clip {clip_id} stands after clip {previous}")
+            yield self._whole(tuple(group))
+            previous = clip_id
+
+    def clip(self, clip_id: str) -> tuple[ShardRow, ...] | None:
+        """Return the rows of one clip, reading only row groups that may hold it."""
+        groups = (group for group in range(self.num_row_groups) if self._may_hold(group, clip_id))
+        rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
+        return self._whole(rows) if rows else None
+
+    def _whole(self, rows: tuple[ShardRow, ...]) -> tuple[ShardRow, ...]:
+        found = [(row.chunk_index, row.n_chunks) for row in rows]
+        if found != [(index, len(rows)) for index in range(len(rows))]:
+            raise damaged(
+                self.uri, f"clip {rows[0].clip_id} has the chunks (index, of how many) {found}"
+            )
+        return rows
+
+
+def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) -> None:
+    """Refuse a shard whose codes mean something else than those of the output it is in.
+
+    Raises:
+        CorruptOutput: naming both fingerprints.
+    """
+    if found != wanted:
+        raise CorruptOutput(
+            f"{uri} was made with fingerprint {found.fingerprint} ({found.tokenizer}) and stands "
+            f"in an output of fingerprint {wanted.fingerprint} ({wanted.tokenizer}). Its codes "
+            "would mean something else than their neighbours'. Restore the shard that belongs "
+            "here, or tokenize to a new output prefix."
+        )
+
+
+def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata) -> None:
+    """Hold a whole shard against what the manifest and the job say of it.
+
+    Raises:
+        CorruptOutput: naming what differs first.
+    """
+    check_bytes(uri, data, size_bytes=receipt.size_bytes, sha256_hex=receipt.sha256)
+    shard = ShardReader(uri, data)
+    footer = shard.footer
+    check_same_tokenizer(uri, shard.metadata, metadata)
+    clip_ids, num_rows, num_codes, num_frames = [], 0, 0, 0
+    for rows in shard.clips():
+        clip_ids.append(rows[0].clip_id)
+        num_rows += len(rows)
+        num_codes += sum(row.codes.size for row in rows)
+        num_frames += sum(row.n_frames for row in rows)
+    found = (footer.grid, num_rows, num_codes, num_frames)
+    listed = (receipt.grid, receipt.num_rows, receipt.num_codes, receipt.num_frames)
+    if found != listed or footer.num_codes != num_codes:
+        raise damaged(
+            uri,
+            f"it holds (grid, rows, codes, frames) = {found} where the manifest lists {listed}",
+        )
+    if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
+        raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

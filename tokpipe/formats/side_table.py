@@ -1,0 +1,112 @@
+"""Side tables: one row per clip beside each shard, with the columns carried from the source.
+
+They are separate files so that captions and scores can be edited without rewriting codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokpipe.formats.checks import check_bytes, damaged
+from tokpipe.types import EncodedClip
+
+_OWN = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("plan_row", pa.int64(), nullable=False),
+        pa.field("segment", pa.int32(), nullable=False),
+        pa.field("n_segments", pa.int32(), nullable=False),
+        pa.field("n_frames", pa.int32(), nullable=False),
+        pa.field("n_chunks", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("decoder", pa.string(), nullable=False),
+        pa.field("start_pts_s", pa.float64(), nullable=False),
+        pa.field("end_pts_s", pa.float64(), nullable=False),
+    ]
+)
+
+OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
+"""What tokpipe itself says of a clip; carried columns follow these."""
+
+
+def carried_names(source_columns: Sequence[str]) -> list[str]:
+    """Names that source columns take in side tables: their own, unless tokpipe uses it.
+
+    ``fps`` of a source becomes ``source.fps``, or with more ``source.`` in front when that is
+    taken as well. The same columns always get the same names.
+    """
+    taken = set(OWN_COLUMNS) | set(source_columns)
+    names = []
+    for column in source_columns:
+        name = column
+        if column in OWN_COLUMNS:
+            while name in taken:
+                name = f"source.{name}"
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
+    """Return the side table of one shard, sorted by clip id as the shard is.
+
+    Args:
+        clips: the shard's clips, in any order.
+        carried: the columns to carry, one row per clip in the order of ``clips``. Its schema
+            must be the same for all shards of a job.
+    """
+    if carried.num_rows != len(clips):
+        raise ValueError(f"{carried.num_rows} rows of carried columns for {len(clips)} clips")
+    order = sorted(range(len(clips)), key=lambda i: clips[i].ref.clip_id)
+    clips = [clips[i] for i in order]
+    own = pa.table(
+        {
+            "clip_id": [clip.ref.clip_id for clip in clips],
+            "source_uri": [clip.ref.source_uri for clip in clips],
+            "plan_row": [clip.ref.row for clip in clips],
+            "segment": [clip.ref.segment for clip in clips],
+            "n_segments": [clip.ref.num_segments for clip in clips],
+            "n_frames": [len(clip.pts_s) for clip in clips],
+            "n_chunks": [len(clip.chunks) for clip in clips],
+            "fps": [clip.fps for clip in clips],
+            "decoder": [clip.backend for clip in clips],
+            "start_pts_s": [float(clip.pts_s[0]) for clip in clips],
+            "end_pts_s": [float(clip.pts_s[-1]) for clip in clips],
+        },
+        schema=_OWN,
+    )
+    carried = carried.take(pa.array(order, pa.int64()))
+    fields = [
+        field.with_name(name)
+        for field, name in zip(carried.schema, carried_names(carried.column_names), strict=True)
+    ]
+    schema = pa.schema([*_OWN, *fields])
+    table = pa.Table.from_arrays([*own.columns, *carried.columns], schema=schema)
+    sink = pa.BufferOutputStream()
+    # Here the Arrow schema is stored: a source may carry types that Parquet alone cannot tell.
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def read_side_table(
+    uri: str, data: bytes, *, size_bytes: int, sha256_hex: str, verify: bool = True
+) -> pa.Table:
+    """Return a side table, compared with what the manifest lists of it.
+
+    Raises:
+        CorruptOutput: other bytes than listed, or no side table.
+    """
+    if verify:
+        check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=verify)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(uri, f"it does not open as a side table: {error}") from error
+    if table.column_names[: len(_OWN)] != _OWN.names:
+        raise damaged(uri, f"its columns are {table.column_names}")
+    return table

@@ -1,0 +1,51 @@
+"""What a reader must know of a tokenizer to use its codes. In every shard and in job.json."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from tokpipe.config.job import ChunkingConfig
+from tokpipe.config.tokenizer import TokenizerConfig
+
+
+class TokenizerSpec(BaseModel):
+    """The codes' meaning: which codebook, of what size, laid out how over time and space."""
+
+    # Unknown keys are ignored: a later version may have added some.
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    name: str
+    weights_hash: str
+    """Of encoder and quantizer; for random weights, of their seed."""
+    codebook_size: PositiveInt
+    """Codes are 0 <= code < codebook_size."""
+    code_dtype: Literal["uint16", "uint32"]
+    temporal_stride: PositiveInt
+    """Frames per latent frame, after a chunk's first."""
+    spatial_stride: PositiveInt
+    """Pixels per latent row and column."""
+    code_order: Literal["t,h,w"] = "t,h,w"
+    """Axes of a row's flat codes, slowest first."""
+    chunk_policy: str
+
+    @classmethod
+    def of(
+        cls, tokenizer: TokenizerConfig, chunking: ChunkingConfig, weights_hash: str
+    ) -> TokenizerSpec:
+        """Sum up the part of a job that a reader needs."""
+        return cls(
+            name=tokenizer.name,
+            weights_hash=weights_hash,
+            codebook_size=tokenizer.codebook_size,
+            code_dtype=tokenizer.code_dtype,
+            temporal_stride=tokenizer.temporal_stride,
+            spatial_stride=tokenizer.spatial_stride,
+            chunk_policy=chunking.policy,
+        )
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+        return np.dtype(np.uint16) if self.code_dtype == "uint16" else np.dtype(np.uint32)
