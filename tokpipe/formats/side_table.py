@@ -33,34 +33,19 @@ OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
 """What tokpipe itself says of a clip; carried columns follow these."""
 
 
-def carried_names(source_columns: Sequence[str]) -> list[str]:
-    """Names that source columns take in side tables: their own, unless tokpipe uses it.
-
-    ``fps`` of a source becomes ``source.fps``, or with more ``source.`` in front when that is
-    taken as well. The same columns always get the same names.
-    """
-    taken = set(OWN_COLUMNS) | set(source_columns)
-    names = []
-    for column in source_columns:
-        name = column
-        if column in OWN_COLUMNS:
-            while name in taken:
-                name = f"source.{name}"
-            taken.add(name)
-        names.append(name)
-    return names
-
-
 def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
     """Return the side table of one shard, sorted by clip id as the shard is.
 
     Args:
         clips: the shard's clips, in any order.
         carried: the columns to carry, one row per clip in the order of ``clips``. Its schema
-            must be the same for all shards of a job.
+            must be the same for all shards of a job, and name none of OWN_COLUMNS: planning
+            renames those.
     """
     if carried.num_rows != len(clips):
         raise ValueError(f"{carried.num_rows} rows of carried columns for {len(clips)} clips")
+    if taken := set(OWN_COLUMNS) & set(carried.column_names):
+        raise ValueError(f"carried columns {sorted(taken)} have names of tokpipe's own")
     order = sorted(range(len(clips)), key=lambda i: clips[i].ref.clip_id)
     clips = [clips[i] for i in order]
     own = pa.table(
@@ -80,11 +65,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
         schema=_OWN,
     )
     carried = carried.take(pa.array(order, pa.int64()))
-    fields = [
-        field.with_name(name)
-        for field, name in zip(carried.schema, carried_names(carried.column_names), strict=True)
-    ]
-    schema = pa.schema([*_OWN, *fields])
+    schema = pa.schema([*_OWN, *carried.schema])
     table = pa.Table.from_arrays([*own.columns, *carried.columns], schema=schema)
     sink = pa.BufferOutputStream()
     # Here the Arrow schema is stored: a source may carry types that Parquet alone cannot tell.

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.formats.formats_helpers import encoded_clip, shard_metadata
+from tokpipe.config import JobConfig, parse_job
+from tokpipe.errors import CorruptOutput, StorageError
+from tokpipe.formats import shard as shard_module
+from tokpipe.formats.checks import sha256
+from tokpipe.formats.shard_reader import ShardReader, check_shard
+from tokpipe.formats.side_table import read_side_table
+from tokpipe.plan import write_plan
+from tokpipe.stages.write import WriteStage
+from tokpipe.storage import open_store
+from tokpipe.types import EncodedClip
+
+JOB = """
+dataset: demo
+sources:
+  - kind: table
+    uri: clips.csv
+    uri_column: url
+output: {uri: out}
+frames: {size: [32, 48]}
+tokenizer:
+  encoder: {ch: 32, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, z_channels: 6}
+  quantizer: {kind: fsq, levels: [8, 8, 8, 4, 2, 2]}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobConfig:
+    lines = [f"s3://videos/{row}.mp4,caption {row},{row / 4},{row}" for row in range(6)]
+    (tmp_path / "clips.csv").write_text("\n".join(["url,caption,score,fps", *lines]) + "\n")
+    return parse_job(JOB, name="job.yaml", root=tmp_path, environ={})
+
+
+@pytest.fixture
+def stage(job: JobConfig) -> WriteStage:
+    plan = write_plan(job, open_store(job.output.uri, job.storage), "attempt")
+    metadata = shard_metadata(job.tokenizer.codebook_size)
+    built = WriteStage(job.output, job.storage, metadata.tokenizer, metadata.fingerprint, plan)
+    sent: WriteStage = pickle.loads(pickle.dumps(built))  # as it goes to its actor
+    sent.setup()
+    return sent
+
+
+def clips() -> list[EncodedClip]:
+    return [encoded_clip(row, frames, (4, 6)) for row, frames in [(4, (17, 3)), (1, (1,))]]
+
+
+def keys(stage: WriteStage) -> set[str]:
+    return {key for key, _ in stage.store.list("") if not key.startswith("plan/")}
+
+
+def test_a_receipt_is_the_truth_about_what_was_put(stage: WriteStage) -> None:
+    given = clips()
+    receipt = stage.process("p-3-a", given)
+    assert keys(stage) == {"shards/p-3-a.parquet", "clips/p-3-a.parquet"}
+    assert (receipt.shard, receipt.side_table) == ("shards/p-3-a.parquet", "clips/p-3-a.parquet")
+    assert (receipt.num_rows, receipt.num_frames, receipt.grid) == (3, 21, (4, 6))
+    assert receipt.num_codes == (5 + 2 + 1) * 24
+    assert receipt.clips == tuple(clip.ref for clip in given)
+    shard = stage.store.get(receipt.shard)
+    check_shard("mem://s", shard, receipt, stage.metadata)
+    side_table = stage.store.get(receipt.side_table)
+    assert (len(side_table), sha256(side_table)) == (
+        receipt.side_table_size_bytes,
+        receipt.side_table_sha256,
+    )
+
+
+def test_source_columns_follow_their_clips(stage: WriteStage) -> None:
+    receipt = stage.process("p-3-a", clips())
+    side_table = read_side_table(
+        "mem://t",
+        stage.store.get(receipt.side_table),
+        size_bytes=receipt.side_table_size_bytes,
+        sha256_hex=receipt.side_table_sha256,
+    )
+    by_row = {row["plan_row"]: row for row in side_table.to_pylist()}
+    assert by_row.keys() == {1, 4}
+    for row, values in by_row.items():
+        assert values["source_uri"] == f"s3://videos/{row}.mp4"
+        assert (values["caption"], values["score"]) == (f"caption {row}", str(row / 4))
+        assert (values["fps"], values["src_fps"]) == (8.0, str(row))
+
+
+def test_segments_of_one_row_share_its_columns(stage: WriteStage) -> None:
+    segments = []
+    for segment in range(3):
+        clip = encoded_clip(2, (5,), (4, 6), seed=segment)
+        ref = dataclasses.replace(
+            clip.ref, clip_id=f"{segment}" * 32, segment=segment, num_segments=3
+        )
+        segments.append(dataclasses.replace(clip, ref=ref))
+    receipt = stage.process("p-3-a", segments)
+    side_table = read_side_table(
+        "mem://t",
+        stage.store.get(receipt.side_table),
+        size_bytes=receipt.side_table_size_bytes,
+        sha256_hex=receipt.side_table_sha256,
+    )
+    assert side_table.column("caption").to_pylist() == ["caption 2"] * 3
+    assert side_table.column("segment").to_pylist() == [0, 1, 2]
+
+
+def test_another_attempt_writes_the_same_bytes_beside_the_first(stage: WriteStage) -> None:
+    first, second = stage.process("p-3-a", clips()), stage.process("p-3-b", clips()[::-1])
+    assert first.sha256 == second.sha256
+    assert first.side_table_sha256 == second.side_table_sha256
+    assert len(keys(stage)) == 4
+
+
+def test_the_same_attempt_may_be_made_again(stage: WriteStage) -> None:
+    assert stage.process("p-3-a", clips()) == stage.process("p-3-a", clips())
+    assert len(keys(stage)) == 2
+
+
+def test_clips_that_do_not_belong_together_put_nothing(stage: WriteStage) -> None:
+    with pytest.raises(ValueError, match="grid of"):
+        stage.process("p-3-a", [*clips(), encoded_clip(0, (1,), (6, 4))])
+    assert keys(stage) == set()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b"])
+def test_a_name_that_would_leave_the_shards_folder_is_refused(stage: WriteStage, name: str) -> None:
+    with pytest.raises(ValueError, match="shard name"):
+        stage.process(name, clips())
+    assert keys(stage) == set()
+
+
+def test_bytes_that_do_not_read_back_are_never_put(
+    stage: WriteStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cosmic_ray(codes: Any) -> int:
+        return shard_crc(codes) ^ 1
+
+    shard_crc = shard_module.codes_crc32
+    monkeypatch.setattr(shard_module, "codes_crc32", cosmic_ray)
+    with pytest.raises(CorruptOutput, match="CRC-32"):
+        stage.process("p-3-a", clips())
+    assert keys(stage) == set()
+
+
+def test_a_failed_put_gives_no_receipt(stage: WriteStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = stage.store.put
+
+    def put_no_shard(key: str, data: bytes) -> None:
+        if key.startswith("shards/"):
+            raise StorageError("the store is down")
+        put(key, data)
+
+    monkeypatch.setattr(stage.store, "put", put_no_shard)
+    with pytest.raises(StorageError, match="down"):
+        stage.process("p-3-a", clips())
+    assert not any(key.startswith("shards/") for key in keys(stage))
+
+
+def test_codes_in_the_store_are_the_codes_given(stage: WriteStage) -> None:
+    receipt = stage.process("p-3-a", clips())
+    rows = list(ShardReader("mem://s", stage.store.get(receipt.shard)).rows())
+    blocks = [
+        block for clip in sorted(clips(), key=lambda c: c.ref.clip_id) for block in clip.codes
+    ]
+    assert [row.codes.tolist() for row in rows] == [block.tolist() for block in blocks]

@@ -1,0 +1,78 @@
+"""The write stage: encoded clips -> one shard and its side table in the store -> a receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokpipe.config.job import OutputConfig, StoreOptions
+from tokpipe.formats.checks import sha256
+from tokpipe.formats.layout import shard_key, side_table_key
+from tokpipe.formats.shard import ShardMetadata, build_shard
+from tokpipe.formats.shard_reader import check_shard
+from tokpipe.formats.side_table import build_side_table
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.storage import open_store
+from tokpipe.types import EncodedClip, Receipt
+
+
+class WriteStage:
+    """Writes shards and vouches for them. Lists none, so nothing here changes the dataset.
+
+    Objects are built whole and put in one call: an exception inside an open remote file would
+    publish the half of it. Keeps nothing between shards, so any can be written again.
+    """
+
+    def __init__(
+        self,
+        output: OutputConfig,
+        storage: StoreOptions,
+        tokenizer: TokenizerSpec,
+        fingerprint: str,
+        plan: StoredPlan,
+    ) -> None:
+        self.output = output
+        self.storage = storage
+        self.metadata = ShardMetadata(fingerprint, tokenizer)
+        self.plan = plan
+
+    def setup(self) -> None:
+        """Runs once, inside the actor. Connections belong here."""
+        self.store = open_store(self.output.uri, self.storage)
+        self.plan_reader = PlanReader(self.store, self.plan)
+
+    def process(self, shard_name: str, clips: Sequence[EncodedClip]) -> Receipt:
+        """Put one shard of whole clips of one grid, and its side table.
+
+        The shard is read back from its bytes before they are put, and every row of it compared
+        with the CRC of the codes given here.
+
+        Args:
+            shard_name: ``<plan>-<lease>-<attempt>``, which no other attempt writes to.
+            clips: at least one, in any order.
+
+        Raises:
+            ValueError: the clips do not belong into one shard of this output.
+            CorruptOutput: what was built does not read back; nothing was put.
+            StorageError: the store kept failing; what it took stays unlisted.
+        """
+        shard = build_shard(clips, self.metadata)
+        carried = self.plan_reader.extras([clip.ref.row for clip in clips])
+        side_table = build_side_table(clips, carried)
+        receipt = Receipt(
+            shard=shard_key(shard_name),
+            size_bytes=len(shard),
+            sha256=sha256(shard),
+            num_rows=sum(len(clip.chunks) for clip in clips),
+            num_codes=sum(clip.num_codes for clip in clips),
+            num_frames=sum(len(clip.pts_s) for clip in clips),
+            grid=clips[0].grid,
+            side_table=side_table_key(shard_name),
+            side_table_sha256=sha256(side_table),
+            side_table_size_bytes=len(side_table),
+            clips=tuple(clip.ref for clip in clips),
+        )
+        check_shard(self.store.uri_of(receipt.shard), shard, receipt, self.metadata)
+        self.store.put(receipt.side_table, side_table)
+        self.store.put(receipt.shard, shard)
+        return receipt
