@@ -242,11 +242,10 @@ class _Driver:
         self.events: list[tuple[float, int, Event]] = []
         self.order = itertools.count()
         self.actors: dict[ActorId, _SimActor] = {}
-        self.objects: dict[AttemptId, tuple[int, list[object]]] = {}
+        self.objects: dict[AttemptId, tuple[int, list[ClipRef]]] = {}
         """Output of each attempt: the node that holds it, and its clips by position."""
         self.nodes = {0: 2.0, 1: 2.0, 2: 2.0}
         self.next_node = 3
-        self.result = ""
 
     def run(self) -> str:
         sim = self.sim
@@ -261,7 +260,7 @@ class _Driver:
             else float("inf")
         )
         steps = 0
-        while self.events and not self.result:
+        while self.events:
             at, _, event = heapq.heappop(self.events)
             sim.now = max(sim.now, at)
             if sim.now >= dies_at:
@@ -274,10 +273,9 @@ class _Driver:
             if isinstance(event, ActorLost) and not event.node_lost:
                 self.blame(self.actors[event.actor])
             for command in self.dispatcher.handle(event, sim.now):
-                self.carry_out(command)
-                if self.result:
-                    break
-        return self.result or "stuck"
+                if ended := self.carry_out(command):
+                    return ended
+        return "stuck"
 
     def post(self, delay: float, event: Event) -> None:
         heapq.heappush(self.events, (self.sim.now + delay, next(self.order), event))
@@ -285,7 +283,8 @@ class _Driver:
     def capacity(self) -> Capacity:
         return Capacity(cpus=sum(self.nodes.values()), gpus=0.0)
 
-    def carry_out(self, command: Command) -> None:
+    def carry_out(self, command: Command) -> str:
+        """Do what the dispatcher orders; return how the driver ended, if it did."""
         if isinstance(command, StartActor):
             self.start(command)
         elif isinstance(command, KillActor):
@@ -298,23 +297,24 @@ class _Driver:
         elif isinstance(command, FetchPlan):
             self.post(0.1, self.feed.fetch(command.num_items))
         elif isinstance(command, Commit):
-            self.commit(command)
+            return self.commit(command)
         elif isinstance(command, Finish):
-            self.result = command.outcome
             if command.outcome == "done":
                 assert not self.objects, "outputs are kept that nobody will ever need"
+            return command.outcome
         elif isinstance(command, Abort):
-            self.result = f"abort {command.kind}"
+            return f"abort {command.kind}"
+        return ""
 
-    def commit(self, command: Commit) -> None:
+    def commit(self, command: Commit) -> str:
         try:
             self.committer.commit(command.receipts, command.rejected)
         except Fenced:
             raise AssertionError("fenced, though there is one driver") from None
         except StorageError:
-            self.result = "storage"
-        else:
-            self.post(self.rng.uniform(0.01, 2.0), Committed())
+            return "storage"
+        self.post(self.rng.uniform(0.01, 2.0), Committed())
+        return ""
 
     def start(self, command: StartActor) -> None:
         node = self.rng.choice(list(self.nodes))
@@ -423,9 +423,7 @@ class _Driver:
 
     def read(self, pick: Pick) -> list[ClipRef]:
         clips = self.objects[pick.source][1]
-        refs = [clips[position] for position in pick.positions]
-        assert all(isinstance(ref, ClipRef) for ref in refs)
-        return refs  # type: ignore[return-value]
+        return [clips[position] for position in pick.positions]
 
     @staticmethod
     def check(items: tuple[WorkItem, ...], refs: list[ClipRef]) -> None:

@@ -53,7 +53,6 @@ class _Worker:
         return str(ray.get_runtime_context().get_node_id())
 
 
-@ray.remote
 class DecodeActor(_Worker):
     """Runs the decode stage on CPUs."""
 
@@ -74,7 +73,6 @@ class DecodeActor(_Worker):
         return payload, Report(infos, time.monotonic() - started)
 
 
-@ray.remote
 class EncodeActor(_Worker):
     """Runs the encode stage, on a GPU when the job has any."""
 
@@ -100,7 +98,6 @@ class EncodeActor(_Worker):
         return payload, Report(infos, time.monotonic() - started)
 
 
-@ray.remote
 class WriteActor(_Worker):
     """Runs the write stage. Gathers its inputs itself, so as to tell which of them are lost."""
 

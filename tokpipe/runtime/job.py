@@ -284,8 +284,8 @@ def _stopped_by_signals(shell: Shell) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         shell.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, on_signal)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        before[stopping] = signal.signal(stopping, on_signal)
     try:
         yield seen
     finally:

@@ -91,7 +91,7 @@ class ProgressView:
     def _table(self, snapshot: Snapshot) -> Table:
         table = Table.grid(padding=(0, 2))
         for justify in ("left", "left", "right", "right", "right", "right"):
-            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            table.add_column(justify=justify, no_wrap=True)
         for stage in STAGES:
             done, rate = snapshot.passed[stage], self._rates[stage].per_s
             table.add_row(

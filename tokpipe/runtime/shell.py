@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from tokpipe.runtime.dispatcher import Dispatcher
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.pools import gpus_per_encoder
 from tokpipe.runtime.protocol import (
+    STAGES,
     Abort,
     ActorId,
     ActorLost,
@@ -64,6 +64,13 @@ CAPACITY_EVERY_S = 3.0
 STOP_GRACE_S = 30.0
 
 
+_REMOTE: dict[Stage, Any] = {
+    "decode": ray.remote(DecodeActor),
+    "encode": ray.remote(EncodeActor),
+    "write": ray.remote(WriteActor),
+}
+
+
 @dataclass(frozen=True)
 class Stages:
     """The three stages as the job configures them, and what encoders need beside."""
@@ -89,8 +96,8 @@ class _Handle:
 class Usage:
     """Seconds of work by stage, and seconds that actors were up for it."""
 
-    busy_s: Counter[Stage] = field(default_factory=Counter)
-    up_s: Counter[Stage] = field(default_factory=Counter)
+    busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    up_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
 class Shell:
@@ -215,17 +222,16 @@ class Shell:
         pool = getattr(self.config, stage)
         cpus = SQUEEZED_CPUS if command.squeeze else max(pool.cpus, SQUEEZED_CPUS)
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
+        arguments: tuple[Any, ...] = ()
         if stage == "decode":
-            actor = DecodeActor.options(**options).remote(stages.decode)
-            arguments: tuple[Any, ...] = ()
+            actor = _REMOTE[stage].options(**options).remote(stages.decode)
         elif stage == "encode":
             if stages.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(self.config)
-            actor = EncodeActor.options(**options).remote(stages.encode, stages.device)
+            actor = _REMOTE[stage].options(**options).remote(stages.encode, stages.device)
             arguments = (stages.weights,)
         else:
-            actor = WriteActor.options(**options).remote(stages.write)
-            arguments = ()
+            actor = _REMOTE[stage].options(**options).remote(stages.write)
         self._handles[command.actor] = _Handle(stage, actor)
         placed = actor.node_id.remote()
         ready = actor.setup.remote(*arguments)
@@ -287,9 +293,10 @@ class Shell:
             cause = getattr(error, "cause", None)
             if isinstance(cause, ObjectLostError):
                 self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
+            elif isinstance(cause, StorageError):
+                self._events.put(LeaseFailed(attempt, "storage", _say(error)))
             else:
-                kind = "storage" if isinstance(cause, StorageError) else "fault"
-                self._events.put(LeaseFailed(attempt, kind, _say(error)))
+                self._events.put(LeaseFailed(attempt, "fault", _say(error)))
         elif isinstance(error, ObjectLostError):
             self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
         else:

@@ -1,0 +1,183 @@
+"""The dispatcher's rules one by one; that they hold together is for the simulation to show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.runtime.simulation import ref_of
+from tokpipe.config.job import PoolConfig, RuntimeConfig
+from tokpipe.runtime.dispatcher import MAX_FAULTS, MAX_REFUSALS, Dispatcher, Limits
+from tokpipe.runtime.protocol import (
+    Abort,
+    ActorLost,
+    ActorRefused,
+    ActorUp,
+    Capacity,
+    Command,
+    Commit,
+    DecodedInfo,
+    DecodeLease,
+    Dispatch,
+    FetchPlan,
+    KillActor,
+    LeaseDone,
+    LeaseFailed,
+    Planned,
+    StartActor,
+    Tick,
+)
+from tokpipe.types import Rejected, WorkItem
+
+LIMITS = Limits(
+    runtime=RuntimeConfig(
+        decode=PoolConfig(max_actors=1, lease_deadline_s=100),
+        encode=PoolConfig(max_actors=1, lease_deadline_s=100),
+        write=PoolConfig(cpus=0, max_actors=1),
+        clips_per_lease=4,
+    ),
+    on_gpu=False,
+    clips_per_lease=4,
+    shard_bytes=1000,
+    shard_max_age_s=50,
+    bytes_per_code=1.0,
+)
+
+
+def items(*rows: int) -> tuple[WorkItem, ...]:
+    return tuple(WorkItem(row=row, row_id=f"id{row}", source_uri=f"mem://{row}") for row in rows)
+
+
+class Bench:
+    """A dispatcher with one actor per stage, up, and every command it gave."""
+
+    def __init__(self, *rows: int, exhausted: bool = True) -> None:
+        self.dispatcher = Dispatcher(LIMITS, ref_of)
+        self.now = 0.0
+        self.log: list[Command] = []
+        self.send(Capacity(4, 0))
+        self.send(Planned(items(*rows), exhausted))
+        self.bring_up()
+
+    def send(self, event: object) -> list[Command]:
+        commands = self.dispatcher.handle(event, self.now)  # type: ignore[arg-type]
+        self.log.extend(commands)
+        return commands
+
+    def bring_up(self) -> list[Command]:
+        waiting = [i for i, actor in self.dispatcher.actors.items() if not actor.up]
+        return [command for actor in waiting for command in self.send(ActorUp(actor))]
+
+
+def dispatches(commands: Iterable[Command]) -> list[Dispatch]:
+    return [command for command in commands if isinstance(command, Dispatch)]
+
+
+def test_a_lost_lease_is_given_again_clip_by_clip() -> None:
+    bench = Bench(0, 1, 2)
+    (first,) = dispatches(bench.log)
+    assert [item.row for item in first.lease.items] == [0, 1, 2]
+    bench.send(ActorLost(first.actor, False, "killed"))
+    again: list[Dispatch] = []
+    while len(again) < 3:
+        bench.now += 1
+        again += dispatches(bench.bring_up())
+        if again:
+            last = again[-1]
+            infos = tuple(DecodedInfo(ref_of(item), 5) for item in last.lease.items)
+            again += dispatches(bench.send(LeaseDone(last.attempt, infos)))
+            again = [one for one in again if isinstance(one.lease, DecodeLease)]
+    assert [len(one.lease.items) for one in again] == [1, 1, 1]
+
+
+def test_a_lost_node_blames_nobody() -> None:
+    bench = Bench(0, 1, 2)
+    (first,) = dispatches(bench.log)
+    bench.send(ActorLost(first.actor, True, "node"))
+    (again,) = dispatches(bench.bring_up())
+    assert again.lease.items == first.lease.items
+
+
+def test_a_clip_that_takes_down_three_workers_alone_is_rejected() -> None:
+    bench = Bench(7)
+    for _ in range(3):
+        dispatch = dispatches(bench.log)[-1]
+        bench.send(ActorLost(dispatch.actor, False, "killed"))
+        bench.now += 1
+        bench.bring_up()
+    (commit,) = [command for command in bench.log if isinstance(command, Commit)]
+    (rejected,) = commit.rejected
+    assert (rejected.ref.row, rejected.reason, rejected.attempts) == (7, "worker_lost", 3)
+
+
+def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> None:
+    bench = Bench(0, 1)
+    (first,) = dispatches(bench.log)
+    bench.now = 101.0
+    assert KillActor(first.actor) in bench.send(Tick())
+    infos = tuple(DecodedInfo(ref_of(item), 5) for item in first.lease.items)
+    assert not dispatches(bench.send(LeaseDone(first.attempt, infos)))
+    assert bench.dispatcher.progress.decoded == 0
+
+
+def test_segments_of_a_film_become_work_once() -> None:
+    bench = Bench(3)
+    (first,) = dispatches(bench.log)
+    (item,) = first.lease.items
+    film = DecodedInfo(ref_of(WorkItem(3, "id3", "mem://3", num_segments=6)), 5)
+    later = dispatches(bench.send(LeaseDone(first.attempt, (film,))))
+    segments = [
+        one.segment
+        for dispatch in later
+        if isinstance(dispatch.lease, DecodeLease)
+        for one in dispatch.lease.items
+    ]
+    assert item.segment == 0
+    assert segments == [1, 2, 3, 4, 5]
+    assert bench.dispatcher.progress.extra_clips == 5
+
+
+def test_trouble_with_a_store_rejects_nothing_and_ends_the_job_at_last() -> None:
+    bench = Bench(0)
+    commands: list[Command] = []
+    for _ in range(3):
+        commands = bench.send(LeaseFailed(dispatches(bench.log)[-1].attempt, "storage", "503"))
+    assert commands[-1] == Abort("storage", "503")
+    assert not any(isinstance(command, Commit) for command in bench.log)
+
+
+def test_actors_that_never_start_end_the_job() -> None:
+    bench = Bench(0)
+    for attempt in range(MAX_REFUSALS):
+        encoder = next(i for i, a in bench.dispatcher.actors.items() if a.stage == "encode")
+        commands = bench.send(ActorRefused(encoder, "weights: no such key"))
+        if attempt < MAX_REFUSALS - 1:
+            assert not any(isinstance(c, StartActor) for c in commands), "no pause before the next"
+            bench.now += 30
+            bench.send(Tick())
+    (abort,) = [command for command in commands if isinstance(command, Abort)]
+    assert "weights: no such key" in abort.message
+
+
+def test_faults_without_end_are_not_taken_for_bad_clips() -> None:
+    bench = Bench(*range(100))
+    for _ in range(MAX_FAULTS):
+        bench.now += 1
+        bench.send(LeaseFailed(dispatches(bench.log)[-1].attempt, "fault", "no disk"))
+        bench.bring_up()
+    assert isinstance(bench.log[-1], Abort)
+    assert not any(isinstance(command, Commit) for command in bench.log)
+
+
+def test_the_plan_is_asked_for_in_small_pieces() -> None:
+    dispatcher = Dispatcher(LIMITS, ref_of)
+    commands = dispatcher.handle(Capacity(1000, 0), 0.0)
+    (fetch,) = [command for command in commands if isinstance(command, FetchPlan)]
+    assert fetch.num_items <= 100
+
+
+def test_a_lonely_rejection_is_committed_without_waiting_for_the_end() -> None:
+    bench = Bench(0, exhausted=False)
+    (first,) = dispatches(bench.log)
+    bench.send(LeaseDone(first.attempt, (Rejected(ref_of(items(0)[0]), "decode", "empty", ""),)))
+    bench.now = LIMITS.shard_max_age_s + 1
+    assert any(isinstance(command, Commit) for command in bench.send(Tick()))

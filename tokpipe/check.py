@@ -1,0 +1,54 @@
+"""``--dry-run``: everything about a job that can be known without torch, Ray or writing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import ConfigError, NotFound
+from tokpipe.formats import job_record
+from tokpipe.formats.manifest import load_state
+from tokpipe.sources.open import open_source
+from tokpipe.storage import open_store
+
+
+def check_lines(job: JobConfig) -> Iterator[str]:
+    """Yield what is found, line by line: settings, sources, weights, and the state of the output.
+
+    Raises:
+        TokpipeError: the first thing that would keep the job from running.
+    """
+    tokenizer, chunking = job.tokenizer, job.chunking
+    sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
+    fps = "native" if job.sampling.fps is None else f"{job.sampling.fps:g}"
+    yield f"dataset {job.dataset}: {sizes} pixels at {fps} frames/s, policy {chunking.policy}"
+    yield (
+        f"tokenizer {tokenizer.name}: {tokenizer.temporal_stride}x{tokenizer.spatial_stride}x"
+        f"{tokenizer.spatial_stride} pixels per code, {tokenizer.codebook_size:,} codes, "
+        f"{tokenizer.code_dtype}"
+    )
+    for index, config in enumerate(job.sources):
+        source = open_source(index, config, job.storage)
+        columns = source.carried().names
+        first = next((batch for batch in source.batches() if batch.num_rows), None)
+        if first is None:
+            raise ConfigError(f"{source.label} has no rows: nothing to tokenize")
+        carried = f", carrying {', '.join(columns)}" if columns else ""
+        yield f"{source.label}: first clip {first.column('source_uri')[0]}{carried}"
+    if tokenizer.weights is not None:
+        folder, _, name = tokenizer.weights.rpartition("/")
+        size = open_store(folder, job.storage).size(name)
+        if size is None:
+            raise NotFound(f"tokenizer.weights: there is nothing at {tokenizer.weights}")
+        yield f"weights {tokenizer.weights}: {size:,} bytes"
+    yield _output_line(job)
+
+
+def _output_line(job: JobConfig) -> str:
+    store = open_store(job.output.uri, job.storage)
+    try:
+        record = job_record.read(store)
+    except NotFound:
+        return f"output {job.output.uri}: new"
+    settled = load_state(store, record.num_rows).committed.num_done
+    return f"output {job.output.uri}: {settled:,} of {record.num_rows:,} plan rows settled"
