@@ -1,0 +1,83 @@
+"""Convolution over time in which the present never sees the future."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.models.convolution import Conv3d
+
+PadMode = Literal["first", "constant", "reflect"]
+
+
+class CausalConv3d(nn.Module):
+    """3D convolution whose past is made up, so that ``ceil(T / stride)`` frames come out.
+
+    What stands before frame 0, by ``pad_mode``:
+
+    - ``first``: frame 0 again. A single frame is then a valid clip. Causal.
+    - ``constant``: zeros. Causal.
+    - ``reflect``: frames 1, 2, ... mirrored, with zeros before them where the clip is too short.
+      Not causal at the start: frame 0 sees the frames that are mirrored.
+
+    Rows and columns are padded by zeros on both sides. ``stride`` and ``dilation`` act on time
+    alone. Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo, whose own
+    ``constant`` pads width in place of time and is not reproduced.
+
+    Raises:
+        ValueError: even spatial kernel, unknown mode, or a stride that would skip frame 0.
+    """
+
+    def __init__(
+        self,
+        chan_in: int,
+        chan_out: int,
+        kernel_size: int | tuple[int, int, int],
+        pad_mode: PadMode = "constant",
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != 3 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
+            raise ValueError(
+                f"kernel_size={kernel_size}: rows and columns are padded alike on both sides, "
+                "which needs three sizes with the last two odd"
+            )
+        if pad_mode not in ("first", "constant", "reflect"):
+            raise ValueError(f"pad_mode={pad_mode!r}: use 'first', 'constant' or 'reflect'")
+        self.past_frames = dilation * (kernel[0] - 1) + 1 - stride
+        if self.past_frames < 0:
+            raise ValueError(
+                f"stride={stride} is longer than the {dilation * (kernel[0] - 1) + 1} frames that "
+                "the kernel spans, so it would skip frame 0: use a smaller stride"
+            )
+        self.pad_mode = pad_mode
+        self.conv = Conv3d(
+            chan_in,
+            chan_out,
+            kernel,
+            stride=(stride, 1, 1),
+            padding=(0, kernel[1] // 2, kernel[2] // 2),
+            dilation=(dilation, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, T, H, W) -> (B, C_out, ceil(T / stride), H, W)."""
+        if self.past_frames:
+            x = torch.cat([self._past(x), x], dim=2)
+        y: Tensor = self.conv(x)
+        return y
+
+    def _past(self, x: Tensor) -> Tensor:
+        """(B, C_in, T, H, W) -> (B, C_in, past_frames, H, W)."""
+        if self.pad_mode == "first":
+            return x[:, :, :1].expand(-1, -1, self.past_frames, -1, -1)
+        if self.pad_mode == "constant":
+            return torch.zeros_like(x[:, :, :1]).expand(-1, -1, self.past_frames, -1, -1)
+        mirrored = x[:, :, 1 : self.past_frames + 1].flip(2)
+        return F.pad(mirrored, (0, 0, 0, 0, self.past_frames - mirrored.shape[2], 0))

@@ -1,0 +1,73 @@
+"""Convolutions whose result for one clip does not depend on the clips beside it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, ...] = (1, 1, 1),
+    padding: tuple[int, ...] = (0, 0, 0),
+    dilation: tuple[int, ...] = (1, 1, 1),
+) -> Tensor:
+    """``F.conv3d``, but on CPUs always by oneDNN.
+
+    Left to itself PyTorch chooses between oneDNN and its own kernel by batch size, input size
+    and number of threads. The two round differently: latents then moved by 6e-6, and a code in
+    a thousand flipped, when a clip was encoded alone, beside another, or with one thread more.
+    oneDNN's own results were the same, bit for bit, for every batch size and thread count tried,
+    as long as the memory layout is always the same.
+    """
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _has_bfloat16()):
+            y: Tensor = torch.mkldnn_convolution(
+                x.contiguous(), weight.contiguous(), bias, padding, stride, dilation, 1
+            )
+            return y
+        if x.dtype == torch.bfloat16:
+            # The same sums, rounded once at the end; PyTorch's own kernel takes 130 times longer.
+            bias = None if bias is None else bias.float()
+            wide = conv3d(
+                x.float(), weight.float(), bias, stride=stride, padding=padding, dilation=dilation
+            )
+            return wide.bfloat16()
+    return F.conv3d(x, weight, bias, stride, padding, dilation)
+
+
+def _has_bfloat16() -> bool:
+    """Whether oneDNN can convolve bfloat16 on this CPU (AVX-512, or AVX2 with conversions)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Conv3d(nn.Conv3d):
+    """``nn.Conv3d`` by way of ``conv3d``: zero padding, one group."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
+        padding = self.padding
+        assert not isinstance(padding, str)
+        return conv3d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+        )
+
+
+class FrameConv(nn.Conv2d):
+    """A 2D convolution of every frame, with the state_dict of ``nn.Conv2d``. No padding.
+
+    Runs as a 3D one of depth 1: folding the frames into the batch would copy the clip.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, T, H, W) -> (B, C_out, T, H', W')."""
+        return conv3d(x, self.weight.unsqueeze(2), self.bias, stride=(1, *self.stride))

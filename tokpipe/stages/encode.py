@@ -1,0 +1,183 @@
+"""The encode stage: pixels of clips to codes of clips, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from tokpipe.chunks import plan_chunks
+from tokpipe.config.job import ChunkingConfig, EncodeConfig
+from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.errors import RuntimeFault
+from tokpipe.models.precision import forbid_reduced_float32
+from tokpipe.models.tokenizer import NOT_FINITE, build_tokenizer
+from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Rejected
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class _Chunk(NamedTuple):
+    """One chunk of a call to ``process``: which clip of the call, and what part of it."""
+
+    clip: int
+    span: ChunkSpan
+
+
+class EncodeStage:
+    """Turns clips into codes, chunk by chunk.
+
+    A clip's codes are the same whatever clips it comes with: chunks of one shape are encoded in
+    batches of one size, the last of which is filled up, and no chunk of a batch sees another.
+    Nothing is kept between calls, so any call can be made again after a crash.
+    """
+
+    def __init__(
+        self, tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig
+    ) -> None:
+        # Built on the driver: small and picklable until setup.
+        self.tokenizer_config = tokenizer
+        self.chunking = chunking
+        self.encode_config = encode
+
+    def setup(self, device: str, weights: bytes | None) -> None:
+        """Runs once, inside the actor: builds the tokenizer on ``device``, such as ``"cuda"``.
+
+        Also sets the switches of the whole process that make results repeatable.
+
+        Raises:
+            ConfigError: the weights do not fit the tokenizer.
+        """
+        _make_repeatable()
+        self.device = torch.device(device)
+        self.tokenizer = build_tokenizer(self.tokenizer_config, weights).to(self.device)
+        # Not the quantizer: it is float32 whatever the encoder computes in.
+        self.tokenizer.encoder.to(getattr(torch, self.encode_config.dtype))
+
+    def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected]:
+        """Return the codes of each clip, or why it has none, in order.
+
+        Raises:
+            RuntimeFault: a code that the codebook does not have.
+        """
+        refusals = [self._refusal(clip) for clip in clips]
+        plans = [
+            plan_chunks(len(clip.frames), self.chunking, self.tokenizer_config.temporal_stride)
+            if refusal is None
+            else ()
+            for clip, refusal in zip(clips, refusals, strict=True)
+        ]
+        codes: dict[_Chunk, NDArray[np.int64]] = {}
+        for batch in self._batches(clips, plans):
+            for chunk, block in zip(batch, self._encode(clips, batch), strict=True):
+                codes[chunk] = block[chunk.span.num_dropped_latents :]
+        return [
+            refusals[index] or self._result(clip, plan, [codes[_Chunk(index, s)] for s in plan])
+            for index, (clip, plan) in enumerate(zip(clips, plans, strict=True))
+        ]
+
+    def _batches(
+        self, clips: Sequence[DecodedClip], plans: Sequence[Sequence[ChunkSpan]]
+    ) -> Iterator[list[_Chunk]]:
+        """Group the chunks of all clips by shape, then cut each group into batches."""
+        groups: dict[tuple[int, ...], list[_Chunk]] = {}
+        for index, (clip, plan) in enumerate(zip(clips, plans, strict=True)):
+            for span in plan:
+                shape = (span.num_input_frames, *clip.frames.shape[1:])
+                groups.setdefault(shape, []).append(_Chunk(index, span))
+        size = self.encode_config.batch_chunks
+        for chunks in groups.values():
+            for first in range(0, len(chunks), size):
+                yield chunks[first : first + size]
+
+    def _encode(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> NDArray[np.int64]:
+        """Return the codes of equal-shaped chunks: (len(batch), t, h, w), context included.
+
+        Only here are pixels put together, one batch at a time, in pinned memory for a GPU.
+        """
+        frames, pixel_shape = batch[0].span.num_input_frames, clips[batch[0].clip].frames.shape[1:]
+        pixels = torch.empty(
+            (self.encode_config.batch_chunks, frames, *pixel_shape),
+            dtype=torch.uint8,
+            pin_memory=self.device.type == "cuda",
+        )
+        rows = pixels.numpy()  # numpy copies from read-only frames, which torch warns about
+        for row, (clip, span) in zip(rows, batch, strict=False):
+            first = span.first_frame - span.num_context_frames
+            last = span.first_frame + span.num_frames
+            row[: last - first] = clips[clip].frames[first:last]
+            row[last - first :] = clips[clip].frames[last - 1]
+        rows[len(batch) :] = 0
+        codes = self.tokenizer.encode(pixels.to(self.device, non_blocking=True))
+        block: NDArray[np.int64] = codes[: len(batch)].cpu().numpy()
+        return block
+
+    def _result(
+        self, clip: DecodedClip, plan: tuple[ChunkSpan, ...], codes: list[NDArray[np.int64]]
+    ) -> EncodedClip | Rejected:
+        if any((block == NOT_FINITE).any() for block in codes):
+            return _rejected(
+                clip,
+                "non_finite",
+                f"the encoder gave NaN or infinity in {self.encode_config.dtype}, which no code "
+                "stands for; if many clips are refused so, check the weights, or use float32",
+            )
+        return EncodedClip(
+            ref=clip.ref,
+            chunks=plan,
+            codes=tuple(self._narrowed(clip, block) for block in codes),
+            pts_s=clip.pts_s,
+            fps=clip.fps,
+            backend=clip.backend,
+        )
+
+    def _narrowed(
+        self, clip: DecodedClip, block: NDArray[np.int64]
+    ) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """(t, h, w) codes in the dtype of the output, which would wrap them round in silence."""
+        low, high, size = int(block.min()), int(block.max()), self.tokenizer_config.codebook_size
+        if low < 0 or high >= size:
+            raise RuntimeFault(
+                f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
+                f"has 0 to {size - 1}. Written, they would be wrong codes that look right. The "
+                f"tokenizer or the device {self.device} is at fault, not the clip: check its "
+                "memory, then run again"
+            )
+        return block.astype(self.tokenizer_config.code_dtype)
+
+    def _refusal(self, clip: DecodedClip) -> Rejected | None:
+        """Why the tokenizer cannot take the clip, if it cannot."""
+        frames, height, width, _ = clip.frames.shape
+        stride = self.tokenizer_config.spatial_stride
+        if frames == 0:
+            return _rejected(
+                clip, "no_frames", "it has no frames, so there is nothing to encode; see its span"
+            )
+        if not height or not width or height % stride or width % stride:
+            return _rejected(
+                clip,
+                "frame_size",
+                f"its frames are {height}x{width} pixels, and the encoder would drop what exceeds "
+                f"a multiple of its spatial stride {stride}; set frames.size to multiples of it",
+            )
+        return None
+
+
+def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
+    return Rejected(
+        ref=clip.ref,
+        stage="encode",
+        reason=reason,
+        message=f"{clip.ref.source_uri}: {problem}",
+        backend=clip.backend,
+    )
+
+
+def _make_repeatable() -> None:
+    """Let no kernel be chosen by timing, and no float32 be rounded to TF32 or bfloat16."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    forbid_reduced_float32()
