@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from tokpipe.media.decoder import VideoDecoder
+
+MakeDecoder = Callable[..., VideoDecoder]
+"""The fixture ``make_decoder``, with the settings of a job as keywords."""
 
 ROWS, COLUMNS = 3, 4  # cells of one bit each: numbers up to 4095
 
@@ -78,6 +84,7 @@ def write_video(
         if codec in ("mpeg4", "mpeg2video", "libvpx", "libvpx-vp9", "mjpeg"):
             stream.codec_context.bit_rate = 2_000_000
         sound = container.add_stream("aac", rate=16_000) if audio else None
+        container.start_encoding()
         for index in range(num_frames):
             picture = numbered(first_number + index, height, width)
             frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pix_fmt)
@@ -86,11 +93,79 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            for index in range(8):
-                block = av.AudioFrame.from_ndarray(
-                    np.zeros((1, 1024), np.float32), "fltp", layout="mono"
-                )
-                block.pts, block.rate = index * 1024, 16_000
-                container.mux(sound.encode(block))
-            container.mux(sound.encode(None))
+            _write_silence(container, sound)
+    return path
+
+
+def write_silence(path: Path) -> Path:
+    """A file with sound and no video."""
+    with av.open(str(path), "w") as container:
+        _write_silence(container, container.add_stream("aac", rate=16_000))
+    return path
+
+
+def _write_silence(container: Any, stream: Any) -> None:
+    for index in range(8):
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", layout="mono")
+        block.pts, block.rate = index * 1024, 16_000
+        container.mux(stream.encode(block))
+    container.mux(stream.encode(None))
+
+
+def cut_without_coding(source: Path, target: Path, start_s: float) -> Path:
+    """Copy packets from the key frame before ``start_s`` on, as ``ffmpeg -ss S -c copy`` does.
+
+    Times begin at ``start_s``, so that frames before it become negative: MP4 hides them with an
+    edit list, and other containers show them.
+    """
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = before.streams.video[0]
+        copy = after.add_stream_from_template(stream)
+        offset = round(start_s / stream.time_base)
+        before.seek(offset, stream=stream, backward=True)
+        for packet in before.demux(stream):
+            if packet.dts is not None:
+                packet.pts -= offset
+                packet.dts -= offset
+                packet.stream = copy
+                after.mux(packet)
+    return target
+
+
+def write_size_change(path: Path, codec: str, num_frames: int) -> Path:
+    """Numbered pictures that change their size halfway, within one stream."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        half = num_frames // 2
+        for first, (width, height) in ((0, (64, 48)), (half, (96, 96))):
+            encoder: Any = av.CodecContext.create(codec, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
+            encoder.bit_rate = 2_000_000
+            encoder.max_b_frames = 0
+            encoder.options = {"deadline": "realtime"} if "vp" in codec else {}
+            for index in [*range(first, first + half), None]:
+                frame = None
+                if index is not None:
+                    picture = numbered(index, height, width)
+                    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+                    frame.pts, frame.time_base = index, Fraction(1, 25)
+                for packet in encoder.encode(frame):
+                    packet.stream = stream
+                    container.mux(packet)
+    return path
+
+
+def write_pictures(path: Path, pictures: Sequence[NDArray[np.uint8]]) -> Path:
+    """Encode (H, W, 3) pictures without loss."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "bgr0"
+        for index, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="bgr0")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return path

@@ -68,6 +68,7 @@ def decode(
             picture = reader.next()
             if slot < len(wanted) and wanted[slot] == index:
                 resized = picture.asnumpy()
+                # It takes the padding of a row for pixels at widths such as 16, 48 and 72.
                 if resized.shape != (height, width, 3):
                     raise SourceError("corrupt", f"decord gives a frame of shape {resized.shape}")
                 while slot < len(wanted) and wanted[slot] == index:

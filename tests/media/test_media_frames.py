@@ -1,0 +1,319 @@
+"""All backends agree on which frame is which, and to the byte on what is in it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.media.media_helpers import (
+    MakeDecoder,
+    cut_without_coding,
+    numbers_of,
+    write_pictures,
+    write_size_change,
+    write_video,
+)
+from tokpipe.errors import SourceError
+
+_steps = random.Random(1)
+VFR = list(accumulate(_steps.choices([1, 2, 5, 9], k=30)))
+
+X265 = {"preset": "ultrafast", "crf": "12"}
+QUIET = "log-level=none:pools=1:frame-threads=1"
+VP = {"deadline": "realtime", "cpu-used": "8"}
+
+# name: (expected numbers, backend that ``auto`` ends with, settings of write_video)
+CASES: dict[str, tuple[range, str, dict[str, Any]]] = {
+    "cfr.mp4": (range(30), "decord", {}),
+    "vfr.mp4": (range(30), "decord", {"pts": VFR, "time_base": Fraction(1, 90)}),
+    "vfr.mkv": (range(30), "decord", {"pts": VFR, "time_base": Fraction(1, 90)}),
+    "late.mp4": (range(30), "decord", {"pts": range(7, 37)}),
+    "b-pyramid.mp4": (
+        range(30),
+        "decord",
+        {"options": {"bf": "3", "preset": "medium", "x264-params": "b-pyramid=normal:ref=4"}},
+    ),
+    "open-gop.mp4": (
+        range(60),
+        "decord",
+        {"gop": 12, "options": {"bf": "3", "preset": "medium", "x264-params": "open-gop=1"}},
+    ),
+    "fragmented.mp4": (
+        range(30),
+        "decord",
+        {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    ),
+    "audio.mp4": (range(30), "decord", {"audio": True}),
+    "hevc.mp4": (
+        range(30), "decord", {"codec": "libx265", "options": {**X265, "x265-params": QUIET}},
+    ),
+    "hevc-open-gop.mp4": (
+        range(40),
+        "decord",
+        {
+            "codec": "libx265",
+            "options": {**X265, "bf": "3", "x265-params": QUIET + ":open-gop=1:keyint=10"},
+        },
+    ),
+    "vp9.webm": (range(30), "decord", {"codec": "libvpx-vp9", "options": VP}),
+    "vp9-altref.webm": (
+        range(60),
+        "decord",
+        {
+            "codec": "libvpx-vp9",
+            "gop": 30,
+            "options": {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16"},
+        },
+    ),
+    "vp8-altref.webm": (
+        range(60),
+        "pyav",
+        {
+            "codec": "libvpx",
+            "gop": 30,
+            "options": {"auto-alt-ref": "1", "cpu-used": "5", "lag-in-frames": "16"},
+        },
+    ),
+    "av1.mp4": (
+        range(20),
+        "pyav",
+        {"codec": "libsvtav1", "size": (64, 64), "options": {"preset": "12", "crf": "20"}},
+    ),
+    "mpeg4-b.mp4": (range(30), "pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
+    "mpeg4-b.avi": (range(30), "pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
+    "h264-b.avi": (range(30), "pyav", {}),
+    "h264.mkv": (range(30), "decord", {}),
+    "h264.ts": (range(30), "pyav", {}),
+    "h264.flv": (range(30), "pyav", {}),
+    "mpeg2.ts": (range(30), "pyav", {"codec": "mpeg2video", "options": {"bf": "2"}}),
+    "mpeg2.mpg": (range(30), "pyav", {"codec": "mpeg2video", "options": {"bf": "2"}}),
+    "interlaced.mp4": (range(30), "decord", {"options": {"x264-params": "interlaced=1"}}),
+    "10-bit.mp4": (range(30), "decord", {"pix_fmt": "yuv420p10le"}),
+    "444.mp4": (range(30), "decord", {"pix_fmt": "yuv444p"}),
+    "17x13.mp4": (range(30), "decord", {"size": (13, 17), "pix_fmt": "yuv444p"}),
+    "321x241.mp4": (range(30), "decord", {"size": (241, 321), "pix_fmt": "yuv444p"}),
+    "321x241.webm": (
+        range(10), "decord", {"size": (241, 321), "codec": "libvpx-vp9", "options": VP},
+    ),
+    "fps-1000.mp4": (range(30), "decord", {"fps": 1000}),
+    "one-frame.mp4": (range(1), "decord", {}),
+    "lossless-rgb.mkv": (range(10), "pyav", {"codec": "ffv1", "pix_fmt": "bgr0"}),
+    "moving.gif": (range(10), "pyav", {"codec": "gif", "pix_fmt": "rgb8"}),
+    "motion-jpeg.avi": (range(10), "pyav", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    return write_video(path, 100, gop=20, options={"preset": "medium"})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_frame_comes_in_order_whoever_decodes(
+    name: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    expected, backend, settings = CASES[name]
+    path = write_video(tmp_path / name, len(expected), **settings)
+    auto = make_decoder().decode(path)
+    assert numbers_of(auto.frames) == list(expected)
+    assert auto.backend == backend
+    pyav = make_decoder(backend="pyav").decode(path)
+    assert np.array_equal(auto.frames, pyav.frames)
+    assert np.array_equal(auto.pts_s, pyav.pts_s)
+    ticks = settings.get("pts", range(len(expected)))
+    unit = settings.get("time_base", 1 / Fraction(settings.get("fps", 25)))
+    times_s = [float((tick - ticks[0]) * unit) for tick in ticks]
+    np.testing.assert_allclose(auto.pts_s, times_s, atol=6e-4)  # Matroska counts milliseconds
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "backend"),
+    [("cut.mp4", 33, "pyav"), ("cut.mkv", 20, "decord"), ("cut.ts", 20, "pyav")],
+)
+def test_a_copied_cut_shows_what_its_container_shows(
+    name: str, first: int, backend: str, tmp_path: Path, long_video: Path, make_decoder: MakeDecoder
+) -> None:
+    path = cut_without_coding(long_video, tmp_path / name, 1.3)
+    video = make_decoder().decode(path)
+    assert (numbers_of(video.frames), video.backend) == (list(range(first, 100)), backend)
+    np.testing.assert_allclose(video.pts_s, np.arange(100 - first) / 25, atol=1e-3)
+
+
+def test_a_stream_that_begins_in_the_middle_starts_at_its_first_whole_frame(
+    tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    whole = write_video(tmp_path / "whole.ts", 60, gop=20, options={"bf": "0"}).read_bytes()
+    packets = [whole[at : at + 188] for at in range(0, len(whole), 188)]
+    path = tmp_path / "tail.ts"
+    path.write_bytes(b"".join(packets[:3] + packets[len(packets) // 6 :]))
+    assert numbers_of(make_decoder().decode(path).frames) == list(range(20, 60))
+
+
+def decord_turns(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """decord's frames, which it turns by code of its own.
+
+    In another process, for its libvpx takes the place of the one that encodes here.
+    """
+    code = (
+        "import sys, numpy, decord\n"
+        "height, width = map(int, sys.argv[2:4])\n"
+        "reader = decord.VideoReader(sys.argv[1], width=width, height=height)\n"
+        "numpy.save(sys.argv[4], [reader.next().asnumpy() for _ in range(len(reader))])"
+    )
+    out = path.with_suffix(".npy")
+    arguments = [str(path), *map(str, size), str(out)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=60)
+    frames: NDArray[np.uint8] = np.load(out)
+    return frames
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_rotated_video_is_shown_upright(
+    degrees: int, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    path = write_video(tmp_path / "rotated.mp4", 5, rotation=degrees)
+    shown = (48, 64) if degrees == 180 else (64, 50)  # decord cannot do 48 columns
+    video = make_decoder(size=shown).decode(path)
+    assert video.backend == "pyav"
+    for ours, theirs in zip(video.frames, decord_turns(path, shown), strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("change.webm", "libvpx-vp9"), ("change.ts", "libx264")]
+)
+def test_a_size_that_changes_on_the_way_changes_no_frame(
+    name: str, codec: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    path = write_size_change(tmp_path / name, codec, 20)
+    assert numbers_of(make_decoder().decode(path).frames) == list(range(20))
+
+
+SPANS: dict[str, Callable[[Path], Path]] = {
+    "open-gop.mp4": lambda path: write_video(path, 72, **CASES["open-gop.mp4"][2]),
+    "hevc-open-gop.mp4": lambda path: write_video(path, 72, **CASES["hevc-open-gop.mp4"][2]),
+    "open-gop.mkv": lambda path: write_video(path, 72, **CASES["open-gop.mp4"][2]),
+    "vfr.mp4": lambda path: write_video(path, 30, **CASES["vfr.mp4"][2]),
+    "vp9.webm": lambda path: write_video(path, 72, **CASES["vp9-altref.webm"][2]),
+    "av1.mp4": lambda path: write_video(path, 40, **CASES["av1.mp4"][2]),
+    "fragmented.mp4": lambda path: write_video(path, 72, **CASES["fragmented.mp4"][2]),
+    "h264.ts": lambda path: write_video(path, 72),
+    "h264-b.avi": lambda path: write_video(path, 72),
+}
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_a_span_deep_in_a_video_equals_its_part_of_the_whole(
+    name: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    path = SPANS[name](tmp_path / name)
+    decoder = make_decoder(backend="pyav")
+    whole = decoder.decode(path)
+    for first in range(0, len(whole.frames) - 3, 4):
+        start_s, end_s = whole.pts_s[first], whole.pts_s[first + 3]
+        part = decoder.decode(path, start_s=start_s, end_s=end_s)
+        assert np.array_equal(part.frames, whole.frames[first : first + 3]), first
+        assert np.array_equal(part.pts_s, whole.pts_s[first : first + 3])
+
+
+def test_segments_of_a_film_are_the_film(long_video: Path, make_decoder: MakeDecoder) -> None:
+    whole = make_decoder(fps=10).decode(long_video)
+    assert (len(whole.frames), whole.num_segments, whole.fps) == (40, 1, 10)
+    decoder = make_decoder(fps=10, max_clip_frames=17)
+    parts = [decoder.decode(long_video)]
+    parts += [decoder.decode(long_video, segment=j, num_segments=3) for j in (1, 2)]
+    assert [len(part.frames) for part in parts] == [17, 17, 6]
+    assert {part.num_segments for part in parts} == {3}
+    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+    assert np.array_equal(np.concatenate([part.pts_s for part in parts]), whole.pts_s)
+
+
+def test_resampling_follows_true_times(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+    pts = [0, 10, 20, 30, 100, 110, 190]  # hundredths of a second
+    path = write_video(tmp_path / "gaps.mp4", 7, pts=pts, time_base=Fraction(1, 100))
+    video = make_decoder(fps=10).decode(path)
+    expected = [0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 5, 5, 5, 5, 5, 6]
+    assert numbers_of(video.frames)[:20] == expected
+    assert video.pts_s[:20].tolist() == [pts[number] / 100 for number in expected]
+
+
+def test_backends_are_chosen_by_what_a_clip_needs(
+    long_video: Path, make_decoder: MakeDecoder
+) -> None:
+    assert make_decoder(fps=25).decode(long_video).backend == "decord"
+    assert make_decoder(fps=8).decode(long_video).backend == "pyav"  # a third of the frames
+    assert make_decoder(fps=25).decode(long_video, start_s=3).backend == "pyav"
+
+
+def test_a_named_backend_is_the_only_one(
+    tmp_path: Path, long_video: Path, make_decoder: MakeDecoder
+) -> None:
+    decoder = make_decoder(backend="decord")
+    assert decoder.decode(long_video).backend == "decord"
+    path = cut_without_coding(long_video, tmp_path / "cut.mp4", 1.3)
+    with pytest.raises(SourceError, match="decord counts 80 frames, the file lists 67") as caught:
+        decoder.decode(path)
+    assert caught.value.reason == "corrupt"
+
+
+def test_frames_are_fitted_into_the_nearest_bucket(
+    tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    buckets = ((32, 64), (48, 48), (64, 32))
+    shapes = {}
+    for name, size, settings in (
+        ("wide", (48, 96), {}),
+        ("square", (64, 64), {}),
+        ("turned", (48, 96), {"rotation": 90}),
+        ("narrow pixels", (96, 96), {"pixel_aspect": Fraction(1, 2)}),
+    ):
+        path = write_video(tmp_path / f"{name}.mp4", 3, size=size, **settings)
+        decoder = make_decoder(size=None, buckets=buckets, fit="pad")
+        shapes[name] = decoder.decode(path).frames.shape[1:3]
+    assert shapes == {
+        "wide": (32, 64), "square": (48, 48), "turned": (64, 32), "narrow pixels": (64, 32),
+    }  # fmt: skip
+
+
+def test_crop_and_pad_give_what_they_promise(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+    path = write_video(tmp_path / "wide.mp4", 2, size=(48, 128), first_number=4095)
+    padded = make_decoder(size=(64, 64), fit="pad").decode(path).frames[0]
+    assert padded[20:44].min() > 200
+    assert padded[:20].max() == padded[44:].max() == 0
+    cropped = make_decoder(size=(64, 64), fit="crop").decode(path).frames[0]
+    assert cropped.min() > 200
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4000, 1), (1, 4000), (16, 12), (8, 4096)])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_odd_shapes_are_fitted(
+    size: tuple[int, int], fit: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    path = write_video(
+        tmp_path / "odd.nut", 2, size=size, codec="rawvideo", pix_fmt="yuv444p", first_number=4095
+    )
+    frames = make_decoder(size=(16, 24), fit=fit).decode(path).frames
+    assert frames.shape == (2, 16, 24, 3)
+    assert frames[0].max() > 200
+    if fit != "pad":
+        assert frames[0].min() > 200
+
+
+def test_shrinking_averages_what_a_pixel_covers(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+    """One column in two is white: without antialiasing all of them would be one or the other."""
+    stripes = np.zeros((64, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    path = write_pictures(tmp_path / "stripes.mkv", [stripes])
+    frame = make_decoder(size=(8, 16)).decode(path).frames[0]
+    assert np.abs(frame[:, 1:-1].astype(int) - 127).max() < 3  # at the border, a column has half

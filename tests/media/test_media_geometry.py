@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tokpipe.media.geometry import FitMode, Orientation, fit_frame, nearest_size, orientation_of
+
+Picture = NDArray[np.uint8]
+
+ONE = Fraction(1)
+sides = st.one_of(st.integers(1, 64), st.integers(1, 20_000))
+aspects = st.sampled_from([ONE, Fraction(2), Fraction(1, 2), Fraction(16, 11), Fraction(12, 11)])
+
+
+@given(
+    height=sides,
+    width=sides,
+    aspect=aspects,
+    size=st.tuples(st.integers(1, 512), st.integers(1, 512)),
+    mode=st.sampled_from(["crop", "pad", "stretch"]),
+)
+def test_every_shape_fits(
+    height: int, width: int, aspect: Fraction, size: tuple[int, int], mode: FitMode
+) -> None:
+    fit = fit_frame(height, width, aspect, size, mode)
+    assert min(fit.resized) >= 1
+    # Bounded by the output, so that no picture asks for more memory than a few frames.
+    assert fit.resized[0] * fit.resized[1] <= 8 * size[0] * size[1]
+    if mode == "pad":
+        assert all(r <= s for r, s in zip(fit.resized, size, strict=True))
+    else:
+        assert all(r >= s for r, s in zip(fit.resized, size, strict=True))
+        assert all(0 <= o <= r - s for o, r, s in zip(fit.offset, fit.resized, size, strict=True))
+    if fit.box is not None:
+        top, left, box_height, box_width = fit.box
+        assert 0 <= top <= top + box_height <= height
+        assert 0 <= left <= left + box_width <= width
+    out = np.zeros((*size, 3), np.uint8)
+    if fit.resized[0] * fit.resized[1] <= 100_000:
+        fit.place(np.full((*fit.resized, 3), 7, np.uint8), out)
+        assert (out == 7).sum() == 3 * np.prod(np.minimum(fit.resized, size))
+
+
+def test_crop_covers_and_cuts_the_middle_out() -> None:
+    fit = fit_frame(720, 1280, ONE, (128, 128), "crop")
+    assert (fit.resized, fit.offset, fit.box) == ((128, 228), (0, 50), None)
+
+
+def test_pad_fits_inside_with_equal_margins() -> None:
+    fit = fit_frame(720, 1280, ONE, (128, 128), "pad")
+    assert (fit.resized, fit.offset) == ((72, 128), (-28, 0))
+    out = np.zeros((128, 128, 3), np.uint8)
+    fit.place(np.full((72, 128, 3), 9, np.uint8), out)
+    assert out[28:100].min() == 9
+    assert out[:28].max() == out[100:].max() == 0
+
+
+def test_pixels_that_are_not_square_count() -> None:
+    assert fit_frame(100, 100, Fraction(2), (50, 100), "pad").resized == (50, 100)
+    assert nearest_size([(64, 64), (64, 128)], 100, 100, Fraction(2)) == (64, 128)
+
+
+def test_a_strip_is_cut_before_it_is_resized() -> None:
+    fit = fit_frame(4000, 1, ONE, (128, 128), "crop")
+    assert (fit.box, fit.resized) == ((1999, 0, 1, 1), (128, 128))
+
+
+@pytest.mark.parametrize(
+    ("shape", "bucket"),
+    [
+        ((720, 1280), (144, 256)),
+        ((1280, 720), (256, 144)),
+        ((500, 500), (192, 192)),
+        ((600, 800), (192, 192)),  # 4:3 is nearer to 1:1 than to 16:9, in ratios
+        ((1, 4000), (144, 256)),
+    ],
+)
+def test_the_bucket_nearest_in_aspect_is_taken(
+    shape: tuple[int, int], bucket: tuple[int, int]
+) -> None:
+    assert nearest_size([(144, 256), (192, 192), (256, 144)], *shape, ONE) == bucket
+
+
+def test_of_equally_near_buckets_the_first_is_taken() -> None:
+    assert nearest_size([(64, 128), (32, 64)], 9, 16, ONE) == (64, 128)
+
+
+# What FFmpeg's av_display_rotation_set(theta) and a flip write, in 16.16 fixed point.
+UNIT = 1 << 16
+MATRICES: dict[str, tuple[tuple[int, int, int, int], Callable[[Picture], Picture]]] = {
+    "upright": ((UNIT, 0, 0, UNIT), lambda p: p),
+    "quarter clockwise": ((0, UNIT, -UNIT, 0), lambda p: np.rot90(p, -1)),
+    "half": ((-UNIT, 0, 0, -UNIT), lambda p: np.rot90(p, 2)),
+    "quarter counter-clockwise": ((0, -UNIT, UNIT, 0), lambda p: np.rot90(p, 1)),
+    "mirrored": ((-UNIT, 0, 0, UNIT), lambda p: p[:, ::-1]),
+    "upside down": ((UNIT, 0, 0, -UNIT), lambda p: p[::-1]),
+    "transposed": ((0, UNIT, UNIT, 0), lambda p: p.transpose(1, 0, 2)),
+    "a few degrees off upright": ((65_000, 3000, -3000, 65_000), lambda p: p),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_display_matrix_turns_the_picture(name: str) -> None:
+    (a, b, c, d), turn = MATRICES[name]
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    orientation = orientation_of([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+    assert np.array_equal(orientation.apply(picture), turn(picture))
+    assert orientation.apply(picture).shape[:2] == orientation.oriented(2, 3)
+    assert orientation.is_upright == (orientation == Orientation())

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokpipe.media.resample import Selection, select_frames
+
+
+def select(
+    times_s: list[float],
+    end_s: float,
+    *,
+    fps: float | None,
+    span: tuple[float | None, float | None] = (None, None),
+    segment: int = 0,
+    max_clip_frames: int = 10_000,
+    tick_s: float = 0.0,
+) -> Selection:
+    return select_frames(
+        np.array(times_s),
+        end_s,
+        tick_s=tick_s,
+        start_s=span[0],
+        end_s=span[1],
+        fps=fps,
+        segment=segment,
+        max_clip_frames=max_clip_frames,
+    )
+
+
+def constant(num_frames: int, rate: float) -> tuple[list[float], float]:
+    return [k / rate for k in range(num_frames)], num_frames / rate
+
+
+# Times in milliseconds and a rate in whole frames keep the reference below exact.
+timelines = st.lists(st.integers(1, 400), min_size=1, max_size=40)
+rates = st.sampled_from([1, 2, 3, 5, 8, 10, 24, 25, 30, 60])
+spans = st.tuples(st.none() | st.integers(0, 8000), st.none() | st.integers(1, 9000))
+
+
+@given(gaps_ms=timelines, fps=rates, span_ms=spans)
+def test_every_output_shows_the_frame_that_is_on_screen(
+    gaps_ms: list[int], fps: int, span_ms: tuple[int | None, int | None]
+) -> None:
+    edges = [sum(gaps_ms[:k]) for k in range(len(gaps_ms) + 1)]
+    start, end = span_ms[0] or 0, min(edges[-1], span_ms[1] or 10**9)
+    expected, k = [], 0
+    while (at := start + Fraction(1000 * k, fps)) < end:
+        expected.append(max(i for i, edge in enumerate(edges[:-1]) if edge <= at))
+        k += 1
+    in_s = [None if value is None else value / 1000 for value in span_ms]
+    got = select([e / 1000 for e in edges[:-1]], edges[-1] / 1000, fps=fps, span=(in_s[0], in_s[1]))
+    assert got.indices.tolist() == expected
+    assert got.num_segments == (1 if expected else 0)
+
+
+@given(gaps_ms=timelines, span_ms=spans)
+def test_without_a_rate_each_frame_of_the_span_comes_once(
+    gaps_ms: list[int], span_ms: tuple[int | None, int | None]
+) -> None:
+    edges = [sum(gaps_ms[:k]) for k in range(len(gaps_ms) + 1)]
+    start, end = span_ms[0] or 0, span_ms[1] or 10**9
+    in_s = [None if value is None else value / 1000 for value in span_ms]
+    got = select(
+        [e / 1000 for e in edges[:-1]], edges[-1] / 1000, fps=None, span=(in_s[0], in_s[1])
+    )
+    assert got.indices.tolist() == [i for i, e in enumerate(edges[:-1]) if start <= e < end]
+
+
+@given(gaps_ms=timelines, fps=st.none() | rates, max_clip_frames=st.integers(1, 50))
+def test_segments_together_are_the_whole(
+    gaps_ms: list[int], fps: int | None, max_clip_frames: int
+) -> None:
+    edges = [sum(gaps_ms[:k]) / 1000 for k in range(len(gaps_ms) + 1)]
+    whole = select(edges[:-1], edges[-1], fps=fps).indices.tolist()
+    first = select(edges[:-1], edges[-1], fps=fps, max_clip_frames=max_clip_frames)
+    assert first.num_segments == math.ceil(len(whole) / max_clip_frames)
+    parts = [
+        select(edges[:-1], edges[-1], fps=fps, segment=j, max_clip_frames=max_clip_frames).indices
+        for j in range(first.num_segments)
+    ]
+    assert [int(i) for part in parts for i in part] == whole
+    assert all(len(part) == max_clip_frames for part in parts[:-1])
+
+
+@pytest.mark.parametrize("rate", [8, 10, 23.976, 24, 25, 29.97, 30, 50, 60, 1000])
+def test_resampling_to_the_native_rate_changes_nothing(rate: float) -> None:
+    times_s, end_s = constant(300, rate)
+    assert select(times_s, end_s, fps=rate).indices.tolist() == list(range(300))
+
+
+@pytest.mark.parametrize("rate", [24, 25, 29.97, 30])
+def test_times_rounded_to_milliseconds_lose_no_frame(rate: float) -> None:
+    times_s, end_s = constant(500, rate)
+    rounded = [round(value, 3) for value in times_s]
+    got = select(rounded, round(end_s, 3), fps=rate, tick_s=0.001)
+    assert got.indices.tolist() == list(range(500))
+
+
+def test_a_tick_as_coarse_as_the_frames_gives_no_slack() -> None:
+    times_s, end_s = constant(25, 25)
+    got = select(times_s, end_s, fps=8, tick_s=0.04)
+    assert got.indices.tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+def test_a_rate_above_the_native_one_repeats_frames() -> None:
+    times_s, end_s = constant(3, 10)
+    assert select(times_s, end_s, fps=20).indices.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("span", [(5.0, None), (1.0, None), (0.5, 0.5), (0.7, 0.2)])
+def test_a_span_outside_of_the_video_has_no_frames(span: tuple[float, float | None]) -> None:
+    times_s, end_s = constant(10, 10)
+    got = select(times_s, end_s, fps=8, span=span)
+    assert (len(got.indices), got.num_segments) == (0, 0)
+
+
+def test_a_segment_beyond_the_last_is_empty() -> None:
+    times_s, end_s = constant(10, 10)
+    got = select(times_s, end_s, fps=10, segment=3, max_clip_frames=4)
+    assert (len(got.indices), got.num_segments) == (0, 3)
