@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tokpipe
 from tests.formats.formats_helpers import encoded_clip, encoded_clips, receipt_of, shard_metadata
+from tokpipe.errors import CorruptOutput
 from tokpipe.formats.shard import (
     CODES_PER_ROW_GROUP,
     ShardFooter,
@@ -83,8 +84,31 @@ def test_the_footer_says_what_the_codes_are() -> None:
 
 def test_a_footer_of_a_newer_format_is_refused() -> None:
     key_values = parquet_of([encoded_clip()]).metadata.metadata
-    with pytest.raises(ValueError, match="format is 2 and this tokpipe reads up to 1: upgrade"):
-        ShardFooter.of_key_values({**key_values, b"tokpipe.format_version": b"2"})
+    with pytest.raises(CorruptOutput, match=r"s has format 2 and .* up to 1\. .* Upgrade tokpipe"):
+        ShardFooter.of_key_values("mem://s", {**key_values, b"tokpipe.format_version": b"2"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (b"tokpipe.fingerprint", None, r"lacks the key tokpipe\.fingerprint"),
+        (b"tokpipe.grid", b"2", "does not describe a shard"),
+        (b"tokpipe.num_rows", b"\xff", "does not describe a shard"),
+        (b"tokpipe.tokenizer.code_dtype", b"int8", "does not describe a shard"),
+        (b"tokpipe.tokenizer.name", None, "does not describe a shard"),
+    ],
+    ids=str,
+)
+def test_a_footer_that_misses_something_is_refused(
+    key: bytes, value: bytes | None, message: str
+) -> None:
+    key_values = {**parquet_of([encoded_clip()]).metadata.metadata}
+    if value is None:
+        del key_values[key]
+    else:
+        key_values[key] = value
+    with pytest.raises(CorruptOutput, match=message):
+        ShardFooter.of_key_values("mem://s", key_values)
 
 
 def test_a_row_says_which_frames_its_codes_stand_for() -> None:

@@ -7,7 +7,8 @@ import pytest
 from tests.formats.formats_helpers import encoded_clip, flipped
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import sha256
-from tokpipe.formats.side_table import build_side_table, read_side_table
+from tokpipe.formats.side_table import OWN_COLUMNS, build_side_table, read_side_table
+from tokpipe.sources.rows import carried_names
 
 CLIPS = [encoded_clip(2, (17, 5)), encoded_clip(1, (9,))]
 CARRIED = pa.table(
@@ -80,6 +81,10 @@ def test_no_carried_columns_are_fine() -> None:
 def test_the_own_columns_are_required() -> None:
     table = read(build_side_table(CLIPS, CARRIED))
     assert not any(table.schema.field(i).nullable for i in range(11))
+
+
+def test_planning_renames_what_would_be_taken() -> None:
+    assert set(carried_names(OWN_COLUMNS)) & set(OWN_COLUMNS) == set()
 
 
 def test_a_carried_column_may_not_pass_for_one_of_tokpipes_own() -> None:

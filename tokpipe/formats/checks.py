@@ -16,6 +16,14 @@ def damaged(uri: str, found: str) -> CorruptOutput:
     )
 
 
+def too_new(uri: str, found: int, known: int) -> CorruptOutput:
+    """The error for an object that only a later tokpipe can understand."""
+    return CorruptOutput(
+        f"{uri} has format {found} and this tokpipe reads up to {known}. "
+        "Read as an older one, it could be misunderstood. Upgrade tokpipe."
+    )
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

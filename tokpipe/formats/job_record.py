@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from tokpipe.errors import CorruptOutput, NotFound, PlanMismatch
-from tokpipe.formats.checks import damaged
+from tokpipe.errors import NotFound, PlanMismatch
+from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.storage.store import Store
@@ -59,10 +59,7 @@ class JobRecord(BaseModel):
             if not isinstance(version, int):
                 raise TypeError(f"its format is {version!r}")
             if version > JOB_RECORD_FORMAT:
-                raise CorruptOutput(
-                    f"{uri} has format {version} and this tokpipe reads up to {JOB_RECORD_FORMAT}. "
-                    "Read as an older one, it could be misunderstood. Upgrade tokpipe."
-                )
+                raise too_new(uri, version, JOB_RECORD_FORMAT)
             return cls.model_validate(fields)
         except (UnicodeDecodeError, ValidationError, ValueError, KeyError, TypeError) as error:
             raise damaged(uri, f"it does not parse as the record of a job: {error}") from error

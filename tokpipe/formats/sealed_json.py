@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import damaged
+from tokpipe.formats.checks import damaged, too_new
 from tokpipe.ids import digest
 
 CHECKSUM = "checksum"
@@ -47,8 +46,5 @@ def unseal(uri: str, data: bytes, *, newest_format: int) -> dict[str, Any]:
     if body.pop(CHECKSUM, None) != digest(body):
         raise damaged(uri, "its content does not have the checksum that it carries")
     if (version := body.pop("format", 0)) > newest_format:
-        raise CorruptOutput(
-            f"{uri} has format {version} and this tokpipe reads up to {newest_format}. "
-            "Read as an older one, it could be misunderstood. Upgrade tokpipe."
-        )
+        raise too_new(uri, version, newest_format)
     return body

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 import tokpipe
+from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.types import EncodedClip
 
@@ -100,22 +100,21 @@ class ShardFooter:
     num_codes: int
 
     @classmethod
-    def of_key_values(cls, key_values: Mapping[bytes, bytes]) -> ShardFooter:
-        """Parse a footer's metadata.
+    def of_key_values(cls, uri: str, key_values: Mapping[bytes, bytes]) -> ShardFooter:
+        """Parse the metadata of the file at ``uri``.
 
         Raises:
-            ValueError: a key is missing or malformed, or the format is newer than this reader.
+            CorruptOutput: a key is missing or malformed, or the format is newer than this code.
         """
-        values = {
-            key.decode("utf-8").removeprefix(_METADATA_PREFIX): value.decode("utf-8")
-            for key, value in key_values.items()
-            if key.startswith(_METADATA_PREFIX.encode())
-        }
+        own = _METADATA_PREFIX.encode()
         try:
+            values = {
+                key.removeprefix(own).decode("utf-8"): value.decode("utf-8")
+                for key, value in key_values.items()
+                if key.startswith(own)
+            }
             if (version := int(values["format_version"])) > SHARD_FORMAT:
-                raise ValueError(
-                    f"its format is {version} and this tokpipe reads up to {SHARD_FORMAT}: upgrade"
-                )
+                raise too_new(uri, version, SHARD_FORMAT)
             prefix = "tokenizer."
             # Text of a file, so the numbers in it are parsed here and not by type.
             tokenizer = TokenizerSpec.model_validate_strings(
@@ -129,11 +128,10 @@ class ShardFooter:
                 num_codes=int(values["num_codes"]),
             )
         except KeyError as error:
-            raise ValueError(
-                f"its footer lacks the key {_METADATA_PREFIX}{error.args[0]}"
-            ) from error
-        except ValidationError as error:
-            raise ValueError(f"its footer describes no tokenizer: {error}") from error
+            missing = f"{_METADATA_PREFIX}{error.args[0]}"
+            raise damaged(uri, f"its footer lacks the key {missing}") from error
+        except ValueError as error:  # pydantic's is one, too
+            raise damaged(uri, f"its footer does not describe a shard: {error}") from error
 
 
 def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
@@ -164,7 +162,7 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     schema = shard_schema(metadata.tokenizer.code_dtype)
     groups = list(_row_groups(clips))
     encoding = _smaller_encoding(_table(groups[0], schema))
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()  # gives its bytes away without copying them, unlike an Arrow buffer
     with pq.ParquetWriter(sink, schema, **_writer_options(schema, encoding)) as writer:
         for group in groups:
             writer.write_table(_table(group, schema), row_group_size=len(group))
@@ -175,8 +173,7 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
                 num_codes=sum(clip.num_codes for clip in clips),
             )
         )
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return sink.getvalue()
 
 
 def _check_clips(clips: Sequence[EncodedClip], tokenizer: TokenizerSpec) -> None:

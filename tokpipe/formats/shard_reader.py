@@ -66,10 +66,10 @@ class ShardReader:
                 # Joins the columns of a row group into few reads, should they be remote.
                 pre_buffer=True,
             )
-            self.footer = ShardFooter.of_key_values(self._file.metadata.metadata or {})
             schema = self._file.schema_arrow.remove_metadata()
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise damaged(uri, f"it does not open as a shard: {error}") from error
+        self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
             raise damaged(uri, f"its columns are not those of a shard: {schema.to_string()}")
         if self._file.metadata.num_rows != self.footer.num_rows:

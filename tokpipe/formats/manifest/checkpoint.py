@@ -72,7 +72,9 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
                 for row, num_segments, done in record["partial"]
             },
         )
-        totals = Totals(**{**record["totals"], "rejected": Counter(record["totals"]["rejected"])})
+        # Every field by name: one that an older tokpipe did not count must not start at zero.
+        totals = Totals(**{field: record["totals"][field] for field in Totals.__slots__})
+        totals.rejected = Counter(totals.rejected)
         size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise damaged(uri, f"it does not parse as a checkpoint: {error}") from error
