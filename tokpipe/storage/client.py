@@ -143,14 +143,18 @@ class Client:
         Raises:
             NotFound: there is none, or the name is a folder's.
         """
-        path = self.path_of(uri)
         try:
-            found = self.call("looking it up", uri, "info", path)
-        except AccessDenied:
-            # The answer to a HEAD has no body, so it cannot say whether the object is refused
-            # or the credentials are. That of a GET does.
+            return self._look_up(uri)
+        except StorageError as error:
+            if classify(error.__cause__ or error) not in (Trouble.DENIED, Trouble.PERMANENT):
+                raise
+            # The answer to a HEAD has no body, so a bare 403 or 400 does not say whether the
+            # object is refused or the credentials have expired. The answer to a GET does.
             self.read_range(uri, 0, 1)
-            raise
+            return self._look_up(uri)
+
+    def _look_up(self, uri: str) -> ObjectInfo:
+        found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
             raise NotFound(f"{uri}: is a folder, not an object.")
         version = next(

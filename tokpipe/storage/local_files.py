@@ -23,7 +23,7 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 def replace_file(root: Path, path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one."""
     with _temporary(root, data) as temporary:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         os.replace(temporary, path)  # noqa: PTH105 (one way of naming the two calls)
     _sync_folder(path.parent)
 
@@ -39,7 +39,7 @@ def create_file(root: Path, path: Path, data: bytes) -> None:
         StorageError: the file system cannot do this.
     """
     with _temporary(root, data) as temporary:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             os.link(temporary, path)
         except OSError as error:
@@ -67,7 +67,7 @@ def remove_abandoned(root: Path, now_s: float | None = None) -> None:
 @contextlib.contextmanager
 def _temporary(root: Path, data: bytes) -> Iterator[Path]:
     folder = root / TEMPORARY_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     path = folder / uuid.uuid4().hex
     try:
         with path.open("xb") as file:
@@ -77,6 +77,16 @@ def _temporary(root: Path, data: bytes) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(
+            f"{folder}: cannot be a folder, because a file has its name or that of a folder above "
+            f"({error.strerror}). Nothing can be written below it: choose another output prefix."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

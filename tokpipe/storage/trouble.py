@@ -75,7 +75,6 @@ _PERMANENT_ERRNOS = frozenset(
         errno.ENODEV,
         errno.ENOSPC,
         errno.ENOSYS,
-        errno.ENOTDIR,
         errno.ENOTEMPTY,
         errno.ENXIO,
         errno.EOPNOTSUPP,
@@ -108,6 +107,8 @@ def _classify_one(error: BaseException) -> Trouble | None:
         code = str(response.get("Error", {}).get("Code"))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return _by_code(code) or _by_status(status if isinstance(status, int) else 500)
+    if trouble := _by_library(error):
+        return trouble
     for holder, name in (
         (error, "status"),
         (error, "status_code"),
@@ -119,14 +120,12 @@ def _classify_one(error: BaseException) -> Trouble | None:
             return _by_status(status)
     if isinstance(error, FileExistsError):
         return Trouble.EXISTS
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return Trouble.NOT_FOUND
     if isinstance(error, PermissionError):
         return Trouble.DENIED
     if isinstance(error, asyncio.TimeoutError):  # no TimeoutError before Python 3.11
         return Trouble.TRANSIENT
-    if trouble := _by_library(error):
-        return trouble
     if isinstance(error, OSError):
         permanent = error.errno in _PERMANENT_ERRNOS
         return Trouble.PERMANENT if permanent else Trouble.TRANSIENT
@@ -163,9 +162,9 @@ def _by_library(error: BaseException) -> Trouble | None:
 
 
 @functools.cache
-def _library_types() -> tuple[tuple[tuple[type[BaseException], ...], Trouble], ...]:
+def _library_types() -> tuple[tuple[tuple[type[BaseException], ...], Trouble | None], ...]:
     """Exception types of the optional store libraries that are installed."""
-    known: list[tuple[tuple[type[BaseException], ...], Trouble]] = []
+    known: list[tuple[tuple[type[BaseException], ...], Trouble | None]] = []
     try:
         from botocore import exceptions as boto
         from botocore.parsers import ResponseParserError
@@ -189,9 +188,12 @@ def _library_types() -> tuple[tuple[tuple[type[BaseException], ...], Trouble], .
         known.append(((boto.BotoCoreError,), Trouble.PERMANENT))
     try:
         import aiohttp
+        from aiohttp.http_exceptions import HttpProcessingError
     except ImportError:
         pass
     else:
         known.append(((aiohttp.InvalidURL,), Trouble.PERMANENT))
-        known.append(((aiohttp.ClientError,), Trouble.TRANSIENT))
+        known.append(((aiohttp.ClientResponseError,), None))  # its status tells
+        # A broken answer; these bear a "code" 400 of their own making.
+        known.append(((aiohttp.ClientError, HttpProcessingError), Trouble.TRANSIENT))
     return tuple(known)

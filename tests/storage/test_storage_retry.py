@@ -1,0 +1,84 @@
+"""The retry layer with a clock of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokpipe.storage.retry import GaveUp, Retry
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+    pauses: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now_s += seconds
+
+    def retry(self, deadline_s: float, draw: float = 1.0) -> Retry:
+        return Retry(deadline_s, clock=lambda: self.now_s, sleep=self.sleep, draw=lambda: draw)
+
+
+class Passing(Exception):
+    pass
+
+
+def fail(_: float) -> None:
+    raise Passing
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    clock = Clock()
+    with pytest.raises(GaveUp):
+        clock.retry(60).run(fail, lambda _: True)
+    assert clock.pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0, 10.0])
+
+
+def test_giving_up_says_how_often_and_from_what() -> None:
+    with pytest.raises(GaveUp, match=r"3 attempts in 0\.6 s") as caught:
+        Clock().retry(1).run(fail, lambda _: True)
+    assert isinstance(caught.value.__cause__, Passing)
+
+
+def test_what_is_not_transient_is_raised_at_once() -> None:
+    clock = Clock()
+    with pytest.raises(Passing):
+        clock.retry(60).run(fail, lambda _: False)
+    assert clock.pauses == []
+
+
+@given(
+    deadline_s=st.floats(0.1, 1000),
+    draws=st.lists(st.floats(0, 1), min_size=1),
+    costs=st.lists(st.floats(0, 1), min_size=1),
+)
+def test_no_attempt_starts_after_the_deadline_or_may_outlast_it(
+    deadline_s: float, draws: list[float], costs: list[float]
+) -> None:
+    clock = Clock()
+    started = clock.now_s
+    num = 0
+
+    def attempt(timeout_s: float) -> None:
+        nonlocal num
+        assert clock.now_s + timeout_s <= started + deadline_s + 1e-6
+        assert timeout_s <= deadline_s / 2
+        # Each takes part of its time; a millisecond at least, or there would be no end.
+        clock.now_s += max(0.001 * deadline_s, costs[num % len(costs)] * timeout_s)
+        num += 1
+        raise Passing
+
+    retry = Retry(
+        deadline_s,
+        clock=lambda: clock.now_s,
+        sleep=clock.sleep,
+        draw=lambda: draws[num % len(draws)],
+    )
+    with pytest.raises(GaveUp):
+        retry.run(attempt, lambda _: True)
+    assert clock.now_s - started <= deadline_s * 1.002
