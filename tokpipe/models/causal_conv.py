@@ -14,8 +14,9 @@ PadMode = Literal["first", "constant", "reflect"]
 
 
 class CausalConv3d(nn.Module):
-    """3D convolution whose past is made up, so that ``ceil(T / stride)`` frames come out.
+    """3D convolution whose past is made up, so that output ``j`` ends at frame ``s * (j+1) - 1``.
 
+    With the usual stride ``s = 1`` as many frames come out as go in.
     What stands before frame 0, by ``pad_mode``:
 
     - ``first``: frame 0 again. A single frame is then a valid clip. Causal.
@@ -67,7 +68,10 @@ class CausalConv3d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, ceil(T / stride), H, W)."""
+        """(B, C_in, T, H, W) -> (B, C_out, T // stride, H, W)."""
+        stride = self.conv.stride[0]
+        if x.shape[2] < stride:
+            raise ValueError(f"{x.shape[2]} frames do not fill one output of stride {stride}")
         if self.past_frames:
             x = torch.cat([self._past(x), x], dim=2)
         y: Tensor = self.conv(x)

@@ -148,9 +148,10 @@ class VectorQuantizer(Quantizer):
         """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
         codebook = self.embedding.weight.float()
         # Clip by clip, so that the shape of the products, and by it their rounding, does not
-        # depend on the batch.
+        # depend on the batch. Vectors without positions are rows of one product.
+        clips = latent if latent.ndim > 2 else latent.T.unsqueeze(0)
         with exact_float32_products(latent.device):
-            codes = [nearest(z.float().reshape(self.dim, -1).T, codebook) for z in latent]
+            codes = [nearest(z.float().reshape(self.dim, -1).T, codebook) for z in clips]
         return torch.stack(codes).view(latent.shape[:1] + latent.shape[2:])
 
     def _vectors(self, codes: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def _load(tokenizer: Tokenizer, weights: bytes, source: str) -> None:
             problems.append(f"{key} is {tensor.dtype}, not {want.dtype}")
         elif key in constants and not torch.equal(tensor.to(want.dtype), want):
             problems.append(f"{key} is {tensor.tolist()}, not {want.tolist()}")
-        elif not tensor.isfinite().all():
+        elif not tensor.to(want.dtype).isfinite().all():
             problems.append(f"{key} holds NaN or infinity")
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""

@@ -1,0 +1,82 @@
+"""Builds the published module of a golden fixture and feeds it the fixture's inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent.parent / "golden"
+
+
+def parameter(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The float32 array that belongs at state_dict ``key``, from its own generator."""
+    rng = np.random.RandomState(zlib.crc32(key.encode()))
+    noise = rng.standard_normal(shape)
+    if len(shape) >= 2:
+        noise = noise / math.sqrt(math.prod(shape[1:]))
+    elif key.endswith("weight"):
+        noise = 1.0 + 0.1 * noise
+    else:
+        noise = 0.1 * noise
+    return noise.astype(np.float32)
+
+
+def tensor_input(case: str, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The float32 input ``name`` of ``case``, uniform in [-1, 1)."""
+    rng = np.random.RandomState(zlib.crc32(f"{case}/{name}".encode()))
+    return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
+
+
+def fill(module: nn.Module) -> None:
+    """Give every floating-point entry its golden parameter; constants stay."""
+    module.load_state_dict(
+        {
+            key: torch.from_numpy(parameter(key, tuple(value.shape)))
+            if value.is_floating_point()
+            else value
+            for key, value in module.state_dict().items()
+        }
+    )
+
+
+def spec(case: str) -> dict[str, Any]:
+    """The fixture's JSON."""
+    loaded: dict[str, Any] = json.loads((FOLDER / f"{case}.json").read_text())
+    return loaded
+
+
+def inputs(case: str) -> list[Tensor]:
+    """What the module is fed, in order."""
+    return [
+        torch.from_numpy(tensor_input(case, name, tuple(shape)))
+        for name, shape in spec(case)["inputs"].items()
+    ]
+
+
+def outputs(case: str) -> dict[str, Tensor]:
+    """What must come out, by name."""
+    with np.load(FOLDER / f"{case}.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def build(case: str, cls: type[nn.Module]) -> nn.Module:
+    """The module of the fixture in eval mode, its keys checked and its parameters filled."""
+    described = spec(case)
+    assert cls.__name__ == described["module"]
+    module = cls(**described["kwargs"]).eval()
+    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
+    assert shapes == described["state_dict"]
+    fill(module)
+    return module
+
+
+def assert_agree(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.models import golden_fixtures as golden
+from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.convolution import conv3d
+
+
+@pytest.mark.parametrize("mode", ["constant", "first", "reflect"])
+def test_matches_the_published_values(mode: str) -> None:
+    case = f"causal_conv3d_{mode}"
+    with torch.no_grad():
+        found = golden.build(case, CausalConv3d)(*golden.inputs(case))
+    golden.assert_agree(found, golden.outputs(case)["output"])
+
+
+@pytest.mark.parametrize("mode", ["first", "constant"])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 1)])
+def test_later_frames_leave_earlier_outputs_alone(
+    mode: PadMode, stride: int, dilation: int
+) -> None:
+    torch.manual_seed(0)
+    conv = CausalConv3d(3, 4, 3, mode, stride=stride, dilation=dilation)
+    clip = torch.randn(1, 3, 9, 8, 8)
+    with torch.no_grad():
+        before = conv(clip)
+        for frame in range(1, 9):
+            edited = clip.clone()
+            edited[:, :, frame:] += 1.0
+            unmoved = frame // stride  # outputs that end before the edited frame
+            same = (before == conv(edited)).all(dim=(0, 1, 3, 4))  # by output frame
+            assert same.tolist() == [j < unmoved for j in range(9 // stride)]
+
+
+def test_reflect_shows_the_first_output_the_frames_that_it_mirrors() -> None:
+    torch.manual_seed(0)
+    conv, clip = CausalConv3d(3, 4, 3, "reflect"), torch.randn(1, 3, 5, 8, 8)
+    edited = clip.clone()
+    edited[:, :, 2] += 1.0
+    with torch.no_grad():
+        assert not torch.equal(conv(clip)[:, :, 0], conv(edited)[:, :, 0])
+
+
+def test_reflect_puts_zeros_before_too_few_mirrored_frames() -> None:
+    torch.manual_seed(0)
+    conv = CausalConv3d(2, 3, (3, 1, 1), "reflect")
+    for frames in (1, 2, 3):
+        x = torch.randn(1, 2, frames, 4, 4)
+        zero = torch.zeros(1, 2, 1, 4, 4)
+        past = {1: [zero, zero], 2: [zero, x[:, :, 1:2]], 3: [x[:, :, 2:3], x[:, :, 1:2]]}
+        wanted = F.conv3d(torch.cat([*past[frames], x], 2), conv.conv.weight, conv.conv.bias)
+        with torch.no_grad():
+            torch.testing.assert_close(conv(x), wanted)
+
+
+@pytest.mark.parametrize("mode", ["first", "constant", "reflect"])
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [3, (3, 1, 1), (3, 3, 5)])
+def test_every_length_gives_its_frames_over_the_stride(
+    mode: PadMode, frames: int, stride: int, kernel: int | tuple[int, int, int]
+) -> None:
+    conv, clip = CausalConv3d(2, 3, kernel, mode, stride=stride), torch.zeros(1, 2, frames, 6, 7)
+    with torch.no_grad():
+        if frames < stride:
+            with pytest.raises(ValueError, match=f"{frames} frames .* stride {stride}"):
+                conv(clip)
+        else:
+            assert conv(clip).shape == (1, 3, frames // stride, 6, 7)
+
+
+def test_a_kernel_of_one_frame_needs_no_past() -> None:
+    conv = CausalConv3d(2, 3, 1, "first")
+    with torch.no_grad():
+        assert conv(torch.zeros(1, 2, 4, 5, 5)).shape == (1, 3, 4, 5, 5)
+
+
+def test_arguments_that_cannot_be_honoured_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"kernel_size=2.*last two odd"):
+        CausalConv3d(3, 4, 2)
+    with pytest.raises(ValueError, match=r"pad_mode='replicate': use 'first'"):
+        CausalConv3d(3, 4, 3, "replicate")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stride=4 is longer than the 3 frames"):
+        CausalConv3d(3, 4, 3, stride=4)
+    with pytest.raises(TypeError, match="kernel_sise"):
+        CausalConv3d(3, 4, 3, kernel_sise=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_conv3d_is_the_convolution_of_pytorch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 4, 5, 9, 8), torch.randn(6, 4, 3, 3, 3), torch.randn(6)
+    wanted = F.conv3d(
+        x.to(dtype).double(),
+        weight.to(dtype).double(),
+        bias.to(dtype).double(),
+        stride=(1, 2, 2),
+        padding=(0, 1, 1),
+    )
+    found = conv3d(
+        x.to(dtype), weight.to(dtype), bias.to(dtype), stride=(1, 2, 2), padding=(0, 1, 1)
+    )
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted.to(dtype), atol=1e-4, rtol=1e-2)
+
+
+def test_conv3d_passes_gradients() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, 3, 4, 4), torch.randn(3, 2, 3, 3, 3, requires_grad=True)
+    conv3d(x, weight, None, padding=(0, 1, 1)).square().sum().backward()
+    found, weight.grad = weight.grad, None
+    F.conv3d(x, weight, None, padding=(0, 1, 1)).square().sum().backward()
+    torch.testing.assert_close(found, weight.grad, atol=1e-4, rtol=1e-4)

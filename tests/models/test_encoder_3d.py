@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models import golden_fixtures as golden
+from tokpipe.models.blocks import DownSample3D
+from tokpipe.models.causal_conv import PadMode
+from tokpipe.models.encoder_3d import Encoder3D
+
+CASES = ["constant_t9", "first_t1", "first_t9", "first_t16_attn", "reflect_t9"]
+
+
+def small_encoder(**changes: Any) -> Encoder3D:
+    """Three levels; random weights from the current seed."""
+    settings: dict[str, Any] = {
+        "ch": 32,
+        "ch_mult": (1, 1, 2),
+        "num_res_blocks": 1,
+        "attn_resolutions": (),
+        "in_channels": 3,
+        "resolution": 32,
+        "z_channels": 4,
+        "double_z": False,
+    }
+    return Encoder3D(**(settings | changes)).eval()
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_the_published_values(case: str) -> None:
+    case = f"encoder_3d_{case}"
+    with torch.no_grad():
+        found = golden.build(case, Encoder3D)(*golden.inputs(case))
+    golden.assert_agree(found, golden.outputs(case)["output"])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int) -> None:
+    """The published pooling keeps frame 0 and halves the rest, rounding down, level by level."""
+    encoder = small_encoder(temporal_compress_times=stride)
+    for frames in range(1, 11):
+        clip = torch.zeros(1, 3, frames, 8, 8)
+        if 1 < frames <= stride:
+            with (
+                pytest.raises(ValueError, match=rf"^{frames} frames .* up to {1 + stride}$"),
+                torch.no_grad(),
+            ):
+                encoder(clip)
+        else:
+            with torch.no_grad():
+                assert encoder(clip).shape == (1, 4, 1 + (frames - 1) // stride, 2, 2)
+
+
+@pytest.mark.parametrize("mode", ["first", "constant"])
+def test_without_norms_over_time_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
+    torch.manual_seed(0)
+    encoder = small_encoder(pad_mode=mode).double()
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
+    clip = torch.randn(1, 3, 17, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        whole = encoder(clip)
+        for latents in range(1, 5):
+            prefix = encoder(clip[:, :, : 1 + 4 * (latents - 1)])
+            torch.testing.assert_close(prefix, whole[:, :, :latents])
+
+
+def test_norms_over_time_let_later_frames_change_the_first_latent() -> None:
+    """Why no overlap is exact for this family, and the chunk policy is part of the fingerprint."""
+    torch.manual_seed(0)
+    encoder, clip = small_encoder(), torch.randn(1, 3, 9, 8, 8)
+    with torch.no_grad():
+        alone, within = encoder(clip[:, :, :1]), encoder(clip)[:, :, :1]
+    assert not torch.allclose(alone, within, atol=1e-3)
+
+
+@pytest.mark.parametrize("attention", [(), (16,)])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (5, 12, 20)])
+@pytest.mark.usefixtures("threads")
+def test_latents_are_the_same_bits_in_any_batch_at_any_place_on_any_number_of_threads(
+    attention: tuple[int, ...], shape: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    encoder = small_encoder(attn_resolutions=attention)
+    clips = torch.rand(4, 3, *shape)
+    seen: list[Tensor] = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for batch in ([0], [0, 1], [1, 0], [3, 2, 0, 1], [0, 0, 0, 0]):
+            with torch.inference_mode():
+                seen.append(encoder(clips[batch])[batch.index(0)])
+    assert all(torch.equal(latent, seen[0]) for latent in seen)
+
+
+def test_one_clip_that_is_not_finite_leaves_its_neighbours_alone() -> None:
+    torch.manual_seed(0)
+    encoder, clips = small_encoder(), torch.rand(2, 3, 5, 8, 8)
+    broken = clips.clone()
+    broken[0, 0, 0, 0, 0] = torch.nan
+    with torch.no_grad():
+        before, after = encoder(clips), encoder(broken)
+    assert torch.equal(before[1], after[1])
+    assert after[0].isnan().any()
+
+
+def test_averaging_in_place_of_strided_convolution_has_no_weights() -> None:
+    encoder = small_encoder(resamp_with_conv=False)
+    assert not [key for key in encoder.state_dict() if "downsample" in key]
+    x = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(1, 2, 3, 4, 4)
+    space = DownSample3D(2, with_conv=False, compress_time=False)(x)
+    torch.testing.assert_close(space, nn.functional.avg_pool3d(x, (1, 2, 2)))
+    both = DownSample3D(2, with_conv=False, compress_time=True)(x)
+    torch.testing.assert_close(both[:, :, 0], space[:, :, 0])
+    torch.testing.assert_close(both[:, :, 1], (space[:, :, 1] + space[:, :, 2]) / 2)
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    torch.manual_seed(0)
+    encoder, clip = small_encoder(attn_resolutions=(8,)), torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        wide = encoder(clip)
+        narrow = encoder.bfloat16()(clip.bfloat16())
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
+
+
+def test_arguments_that_cannot_be_honoured_are_refused() -> None:
+    with pytest.raises(TypeError, match="temporal_compress_time"):
+        small_encoder(temporal_compress_time=4)
+    with pytest.raises(ValueError, match=r"temporal_compress_times=8 .* one of \[1, 2, 4\]"):
+        small_encoder(temporal_compress_times=8)
+    with pytest.raises(ValueError, match=r"temporal_compress_times=3 "):
+        small_encoder(temporal_compress_times=3)
+    with pytest.raises(ValueError, match=r"num_channels \(48\) must be divisible"):
+        small_encoder(ch=48)

@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import pickle
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tokpipe.chunks import plan_chunks
+from tokpipe.config.job import ChunkingConfig, EncodeConfig
+from tokpipe.config.tokenizer import (
+    Encoder3DConfig,
+    FSQConfig,
+    LFQConfig,
+    TokenizerConfig,
+    VQConfig,
+)
+from tokpipe.errors import RuntimeFault
+from tokpipe.models.tokenizer import build_tokenizer
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
+
+CHUNKINGS = [
+    ChunkingConfig(policy="independent", chunk_frames=5),
+    ChunkingConfig(policy="overlap", chunk_frames=7, overlap_latents=1),
+    ChunkingConfig(policy="whole"),
+]
+FSQ = FSQConfig(kind="fsq", levels=(8, 5, 5))
+VQ = VQConfig(kind="vq", codebook_size=300, codebook_dim=4)
+
+
+def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> TokenizerConfig:
+    """Two levels: space and time are halved once."""
+    encoder = Encoder3DConfig(
+        ch=32,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        z_channels=quantizer.codebook_dim,
+        temporal_compress_times=2,
+    )
+    return TokenizerConfig(encoder=encoder, quantizer=quantizer)
+
+
+def ready_stage(
+    chunking: ChunkingConfig = CHUNKINGS[0],
+    quantizer: FSQConfig | LFQConfig | VQConfig = FSQ,
+    **encode: Any,
+) -> EncodeStage:
+    stage = EncodeStage(tokenizer_config(quantizer), chunking, EncodeConfig(**encode))
+    stage.setup("cpu", None)
+    return stage
+
+
+def clip(name: int, num_frames: int, height: int = 4, width: int = 6) -> DecodedClip:
+    """Noise that only ``name`` and the shape decide, read-only as from an object store."""
+    frames = np.random.default_rng(name).integers(
+        0, 256, (num_frames, height, width, 3), dtype=np.uint8
+    )
+    frames.flags.writeable = False
+    ref = ClipRef(f"clip-{name}", name, 0, 1, f"s3://raw/{name}.mp4")
+    return DecodedClip(ref, frames, np.arange(num_frames) / 8, 8.0, "pyav")
+
+
+def codes_of(result: EncodedClip | Rejected) -> list[NDArray[Any]]:
+    assert isinstance(result, EncodedClip), result
+    return list(result.codes)
+
+
+def assert_same_codes(found: EncodedClip | Rejected, wanted: EncodedClip | Rejected) -> None:
+    for a, b in zip(codes_of(found), codes_of(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_wide_switches() -> Iterator[None]:
+    """setup() makes the whole process repeatable, which other tests should not notice."""
+    threads, backends = torch.get_num_threads(), torch.backends
+    before = backends.cudnn.benchmark, backends.cudnn.deterministic
+    yield
+    backends.cudnn.benchmark, backends.cudnn.deterministic = before
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("chunking", CHUNKINGS, ids=lambda c: c.policy)
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 8, 12, 13, 16])
+def test_codes_are_those_of_each_planned_chunk_encoded_by_itself(
+    chunking: ChunkingConfig, num_frames: int
+) -> None:
+    given = clip(0, num_frames)
+    (found,) = ready_stage(chunking).process([given])
+    assert isinstance(found, EncodedClip)
+    assert found.chunks == plan_chunks(num_frames, chunking, 2)
+    assert (found.ref, found.fps, found.backend) == (given.ref, 8.0, "pyav")
+    assert found.pts_s is given.pts_s
+    assert found.grid == (2, 3)
+    tokenizer = build_tokenizer(tokenizer_config(), None)
+    for span, codes in zip(found.chunks, found.codes, strict=True):
+        first = span.first_frame - span.num_context_frames
+        frames = [min(first + i, num_frames - 1) for i in range(span.num_input_frames)]
+        pixels = torch.from_numpy(given.frames[frames]).unsqueeze(0)
+        wanted = tokenizer.encode(pixels)[0, span.num_dropped_latents :].numpy()
+        assert codes.dtype == np.uint16
+        np.testing.assert_array_equal(codes, wanted)
+
+
+@pytest.mark.parametrize("quantizer", [FSQ, LFQConfig(kind="lfq", dim=10), VQ])
+@pytest.mark.parametrize("chunking", CHUNKINGS, ids=lambda c: c.policy)
+def test_overlap_and_whole_give_grids_of_one_shape(
+    chunking: ChunkingConfig, quantizer: FSQConfig | LFQConfig | VQConfig
+) -> None:
+    (found,) = ready_stage(chunking, quantizer).process([clip(0, 16)])
+    assert isinstance(found, EncodedClip)
+    latents = [len(block) for block in found.codes]
+    assert (
+        latents
+        == {"independent": [3, 3, 3, 1], "overlap": [4, 2, 2, 1], "whole": [9]}[chunking.policy]
+    )
+    assert found.num_codes == sum(latents) * 2 * 3
+
+
+@pytest.fixture(scope="module")
+def shared_stage() -> EncodeStage:
+    return ready_stage(CHUNKINGS[1], VQ, batch_chunks=3)
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    clips=st.lists(
+        st.tuples(st.integers(0, 99), st.integers(1, 14), st.sampled_from([(4, 6), (6, 4)])),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda drawn: drawn[0],
+    ),
+    data=st.data(),
+)
+def test_codes_of_a_clip_do_not_depend_on_its_company(
+    shared_stage: EncodeStage, clips: list[tuple[int, int, tuple[int, int]]], data: st.DataObject
+) -> None:
+    made = [clip(name, frames, *size) for name, frames, size in clips]
+    together = shared_stage.process(made)
+    assert [result.ref for result in together] == [one.ref for one in made]
+    order = data.draw(st.permutations(range(len(made))))
+    for index, result in zip(order, shared_stage.process([made[i] for i in order]), strict=True):
+        assert_same_codes(result, together[index])
+    alone = data.draw(st.sampled_from(range(len(made))))
+    assert_same_codes(shared_stage.process([made[alone]])[0], together[alone])
+
+
+@pytest.mark.parametrize("quantizer", [FSQ, VQ])
+def test_codes_do_not_depend_on_batch_size_threads_or_position(
+    quantizer: FSQConfig | VQConfig,
+) -> None:
+    """Latents too: codes of one clip would show a last bit that differs too rarely."""
+    clips = [clip(name, 5, 16, 12) for name in range(4)]
+    wanted, latents = None, []
+    for batch_chunks in (1, 2, 4):
+        stage = ready_stage(quantizer=quantizer, batch_chunks=batch_chunks)
+
+        def keep(_module: Any, _args: Any, latent: torch.Tensor) -> None:
+            latents.append(latent)
+
+        handle = stage.tokenizer.encoder.register_forward_hook(keep)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for shift in range(4):
+                latents.clear()
+                found = stage.process(clips[shift:] + clips[:shift])
+                rows = torch.cat(latents)[:4].roll(shift, 0)
+                results = found[-shift:] + found[:-shift] if shift else found
+                wanted = wanted or (rows, results)
+                assert torch.equal(rows, wanted[0])
+                for one, other in zip(results, wanted[1], strict=True):
+                    assert_same_codes(one, other)
+        handle.remove()
+
+
+def test_every_batch_has_the_size_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, shapes = ready_stage(batch_chunks=4), []
+    encode = stage.tokenizer.encode
+
+    def watched(pixels: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(pixels.shape))
+        return encode(pixels)
+
+    monkeypatch.setattr(stage.tokenizer, "encode", watched)
+    stage.process([clip(0, 12), clip(1, 17), clip(2, 3, 8, 8)])
+    assert shapes == [
+        (4, 5, 4, 6, 3),  # five whole chunks: two of clip 0, three of clip 1
+        (4, 5, 4, 6, 3),
+        (4, 3, 4, 6, 3),  # both tails of two frames
+        (4, 3, 8, 8, 3),
+    ]
+
+
+def test_refused_clips_keep_their_place_and_leave_the_others_alone() -> None:
+    stage = ready_stage()
+    clips = [clip(0, 5), clip(1, 5, 5, 6), clip(2, 0), clip(3, 5, 4, 7), clip(4, 5)]
+    found = stage.process(clips)
+    assert [result.ref for result in found] == [one.ref for one in clips]
+    refused = [r for r in found if isinstance(r, Rejected)]
+    assert [(r.stage, r.reason, r.backend) for r in refused] == [
+        ("encode", "frame_size", "pyav"),
+        ("encode", "no_frames", "pyav"),
+        ("encode", "frame_size", "pyav"),
+    ]
+    assert "s3://raw/1.mp4: its frames are 5x6 pixels" in refused[0].message
+    assert "spatial stride 2" in refused[0].message
+    assert "s3://raw/2.mp4: it has no frames" in refused[1].message
+    assert_same_codes(found[0], stage.process([clips[0]])[0])
+    assert_same_codes(found[4], stage.process([clips[4]])[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_clip_whose_latents_are_not_finite_is_refused_alone(value: float) -> None:
+    stage = ready_stage(batch_chunks=4)
+    clips = [clip(name, 10) for name in range(3)]
+    wanted = stage.process(clips)
+
+    def spoil(_module: Any, _args: Any, latent: torch.Tensor) -> None:
+        if not calls:
+            latent[3, 0, 2, 1, 2] = value  # second chunk of the second clip
+        calls.append(1)
+
+    calls: list[int] = []
+    stage.tokenizer.encoder.register_forward_hook(spoil)
+    found = stage.process(clips)
+    assert len(calls) == 2
+    assert isinstance(found[1], Rejected)
+    assert (found[1].stage, found[1].reason) == ("encode", "non_finite")
+    assert "s3://raw/1.mp4: the encoder gave NaN or infinity in float32" in found[1].message
+    assert_same_codes(found[0], wanted[0])
+    assert_same_codes(found[2], wanted[2])
+
+
+@pytest.mark.parametrize("wrong", [-2, 200, 70_000])
+def test_codes_outside_the_codebook_are_a_fault(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = ready_stage()
+    codes_of_latent = stage.tokenizer.quantizer.codes_of
+
+    def broken(latent: torch.Tensor) -> torch.Tensor:
+        codes = codes_of_latent(latent)
+        codes[0, 1, 1, 1] = wrong
+        return codes
+
+    monkeypatch.setattr(stage.tokenizer.quantizer, "codes_of", broken)
+    with pytest.raises(RuntimeFault, match=rf"clip clip-7 got codes from .*{wrong}.* 0 to 199"):
+        stage.process([clip(7, 5)])
+
+
+def test_codebooks_beyond_uint16_get_uint32() -> None:
+    (found,) = ready_stage(quantizer=LFQConfig(kind="lfq", dim=17)).process([clip(0, 16, 16, 16)])
+    codes = np.concatenate([block.ravel() for block in codes_of(found)])
+    assert codes.dtype == np.uint32
+    assert codes.max() > 65_535
+
+
+def test_bfloat16_computes_the_encoder_in_it_and_the_quantizer_in_float32() -> None:
+    stage = ready_stage(quantizer=VQ, dtype="bfloat16")
+    assert {p.dtype for p in stage.tokenizer.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in stage.tokenizer.quantizer.parameters()} == {torch.float32}
+    narrow = codes_of(stage.process([clip(0, 5, 16, 16)])[0])[0]
+    wide = codes_of(ready_stage(quantizer=VQ).process([clip(0, 5, 16, 16)])[0])[0]
+    assert 0.8 < (narrow == wide).mean() < 1.0
+
+
+def test_weights_given_as_bytes_are_the_ones_used() -> None:
+    import safetensors.torch
+
+    config = tokenizer_config()
+    other = build_tokenizer(config.model_copy(update={"seed": 9}), None)
+    stage = EncodeStage(config, CHUNKINGS[0], EncodeConfig())
+    stage.setup("cpu", safetensors.torch.save(other.state_dict()))
+    given = clip(0, 5)
+    wanted = other.encode(torch.from_numpy(given.frames.copy()).unsqueeze(0))[0]
+    np.testing.assert_array_equal(codes_of(stage.process([given])[0])[0], wanted.numpy())
+
+
+def test_the_stage_travels_small_and_works_on_arrival() -> None:
+    stage = EncodeStage(tokenizer_config(), CHUNKINGS[0], EncodeConfig())
+    parcel = pickle.dumps(stage)
+    assert len(parcel) < 4096
+    arrived: EncodeStage = pickle.loads(parcel)
+    arrived.setup("cpu", None)
+    assert_same_codes(arrived.process([clip(0, 7)])[0], ready_stage().process([clip(0, 7)])[0])
+
+
+def test_no_pixels_outlive_the_call() -> None:
+    stage, made = ready_stage(), clip(0, 7)
+    alive = weakref.ref(made.frames)
+    results = stage.process([made])
+    del made
+    assert alive() is None
+    assert len(codes_of(results[0])) == 2
+
+
+def test_no_clips_give_no_results() -> None:
+    assert ready_stage().process([]) == []
