@@ -416,6 +416,10 @@ class PlanReader:
         The schema is the same for every call: a column that a row's source does not have is null.
         """
         rows = np.asarray(rows, np.int64)
+        if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < self.num_rows):
+            raise IndexError(f"some of {len(rows)} rows are outside the plan")
+        if not self._columns.names:
+            return _table_without_columns(len(rows))
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         pieces = []
@@ -424,10 +428,6 @@ class PlanReader:
             inside = ordered[bounds[part_index] : bounds[part_index + 1]]
             table = self._part(part_index).take(pa.array(inside - self._starts[part_index]))
             pieces.append(self._with_all_columns(table))
-        if sum(piece.num_rows for piece in pieces) != len(rows):
-            raise IndexError(f"some of {len(rows)} rows are outside the plan")
-        if not self._columns.names:
-            return _table_without_columns(len(rows))
         if not pieces:
             return self._columns.empty_table()
         back = np.empty(len(rows), np.int64)

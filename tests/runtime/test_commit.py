@@ -29,9 +29,9 @@ def receipt(*rows: int, name: str = "a") -> Receipt:
     )
 
 
-def committer(store: DictStore, writer: str, checkpoint_every: int = 64) -> Committer:
+def committer(store: DictStore, writer: str) -> Committer:
     state = load_state(store, NUM_ROWS)
-    return Committer(store, state, writer, checkpoint_every=checkpoint_every)
+    return Committer(store, state, writer)
 
 
 def settled(store: DictStore) -> list[int]:
@@ -100,7 +100,7 @@ def test_a_resume_reads_a_checkpoint_and_the_entries_after_it() -> None:
             return super().get(key)
 
     store = Counting()
-    driver = committer(store, "driver", checkpoint_every=64)
+    driver = committer(store, "driver")
     for row in range(70):
         driver.commit([receipt(row, name=str(row))], [])
     store.reads = 0

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from tokpipe.errors import Fenced, RuntimeFault
-from tokpipe.formats.manifest import ManifestEntry, ManifestState, append, write_checkpoint
+from tokpipe.formats.manifest import (
+    CHECKPOINT_INTERVAL,
+    ManifestEntry,
+    ManifestState,
+    append,
+    write_checkpoint,
+)
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt, Rejected
-
-CHECKPOINT_EVERY = 64
-"""Entries between checkpoints: a resume reads one checkpoint and fewer entries than this."""
 
 
 class Committer:
@@ -27,7 +30,7 @@ class Committer:
         state: ManifestState,
         writer: str,
         *,
-        checkpoint_every: int = CHECKPOINT_EVERY,
+        checkpoint_every: int = CHECKPOINT_INTERVAL,
     ) -> None:
         self.store = store
         self.state = state
@@ -52,6 +55,12 @@ class Committer:
         )
         if not (entry.shards or entry.rejected):
             return
+        if len(set(entry.refs())) < sum(1 for _ in entry.refs()):
+            raise RuntimeFault(
+                f"{self.store.uri}: one commit settles a clip twice, which leasing rules out. The "
+                "manifest could not be read again. Nothing was committed; run the job again, and "
+                "if it happens twice, report it."
+            )
         if not append(self.store, entry):
             raise Fenced(
                 f"{self.store.uri}: manifest entry {entry.seq} was written by another driver. "

@@ -59,9 +59,12 @@ SLOTS = {"decode": 2, "encode": 2, "write": 1}
 """Leases that an actor of each stage holds at a time: the second waits for the first to end, so
 that nobody idles for the time of a round trip."""
 SQUEEZE_AFTER_S = 20.0
-"""A stage without any actor waits this long for room before it asks for next to none."""
+"""A stage without any actor waits this long for room before it asks for none."""
 MAX_REFUSALS = 3
-"""Actors of one stage that fail to start in a row before the job is given up."""
+"""Actors of one stage whose set-up raises, in a row, before the job is given up."""
+MAX_LOST_STARTING = 10
+"""The same for actors that die while they start, which a node short of memory may do to them."""
+MAX_PAUSE_S = 60.0
 MAX_FAULTS = 30
 """Leases that fail with a fault in a row, none coming back whole: the fault is not the clips'."""
 REJECTED_PER_COMMIT = 1000
@@ -154,6 +157,7 @@ class Dispatcher:
         self._up: Counter[Stage] = Counter()
         self._sizes: PoolSizes | None = None
         self._refusals: Counter[Stage] = Counter()
+        self._lost_starting: Counter[Stage] = Counter()
         self._start_after: dict[Stage, float] = {}
         self._without_actor_since: dict[Stage, float] = {}
 
@@ -234,7 +238,7 @@ class Dispatcher:
         if actor is not None and not actor.up:
             actor.placed = actor.up = True
             self._up[actor.stage] += 1
-            self._refusals[actor.stage] = 0
+            self._refusals[actor.stage] = self._lost_starting[actor.stage] = 0
             self._start_after.pop(actor.stage, None)
             self._without_actor_since.pop(actor.stage, None)
             self._shelve(actor_id)
@@ -256,25 +260,27 @@ class Dispatcher:
         started = actor.up
         yield from self._drop_actor(event.actor, now, blame=not event.node_lost, why=event.message)
         if not started and not event.node_lost:
+            self._lost_starting[actor.stage] += 1
             yield from self._could_not_start(actor.stage, event.message, now)
 
     def _actor_refused(self, event: ActorRefused, now: float) -> Iterator[Command]:
         actor = self.actors.get(event.actor)
         if actor is not None:
             yield from self._drop_actor(event.actor, now, blame=False, why=event.message, kill=True)
+            self._refusals[actor.stage] += 1
             yield from self._could_not_start(actor.stage, event.message, now)
 
     def _could_not_start(self, stage: Stage, message: str, now: float) -> Iterator[Command]:
-        self._refusals[stage] += 1
-        if self._refusals[stage] >= MAX_REFUSALS:
+        refusals, lost = self._refusals[stage], self._lost_starting[stage]
+        if refusals >= MAX_REFUSALS or lost >= MAX_LOST_STARTING:
             yield self._abort(
                 "runtime",
-                f"{stage} actors: {MAX_REFUSALS} in a row did not start, the last because: "
+                f"{stage} actors: {refusals + lost} in a row did not start, the last because: "
                 f"{message}. Without them no clip can be finished. What is committed stays; "
                 "mend the cause and run the job again.",
             )
         else:
-            self._start_after[stage] = now + 2.0 ** self._refusals[stage]
+            self._start_after[stage] = now + min(MAX_PAUSE_S, 2.0 ** (refusals + lost))
 
     def _drop_actor(
         self, actor_id: ActorId, now: float, *, blame: bool, why: str, kill: bool = False

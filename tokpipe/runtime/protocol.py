@@ -183,7 +183,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class StartActor:
-    """``squeeze``: ask for next to no CPU, since the stage has no actor and none fits."""
+    """``squeeze``: ask for no CPU at all, since the stage has no actor and none fits."""
 
     actor: ActorId
     stage: Stage

@@ -56,9 +56,6 @@ from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 
-SQUEEZED_CPUS = 0.001
-"""Next to nothing, but not zero: an actor that needs no CPU may land on a head node that was
-given none, so as to keep work away from it."""
 TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
 STOP_GRACE_S = 30.0
@@ -220,7 +217,7 @@ class Shell:
     def _start(self, command: StartActor) -> None:
         stage, stages = command.stage, self.stages
         pool = getattr(self.config, stage)
-        cpus = SQUEEZED_CPUS if command.squeeze else max(pool.cpus, SQUEEZED_CPUS)
+        cpus = 0.0 if command.squeeze else pool.cpus
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         arguments: tuple[Any, ...] = ()
         if stage == "decode":

@@ -1,0 +1,108 @@
+"""The shipped demo, as a newcomer and as a cluster would run it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.end_to_end.jobs import assert_complete, codes_of, run_well
+from tokpipe.reader import open_output
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _project(folder: Path) -> Path:
+    """A folder that the demo's relative paths work in, with an output of its own."""
+    (folder / "examples").mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "examples/data", folder / "examples/data")
+    (folder / "jobs").mkdir()
+    shutil.copy(REPOSITORY / "jobs/demo.yaml", folder / "jobs/demo.yaml")
+    return folder / "jobs/demo.yaml"
+
+
+@pytest.mark.ray
+def test_the_demo_makes_codes_that_anyone_can_read(tmp_path: Path) -> None:
+    job = _project(tmp_path)
+    printed = run_well(job, timeout_s=240)
+    assert_complete(job)
+    # 132 frames at 25/s are 5.28 s: 43 frames at 8/s, in clips of 17, 17 and 9.
+    output = open_output(str(tmp_path / "out/demo"))
+    assert sorted(clip.codes.shape for clip in output.clips()) == [
+        (3, 16, 16),
+        (5, 16, 16),
+        (5, 16, 16),
+    ]
+    assert "3 clips, 43 frames, 3,328 codes" in printed
+
+    shards = tmp_path / "out/demo/shards"
+    table = pq.read_table(shards, columns=["clip_id", "t", "h", "w", "codes"])
+    (row,) = duckdb.sql(
+        "SELECT count(DISTINCT clip_id), sum(len(codes)), max(list_max(codes)) "
+        f"FROM '{shards}/*.parquet'"
+    ).fetchall()
+    assert table.num_rows == 3
+    assert row[:2] == (3, 3328)
+    assert 0 < row[2] < 64_000
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
+    job = _project(tmp_path / "project")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dashboard = probe.getsockname()[1]
+    bin_folder = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(tmp_path.parents[2] / "ray-submit"),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    head = subprocess.Popen(
+        [
+            str(bin_folder / "ray"), "start", "--head", "--block", "--port=0", "--num-cpus=2",
+            "--disable-usage-stats", f"--dashboard-port={dashboard}",
+        ],
+        cwd=tmp_path / "project",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        submitted = subprocess.run(
+            [
+                str(bin_folder / "ray"), "job", "submit", "--address", address, "--",
+                "python", "-m", "tokpipe.run", "jobs/demo.yaml",
+            ],
+            cwd=tmp_path / "project",
+            env={**environment, "RAY_API_SERVER_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )  # fmt: skip
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+        assert "3 clips, 43 frames" in submitted.stdout
+    finally:
+        head.terminate()
+        head.wait(30)
+    assert_complete(job)
+    assert len(codes_of(job)) == 3
+
+
+def test_the_demo_job_uses_nothing_but_what_it_ships() -> None:
+    job = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
+    assert [source["uri"] for source in job["sources"]] == ["examples/data/*.mp4"]
