@@ -20,6 +20,8 @@ from tokpipe.storage.local_files import (
     replace_file,
 )
 
+_CREATE_ATTEMPTS = 5
+
 _memory_lock = threading.Lock()
 
 
@@ -74,16 +76,20 @@ class FsspecStore:
         self._write(key, data, exclusive=False)
 
     def create(self, key: str, data: bytes) -> bool:
-        while True:
+        for _ in range(_CREATE_ATTEMPTS):
             try:
                 self._write(key, data, exclusive=True)
             except Refused:
                 # Perhaps by our own object: its answer was lost and the retry met it.
-                try:
+                with contextlib.suppress(NotFound):  # deleted since, so the name is free again
                     return self.get(key) == data
-                except NotFound:
-                    continue  # deleted in between, so the name is free again
-            return True
+            else:
+                return True
+        raise StorageError(
+            f"{self.uri_of(key)}: exists when it is to be created, and does not when it is read, "
+            f"{_CREATE_ATTEMPTS} times in a row. Something deletes it, or the store contradicts "
+            "itself: find out which before going on."
+        )
 
     def size(self, key: str) -> int | None:
         try:

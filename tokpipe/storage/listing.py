@@ -102,12 +102,12 @@ def _walk_local(
 ) -> Iterator[tuple[str, bool]]:
     """Yield (path, is it a folder) below a folder, following links but never round a loop."""
     try:
-        entries = os.scandir(folder)
         status = os.stat(folder)  # noqa: PTH116
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
         return
     with entries:
         for entry in entries:

@@ -13,6 +13,8 @@ import functools
 from collections.abc import Iterator
 from enum import Enum
 
+from tokpipe.errors import TokpipeError
+
 
 class Trouble(Enum):
     """Kinds of failure that a caller treats differently."""
@@ -86,6 +88,8 @@ _PERMANENT_ERRNOS = frozenset(
 
 def classify(error: BaseException) -> Trouble:
     """Say what ``error``, or the first thing that caused it, means."""
+    if isinstance(error, TokpipeError):
+        return Trouble.FOREIGN  # in our own terms already, whatever caused it
     # The innermost cause is nearest to the truth: fsspec's HTTP file system wraps a refused
     # connection into FileNotFoundError.
     for link in reversed(list(_causes(error))):

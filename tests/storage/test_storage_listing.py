@@ -1,0 +1,117 @@
+"""Globs, on disk and in stores."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import S3Bucket
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import ConfigError
+from tokpipe.storage import open_store
+from tokpipe.storage.listing import Match, iter_matches
+
+OPTIONS = StoreOptions(deadline_s=10)
+NAMES = ["a.mp4", "b.mkv", "x/c.mp4", "x/y/d.mp4", "x/y/z/e.mp4", "xy/f.mp4", ".hidden.mp4"]
+
+
+@pytest.fixture(params=["memory", "disk", pytest.param("s3", marks=pytest.mark.s3)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "memory":
+        uri = f"memory://{uuid.uuid4().hex}"
+    elif request.param == "disk":
+        uri = str(tmp_path)
+    else:
+        bucket: S3Bucket = request.getfixturevalue("s3_bucket")
+        uri = bucket.uri
+    store = open_store(uri, OPTIONS)
+    for name in NAMES:
+        store.put(name, b"1")
+    return store.uri
+
+
+GLOBS = [
+    ("*.mp4", [".hidden.mp4", "a.mp4"]),
+    ("**/*.mp4", [name for name in NAMES if name.endswith("mp4")]),
+    ("x/*.mp4", ["x/c.mp4"]),
+    ("x/**/*.mp4", ["x/c.mp4", "x/y/d.mp4", "x/y/z/e.mp4"]),
+    ("x/**", ["x/c.mp4", "x/y/d.mp4", "x/y/z/e.mp4"]),
+    ("x*/*.mp4", ["x/c.mp4", "xy/f.mp4"]),
+    ("*/*/*.mp4", ["x/y/d.mp4"]),
+    ("[ab].m??", ["a.mp4", "b.mkv"]),
+    ("*", [".hidden.mp4", "a.mp4", "b.mkv"]),
+    ("x/y/d.mp4", ["x/y/d.mp4"]),
+    ("nothing*", []),
+    ("nothing.mp4", []),
+    ("nothing/**/*.mp4", []),
+]
+
+
+def test_globs_mean_the_same_everywhere(root: str) -> None:
+    for pattern, found in GLOBS:
+        matches = sorted(iter_matches(f"{root}/{pattern}", OPTIONS), key=lambda match: match.uri)
+        assert matches == [Match(f"{root}/{name}") for name in sorted(found)], pattern
+
+
+def test_a_name_with_brackets_is_found_to_the_letter(root: str) -> None:
+    open_store(root, OPTIONS).put("[2019] trip.mp4", b"1")
+    uri = f"{root}/[2019] trip.mp4"
+    assert list(iter_matches(uri, OPTIONS)) == [Match(uri)]
+
+
+def test_an_impossible_glob_is_the_job_files_fault(root: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no glob.*'\*\*' must be a whole part"):
+        list(iter_matches(f"{root}/a**b/*.mp4", OPTIONS))
+
+
+@pytest.mark.s3
+def test_a_glob_over_all_buckets_is_refused(s3_bucket: S3Bucket) -> None:
+    with pytest.raises(ConfigError, match="Name the bucket"):
+        list(iter_matches("s3://*/a.mp4", OPTIONS))
+
+
+@pytest.mark.s3
+def test_a_listing_of_several_pages_is_whole(s3_bucket: S3Bucket) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    store = open_store(s3_bucket.uri, OPTIONS)
+    names = [f"many/{number:04d}.mp4" for number in range(1050)]  # a page holds 1000
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: store.put(name, b""), names))
+    found = [match.uri for match in iter_matches(f"{s3_bucket.uri}/many/*.mp4", OPTIONS)]
+    assert sorted(found) == [f"{s3_bucket.uri}/{name}" for name in names]
+
+
+def test_odd_things_on_disk_are_found_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "folder.mp4" / "inside.mp4").touch()
+    (tmp_path / "plain").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "dangling.mp4").symlink_to("nowhere")
+    (tmp_path / "self.mp4").symlink_to("self.mp4")
+    (tmp_path / "plain" / "loop").symlink_to("..")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "linked.mp4").touch()
+    (tmp_path / "plain" / "link").symlink_to(elsewhere)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "socket.mp4"))
+    found = {
+        os.path.relpath(match.uri, tmp_path): match.is_folder
+        for match in iter_matches(f"{tmp_path}/**/*.mp4", OPTIONS)
+    }
+    assert found == {
+        "folder.mp4": True,
+        "folder.mp4/inside.mp4": False,
+        "pipe.mp4": False,
+        "dangling.mp4": False,
+        "self.mp4": False,
+        "elsewhere/linked.mp4": False,
+        "plain/link/linked.mp4": False,
+        "socket.mp4": False,
+    }
+    assert {m.uri for m in iter_matches(f"{tmp_path}/*", OPTIONS) if m.is_folder} == set()

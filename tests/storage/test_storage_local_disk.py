@@ -1,0 +1,103 @@
+"""What local disk alone can go wrong with."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import AccessDenied, ConfigError, StorageError
+from tokpipe.storage import open_store
+from tokpipe.storage.local_files import TEMPORARY_FOLDER
+
+OPTIONS = StoreOptions(deadline_s=5)
+
+
+def _write_without_end(folder: str) -> None:
+    store = open_store(folder, OPTIONS)
+    for number in range(1_000_000):
+        store.put("shards/same", bytes([number % 256]) * 200_000)
+        store.create(f"manifest/{number}", bytes([number % 256]) * 200_000)
+
+
+def test_killing_a_writer_leaves_whole_objects_and_no_others(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"), OPTIONS)
+    context = multiprocessing.get_context("spawn")
+    writer = context.Process(target=_write_without_end, args=(str(tmp_path / "out"),))
+    writer.start()
+    while not dict(store.list("manifest/")):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    found = dict(store.list(""))
+    assert set(found.values()) == {200_000}
+    assert all(len(set(store.get(key))) == 1 for key in found)
+    assert not any(TEMPORARY_FOLDER in key for key in found)
+
+
+def test_temporary_files_are_cleaned_when_written_and_when_abandoned(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), OPTIONS)
+    store.put("a", b"1")
+    assert not store.create("a", b"2")
+    temporary = tmp_path / TEMPORARY_FOLDER
+    assert list(temporary.iterdir()) == []
+    old, new = temporary / "old", temporary / "new"
+    old.write_bytes(b"x")
+    new.write_bytes(b"x")
+    os.utime(old, (0, time.time() - 2 * 86400))
+    open_store(str(tmp_path), OPTIONS)
+    assert list(temporary.iterdir()) == [new]
+
+
+def test_a_file_in_a_folders_place_is_an_error_that_ends(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), OPTIONS)
+    store.put("a", b"1")
+    for write in (store.put, store.create):
+        with pytest.raises(StorageError, match="cannot be a folder"):
+            write("a/b", b"2")
+
+
+def test_a_folder_is_no_object(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), OPTIONS)
+    store.put("a/b", b"1")
+    with pytest.raises(StorageError):
+        store.get("a")
+    assert store.size("a") is None
+
+
+def test_a_relative_prefix_and_a_file_uri_are_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_store("out", OPTIONS).put("a", b"1")
+    store = open_store(f"file://{tmp_path}/out", OPTIONS)
+    assert store.get("a") == b"1"
+    assert store.uri == f"{tmp_path}/out"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(AccessDenied):
+        open_store(str(tmp_path), OPTIONS).put("a", b"1")
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "message"),
+    [
+        ("htp://host/out", {}, r"htp:// cannot be opened"),
+        ("s3://bucket", {"s3": {"endpont_url": "x"}}, r"storage\.options\.s3.*endpont_url"),
+    ],
+)
+def test_what_cannot_be_opened_is_the_job_files_fault(
+    uri: str, options: dict[str, dict[str, str]], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_store(uri, StoreOptions(options=options))
