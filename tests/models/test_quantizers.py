@@ -126,6 +126,21 @@ def test_bfloat16_latents_under_autocast_are_quantized_in_float32(quantizer: Qua
     assert torch.equal(found_narrow, quantizer.codes_of(narrow.float()))
 
 
+@pytest.mark.parametrize("quantizer", [FSQ((8, 5, 5)), LFQ(3), random_vq(40, 3)])
+def test_another_default_dtype_changes_nothing(quantizer: Quantizer) -> None:
+    latent = torch.randn(2, 3, 64, 64)
+    codes = quantizer.codes_of(latent)
+    vectors = quantizer.vectors_of(codes)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(quantizer.codes_of(latent), codes)
+        found = quantizer.vectors_of(codes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, vectors)
+
+
 def test_vq_codes_are_the_nearest_by_brute_force() -> None:
     torch.manual_seed(0)
     quantizer, latent = random_vq(1000, 6), torch.randn(2, 6, 3, 20, 20)

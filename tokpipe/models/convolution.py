@@ -19,8 +19,8 @@ def conv3d(
     """``F.conv3d``, but on CPUs always by oneDNN.
 
     Left to itself PyTorch chooses between oneDNN and its own kernel by batch size, input size
-    and number of threads. The two round differently: latents then moved by 6e-6, and a code in
-    a thousand flipped, when a clip was encoded alone, beside another, or with one thread more.
+    and number of threads. The two round differently: latents then moved by up to 6e-6, which now
+    and then flips a code, when a clip was encoded alone, beside another, or on more threads.
     oneDNN's own results were the same, bit for bit, for every batch size and thread count tried,
     as long as the memory layout is always the same.
     """

@@ -89,8 +89,8 @@ class FSQ(Quantizer):
         z = latent.float().movedim(1, -1)
         # Half a level wider than the outermost rounding by a thousandth, so that both ends are
         # reached; an even number of levels is centred between two of them.
-        half_width = (self.levels - 1) * 1.001 / 2
-        offset = (self.levels % 2 == 0) * 0.5
+        half_width = (self.levels - 1).float() * 1.001 / 2
+        offset = (self.levels % 2 == 0).float() * 0.5
         bounded = (z + (offset / half_width).atanh()).tanh() * half_width - offset
         digits = bounded.round().long() + self.levels // 2
         # From 1,001 levels on that thousandth rounds past the last level.
@@ -100,7 +100,7 @@ class FSQ(Quantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         digits = codes // self.place_values % self.levels
         half_width = self.levels // 2
-        return (digits - half_width) / half_width
+        return (digits - half_width).float() / half_width
 
 
 class LFQ(Quantizer):
@@ -185,7 +185,7 @@ def nearest(latents: Tensor, codebook: Tensor, max_distances: int = MAX_DISTANCE
     found = len(latents)
     if found < MIN_ROWS:
         latents = F.pad(latents, (0, 0, 0, MIN_ROWS - found))
-    best = torch.full((len(latents),), math.inf, device=latents.device)
+    best = torch.full_like(latents[:, 0], math.inf)
     codes = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     block = max(1, max_distances // len(latents))
     for first in range(0, len(codebook), block):
