@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import subprocess
 import sys
@@ -317,3 +318,18 @@ def test_shrinking_averages_what_a_pixel_covers(tmp_path: Path, make_decoder: Ma
     path = write_pictures(tmp_path / "stripes.mkv", [stripes])
     frame = make_decoder(size=(8, 16)).decode(path).frames[0]
     assert np.abs(frame[:, 1:-1].astype(int) - 127).max() < 3  # at the border, a column has half
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="an optional decoder")
+@pytest.mark.parametrize(
+    "name", ["vfr.mp4", "b-pyramid.mp4", "hevc-open-gop.mp4", "av1.mp4", "vp9.webm", "h264.mkv"]
+)
+def test_torchcodec_gives_the_same_frames(
+    name: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    expected, _, settings = CASES[name]
+    path = write_video(tmp_path / name, len(expected), **settings)
+    decoder = make_decoder(backend="torchcodec", memory_bytes=2**33, deadline_s=60.0)
+    video = decoder.decode(path)
+    assert (numbers_of(video.frames), video.backend) == (list(expected), "torchcodec")
+    assert np.array_equal(video.pts_s, make_decoder(backend="pyav").decode(path).pts_s)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -184,8 +185,6 @@ def test_a_truncated_file_gives_its_first_frames_or_a_reason(
 def test_a_file_that_ends_between_two_packets_is_truncated(
     tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    import av
-
     path = write_video(tmp_path / "clip.mp4", 30, container_options={"movflags": "faststart"})
     with av.open(str(path)) as container:
         offsets = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
@@ -219,6 +218,22 @@ def test_flipped_bits_give_every_frame_or_a_reason(
             assert np.all(np.diff(result.pts_s) > 0)
             assert result.frames.shape[1:] == clean.frames.shape[1:]
     assert decoded > 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "decord", "pyav"])
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.webm"])
+def test_a_frame_that_cannot_be_decoded_costs_the_clip(
+    name: str, backend: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    """decord would repeat another frame in its place."""
+    path = write_video(tmp_path / name, 30, **FORMATS[name])  # type: ignore[arg-type]
+    with av.open(str(path)) as container:
+        payload = bytes([packet for packet in container.demux(video=0) if packet.size][12])
+    whole = path.read_bytes()
+    assert payload in whole
+    path.write_bytes(whole.replace(payload, b"\xff" * len(payload)))
+    error = refusal(make_decoder(backend=backend), path)
+    assert error.reason == "corrupt"
 
 
 def test_huge_declared_dimensions_change_nothing_or_are_refused(

@@ -162,8 +162,11 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any]:
     packets: list[_Packet] = []
     first = None
     latest_s = 0.0
+    is_matroska = container.format.name.startswith("matroska")
+    # Elsewhere a stream may turn up in the middle, which PyAV cannot read along.
+    streams = () if is_matroska else (stream,)
     try:
-        for packet in container.demux():
+        for packet in container.demux(*streams):
             if packet.pts is not None and packet.time_base is not None:
                 stop = (packet.pts + (packet.duration or 0)) * packet.time_base
                 latest_s = max(latest_s, float(stop))
@@ -189,7 +192,7 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any]:
     except av.FFmpegError as error:
         raise damaged(f"the file cannot be read past video packet {len(packets)}", error) from error
     declared_s = (container.duration or 0) / av.time_base
-    if container.format.name.startswith("matroska") and declared_s > 1.1 * latest_s + 1:
+    if is_matroska and declared_s > 1.1 * latest_s + 1:
         raise SourceError(
             "truncated",
             f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s that its header gives",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import decord
 import numpy as np
+from decord import DECORDError, DECORDLimitReachedError
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
@@ -31,6 +32,9 @@ MIN_SHARE = 0.5
 
 # Any positive limit below one frame: the first frame that decord made up ends the decoding.
 _FAULT_LIMIT = 1e-9
+
+# Everything that it was seen to raise over damaged files.
+_ERRORS = (DECORDError, DECORDLimitReachedError, RuntimeError, StopIteration, AssertionError)
 
 
 def decode(
@@ -74,7 +78,7 @@ def decode(
                 while slot < len(wanted) and wanted[slot] == index:
                     fit.place(resized, out[slot])
                     slot += 1
-    except (decord.DECORDError, RuntimeError, StopIteration, AssertionError) as error:
+    except _ERRORS as error:
         raise SourceError("corrupt", f"decord stopped: {_last_line(error)}") from error
     if os.lseek(2, 0, os.SEEK_CUR):
         raise SourceError("corrupt", "decord's FFmpeg reported an error in the video stream")
