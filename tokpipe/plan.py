@@ -224,17 +224,18 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         step = max(1, min(-(-whole.num_rows // steps), PART_ROWS))
         for start in range(0, whole.num_rows, step):
             batch = whole.slice(start, step)
-            if over := max(0, num_rows + batch.num_rows - PART_ROWS):
+            if held and num_bytes + batch.nbytes > _PART_BYTES:
+                yield pa.Table.from_batches(held)
+                held, num_rows, num_bytes = [], 0, 0
+            if (over := num_rows + batch.num_rows - PART_ROWS) >= 0:
                 fits = batch.num_rows - over
                 yield pa.Table.from_batches([*held, batch.slice(0, fits)])
                 batch = batch.slice(fits)
                 held, num_rows, num_bytes = [], 0, 0
-            held.append(batch)
-            num_rows += batch.num_rows
-            num_bytes += batch.nbytes
-            if num_rows == PART_ROWS or num_bytes >= _PART_BYTES:
-                yield pa.Table.from_batches(held)
-                held, num_rows, num_bytes = [], 0, 0
+            if batch.num_rows:
+                held.append(batch)
+                num_rows += batch.num_rows
+                num_bytes += batch.nbytes
     if num_rows:
         yield pa.Table.from_batches(held)
 

@@ -27,11 +27,13 @@ class TableSource(Frozen):
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     """Only for a name whose ending does not tell."""
     uri_column: str | None = None
-    """Column that holds each video's URI (WebVid: ``contentUrl``)."""
+    """Column that holds each video's URI (WebVid: ``contentUrl``). One without a scheme and
+    without a leading ``/`` is relative to the folder of its table."""
     uri_template: UriTemplate | None = None
     """Or a pattern over columns, such as ``s3://bucket/{page_dir}/{videoid}.mp4``."""
     start_column: str | None = None
-    """Column with the clip's first second in the video; null means from the beginning."""
+    """Column with the clip's first second in the video, or its ``[HH:]MM:SS.mmm``; null means
+    from the beginning."""
     end_column: str | None = None
     """Column with the second at which the clip ends; null means to the end."""
 

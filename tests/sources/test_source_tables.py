@@ -1,0 +1,456 @@
+"""Tables of every format, whole and broken."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import S3Bucket
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import TableSource
+from tokpipe.errors import ConfigError
+from tokpipe.sources.rows import ROW_SCHEMA
+from tokpipe.sources.table import TableRows
+from tokpipe.sources.table_files import RECORD_BYTES
+from tokpipe.storage import open_store
+
+OPTIONS = StoreOptions(deadline_s=10)
+
+
+def open_rows(uri: object, **config: Any) -> TableRows:
+    if "uri_template" not in config:
+        config.setdefault("uri_column", "url")
+    source = TableSource(kind="table", uri=str(uri), **config)
+    return TableRows(f"sources[0] (table {uri})", source, OPTIONS)
+
+
+def read(uri: object, **config: Any) -> list[dict[str, Any]]:
+    rows = open_rows(uri, **config)
+    carried = rows.carried()
+    batches = list(rows.batches())
+    for batch in batches:
+        batch.validate(full=True)
+        assert batch.schema == pa.schema([*ROW_SCHEMA, *carried])
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def uris(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["source_uri"] for row in rows]
+
+
+def problems(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["source_uri"]: row["problem"] for row in rows if row["problem"] is not None}
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_a_csv_carries_every_value_as_it_is_written(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "t.csv",
+        '\ufeffvideoid,url,page_dir,name\r\n007,/v/1.mp4,000001_000050,"a ""big"" dog, running"\r\n'
+        '1e3,/v/2.mp4,,"two\nlines"\r\n\r\nNA,/v/3.mp4, x ,ünïcode\r\n',
+    )
+    rows = read(table)
+    assert uris(rows) == ["/v/1.mp4", "/v/2.mp4", "/v/3.mp4"]
+    assert problems(rows) == {}
+    assert [(row["videoid"], row["page_dir"], row["name"]) for row in rows] == [
+        ("007", "000001_000050", 'a "big" dog, running'),
+        ("1e3", "", "two\nlines"),
+        ("NA", " x ", "ünïcode"),
+    ]
+
+
+def test_a_tsv_takes_captions_with_quotes_that_quote_nothing(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "t.tsv",
+        'url\tname\n/1.mp4\t12" vinyl\n/2.mp4\t"Hello" he said\n/3.mp4\t"never closed\n'
+        '/4.mp4\t"quoted\ttab"\n/5.mp4\t"a ""b"" c"\n/6.mp4\tplain\n',
+    )
+    rows = read(table)
+    assert problems(rows) == {}
+    assert [row["name"] for row in rows] == [
+        '12" vinyl',
+        '"Hello" he said',
+        '"never closed',
+        "quoted\ttab",
+        'a "b" c',
+        "plain",
+    ]
+
+
+def test_a_broken_csv_row_costs_that_row_alone(tmp_path: Path) -> None:
+    lines = [
+        b"url,name",
+        b"/2.mp4,ok",
+        b'/3.mp4,"never closed',
+        b"/4.mp4,ok",
+        b"/5.mp4,too,many",
+        b"/6.mp4",
+        b"/7.mp4,\xff\xfe",
+        b'/8.mp4,"closed" and more',
+        b",no uri",
+        b"/10.mp4,ok",
+    ]
+    rows = read(write(tmp_path / "t.csv", b"\n".join(lines)))
+    assert [row["source_uri"] for row in rows if row["problem"] is None] == [
+        "/2.mp4",
+        "/4.mp4",
+        "/10.mp4",
+    ]
+    found = problems(rows)
+    assert [uri.rpartition("=")[2] for uri in found] == ["3", "5", "6", "7", "8", "9"]
+    table = tmp_path / "t.csv"
+    assert found[f"{table}#line=5"] == f"line 5 of {table} has 3 fields, the header has 2"
+    assert "not valid UTF-8" in found[f"{table}#line=7"]
+    assert "names no video" in found[f"{table}#line=9"]
+    assert rows[7]["name"] == "no uri"
+
+
+def test_a_monstrous_line_costs_itself_alone(tmp_path: Path) -> None:
+    monster = b"x" * (RECORD_BYTES + 100)
+    table = write(tmp_path / "t.csv", b"url\n/2.mp4\n" + monster + b"\n/4.mp4\n")
+    assert uris(read(table)) == ["/2.mp4", f"{table}#line=3", "/4.mp4"]
+    table = write(
+        tmp_path / "t.jsonl", b'{"url": "/1.mp4"}\n"' + monster + b'"\n{"url": "/3.mp4"}\n'
+    )
+    assert uris(read(table)) == ["/1.mp4", f"{table}#line=2", "/3.mp4"]
+
+
+def test_json_lines_carry_text_as_it_is_and_the_rest_as_json(tmp_path: Path) -> None:
+    lines = [
+        '{"url": "/1.mp4", "name": "ünï", "n": 7, "tags": ["a", {"b": null}]}',
+        '{"url": "/2.mp4", "late": true, "name": null}',
+        "",
+        "[1, 2]",
+        '{"url": "/5.mp4"',
+        '{"url": "/6\\ud800.mp4"}',
+        '{"url": ["/7.mp4"]}',
+        '{"name": "no url"}',
+        "[" * 100_000,
+    ]
+    table = write(tmp_path / "t.jsonl", "\n".join(lines))
+    rows = read(table)
+    assert uris(rows)[:2] == ["/1.mp4", "/2.mp4"]
+    assert [rows[0][name] for name in ("name", "n", "tags", "late")] == [
+        "ünï",
+        "7",
+        '["a",{"b":null}]',
+        None,
+    ]
+    assert [rows[1][name] for name in ("name", "late")] == [None, "true"]
+    found = problems(rows)
+    assert [uri.rpartition("=")[2] for uri in found] == ["4", "5", "6", "8", "9"]
+    assert uris(rows)[5] == f'{tmp_path}/["/7.mp4"]'
+
+
+def test_parquet_columns_keep_their_types(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "url": pa.array(["/1.mp4", None, ""]),
+            "id": pa.array([1, 2, 3], pa.int32()),
+            "tags": pa.array([["a"], [], None], pa.list_(pa.string())),
+            "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
+            "when": pa.array([datetime.datetime(2020, 1, 1)] * 3, pa.timestamp("us")),
+            "nothing": pa.nulls(3),
+            "big": pa.array(["a", "b", "c"], pa.large_string()),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    opened = open_rows(tmp_path / "t.parquet")
+    assert {field.name: str(field.type) for field in opened.carried()} == {
+        "id": "int32",
+        "tags": "list<element: string>",
+        "kind": "string",
+        "when": "timestamp[us]",
+        "nothing": "string",
+        "big": "string",
+    }
+    rows = read(tmp_path / "t.parquet")
+    assert [row["tags"] for row in rows] == [["a"], [], None]
+    assert list(problems(rows)) == [f"{tmp_path}/t.parquet#row={row}" for row in (2, 3)]
+
+
+def test_parquet_text_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"\xff\xfe", None], pa.binary())
+    bad = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
+    pq.write_table(
+        pa.table({"url": ["/1.mp4", "/2.mp4", "/3.mp4"], "name": bad}), tmp_path / "t.parquet"
+    )
+    rows = read(tmp_path / "t.parquet")
+    assert [row["name"] for row in rows] == ["good", None, None]
+    assert list(problems(rows)) == [f"{tmp_path}/t.parquet#row=2"]
+
+
+def test_wide_parquet_rows_come_in_small_batches(tmp_path: Path) -> None:
+    table = pa.table(
+        {"url": [f"/{i}.mp4" for i in range(100)], "blob": [bytes([i]) * 2**20 for i in range(100)]}
+    )
+    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    opened = open_rows(tmp_path / "t.parquet")
+    sizes = [batch.num_rows for batch in opened.batches()]
+    assert sum(sizes) == 100
+    assert max(sizes) <= 32
+
+
+def test_packed_tables_are_unpacked(tmp_path: Path) -> None:
+    for name, text in {
+        "t.csv.gz": "url\n/1.mp4\n",
+        "t.tsv.gz": "url\tx\n/1.mp4\t\n",
+        "t.jsonl.gz": '{"url": "/1.mp4"}\n',
+        "packed-without-saying.csv": "url\n/1.mp4\n",
+    }.items():
+        write(tmp_path / name, gzip.compress(text.encode()))
+        assert uris(read(tmp_path / name)) == ["/1.mp4"]
+
+
+def test_relative_uris_are_relative_to_their_table(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "t.csv", "url\na.mp4\nx/b.mp4\n/c.mp4\ns3://b/d.mp4\nhttps://h/e.mp4\n"
+    )
+    assert uris(read(table)) == [
+        f"{tmp_path}/a.mp4",
+        f"{tmp_path}/x/b.mp4",
+        "/c.mp4",
+        "s3://b/d.mp4",
+        "https://h/e.mp4",
+    ]
+
+
+def test_a_template_is_filled_from_any_column(tmp_path: Path) -> None:
+    write(tmp_path / "t.csv", "page,id\n0001,007\n,8\n0002,9\n")
+    rows = read(tmp_path / "t.csv", uri_template="s3://b/{page}/{id}.mp4")
+    assert uris(rows) == ["s3://b/0001/007.mp4", f"{tmp_path}/t.csv#line=3", "s3://b/0002/9.mp4"]
+    assert [row["id"] for row in rows] == ["007", "8", "9"]
+    pq.write_table(pa.table({"id": pa.array([7, None])}), tmp_path / "t.parquet")
+    rows = read(tmp_path / "t.parquet", uri_template="clip {id}")
+    assert uris(rows) == [f"{tmp_path}/clip 7", f"{tmp_path}/t.parquet#row=2"]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "seconds"),
+    [
+        ("1.5", "3", (1.5, 3.0)),
+        ("", "", (None, None)),
+        ("", "3e1", (None, 30.0)),
+        (" 7 ", "", (7.0, None)),
+        ("-0.0", "1", (0.0, 1.0)),
+        ("0:00:06.340", "00:01:10.6", (6.34, 70.6)),
+        ("01:02", "100:00:00", (62.0, 360000.0)),
+    ],
+)
+def test_spans_are_seconds_or_clock_times(
+    tmp_path: Path, start: str, end: str, seconds: tuple[float | None, float | None]
+) -> None:
+    write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n")
+    (row,) = read(tmp_path / "t.csv", start_column="from", end_column="to")
+    assert (row["start_s"], row["end_s"]) == seconds
+    assert str(row["start_s"]) != "-0.0"
+    assert set(row) == set(ROW_SCHEMA.names)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "problem"),
+    [
+        ("soon", "3", "its from is 'soon', not a number of seconds (video /1.mp4)"),
+        ("-1", "3", "its from is '-1'"),
+        ("nan", "3", "its from is 'nan'"),
+        ("1", "1e999", "its to is '1e999'"),
+        ("1:2:3:4", "", "its from is '1:2:3:4'"),
+        ("3", "3", "ends before it starts: 3.0 to 3.0 seconds"),
+        ("3", "2", "ends before it starts"),
+        ("", "0", "ends before it starts: 0.0 to 0.0"),
+    ],
+)
+def test_a_span_that_is_none_costs_its_row(
+    tmp_path: Path, start: str, end: str, problem: str
+) -> None:
+    write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n/2.mp4,0,1\n")
+    bad, good = read(tmp_path / "t.csv", start_column="from", end_column="to")
+    assert problem in bad["problem"]
+    assert (bad["source_uri"], bad["start_s"], bad["end_s"]) == (
+        f"{tmp_path}/t.csv#line=2",
+        None,
+        None,
+    )
+    assert good["problem"] is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1, None, -1], pa.int64()),
+        pa.array([1.0, None, float("nan")]),
+        pa.array([1000, None, -1], pa.duration("ms")),
+        pa.array(["1", None, "x"], pa.large_string()),
+        pa.array([datetime.time(0, 0, 1), None, None], pa.time64("us")),
+        pa.array([1, None, -1], pa.decimal128(5, 2)),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_typed_times_of_parquet_are_understood(tmp_path: Path, values: pa.Array) -> None:
+    table = pa.table({"url": ["/1.mp4", "/2.mp4", "/3.mp4"], "from": values})
+    pq.write_table(table, tmp_path / "t.parquet")
+    rows = read(tmp_path / "t.parquet", start_column="from")
+    assert [row["start_s"] for row in rows] == [1.0, None, None]
+    assert (rows[2]["problem"] is None) == (values[2].as_py() is None)
+
+
+def test_names_that_are_tokpipes_own_are_changed_and_others_kept(tmp_path: Path) -> None:
+    write(
+        tmp_path / "t.csv", "url,FPS,clip_id,src_clip_id,,name,name,end_s\n/1.mp4,1,2,3,4,5,6,7\n"
+    )
+    (row,) = read(tmp_path / "t.csv")
+    assert {key: value for key, value in row.items() if key not in ROW_SCHEMA.names} == {
+        "src_FPS": "1",
+        "src_src_clip_id": "2",
+        "src_clip_id": "3",
+        "column_5": "4",
+        "name": "5",
+        "name_2": "6",
+        "src_end_s": "7",
+    }
+
+
+def test_tables_of_one_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
+    write(tmp_path / "b.csv", "name,url\nb,/2.mp4\n")
+    write(tmp_path / "a.csv", "url,name\n/1.mp4,a\n")
+    rows = read(tmp_path / "*.csv")
+    assert [(row["source_uri"], row["name"]) for row in rows] == [("/1.mp4", "a"), ("/2.mp4", "b")]
+    write(tmp_path / "c.csv", "url,title\n/3.mp4,c\n")
+    with pytest.raises(ConfigError, match=r"a\.csv and .*c\.csv differ.*\(name, title\)"):
+        read(tmp_path / "*.csv")
+
+
+def test_parquet_parts_that_lack_values_still_agree(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["/1.mp4"], "n": pa.array([1])}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"n": pa.array([1.5]), "url": ["/2.mp4"]}), tmp_path / "b.parquet")
+    assert [row["n"] for row in read(tmp_path / "*.parquet")] == [1.0, 1.5]
+    pq.write_table(pa.table({"url": ["/3.mp4"], "n": ["x"]}), tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match="give one column different types"):
+        read(tmp_path / "*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "is empty"),
+        ("t.csv", b"PAR1\xff\xfe\x00", r"is no UTF-8 text \(it starts with b'PAR1"),
+        ("t.csv", '"never closed\na,b\n', "its first line is no header"),
+        ("t.csv", "link,name\n", r"uri_column names a column 'url'.*link, name"),
+        ("t.csv", "urls,name\n", r"did you mean 'urls'\?"),
+        ("t.csv", ",".join(map(str, range(1001))), "has 1001 columns, and 1000 is the most"),
+        ("t.csv.gz", gzip.compress(b"url\n" + b"/1.mp4\n" * 9999)[:-20], "is cut or damaged"),
+        ("t.jsonl", "1\n[]\n", "none of its 2 lines is a JSON object"),
+        ("t.jsonl", "\n".join(json.dumps({str(i): 1}) for i in range(1001)), "more than 1000"),
+        ("t.parquet", "not parquet", "cannot be read as Parquet"),
+        ("t.txt", "url\n", "does not tell its format"),
+    ],
+)
+def test_a_table_that_is_broken_as_a_whole_is_the_job_files_fault(
+    tmp_path: Path, name: str, content: bytes | str, message: str
+) -> None:
+    table = write(tmp_path / name, content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(table)
+    assert str(table) in str(caught.value)
+
+
+def test_a_missing_table_is_the_job_files_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no table"):
+        read(tmp_path / "*.csv")
+
+
+def test_a_parquet_file_cut_short_or_damaged_is_the_job_files_fault(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"url": [f"/{i}.mp4" for i in range(10_000)]}), path)
+    data = bytearray(path.read_bytes())
+    for damaged in (data[:-100], data[:100] + bytes(5000) + data[5100:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"uri_column": "id"}, r"uri_column 'id' of .* holds int64, not text"),
+        ({"start_column": "spans"}, r"start_column 'spans'.*list<.*>, not seconds"),
+        ({"uri_template": "{ur}.mp4"}, r"uri_template names a column 'ur'.*did you mean 'url'"),
+    ],
+)
+def test_a_column_of_the_wrong_kind_is_named(
+    tmp_path: Path, config: dict[str, str], message: str
+) -> None:
+    table = pa.table({"url": ["/1.mp4"], "id": [1], "spans": [[1.0]]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "t.parquet", **config)
+
+
+@pytest.mark.s3
+def test_tables_are_read_from_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    store = open_store(s3_bucket.uri, OPTIONS)
+    table = pa.table({"url": [f"{i:06d}.mp4" for i in range(70_000)]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    store.put("tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    store.put("tables/t.csv.gz", gzip.compress(b"url\na.mp4\n"))
+    rows = read(f"{s3_bucket.uri}/tables/*.parquet")
+    assert uris(rows)[::69_999] == [
+        f"{s3_bucket.uri}/tables/000000.mp4",
+        f"{s3_bucket.uri}/tables/069999.mp4",
+    ]
+    assert uris(read(f"{s3_bucket.uri}/tables/t.csv.gz")) == [f"{s3_bucket.uri}/tables/a.mp4"]
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=8), tab=st.booleans())
+def test_whatever_a_csv_writer_writes_is_read_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], tab: bool
+) -> None:
+    import csv
+
+    path = tmp_path_factory.mktemp("csv") / ("t.tsv" if tab else "t.csv")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if tab else ",", quoting=csv.QUOTE_ALL)
+        writer.writerows([("url", "name"), *((f"/v{url}", name) for url, name in rows)])
+    found = read(path)
+    assert problems(found) == {}
+    assert [(row["source_uri"], row["name"]) for row in found] == [
+        (f"/v{url}", name) for url, name in rows
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    junk=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=6),
+    kind=st.sampled_from(["csv", "tsv", "jsonl"]),
+)
+def test_no_bytes_make_a_reader_crash_or_swallow_what_follows_a_bad_row(
+    tmp_path_factory: pytest.TempPathFactory, junk: list[bytes], kind: str
+) -> None:
+    path = tmp_path_factory.mktemp("junk") / f"t.{kind}"
+    good = b'{"url": "/good.mp4"}' if kind == "jsonl" else b"/good.mp4,x"
+    good = good.replace(b",", b"\t") if kind == "tsv" else good
+    header = [] if kind == "jsonl" else [b"url\tn" if kind == "tsv" else b"url,n"]
+    # A junk line may well open a quote that the next junk line closes; the good ones stand alone.
+    lines = [*header, good, *(line for bad in junk for line in (bad, good))]
+    rows = read(write(path, b"\n".join(lines)))
+    if not any(b'"' in line for line in junk) and not any(b"\r" in line for line in junk):
+        assert uris(rows).count("/good.mp4") >= len(junk) + 1
+    assert uris(rows)[0] == "/good.mp4"
+    assert uris(rows)[-1] == "/good.mp4" or any(b'"' in line for line in junk)
