@@ -148,6 +148,8 @@ def test_a_long_source_becomes_parts_of_full_size(tmp_path: Path) -> None:
         1,
         2,
     ]
+    backwards = reader.items(2, np.arange(num_rows - 1, 2 * PART_ROWS - 1, -1))
+    assert backwards == reader.items(2)[::-1]
     for row in (-1, num_rows):
         with pytest.raises(IndexError):
             reader.part_of(row)

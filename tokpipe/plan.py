@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import io
 from collections import OrderedDict
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.ids import SPAN_BYTES, digest, row_digests
 from tokpipe.sources.open import open_source
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
@@ -187,8 +188,10 @@ class _PartWriter:
     def abandon(self) -> None:
         """Remove what was stored: no ``job.json`` will ever name it."""
         self._pool.shutdown(cancel_futures=True)
-        for number in range(len(self._futures)):
-            self._store.delete(f"{self._prefix}/{number:05d}.parquet")
+        # Leftovers harm nobody; what stopped the plan is the error to tell.
+        with contextlib.suppress(StorageError):
+            for number in range(len(self._futures)):
+                self._store.delete(f"{self._prefix}/{number:05d}.parquet")
 
     def _put(self, key: str, source: int, first_row: int, table: pa.Table, ids: bytes) -> _Part:
         table = table.add_column(0, _ROW_ID, _hex_column(ids))
@@ -401,12 +404,12 @@ class PlanReader:
             rows: positions in the plan, all within that part; the items come in their order.
         """
         start, stop = int(self._starts[part_index]), int(self._starts[part_index + 1])
+        table = self._part(part_index).select(_OWN_COLUMNS)
         if rows is None:
             rows = np.arange(start, stop, dtype=np.int64)
-        table = self._part(part_index).select(_OWN_COLUMNS)
-        if len(rows) and not (start <= int(rows.min()) and int(rows.max()) < stop):
-            raise IndexError(f"part {part_index} holds rows {start} to {stop - 1}, not all asked")
-        if len(rows) != table.num_rows:
+        else:
+            if len(rows) and not (start <= int(rows.min()) and int(rows.max()) < stop):
+                raise IndexError(f"part {part_index} holds rows {start} to {stop - 1} only")
             table = table.take(pa.array(rows - start))
         columns = [table.column(name).to_pylist() for name in _OWN_COLUMNS]
         return [_item(row, *values) for row, *values in zip(rows.tolist(), *columns, strict=True)]
@@ -417,7 +420,7 @@ class PlanReader:
         The schema is the same for every call: a column that a row's source does not have is null.
         """
         rows = np.asarray(rows, np.int64)
-        if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < self.num_rows):
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
             raise IndexError(f"some of {len(rows)} rows are outside the plan")
         if not self._columns.names:
             return _table_without_columns(len(rows))
