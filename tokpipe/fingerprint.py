@@ -36,7 +36,8 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
         "encode": {
             "device": device,
             "dtype": job.encode.dtype,
-            "batch_chunks": job.encode.batch_chunks,
+            # Kernels are chosen by shape, so the size of a batch can decide a rounding.
+            **({"batch_chunks": job.encode.batch_chunks} if device == "cuda" else {}),
         },
         "libraries": {name: found for name, found in versions.items() if found},
     }

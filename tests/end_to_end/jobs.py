@@ -68,7 +68,7 @@ def write_job(
             "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 8]},
         },
         "chunking": {"chunk_frames": 9},
-        "encode": {"device": "cpu", "batch_chunks": 2},
+        "encode": {"device": "cpu"},
         "runtime": {"progress_interval_s": 2, "clips_per_lease": 2},
         "max_rejected_fraction": 0.0,
     }
@@ -79,7 +79,7 @@ def write_job(
 
 
 def files(folder: Path) -> dict[str, Any]:
-    return {"kind": "files", "uri": f"{folder}/*"}
+    return {"kind": "files", "uri": f"{folder}/*.mp4"}
 
 
 def start(job: Path, address: str | None = None) -> subprocess.Popen[str]:

@@ -100,10 +100,10 @@ BAD: dict[str, tuple[Callable[[Path], None], set[str]]] = {
         lambda p: p.write_bytes(b"RIFF\x24\0\0\0WAVEfmt ") and None,
         {"not_a_video", "no_video"},
     ),
-    "directory.mp4": (lambda p: p.mkdir(), {"not_a_file"}),
+    "directory.mp4": (lambda p: p.mkdir(), {"bad_row"}),
     "fifo.mp4": (lambda p: os.mkfifo(p), {"not_a_file"}),
     "dangling.mp4": (lambda p: p.symlink_to("nowhere"), {"missing"}),
-    "loop.mp4": (lambda p: p.symlink_to("loop.mp4"), {"missing", "unreadable", "not_a_file"}),
+    "loop.mp4": (lambda p: p.symlink_to("loop.mp4"), {"bad_uri"}),
     "one_frame.mp4": (lambda p: write_video(p, 1, seed=90), {DECODED}),
     "odd_size.mp4": (lambda p: _odd(p), {DECODED}),
     "tiny.mp4": (lambda p: write_video(p, 9, seed=91, size=(8, 8)), {DECODED}),
@@ -162,7 +162,7 @@ def test_too_many_rejected_clips_fail_the_job_with_their_own_code(
         tmp_path / "job.yaml",
         files(tmp_path / "videos"),
         str(tmp_path / "out"),
-        max_rejected_fraction=0.2,
+        max_rejected_fraction=0.05,
     )
     code, printed = run(job, ray_address)
     assert code == 4, printed
@@ -180,9 +180,9 @@ real = importlib.import_module("decord")
 sys.path[:] = path
 class VideoReader(real.VideoReader):
     def __init__(self, uri, *args, **kwargs):
-        if "hangs" in str(uri):
+        if "hangs" in os.path.basename(uri):
             ctypes.PyDLL(None).sleep(10_000)  # in C, holding the interpreter's lock
-        if "crashes" in str(uri):
+        if "crashes" in os.path.basename(uri):
             os.kill(os.getpid(), signal.SIGSEGV)
         super().__init__(uri, *args, **kwargs)
 real.VideoReader = VideoReader

@@ -100,7 +100,8 @@ class EncodeConfig(Frozen):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the encoder; the quantizer is always float32."""
     batch_chunks: PositiveInt = 4
-    """Chunks per forward pass; the last batch is filled up, so that shapes never change."""
+    """Chunks per forward pass on a GPU; the last batch is filled up, so that shapes never change.
+    CPUs encode chunk by chunk."""
 
 
 class PoolConfig(Frozen):

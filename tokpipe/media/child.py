@@ -24,7 +24,7 @@ import numpy as np
 
 from tokpipe.errors import SourceError
 from tokpipe.media import wire
-from tokpipe.media.backends import BackendUnavailable, load_backend
+from tokpipe.media.backends import BackendUnavailable, load_backend, pays
 from tokpipe.media.container import check_regular_file, out_of_memory
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
@@ -70,7 +70,10 @@ def _answer(channel: socket.socket, request: dict[str, Any], timelines: _LastTim
         wire.send(channel, _refused(error, None, None))
         return
     verdict: dict[str, Any] = {}
-    for name in request["backends"]:
+    names = request["backends"]
+    for name in names:
+        if name != names[-1] and not pays(name, clip.share):
+            continue
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
@@ -119,6 +122,7 @@ class _Clip:
                 "was first read: the file was replaced",
             )
         self.wanted = selection.indices
+        self.share = len(np.unique(self.wanted)) / len(self.timeline)
         if len(self.wanted) < request["min_clip_frames"]:
             raise SourceError(
                 "too_short",

@@ -248,9 +248,11 @@ def _stages(
     weights: bytes | None,
     driver: str,
 ) -> Stages:
+    # A CPU gains nothing from batches, and would lose what it takes to fill them up.
+    encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
     return Stages(
         decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage),
-        encode=EncodeStage(job.tokenizer, job.chunking, job.encode),
+        encode=EncodeStage(job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,
         weights=ray.put(weights),

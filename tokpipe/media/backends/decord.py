@@ -3,9 +3,8 @@
 Its ``get_batch``, ``seek_accurate``, ``skip_frames`` and index access all return wrong frames
 without a word on ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and
 fragmented MP4. Calling ``next()`` for every frame, with the fault limit at zero, gave the right
-ones or an error on every file tried. So each frame of the file is decoded and scaled here, and
-decord declines clips that need less than half of them, where PyAV is faster: it converts only
-what is wanted, and it can seek.
+ones or an error on every file tried. So each frame of the file is decoded and scaled here, which
+does not pay for a clip that needs few of them: PyAV converts only what is wanted, and can seek.
 """
 
 from __future__ import annotations
@@ -26,9 +25,6 @@ from tokpipe.media.timeline import Timeline
 # times in AVI.
 _FORMATS = frozenset({"mov", "matroska"})
 _CODECS = frozenset({"h264", "hevc", "vp9"})
-
-MIN_SHARE = 0.5
-"""Smallest share of a file's frames that a clip needs for decord to be worth it."""
 
 # Any positive limit below one frame: the first frame that decord made up ends the decoding.
 _FAULT_LIMIT = 1e-9
@@ -51,7 +47,7 @@ def decode(
             error, an FFmpeg message, or another number of frames or other times than listed.
     """
     fit = framing.fit(timeline.height, timeline.width)
-    if reason := _declines(timeline, wanted, fit.box is None):
+    if reason := _declines(timeline, fit.box is None):
         raise SourceError("unsupported", f"decord is not used here: {reason}")
     decord.logging.set_level(decord.logging.ERROR)
     height, width = fit.resized
@@ -84,7 +80,7 @@ def decode(
         raise SourceError("corrupt", "decord's FFmpeg reported an error in the video stream")
 
 
-def _declines(timeline: Timeline, wanted: NDArray[np.int64], keeps_whole: bool) -> str | None:
+def _declines(timeline: Timeline, keeps_whole: bool) -> str | None:
     if timeline.format not in _FORMATS or timeline.codec not in _CODECS:
         return f"{timeline.codec} in {timeline.format}"
     if not timeline.from_packets:
@@ -95,8 +91,6 @@ def _declines(timeline: Timeline, wanted: NDArray[np.int64], keeps_whole: bool) 
         return "the picture is to be rotated"
     if not keeps_whole:
         return "the picture is to be cut before scaling"
-    if (num_wanted := len(np.unique(wanted))) < MIN_SHARE * len(timeline):
-        return f"{num_wanted} frames of {len(timeline)} are wanted, and it decodes all"
     return None
 
 
