@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import duckdb
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.end_to_end.jobs import assert_complete, codes_of, run_well
+from tests.end_to_end.jobs import assert_complete, codes_of, run_well, wait_until
 from tokpipe.reader import open_output
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,21 +61,21 @@ def test_the_demo_makes_codes_that_anyone_can_read(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
     job = _project(tmp_path / "project")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        dashboard = probe.getsockname()[1]
+    dashboard, agent, client = _free_ports(3)
     bin_folder = Path(sys.executable).parent
     environment = {
         **os.environ,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(tmp_path.parents[2] / "ray-submit"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     environment.pop("RAY_ADDRESS", None)
     head = subprocess.Popen(
         [
             str(bin_folder / "ray"), "start", "--head", "--block", "--port=0", "--num-cpus=2",
             "--disable-usage-stats", f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
         ],
         cwd=tmp_path / "project",
         env=environment,
@@ -82,13 +85,14 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         address = f"http://127.0.0.1:{dashboard}"
+        wait_until(lambda: _answers(f"{address}/api/version"), every_s=0.5)
         submitted = subprocess.run(
             [
                 str(bin_folder / "ray"), "job", "submit", "--address", address, "--",
                 "python", "-m", "tokpipe.run", "jobs/demo.yaml",
             ],
             cwd=tmp_path / "project",
-            env={**environment, "RAY_API_SERVER_ADDRESS": address},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=300,
@@ -98,9 +102,31 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
         assert "3 clips, 43 frames" in submitted.stdout
     finally:
         head.terminate()
-        head.wait(30)
+        head.communicate(timeout=30)
     assert_complete(job)
     assert len(codes_of(job)) == 3
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        return refusal.code == 401  # it asks for the token
+    except OSError:
+        return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
 
 
 def test_the_demo_job_uses_nothing_but_what_it_ships() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from tokpipe.errors import RuntimeFault
 
@@ -33,7 +34,7 @@ def connected(cluster: str) -> Iterator[None]:
         options.update(address=cluster)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise RuntimeFault(
             f"runtime.cluster={cluster}: no connection to Ray: {error}. Nothing was started. "
             "Check that the cluster runs and that the address is right."
