@@ -54,13 +54,13 @@ def write_videos(folder: Path, count: int, num_frames: int = 20) -> list[Path]:
 
 
 def write_job(
-    path: Path, source: dict[str, Any] | list[dict[str, Any]], output: str, **changes: Any
+    path: Path, source: dict[str, Any] | list[dict[str, Any]], output_uri: str, **changes: Any
 ) -> Path:
     """Write a job file with a tiny tokenizer; ``changes`` replace whole sections."""
     job: dict[str, Any] = {
         "dataset": "test",
         "sources": source if isinstance(source, list) else [source],
-        "output": {"uri": output, "shard_bytes": 1024},
+        "output": {"uri": output_uri, "shard_bytes": 1024},
         "sampling": {"fps": 8, "max_clip_frames": 9},
         "frames": {"size": [32, 32]},
         "tokenizer": {

@@ -48,7 +48,7 @@ def test_the_demo_makes_codes_that_anyone_can_read(tmp_path: Path) -> None:
 
     shards = tmp_path / "out/demo/shards"
     table = pq.read_table(shards, columns=["clip_id", "t", "h", "w", "codes"])
-    (row,) = duckdb.sql(
+    (row,) = duckdb.execute(
         "SELECT count(DISTINCT clip_id), sum(len(codes)), max(list_max(codes)) "
         f"FROM '{shards}/*.parquet'"
     ).fetchall()

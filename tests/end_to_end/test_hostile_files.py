@@ -67,6 +67,13 @@ def _patched(old: bytes, new: bytes) -> Callable[[Path], None]:
     return make
 
 
+def _bytes(data: bytes) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.write_bytes(data)
+
+    return make
+
+
 def _sparse(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 30)
@@ -76,13 +83,13 @@ DECODED = "decoded"
 BAD: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     # kind: (how to make it, outcomes that are honest)
     "empty.mp4": (lambda p: p.touch(), {"empty"}),
-    "one_byte.mp4": (lambda p: p.write_bytes(b"x") and None, {"not_a_video"}),
-    "text.mp4": (lambda p: p.write_text("not a video\n" * 99) and None, {"not_a_video"}),
-    "html.mp4": (lambda p: p.write_text("<html>404</html>") and None, {"not_a_video"}),
-    "zeros.mp4": (lambda p: p.write_bytes(bytes(100_000)) and None, {"not_a_video"}),
+    "one_byte.mp4": (_bytes(b"x"), {"not_a_video"}),
+    "text.mp4": (_bytes(b"not a video\n" * 99), {"not_a_video"}),
+    "html.mp4": (_bytes(b"<html>404</html>"), {"not_a_video"}),
+    "zeros.mp4": (_bytes(bytes(100_000)), {"not_a_video"}),
     "sparse.mp4": (_sparse, {"not_a_video"}),
     "noise.mp4": (
-        lambda p: p.write_bytes(random.Random(0).randbytes(100_000)) and None,
+        _bytes(random.Random(0).randbytes(100_000)),
         {"not_a_video", "no_video", "corrupt"},
     ),
     "cut_10.mp4": (_cut(0.1), {"truncated", "corrupt", "not_a_video"}),
@@ -97,7 +104,7 @@ BAD: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     ),
     "audio.mp4": (_audio_only, {"no_video"}),
     "wav.mp4": (
-        lambda p: p.write_bytes(b"RIFF\x24\0\0\0WAVEfmt ") and None,
+        _bytes(b"RIFF\x24\0\0\0WAVEfmt "),
         {"not_a_video", "no_video"},
     ),
     "directory.mp4": (lambda p: p.mkdir(), {"bad_row"}),
