@@ -39,7 +39,10 @@ def check_lines(job: JobConfig) -> Iterator[str]:
         folder, _, name = tokenizer.weights.rpartition("/")
         size = open_store(folder, job.storage).size(name)
         if size is None:
-            raise NotFound(f"tokenizer.weights: there is nothing at {tokenizer.weights}")
+            raise ConfigError(
+                f"tokenizer.weights: there is nothing at {tokenizer.weights}. Without weights "
+                "there are no codes; put the file there, or correct the job."
+            )
         yield f"weights {tokenizer.weights}: {size:,} bytes"
     yield _output_line(job)
 

@@ -10,6 +10,7 @@ everything that was finished committed.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,9 @@ def run_command(parsed: argparse.Namespace) -> int:
             f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True
         )
         return error.exit_code
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; what is committed stays", style="red")
+        return 128 + signal.SIGINT
     for line in summary_lines(job, outcome):
         console.print(line, markup=False, soft_wrap=True)
     if outcome.signal is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -33,7 +34,9 @@ def _project(folder: Path) -> Path:
 
 
 @pytest.mark.ray
-def test_the_demo_makes_codes_that_anyone_can_read(tmp_path: Path) -> None:
+def test_the_demo_makes_codes_that_anyone_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = _project(tmp_path)
     printed = run_well(job, timeout_s=240)
     assert_complete(job)
@@ -55,6 +58,18 @@ def test_the_demo_makes_codes_that_anyone_can_read(tmp_path: Path) -> None:
     assert table.num_rows == 3
     assert row[:2] == (3, 3328)
     assert 0 < row[2] < 64_000
+
+    monkeypatch.chdir(tmp_path)
+    for page in ("README.md", "docs/output.md"):
+        for language, code in _code_blocks(REPOSITORY / page):
+            if language == "python":
+                exec(compile(code, page, "exec"), {})
+            elif language == "sql":
+                assert duckdb.execute(code).fetchall()
+
+
+def _code_blocks(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.ray

@@ -71,9 +71,11 @@ class FramesConfig(Frozen):
 
 
 class DecodeConfig(Frozen):
-    """How videos are decoded. ``auto`` means decord, and PyAV afresh on any complaint."""
+    """How videos are decoded, in a child process that can be killed."""
 
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
+    """``auto``: decord where it was measured to be right and pays, and PyAV afresh on any
+    complaint; a backend that is named here decodes every clip or rejects it."""
     deadline_s: PositiveFloat = 120.0
     """Longest time that decoding one clip may take, per backend tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
@@ -86,6 +88,8 @@ class ChunkingConfig(Frozen):
     """How a clip is cut for the encoder."""
 
     policy: Literal["independent", "overlap", "whole"] = "independent"
+    """Chunks that know nothing of each other; chunks that see frames of the one before and give
+    one gapless grid; or one chunk per clip."""
     chunk_frames: PositiveInt = 17
     """1 + temporal stride x k; unused under ``whole``."""
     overlap_latents: NonNegativeInt = 1
@@ -108,9 +112,13 @@ class PoolConfig(Frozen):
     """Bounds of one stage's actors, and what one actor needs."""
 
     min_actors: PositiveInt = 1
+    """Asked for even when they do not fit, which makes a cluster's autoscaler add nodes."""
     max_actors: PositiveInt = 10_000
     cpus: NonNegativeFloat = 1.0
+    """CPUs that Ray sets aside for one actor. With 0 no number fits better than another: decoders
+    and encoders then keep to ``min_actors``. Writers come one to 16 encoders anyway."""
     gpus: NonNegativeFloat = 0.0
+    """GPUs, or a fraction of one, for one actor."""
     lease_deadline_s: PositiveFloat = 900.0
     """An actor that holds a lease for longer is killed, and the lease given again."""
 

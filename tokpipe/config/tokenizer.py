@@ -16,15 +16,22 @@ class Encoder3DConfig(Frozen):
 
     kind: Literal["encoder_3d"] = "encoder_3d"
     ch: PositiveInt = 128
+    """Channels of the finest level."""
     ch_mult: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 4)
+    """Channels of each level, in multiples of ``ch``; each level but the last halves the size."""
     num_res_blocks: PositiveInt = 2
+    """Residual blocks per level."""
     attn_resolutions: tuple[int, ...] = ()
+    """Sizes at which attention follows each residual block."""
     resolution: PositiveInt = 256
     """Nominal size: decides at which level ``attn_resolutions`` put attention, nothing else."""
     in_channels: Literal[3] = 3
     z_channels: PositiveInt = 16
+    """Channels of the latent, as many as the quantizer takes."""
     temporal_compress_times: Literal[1, 2, 4, 8, 16] = 4
+    """Frames per latent frame, after the first."""
     pad_mode: Literal["first", "constant", "reflect"] = "first"
+    """What stands before the first frame: repeats of it, zeros, or the frames after it mirrored."""
 
     @model_validator(mode="after")
     def _published_limits(self) -> Self:

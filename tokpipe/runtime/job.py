@@ -18,7 +18,7 @@ from rich.console import Console
 
 import tokpipe
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import NotFound, UnsafeStore
+from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
@@ -151,7 +151,13 @@ def _read_weights(job: JobConfig) -> tuple[bytes | None, str]:
     if uri is None:
         return None, f"random, seed {job.tokenizer.seed}"
     folder, _, name = uri.rpartition("/")
-    weights = open_store(folder, job.storage).get(name)
+    try:
+        weights = open_store(folder, job.storage).get(name)
+    except NotFound as error:
+        raise ConfigError(
+            f"tokenizer.weights: there is nothing at {uri}. Without weights there are no codes; "
+            "put the file there, or correct the job."
+        ) from error
     return weights, "sha256 " + hashlib.sha256(weights).hexdigest()
 
 

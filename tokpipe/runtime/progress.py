@@ -19,6 +19,8 @@ from tokpipe.runtime.protocol import STAGES, Stage
 RATE_WINDOW_S = 60.0
 """Rates are over the last minute, so that a slow start does not spoil the ETA for hours."""
 BAR_WIDTH = 24
+NO_ACTOR_S = 60.0
+"""A stage without actors for so long is mentioned: the cluster may have no room for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class ProgressView:
         self._rates: dict[Stage, _Rate] = {stage: _Rate() for stage in STAGES}
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._next_line = 0.0
+        self._had_actors: dict[Stage, float] = dict.fromkeys(STAGES, time.monotonic())
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -103,10 +106,18 @@ class ProgressView:
                 f"{snapshot.actors[stage]} actors",
             )
         if snapshot.rejected:
-            table.add_row(
-                Text("rejected", style="yellow"), "", f"{snapshot.rejected:,}", "", "", ""
-            )
+            table.add_row(Text("rejected", style="yellow"), Text(f"{snapshot.rejected:,}"))
+        if idle := self._idle_stages(snapshot):
+            table.add_row(Text("waiting", style="yellow"), Text(_no_room(idle)))
         return table
+
+    def _idle_stages(self, snapshot: Snapshot) -> list[Stage]:
+        """Stages that have had no actor for long enough to say so."""
+        now = time.monotonic()
+        for stage in STAGES:
+            if snapshot.actors[stage]:
+                self._had_actors[stage] = now
+        return [stage for stage in STAGES if now - self._had_actors[stage] > NO_ACTOR_S]
 
     def _line(self, snapshot: Snapshot) -> str:
         parts = [
@@ -115,10 +126,15 @@ class ProgressView:
             for stage in STAGES
         ]
         eta = _eta(snapshot.total - snapshot.passed["write"], self._rates["write"].per_s)
+        idle = self._idle_stages(snapshot)
         return (
-            f"of {snapshot.total:,} clips: {', '.join(parts)}, "
-            f"rejected {snapshot.rejected:,}, ETA {eta}"
+            f"of {snapshot.total:,} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
+            f"ETA {eta}{'; ' + _no_room(idle) if idle else ''}"
         )
+
+
+def _no_room(stages: list[Stage]) -> str:
+    return f"no {' or '.join(stages)} actor is up: the cluster may lack CPUs or GPUs for one"
 
 
 def _bar(done: int, total: int) -> Text:

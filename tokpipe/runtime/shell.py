@@ -82,6 +82,14 @@ class Stages:
     """``<plan>-<driver>``: makes shard names unlike those of any other driver."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """An actor died; whether with its node is for the loop to find out, not for Ray's threads."""
+
+    actor: ActorId
+    message: str
+
+
 @dataclass
 class _Handle:
     stage: Stage
@@ -116,7 +124,7 @@ class Shell:
         self.config = config
         self.on_progress = on_progress
         self.usage = Usage()
-        self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
         self._handles: dict[ActorId, _Handle] = {}
         self._payloads: dict[AttemptId, Any] = {}
         # Both write or read the store, and both are ordered: one thread each.
@@ -160,6 +168,8 @@ class Shell:
                 continue
             if isinstance(event, TokpipeError):
                 raise event
+            if isinstance(event, _Death):
+                event = ActorLost(event.actor, self._node_is_lost(event.actor), event.message)
             for command in self.dispatcher.handle(event, time.monotonic()):
                 if isinstance(command, Finish):
                     return command
@@ -271,7 +281,7 @@ class Shell:
         elif isinstance(error, RayTaskError):
             self._events.put(ActorRefused(actor, _say(error)))
         else:
-            self._events.put(ActorLost(actor, self._node_is_lost(actor), _say(error)))
+            self._events.put(_Death(actor, _say(error)))
 
     def _heard_report(
         self, stage: Stage, command: Dispatch, future: Future[Report | InputsLost]
@@ -297,8 +307,7 @@ class Shell:
         elif isinstance(error, ObjectLostError):
             self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
         else:
-            lost = self._node_is_lost(command.actor)
-            self._events.put(ActorLost(command.actor, lost, _say(error)))
+            self._events.put(_Death(command.actor, _say(error)))
 
     def _node_is_lost(self, actor: ActorId) -> bool:
         handle = self._handles.get(actor)
