@@ -1,0 +1,21 @@
+"""Encoders and quantizers of the CogVideo VQ-VAE/MoVQ family. Needs torch, and no job."""
+
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D
+from tokpipe.models.causal_conv import CausalConv3d
+from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.quantizers import FSQ, LFQ, Quantized, VectorQuantizer
+from tokpipe.models.tokenizer import Tokenizer, build_tokenizer
+
+__all__ = [
+    "FSQ",
+    "LFQ",
+    "AttnBlock2D",
+    "CausalConv3d",
+    "DownSample3D",
+    "Encoder3D",
+    "Quantized",
+    "ResnetBlock3D",
+    "Tokenizer",
+    "VectorQuantizer",
+    "build_tokenizer",
+]

@@ -280,6 +280,10 @@ class Shell:
             self._events.put(ActorUp(actor))
         elif isinstance(error, RayTaskError):
             self._events.put(ActorRefused(actor, _say(error)))
+        elif isinstance(error, RayActorError) and error.actor_init_failed:
+            # The node could not even build it: most often tokpipe is not installed there.
+            last_line = str(error).strip().splitlines()[-1]
+            self._events.put(ActorRefused(actor, f"it could not be built: {last_line}"))
         else:
             self._events.put(_Death(actor, _say(error)))
 
