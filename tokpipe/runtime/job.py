@@ -93,6 +93,7 @@ def run_job(job: JobConfig, console: Console) -> Outcome:
             return Outcome("done", state.totals, elapsed_s, 0, Usage())
     _probe(store, job, console)
 
+    console.print("connecting to Ray ...", highlight=False)
     with connected(job.runtime.cluster):
         if record is None:
             record = _start(store, job, weights_hash, driver, console)

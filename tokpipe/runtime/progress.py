@@ -103,7 +103,7 @@ class ProgressView:
                 f"{done:,}/{snapshot.total:,}",
                 f"{rate:,.1f} clips/s",
                 f"ETA {_eta(snapshot.total - done, rate)}",
-                f"{snapshot.actors[stage]} actors",
+                f"{(count := snapshot.actors[stage])} actor{'' if count == 1 else 's'}",
             )
         if snapshot.rejected:
             table.add_row(Text("rejected", style="yellow"), Text(f"{snapshot.rejected:,}"))
