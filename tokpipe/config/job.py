@@ -130,7 +130,7 @@ class RuntimeConfig(Frozen):
     """``auto``: the cluster that this driver was submitted to, else a local one; ``local``;
     or an address."""
     decode: PoolConfig = PoolConfig()
-    encode: PoolConfig = PoolConfig()
+    encode: PoolConfig = PoolConfig(lease_deadline_s=3600.0)
     """``gpus`` counts only when encoding on GPUs; 0 there means a whole one."""
     write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
     clips_per_lease: PositiveInt = 8

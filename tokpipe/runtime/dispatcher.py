@@ -66,7 +66,8 @@ MAX_LOST_STARTING = 10
 """The same for actors that die while they start, which a node short of memory may do to them."""
 MAX_PAUSE_S = 60.0
 MAX_FAULTS = 30
-"""Leases that fail with a fault in a row, none coming back whole: the fault is not the clips'."""
+"""Leases that fail or take down their workers in a row, with none done in between, before the
+job is given up: the fault is then not the clips'."""
 REJECTED_PER_COMMIT = 1000
 """Rejections that are committed without waiting for a shard."""
 
@@ -433,16 +434,7 @@ class Dispatcher:
         else:
             # An exception can leave a device or a library unusable: such a worker is replaced.
             yield from self._drop_actor(actor_id, now, blame=False, why=event.message, kill=True)
-            self._faults += 1
-            if self._faults >= MAX_FAULTS:
-                yield self._abort(
-                    "runtime",
-                    f"{lease.stage}: {MAX_FAULTS} leases in a row failed, the last with: "
-                    f"{event.message}. So many are not the clips' fault. What is committed stays; "
-                    "mend the cause and run the job again.",
-                )
-            else:
-                yield from self._suspect(lease, "fault", event.message, now)
+            yield from self._suspect(lease, "fault", event.message, now)
 
     def _decode_again(
         self, lease: EncodeLease | WriteLease, lost: frozenset[AttemptId]
@@ -482,7 +474,16 @@ class Dispatcher:
 
     def _suspect(self, lease: Lease, reason: str, why: str, now: float) -> Iterator[Command]:
         """A worker went down with this lease: narrow it down to one clip, then count."""
-        if isinstance(lease, WriteLease):
+        self._faults += 1
+        if self._faults >= MAX_FAULTS:
+            yield self._abort(
+                "runtime",
+                f"{lease.stage}: {MAX_FAULTS} leases in a row came to nothing, the last because: "
+                f"{why}. So many are not the clips' fault. What is committed stays; mend the "
+                "cause (a worker that is only slow needs a longer "
+                f"runtime.{lease.stage}.lease_deadline_s), then run the job again.",
+            )
+        elif isinstance(lease, WriteLease):
             strikes = self._strike(_key(lease))
             if strikes >= self.limits.runtime.max_attempts:
                 yield self._abort(

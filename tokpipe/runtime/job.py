@@ -41,8 +41,9 @@ from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, WorkItem
 
-LEASE_BYTES = 64 * 2**20
-"""Pixels that one lease should hold at most, though never fewer than one clip's."""
+LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
+"""Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a
+second of a GPU's time, and some seconds of a CPU's."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def _limits(job: JobConfig, device: str) -> Limits:
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
-        clips_per_lease=max(1, min(job.runtime.clips_per_lease, LEASE_BYTES // clip_bytes)),
+        clips_per_lease=max(1, min(job.runtime.clips_per_lease, LEASE_BYTES[device] // clip_bytes)),
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.codebook_size) / million,
