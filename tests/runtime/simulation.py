@@ -12,11 +12,11 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.formats.formats_helpers import DictStore
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.errors import Fenced, NotFound, StorageError
+from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import ManifestState, iter_entries, load_state
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher, Limits
@@ -117,41 +117,6 @@ class _SimActor:
     alive: bool = True
     alone: set[Key] = field(default_factory=set)
     """Clips that it was given as leases of one."""
-
-
-class DictStore:
-    """The part of a store that the manifest uses, in a dictionary."""
-
-    uri = "dict://output"
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-
-    def uri_of(self, key: str) -> str:
-        return f"{self.uri}/{key}"
-
-    def get(self, key: str) -> bytes:
-        if key not in self.objects:
-            raise NotFound(self.uri_of(key))
-        return self.objects[key]
-
-    def get_range(self, key: str, start: int, end: int) -> bytes:
-        return self.get(key)[start:end]
-
-    def put(self, key: str, data: bytes) -> None:
-        self.objects[key] = data
-
-    def create(self, key: str, data: bytes) -> bool:
-        return self.objects.setdefault(key, data) == data
-
-    def size(self, key: str) -> int | None:
-        return len(self.objects[key]) if key in self.objects else None
-
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        return ((key, len(data)) for key, data in self.objects.items() if key.startswith(prefix))
-
-    def delete(self, key: str) -> None:
-        self.objects.pop(key, None)
 
 
 class FlakyStore(DictStore):

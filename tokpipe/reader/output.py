@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -27,10 +28,10 @@ from tokpipe.formats.shard_reader import ShardReader, ShardRow, check_same_token
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.clip_index import ClipIndex
-from tokpipe.reader.ranged_file import RangedFile
 from tokpipe.reader.shard_list import ShardList
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 from tokpipe.storage import open_store
+from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 
@@ -155,7 +156,7 @@ class Output:
         """Open a shard: fetched whole if it is to be verified, since its checksum is of all."""
         if self.verify:
             return self._reader(info, self._verified_bytes(info))
-        return self._reader(info, RangedFile(self.store, info.key, info.size_bytes))
+        return self._reader(info, self._ranged_file(info))
 
     def _kept_open(self, number: int) -> tuple[ShardReader, pa.Table]:
         """Open a shard for random access, verified whole the first time."""
@@ -166,12 +167,16 @@ class Output:
         if self.verify and number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        ranged = RangedFile(self.store, info.key, info.size_bytes)
+        ranged = self._ranged_file(info)
         opened = self._reader(info, ranged), self._side_table(info)
         self._open[number] = opened
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return opened
+
+    def _ranged_file(self, info: ShardInfo) -> RangedFile:
+        """The shard as a file, so that one row group of it is read without the rest."""
+        return RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
 
     def _reader(self, info: ShardInfo, source: bytes | RangedFile) -> ShardReader:
         try:

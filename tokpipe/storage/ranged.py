@@ -1,35 +1,32 @@
-"""A file-like view of one object anywhere, read by ranges that are retried one by one."""
+"""A stored object as a read-only file, fetched by ranges that are retried one by one."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import io
-import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+from typing_extensions import Buffer
+
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage.client import client_of
+from tokpipe.storage.client import Client, client_of
 
 
 class RangedFile(io.RawIOBase):
-    """Reads an object through its store's client, a range per call.
+    """Lets a reader seek in a stored object and fetch only what it reads, a range per call.
 
     Wrap it in ``io.BufferedReader`` for small reads. fsspec's own remote files read ahead by
     50 MB and leave retrying to the caller.
     """
 
-    def __init__(self, uri: str, options: StoreOptions) -> None:
-        self._uri = uri
-        self._client = client_of(uri, options)
-        info = self._client.info(uri)
-        if info.size is None or not info.takes_ranges:
-            # Without ranges there is no seeking, so the object has to be held.
-            self._whole: bytes | None = self._client.read(uri)
-            self.size = len(self._whole)
-        else:
-            self._whole = None
-            self.size = info.size
+    def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
+        """``read_range(start, end)`` gives the bytes from start to end, both within ``size``."""
+        super().__init__()
+        self.size = size
+        self._read_range = read_range
         self._position = 0
 
     def readable(self) -> bool:
@@ -41,24 +38,29 @@ class RangedFile(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"{self._uri}: cannot seek to {base + offset}")
-        self._position = base + offset
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
+        self._position = max(0, start[whence] + offset)
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        end = min(self._position + len(buffer), self.size)
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self.size)
         if self._position >= end:
             return 0
-        if self._whole is None:
-            data = self._client.read_range(self._uri, self._position, end)
-        else:
-            data = self._whole[self._position : end]
-        buffer[: len(data)] = data
+        data = self._read_range(self._position, end)
+        view[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def _remote_file(uri: str, client: Client) -> RangedFile:
+    info = client.info(uri)
+    if info.size is not None and info.takes_ranges:
+        return RangedFile(info.size, functools.partial(client.read_range, uri))
+    # Without ranges there is no seeking, so the object has to be held.
+    whole = client.read(uri)
+    return RangedFile(len(whole), lambda start, end: whole[start:end])
 
 
 def open_ranged(uri: str, options: StoreOptions, buffer_bytes: int) -> io.BufferedReader:
@@ -69,7 +71,7 @@ def open_ranged(uri: str, options: StoreOptions, buffer_bytes: int) -> io.Buffer
     """
     client = client_of(uri, options)
     if not client.is_local:
-        return io.BufferedReader(RangedFile(uri, options), buffer_bytes)
+        return io.BufferedReader(_remote_file(uri, client), buffer_bytes)
 
     def attempt(_: float) -> io.BufferedReader:
         path = Path(client.path_of(uri))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import DictStore
-from tokpipe.reader.ranged_file import RangedFile
+from tokpipe.storage.ranged import RangedFile
 
 steps = st.one_of(
     st.tuples(st.just("read"), st.integers(-1, 30)),
@@ -23,7 +24,7 @@ def test_it_reads_as_a_file_of_the_same_bytes_would(
 ) -> None:
     store = DictStore()
     store.objects["key"] = data
-    ranged, plain = RangedFile(store, "key", len(data)), io.BytesIO(data)
+    ranged, plain = RangedFile(len(data), partial(store.get_range, "key")), io.BytesIO(data)
     whence = {"start": io.SEEK_SET, "on": io.SEEK_CUR, "end": io.SEEK_END}
     for step, number in steps:
         if step == "read":
@@ -48,7 +49,7 @@ def test_it_fetches_no_more_than_is_read() -> None:
 
     store = Watched()
     store.objects["key"] = bytes(100)
-    file = RangedFile(store, "key", 100)
+    file = RangedFile(100, partial(store.get_range, "key"))
     file.seek(-8, io.SEEK_END)
     file.read(8)
     file.read(8)
