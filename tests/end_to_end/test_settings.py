@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from tests.end_to_end.jobs import (
     SAMPLE,
     assert_complete,
+    codes_of,
     files,
+    run,
     run_well,
     write_job,
     write_video,
 )
 from tokpipe.config import load_job
+from tokpipe.models import build_tokenizer
 from tokpipe.reader import Clip, open_output
 
 ENCODER = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
@@ -68,6 +73,43 @@ def test_policies_and_quantizers_give_codes_of_their_layout(
         assert sum(chunk.n_frames for chunk in clip.chunks) in (33, 12)
         images = [chunk.first_is_image for chunk in clip.chunks]
         assert images == [policy != "overlap" or index == 0 for index in range(len(images))]
+
+
+@pytest.mark.ray
+def test_weights_from_a_file_give_their_codes_and_cannot_be_swapped(
+    tmp_path: Path, ray_address: str
+) -> None:
+    write_video(tmp_path / "videos/a.mp4", 9)
+    source, path = files(tmp_path / "videos"), tmp_path / "weights.safetensors"
+    random = {"encoder": ENCODER, "quantizer": QUANTIZERS["lfq"], "seed": 3}
+    from_seed = write_job(tmp_path / "a.yaml", source, str(tmp_path / "a"), tokenizer=random)
+    tokenizer = build_tokenizer(load_job(from_seed).tokenizer, None)
+    path.write_bytes(safetensors.torch.save(tokenizer.state_dict()))
+    stored = {**random, "seed": 0, "weights": str(path)}
+    from_file = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), tokenizer=stored)
+    run_well(from_seed, ray_address)
+    run_well(from_file, ray_address)
+    assert codes_of(from_file) == codes_of(from_seed)
+
+    tokenizer.encoder.conv_in.conv.weight.data *= 1.5
+    path.write_bytes(safetensors.torch.save(tokenizer.state_dict()))
+    code, printed = run(from_file, ray_address)
+    assert code == 3, printed
+    assert "weights: 'sha256 " in printed
+
+
+@pytest.mark.ray
+def test_weights_that_do_not_fit_end_the_job_with_the_keys(
+    tmp_path: Path, ray_address: str
+) -> None:
+    write_video(tmp_path / "videos/a.mp4", 9)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save({"encoder.conv_in.bias": torch.zeros(3)}))
+    stored = {"encoder": ENCODER, "quantizer": QUANTIZERS["lfq"], "weights": str(path)}
+    source, out = files(tmp_path / "videos"), str(tmp_path / "out")
+    code, printed = run(write_job(tmp_path / "a.yaml", source, out, tokenizer=stored), ray_address)
+    assert code == 2, printed
+    assert "unexpected encoder.conv_in.bias" in printed
 
 
 @pytest.mark.ray

@@ -118,6 +118,11 @@ def _randomize(tokenizer: Tokenizer, seed: int) -> None:
         parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
 
 
+def _some(problems: list[str]) -> list[str]:
+    """Shorten a list, so that a message shows every kind of trouble there is."""
+    return [*problems[:4], f"{len(problems) - 4} more such"] if len(problems) > 4 else problems
+
+
 def _load(tokenizer: Tokenizer, weights: bytes, source: str) -> None:
     """Load strictly: every key, shape and constant must be the model's."""
     try:
@@ -128,24 +133,27 @@ def _load(tokenizer: Tokenizer, weights: bytes, source: str) -> None:
             "and copy this one again if it was cut short"
         ) from error
     wanted = tokenizer.state_dict()
-    problems = [f"missing {key}" for key in sorted(wanted.keys() - given.keys())]
-    problems += [f"unexpected {key}" for key in sorted(given.keys() - wanted.keys())]
+    misfits = []
     constants = dict(tokenizer.named_buffers())
     for key in sorted(wanted.keys() & given.keys()):
         tensor, want = given[key], wanted[key]
         if tensor.shape != want.shape:
-            problems.append(f"{key} is {tuple(tensor.shape)}, not {tuple(want.shape)}")
+            misfits.append(f"{key} is {tuple(tensor.shape)}, not {tuple(want.shape)}")
         elif tensor.is_floating_point() != want.is_floating_point():
-            problems.append(f"{key} is {tensor.dtype}, not {want.dtype}")
+            misfits.append(f"{key} is {tensor.dtype}, not {want.dtype}")
         elif key in constants and not torch.equal(tensor.to(want.dtype), want):
-            problems.append(f"{key} is {tensor.tolist()}, not {want.tolist()}")
+            misfits.append(f"{key} is {tensor.tolist()}, not {want.tolist()}")
         elif not tensor.to(want.dtype).isfinite().all():
-            problems.append(f"{key} holds NaN or infinity")
+            misfits.append(f"{key} holds NaN or infinity")
+    problems = [
+        *_some([f"missing {key}" for key in sorted(wanted.keys() - given.keys())]),
+        *_some([f"unexpected {key}" for key in sorted(given.keys() - wanted.keys())]),
+        *_some(misfits),
+    ]
     if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ConfigError(
             f"{source}: the weights do not fit tokenizer.encoder and tokenizer.quantizer of the "
-            f"job: {'; '.join(problems[:8])}{more}. Codes of a half-loaded model would be "
+            f"job: {'; '.join(problems)}. Codes of a half-loaded model would be "
             "noise. Correct the settings, or rename the checkpoint's keys"
         )
     tokenizer.load_state_dict(given)

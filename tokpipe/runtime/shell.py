@@ -17,7 +17,7 @@ from ray.exceptions import (
 )
 
 from tokpipe.config.job import RuntimeConfig
-from tokpipe.errors import RuntimeFault, StorageError, TokpipeError
+from tokpipe.errors import ConfigError, RuntimeFault, StorageError, TokpipeError
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher
@@ -279,7 +279,11 @@ class Shell:
         if error is None:
             self._events.put(ActorUp(actor))
         elif isinstance(error, RayTaskError):
-            self._events.put(ActorRefused(actor, _say(error)))
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, ConfigError):
+                self._events.put(cause)  # weights that do not fit do not fit any other actor
+            else:
+                self._events.put(ActorRefused(actor, _say(error)))
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = str(error).strip().splitlines()[-1]
