@@ -25,9 +25,11 @@ from tests.end_to_end.jobs import (
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_job_goes_on_with_fewer_nodes_and_uses_new_ones(tmp_path: Path, ray_address: str) -> None:
-    write_videos(tmp_path / "videos", 30)
-    undisturbed = write_job(tmp_path / "a.yaml", files(tmp_path / "videos"), str(tmp_path / "a"))
-    job = write_job(tmp_path / "b.yaml", files(tmp_path / "videos"), str(tmp_path / "b"))
+    write_videos(tmp_path / "videos", 40)
+    # Frames large enough that there is work left when actors on a new node have started.
+    source, frames = files(tmp_path / "videos"), {"size": [80, 80]}
+    undisturbed = write_job(tmp_path / "a.yaml", source, str(tmp_path / "a"), frames=frames)
+    job = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), frames=frames)
     run_well(undisturbed, ray_address)
 
     cluster = Cluster(
@@ -40,10 +42,10 @@ def test_a_job_goes_on_with_fewer_nodes_and_uses_new_ones(tmp_path: Path, ray_ad
         # Three CPUs for one decoder and two encoders; now two, then one, then two again.
         cluster.remove_node(nodes[0], allow_graceful=False)
         before = num_entries(job)
-        wait_until(lambda: num_entries(job) >= before + 2 or driver.poll() is not None)
+        wait_until(lambda: num_entries(job) >= before + 2 or driver.poll() is not None, 180)
         cluster.remove_node(nodes[1], allow_graceful=False)
         before = num_entries(job)
-        wait_until(lambda: num_entries(job) >= before + 2 or driver.poll() is not None)
+        wait_until(lambda: num_entries(job) >= before + 2 or driver.poll() is not None, 180)
         assert driver.poll() is None, f"done before the new node came: {finish(driver)}"
         cluster.add_node(num_cpus=3)
         code, printed = finish(driver, timeout_s=300)
