@@ -18,6 +18,7 @@ from tokpipe.runtime.protocol import (
     DecodedInfo,
     DecodeLease,
     Dispatch,
+    EncodedInfo,
     FetchPlan,
     KillActor,
     LeaseDone,
@@ -63,9 +64,20 @@ class Bench:
         self.log.extend(commands)
         return commands
 
+    def answer(self, dispatch: Dispatch) -> tuple[DecodedInfo, ...] | tuple[EncodedInfo, ...]:
+        """What a stage would say of a lease in which all goes well."""
+        refs = [ref_of(item) for item in dispatch.lease.items]
+        if isinstance(dispatch.lease, DecodeLease):
+            return tuple(DecodedInfo(ref, 5) for ref in refs)
+        return tuple(EncodedInfo(ref, (4, 4), 1) for ref in refs)
+
     def bring_up(self) -> list[Command]:
         waiting = [i for i, actor in self.dispatcher.actors.items() if not actor.up]
         return [command for actor in waiting for command in self.send(ActorUp(actor))]
+
+
+def in_flight(bench: Bench) -> set[int]:
+    return {attempt for actor in bench.dispatcher.actors.values() for attempt in actor.leases}
 
 
 def dispatches(commands: Iterable[Command]) -> list[Dispatch]:
@@ -87,6 +99,22 @@ def test_a_lost_lease_is_given_again_clip_by_clip() -> None:
             again += dispatches(bench.send(LeaseDone(last.attempt, infos)))
             again = [one for one in again if isinstance(one.lease, DecodeLease)]
     assert [len(one.lease.items) for one in again] == [1, 1, 1]
+
+
+def test_suspects_do_not_wait_for_the_end_of_the_job() -> None:
+    bench = Bench(*range(100))
+    first = dispatches(bench.log)[0]
+    bench.send(ActorLost(first.actor, False, "killed"))
+    bench.now += 1
+    bench.bring_up()
+    rows: list[int] = []
+    for _ in range(12):
+        dispatch = next(d for d in dispatches(bench.log) if d.attempt in in_flight(bench))
+        rows.extend(item.row for item in dispatch.lease.items)
+        bench.send(LeaseDone(dispatch.attempt, bench.answer(dispatch)))
+    suspects = {item.row for item in first.lease.items}
+    assert suspects <= set(rows), f"{suspects} still wait after {rows}"
+    assert 99 not in rows, "all was done: there was nothing to overtake"
 
 
 def test_a_lost_node_blames_nobody() -> None:

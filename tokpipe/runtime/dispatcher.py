@@ -182,7 +182,7 @@ class Dispatcher:
         self._receipts: list[Receipt] = []
         self._rejected: list[Rejected] = []
         self._rejected_since: float | None = None
-        self._committing = 0
+        self._committing = False
         self._encode_until: float | None = None
         """Set when the job is asked to stop."""
         self._end_by = 0.0
@@ -227,7 +227,7 @@ class Dispatcher:
         elif isinstance(event, ActorRefused):
             yield from self._actor_refused(event, now)
         elif isinstance(event, Committed):
-            self._committing = 0
+            self._committing = False
         elif isinstance(event, StopRequested):
             self._encode_until = now + event.grace_s
             self._end_by = now + 2 * event.grace_s
@@ -630,7 +630,9 @@ class Dispatcher:
             yield self._dispatch(suspects.popleft(), now, alone=True)
 
     def _has_room(self, stage: Stage) -> bool:
-        return bool(self._idle[stage] or self._spare[stage])
+        """Whether an ordinary lease may go out. Not past waiting suspects: they need an actor that
+        holds nothing, and none ever would if each were handed its next lease in time."""
+        return not self._suspects[stage] and bool(self._idle[stage] or self._spare[stage])
 
     def _dispatch(self, lease: Lease, now: float, *, alone: bool = False) -> Dispatch:
         actor_id = next(iter(self._idle[lease.stage] or self._spare[lease.stage]))
@@ -686,7 +688,7 @@ class Dispatcher:
         if self._receipts or last or waited or len(self._rejected) >= REJECTED_PER_COMMIT:
             receipts, rejected = tuple(self._receipts), tuple(self._rejected)
             self._receipts, self._rejected, self._rejected_since = [], [], None
-            self._committing = 1
+            self._committing = True
             self.progress.committed += sum(len(receipt.clips) for receipt in receipts)
             yield Commit(receipts, rejected)
 
