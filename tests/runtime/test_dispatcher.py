@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tests.runtime.simulation import ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
@@ -51,11 +52,11 @@ def items(*rows: int) -> tuple[WorkItem, ...]:
 class Bench:
     """A dispatcher with one actor per stage, up, and every command it gave."""
 
-    def __init__(self, *rows: int, exhausted: bool = True) -> None:
-        self.dispatcher = Dispatcher(LIMITS, ref_of)
+    def __init__(self, *rows: int, exhausted: bool = True, limits: Limits = LIMITS) -> None:
+        self.dispatcher = Dispatcher(limits, ref_of)
         self.now = 0.0
         self.log: list[Command] = []
-        self.send(Capacity(4, 0))
+        self.send(Capacity(8, 0))
         self.send(Planned(items(*rows), exhausted))
         self.bring_up()
 
@@ -102,11 +103,11 @@ def test_a_lost_lease_is_given_again_clip_by_clip() -> None:
 
 
 def test_suspects_do_not_wait_for_the_end_of_the_job() -> None:
-    bench = Bench(*range(100))
+    pools = LIMITS.runtime.model_copy(update={"decode": PoolConfig(max_actors=2)})
+    bench = Bench(*range(100), limits=replace(LIMITS, runtime=pools))
     first = dispatches(bench.log)[0]
     bench.send(ActorLost(first.actor, False, "killed"))
-    bench.now += 1
-    bench.bring_up()
+    bench.send(Capacity(2, 0))  # no other in its place: the one that is always busy has to do
     rows: list[int] = []
     for _ in range(24):
         waiting = [d for d in dispatches(bench.log) if d.attempt in in_flight(bench)]
