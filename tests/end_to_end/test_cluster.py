@@ -27,7 +27,7 @@ from tests.end_to_end.jobs import (
 def test_a_job_goes_on_with_fewer_nodes_and_uses_new_ones(tmp_path: Path, ray_address: str) -> None:
     write_videos(tmp_path / "videos", 40)
     # Frames large enough that there is work left when actors on a new node have started.
-    source, frames = files(tmp_path / "videos"), {"size": [80, 80]}
+    source, frames = files(tmp_path / "videos"), {"size": [112, 112]}
     undisturbed = write_job(tmp_path / "a.yaml", source, str(tmp_path / "a"), frames=frames)
     job = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), frames=frames)
     run_well(undisturbed, ray_address)

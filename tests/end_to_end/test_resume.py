@@ -68,7 +68,7 @@ def test_a_source_listed_twice_is_refused_before_any_work(tmp_path: Path, ray_ad
 def test_of_two_drivers_at_once_one_finishes_and_the_other_says_why_not(
     tmp_path: Path, ray_address: str
 ) -> None:
-    write_videos(tmp_path / "videos", 12)
+    write_videos(tmp_path / "videos", 24)
     job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
     ends = [finish(driver) for driver in [start(job, ray_address), start(job, ray_address)]]
     codes = sorted(code for code, _ in ends)
