@@ -10,6 +10,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
 from tokpipe.sources.open import open_source
 from tokpipe.storage import open_store
+from tokpipe.weights import find_weights
 
 
 def check_lines(job: JobConfig) -> Iterator[str]:
@@ -36,13 +37,7 @@ def check_lines(job: JobConfig) -> Iterator[str]:
         carried = f", carrying {', '.join(columns)}" if columns else ""
         yield f"{source.label}: first clip {first.column('source_uri')[0]}{carried}"
     if tokenizer.weights is not None:
-        folder, _, name = tokenizer.weights.rpartition("/")
-        size = open_store(folder, job.storage).size(name)
-        if size is None:
-            raise ConfigError(
-                f"tokenizer.weights: there is nothing at {tokenizer.weights}. Without weights "
-                "there are no codes; put the file there, or correct the job."
-            )
+        _, _, size = find_weights(tokenizer.weights, job.storage)
         yield f"weights {tokenizer.weights}: {size:,} bytes"
     yield _output_line(job)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.runtime.pools import PoolSizes, size_pools
@@ -132,7 +133,6 @@ class Progress:
     committed: int = 0
     refused: Counter[Stage] = field(default_factory=Counter)
     """Rejected clips, committed or not, by the stage that they did not get past."""
-    lost_leases: int = 0
 
     def passed(self, stage: Stage) -> int:
         """Clips that a stage is done with: they went on, or will never come to it."""
@@ -298,7 +298,6 @@ class Dispatcher:
         for position, attempt in enumerate(actor.leases):
             flight = self._flights.pop(attempt)
             self._in_flight[actor.stage] -= 1
-            self.progress.lost_leases += 1
             yield Release(attempt)
             if blame and position == 0:
                 yield from self._suspect(flight.lease, "worker_lost", why, now)
@@ -419,7 +418,6 @@ class Dispatcher:
             return
         lease, actor_id = flight.lease, flight.actor
         self._land(event.attempt, now)
-        self.progress.lost_leases += 1
         yield Release(event.attempt)
         if event.kind == "inputs_lost":
             assert not isinstance(lease, DecodeLease)
@@ -533,9 +531,9 @@ class Dispatcher:
             del self._unread[pick.source]
             yield Release(pick.source)
 
-    def _abort(self, kind: str, message: str) -> Abort:
+    def _abort(self, kind: Literal["storage", "runtime"], message: str) -> Abort:
         self._over = True
-        return Abort("storage" if kind == "storage" else "runtime", message)
+        return Abort(kind, message)
 
     # --- what follows from the state ------------------------------------------------------------
 
@@ -573,7 +571,7 @@ class Dispatcher:
         return StartActor(actor_id, stage, squeeze)
 
     def _squeeze_in(self, stage: Stage, now: float) -> Iterator[Command]:
-        """None is up: if all wait for room, let one do with next to none."""
+        """None is up: if all wait for room, let one do without any set aside."""
         mine = [(i, actor) for i, actor in self.actors.items() if actor.stage == stage]
         if mine and not any(actor.placed for _, actor in mine):
             yield from self._drop_actor(mine[0][0], now, blame=False, why="", kill=True)

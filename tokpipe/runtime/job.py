@@ -18,7 +18,7 @@ from rich.console import Console
 
 import tokpipe
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import ConfigError, NotFound, UnsafeStore
+from tokpipe.errors import NotFound, UnsafeStore
 from tokpipe.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
@@ -40,6 +40,7 @@ from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, WorkItem
+from tokpipe.weights import find_weights
 
 LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
 """Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a
@@ -152,14 +153,8 @@ def _read_weights(job: JobConfig) -> tuple[bytes | None, str]:
     uri = job.tokenizer.weights
     if uri is None:
         return None, f"random, seed {job.tokenizer.seed}"
-    folder, _, name = uri.rpartition("/")
-    try:
-        weights = open_store(folder, job.storage).get(name)
-    except NotFound as error:
-        raise ConfigError(
-            f"tokenizer.weights: there is nothing at {uri}. Without weights there are no codes; "
-            "put the file there, or correct the job."
-        ) from error
+    store, key, _ = find_weights(uri, job.storage)
+    weights = store.get(key)
     return weights, "sha256 " + hashlib.sha256(weights).hexdigest()
 
 

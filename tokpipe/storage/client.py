@@ -100,10 +100,6 @@ class Client:
     def is_local(self) -> bool:
         return self.protocol == "file"
 
-    @property
-    def is_remote(self) -> bool:
-        return self.protocol not in ("file", "memory")
-
     def path_of(self, uri: str) -> str:
         """The file system's own name for a URI, without trailing slash."""
         if self.is_local:
