@@ -2,6 +2,7 @@
 
 TokpipeError
   ConfigError      the job file is wrong             its author edits it
+    WeightsMismatch  weights are of another model  other settings, or keys renamed
   PlanMismatch     the output has another plan       new output prefix, or the old job file
   SourceError      one video is unusable             recorded as rejected, the job goes on
   StorageError     the store kept failing            retried inside storage, then the job stops
@@ -16,6 +17,10 @@ A message says where, what was found, why it matters and what to do. Code decide
 attribute, never by an exception's text.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
 
 class TokpipeError(Exception):
     """Base of every error raised on purpose. ``exit_code`` is what the command line exits with."""
@@ -27,6 +32,29 @@ class ConfigError(TokpipeError):
     """The job file, or a source it names as a whole (a table without its column), is wrong."""
 
     exit_code = 2
+
+
+class WeightsMismatch(ConfigError):
+    """Weights do not fit the model that they are for, none of which were loaded.
+
+    ``missing`` are the model's keys without a value, ``unexpected`` the keys that the model has
+    no place for, as they were given, and ``misfits`` says by key of the model what is wrong with
+    its value. All are complete, while the message names some of each.
+    """
+
+    # Only the message is positional, so that the error survives being sent between processes.
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        misfits: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.misfits = dict(misfits or {})
 
 
 class PlanMismatch(TokpipeError):

@@ -3,6 +3,7 @@
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import FSQ, LFQ, Quantized, VectorQuantizer
 from tokpipe.models.tokenizer import Tokenizer, build_tokenizer
 
@@ -18,4 +19,5 @@ __all__ = [
     "Tokenizer",
     "VectorQuantizer",
     "build_tokenizer",
+    "load_published",
 ]

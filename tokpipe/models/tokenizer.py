@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokpipe.config.tokenizer import FSQConfig, LFQConfig, TokenizerConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import FSQ, LFQ, Quantizer, VectorQuantizer
 
 NOT_FINITE = -1
@@ -118,11 +119,6 @@ def _randomize(tokenizer: Tokenizer, seed: int) -> None:
         parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
 
 
-def _some(problems: list[str]) -> list[str]:
-    """Shorten a list, so that a message shows every kind of trouble there is."""
-    return [*problems[:4], f"{len(problems) - 4} more such"] if len(problems) > 4 else problems
-
-
 def _load(tokenizer: Tokenizer, weights: bytes, source: str) -> None:
     """Load strictly: every key, shape and constant must be the model's."""
     try:
@@ -132,28 +128,4 @@ def _load(tokenizer: Tokenizer, weights: bytes, source: str) -> None:
             f"{source}: is no whole safetensors file ({error}); convert other checkpoints first, "
             "and copy this one again if it was cut short"
         ) from error
-    wanted = tokenizer.state_dict()
-    misfits = []
-    constants = dict(tokenizer.named_buffers())
-    for key in sorted(wanted.keys() & given.keys()):
-        tensor, want = given[key], wanted[key]
-        if tensor.shape != want.shape:
-            misfits.append(f"{key} is {tuple(tensor.shape)}, not {tuple(want.shape)}")
-        elif tensor.is_floating_point() != want.is_floating_point():
-            misfits.append(f"{key} is {tensor.dtype}, not {want.dtype}")
-        elif key in constants and not torch.equal(tensor.to(want.dtype), want):
-            misfits.append(f"{key} is {tensor.tolist()}, not {want.tolist()}")
-        elif not tensor.to(want.dtype).isfinite().all():
-            misfits.append(f"{key} holds NaN or infinity")
-    problems = [
-        *_some([f"missing {key}" for key in sorted(wanted.keys() - given.keys())]),
-        *_some([f"unexpected {key}" for key in sorted(given.keys() - wanted.keys())]),
-        *_some(misfits),
-    ]
-    if problems:
-        raise ConfigError(
-            f"{source}: the weights do not fit tokenizer.encoder and tokenizer.quantizer of the "
-            f"job: {'; '.join(problems)}. Codes of a half-loaded model would be "
-            "noise. Correct the settings, or rename the checkpoint's keys"
-        )
-    tokenizer.load_state_dict(given)
+    load_published(tokenizer, given, source=source)

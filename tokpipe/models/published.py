@@ -1,0 +1,153 @@
+"""Strict loading of weights that others trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tokpipe.errors import WeightsMismatch
+
+MAX_NAMED = 8
+"""Keys of each kind of trouble that a message names; the error's attributes have them all."""
+
+
+def load_published(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    rename: Mapping[str, str] | None = None,
+    source: str = "state_dict",
+) -> None:
+    """Fill every parameter and persistent buffer of ``module``, or none of them.
+
+    Values may come in any floating dtype and from any device, and take those of the module.
+    Buffers of whole numbers (the bit values of a quantizer) follow from the constructor's
+    arguments: the given ones must equal them. Floating ones are learnt, and loaded.
+
+    ``rename`` maps published names to those of the module. A name is the beginning of a key up
+    to a dot, or all of it, and the longest that fits is replaced: ``{"quantize": "quantizer"}``
+    moves ``quantize.embedding.weight``. An empty name adds a beginning to every other key, or
+    takes one away. ``source`` is what a message calls the weights, such as their URI.
+
+    Raises:
+        WeightsMismatch: a key is missing, unexpected, of another shape or kind of number, not
+            finite in the module's dtype, or a constant of another value. Its attributes name all.
+        ValueError: the module is on the meta device, where it has nothing to fill.
+    """
+    wanted = module.state_dict()
+    if any(value.is_meta for value in wanted.values()):
+        raise ValueError(
+            f"{type(module).__name__} is on the meta device, where weights would be dropped "
+            "without a word: move it by to_empty(device=...) first"
+        )
+    given, misfits = _renamed(state_dict, rename or {})
+    constants = {
+        key
+        for key, buffer in module.named_buffers()
+        if not buffer.is_floating_point() and not key.endswith("num_batches_tracked")
+    }
+    for key in sorted(wanted.keys() & given.keys()):
+        misfit = _misfit(given[key][1], wanted[key], constant=key in constants)
+        if misfit is not None:
+            misfits.setdefault(key, misfit)
+    missing = sorted(wanted.keys() - given.keys())
+    unexpected = sorted(given[key][0] for key in given.keys() - wanted.keys())
+    if missing or unexpected or misfits:
+        problems = [
+            *_some(f"missing {key}" for key in missing),
+            *_some(f"unexpected {key}" for key in unexpected),
+            *_some(f"{key} {misfit}" for key, misfit in misfits.items()),
+        ]
+        raise WeightsMismatch(
+            f"{source}: the weights do not fit the {type(module).__name__} they are for: "
+            f"{'; '.join(problems)}. Nothing was loaded, since what a half-loaded model gives is "
+            f"noise. {_advice(missing, unexpected)}",
+            missing=missing,
+            unexpected=unexpected,
+            misfits=misfits,
+        )
+    module.load_state_dict({key: value for key, (_, value) in given.items()})
+
+
+def _renamed(
+    state_dict: Mapping[str, Tensor], table: Mapping[str, str]
+) -> tuple[dict[str, tuple[str, Tensor]], dict[str, str]]:
+    """Return (published key, value) by the module's key, and the keys that two would take."""
+    renamed: dict[str, tuple[str, Tensor]] = {}
+    clashes: dict[str, str] = {}
+    for published, value in state_dict.items():
+        key = _rename(str(published), table)
+        if key in renamed:
+            clashes[key] = f"is what {renamed[key][0]} and {published} are both renamed to"
+        renamed[key] = (str(published), value)
+    return renamed, clashes
+
+
+def _rename(key: str, table: Mapping[str, str]) -> str:
+    for name in sorted(table, key=len, reverse=True):
+        if name == "" or key == name or key.startswith(f"{name}."):
+            rest = key[len(name) :].removeprefix(".")
+            return ".".join(part for part in (table[name], rest) if part)
+    return key
+
+
+def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
+    """Say what keeps ``given`` from standing in place of ``wanted``, if anything does."""
+    if not isinstance(given, Tensor):
+        return f"is a {type(given).__name__}, not a tensor"
+    if given.is_meta or given.layout != torch.strided:
+        return "is a tensor without plain data (meta or sparse)"
+    if given.shape != wanted.shape:
+        return f"is {tuple(given.shape)}, not {tuple(wanted.shape)}"
+    if _kind(given.dtype) != _kind(wanted.dtype):
+        return f"is {given.dtype}, not {wanted.dtype}"
+    if constant and not bool((given.to(wanted.device) == wanted).all()):
+        return f"is {_values(given)}, not {_values(wanted)}"
+    if not bool(given.to(wanted.dtype).isfinite().all()):
+        return f"holds NaN or infinity as {wanted.dtype}"
+    return None
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "real"
+    if dtype.is_complex:
+        return "complex"
+    return "truth" if dtype == torch.bool else "whole"
+
+
+def _values(tensor: Tensor) -> str:
+    """The values, or where there are many, the first ones."""
+    values = tensor.flatten()[:16].tolist()
+    return f"{values}" if len(values) == tensor.numel() else f"{values} and so on"
+
+
+def _some(problems: Iterable[str]) -> list[str]:
+    """Shorten a list, so that a message shows every kind of trouble there is."""
+    named = list(problems)
+    if len(named) <= MAX_NAMED:
+        return named
+    return [*named[:MAX_NAMED], f"{len(named) - MAX_NAMED} more such"]
+
+
+def _advice(missing: list[str], unexpected: list[str]) -> str:
+    """What to do, above all where one beginning too many or too few explains every key."""
+    if "state_dict" in unexpected:
+        return "This is a whole training checkpoint: give its entry 'state_dict'"
+    if prefix := _prefix(missing, unexpected):
+        return f"Every missing key is there below {prefix!r}: rename={ {prefix: ''} }"
+    if prefix := _prefix(unexpected, missing):
+        return f"Every unexpected key is missing below {prefix!r}: rename={ {'': prefix} }"
+    return "Build the model with the settings of the weights, or rename the keys"
+
+
+def _prefix(bare: list[str], prefixed: list[str]) -> str | None:
+    """The one beginning that ``bare`` keys all have among ``prefixed`` ones, up to its dot."""
+    for key in prefixed:
+        if bare and key.endswith(f".{bare[0]}"):
+            prefix = key.removesuffix(f".{bare[0]}")
+            if {f"{prefix}.{name}" for name in bare} <= set(prefixed):
+                return prefix
+    return None
