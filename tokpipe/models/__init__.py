@@ -1,11 +1,14 @@
 """Encoders and quantizers of the CogVideo VQ-VAE/MoVQ family. Needs torch, and no job."""
 
-from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.movq_3d import MOVQDecoder3D
+from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import FSQ, LFQ, Quantized, VectorQuantizer
-from tokpipe.models.tokenizer import Tokenizer, build_tokenizer
+from tokpipe.models.streaming import StreamState
+from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 
 __all__ = [
     "FSQ",
@@ -14,10 +17,14 @@ __all__ = [
     "CausalConv3d",
     "DownSample3D",
     "Encoder3D",
+    "MOVQDecoder3D",
     "Quantized",
     "ResnetBlock3D",
-    "Tokenizer",
+    "SpatialNorm3D",
+    "StreamState",
+    "Upsample3D",
     "VectorQuantizer",
+    "VideoTokenizer",
     "build_tokenizer",
     "load_published",
 ]

@@ -1,6 +1,9 @@
-"""The blocks that encoders are built of. Attribute names are state_dict keys: an interface.
+"""The blocks of the 3D encoder and decoder. Attribute names are state_dict keys: an interface.
 
-Shape letters: B clips, C channels, T frames, H rows, W columns.
+Shape letters: B clips, C channels, T frames, H rows, W columns. ``zq`` is the quantized latent
+(B, C_zq, t, h, w) that a decoder's norms look at, and None in an encoder. ``stream`` is given
+where the input is one piece of a clip. Source: CogVideo's ``movq_enc_3d`` and ``movq_dec_3d``,
+whose classes of the same name are one here.
 """
 
 from __future__ import annotations
@@ -11,61 +14,138 @@ from torch import Tensor, nn
 
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv
+from tokpipe.models.norm_3d import NORMS, GroupNorm, Norm, SpatialNorm3D, group_norm
+from tokpipe.models.streaming import Stream
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Norm over 32 channel groups and all of (T, H, W), so every frame sees the later ones.
+def block_norm(
+    channels: int, zq_ch: int | None, add_conv: bool, norm: Norm
+) -> GroupNorm | SpatialNorm3D:
+    """An encoder's plain norm, or with ``zq_ch`` a decoder's, which looks at the latent.
 
-    PyTorch takes the statistics in float32 whatever the dtype.
+    The convolution of ``add_conv`` sees zeros before frame 0, whatever the decoder's pad mode:
+    the published blocks do not hand it on.
     """
-    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+    if zq_ch is None:
+        if add_conv:
+            raise ValueError(
+                "add_conv=True without zq_ch: the convolution is one of the latent, which this "
+                "norm does not see. Give zq_ch, or leave add_conv out"
+            )
+        return group_norm(channels, norm)
+    return SpatialNorm3D(
+        channels, zq_ch, NORMS[norm], add_conv=add_conv, num_groups=32, eps=1e-6, affine=True
+    )
+
+
+def normalized(
+    norm: GroupNorm | SpatialNorm3D, x: Tensor, zq: Tensor | None, stream: Stream | None
+) -> Tensor:
+    """Apply either kind of ``block_norm``."""
+    if isinstance(norm, SpatialNorm3D):
+        if zq is None:
+            raise ValueError(
+                "this block was built with zq_ch, so its norms need the latent: pass zq"
+            )
+        x = norm(x, zq, stream)
+    else:
+        x = norm(x)
+    return x
 
 
 class ResnetBlock3D(nn.Module):
     """Two rounds of norm, SiLU and causal convolution, added to the input.
 
-    Where the number of channels changes, a 1x1x1 convolution carries the input over.
+    Where the number of channels changes, a 1x1x1 convolution carries the input over, or a causal
+    3x3x3 one (``conv_shortcut``). ``temb_channels`` is the width of an embedding that is added
+    between the rounds, 0 for none. With ``zq_ch`` the norms look at the latent.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, dropout: float, pad_mode: PadMode
+        self,
+        *,
+        in_channels: int,
+        out_channels: int | None = None,
+        conv_shortcut: bool = False,
+        dropout: float,
+        temb_channels: int = 512,
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+        pad_mode: PadMode = "constant",
+        norm: Norm = "clip",
     ) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        out_channels = in_channels if out_channels is None else out_channels
+        self.norm1 = block_norm(in_channels, zq_ch, add_conv, norm)
         self.conv1 = CausalConv3d(in_channels, out_channels, 3, pad_mode)
-        self.norm2 = group_norm(out_channels)
+        self.temb_proj = nn.Linear(temb_channels, out_channels) if temb_channels > 0 else None
+        self.norm2 = block_norm(out_channels, zq_ch, add_conv, norm)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels, 3, pad_mode)
+        self.conv_shortcut: CausalConv3d | None = None
+        self.nin_shortcut: Conv3d | None = None
         if in_channels != out_channels:
-            self.nin_shortcut: nn.Module = Conv3d(in_channels, out_channels, kernel_size=1)
-        else:
-            self.nin_shortcut = nn.Identity()
+            if conv_shortcut:
+                self.conv_shortcut = CausalConv3d(in_channels, out_channels, 3, pad_mode)
+            else:
+                self.nin_shortcut = Conv3d(in_channels, out_channels, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, T, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        y: Tensor = self.nin_shortcut(x) + h
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor | None = None,
+        zq: Tensor | None = None,
+        stream: Stream | None = None,
+    ) -> Tensor:
+        """(B, C_in, T, H, W), with temb (B, temb_channels) -> (B, C_out, T, H, W).
+
+        Raises:
+            ValueError: ``temb`` for a block without ``temb_channels``, or no ``zq`` for one with
+                ``zq_ch``.
+        """
+        h = self.conv1(F.silu(normalized(self.norm1, x, zq, stream)), stream)
+        if temb is not None:
+            if self.temb_proj is None:
+                raise ValueError(
+                    "this block was built with temb_channels=0 and cannot use an embedding: "
+                    "leave temb out"
+                )
+            h = h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
+        h = F.silu(normalized(self.norm2, h, zq, stream))
+        h = self.conv2(self.dropout(h), stream)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x, stream)
+        elif self.nin_shortcut is not None:
+            x = self.nin_shortcut(x)
+        y: Tensor = x + h
         return y
 
 
 class AttnBlock2D(nn.Module):
     """Single-head attention among the positions of each frame, added to the input.
 
-    Frames do not attend to each other, but the norm before it spans them.
+    Frames do not attend to each other, but the norm before it may span them. With ``zq_ch`` that
+    norm looks at the latent.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+        *,
+        norm: Norm = "clip",
+    ) -> None:
         super().__init__()
-        self.norm = group_norm(in_channels)
+        self.norm = block_norm(in_channels, zq_ch, add_conv, norm)
         self.q = FrameConv(in_channels, in_channels, kernel_size=1)
         self.k = FrameConv(in_channels, in_channels, kernel_size=1)
         self.v = FrameConv(in_channels, in_channels, kernel_size=1)
         self.proj_out = FrameConv(in_channels, in_channels, kernel_size=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, zq: Tensor | None = None, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> the same shape."""
-        h = self.norm(x)
+        h = normalized(self.norm, x, zq, stream)
         # (B, T, H*W, C), so that frames take the place of heads; the scale is C^-0.5.
         q, k, v = (conv(h).flatten(3).permute(0, 2, 3, 1) for conv in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).permute(0, 3, 1, 2)
@@ -73,28 +153,116 @@ class AttnBlock2D(nn.Module):
         return x + y
 
 
+class MidBlocks(nn.Module):
+    """Two residual blocks at the coarsest size. The 3D family has no attention here."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dropout: float,
+        pad_mode: PadMode,
+        norm: Norm,
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        self.block_1, self.block_2 = (
+            ResnetBlock3D(
+                in_channels=channels,
+                dropout=dropout,
+                temb_channels=0,
+                zq_ch=zq_ch,
+                add_conv=add_conv,
+                pad_mode=pad_mode,
+                norm=norm,
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, h: Tensor, zq: Tensor | None = None, stream: Stream | None = None) -> Tensor:
+        """(B, C, T, H, W) -> the same shape."""
+        for block in (self.block_1, self.block_2):
+            h = block(h, None, zq, stream)
+        return h
+
+
 class DownSample3D(nn.Module):
     """Halves rows and columns; with ``compress_time`` also the frames after the first.
 
     Time goes first: frame 0 is kept, the others are averaged in pairs, and an odd one at the
     end is dropped. Then space, by a strided 3x3 convolution padded right and below, or by
-    averaging (``with_conv=False``).
+    averaging (``with_conv=False``, which leaves ``out_channels`` without effect).
     """
 
-    def __init__(self, in_channels: int, with_conv: bool, compress_time: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        with_conv: bool,
+        compress_time: bool = False,
+        out_channels: int | None = None,
+    ) -> None:
         super().__init__()
         self.compress_time = compress_time
-        self.conv = FrameConv(in_channels, in_channels, 3, stride=2) if with_conv else None
+        out_channels = in_channels if out_channels is None else out_channels
+        self.conv = FrameConv(in_channels, out_channels, 3, stride=2) if with_conv else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, C, 1 + (T-1)//2 or T, H//2, W//2), with T not 2 if compressing."""
-        if self.compress_time and x.shape[2] > 1:
-            # Plain arithmetic keeps the memory layout, and avg_pool3d has no bfloat16 on CPUs.
-            pairs = (x.shape[2] - 1) // 2
-            rest = (x[:, :, 1 : 2 * pairs : 2] + x[:, :, 2 : 2 * pairs + 1 : 2]) * 0.5
-            x = torch.cat([x[:, :, :1], rest], dim=2)
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, C, 1 + (T-1)//2 or T, H//2, W//2), with T not 2 if compressing.
+
+        A later piece of a stream gives T/2 frames.
+
+        Raises:
+            ValueError: two frames, of which the second fills no pair, or a piece that ends
+                within one.
+        """
+        if self.compress_time:
+            kept = 1 if stream is None or stream.is_first else 0
+            x = self._pairs(x, kept, whole=stream is None)
         if self.conv is None:
             pooled: Tensor = F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
             return pooled
         y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
         return y
+
+    def _pairs(self, x: Tensor, kept: int, whole: bool) -> Tensor:
+        """Average the frames after the first ``kept`` in pairs."""
+        frames = x.shape[2]
+        if frames < kept or (frames == 2 if whole else (frames - kept) % 2):
+            raise ValueError(
+                f"{frames} frames are not {kept} and a number of pairs, so the last would be "
+                "averaged with nothing: cut or repeat frames to fit"
+            )
+        if frames == kept:
+            return x
+        # Plain arithmetic keeps the memory layout, and avg_pool3d has no bfloat16 on CPUs.
+        end = frames - (frames - kept) % 2
+        pairs = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]) * 0.5
+        return torch.cat([x[:, :, :kept], pairs], dim=2) if kept else pairs
+
+
+class Upsample3D(nn.Module):
+    """Doubles rows and columns by repetition; with ``compress_time`` also frames after the first.
+
+    Then, ``with_conv``, a 3x3 convolution of every frame.
+    """
+
+    def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = FrameConv(in_channels, in_channels, 3, padding=1) if with_conv else None
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, C, 2T-1 if compressing else T, 2H, 2W).
+
+        A later piece of a stream gives 2T frames.
+        """
+        if self.compress_time:
+            kept = 1 if stream is None or stream.is_first else 0
+            repeated = x[:, :, kept:].repeat_interleave(2, dim=2)
+            x = torch.cat([x[:, :, :kept], repeated], dim=2)
+        # 3D with a factor of one, so that frames need not be folded into the batch.
+        x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0))
+        if self.conv is not None:
+            x = self.conv(x)
+        return x

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.convolution import Conv3d
+from tokpipe.models.streaming import Stream
 
 PadMode = Literal["first", "constant", "reflect"]
 
@@ -67,15 +68,42 @@ class CausalConv3d(nn.Module):
             dilation=(dilation, 1, 1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, T // stride, H, W)."""
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        """(B, C_in, T, H, W) -> (B, C_out, T // stride, H, W).
+
+        With ``stream``, ``x`` is one piece of a clip, and its past is the end of the piece before.
+
+        Raises:
+            ValueError: frames that do not fill one output, or a piece whose last output they do
+                not fill, or a piece under ``reflect``.
+        """
         stride = self.conv.stride[0]
         if x.shape[2] < stride:
             raise ValueError(f"{x.shape[2]} frames do not fill one output of stride {stride}")
+        if stream is not None:
+            self._check_piece(x.shape[2])
         if self.past_frames:
-            x = torch.cat([self._past(x), x], dim=2)
+            if stream is None or stream.is_first:
+                past = self._past(x)
+            else:
+                past = stream.past(x, self.past_frames)
+            x = torch.cat([past, x], dim=2)
+            if stream is not None:
+                stream.keep(x, self.past_frames)
         y: Tensor = self.conv(x)
         return y
+
+    def _check_piece(self, frames: int) -> None:
+        if self.pad_mode == "reflect":
+            raise ValueError(
+                "pad_mode='reflect' shows frame 0 the frames after it, which a piece may not hold "
+                "yet: the outputs would depend on the cuts. Use 'first' or 'constant'"
+            )
+        if frames % self.conv.stride[0]:
+            raise ValueError(
+                f"a piece of {frames} frames ends within an output of stride "
+                f"{self.conv.stride[0]}, which would be lost: cut the clip at multiples of it"
+            )
 
     def _past(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_in, past_frames, H, W)."""

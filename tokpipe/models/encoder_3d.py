@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, group_norm
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, MidBlocks, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.norm_3d import Norm, group_norm
+from tokpipe.models.streaming import Stream, StreamState, why_not_streamable
 
 
 class Encoder3D(nn.Module):
@@ -21,8 +23,13 @@ class Encoder3D(nn.Module):
     ``2 * z_channels``, mean and log-variance, for tokenizers without a codebook.
 
     One frame gives one latent frame, ``1 + r * j`` frames give ``1 + j``; other lengths from
-    ``1 + r`` on lose the frames that fill no pair. With pad modes ``first`` and ``constant`` the
-    convolutions are causal, but the norms span time: latents depend on the whole input.
+    ``1 + r`` on lose the frames that fill no pair, as published. Rows and columns beyond a
+    multiple of ``s`` give no latent of their own, as published.
+
+    With pad modes ``first`` and ``constant`` the convolutions are causal. With ``norm="clip"``, as
+    published, the norms are not: latents depend on the whole input. ``norm="frame"`` keeps the
+    keys and makes the network strictly causal, so that ``stream`` can take a clip in pieces.
+    Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
 
     Raises:
         ValueError: ``temporal_compress_times`` is no power of two, or needs more levels.
@@ -44,8 +51,11 @@ class Encoder3D(nn.Module):
         double_z: bool = True,
         pad_mode: PadMode = "first",
         temporal_compress_times: int = 4,
+        norm: Norm = "clip",
     ) -> None:
         super().__init__()
+        self.norm = norm
+        self.pad_mode = pad_mode
         self.temporal_stride = temporal_compress_times
         self.spatial_stride: int = 2 ** (len(ch_mult) - 1)
         powers = [2**level for level in range(len(ch_mult))]
@@ -75,11 +85,12 @@ class Encoder3D(nn.Module):
                     ),
                     dropout=dropout,
                     pad_mode=pad_mode,
+                    norm=norm,
                 )
             )
             channels = ch * mult
-        self.mid = MidBlocks(channels, dropout=dropout, pad_mode=pad_mode)
-        self.norm_out = group_norm(channels)
+        self.mid = MidBlocks(channels, dropout=dropout, pad_mode=pad_mode, norm=norm)
+        self.norm_out = group_norm(channels, norm)
         out = 2 * z_channels if double_z else z_channels
         self.conv_out = CausalConv3d(channels, out, 3, pad_mode)
 
@@ -87,19 +98,76 @@ class Encoder3D(nn.Module):
         """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s).
 
         Raises:
-            ValueError: ``1 < T <= r``, which leaves a pooling layer with a single frame.
+            ValueError: ``1 < T <= r``, which leaves a pooling layer with a single frame; ``H`` or
+                ``W`` below ``s``, which leaves no latent; another shape or dtype.
         """
+        self._check(x)
         frames, stride = x.shape[2], self.temporal_stride
         if 1 < frames <= stride:
             raise ValueError(
                 f"{frames} frames do not fill one latent frame after the first, which stands for "
                 f"{stride}: give 1 frame, or repeat the last one up to {1 + stride}"
             )
-        h = self.conv_in(x)
+        return self._encode(x)
+
+    @property
+    def why_not_streamable(self) -> str | None:
+        """Why ``stream`` refuses this encoder, or None if it does not."""
+        return why_not_streamable(self.norm, self.pad_mode)
+
+    def stream(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Encode one piece of a clip, given what the pieces before left behind.
+
+        The first piece, with ``state=None``, has ``1 + r * k`` frames and gives ``1 + k`` latent
+        frames; each later one has ``r * k`` and gives ``k``. Together they are what ``forward``
+        gives for the whole clip, wherever it is cut, in memory that does not grow with its
+        length. Gradients do not cross pieces.
+
+        Raises:
+            ValueError: an encoder that is not causal, a piece of another length, or the state of
+                another network, batch or frame size.
+        """
+        if (reason := self.why_not_streamable) is not None:
+            raise ValueError(f"this encoder cannot take a clip in pieces: {reason}")
+        self._check(x)
+        frames, stride = x.shape[2], self.temporal_stride
+        if state is None and (frames - 1) % stride:
+            raise ValueError(
+                f"the first piece of a clip has {frames} frames, which end within a latent frame: "
+                f"its first frame stands alone and each later latent frame for {stride}. Give "
+                f"1 frame and a multiple of {stride}"
+            )
+        if state is not None and frames % stride:
+            raise ValueError(
+                f"a later piece of a clip has {frames} frames, which end within a latent frame of "
+                f"{stride}: the next piece would begin in the middle of it. Give a multiple of "
+                f"{stride}"
+            )
+        stream = Stream(self, state)
+        latent = self._encode(x, stream)
+        return latent, stream.state()
+
+    def _check(self, x: Tensor) -> None:
+        channels, dtype = self.conv_in.conv.in_channels, self.conv_in.conv.weight.dtype
+        if x.ndim != 5 or x.shape[1] != channels or not x.numel() or x.dtype != dtype:
+            raise ValueError(
+                f"the encoder was given {x.dtype} of {tuple(x.shape)}, and takes {dtype} of "
+                f"(B, {channels}, T, H, W), none of them 0: convert or reshape the clip"
+            )
+        height, width = x.shape[3:]
+        if min(height, width) < self.spatial_stride:
+            raise ValueError(
+                f"frames of {height}x{width} are smaller than one latent, which stands for "
+                f"{self.spatial_stride}x{self.spatial_stride}: nothing would be left. Use "
+                "larger frames"
+            )
+
+    def _encode(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        h = self.conv_in(x, stream)
         for level in self.down:
-            h = level(h)
-        h = self.mid(h)
-        y: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+            h = level(h, stream)
+        h = self.mid(h, None, stream)
+        y: Tensor = self.conv_out(F.silu(self.norm_out(h)), stream)
         return y
 
 
@@ -116,35 +184,32 @@ class DownLevel(nn.Module):
         downsample: DownSample3D | None,
         dropout: float,
         pad_mode: PadMode,
+        norm: Norm,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * num_res_blocks
         self.block = nn.ModuleList(
-            ResnetBlock3D(before, out_channels, dropout=dropout, pad_mode=pad_mode)
+            ResnetBlock3D(
+                in_channels=before,
+                out_channels=out_channels,
+                dropout=dropout,
+                temb_channels=0,
+                pad_mode=pad_mode,
+                norm=norm,
+            )
             for before in widths[:-1]
         )
         self.attn = nn.ModuleList(
-            AttnBlock2D(out_channels) if attention else nn.Identity() for _ in self.block
+            AttnBlock2D(out_channels, norm=norm) for _ in self.block if attention
         )
-        self.downsample = downsample if downsample is not None else nn.Identity()
+        self.downsample = downsample
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
-        for block, attn in zip(self.block, self.attn, strict=True):
-            h = attn(block(h))
-        y: Tensor = self.downsample(h)
-        return y
-
-
-class MidBlocks(nn.Module):
-    """Two residual blocks at the coarsest size. The 3D family has no attention here."""
-
-    def __init__(self, channels: int, *, dropout: float, pad_mode: PadMode) -> None:
-        super().__init__()
-        self.block_1 = ResnetBlock3D(channels, channels, dropout=dropout, pad_mode=pad_mode)
-        self.block_2 = ResnetBlock3D(channels, channels, dropout=dropout, pad_mode=pad_mode)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> the same shape."""
-        y: Tensor = self.block_2(self.block_1(h))
-        return y
+        for index, block in enumerate(self.block):
+            h = block(h, None, None, stream)
+            if self.attn:
+                h = self.attn[index](h, None, stream)
+        if self.downsample is not None:
+            h = self.downsample(h, stream)
+        return h

@@ -1,0 +1,122 @@
+"""Group norms of clips: over all of time, or over each frame alone.
+
+Shape letters: B clips, C channels, T frames, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.streaming import Stream
+
+Norm = Literal["clip", "frame"]
+"""What the statistics of a norm span. ``clip``: all of (T, H, W), as published, so every frame
+sees the later ones. ``frame``: the (H, W) of one frame, so none sees another. The parameters and
+their keys are the same, but weights trained under one are not good under the other."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm`` that takes groups of a single value, which it makes 0, in any batch.
+
+    PyTorch refuses them in a batch of one and takes them in a batch of two. The statistics are
+    float32 whatever the dtype.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class FrameGroupNorm(GroupNorm):
+    """Group norm of each frame alone, with the parameters and keys of ``nn.GroupNorm``.
+
+    A frame comes out with the same bits whatever frames and clips stand beside it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> the same shape."""
+        # PyTorch's fused kernel wants frames as a batch. The copy there is a fraction of the time
+        # that statistics by plain tensor arithmetic take, forward and backward.
+        frames = x.transpose(1, 2)
+        return super().forward(frames.flatten(0, 1)).view(frames.shape).transpose(1, 2)
+
+
+NORMS: dict[Norm, type[GroupNorm]] = {"clip": GroupNorm, "frame": FrameGroupNorm}
+
+
+def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
+    """The norm of this family: 32 groups of channels, epsilon 1e-6.
+
+    Raises:
+        ValueError: an unknown kind of norm, or channels that 32 groups cannot share.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
+    return NORMS[norm](num_groups=32, num_channels=channels, eps=1e-6)
+
+
+class SpatialNorm3D(nn.Module):
+    """A norm whose scale and shift at each position come from the quantized latent ``zq``.
+
+    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` stretched to the size of ``f`` by
+    repetition: its first frame to the first frame, the others to the others. ``add_conv`` puts a
+    causal 3x3x3 convolution on the stretched ``zq``. ``norm_layer`` is called with
+    ``num_channels`` and ``norm_layer_params``; ``freeze_norm_layer`` keeps its parameters out of
+    training. Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
+    """
+
+    def __init__(
+        self,
+        f_channels: int,
+        zq_channels: int,
+        norm_layer: Callable[..., nn.Module] = GroupNorm,
+        freeze_norm_layer: bool = False,
+        add_conv: bool = False,
+        pad_mode: PadMode = "constant",
+        **norm_layer_params: Any,
+    ) -> None:
+        super().__init__()
+        self.norm_layer = norm_layer(num_channels=f_channels, **norm_layer_params)
+        self.norm_layer.requires_grad_(not freeze_norm_layer)
+        self.conv = CausalConv3d(zq_channels, zq_channels, 3, pad_mode) if add_conv else None
+        self.conv_y = CausalConv3d(zq_channels, f_channels, 1, pad_mode)
+        self.conv_b = CausalConv3d(zq_channels, f_channels, 1, pad_mode)
+
+    def forward(self, f: Tensor, zq: Tensor, stream: Stream | None = None) -> Tensor:
+        """f (B, C_f, T, H, W), zq (B, C_zq, t, h, w) -> (B, C_f, T, H, W).
+
+        Raises:
+            ValueError: the first frame of ``zq`` would have no frame of ``f``, or the others none.
+        """
+        size = f.shape[2:]
+        is_first = stream is None or stream.is_first
+        if is_first and zq.shape[2] > 1 and size[0] == 1:
+            raise ValueError(
+                f"zq has {zq.shape[2]} frames for the single frame of f, which belongs to the "
+                "first of them; the others have nothing to scale. Give zq one frame, or f more"
+            )
+        if self.conv is not None:
+            zq = self.conv(_stretched(zq, size, is_first), stream)
+        # Without that convolution each position of zq counts alone: scale and shift are computed
+        # before they are stretched, on a fraction of the positions.
+        scale = _stretched(self.conv_y(zq), size, is_first)
+        shift = _stretched(self.conv_b(zq), size, is_first)
+        y: Tensor = torch.addcmul(shift, self.norm_layer(f), scale)
+        return y
+
+
+def _stretched(x: Tensor, size: torch.Size, is_first: bool) -> Tensor:
+    """Repeat the values of (B, C, t, h, w) to ``size`` = (T, H, W), frame 0 apart from the rest."""
+    if x.shape[2:] == size:
+        return x
+    if not is_first or x.shape[2] == 1:
+        return F.interpolate(x, size)
+    first = F.interpolate(x[:, :, :1], (1, *size[1:]))
+    rest = F.interpolate(x[:, :, 1:], (size[0] - 1, *size[1:]))
+    return torch.cat([first, rest], dim=2)

@@ -1,0 +1,106 @@
+"""What a causal network carries from one piece of a clip to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """All that a network needs of the pieces before: the last inputs of its causal convolutions.
+
+    Its size depends on the network and the size of the frames, never on the length of the clip.
+    The tensors are copies of their own, without history of gradients, so a state can be pickled,
+    kept, and used more than once: no call changes it.
+    """
+
+    network: str
+    """Which network made it, for the error when another one is given it."""
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the tensors hold."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
+
+    def to(self, device: torch.device | str) -> StreamState:
+        """The same state on ``device``."""
+        return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))
+
+
+def why_not_streamable(norm: str, pad_mode: str) -> str | None:
+    """Why a network of these settings cannot take a clip in pieces, or None if it can."""
+    if norm != "frame":
+        return (
+            f"norm={norm!r} takes statistics over all frames, later ones included, so a piece "
+            "gives other values than the whole clip; only norm='frame' does not, and it needs "
+            "weights that were trained with it"
+        )
+    if pad_mode == "reflect":
+        return (
+            "pad_mode='reflect' shows frame 0 the frames after it, which a piece may not hold "
+            "yet; 'first' and 'constant' do not"
+        )
+    return None
+
+
+class Stream:
+    """One piece on its way through a network: hands each layer its old frames, takes its new ones.
+
+    Layers come in the order in which they run, which is the same for every piece. Without a state
+    before it, the piece is the first of its clip.
+    """
+
+    def __init__(self, module: nn.Module, state: StreamState | None) -> None:
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        network = f"{type(module).__name__} of {num_parameters:,} parameters"
+        if state is not None and state.network != network:
+            raise ValueError(
+                f"the state was made by {state.network}, and given to {network}: its frames mean "
+                "nothing here. Pass the state that this network returned for the piece before, "
+                "or None to start a clip"
+            )
+        self.network = network
+        self.is_first = state is None
+        self._old = [] if state is None else list(state.tensors)
+        self._new: list[Tensor] = []
+
+    def past(self, x: Tensor, frames: int) -> Tensor:
+        """The (B, C, frames, H, W) that the running layer saw before ``x`` of (B, C, T, H, W).
+
+        Raises:
+            ValueError: the state holds something of another shape, dtype or device.
+        """
+        wanted = (*x.shape[:2], frames, *x.shape[3:])
+        past = self._old[len(self._new)] if len(self._new) < len(self._old) else None
+        if past is None or past.shape != wanted or past.dtype != x.dtype or past.device != x.device:
+            found = "nothing" if past is None else _described(past.shape, past)
+            raise ValueError(
+                f"the state of {self.network} carries {found} where this piece needs "
+                f"{_described(wanted, x)}: it belongs to another clip, batch or frame size, or "
+                "was moved. Pass the state that was returned for the piece before, on the same "
+                "device and in the same dtype, or None to start a clip"
+            )
+        return past
+
+    def keep(self, x: Tensor, frames: int) -> None:
+        """Carry the last ``frames`` of ``x`` to the next piece. Copied: a view would pin ``x``."""
+        last = x.detach()[:, :, x.shape[2] - frames :]
+        self._new.append(last.clone(memory_format=torch.contiguous_format))
+
+    def state(self) -> StreamState:
+        """What the next piece needs, once every layer has run."""
+        if not self.is_first and len(self._old) != len(self._new):
+            raise ValueError(
+                f"the state of {self.network} carries {len(self._old)} tensors, and the network "
+                f"used {len(self._new)}: it was made by another network. Pass the state that this "
+                "network returned for the piece before, or None to start a clip"
+            )
+        return StreamState(self.network, tuple(self._new))
+
+
+def _described(shape: tuple[int, ...], like: Tensor) -> str:
+    return f"{like.dtype} of {tuple(shape)} on {like.device}"
