@@ -19,14 +19,14 @@ def check_lines(job: JobConfig) -> Iterator[str]:
     Raises:
         TokpipeError: the first thing that would keep the job from running.
     """
-    tokenizer, chunking = job.tokenizer, job.chunking
+    tokenizer, traits, chunking = job.tokenizer, job.tokenizer.traits, job.chunking
     sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
     fps = "native" if job.sampling.fps is None else f"{job.sampling.fps:g}"
     yield f"dataset {job.dataset}: {sizes} pixels at {fps} frames/s, policy {chunking.policy}"
     yield (
-        f"tokenizer {tokenizer.name}: {tokenizer.temporal_stride}x{tokenizer.spatial_stride}x"
-        f"{tokenizer.spatial_stride} pixels per code, {tokenizer.codebook_size:,} codes, "
-        f"{tokenizer.code_dtype}"
+        f"tokenizer {tokenizer.name} ({tokenizer.kind}): {traits.temporal_stride}x"
+        f"{traits.spatial_stride}x{traits.spatial_stride} pixels per code, "
+        f"{traits.codebook_size:,} codes, {traits.code_dtype}"
     )
     for index, config in enumerate(job.sources):
         source = open_source(index, config, job.storage)

@@ -25,10 +25,7 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
     return {
         "codes_version": CODES_VERSION,
         "weights": weights_hash,
-        "tokenizer": {
-            "encoder": job.tokenizer.encoder.model_dump(mode="json"),
-            "quantizer": job.tokenizer.quantizer.model_dump(mode="json"),
-        },
+        "tokenizer": job.tokenizer.codes_settings(),
         "sampling": job.sampling.model_dump(mode="json"),
         "frames": job.frames.model_dump(mode="json"),
         "chunking": job.chunking.model_dump(mode="json"),

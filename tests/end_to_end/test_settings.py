@@ -69,7 +69,7 @@ def test_policies_and_quantizers_give_codes_of_their_layout(
     )
     for clip in clips_of(job):
         assert clip.codes.dtype == dtype
-        assert clip.codes.max() < load_job(job).tokenizer.codebook_size
+        assert clip.codes.max() < load_job(job).tokenizer.traits.codebook_size
         assert sum(chunk.n_frames for chunk in clip.chunks) in (33, 12)
         images = [chunk.first_is_image for chunk in clip.chunks]
         assert images == [policy != "overlap" or index == 0 for index in range(len(images))]

@@ -14,11 +14,11 @@ from tokpipe.config.tokenizer import (
     Encoder3DConfig,
     FSQConfig,
     LFQConfig,
-    TokenizerConfig,
+    NativeConfig,
     VQConfig,
 )
 from tokpipe.errors import ConfigError
-from tokpipe.models.tokenizer import NOT_FINITE, Tokenizer, build_tokenizer
+from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 
 SAMPLE = Path(__file__).parent.parent.parent / "examples" / "data" / "bigbuckbunny.mp4"
 
@@ -27,9 +27,7 @@ LFQ = LFQConfig(kind="lfq", dim=12)
 VQ = VQConfig(kind="vq", codebook_size=500, codebook_dim=4)
 
 
-def small_config(
-    quantizer: FSQConfig | LFQConfig | VQConfig = FSQ, **changes: Any
-) -> TokenizerConfig:
+def small_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ, **changes: Any) -> NativeConfig:
     """Two levels, time halved once."""
     encoder = Encoder3DConfig(
         ch=32,
@@ -38,10 +36,10 @@ def small_config(
         z_channels=quantizer.codebook_dim,
         temporal_compress_times=2,
     )
-    return TokenizerConfig(encoder=encoder, quantizer=quantizer, **changes)
+    return NativeConfig(encoder=encoder, quantizer=quantizer, **changes)
 
 
-def weights_of(config: TokenizerConfig, **changes: Tensor | None) -> dict[str, Tensor]:
+def weights_of(config: NativeConfig, **changes: Tensor | None) -> dict[str, Tensor]:
     """Valid weights for ``config``, with some keys changed or, by None, left out."""
     state: dict[str, Tensor | None] = {**build_tokenizer(config, None).state_dict(), **changes}
     return {key: value for key, value in state.items() if value is not None}
@@ -93,7 +91,7 @@ def test_random_weights_spread_a_real_video_over_many_codes(
 def test_bfloat16_changes_few_codes_of_a_real_video(real_pixels: Tensor) -> None:
     tokenizer = build_tokenizer(small_config(), None)
     wide = tokenizer.encode(real_pixels)
-    tokenizer.encoder.bfloat16()
+    tokenizer.compute_in(torch.bfloat16)
     agreement = (wide == tokenizer.encode(real_pixels)).float().mean()
     assert 0.8 < agreement < 1.0
 
@@ -121,11 +119,11 @@ def test_a_latent_that_is_not_finite_gets_no_code() -> None:
         (torch.zeros(1, 5, 8, 8, 3), "pixels are torch.float32"),
         (noise(5, 8, 8, 3), r"of shape \(5, 8, 8, 3\)"),
         (noise(1, 3, 5, 8, 8), r"takes uint8 of \(B, T, H, W, 3\)"),
-        (noise(1, 4, 8, 8, 3), "4 frames of 8x8 do not fill the latent grid"),
-        (noise(1, 5, 9, 8, 3), "5 frames of 9x8 .* pad or cut"),
-        (noise(1, 5, 8, 9, 3), "5 frames of 8x9"),
-        (noise(1, 0, 8, 8, 3), "0 frames of 8x8"),
-        (noise(1, 5, 0, 8, 3), "5 frames of 0x8"),
+        (noise(1, 4, 8, 8, 3), "frames of a chunk=4 does not fit temporal stride 2, .* use 3 or 5"),
+        (noise(1, 5, 9, 8, 3), "height 9 is no multiple .* spatial stride 2, .* use 8 or 10"),
+        (noise(1, 5, 8, 9, 3), "width 9 is no multiple"),
+        (noise(1, 0, 8, 8, 3), r"of shape \(1, 0, 8, 8, 3\) are none"),
+        (noise(1, 5, 0, 8, 3), r"of shape \(1, 5, 0, 8, 3\) are none"),
     ],
 )
 def test_pixels_that_do_not_fit_are_refused(pixels: Tensor, problem: str) -> None:
@@ -233,8 +231,8 @@ def test_the_config_knows_the_numbers_of_the_model() -> None:
         encoder = Encoder3DConfig(
             ch=32, ch_mult=(1, 1, 1), z_channels=3, temporal_compress_times=compress
         )
-        config = TokenizerConfig(encoder=encoder, quantizer=FSQ)
-        tokenizer: Tokenizer = build_tokenizer(config, None)
-        assert tokenizer.encoder.temporal_stride == config.temporal_stride == compress
-        assert tokenizer.encoder.spatial_stride == config.spatial_stride == 4
-        assert tokenizer.quantizer.codebook_size == config.codebook_size
+        config = NativeConfig(encoder=encoder, quantizer=FSQ)
+        tokenizer, traits = build_tokenizer(config, None), config.traits
+        assert tokenizer.encoder.temporal_stride == traits.temporal_stride == compress
+        assert tokenizer.encoder.spatial_stride == traits.spatial_stride == 4
+        assert tokenizer.quantizer.codebook_size == traits.codebook_size

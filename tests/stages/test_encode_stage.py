@@ -18,11 +18,11 @@ from tokpipe.config.tokenizer import (
     Encoder3DConfig,
     FSQConfig,
     LFQConfig,
-    TokenizerConfig,
+    NativeConfig,
     VQConfig,
 )
 from tokpipe.errors import RuntimeFault
-from tokpipe.models.tokenizer import build_tokenizer
+from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
 
@@ -35,7 +35,7 @@ FSQ = FSQConfig(kind="fsq", levels=(8, 5, 5))
 VQ = VQConfig(kind="vq", codebook_size=300, codebook_dim=4)
 
 
-def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> TokenizerConfig:
+def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> NativeConfig:
     """Two levels: space and time are halved once."""
     encoder = Encoder3DConfig(
         ch=32,
@@ -44,7 +44,7 @@ def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> Token
         z_channels=quantizer.codebook_dim,
         temporal_compress_times=2,
     )
-    return TokenizerConfig(encoder=encoder, quantizer=quantizer)
+    return NativeConfig(encoder=encoder, quantizer=quantizer)
 
 
 def ready_stage(

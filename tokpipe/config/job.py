@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.sources import Source
-from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.config.tokenizer import AnyTokenizer
 
 MAX_CLIP_BYTES = 128 * 2**20
 """Most pixels of one clip, so that a stage holds clips by count and not by luck."""
@@ -177,7 +177,7 @@ class JobConfig(Frozen):
     sampling: SamplingConfig = SamplingConfig()
     frames: FramesConfig
     decode: DecodeConfig = DecodeConfig()
-    tokenizer: TokenizerConfig
+    tokenizer: AnyTokenizer
     chunking: ChunkingConfig = ChunkingConfig()
     encode: EncodeConfig = EncodeConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -187,7 +187,7 @@ class JobConfig(Frozen):
 
     @model_validator(mode="after")
     def _sizes_fill_the_latent_grid(self) -> Self:
-        stride = self.tokenizer.spatial_stride
+        stride = self.tokenizer.traits.spatial_stride
         for height, width in self.frames.sizes:
             for side, pixels in (("height", height), ("width", width)):
                 if extra := pixels % stride:
@@ -201,7 +201,7 @@ class JobConfig(Frozen):
 
     @model_validator(mode="after")
     def _chunks_fill_whole_latent_frames(self) -> Self:
-        stride, chunking = self.tokenizer.temporal_stride, self.chunking
+        stride, chunking = self.tokenizer.traits.temporal_stride, self.chunking
         if chunking.policy == "whole":
             return self
         frames = chunking.chunk_frames

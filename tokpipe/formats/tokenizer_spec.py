@@ -20,11 +20,17 @@ class TokenizerSpec(BaseModel):
     name: str
     weights_hash: str
     """Of encoder and quantizer; for random weights, of their seed."""
+    licence: str = ""
+    """Of the weights; empty if not declared."""
     codebook_size: PositiveInt
     """Codes are 0 <= code < codebook_size."""
     code_dtype: Literal["uint16", "uint32"]
+    bit_order: Literal["big", "little", ""] = ""
+    """For codes made of bits, one per channel: whether the first is the highest. Else empty."""
     temporal_stride: PositiveInt
     """Frames per latent frame, after a chunk's first."""
+    first_frames: PositiveInt = 1
+    """Frames that a chunk's first latent frame stands for."""
     spatial_stride: PositiveInt
     """Pixels per latent row and column."""
     code_order: Literal["t,h,w"] = "t,h,w"
@@ -36,13 +42,17 @@ class TokenizerSpec(BaseModel):
         cls, tokenizer: TokenizerConfig, chunking: ChunkingConfig, weights_hash: str
     ) -> TokenizerSpec:
         """Sum up the part of a job that a reader needs."""
+        traits = tokenizer.traits
         return cls(
             name=tokenizer.name,
             weights_hash=weights_hash,
-            codebook_size=tokenizer.codebook_size,
-            code_dtype=tokenizer.code_dtype,
-            temporal_stride=tokenizer.temporal_stride,
-            spatial_stride=tokenizer.spatial_stride,
+            licence=traits.licence or "",
+            codebook_size=traits.codebook_size,
+            code_dtype=traits.code_dtype,
+            bit_order=traits.bit_order or "",
+            temporal_stride=traits.temporal_stride,
+            first_frames=traits.first_frames,
+            spatial_stride=traits.spatial_stride,
             chunk_policy=chunking.policy,
         )
 

@@ -239,7 +239,7 @@ def _limits(job: JobConfig, device: str) -> Limits:
         clips_per_lease=max(1, min(job.runtime.clips_per_lease, LEASE_BYTES[device] // clip_bytes)),
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
-        bytes_per_code=estimated_bytes(million, job.tokenizer.codebook_size) / million,
+        bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
     )
 
 

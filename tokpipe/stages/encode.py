@@ -13,7 +13,7 @@ from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.precision import forbid_reduced_float32
-from tokpipe.models.tokenizer import NOT_FINITE, build_tokenizer
+from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Rejected
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class EncodeStage:
         _make_repeatable()
         self.device = torch.device(device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights).to(self.device)
-        # Not the quantizer: it is float32 whatever the encoder computes in.
-        self.tokenizer.encoder.to(getattr(torch, self.encode_config.dtype))
+        self.tokenizer.compute_in(getattr(torch, self.encode_config.dtype))
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected]:
         """Return the codes of each clip, or why it has none, in order.
@@ -64,10 +63,9 @@ class EncodeStage:
             RuntimeFault: a code that the codebook does not have.
         """
         refusals = [self._refusal(clip) for clip in clips]
+        stride = self.tokenizer_config.traits.temporal_stride
         plans = [
-            plan_chunks(len(clip.frames), self.chunking, self.tokenizer_config.temporal_stride)
-            if refusal is None
-            else ()
+            plan_chunks(len(clip.frames), self.chunking, stride) if refusal is None else ()
             for clip, refusal in zip(clips, refusals, strict=True)
         ]
         codes: dict[_Chunk, NDArray[np.int64]] = {}
@@ -138,7 +136,8 @@ class EncodeStage:
         self, clip: DecodedClip, block: NDArray[np.int64]
     ) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """(t, h, w) codes in the dtype of the output, which would wrap them round in silence."""
-        low, high, size = int(block.min()), int(block.max()), self.tokenizer_config.codebook_size
+        low, high = int(block.min()), int(block.max())
+        size = self.tokenizer_config.traits.codebook_size
         if low < 0 or high >= size:
             raise RuntimeFault(
                 f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
@@ -146,12 +145,12 @@ class EncodeStage:
                 f"tokenizer or the device {self.device} is at fault, not the clip: check its "
                 "memory, then run again"
             )
-        return block.astype(self.tokenizer_config.code_dtype)
+        return block.astype(self.tokenizer_config.traits.code_dtype)
 
     def _refusal(self, clip: DecodedClip) -> Rejected | None:
         """Why the tokenizer cannot take the clip, if it cannot."""
         frames, height, width, _ = clip.frames.shape
-        stride = self.tokenizer_config.spatial_stride
+        stride = self.tokenizer_config.traits.spatial_stride
         if frames == 0:
             return _rejected(
                 clip, "no_frames", "it has no frames, so there is nothing to encode; see its span"

@@ -1,0 +1,248 @@
+"""What every tokenizer is to the rest of tokpipe, and the checks that none of them can forget."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from tokpipe.config.traits import TokenizerTraits
+from tokpipe.models.streaming import StreamState
+
+NOT_FINITE = -1
+"""Stands in place of a code where the latent holds NaN or infinity."""
+
+
+class VideoTokenizer(nn.Module, ABC):
+    """Turns pixels into codes and codes into pixels, on the device of its weights.
+
+    Shape letters: B clips, T frames, H rows and W columns of pixels; t, h, w the latent grid.
+    A kind of tokenizer implements ``_encode`` and ``_decode`` on floats, in the layout and range
+    that its ``traits`` declare; shapes and types are checked here, before and after.
+    """
+
+    def __init__(self, traits: TokenizerTraits) -> None:
+        super().__init__()
+        self.traits = traits
+        self.dtype = torch.float32
+
+    # --- for callers ---
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, T, H, W, 3) uint8 RGB -> (B, t, h, w) int64 codes, or ``NOT_FINITE``.
+
+        T is ``first_frames + temporal_stride * k`` and gives ``t = 1 + k``; H and W are multiples
+        of the traits' ``side_multiple``.
+
+        Raises:
+            ValueError: pixels of another shape or dtype.
+            TypeError: the model returned no codes of that shape.
+        """
+        self._check_pixels(pixels)
+        self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
+        latents = self.traits.num_latent_frames(pixels.shape[1])
+        return self._checked_codes(self._encode(self._floats(pixels)), pixels, latents)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, t, h, w) of any integer type -> (B, T, H, W, 3) uint8 RGB.
+
+        Raises:
+            ValueError: codes of another shape or type, that the codebook does not have, or of a
+                chunk that the tokenizer cannot have made; no decoder; pixels that are not finite.
+            TypeError: the model returned no pixels of that shape.
+        """
+        codes = self._checked_input_codes(codes)
+        num_frames = self.traits.num_frames(codes.shape[1])
+        self.traits.check_num_frames(num_frames, "frames of these codes")
+        return self._pixels(self._decode(self._folded(codes)), codes, num_frames)
+
+    @torch.inference_mode()
+    def encode_piece(self, pixels: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Encode the next frames of a clip; the codes of all pieces are those of the clip whole.
+
+        The first piece (``state=None``) has as many frames as ``encode`` takes, each later one a
+        multiple of the temporal stride. Returns the codes, and the state for the next piece.
+
+        Raises:
+            ValueError: pixels of another shape or dtype, a state of another tokenizer or frame
+                size, or a tokenizer that cannot encode by pieces, with the reason.
+        """
+        self._check_streamable()
+        self._check_pixels(pixels)
+        latents = self._num_latents_of_piece(pixels.shape[1], state)
+        codes, state = self._encode_piece(self._floats(pixels), state)
+        return self._checked_codes(codes, pixels, latents), state
+
+    @torch.inference_mode()
+    def decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Decode the next latent frames of a clip: the inverse of ``encode_piece``.
+
+        Raises:
+            ValueError: as ``decode``, or a tokenizer that cannot decode by pieces.
+        """
+        self._check_streamable()
+        codes = self._checked_input_codes(codes)
+        num_frames = self.traits.temporal_stride * codes.shape[1]
+        if state is None:
+            num_frames = self.traits.num_frames(codes.shape[1])
+        floats, state = self._decode_piece(self._folded(codes), state)
+        return self._pixels(floats, codes, num_frames), state
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let the networks compute in ``dtype``; searching a codebook stays in float32.
+
+        Raises:
+            ValueError: a dtype that this tokenizer cannot compute in, with the reason.
+        """
+        self._cast(dtype)
+        self.dtype = dtype
+
+    # --- for kinds of tokenizers ---
+
+    @abstractmethod
+    def _encode(self, x: Tensor) -> Tensor:
+        """Floats in the declared layout and range -> (B, t, h, w) codes of any integer type.
+
+        Under layout ``BCHW`` (B * T, 3, H, W) -> (B * T, h, w).
+        """
+
+    @abstractmethod
+    def _decode(self, codes: Tensor) -> Tensor:
+        """(B, t, h, w) int64 in the codebook -> floats in the declared layout and range.
+
+        Under layout ``BCHW`` (B * T, h, w) -> (B * T, 3, H, W).
+        """
+
+    def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Like ``_encode``; only called if the traits say that the tokenizer is streamable.
+
+        As it stands here, for tokenizers whose frames know nothing of each other.
+        """
+        return self._encode(x), StreamState(type(self).__name__, ())
+
+    def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Like ``_decode``; only called if the traits say that the tokenizer is streamable."""
+        return self._decode(codes), StreamState(type(self).__name__, ())
+
+    @abstractmethod
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Convert what may be converted to ``dtype``; the quantizer may not."""
+
+    # --- checks and conversions ---
+
+    def _check_streamable(self) -> None:
+        reason = self.traits.why_not_streamable
+        if reason is not None:
+            raise ValueError(
+                f"this tokenizer cannot take a clip piece by piece: {reason}. The codes would not "
+                "be those of the whole clip; encode chunks that know nothing of each other"
+            )
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[-1] != 3:
+            raise ValueError(
+                f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, but the "
+                "tokenizer takes uint8 of (B, T, H, W, 3)"
+            )
+        if not pixels.numel():
+            raise ValueError(f"pixels of shape {tuple(pixels.shape)} are none: give some")
+        self.traits.check_size(*pixels.shape[2:4])
+
+    def _num_latents_of_piece(self, num_frames: int, state: StreamState | None) -> int:
+        if state is None:
+            self.traits.check_num_frames(num_frames, "frames of a first piece")
+            return self.traits.num_latent_frames(num_frames)
+        latents, extra = divmod(num_frames, self.traits.temporal_stride)
+        if extra:
+            raise ValueError(
+                f"a later piece of {num_frames} frames does not fill whole latent frames, which "
+                f"stand for {self.traits.temporal_stride} each: give a multiple"
+            )
+        return latents
+
+    def _floats(self, pixels: Tensor) -> Tensor:
+        """(B, T, H, W, 3) uint8 -> the declared layout and range, in the computing dtype."""
+        low, high = self.traits.value_range
+        # Exact in float32, before any rounding to the computing dtype.
+        x = pixels.float().div_(255 / (high - low)).add_(low).to(self.dtype)
+        if self.traits.layout == "BCTHW":
+            return x.movedim(-1, 1)
+        x = x.movedim(-1, 2)
+        return x if self.traits.layout == "BTCHW" else x.flatten(0, 1)
+
+    def _checked_codes(self, codes: Tensor, pixels: Tensor, latents: int) -> Tensor:
+        """Hold what ``_encode`` returned to the declared grid; its range is for callers to see."""
+        clips, frames, height, width = pixels.shape[:4]
+        stride = self.traits.spatial_stride
+        shape: tuple[int, ...] = (clips, latents, height // stride, width // stride)
+        if self.traits.layout == "BCHW":
+            shape = (clips * frames, *shape[2:])
+        if not isinstance(codes, Tensor):
+            raise TypeError(f"encoding gave a {type(codes).__name__}, not a tensor of {shape}")
+        if codes.shape != shape or not _is_integer(codes):
+            raise TypeError(
+                f"encoding {frames} frames of {height}x{width} gave {codes.dtype} of shape "
+                f"{tuple(codes.shape)}, not integers of {shape}, as the traits say: correct the "
+                "traits, or the model"
+            )
+        return codes.long().view(clips, latents, *shape[-2:])
+
+    def _checked_input_codes(self, codes: Tensor) -> Tensor:
+        """(B, t, h, w) of any integer type -> int64."""
+        if codes.ndim != 4 or not _is_integer(codes) or not codes.numel():
+            raise ValueError(
+                f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer takes "
+                "integers of (B, t, h, w), one at least"
+            )
+        if codes.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            codes = codes.to(torch.int64)  # which are barely supported as they are
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.traits.codebook_size:
+            raise ValueError(
+                f"codes from {low} to {high}, but the codebook has 0 to "
+                f"{self.traits.codebook_size - 1}: they were made by another tokenizer, or are "
+                "damaged"
+            )
+        stride = self.traits.spatial_stride
+        self.traits.check_size(codes.shape[2] * stride, codes.shape[3] * stride)
+        return codes.long()
+
+    def _folded(self, codes: Tensor) -> Tensor:
+        return codes.flatten(0, 1) if self.traits.layout == "BCHW" else codes
+
+    def _pixels(self, floats: Tensor, codes: Tensor, num_frames: int) -> Tensor:
+        """What ``_decode`` returned for (B, t, h, w) codes -> (B, T, H, W, 3) uint8."""
+        clips, stride = codes.shape[0], self.traits.spatial_stride
+        height, width = codes.shape[2] * stride, codes.shape[3] * stride
+        shape: tuple[int, ...] = {
+            "BCTHW": (clips, 3, num_frames, height, width),
+            "BTCHW": (clips, num_frames, 3, height, width),
+            "BCHW": (clips * num_frames, 3, height, width),
+        }[self.traits.layout]
+        if not isinstance(floats, Tensor):
+            raise TypeError(f"decoding gave a {type(floats).__name__}, not a tensor of {shape}")
+        if floats.shape != shape or not floats.is_floating_point():
+            raise TypeError(
+                f"decoding codes of shape {tuple(codes.shape)} gave {floats.dtype} of shape "
+                f"{tuple(floats.shape)}, not floats of {shape}, as the traits say: correct the "
+                "traits, or the model"
+            )
+        if self.traits.layout == "BCTHW":
+            frames_first = floats.movedim(1, -1)
+        else:
+            frames_first = floats.movedim(-3, -1).reshape(clips, num_frames, height, width, 3)
+        low, high = self.traits.value_range
+        x = frames_first.float().sub(low).mul(255 / (high - low))
+        if not x.isfinite().all():
+            raise ValueError(
+                f"decoding gave NaN or infinity in {self.dtype}, which is no colour: check the "
+                "weights, or compute in float32"
+            )
+        return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

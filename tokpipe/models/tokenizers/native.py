@@ -1,0 +1,170 @@
+"""Tokenizers made of this project's own encoder, quantizer and decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.config.tokenizer import (
+    FSQConfig,
+    LFQConfig,
+    Movq3DConfig,
+    NativeConfig,
+    QuantizerConfig,
+)
+from tokpipe.errors import ConfigError
+from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.movq_3d import MOVQDecoder3D
+from tokpipe.models.quantizers import FSQ, LFQ, Quantizer, VectorQuantizer
+from tokpipe.models.streaming import StreamState
+from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
+from tokpipe.models.tokenizers.weights import load_weights
+
+
+class NativeTokenizer(VideoTokenizer):
+    """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
+
+    Keys of the state_dict are ``encoder.*``, ``quantizer.*`` and ``decoder.*``. The networks have
+    the dtype of ``compute_in``, the quantizer float32. With patches, ``patch_size`` squared pixels
+    of each colour become channels before the encoder, by ``pixel_unshuffle``, and return after the
+    decoder.
+    """
+
+    def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
+        super().__init__(config.traits)
+        self.patch_size = config.patch_size
+        self.encoder = _encoder(config)
+        self.quantizer = _quantizer(config.quantizer)
+        self.decoder: MOVQDecoder3D | None = None
+        if with_decoder:
+            if config.decoder is None:
+                raise ConfigError(
+                    "tokenizer: has no decoder section, so its codes cannot be turned back into "
+                    "pixels: give the settings and weights of one that was trained with this "
+                    "encoder"
+                )
+            self.decoder = _decoder(config, config.decoder)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self._codes(self.encoder(self._patched(x)))
+
+    def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        latent, after = self.encoder.stream(self._patched(x), state)
+        return self._codes(latent), after
+
+    def _codes(self, latent: Tensor) -> Tensor:
+        latent = latent.float()
+        finite = latent.isfinite().all(dim=1)
+        codes = self.quantizer.codes_of(latent.masked_fill(~finite.unsqueeze(1), 0))
+        return codes.where(finite, NOT_FINITE)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self._unpatched(self._with_decoder()(self._vectors(codes)))
+
+    def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        floats, after = self._with_decoder().stream(self._vectors(codes), state)
+        return self._unpatched(floats), after
+
+    def _with_decoder(self) -> MOVQDecoder3D:
+        if self.decoder is None:
+            raise ValueError("this tokenizer was built without its decoder: build it with one")
+        return self.decoder
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.quantizer.vectors_of(codes).to(self.dtype)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        self.encoder.to(dtype)
+        if self.decoder is not None:
+            self.decoder.to(dtype)
+
+    def _patched(self, x: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B, 3 p p, T, H/p, W/p): colour, then row, then column of a patch."""
+        if self.patch_size == 1:
+            return x
+        return F.pixel_unshuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
+
+    def _unpatched(self, x: Tensor) -> Tensor:
+        """The inverse of ``_patched``."""
+        if self.patch_size == 1:
+            return x
+        return F.pixel_shuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
+
+
+def build_native(
+    config: NativeConfig, weights: bytes | None, *, with_decoder: bool
+) -> NativeTokenizer:
+    """Build on the CPU in float32; see ``build_tokenizer``."""
+    # The layers draw their own initial values from the global generator: give it back as it was.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
+    if weights is None:
+        _randomize(tokenizer, config.seed)
+    else:
+        load_weights(tokenizer, weights, config, with_decoder=with_decoder)
+    return tokenizer
+
+
+def _encoder(config: NativeConfig) -> Encoder3D:
+    encoder = config.encoder
+    return Encoder3D(
+        ch=encoder.ch,
+        ch_mult=encoder.ch_mult,
+        num_res_blocks=encoder.num_res_blocks,
+        attn_resolutions=encoder.attn_resolutions,
+        in_channels=config.pixel_channels,
+        resolution=encoder.resolution,
+        z_channels=encoder.z_channels,
+        double_z=False,
+        pad_mode=encoder.pad_mode,
+        temporal_compress_times=encoder.temporal_compress_times,
+        norm=config.norm,
+    )
+
+
+def _decoder(config: NativeConfig, decoder: Movq3DConfig) -> MOVQDecoder3D:
+    return MOVQDecoder3D(
+        ch=decoder.ch,
+        out_ch=config.pixel_channels,
+        ch_mult=decoder.ch_mult,
+        num_res_blocks=decoder.num_res_blocks,
+        attn_resolutions=decoder.attn_resolutions,
+        resolution=decoder.resolution,
+        z_channels=config.encoder.z_channels,
+        add_conv=decoder.add_conv,
+        pad_mode=decoder.pad_mode,
+        temporal_compress_times=config.encoder.temporal_compress_times,
+        post_quant_conv=decoder.post_quant_conv,
+        norm=config.norm,
+    )
+
+
+def _quantizer(config: QuantizerConfig) -> Quantizer:
+    if isinstance(config, FSQConfig):
+        return FSQ(config.levels)
+    if isinstance(config, LFQConfig):
+        return LFQ(config.dim)
+    return VectorQuantizer(config.codebook_size, config.codebook_dim)
+
+
+def _randomize(tokenizer: nn.Module, seed: int) -> None:
+    """Fill every parameter from a generator of its own, seeded by ``seed`` and its key.
+
+    Uniform numbers, because they are made from the generator's bits alone: normal ones go
+    through logarithms that differ between CPUs. Matrices keep the variance of their input, so
+    latents spread over many codes.
+    """
+    for key, parameter in tokenizer.named_parameters():
+        if parameter.ndim < 2:
+            parameter.data.fill_(1.0 if key.endswith("weight") else 0.0)
+            continue
+        fan_in = 1 if key.startswith("quantizer.") else math.prod(parameter.shape[1:])
+        bound = math.sqrt(3 / fan_in)
+        digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
+        parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
