@@ -12,10 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.activation import silu
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv
 from tokpipe.models.norm_3d import NORMS, GroupNorm, Norm, SpatialNorm3D, group_norm
 from tokpipe.models.streaming import Stream
+
+
+def check_input(x: Tensor, first: CausalConv3d) -> None:
+    """Refuse what the first convolution of a network cannot take.
+
+    Raises:
+        ValueError: another number of dimensions or channels, nothing at all, or another dtype
+            than that of the weights, unless autocast will convert it.
+    """
+    channels, dtype = first.conv.in_channels, first.conv.weight.dtype
+    converts = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+    if (
+        x.ndim != 5
+        or x.shape[1] != channels
+        or not x.numel()
+        or (x.dtype != dtype and not converts)
+    ):
+        raise ValueError(
+            f"the input is {x.dtype} of {tuple(x.shape)}, and the network takes {dtype} of "
+            f"(B, {channels}, T, H, W), none of them 0. Anything else would fail deep inside or "
+            "give noise: convert or reshape it"
+        )
 
 
 def block_norm(
@@ -103,15 +126,15 @@ class ResnetBlock3D(nn.Module):
             ValueError: ``temb`` for a block without ``temb_channels``, or no ``zq`` for one with
                 ``zq_ch``.
         """
-        h = self.conv1(F.silu(normalized(self.norm1, x, zq, stream)), stream)
+        h = self.conv1(silu(normalized(self.norm1, x, zq, stream)), stream)
         if temb is not None:
             if self.temb_proj is None:
                 raise ValueError(
                     "this block was built with temb_channels=0 and cannot use an embedding: "
                     "leave temb out"
                 )
-            h = h + self.temb_proj(F.silu(temb))[:, :, None, None, None]
-        h = F.silu(normalized(self.norm2, h, zq, stream))
+            h = h + self.temb_proj(silu(temb))[:, :, None, None, None]
+        h = silu(normalized(self.norm2, h, zq, stream))
         h = self.conv2(self.dropout(h), stream)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x, stream)

@@ -24,20 +24,26 @@ def conv3d(
     oneDNN's own results were the same, bit for bit, for every batch size and thread count tried,
     as long as the memory layout is always the same.
     """
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        if x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _has_bfloat16()):
-            y: Tensor = torch.mkldnn_convolution(
-                x.contiguous(), weight.contiguous(), bias, padding, stride, dilation, 1
-            )
-            return y
-        if x.dtype == torch.bfloat16:
+    by_onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if by_onednn and x.dtype != torch.float64:  # which oneDNN does not have
+        if torch.is_autocast_enabled("cpu"):  # which knows F.conv3d, and not what is called here
+            narrow = torch.get_autocast_dtype("cpu")
+            x, weight, bias = _converted(narrow, x, weight, bias)
+        dtype = x.dtype
+        if dtype == torch.float16 or (dtype == torch.bfloat16 and not _has_bfloat16()):
             # The same sums, rounded once at the end; PyTorch's own kernel takes 130 times longer.
-            bias = None if bias is None else bias.float()
-            wide = conv3d(
-                x.float(), weight.float(), bias, stride=stride, padding=padding, dilation=dilation
-            )
-            return wide.bfloat16()
+            x, weight, bias = _converted(torch.float32, x, weight, bias)
+        y: Tensor = torch.mkldnn_convolution(
+            x.contiguous(), weight.contiguous(), bias, padding, stride, dilation, 1
+        )
+        return y.to(dtype)
     return F.conv3d(x, weight, bias, stride, padding, dilation)
+
+
+def _converted(
+    dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _has_bfloat16() -> bool:

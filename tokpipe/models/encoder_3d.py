@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import AttnBlock2D, DownSample3D, MidBlocks, ResnetBlock3D
+from tokpipe.models.activation import silu
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, MidBlocks, ResnetBlock3D, check_input
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.norm_3d import Norm, group_norm
 from tokpipe.models.streaming import Stream, StreamState, why_not_streamable
@@ -148,12 +148,7 @@ class Encoder3D(nn.Module):
         return latent, stream.state()
 
     def _check(self, x: Tensor) -> None:
-        channels, dtype = self.conv_in.conv.in_channels, self.conv_in.conv.weight.dtype
-        if x.ndim != 5 or x.shape[1] != channels or not x.numel() or x.dtype != dtype:
-            raise ValueError(
-                f"the encoder was given {x.dtype} of {tuple(x.shape)}, and takes {dtype} of "
-                f"(B, {channels}, T, H, W), none of them 0: convert or reshape the clip"
-            )
+        check_input(x, self.conv_in)
         height, width = x.shape[3:]
         if min(height, width) < self.spatial_stride:
             raise ValueError(
@@ -167,7 +162,7 @@ class Encoder3D(nn.Module):
         for level in self.down:
             h = level(h, stream)
         h = self.mid(h, None, stream)
-        y: Tensor = self.conv_out(F.silu(self.norm_out(h)), stream)
+        y: Tensor = self.conv_out(silu(self.norm_out(h)), stream)
         return y
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.activation import silu
 from tokpipe.models.blocks import (
     AttnBlock2D,
     MidBlocks,
     ResnetBlock3D,
     Upsample3D,
     block_norm,
+    check_input,
     normalized,
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
@@ -135,7 +136,7 @@ class MOVQDecoder3D(nn.Module):
         Raises:
             ValueError: a latent of another shape or dtype.
         """
-        self._check(z)
+        check_input(z, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
         return self._decode(z)
 
     @property
@@ -157,19 +158,10 @@ class MOVQDecoder3D(nn.Module):
         """
         if (reason := self.why_not_streamable) is not None:
             raise ValueError(f"this decoder cannot take a latent in pieces: {reason}")
-        self._check(z)
+        check_input(z, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
         stream = Stream(self, state)
         frames = self._decode(z, stream)
         return frames, stream.state()
-
-    def _check(self, z: Tensor) -> None:
-        first = self.conv_in if self.post_quant_conv is None else self.post_quant_conv
-        channels, dtype = first.conv.in_channels, first.conv.weight.dtype
-        if z.ndim != 5 or z.shape[1] != channels or not z.numel() or z.dtype != dtype:
-            raise ValueError(
-                f"the decoder was given {z.dtype} of {tuple(z.shape)}, and takes {dtype} of "
-                f"(B, {channels}, t, h, w), none of them 0: convert or reshape the latent"
-            )
 
     def _decode(self, zq: Tensor, stream: Stream | None = None) -> Tensor:
         h: Tensor = zq if self.post_quant_conv is None else self.post_quant_conv(zq, stream)
@@ -177,7 +169,7 @@ class MOVQDecoder3D(nn.Module):
         for level in reversed(self.up):
             h = level(h, zq, stream)
         if not self.give_pre_end:
-            h = self.conv_out(F.silu(normalized(self.norm_out, h, zq, stream)), stream)
+            h = self.conv_out(silu(normalized(self.norm_out, h, zq, stream)), stream)
         return h
 
 

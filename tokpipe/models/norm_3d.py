@@ -107,7 +107,7 @@ class SpatialNorm3D(nn.Module):
         # before they are stretched, on a fraction of the positions.
         scale = _stretched(self.conv_y(zq), size, is_first)
         shift = _stretched(self.conv_b(zq), size, is_first)
-        y: Tensor = torch.addcmul(shift, self.norm_layer(f), scale)
+        y: Tensor = self.norm_layer(f) * scale + shift
         return y
 
 
