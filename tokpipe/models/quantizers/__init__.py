@@ -1,0 +1,28 @@
+"""Quantizers: latents to codes, and codes back to the vectors they name.
+
+All of them compute in float32, whatever they are fed: rounding the latents of a codebook search
+to bfloat16 changes about one code in a hundred. Channels stand in dimension 1 of latents and
+vectors, so the shapes are (B, dim, ...) and, for codes, (B, ...).
+"""
+
+from tokpipe.models.quantizers.base import Quantized, Quantizer
+from tokpipe.models.quantizers.ema import EMAVectorQuantizer
+from tokpipe.models.quantizers.fsq import FSQ
+from tokpipe.models.quantizers.gumbel import GumbelQuantizer
+from tokpipe.models.quantizers.lfq import LFQ
+from tokpipe.models.quantizers.nearest import nearest
+from tokpipe.models.quantizers.usage import CodeUsage
+from tokpipe.models.quantizers.vector import VectorQuantizer, VectorQuantizer2
+
+__all__ = [
+    "FSQ",
+    "LFQ",
+    "CodeUsage",
+    "EMAVectorQuantizer",
+    "GumbelQuantizer",
+    "Quantized",
+    "Quantizer",
+    "VectorQuantizer",
+    "VectorQuantizer2",
+    "nearest",
+]

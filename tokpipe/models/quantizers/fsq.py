@@ -1,0 +1,89 @@
+"""Finite scalar quantization: a grid in place of a codebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokpipe.models.quantizers.base import Quantized, straight_through
+from tokpipe.models.quantizers.scalar import ScalarQuantizer
+
+MAX_LEVELS = 2**22
+"""Levels of a channel: beyond, float32 cannot tell the middle of one from its edge."""
+
+
+class FSQ(ScalarQuantizer):
+    """Finite scalar quantization: each channel is squashed and rounded to one of its levels.
+
+    The code is a mixed-radix number whose first channel is the lowest digit. Vectors lie in
+    [-1, 1], before ``project_out`` where there is one. Gradients pass straight through the
+    rounding, and through the squashing as it is. There is no loss. ``dim``, ``num_codebooks`` and
+    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Source: arXiv:2309.15505.
+    """
+
+    levels: Tensor
+    place_values: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        dim: int | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+    ) -> None:
+        levels = tuple(levels)
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels={list(levels)}: each channel needs two levels at least")
+        if max(levels) > MAX_LEVELS or math.prod(levels) > 2**62:
+            raise ValueError(
+                f"levels={list(levels)}: float32 tells {MAX_LEVELS} levels of a channel apart, "
+                "and a code of int64 holds 2**62 in all"
+            )
+        super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
+        place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
+        # Integers, which .to(bfloat16) leaves alone; not persistent, as published.
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("place_values", torch.tensor(place_values), persistent=False)
+
+    def bounded(self, latent: Tensor) -> Tensor:
+        """What is rounded: (B, dim, ...) -> (B, codebook_dim * num_codebooks, ...) float32.
+
+        The unit is one level, so the middle of every level is an integer, and the distance to
+        the nearest one, 0 to about 0.5, says how near the code is to becoming another. Training
+        that pulls it down makes codes that survive reduced precision. Differentiable.
+        """
+        return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
+
+    def _bound(self, inner: Tensor) -> Tensor:
+        # Half a level wider than the outermost rounding by a thousandth, so that both ends are
+        # reached; an even number of levels is centred between two of them.
+        half_width = (self.levels - 1).float() * 1.001 / 2
+        offset = (self.levels % 2 == 0).float() * 0.5
+        return (inner + (offset / half_width).atanh()).tanh() * half_width - offset
+
+    def _round(self, bounded: Tensor) -> Tensor:
+        """Bounded values -> digits from 0 on, int64."""
+        digits = bounded.round().long() + self.levels // 2
+        # From 1,001 levels on that thousandth rounds past the last level.
+        return digits.clamp_min(0).minimum(self.levels - 1)
+
+    def _codes(self, inner: Tensor) -> Tensor:
+        return (self._round(self._bound(inner)) * self.place_values).sum(-1)
+
+    def _inner_vectors(self, codes: Tensor) -> Tensor:
+        return self._digits_to_vectors(codes.unsqueeze(-1) // self.place_values % self.levels)
+
+    def _digits_to_vectors(self, digits: Tensor) -> Tensor:
+        half_width = self.levels // 2
+        return (digits - half_width).float() / half_width
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """(B, dim, ...) -> vectors, codes; no loss."""
+        bounded = self._bound(self._inner(latent))
+        digits = self._round(bounded.detach())
+        vectors = straight_through(bounded / (self.levels // 2), self._digits_to_vectors(digits))
+        codes = self._shaped((digits * self.place_values).sum(-1))
+        return Quantized(self._outer(vectors).movedim(-1, 1), codes)

@@ -1,0 +1,76 @@
+"""The search for the nearest code vector: exact, in blocks, the same for every batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokpipe.models.precision import exact_float32_products
+
+MAX_DISTANCES = 2**24
+"""Distances held at once: 64 MiB, where 5,120 latents by 262,144 vectors would take 5.4 GB."""
+
+MIN_ROWS = 64
+"""Products of fewer rows are filled up: below 10, MKL rounded them by the number of threads."""
+
+
+def nearest(latents: Tensor, codebook: Tensor, max_distances: int = MAX_DISTANCES) -> Tensor:
+    """Index of the code vector nearest to each latent, the first of several.
+
+    latents (N, dim), codebook (K, dim), both float32 -> (N,) int64. The latent's own norm is left
+    out: it is the same for every code vector, and adding it would only round differences away.
+    """
+    return first_least(latents, codebook, codebook.square().sum(1), -2, max_distances)
+
+
+def first_least(
+    latents: Tensor,
+    vectors: Tensor,
+    offsets: Tensor,
+    factor: float,
+    max_values: int = MAX_DISTANCES,
+) -> Tensor:
+    """For each latent, the k of the least ``offsets[k] + factor * (latent . vectors[k])``.
+
+    latents (N, dim), vectors (K, dim), offsets (K,), all float32 -> (N,) int64, the first of
+    several. The vectors are searched in blocks, so memory stays at about ``max_values`` floats.
+    """
+    found = len(latents)
+    if found < MIN_ROWS:
+        latents = F.pad(latents, (0, 0, 0, MIN_ROWS - found))
+    best = torch.full_like(latents[:, 0], math.inf)
+    indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+    block = max(1, max_values // len(latents))
+    for first in range(0, len(vectors), block):
+        span = slice(first, first + block)
+        values = torch.addmm(offsets[span], latents, vectors[span].T, alpha=factor)
+        # min returns the first of equals, and a later block must be strictly less.
+        least, index = values.min(dim=1)
+        less = least < best
+        best = torch.where(less, least, best)
+        indices = torch.where(less, first + index, indices)
+    return indices[:found]
+
+
+def clip_rows(latent: Tensor) -> Tensor:
+    """(B, C, ...) -> (B, N, C) float32: the positions of each clip as rows.
+
+    Products are then taken clip by clip, so that their shape, and by it their rounding, does not
+    depend on the batch. Latents without positions, (B, C), are the rows of one product.
+    """
+    rows = latent.float()
+    return rows.unsqueeze(0) if rows.ndim == 2 else rows.flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def search(latent: Tensor, vectors: Tensor, offsets: Tensor, factor: float) -> Tensor:
+    """``first_least`` of every position of (B, C, ...), clip by clip -> (B, ...) int64."""
+    rows = clip_rows(latent)
+    codes = torch.zeros(rows.shape[:2], dtype=torch.int64, device=latent.device)
+    with exact_float32_products(latent.device):
+        for clip, found in zip(rows, codes, strict=True):
+            found.copy_(first_least(clip, vectors, offsets, factor))
+    return codes.view(latent.shape[:1] + latent.shape[2:])
