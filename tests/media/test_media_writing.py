@@ -1,0 +1,78 @@
+"""Files for people: what is written plays back as what was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
+
+
+def gradients(num_frames: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """Smooth moving colour ramps, which 4:2:0 keeps well."""
+    t, y, x = np.mgrid[:num_frames, :height, :width]
+    return np.stack([60 + x + t, 40 + 3 * y, 200 - x - y // 2], axis=-1).astype(np.uint8)
+
+
+def read(path: Path) -> tuple[NDArray[np.uint8], float]:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        rate = container.streams.video[0].average_rate
+        assert rate is not None
+        return np.stack(frames), float(rate)
+
+
+@pytest.mark.parametrize("fps", [8.0, 24000 / 1001, 0.5])
+def test_a_video_plays_back_in_its_colours_and_at_its_rate(tmp_path: Path, fps: float) -> None:
+    frames = gradients(9)
+    with VideoWriter(tmp_path / "clip.mp4", fps) as video:
+        video.write(frames[:4])
+        video.write(frames[4:])
+    found, rate = read(tmp_path / "clip.mp4")
+    assert found.shape == frames.shape
+    assert rate == pytest.approx(fps, rel=1e-4)
+    assert np.abs(found.astype(int) - frames).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(48, 64), (9, 15), (1, 1)])
+def test_frames_of_any_size_are_written(tmp_path: Path, size: tuple[int, int]) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", 8.0) as video:
+        video.write(gradients(3, *size))
+    assert read(tmp_path / "clip.mp4")[0].shape == (3, *size, 3)
+
+
+def test_an_interrupted_video_leaves_the_earlier_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"earlier")
+    with pytest.raises(RuntimeError, match="in the middle"), VideoWriter(path, 8.0) as video:
+        video.write(gradients(3))
+        raise RuntimeError("in the middle")
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_is_lossless(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (31, 17, 3), dtype=np.uint8)
+    write_png(tmp_path / "noise.png", noise)
+    np.testing.assert_array_equal(read(tmp_path / "noise.png")[0][0], noise)
+    assert list(tmp_path.iterdir()) == [tmp_path / "noise.png"]
+
+
+@pytest.mark.parametrize("blocks", [[20], [1] * 20, [7, 13]])
+def test_a_grid_shows_evenly_spaced_frames_however_they_come(blocks: list[int]) -> None:
+    frames = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    grid = FrameGrid(total=20, num_frames=5, columns=3)
+    for block in np.split(frames, np.cumsum(blocks)[:-1]):
+        grid.add(block)
+    assert grid.picture()[..., 0].tolist() == [[0, 5, 10], [14, 19, 0]]
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_a_grid_of_a_short_clip_shows_every_frame(total: int) -> None:
+    grid = FrameGrid(total, num_frames=8, columns=4)
+    grid.add(np.arange(total, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
+    assert grid.picture()[..., 0].tolist() == [list(range(total))]
