@@ -1,8 +1,10 @@
 """Encoders and quantizers of the CogVideo VQ-VAE/MoVQ family. Needs torch, and no job."""
 
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
+from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.movq_2d import MOVQDecoder
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.published import load_published
@@ -19,23 +21,32 @@ from tokpipe.models.quantizers import (
 )
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
+from tokpipe.models.vqvae_2d import Decoder, Encoder
 
 __all__ = [
     "FSQ",
     "LFQ",
+    "AttnBlock",
     "AttnBlock2D",
     "CausalConv3d",
     "CodeUsage",
+    "Decoder",
     "DownSample3D",
+    "Downsample",
     "EMAVectorQuantizer",
+    "Encoder",
     "Encoder3D",
     "GumbelQuantizer",
+    "MOVQDecoder",
     "MOVQDecoder3D",
     "Quantized",
     "Quantizer",
+    "ResnetBlock",
     "ResnetBlock3D",
+    "SpatialNorm",
     "SpatialNorm3D",
     "StreamState",
+    "Upsample",
     "Upsample3D",
     "VectorQuantizer",
     "VectorQuantizer2",

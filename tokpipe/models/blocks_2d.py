@@ -1,0 +1,203 @@
+"""The blocks of the 2D encoders and decoders. Attribute names are state_dict keys: an interface.
+
+Shape letters: B images, C channels, H rows, W columns. ``zq`` is the quantized latent
+(B, C_zq, h, w) that the norms of a MoVQ decoder look at, and None elsewhere. Source: CogVideo's
+``vqvae_blocks`` and ``movq_modules``, whose classes of the same name are one here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+
+from tokpipe.models.activation import silu
+from tokpipe.models.convolution import Conv2d
+from tokpipe.models.norm_3d import GroupNorm, group_norm
+
+
+class SpatialNorm(nn.Module):
+    """A norm whose scale and shift at each position come from the quantized latent ``zq``.
+
+    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` stretched to the size of ``f`` by
+    repetition. ``add_conv`` puts a 3x3 convolution on the stretched ``zq``. ``norm_layer`` is
+    called with ``num_channels`` and ``norm_layer_params``, and refuses what it does not know;
+    ``freeze_norm_layer`` keeps its parameters out of training.
+    Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
+    """
+
+    def __init__(
+        self,
+        f_channels: int,
+        zq_channels: int,
+        norm_layer: Callable[..., nn.Module] = GroupNorm,
+        freeze_norm_layer: bool = False,
+        add_conv: bool = False,
+        **norm_layer_params: Any,
+    ) -> None:
+        super().__init__()
+        self.norm_layer = norm_layer(num_channels=f_channels, **norm_layer_params)
+        self.norm_layer.requires_grad_(not freeze_norm_layer)
+        self.conv = Conv2d(zq_channels, zq_channels, 3, padding=1) if add_conv else None
+        self.conv_y = Conv2d(zq_channels, f_channels, 1)
+        self.conv_b = Conv2d(zq_channels, f_channels, 1)
+
+    def forward(self, f: Tensor, zq: Tensor) -> Tensor:
+        """f (B, C_f, H, W), zq (B, C_zq, h, w) -> (B, C_f, H, W)."""
+        size = f.shape[2:]
+        if self.conv is not None:
+            zq = self.conv(_stretched(zq, size))
+        # Without that convolution each position of zq counts alone: scale and shift are computed
+        # before they are stretched, on a fraction of the positions.
+        scale = _stretched(self.conv_y(zq), size)
+        shift = _stretched(self.conv_b(zq), size)
+        y: Tensor = self.norm_layer(f) * scale + shift
+        return y
+
+
+def _stretched(x: Tensor, size: Size) -> Tensor:
+    return x if x.shape[2:] == size else F.interpolate(x, size)
+
+
+def block_norm(channels: int, zq_ch: int | None, add_conv: bool) -> GroupNorm | SpatialNorm:
+    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that looks at the latent."""
+    if zq_ch is not None:
+        return SpatialNorm(channels, zq_ch, add_conv=add_conv, num_groups=32, eps=1e-6)
+    if add_conv:
+        raise ValueError(
+            "add_conv=True without zq_ch: the convolution is one of the latent, which this norm "
+            "does not see. Give zq_ch, or leave add_conv out"
+        )
+    return group_norm(channels)
+
+
+def normalized(norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None) -> Tensor:
+    """Apply either kind of ``block_norm``."""
+    if isinstance(norm, SpatialNorm) != (zq is not None):
+        raise ValueError(
+            "this block was built with zq_ch, so its norms need the latent: pass zq"
+            if zq is None
+            else "this block was built without zq_ch, so its norms cannot use zq: leave it out"
+        )
+    y: Tensor = norm(x) if zq is None else norm(x, zq)
+    return y
+
+
+class ResnetBlock(nn.Module):
+    """Two rounds of norm, SiLU and 3x3 convolution, added to the input.
+
+    Where the number of channels changes, a 1x1 convolution carries the input over, or a 3x3 one
+    (``conv_shortcut``). ``temb_channels`` is the width of an embedding, such as of a timestep,
+    that is added between the rounds, 0 for none. With ``zq_ch`` the norms look at the latent.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int | None = None,
+        conv_shortcut: bool = False,
+        dropout: float,
+        temb_channels: int = 512,
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        self.norm1 = block_norm(in_channels, zq_ch, add_conv)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
+        self.temb_proj = nn.Linear(temb_channels, out_channels) if temb_channels > 0 else None
+        self.norm2 = block_norm(out_channels, zq_ch, add_conv)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        # One of two keys, because they tell which of the two convolutions weights are of.
+        self.conv_shortcut: Conv2d | None = None
+        self.nin_shortcut: Conv2d | None = None
+        if in_channels != out_channels:
+            if conv_shortcut:
+                self.conv_shortcut = Conv2d(in_channels, out_channels, 3, padding=1)
+            else:
+                self.nin_shortcut = Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None, zq: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W), with temb (B, temb_channels) -> (B, C_out, H, W).
+
+        Raises:
+            ValueError: ``temb`` for a block without ``temb_channels``, or ``zq`` given or left
+                out other than ``zq_ch`` was.
+        """
+        h = self.conv1(silu(normalized(self.norm1, x, zq)))
+        if temb is not None:
+            if self.temb_proj is None:
+                raise ValueError(
+                    "this block was built with temb_channels=0 and cannot use an embedding: "
+                    "leave temb out"
+                )
+            h = h + self.temb_proj(silu(temb))[:, :, None, None]
+        h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq))))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        elif self.nin_shortcut is not None:
+            x = self.nin_shortcut(x)
+        y: Tensor = x + h
+        return y
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention among the positions of an image, added to the input.
+
+    With ``zq_ch`` the norm before it looks at the latent. Half precision does not overflow where
+    the scaled products fit it, since they are never formed without their scale of C^-0.5.
+    """
+
+    def __init__(self, in_channels: int, zq_ch: int | None = None, add_conv: bool = False) -> None:
+        super().__init__()
+        self.norm = block_norm(in_channels, zq_ch, add_conv)
+        self.q = Conv2d(in_channels, in_channels, 1)
+        self.k = Conv2d(in_channels, in_channels, 1)
+        self.v = Conv2d(in_channels, in_channels, 1)
+        self.proj_out = Conv2d(in_channels, in_channels, 1)
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        h = normalized(self.norm, x, zq)
+        # (B, 1, H*W, C): one head.
+        q, k, v = (conv(h).flatten(2).mT.unsqueeze(1) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
+        y: Tensor = self.proj_out(h.reshape(x.shape))
+        return x + y
+
+
+class Downsample(nn.Module):
+    """Halves rows and columns, rounding down.
+
+    By a strided 3x3 convolution padded right and below, or by averaging (``with_conv=False``).
+    """
+
+    def __init__(self, in_channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, in_channels, 3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return y
+
+
+class Upsample(nn.Module):
+    """Doubles rows and columns by repetition; then, ``with_conv``, a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, in_channels, 3, padding=1) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        x = F.interpolate(x, scale_factor=2.0)
+        if self.conv is not None:
+            x = self.conv(x)
+        return x
