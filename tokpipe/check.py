@@ -37,7 +37,7 @@ def check_lines(job: JobConfig) -> Iterator[str]:
         carried = f", carrying {', '.join(columns)}" if columns else ""
         yield f"{source.label}: first clip {first.column('source_uri')[0]}{carried}"
     if tokenizer.weights is not None:
-        _, _, size = find_weights(tokenizer.weights, job.storage)
+        size = find_weights(tokenizer.weights, job.storage)
         yield f"weights {tokenizer.weights}: {size:,} bytes"
     yield _output_line(job)
 

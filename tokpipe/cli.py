@@ -19,6 +19,7 @@ from rich.console import Console
 
 import tokpipe
 from tokpipe.config import load_job
+from tokpipe.config.job import StoreOptions
 from tokpipe.errors import TokpipeError
 
 TOO_MANY_REJECTED = 4
@@ -56,7 +57,7 @@ def run_command(parsed: argparse.Namespace) -> int:
     """Carry out ``run`` and turn its end into an exit code."""
     console = Console(highlight=False)
     try:
-        job = load_job(parsed.job)
+        job = load_job(parsed.job, read=_read_checkpoint)
         if parsed.dry_run:
             from tokpipe.check import check_lines
 
@@ -83,6 +84,12 @@ def run_command(parsed: argparse.Namespace) -> int:
     if outcome.rejected_fraction > job.max_rejected_fraction:
         return TOO_MANY_REJECTED
     return 0
+
+
+def _read_checkpoint(uri: str, options: StoreOptions) -> bytes:
+    from tokpipe.weights import read_object  # stores are looked for only if a job needs one
+
+    return read_object(uri, options)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,16 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
     ``device`` is the kind that encodes, ``"cpu"`` or ``"cuda"``, never ``"auto"``. Not in here,
     because no code depends on it: names, pools, shard sizes, stores, deadlines.
     """
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {name: _version(name) for name in (*LIBRARIES, *job.tokenizer.libraries)}
     return {
         "codes_version": CODES_VERSION,
         "weights": weights_hash,
         "tokenizer": job.tokenizer.codes_settings(),
-        "sampling": job.sampling.model_dump(mode="json"),
+        "sampling": job.sampling.model_dump(
+            mode="json",
+            # Streamed clips are not cut: how much is decoded at a time changes no code.
+            exclude={"max_clip_frames"} if job.chunking.policy == "streaming" else None,
+        ),
         "frames": job.frames.model_dump(mode="json"),
         "chunking": job.chunking.model_dump(mode="json"),
         "decode": {"backend": job.decode.backend},

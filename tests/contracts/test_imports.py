@@ -23,15 +23,18 @@ ARROWS: dict[str, set[str]] = {
     "models": {"config"} | LIGHT,
     "media": {"config"} | LIGHT,
     "storage": {"config"} | LIGHT,
-    "weights": {"config", "storage"} | LIGHT,
+    "weights": {"config", "formats", "storage"} | LIGHT,
     "formats": {"config", "storage"} | LIGHT,
     "sources": {"config", "formats", "storage"} | LIGHT,
     "plan": {"config", "formats", "sources", "storage"} | LIGHT,
     "reader": {"config", "formats", "storage"} | LIGHT,
     "stages": {"chunks", "config", "formats", "media", "models", "plan", "storage"} | LIGHT,
-    "runtime": {"config", "fingerprint", "formats", "plan", "stages", "storage", "weights"} | LIGHT,
+    "runtime": {
+        *("chunks", "config", "fingerprint", "formats", "plan", "stages", "storage", "weights")
+    }
+    | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
-    "cli": {"check", "config", "runtime"} | LIGHT,
+    "cli": {"check", "config", "runtime", "weights"} | LIGHT,
     "run": {"cli"},
 }
 

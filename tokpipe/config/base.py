@@ -37,18 +37,25 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
-def _resolve_uri(text: str, info: ValidationInfo) -> str:
-    """Expand variables, then make a path without scheme absolute, from the job's project."""
-    context = info.context or {}
-    text = expand_variables(text, context.get("environ", os.environ))
+def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> str:
+    """Expand variables, then make a path without scheme absolute, from ``root`` if there is one.
+
+    Raises:
+        ValueError: nothing is left, or a variable is not set.
+    """
+    text = expand_variables(text, environ)
     if not text:
         raise ValueError("is empty; give a path or a URI such as s3://bucket/prefix")
     if _SCHEME.match(text):
         return text
-    root: Path | None = context.get("root")
     path = Path(text).expanduser()
     # normpath, not resolve(): a glob's characters and symbolic links stay as written.
     return os.path.normpath(path if root is None else root / path)
+
+
+def _resolve_uri(text: str, info: ValidationInfo) -> str:
+    context = info.context or {}
+    return resolve_uri(text, root=context.get("root"), environ=context.get("environ", os.environ))
 
 
 def _expand_text(text: str, info: ValidationInfo) -> str:

@@ -9,7 +9,15 @@ import math
 from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 from typing_extensions import Self
 
 from tokpipe.config.base import Frozen, Uri
@@ -39,6 +47,11 @@ class TokenizerConfig(Frozen):
     @property
     def decoder_keys(self) -> tuple[str, ...]:
         """Beginnings of the weights' keys that only decoding needs."""
+        return ()
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Packages beside torch whose version can change a code."""
         return ()
 
 
@@ -122,15 +135,39 @@ def _check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
 
 
 class VQConfig(Frozen):
-    """Nearest code vector of a learnt codebook."""
+    """Nearest code vector of a learnt codebook, arXiv:1711.00937."""
 
     kind: Literal["vq"]
     codebook_size: PositiveInt
     codebook_dim: PositiveInt
 
     @property
-    def bit_order(self) -> None:
-        return None
+    def latent_dim(self) -> int:
+        """Channels of the latent."""
+        return self.codebook_dim
+
+
+class EMAVQConfig(Frozen):
+    """Nearest code vector of a codebook that was learnt by moving averages, arXiv:1711.00937."""
+
+    kind: Literal["ema_vq"]
+    codebook_size: PositiveInt
+    codebook_dim: PositiveInt
+
+    @property
+    def latent_dim(self) -> int:
+        return self.codebook_dim
+
+
+class GumbelConfig(Frozen):
+    """Greatest of one logit per code, arXiv:1611.01144."""
+
+    kind: Literal["gumbel"]
+    codebook_size: PositiveInt
+    codebook_dim: PositiveInt
+    """Channels of a code vector, which the decoder takes."""
+    latent_dim: PositiveInt
+    """Channels of the latent, which are projected to the logits."""
 
 
 class FSQConfig(Frozen):
@@ -150,8 +187,8 @@ class FSQConfig(Frozen):
         return len(self.levels)
 
     @property
-    def bit_order(self) -> None:
-        return None
+    def latent_dim(self) -> int:
+        return self.codebook_dim
 
 
 class LFQConfig(Frozen):
@@ -170,8 +207,14 @@ class LFQConfig(Frozen):
     def codebook_dim(self) -> int:
         return self.dim
 
+    @property
+    def latent_dim(self) -> int:
+        return self.dim
 
-QuantizerConfig = Annotated[VQConfig | FSQConfig | LFQConfig, Field(discriminator="kind")]
+
+QuantizerConfig = Annotated[
+    VQConfig | FSQConfig | LFQConfig | EMAVQConfig | GumbelConfig, Field(discriminator="kind")
+]
 
 
 class NativeConfig(TokenizerConfig):
@@ -197,7 +240,7 @@ class NativeConfig(TokenizerConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        got, want = self.quantizer.codebook_dim, self.encoder.z_channels
+        got, want = self.quantizer.latent_dim, self.encoder.z_channels
         if got != want:
             raise ValueError(
                 f"quantizer takes {got} channels but encoder.z_channels={want}; make them equal"
@@ -231,7 +274,7 @@ class NativeConfig(TokenizerConfig):
             temporal_stride=self.encoder.temporal_compress_times,
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
             codebook_size=self.quantizer.codebook_size,
-            bit_order=self.quantizer.bit_order,
+            bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
             licence=self.licence,
             why_not_streamable=self._why_not_streamable,
         )
@@ -264,4 +307,234 @@ class NativeConfig(TokenizerConfig):
         }
 
 
-AnyTokenizer = NativeConfig
+# --- published ones -------------------------------------------------------------------------------
+
+
+class MoVQGANConfig(TokenizerConfig):
+    """SBER-MoVQGAN: images, or the frames of a video one by one, with its published keys.
+
+    As they stand the settings are those of the 270M model; 67M has ``ch: 128``, 102M ``ch: 128``
+    and ``num_res_blocks: 4``.
+    """
+
+    kind: Literal["movqgan"]
+    name: str = "sber-movqgan"
+    """Written to every shard, for people; the fingerprint is what identifies it."""
+    weights: Uri
+    """safetensors with keys ``encoder.*``, ``quant_conv.*``, ``quantize.embedding.weight``,
+    ``post_quant_conv.*`` and ``decoder.*``; `tokpipe convert` makes them of the published .ckpt."""
+    ch: PositiveInt = 256
+    """Channels of the finest level."""
+    ch_mult: ChannelMultiples = (1, 2, 2, 4)
+    """Channels of each level, in multiples of ``ch``; each level but the last halves the size."""
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    attn_resolutions: tuple[int, ...] = (32,)
+    """Sizes at which attention follows each residual block."""
+    resolution: PositiveInt = 256
+    """Nominal size: decides at which level ``attn_resolutions`` put attention, nothing else."""
+    z_channels: PositiveInt = 4
+    """Channels between the encoder and ``quant_conv``."""
+    embed_dim: PositiveInt = 4
+    """Channels of a code vector."""
+    codebook_size: PositiveInt = 16_384
+    licence: str | None = None
+    """Licence of the weights, for people; their repository names none."""
+
+    @model_validator(mode="after")
+    def _published_limits(self) -> Self:
+        _check_channels(self.ch, self.ch_mult)
+        return self
+
+    @property
+    def traits(self) -> TokenizerTraits:
+        return TokenizerTraits(
+            temporal_stride=1,
+            spatial_stride=int(2 ** (len(self.ch_mult) - 1)),
+            codebook_size=self.codebook_size,
+            layout="BCHW",
+            licence=self.licence,
+            why_not_streamable=None,
+        )
+
+    @property
+    def decoder_keys(self) -> tuple[str, ...]:
+        return ("decoder.", "post_quant_conv.")
+
+    def codes_settings(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"name", "weights", "licence"})
+
+
+class Emu3Config(TokenizerConfig):
+    """Emu3's video tokenizer, by way of the package transformers: four frames per latent frame.
+
+    Its authors encode four frames at a time, and others give other codes, so every chunk has
+    four. Names as in transformers' ``Emu3VQVAEConfig``; as they stand the settings are the
+    published ones.
+    """
+
+    kind: Literal["emu3"]
+    name: str = "emu3-vision-tokenizer"
+    """Written to every shard, for people; the fingerprint is what identifies it."""
+    weights: Uri
+    """safetensors with the keys of transformers' ``Emu3VQVAE``, or of BAAI/Emu3-VisionTokenizer."""
+    base_channels: PositiveInt = 256
+    """Channels of the finest level."""
+    channel_multiplier: ChannelMultiples = (1, 2, 2, 4)
+    """Channels of each level, in multiples of ``base_channels``; each but the last halves the
+    size."""
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    attn_resolutions: tuple[int, ...] = (3,)
+    """Levels, counted from 0, at which attention follows each residual block."""
+    embed_dim: PositiveInt = 4
+    """Channels of the latent and of a code vector."""
+    codebook_size: PositiveInt = 32_768
+    licence: str | None = None
+    """Licence of the weights, for people."""
+
+    @model_validator(mode="after")
+    def _published_limits(self) -> Self:
+        _check_channels(self.base_channels, self.channel_multiplier)
+        multiples = self.channel_multiplier
+        for level in self.attn_resolutions:
+            if not 0 <= level < len(multiples) or multiples[level] != multiples[-1]:
+                raise ValueError(
+                    f"attn_resolutions names level {level}, but attention is as wide as the last "
+                    f"level, {len(multiples) - 1}, and works only at levels of that width"
+                )
+        return self
+
+    @property
+    def traits(self) -> TokenizerTraits:
+        return TokenizerTraits(
+            temporal_stride=4,
+            first_frames=4,
+            chunk_frames=4,
+            spatial_stride=int(2 ** (len(self.channel_multiplier) - 1)),
+            codebook_size=self.codebook_size,
+            layout="BTCHW",
+            licence=self.licence,
+            why_not_streamable=(
+                "Emu3 encodes every four frames alone, and a clip that is encoded whole gets other "
+                "codes than its authors give it"
+            ),
+        )
+
+    @property
+    def decoder_keys(self) -> tuple[str, ...]:
+        return ("decoder.", "post_quant_conv.")
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return ("transformers",)
+
+    def codes_settings(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"name", "weights", "licence"})
+
+
+class CosmosDVConfig(TokenizerConfig):
+    """NVIDIA's Cosmos discrete video tokenizers, from their TorchScript files.
+
+    A TorchScript file is a program: name only files that you trust as you trust code.
+    """
+
+    kind: Literal["cosmos_dv"]
+    name: str = "cosmos-dv"
+    """Written to every shard, for people; the fingerprint is what identifies it."""
+    variant: Literal["4x8x8", "8x8x8", "8x16x16"]
+    """Frames x rows x columns of pixels per code, as in the model's name."""
+    weights: Uri
+    """``encoder.jit``."""
+    decoder_weights: Uri | None = None
+    """``decoder.jit``; only decoding needs it."""
+    licence: str | None = "NVIDIA Open Model License"
+    """Licence of the weights, for people."""
+
+    @property
+    def traits(self) -> TokenizerTraits:
+        time, space, _ = (int(stride) for stride in self.variant.split("x"))
+        return TokenizerTraits(
+            temporal_stride=time,
+            spatial_stride=space,
+            codebook_size=64_000,
+            licence=self.licence,
+            why_not_streamable=(
+                "its attention spans all frames of a chunk before each, so no cache of bounded "
+                "size gives the codes of the whole clip"
+            ),
+        )
+
+    def codes_settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, "variant": self.variant}
+
+
+# --- any other ------------------------------------------------------------------------------------
+
+
+def _check_import_path(text: str) -> str:
+    module, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise ValueError(f"{text!r} does not say where a class is: write package.module:ClassName")
+    return text
+
+
+class CustomConfig(TokenizerConfig):
+    """Any tokenizer: a class of your own, found by its import path, and what it declares.
+
+    docs/tokenizers.md says what the class must do, with an example.
+    """
+
+    kind: Literal["custom"]
+    implementation: Annotated[str, AfterValidator(_check_import_path)]
+    """``package.module:ClassName``, importable on every node that encodes."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+    declares: TokenizerTraits
+    """Shapes, ranges and rules; the class is tried out against them before any video is."""
+    probe_size: tuple[PositiveInt, PositiveInt] | None = None
+    """(height, width) of the noise that it is tried out on; small when left out."""
+    weights: Uri | None = None
+    """safetensors with the keys of the class; without, it must bring its own."""
+
+    @model_validator(mode="after")
+    def _probe_fits(self) -> Self:
+        if self.probe_size is not None:
+            self.declares.check_size(*self.probe_size)
+        return self
+
+    @property
+    def traits(self) -> TokenizerTraits:
+        return self.declares
+
+    def codes_settings(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "implementation": self.implementation,
+            "arguments": self.arguments,
+            "declares": self.declares.model_dump(
+                mode="json", exclude={"licence", "why_not_streamable"}
+            ),
+        }
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def _kind(section: Any) -> str | None:
+    """The kind of a tokenizer section, as read or built; one that names none is ``native``."""
+    if isinstance(section, dict):
+        section = section.get("kind", "native")
+    kind = getattr(section, "kind", section)
+    return kind if isinstance(kind, str) else None
+
+
+AnyTokenizer = Annotated[
+    Annotated[NativeConfig, Tag("native")]
+    | Annotated[MoVQGANConfig, Tag("movqgan")]
+    | Annotated[Emu3Config, Tag("emu3")]
+    | Annotated[CosmosDVConfig, Tag("cosmos_dv")]
+    | Annotated[CustomConfig, Tag("custom")],
+    Discriminator(_kind),
+]
+"""A tokenizer section of a job file."""

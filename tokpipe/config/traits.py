@@ -112,8 +112,8 @@ class TokenizerTraits(Frozen):
             use = f"{low} or {low + stride}" if low >= first else f"{first}"
             rule = f"{first} + {stride} k" if first != stride else f"a multiple of {stride}"
             raise ValueError(
-                f"{name}={num_frames} does not fit temporal stride {stride}, which takes {rule} "
-                f"frames and would lose the others: use {use}"
+                f"{name}={num_frames} does not fit temporal stride {stride}: use {use}. Chunks have "
+                f"{rule} frames, and those beyond would be lost"
             )
 
     def check_size(self, height: int, width: int) -> None:
@@ -130,8 +130,8 @@ class TokenizerTraits(Frozen):
                 low = pixels - extra
                 use = f"{low} or {low + multiple}" if low >= multiple else f"{multiple}"
                 raise ValueError(
-                    f"{side} {pixels} is no multiple of the encoder's {what} {multiple}, and what "
-                    f"exceeds one would be lost: use {use}"
+                    f"{side} {pixels} is no multiple of the encoder's {what} {multiple}: use "
+                    f"{use}. What exceeds a multiple would be lost"
                 )
         if self.square_only and height != width:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import signal
 import time
@@ -40,7 +39,7 @@ from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, WorkItem
-from tokpipe.weights import find_weights
+from tokpipe.weights import read_weights
 
 LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
 """Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a
@@ -86,9 +85,9 @@ def run_job(job: JobConfig, console: Console) -> Outcome:
     driver = secrets.token_hex(4)
     store = open_store(job.output.uri, job.storage)
     record = _existing(store)
-    weights, weights_hash = _read_weights(job)
+    weights = read_weights(job.tokenizer, job.storage)
     if record is not None:
-        _check_same(store, record, job, weights_hash, _recorded_device(record, job))
+        _check_same(store, record, job, weights.hash, _recorded_device(record, job))
         state = load_state(store, record.num_rows)
         if state.committed.num_done == record.num_rows:
             elapsed_s = time.monotonic() - started
@@ -98,13 +97,13 @@ def run_job(job: JobConfig, console: Console) -> Outcome:
     console.print("connecting to Ray ...", highlight=False)
     with connected(job.runtime.cluster):
         if record is None:
-            record = _start(store, job, weights_hash, driver, console)
+            record = _start(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
         state = load_state(store, record.num_rows)
         plan = StoredPlan.from_json(record.plan)
         dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
         feed = Feed(PlanReader(store, plan), state.committed)
-        stages = _stages(job, record, plan, device, weights, driver)
+        stages = _stages(job, record, plan, device, weights.encoding, driver)
         totals_before = state.totals.num_clips + state.totals.num_rejected
         left_before = _clips_left(state)
         with ProgressView(console, job.runtime.progress_interval_s) as view:
@@ -147,15 +146,6 @@ def _existing(store: Store) -> JobRecord | None:
         return job_record.read(store)
     except NotFound:
         return None
-
-
-def _read_weights(job: JobConfig) -> tuple[bytes | None, str]:
-    uri = job.tokenizer.weights
-    if uri is None:
-        return None, f"random, seed {job.tokenizer.seed}"
-    store, key, _ = find_weights(uri, job.storage)
-    weights = store.get(key)
-    return weights, "sha256 " + hashlib.sha256(weights).hexdigest()
 
 
 def _recorded_device(record: JobRecord, job: JobConfig) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.config.traits import TokenizerTraits
+from tokpipe.models.quantizers import Quantizer
 from tokpipe.models.streaming import StreamState
 
 NOT_FINITE = -1
@@ -133,6 +134,13 @@ class VideoTokenizer(nn.Module, ABC):
 
     # --- checks and conversions ---
 
+    @staticmethod
+    def _no_decoder() -> ValueError:
+        return ValueError(
+            "this tokenizer was built without its decoder, and cannot give pixels: build it by "
+            "build_tokenizer(..., with_decoder=True)"
+        )
+
     def _check_streamable(self) -> None:
         reason = self.traits.why_not_streamable
         if reason is not None:
@@ -242,6 +250,14 @@ class VideoTokenizer(nn.Module, ABC):
                 "weights, or compute in float32"
             )
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
+def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
+    """(B, C, ...) in any dtype -> (B, ...) int64; ``NOT_FINITE`` where a latent is not."""
+    latent = latent.float()
+    finite = latent.isfinite().all(dim=1)
+    codes = quantizer.codes_of(latent.masked_fill(~finite.unsqueeze(1), 0))
+    return codes.where(finite, NOT_FINITE)
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from tokpipe.config.tokenizer import TokenizerConfig
+import torch
+
+from tokpipe.config.tokenizer import (
+    CosmosDVConfig,
+    CustomConfig,
+    Emu3Config,
+    MoVQGANConfig,
+    NativeConfig,
+    TokenizerConfig,
+)
 from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers.base import VideoTokenizer
+from tokpipe.models.tokenizers.cosmos import build_cosmos_dv
+from tokpipe.models.tokenizers.custom import build_custom
+from tokpipe.models.tokenizers.emu3 import build_emu3
+from tokpipe.models.tokenizers.movqgan import build_movqgan
 from tokpipe.models.tokenizers.native import build_native
 
 
@@ -29,5 +42,26 @@ def build_tokenizer(
             f"tokenizer.weights names {config.weights}, but its bytes were not given; random "
             "weights in their place would give meaningless codes"
         )
-    tokenizer = build_native(config, weights, with_decoder=with_decoder)
+    # Layers draw initial values from the global generator: give it back as it was.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        tokenizer = _build(config, weights, with_decoder, decoder_weights)
     return tokenizer.eval().requires_grad_(False)
+
+
+def _build(
+    config: TokenizerConfig,
+    weights: bytes | None,
+    with_decoder: bool,
+    decoder_weights: bytes | None,
+) -> VideoTokenizer:
+    if isinstance(config, NativeConfig):
+        return build_native(config, weights, with_decoder=with_decoder)
+    if isinstance(config, CustomConfig):
+        return build_custom(config, weights, with_decoder=with_decoder)
+    assert weights is not None, "the other kinds must name theirs"
+    if isinstance(config, MoVQGANConfig):
+        return build_movqgan(config, weights, with_decoder=with_decoder)
+    if isinstance(config, Emu3Config):
+        return build_emu3(config, weights, with_decoder=with_decoder)
+    assert isinstance(config, CosmosDVConfig), config
+    return build_cosmos_dv(config, weights, decoder_weights, with_decoder=with_decoder)

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import (
+    EMAVQConfig,
     FSQConfig,
+    GumbelConfig,
     LFQConfig,
     Movq3DConfig,
     NativeConfig,
@@ -19,9 +21,16 @@ from tokpipe.config.tokenizer import (
 from tokpipe.errors import ConfigError
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
-from tokpipe.models.quantizers import FSQ, LFQ, Quantizer, VectorQuantizer
+from tokpipe.models.quantizers import (
+    FSQ,
+    LFQ,
+    EMAVectorQuantizer,
+    GumbelQuantizer,
+    Quantizer,
+    VectorQuantizer,
+)
 from tokpipe.models.streaming import StreamState
-from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
 
 
@@ -50,17 +59,11 @@ class NativeTokenizer(VideoTokenizer):
             self.decoder = _decoder(config, config.decoder)
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self._codes(self.encoder(self._patched(x)))
+        return codes_or_not_finite(self.quantizer, self.encoder(self._patched(x)))
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         latent, after = self.encoder.stream(self._patched(x), state)
-        return self._codes(latent), after
-
-    def _codes(self, latent: Tensor) -> Tensor:
-        latent = latent.float()
-        finite = latent.isfinite().all(dim=1)
-        codes = self.quantizer.codes_of(latent.masked_fill(~finite.unsqueeze(1), 0))
-        return codes.where(finite, NOT_FINITE)
+        return codes_or_not_finite(self.quantizer, latent), after
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self._unpatched(self._with_decoder()(self._vectors(codes)))
@@ -71,7 +74,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def _with_decoder(self) -> MOVQDecoder3D:
         if self.decoder is None:
-            raise ValueError("this tokenizer was built without its decoder: build it with one")
+            raise self._no_decoder()
         return self.decoder
 
     def _vectors(self, codes: Tensor) -> Tensor:
@@ -99,9 +102,7 @@ def build_native(
     config: NativeConfig, weights: bytes | None, *, with_decoder: bool
 ) -> NativeTokenizer:
     """Build on the CPU in float32; see ``build_tokenizer``."""
-    # The layers draw their own initial values from the global generator: give it back as it was.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
+    tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
     if weights is None:
         _randomize(tokenizer, config.seed)
     else:
@@ -134,7 +135,7 @@ def _decoder(config: NativeConfig, decoder: Movq3DConfig) -> MOVQDecoder3D:
         num_res_blocks=decoder.num_res_blocks,
         attn_resolutions=decoder.attn_resolutions,
         resolution=decoder.resolution,
-        z_channels=config.encoder.z_channels,
+        z_channels=config.quantizer.codebook_dim,
         add_conv=decoder.add_conv,
         pad_mode=decoder.pad_mode,
         temporal_compress_times=config.encoder.temporal_compress_times,
@@ -147,8 +148,13 @@ def _quantizer(config: QuantizerConfig) -> Quantizer:
     if isinstance(config, FSQConfig):
         return FSQ(config.levels)
     if isinstance(config, LFQConfig):
-        return LFQ(config.dim)
-    return VectorQuantizer(config.codebook_size, config.codebook_dim)
+        return LFQ(config.dim, bit_order=config.bit_order)
+    size, dim = config.codebook_size, config.codebook_dim
+    if isinstance(config, EMAVQConfig):
+        return EMAVectorQuantizer(size, dim, beta=0.25)
+    if isinstance(config, GumbelConfig):
+        return GumbelQuantizer(config.latent_dim, dim, size)
+    return VectorQuantizer(size, dim)
 
 
 def _randomize(tokenizer: nn.Module, seed: int) -> None:

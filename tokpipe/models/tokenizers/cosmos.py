@@ -1,0 +1,116 @@
+"""NVIDIA's Cosmos discrete video tokenizers, from their published TorchScript files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokpipe.config.tokenizer import CosmosDVConfig
+from tokpipe.errors import ConfigError
+from tokpipe.models.tokenizers.base import VideoTokenizer
+from tokpipe.models.tokenizers.probe import probe
+
+
+class CosmosDVTokenizer(VideoTokenizer):
+    """``encoder.jit`` and, to decode, ``decoder.jit``: programs with weights, run as they are.
+
+    The encoder takes (B, 3, T, H, W) in [-1, 1] and gives (indices int32 (B, t, h, w), code
+    vectors, loss); the decoder takes indices and gives pixels. The files accept any size and lose
+    what does not fit, so the rules are enforced here. Published in bfloat16; ``compute_in`` casts
+    the whole program and tries it out again, since nothing tells beforehand whether it can be.
+    Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
+    """
+
+    def __init__(self, config: CosmosDVConfig, encoder: Any, decoder: Any | None) -> None:
+        super().__init__(config.traits)
+        self.what = f"tokenizer.weights {config.weights} as Cosmos-DV{config.variant}"
+        self.encoder: nn.Module = encoder
+        self.decoder: nn.Module | None = decoder
+        types = [p.dtype for p in encoder.parameters() if p.is_floating_point()]
+        self.dtype = types[0] if types else torch.float32
+
+    def _encode(self, x: Tensor) -> Tensor:
+        outputs = self.encoder(x)
+        if not isinstance(outputs, tuple | list) or not outputs:
+            raise TypeError(
+                f"its encoder gave a {type(outputs).__name__}, not (indices, code vectors, loss): "
+                "it is none of a discrete tokenizer, or not the encoder's file"
+            )
+        codes: Tensor = outputs[0]
+        return codes
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        if self.decoder is None:
+            raise self._no_decoder()
+        floats: Tensor = self.decoder(codes.int())
+        return floats
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        if dtype == self.dtype:
+            return
+        self.encoder.to(dtype)
+        if self.decoder is not None:
+            self.decoder.to(dtype)
+        before, self.dtype = self.dtype, dtype
+        device = next((p.device for p in self.encoder.parameters()), None)
+        try:
+            probe(self, self.what, with_decoder=self.decoder is not None, device=device)
+        except ConfigError as error:
+            raise ValueError(
+                f"{error}. Its file is of {before}: set encode.dtype to that"
+            ) from error
+
+
+def build_cosmos_dv(
+    config: CosmosDVConfig,
+    weights: bytes,
+    decoder_weights: bytes | None,
+    *,
+    with_decoder: bool,
+) -> CosmosDVTokenizer:
+    """Build on the CPU, in the dtype of the file; see ``build_tokenizer``."""
+    if with_decoder and decoder_weights is None:
+        raise ConfigError(
+            "tokenizer.decoder_weights: is not given, and Cosmos keeps its decoder in a file of "
+            "its own, without which codes cannot become pixels: name its decoder.jit"
+        )
+    # The fuser makes the first calls round unlike later ones (pytorch#74534); Cosmos' own code
+    # turns it off, too.
+    torch._C._jit_set_texpr_fuser_enabled(False)
+    encoder = _load(weights, f"tokenizer.weights {config.weights}")
+    decoder = None
+    if with_decoder and decoder_weights is not None:
+        decoder = _load(decoder_weights, f"tokenizer.decoder_weights {config.decoder_weights}")
+    tokenizer = CosmosDVTokenizer(config, encoder, decoder)
+    tokenizer.eval()
+    probe(tokenizer, tokenizer.what, with_decoder=with_decoder)
+    return tokenizer
+
+
+def _load(data: bytes, where: str) -> Any:
+    if not _is_torchscript(data):
+        raise ConfigError(
+            f"{where}: is no TorchScript file, which holds a program beside its weights; these "
+            "bytes alone make no model. Name the .jit file of the checkpoint, and copy it again if "
+            "it was cut short"
+        )
+    try:
+        return torch.jit.load(io.BytesIO(data), map_location="cpu")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{where}: is a TorchScript file that PyTorch {torch.__version__} cannot load: "
+            f"{str(error).strip()[:400]}. Copy it again, or load it with the PyTorch that wrote it"
+        ) from error
+
+
+def _is_torchscript(data: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return False
+    return {"data.pkl", "constants.pkl"} <= members

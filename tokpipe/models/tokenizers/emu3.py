@@ -1,0 +1,134 @@
+"""Emu3's video tokenizer, as the package transformers has it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokpipe.config.tokenizer import Emu3Config
+from tokpipe.errors import ConfigError
+from tokpipe.models.convolution import Conv2d, Conv3d
+from tokpipe.models.published import load_published
+from tokpipe.models.quantizers import VectorQuantizer
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
+from tokpipe.models.tokenizers.weights import read_safetensors
+
+_TO_TRANSFORMERS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # Attention of 1x1 convolutions became linear layers, whose norm stands beside them.
+        (r"\.mid\.attn_1\.norm\.", ".mid.attn_norm."),
+        (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
+        (r"\.(q|k|v)\.(weight|bias)$", r".\1_proj.\2"),
+        (r"\.proj_out\.(weight|bias)$", r".out_proj.\1"),
+        (r"^(encoder)\.down\.", r"\1.down_block.down."),
+        (r"^(decoder)\.up\.", r"\1.up_block.up."),
+        (r"^(encoder|decoder)\.mid\.", r"\1.middle_block."),
+    )
+)
+"""From the keys of BAAI/Emu3-VisionTokenizer to those of transformers, which had them renamed."""
+
+
+class Emu3Tokenizer(VideoTokenizer):
+    """Four frames to one latent frame: 2D encoder, convolutions over time, codebook.
+
+    The model is transformers' ``Emu3VQVAE``, and its keys are those of the state_dict, but the
+    codebook is searched here, in float32: transformers would in the type of the weights, which in
+    bfloat16 names other code vectors. Source: arXiv:2409.18869; transformers,
+    ``models/emu3/modeling_emu3.py``.
+    """
+
+    def __init__(self, config: Emu3Config, model: Any, *, with_decoder: bool) -> None:
+        super().__init__(config.traits)
+        self.encoder: nn.Module = model.encoder
+        self.quant_conv: nn.Module = model.quant_conv
+        self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim)
+        self.decoder: nn.Module | None = model.decoder if with_decoder else None
+        self.post_quant_conv: nn.Module | None = model.post_quant_conv if with_decoder else None
+        _use_own_convolutions(self)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        latent: Tensor = self.encoder(x)  # (B, t, C, h, w)
+        return codes_or_not_finite(self.quantize, self.quant_conv(latent.transpose(1, 2)))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        if self.decoder is None or self.post_quant_conv is None:
+            raise self._no_decoder()
+        vectors = self.quantize.vectors_of(codes).to(self.dtype)
+        post = self.post_quant_conv(vectors)
+        frames: Tensor = self.decoder(post.transpose(1, 2), vectors.transpose(1, 2))
+        num_frames = self.traits.num_frames(codes.shape[1])
+        return frames.view(len(codes), num_frames, *frames.shape[1:])
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        for part in (self.encoder, self.quant_conv, self.post_quant_conv, self.decoder):
+            if part is not None:
+                part.to(dtype)
+
+
+def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu3Tokenizer:
+    """Build on the CPU in float32; see ``build_tokenizer``."""
+    try:
+        from transformers import Emu3VQVAE, Emu3VQVAEConfig
+    except ImportError as error:
+        raise ConfigError(
+            f"tokenizer.kind emu3 needs the package transformers, 4.48 or newer ({error}): install "
+            "tokpipe[emu3] on every node that encodes"
+        ) from error
+    model = Emu3VQVAE(
+        Emu3VQVAEConfig(
+            codebook_size=config.codebook_size,
+            embed_dim=config.embed_dim,
+            latent_channels=config.embed_dim,
+            base_channels=config.base_channels,
+            channel_multiplier=list(config.channel_multiplier),
+            num_res_blocks=config.num_res_blocks,
+            attn_resolutions=list(config.attn_resolutions),
+            # Attention's width, and transformers' default is that of the published settings.
+            hidden_size=config.base_channels * config.channel_multiplier[-1],
+            temporal_downsample_factor=config.traits.temporal_stride,
+        )
+    )
+    tokenizer = Emu3Tokenizer(config, model, with_decoder=with_decoder).float()
+    state = read_safetensors(weights, config.weights)
+    if not with_decoder:
+        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
+    load_published(tokenizer, in_transformers_layout(state), source=config.weights)
+    return tokenizer
+
+
+def _use_own_convolutions(module: nn.Module) -> None:
+    """Put this project's convolutions, which round alike in any batch, in place of torch's."""
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d:
+            own: nn.Conv2d | nn.Conv3d = Conv2d(*_arguments(child))
+        elif type(child) is nn.Conv3d:
+            own = Conv3d(*_arguments(child))
+        else:
+            _use_own_convolutions(child)
+            continue
+        own.weight, own.bias = child.weight, child.bias
+        setattr(module, name, own)
+
+
+def _arguments(conv: nn.Conv2d | nn.Conv3d) -> tuple[Any, ...]:
+    assert conv.groups == 1
+    assert conv.padding_mode == "zeros"
+    return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
+
+
+def in_transformers_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of BAAI/Emu3-VisionTokenizer; keys of transformers stay as they are."""
+    renamed = {}
+    for key, value in state.items():
+        new = key
+        for pattern, replacement in _TO_TRANSFORMERS:
+            new = pattern.sub(replacement, new)
+        if new.endswith("_proj.weight") and value.ndim == 4 and value.shape[2:] == (1, 1):
+            value = value.flatten(1)
+        renamed[new] = value
+    return renamed

@@ -1,0 +1,76 @@
+"""SBER-MoVQGAN: a 2D tokenizer, for images or the frames of a video one by one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.models.convolution import Conv2d
+from tokpipe.models.movq_2d import MOVQDecoder
+from tokpipe.models.quantizers import VectorQuantizer
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
+from tokpipe.models.tokenizers.weights import load_weights
+from tokpipe.models.vqvae_2d import Encoder
+
+
+class MoVQGANTokenizer(VideoTokenizer):
+    """2D encoder, 1x1 convolution, codebook, 1x1 convolution, 2D MoVQ decoder.
+
+    Keys of the state_dict are the published ones: ``encoder.*``, ``quant_conv.*``,
+    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``. The codebook is searched in
+    float32; the published code adds the latent's own norm to every distance, which only rounds,
+    so of two code vectors all but equally near it may name the other.
+    Source: github.com/ai-forever/MoVQGAN, ``movqgan.models.vqgan.MOVQ``.
+    """
+
+    def __init__(self, config: MoVQGANConfig, *, with_decoder: bool) -> None:
+        super().__init__(config.traits)
+        self.encoder = Encoder(
+            ch=config.ch,
+            ch_mult=config.ch_mult,
+            num_res_blocks=config.num_res_blocks,
+            attn_resolutions=config.attn_resolutions,
+            in_channels=3,
+            resolution=config.resolution,
+            z_channels=config.z_channels,
+            double_z=False,
+        )
+        self.quant_conv = Conv2d(config.z_channels, config.embed_dim, 1)
+        self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim)
+        self.post_quant_conv: Conv2d | None = None
+        self.decoder: MOVQDecoder | None = None
+        if with_decoder:
+            self.post_quant_conv = Conv2d(config.embed_dim, config.z_channels, 1)
+            self.decoder = MOVQDecoder(
+                ch=config.ch,
+                out_ch=3,
+                ch_mult=config.ch_mult,
+                num_res_blocks=config.num_res_blocks,
+                attn_resolutions=config.attn_resolutions,
+                resolution=config.resolution,
+                z_channels=config.z_channels,
+                zq_ch=config.embed_dim,
+            )
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return codes_or_not_finite(self.quantize, self.quant_conv(self.encoder(x)))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        if self.decoder is None or self.post_quant_conv is None:
+            raise self._no_decoder()
+        vectors = self.quantize.vectors_of(codes).to(self.dtype)
+        frames: Tensor = self.decoder(self.post_quant_conv(vectors), vectors)
+        return frames
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        for part in (self.encoder, self.quant_conv, self.post_quant_conv, self.decoder):
+            if part is not None:
+                part.to(dtype)
+
+
+def build_movqgan(config: MoVQGANConfig, weights: bytes, *, with_decoder: bool) -> MoVQGANTokenizer:
+    """Build on the CPU in float32; see ``build_tokenizer``."""
+    tokenizer = MoVQGANTokenizer(config, with_decoder=with_decoder)
+    load_weights(tokenizer, weights, config, with_decoder=with_decoder)
+    return tokenizer
