@@ -45,12 +45,17 @@ def test_frames_of_any_size_are_written(tmp_path: Path, size: tuple[int, int]) -
     assert read(tmp_path / "clip.mp4")[0].shape == (3, *size, 3)
 
 
+def _interrupted(path: Path) -> None:
+    with VideoWriter(path, 8.0) as video:
+        video.write(gradients(3))
+        raise RuntimeError("in the middle")
+
+
 def test_an_interrupted_video_leaves_the_earlier_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"earlier")
-    with pytest.raises(RuntimeError, match="in the middle"), VideoWriter(path, 8.0) as video:
-        video.write(gradients(3))
-        raise RuntimeError("in the middle")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        _interrupted(path)
     assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]
 

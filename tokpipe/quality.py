@@ -1,0 +1,119 @@
+"""How near reconstructed frames come to their source: PSNR and SSIM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+"""(T, H, W, 3) RGB."""
+
+_WINDOW = 11
+_SIGMA = 1.5
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over frames. Higher is nearer."""
+
+    psnr_db: float
+    """Infinite if some frame is the same in every pixel."""
+    ssim: float
+    """At most 1, which only equal frames reach."""
+    num_frames: int
+
+
+class Comparison:
+    """Gathers the quality of many frames, of any sizes, without keeping them."""
+
+    def __init__(self) -> None:
+        self._psnr_sum = self._ssim_sum = 0.0
+        self._num_frames = 0
+
+    def add(self, source: Frames, reconstruction: Frames) -> None:
+        """Compare frame by frame.
+
+        Raises:
+            ValueError: the two have not the same shape, or are no uint8 frames.
+        """
+        psnr, ssim = psnr_db(source, reconstruction), structural_similarity(source, reconstruction)
+        self._psnr_sum += float(psnr.sum())
+        self._ssim_sum += float(ssim.sum())
+        self._num_frames += len(psnr)
+
+    def quality(self) -> Quality:
+        """What was gathered so far.
+
+        Raises:
+            ValueError: no frame was compared.
+        """
+        count = self._num_frames
+        if not count:
+            raise ValueError("no frames were compared, so they have no quality: add some first")
+        return Quality(self._psnr_sum / count, self._ssim_sum / count, count)
+
+
+def psnr_db(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
+    """Return the peak signal-to-noise ratio of each frame over its three colours, in dB.
+
+    (T, H, W, 3) uint8, twice -> (T,). Infinite for equal frames.
+    """
+    _check(source, reconstruction)
+    difference = source.astype(np.float64) - reconstruction
+    errors = np.square(difference).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        psnr: NDArray[np.float64] = 20 * math.log10(255) - 10 * np.log10(errors)
+    return psnr
+
+
+def structural_similarity(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
+    """Return the mean structural similarity of each frame, over positions and colours.
+
+    (T, H, W, 3) uint8, twice -> (T,). Windows of 11x11 pixels, weighted by a Gaussian of 1.5
+    pixels, that lie wholly inside the frame; smaller frames take the largest odd window that
+    fits. Source: Wang et al., Image Quality Assessment, IEEE TIP 13(4), 2004.
+    """
+    _check(source, reconstruction)
+    return np.array([_ssim(x, y) for x, y in zip(source, reconstruction, strict=True)])
+
+
+def _ssim(source: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> float:
+    x, y = source.astype(np.float64), reconstruction.astype(np.float64)
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    variance_x = _blurred(x * x) - mean_x**2
+    variance_y = _blurred(y * y) - mean_y**2
+    covariance = _blurred(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+    structure = (2 * covariance + _C2) / (variance_x + variance_y + _C2)
+    return float((luminance * structure).mean())
+
+
+def _blurred(picture: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H, W, 3) -> Gaussian means of all windows that fit, rows first and then columns."""
+    for axis in (0, 1):
+        length = picture.shape[axis]
+        window = min(_WINDOW, length - (length + 1) % 2)
+        offsets = np.arange(window) - window // 2
+        weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+        weights /= weights.sum()
+        views = np.lib.stride_tricks.sliding_window_view(picture, window, axis)
+        picture = views @ weights
+    return picture
+
+
+def _check(source: Frames, reconstruction: Frames) -> None:
+    for frames in (source, reconstruction):
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(
+                f"frames are {frames.dtype} of shape {frames.shape}, and quality is that of uint8 "
+                "(T, H, W, 3): convert them first"
+            )
+    if source.shape != reconstruction.shape or not source.size:
+        raise ValueError(
+            f"a source of shape {source.shape} and a reconstruction of {reconstruction.shape} "
+            "have no frames in common to compare: cut both to the same frames"
+        )
