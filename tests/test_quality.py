@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -37,7 +38,9 @@ def ffmpeg(name: str, x: NDArray[np.uint8], y: NDArray[np.uint8], key: str) -> f
     graph = av.filter.Graph()
     height, width = x.shape[:2]
     ends = [
-        graph.add_buffer(width=width, height=height, format="gbrp", time_base="1/8")
+        graph.add_buffer(
+            width=width, height=height, format=av.VideoFormat("gbrp"), time_base=Fraction(1, 8)
+        )
         for _ in range(2)
     ]
     compare, sink = graph.add(name), graph.add("buffersink")
@@ -119,6 +122,6 @@ def test_what_cannot_be_compared_is_refused(film: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="no frames in common"):
         psnr_db(film, film[:2])
     with pytest.raises(ValueError, match="float64 of shape"):
-        structural_similarity(film, film / 255)
+        structural_similarity(film, film.astype(np.float64))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no frames were compared"):
         Comparison().quality()
