@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent.parent / "golden"
 
-OUR_NAMES = {"NewDecoder3D": "MOVQDecoder3D"}
+OUR_NAMES = {
+    "Model": "UNet",
+    "NewDecoder3D": "MOVQDecoder3D",
+    "diffusion Decoder": "AutoencoderDecoder",
+    "diffusion Encoder": "AutoencoderEncoder",
+}
 """Classes that are named otherwise here than where they were published."""
 
 

@@ -3,6 +3,10 @@
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 from tokpipe.models.causal_conv import CausalConv3d
+from tokpipe.models.diffusion.attention import LinearAttention, make_attn
+from tokpipe.models.diffusion.autoencoder import AutoencoderDecoder, AutoencoderEncoder
+from tokpipe.models.diffusion.timestep import get_timestep_embedding
+from tokpipe.models.diffusion.unet import UNet
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_2d import MOVQDecoder
 from tokpipe.models.movq_3d import MOVQDecoder3D
@@ -28,6 +32,8 @@ __all__ = [
     "LFQ",
     "AttnBlock",
     "AttnBlock2D",
+    "AutoencoderDecoder",
+    "AutoencoderEncoder",
     "CausalConv3d",
     "CodeUsage",
     "Decoder",
@@ -37,6 +43,7 @@ __all__ = [
     "Encoder",
     "Encoder3D",
     "GumbelQuantizer",
+    "LinearAttention",
     "MOVQDecoder",
     "MOVQDecoder3D",
     "Quantized",
@@ -46,11 +53,14 @@ __all__ = [
     "SpatialNorm",
     "SpatialNorm3D",
     "StreamState",
+    "UNet",
     "Upsample",
     "Upsample3D",
     "VectorQuantizer",
     "VectorQuantizer2",
     "VideoTokenizer",
     "build_tokenizer",
+    "get_timestep_embedding",
     "load_published",
+    "make_attn",
 ]

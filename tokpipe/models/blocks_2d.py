@@ -163,11 +163,15 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         h = normalized(self.norm, x, zq)
-        # (B, 1, H*W, C): one head.
-        q, k, v = (conv(h).flatten(2).mT.unsqueeze(1) for conv in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
-        y: Tensor = self.proj_out(h.reshape(x.shape))
+        q, k, v = (conv(h).flatten(2).mT for conv in (self.q, self.k, self.v))
+        y: Tensor = self.proj_out(self.attend(q, k, v).mT.reshape(x.shape))
         return x + y
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H * W, C) each -> the same shape: each position's mean of ``v`` by likeness."""
+        # One head, named, because PyTorch's fused kernels take four dimensions alone.
+        q, k, v = (x.unsqueeze(1) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).squeeze(1)
 
 
 class Downsample(nn.Module):

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models import golden_fixtures as golden
+from tokpipe.models import AttnBlock, LinearAttention, UNet, get_timestep_embedding
+
+SMALL: dict[str, Any] = {
+    "ch": 32,
+    "out_ch": 3,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (8,),
+    "in_channels": 3,
+    "resolution": 16,
+}
+
+
+def unet(**changes: Any) -> UNet:
+    torch.manual_seed(0)
+    return UNet(**(SMALL | changes)).eval()
+
+
+def test_matches_the_published_values() -> None:
+    case = "diffusion_model_unet"
+    with torch.no_grad():
+        found = golden.build(case, UNet)(*golden.inputs(case), torch.tensor([3, 977]))
+    golden.assert_agree(found, golden.outputs(case)["output"])
+
+
+@pytest.mark.parametrize("dim", [4, 5, 32, 33])
+def test_an_embedding_is_sines_then_cosines_of_a_geometric_series(dim: int) -> None:
+    half = dim // 2
+    found = get_timestep_embedding(torch.tensor([0, 1, 977]), dim)
+    rates = [10000 ** (-i / (half - 1)) for i in range(half)]
+    wanted = [
+        [math.sin(t * rate) for rate in rates]
+        + [math.cos(t * rate) for rate in rates]
+        + [0.0] * (dim % 2)
+        for t in (0, 1, 977)
+    ]
+    # float32 angles near 977 are 3e-5 apart.
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
+def test_an_embedding_is_float32_of_any_timesteps(dtype: torch.dtype) -> None:
+    wanted = get_timestep_embedding(torch.tensor([3, 977]), 32)
+    found = get_timestep_embedding(torch.tensor([3, 977]).to(dtype), 32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_an_embedding_too_small_for_a_series_is_refused(dim: int) -> None:
+    with pytest.raises(ValueError, match=rf"embedding_dim={dim} leaves room .* use 4 or more"):
+        get_timestep_embedding(torch.tensor([1]), dim)
+
+
+@pytest.mark.parametrize("timesteps", [torch.tensor(3), torch.tensor([[3], [4]])])
+def test_timesteps_are_one_number_per_image(timesteps: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"timesteps have shape .* give \(B,\)"):
+        get_timestep_embedding(timesteps, 32)
+
+
+@pytest.mark.parametrize("ch_mult", [(1,), (1, 2), (2, 1), (1, 3, 2)])
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("resamp_with_conv", [True, False])
+def test_images_come_out_at_the_size_that_went_in(
+    ch_mult: tuple[int, ...], blocks: int, resamp_with_conv: bool
+) -> None:
+    network = unet(
+        ch_mult=ch_mult, num_res_blocks=blocks, resamp_with_conv=resamp_with_conv, out_ch=5
+    )
+    stride = 2 ** (len(ch_mult) - 1)
+    for rows, columns in ((1, 2), (3, 2), (4, 5)):
+        x = torch.randn(2, 3, rows * stride, columns * stride)
+        with torch.no_grad():
+            y = network(x, torch.tensor([0, 5]))
+        assert y.shape == (2, 5, rows * stride, columns * stride)
+        assert y.isfinite().all()
+
+
+def test_each_block_on_the_way_up_takes_the_channels_kept_on_the_way_down() -> None:
+    """Kept: 32 (conv_in), 64, 64, 64 (halved), 96, 96. Taken from the end, behind the running."""
+    network = unet(ch_mult=(2, 3), num_res_blocks=2)
+    taken = [[block.norm1.num_channels for block in level.block] for level in network.up]
+    assert taken == [[96 + 64, 64 + 64, 64 + 32], [96 + 96, 96 + 96, 96 + 64]]
+
+
+def test_every_skip_carries_its_activation() -> None:
+    """Without the skips, what the coarser level cannot hold would be lost."""
+    network = unet(ch_mult=(1, 1))
+    seen: list[Tensor] = []
+    for level in network.up:
+        for block in level.block:
+            block.register_forward_hook(lambda _block, given, _out: seen.append(given[0][:, 32:]))
+    made: list[Tensor] = []
+    kept = [network.conv_in, network.down[0].block[0], network.down[0].downsample]
+    for module in [*kept, network.down[1].attn[0]]:
+        assert isinstance(module, nn.Module)
+        module.register_forward_hook(lambda _module, _given, out: made.append(out))
+    with torch.no_grad():
+        network(torch.randn(1, 3, 8, 8), torch.tensor([7]))
+    assert len(seen) == len(made) == 4
+    assert all(torch.equal(s, m) for s, m in zip(seen, reversed(made), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, AttnBlock),
+        ({"attn_type": "linear"}, LinearAttention),
+        ({"use_linear_attn": True, "attn_type": "none"}, LinearAttention),
+        ({"attn_type": "none"}, nn.Identity),
+    ],
+)
+def test_attention_is_of_the_named_kind_at_the_nominal_sizes(
+    changes: dict[str, Any], kind: type[nn.Module]
+) -> None:
+    network = unet(num_res_blocks=2, **changes)
+    for levels, blocks in ((network.down, 2), (network.up, 3)):
+        assert [type(attn) for attn in levels[0].attn] == [nn.Identity] * blocks
+        assert [type(attn) for attn in levels[1].attn] == [kind] * blocks
+    assert type(network.mid.attn_1) is kind
+
+
+def test_the_timestep_of_each_image_changes_it_alone() -> None:
+    network, x = unet(), torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        before = network(x, torch.tensor([3, 50, 977]))
+        after = network(x, torch.tensor([3, 51, 977]))
+        alike = network(x, torch.tensor([50]))
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    assert not torch.allclose(before[1], after[1], atol=1e-4)
+    torch.testing.assert_close(alike[1], before[1])
+
+
+def test_without_timesteps_t_is_disregarded_and_the_blocks_keep_their_keys() -> None:
+    blind, x = unet(use_timestep=False), torch.randn(1, 3, 8, 8)
+    keys = set(unet().state_dict())
+    assert set(blind.state_dict()) == {key for key in keys if not key.startswith("temb.")}
+    with torch.no_grad():
+        assert torch.equal(blind(x), blind(x, torch.tensor([5])))
+
+
+def test_context_goes_behind_the_channels_of_x() -> None:
+    network = unet(in_channels=5)
+    x, context, t = torch.randn(2, 3, 8, 8), torch.randn(2, 2, 8, 8), torch.tensor([1, 2])
+    with torch.no_grad():
+        joined = network(torch.cat([x, context], dim=1), t)
+        assert torch.equal(network(x, t, context), joined)
+        assert torch.equal(network(x, t=t, context=context), joined)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_stay_near_float32(dtype: torch.dtype) -> None:
+    network, x, t = unet(), torch.randn(2, 3, 16, 16), torch.tensor([3, 977])
+    with torch.inference_mode():
+        wide = network(x, t)
+        other = network.to(dtype)(x.to(dtype), t)
+    assert other.dtype == dtype
+    bound = 1e-5 if dtype == torch.float64 else 0.03
+    assert (other.float() - wide).norm() < bound * wide.norm()
+
+
+def test_gradients_reach_every_weight() -> None:
+    network = unet().train()
+    network(torch.randn(2, 3, 8, 8), torch.tensor([3, 977])).square().mean().backward()
+    for key, weight in network.named_parameters():
+        assert weight.grad is not None, key
+        assert weight.grad.isfinite().all(), key
+    assert network.get_last_layer().grad is not None
+
+
+@pytest.mark.parametrize("size", [(31, 16), (16, 33), (18, 16)])
+def test_sizes_that_do_not_halve_evenly_are_refused(size: tuple[int, int]) -> None:
+    network = unet(ch_mult=(1, 1, 1))
+    with pytest.raises(ValueError, match=rf"images of {size[0]}x{size[1]} .* multiples of 4"):
+        network(torch.randn(1, 3, *size), torch.tensor([3]))
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    network, x, t = unet(), torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match=r"no timesteps were given"):
+        network(x)
+    with pytest.raises(ValueError, match=r"t has shape \(3,\) for 2 images"):
+        network(x, torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"t has shape \(\) for 2 images"):
+        network(x, torch.tensor(1))
+    with pytest.raises(ValueError, match=r"context has shape \(1, 2, 8, 8\)"):
+        network(x, t, torch.randn(1, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"context has shape \(2, 2, 4, 8\)"):
+        network(x, t, torch.randn(2, 2, 4, 8))
+    with pytest.raises(ValueError, match=r"x with context is .* of \(2, 5, 8, 8\)"):
+        network(x, t, torch.randn(2, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"x is torch.float32 of \(2, 2, 8, 8\)"):
+        network(x[:, :2], t)
+    with pytest.raises(ValueError, match=r"x is torch.float64 of"):
+        network(x.double(), t)
+    with pytest.raises(TypeError, match="timesteps"):
+        network(x, timesteps=t)
+
+
+def test_arguments_that_cannot_be_honoured_are_refused() -> None:
+    with pytest.raises(TypeError, match="z_channels"):
+        unet(z_channels=4)
+    with pytest.raises(ValueError, match=r"ch_mult=\(\) with num_res_blocks=1"):
+        unet(ch_mult=())
+    with pytest.raises(ValueError, match=r"published code gives linear"):
+        unet(attn_type="memory-efficient-cross-attn")
+    with pytest.raises(ValueError, match=r"num_channels \(48\) must be divisible"):
+        unet(ch=48)

@@ -1,0 +1,112 @@
+"""The kinds of attention among the positions of an image, chosen by name.
+
+Shape letters: B images, C channels, H rows, W columns, N = H * W positions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from tokpipe.models.blocks_2d import AttnBlock
+from tokpipe.models.convolution import Conv2d
+
+AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
+
+
+def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
+    """The attention that ``attn_type`` names, (B, in_channels, H, W) -> the same shape.
+
+    - ``vanilla``: ``AttnBlock``, softmax over all positions, by PyTorch.
+    - ``vanilla-xformers``: ``XFormersAttnBlock``, the same function and keys, by xformers.
+    - ``linear``: one head of ``LinearAttention``, which has neither norm nor residual.
+    - ``none``: the input, unchanged.
+
+    Raises:
+        ValueError: any other name. The published ``memory-efficient-cross-attn`` gives linear
+            attention, by a slip, and is refused, with the name of what it computes.
+        ImportError: ``vanilla-xformers`` without xformers.
+    """
+    if attn_type == "vanilla":
+        return AttnBlock(in_channels)
+    if attn_type == "vanilla-xformers":
+        return XFormersAttnBlock(in_channels)
+    if attn_type == "linear":
+        return LinearAttention(in_channels, heads=1, dim_head=in_channels)
+    if attn_type == "none":
+        return nn.Identity()
+    if attn_type == "memory-efficient-cross-attn":
+        raise ValueError(
+            "attn_type='memory-efficient-cross-attn': the published code gives linear attention "
+            "under this name and ignores what it says. For weights trained by that code (keys "
+            "to_qkv and to_out) use 'linear', for attention among all positions use 'vanilla'"
+        )
+    raise ValueError(
+        f"attn_type={attn_type!r}: use 'vanilla', 'vanilla-xformers', 'linear' or 'none'"
+    )
+
+
+class XFormersAttnBlock(AttnBlock):
+    """``AttnBlock`` whose softmax over all positions is computed by xformers, on a GPU.
+
+    The keys are the same, and so are the values up to rounding, so that weights move freely
+    between the two. Source: ``MemoryEfficientAttnBlock`` of CogVideo's
+    ``sgm.modules.diffusionmodules.model``; arXiv:2112.05682.
+
+    Raises:
+        ImportError: xformers is not installed.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        try:
+            from xformers.ops import memory_efficient_attention
+        except ImportError as error:
+            raise ImportError(
+                "attn_type='vanilla-xformers' needs xformers, which cannot be imported "
+                f"({error}): install it (pip install xformers, of a version that was built for "
+                "this PyTorch), or use attn_type='vanilla', which loads the same weights"
+            ) from error
+        self._attention = memory_efficient_attention
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, N, C) each -> (B, N, C).
+
+        Raises:
+            ValueError: tensors that are not on a GPU.
+        """
+        if not q.is_cuda:
+            raise ValueError(
+                f"x is on {q.device}, where xformers computes nothing: move the network and x to "
+                "a GPU, or use attn_type='vanilla', which loads the same weights"
+            )
+        # One head, because a fourth dimension would be taken for several.
+        y: Tensor = self._attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return y
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost grows with N, not with its square.
+
+    Keys are normalized over the positions and weigh the values into one (dim_head, dim_head)
+    matrix per head, which every query then reads. No norm, no scale and no residual: what comes
+    out replaces the input. ``to_qkv`` has no bias.
+    Source: Efficient Attention, arXiv:1812.01243, without the normalization of queries;
+    arguments and keys as in CogVideo's ``sgm.modules.attention.LinearAttention``.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, dim_head: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
+        self.to_out = Conv2d(heads * dim_head, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> the same shape."""
+        qkv = self.to_qkv(x).flatten(2).unflatten(1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(1)  # each (B, heads, dim_head, N)
+        context = v @ k.softmax(dim=-1).transpose(-1, -2)  # values x keys
+        h = (context @ q).flatten(1, 2).unflatten(-1, x.shape[2:])
+        y: Tensor = self.to_out(h)
+        return y
