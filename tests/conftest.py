@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, for every test that is marked ``s3``."""
+"""What all tests share: threads that wait politely, and a real S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is loaded: its threads otherwise spin while they wait for each other, and on a busy
+# machine that is most of what they do.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _START_TIMEOUT_S = 60.0
 
