@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.models import golden_fixtures as golden
+from tokpipe.models.activation import silu
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import conv3d
 
@@ -89,7 +90,7 @@ def test_arguments_that_cannot_be_honoured_are_refused() -> None:
         CausalConv3d(3, 4, 3, kernel_sise=3)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_conv3d_is_the_convolution_of_pytorch(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 4, 5, 9, 8), torch.randn(6, 4, 3, 3, 3), torch.randn(6)
@@ -114,3 +115,33 @@ def test_conv3d_passes_gradients() -> None:
     found, weight.grad = weight.grad, None
     F.conv3d(x, weight, None, padding=(0, 1, 1)).square().sum().backward()
     torch.testing.assert_close(found, weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_conv3d_follows_autocast_and_leaves_float64_alone() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 2, 3, 4, 4), torch.randn(3, 2, 3, 3, 3), torch.randn(3)
+    narrow = conv3d(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(conv3d(x, weight, bias), narrow)
+        assert conv3d(x.double(), weight.double(), bias.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_silu_is_that_of_pytorch_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 33, 331, requires_grad=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = silu(x.to(dtype))
+        torch.testing.assert_close(alone, F.silu(x.to(dtype)))
+        (gradient,) = torch.autograd.grad(alone.sum(), x)
+        torch.testing.assert_close(
+            gradient, torch.autograd.grad(F.silu(x).sum(), x)[0], atol=1e-2, rtol=1e-2
+        )
+        for threads in (2, 3, 5, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(silu(x.to(dtype)), alone)
+    finally:
+        torch.set_num_threads(before)
+    assert silu(torch.zeros(2, 0, 3)).shape == (2, 0, 3)

@@ -63,13 +63,9 @@ def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int)
 
 
 @pytest.mark.parametrize("mode", ["first", "constant"])
-def test_without_norms_over_time_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
+def test_with_norms_of_one_frame_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
     torch.manual_seed(0)
-    encoder = small_encoder(pad_mode=mode).double()
-    for module in list(encoder.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, nn.Identity())
+    encoder = small_encoder(pad_mode=mode, norm="frame").double()
     clip = torch.randn(1, 3, 17, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         whole = encoder(clip)
@@ -127,14 +123,65 @@ def test_averaging_in_place_of_strided_convolution_has_no_weights() -> None:
     torch.testing.assert_close(both[:, :, 1], (space[:, :, 1] + space[:, :, 2]) / 2)
 
 
-def test_bfloat16_stays_near_float32() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_stay_near_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     encoder, clip = small_encoder(attn_resolutions=(8,)), torch.rand(1, 3, 9, 32, 32) * 2 - 1
     with torch.inference_mode():
         wide = encoder(clip)
-        narrow = encoder.bfloat16()(clip.bfloat16())
+        narrow = encoder.to(dtype)(clip.to(dtype))
+    assert narrow.dtype == dtype
+    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
+
+
+def test_autocast_runs_float32_weights_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    encoder, clip = small_encoder(attn_resolutions=(8,)), torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    wide = encoder(clip)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = encoder(clip)
     assert narrow.dtype == torch.bfloat16
     assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
+    narrow.float().square().mean().backward()
+    gradients = [parameter.grad for parameter in encoder.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (7, 4), (11, 13)])
+def test_odd_and_oblong_frames_give_the_latents_that_they_fill(size: tuple[int, int]) -> None:
+    """As published: what is beyond a multiple of the stride gives no latent of its own."""
+    for with_conv in (True, False):
+        encoder = small_encoder(resamp_with_conv=with_conv)
+        with torch.no_grad():
+            latent = encoder(torch.rand(2, 3, 5, *size))
+        assert latent.shape == (2, 4, 2, size[0] // 4, size[1] // 4)
+        assert latent.isfinite().all()
+
+
+def test_frames_of_a_single_latent_need_no_batch_of_two() -> None:
+    """The norms then have groups of one value, which PyTorch refuses in a batch of one."""
+    torch.manual_seed(0)
+    encoder, clips = small_encoder(ch_mult=(1, 1, 1)), torch.rand(2, 3, 1, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(encoder(clips[:1]), encoder(clips)[:1])
+
+
+def test_clips_that_cannot_be_taken_are_refused() -> None:
+    encoder = small_encoder()
+    for shape in [(3, 1, 8, 8), (1, 4, 1, 8, 8), (0, 3, 1, 8, 8), (1, 3, 0, 8, 8)]:
+        with pytest.raises(ValueError, match=r"takes torch.float32 of \(B, 3, T, H, W\)"):
+            encoder(torch.zeros(shape))
+    for dtype in (torch.uint8, torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match=rf"the input is {dtype} .* takes torch.float32"):
+            encoder(torch.zeros(1, 3, 1, 8, 8, dtype=dtype))
+    with (
+        pytest.raises(ValueError, match=r"takes torch\.float32"),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        encoder(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))
+    for size in [(3, 8), (8, 3), (1, 1)]:
+        with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
+            encoder(torch.zeros(1, 3, 1, *size))
 
 
 def test_arguments_that_cannot_be_honoured_are_refused() -> None:
@@ -142,6 +189,10 @@ def test_arguments_that_cannot_be_honoured_are_refused() -> None:
         small_encoder(temporal_compress_time=4)
     with pytest.raises(ValueError, match=r"temporal_compress_times=8 .* one of \[1, 2, 4\]"):
         small_encoder(temporal_compress_times=8)
+    with pytest.raises(ValueError, match=r"norm='layer': use 'clip' .* or 'frame'"):
+        small_encoder(norm="layer")
+    with pytest.raises(ValueError, match=r"num_res_blocks=0: .* Use 1 or more"):
+        small_encoder(num_res_blocks=0)
     with pytest.raises(ValueError, match=r"temporal_compress_times=3 "):
         small_encoder(temporal_compress_times=3)
     with pytest.raises(ValueError, match=r"num_channels \(48\) must be divisible"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokpipe.models.activation import silu
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv
-from tokpipe.models.norm_3d import NORMS, GroupNorm, Norm, SpatialNorm3D, group_norm
+from tokpipe.models.norm_3d import GroupNorm, Norm, SpatialNorm3D, group_norm, norm_class
 from tokpipe.models.streaming import Stream
 
 
@@ -57,7 +57,7 @@ def block_norm(
             )
         return group_norm(channels, norm)
     return SpatialNorm3D(
-        channels, zq_ch, NORMS[norm], add_conv=add_conv, num_groups=32, eps=1e-6, affine=True
+        channels, zq_ch, norm_class(norm), add_conv=add_conv, num_groups=32, eps=1e-6, affine=True
     )
 
 

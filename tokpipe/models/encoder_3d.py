@@ -32,7 +32,8 @@ class Encoder3D(nn.Module):
     Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
 
     Raises:
-        ValueError: ``temporal_compress_times`` is no power of two, or needs more levels.
+        ValueError: ``temporal_compress_times`` is no power of two, or needs more levels; a level
+            would have no blocks.
     """
 
     def __init__(
@@ -54,6 +55,11 @@ class Encoder3D(nn.Module):
         norm: Norm = "clip",
     ) -> None:
         super().__init__()
+        if num_res_blocks < 1:
+            raise ValueError(
+                f"num_res_blocks={num_res_blocks}: the blocks are what changes the channels from "
+                "level to level. Use 1 or more"
+            )
         self.norm = norm
         self.pad_mode = pad_mode
         self.temporal_stride = temporal_compress_times

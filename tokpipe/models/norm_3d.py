@@ -22,7 +22,7 @@ their keys are the same, but weights trained under one are not good under the ot
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` that takes groups of a single value, which it makes 0, in any batch.
+    """``nn.GroupNorm`` that takes groups of one value, which become the bias, in any batch.
 
     PyTorch refuses them in a batch of one and takes them in a batch of two. The statistics are
     float32 whatever the dtype.
@@ -47,7 +47,15 @@ class FrameGroupNorm(GroupNorm):
         return super().forward(frames.flatten(0, 1)).view(frames.shape).transpose(1, 2)
 
 
-NORMS: dict[Norm, type[GroupNorm]] = {"clip": GroupNorm, "frame": FrameGroupNorm}
+def norm_class(norm: Norm) -> type[GroupNorm]:
+    """The class of a kind of norm.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if norm not in ("clip", "frame"):
+        raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
+    return GroupNorm if norm == "clip" else FrameGroupNorm
 
 
 def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
@@ -56,9 +64,7 @@ def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
     Raises:
         ValueError: an unknown kind of norm, or channels that 32 groups cannot share.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
-    return NORMS[norm](num_groups=32, num_channels=channels, eps=1e-6)
+    return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)
 
 
 class SpatialNorm3D(nn.Module):

@@ -1,0 +1,455 @@
+"""Pieces of a clip give what the whole gives, and nothing sees what comes after it."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.models import golden_fixtures as golden
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
+from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.movq_3d import MOVQDecoder3D
+from tokpipe.models.norm_3d import FrameGroupNorm, SpatialNorm3D
+from tokpipe.models.streaming import Stream, StreamState
+
+SHARED: dict[str, Any] = {
+    "ch": 32,
+    "ch_mult": (1, 1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (),
+    "resolution": 32,
+    "z_channels": 4,
+    "norm": "frame",
+}
+CAUSAL: list[PadMode] = ["first", "constant"]
+
+
+def encoder(**changes: Any) -> Encoder3D:
+    """Three levels, r = 4, s = 4, causal unless changed; the same weights every time."""
+    network = Encoder3D(**(SHARED | {"in_channels": 3, "double_z": False} | changes)).eval()
+    golden.fill(network)
+    return network.requires_grad_(False)
+
+
+def decoder(**changes: Any) -> MOVQDecoder3D:
+    """The encoder's counterpart; the same weights every time."""
+    network = MOVQDecoder3D(**(SHARED | {"out_ch": 3} | changes)).eval()
+    golden.fill(network)
+    return network.requires_grad_(False)
+
+
+NETWORKS: dict[str, Callable[..., Encoder3D | MOVQDecoder3D]] = {
+    "encoder": encoder,
+    "decoder": decoder,
+}
+
+
+def clip_for(network: Encoder3D | MOVQDecoder3D, steps: int, batch: int = 1) -> Tensor:
+    """Random frames for ``steps`` latent frames, 8 x 12 in pixels; or that many latent frames."""
+    torch.manual_seed(steps)
+    if isinstance(network, MOVQDecoder3D):
+        return torch.rand(batch, 4, steps, 2, 3) * 2 - 1
+    return torch.rand(batch, 3, 1 + 4 * (steps - 1), 8, 12) * 2 - 1
+
+
+def cut(network: Encoder3D | MOVQDecoder3D, x: Tensor, steps: list[int]) -> list[Tensor]:
+    """Cut ``x`` into pieces of so many latent frames."""
+    if isinstance(network, MOVQDecoder3D):
+        return list(x.split(steps, dim=2))
+    first, *later = steps
+    return list(x.split([1 + 4 * (first - 1), *(4 * step for step in later)], dim=2))
+
+
+def in_pieces(network: Encoder3D | MOVQDecoder3D, pieces: list[Tensor]) -> Tensor:
+    state, outputs = None, []
+    for piece in pieces:
+        output, state = network.stream(piece, state)
+        outputs.append(output)
+    return torch.cat(outputs, dim=2)
+
+
+def changes(module: Callable[[Tensor], Tensor], x: Tensor, frame: int) -> list[int]:
+    """The output frames that differ when input frame ``frame`` and all later ones do."""
+    edited = x.clone()
+    edited[:, :, frame:] += 1.0
+    before, after = module(x), module(edited)
+    return (before != after).any(dim=(0, 1, 3, 4)).nonzero().flatten().tolist()
+
+
+def encoded_from(frame: int, count: int, stride: int = 4) -> list[int]:
+    """The latent frames that stand for ``frame`` or later ones."""
+    return list(range(-(-frame // stride), count))
+
+
+# Pieces and the whole
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("pad_mode", "attention"), [("first", (16, 8)), ("constant", ())])
+@settings(max_examples=6, deadline=None)
+@given(steps=st.lists(st.integers(1, 2), min_size=1, max_size=4))
+def test_pieces_give_what_the_whole_gives_wherever_it_is_cut(
+    kind: str, pad_mode: PadMode, attention: tuple[int, ...], steps: list[int]
+) -> None:
+    network = NETWORKS[kind](pad_mode=pad_mode, attn_resolutions=attention)
+    x = clip_for(network, sum(steps), batch=2)
+    pieces = cut(network, x, steps)
+    torch.testing.assert_close(in_pieces(network, pieces), network(x), atol=1e-5, rtol=0)
+    network, x, pieces = network.double(), x.double(), [piece.double() for piece in pieces]
+    torch.testing.assert_close(in_pieces(network, pieces), network(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"post_quant_conv": True, "zq_ch": 4, "z_channels": 6},
+        {"add_conv": True, "attn_resolutions": (16,)},
+        {"give_pre_end": True},
+        {"temporal_compress_times": 2},
+        {"temporal_compress_times": 1},
+        {"resamp_with_conv": False},
+    ],
+    ids=str,
+)
+def test_every_kind_of_decoder_streams(changes: dict[str, Any]) -> None:
+    network = decoder(**changes).double()
+    z = clip_for(network, 6).double()
+    for steps in ([1] * 6, [3, 1, 2], [2, 4]):
+        found = in_pieces(network, cut(network, z, steps))
+        torch.testing.assert_close(found, network(z), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("with_conv", [True, False])
+def test_encoders_of_every_stride_stream(stride: int, with_conv: bool) -> None:
+    network = encoder(temporal_compress_times=stride, resamp_with_conv=with_conv).double()
+    x = torch.rand(1, 3, 1 + 4 * stride, 9, 14, dtype=torch.float64)
+    pieces = x.split([1 + stride, stride, 2 * stride], dim=2)
+    found = in_pieces(network, list(pieces))
+    torch.testing.assert_close(found, network(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_stream_too(kind: str, dtype: torch.dtype) -> None:
+    network = NETWORKS[kind](attn_resolutions=(8,))
+    x = clip_for(network, 5)
+    wide = network(x)
+    found = in_pieces(network.to(dtype), cut(network, x.to(dtype), [2, 1, 2]))
+    assert found.dtype == dtype
+    assert (found.float() - wide).norm() < 0.03 * wide.norm()
+    torch.testing.assert_close(found, network(x.to(dtype)), atol=2e-2, rtol=2e-2)
+
+
+def test_strided_and_dilated_convolutions_carry_what_they_need() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 12, 4, 5, dtype=torch.float64)
+    for stride, dilation in [(1, 2), (2, 1), (2, 3), (3, 1)]:
+        conv = CausalConv3d(3, 4, 3, "first", stride=stride, dilation=dilation).double()
+        state, outputs = None, []
+        with torch.no_grad():
+            for piece in x.split(6, dim=2):
+                stream = Stream(conv, state)
+                outputs.append(conv(piece, stream))
+                state = stream.state()
+            torch.testing.assert_close(torch.cat(outputs, 2), conv(x), atol=1e-12, rtol=0)
+
+
+def test_shortcuts_by_convolution_and_embeddings_stream() -> None:
+    block = ResnetBlock3D(
+        in_channels=32,
+        out_channels=64,
+        conv_shortcut=True,
+        dropout=0.0,
+        temb_channels=8,
+        pad_mode="first",
+        norm="frame",
+    ).double()
+    golden.fill(block)
+    x, temb = torch.rand(2, 32, 6, 4, 4).double(), torch.rand(2, 8).double()
+    state, outputs = None, []
+    with torch.no_grad():
+        for piece in x.split([1, 3, 2], dim=2):
+            stream = Stream(block, state)
+            outputs.append(block(piece, temb, None, stream))
+            state = stream.state()
+        torch.testing.assert_close(torch.cat(outputs, 2), block(x, temb), atol=1e-12, rtol=0)
+
+
+# The state
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_state_is_as_large_after_thirty_pieces_as_after_one(kind: str) -> None:
+    network = NETWORKS[kind](attn_resolutions=(8,))
+    x = clip_for(network, 31)
+    sizes, state = [], None
+    for piece in cut(network, x, [1] * 31):
+        _, state = network.stream(piece, state)
+        sizes.append(state.size_bytes)
+    assert len(set(sizes)) == 1
+    assert state is not None
+    own = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors)
+    assert own == state.size_bytes <= len(pickle.dumps(state)) < own + 20_000
+
+
+def test_a_state_has_no_history_of_gradients() -> None:
+    """Else the whole clip would stay in memory, piece behind piece."""
+    network = encoder().requires_grad_()
+    _, state = network.stream(clip_for(network, 1), None)
+    assert not any(tensor.requires_grad for tensor in state.tensors)
+
+
+def test_memory_does_not_grow_with_the_length_of_the_clip() -> None:
+    program = """
+import resource, torch
+from tests.models.test_streaming import encoder
+network, state = encoder(), None
+torch.set_num_threads(1)
+for piece in range(16):
+    with torch.inference_mode():
+        _, state = network.stream(torch.zeros(1, 3, 4 if state else 1, 96, 96), state)
+    if piece == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    ).stdout
+    before, after = (int(kilobytes) for kilobytes in printed.split())
+    # One input kept of the first level would be 4.7 MB a piece, 52 MB in all.
+    assert after - before < 30_000
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_state_can_be_pickled_moved_and_used_twice(kind: str) -> None:
+    network = NETWORKS[kind]()
+    first, second, third = cut(network, clip_for(network, 4), [1, 1, 2])
+    _, state = network.stream(first, None)
+    kept = [tensor.clone() for tensor in state.tensors]
+    wanted, _ = network.stream(second, state)
+    other, _ = network.stream(third, state)
+    assert other.shape[2] == 2 * wanted.shape[2]
+    travelled: StreamState = pickle.loads(pickle.dumps(state)).to("cpu")
+    assert torch.equal(network.stream(second, travelled)[0], wanted)
+    assert all(map(torch.equal, kept, state.tensors))
+    with pytest.raises(AttributeError):
+        state.tensors = ()  # type: ignore[misc]
+
+
+def test_to_moves_every_tensor() -> None:
+    network = encoder()
+    _, state = network.stream(clip_for(network, 1), None)
+    moved = state.to("meta")
+    assert {tensor.device.type for tensor in moved.tensors} == {"meta"}
+    assert moved.network == state.network
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("wrong", ["batch", "rows", "dtype", "device"])
+def test_the_state_of_another_clip_is_refused(kind: str, wrong: str) -> None:
+    network = NETWORKS[kind]()
+    first, second = cut(network, clip_for(network, 2), [1, 1])
+    _, state = network.stream(first, None)
+    if wrong == "batch":
+        second = second.expand(2, -1, -1, -1, -1)
+    elif wrong == "rows":
+        second = second.repeat(1, 1, 1, 2, 1)
+    elif wrong == "dtype":
+        network, second = network.bfloat16(), second.bfloat16()
+    else:
+        state = state.to("meta")
+    with pytest.raises(ValueError, match=r"carries .* where this piece needs .* start a clip"):
+        network.stream(second, state)
+
+
+def test_the_state_of_another_network_is_refused() -> None:
+    ours, other = encoder(), encoder(num_res_blocks=2)
+    first, second = cut(ours, clip_for(ours, 2), [1, 1])
+    _, state = other.stream(first, None)
+    with pytest.raises(ValueError, match=r"made by Encoder3D of [\d,]+ parameters, and given to"):
+        ours.stream(second, state)
+    renamed = StreamState(ours.stream(first, None)[1].network, state.tensors)
+    with pytest.raises(ValueError, match=r"carries|used \d+"):
+        ours.stream(second, renamed)
+    longer = StreamState(renamed.network, (*ours.stream(first, None)[1].tensors, second))
+    with pytest.raises(ValueError, match="made by another network"):
+        ours.stream(second, longer)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_networks_that_see_later_frames_say_so_and_do_not_stream(kind: str) -> None:
+    clip_norm, reflect = NETWORKS[kind](norm="clip"), NETWORKS[kind](pad_mode="reflect")
+    for network, reason in [(clip_norm, "norm='clip'"), (reflect, "pad_mode='reflect'")]:
+        assert network.why_not_streamable is not None
+        assert network.why_not_streamable.startswith(reason)
+        with pytest.raises(ValueError, match=f"cannot take a .* in pieces: {reason}"):
+            network.stream(clip_for(network, 1), None)
+    for mode in CAUSAL:
+        assert NETWORKS[kind](pad_mode=mode).why_not_streamable is None
+
+
+def test_pieces_that_end_within_a_latent_frame_are_refused() -> None:
+    network = encoder()
+    _, state = network.stream(torch.zeros(1, 3, 5, 8, 8), None)
+    for frames in range(1, 10):
+        piece = torch.zeros(1, 3, frames, 8, 8)
+        if frames % 4 != 1:
+            with pytest.raises(ValueError, match=rf"^the first piece .* {frames} frames.* of 4$"):
+                network.stream(piece, None)
+        if frames % 4 != 0:
+            with pytest.raises(ValueError, match=rf"^a later piece .* {frames} frames.* of 4$"):
+                network.stream(piece, state)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_empty_pieces_are_refused(kind: str) -> None:
+    network = NETWORKS[kind]()
+    x = clip_for(network, 1)
+    _, state = network.stream(x, None)
+    for before in (None, state):
+        with pytest.raises(ValueError, match="none of them 0"):
+            network.stream(x[:, :, :0], before)
+
+
+def test_layers_refuse_pieces_that_would_lose_frames() -> None:
+    strided = CausalConv3d(2, 2, 3, "first", stride=2)
+    with pytest.raises(ValueError, match="3 frames ends within an output of stride 2"):
+        strided(torch.zeros(1, 2, 3, 4, 4), Stream(strided, None))
+    mirrored = CausalConv3d(2, 2, 3, "reflect")
+    with pytest.raises(ValueError, match="would depend on the cuts"):
+        mirrored(torch.zeros(1, 2, 3, 4, 4), Stream(mirrored, None))
+    pool = DownSample3D(2, with_conv=False, compress_time=True)
+    with pytest.raises(ValueError, match="4 frames are not 1 and a number of pairs"):
+        pool(torch.zeros(1, 2, 4, 4, 4), Stream(pool, None))
+    later = Stream(pool, StreamState(Stream(pool, None).network, ()))
+    with pytest.raises(ValueError, match="3 frames are not 0 and a number of pairs"):
+        pool(torch.zeros(1, 2, 3, 4, 4), later)
+
+
+# Nothing sees what comes after it
+
+
+@pytest.mark.parametrize("pad_mode", CAUSAL)
+@pytest.mark.parametrize("attention", [(), (8,)])
+def test_later_frames_leave_earlier_latents_alone(
+    pad_mode: PadMode, attention: tuple[int, ...]
+) -> None:
+    network = encoder(pad_mode=pad_mode, attn_resolutions=attention)
+    x = clip_for(network, 4)
+    for frame in range(1, 13):
+        # All those that stand for the edited frames change, so the test could fail.
+        assert changes(network, x, frame) == encoded_from(frame, 4)
+
+
+@pytest.mark.parametrize("pad_mode", CAUSAL)
+@pytest.mark.parametrize("add_conv", [False, True])
+def test_later_latents_leave_earlier_frames_alone(pad_mode: PadMode, add_conv: bool) -> None:
+    network = decoder(
+        pad_mode=pad_mode, add_conv=add_conv, post_quant_conv=add_conv, attn_resolutions=(8,)
+    )
+    z = clip_for(network, 4)
+    for frame in range(1, 4):
+        assert changes(network, z, frame) == list(range(1 + 4 * (frame - 1), 13))
+
+
+@pytest.mark.parametrize("pad_mode", CAUSAL)
+def test_a_prefix_gives_the_same_bits_as_the_clip(pad_mode: PadMode) -> None:
+    for kind in NETWORKS:
+        network = NETWORKS[kind](pad_mode=pad_mode)
+        x = clip_for(network, 4)
+        whole = network(x)
+        for steps in range(1, 4):
+            prefix = network(cut(network, x, [steps, 4 - steps])[0])
+            assert torch.equal(prefix, whole[:, :, : prefix.shape[2]])
+
+
+@pytest.mark.parametrize(
+    "broken", [{"norm": "clip"}, {"pad_mode": "reflect"}], ids=["clip", "reflect"]
+)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_norms_over_time_and_mirrored_frames_do_see_what_comes_after(
+    kind: str, broken: dict[str, Any]
+) -> None:
+    """Which is why they are not streamed."""
+    network = NETWORKS[kind](**broken)
+    assert 0 in changes(network, clip_for(network, 3), 1)
+
+
+def layers() -> dict[str, Callable[[PadMode], tuple[nn.Module, Callable[[int], int]]]]:
+    """Each layer, with the first output frame that stands for an input frame."""
+    same = lambda frame: frame  # noqa: E731
+    return {
+        "convolution": lambda mode: (CausalConv3d(32, 32, 3, mode), same),
+        "block": lambda mode: (
+            ResnetBlock3D(
+                in_channels=32, dropout=0.0, temb_channels=0, pad_mode=mode, norm="frame"
+            ),
+            same,
+        ),
+        "shortcut": lambda mode: (
+            ResnetBlock3D(
+                in_channels=32,
+                out_channels=64,
+                conv_shortcut=True,
+                dropout=0.0,
+                pad_mode=mode,
+                norm="frame",
+            ),
+            same,
+        ),
+        "attention": lambda mode: (AttnBlock2D(32, norm="frame"), same),
+        "norm": lambda mode: (FrameGroupNorm(32, 32), same),
+        "down": lambda mode: (DownSample3D(32, True, True), lambda frame: (frame + 1) // 2),
+        "down in space": lambda mode: (DownSample3D(32, False), same),
+        "up": lambda mode: (Upsample3D(32, True, True), lambda frame: 2 * frame - 1),
+        "up in space": lambda mode: (Upsample3D(32, False), same),
+    }
+
+
+@pytest.mark.parametrize("mode", CAUSAL)
+@pytest.mark.parametrize("layer", layers())
+def test_later_frames_leave_earlier_outputs_of_every_layer_alone(layer: str, mode: PadMode) -> None:
+    module, first_output = layers()[layer](mode)
+    golden.fill(module.eval().requires_grad_(False))
+    x = torch.rand(2, 32, 7, 6, 6)
+    for frame in range(1, 7):
+        assert changes(module, x, frame) == list(range(first_output(frame), module(x).shape[2]))
+
+
+@pytest.mark.parametrize("mode", CAUSAL)
+def test_spatial_norms_are_causal_in_the_features_and_in_the_latent(mode: PadMode) -> None:
+    norm = SpatialNorm3D(32, 4, FrameGroupNorm, add_conv=True, pad_mode=mode, num_groups=32)
+    golden.fill(norm.requires_grad_(False))
+    f, zq = torch.rand(1, 32, 9, 4, 4), torch.rand(1, 4, 3, 2, 2)
+    for frame in range(1, 9):
+        assert changes(lambda x: norm(x, zq), f, frame) == list(range(frame, 9))
+    for frame in range(1, 3):
+        assert changes(lambda x: norm(f, x), zq, frame) == list(range(1 + 4 * (frame - 1), 9))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_on_one_thread_pieces_are_the_same_bits_as_the_whole_in_float32(kind: str) -> None:
+    """So that no code depends on the cuts. On more threads single bits were seen to differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        network = NETWORKS[kind](attn_resolutions=(8,))
+        x = clip_for(network, 5)
+        for steps in ([1, 1, 1, 1, 1], [2, 3]):
+            assert torch.equal(in_pieces(network, cut(network, x, steps)), network(x))
+    finally:
+        torch.set_num_threads(before)
