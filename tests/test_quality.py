@@ -37,10 +37,9 @@ def ffmpeg(name: str, x: NDArray[np.uint8], y: NDArray[np.uint8], key: str) -> f
     """What FFmpeg's filter says of one pair of frames, on planar RGB."""
     graph = av.filter.Graph()
     height, width = x.shape[:2]
+    planar = av.VideoFormat("gbrp")
     ends = [
-        graph.add_buffer(
-            width=width, height=height, format=av.VideoFormat("gbrp"), time_base=Fraction(1, 8)
-        )
+        graph.add_buffer(width=width, height=height, format=planar, time_base=Fraction(1, 8))
         for _ in range(2)
     ]
     compare, sink = graph.add(name), graph.add("buffersink")
@@ -122,6 +121,6 @@ def test_what_cannot_be_compared_is_refused(film: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="no frames in common"):
         psnr_db(film, film[:2])
     with pytest.raises(ValueError, match="float64 of shape"):
-        structural_similarity(film, film.astype(np.float64))  # type: ignore[arg-type]
+        structural_similarity(film, film.astype(np.float64))
     with pytest.raises(ValueError, match="no frames were compared"):
         Comparison().quality()

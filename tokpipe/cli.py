@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -39,8 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: tokpipe run jobs/demo.yaml",
     )
     add_run_arguments(run)
+    run.set_defaults(command=run_command)
+    decode = verbs.add_parser(
+        "decode",
+        help="turn the codes of one clip back into pixels",
+        description="Turn the codes of one clip back into pixels, to look at them.",
+        epilog="example: tokpipe decode out/demo --compare -o clip.mp4",
+    )
+    _add_decode_arguments(decode)
+    decode.set_defaults(command=decode_command)
+    convert = verbs.add_parser(
+        "convert",
+        help="make a checkpoint folder of a training checkpoint",
+        description="Make a checkpoint folder (config.yaml and model.safetensors) of a training "
+        "checkpoint. Nothing that is in the checkpoint is run.",
+        epilog="example: tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan",
+    )
+    _add_convert_arguments(convert)
+    convert.set_defaults(command=convert_command)
     parsed = parser.parse_args(arguments)
-    return run_command(parsed)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    return command(parsed)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,22 +72,56 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument("--clip", metavar="ID", help="clip id; the first clip when left out")
+    parser.add_argument(
+        "-o",
+        dest="path",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="FILE.mp4 for the whole clip, FILE.png for a few of its frames",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="decode the source again, show it too, and print PSNR and SSIM against it",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ...; a GPU if there is one when left out"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what was done as one line of JSON"
+    )
+
+
+def decode_command(parsed: argparse.Namespace) -> int:
+    """Carry out ``decode``."""
+    return _reporting(lambda: _decode(parsed))
+
+
+def _decode(parsed: argparse.Namespace) -> int:
+    from tokpipe.reconstruct.command import decode_clip  # imports torch
+
+    decoded = decode_clip(
+        parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
+    )
+    lines = [decoded.to_json()] if parsed.json else decoded.lines()
+    for line in lines:
+        Console(highlight=False).print(line, markup=False, soft_wrap=True)
+    return 0
+
+
 def run_command(parsed: argparse.Namespace) -> int:
     """Carry out ``run`` and turn its end into an exit code."""
-    console = Console(highlight=False)
+    return _reporting(lambda: _run(parsed))
+
+
+def _reporting(command: Callable[[], int]) -> int:
+    """Run a command; print an error that it ends with, and return the code that stands for it."""
     try:
-        job = load_job(parsed.job, read=_read_checkpoint)
-        if parsed.dry_run:
-            from tokpipe.check import check_lines
-
-            for line in check_lines(job):
-                console.print(line, markup=False, soft_wrap=True)
-            return 0
-        # Only now, because these import torch and ray: a wrong job file is told at once.
-        from tokpipe.runtime.job import run_job
-        from tokpipe.runtime.summary import summary_lines
-
-        outcome = run_job(job, console)
+        return command()
     except TokpipeError as error:
         Console(stderr=True).print(
             f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True
@@ -77,12 +130,64 @@ def run_command(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; what is committed stays", style="red")
         return 128 + signal.SIGINT
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    job = load_job(parsed.job, read=_read_checkpoint)
+    if parsed.dry_run:
+        from tokpipe.check import check_lines
+
+        for line in check_lines(job):
+            console.print(line, markup=False, soft_wrap=True)
+        return 0
+    # Only now, because these import torch and ray: a wrong job file is told at once.
+    from tokpipe.runtime.job import run_job
+    from tokpipe.runtime.summary import summary_lines
+
+    outcome = run_job(job, console)
     for line in summary_lines(job, outcome):
         console.print(line, markup=False, soft_wrap=True)
     if outcome.signal is not None:
         return 128 + outcome.signal
     if outcome.rejected_fraction > job.max_rejected_fraction:
         return TOO_MANY_REJECTED
+    return 0
+
+
+def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="CKPT", help=".ckpt, .pt or .pth of torch.save, .safetensors"
+    )
+    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
+    settings = parser.add_mutually_exclusive_group(required=True)
+    settings.add_argument("--kind", choices=["movqgan", "emu3"], help="read its settings off it")
+    settings.add_argument("--config", type=Path, metavar="YAML", help="or a tokenizer section")
+    parser.add_argument("--state", metavar="KEY", help="entry that holds the weights")
+    parser.add_argument(
+        "--ema", action="store_true", help="take moving averages in place of the weights"
+    )
+    parser.add_argument(
+        "--strip", metavar="PREFIX", help="take only keys that begin so, without that beginning"
+    )
+    parser.add_argument(
+        "--drop", action="append", default=[], metavar="PREFIX", help="leave keys out; repeatable"
+    )
+
+
+def convert_command(parsed: argparse.Namespace) -> int:
+    """Carry out ``convert``."""
+    return _reporting(lambda: _convert(parsed))
+
+
+def _convert(parsed: argparse.Namespace) -> int:
+    from tokpipe.convert import Choices, convert  # imports torch at its end
+
+    choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
+    for line in convert(
+        parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
+    ):
+        Console(highlight=False).print(line, markup=False, soft_wrap=True)
     return 0
 
 

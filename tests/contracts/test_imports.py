@@ -17,6 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "ids": set(),
+    "quality": set(),
     "config": LIGHT,
     "chunks": {"config"} | LIGHT,
     "fingerprint": {"config"} | LIGHT,
@@ -33,17 +34,25 @@ ARROWS: dict[str, set[str]] = {
         *("chunks", "config", "fingerprint", "formats", "plan", "stages", "storage", "weights")
     }
     | LIGHT,
+    "convert": {"config", "formats", "models"} | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
-    "cli": {"check", "config", "runtime", "weights"} | LIGHT,
+    "reconstruct": {
+        *("config", "formats", "media", "models", "plan", "quality", "reader", "stages", "weights")
+    }
+    | LIGHT,
+    "cli": {"check", "config", "convert", "reconstruct", "runtime", "weights"} | LIGHT,
     "run": {"cli"},
+    "train": {"config", "media", "models", "quality"} | LIGHT,
 }
 
 HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},
-    "torch": {"models", "stages"},
+    "torch": {"models", "reconstruct", "stages", "train"},
     "decord": {"media"},
+    "transformers": {"models"},
     "av": {"media"},
     "torchcodec": {"media"},
+    "xformers": {"models"},
     "pyarrow": {"formats", "plan", "reader", "sources"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},

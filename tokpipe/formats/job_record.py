@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from tokpipe.errors import NotFound, PlanMismatch
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
@@ -45,6 +46,22 @@ class JobRecord(BaseModel):
 
     def to_json(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+
+    def job_config(self, uri: str) -> JobConfig:
+        """The resolved job file as settings again; ``uri`` is the output's, for the error.
+
+        Raises:
+            ConfigError: another version of tokpipe wrote it, whose settings are not known here.
+        """
+        try:
+            return JobConfig.model_validate_json(json.dumps(self.job))
+        except ValidationError as error:
+            raise ConfigError(
+                f"{uri}: its job was recorded by tokpipe {self.tokpipe_version}, and has settings "
+                f"that this version does not take ({error.error_count()} problems, the first: "
+                f"{error.errors(include_url=False)[0]['msg']}). Its codes can be read all the "
+                "same; to run its tokenizer again, install that version"
+            ) from error
 
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> JobRecord:

@@ -237,4 +237,7 @@ def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, An
             for row in rows
         ),
         metadata={name: value for name, value in record.items() if name not in OWN_COLUMNS},
+        plan_row=record["plan_row"],
+        segment=record["segment"],
+        num_segments=record["n_segments"],
     )

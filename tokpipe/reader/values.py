@@ -42,6 +42,11 @@ class Clip:
     chunks: tuple[Chunk, ...]
     metadata: dict[str, Any]
     """Columns carried from the source."""
+    plan_row: int
+    """Position in the stored plan of the row that this clip comes from."""
+    segment: int
+    """Which part of the row's span it is, when that was cut into ``num_segments`` clips."""
+    num_segments: int
 
     @property
     def codes(self) -> NDArray[np.uint16] | NDArray[np.uint32]:

@@ -1,0 +1,6 @@
+"""From codes back to pixels, by the policy that encoded them; compared with the source."""
+
+from tokpipe.reconstruct.reconstructor import Reconstructor
+from tokpipe.reconstruct.source import SourceFrames
+
+__all__ = ["Reconstructor", "SourceFrames"]

@@ -1,0 +1,54 @@
+"""The frames that an encoder saw: the source of a clip, decoded again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import SourceError
+from tokpipe.plan import PlanReader
+from tokpipe.reader import Clip
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.types import Rejected
+
+
+class SourceFrames:
+    """Decodes sources as the job did: the same sampling, size and decoder.
+
+    Args:
+        scratch: a local folder for what has to be fetched.
+    """
+
+    def __init__(self, job: JobConfig, plan: PlanReader, scratch: Path) -> None:
+        self._plan = plan
+        self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
+        self._stage.setup(scratch)
+
+    def close(self) -> None:
+        """End the decoding child and remove what was fetched."""
+        self._stage.close()
+
+    def frames(self, clip: Clip) -> Iterator[NDArray[np.uint8]]:
+        """Yield the clip's (T, H, W, 3) frames, in one piece or several.
+
+        Raises:
+            SourceError: the source is gone, or is not what it was.
+        """
+        (item,) = self._plan.items(
+            self._plan.part_of(clip.plan_row), np.array([clip.plan_row], np.int64)
+        )
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
+        (decoded,) = self._stage.process([item])
+        if isinstance(decoded, Rejected):
+            raise SourceError(
+                decoded.reason,
+                f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it does "
+                f"not decode any more: {decoded.message}. Decode without comparing, or bring "
+                "back the file that was tokenized",
+            )
+        yield decoded.frames
