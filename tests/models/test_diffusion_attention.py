@@ -16,8 +16,9 @@ HAS_XFORMERS = importlib.util.find_spec("xformers") is not None
 
 def test_attention_of_every_position_is_softmax_of_scaled_products() -> None:
     torch.manual_seed(0)
-    attn, x = make_attn(64), torch.randn(2, 64, 3, 5)
-    assert type(attn) is AttnBlock
+    block, x = make_attn(64), torch.randn(2, 64, 3, 5)
+    assert type(block) is AttnBlock
+    attn: Any = block
     with torch.no_grad():
         h = F.group_norm(x, 32, attn.norm.weight, attn.norm.bias, 1e-6)
         q, k, v = (F.conv2d(h, c.weight, c.bias).flatten(2) for c in (attn.q, attn.k, attn.v))

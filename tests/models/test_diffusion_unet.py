@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def unet(**changes: Any) -> UNet:
+def unet(**changes: Any) -> Any:
     torch.manual_seed(0)
     return UNet(**(SMALL | changes)).eval()
 
@@ -68,9 +68,10 @@ def test_timesteps_are_one_number_per_image(timesteps: Tensor) -> None:
         get_timestep_embedding(timesteps, 32)
 
 
-@pytest.mark.parametrize("ch_mult", [(1,), (1, 2), (2, 1), (1, 3, 2)])
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("resamp_with_conv", [True, False])
+@pytest.mark.parametrize(
+    ("ch_mult", "blocks", "resamp_with_conv"),
+    [((1,), 1, True), ((1, 2), 1, False), ((2, 1), 2, True), ((1, 3, 2), 1, True)],
+)
 def test_images_come_out_at_the_size_that_went_in(
     ch_mult: tuple[int, ...], blocks: int, resamp_with_conv: bool
 ) -> None:
