@@ -1,0 +1,256 @@
+"""The training loop: one optimizer step after the other, from where the last run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from tokpipe.errors import ConfigError
+from tokpipe.models.quantizers import CodeUsage
+from tokpipe.models.tokenizers.native import build_native
+from tokpipe.train.config import TrainConfig
+from tokpipe.train.data import TrainingData
+from tokpipe.train.files import write_atomically
+from tokpipe.train.reconstruction import initialize, losses, scaled
+
+_log = logging.getLogger(__name__)
+
+STATE_NAME = "training.pt"
+LOG_NAME = "log.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class Trainer:
+    """Weights, their average, the optimizer and the number of steps done.
+
+    Nothing else is carried from step to step: batches and random numbers are made from the seed
+    and the step. A run that was stopped and continued has the losses of one that was not.
+    """
+
+    def __init__(self, config: TrainConfig, data: TrainingData) -> None:
+        self.config = config
+        self.data = data
+        self.device = _device(config)
+        self.tokenizer = build_native(config.tokenizer, None, with_decoder=True)
+        initialize(self.tokenizer, config.seed)
+        self.tokenizer.to(self.device).train()
+        self.average = {key: value.clone() for key, value in self.tokenizer.state_dict().items()}
+        named = list(self.tokenizer.named_parameters())
+        groups = [
+            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+        self.step = 0
+
+    def train_step(self) -> dict[str, float | Tensor]:
+        """Do one step. Returns the terms of the loss, and the codes."""
+        config = self.config
+        phase, learning_rate = config.phase_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        x = scaled(self.data.batch(self.step).to(self.device, non_blocking=True))
+        # Whatever a quantizer draws is decided by the step too.
+        torch.manual_seed(_hashed(config.seed, self.step))
+        narrow = config.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+            terms, quantized = losses(self.tokenizer, x, phase.loss or config.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.clip_norm)
+        measured: dict[str, float | Tensor] = {k: float(v.detach()) for k, v in terms.items()}
+        measured["gradient_norm"] = float(norm)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"step {self.step}: loss {measured['loss']} with gradients of norm {float(norm)}. "
+                "Going on would ruin the weights. Lower learning_rate, or lengthen the warmup, and "
+                "start from the last checkpoint"
+            )
+        self.optimizer.step()
+        self._update_average()
+        self.step += 1
+        measured["learning_rate"] = learning_rate
+        measured["codes"] = quantized.codes.detach()
+        measured["frames"] = x.shape[2]
+        return measured
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # The first steps are soon forgotten: after n of them the average spans about n / 10.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for key, value in self.tokenizer.state_dict().items():
+            if value.is_floating_point():
+                self.average[key].lerp_(value, 1 - decay)
+            else:
+                self.average[key].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """All that a later run needs to go on."""
+        return {
+            "step": self.step,
+            "config": self.config.model_dump_json(),
+            "weights": self.tokenizer.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any], source: str) -> None:
+        """Go on from a state.
+
+        Raises:
+            ConfigError: it is of a run with other settings.
+        """
+        before = TrainConfig.model_validate_json(state["config"])
+        _check_same_run(before, self.config, state["step"], source)
+        self.tokenizer.load_state_dict(state["weights"])
+        self.average = {key: value.to(self.device) for key, value in state["average"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def train(config: TrainConfig) -> Path:
+    """Train to the last step, from the last checkpoint if there is one.
+
+    Returns:
+        The folder of the trained tokenizer.
+
+    Raises:
+        ConfigError: the output is of a run with other settings.
+        FloatingPointError: the loss is no longer finite.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, TrainingData(config))
+    state_path = output / STATE_NAME
+    if state_path.exists():
+        trainer.load(torch.load(state_path, weights_only=True), str(state_path))
+        _log.info("continuing at step %d of %d", trainer.step, config.num_steps)
+    log = _Log(output / LOG_NAME, trainer.step, config)
+    saved_s = time.monotonic()
+    while trainer.step < config.num_steps:
+        log.add(trainer.step, trainer.train_step())
+        if time.monotonic() - saved_s >= config.checkpoint_every_s:
+            _save(trainer, output)
+            saved_s = time.monotonic()
+    _save(trainer, output)
+    return output / TOKENIZER_FOLDER
+
+
+def _save(trainer: Trainer, output: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(trainer.state(), buffer)
+    write_atomically(output / STATE_NAME, buffer.getvalue())
+    save_tokenizer(trainer.config, trainer.average, output / TOKENIZER_FOLDER)
+
+
+def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write a checkpoint folder: ``config.yaml`` and ``model.safetensors``."""
+    dtype = getattr(torch, config.weights_dtype)
+    stored = {
+        key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        for key, value in weights.items()
+    }
+    section = config.tokenizer.model_dump(mode="json", exclude_unset=True)
+    section = {"kind": config.tokenizer.kind, **section, "weights": WEIGHTS_NAME}
+    write_atomically(folder / WEIGHTS_NAME, safetensors.torch.save(stored))
+    text = yaml.safe_dump(section, sort_keys=False)
+    write_atomically(folder / CONFIG_NAME, text.encode())
+
+
+class _Log:
+    """JSON lines of means since the line before."""
+
+    def __init__(self, path: Path, step: int, config: TrainConfig) -> None:
+        self.path, self.config = path, config
+        if path.exists():  # lines of steps that a kill undid
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        self._start()
+
+    def _start(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.usage = CodeUsage(self.config.tokenizer.quantizer.codebook_size)
+        self.started_s = time.monotonic()
+
+    def add(self, step: int, measured: dict[str, Any]) -> None:
+        self.usage.update(measured.pop("codes"))
+        for name, value in measured.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        if (step + 1) % self.config.log_every_steps and step + 1 != self.config.num_steps:
+            return
+        means = {name: value / self.count for name, value in self.sums.items()}
+        line = {
+            "step": step + 1,
+            **{name: round(value, 6) for name, value in means.items()},
+            # Of the mean squared error, whose full range is 2.
+            "psnr_db": round(10 * math.log10(4 / max(means["mse"], 1e-10)), 3),
+            "codes_used": self.usage.num_used,
+            "code_entropy_bits": round(self.usage.entropy_bits, 3),
+            "seconds_per_step": round((time.monotonic() - self.started_s) / self.count, 3),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        _log.info("%s", line)
+        self._start()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return 2**62
+
+
+def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:
+    """What the steps done depended on must be as it was; what is still to come may change."""
+    free = {"output", "phases", "loss", "checkpoint_every_s", "log_every_steps", "weights_dtype"}
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    changed = [
+        f"{key}: {old[key]!r} -> {new[key]!r}"
+        for key in sorted(new.keys() - free)
+        if old[key] != new[key]
+    ]
+    if step > now.num_steps or any(
+        _settings(before, done) != _settings(now, done) for done in range(step)
+    ):
+        changed.append(f"phases: of the {step} steps that are done")
+    if changed:
+        raise ConfigError(
+            f"{source} is of a run with other settings ({'; '.join(changed)}). Going on from it "
+            "would give weights that no training file describes. Choose another output, or "
+            "restore the settings; phases may change from the next step on"
+        )
+
+
+def _settings(config: TrainConfig, step: int) -> tuple[Any, ...]:
+    phase, learning_rate = config.phase_at(step)
+    return phase.size, phase.batches, phase.loss or config.loss, learning_rate
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, but torch sees no GPU here: write cpu or auto")
+    return torch.device(config.device)
+
+
+def _hashed(seed: int, step: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,88 @@
+"""A tokenizer in training: pixels to pixels through the codes, with gradients, and its losses."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.models.norm_3d import SpatialNorm3D
+from tokpipe.models.quantizers import FSQ, Quantized
+from tokpipe.models.tokenizers.native import NativeTokenizer
+from tokpipe.train.config import LossConfig
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """(B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32 in [-1, 1]."""
+    return (pixels.float() / 127.5 - 1).movedim(-1, 1)
+
+
+def reconstruct(tokenizer: NativeTokenizer, x: Tensor) -> tuple[Tensor, Quantized, Tensor]:
+    """(B, 3, T, H, W) in [-1, 1] -> the same shape, what the quantizer gave, and the latent."""
+    assert tokenizer.decoder is not None
+    latent: Tensor = tokenizer.encoder(tokenizer._patched(x))
+    with torch.autocast(x.device.type, enabled=False):
+        quantized: Quantized = tokenizer.quantizer(latent.float())
+    y = tokenizer._unpatched(tokenizer.decoder(quantized.vectors))
+    return y.float(), quantized, latent.float()
+
+
+def losses(
+    tokenizer: NativeTokenizer, x: Tensor, weights: LossConfig
+) -> tuple[dict[str, Tensor], Quantized]:
+    """Every term of the loss that has a weight, unweighted but for ``loss``, their weighted sum."""
+    y, quantized, latent = reconstruct(tokenizer, x)
+    error = y - x
+    terms = {"mse": error.square().mean()}
+    if weights.l1:
+        terms["l1"] = error.abs().mean()
+    if weights.gradient:
+        across, down = error.diff(dim=-1), error.diff(dim=-2)
+        terms["gradient"] = across.abs().mean() + down.abs().mean()
+    if weights.quantizer and quantized.loss is not None:
+        terms["quantizer"] = quantized.loss
+    if weights.saturation:
+        terms["saturation"] = F.relu(latent.abs() - _UNSATURATED).square().mean()
+    if weights.rounding:
+        assert isinstance(tokenizer.quantizer, FSQ)
+        bounded = tokenizer.quantizer.bounded(latent)
+        terms["rounding"] = (bounded - bounded.detach().round()).square().mean()
+    weighted = [getattr(weights, name) * term for name, term in terms.items()]
+    terms["loss"] = torch.stack(weighted).sum()
+    return terms, quantized
+
+
+def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
+    """Give every parameter the value that training starts from, by ``seed`` and its key.
+
+    Convolutions keep the variance of their input; residual blocks begin as the identity and the
+    decoder's norms nearly as plain ones, so that deep stacks learn from the first step.
+    """
+    for key, parameter in tokenizer.named_parameters():
+        if key.endswith("bias") or key.startswith("quantizer."):
+            continue
+        if parameter.ndim > 1:
+            digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            bound = 1 / math.sqrt(math.prod(parameter.shape[1:]))
+            noise = torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
+            parameter.data.copy_(noise)
+    for key, module in tokenizer.named_modules():
+        if isinstance(module, SpatialNorm3D):
+            module.conv_y.conv.weight.data.mul_(_NORM_GAIN)
+            module.conv_b.conv.weight.data.mul_(_NORM_GAIN)
+            assert module.conv_y.conv.bias is not None
+            nn.init.ones_(module.conv_y.conv.bias)
+        if key.endswith(".conv2"):
+            nn.init.zeros_(module.conv.weight)
+
+
+_UNSATURATED = 1.5
+"""Latents that FSQ does not squash much: of 8 levels, the last begins at 1.14, and the first ends
+at -1.42."""
+
+_NORM_GAIN = 0.3
+"""How much the code vectors bend the decoder's norms at first."""
