@@ -46,16 +46,18 @@ class EMACodebook(nn.Module):
         each rank must take it. Latents that are not finite are left out, since a single one
         would spoil the averages for good.
         """
-        if self.cluster_size.dtype != torch.float32:
+        if torch.finfo(self.cluster_size.dtype).bits < 32:
             raise RuntimeError(
                 f"the codebook's averages are {self.cluster_size.dtype}, in which steps of "
                 f"1 - decay = {1 - self.decay:.3g} round away. Train in float32, with "
                 "torch.autocast for speed"
             )
         finite = latents.isfinite().all(dim=1)
-        latents = latents.where(finite[:, None], 0)
+        latents = latents.where(finite[:, None], 0).to(self.embed_avg.dtype)
         sums = torch.zeros_like(self.embed_avg).index_add_(0, entries, latents)
-        counts = torch.zeros_like(self.cluster_size).index_add_(0, entries, finite.float())
+        counts = torch.zeros_like(self.cluster_size).index_add_(
+            0, entries, finite.to(self.cluster_size.dtype)
+        )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(counts)
@@ -73,8 +75,12 @@ class EMAVectorQuantizer(CodebookQuantizer):
     ``n_embed`` vectors of ``embedding_dim`` channels. ``beta`` weighs the commitment of the
     latent to its vector, which is the whole loss. Each ``forward`` in ``train()`` mode moves the
     codebook, after it was used, keeping ``decay`` of the averages; in ``eval()`` mode nothing
-    moves. ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; the published code takes
-    them, and leaves the codes as they are.
+    moves. As published the averages start from a random vector and no latents at all: vectors
+    that the first step does not name are then divided by ``eps`` and leave the latents' reach for
+    about ``log(eps) / log(decay)`` steps, 1,146 by default.
+
+    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; the published code takes them, and
+    leaves the codes as they are.
 
     ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as ``VectorQuantizer``.
     Source: arXiv:1711.00937, appendix A.1.

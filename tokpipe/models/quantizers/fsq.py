@@ -57,6 +57,24 @@ class FSQ(ScalarQuantizer):
         """
         return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
 
+    def codes_of_vectors(self, vectors: Tensor) -> Tensor:
+        """The inverse of ``vectors_of``: (B, dim, ...) -> (B, ...), or (B, ..., n), int64.
+
+        Not ``codes_of``, which squashes. Vectors between levels get the nearest one.
+
+        Raises:
+            ValueError: a quantizer with ``project_out``, which has no inverse, or vectors with
+                another number of channels.
+        """
+        if self.dim != self.codebook_dim * self.num_codebooks:
+            raise ValueError(
+                f"vectors of {self.dim} channels are projected from "
+                f"{self.codebook_dim * self.num_codebooks}: no code can be read off them. Keep "
+                "the codes instead"
+            )
+        digits = self._round(self._inner(vectors) * (self.levels // 2))
+        return self._shaped((digits * self.place_values).sum(-1))
+
     def _bound(self, inner: Tensor) -> Tensor:
         # Half a level wider than the outermost rounding by a thousandth, so that both ends are
         # reached; an even number of levels is centred between two of them.

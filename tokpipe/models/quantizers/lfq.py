@@ -49,17 +49,13 @@ class LFQ(ScalarQuantizer):
         bit_order: Literal["big", "little"] = "big",
     ) -> None:
         if codebook_size is not None:
+            if codebook_size < 2 or codebook_size & (codebook_size - 1):
+                raise ValueError(f"{codebook_size=}: the bits of a code make it a power of two")
             num_bits = codebook_size.bit_length() - 1
-            if codebook_size != 2**num_bits:
-                raise ValueError(
-                    f"{codebook_size=}: signs make powers of two, such as {2**num_bits}"
-                )
         elif dim is not None:
             num_bits = dim
         else:
-            raise ValueError(
-                "give dim, codebook_size or both: neither says how many bits there are"
-            )
+            raise ValueError("dim and codebook_size are both missing: give either one or both")
         if not 1 <= num_bits <= 62:
             raise ValueError(f"dim={num_bits}: a code of int64 holds 1 to 62 bits")
         if codebook_scale <= 0:
@@ -90,7 +86,7 @@ class LFQ(ScalarQuantizer):
         inner = self._inner(latent)
         codes = self._codes(inner.detach())
         vectors = self._inner_vectors(codes)
-        loss = torch.zeros((), device=latent.device)
+        loss = inner.new_zeros(())
         if self.training:
             per_sample, of_mean = self._entropies(inner, inv_temperature)
             entropy = per_sample - self.diversity_gamma * of_mean

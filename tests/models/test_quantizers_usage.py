@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokpipe.models.quantizers import CodeUsage, usage
+
+
+@pytest.fixture(params=[1, 2**18], ids=["sorted at once", "sorted late"])
+def _sorting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "MIN_SORTED", request.param)
+
+
+def numpy_measures(codes: np.ndarray[Any, Any], size: int) -> dict[str, float]:
+    counts = np.bincount(codes, minlength=size)
+    shares = counts[counts > 0] / max(1, counts.sum())
+    entropy = float(-(shares * np.log2(shares)).sum())
+    used = int((counts > 0).sum())
+    return {
+        "num_codes": len(codes),
+        "num_used": used,
+        "num_dead": size - used,
+        "used_fraction": used / size,
+        "entropy_bits": entropy,
+        "perplexity": 2**entropy,
+    }
+
+
+@pytest.mark.usefixtures("_sorting")
+def test_measures_are_those_of_all_codes_together() -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.zipf(1.3, (2, rng.integers(1, 9), 5)) % 500 for _ in range(40)]
+    found = CodeUsage(500)
+    for index, batch in enumerate(batches):
+        kind = index % 4
+        if kind == 0:
+            found.update(torch.from_numpy(batch))
+        elif kind == 1:
+            found.update(torch.from_numpy(batch.astype(np.uint16)))
+        else:
+            found.update(batch.astype(np.int32 if kind == 2 else np.uint32))
+        if index == 20:
+            found.summary()  # looking changes nothing
+    codes = np.concatenate([batch.ravel() for batch in batches])
+    assert found.summary() == pytest.approx(numpy_measures(codes, 500))
+    assert all(type(value) is float for value in found.summary().values())
+    assert np.array_equal(found.histogram(), np.bincount(codes, minlength=500))
+    assert np.array_equal(found.dead_codes(), np.setdiff1d(np.arange(500), codes))
+
+
+@given(
+    parts=st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=6), split=st.integers(0, 6)
+)
+def test_usages_of_workers_add_up(parts: list[list[int]], split: int) -> None:
+    workers = [CodeUsage(10), CodeUsage(10)]
+    for index, part in enumerate(parts):
+        workers[index >= split].update(np.array(part, dtype=np.int64))
+    workers[0].add(workers[1])
+    codes = np.array([code for part in parts for code in part], dtype=np.int64)
+    assert workers[0].summary() == pytest.approx(numpy_measures(codes, 10))
+    assert workers[0].histogram().tolist() == np.bincount(codes, minlength=10).tolist()
+
+
+def test_even_use_has_the_perplexity_of_the_codebook_and_one_code_has_one() -> None:
+    even, one, none = CodeUsage(1024), CodeUsage(1024), CodeUsage(1024)
+    even.update(torch.arange(1024).repeat(3))
+    one.update(torch.full((5, 5), 7))
+    none.update(torch.empty(0, 4, dtype=torch.int64))
+    assert (even.entropy_bits, even.perplexity, even.used_fraction) == (10, 1024, 1)
+    assert (one.entropy_bits, one.perplexity, one.num_used) == (0, 1, 1)
+    assert (none.entropy_bits, none.perplexity, none.num_used, none.num_codes) == (0, 1, 0, 0)
+
+
+def test_memory_grows_with_distinct_codes_and_not_with_the_stream_or_the_codebook() -> None:
+    found, rng = CodeUsage(2**62), np.random.default_rng(0)
+    names = rng.integers(0, 2**62, 1000)
+    for _ in range(40):
+        found.update(rng.choice(names, 50_000))
+        assert found._num_unsorted < usage.MIN_SORTED
+        assert sum(map(len, found._unsorted)) == found._num_unsorted
+    assert (found.num_codes, found.num_used) == (2_000_000, 1000)
+    assert math.log2(found.perplexity) == pytest.approx(math.log2(1000), abs=0.01)
+    with pytest.raises(ValueError, match=r"4611686018427387904 entries, too many to list"):
+        found.histogram()
+
+
+def test_a_batch_may_be_overwritten_once_it_is_counted() -> None:
+    found, buffer = CodeUsage(4), np.zeros(3, dtype=np.int64)
+    found.update(buffer)
+    buffer[:] = 3
+    assert found.histogram().tolist() == [3, 0, 0, 0]
+
+
+def test_what_are_no_codes_of_the_codebook_is_refused_and_not_counted() -> None:
+    found = CodeUsage(8)
+    for wrong in (-1, 8):
+        with pytest.raises(ValueError, match=r"but the codebook has 0 to 7: leave out"):
+            found.update(torch.tensor([0, wrong]))
+    for floats in (torch.zeros(2), np.zeros(2)):
+        with pytest.raises(TypeError, match=r"codes are float\d+, but only integers"):
+            found.update(floats)
+    with pytest.raises(ValueError, match="usage of 9 codes does not add to that of 8"):
+        found.add(CodeUsage(9))
+    assert found.num_codes == found.num_used == 0
+    with pytest.raises(ValueError, match="codebook_size=0"):
+        CodeUsage(0)
