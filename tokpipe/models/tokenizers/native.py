@@ -154,7 +154,8 @@ def _quantizer(config: QuantizerConfig) -> Quantizer:
         return EMAVectorQuantizer(size, dim, beta=0.25)
     if isinstance(config, GumbelConfig):
         return GumbelQuantizer(config.latent_dim, dim, size)
-    return VectorQuantizer(size, dim)
+    # The loss as the paper has it; the published default is a mistake that only old runs need.
+    return VectorQuantizer(size, dim, legacy=False)
 
 
 def _randomize(tokenizer: nn.Module, seed: int) -> None:
