@@ -135,8 +135,8 @@ class TokenizerTraits(Frozen):
                 )
         if self.square_only and height != width:
             raise ValueError(
-                f"frames of {height}x{width} are not square, and this tokenizer mixes up the axes "
-                f"of others: use {min(height, width)}x{min(height, width)}"
+                f"frames of {height}x{width} are not square, and this tokenizer takes only "
+                f"squares: use {min(height, width)}x{min(height, width)}"
             )
 
     def check_policy(self, policy: str) -> None:

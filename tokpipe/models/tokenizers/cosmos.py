@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from typing import Any
 
@@ -21,8 +22,8 @@ class CosmosDVTokenizer(VideoTokenizer):
     The encoder takes (B, 3, T, H, W) in [-1, 1] and gives (indices int32 (B, t, h, w), code
     vectors, loss); the decoder takes indices and gives pixels. The files accept any size and lose
     what does not fit, so the rules are enforced here. Published in bfloat16; ``compute_in`` casts
-    the whole program and tries it out again, since nothing tells beforehand whether it can be.
-    Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
+    the whole program and tries it out on its device, since nothing tells beforehand whether that
+    can be done. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
     """
 
     def __init__(self, config: CosmosDVConfig, encoder: Any, decoder: Any | None) -> None:
@@ -31,7 +32,8 @@ class CosmosDVTokenizer(VideoTokenizer):
         self.encoder: nn.Module = encoder
         self.decoder: nn.Module | None = decoder
         types = [p.dtype for p in encoder.parameters() if p.is_floating_point()]
-        self.dtype = types[0] if types else torch.float32
+        self.file_dtype = types[0] if types else torch.float32
+        self._proven: torch.dtype | None = None
 
     def _encode(self, x: Tensor) -> Tensor:
         outputs = self.encoder(x)
@@ -50,19 +52,46 @@ class CosmosDVTokenizer(VideoTokenizer):
         return floats
 
     def _cast(self, dtype: torch.dtype) -> None:
-        if dtype == self.dtype:
+        if dtype == self._proven:
             return
+        self._convert(dtype)
+        try:
+            self.prove()
+        except ConfigError as error:
+            raise ValueError(
+                f"{error}. Its file is of {self.file_dtype}: set encode.dtype to that"
+            ) from error
+
+    def prove(self) -> None:
+        """Try the program out where it is, and as it is.
+
+        Raises:
+            ConfigError: it raises, or gives what a discrete tokenizer of this variant does not.
+        """
+        device = next((p.device for p in self.encoder.parameters()), None)
+        probe(self, self.what, with_decoder=self.decoder is not None, device=device)
+        self._proven = self.dtype
+
+    def prove_on_cpu(self) -> None:
+        """Try the program out in float32, unless it is one that only its own type can run.
+
+        A program that was traced in bfloat16 may hold steps that insist on it, and others that
+        CPUs do not have in it. It is then left as it was, to be tried out by ``compute_in``.
+        """
+        self._convert(torch.float32)
+        try:
+            self.prove()
+        except ConfigError as error:
+            # Wrong outputs, whose cause is ours or none, are as wrong in any type.
+            if self.file_dtype == torch.float32 or isinstance(error.__cause__, TypeError | None):
+                raise
+            self._convert(self.file_dtype)
+
+    def _convert(self, dtype: torch.dtype) -> None:
         self.encoder.to(dtype)
         if self.decoder is not None:
             self.decoder.to(dtype)
-        before, self.dtype = self.dtype, dtype
-        device = next((p.device for p in self.encoder.parameters()), None)
-        try:
-            probe(self, self.what, with_decoder=self.decoder is not None, device=device)
-        except ConfigError as error:
-            raise ValueError(
-                f"{error}. Its file is of {before}: set encode.dtype to that"
-            ) from error
+        self.dtype = dtype
 
 
 def build_cosmos_dv(
@@ -72,7 +101,7 @@ def build_cosmos_dv(
     *,
     with_decoder: bool,
 ) -> CosmosDVTokenizer:
-    """Build on the CPU, in the dtype of the file; see ``build_tokenizer``."""
+    """Build on the CPU, in float32 where the program lets it; see ``build_tokenizer``."""
     if with_decoder and decoder_weights is None:
         raise ConfigError(
             "tokenizer.decoder_weights: is not given, and Cosmos keeps its decoder in a file of "
@@ -87,7 +116,7 @@ def build_cosmos_dv(
         decoder = _load(decoder_weights, f"tokenizer.decoder_weights {config.decoder_weights}")
     tokenizer = CosmosDVTokenizer(config, encoder, decoder)
     tokenizer.eval()
-    probe(tokenizer, tokenizer.what, with_decoder=with_decoder)
+    tokenizer.prove_on_cpu()
     return tokenizer
 
 
@@ -99,7 +128,10 @@ def _load(data: bytes, where: str) -> Any:
             "it was cut short"
         )
     try:
-        return torch.jit.load(io.BytesIO(data), map_location="cpu")
+        with warnings.catch_warnings():
+            # PyTorch asks everyone to leave TorchScript, but these files are published in it.
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            return torch.jit.load(io.BytesIO(data), map_location="cpu")
     except RuntimeError as error:
         raise ConfigError(
             f"{where}: is a TorchScript file that PyTorch {torch.__version__} cannot load: "

@@ -1,0 +1,156 @@
+"""``tokenizer: {checkpoint: URI}``: the folder's section takes its place, with whole URIs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokpipe.config import JobConfig, parse_job
+from tokpipe.config.checkpoint import builtin_path
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.tokenizer import CosmosDVConfig, MoVQGANConfig, NativeConfig
+from tokpipe.errors import ConfigError, NotFound
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
+NATIVE = {
+    "name": "small",
+    "encoder": {"ch": 32, "z_channels": 6},
+    "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 5, 5, 5]},
+}
+
+
+def job_with(tokenizer: object, root: Path, read: object = None, **environ: str) -> JobConfig:
+    text = yaml.safe_dump({**DEMO, "tokenizer": tokenizer})
+    return parse_job(text, name="job.yaml", root=root, environ=environ, read=read)  # type: ignore[arg-type]
+
+
+def folder(path: Path, section: object) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(
+        section if isinstance(section, str) else yaml.safe_dump(section)
+    )
+    return path
+
+
+def test_a_folder_stands_for_its_section_and_its_weights(tmp_path: Path) -> None:
+    folder(tmp_path / "tokenizers/small", NATIVE)
+    for uri in ("tokenizers/small", "tokenizers/small/", f"{tmp_path}/tokenizers/${{WHICH}}"):
+        job = job_with({"checkpoint": uri}, tmp_path, WHICH="small")
+        assert isinstance(job.tokenizer, NativeConfig)
+        assert job.tokenizer.name == "small"
+        assert job.tokenizer.weights == f"{tmp_path}/tokenizers/small/model.safetensors"
+    assert JobConfig.model_validate_json(job.model_dump_json()) == job
+
+
+def test_weights_are_beside_the_config_unless_they_say_where(tmp_path: Path) -> None:
+    cosmos = {
+        "kind": "cosmos_dv",
+        "variant": "4x8x8",
+        "weights": "encoder.jit",
+        "decoder_weights": "parts/decoder.jit",
+    }
+    path = folder(tmp_path / "cosmos", cosmos)
+    tokenizer = job_with({"checkpoint": "cosmos"}, tmp_path).tokenizer
+    assert isinstance(tokenizer, CosmosDVConfig)
+    assert tokenizer.weights == f"{path}/encoder.jit"
+    assert tokenizer.decoder_weights == f"{path}/parts/decoder.jit"
+    folder(tmp_path / "movqgan", {"kind": "movqgan", "weights": "s3://models/m.safetensors"})
+    tokenizer = job_with({"checkpoint": "movqgan"}, tmp_path).tokenizer
+    assert isinstance(tokenizer, MoVQGANConfig)
+    assert tokenizer.weights == "s3://models/m.safetensors"
+
+
+def test_a_folder_in_a_store_is_read_by_the_caller(tmp_path: Path) -> None:
+    seen = []
+
+    def read(uri: str, options: StoreOptions) -> bytes:
+        seen.append((uri, options.deadline_s))
+        return yaml.safe_dump(NATIVE).encode()
+
+    text = yaml.safe_dump(
+        {**DEMO, "tokenizer": {"checkpoint": "s3://models/small"}, "storage": {"deadline_s": 7.0}}
+    )
+    job = parse_job(text, name="job.yaml", root=tmp_path, environ={}, read=read)
+    assert seen == [("s3://models/small/config.yaml", 7.0)]
+    assert job.tokenizer.weights == "s3://models/small/model.safetensors"
+    with pytest.raises(ConfigError, match=r"s3://models/small/config.yaml is in a store"):
+        job_with({"checkpoint": "s3://models/small"}, tmp_path)
+
+
+def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
+    def read(uri: str, options: StoreOptions) -> bytes:
+        raise NotFound(f"nothing at {uri}")
+
+    with pytest.raises(
+        ConfigError,
+        match=r"^job.yaml: tokenizer.checkpoint: nothing at s3://m/x/config.yaml.*tokpipe convert",
+    ):
+        job_with({"checkpoint": "s3://m/x"}, tmp_path, read)
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({**NATIVE, "encodr": {}}, r"tokenizer \(in .*/config.yaml\): unknown key 'encodr'"),
+        ({**NATIVE, "encoder": {"chh": 3}}, r"tokenizer.encoder \(in .*\): unknown key 'chh'"),
+        (
+            {"kind": "movqgna"},
+            r"tokenizer \(in .*\): kind 'movqgna' is none of 'native', 'movqgan'",
+        ),
+        ({"checkpoint": "other"}, "config.yaml: is no tokenizer section"),
+        (["encoder"], "config.yaml: is no tokenizer section"),
+        ("a: [", "config.yaml: is not valid YAML"),
+        (
+            "name: a\nname: b",
+            "config.yaml: is not valid YAML: key 'name' is given twice|given twice",
+        ),
+        (
+            {**NATIVE, "weights": "${HOME}/w"},
+            "weights is '.{HOME}/w': variables are expanded in job",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_named(
+    tmp_path: Path, section: object, problem: str
+) -> None:
+    folder(tmp_path / "small", section)
+    with pytest.raises(ConfigError, match=rf"(?s)^job.yaml: .*{problem}"):
+        job_with({"checkpoint": "small"}, tmp_path, HOME="/root")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "problem"),
+    [
+        (
+            {"checkpoint": "nowhere"},
+            r"nowhere/config.yaml cannot be read: No such file.*config.yaml",
+        ),
+        ({"checkpoint": "small", "name": "mine"}, "name beside it would contradict"),
+        ({"checkpoint": 3}, "checkpoint is 3: give the path"),
+        ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
+        (
+            {"checkpoint": "builtin://no-such-one"},
+            "builtin://no-such-one/config.yaml cannot be read",
+        ),
+        ({"checkpoint": "builtin://../../config"}, "is no name of a checkpoint that ships"),
+        ("small", "found 'small' in place of a section, whose kind is one of 'native'"),
+        ({"kind": 3}, "kind 3 is none of 'native'"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_found_is_told(
+    tmp_path: Path, tokenizer: object, problem: str
+) -> None:
+    folder(tmp_path / "small", NATIVE)
+    with pytest.raises(ConfigError, match=rf"^job.yaml: .*{problem}"):
+        job_with(tokenizer, tmp_path)
+
+
+def test_names_of_checkpoints_that_ship_stay_within_the_package() -> None:
+    path = builtin_path("builtin://one/model.safetensors")
+    assert path == REPOSITORY / "tokpipe/models/pretrained/one/model.safetensors"
+    for name in ("", "..", "a/../b", "/etc", "a//b", "a\n"):
+        with pytest.raises(ConfigError, match="is no name of a checkpoint"):
+            builtin_path(f"builtin://{name}")

@@ -1,0 +1,230 @@
+"""What tokenizers declare, and the checks that follow from it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tokpipe.config.tokenizer import (
+    CosmosDVConfig,
+    CustomConfig,
+    EMAVQConfig,
+    Emu3Config,
+    Encoder3DConfig,
+    FSQConfig,
+    GumbelConfig,
+    LFQConfig,
+    Movq3DConfig,
+    MoVQGANConfig,
+    NativeConfig,
+    TokenizerConfig,
+    VQConfig,
+)
+from tokpipe.config.traits import TokenizerTraits
+
+
+def traits(**changes: Any) -> TokenizerTraits:
+    return TokenizerTraits(
+        **{"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 100, **changes}
+    )
+
+
+def native(**changes: Any) -> NativeConfig:
+    settings: dict[str, Any] = {
+        "encoder": Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6),
+        "quantizer": FSQConfig(kind="fsq"),
+        **changes,
+    }
+    return NativeConfig(**settings)
+
+
+@given(stride=st.integers(1, 9), k=st.integers(0, 50), grouped=st.booleans())
+def test_frames_and_latent_frames_are_inverse(stride: int, k: int, grouped: bool) -> None:
+    declared = traits(temporal_stride=stride, first_frames=stride if grouped else 1)
+    frames = declared.first_frames + stride * k
+    declared.check_num_frames(frames)
+    assert declared.num_latent_frames(frames) == 1 + k
+    assert declared.num_frames(1 + k) == frames
+
+
+@given(stride=st.integers(1, 9), frames=st.integers(0, 100), grouped=st.booleans())
+def test_other_lengths_are_refused_with_lengths_that_are_right(
+    stride: int, frames: int, grouped: bool
+) -> None:
+    declared = traits(temporal_stride=stride, first_frames=stride if grouped else 1)
+    first = declared.first_frames
+    if frames in {first + stride * k for k in range(101)}:
+        declared.check_num_frames(frames)
+        return
+    with pytest.raises(ValueError, match=f"x={frames} does not fit temporal stride") as error:
+        declared.check_num_frames(frames, "x")
+    for advised in str(error.value).partition("use ")[2].partition(".")[0].split(" or "):
+        declared.check_num_frames(int(advised))
+
+
+@given(height=st.integers(0, 60), width=st.integers(1, 60), multiple=st.sampled_from([4, 8, 12]))
+def test_other_sizes_are_refused_with_sizes_that_are_right(
+    height: int, width: int, multiple: int
+) -> None:
+    declared = traits(spatial_stride=4, size_multiple=multiple)
+    if height and not height % multiple and not width % multiple:
+        declared.check_size(height, width)
+        return
+    with pytest.raises(ValueError, match=rf"no multiple of .* {multiple}: use") as error:
+        declared.check_size(height, width)
+    advised = str(error.value).partition("use ")[2].partition(".")[0].split(" or ")
+    assert all(int(side) % multiple == 0 and int(side) > 0 for side in advised)
+
+
+def test_only_squares_where_only_they_are_taken() -> None:
+    traits().check_size(8, 16)
+    with pytest.raises(ValueError, match=r"frames of 8x16 are not square.* use 8x8"):
+        traits(square_only=True).check_size(8, 16)
+
+
+def test_policies_that_cannot_be_kept_are_refused() -> None:
+    streamable = traits(why_not_streamable=None)
+    for policy in ("independent", "overlap", "whole", "streaming"):
+        streamable.check_policy(policy)
+    with pytest.raises(ValueError, match="but its norms look ahead: use independent, overlap or"):
+        traits(why_not_streamable="its norms look ahead").check_policy("streaming")
+    exact = traits(first_frames=4, chunk_frames=4)
+    exact.check_policy("independent")
+    for policy in ("whole", "overlap"):
+        with pytest.raises(ValueError, match=f"policy {policy} makes chunks of other lengths"):
+            exact.check_policy(policy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"first_frames": 2}, "first_frames=2 is neither 1 nor temporal_stride=4"),
+        ({"size_multiple": 12}, "size_multiple=12 is no multiple of spatial_stride=8"),
+        ({"value_range": (1.0, -1.0)}, r"value_range \[1, -1\] is empty"),
+        ({"layout": "BCHW"}, "layout BCHW takes frames one by one"),
+        ({"chunk_frames": 16}, "chunk_frames=16 does not fit temporal stride 4: use 13 or 17"),
+        ({"codebook_size": 2**32 + 1}, "less than or equal to 4294967296"),
+    ],
+)
+def test_traits_that_contradict_themselves_are_refused(
+    changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        traits(**changes)
+
+
+def test_codes_are_as_narrow_as_they_can_be() -> None:
+    assert traits(codebook_size=65_536).code_dtype == "uint16"
+    assert traits(codebook_size=65_537).code_dtype == "uint32"
+
+
+URI = "s3://models/w"
+ALL: dict[str, TokenizerConfig] = {
+    "native": native(),
+    "movqgan": MoVQGANConfig(kind="movqgan", weights=URI),
+    "emu3": Emu3Config(kind="emu3", weights=URI),
+    "cosmos": CosmosDVConfig(kind="cosmos_dv", variant="8x16x16", weights=URI),
+    "custom": CustomConfig(kind="custom", implementation="a.b:C", declares=traits()),
+}
+
+
+def test_every_kind_knows_its_numbers() -> None:
+    found = {
+        name: (
+            t.temporal_stride, t.first_frames, t.chunk_frames, t.spatial_stride, t.codebook_size,
+            t.layout, t.why_not_streamable is None,
+        )
+        for name, t in ((name, config.traits) for name, config in ALL.items())
+    }  # fmt: skip
+    assert found == {
+        "native": (4, 1, None, 4, 64_000, "BCTHW", False),
+        "movqgan": (1, 1, None, 8, 16_384, "BCHW", True),
+        "emu3": (4, 4, 4, 8, 32_768, "BTCHW", False),
+        "cosmos": (8, 1, None, 16, 64_000, "BCTHW", False),
+        "custom": (4, 1, None, 8, 100, "BCTHW", False),
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_decides_no_code_is_not_in_the_fingerprint(name: str) -> None:
+    config = ALL[name]
+    changes: dict[str, Any] = {"name": "another", "weights": "s3://elsewhere/w"}
+    if "licence" in type(config).model_fields:
+        changes["licence"] = "none"
+    if isinstance(config, NativeConfig):
+        changes["decoder"] = Movq3DConfig(ch_mult=(1, 1, 1))
+        changes["seed"] = 5  # in the weights' hash, where it decides anything
+    if isinstance(config, CosmosDVConfig):
+        changes["decoder_weights"] = "s3://elsewhere/d"
+    changed = config.model_copy(update=changes)
+    assert changed != config
+    assert changed.codes_settings() == config.codes_settings()
+
+
+def test_what_decides_codes_is_in_the_fingerprint() -> None:
+    base = native(quantizer=LFQConfig(kind="lfq", dim=6))
+    others = [
+        native(quantizer=LFQConfig(kind="lfq", dim=6, bit_order="little")),
+        native(quantizer=LFQConfig(kind="lfq", dim=6), norm="frame"),
+        native(quantizer=LFQConfig(kind="lfq", dim=6), patch_size=2),
+        native(quantizer=VQConfig(kind="vq", codebook_size=64, codebook_dim=6)),
+        native(quantizer=EMAVQConfig(kind="ema_vq", codebook_size=64, codebook_dim=6)),
+        *list(ALL.values())[1:],
+        CustomConfig(kind="custom", implementation="a.b:D", declares=traits()),
+        CustomConfig(kind="custom", implementation="a.b:C", arguments={"x": 1}, declares=traits()),
+    ]
+    seen = [str(config.codes_settings()) for config in (base, *others)]
+    assert len(set(seen)) == len(seen)
+
+
+def test_native_tokenizers_stream_under_norms_of_one_frame() -> None:
+    assert native(norm="frame").traits.why_not_streamable is None
+    assert "norm=clip" in str(native().traits.why_not_streamable)
+    reflected = Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, pad_mode="reflect")
+    assert "reflect" in str(native(norm="frame", encoder=reflected).traits.why_not_streamable)
+
+
+def test_patches_widen_the_stride() -> None:
+    assert native(patch_size=2).traits.spatial_stride == 8
+    assert native(patch_size=4).pixel_channels == 48
+    named = Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, in_channels=12)
+    assert native(patch_size=2, encoder=named).pixel_channels == 12
+    with pytest.raises(ValidationError, match="in_channels=12, but patches of 1x1 pixels have 3"):
+        native(encoder=named)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: native(decoder=Movq3DConfig()), "decoder.ch_mult has 4 levels and encoder"),
+        (
+            lambda: native(
+                quantizer=GumbelConfig(kind="gumbel", codebook_size=9, codebook_dim=6, latent_dim=5)
+            ),
+            "quantizer takes 5 channels but encoder.z_channels=6",
+        ),
+        (lambda: native(quantizer=FSQConfig(kind="fsq", levels=(64,) * 6)), "does not fit uint32"),
+        (
+            lambda: Emu3Config(kind="emu3", weights=URI, attn_resolutions=(2,)),
+            "names level 2, but attention is as wide as the last level, 3",
+        ),
+        (lambda: MoVQGANConfig(kind="movqgan", weights=URI, ch=33), "ch=33 times ch_mult=1"),
+        (
+            lambda: CustomConfig(kind="custom", implementation="a.b", declares=traits()),
+            "'a.b' does not say where a class is",
+        ),
+        (
+            lambda: CustomConfig(
+                kind="custom", implementation="a:B", declares=traits(), probe_size=(9, 8)
+            ),
+            "height 9 is no multiple",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(make: Any, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        make()

@@ -1,0 +1,123 @@
+"""Classes for the tests of custom tokenizers, right in all but one thing each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+built: list[str] = []
+"""Names of the functions below that were called, which none may be."""
+
+
+def not_a_class(**arguments: Any) -> nn.Module:
+    built.append("not_a_class")
+    return nn.Identity()
+
+
+class NotAModule:
+    def __init__(self) -> None:
+        built.append("NotAModule")
+
+
+class Blocks(nn.Module):
+    """(B, 3, T, H, W) in [0, 1], T = 1 + 2k -> 4x4 blocks, 16 codes."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([scale]))
+        self.codebook = nn.Parameter(torch.arange(16.0))
+
+    def grey(self, x: Tensor) -> Tensor:
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        if rest.shape[2]:
+            rest = rest.unflatten(2, (-1, 2)).mean(3)
+        frames = torch.cat([first, rest], 2).mean(1)
+        blocks: Tensor = frames.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).mean((3, 5))
+        return blocks * self.scale
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (self.grey(x) * 15.99).floor().clamp(0, 15).long()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        frames = (codes / 15).unsqueeze(1).repeat_interleave(4, 3).repeat_interleave(4, 4)
+        rest = frames[:, :, 1:].repeat_interleave(2, 2)
+        return torch.cat([frames[:, :, :1], rest], 2).expand(-1, 3, -1, -1, -1)
+
+
+class WithoutEncode(nn.Module):
+    pass
+
+
+class WithoutDecode(Blocks):
+    decode = None  # type: ignore[assignment]
+
+
+class Flat(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x).flatten()
+
+
+class Transposed(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x).transpose(2, 3)
+
+
+class Floats(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x).float()
+
+
+class FromOne(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x) + 10
+
+
+class Samples(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.randint_like(super().encode(x), 16)
+
+
+class MixesClips(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        codes = super().encode(x)
+        return (codes + codes.sum(0)) % 16
+
+
+class Raises(Blocks):
+    def encode(self, x: Tensor) -> Tensor:
+        raise KeyError("no such layer")
+
+
+class DecodesSmall(Blocks):
+    def decode(self, codes: Tensor) -> Tensor:
+        return super().decode(codes)[..., ::2]
+
+
+class DecodesNaN(Blocks):
+    def decode(self, codes: Tensor) -> Tensor:
+        return super().decode(codes) * torch.nan
+
+
+class StreamsBadly(Blocks):
+    def encode_piece(
+        self, x: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if state is None:
+            return self.encode(x), (x[:, :, :1],)
+        return 15 - self.encode(torch.cat([state[0], x], 2))[:, 1:], state
+
+
+class Streams(Blocks):
+    def encode_piece(
+        self, x: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if state is None:
+            return self.encode(x), (x[:, :, :1],)
+        return self.encode(torch.cat([state[0], x], 2))[:, 1:], state
+
+
+class Narrow(Blocks):
+    def compute_in(self, dtype: torch.dtype) -> None:
+        self.scale.data = self.scale.data.to(dtype)

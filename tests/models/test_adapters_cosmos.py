@@ -1,0 +1,205 @@
+"""Cosmos DV on TorchScript programs with the published interface and random weights."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models.adapter_helpers import noise
+from tokpipe.config.tokenizer import CosmosDVConfig
+from tokpipe.errors import ConfigError
+from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+CONFIG = CosmosDVConfig(
+    kind="cosmos_dv",
+    variant="4x8x8",
+    weights="s3://models/encoder.jit",
+    decoder_weights="s3://models/decoder.jit",
+)
+
+
+class Encoder(nn.Module):
+    """(B, 3, T, H, W) -> (indices int32, code vectors, loss), like ``encoder.jit``."""
+
+    def __init__(self, time: int = 4, space: int = 8) -> None:
+        super().__init__()
+        self.time = time
+        self.space = space
+        self.conv = nn.Conv3d(3, 6, 1)
+        nn.init.normal_(self.conv.weight, std=3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = x[:, :, :1]
+        rest = x[:, :, 1:]
+        if rest.shape[2] > 0:
+            rest = rest.unflatten(2, [-1, self.time]).mean(3)
+        z = self.conv(torch.cat([first, rest], 2))
+        z = z.unflatten(4, [-1, self.space]).unflatten(3, [-1, self.space]).mean([4, 6])
+        levels = torch.tensor([8, 8, 8, 5, 5, 5])
+        digits = (torch.sigmoid(z.movedim(1, -1)) * levels).floor().long()
+        digits = torch.minimum(digits, levels - 1)
+        basis = torch.tensor([1, 8, 64, 512, 2560, 12800])
+        return (digits * basis).sum(-1).int(), z, z.mean()
+
+
+class Decoder(nn.Module):
+    """indices (B, t, h, w) -> (B, 3, T, H, W), like ``decoder.jit``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 3, 1)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        x = (indices.to(self.conv.weight.dtype) / 32000 - 1).unsqueeze(1)
+        x = x.repeat_interleave(8, 3).repeat_interleave(8, 4)
+        x = torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(4, 2)], 2)
+        return torch.tanh(self.conv(x))
+
+
+class FloatCodes(Encoder):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x[:, 0], x, x
+
+
+class OneOutput(Encoder):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x
+
+
+class FromOne(Encoder):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        frames, rows, columns = 1 + (x.shape[2] - 1) // 4, x.shape[3] // 8, x.shape[4] // 8
+        return torch.full([x.shape[0], frames, rows, columns], 64_000).int(), x, x
+
+
+class Raises(Encoder):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert x.shape[3] > 10_000, "needs large frames"
+        return x, x, x
+
+
+class OnlyBfloat16(Encoder):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert x.dtype == torch.bfloat16, "expects bfloat16"
+        frames, rows, columns = 1 + (x.shape[2] - 1) // 4, x.shape[3] // 8, x.shape[4] // 8
+        return torch.zeros([x.shape[0], frames, rows, columns]).int(), x, x
+
+
+def program(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(module.eval()), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(encoder: Encoder) -> VideoTokenizer:
+    return build_tokenizer(
+        CONFIG, program(encoder), with_decoder=True, decoder_weights=program(Decoder())
+    )
+
+
+def test_codes_are_the_indices_of_the_program(encoder: Encoder, tokenizer: VideoTokenizer) -> None:
+    pixels = noise(2, 9, 16, 24, 3)
+    codes = tokenizer.encode(pixels)
+    assert codes.shape == (2, 3, 2, 3)
+    assert codes.dtype == torch.int64
+    with torch.no_grad():
+        indices, _, _ = encoder((pixels / 127.5 - 1).permute(0, 4, 1, 2, 3))
+    assert (codes == indices).float().mean() > 0.99
+    assert tokenizer.decode(codes).shape == (2, 9, 16, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "strides"), [("4x8x8", (4, 8)), ("8x8x8", (8, 8)), ("8x16x16", (8, 16))]
+)
+def test_every_variant_keeps_its_grid(variant: Any, strides: tuple[int, int]) -> None:
+    config = CosmosDVConfig(kind="cosmos_dv", variant=variant, weights="s3://models/encoder.jit")
+    built = build_tokenizer(config, program(Encoder(*strides)))
+    time, space = strides
+    codes = built.encode(noise(1, 1 + 2 * time, 2 * space, 3 * space, 3))
+    assert codes.shape == (1, 3, 2, 3)
+    assert config.traits.code_dtype == "uint16"
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        ((1, 2, 16, 16, 3), "=2 does not fit temporal stride 4: use 1 or 5"),
+        ((1, 16, 16, 16, 3), "=16 does not fit temporal stride 4: use 13 or 17"),
+        ((1, 5, 20, 16, 3), "height 20 is no multiple"),
+        ((1, 5, 16, 4, 3), "width 4 is no multiple .*: use 8"),
+    ],
+)
+def test_sizes_that_the_program_would_take_and_cut_are_refused(
+    tokenizer: VideoTokenizer, shape: tuple[int, ...], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        tokenizer.encode(noise(*shape))
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        (lambda: b"not a file", "is no TorchScript file"),
+        (lambda: program(Encoder())[:-100], "is no TorchScript file"),
+        (lambda: _saved({"a": torch.zeros(1)}), "is no TorchScript file"),
+        (lambda: program(FloatCodes()), r"gave torch.float32 of shape .*, not integers of \(2, 2,"),
+        (lambda: program(OneOutput()), "gave a Tensor, not .indices, code vectors, loss."),
+        (lambda: program(Encoder(2, 8)), r"gave torch.int32 of shape \(2, 3, 4, 5\), not integers"),
+        (lambda: program(Encoder(4, 4)), r"gave torch.int32 of shape \(2, 2, 8, 10\), not"),
+        (lambda: program(FromOne()), "codes from 64000 to 64000 where its codebook has 0 to 63999"),
+        (lambda: program(Raises()), "needs large frames"),
+        (lambda: program(Decoder()), "Cosmos-DV4x8x8, tried out"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_any_batch(
+    weights: Callable[[], bytes], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)s3://models/encoder.jit.*{problem}"):
+        build_tokenizer(CONFIG, weights())
+
+
+def _saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_a_wrong_decoder_is_refused_before_any_batch(encoder: Encoder) -> None:
+    with pytest.raises(ConfigError, match="decoder_weights: is not given"):
+        build_tokenizer(CONFIG, program(encoder), with_decoder=True)
+    with pytest.raises(ConfigError, match=r"decoding codes of shape .* raised"):
+        build_tokenizer(
+            CONFIG, program(encoder), with_decoder=True, decoder_weights=program(Encoder())
+        )
+
+
+def test_computing_in_another_type_is_tried_out_first(encoder: Encoder) -> None:
+    tokenizer = build_tokenizer(CONFIG, program(encoder))
+    wide = tokenizer.encode(noise(1, 5, 32, 32, 3))
+    tokenizer.compute_in(torch.bfloat16)
+    assert (tokenizer.encode(noise(1, 5, 32, 32, 3)) != wide).any()
+    bound = build_tokenizer(CONFIG, program(OnlyBfloat16().bfloat16()))
+    assert bound.dtype == torch.bfloat16
+    bound.compute_in(torch.bfloat16)
+    assert bound.encode(noise(1, 5, 16, 16, 3)).shape == (1, 2, 2, 2)
+    with pytest.raises(ValueError, match=r"(?s)expects bfloat16.*set encode.dtype to that"):
+        bound.compute_in(torch.float32)
+
+
+def test_it_cannot_be_streamed(tokenizer: VideoTokenizer) -> None:
+    with pytest.raises(ValueError, match="attention spans all frames"):
+        tokenizer.encode_piece(noise(1, 5, 16, 16, 3), None)
