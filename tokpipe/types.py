@@ -41,6 +41,10 @@ class WorkItem:
     end_s: float | None = None
     segment: int = 0
     num_segments: int | None = None
+    piece: int = 0
+    """Which piece of the clip to decode, where clips are streamed and none is cut."""
+    num_pieces: int | None = None
+    """Known, as ``num_segments`` is, once piece 0 was decoded."""
     problem: str | None = None
     """Why the row cannot be a clip, when planning already knows (a null URI, end before start)."""
 
@@ -57,8 +61,41 @@ class ClipRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """How the frames of a span are divided: so many for the first part, so many for each later."""
+
+    first: int
+    later: int
+
+    def bounds(self, part: int) -> tuple[int, int]:
+        """First frame of a part, and the frame after its last if the span is long enough."""
+        if part == 0:
+            return 0, self.first
+        start = self.first + (part - 1) * self.later
+        return start, start + self.later
+
+    def num_parts(self, num_frames: int) -> int:
+        """Parts of a span of ``num_frames`` frames; none without a frame."""
+        return -(-max(num_frames - self.first, 0) // self.later) + (num_frames > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What part of its clip is at hand, where long clips are streamed. A short one is one piece."""
+
+    index: int = 0
+    num_pieces: int = 1
+    first_frame: int = 0
+    """Position in the clip of the piece's first frame."""
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.num_pieces - 1
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """The pixels of one clip, resampled and resized."""
+    """The pixels of one clip, or of one piece of it, resampled and resized."""
 
     ref: ClipRef
     frames: NDArray[np.uint8]
@@ -67,6 +104,7 @@ class DecodedClip:
     """(T,) true presentation time of each frame, from the start of the source's video stream."""
     fps: float
     backend: str
+    piece: Piece = Piece()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +127,7 @@ class ChunkSpan:
     """Frames encoded in front only to be seen (policy ``overlap``)."""
     num_dropped_latents: int
     first_is_image: bool
-    """The first latent frame kept stands for a single frame."""
+    """The first latent frame kept stands for a single frame, where others stand for several."""
 
     @property
     def num_input_frames(self) -> int:
@@ -98,7 +136,7 @@ class ChunkSpan:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """The codes of one clip, chunk by chunk."""
+    """The codes of one clip, or of one piece of it, chunk by chunk."""
 
     ref: ClipRef
     chunks: tuple[ChunkSpan, ...]

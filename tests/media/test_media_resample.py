@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokpipe.media.resample import Selection, select_frames
+from tokpipe.types import Cut
 
 
 def select(
@@ -29,7 +30,7 @@ def select(
         end_s=span[1],
         fps=fps,
         segment=segment,
-        max_clip_frames=max_clip_frames,
+        cut=Cut(max_clip_frames, max_clip_frames),
     )
 
 

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.formats.formats_helpers import DictStore
 from tokpipe.config.job import PoolConfig, RuntimeConfig
@@ -21,7 +21,9 @@ from tokpipe.formats.manifest import ManifestState, iter_entries, load_state
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.films import AHEAD
 from tokpipe.runtime.protocol import (
+    STAGES,
     Abort,
     ActorId,
     ActorLost,
@@ -40,12 +42,15 @@ from tokpipe.runtime.protocol import (
     EncodeLease,
     Event,
     FetchPlan,
+    FilmId,
     Finish,
     KillActor,
+    Lease,
     LeaseDone,
     LeaseFailed,
     Pick,
     Release,
+    ReleaseState,
     Stage,
     StartActor,
     StopRequested,
@@ -72,6 +77,16 @@ class Trouble:
     store_fails: float = 0.0
 
 
+@dataclass(frozen=True)
+class Flaw:
+    """What is wrong with one piece of a film."""
+
+    stage: Stage
+    piece: int
+    kills: bool
+    """It takes down every worker of the stage that touches it; else it is rejected there."""
+
+
 @dataclass
 class World:
     """The dataset and its fate: what an undisturbed job would give."""
@@ -84,11 +99,20 @@ class World:
     """Take down every decode worker that touches them."""
     poison_encode: set[Key]
     grids: dict[int, tuple[int, int]]
+    pieces: dict[int, int]
+    """Rows that are streamed in several pieces. Nothing above but the grids is about them."""
+    flaws: dict[int, Flaw]
+    """By row, of films."""
+
+    def is_flawed(self, item: WorkItem, stage: Stage, *, kills: bool) -> bool:
+        return self.flaws.get(item.row) == Flaw(stage, item.piece, kills)
 
     def expected(self) -> dict[Key, str]:
         fate: dict[Key, str] = {}
         for row in range(self.num_rows):
-            if row in self.bad_rows:
+            if row in self.flaws:
+                fate[row, 0] = "lost" if self.flaws[row].kills else "bad"
+            elif row in self.bad_rows:
                 fate[row, 0] = "bad"
             elif (row, 0) in self.poison:
                 # Nobody lives to tell how many segments the source has.
@@ -107,6 +131,38 @@ def ref_of(item: WorkItem) -> ClipRef:
     total = item.num_segments or 1
     clip_id = item.row_id if total == 1 else f"{item.row_id}.{item.segment}"
     return ClipRef(clip_id, item.row, item.segment, total, item.source_uri)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an attempt made of one clip, or of one piece of a film."""
+
+    ref: ClipRef
+    piece: int = 0
+    num_pieces: int = 1
+    codes: int = 0
+    """Of a piece: they depend on the pieces before it."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the next piece of a film goes on from. On node -1 it is lost."""
+
+    node: int
+    film: FilmId | None
+    value: int
+
+
+def codes_after(before: int, row: int, piece: int) -> int:
+    """The codes of a piece, and the state after it: another one for every other past."""
+    return hash((before, row, piece))
+
+
+def codes_of_film(row: int, num_pieces: int) -> list[int]:
+    """What encoding the pieces in order gives, each from the state after the one before."""
+    pieces = range(num_pieces)
+    chain = itertools.accumulate(pieces, lambda now, k: codes_after(now, row, k), initial=0)
+    return list(chain)[1:]
 
 
 @dataclass
@@ -207,8 +263,14 @@ class _Driver:
         self.events: list[tuple[float, int, Event]] = []
         self.order = itertools.count()
         self.actors: dict[ActorId, _SimActor] = {}
-        self.objects: dict[AttemptId, tuple[int, list[ClipRef]]] = {}
+        self.objects: dict[AttemptId, tuple[int, list[Output]]] = {}
         """Output of each attempt: the node that holds it, and its clips by position."""
+        self.states: dict[AttemptId, State] = {}
+        """What encoding a piece left, beside its codes."""
+        self.known_lost: set[FilmId | tuple[int, AttemptId]] = set()
+        """Films that the dispatcher was told have lost something; outputs lost to a write lease."""
+        self.reached: Counter[FilmId] = Counter()
+        """Pieces of each film that were given to an encoder."""
         self.nodes = {0: 2.0, 1: 2.0, 2: 2.0}
         self.next_node = 3
 
@@ -237,6 +299,8 @@ class _Driver:
                 self.post(1.0, Tick())
             if isinstance(event, ActorLost) and not event.node_lost:
                 self.blame(self.actors[event.actor])
+            if isinstance(event, LeaseFailed) and event.kind == "inputs_lost":
+                self.note_lost(event)
             for command in self.dispatcher.handle(event, sim.now):
                 if ended := self.carry_out(command):
                     return ended
@@ -256,9 +320,14 @@ class _Driver:
             if command.actor in self.actors:
                 self.actors[command.actor].alive = False
         elif isinstance(command, Dispatch):
+            self.check_lease(command.lease)
             self.work(command)
         elif isinstance(command, Release):
             self.objects.pop(command.attempt, None)
+            self.states.pop(command.attempt, None)
+        elif isinstance(command, ReleaseState):
+            assert command.attempt in self.states, "a state was released twice"
+            del self.states[command.attempt]
         elif isinstance(command, FetchPlan):
             self.post(0.1, self.feed.fetch(command.num_items))
         elif isinstance(command, Commit):
@@ -266,6 +335,10 @@ class _Driver:
         elif isinstance(command, Finish):
             if command.outcome == "done":
                 assert not self.objects, "outputs are kept that nobody will ever need"
+                assert not self.states, "states are kept that nobody will ever need"
+                progress = self.dispatcher.progress
+                passed = {progress.passed(stage) for stage in STAGES}
+                assert len(passed) == 1, f"stages disagree on what is done: {progress}"
             return command.outcome
         elif isinstance(command, Abort):
             return f"abort {command.kind}"
@@ -280,6 +353,37 @@ class _Driver:
             return "storage"
         self.post(self.rng.uniform(0.01, 2.0), Committed())
         return ""
+
+    def note_lost(self, event: LeaseFailed) -> None:
+        """Remember what the dispatcher is about to hear, if it still listens to this attempt."""
+        flight = self.dispatcher._flights.get(event.attempt)
+        if flight is None:
+            return
+        if isinstance(flight.lease, WriteLease):
+            self.known_lost.update((flight.lease.lease_id, attempt) for attempt in event.lost)
+        elif flight.lease.film is not None:
+            self.known_lost.add(flight.lease.film)
+
+    def check_lease(self, lease: Lease) -> None:
+        """Nobody is given what is known to be lost. Pieces go to encoders in order, and no film
+        runs ahead of its encoder by far, or keeps more than its last state."""
+        if isinstance(lease, WriteLease):
+            needed = {(lease.lease_id, pick.source) for pick in lease.picks}
+            assert not self.known_lost & needed, "known to be lost"
+            return
+        if lease.film is None:
+            return
+        assert lease.film not in self.known_lost, "known to be lost"
+        assert lease.film in self.dispatcher._films.at_work, "the film has ended"
+        (item,) = lease.items
+        reached = self.reached[lease.film]
+        if isinstance(lease, DecodeLease):
+            assert item.piece <= reached + AHEAD, "decoded too far ahead"
+            return
+        assert item.piece in (reached - 1, reached), "a piece out of order"
+        self.reached[lease.film] = item.piece + 1
+        kept = {attempt for attempt, state in self.states.items() if state.film == lease.film}
+        assert kept == {lease.state} - {None}, "states pile up"
 
     def start(self, command: StartActor) -> None:
         node = self.rng.choice(list(self.nodes))
@@ -303,6 +407,9 @@ class _Driver:
         kills = isinstance(lease, DecodeLease) and any(key in self.sim.world.poison for key in keys)
         kills |= isinstance(lease, EncodeLease) and any(
             key in self.sim.world.poison_encode for key in keys
+        )
+        kills |= any(
+            self.sim.world.is_flawed(item, lease.stage, kills=True) for item in lease.items
         )
         late = end - self.sim.now
         roll = self.rng.random()
@@ -354,6 +461,10 @@ class _Driver:
         for attempt, (holder, _) in list(self.objects.items()):
             if holder == node:
                 self.objects[attempt] = (-1, [])
+        for attempt, state in list(self.states.items()):
+            if state.node == node:
+                self.states[attempt] = replace(state, node=-1)
+                self.sim.seen["state lost"] += 1
         if self.rng.random() < 0.7:
             self.nodes[self.next_node] = 2.0
             self.next_node += 1
@@ -363,45 +474,88 @@ class _Driver:
         lease, attempt = command.lease, command.attempt
         node = self.actors[command.actor].node
         if isinstance(lease, DecodeLease):
-            infos = [self.decoded(item) for item in lease.items]
-            self.objects[attempt] = (node, [i.ref for i in infos])
-            return LeaseDone(attempt, tuple(infos))
+            decoded = [self.decoded(item) for item in lease.items]
+            self.objects[attempt] = (node, [output for output, _ in decoded])
+            return LeaseDone(attempt, tuple(info for _, info in decoded))
+        if isinstance(lease, EncodeLease) and lease.film is not None:
+            return self.piece_encoded(command, lease, node)
         if isinstance(lease, EncodeLease):
             if self.is_lost(lease.pick):
                 return LeaseFailed(attempt, "inputs_lost", "gone", (lease.pick.source,))
-            encoded = [self.encoded(ref) for ref in self.read(lease.pick)]
-            self.check(lease.items, [info.ref for info in encoded])
-            self.objects[attempt] = (node, [i.ref for i in encoded])
-            return LeaseDone(attempt, tuple(encoded))
+            outputs = self.read(lease.pick)
+            self.check(lease.items, [output.ref for output in outputs])
+            self.objects[attempt] = (node, outputs)
+            return LeaseDone(attempt, tuple(self.encoded(output.ref) for output in outputs))
         lost = tuple(pick.source for pick in lease.picks if self.is_lost(pick))
         if lost:
             return LeaseFailed(attempt, "inputs_lost", "gone", lost)
-        refs = [ref for pick in lease.picks for ref in self.read(pick)]
+        refs = self.joined([output for pick in lease.picks for output in self.read(pick)])
         self.check(lease.items, refs)
         grids = {self.sim.world.grids[ref.row] for ref in refs}
         assert len(grids) == 1, "a shard holds one grid"
         return LeaseDone(attempt, _receipt(command, lease, tuple(refs), grids.pop()))
 
+    def piece_encoded(self, command: Dispatch, lease: EncodeLease, node: int) -> Event:
+        """Encode one piece of a film from whatever state the dispatcher says."""
+        attempt, (item,) = command.attempt, lease.items
+        if self.is_lost(lease.pick):
+            return LeaseFailed(attempt, "inputs_lost", "gone")
+        (pixels,) = self.read(lease.pick)
+        assert (pixels.ref.row, pixels.piece) == (item.row, item.piece), "pixels of another piece"
+        before = 0
+        if lease.state is not None:
+            assert lease.state in self.states, "a state was released while it was needed"
+            state = self.states[lease.state]
+            if state.node == -1:
+                return LeaseFailed(attempt, "inputs_lost", "gone")
+            before = state.value
+        codes = codes_after(before, item.row, item.piece)
+        self.objects[attempt] = (node, [replace(pixels, codes=codes)])
+        if self.sim.world.is_flawed(item, "encode", kills=False):
+            return LeaseDone(attempt, (Rejected(pixels.ref, "encode", "non_finite", "bad"),))
+        if item.piece < pixels.num_pieces - 1:
+            self.states[attempt] = State(node, lease.film, codes)
+        return LeaseDone(attempt, (self.encoded(pixels.ref),))
+
+    def joined(self, outputs: list[Output]) -> list[ClipRef]:
+        """What the write stage makes of them: films whole, their pieces in order and right."""
+        refs = []
+        while outputs:
+            first = outputs[0]
+            pieces, outputs = outputs[: first.num_pieces], outputs[first.num_pieces :]
+            assert [one.ref for one in pieces] == [first.ref] * first.num_pieces
+            if first.num_pieces > 1:
+                codes = [one.codes for one in pieces]
+                assert codes == codes_of_film(first.ref.row, first.num_pieces), "wrong codes"
+                self.sim.seen["film"] += 1
+            refs.append(first.ref)
+        return refs
+
     def is_lost(self, pick: Pick) -> bool:
         assert pick.source in self.objects, "an output was released while it was needed"
         return self.objects[pick.source][0] == -1
 
-    def read(self, pick: Pick) -> list[ClipRef]:
-        clips = self.objects[pick.source][1]
-        return [clips[position] for position in pick.positions]
+    def read(self, pick: Pick) -> list[Output]:
+        outputs = self.objects[pick.source][1]
+        return [outputs[position] for position in pick.positions]
 
     @staticmethod
     def check(items: tuple[WorkItem, ...], refs: list[ClipRef]) -> None:
         assert [(i.row, i.segment) for i in items] == [(r.row, r.segment) for r in refs]
 
-    def decoded(self, item: WorkItem) -> DecodedInfo | Rejected:
+    def decoded(self, item: WorkItem) -> tuple[Output, DecodedInfo | Rejected]:
         world = self.sim.world
-        if item.row in world.bad_rows:
-            return Rejected(ref_of(item), "decode", "corrupt", "bad")
-        total = world.segments.get(item.row, 1)
+        total, num_pieces = world.segments.get(item.row, 1), world.pieces.get(item.row, 1)
         assert item.num_segments in (None, total)
-        clip_id = item.row_id if total == 1 else f"{item.row_id}.{item.segment}"
-        return DecodedInfo(ClipRef(clip_id, item.row, item.segment, total, item.source_uri), 5)
+        assert item.num_pieces in (None, num_pieces)
+        if item.row in world.bad_rows:
+            ref = ref_of(item)
+        else:
+            ref = ref_of(replace(item, num_segments=total))
+        output = Output(ref, item.piece, num_pieces)
+        if item.row in world.bad_rows or world.is_flawed(item, "decode", kills=False):
+            return output, Rejected(ref, "decode", "corrupt", "bad")
+        return output, DecodedInfo(ref, 5, num_pieces)
 
     def encoded(self, ref: ClipRef) -> EncodedInfo | Rejected:
         if (ref.row, ref.segment) in self.sim.world.bad_to_encode:
@@ -446,8 +600,11 @@ def _receipt(
 def _draw_world(rng: random.Random) -> World:
     num_rows = rng.randint(1, 14)
     rows = range(num_rows)
-    segments = {row: rng.randint(2, 9) for row in rows if rng.random() < 0.15}
-    keys = [(row, segment) for row in rows for segment in range(segments.get(row, 1))]
+    share = rng.choice([0.0, 0.1, 0.5])
+    pieces = {row: rng.randint(2, 7) for row in rows if rng.random() < share}
+    others = [row for row in rows if row not in pieces]
+    segments = {row: rng.randint(2, 9) for row in others if rng.random() < 0.15}
+    keys = [(row, segment) for row in others for segment in range(segments.get(row, 1))]
 
     def some(chance: float) -> set[Key]:
         return {key for key in keys if rng.random() < chance}
@@ -455,11 +612,17 @@ def _draw_world(rng: random.Random) -> World:
     return World(
         num_rows=num_rows,
         segments=segments,
-        bad_rows={row for row in rows if rng.random() < 0.1},
+        bad_rows={row for row in others if rng.random() < 0.1},
         bad_to_encode=some(0.05),
         poison=some(0.03) if rng.random() < 0.3 else set(),
         poison_encode=some(0.03) if rng.random() < 0.2 else set(),
         grids={row: rng.choice([(4, 4), (2, 8)]) for row in rows},
+        pieces=pieces,
+        flaws={
+            row: Flaw(rng.choice(["decode", "encode"]), rng.randrange(total), rng.random() < 0.3)
+            for row, total in pieces.items()
+            if rng.random() < 0.1
+        },
     )
 
 

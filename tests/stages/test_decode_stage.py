@@ -5,6 +5,7 @@ import pickle
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import fsspec
@@ -15,8 +16,18 @@ from tests.media.media_helpers import numbers_of, write_video
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.ids import clip_id
-from tokpipe.stages.decode import DecodeStage
-from tokpipe.types import ArchiveMember, ClipRef, DecodedClip, Rejected, WorkItem
+from tokpipe.stages import decode as decode_module
+from tokpipe.stages.decode import KEPT_SOURCES, DecodeStage
+from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.types import (
+    ArchiveMember,
+    ClipRef,
+    Cut,
+    DecodedClip,
+    Piece,
+    Rejected,
+    WorkItem,
+)
 
 MakeStage = Callable[..., DecodeStage]
 
@@ -38,12 +49,17 @@ def make_stage(scratch: Path) -> Iterator[MakeStage]:
         max_clip_frames: int = 100,
         backend: str = "auto",
         max_source_bytes: int = 2**30,
+        min_clip_frames: int = 1,
+        pieces: Cut | None = None,
     ) -> DecodeStage:
         config = DecodeStage(
-            SamplingConfig(fps=fps, max_clip_frames=max_clip_frames),
+            SamplingConfig(
+                fps=fps, max_clip_frames=max_clip_frames, min_clip_frames=min_clip_frames
+            ),
             FramesConfig(size=(48, 64), fit="stretch"),
             DecodeConfig.model_validate({"backend": backend, "max_source_bytes": max_source_bytes}),
             StoreOptions(deadline_s=1.0),
+            pieces,
         )
         stage: DecodeStage = pickle.loads(pickle.dumps(config))  # as Ray carries it to the actor
         stage.setup(scratch)
@@ -96,6 +112,74 @@ def test_a_film_is_found_at_its_first_segment(tmp_path: Path, make_stage: MakeSt
     assert [numbers_of(clip.frames) for clip in clips] == [[0, 2, 5, 7], [10, 12, 15, 17], [20, 22]]
     assert len({clip.ref.clip_id for clip in clips}) == 3
     assert all(clip.fps == 10.0 for clip in clips)
+
+
+@pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "2", "x264-params": "open-gop=1"}])
+@pytest.mark.parametrize("fps", [None, 10.0, 40.0])
+def test_pieces_of_a_clip_are_the_clip(
+    fps: float | None, options: dict[str, str], tmp_path: Path, make_stage: MakeStage
+) -> None:
+    film = write_video(tmp_path / "film.mp4", 60, gop=12, options=options)
+    span = {"start_s": 0.2, "end_s": 2.2}
+    (whole,) = decoded(make_stage(fps=fps, pieces=Cut(1000, 1000)).process([item(film, **span)]))
+    assert whole.piece == Piece(0, 1, 0)
+    assert whole.backend == "pyav"
+    cut = Cut(9, 8)
+    stage = make_stage(fps=fps, pieces=cut, min_clip_frames=10)
+    (first,) = decoded(stage.process([item(film, **span)]))
+    total = first.piece.num_pieces
+    assert total == cut.num_parts(len(whole.frames))
+    later = decoded(
+        stage.process(
+            [item(film, piece=piece, num_pieces=total, **span) for piece in range(1, total)]
+        )
+    )
+    pieces = [first, *later]
+    assert {one.ref for one in pieces} == {whole.ref}
+    assert {one.fps for one in pieces} == {whole.fps}
+    assert [one.piece.first_frame for one in pieces] == [cut.bounds(k)[0] for k in range(total)]
+    assert np.array_equal(np.concatenate([one.frames for one in pieces]), whole.frames)
+    assert np.array_equal(np.concatenate([one.pts_s for one in pieces]), whole.pts_s)
+
+
+def test_a_streamed_clip_is_measured_whole(tmp_path: Path, make_stage: MakeStage) -> None:
+    film = write_video(tmp_path / "film.mp4", 20)
+    stage = make_stage(pieces=Cut(5, 4), min_clip_frames=21)
+    (result,) = stage.process([item(film)])
+    assert isinstance(result, Rejected)
+    assert (result.reason, result.ref.num_segments) == ("too_short", 1)
+    assert "the span has 20 frames" in result.message
+    (result,) = make_stage(pieces=Cut(5, 4)).process([item(film, piece=2, num_pieces=9)])
+    assert isinstance(result, Rejected)
+    assert result.reason == "source_changed"
+    assert "gives 5 pieces, and gave 9" in result.message
+
+
+def test_films_that_take_turns_are_fetched_once(
+    tmp_path: Path, scratch: Path, make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, uris = fsspec.filesystem("memory"), []
+    for index in range(KEPT_SOURCES + 2):
+        video = write_video(tmp_path / f"{index}.mp4", 12)
+        memory.pipe_file(f"/films/{index}.mp4", video.read_bytes())
+        uris.append(f"memory://films/{index}.mp4")
+    fetched: list[str] = []
+
+    def counted(uri: str, *args: Any, **kwargs: Any) -> Path:
+        fetched.append(uri)
+        return fetch_to_file(uri, *args, **kwargs)
+
+    monkeypatch.setattr(decode_module, "fetch_to_file", counted)
+    stage = make_stage(pieces=Cut(5, 4))
+    try:
+        for piece in range(3):
+            decoded(stage.process([item(uri, piece=piece, num_pieces=3) for uri in uris[:4]]))
+        assert fetched == uris[:4]
+        assert len(list(scratch.iterdir())) == 1, "films that are done are not kept"
+        stage.process([item(uri, piece=0) for uri in uris])
+        assert len(list(scratch.iterdir())) == KEPT_SOURCES
+    finally:
+        memory.rm("/films", recursive=True)
 
 
 def test_refused_items_stand_in_their_own_places(tmp_path: Path, make_stage: MakeStage) -> None:

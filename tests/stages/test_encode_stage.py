@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tokpipe.config.tokenizer import (
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
+from tokpipe.types import ClipRef, Cut, DecodedClip, EncodedClip, Piece, Rejected
 
 CHUNKINGS = [
     ChunkingConfig(policy="independent", chunk_frames=5),
@@ -95,7 +96,7 @@ def test_codes_are_those_of_each_planned_chunk_encoded_by_itself(
     given = clip(0, num_frames)
     (found,) = ready_stage(chunking).process([given])
     assert isinstance(found, EncodedClip)
-    assert found.chunks == plan_chunks(num_frames, chunking, 2)
+    assert found.chunks == plan_chunks(num_frames, chunking, tokenizer_config().traits)
     assert (found.ref, found.fps, found.backend) == (given.ref, 8.0, "pyav")
     assert found.pts_s is given.pts_s
     assert found.grid == (2, 3)
@@ -305,3 +306,104 @@ def test_no_pixels_outlive_the_call() -> None:
 
 def test_no_clips_give_no_results() -> None:
     assert ready_stage().process([]) == []
+
+
+STREAMING = ChunkingConfig(policy="streaming", chunk_frames=5)
+
+
+def streaming_stage(**encode: Any) -> EncodeStage:
+    config = tokenizer_config(VQ).model_copy(update={"norm": "frame"})
+    stage = EncodeStage(config, STREAMING, EncodeConfig(**encode))
+    stage.setup("cpu", None)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def streamer() -> EncodeStage:
+    return streaming_stage()
+
+
+def pieces_of_clip(whole: DecodedClip, cut: Cut) -> list[DecodedClip]:
+    """A clip as it is decoded piece by piece."""
+    total = cut.num_parts(len(whole.frames))
+    return [
+        replace(
+            whole,
+            frames=whole.frames[slice(*cut.bounds(index))],
+            pts_s=whole.pts_s[slice(*cut.bounds(index))],
+            piece=Piece(index, total, cut.bounds(index)[0]),
+        )
+        for index in range(total)
+    ]
+
+
+def stream(stage: EncodeStage, pieces: list[DecodedClip]) -> list[EncodedClip]:
+    """Encode pieces in order, the state carried as Ray carries it."""
+    encoded, state = [], None
+    for piece in pieces:
+        result, state = stage.process_piece(piece, pickle.loads(pickle.dumps(state)))
+        assert isinstance(result, EncodedClip)
+        encoded.append(result)
+    assert state is None
+    return encoded
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 14, 15, 21])
+def test_streamed_codes_are_those_of_the_whole_clip_however_long_its_pieces(
+    streamer: EncodeStage, num_frames: int
+) -> None:
+    given = clip(0, num_frames, 8, 12)
+    padded = np.concatenate([given.frames, given.frames[-1:]])[: num_frames + 1 - num_frames % 2]
+    wanted = streamer.tokenizer.encode(torch.from_numpy(padded).unsqueeze(0))[0].numpy()
+    for cut in (Cut(1000, 1000), Cut(5, 4), Cut(9, 8), Cut(17, 16)):
+        results = stream(streamer, pieces_of_clip(given, cut))
+        found = np.concatenate([block for result in results for block in result.codes])
+        np.testing.assert_array_equal(found, wanted)
+        spans = tuple(span for result in results for span in result.chunks)
+        assert spans == plan_chunks(num_frames, STREAMING, streamer.tokenizer.traits)
+
+
+def test_streamed_clips_of_one_piece_need_no_state_and_no_other_clip(streamer: EncodeStage) -> None:
+    clips = [clip(0, 9), clip(1, 5, 5, 6), clip(2, 14)]
+    found = streamer.process(clips)
+    assert isinstance(found[1], Rejected)
+    for index in (0, 2):
+        assert_same_codes(found[index], streamer.process([clips[index]])[0])
+        assert_same_codes(found[index], streamer.process_piece(clips[index], None)[0])
+
+
+def test_a_piece_depends_on_the_state_that_it_is_given(streamer: EncodeStage) -> None:
+    one, other = (pieces_of_clip(clip(name, 13, 8, 12), Cut(5, 4)) for name in (0, 1))
+    _, state = streamer.process_piece(one[0], None)
+    _, foreign = streamer.process_piece(other[0], None)
+    right, wrong = (streamer.process_piece(one[1], past)[0] for past in (state, foreign))
+    assert (codes_of(right)[0] != codes_of(wrong)[0]).any()
+    with pytest.raises(ValueError, match="piece 1 of clip clip-0 was given no state"):
+        streamer.process_piece(one[1], None)
+    with pytest.raises(ValueError, match="piece 0 of clip clip-0 was given a state"):
+        streamer.process_piece(one[0], state)
+    with pytest.raises(ValueError, match=r"the state of .* carries"):
+        streamer.process_piece(replace(one[1], frames=one[1].frames[:, :4, :4]), state)
+
+
+def test_states_are_left_on_the_cpu_in_the_computing_dtype() -> None:
+    stage = streaming_stage(dtype="bfloat16")
+    first, second, _ = pieces_of_clip(clip(0, 13, 8, 12), Cut(5, 4))
+    _, state = stage.process_piece(first, None)
+    assert state is not None
+    assert {(t.dtype, t.device.type) for t in state.tensors} == {(torch.bfloat16, "cpu")}
+    before = [tensor.clone() for tensor in state.tensors]
+    once, again = (stage.process_piece(second, state)[0] for _ in range(2))
+    assert_same_codes(once, again)  # so a piece may be encoded again from the same state
+    assert all(torch.equal(a, b) for a, b in zip(before, state.tensors, strict=True))
+
+
+def test_a_piece_that_is_not_finite_rejects_its_clip_and_leaves_no_state() -> None:
+    stage = streaming_stage()
+    first, second, _ = pieces_of_clip(clip(3, 13, 8, 12), Cut(5, 4))
+    _, state = stage.process_piece(first, None)
+    assert state is not None
+    spoilt = replace(state, tensors=tuple(torch.full_like(t, np.nan) for t in state.tensors))
+    result, after = stage.process_piece(second, spoilt)
+    assert isinstance(result, Rejected)
+    assert (result.reason, result.ref, after) == ("non_finite", second.ref, None)

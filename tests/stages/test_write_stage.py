@@ -43,7 +43,7 @@ def job(tmp_path: Path) -> JobConfig:
 @pytest.fixture
 def stage(job: JobConfig) -> WriteStage:
     plan = write_plan(job, open_store(job.output.uri, job.storage), "attempt")
-    metadata = shard_metadata(job.tokenizer.codebook_size)
+    metadata = shard_metadata(job.tokenizer.traits.codebook_size)
     built = WriteStage(job.output, job.storage, metadata.tokenizer, metadata.fingerprint, plan)
     sent: WriteStage = pickle.loads(pickle.dumps(built))  # as it goes to its actor
     sent.setup()
@@ -108,6 +108,33 @@ def test_segments_of_one_row_share_its_columns(stage: WriteStage) -> None:
     )
     assert side_table.column("caption").to_pylist() == ["caption 2"] * 3
     assert side_table.column("segment").to_pylist() == [0, 1, 2]
+
+
+def pieces_of_clip(whole: EncodedClip) -> list[EncodedClip]:
+    """One piece per chunk."""
+    return [
+        dataclasses.replace(
+            whole,
+            chunks=(chunk,),
+            codes=(block,),
+            pts_s=whole.pts_s[chunk.first_frame : chunk.first_frame + chunk.num_frames],
+        )
+        for chunk, block in zip(whole.chunks, whole.codes, strict=True)
+    ]
+
+
+def test_the_pieces_of_a_clip_become_one_clip(stage: WriteStage) -> None:
+    before, film, after = (encoded_clip(row, (17, 17, 3), (4, 6)) for row in (0, 1, 2))
+    pieces = pieces_of_clip(film)
+    receipt = stage.process("p-3-a", [before, *pieces, after])
+    whole = stage.process("p-3-b", [before, film, after])
+    assert stage.store.get(receipt.shard) == stage.store.get(whole.shard)
+    assert stage.store.get(receipt.side_table) == stage.store.get(whole.side_table)
+    assert receipt.clips == (before.ref, film.ref, after.ref)
+    assert (receipt.num_rows, receipt.num_frames) == (9, 3 * 37)
+    for wrong in ([pieces[1], pieces[0], pieces[2]], pieces[:1] + pieces[2:], pieces[:2] * 2):
+        with pytest.raises(ValueError, match="must follow"):
+            stage.process("p-3-c", [before, *wrong, after])
 
 
 def test_another_attempt_writes_the_same_bytes_beside_the_first(stage: WriteStage) -> None:

@@ -44,7 +44,8 @@ class SamplingConfig(Frozen):
     fps: PositiveFloat | None = 8.0
     """Frames per second after resampling by true timestamps; null keeps every frame."""
     max_clip_frames: PositiveInt = 129
-    """Longer sources are cut into clips of this many resampled frames."""
+    """Longer sources are cut into clips of this many resampled frames. Under policy ``streaming``
+    none is cut: this is then the most that is decoded at a time, and decides no code."""
     min_clip_frames: PositiveInt = 1
     """Shorter clips are rejected."""
 
@@ -87,11 +88,13 @@ class DecodeConfig(Frozen):
 class ChunkingConfig(Frozen):
     """How a clip is cut for the encoder."""
 
-    policy: Literal["independent", "overlap", "whole"] = "independent"
+    policy: Literal["independent", "overlap", "streaming", "whole"] = "independent"
     """Chunks that know nothing of each other; chunks that see frames of the one before and give
-    one gapless grid; or one chunk per clip."""
+    one gapless grid; chunks of which each goes on where the one before ended, whose codes are
+    those of the whole clip, however long; or one chunk per clip."""
     chunk_frames: PositiveInt = 17
-    """1 + temporal stride x k; unused under ``whole``."""
+    """Frames of the first latent frame (mostly 1) + temporal stride x k; unused under ``whole``.
+    Under ``streaming`` chunks after the first have ``temporal stride x k`` frames."""
     overlap_latents: NonNegativeInt = 1
     """Latent frames after the first that a chunk shares with the one before (``overlap``)."""
 
@@ -187,33 +190,31 @@ class JobConfig(Frozen):
 
     @model_validator(mode="after")
     def _sizes_fill_the_latent_grid(self) -> Self:
-        stride = self.tokenizer.traits.spatial_stride
         for height, width in self.frames.sizes:
-            for side, pixels in (("height", height), ("width", width)):
-                if extra := pixels % stride:
-                    low, high = pixels - extra, pixels - extra + stride
-                    use = f"{low} or {high}" if low else f"{high}"
-                    raise ValueError(
-                        f"frames: {side} {pixels} is no multiple of the encoder's spatial stride "
-                        f"{stride}: use {use}"
-                    )
+            try:
+                self.tokenizer.traits.check_size(height, width)
+            except ValueError as problem:
+                raise ValueError(f"frames: {problem}") from None
         return self
 
     @model_validator(mode="after")
     def _chunks_fill_whole_latent_frames(self) -> Self:
-        stride, chunking = self.tokenizer.traits.temporal_stride, self.chunking
+        traits, chunking = self.tokenizer.traits, self.chunking
+        traits.check_policy(chunking.policy)
         if chunking.policy == "whole":
             return self
         frames = chunking.chunk_frames
-        if extra := (frames - 1) % stride:
-            raise ValueError(
-                f"chunking.chunk_frames={frames} does not fit temporal stride {stride}: "
-                f"use {frames - extra} or {frames - extra + stride}"
-            )
-        if chunking.policy == "overlap" and chunking.overlap_latents >= (frames - 1) // stride:
+        traits.check_num_frames(frames, "chunking.chunk_frames")
+        latents = traits.num_latent_frames(frames) - 1
+        if chunking.policy == "overlap" and chunking.overlap_latents >= latents:
             raise ValueError(
                 f"chunking.overlap_latents={chunking.overlap_latents} leaves nothing new in a "
-                f"chunk of {(frames - 1) // stride} latent frames after the first: use fewer"
+                f"chunk of {latents} latent frames after the first: use fewer"
+            )
+        if chunking.policy == "streaming" and not latents:
+            raise ValueError(
+                f"chunking.chunk_frames={frames} leaves no frames for the chunks after the first: "
+                f"use {traits.num_frames(2)} or more"
             )
         return self
 
@@ -226,6 +227,13 @@ class JobConfig(Frozen):
                 f"sampling.max_clip_frames={self.sampling.max_clip_frames} of {height}x{width} "
                 f"pixels are more than {MAX_CLIP_BYTES >> 20} MiB: use {most} or fewer"
             )
-        if self.sampling.min_clip_frames > self.sampling.max_clip_frames:
+        if self.chunking.policy == "streaming":
+            if self.sampling.max_clip_frames < self.chunking.chunk_frames:
+                raise ValueError(
+                    f"sampling.max_clip_frames={self.sampling.max_clip_frames} does not hold a "
+                    f"chunk of chunking.chunk_frames={self.chunking.chunk_frames}, and under "
+                    "policy streaming clips are decoded by whole chunks: use as many or more"
+                )
+        elif self.sampling.min_clip_frames > self.sampling.max_clip_frames:
             raise ValueError("sampling.min_clip_frames exceeds sampling.max_clip_frames")
         return self

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
 from tokpipe.media.resample import select_frames
 from tokpipe.media.timeline import Timeline, read_timeline
+from tokpipe.types import Cut
 
 _F_SETSIG = 10  # Linux's <fcntl.h>; Python's fcntl module does not name it
+_MAX_TIMELINES = 4
+"""Of films of three hours, each takes about 20 MB."""
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
@@ -46,7 +50,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
     av.logging.set_level(None)
     _limit_address_space(memory_bytes)
     channel = socket.socket(fileno=channel_fd)
-    timelines = _LastTimeline()
+    timelines = _Timelines()
     with contextlib.suppress(wire.Closed):
         wire.send(channel, {"ready": os.getpid()})
         while True:
@@ -61,7 +65,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
                 wire.send(channel, {"fault": traceback.format_exc()})
 
 
-def _answer(channel: socket.socket, request: dict[str, Any], timelines: _LastTimeline) -> None:
+def _answer(channel: socket.socket, request: dict[str, Any], timelines: _Timelines) -> None:
     """Send, for one request, ``trying`` before each backend, and in the end one of ``decoded``,
     ``refused`` and ``unavailable``."""
     try:
@@ -100,9 +104,10 @@ def _refused(
 class _Clip:
     """One request, as far as it is the same for every backend: which frames, what size."""
 
-    def __init__(self, request: dict[str, Any], timelines: _LastTimeline) -> None:
+    def __init__(self, request: dict[str, Any], timelines: _Timelines) -> None:
+        is_clip = request["segment_is"] == "clip"
         self.path = Path(request["path"])
-        self.timeline = timelines.read(self.path)
+        self.timeline = timelines.read(self.path, in_pieces=not is_clip)
         selection = select_frames(
             self.timeline.times_s,
             self.timeline.end_s,
@@ -111,22 +116,23 @@ class _Clip:
             end_s=request["end_s"],
             fps=request["fps"],
             segment=request["segment"],
-            max_clip_frames=request["max_clip_frames"],
+            cut=Cut(*request["cut"]),
         )
         self.num_segments = selection.num_segments or None
         asked = request["num_segments"]
         if asked is not None and asked != selection.num_segments:
             raise SourceError(
                 "source_changed",
-                f"the source now gives {selection.num_segments} clips, and gave {asked} when it "
-                "was first read: the file was replaced",
+                f"the source now gives {selection.num_segments} {request['segment_is']}s, and "
+                f"gave {asked} when it was first read: the file was replaced",
             )
         self.wanted = selection.indices
         self.share = len(np.unique(self.wanted)) / len(self.timeline)
-        if len(self.wanted) < request["min_clip_frames"]:
+        clip_frames = len(self.wanted) if is_clip else selection.num_frames
+        if clip_frames < request["min_clip_frames"]:
             raise SourceError(
                 "too_short",
-                f"the span has {len(self.wanted)} frames of a video of "
+                f"the span has {clip_frames} frames of a video of "
                 f"{self.timeline.end_s:.3f} s; sampling.min_clip_frames is "
                 f"{request['min_clip_frames']}",
             )
@@ -168,22 +174,23 @@ class _Clip:
         return fd
 
 
-class _LastTimeline:
-    """Remembers the last file's timeline, for the next segment of the same film."""
+class _Timelines:
+    """Remembers the timelines of the last files, for the next segments of the same films."""
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._timeline: Timeline | None = None
+        self._by_file: OrderedDict[tuple[Any, ...], Timeline] = OrderedDict()
 
-    def read(self, path: Path) -> Timeline:
+    def read(self, path: Path, *, in_pieces: bool) -> Timeline:
         check_regular_file(path)
         status = path.stat()
         key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._timeline is None or key != self._key:
-            self._key, self._timeline = None, None
-            self._timeline = read_timeline(path)
-            self._key = key
-        return self._timeline
+        if key not in self._by_file:
+            # Clips of a cut film come in a row, pieces of streamed ones by turns.
+            while len(self._by_file) >= (_MAX_TIMELINES if in_pieces else 1):
+                self._by_file.popitem(last=False)
+            self._by_file[key] = read_timeline(path)
+        self._by_file.move_to_end(key)
+        return self._by_file[key]
 
 
 def _die_with_parent(lifeline_fd: int) -> None:

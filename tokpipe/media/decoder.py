@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.errors import ConfigError, RuntimeFault, SourceError
 from tokpipe.media import wire
+from tokpipe.types import Cut
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Video:
     fps: float
     """Frames per second: the job's, or the average of the source."""
     num_segments: int
-    """How many clips the row gives."""
+    """How many segments the row gives: clips, or pieces of its one clip."""
     backend: str
 
 
@@ -70,6 +71,8 @@ class VideoDecoder:
     one thread at a time; it need not always be the same one.
 
     Args:
+        pieces: how a clip is decoded in pieces, when it is streamed: a segment is then a piece of
+            the row's one clip. Without, a segment is a clip of ``sampling.max_clip_frames``.
         backends: names to try in order, instead of what ``decode.backend`` says: short names, or
             import paths of modules with the function of ``tokpipe.media.backends.Backend``.
 
@@ -83,13 +86,20 @@ class VideoDecoder:
         sampling: SamplingConfig,
         frames: FramesConfig,
         *,
+        pieces: Cut | None = None,
         backends: Sequence[str] | None = None,
     ) -> None:
         self._config = decode
-        self._backends = _backends_of(decode) if backends is None else tuple(backends)
+        self._backends = (
+            _backends_of(decode, in_pieces=pieces is not None)
+            if backends is None
+            else tuple(backends)
+        )
+        cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
         self._settings = {
             "fps": sampling.fps,
-            "max_clip_frames": sampling.max_clip_frames,
+            "cut": (cut.first, cut.later),
+            "segment_is": "piece" if pieces else "clip",
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
@@ -286,7 +296,7 @@ class _Child:
         os.close(self._stderr)
 
 
-def _backends_of(config: DecodeConfig) -> tuple[str, ...]:
+def _backends_of(config: DecodeConfig, *, in_pieces: bool) -> tuple[str, ...]:
     if config.backend != "auto":
         module = {"pyav": "av"}.get(config.backend, config.backend)
         if importlib.util.find_spec(module) is None:
@@ -295,8 +305,11 @@ def _backends_of(config: DecodeConfig) -> tuple[str, ...]:
                 f"{module} on every node, or use 'auto'"
             )
         return (config.backend,)
-    # decord has wheels for one platform only.
-    return ("decord", "pyav") if importlib.util.find_spec("decord") else ("pyav",)
+    # decord reads a file from its start for every piece, and pays for the long ones only: which of
+    # them a clip gets must not depend on how long pieces are. And it has wheels for one platform.
+    if in_pieces or not importlib.util.find_spec("decord"):
+        return ("pyav",)
+    return ("decord", "pyav")
 
 
 def _environment() -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.types import Cut
+
 # Part of an output frame's duration by which times may be off through rounding.
 _ROUNDING = 1e-6
 
@@ -20,6 +22,8 @@ class Selection:
     """(T,) positions in the timeline, never falling; repeated where a frame is shown for long."""
     num_segments: int
     """How many segments the whole row has; 0 if it shows no frame at all."""
+    num_frames: int
+    """Frames of all segments together."""
 
 
 def select_frames(
@@ -31,13 +35,13 @@ def select_frames(
     end_s: float | None,
     fps: float | None,
     segment: int,
-    max_clip_frames: int,
+    cut: Cut,
 ) -> Selection:
     """Choose the frames of segment ``segment`` of the span from ``start_s`` to ``end_s``.
 
     At ``fps``, output ``k`` is the frame on screen at ``start_s + k / fps``, for every ``k`` that
     lies before the end of the span and of the video. With ``fps=None``, each frame that appears
-    within the span is taken once. Segment ``j`` has outputs ``j * max_clip_frames`` onwards.
+    within the span is taken once. Segment ``j`` has the outputs ``cut.bounds(j)``.
 
     Args:
         times_s: (N,) when each frame appears, rising from 0.
@@ -52,14 +56,14 @@ def select_frames(
     # A tick as coarse as the frames themselves is no rounding error.
     slack_s = tick_s if tick_s <= 0.05 * min(gap_s, period_s) else 0.0
     slack_s += _ROUNDING * period_s
-    first = segment * max_clip_frames
+    first, last = cut.bounds(segment)
     if fps is None:
         low, high = np.searchsorted(times_s, [start - slack_s, end - slack_s], side="left")
         count = max(0, int(high - low))
-        indices = np.arange(low + min(first, count), low + min(first + max_clip_frames, count))
+        indices = np.arange(low + min(first, count), low + min(last, count))
     else:
         count = max(0, math.ceil((end - start - slack_s) * fps))
-        outputs = np.arange(min(first, count), min(first + max_clip_frames, count))
+        outputs = np.arange(min(first, count), min(last, count))
         at = start + outputs / fps + slack_s
         indices = np.maximum(np.searchsorted(times_s, at, side="right") - 1, 0)
-    return Selection(indices.astype(np.int64), -(-count // max_clip_frames))
+    return Selection(indices.astype(np.int64), cut.num_parts(count), count)

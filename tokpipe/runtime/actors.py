@@ -67,7 +67,9 @@ class DecodeActor(_Worker):
         results = self.stage.process(list(items))
         payload = [None if isinstance(one, Rejected) else one for one in results]
         infos = tuple(
-            one if isinstance(one, Rejected) else DecodedInfo(one.ref, len(one.frames))
+            one
+            if isinstance(one, Rejected)
+            else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces)
             for one in results
         )
         return payload, Report(infos, time.monotonic() - started)
@@ -91,11 +93,26 @@ class EncodeActor(_Worker):
         assert len(clips) == len(positions), "only decoded clips are picked"
         results = self.stage.process(clips)
         payload = [None if isinstance(one, Rejected) else one for one in results]
-        infos = tuple(
-            one if isinstance(one, Rejected) else EncodedInfo(one.ref, one.grid, one.num_codes)
-            for one in results
-        )
+        infos = tuple(_encoded_info(one) for one in results)
         return payload, Report(infos, time.monotonic() - started)
+
+    def work_piece(
+        self, position: int, decoded: list[DecodedClip | None], state: Any
+    ) -> tuple[Payload, Any, Report]:
+        """``state``: what this returned for the piece before, or None. A reference given for it is
+        resolved by Ray, so that it travels from encoder to encoder."""
+        started = time.monotonic()
+        piece = decoded[position]
+        assert piece is not None, "only decoded clips are picked"
+        result, after = self.stage.process_piece(piece, state)
+        payload = [None if isinstance(result, Rejected) else result]
+        return payload, after, Report((_encoded_info(result),), time.monotonic() - started)
+
+
+def _encoded_info(result: EncodedClip | Rejected) -> EncodedInfo | Rejected:
+    if isinstance(result, Rejected):
+        return result
+    return EncodedInfo(result.ref, result.grid, result.num_codes)
 
 
 class WriteActor(_Worker):

@@ -9,6 +9,9 @@ no I/O in here: the Ray shell and the simulation drive the same object. What it 
 - A clip is blamed for a lost or failing worker only when it was there alone. After
   ``max_attempts`` such losses it is rejected, alone.
 - What is in flight is bounded by credits, whatever the size of the plan.
+
+Clips that are streamed in pieces have a state of their own, ``films``; their leases go the same
+way as all others.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tokpipe.config.job import RuntimeConfig
+from tokpipe.runtime.films import Film, Films
 from tokpipe.runtime.pools import PoolSizes, size_pools
 from tokpipe.runtime.protocol import (
     STAGES,
@@ -36,6 +40,7 @@ from tokpipe.runtime.protocol import (
     DecodedInfo,
     DecodeLease,
     Dispatch,
+    EncodedClips,
     EncodedInfo,
     EncodeLease,
     Event,
@@ -48,6 +53,7 @@ from tokpipe.runtime.protocol import (
     Pick,
     Planned,
     Release,
+    ReleaseState,
     Stage,
     StartActor,
     StopRequested,
@@ -104,7 +110,7 @@ class _Flight:
 
 
 @dataclass(slots=True)
-class _Film:
+class _CutSource:
     """Segments of a cut source that are still to be leased."""
 
     item: WorkItem
@@ -118,8 +124,7 @@ class _OpenShard:
 
     since: float
     num_codes: int = 0
-    items: list[WorkItem] = field(default_factory=list)
-    picks: list[Pick] = field(default_factory=list)
+    parts: list[EncodedClips] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -165,7 +170,8 @@ class Dispatcher:
         self._flights: dict[AttemptId, _Flight] = {}
         self._in_flight: Counter[Stage] = Counter()
         self._todo: deque[WorkItem] = deque()
-        self._films: deque[_Film] = deque()
+        self._cut_sources: deque[_CutSource] = deque()
+        self._films = Films()
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
         """Leases to be run alone on an actor, because the last one to hold them was lost."""
         self._decoded: deque[EncodeLease] = deque()
@@ -350,7 +356,9 @@ class Dispatcher:
             return
         assert isinstance(answer, tuple)
         assert len(answer) == len(lease.items)
-        if isinstance(lease, DecodeLease):
+        if lease.film is not None:
+            yield from self._piece_done(event.attempt, lease, answer[0], now)
+        elif isinstance(lease, DecodeLease):
             yield from self._decoded_lease(event.attempt, lease, answer, now)
         else:
             yield from self._encoded_lease(event.attempt, lease, answer, now)
@@ -364,23 +372,30 @@ class Dispatcher:
     ) -> Iterator[Command]:
         items: list[WorkItem] = []
         positions: list[int] = []
+        num_films = 0
         for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
             total = result.ref.num_segments
             if item.num_segments is None and total > 1:
                 # The source turned out to be a film: its other segments become work too.
                 item = replace(item, num_segments=total)
-                self._films.append(_Film(item, 1, total))
+                self._cut_sources.append(_CutSource(item, 1, total))
                 self.progress.extra_clips += total - 1
             if isinstance(result, Rejected):
                 self._reject(result, now)
                 continue
             assert isinstance(result, DecodedInfo)
+            if result.num_pieces > 1:
+                pixels = Pick(attempt, (position,))
+                self._films.start(self._new_id(), item, result.num_pieces, pixels)
+                num_films += 1
+                continue
             items.append(item)
             positions.append(position)
             self.progress.decoded += 1
         if items:
-            self._unread[attempt] = len(items)
             self._decoded.append(EncodeLease(tuple(items), Pick(attempt, tuple(positions))))
+        if items or num_films:
+            self._unread[attempt] = len(items) + num_films
         else:
             yield Release(attempt)
 
@@ -405,12 +420,58 @@ class Dispatcher:
             return
         self._unread[attempt] = sum(len(clips) for clips in by_grid.values())
         for grid, clips in by_grid.items():
-            shard = self._open.setdefault(grid, _OpenShard(since=now))
-            shard.picks.append(Pick(attempt, tuple(position for position, _, _ in clips)))
-            shard.items.extend(item for _, item, _ in clips)
-            shard.num_codes += sum(info.num_codes for _, _, info in clips)
-            if shard.num_codes * self.limits.bytes_per_code >= self.limits.shard_bytes:
-                self._close_shard(grid)
+            pick = Pick(attempt, tuple(position for position, _, _ in clips))
+            part = EncodedClips(tuple(item for _, item, _ in clips), (pick,))
+            self._into_shard(part, grid, sum(info.num_codes for _, _, info in clips), now)
+
+    def _piece_done(
+        self,
+        attempt: AttemptId,
+        lease: DecodeLease | EncodeLease,
+        result: DecodedInfo | EncodedInfo | Rejected,
+        now: float,
+    ) -> Iterator[Command]:
+        film = self._films.of(lease)
+        if film is None:  # it ended while this was in flight
+            yield Release(attempt)
+        elif isinstance(result, Rejected):
+            yield Release(attempt)
+            yield from self._end_film(film)
+            self._reject_film(result, now)
+        elif isinstance(result, DecodedInfo):
+            self._unread[attempt] = 1
+            self._films.decoded(film, lease.items[0].piece, Pick(attempt, (0,)))
+            self.progress.decoded += film.is_decoded
+        else:
+            self._unread[attempt] = 1
+            pixels, state = self._films.encoded(film, attempt, result)
+            yield from self._used_up(pixels)
+            if state is not None:
+                yield ReleaseState(state)
+            if film.is_encoded:
+                self._films.end(film)
+                self.progress.encoded += 1
+                self._into_shard(film.result, result.grid, film.num_codes, now)
+
+    def _end_film(self, film: Film) -> Iterator[Command]:
+        """Let go of all that a film has so far. Leases that it has in flight are moot."""
+        self._films.end(film)
+        self.progress.decoded -= film.is_decoded
+        for stage, leases in self._suspects.items():
+            kept = (
+                one for one in leases if isinstance(one, WriteLease) or one.film != film.film_id
+            )
+            self._suspects[stage] = deque(kept)
+        for pick in film.held:
+            yield from self._used_up(pick)
+
+    def _is_moot(self, lease: Lease) -> bool:
+        """Whether a lease is part of a film that has ended."""
+        return (
+            not isinstance(lease, WriteLease)
+            and lease.film is not None
+            and self._films.of(lease) is None
+        )
 
     def _lease_failed(self, event: LeaseFailed, now: float) -> Iterator[Command]:
         flight = self._flights.get(event.attempt)
@@ -437,41 +498,47 @@ class Dispatcher:
     def _decode_again(
         self, lease: EncodeLease | WriteLease, lost: frozenset[AttemptId]
     ) -> Iterator[Command]:
-        """Pixels or codes vanished with the node that held them: start from the source."""
+        """Pixels, codes or a state vanished with the node that held them: start from the source."""
+        if isinstance(lease, EncodeLease) and lease.film is not None:
+            film = self._films.of(lease)
+            if film is not None:
+                yield from self._end_film(film)
+                self._todo.appendleft(film.item)
+            return
         if isinstance(lease, EncodeLease):
             self._todo.extendleft(reversed(lease.items))
             self.progress.decoded -= len(lease.items)
             yield from self._used_up(lease.pick)
             return
-        kept_items: list[WorkItem] = []
-        kept_picks: list[Pick] = []
-        start = 0
-        for pick in lease.picks:
-            items = lease.items[start : start + len(pick.positions)]
-            start += len(pick.positions)
-            if pick.source in lost:
-                self._todo.extendleft(reversed(items))
-                self.progress.decoded -= len(items)
-                self.progress.encoded -= len(items)
-                yield from self._used_up(pick)
+        kept: list[EncodedClips] = []
+        for part in lease.parts:
+            if any(pick.source in lost for pick in part.picks):
+                self._todo.extendleft(reversed(part.items))
+                self.progress.decoded -= len(part.items)
+                self.progress.encoded -= len(part.items)
+                for pick in part.picks:
+                    yield from self._used_up(pick)
             else:
-                kept_items.extend(items)
-                kept_picks.append(pick)
-        if kept_items:
-            self._shards.appendleft(
-                replace(lease, items=tuple(kept_items), picks=tuple(kept_picks))
-            )
+                kept.append(part)
+        if kept:
+            self._shards.appendleft(replace(lease, parts=tuple(kept)))
 
     def _give_again(self, lease: Lease) -> None:
-        if isinstance(lease, DecodeLease):
-            self._todo.extendleft(reversed(lease.items))
-        elif isinstance(lease, EncodeLease):
-            self._decoded.appendleft(lease)
-        else:
+        if isinstance(lease, WriteLease):
             self._shards.appendleft(lease)
+        elif lease.film is not None:
+            film = self._films.of(lease)
+            if film is not None:
+                self._films.take_back(film, lease)
+        elif isinstance(lease, DecodeLease):
+            self._todo.extendleft(reversed(lease.items))
+        else:
+            self._decoded.appendleft(lease)
 
     def _suspect(self, lease: Lease, reason: str, why: str, now: float) -> Iterator[Command]:
         """A worker went down with this lease: narrow it down to one clip, then count."""
+        if self._is_moot(lease):
+            return
         self._faults += 1
         if self._faults >= MAX_FAULTS:
             yield self._abort(
@@ -500,18 +567,20 @@ class Dispatcher:
             if strikes < self.limits.runtime.max_attempts:
                 self._suspects[lease.stage].append(lease)
                 return
+            rejected = Rejected(
+                ref=self.ref_of(item),
+                stage=lease.stage,
+                reason=reason,
+                message=f"gave up after {strikes} attempts alone: {why}",
+                attempts=strikes,
+            )
+            if (film := self._films.of(lease)) is not None:
+                yield from self._end_film(film)
+                self._reject_film(rejected, now)
+                return
             if isinstance(lease, EncodeLease):
                 yield from self._used_up(lease.pick)
-            self._reject(
-                Rejected(
-                    ref=self.ref_of(item),
-                    stage=lease.stage,
-                    reason=reason,
-                    message=f"gave up after {strikes} attempts alone: {why}",
-                    attempts=strikes,
-                ),
-                now,
-            )
+            self._reject(rejected, now)
 
     def _strike(self, key: tuple[int, int]) -> int:
         self._strikes[key] += 1
@@ -523,6 +592,11 @@ class Dispatcher:
         self._rejected.append(rejected)
         self.progress.refused["encode" if rejected.stage == "encode" else "decode"] += 1
         self._strikes.pop((rejected.ref.row, rejected.ref.segment), None)
+
+    def _reject_film(self, rejected: Rejected, now: float) -> None:
+        # What the encode stage refuses counts as decoded, though not all pieces may have been.
+        self.progress.decoded += rejected.stage == "encode"
+        self._reject(rejected, now)
 
     def _used_up(self, pick: Pick) -> Iterator[Command]:
         """Count an output's clips down; release it with the last."""
@@ -541,8 +615,9 @@ class Dispatcher:
         yield from self._follow_capacity(now)
         if self._encode_until is None:
             yield from self._ask_for_plan()
+            self._films.admit(self._up["encode"])
             yield from self._lease_decodes(now)
-            yield from self._lease_queue("encode", self._decoded, now)
+            yield from self._lease_encodes(now)
         self._close_due_shards(now)
         yield from self._lease_queue("write", self._shards, now)
         yield from self._commit_due(now)
@@ -592,28 +667,63 @@ class Dispatcher:
 
     def _lease_decodes(self, now: float) -> Iterator[Command]:
         # Credits: pixels that wait for an encoder, or are about to, stay few. A suspect needs
-        # none, because there are never more of them than one lease had clips.
+        # none, because there are never more of them than one lease had clips; nor do the later
+        # pieces of films, of which each has few out.
         yield from self._lease_suspects("decode", now)
-        waiting = len(self._decoded) + self._in_flight["decode"]
+        yield from self._lease_pieces(now)
+        waiting = len(self._decoded) + self._in_flight["decode"] + len(self._films.waiting)
         credits = 2 * max(1, self._up["encode"]) + self._up["decode"] - waiting
-        while credits > 0 and self._has_room("decode") and (self._todo or self._films):
+        while credits > 0 and self._has_room("decode") and (self._todo or self._cut_sources):
             yield self._dispatch(DecodeLease(tuple(self._next_items())), now)
             credits -= 1
 
     def _next_items(self) -> Iterator[WorkItem]:
-        """Items of one decode lease: consecutive segments of one film, or single clips."""
+        """Items of one decode lease: consecutive segments of one source, or single clips."""
         room = self.limits.clips_per_lease
-        if self._films:
-            film = self._films[0]
-            last = min(film.next + room, film.total)
-            for segment in range(film.next, last):
-                yield replace(film.item, segment=segment)
-            film.next = last
-            if film.next == film.total:
-                self._films.popleft()
+        if self._cut_sources:
+            source = self._cut_sources[0]
+            last = min(source.next + room, source.total)
+            for segment in range(source.next, last):
+                yield replace(source.item, segment=segment)
+            source.next = last
+            if source.next == source.total:
+                self._cut_sources.popleft()
             return
         for _ in range(min(room, len(self._todo))):
             yield self._todo.popleft()
+
+    def _lease_pieces(self, now: float) -> Iterator[Command]:
+        """Let films at work have their next pieces decoded, by turns."""
+        has_leased = True
+        while has_leased and self._films.to_decode and self._has_room("decode"):
+            has_leased = False
+            for film in list(self._films.to_decode.values()):
+                if (actor_id := self._seat(film, "decode")) is not None:
+                    film.seats["decode"] = actor_id
+                    yield self._dispatch(self._films.lease_decode(film), now, actor_id)
+                    has_leased = True
+
+    def _lease_encodes(self, now: float) -> Iterator[Command]:
+        yield from self._lease_suspects("encode", now)
+        # Films first: the longest of them may be what the end of the job waits for.
+        while self._films.to_encode and self._has_room("encode"):
+            film = next(iter(self._films.to_encode.values()))
+            actor_id = self._seat(film, "encode")
+            assert actor_id is not None
+            film.seats["encode"] = actor_id
+            yield self._dispatch(self._films.lease_encode(film), now, actor_id)
+        yield from self._lease_queue("encode", self._decoded, now)
+
+    def _seat(self, film: Film, stage: Stage) -> ActorId | None:
+        """The actor for a film's next piece: the one that had the last, if it has room, since it
+        has the source file or is near the state. To fetch the file again costs more than to
+        wait, unless there is an actor with nothing to do."""
+        own = film.seats.get(stage)
+        if own in self._idle[stage] or own in self._spare[stage]:
+            return own
+        if stage == "decode" and own in self.actors and not self._idle[stage]:
+            return None
+        return next(iter(self._idle[stage] or self._spare[stage]), None)
 
     def _lease_queue(
         self, stage: Stage, queue: deque[EncodeLease] | deque[WriteLease], now: float
@@ -632,8 +742,11 @@ class Dispatcher:
         holds nothing, and none ever would if each were handed its next lease in time."""
         return not self._suspects[stage] and bool(self._idle[stage] or self._spare[stage])
 
-    def _dispatch(self, lease: Lease, now: float, *, alone: bool = False) -> Dispatch:
-        actor_id = next(iter(self._idle[lease.stage] or self._spare[lease.stage]))
+    def _dispatch(
+        self, lease: Lease, now: float, actor_id: ActorId | None = None, *, alone: bool = False
+    ) -> Dispatch:
+        if actor_id is None:
+            actor_id = next(iter(self._idle[lease.stage] or self._spare[lease.stage]))
         actor = self.actors[actor_id]
         if not actor.leases:
             actor.head_since = now
@@ -644,9 +757,18 @@ class Dispatcher:
         self._in_flight[lease.stage] += 1
         return Dispatch(attempt, actor_id, lease)
 
+    def _into_shard(
+        self, part: EncodedClips, grid: tuple[int, int], num_codes: int, now: float
+    ) -> None:
+        shard = self._open.setdefault(grid, _OpenShard(since=now))
+        shard.parts.append(part)
+        shard.num_codes += num_codes
+        if shard.num_codes * self.limits.bytes_per_code >= self.limits.shard_bytes:
+            self._close_shard(grid)
+
     def _close_shard(self, grid: tuple[int, int]) -> None:
         shard = self._open.pop(grid)
-        self._shards.append(WriteLease(tuple(shard.items), tuple(shard.picks), self._new_id()))
+        self._shards.append(WriteLease(tuple(shard.parts), self._new_id()))
 
     def _close_due_shards(self, now: float) -> None:
         if self._encode_until is None:
@@ -662,7 +784,8 @@ class Dispatcher:
             self._plan_exhausted
             and not self._plan_asked
             and not self._todo
-            and not self._films
+            and not self._cut_sources
+            and not len(self._films)
             and not self._decoded
             and not self._in_flight["decode"]
             and not self._in_flight["encode"]

@@ -16,6 +16,7 @@ import ray
 from rich.console import Console
 
 import tokpipe
+from tokpipe.chunks import pieces_of
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import NotFound, UnsafeStore
 from tokpipe.fingerprint import fingerprint, fingerprint_settings
@@ -244,7 +245,7 @@ def _stages(
     # A CPU gains nothing from batches, and would lose what it takes to fill them up.
     encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
     return Stages(
-        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage),
+        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
         encode=EncodeStage(job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,

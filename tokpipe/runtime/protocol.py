@@ -4,6 +4,9 @@ An *actor* is one worker process of one stage. A *lease* is work that one actor 
 handing out of a lease is an *attempt* with an id of its own: a late answer to an attempt that
 was given up is recognised by its id, and ignored. The output of an attempt stays in the object
 store under the attempt's id until it is released.
+
+A *film* is a clip that is streamed: decoded and encoded in pieces, each from the state that
+encoding the one before left. Its leases carry its id, which is new whenever it starts again.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
 
 ActorId = int
 AttemptId = int
+FilmId = int
 
 
 # --- what stages answer -------------------------------------------------------------------------
@@ -29,6 +33,8 @@ class DecodedInfo:
 
     ref: ClipRef
     num_frames: int
+    num_pieces: int = 1
+    """More than one for a streamed clip of which this is a piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class Pick:
 @dataclass(frozen=True, slots=True)
 class DecodeLease:
     items: tuple[WorkItem, ...]
+    film: FilmId | None = None
+    """For a later piece of a film, which is then the only item."""
     stage: Stage = "decode"
 
 
@@ -63,16 +71,36 @@ class EncodeLease:
     """The items behind the picked clips, in the same order: what to decode again if pixels are
     lost."""
     pick: Pick
+    film: FilmId | None = None
+    """For a piece of a film, which is then the only item."""
+    state: AttemptId | None = None
+    """The attempt that encoded the piece before, and left what this one goes on from."""
     stage: Stage = "encode"
 
 
 @dataclass(frozen=True, slots=True)
-class WriteLease:
+class EncodedClips:
+    """Clips whose codes stand and fall together: several in one output, or one film in the
+    outputs of its pieces, in their order."""
+
     items: tuple[WorkItem, ...]
     picks: tuple[Pick, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLease:
+    parts: tuple[EncodedClips, ...]
     lease_id: int
     """Stands in the shard's name, beside the attempt."""
     stage: Stage = "write"
+
+    @property
+    def items(self) -> tuple[WorkItem, ...]:
+        return tuple(item for part in self.parts for item in part.items)
+
+    @property
+    def picks(self) -> tuple[Pick, ...]:
+        return tuple(pick for part in self.parts for pick in part.picks)
 
 
 Lease = DecodeLease | EncodeLease | WriteLease
@@ -204,7 +232,14 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The output of an attempt is not needed any more."""
+    """The output of an attempt is not needed any more, nor any state that it left."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseState:
+    """The state that encoding a piece left is not needed any more; the codes are."""
 
     attempt: AttemptId
 
@@ -239,4 +274,6 @@ class Abort:
     message: str
 
 
-Command = StartActor | KillActor | Dispatch | Release | FetchPlan | Commit | Finish | Abort
+Command = (
+    StartActor | KillActor | Dispatch | Release | ReleaseState | FetchPlan | Commit | Finish | Abort
+)

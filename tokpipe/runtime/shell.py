@@ -38,7 +38,6 @@ from tokpipe.runtime.protocol import (
     Committed,
     DecodeLease,
     Dispatch,
-    EncodeLease,
     Event,
     FetchPlan,
     Finish,
@@ -46,6 +45,7 @@ from tokpipe.runtime.protocol import (
     LeaseDone,
     LeaseFailed,
     Release,
+    ReleaseState,
     Stage,
     StartActor,
     StopRequested,
@@ -127,6 +127,7 @@ class Shell:
         self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
         self._handles: dict[ActorId, _Handle] = {}
         self._payloads: dict[AttemptId, Any] = {}
+        self._states: dict[AttemptId, Any] = {}
         # Both write or read the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
@@ -187,6 +188,9 @@ class Shell:
             self._dispatch(command)
         elif isinstance(command, Release):
             self._payloads.pop(command.attempt, None)
+            self._states.pop(command.attempt, None)
+        elif isinstance(command, ReleaseState):
+            self._states.pop(command.attempt, None)
         elif isinstance(command, StartActor):
             self._start(command)
         elif isinstance(command, KillActor):
@@ -252,15 +256,19 @@ class Shell:
             name = f"{self.stages.shard_prefix}.{lease.lease_id}-{attempt}"
             picks = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             report = handle.actor.work.remote(name, picks)
-        else:
+        elif isinstance(lease, DecodeLease):
             work = handle.actor.work.options(num_returns=2)
-            if isinstance(lease, DecodeLease):
-                payload, report = work.remote(lease.items)
-            else:
-                assert isinstance(lease, EncodeLease)
-                source = self._payloads[lease.pick.source]
-                payload, report = work.remote(lease.pick.positions, source)
-            self._payloads[attempt] = payload
+            self._payloads[attempt], report = work.remote(lease.items)
+        elif lease.film is None:
+            work = handle.actor.work.options(num_returns=2)
+            pixels = self._payloads[lease.pick.source]
+            self._payloads[attempt], report = work.remote(lease.pick.positions, pixels)
+        else:
+            work = handle.actor.work_piece.options(num_returns=3)
+            (position,), pixels = lease.pick.positions, self._payloads[lease.pick.source]
+            state = None if lease.state is None else self._states[lease.state]
+            outputs = work.remote(position, pixels, state)
+            self._payloads[attempt], self._states[attempt], report = outputs
         report.future().add_done_callback(
             lambda future: self._heard_report(handle.stage, command, future)
         )

@@ -10,15 +10,30 @@ from tokpipe.errors import SourceError
 from tokpipe.ids import clip_id
 from tokpipe.media.decoder import Refused, VideoDecoder
 from tokpipe.storage.fetch import fetch_to_file
-from tokpipe.types import ArchiveMember, ClipRef, DecodedClip, Rejected, WorkItem
+from tokpipe.types import (
+    ArchiveMember,
+    ClipRef,
+    Cut,
+    DecodedClip,
+    Piece,
+    Rejected,
+    WorkItem,
+)
+
+KEPT_SOURCES = 8
+"""Films that one decoder may be in the middle of, and so files that it may hold."""
+
+_Source = tuple[str, ArchiveMember | None]
 
 
 class DecodeStage:
     """Turns work items into decoded clips, one for one and in order.
 
     A clip that cannot be decoded through its own fault becomes a ``Rejected`` in its place;
-    anything else that goes wrong raises. Between calls it keeps the last source file and the
-    decoding child, which change no result: any item can be run again after a crash.
+    anything else that goes wrong raises. Between calls it keeps source files and the decoding
+    child, which change no result: any item can be run again after a crash.
+
+    With ``pieces`` no source is cut into clips: an item is a piece of its row's one clip.
     """
 
     def __init__(
@@ -27,11 +42,13 @@ class DecodeStage:
         frames: FramesConfig,
         decode: DecodeConfig,
         storage: StoreOptions,
+        pieces: Cut | None = None,
     ) -> None:
         self.sampling = sampling
         self.frames = frames
         self.decode = decode
         self.storage = storage
+        self.pieces = pieces
 
     def setup(self, scratch: Path) -> None:
         """Runs once, inside the actor. ``scratch`` is a local folder for this actor alone.
@@ -39,13 +56,13 @@ class DecodeStage:
         Raises:
             ConfigError: the decoder that the job names is not installed.
         """
-        self._decoder = VideoDecoder(self.decode, self.sampling, self.frames)
-        self._source = _SourceFile(scratch, self.storage, self.decode.max_source_bytes)
+        self._decoder = VideoDecoder(self.decode, self.sampling, self.frames, pieces=self.pieces)
+        self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
         """End the decoding child and remove what was fetched."""
         self._decoder.close()
-        self._source.release()
+        self._sources.release()
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected]:
         """Decode each item.
@@ -59,53 +76,82 @@ class DecodeStage:
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected:
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
+        in_pieces = self.pieces is not None
         try:
-            path = self._source.fetch(item.source_uri, item.member)
+            path = self._sources.fetch(item.source_uri, item.member)
             video = self._decoder.decode(
                 path,
                 start_s=item.start_s,
                 end_s=item.end_s,
-                segment=item.segment,
-                num_segments=item.num_segments,
+                segment=item.piece if in_pieces else item.segment,
+                num_segments=item.num_pieces if in_pieces else item.num_segments,
             )
         except Refused as refusal:
             ref = self._ref(item, refusal.num_segments)
             return Rejected(ref, "decode", refusal.reason, str(refusal), refusal.backend)
         except SourceError as refusal:
             return Rejected(self._ref(item, None), "decode", refusal.reason, str(refusal))
+        piece = Piece()
+        if self.pieces is not None:
+            piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
+            if not piece.is_last:
+                self._sources.keep()
         ref = self._ref(item, video.num_segments)
-        return DecodedClip(ref, video.frames, video.pts_s, video.fps, video.backend)
+        return DecodedClip(ref, video.frames, video.pts_s, video.fps, video.backend, piece)
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         """Name the clip. A row whose source could not be read counts as one clip."""
-        total = item.num_segments or found_segments or 1
+        total = 1 if self.pieces else item.num_segments or found_segments or 1
         sampling = self.sampling
         name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
         return ClipRef(name, item.row, item.segment, total, item.source_uri)
 
 
-class _SourceFile:
-    """The local copy of the source last asked for, which serves all segments of a film."""
+class _SourceFiles:
+    """Local copies: of the source last asked for, which serves all segments of a film, and of
+    those whose next pieces will be asked for.
+
+    A film may be finished elsewhere, so copies that were kept go when others are: there are never
+    more than ``KEPT_SOURCES`` of them.
+    """
 
     def __init__(self, folder: Path, options: StoreOptions, max_bytes: int) -> None:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
-        self._held: tuple[str, ArchiveMember | None] | None = None
-        self._path: Path | None = None
+        self._paths: dict[_Source, Path] = {}
+        """By source, the one last asked for at the end."""
+        self._kept: set[_Source] = set()
 
     def fetch(self, uri: str, member: ArchiveMember | None) -> Path:
-        if self._path is None or (uri, member) != self._held:
-            self.release()
-            self._path = fetch_to_file(
+        source = uri, member
+        self._kept.discard(source)  # unless the piece now asked for is not the last
+        for other in [other for other in self._paths if other not in self._kept]:
+            if other != source:
+                self._drop(other)
+        path = self._paths.pop(source, None)
+        if path is None:
+            path = fetch_to_file(
                 uri, member, self._folder, options=self._options, max_bytes=self._max_bytes
             )
-            self._held = (uri, member)
-        return self._path
+        self._paths[source] = path
+        return path
+
+    def keep(self) -> None:
+        """Keep the source last asked for until it is asked for again."""
+        self._kept.add(next(reversed(self._paths)))
+        if len(self._kept) > KEPT_SOURCES:
+            self._drop(next(source for source in self._paths if source in self._kept))
 
     def release(self) -> None:
-        """Remove the copy; a source that lies on local disk is used in place, and stays."""
-        if self._path is not None and self._path.parent == self._folder:
+        """Remove all copies."""
+        for source in list(self._paths):
+            self._drop(source)
+
+    def _drop(self, source: _Source) -> None:
+        """Remove a copy; a source that lies on local disk is used in place, and stays."""
+        self._kept.discard(source)
+        path = self._paths.pop(source)
+        if path.parent == self._folder:
             with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
-        self._path = None
+                path.unlink()

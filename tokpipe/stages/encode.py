@@ -13,6 +13,7 @@ from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.precision import forbid_reduced_float32
+from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Rejected
 
@@ -32,7 +33,8 @@ class EncodeStage:
 
     A clip's codes are the same whatever clips it comes with: chunks of one shape are encoded in
     batches of one size, the last of which is filled up, and no chunk of a batch sees another.
-    Nothing is kept between calls, so any call can be made again after a crash.
+    Streamed clips are encoded one by one, chunk after chunk, so that no shape depends on how long
+    a piece is. Nothing is kept between calls, so any call can be made again after a crash.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class EncodeStage:
         Raises:
             RuntimeFault: a code that the codebook does not have.
         """
+        if self.chunking.policy == "streaming":
+            return [self.process_piece(clip, None)[0] for clip in clips]
         refusals = [self._refusal(clip) for clip in clips]
-        stride = self.tokenizer_config.traits.temporal_stride
+        traits = self.tokenizer_config.traits
         plans = [
-            plan_chunks(len(clip.frames), self.chunking, stride) if refusal is None else ()
+            plan_chunks(len(clip.frames), self.chunking, traits) if refusal is None else ()
             for clip, refusal in zip(clips, refusals, strict=True)
         ]
         codes: dict[_Chunk, NDArray[np.int64]] = {}
@@ -76,6 +80,47 @@ class EncodeStage:
             refusals[index] or self._result(clip, plan, [codes[_Chunk(index, s)] for s in plan])
             for index, (clip, plan) in enumerate(zip(clips, plans, strict=True))
         ]
+
+    def process_piece(
+        self, piece: DecodedClip, state: StreamState | None
+    ) -> tuple[EncodedClip | Rejected, StreamState | None]:
+        """Return the codes of the next piece of a streamed clip, or why the clip has none.
+
+        Args:
+            state: what was returned with the piece before; None for the first.
+
+        Returns:
+            The state for the next piece beside it, on the CPU; None where there is no next.
+
+        Raises:
+            RuntimeFault: a code that the codebook does not have.
+            ValueError: a state that is not that of the piece before.
+        """
+        if (refusal := self._refusal(piece)) is not None:
+            return refusal, None
+        if (state is None) != (piece.piece.index == 0):
+            raise ValueError(
+                f"encode: piece {piece.piece.index} of clip {piece.ref.clip_id} was given "
+                f"{'no' if state is None else 'a'} state: codes depend on the pieces before, and "
+                "on nothing else. Give what was returned for the piece before it"
+            )
+        plan = plan_chunks(
+            len(piece.frames),
+            self.chunking,
+            self.tokenizer_config.traits,
+            first_frame=piece.piece.first_frame,
+        )
+        if state is not None:
+            state = state.to(self.device)
+        codes = []
+        for span in plan:
+            pixels = self._pixels([piece], [_Chunk(0, span)], num_rows=1)
+            block, state = self.tokenizer.encode_piece(pixels, state)
+            codes.append(block[0].cpu().numpy())
+        result = self._result(piece, plan, codes)
+        if state is None or piece.piece.is_last or isinstance(result, Rejected):
+            return result, None
+        return result, state.to("cpu")
 
     def _batches(
         self, clips: Sequence[DecodedClip], plans: Sequence[Sequence[ChunkSpan]]
@@ -92,26 +137,33 @@ class EncodeStage:
                 yield chunks[first : first + size]
 
     def _encode(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> NDArray[np.int64]:
-        """Return the codes of equal-shaped chunks: (len(batch), t, h, w), context included.
+        """Return the codes of equal-shaped chunks: (len(batch), t, h, w), context included."""
+        pixels = self._pixels(clips, batch, num_rows=self.encode_config.batch_chunks)
+        block: NDArray[np.int64] = self.tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
+        return block
+
+    def _pixels(
+        self, clips: Sequence[DecodedClip], batch: list[_Chunk], *, num_rows: int
+    ) -> torch.Tensor:
+        """(num_rows, T, H, W, 3) uint8 on the device: chunks of one shape, and zeros after them.
 
         Only here are pixels put together, one batch at a time, in pinned memory for a GPU.
         """
         frames, pixel_shape = batch[0].span.num_input_frames, clips[batch[0].clip].frames.shape[1:]
         pixels = torch.empty(
-            (self.encode_config.batch_chunks, frames, *pixel_shape),
+            (num_rows, frames, *pixel_shape),
             dtype=torch.uint8,
             pin_memory=self.device.type == "cuda",
         )
         rows = pixels.numpy()  # numpy copies from read-only frames, which torch warns about
-        for row, (clip, span) in zip(rows, batch, strict=False):
-            first = span.first_frame - span.num_context_frames
-            last = span.first_frame + span.num_frames
-            row[: last - first] = clips[clip].frames[first:last]
-            row[last - first :] = clips[clip].frames[last - 1]
+        for row, (index, span) in zip(rows, batch, strict=False):
+            clip = clips[index]
+            first = span.first_frame - span.num_context_frames - clip.piece.first_frame
+            last = first + span.num_context_frames + span.num_frames
+            row[: last - first] = clip.frames[first:last]
+            row[last - first :] = clip.frames[last - 1]
         rows[len(batch) :] = 0
-        codes = self.tokenizer.encode(pixels.to(self.device, non_blocking=True))
-        block: NDArray[np.int64] = codes[: len(batch)].cpu().numpy()
-        return block
+        return pixels.to(self.device, non_blocking=True)
 
     def _result(
         self, clip: DecodedClip, plan: tuple[ChunkSpan, ...], codes: list[NDArray[np.int64]]
@@ -150,17 +202,17 @@ class EncodeStage:
     def _refusal(self, clip: DecodedClip) -> Rejected | None:
         """Why the tokenizer cannot take the clip, if it cannot."""
         frames, height, width, _ = clip.frames.shape
-        stride = self.tokenizer_config.traits.spatial_stride
         if frames == 0:
             return _rejected(
                 clip, "no_frames", "it has no frames, so there is nothing to encode; see its span"
             )
-        if not height or not width or height % stride or width % stride:
+        try:
+            self.tokenizer_config.traits.check_size(height, width)
+        except ValueError as problem:
             return _rejected(
                 clip,
                 "frame_size",
-                f"its frames are {height}x{width} pixels, and the encoder would drop what exceeds "
-                f"a multiple of its spatial stride {stride}; set frames.size to multiples of it",
+                f"its frames are {height}x{width} pixels: {problem}. See frames.size",
             )
         return None
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, groupby
+
+import numpy as np
 
 from tokpipe.config.job import OutputConfig, StoreOptions
 from tokpipe.formats.checks import sha256
@@ -49,13 +52,14 @@ class WriteStage:
 
         Args:
             shard_name: ``<plan>-<lease>-<attempt>``, which no other attempt writes to.
-            clips: at least one, in any order.
+            clips: at least one, in any order; the pieces of a streamed clip one after the other.
 
         Raises:
             ValueError: the clips do not belong into one shard of this output.
             CorruptOutput: what was built does not read back; nothing was put.
             StorageError: the store kept failing; what it took stays unlisted.
         """
+        clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
         shard = build_shard(clips, self.metadata)
         carried = self.plan_reader.extras([clip.ref.row for clip in clips])
         side_table = build_side_table(clips, carried)
@@ -76,3 +80,17 @@ class WriteStage:
         self.store.put(receipt.side_table, side_table)
         self.store.put(receipt.shard, shard)
         return receipt
+
+
+def _joined(pieces: list[EncodedClip]) -> EncodedClip:
+    """The clip that was encoded in these pieces, which ``build_shard`` checks to be gapless."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return EncodedClip(
+        ref=pieces[0].ref,
+        chunks=tuple(chain.from_iterable(piece.chunks for piece in pieces)),
+        codes=tuple(chain.from_iterable(piece.codes for piece in pieces)),
+        pts_s=np.concatenate([piece.pts_s for piece in pieces]),
+        fps=pieces[0].fps,
+        backend=pieces[0].backend,
+    )
