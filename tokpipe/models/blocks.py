@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
+from tokpipe.models.attention import attention
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv
 from tokpipe.models.norm_3d import GroupNorm, Norm, SpatialNorm3D, group_norm, norm_class
@@ -169,12 +170,9 @@ class AttnBlock2D(nn.Module):
     def forward(self, x: Tensor, zq: Tensor | None = None, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> the same shape."""
         h = normalized(self.norm, x, zq, stream)
-        # (B, T, H*W, C), so that frames take the place of heads; the scale is C^-0.5. Copied,
-        # because of other layouts the kernel for CPUs rounds by frames and threads at hand.
-        q, k, v = (
-            conv(h).flatten(3).permute(0, 2, 3, 1).contiguous() for conv in (self.q, self.k, self.v)
-        )
-        h = F.scaled_dot_product_attention(q, k, v).permute(0, 3, 1, 2)
+        # (B, T, H*W, C), so that frames take the place of heads; the scale is C^-0.5.
+        q, k, v = (conv(h).flatten(3).permute(0, 2, 3, 1) for conv in (self.q, self.k, self.v))
+        h = attention(q, k, v).permute(0, 3, 1, 2)
         y: Tensor = self.proj_out(h.reshape(x.shape))
         return x + y
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from tokpipe.models.activation import silu
+from tokpipe.models.attention import attention
 from tokpipe.models.convolution import Conv2d
 from tokpipe.models.norm_3d import GroupNorm, group_norm
 
@@ -171,7 +172,7 @@ class AttnBlock(nn.Module):
         """(B, H * W, C) each -> the same shape: each position's mean of ``v`` by likeness."""
         # One head, named, because PyTorch's fused kernels take four dimensions alone.
         q, k, v = (x.unsqueeze(1) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return attention(q, k, v).squeeze(1)
 
 
 class Downsample(nn.Module):
