@@ -322,7 +322,7 @@ class MidBlocks2D(nn.Module):
         self, channels: int, *, dropout: float, zq_ch: int | None = None, add_conv: bool = False
     ) -> None:
         super().__init__()
-        self.block_1, self.block_2 = (
+        blocks = [
             ResnetBlock(
                 in_channels=channels,
                 dropout=dropout,
@@ -331,8 +331,10 @@ class MidBlocks2D(nn.Module):
                 add_conv=add_conv,
             )
             for _ in range(2)
-        )
+        ]
+        self.block_1 = blocks[0]
         self.attn_1 = AttnBlock(channels, zq_ch, add_conv)
+        self.block_2 = blocks[1]
 
     def forward(self, h: Tensor, zq: Tensor | None, keep: Keep) -> Tensor:
         """(B, C, H, W) -> the same shape."""

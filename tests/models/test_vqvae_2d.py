@@ -1,0 +1,442 @@
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models import golden_fixtures as golden
+from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, Upsample
+from tokpipe.models.convolution import Conv2d
+from tokpipe.models.movq_2d import MOVQDecoder
+from tokpipe.models.vqvae_2d import Decoder, Encoder
+
+SMALL: dict[str, Any] = {
+    "ch": 32,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (8,),
+    "resolution": 16,
+    "z_channels": 4,
+}
+
+
+def small_encoder(**changes: Any) -> Encoder:
+    """Two levels, attention at the coarser; random weights from the current seed."""
+    return Encoder(**(SMALL | {"in_channels": 3, "double_z": False} | changes)).eval()
+
+
+def small_decoder(**changes: Any) -> Decoder:
+    return Decoder(**(SMALL | {"out_ch": 3} | changes)).eval()
+
+
+def small_movq(**changes: Any) -> MOVQDecoder:
+    return MOVQDecoder(**(SMALL | {"out_ch": 3} | changes)).eval()
+
+
+def around(found: Tensor, wanted: Tensor) -> float:
+    return float(((found.float() - wanted).norm() / wanted.norm()).item())
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("part", "cls"), [("encoder", Encoder), ("decoder", Decoder)])
+def test_matches_the_published_values(part: str, cls: type[nn.Module]) -> None:
+    case = f"vqvae_{part}_2d"
+    with torch.no_grad():
+        found = golden.build(case, cls)(*golden.inputs(case))
+    golden.assert_agree(found, golden.outputs(case)["output"])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("size", [(8, 8), (9, 15), (33, 12), (4, 5)])
+def test_sizes_are_rounded_down_to_multiples_of_the_stride(
+    stride: int, size: tuple[int, int]
+) -> None:
+    ch_mult = (1,) * (stride.bit_length())
+    for with_conv in (True, False):
+        changes = {"ch_mult": ch_mult, "resamp_with_conv": with_conv}
+        encoder, decoder = small_encoder(**changes), small_decoder(**changes)
+        assert encoder.spatial_stride == decoder.spatial_stride == stride
+        rows, columns = size[0] // stride, size[1] // stride
+        with torch.no_grad():
+            latent = encoder(torch.zeros(2, 3, *size))
+            assert latent.shape == (2, 4, rows, columns)
+            assert decoder(latent).shape == (2, 3, rows * stride, columns * stride)
+
+
+def test_the_row_that_fills_no_latent_is_seen_by_the_last_one() -> None:
+    torch.manual_seed(0)
+    down, image = Downsample(32, with_conv=True), torch.randn(1, 32, 9, 8)
+    edited = image.clone()
+    edited[:, :, 8] += 1.0
+    with torch.no_grad():
+        same = (down(image) == down(edited)).all(dim=3).all(dim=1)
+    assert same.tolist() == [[True, True, True, False]]
+
+
+def test_images_too_small_for_one_latent_are_refused() -> None:
+    encoder = small_encoder(ch_mult=(1, 1, 1))
+    assert encoder(torch.zeros(1, 3, 4, 4)).shape == (1, 4, 1, 1)
+    with pytest.raises(ValueError, match=r"images of 3x8 are halved .* at least 4 rows"):
+        encoder(torch.zeros(1, 3, 3, 8))
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (small_encoder(attn_resolutions=(16,)), ["down.0.attn.0", "mid.attn_1"]),
+        (small_encoder(attn_resolutions=(16, 7)), ["down.0.attn.0", "mid.attn_1"]),
+        # Halved, rounding down, level by level, and doubled from the coarsest: 17, 8; 8, 16.
+        (small_encoder(attn_resolutions=(17,), resolution=17), ["down.0.attn.0", "mid.attn_1"]),
+        (small_decoder(attn_resolutions=(17,), resolution=17), ["mid.attn_1"]),
+        (
+            small_decoder(attn_resolutions=(16,), resolution=17),
+            ["mid.attn_1", "up.0.attn.0", "up.0.attn.1"],
+        ),
+    ],
+)
+def test_attention_stands_where_the_nominal_resolution_says(
+    module: nn.Module, expected: list[str]
+) -> None:
+    found = [name for name, part in module.named_modules() if isinstance(part, AttnBlock)]
+    assert found == expected
+
+
+ENCODER_FEATURES = {
+    "conv_in": (32, 16, 12),
+    "down0_block0": (32, 16, 12),
+    "down0_downsample": (32, 8, 6),
+    "down1_block0": (64, 8, 6),
+    "down1_attn0": (64, 8, 6),
+    "mid_block_1": (64, 8, 6),
+    "mid_attn_1": (64, 8, 6),
+    "mid_block_2": (64, 8, 6),
+    "norm_out": (64, 8, 6),
+    "nonlinearity": (64, 8, 6),
+    "conv_out": (4, 8, 6),
+}
+
+DECODER_FEATURES = {
+    "conv_in": (64, 8, 6),
+    "mid_block_1": (64, 8, 6),
+    "mid_attn_1": (64, 8, 6),
+    "mid_block_2": (64, 8, 6),
+    "up_1_block_0": (64, 8, 6),
+    "up_1_attn_0": (64, 8, 6),
+    "up_1_block_1": (64, 8, 6),
+    "up_1_attn_1": (64, 8, 6),
+    "up_1_upsample": (64, 16, 12),
+    "up_0_block_0": (32, 16, 12),
+    "up_0_block_1": (32, 16, 12),
+    "norm_out": (32, 16, 12),
+    "nonlinearity": (32, 16, 12),
+    "conv_out": (3, 16, 12),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "shapes"),
+    [
+        (small_encoder(), [(2, 3, 16, 12)], ENCODER_FEATURES),
+        (small_decoder(), [(2, 4, 8, 6)], DECODER_FEATURES),
+        (small_movq(), [(2, 4, 8, 6), (2, 4, 8, 6)], DECODER_FEATURES),
+    ],
+)
+def test_features_are_named_as_published_and_end_in_the_plain_output(
+    module: Any, inputs: list[tuple[int, ...]], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(shape) for shape in inputs]
+    with torch.no_grad():
+        plain = module(*given)
+        found, features = module.forward_with_features_output(*given)
+    assert torch.equal(found, plain)
+    assert features["conv_out"] is found
+    assert {name: tuple(h.shape[1:]) for name, h in features.items()} == shapes
+    assert list(features) == list(shapes)  # in the order of the computation
+    assert torch.equal(features["nonlinearity"], F.silu(features["norm_out"]))
+    assert torch.equal(module.conv_out(features["nonlinearity"]), plain)
+
+
+def test_give_pre_end_stops_before_the_last_norm() -> None:
+    torch.manual_seed(0)
+    decoder, z = small_decoder(), torch.randn(1, 4, 8, 6)
+    with torch.no_grad():
+        _, whole = decoder.forward_with_features_output(z)
+        decoder.give_pre_end = True
+        found, features = decoder.forward_with_features_output(z)
+        assert torch.equal(decoder(z), whole["up_0_block_1"])
+    assert torch.equal(found, whole["up_0_block_1"])
+    assert list(features) == list(whole)[:-3]
+
+
+def test_no_activation_outlives_the_step_that_reads_it() -> None:
+    encoder = small_encoder(ch_mult=(1, 1, 1), num_res_blocks=2)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        made.append(weakref.ref(output))
+        alive.append(sum(ref() is not None for ref in made))
+
+    for module in encoder.modules():
+        if isinstance(module, (ResnetBlock, AttnBlock, Downsample)):
+            module.register_forward_hook(after)
+    with torch.no_grad():
+        encoder(torch.zeros(1, 3, 16, 16))
+    # What a block read and what it made; in the middle, whose blocks are the smallest, also what
+    # went into the middle. The published encoder ends with all 13.
+    assert alive == [1, *[2] * 10, 3, 3]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 7)])
+@pytest.mark.usefixtures("threads")
+def test_results_are_the_same_bits_in_any_batch_at_any_place_on_any_number_of_threads(
+    size: tuple[int, int],
+) -> None:
+    torch.manual_seed(0)
+    encoder = small_encoder(attn_resolutions=(8, 16))
+    decoder, movq = small_decoder(attn_resolutions=(8, 16)), small_movq(add_conv=True)
+    images, latents = torch.rand(4, 3, *size), torch.randn(4, 4, *size)
+    runs: list[Callable[[list[int]], Tensor]] = [
+        lambda batch: encoder(images[batch]),
+        lambda batch: decoder(latents[batch]),
+        lambda batch: movq(latents[batch], latents[batch]),
+    ]
+    for run in runs:
+        seen = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for batch in ([0], [0, 1], [3, 2, 0, 1]):
+                with torch.inference_mode():
+                    seen.append(run(batch)[batch.index(0)])
+        assert all(torch.equal(image, seen[0]) for image in seen)
+
+
+@pytest.mark.parametrize("with_conv", [True, False])
+@pytest.mark.parametrize("part", ["encoder", "decoder", "movq"])
+def test_gradients_reach_every_parameter_and_the_input(part: str, with_conv: bool) -> None:
+    torch.manual_seed(0)
+    changes: dict[str, Any] = {"resamp_with_conv": with_conv}
+    module: nn.Module
+    if part == "encoder":
+        module, inputs = small_encoder(**changes), [torch.randn(2, 3, 8, 8)]
+    elif part == "decoder":
+        module, inputs = small_decoder(**changes), [torch.randn(2, 4, 4, 4)]
+    else:
+        module = small_movq(add_conv=True, **changes)
+        inputs = [torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    module.train()(*inputs).square().mean().backward()
+    for name, tensor in [*module.named_parameters(), *enumerate(inputs)]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        if tensor.ndim > 1:  # some biases shift what a norm or a softmax then shifts back
+            assert tensor.grad.abs().max() > 1e-8, name
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock(in_channels=32, dropout=0.0, temb_channels=3).double()
+    attention = AttnBlock(32).double()
+    x = torch.randn(1, 32, 2, 3, dtype=torch.float64, requires_grad=True)
+    temb = torch.randn(1, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, temb: attention(block(x, temb)), (x, temb), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    encoder, decoder, image = small_encoder(), small_decoder(), torch.rand(1, 3, 16, 24) * 2 - 1
+    with torch.inference_mode():
+        latent = encoder(image)
+        wide = decoder(latent)
+        narrow_latent = encoder.to(dtype)(image.to(dtype))
+        narrow = decoder.to(dtype)(latent.to(dtype))
+    assert narrow_latent.dtype == narrow.dtype == dtype
+    assert around(narrow_latent, latent) < 0.03
+    assert around(narrow, wide) < 0.03
+
+
+def test_autocast_gives_half_precision_of_float32_weights() -> None:
+    torch.manual_seed(0)
+    encoder, decoder, image = small_encoder(), small_decoder(), torch.rand(1, 3, 16, 16) * 2 - 1
+    wide = decoder(encoder(image))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = decoder(encoder(image))
+    assert narrow.dtype == torch.bfloat16
+    assert around(narrow, wide) < 0.05
+    narrow.float().mean().backward()
+    assert encoder.conv_in.weight.grad is not None
+
+
+@pytest.mark.parametrize("zq_ch", [None, 4])
+def test_attention_in_float16_never_forms_unscaled_products(zq_ch: int | None) -> None:
+    """Their products reach 160,000, and float16 ends at 65,504."""
+    torch.manual_seed(0)
+    block, x = AttnBlock(64, zq_ch), torch.randn(1, 64, 3, 3)
+    arguments = [x] if zq_ch is None else [x, torch.randn(1, 4, 3, 3)]
+    with torch.no_grad():
+        for conv in (block.q, block.k):
+            conv.weight.zero_()
+            conv.bias.fill_(50.0)  # type: ignore[union-attr]
+        assert torch.finfo(torch.float16).max < 64 * 50.0**2
+        wide = block(*arguments)
+        narrow = block.half()(*[argument.half() for argument in arguments])
+    assert around(narrow, wide) < 0.01
+
+
+def test_attention_weighs_the_values_of_all_positions() -> None:
+    torch.manual_seed(0)
+    block, x = AttnBlock(32).double(), torch.randn(2, 32, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        found = block(x)
+        h = F.group_norm(x, 32, block.norm.weight, block.norm.bias, 1e-6)  # type: ignore[arg-type]
+        q, k, v = (conv(h).flatten(2) for conv in (block.q, block.k, block.v))
+        weights = torch.einsum("bci,bcj->bij", q, k).mul(32**-0.5).softmax(dim=2)
+        mixed = torch.einsum("bij,bcj->bci", weights, v).view_as(x)
+        torch.testing.assert_close(found, x + block.proj_out(mixed))
+
+
+def test_a_block_adds_its_embedding_between_the_rounds() -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock(in_channels=32, out_channels=64, dropout=0.0, temb_channels=16)
+    x, temb = torch.randn(2, 32, 4, 4), torch.randn(2, 16)
+    with torch.no_grad():
+        h = block.conv1(F.silu(block.norm1(x)))
+        h = (
+            h
+            + F.linear(F.silu(temb), block.temb_proj.weight, block.temb_proj.bias)[  # type: ignore[union-attr]
+                :, :, None, None
+            ]
+        )
+        h = block.conv2(F.silu(block.norm2(h)))
+        torch.testing.assert_close(block(x, temb), block.nin_shortcut(x) + h)  # type: ignore[misc]
+        assert not torch.allclose(block(x), block(x, temb))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shortcut"),
+    [
+        ({"out_channels": 64}, {"nin_shortcut.weight": (64, 32, 1, 1)}),
+        ({"out_channels": 64, "conv_shortcut": True}, {"conv_shortcut.weight": (64, 32, 3, 3)}),
+        ({"out_channels": 32, "conv_shortcut": True}, {}),
+        ({}, {}),
+    ],
+)
+def test_the_shortcut_convolves_where_channels_change(
+    arguments: dict[str, Any], shortcut: dict[str, tuple[int, ...]]
+) -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock(in_channels=32, dropout=0.0, temb_channels=0, **arguments)
+    state = block.state_dict()
+    found = {key: tuple(state[key].shape) for key in state if "shortcut.weight" in key}
+    assert found == shortcut
+    assert not [key for key in state if "temb" in key]
+    with torch.no_grad():
+        block.conv2.weight.zero_()
+        block.conv2.bias.zero_()  # type: ignore[union-attr]
+        x = torch.randn(1, 32, 4, 4)
+        wanted = x
+        for key in shortcut:
+            weight, bias = state[key], state[key.replace("weight", "bias")]
+            wanted = F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+        torch.testing.assert_close(block(x), wanted)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    encoder, image = small_encoder(dropout=0.5), torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(encoder(image), encoder(image))
+        encoder.train()
+        assert not torch.equal(encoder(image), encoder(image))
+
+
+def test_upsampling_repeats_and_downsampling_averages() -> None:
+    x = torch.arange(2 * 4 * 6, dtype=torch.float32).view(1, 2, 4, 6)
+    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.equal(Upsample(2, with_conv=False)(x), repeated)
+    averaged = x.unflatten(2, (2, 2)).unflatten(4, (3, 2)).mean(dim=(3, 5))
+    assert torch.equal(Downsample(2, with_conv=False)(x), averaged)
+    assert not Upsample(2, False).state_dict() | Downsample(2, False).state_dict()
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1}, {"dilation": 2}])
+def test_conv2d_is_the_convolution_of_pytorch(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv, x = Conv2d(3, 5, 3, **options), torch.randn(2, 3, 9, 8)
+    wanted = F.conv2d(x, conv.weight, conv.bias, **options)
+    torch.testing.assert_close(conv(x), wanted)
+    assert conv(x).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("x", "problem"),
+    [
+        (torch.zeros(3, 8, 8), r"x is torch.float32 of \(3, 8, 8\).* \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 1, 8, 8), r"of \(1, 3, 1, 8, 8\)"),
+        (torch.zeros(1, 4, 8, 8), r"of \(1, 4, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), r"of \(0, 3, 8, 8\).*none of them 0"),
+        (torch.zeros(1, 3, 8, 0), r"of \(1, 3, 8, 0\)"),
+        (torch.zeros(1, 3, 8, 8).double(), "x is torch.float64 .* takes torch.float32"),
+        (torch.zeros(1, 3, 8, 8).byte(), "x is torch.uint8 .* convert or reshape"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(x: Tensor, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        small_encoder()(x)
+
+
+def test_arguments_of_the_other_end_are_taken_by_name_and_change_nothing() -> None:
+    shared: dict[str, Any] = {**SMALL, "in_channels": 3, "out_ch": 3, "double_z": False}
+    assert Encoder(**shared).state_dict().keys() == small_encoder().state_dict().keys()
+    decoder = Decoder(**shared)
+    assert decoder.conv_in.in_channels == 4
+    assert decoder.state_dict().keys() == small_decoder().state_dict().keys()
+
+
+def test_double_z_is_the_default_as_published() -> None:
+    arguments: dict[str, Any] = {**SMALL, "in_channels": 3}
+    assert Encoder(**arguments)(torch.zeros(1, 3, 8, 8)).shape == (1, 8, 4, 4)
+
+
+def test_arguments_that_cannot_be_honoured_are_refused() -> None:
+    for build in (small_encoder, small_decoder):
+        with pytest.raises(TypeError, match="attn_resolution"):
+            build(attn_resolution=(8,))
+        with pytest.raises(TypeError, match="attn_type"):
+            build(attn_type="vanilla")
+        with pytest.raises(ValueError, match=r"ch_mult=\[\] with . residual blocks"):
+            build(ch_mult=())
+        with pytest.raises(ValueError, match="must be divisible by num_groups"):
+            build(ch=48)
+    with pytest.raises(ValueError, match="with 0 residual blocks per level"):
+        small_encoder(num_res_blocks=0)
+    with pytest.raises(TypeError, match="tanh_out"):
+        small_decoder(tanh_out=True)
+    with pytest.raises(ValueError, match="built with temb_channels=0"):
+        ResnetBlock(in_channels=32, dropout=0.0, temb_channels=0)(
+            torch.zeros(1, 32, 4, 4), torch.zeros(1, 4)
+        )
+
+
+def test_torch_compile_sees_one_graph() -> None:
+    """On other devices than CPUs, where kernels are chosen by hand."""
+    with torch.device("meta"):
+        encoder = small_encoder()
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 4, 8, 8)
