@@ -196,7 +196,9 @@ def test_computing_in_another_type_is_tried_out_first(encoder: Encoder) -> None:
     assert bound.dtype == torch.bfloat16
     bound.compute_in(torch.bfloat16)
     assert bound.encode(noise(1, 5, 16, 16, 3)).shape == (1, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"(?s)expects bfloat16.*set encode.dtype to that"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)^encode.dtype: .*expects bfloat16.*set encode.dtype to that"
+    ):
         bound.compute_in(torch.float32)
 
 

@@ -160,7 +160,9 @@ def test_wrong_arguments_are_told() -> None:
 def test_only_a_class_that_can_is_computed_in_another_type() -> None:
     tokenizer = build_tokenizer(config_of("Blocks"), None)
     tokenizer.compute_in(torch.float32)
-    with pytest.raises(ValueError, match=r"Blocks has no method compute_in\(dtype\)"):
+    with pytest.raises(
+        ConfigError, match=r"^encode.dtype: \S+Blocks has no method compute_in\(dtype\)"
+    ):
         tokenizer.compute_in(torch.bfloat16)
     narrow = build_tokenizer(config_of("Narrow"), None)
     narrow.compute_in(torch.bfloat16)

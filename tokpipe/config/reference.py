@@ -24,10 +24,13 @@ key, what was found and what would be right; `--dry-run` also looks at the sourc
 - **Paths** without a scheme start at the project: the nearest folder at or above the job file that
   holds `pyproject.toml` or `.git`, else the folder that holds `jobs/`.
 - **Environment variables** stand in URIs as `${NAME}` or `${NAME:-default}`.
+- **Tokenizers** are of several kinds, `native` when a section names none;
+  [tokenizers.md](tokenizers.md) explains them. `tokenizer: {checkpoint: URI}` stands for the
+  section of a checkpoint folder.
 - **Credentials** are never in a job file: they come from the environment of each node, or its role.
 - What decides the codes is part of the output's fingerprint and cannot change on a resume:
-  `sampling`, `frames`, `tokenizer` (but not its name), `chunking`, `decode.backend`, `encode`. Nor
-  can `dataset`, `sources` and `on_duplicate`. Everything else can.
+  `sampling`, `frames`, `tokenizer` (but not its name, licence and decoder), `chunking`,
+  `decode.backend`, `encode`. Nor can `dataset`, `sources` and `on_duplicate`. Everything else can.
 
 [jobs/demo.yaml](../jobs/demo.yaml) and [jobs/webvid.yaml](../jobs/webvid.yaml) are complete.
 

@@ -112,8 +112,8 @@ class TokenizerTraits(Frozen):
             use = f"{low} or {low + stride}" if low >= first else f"{first}"
             rule = f"{first} + {stride} k" if first != stride else f"a multiple of {stride}"
             raise ValueError(
-                f"{name}={num_frames} does not fit temporal stride {stride}: use {use}. Chunks have "
-                f"{rule} frames, and those beyond would be lost"
+                f"{name}={num_frames} does not fit temporal stride {stride}: use {use}. Chunks "
+                f"have {rule} frames, and others would be lost"
             )
 
     def check_size(self, height: int, width: int) -> None:

@@ -96,7 +96,7 @@ class VideoTokenizer(nn.Module, ABC):
         """Let the networks compute in ``dtype``; searching a codebook stays in float32.
 
         Raises:
-            ValueError: a dtype that this tokenizer cannot compute in, with the reason.
+            ConfigError: a dtype that this tokenizer cannot compute in, with the reason.
         """
         self._cast(dtype)
         self.dtype = dtype

@@ -58,8 +58,8 @@ class CosmosDVTokenizer(VideoTokenizer):
         try:
             self.prove()
         except ConfigError as error:
-            raise ValueError(
-                f"{error}. Its file is of {self.file_dtype}: set encode.dtype to that"
+            raise ConfigError(
+                f"encode.dtype: {error}. Its file is of {self.file_dtype}: set encode.dtype to that"
             ) from error
 
     def prove(self) -> None:

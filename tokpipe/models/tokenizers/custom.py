@@ -109,9 +109,9 @@ class CustomTokenizer(VideoTokenizer):
         if isinstance(self.model, ComputesIn):
             self.model.compute_in(dtype)
         elif dtype != torch.float32:
-            raise ValueError(
-                f"{self.name} has no method compute_in(dtype), so nothing tells which of its parts "
-                f"may be rounded to {dtype}: give it one, or set encode.dtype to float32"
+            raise ConfigError(
+                f"encode.dtype: {self.name} has no method compute_in(dtype), so nothing tells "
+                f"which of its parts may be rounded to {dtype}: give it one, or use float32"
             )
 
 
