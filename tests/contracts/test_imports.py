@@ -37,7 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "convert": {"config", "formats", "models"} | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
     "reconstruct": {
-        *("config", "formats", "media", "models", "plan", "quality", "reader", "stages", "weights")
+        *("chunks", "config", "formats", "media", "models", "plan", "quality", "reader"),
+        *("stages", "weights"),
     }
     | LIGHT,
     "cli": {"check", "config", "convert", "reconstruct", "runtime", "weights"} | LIGHT,

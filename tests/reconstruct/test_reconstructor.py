@@ -126,6 +126,16 @@ def test_overlapping_chunks_see_the_latent_frames_before_them(
         np.testing.assert_array_equal(block, shown[skipped : skipped + chunk.n_frames])
 
 
+@pytest.mark.parametrize("num_frames", [1, 9, 12, 30])
+def test_a_streamed_clip_comes_back_as_if_decoded_whole(num_frames: int) -> None:
+    job = job_config({"policy": "streaming", "chunk_frames": 9})
+    chunks = encoded(job, pixels(num_frames))
+    found = np.concatenate(list(reconstructor(job).frames(chunks)))
+    whole = decoded(model(job), np.concatenate([chunk.codes for chunk in chunks]))
+    # The last frames stand for padding. Rounding to 8 bits may fall apart by one step.
+    assert np.abs(found.astype(int) - whole[:num_frames]).max() <= 1
+
+
 def test_a_job_without_decoder_cannot_come_back() -> None:
     with pytest.raises(ConfigError, match="has no decoder"):
         reconstructor(job_config({}, decoder=None))

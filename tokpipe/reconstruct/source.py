@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.chunks import pieces_of
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import SourceError
 from tokpipe.plan import PlanReader
@@ -26,7 +27,7 @@ class SourceFrames:
 
     def __init__(self, job: JobConfig, plan: PlanReader, scratch: Path) -> None:
         self._plan = plan
-        self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
+        self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
         self._stage.setup(scratch)
 
     def close(self) -> None:
@@ -43,12 +44,16 @@ class SourceFrames:
             self._plan.part_of(clip.plan_row), np.array([clip.plan_row], np.int64)
         )
         item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
-        (decoded,) = self._stage.process([item])
-        if isinstance(decoded, Rejected):
-            raise SourceError(
-                decoded.reason,
-                f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it does "
-                f"not decode any more: {decoded.message}. Decode without comparing, or bring "
-                "back the file that was tokenized",
-            )
-        yield decoded.frames
+        last = False
+        while not last:
+            (decoded,) = self._stage.process([item])
+            if isinstance(decoded, Rejected):
+                raise SourceError(
+                    decoded.reason,
+                    f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "
+                    f"does not decode any more: {decoded.message}. Decode without comparing, or "
+                    "bring back the file that was tokenized",
+                )
+            yield decoded.frames
+            last = decoded.piece.is_last
+            item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
