@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,14 @@ class Trainer:
         self.step = state["step"]
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | None:
     """Train to the last step, from the last checkpoint if there is one.
 
+    Args:
+        stop: once set, the run is saved after the step at hand and ends.
+
     Returns:
-        The folder of the trained tokenizer.
+        The folder of the trained tokenizer, or None if the run was stopped before its last step.
 
     Raises:
         ConfigError: the output is of a run with other settings.
@@ -138,16 +142,16 @@ def train(config: TrainConfig) -> Path:
     state_path = output / STATE_NAME
     if state_path.exists():
         trainer.load(torch.load(state_path, weights_only=True), str(state_path))
-        _log.info("continuing at step %d of %d", trainer.step, config.num_steps)
+        _log.info("going on from step %d of %d", trainer.step, config.num_steps)
     log = _Log(output / LOG_NAME, trainer.step, config)
     saved_s = time.monotonic()
-    while trainer.step < config.num_steps:
+    while trainer.step < config.num_steps and not (stop and stop.is_set()):
         log.add(trainer.step, trainer.train_step())
         if time.monotonic() - saved_s >= config.checkpoint_every_s:
             _save(trainer, output)
             saved_s = time.monotonic()
     _save(trainer, output)
-    return output / TOKENIZER_FOLDER
+    return output / TOKENIZER_FOLDER if trainer.step == config.num_steps else None
 
 
 def _save(trainer: Trainer, output: Path) -> None:
