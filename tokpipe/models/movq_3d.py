@@ -26,9 +26,9 @@ class MOVQDecoder3D(nn.Module):
 
     Arguments and state_dict keys are the published ones, so public checkpoints load as they are.
     ``resolution`` is nominal: it decides at which level ``attn_resolutions`` put attention (one
-    that no level has puts none), and latents of any size are taken. ``in_channels`` belongs to
-    the encoder that shares these arguments and changes nothing here. ``give_pre_end`` returns the
-    features before the last norm. ``zq_ch`` is the width of the latent that the norms look at,
+    that no level has puts none), and latents of any size are taken. ``in_channels`` and
+    ``double_z`` belong to the encoder that shares these arguments and change nothing here.
+    ``give_pre_end`` returns the features before the last norm. ``zq_ch`` is the width of the latent that the norms look at,
     which is the input; with ``post_quant_conv`` a causal 3x3x3 convolution turns it into
     ``z_channels`` for the decoder itself, without it both are the same. ``add_conv`` puts a
     causal convolution into each norm, which sees zeros before frame 0 whatever ``pad_mode`` says.
@@ -58,6 +58,7 @@ class MOVQDecoder3D(nn.Module):
         in_channels: int | None = None,
         resolution: int,
         z_channels: int,
+        double_z: bool | None = None,
         give_pre_end: bool = False,
         zq_ch: int | None = None,
         add_conv: bool = False,

@@ -110,8 +110,8 @@ class AutoencoderEncoder(nn.Module):
 class AutoencoderDecoder(nn.Module):
     """Latents to images: each level but the last doubles rows and columns.
 
-    The arguments of ``AutoencoderEncoder``, of which ``in_channels`` is the encoder's alone and
-    changes nothing here. ``tanh_out`` bounds the pixels to (-1, 1); ``give_pre_end`` returns
+    The arguments of ``AutoencoderEncoder``, of which ``in_channels`` and ``double_z`` are the
+    encoder's alone and change nothing here. ``tanh_out`` bounds the pixels to (-1, 1); ``give_pre_end`` returns
     what the last norm would see, (B, ch * ch_mult[0], H, W), in place of pixels.
 
     A subclass changes what the decoder is built of by overriding ``_make_attn``,
@@ -138,6 +138,7 @@ class AutoencoderDecoder(nn.Module):
         in_channels: int | None = None,
         resolution: int,
         z_channels: int,
+        double_z: bool | None = None,
         give_pre_end: bool = False,
         tanh_out: bool = False,
         use_linear_attn: bool = False,
