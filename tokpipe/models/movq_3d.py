@@ -28,10 +28,11 @@ class MOVQDecoder3D(nn.Module):
     ``resolution`` is nominal: it decides at which level ``attn_resolutions`` put attention (one
     that no level has puts none), and latents of any size are taken. ``in_channels`` and
     ``double_z`` belong to the encoder that shares these arguments and change nothing here.
-    ``give_pre_end`` returns the features before the last norm. ``zq_ch`` is the width of the latent that the norms look at,
-    which is the input; with ``post_quant_conv`` a causal 3x3x3 convolution turns it into
-    ``z_channels`` for the decoder itself, without it both are the same. ``add_conv`` puts a
-    causal convolution into each norm, which sees zeros before frame 0 whatever ``pad_mode`` says.
+    ``give_pre_end`` returns the features before the last norm. ``zq_ch`` is the width of the latent
+    that the norms look at, which is the input; with ``post_quant_conv`` a causal 3x3x3 convolution
+    turns it into ``z_channels`` for the decoder itself, without it both are the same. ``add_conv``
+    puts a causal convolution into each norm, which sees zeros before frame 0 whatever ``pad_mode``
+    says.
 
     One latent frame gives one frame, ``1 + j`` give ``1 + r * j``. With pad modes ``first`` and
     ``constant`` the convolutions are causal. With ``norm="clip"``, as published, the norms are

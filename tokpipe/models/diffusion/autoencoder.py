@@ -111,8 +111,9 @@ class AutoencoderDecoder(nn.Module):
     """Latents to images: each level but the last doubles rows and columns.
 
     The arguments of ``AutoencoderEncoder``, of which ``in_channels`` and ``double_z`` are the
-    encoder's alone and change nothing here. ``tanh_out`` bounds the pixels to (-1, 1); ``give_pre_end`` returns
-    what the last norm would see, (B, ch * ch_mult[0], H, W), in place of pixels.
+    encoder's alone and change nothing here. ``tanh_out`` bounds the pixels to (-1, 1);
+    ``give_pre_end`` returns what the last norm would see, (B, ch * ch_mult[0], H, W), in place of
+    pixels.
 
     A subclass changes what the decoder is built of by overriding ``_make_attn``,
     ``_make_resblock`` and ``_make_conv``. They are called while the decoder is being built, when
