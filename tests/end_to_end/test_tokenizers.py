@@ -1,0 +1,93 @@
+"""Jobs that name a converted checkpoint folder, or a class of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.end_to_end.jobs import (
+    assert_complete,
+    codes_of,
+    files,
+    run,
+    run_well,
+    write_job,
+    write_video,
+)
+from tests.models.adapter_helpers import randomize
+from tokpipe.config import load_job
+from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.convert import convert
+from tokpipe.formats import job_record
+from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+from tokpipe.storage import open_store
+
+CUSTOM = {
+    "kind": "custom",
+    "implementation": "tests.models.custom_tokenizers:Blocks",
+    "declares": {
+        "temporal_stride": 2,
+        "spatial_stride": 4,
+        "codebook_size": 16,
+        "value_range": [0.0, 1.0],
+        "bit_order": "big",
+        "licence": "MIT",
+    },
+}
+
+
+@pytest.mark.ray
+def test_a_converted_checkpoint_is_named_by_its_folder(tmp_path: Path, ray_address: str) -> None:
+    small = MoVQGANConfig(
+        kind="movqgan", weights="-", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1,
+        codebook_size=50,
+    )  # fmt: skip
+    model = MoVQGANTokenizer(small, with_decoder=True)
+    randomize(model)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "m.ckpt")
+    list(convert(tmp_path / "m.ckpt", tmp_path / "movqgan", kind="movqgan"))
+    write_video(tmp_path / "videos/a.mp4", 5)
+    job = write_job(
+        tmp_path / "job.yaml",
+        files(tmp_path / "videos"),
+        str(tmp_path / "out"),
+        tokenizer={"checkpoint": str(tmp_path / "movqgan")},
+    )
+    run_well(job, ray_address)
+    assert_complete(job)
+    ((shape, codes),) = codes_of(job).values()
+    assert shape == (5, 4, 4)
+    assert len(set(codes)) > 3
+    record = job_record.read(open_store(str(tmp_path / "out"), load_job(job).storage))
+    assert record.job["tokenizer"]["weights"] == f"{tmp_path}/movqgan/model.safetensors"
+    assert record.settings["weights"].startswith("sha256 ")
+
+    # Another decoder is no other code: the output goes on, and is done.
+    torch.nn.init.zeros_(model.get_submodule("decoder").conv_out.weight)  # type: ignore[arg-type]
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "m.ckpt")
+    for name in ("config.yaml", "model.safetensors"):
+        (tmp_path / "movqgan" / name).unlink()
+    list(convert(tmp_path / "m.ckpt", tmp_path / "movqgan", kind="movqgan"))
+    run_well(job, ray_address)
+
+
+@pytest.mark.ray
+def test_a_class_of_ones_own_is_run_and_its_declaration_is_kept(
+    tmp_path: Path, ray_address: str
+) -> None:
+    write_video(tmp_path / "videos/a.mp4", 5)
+    source, out = files(tmp_path / "videos"), str(tmp_path / "out")
+    job = write_job(tmp_path / "job.yaml", source, out, tokenizer=CUSTOM)
+    run_well(job, ray_address)
+    ((shape, _),) = codes_of(job).values()
+    assert shape == (3, 8, 8)
+    spec = job_record.read(open_store(out, load_job(job).storage)).tokenizer
+    assert (spec.bit_order, spec.licence, spec.first_frames) == ("big", "MIT", 1)
+
+    broken = {**CUSTOM, "implementation": "tests.models.custom_tokenizers:Transposed"}
+    other = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), tokenizer=broken)
+    code, printed = run(other, ray_address)
+    assert code == 2, printed
+    assert "gave torch.int64 of shape" in printed
