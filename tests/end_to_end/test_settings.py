@@ -23,6 +23,7 @@ from tests.end_to_end.jobs import (
 )
 from tokpipe.config import load_job
 from tokpipe.models import build_tokenizer
+from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.reader import Clip, open_output
 
 ENCODER = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
@@ -91,6 +92,7 @@ def test_weights_from_a_file_give_their_codes_and_cannot_be_swapped(
     run_well(from_file, ray_address)
     assert codes_of(from_file) == codes_of(from_seed)
 
+    assert isinstance(tokenizer, NativeTokenizer)
     tokenizer.encoder.conv_in.conv.weight.data *= 1.5
     path.write_bytes(safetensors.torch.save(tokenizer.state_dict()))
     code, printed = run(from_file, ray_address)

@@ -52,9 +52,7 @@ def config_of(quantizer: Any = FSQ, **changes: Any) -> NativeConfig:
 
 
 def built(config: NativeConfig, *, with_decoder: bool = True) -> NativeTokenizer:
-    tokenizer = build_tokenizer(config, None, with_decoder=with_decoder)
-    assert isinstance(tokenizer, NativeTokenizer)
-    return tokenizer
+    return build_tokenizer(config, None, with_decoder=with_decoder)
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: q.kind)

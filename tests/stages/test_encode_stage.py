@@ -24,6 +24,7 @@ from tokpipe.config.tokenizer import (
 )
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.tokenizers import build_tokenizer
+from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, Cut, DecodedClip, EncodedClip, Piece, Rejected
 
@@ -56,6 +57,12 @@ def ready_stage(
     stage = EncodeStage(tokenizer_config(quantizer), chunking, EncodeConfig(**encode))
     stage.setup("cpu", None)
     return stage
+
+
+def native(stage: EncodeStage) -> NativeTokenizer:
+    """The stage's tokenizer, whose parts a test looks into."""
+    assert isinstance(stage.tokenizer, NativeTokenizer)
+    return stage.tokenizer
 
 
 def clip(name: int, num_frames: int, height: int = 4, width: int = 6) -> DecodedClip:
@@ -168,7 +175,7 @@ def test_codes_do_not_depend_on_batch_size_threads_or_position(
         def keep(_module: Any, _args: Any, latent: torch.Tensor) -> None:
             latents.append(latent)
 
-        handle = stage.tokenizer.encoder.register_forward_hook(keep)
+        handle = native(stage).encoder.register_forward_hook(keep)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for shift in range(4):
@@ -231,7 +238,7 @@ def test_a_clip_whose_latents_are_not_finite_is_refused_alone(value: float) -> N
         calls.append(1)
 
     calls: list[int] = []
-    stage.tokenizer.encoder.register_forward_hook(spoil)
+    native(stage).encoder.register_forward_hook(spoil)
     found = stage.process(clips)
     assert len(calls) == 2
     assert isinstance(found[1], Rejected)
@@ -246,14 +253,14 @@ def test_codes_outside_the_codebook_are_a_fault(
     wrong: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = ready_stage()
-    codes_of_latent = stage.tokenizer.quantizer.codes_of
+    codes_of_latent = native(stage).quantizer.codes_of
 
     def broken(latent: torch.Tensor) -> torch.Tensor:
         codes = codes_of_latent(latent)
         codes[0, 1, 1, 1] = wrong
         return codes
 
-    monkeypatch.setattr(stage.tokenizer.quantizer, "codes_of", broken)
+    monkeypatch.setattr(native(stage).quantizer, "codes_of", broken)
     with pytest.raises(RuntimeFault, match=rf"clip clip-7 got codes from .*{wrong}.* 0 to 199"):
         stage.process([clip(7, 5)])
 
@@ -267,8 +274,8 @@ def test_codebooks_beyond_uint16_get_uint32() -> None:
 
 def test_bfloat16_computes_the_encoder_in_it_and_the_quantizer_in_float32() -> None:
     stage = ready_stage(quantizer=VQ, dtype="bfloat16")
-    assert {p.dtype for p in stage.tokenizer.encoder.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in stage.tokenizer.quantizer.parameters()} == {torch.float32}
+    assert {p.dtype for p in native(stage).encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in native(stage).quantizer.parameters()} == {torch.float32}
     narrow = codes_of(stage.process([clip(0, 5, 16, 16)])[0])[0]
     wide = codes_of(ready_stage(quantizer=VQ).process([clip(0, 5, 16, 16)])[0])[0]
     assert 0.8 < (narrow == wide).mean() < 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from tokpipe.config.tokenizer import (
@@ -18,7 +20,23 @@ from tokpipe.models.tokenizers.cosmos import build_cosmos_dv
 from tokpipe.models.tokenizers.custom import build_custom
 from tokpipe.models.tokenizers.emu3 import build_emu3
 from tokpipe.models.tokenizers.movqgan import build_movqgan
-from tokpipe.models.tokenizers.native import build_native
+from tokpipe.models.tokenizers.native import NativeTokenizer, build_native
+
+
+@overload
+def build_tokenizer(
+    config: NativeConfig, weights: bytes | None, *, with_decoder: bool = False
+) -> NativeTokenizer: ...
+
+
+@overload
+def build_tokenizer(
+    config: TokenizerConfig,
+    weights: bytes | None,
+    *,
+    with_decoder: bool = False,
+    decoder_weights: bytes | None = None,
+) -> VideoTokenizer: ...
 
 
 def build_tokenizer(
