@@ -21,35 +21,7 @@ from tests.end_to_end.jobs import (
     write_job,
     write_videos,
 )
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def _is_ours(pid: int) -> bool:
-    """Whether a process descends from this one, as all of the test's cluster does."""
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = _parent(pid)
-    return False
-
-
-def _pids(words: str) -> list[int]:
-    """Processes of this test whose command line holds ``words``."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if words in command and _is_ours(int(folder.name)):
-            found.append(int(folder.name))
-    return found
+from tests.end_to_end.processes import pids_of
 
 
 def _wait_for_a_commit(job: Path, driver: subprocess.Popen[str]) -> None:
@@ -71,7 +43,7 @@ def test_killed_workers_are_replaced_and_their_clips_made_once(
     for victim in ("DecodeActor", "EncodeActor", "WriteActor", "tokpipe.media.child"):
         _wait_for_a_commit(job, driver)
         assert driver.poll() is None, f"ended before {victim} could be killed: {finish(driver)}"
-        pids = _pids(victim)
+        pids = pids_of(victim)
         assert pids, f"no {victim} runs"
         for pid in pids:
             os.kill(pid, signal.SIGKILL)

@@ -20,11 +20,14 @@ from tokpipe.runtime.protocol import (
     DecodeLease,
     Dispatch,
     EncodedInfo,
+    EncodeLease,
     FetchPlan,
     KillActor,
     LeaseDone,
     LeaseFailed,
     Planned,
+    Release,
+    ReleaseState,
     StartActor,
     Tick,
 )
@@ -165,6 +168,84 @@ def test_segments_of_a_film_become_work_once() -> None:
     assert item.segment == 0
     assert segments == [1, 2, 3, 4, 5]
     assert bench.dispatcher.progress.extra_clips == 5
+
+
+def film_bench(num_pieces: int) -> tuple[Bench, list[Dispatch]]:
+    """A film whose first piece was just decoded, and what was dispatched on that."""
+    bench = Bench(3)
+    (first,) = dispatches(bench.log)
+    info = DecodedInfo(ref_of(items(3)[0]), 17, num_pieces)
+    return bench, dispatches(bench.send(LeaseDone(first.attempt, (info,))))
+
+
+def encoded_piece(bench: Bench, dispatch: Dispatch) -> list[Command]:
+    info = EncodedInfo(ref_of(dispatch.lease.items[0]), (4, 4), 1)
+    return bench.send(LeaseDone(dispatch.attempt, (info,)))
+
+
+def decoded_piece(bench: Bench, dispatch: Dispatch, num_pieces: int) -> list[Command]:
+    info = DecodedInfo(ref_of(dispatch.lease.items[0]), 16, num_pieces)
+    return bench.send(LeaseDone(dispatch.attempt, (info,)))
+
+
+def test_a_film_is_encoded_in_order_and_decoded_a_little_ahead() -> None:
+    bench, later = film_bench(9)
+    pieces = [(d.lease.stage, d.lease.items[0].piece) for d in later]
+    assert pieces == [("decode", 1), ("decode", 2), ("encode", 0)]
+    for dispatch in later[:2]:
+        assert not dispatches(decoded_piece(bench, dispatch, 9)), "decoded too far ahead"
+    encode = later[2]
+    states: list[int] = []
+    for piece in (1, 2):
+        commands = encoded_piece(bench, encode)
+        released = [one.attempt for one in commands if isinstance(one, ReleaseState)]
+        assert released == states, "a state is kept until the next one exists, and no longer"
+        states = [encode.attempt]
+        (decode,) = [d for d in dispatches(commands) if isinstance(d.lease, DecodeLease)]
+        assert decode.lease.items[0].piece == piece + 2
+        (encode,) = [d for d in dispatches(commands) if isinstance(d.lease, EncodeLease)]
+        assert isinstance(encode.lease, EncodeLease)
+        assert (encode.lease.items[0].piece, encode.lease.state) == (piece, states[0])
+
+
+def test_a_worker_lost_at_a_piece_costs_that_piece() -> None:
+    bench, (_, _, encode) = film_bench(9)
+    bench.send(ActorLost(encode.actor, False, "killed"))
+    bench.now += 1
+    (again,) = dispatches(bench.bring_up())
+    assert again.lease == encode.lease
+
+
+def test_a_lost_state_costs_the_film_all_it_had() -> None:
+    bench, (ahead, _, encode) = film_bench(9)
+    decoded_piece(bench, ahead, 9)
+    first = encode.attempt
+    encode = dispatches(encoded_piece(bench, encode))[-1]
+    commands = bench.send(LeaseFailed(encode.attempt, "inputs_lost", "a node was lost"))
+    assert {first, ahead.attempt, encode.attempt} <= released(commands)
+    waiting = [d for d in dispatches(bench.log) if d.attempt in in_flight(bench)]
+    commands = []
+    for dispatch in waiting:  # of pieces that were decoded ahead, for nothing
+        commands += decoded_piece(bench, dispatch, 9)
+        assert dispatch.attempt in released(commands)
+    (again,) = dispatches(commands)
+    assert (again.lease.stage, again.lease.items[0].piece) == ("decode", 0)
+    assert bench.dispatcher.progress.decoded == 0
+
+
+def test_a_refused_piece_rejects_the_film_and_releases_all_of_it() -> None:
+    bench, (ahead, _, encode) = film_bench(9)
+    ref = ref_of(items(3)[0])
+    commands = bench.send(LeaseDone(ahead.attempt, (Rejected(ref, "decode", "corrupt", ""),)))
+    assert encode.lease.pick.source in released(commands)  # type: ignore[union-attr]
+    assert bench.dispatcher.progress.refused["decode"] == 1
+    # What is still in flight is moot: its answer is not used, its failure blames nobody.
+    assert encode.attempt in released(encoded_piece(bench, encode))
+    assert not bench.dispatcher.progress.encoded
+
+
+def released(commands: Iterable[Command]) -> set[int]:
+    return {command.attempt for command in commands if isinstance(command, Release)}
 
 
 def test_trouble_with_a_store_rejects_nothing_and_ends_the_job_at_last() -> None:
