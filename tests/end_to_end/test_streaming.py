@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,34 +141,46 @@ def test_codes_depend_neither_on_the_length_of_pieces_nor_on_a_film_that_is_dama
     assert "done" in run_well(again, ray_address), "it is no part of the fingerprint"
 
 
-def while_a_piece_is_encoded(driver: subprocess.Popen[str]) -> None:
-    """Wait for the moment: Ray names a process after the method that it runs."""
+def await_piece(driver: subprocess.Popen[str], dead: Sequence[int] = ()) -> list[int]:
+    """Wait until a piece is being encoded, and not by one of the ``dead``; return all encoders.
+
+    Ray names a process after the method that it runs.
+    """
     wait_until(
-        lambda: bool(pids_of("EncodeActor.work_piece")) or driver.poll() is not None,
+        lambda: not set(pids_of("EncodeActor.work_piece")) <= set(dead)
+        or driver.poll() is not None,
         timeout_s=200.0,
         every_s=0.01,
     )
     assert driver.poll() is None, f"ended too early: {finish(driver)}"
+    return pids_of("EncodeActor")
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_workers_and_drivers_change_no_code(
     undisturbed: Path, videos: Path, ray_address: str, tmp_path: Path
 ) -> None:
     tried = job(tmp_path / "job.yaml", videos)
     driver = start(tried, ray_address)
-    for victim in ("EncodeActor", "DecodeActor"):
-        while_a_piece_is_encoded(driver)
-        pids = pids_of(victim)
-        assert pids, f"no {victim} runs"
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-    while_a_piece_is_encoded(driver)
+    encoders = await_piece(driver)
+    kill_all(encoders)
+    await_piece(driver, dead=encoders)
+    decoders = pids_of("DecodeActor")
+    assert decoders, "no decoder runs"
+    kill_all(decoders)
+    wait_until(lambda: not set(pids_of("DecodeActor")) <= set(decoders), timeout_s=200.0)
+    await_piece(driver)
     kill(driver)
     run_well(tried, ray_address)
     assert_complete(tried)
     assert codes_of(tried) == codes_of(undisturbed)
+
+
+def kill_all(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_tokenizer_that_sees_the_future_is_refused_with_the_reason(

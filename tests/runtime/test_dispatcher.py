@@ -270,6 +270,15 @@ def test_actors_that_never_start_end_the_job() -> None:
     assert "weights: no such key" in abort.message
 
 
+def test_an_actor_that_needs_no_room_is_left_alone_while_it_starts() -> None:
+    dispatcher = Dispatcher(LIMITS, ref_of)
+    commands = dispatcher.handle(Capacity(8, 0), 0.0)
+    for now in range(1, 200):  # a slow disk, from which torch takes minutes to import
+        commands += dispatcher.handle(Tick(), float(now))
+    started = [one for one in commands if isinstance(one, StartActor)]
+    assert [one.squeeze for one in started if one.stage == "encode"] == [False, True]
+
+
 def test_faults_without_end_are_not_taken_for_bad_clips() -> None:
     bench = Bench(*range(100))
     for _ in range(MAX_FAULTS):

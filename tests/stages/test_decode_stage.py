@@ -120,7 +120,7 @@ def test_pieces_of_a_clip_are_the_clip(
     fps: float | None, options: dict[str, str], tmp_path: Path, make_stage: MakeStage
 ) -> None:
     film = write_video(tmp_path / "film.mp4", 60, gop=12, options=options)
-    span = {"start_s": 0.2, "end_s": 2.2}
+    span: dict[str, Any] = {"start_s": 0.2, "end_s": 2.2}
     (whole,) = decoded(make_stage(fps=fps, pieces=Cut(1000, 1000)).process([item(film, **span)]))
     assert whole.piece == Piece(0, 1, 0)
     assert whole.backend == "pyav"

@@ -96,6 +96,8 @@ class Limits:
 class _Actor:
     stage: Stage
     since: float
+    is_squeezed: bool = False
+    """It asked for no room, so that there is nothing it could still wait for."""
     placed: bool = False
     up: bool = False
     leases: deque[AttemptId] = field(default_factory=deque)
@@ -641,14 +643,14 @@ class Dispatcher:
 
     def _start_actor(self, stage: Stage, now: float, *, squeeze: bool) -> StartActor:
         actor_id = self._new_id()
-        self.actors[actor_id] = _Actor(stage, since=now)
+        self.actors[actor_id] = _Actor(stage, since=now, is_squeezed=squeeze)
         self._count[stage] += 1
         return StartActor(actor_id, stage, squeeze)
 
     def _squeeze_in(self, stage: Stage, now: float) -> Iterator[Command]:
         """None is up: if all wait for room, let one do without any set aside."""
         mine = [(i, actor) for i, actor in self.actors.items() if actor.stage == stage]
-        if mine and not any(actor.placed for _, actor in mine):
+        if mine and not any(actor.placed or actor.is_squeezed for _, actor in mine):
             yield from self._drop_actor(mine[0][0], now, blame=False, why="", kill=True)
             yield self._start_actor(stage, now, squeeze=True)
 
