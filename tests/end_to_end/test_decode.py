@@ -1,0 +1,117 @@
+"""``tokpipe decode``: from a job's output back to pixels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from tests.end_to_end.jobs import files, run_well, write_job, write_video
+from tokpipe.cli import main
+from tokpipe.config.job import JobConfig
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.quality import psnr_db, structural_similarity
+from tokpipe.reader import open_output
+from tokpipe.reconstruct import Reconstructor, SourceFrames
+
+NETWORK = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}
+TOKENIZER = {
+    "encoder": {**NETWORK, "z_channels": 4},
+    "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 8]},
+    "decoder": NETWORK,
+    "norm": "frame",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job that streamed a video of four pieces."""
+    folder: Path = tmp_path_factory.mktemp("decode")
+    write_video(folder / "videos/film.mp4", num_frames=30)
+    job = write_job(
+        folder / "job.yaml",
+        files(folder / "videos"),
+        str(folder / "out"),
+        tokenizer=TOKENIZER,
+        chunking={"policy": "streaming", "chunk_frames": 5},
+    )
+    run_well(job, timeout_s=240)
+    return folder
+
+
+def decode(folder: Path, *arguments: str) -> int:
+    return main(["decode", str(folder / "out"), *arguments])
+
+
+def size_and_length(path: Path) -> tuple[int, int, int]:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return (len(frames), *frames[0].shape[:2])
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_clip_comes_back_beside_its_source(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert decode(folder, "-o", str(tmp_path / "clip.mp4"), "--compare", "--json") == 0
+    said: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert size_and_length(tmp_path / "clip.mp4") == (30, 32, 64)
+
+    output = open_output(str(folder / "out"))
+    (clip,) = output.clips()
+    job: JobConfig = output.record.job_config(output.store.uri)
+    blocks = Reconstructor(job, output.tokenizer, "cpu").frames(clip.chunks)
+    found = np.concatenate(list(blocks))
+    plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
+    sources = SourceFrames(job, plan, tmp_path)
+    wanted = np.concatenate(list(sources.frames(clip)))
+    sources.close()
+    assert found.shape == wanted.shape == (30, 32, 32, 3)
+    assert said["clip_id"] == clip.clip_id
+    assert said["num_frames"] == 30
+    assert said["quality"]["psnr_db"] == pytest.approx(psnr_db(wanted, found).mean())
+    assert said["quality"]["ssim"] == pytest.approx(structural_similarity(wanted, found).mean())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_clip_is_shown_as_a_picture_of_its_frames(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clip,) = open_output(str(folder / "out")).clips()
+    assert decode(folder, "--clip", clip.clip_id, "-o", str(tmp_path / "grid.png")) == 0
+    assert size_and_length(tmp_path / "grid.png") == (1, 2 * 32, 4 * 32)
+    printed = capsys.readouterr().out
+    assert clip.clip_id in printed
+    assert "30 frames of 32x32 from 576 codes" in printed
+    assert "PSNR" not in printed
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_what_cannot_be_decoded_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complaint(*arguments: str) -> str:
+        assert decode(folder, *arguments) != 0
+        return capsys.readouterr().err.replace("\n", " ")
+
+    path = str(tmp_path / "clip.mp4")
+    assert "holds no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
+    assert "ends in .gif" in complaint("-o", str(tmp_path / "clip.gif"))
+    assert "its folder does not exist" in complaint("-o", str(tmp_path / "none/clip.mp4"))
+    film = folder / "videos/film.mp4"
+    kept = film.read_bytes()
+    try:
+        write_video(film, num_frames=20)
+        assert "it was replaced by another video" in complaint("-o", path, "--compare")
+        film.unlink()
+        assert "does not decode any more" in complaint("-o", path, "--compare")
+    finally:
+        film.write_bytes(kept)
+    assert list(tmp_path.iterdir()) == []
