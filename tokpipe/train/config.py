@@ -63,6 +63,10 @@ class LossConfig(Frozen):
     """Mean absolute difference of neighbouring pixels' differences: keeps edges sharp."""
     quantizer: NonNegativeFloat = 1.0
     """The quantizer's own loss (VQ: codebook and commitment), where it has one."""
+    guide: NonNegativeFloat = 0.0
+    """Mean squared distance of the latent from a few cosine coefficients of its block of pixels.
+    For some hundred steps early on: left alone, all channels learn the block's mean colour first,
+    and stay with it for thousands of steps."""
     saturation: NonNegativeFloat = 0.0
     """FSQ: mean square of what latents have beyond -1.5 and 1.5, where squashing is so flat that
     they would stay for good, and all but the outermost levels fall out of use."""

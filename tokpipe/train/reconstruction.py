@@ -44,6 +44,10 @@ def losses(
         terms["gradient"] = across.abs().mean() + down.abs().mean()
     if weights.quantizer and quantized.loss is not None:
         terms["quantizer"] = quantized.loss
+    if weights.guide:
+        wanted = guide(x, tokenizer.traits.temporal_stride, tokenizer.traits.spatial_stride)
+        shared = min(wanted.shape[1], latent.shape[1])
+        terms["guide"] = F.mse_loss(latent[:, :shared], wanted[:, :shared])
     if weights.saturation:
         terms["saturation"] = F.relu(latent.abs() - _UNSATURATED).square().mean()
     if weights.rounding:
@@ -53,6 +57,39 @@ def losses(
     weighted = [getattr(weights, name) * term for name, term in terms.items()]
     terms["loss"] = torch.stack(weighted).sum()
     return terms, quantized
+
+
+def guide(x: Tensor, temporal_stride: int, spatial_stride: int) -> Tensor:
+    """Cosine coefficients of each latent's block of pixels, averaged over its frames.
+
+    (B, 3, T, H, W) in [-1, 1] -> (B, 8, t, h, w), within about -1.5 and 1.5: of the light its
+    mean, both slopes, then both colour differences, then the diagonal and both curvatures.
+    """
+    first, rest = x[:, :, :1], x[:, :, 1:]
+    rest = rest.unflatten(2, (-1, temporal_stride)).mean(3)
+    blocks = torch.cat([first, rest], 2)
+    blocks = blocks.unflatten(4, (-1, spatial_stride)).unflatten(3, (-1, spatial_stride))
+    red, green, blue = blocks.unbind(1)  # (B, t, h, s, w, s)
+    light = 0.3 * red + 0.6 * green + 0.1 * blue
+    place = (torch.arange(spatial_stride, device=x.device) + 0.5) * math.pi / spatial_stride
+    waves = [torch.cos(order * place) for order in range(3)]
+
+    def coefficient(values: Tensor, down: int, across: int, gain: float) -> Tensor:
+        wave = waves[down][:, None, None] * waves[across]
+        return (gain * (values * wave).mean((3, 5))).tanh() * 1.5
+
+    # Each gain makes its coefficient's deviation about 0.7 in natural pictures.
+    coefficients = [
+        coefficient(light, 0, 0, 1.2),
+        coefficient(light, 0, 1, 11.0),
+        coefficient(light, 1, 0, 11.0),
+        coefficient(blue - light, 0, 0, 3.0),
+        coefficient(red - light, 0, 0, 5.0),
+        coefficient(light, 1, 1, 28.0),
+        coefficient(light, 0, 2, 22.0),
+        coefficient(light, 2, 0, 22.0),
+    ]
+    return torch.stack(coefficients, 1)
 
 
 def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
