@@ -600,8 +600,8 @@ def _receipt(
 def _draw_world(rng: random.Random) -> World:
     num_rows = rng.randint(1, 14)
     rows = range(num_rows)
-    share = rng.choice([0.0, 0.1, 0.5])
-    pieces = {row: rng.randint(2, 7) for row in rows if rng.random() < share}
+    share = rng.choice([0.0, 0.0, 0.1, 0.3])
+    pieces = {row: rng.randint(2, 6) for row in rows if rng.random() < share}
     others = [row for row in rows if row not in pieces]
     segments = {row: rng.randint(2, 9) for row in others if rng.random() < 0.15}
     keys = [(row, segment) for row in others for segment in range(segments.get(row, 1))]
