@@ -17,10 +17,10 @@ from tokpipe.models.quantizers import FSQ
 from tokpipe.models.tokenizers.native import build_native
 from tokpipe.train.__main__ import main
 from tokpipe.train.config import LossConfig, TrainConfig
-from tokpipe.train.data import TrainingData
+from tokpipe.train.data import Ahead, TrainingData
 from tokpipe.train.evaluate import open_checkpoint
 from tokpipe.train.loop import LOG_NAME, STATE_NAME, Trainer, train
-from tokpipe.train.reconstruction import initialize, losses, reconstruct, scaled
+from tokpipe.train.reconstruction import guide, initialize, losses, reconstruct, scaled
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "bigbuckbunny.mp4"
 
@@ -159,6 +159,19 @@ def test_a_batch_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     assert shapes <= {(2, 1, 16, 16, 3), (1, 5, 16, 16, 3)}
 
 
+def test_batches_made_ahead_are_those_made_in_time(tmp_path: Path) -> None:
+    data = TrainingData(config(tmp_path))
+    ahead = Ahead(data, threads=2)
+    for step in (0, 1, 2, 4, 3, 5):
+        assert torch.equal(ahead.batch(step), data.batch(step))
+    with pytest.raises(ValueError, match="step 6 is past"):
+        data.batch(6)
+    ahead.close()
+    train(config(tmp_path / "ahead", data_threads=2))
+    train(config(tmp_path / "in_time"))
+    assert lines(tmp_path / "ahead") == lines(tmp_path / "in_time")
+
+
 def test_the_average_follows_the_weights_by_its_decay(tmp_path: Path) -> None:
     run = trainer(config(tmp_path, ema_decay=0.3))
     key = "encoder.conv_in.conv.weight"
@@ -209,7 +222,9 @@ def test_every_quantizer_is_trained_through(tmp_path: Path, quantizer: dict[str,
     tokenizer = settings(tmp_path)["tokenizer"] | {"quantizer": quantizer}
     run = trainer(config(tmp_path, tokenizer=tokenizer))
     before = {k: v.clone() for k, v in run.tokenizer.state_dict().items()}
+    random_state = torch.get_rng_state()
     terms = [run.train_step() for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert terms[0]["quantizer"] != 0
     moved = {k for k, v in run.tokenizer.state_dict().items() if not torch.equal(v, before[k])}
     assert "encoder.conv_in.conv.weight" in moved
@@ -228,7 +243,7 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_losses_are_what_they_are_called(tmp_path: Path) -> None:
     run = trainer(config(tmp_path))
-    x = scaled(run.data.batch(0))
+    x = scaled(run.batches.batch(0))
     assert x.shape[1] == 3
     assert -1 <= x.min() < x.max() <= 1
     weights = LossConfig(l1=2, mse=3, gradient=0.5, saturation=0.25, rounding=0.1)
@@ -246,6 +261,32 @@ def test_losses_are_what_they_are_called(tmp_path: Path) -> None:
     names = ("l1", "mse", "gradient", "saturation", "rounding")
     summed = sum(getattr(weights, name) * float(terms[name]) for name in names)
     assert float(terms["loss"]) == pytest.approx(summed, rel=1e-5)
+
+
+def test_the_guide_tells_light_slopes_and_colours_apart() -> None:
+    ramp = torch.linspace(-0.3, 0.3, 8)
+    grey = torch.zeros(1, 3, 5, 16, 24)
+    assert torch.equal(guide(grey, 4, 8), torch.zeros(1, 8, 2, 2, 3))
+    moving = {
+        "light": (grey + 0.5, [0]),
+        "across": (grey + ramp.repeat(3), [1]),
+        "down": (grey + ramp.repeat(2)[:, None], [2]),
+        "blue": (grey + torch.tensor([-0.1 / 3, -0.1 / 3, 0.5])[:, None, None, None], [3, 4]),
+        "diagonal": (grey + (ramp[:, None] * ramp).repeat(2, 3), [5]),
+    }
+    for name, (x, channels) in moving.items():
+        found = guide(x, 4, 8).abs().amax((0, 2, 3, 4))
+        assert found.max() <= 1.5
+        if name != "blue":  # which is a little light as well
+            assert (found > 0.1).nonzero().flatten().tolist() == channels, name
+        else:
+            assert found[3] > 0.5
+            assert found[5:].max() < 1e-5
+    late = grey.clone()
+    late[:, :, 1:5] = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None]
+    first, rest = guide(late, 4, 8)[0, 0, :, 0, 0]
+    assert first == 0
+    assert rest == guide(grey + 0.25, 4, 8)[0, 0, 0, 0, 0]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_weights_are_touched(

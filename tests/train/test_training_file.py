@@ -27,7 +27,7 @@ def test_the_file_of_the_shipped_checkpoint_is_valid() -> None:
     ("changes", "complaint"),
     [
         ({"learning_rte": 1}, "learning_rte: Extra inputs"),
-        ({"phases": [phase(size=20)]}, "multiples? of 8"),
+        ({"phases": [phase(size=20)]}, "test.yaml: height 20 is no multiple"),
         ({"phases": [phase(batches=[{"frames": 3, "clips": 1}])]}, "phases: frames"),
         ({"phases": []}, "phases"),
         ({"scenes": None}, "nothing to train on"),

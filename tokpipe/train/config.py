@@ -107,7 +107,7 @@ class TrainConfig(Frozen):
     scenes: ScenesConfig | None = ScenesConfig()
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
     loss: LossConfig = LossConfig()
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Decides initial weights, scenes, crops and their order."""
     weight_decay: NonNegativeFloat = 0.0
     """Of AdamW, on weights of two dimensions or more."""
@@ -126,6 +126,9 @@ class TrainConfig(Frozen):
     threads: NonNegativeInt = 0
     """Of the CPU; 0 leaves the choice to torch. Losses differ in the last digits between numbers
     of threads."""
+    data_threads: NonNegativeInt = 0
+    """Threads that make batches ahead of their steps, for GPUs; 0 makes each at its step. Changes
+    no batch."""
     checkpoint_every_s: PositiveFloat = 240.0
     log_every_steps: PositiveInt = 20
     weights_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
@@ -191,9 +194,9 @@ def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfi
         # By way of JSON, because strictness there still lets a list be a tuple.
         return TrainConfig.model_validate_json(json.dumps(data), context={"root": root})
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in detail['loc'])}: "
-            f"{detail['msg'].removeprefix('Value error, ')}"
-            for detail in error.errors(include_url=False, include_input=False)
-        ]
+        problems = []
+        for detail in error.errors(include_url=False, include_input=False):
+            where = ".".join(str(part) for part in detail["loc"])
+            message = detail["msg"].removeprefix("Value error, ")
+            problems.append(f"{where}: {message}" if where else message)
         raise ConfigError(f"{name}: {'; '.join(problems)}") from error

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.train.config import TrainConfig
 from tokpipe.train.film import Film, read_film
 from tokpipe.train.scenes import Palette, make_palette, render_scene
+
+
+class Ahead:
+    """Batches of the coming steps, made by threads while the step at hand runs.
+
+    Gives the same batches as ``data.batch``. Without threads each is made when it is asked for.
+    """
+
+    def __init__(self, data: TrainingData, threads: int) -> None:
+        self._data = data
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+        self._coming: dict[int, Future[Tensor]] = {}
+
+    def batch(self, step: int) -> Tensor:
+        """See ``TrainingData.batch``. Steps should be asked for in order."""
+        if self._pool is None:
+            return self._data.batch(step)
+        end = min(step + 2 * self._threads, self._data.config.num_steps)
+        for coming in range(step, end):
+            if coming not in self._coming:
+                self._coming[coming] = self._pool.submit(self._data.batch, coming)
+        return self._coming.pop(step).result()
+
+    def close(self) -> None:
+        """End the threads; batches that nobody asked for are dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class TrainingData:
@@ -44,7 +74,7 @@ class TrainingData:
         ]
         return torch.from_numpy(np.stack(clips))
 
-    def _clip(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
+    def _clip(self, rng: np.random.Generator, frames: int, size: int) -> NDArray[np.uint8]:
         source = int(rng.choice(len(self.shares), p=self.shares))
         if source < len(self.films):
             return self.films[source].crop(rng, frames=frames, height=size, width=size)

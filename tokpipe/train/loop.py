@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers.native import build_native
 from tokpipe.train.config import TrainConfig
-from tokpipe.train.data import TrainingData
+from tokpipe.train.data import Ahead, TrainingData
 from tokpipe.train.files import write_atomically
 from tokpipe.train.reconstruction import initialize, losses, scaled
 
@@ -42,7 +43,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: TrainingData) -> None:
         self.config = config
-        self.data = data
+        self.batches = Ahead(data, config.data_threads)
         self.device = _device(config)
         self.tokenizer = build_native(config.tokenizer, None, with_decoder=True)
         initialize(self.tokenizer, config.seed)
@@ -62,11 +63,15 @@ class Trainer:
         phase, learning_rate = config.phase_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        x = scaled(self.data.batch(self.step).to(self.device, non_blocking=True))
-        # Whatever a quantizer draws is decided by the step too.
-        torch.manual_seed(_hashed(config.seed, self.step))
+        x = scaled(self.batches.batch(self.step).to(self.device, non_blocking=True))
         narrow = config.dtype == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+        gpus = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(gpus),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=narrow),
+        ):
+            # Whatever a quantizer draws, or dropout, is decided by the step too.
+            torch.manual_seed(_hashed(config.seed, self.step))
             terms, quantized = losses(self.tokenizer, x, phase.loss or config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -145,11 +150,12 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
         _log.info("going on from step %d of %d", trainer.step, config.num_steps)
     log = _Log(output / LOG_NAME, trainer.step, config)
     saved_s = time.monotonic()
-    while trainer.step < config.num_steps and not (stop and stop.is_set()):
-        log.add(trainer.step, trainer.train_step())
-        if time.monotonic() - saved_s >= config.checkpoint_every_s:
-            _save(trainer, output)
-            saved_s = time.monotonic()
+    with contextlib.closing(trainer.batches):
+        while trainer.step < config.num_steps and not (stop and stop.is_set()):
+            log.add(trainer.step, trainer.train_step())
+            if time.monotonic() - saved_s >= config.checkpoint_every_s:
+                _save(trainer, output)
+                saved_s = time.monotonic()
     _save(trainer, output)
     return output / TOKENIZER_FOLDER if trainer.step == config.num_steps else None
 
@@ -223,7 +229,10 @@ def _step_of(line: str) -> int:
 
 def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:
     """What the steps done depended on must be as it was; what is still to come may change."""
-    free = {"output", "phases", "loss", "checkpoint_every_s", "log_every_steps", "weights_dtype"}
+    free = {
+        *("output", "phases", "loss", "data_threads"),
+        *("checkpoint_every_s", "log_every_steps", "weights_dtype"),
+    }
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     changed = [
         f"{key}: {old[key]!r} -> {new[key]!r}"
