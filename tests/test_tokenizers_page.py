@@ -18,7 +18,7 @@ from tokpipe.models.tokenizers import build_tokenizer
 REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs/tokenizers.md").read_text()
 EXAMPLE = REPOSITORY / "examples/custom_tokenizer/grey_blocks.py"
-DEMO = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
+JOB = yaml.safe_load((REPOSITORY / "tests/config/native_job.yaml").read_text())
 
 
 def blocks(language: str) -> list[str]:
@@ -28,9 +28,9 @@ def blocks(language: str) -> list[str]:
 def job_of(block: dict[str, Any]) -> JobConfig:
     def read(uri: str, options: object) -> bytes:
         assert uri == "s3://my-bucket/tokenizers/small/config.yaml"
-        return yaml.safe_dump(DEMO["tokenizer"]).encode()
+        return yaml.safe_dump(JOB["tokenizer"]).encode()
 
-    text = yaml.safe_dump({**DEMO, **block})
+    text = yaml.safe_dump({**JOB, **block})
     return parse_job(text, name="page", root=REPOSITORY, environ={}, read=read)
 
 

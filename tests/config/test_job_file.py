@@ -13,7 +13,7 @@ from tokpipe.config.sources import FilesSource
 from tokpipe.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
-DEMO = (REPOSITORY / "jobs/demo.yaml").read_text()
+JOB = (Path(__file__).parent / "native_job.yaml").read_text()
 WEBVID_VARIABLES = {
     "WEBVID_TABLE": "s3://b/t.csv",
     "WEBVID_VIDEOS": "s3://b/v",
@@ -63,16 +63,16 @@ def test_the_shipped_jobs_are_valid() -> None:
     ],
 )
 def test_a_wrong_job_names_the_key_and_the_remedy(old: str, new: str, message: str) -> None:
-    assert old in DEMO
+    assert old in JOB
     with pytest.raises(ConfigError, match=message):
-        parse(DEMO.replace(old, new, 1))
+        parse(JOB.replace(old, new, 1))
 
 
 def test_relative_paths_start_at_the_project(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "jobs" / "deep").mkdir(parents=True)
     job_path = tmp_path / "jobs" / "deep" / "job.yaml"
-    job_path.write_text(DEMO)
+    job_path.write_text(JOB)
     assert project_root(job_path) == tmp_path
     job = load_job(job_path)
     assert job.output.uri == str(tmp_path / "out/demo")
@@ -86,20 +86,20 @@ def test_without_a_project_paths_start_beside_the_jobs_folder(tmp_path: Path) ->
 
 
 def test_variables_are_expanded_in_uris() -> None:
-    text = DEMO.replace("uri: out/demo", "uri: ${BUCKET}/${RUN:-first}")
+    text = JOB.replace("uri: out/demo", "uri: ${BUCKET}/${RUN:-first}")
     assert parse(text, {"BUCKET": "s3://b"}).output.uri == "s3://b/first"
     assert parse(text, {"BUCKET": "s3://b", "RUN": "2"}).output.uri == "s3://b/2"
 
 
 def test_uris_with_a_scheme_and_absolute_paths_stay_as_they_are() -> None:
     for uri in ("s3://bucket/a*b", "memory://x", "/abs/**/*.mp4"):
-        job = parse(DEMO.replace("examples/data/*.mp4", uri))
+        job = parse(JOB.replace("examples/data/*.mp4", uri))
         assert isinstance(job.sources[0], FilesSource)
         assert job.sources[0].uri == uri
 
 
 def test_a_resolved_job_survives_its_own_json() -> None:
-    job = parse(DEMO)
+    job = parse(JOB)
     assert JobConfig.model_validate_json(job.model_dump_json()) == job
 
 

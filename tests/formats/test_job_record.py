@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.formats.formats_helpers import DictStore, tokenizer_spec
-from tokpipe.config import parse_job, project_root
+from tokpipe.config import parse_job
 from tokpipe.errors import CorruptOutput, NotFound, PlanMismatch
 from tokpipe.formats.job_record import JobRecord, check_same, flatten, read, write_once
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
@@ -97,11 +97,11 @@ def test_settings_are_named_by_dotted_keys() -> None:
 
 
 def test_a_job_sums_up_to_the_spec_that_shards_carry() -> None:
-    path = project_root(Path(__file__)) / "jobs/demo.yaml"
-    job = parse_job(path.read_text(), name="demo", root=path.parents[1], environ={})
+    path = Path(__file__).parents[1] / "config/native_job.yaml"
+    job = parse_job(path.read_text(), name="job", root=path.parent, environ={})
     spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 0")
     assert spec == TokenizerSpec(
-        name="demo-random",
+        name="random",
         weights_hash="random, seed 0",
         codebook_size=64_000,
         code_dtype="uint16",
