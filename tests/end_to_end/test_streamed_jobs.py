@@ -147,8 +147,9 @@ def await_piece(driver: subprocess.Popen[str], dead: Sequence[int] = ()) -> list
     Ray names a process after the method that it runs.
     """
     wait_until(
-        lambda: not set(pids_of("EncodeActor.work_piece")) <= set(dead)
-        or driver.poll() is not None,
+        lambda: (
+            not set(pids_of("EncodeActor.work_piece")) <= set(dead) or driver.poll() is not None
+        ),
         timeout_s=200.0,
         every_s=0.01,
     )
