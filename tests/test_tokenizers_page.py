@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -43,7 +44,8 @@ def test_the_example_on_the_page_is_the_class_that_ships_and_it_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (code,) = blocks("python")
-    assert code in EXAMPLE.read_text()
+    for method in code.split("\n\n\n"):
+        assert indent(method, "    ") in EXAMPLE.read_text()
     config = job_of(yaml.safe_load(blocks("yaml")[-1])).tokenizer
     assert isinstance(config, CustomConfig)
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
