@@ -7,6 +7,7 @@ survive computing in bfloat16.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -88,6 +89,8 @@ def evaluate(
     """
     comparison = Comparison()
     usage = CodeUsage(tokenizer.traits.codebook_size)
+    narrow = copy.deepcopy(tokenizer)  # weights that were rounded once stay rounded
+    narrow.compute_in(torch.bfloat16)
     same = 0
     shown: tuple[Frames, Frames] | None = None
     for clip in clips:
@@ -96,9 +99,7 @@ def evaluate(
         restored = tokenizer.decode(codes)[0].numpy()
         comparison.add(clip, restored)
         usage.update(codes)
-        tokenizer.compute_in(torch.bfloat16)
-        same += int((tokenizer.encode(pixels) == codes).sum())
-        tokenizer.compute_in(torch.float32)
+        same += int((narrow.encode(pixels) == codes).sum())
         shown = shown or (clip, restored)
     report = Report(comparison.quality(), usage, same / max(1, usage.num_codes))
     return report, shown
