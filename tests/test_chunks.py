@@ -239,3 +239,15 @@ def test_settings_that_leave_the_grid_are_refused() -> None:
         plan_chunks(16, streaming, traits(4), first_frame=18)
     with pytest.raises(ValueError, match="0 frames has no chunks"):
         plan_chunks(0, WHOLE, traits(4))
+
+
+def test_pieces_that_hold_no_chunk_are_refused_with_the_job() -> None:
+    tokenizer = traits(4)
+    streaming = chunking("streaming", tokenizer, 4)
+    with pytest.raises(
+        ValueError, match=r"max_clip_frames=16 does not hold a chunk .* use as many"
+    ):
+        job(streaming, tokenizer, 16)
+    assert pieces_of(job(streaming, tokenizer, 17)) == Cut(17, 16)
+    with pytest.raises(ValueError, match=r"chunk_frames=1 leaves no frames .* use 5 or more"):
+        job(chunking("streaming", tokenizer, 0), tokenizer, 17)
