@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python -m tokpipe.run jobs/demo.yaml
 	$(BIN)/python examples/read_codes.py out/demo
+	$(BIN)/tokpipe decode out/demo --compare -o out/demo.png
 
 test: lint types unit
 

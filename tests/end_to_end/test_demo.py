@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.end_to_end.jobs import assert_complete, codes_of, run_well, wait_until
+from tokpipe.cli import main
 from tokpipe.reader import open_output
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def _project(folder: Path) -> Path:
 
 @pytest.mark.ray
 def test_the_demo_makes_codes_that_anyone_can_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     duckdb = pytest.importorskip("duckdb", minversion="2.0")  # has no build for Python 3.10
     job = _project(tmp_path)
@@ -58,6 +59,12 @@ def test_the_demo_makes_codes_that_anyone_can_read(
     assert table.num_rows == 3
     assert row[:2] == (3, 3328)
     assert 0 < row[2] < 64_000
+
+    picture = tmp_path / "clip.png"
+    assert main(["decode", str(tmp_path / "out/demo"), "--compare", "-o", str(picture)]) == 0
+    psnr = re.search(r"PSNR (\d+\.\d+) dB", capsys.readouterr().out)
+    assert psnr is not None
+    assert float(psnr[1]) > 20, "the checkpoint that ships does not know the film it was trained on"
 
     monkeypatch.chdir(tmp_path)
     for page in ("README.md", "docs/output.md"):
