@@ -22,11 +22,10 @@ def scaled(pixels: Tensor) -> Tensor:
 
 def reconstruct(tokenizer: NativeTokenizer, x: Tensor) -> tuple[Tensor, Quantized, Tensor]:
     """(B, 3, T, H, W) in [-1, 1] -> the same shape, what the quantizer gave, and the latent."""
-    assert tokenizer.decoder is not None
-    latent: Tensor = tokenizer.encoder(tokenizer._patched(x))
+    latent = tokenizer.latent_of(x)
     with torch.autocast(x.device.type, enabled=False):
         quantized: Quantized = tokenizer.quantizer(latent.float())
-    y = tokenizer._unpatched(tokenizer.decoder(quantized.vectors))
+    y = tokenizer.frames_of(quantized.vectors)
     return y.float(), quantized, latent.float()
 
 

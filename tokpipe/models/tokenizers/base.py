@@ -95,6 +95,8 @@ class VideoTokenizer(nn.Module, ABC):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Let the networks compute in ``dtype``; searching a codebook stays in float32.
 
+        Rounds the weights, for good: a wider type afterwards does not bring back what they were.
+
         Raises:
             ConfigError: a dtype that this tokenizer cannot compute in, with the reason.
         """

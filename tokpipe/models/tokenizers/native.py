@@ -58,15 +58,28 @@ class NativeTokenizer(VideoTokenizer):
                 )
             self.decoder = _decoder(config, config.decoder)
 
+    def latent_of(self, x: Tensor) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] -> (B, z, t, h, w) for the quantizer. With gradients."""
+        latent: Tensor = self.encoder(self._patched(x))
+        return latent
+
+    def frames_of(self, vectors: Tensor) -> Tensor:
+        """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients.
+
+        Raises:
+            ValueError: built without its decoder.
+        """
+        return self._unpatched(self._with_decoder()(vectors))
+
     def _encode(self, x: Tensor) -> Tensor:
-        return codes_or_not_finite(self.quantizer, self.encoder(self._patched(x)))
+        return codes_or_not_finite(self.quantizer, self.latent_of(x))
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         latent, after = self.encoder.stream(self._patched(x), state)
         return codes_or_not_finite(self.quantizer, latent), after
 
     def _decode(self, codes: Tensor) -> Tensor:
-        return self._unpatched(self._with_decoder()(self._vectors(codes)))
+        return self.frames_of(self._vectors(codes))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         floats, after = self._with_decoder().stream(self._vectors(codes), state)
