@@ -101,11 +101,7 @@ class Encoder(nn.Module):
 
     def _encode(self, x: Tensor, keep: Keep) -> Tensor:
         check_input(x, self.conv_in, "x")
-        if min(x.shape[2:]) < self.spatial_stride:
-            raise ValueError(
-                f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: give at least "
-                f"{self.spatial_stride} rows and columns, which make one latent"
-            )
+        check_size(x, self.spatial_stride)
         h: Tensor = self.conv_in(x)
         keep("conv_in", h)
         for i, level in enumerate(self.down):
@@ -367,4 +363,13 @@ def check_input(x: Tensor, conv: Conv2d, name: str) -> None:
         raise ValueError(
             f"{name} is {x.dtype} of {tuple(x.shape)}, but this module takes {dtype} of "
             f"(B, {conv.in_channels}, H, W), none of them 0: convert or reshape it"
+        )
+
+
+def check_size(x: Tensor, spatial_stride: int) -> None:
+    """Refuse (B, C, H, W) images that an encoder would halve until nothing is left."""
+    if min(x.shape[2:]) < spatial_stride:
+        raise ValueError(
+            f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: give at least "
+            f"{spatial_stride} rows and columns, which make one position of the latent"
         )

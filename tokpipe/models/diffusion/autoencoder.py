@@ -20,7 +20,7 @@ from tokpipe.models.diffusion.levels import (
     UpLevel,
     check_levels,
 )
-from tokpipe.models.vqvae_2d import check_input
+from tokpipe.models.vqvae_2d import check_input, check_size
 
 
 class AutoencoderEncoder(nn.Module):
@@ -94,11 +94,7 @@ class AutoencoderEncoder(nn.Module):
             ValueError: images of another shape or dtype, or fewer than ``s`` rows or columns.
         """
         check_input(x, self.conv_in, "x")
-        if min(x.shape[2:]) < self.spatial_stride:
-            raise ValueError(
-                f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: give at least "
-                f"{self.spatial_stride} rows and columns, which make one position of the latent"
-            )
+        check_size(x, self.spatial_stride)
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)

@@ -60,6 +60,12 @@ class Level(nn.Module):
             for _ in inputs
         )
 
+    def _through(self, h: Tensor) -> Tensor:
+        """All blocks and attentions, without an embedding."""
+        for block, attn in zip(self.block, self.attn, strict=True):
+            h = attn(block(h, None))
+        return h
+
 
 class DownLevel(Level):
     """A level of an encoder, and the way down from it."""
@@ -78,9 +84,7 @@ class DownLevel(Level):
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H // 2 or H, W // 2 or W)."""
-        for block, attn in zip(self.block, self.attn, strict=True):
-            h = attn(block(h, None))
-        y: Tensor = self.downsample(h)
+        y: Tensor = self.downsample(self._through(h))
         return y
 
 
@@ -110,9 +114,7 @@ class UpLevel(Level):
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, 2H or H, 2W or W)."""
-        for block, attn in zip(self.block, self.attn, strict=True):
-            h = attn(block(h, None))
-        y: Tensor = self.upsample(h)
+        y: Tensor = self.upsample(self._through(h))
         return y
 
 
