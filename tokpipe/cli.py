@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: tokpipe run jobs/demo.yaml",
     )
     add_run_arguments(run)
-    run.set_defaults(command=run_command)
+    run.set_defaults(command=_run)
     decode = verbs.add_parser(
         "decode",
         help="turn the codes of one clip back into pixels",
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: tokpipe decode out/demo --compare -o clip.mp4",
     )
     _add_decode_arguments(decode)
-    decode.set_defaults(command=decode_command)
+    decode.set_defaults(command=_decode)
     convert = verbs.add_parser(
         "convert",
         help="make a checkpoint folder of a training checkpoint",
@@ -56,10 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan",
     )
     _add_convert_arguments(convert)
-    convert.set_defaults(command=convert_command)
+    convert.set_defaults(command=_convert)
     parsed = parser.parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = parsed.command
-    return command(parsed)
+    return _reporting(parsed.command, parsed)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,32 +95,25 @@ def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def decode_command(parsed: argparse.Namespace) -> int:
-    """Carry out ``decode``."""
-    return _reporting(lambda: _decode(parsed))
-
-
 def _decode(parsed: argparse.Namespace) -> int:
     from tokpipe.reconstruct.command import decode_clip  # imports torch
 
     decoded = decode_clip(
         parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
     )
-    lines = [decoded.to_json()] if parsed.json else decoded.lines()
-    for line in lines:
-        Console(highlight=False).print(line, markup=False, soft_wrap=True)
+    _print([decoded.to_json()] if parsed.json else decoded.lines(), Console(highlight=False))
     return 0
 
 
 def run_command(parsed: argparse.Namespace) -> int:
     """Carry out ``run`` and turn its end into an exit code."""
-    return _reporting(lambda: _run(parsed))
+    return _reporting(_run, parsed)
 
 
-def _reporting(command: Callable[[], int]) -> int:
+def _reporting(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
     """Run a command; print an error that it ends with, and return the code that stands for it."""
     try:
-        return command()
+        return command(parsed)
     except TokpipeError as error:
         Console(stderr=True).print(
             f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True
@@ -138,21 +130,25 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         from tokpipe.check import check_lines
 
-        for line in check_lines(job):
-            console.print(line, markup=False, soft_wrap=True)
+        _print(check_lines(job), console)
         return 0
     # Only now, because these import torch and ray: a wrong job file is told at once.
     from tokpipe.runtime.job import run_job
     from tokpipe.runtime.summary import summary_lines
 
     outcome = run_job(job, console)
-    for line in summary_lines(job, outcome):
-        console.print(line, markup=False, soft_wrap=True)
+    _print(summary_lines(job, outcome), console)
     if outcome.signal is not None:
         return 128 + outcome.signal
     if outcome.rejected_fraction > job.max_rejected_fraction:
         return TOO_MANY_REJECTED
     return 0
+
+
+def _print(lines: Iterable[str], console: Console) -> None:
+    """Print each line as it comes, as it is."""
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,19 +171,14 @@ def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def convert_command(parsed: argparse.Namespace) -> int:
-    """Carry out ``convert``."""
-    return _reporting(lambda: _convert(parsed))
-
-
 def _convert(parsed: argparse.Namespace) -> int:
     from tokpipe.convert import Choices, convert  # imports torch at its end
 
     choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
-    for line in convert(
+    lines = convert(
         parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
-    ):
-        Console(highlight=False).print(line, markup=False, soft_wrap=True)
+    )
+    _print(lines, Console(highlight=False))
     return 0
 
 
