@@ -20,7 +20,7 @@ from rich.console import Console
 import tokpipe
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import TokpipeError
+from tokpipe.errors import ConfigError, TokpipeError
 
 TOO_MANY_REJECTED = 4
 
@@ -68,6 +68,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="check the job file, its sources and its output; write nothing, start nothing",
+    )
+    parser.add_argument(
+        "--retry-rejected",
+        action="store_true",
+        help="try rejected clips again, after their files or the job's limits were mended",
+    )
+    parser.add_argument(
+        "--reason", metavar="R", help="with --retry-rejected: only those rejected for this reason"
     )
 
 
@@ -126,6 +134,11 @@ def _reporting(command: Callable[[argparse.Namespace], int], parsed: argparse.Na
 
 def _run(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
+    if parsed.reason is not None and not parsed.retry_rejected:
+        raise ConfigError(
+            "--reason chooses among the clips that --retry-rejected tries again, and stands alone: "
+            "give both, or neither"
+        )
     job = load_job(parsed.job, read=_read_checkpoint)
     if parsed.dry_run:
         from tokpipe.check import check_lines
@@ -133,10 +146,11 @@ def _run(parsed: argparse.Namespace) -> int:
         _print(check_lines(job), console)
         return 0
     # Only now, because these import torch and ray: a wrong job file is told at once.
-    from tokpipe.runtime.job import run_job
+    from tokpipe.runtime.job import Retry, run_job
     from tokpipe.runtime.summary import summary_lines
 
-    outcome = run_job(job, console)
+    retry = Retry(parsed.reason) if parsed.retry_rejected else None
+    outcome = run_job(job, console, retry)
     _print(summary_lines(job, outcome), console)
     if outcome.signal is not None:
         return 128 + outcome.signal

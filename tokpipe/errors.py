@@ -12,6 +12,7 @@ TokpipeError
   Fenced           another driver owns the output    this driver stops, the other goes on
   CorruptOutput    an output object is damaged       restore it, or tokenize its clips again
   RuntimeFault     no progress is possible           fix the cluster or the weights, run again
+    NodeTrouble    one node cannot work              the runtime keeps away from that node
 
 A message says where, what was found, why it matters and what to do. Code decides by type and
 attribute, never by an exception's text.
@@ -91,6 +92,10 @@ class RuntimeFault(TokpipeError):
     """The job cannot make progress: no room for a stage, or its actors do not start."""
 
     exit_code = 7
+
+
+class NodeTrouble(RuntimeFault):
+    """A worker cannot work because of the node that it is on: its disk is full, or failing."""
 
 
 class CorruptOutput(TokpipeError):

@@ -169,6 +169,21 @@ class Rejected:
     message: str
     backend: str | None = None
     attempts: int = 1
+    error: str | None = None
+    """Class name of the exception behind it; None where the refusal is our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A clip that a stage could not do, perhaps not through its own fault: it takes the clip's
+    place in an answer. Whether it is tried again is the runtime's decision."""
+
+    ref: ClipRef
+    reason: str
+    """What the rejection will say if trying again does not help, as in ``Rejected``."""
+    message: str
+    error: str | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

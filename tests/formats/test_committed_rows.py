@@ -14,24 +14,31 @@ from tokpipe.types import ClipRef
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]]]:
-    """Segments of each row, and clips of the plan in an order of settling, some twice."""
+def plans(draw: st.DrawFn) -> tuple[list[int], list[tuple[tuple[int, int], bool]]]:
+    """Segments of each row, and clips of the plan in an order of settling, or of reopening."""
     segments = draw(st.lists(st.integers(1, 4), min_size=1, max_size=30))
     clips = [(row, segment) for row, num in enumerate(segments) for segment in range(num)]
-    return segments, draw(st.lists(st.sampled_from(clips), max_size=80))
+    step = st.tuples(st.sampled_from(clips), st.sampled_from([True, True, True, False]))
+    return segments, draw(st.lists(step, max_size=80))
 
 
 @given(plans())
 @settings(max_examples=200, deadline=None)
-def test_it_agrees_with_a_set_of_clips(plan: tuple[list[int], list[tuple[int, int]]]) -> None:
-    segments, clips = plan
+def test_it_agrees_with_a_set_of_clips(
+    plan: tuple[list[int], list[tuple[tuple[int, int], bool]]],
+) -> None:
+    segments, steps = plan
     committed, settled = CommittedRows(len(segments)), set[tuple[int, int]]()
-    for row, segment in clips:
+    for (row, segment), settles in steps:
         ref = clip_ref(row, segment, segments[row])
         assert (ref in committed) == ((row, segment) in settled)
-        assert committed.add(ref) == ((row, segment) not in settled)
-        settled.add((row, segment))
-        assert ref in committed
+        if settles:
+            assert committed.add(ref) == ((row, segment) not in settled)
+            settled.add((row, segment))
+        else:
+            assert committed.reopen(ref) == ((row, segment) in settled)
+            settled.discard((row, segment))
+        assert (ref in committed) == settles
     done = [all((r, s) in settled for s in range(num)) for r, num in enumerate(segments)]
     assert committed.done(0, len(segments)).tolist() == done
     assert committed.num_done == sum(done)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import flipped
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.manifest import ManifestEntry
+from tokpipe.formats.manifest import Claim, EncoderUse, ManifestEntry, Reopened
 from tokpipe.formats.sealed_json import dump_lines, seal
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -44,7 +45,8 @@ TEXT = """{"format": 1,
 ],
 "rejected": [
 {"ref": {"clip_id": "ID3", "row": 9, "segment": 0, "num_segments": 1, "source_uri": "x"}, \
-"stage": "decode", "reason": "truncated", "message": "why", "backend": "pyav", "attempts": 2}
+"stage": "decode", "reason": "truncated", "message": "why", "backend": "pyav", "attempts": 2, \
+"error": null}
 ],
 "checksum": "CHECKSUM"}
 """
@@ -138,5 +140,14 @@ def test_fields_that_a_later_version_adds_are_ignored() -> None:
 
 
 def test_an_entry_of_a_newer_format_asks_for_an_upgrade() -> None:
-    with pytest.raises(CorruptOutput, match=r"format 2 and .* up to 1\. .* Upgrade tokpipe"):
-        ManifestEntry.from_json("mem://e", with_fields(format=2))
+    with pytest.raises(CorruptOutput, match=r"format 3 and .* up to 2\. .* Upgrade tokpipe"):
+        ManifestEntry.from_json("mem://e", with_fields(format=3))
+
+
+def test_only_an_entry_that_withdraws_rejections_asks_for_a_newer_reader() -> None:
+    claim = replace(ENTRY, shards=(), rejected=(), claim=Claim("host", 7, "0.1.0"))
+    reopening = replace(ENTRY, shards=(), rejected=(), reopened=(Reopened(REF, "truncated"),))
+    paid = replace(ENTRY, encoders=EncoderUse(paid_s=3.0, useful_s=2.0, lost_s=0.5))
+    for entry, version in ((claim, 1), (reopening, 2), (paid, 1)):
+        assert json.loads(entry.to_json())["format"] == version
+        assert ManifestEntry.from_json("mem://e", entry.to_json()) == entry

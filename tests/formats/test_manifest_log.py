@@ -57,7 +57,7 @@ def test_entries_come_in_order_from_any_to_any() -> None:
     assert [entry.seq for entry in iter_entries(store)] == list(range(50))
     assert [entry.seq for entry in iter_entries(store, 40)] == list(range(40, 50))
     assert [entry.seq for entry in iter_entries(store, 3, 5)] == [3, 4]
-    assert [rejected.ref.row for rejected in iter_rejected(store, to_seq=4)] == [0, 1, 2, 3]
+    assert [rejected.ref.row for rejected in iter_rejected(store, to_seq=4)] == [3, 2, 1, 0]
 
 
 def test_reading_a_few_entries_does_not_read_them_all() -> None:

@@ -14,6 +14,7 @@ from tests.formats.formats_helpers import Crash, DictStore, clip_ref, encoded_cl
 from tokpipe.formats.manifest import (
     ManifestEntry,
     ManifestState,
+    Reopened,
     append,
     iter_entries,
     iter_rejected,
@@ -127,6 +128,14 @@ class ManifestMachine(RuleBasedStateMachine):
             self.remember(entry)
         self.start()
 
+    @precondition(lambda self: self.rejected)
+    @rule(data=st.data())
+    def withdraw_a_rejection(self, data: st.DataObject) -> None:
+        clip = data.draw(st.sampled_from(sorted(self.rejected)))
+        reopened = (Reopened(ref_of(clip), self.rejected.pop(clip)),)
+        seq = self.driver.state.next_seq
+        assert self.driver.commit(ManifestEntry(seq, self.driver.name, "now", reopened=reopened))
+
     @rule()
     def freeze_and_replace(self) -> None:
         self.zombie = self.driver
@@ -166,9 +175,11 @@ class ManifestMachine(RuleBasedStateMachine):
         self.check(self.driver.state)
         found = {(r.ref.row, r.ref.segment): r.reason for r in iter_rejected(self.store)}
         assert found == self.rejected
-        settled = [
-            (ref.row, ref.segment) for entry in iter_entries(self.store) for ref in entry.refs()
-        ]
+        settled: list[Clip] = []
+        for entry in iter_entries(self.store):
+            for one in entry.reopened:
+                settled.remove((one.ref.row, one.ref.segment))
+            settled.extend((ref.row, ref.segment) for ref in entry.refs())
         assert sorted(settled) == sorted([*self.tokenized, *self.rejected])
 
     def check(self, state: ManifestState) -> None:

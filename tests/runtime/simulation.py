@@ -13,12 +13,13 @@ import itertools
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tests.formats.formats_helpers import DictStore
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.errors import Fenced, StorageError
-from tokpipe.formats.manifest import ManifestState, iter_entries, load_state
-from tokpipe.runtime.commit import Committer
+from tokpipe.formats.manifest import ManifestState, iter_entries, iter_rejected
+from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.films import AHEAD
@@ -38,6 +39,7 @@ from tokpipe.runtime.protocol import (
     DecodedInfo,
     DecodeLease,
     Dispatch,
+    Draining,
     EncodedInfo,
     EncodeLease,
     Event,
@@ -57,7 +59,7 @@ from tokpipe.runtime.protocol import (
     Tick,
     WriteLease,
 )
-from tokpipe.types import ClipRef, Receipt, Rejected, WorkItem
+from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
 
 Key = tuple[int, int]
 """(plan row, segment)."""
@@ -75,6 +77,12 @@ class Trouble:
     driver_dies: float = 0.0
     stop: float = 0.0
     store_fails: float = 0.0
+    gives_up: float = 0.0
+    """A stage fails at one clip of a lease, and goes on with the others."""
+    node_trouble: float = 0.0
+    drain: float = 0.0
+    retry: float = 0.0
+    """Chance per driver that it withdraws all rejections first."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class World:
     poison: set[Key]
     """Take down every decode worker that touches them."""
     poison_encode: set[Key]
+    hopeless: set[tuple[Stage, Key]]
+    """A stage fails at them every time, and lives."""
     grids: dict[int, tuple[int, int]]
     pieces: dict[int, int]
     """Rows that are streamed in several pieces. Nothing above but the grids is about them."""
@@ -114,13 +124,16 @@ class World:
                 fate[row, 0] = "lost" if self.flaws[row].kills else "bad"
             elif row in self.bad_rows:
                 fate[row, 0] = "bad"
-            elif (row, 0) in self.poison:
+            elif (row, 0) in self.poison or ("decode", (row, 0)) in self.hopeless:
                 # Nobody lives to tell how many segments the source has.
                 fate[row, 0] = "lost"
             else:
                 for segment in range(self.segments.get(row, 1)):
                     key = (row, segment)
-                    if key in self.poison or key in self.poison_encode:
+                    hopeless = ("decode", key) in self.hopeless or (
+                        ("encode", key) in self.hopeless and key not in self.bad_to_encode
+                    )
+                    if key in self.poison or key in self.poison_encode or hopeless:
                         fate[key] = "lost"
                     else:
                         fate[key] = "bad" if key in self.bad_to_encode else "codes"
@@ -171,6 +184,8 @@ class _SimActor:
     node: int
     busy_until: float = 0.0
     alive: bool = True
+    knows: bool = False
+    """The dispatcher has heard that its node will go."""
     alone: set[Key] = field(default_factory=set)
     """Clips that it was given as leases of one."""
 
@@ -202,6 +217,9 @@ class Simulation:
         self.outcome = ""
         self.seen: Counter[str] = Counter()
         """What went wrong, by kind."""
+        self.zombies: list[tuple[Committer, Commit]] = []
+        """Drivers that were replaced and do not know, and what each would commit next."""
+        self.is_retried = False
         self.lost_alone: Counter[Key] = Counter()
         """How often a clip's worker was lost or failed while the clip was there alone."""
 
@@ -212,14 +230,21 @@ class Simulation:
             if self.drivers > 20:
                 self.trouble = Trouble()  # let it end
                 self.store.chance = 0.0
-            self.outcome = _Driver(self).run()
+            try:
+                self.outcome = _Driver(self).run()
+            except StorageError:  # before it had begun
+                self.outcome = "storage"
             if self.outcome == "done":
-                return self.fates()
+                if self.is_retried or self.rng.random() > self.trouble.retry:
+                    return self.fates()
+                self.is_retried = True
         raise AssertionError(f"never done: last outcome {self.outcome}")
 
     def fates(self) -> dict[Key, str]:
         fates: dict[Key, str] = {}
         for entry in iter_entries(self.store):
+            for one in entry.reopened:
+                assert fates.pop((one.ref.row, one.ref.segment)) != "codes"
             for receipt in entry.shards:
                 for ref in receipt.clips:
                     assert (ref.row, ref.segment) not in fates, f"{ref} is there twice"
@@ -228,7 +253,7 @@ class Simulation:
                 ref = rejected.ref
                 assert (ref.row, ref.segment) not in fates, f"{ref} is there twice"
                 fates[ref.row, ref.segment] = (
-                    "lost" if rejected.reason in ("worker_lost", "fault") else "bad"
+                    "lost" if rejected.reason in ("worker_lost", "fault", "gave_up") else "bad"
                 )
         return fates
 
@@ -255,10 +280,19 @@ class _Driver:
             bytes_per_code=1.0,
         )
         self.dispatcher = Dispatcher(limits, ref_of)
-        self.state: ManifestState = load_state(sim.store, sim.world.num_rows)
-        self.committer = Committer(
-            sim.store, self.state, f"driver-{sim.drivers}", checkpoint_every=4
-        )
+        self.committer = claim_output(sim.store, sim.world.num_rows, f"driver-{sim.drivers}")
+        self.committer.checkpoint_every = 4
+        self.state: ManifestState = self.committer.state
+        for zombie, command in sim.zombies:
+            try:
+                zombie.commit(command.receipts, command.rejected)
+            except (Fenced, StorageError):
+                sim.seen["fenced"] += 1
+            else:
+                raise AssertionError("a driver that was replaced has committed")
+        sim.zombies = []
+        if self.rng.random() < sim.trouble.retry:
+            sim.seen["retried"] += self.committer.reopen(list(iter_rejected(sim.store)))
         self.feed = Feed(_Rows(sim.world.num_rows), self.state.committed)
         self.events: list[tuple[float, int, Event]] = []
         self.order = itertools.count()
@@ -271,6 +305,9 @@ class _Driver:
         """Films that the dispatcher was told have lost something; outputs lost to a write lease."""
         self.reached: Counter[FilmId] = Counter()
         """Pieces of each film that were given to an encoder."""
+        self.draining: set[int] = set()
+        self.busy_s = 0.0
+        """Of encoders, as far as the dispatcher heard of it."""
         self.nodes = {0: 2.0, 1: 2.0, 2: 2.0}
         self.next_node = 3
 
@@ -301,6 +338,9 @@ class _Driver:
                 self.blame(self.actors[event.actor])
             if isinstance(event, LeaseFailed) and event.kind == "inputs_lost":
                 self.note_lost(event)
+            if isinstance(event, Draining):
+                for actor in self.actors.values():
+                    actor.knows |= str(actor.node) in event.nodes
             for command in self.dispatcher.handle(event, sim.now):
                 if ended := self.carry_out(command):
                     return ended
@@ -310,7 +350,8 @@ class _Driver:
         heapq.heappush(self.events, (self.sim.now + delay, next(self.order), event))
 
     def capacity(self) -> Capacity:
-        return Capacity(cpus=sum(self.nodes.values()), gpus=0.0)
+        there = (cpus for node, cpus in self.nodes.items() if node not in self.draining)
+        return Capacity(cpus=sum(there), gpus=0.0)
 
     def carry_out(self, command: Command) -> str:
         """Do what the dispatcher orders; return how the driver ended, if it did."""
@@ -336,6 +377,7 @@ class _Driver:
             if command.outcome == "done":
                 assert not self.objects, "outputs are kept that nobody will ever need"
                 assert not self.states, "states are kept that nobody will ever need"
+                assert self.dispatcher.progress.useful_s <= self.busy_s + 1e-6
                 progress = self.dispatcher.progress
                 passed = {progress.passed(stage) for stage in STAGES}
                 assert len(passed) == 1, f"stages disagree on what is done: {progress}"
@@ -345,6 +387,10 @@ class _Driver:
         return ""
 
     def commit(self, command: Commit) -> str:
+        if self.rng.random() < self.sim.trouble.driver_dies / 10:
+            self.sim.seen["driver froze"] += 1
+            self.sim.zombies.append((self.committer, command))
+            return "frozen"
         try:
             self.committer.commit(command.receipts, command.rejected)
         except Fenced:
@@ -386,20 +432,24 @@ class _Driver:
         assert kept == {lease.state} - {None}, "states pile up"
 
     def start(self, command: StartActor) -> None:
-        node = self.rng.choice(list(self.nodes))
+        fit = [n for n in self.nodes if str(n) not in command.avoid and n not in self.draining]
+        if not fit:  # it waits for room
+            return
+        node = self.rng.choice(fit)
         self.actors[command.actor] = _SimActor(command.stage, node)
         if self.rng.random() < self.sim.trouble.lose_actor / 3:
             self.post(2.0, ActorLost(command.actor, False, "died while starting"))
         elif self.rng.random() < self.sim.trouble.fault / 10:
-            self.post(2.0, ActorRefused(command.actor, "cannot"))
+            self.post(2.0, ActorRefused(command.actor, "cannot", self.rng.random() < 0.5))
         elif command.squeeze or self.rng.random() > 0.1:
-            self.post(0.5, ActorPlaced(command.actor))
+            self.post(0.5, ActorPlaced(command.actor, str(node)))
             self.post(self.rng.uniform(1, 4), ActorUp(command.actor))
 
     def work(self, command: Dispatch) -> None:
         """Decide how this attempt ends, and post what the driver hears of it."""
         trouble, lease, actor = self.sim.trouble, command.lease, self.actors[command.actor]
         assert actor.alive, "dispatched to an actor that the dispatcher killed"
+        assert not (actor.node in self.draining and actor.knows), "given work on a node that goes"
         begin = max(self.sim.now, actor.busy_until)
         end = begin + self.rng.expovariate(1 / 3.0)
         actor.busy_until = end
@@ -436,8 +486,25 @@ class _Driver:
         elif self.rng.random() < trouble.storage:
             self.sim.seen["storage"] += 1
             self.post(late, LeaseFailed(command.attempt, "storage", "no answer"))
+        elif self.rng.random() < trouble.node_trouble:
+            self.sim.seen["node trouble"] += 1
+            self.post(late, LeaseFailed(command.attempt, "node", "disk full"))
+        elif self.rng.random() < trouble.drain and len(self.nodes) > 1:
+            self.post(late, self.answer(command))
+            self.drain(command.actor)
         else:
             self.post(late, self.answer(command))
+
+    def drain(self, actor_id: ActorId) -> None:
+        """The node of an actor will be taken away in half a minute, and the driver hears of it."""
+        node = self.actors[actor_id].node
+        if node in self.draining or node not in self.nodes:
+            return
+        self.sim.seen["drained"] += 1
+        self.draining.add(node)
+        self.post(0.0, Draining(frozenset(map(str, self.draining))))
+        self.post(0.0, self.capacity())
+        self.lose_node(actor_id, 30.0)
 
     def lose(self, actor_id: ActorId, delay: float, *, node_lost: bool) -> None:
         if not node_lost:
@@ -476,7 +543,12 @@ class _Driver:
         if isinstance(lease, DecodeLease):
             decoded = [self.decoded(item) for item in lease.items]
             self.objects[attempt] = (node, [output for output, _ in decoded])
-            return LeaseDone(attempt, tuple(info for _, info in decoded))
+            # What could not even be fetched does not tell how many segments it has.
+            infos = (
+                self.or_failed("decode", info, ref_of(item))
+                for item, (_, info) in zip(lease.items, decoded, strict=True)
+            )
+            return LeaseDone(attempt, tuple(infos))
         if isinstance(lease, EncodeLease) and lease.film is not None:
             return self.piece_encoded(command, lease, node)
         if isinstance(lease, EncodeLease):
@@ -485,7 +557,11 @@ class _Driver:
             outputs = self.read(lease.pick)
             self.check(lease.items, [output.ref for output in outputs])
             self.objects[attempt] = (node, outputs)
-            return LeaseDone(attempt, tuple(self.encoded(output.ref) for output in outputs))
+            self.busy_s += 2.0
+            infos = (
+                self.or_failed("encode", self.encoded(output.ref), output.ref) for output in outputs
+            )
+            return LeaseDone(attempt, tuple(infos), 2.0)
         lost = tuple(pick.source for pick in lease.picks if self.is_lost(pick))
         if lost:
             return LeaseFailed(attempt, "inputs_lost", "gone", lost)
@@ -515,7 +591,8 @@ class _Driver:
             return LeaseDone(attempt, (Rejected(pixels.ref, "encode", "non_finite", "bad"),))
         if item.piece < pixels.num_pieces - 1:
             self.states[attempt] = State(node, lease.film, codes)
-        return LeaseDone(attempt, (self.encoded(pixels.ref),))
+        self.busy_s += 1.0
+        return LeaseDone(attempt, (self.encoded(pixels.ref),), 1.0)
 
     def joined(self, outputs: list[Output]) -> list[ClipRef]:
         """What the write stage makes of them: films whole, their pieces in order and right."""
@@ -556,6 +633,19 @@ class _Driver:
         if item.row in world.bad_rows or world.is_flawed(item, "decode", kills=False):
             return output, Rejected(ref, "decode", "corrupt", "bad")
         return output, DecodedInfo(ref, 5, num_pieces)
+
+    def or_failed(self, stage: Stage, info: Any, ref: ClipRef) -> Any:
+        """The answer for a clip, or that the stage gave it up."""
+        key = (ref.row, ref.segment)
+        if isinstance(info, Rejected):
+            return info
+        if (stage, key) in self.sim.world.hopeless or (
+            self.rng.random() < self.sim.trouble.gives_up
+        ):
+            self.sim.seen["gave up"] += 1
+            self.sim.lost_alone[key] += 1
+            return Failed(ref, "gave_up", "broke")
+        return info
 
     def encoded(self, ref: ClipRef) -> EncodedInfo | Rejected:
         if (ref.row, ref.segment) in self.sim.world.bad_to_encode:
@@ -616,6 +706,9 @@ def _draw_world(rng: random.Random) -> World:
         bad_to_encode=some(0.05),
         poison=some(0.03) if rng.random() < 0.3 else set(),
         poison_encode=some(0.03) if rng.random() < 0.2 else set(),
+        hopeless={(stage, key) for stage in ("decode", "encode") for key in some(0.02)}
+        if rng.random() < 0.3
+        else set(),
         grids={row: rng.choice([(4, 4), (2, 8)]) for row in rows},
         pieces=pieces,
         flaws={
@@ -643,4 +736,8 @@ def _draw_trouble(rng: random.Random) -> Trouble:
         driver_dies=maybe(0.7),
         stop=maybe(0.3),
         store_fails=maybe(0.1),
+        gives_up=maybe(level / 2),
+        node_trouble=maybe(level / 3),
+        drain=maybe(level),
+        retry=maybe(0.3),
     )

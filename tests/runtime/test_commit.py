@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.formats.formats_helpers import DictStore
-from tokpipe.errors import Fenced, RuntimeFault, StorageError
-from tokpipe.formats.manifest import iter_entries, load_state
-from tokpipe.runtime.commit import Committer
+from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
+from tokpipe.formats.manifest import EncoderUse, iter_entries, iter_rejected, load_state
+from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 NUM_ROWS = 100
@@ -27,6 +29,10 @@ def receipt(*rows: int, name: str = "a") -> Receipt:
         side_table_size_bytes=10,
         clips=tuple(ClipRef(f"id{row}", row, 0, 1, f"mem://{row}") for row in rows),
     )
+
+
+def rejection(row: int, reason: str = "empty") -> Rejected:
+    return Rejected(ClipRef(f"id{row}", row, 0, 1, f"mem://{row}"), "decode", reason, "")
 
 
 def committer(store: DictStore, writer: str) -> Committer:
@@ -63,9 +69,8 @@ def test_a_driver_that_was_replaced_cannot_come_back() -> None:
 def test_what_is_committed_already_is_left_out() -> None:
     store = DictStore()
     driver = committer(store, "driver")
-    rejection = Rejected(ClipRef("id5", 5, 0, 1, "mem://5"), "decode", "empty", "")
-    driver.commit([receipt(1, 2)], [rejection])
-    driver.commit([receipt(1, 2, name="b")], [rejection])
+    driver.commit([receipt(1, 2)], [rejection(5)])
+    driver.commit([receipt(1, 2, name="b")], [rejection(5)])
     assert settled(store) == [1, 2, 5]
     assert driver.state.next_seq == 1
 
@@ -100,3 +105,80 @@ def test_a_resume_reads_a_checkpoint_and_the_entries_after_it() -> None:
     state = load_state(store, NUM_ROWS)
     assert state.committed.num_done == 70
     assert sum(request.startswith("get ") for request in store.requests) < 15
+
+
+def test_a_claim_fences_every_older_driver_at_once() -> None:
+    store = DictStore()
+    old = claim_output(store, NUM_ROWS, "old")
+    old.commit([receipt(1)], [])
+    old.watch()
+    new = claim_output(store, NUM_ROWS, "new")
+    with pytest.raises(Fenced, match=rf"another driver, new \(process {os.getpid()} on "):
+        old.watch()
+    with pytest.raises(Fenced, match="written by another driver"):
+        old.commit([receipt(2)], [])
+    new.commit([receipt(2)], [])
+    assert settled(store) == [1, 2]
+
+
+def test_of_two_that_claim_at_the_same_moment_one_is_told() -> None:
+    class Beaten(DictStore):
+        """Another driver is quicker, once."""
+
+        quicker = 1
+
+        def create(self, key: str, data: bytes) -> bool:
+            if self.quicker and key.startswith("manifest/"):
+                self.quicker = 0
+                claim_output(self, NUM_ROWS, "quick")
+            return super().create(key, data)
+
+    store = Beaten()
+    with pytest.raises(Fenced, match="quick"):
+        claim_output(store, NUM_ROWS, "slow")
+    assert [entry.writer for entry in iter_entries(store)] == ["quick"]
+
+
+def test_a_claim_takes_in_what_an_older_driver_commits_meanwhile() -> None:
+    class Busy(DictStore):
+        older: Committer | None = None
+
+        def create(self, key: str, data: bytes) -> bool:
+            older, self.older = self.older, None
+            if older is not None:
+                older.commit([receipt(3)], [])
+            return super().create(key, data)
+
+    store = Busy()
+    store.older = claim_output(store, NUM_ROWS, "older")
+    claimed = claim_output(store, NUM_ROWS, "newer")
+    assert receipt(3).clips[0] in claimed.state.committed
+    claimed.commit([receipt(3, name="again"), receipt(4)], [])
+    assert settled(store) == [3, 4]
+
+
+def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
+    store = DictStore()
+    driver = claim_output(store, NUM_ROWS, "driver")
+    driver.commit([receipt(1)], [rejection(5), rejection(6, "truncated")])
+    assert driver.reopen([rejection(6, "truncated")]) == 1
+    assert driver.state.totals.rejected == {"empty": 1}
+    driver.commit([receipt(6)], [])
+    again = load_state(store, NUM_ROWS)
+    assert (again.totals.num_clips, again.totals.num_rejected) == (2, 1)
+    assert [one.ref.row for one in iter_rejected(store)] == [5]
+    with pytest.raises(CorruptOutput, match="which is not rejected"):
+        driver.reopen([rejection(6, "truncated")])
+
+
+def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:
+    store = DictStore()
+    first = claim_output(store, NUM_ROWS, "first")
+    first.commit([receipt(1)], [], EncoderUse(paid_s=10.0, useful_s=6.0))
+    first.commit([receipt(1, name="b")], [], EncoderUse(paid_s=2.0, lost_s=1.0))  # nothing new
+    first.commit([receipt(2)], [], EncoderUse(paid_s=3.0, useful_s=2.0))
+    second = claim_output(store, NUM_ROWS, "second")
+    second.commit([receipt(3)], [], EncoderUse(paid_s=5.0, useful_s=2.0))
+    totals = load_state(store, NUM_ROWS).totals
+    assert (totals.paid_s, totals.useful_s, totals.lost_s) == (20.0, 10.0, 1.0)
+    assert totals.goodput == 0.5

@@ -24,10 +24,10 @@ from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
-from tokpipe.types import DecodedClip, EncodedClip, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
-"""Clips by position in the lease; None where the clip was rejected."""
+"""Clips by position in the lease; None where the clip was rejected or failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ class DecodeActor(_Worker):
     def work(self, items: Sequence[WorkItem]) -> tuple[Payload, Report]:
         started = time.monotonic()
         results = self.stage.process(list(items))
-        payload = [None if isinstance(one, Rejected) else one for one in results]
+        payload = [one if isinstance(one, DecodedClip) else None for one in results]
         infos = tuple(
             one
-            if isinstance(one, Rejected)
+            if isinstance(one, Rejected | Failed)
             else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces)
             for one in results
         )
@@ -92,7 +92,7 @@ class EncodeActor(_Worker):
         clips = [clip for position in positions if (clip := decoded[position]) is not None]
         assert len(clips) == len(positions), "only decoded clips are picked"
         results = self.stage.process(clips)
-        payload = [None if isinstance(one, Rejected) else one for one in results]
+        payload = [one if isinstance(one, EncodedClip) else None for one in results]
         infos = tuple(_encoded_info(one) for one in results)
         return payload, Report(infos, time.monotonic() - started)
 
@@ -109,8 +109,8 @@ class EncodeActor(_Worker):
         return payload, after, Report((_encoded_info(result),), time.monotonic() - started)
 
 
-def _encoded_info(result: EncodedClip | Rejected) -> EncodedInfo | Rejected:
-    if isinstance(result, Rejected):
+def _encoded_info(result: EncodedClip | Rejected | Failed) -> EncodedInfo | Rejected | Failed:
+    if not isinstance(result, EncodedClip):
         return result
     return EncodedInfo(result.ref, result.grid, result.num_codes)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray._private.state
 from ray.exceptions import RayError
 
 from tokpipe.errors import RuntimeFault
@@ -43,6 +44,15 @@ def connected(cluster: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that the cluster has been told to empty: by ``ray drain-node``, by an
+    autoscaler, or by a cloud's notice that it will take a spot instance back.
+
+    Ray gives this to its own libraries, and to nobody else in public.
+    """
+    return frozenset(ray._private.state.state.get_draining_nodes())
 
 
 def has_gpu() -> bool:

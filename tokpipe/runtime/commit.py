@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from typing import Any
 
-from tokpipe.errors import Fenced, RuntimeFault
+import tokpipe
+from tokpipe.errors import Fenced, RuntimeFault, StorageError
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
+    Claim,
+    EncoderUse,
     ManifestEntry,
     ManifestState,
+    Reopened,
     append,
+    iter_entries,
+    load_state,
     write_checkpoint,
 )
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt, Rejected
+
+_CLAIM_ATTEMPTS = 10
+REOPENED_PER_ENTRY = 10_000
+
+
+def claim_output(store: Store, num_rows: int, writer: str) -> Committer:
+    """Become the one driver of an output: from now on every older one finds itself replaced.
+
+    A driver that is frozen or cut off cannot be asked whether it still lives, so the newer one
+    always wins. Of two that start at the same moment, one does.
+
+    Raises:
+        Fenced: another driver starts at this moment.
+        CorruptOutput: the manifest is damaged.
+        StorageError: the store gave no answer.
+    """
+    claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
+    for _ in range(_CLAIM_ATTEMPTS):
+        state = load_state(store, num_rows)
+        committer = Committer(store, state, writer)
+        try:
+            committer.append(committer.entry(claim=claim))
+        except Fenced:
+            (theirs,) = iter_entries(store, state.next_seq, state.next_seq + 1)
+            if theirs.claim is not None:
+                raise
+            continue  # an older driver has just committed: what it added counts
+        return committer
+    raise Fenced(
+        f"{store.uri}: another driver commits faster than this one can claim the output. Two at "
+        "once would tokenize everything twice. Find and stop the other, then run this job again."
+    )
 
 
 class Committer:
@@ -36,8 +79,15 @@ class Committer:
         self.state = state
         self.writer = writer
         self.checkpoint_every = checkpoint_every
+        self._untold = EncoderUse()
+        """Encoder seconds of commits that had nothing to add."""
 
-    def commit(self, receipts: Sequence[Receipt], rejected: Sequence[Rejected]) -> None:
+    def commit(
+        self,
+        receipts: Sequence[Receipt],
+        rejected: Sequence[Rejected],
+        encoders: EncoderUse | None = None,
+    ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
         What is committed already is left out, so that giving the same work twice adds nothing.
@@ -46,12 +96,12 @@ class Committer:
             Fenced: another driver took the sequence number.
             StorageError: the store gave no answer; the entry may or may not exist.
         """
-        entry = ManifestEntry(
-            seq=self.state.next_seq,
-            writer=self.writer,
-            written_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        if encoders is not None:
+            self._untold += encoders
+        entry = self.entry(
             shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
             rejected=tuple(one for one in rejected if not self._has(one.ref)),
+            encoders=self._untold,
         )
         if not (entry.shards or entry.rejected):
             return
@@ -61,16 +111,62 @@ class Committer:
                 "manifest could not be read again. Nothing was committed; run the job again, and "
                 "if it happens twice, report it."
             )
+        self.append(entry)
+        self._untold = EncoderUse()
+
+    def reopen(self, rejected: Iterable[Rejected]) -> int:
+        """Withdraw rejections, so that their clips are work again; returns how many.
+
+        Raises:
+            Fenced, StorageError: as ``commit``. Those in entries before stay withdrawn.
+        """
+        withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
+        for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
+            some = tuple(withdrawn[start : start + REOPENED_PER_ENTRY])
+            self.append(self.entry(reopened=some))
+        return len(withdrawn)
+
+    def watch(self) -> None:
+        """Find out whether another driver has claimed the output, before the next commit would.
+
+        Raises:
+            Fenced: it has.
+        """
+        with contextlib.suppress(StorageError):  # a commit will say it, if it lasts
+            if self.store.size(entry_key(self.state.next_seq)) is not None:
+                raise self._fenced(self.state.next_seq)
+
+    def entry(self, **content: Any) -> ManifestEntry:
+        """The next entry of this driver, with this content."""
+        return ManifestEntry(
+            seq=self.state.next_seq,
+            writer=self.writer,
+            written_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            **content,
+        )
+
+    def append(self, entry: ManifestEntry) -> None:
+        """Put an entry in its place, or find that it is taken.
+
+        Raises:
+            Fenced, StorageError: as ``commit``.
+        """
         if not append(self.store, entry):
-            raise Fenced(
-                f"{self.store.uri}: manifest entry {entry.seq} was written by another driver. "
-                "Two drivers on one output would tokenize everything twice, so this one stops; "
-                "what it had not committed is left to the other. If no other driver should be "
-                "running, find and stop it, then run this job again."
-            )
+            raise self._fenced(entry.seq)
         self.state.apply(entry)
         if self.state.next_seq % self.checkpoint_every == 0:
             write_checkpoint(self.store, self.state)
+
+    def _fenced(self, seq: int) -> Fenced:
+        (theirs,) = iter_entries(self.store, seq, seq + 1)
+        where = f" (process {theirs.claim.pid} on {theirs.claim.host})" if theirs.claim else ""
+        return Fenced(
+            f"{self.store.uri}: manifest entry {seq} was written by another driver, "
+            f"{theirs.writer}{where}, at {theirs.written_at}. "
+            "Two drivers on one output would tokenize everything twice, so this one stops; "
+            "what it had not committed is left to the other. If no other driver should be "
+            "running, find and stop it, then run this job again."
+        )
 
     def _has(self, ref: ClipRef) -> bool:
         return ref in self.state.committed

@@ -7,7 +7,9 @@ no I/O in here: the Ray shell and the simulation drive the same object. What it 
   long as some actor of each stage makes progress.
 - An answer counts only while its attempt is in flight, so a zombie's work is never used.
 - A clip is blamed for a lost or failing worker only when it was there alone. After
-  ``max_attempts`` such losses it is rejected, alone.
+  ``max_attempts`` such losses it is rejected, alone. A clip that a stage gives up by itself
+  (``Failed``) is tried again after a pause, as often.
+- A node that is about to go, or has trouble of its own, is given nothing new, and blames nobody.
 - What is in flight is bounded by credits, whatever the size of the plan.
 
 Clips that are streamed in pieces have a state of their own, ``films``; their leases go the same
@@ -40,16 +42,19 @@ from tokpipe.runtime.protocol import (
     DecodedInfo,
     DecodeLease,
     Dispatch,
+    Draining,
     EncodedClips,
     EncodedInfo,
     EncodeLease,
     Event,
     FetchPlan,
     Finish,
+    Info,
     KillActor,
     Lease,
     LeaseDone,
     LeaseFailed,
+    NodeId,
     Pick,
     Planned,
     Release,
@@ -60,7 +65,7 @@ from tokpipe.runtime.protocol import (
     Tick,
     WriteLease,
 )
-from tokpipe.types import ClipRef, Receipt, Rejected, WorkItem
+from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
 
 SLOTS = {"decode": 2, "encode": 2, "write": 1}
 """Leases that an actor of each stage holds at a time: the second waits for the first to end, so
@@ -75,6 +80,13 @@ MAX_PAUSE_S = 60.0
 MAX_FAULTS = 30
 """Leases that fail or take down their workers in a row, with none done in between, before the
 job is given up: the fault is then not the clips'."""
+RETRY_PAUSE_S = 5.0
+"""Before a clip that a stage gave up is tried again; four times as long each time."""
+MAX_NODE_TROUBLES = 10
+"""Times in a row that actors of a stage have trouble of their nodes, with no lease done in between,
+before the job is given up: then it is no single node."""
+NODE_REST_S = 30.0
+"""How long a node with trouble is avoided; twice as long each time."""
 REJECTED_PER_COMMIT = 1000
 """Rejections that are committed without waiting for a shard."""
 
@@ -99,7 +111,11 @@ class _Actor:
     is_squeezed: bool = False
     """It asked for no room, so that there is nothing it could still wait for."""
     placed: bool = False
+    node: NodeId | None = None
+    """Known once it is placed."""
     up: bool = False
+    is_leaving: bool = False
+    """Its node is about to go: it finishes what it holds, and does not count any more."""
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
     """When its first lease got to the front, which is when its deadline started."""
@@ -127,6 +143,16 @@ class _OpenShard:
     since: float
     num_codes: int = 0
     parts: list[EncodedClips] = field(default_factory=list)
+    is_endangered: bool = False
+    """Some of its codes are on a node that is about to go."""
+
+
+@dataclass(slots=True)
+class _NodeTrouble:
+    """A node whose own trouble kept an actor from working."""
+
+    count: int = 0
+    avoid_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -138,6 +164,12 @@ class Progress:
     decoded: int = 0
     encoded: int = 0
     committed: int = 0
+    useful_s: float = 0.0
+    """Seconds of encoders that went into committed codes."""
+    lost_s: float = 0.0
+    """Seconds of encoders whose codes were lost before they were committed."""
+    lost_actors: Counter[Stage] = field(default_factory=Counter)
+    """Actors that were up and died, or had to be killed."""
     refused: Counter[Stage] = field(default_factory=Counter)
     """Rejected clips, committed or not, by the stage that they did not get past."""
 
@@ -168,6 +200,10 @@ class Dispatcher:
         self._lost_starting: Counter[Stage] = Counter()
         self._start_after: dict[Stage, float] = {}
         self._without_actor_since: dict[Stage, float] = {}
+        self._leaving: set[ActorId] = set()
+        self._draining: frozenset[NodeId] = frozenset()
+        self._node_troubles: dict[NodeId, _NodeTrouble] = {}
+        self._troubles_in_a_row: Counter[Stage] = Counter()
 
         self._flights: dict[AttemptId, _Flight] = {}
         self._in_flight: Counter[Stage] = Counter()
@@ -176,6 +212,8 @@ class Dispatcher:
         self._films = Films()
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
         """Leases to be run alone on an actor, because the last one to hold them was lost."""
+        self._later: list[tuple[float, DecodeLease | EncodeLease]] = []
+        """Leases of a clip that a stage gave up, and when to try again."""
         self._decoded: deque[EncodeLease] = deque()
         self._open: dict[tuple[int, int], _OpenShard] = {}
         self._shards: deque[WriteLease] = deque()
@@ -188,6 +226,9 @@ class Dispatcher:
         self._plan_asked = False
         self._plan_exhausted = False
         self._receipts: list[Receipt] = []
+        self._useful_s = 0.0
+        """Encoder seconds behind the receipts."""
+        self._lost_s = 0.0
         self._rejected: list[Rejected] = []
         self._rejected_since: float | None = None
         self._committing = False
@@ -208,6 +249,11 @@ class Dispatcher:
             commands.extend(self._advance(now))
         return commands
 
+    @property
+    def knows_of_draining(self) -> bool:
+        """Whether the last notice named any node."""
+        return bool(self._draining)
+
     def num_up(self, stage: Stage) -> int:
         """Actors of a stage that take leases."""
         return self._up[stage]
@@ -226,8 +272,12 @@ class Dispatcher:
         elif isinstance(event, Capacity):
             self._sizes = size_pools(event, self.limits.runtime, on_gpu=self.limits.on_gpu)
         elif isinstance(event, ActorPlaced):
-            if event.actor in self.actors:
-                self.actors[event.actor].placed = True
+            if (actor := self.actors.get(event.actor)) is not None:
+                actor.placed, actor.node = True, event.node
+                if event.node in self._draining:
+                    self._leave(event.actor)
+        elif isinstance(event, Draining):
+            self._drain(event.nodes)
         elif isinstance(event, ActorUp):
             self._actor_up(event.actor)
         elif isinstance(event, ActorLost):
@@ -244,7 +294,7 @@ class Dispatcher:
 
     def _actor_up(self, actor_id: ActorId) -> None:
         actor = self.actors.get(actor_id)
-        if actor is not None and not actor.up:
+        if actor is not None and not actor.up and not actor.is_leaving:
             actor.placed = actor.up = True
             self._up[actor.stage] += 1
             self._refusals[actor.stage] = self._lost_starting[actor.stage] = 0
@@ -257,6 +307,8 @@ class Dispatcher:
         actor = self.actors[actor_id]
         self._idle[actor.stage].pop(actor_id, None)
         self._spare[actor.stage].pop(actor_id, None)
+        if actor.is_leaving:
+            return
         if not actor.leases:
             self._idle[actor.stage][actor_id] = None
         elif not alone and len(actor.leases) < SLOTS[actor.stage]:
@@ -267,6 +319,7 @@ class Dispatcher:
         if actor is None:
             return
         started = actor.up
+        self.progress.lost_actors[actor.stage] += started
         yield from self._drop_actor(event.actor, now, blame=not event.node_lost, why=event.message)
         if not started and not event.node_lost:
             self._lost_starting[actor.stage] += 1
@@ -276,6 +329,9 @@ class Dispatcher:
         actor = self.actors.get(event.actor)
         if actor is not None:
             yield from self._drop_actor(event.actor, now, blame=False, why=event.message, kill=True)
+            if event.is_node_trouble:
+                yield from self._note_trouble(actor, event.message, now)
+                return
             self._refusals[actor.stage] += 1
             yield from self._could_not_start(actor.stage, event.message, now)
 
@@ -291,14 +347,63 @@ class Dispatcher:
         else:
             self._start_after[stage] = now + min(MAX_PAUSE_S, 2.0 ** (refusals + lost))
 
+    def _note_trouble(self, actor: _Actor, message: str, now: float) -> Iterator[Command]:
+        """A node's own trouble cost an actor: keep away from it for a while."""
+        stage = actor.stage
+        if actor.node is not None:
+            trouble = self._node_troubles.setdefault(actor.node, _NodeTrouble())
+            trouble.avoid_until = now + NODE_REST_S * 2**trouble.count
+            trouble.count += 1
+        self._troubles_in_a_row[stage] += 1
+        self._start_after[stage] = now + min(MAX_PAUSE_S, 1.5 ** self._troubles_in_a_row[stage])
+        if self._troubles_in_a_row[stage] >= MAX_NODE_TROUBLES:
+            yield self._abort(
+                "runtime",
+                f"{stage} actors: {MAX_NODE_TROUBLES} times in a row their nodes had trouble of "
+                f"their own, the last time because: {message}. Nothing can be finished so, and no "
+                "clip is to blame. What is committed stays; mend the nodes and run the job again.",
+            )
+
+    def _drain(self, nodes: frozenset[NodeId]) -> None:
+        """Have done with nodes that are about to go: what they hold will be lost."""
+        news = nodes - self._draining
+        self._draining = nodes
+        for actor_id, actor in self.actors.items():
+            if actor.node in nodes:
+                self._leave(actor_id)
+        if news:  # nobody knows where the codes of an open shard are
+            for grid in list(self._open):
+                self._close_shard(grid)
+
+    def _leave(self, actor_id: ActorId) -> None:
+        """Give an actor nothing new; it is let go once it holds nothing, and replaced at once."""
+        actor = self.actors[actor_id]
+        if actor.is_leaving:
+            return
+        actor.is_leaving = True
+        self._leaving.add(actor_id)
+        self._count[actor.stage] -= 1
+        self._up[actor.stage] -= actor.up
+        self._shelve(actor_id)
+
+    def _endanger(self, attempt: AttemptId) -> None:
+        """An output is on a node that is about to go: write what codes of it there are."""
+        for shard in self._open.values():
+            picks = (pick for part in shard.parts for pick in part.picks)
+            shard.is_endangered |= any(pick.source == attempt for pick in picks)
+
     def _drop_actor(
         self, actor_id: ActorId, now: float, *, blame: bool, why: str, kill: bool = False
     ) -> Iterator[Command]:
         """Forget an actor; its leases are given again. Only the one at work can be to blame."""
         actor = self.actors.pop(actor_id)
-        self._count[actor.stage] -= 1
-        if actor.up:
-            self._up[actor.stage] -= 1
+        if actor.is_leaving:
+            self._leaving.discard(actor_id)
+        else:
+            self._count[actor.stage] -= 1
+            self._up[actor.stage] -= actor.up
+        if actor.stage == "encode" and actor.leases:
+            self._lose_seconds(now - actor.head_since)
         self._idle[actor.stage].pop(actor_id, None)
         self._spare[actor.stage].pop(actor_id, None)
         if kill:
@@ -318,6 +423,7 @@ class Dispatcher:
             pool = getattr(runtime, actor.stage)
             if actor.leases and now - actor.head_since > pool.lease_deadline_s:
                 why = f"its {actor.stage} worker gave no answer for {pool.lease_deadline_s:g} s"
+                self.progress.lost_actors[actor.stage] += 1
                 yield from self._drop_actor(actor_id, now, blame=True, why=why, kill=True)
             elif not actor.up and now - actor.since > runtime.start_timeout_s:
                 yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
@@ -345,11 +451,12 @@ class Dispatcher:
             yield Release(event.attempt)
             return
         lease, answer = flight.lease, event.answer
-        self._faults = 0
+        self._faults = self._troubles_in_a_row[lease.stage] = 0
         self._store_strikes.pop(_key(lease), None)
         if isinstance(lease, WriteLease):
             assert isinstance(answer, Receipt)
             self._receipts.append(answer)
+            self._useful_s += lease.encode_s
             self._strikes.pop(_key(lease), None)
             for pick in lease.picks:
                 yield from self._used_up(pick)
@@ -359,17 +466,19 @@ class Dispatcher:
         assert isinstance(answer, tuple)
         assert len(answer) == len(lease.items)
         if lease.film is not None:
-            yield from self._piece_done(event.attempt, lease, answer[0], now)
+            yield from self._piece_done(event, lease, answer[0], now)
         elif isinstance(lease, DecodeLease):
             yield from self._decoded_lease(event.attempt, lease, answer, now)
         else:
-            yield from self._encoded_lease(event.attempt, lease, answer, now)
+            yield from self._encoded_lease(event, lease, answer, now)
+        if flight.actor in self._leaving:
+            self._endanger(event.attempt)
 
     def _decoded_lease(
         self,
         attempt: AttemptId,
         lease: DecodeLease,
-        answer: tuple[DecodedInfo | EncodedInfo | Rejected, ...],
+        answer: tuple[Info, ...],
         now: float,
     ) -> Iterator[Command]:
         items: list[WorkItem] = []
@@ -384,6 +493,9 @@ class Dispatcher:
                 self.progress.extra_clips += total - 1
             if isinstance(result, Rejected):
                 self._reject(result, now)
+                continue
+            if isinstance(result, Failed):
+                yield from self._try_later(DecodeLease((item,)), result, now)
                 continue
             assert isinstance(result, DecodedInfo)
             if result.num_pieces > 1:
@@ -403,50 +515,63 @@ class Dispatcher:
 
     def _encoded_lease(
         self,
-        attempt: AttemptId,
+        event: LeaseDone,
         lease: EncodeLease,
-        answer: tuple[DecodedInfo | EncodedInfo | Rejected, ...],
+        answer: tuple[Info, ...],
         now: float,
     ) -> Iterator[Command]:
-        yield from self._used_up(lease.pick)
+        attempt = event.attempt
+        used: list[int] = []
         by_grid: dict[tuple[int, int], list[tuple[int, WorkItem, EncodedInfo]]] = {}
         for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
+            if isinstance(result, Failed):  # its pixels are still needed
+                pixels = Pick(lease.pick.source, (lease.pick.positions[position],))
+                yield from self._try_later(EncodeLease((item,), pixels), result, now)
+                continue
+            used.append(lease.pick.positions[position])
             if isinstance(result, Rejected):
                 self._reject(result, now)
                 continue
             assert isinstance(result, EncodedInfo)
             by_grid.setdefault(result.grid, []).append((position, item, result))
             self.progress.encoded += 1
+        yield from self._used_up(Pick(lease.pick.source, tuple(used)))
+        num_codes = sum(info.num_codes for clips in by_grid.values() for _, _, info in clips)
         if not by_grid:
             yield Release(attempt)
             return
         self._unread[attempt] = sum(len(clips) for clips in by_grid.values())
         for grid, clips in by_grid.items():
             pick = Pick(attempt, tuple(position for position, _, _ in clips))
-            part = EncodedClips(tuple(item for _, item, _ in clips), (pick,))
-            self._into_shard(part, grid, sum(info.num_codes for _, _, info in clips), now)
+            in_part = sum(info.num_codes for _, _, info in clips)
+            encode_s = event.busy_s * in_part / max(1, num_codes)
+            part = EncodedClips(tuple(item for _, item, _ in clips), (pick,), encode_s)
+            self._into_shard(part, grid, in_part, now)
 
     def _piece_done(
         self,
-        attempt: AttemptId,
+        event: LeaseDone,
         lease: DecodeLease | EncodeLease,
-        result: DecodedInfo | EncodedInfo | Rejected,
+        result: Info,
         now: float,
     ) -> Iterator[Command]:
-        film = self._films.of(lease)
+        attempt, film = event.attempt, self._films.of(lease)
         if film is None:  # it ended while this was in flight
             yield Release(attempt)
         elif isinstance(result, Rejected):
             yield Release(attempt)
             yield from self._end_film(film)
             self._reject_film(result, now)
+        elif isinstance(result, Failed):
+            yield Release(attempt)
+            yield from self._try_later(lease, result, now)
         elif isinstance(result, DecodedInfo):
             self._unread[attempt] = 1
             self._films.decoded(film, lease.items[0].piece, Pick(attempt, (0,)))
             self.progress.decoded += film.is_decoded
         else:
             self._unread[attempt] = 1
-            pixels, state = self._films.encoded(film, attempt, result)
+            pixels, state = self._films.encoded(film, attempt, result, event.busy_s)
             yield from self._used_up(pixels)
             if state is not None:
                 yield ReleaseState(state)
@@ -459,6 +584,8 @@ class Dispatcher:
         """Let go of all that a film has so far. Leases that it has in flight are moot."""
         self._films.end(film)
         self.progress.decoded -= film.is_decoded
+        self._lose_seconds(film.encode_s)
+        self._later = [(due, one) for due, one in self._later if one.film != film.film_id]
         for stage, leases in self._suspects.items():
             kept = (
                 one for one in leases if isinstance(one, WriteLease) or one.film != film.film_id
@@ -485,6 +612,11 @@ class Dispatcher:
         if event.kind == "inputs_lost":
             assert not isinstance(lease, DecodeLease)
             yield from self._decode_again(lease, frozenset(event.lost))
+        elif event.kind == "node":
+            actor = self.actors[actor_id]
+            yield from self._drop_actor(actor_id, now, blame=False, why=event.message, kill=True)
+            self._give_again(lease)
+            yield from self._note_trouble(actor, event.message, now)
         elif event.kind == "storage":
             # Counted apart: trouble with a store must never add up to a rejection.
             self._store_strikes[_key(lease)] += 1
@@ -518,6 +650,7 @@ class Dispatcher:
                 self._todo.extendleft(reversed(part.items))
                 self.progress.decoded -= len(part.items)
                 self.progress.encoded -= len(part.items)
+                self._lose_seconds(part.encode_s)
                 for pick in part.picks:
                     yield from self._used_up(pick)
             else:
@@ -576,13 +709,42 @@ class Dispatcher:
                 message=f"gave up after {strikes} attempts alone: {why}",
                 attempts=strikes,
             )
-            if (film := self._films.of(lease)) is not None:
-                yield from self._end_film(film)
-                self._reject_film(rejected, now)
-                return
-            if isinstance(lease, EncodeLease):
-                yield from self._used_up(lease.pick)
-            self._reject(rejected, now)
+            yield from self._give_up(lease, rejected, now)
+
+    def _try_later(
+        self, lease: DecodeLease | EncodeLease, failed: Failed, now: float
+    ) -> Iterator[Command]:
+        """A stage gave up a clip, whose neighbours went on: try it alone, after a pause."""
+        strikes = self._strike(_key(lease))
+        if strikes < self.limits.runtime.max_attempts:
+            self._later.append((now + RETRY_PAUSE_S * 4 ** (strikes - 1), lease))
+            return
+        rejected = Rejected(
+            ref=failed.ref,
+            stage=lease.stage,
+            reason=failed.reason,
+            message=failed.message,
+            backend=failed.backend,
+            attempts=strikes,
+            error=failed.error,
+        )
+        yield from self._give_up(lease, rejected, now)
+
+    def _give_up(
+        self, lease: DecodeLease | EncodeLease, rejected: Rejected, now: float
+    ) -> Iterator[Command]:
+        """Reject the one clip of a lease that will not be given again."""
+        if (film := self._films.of(lease)) is not None:
+            yield from self._end_film(film)
+            self._reject_film(rejected, now)
+            return
+        if isinstance(lease, EncodeLease):
+            yield from self._used_up(lease.pick)
+        self._reject(rejected, now)
+
+    def _lose_seconds(self, seconds: float) -> None:
+        self._lost_s += seconds
+        self.progress.lost_s += seconds
 
     def _strike(self, key: tuple[int, int]) -> int:
         self._strikes[key] += 1
@@ -602,6 +764,8 @@ class Dispatcher:
 
     def _used_up(self, pick: Pick) -> Iterator[Command]:
         """Count an output's clips down; release it with the last."""
+        if not pick.positions:
+            return
         self._unread[pick.source] -= len(pick.positions)
         if self._unread[pick.source] == 0:
             del self._unread[pick.source]
@@ -614,10 +778,14 @@ class Dispatcher:
     # --- what follows from the state ------------------------------------------------------------
 
     def _advance(self, now: float) -> Iterator[Command]:
+        for actor_id in sorted(self._leaving):
+            if not self.actors[actor_id].leases:
+                yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
         yield from self._follow_capacity(now)
         if self._encode_until is None:
             yield from self._ask_for_plan()
             self._films.admit(self._up["encode"])
+            self._take_up_again(now)
             yield from self._lease_decodes(now)
             yield from self._lease_encodes(now)
         self._close_due_shards(now)
@@ -645,20 +813,36 @@ class Dispatcher:
         actor_id = self._new_id()
         self.actors[actor_id] = _Actor(stage, since=now, is_squeezed=squeeze)
         self._count[stage] += 1
-        return StartActor(actor_id, stage, squeeze)
+        troubles = self._node_troubles.items()
+        avoid = tuple(sorted(node for node, trouble in troubles if now < trouble.avoid_until))
+        return StartActor(actor_id, stage, squeeze, avoid)
 
     def _squeeze_in(self, stage: Stage, now: float) -> Iterator[Command]:
         """None is up: if all wait for room, let one do without any set aside."""
-        mine = [(i, actor) for i, actor in self.actors.items() if actor.stage == stage]
+        mine = self._staying(stage)
         if mine and not any(actor.placed or actor.is_squeezed for _, actor in mine):
             yield from self._drop_actor(mine[0][0], now, blame=False, why="", kill=True)
             yield self._start_actor(stage, now, squeeze=True)
 
     def _shed_actor(self, stage: Stage, now: float) -> Iterator[Command]:
         """Let go of the actor that costs least: not yet up, then idle, then the newest."""
-        mine = [(i, actor) for i, actor in self.actors.items() if actor.stage == stage]
+        mine = self._staying(stage)
         actor_id, _ = min(mine, key=lambda pair: (pair[1].up, len(pair[1].leases), -pair[0]))
         yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
+
+    def _staying(self, stage: Stage) -> list[tuple[ActorId, _Actor]]:
+        return [
+            (actor_id, actor)
+            for actor_id, actor in self.actors.items()
+            if actor.stage == stage and not actor.is_leaving
+        ]
+
+    def _take_up_again(self, now: float) -> None:
+        """Leases whose pause is over are run alone, as suspects are."""
+        for due, lease in self._later:
+            if due <= now:
+                self._suspects[lease.stage].append(lease)
+        self._later = [(due, lease) for due, lease in self._later if due > now]
 
     def _ask_for_plan(self) -> Iterator[Command]:
         """Keep a few leases' worth of items at hand, and no more."""
@@ -778,7 +962,7 @@ class Dispatcher:
         else:
             hurry = not self._in_flight["encode"] or now >= self._encode_until
         for grid, shard in list(self._open.items()):
-            if hurry or now - shard.since >= self.limits.shard_max_age_s:
+            if hurry or shard.is_endangered or now - shard.since >= self.limits.shard_max_age_s:
                 self._close_shard(grid)
 
     def _nothing_before_write(self) -> bool:
@@ -789,6 +973,7 @@ class Dispatcher:
             and not self._cut_sources
             and not len(self._films)
             and not self._decoded
+            and not self._later
             and not self._in_flight["decode"]
             and not self._in_flight["encode"]
             and not self._suspects["decode"]
@@ -812,8 +997,11 @@ class Dispatcher:
             receipts, rejected = tuple(self._receipts), tuple(self._rejected)
             self._receipts, self._rejected, self._rejected_since = [], [], None
             self._committing = True
+            useful_s, lost_s = self._useful_s, self._lost_s
+            self._useful_s = self._lost_s = 0.0
             self.progress.committed += sum(len(receipt.clips) for receipt in receipts)
-            yield Commit(receipts, rejected)
+            self.progress.useful_s += useful_s
+            yield Commit(receipts, rejected, useful_s, lost_s)
 
     def _finish_if_over(self, now: float) -> Iterator[Command]:
         stopping = self._encode_until is not None

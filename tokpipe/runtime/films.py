@@ -55,6 +55,8 @@ class Film:
     state: AttemptId | None = None
     """The attempt that left the state after the last of them; none after the last piece."""
     num_codes: int = 0
+    encode_s: float = 0.0
+    """Seconds that encoders have spent on it."""
     seats: dict[Stage, ActorId] = field(default_factory=dict)
     """The actor of each stage that had a piece last: it has the source file, or the state."""
 
@@ -87,7 +89,7 @@ class Film:
     @property
     def result(self) -> EncodedClips:
         """The whole clip, once every piece is encoded."""
-        return EncodedClips((self.item,), tuple(self.codes))
+        return EncodedClips((self.item,), tuple(self.codes), self.encode_s)
 
     @property
     def held(self) -> Iterator[Pick]:
@@ -159,13 +161,14 @@ class Films:
         self._queue(film)
 
     def encoded(
-        self, film: Film, attempt: AttemptId, info: EncodedInfo
+        self, film: Film, attempt: AttemptId, info: EncodedInfo, encode_s: float
     ) -> tuple[Pick, AttemptId | None]:
         """The codes of the next piece are there; return the pixels and state that are used up."""
         pixels, state = film.pixels.pop(film.next_piece), film.state
         film.is_encoding = False
         film.codes.append(Pick(attempt, (0,)))
         film.num_codes += info.num_codes
+        film.encode_s += encode_s
         film.state = None if film.is_encoded else attempt
         self._queue(film)
         return pixels, state

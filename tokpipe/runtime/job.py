@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Any, Literal
@@ -22,14 +22,14 @@ from tokpipe.errors import NotFound, UnsafeStore
 from tokpipe.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import ManifestState, Totals, load_state
+from tokpipe.formats.manifest import ManifestState, Totals, iter_rejected, load_state
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import connected, has_gpu
-from tokpipe.runtime.commit import Committer
-from tokpipe.runtime.dispatcher import Dispatcher, Limits
+from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.progress import ProgressView, Snapshot
 from tokpipe.runtime.protocol import STAGES, Stage
@@ -39,7 +39,7 @@ from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
-from tokpipe.types import ClipRef, WorkItem
+from tokpipe.types import ClipRef, Rejected, WorkItem
 from tokpipe.weights import read_weights
 
 LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
@@ -56,14 +56,23 @@ class Outcome:
     elapsed_s: float
     num_left: int
     """Plan rows that are not settled."""
-    usage: Usage
+    usage: Usage = field(default_factory=Usage)
+    progress: Progress = field(default_factory=Progress)
+    """What this run did."""
     signal: int | None = None
-    """The signal that stopped the run."""
+    """The signal that stopped the run, or SIGTERM if a notice did."""
+    was_drained: bool = False
+    """It was stopped because its node is about to go."""
 
     @property
     def rejected_fraction(self) -> float:
         clips = self.totals.num_clips + self.totals.num_rejected
         return self.totals.num_rejected / clips if clips else 0.0
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the encoders' seconds of this run that went into committed codes."""
+        return self.usage.goodput(self.progress.useful_s)
 
     @property
     def slowest_stage(self) -> tuple[Stage, float] | None:
@@ -76,8 +85,22 @@ class Outcome:
         return max(shares.items(), key=lambda pair: pair[1]) if shares else None
 
 
-def run_job(job: JobConfig, console: Console) -> Outcome:
+@dataclass(frozen=True)
+class Retry:
+    """Which rejected clips to try again: those of one reason, or of any if it is None."""
+
+    reason: str | None = None
+
+    def takes(self, rejected: Rejected) -> bool:
+        # What the plan already knew to be no clip will not become one.
+        return rejected.stage != "plan" and self.reason in (None, rejected.reason)
+
+
+def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Outcome:
     """Start or resume a job and work until it is done, or stopped by SIGINT or SIGTERM.
+
+    Args:
+        retry: rejections to withdraw first, so that their clips are work again.
 
     Raises:
         TokpipeError: see ``errors``; whatever was committed before stays.
@@ -90,9 +113,9 @@ def run_job(job: JobConfig, console: Console) -> Outcome:
     if record is not None:
         _check_same(store, record, job, weights.hash, _recorded_device(record, job))
         state = load_state(store, record.num_rows)
-        if state.committed.num_done == record.num_rows:
+        if state.committed.num_done == record.num_rows and not _any_to_retry(store, retry):
             elapsed_s = time.monotonic() - started
-            return Outcome("done", state.totals, elapsed_s, 0, Usage())
+            return Outcome("done", state.totals, elapsed_s, 0)
     _probe(store, job, console)
 
     console.print("connecting to Ray ...", highlight=False)
@@ -100,7 +123,14 @@ def run_job(job: JobConfig, console: Console) -> Outcome:
         if record is None:
             record = _start(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
-        state = load_state(store, record.num_rows)
+        committer = claim_output(store, record.num_rows, driver)
+        state = committer.state
+        if retry is not None:
+            rejected = list(filter(retry.takes, iter_rejected(store, state.next_seq)))
+            console.print(
+                f"{committer.reopen(rejected):,} rejected clips will be tried again",
+                highlight=False,
+            )
         plan = StoredPlan.from_json(record.plan)
         dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
         feed = Feed(PlanReader(store, plan), state.committed)
@@ -121,22 +151,29 @@ def run_job(job: JobConfig, console: Console) -> Outcome:
                         passed={s: totals_before + progress.passed(s) for s in STAGES},
                         actors={s: dispatcher.num_up(s) for s in STAGES},
                         rejected=state.totals.num_rejected,
+                        goodput=shell.usage.goodput(progress.useful_s),
                     )
                 )
 
-            committer = Committer(store, state, driver)
             shell = Shell(dispatcher, feed, committer, stages, job.runtime, show_progress)
             with _stopped_by_signals(shell) as signals:
                 finish = shell.run()
             show_progress()
+    stopped_by = signals[0] if signals else signal.SIGTERM if shell.was_drained else None
     return Outcome(
         finish.outcome,
         state.totals,
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
         shell.usage,
-        signals[0] if signals and finish.outcome == "stopped" else None,
+        dispatcher.progress,
+        stopped_by if finish.outcome == "stopped" else None,
+        shell.was_drained,
     )
+
+
+def _any_to_retry(store: Store, retry: Retry | None) -> bool:
+    return retry is not None and any(retry.takes(one) for one in iter_rejected(store))
 
 
 # --- starting and resuming ----------------------------------------------------------------------

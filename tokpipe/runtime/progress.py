@@ -33,6 +33,8 @@ class Snapshot:
     """Clips that each stage is done with, earlier runs included."""
     actors: Mapping[Stage, int]
     rejected: int
+    goodput: float | None = None
+    """Share of the encoders' seconds of this run that went into committed codes."""
 
 
 @dataclass
@@ -129,8 +131,12 @@ class ProgressView:
         idle = self._idle_stages(snapshot)
         return (
             f"of {snapshot.total:,} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
-            f"ETA {eta}{'; ' + _no_room(idle) if idle else ''}"
+            f"{_goodput(snapshot)}ETA {eta}{'; ' + _no_room(idle) if idle else ''}"
         )
+
+
+def _goodput(snapshot: Snapshot) -> str:
+    return "" if snapshot.goodput is None else f"goodput {snapshot.goodput:.0%}, "
 
 
 def _no_room(stages: list[Stage]) -> str:

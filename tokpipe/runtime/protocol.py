@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokpipe.types import ClipRef, Receipt, Rejected, WorkItem
+from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
 
 Stage = Literal["decode", "encode", "write"]
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
@@ -22,6 +22,7 @@ STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
 ActorId = int
 AttemptId = int
 FilmId = int
+NodeId = str
 
 
 # --- what stages answer -------------------------------------------------------------------------
@@ -85,6 +86,8 @@ class EncodedClips:
 
     items: tuple[WorkItem, ...]
     picks: tuple[Pick, ...]
+    encode_s: float = 0.0
+    """Seconds that an encoder spent on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,18 @@ class WriteLease:
     def picks(self) -> tuple[Pick, ...]:
         return tuple(pick for part in self.parts for pick in part.picks)
 
+    @property
+    def encode_s(self) -> float:
+        return sum(part.encode_s for part in self.parts)
+
 
 Lease = DecodeLease | EncodeLease | WriteLease
-Answer = tuple[DecodedInfo | Rejected, ...] | tuple[EncodedInfo | Rejected, ...] | Receipt
+Info = DecodedInfo | EncodedInfo | Rejected | Failed
+Answer = (
+    tuple[DecodedInfo | Rejected | Failed, ...]
+    | tuple[EncodedInfo | Rejected | Failed, ...]
+    | Receipt
+)
 
 
 # --- events -------------------------------------------------------------------------------------
@@ -123,6 +135,7 @@ class ActorPlaced:
     """The cluster found room for an actor; it is setting up."""
 
     actor: ActorId
+    node: NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +156,18 @@ class ActorLost:
 
 @dataclass(frozen=True, slots=True)
 class ActorRefused:
-    """An actor's set-up raised: weights, packages or settings are wrong."""
+    """An actor's set-up raised: weights, packages or settings are wrong, or its node is."""
 
     actor: ActorId
     message: str
+    is_node_trouble: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The nodes that are known to be about to go, by notice of the cluster: all there are now."""
+
+    nodes: frozenset[NodeId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +182,17 @@ class Planned:
 class LeaseDone:
     attempt: AttemptId
     answer: Answer
+    busy_s: float = 0.0
+    """Seconds that the stage worked on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailed:
-    """A stage raised; its actor lives. ``storage``: a store kept failing, no clip is to blame."""
+    """A stage raised; its actor lives. No clip is to blame for ``storage`` (a store kept failing)
+    and ``node`` (a full disk, say)."""
 
     attempt: AttemptId
-    kind: Literal["fault", "storage", "inputs_lost"]
+    kind: Literal["fault", "storage", "inputs_lost", "node"]
     message: str
     lost: tuple[AttemptId, ...] = ()
     """With ``inputs_lost``: the outputs that vanished with the node that held them."""
@@ -197,6 +221,7 @@ Event = (
     | ActorUp
     | ActorLost
     | ActorRefused
+    | Draining
     | Planned
     | LeaseDone
     | LeaseFailed
@@ -216,6 +241,8 @@ class StartActor:
     actor: ActorId
     stage: Stage
     squeeze: bool
+    avoid: tuple[NodeId, ...] = ()
+    """Nodes on which actors of this stage had trouble of the node's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +284,10 @@ class Commit:
 
     receipts: tuple[Receipt, ...]
     rejected: tuple[Rejected, ...]
+    useful_s: float = 0.0
+    """Seconds that encoders spent on the receipts' codes."""
+    lost_s: float = 0.0
+    """Seconds of encoders that came to nothing since the commit before."""
 
 
 @dataclass(frozen=True, slots=True)

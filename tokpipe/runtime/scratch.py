@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tokpipe.storage.fetch import node_trouble
+
 _NAME = re.compile(r"tokpipe-\w+-(\d+)-\w+")
 
 
@@ -16,13 +18,17 @@ def make_scratch(purpose: str) -> Path:
 
     Honours ``TMPDIR``. A worker that is killed cannot clean up, so the next one on the same
     machine does it for the dead.
+
+    Raises:
+        NodeTrouble: the disk is full or fails.
     """
     root = Path(tempfile.gettempdir())
     for old in root.glob("tokpipe-*-*-*"):
         match = _NAME.fullmatch(old.name)
         if match and not _is_running(int(match.group(1))):
             shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"tokpipe-{purpose}-{os.getpid()}-", dir=root))
+    with node_trouble(root):
+        return Path(tempfile.mkdtemp(prefix=f"tokpipe-{purpose}-{os.getpid()}-", dir=root))
 
 
 def _is_running(pid: int) -> bool:

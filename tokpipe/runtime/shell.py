@@ -17,8 +17,10 @@ from ray.exceptions import (
 )
 
 from tokpipe.config.job import RuntimeConfig
-from tokpipe.errors import ConfigError, RuntimeFault, StorageError, TokpipeError
+from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
+from tokpipe.formats.manifest import EncoderUse
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher
 from tokpipe.runtime.feed import Feed
@@ -38,12 +40,14 @@ from tokpipe.runtime.protocol import (
     Committed,
     DecodeLease,
     Dispatch,
+    Draining,
     Event,
     FetchPlan,
     Finish,
     KillActor,
     LeaseDone,
     LeaseFailed,
+    NodeId,
     Release,
     ReleaseState,
     Stage,
@@ -58,6 +62,8 @@ from tokpipe.stages.write import WriteStage
 
 TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
+WATCH_EVERY_S = 15.0
+"""How often it is looked whether another driver has claimed the output."""
 STOP_GRACE_S = 30.0
 
 
@@ -103,6 +109,12 @@ class Usage:
 
     busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     up_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    encoders_paid_s: float = 0.0
+    """Seconds that encode actors held their share of a node, from their placement on."""
+
+    def goodput(self, useful_s: float) -> float | None:
+        """Share of the encoders' seconds that these are; None before there are any."""
+        return min(1.0, useful_s / self.encoders_paid_s) if self.encoders_paid_s > 0 else None
 
 
 class Shell:
@@ -124,6 +136,10 @@ class Shell:
         self.config = config
         self.on_progress = on_progress
         self.usage = Usage()
+        self.was_drained = False
+        """The run was stopped because the driver's own node is about to go."""
+        self._paid_before_s = 0.0
+        """What of ``usage.encoders_paid_s`` earlier commits have told."""
         self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
         self._handles: dict[ActorId, _Handle] = {}
         self._payloads: dict[AttemptId, Any] = {}
@@ -152,11 +168,15 @@ class Shell:
 
     def _loop(self) -> Finish:
         next_tick = next_capacity = last = time.monotonic()
+        next_watch = last + WATCH_EVERY_S
         while True:
             now = time.monotonic()
             if now >= next_capacity:
                 next_capacity = now + CAPACITY_EVERY_S
-                self._events.put(_capacity())
+                self._look_at_nodes()
+            if now >= next_watch:
+                next_watch = now + WATCH_EVERY_S
+                self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._account(now - last)
@@ -180,6 +200,17 @@ class Shell:
         for actor in self.dispatcher.actors.values():
             if actor.up:
                 self.usage.up_s[actor.stage] += elapsed_s
+            if actor.placed and actor.stage == "encode":
+                self.usage.encoders_paid_s += elapsed_s
+
+    def _look_at_nodes(self) -> None:
+        draining = draining_nodes()
+        if draining or self.dispatcher.knows_of_draining:
+            self._events.put(Draining(draining))
+        if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
+            self.was_drained = True
+            self.stop()
+        self._events.put(_capacity(without=draining))
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -211,7 +242,10 @@ class Shell:
             )
 
     def _commit(self, command: Commit) -> Committed:
-        self.committer.commit(command.receipts, command.rejected)
+        paid_s = self.usage.encoders_paid_s
+        use = EncoderUse(paid_s - self._paid_before_s, command.useful_s, command.lost_s)
+        self._paid_before_s = paid_s
+        self.committer.commit(command.receipts, command.rejected, use)
         return Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -220,7 +254,8 @@ class Shell:
         if future.cancelled():
             return
         if error is None:
-            self._events.put(future.result())
+            if (event := future.result()) is not None:
+                self._events.put(event)
         elif isinstance(error, TokpipeError):
             self._events.put(error)
         else:
@@ -233,6 +268,8 @@ class Shell:
         pool = getattr(self.config, stage)
         cpus = 0.0 if command.squeeze else pool.cpus
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
+        if command.avoid:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
         arguments: tuple[Any, ...] = ()
         if stage == "decode":
             actor = _REMOTE[stage].options(**options).remote(stages.decode)
@@ -280,7 +317,7 @@ class Shell:
             handle = self._handles.get(actor)
             if handle is not None:
                 handle.node_id = future.result()
-            self._events.put(ActorPlaced(actor))
+            self._events.put(ActorPlaced(actor, future.result()))
 
     def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
         error = future.exception()
@@ -291,7 +328,7 @@ class Shell:
             if isinstance(cause, ConfigError):
                 self._events.put(cause)  # weights that do not fit do not fit any other actor
             else:
-                self._events.put(ActorRefused(actor, _say(error)))
+                self._events.put(ActorRefused(actor, _say(error), isinstance(cause, NodeTrouble)))
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = str(error).strip().splitlines()[-1]
@@ -311,13 +348,15 @@ class Shell:
                 )
             else:
                 self.usage.busy_s[stage] += report.busy_s
-                self._events.put(LeaseDone(attempt, report.answer))
+                self._events.put(LeaseDone(attempt, report.answer, report.busy_s))
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
             if isinstance(cause, ObjectLostError):
                 self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
             elif isinstance(cause, StorageError):
                 self._events.put(LeaseFailed(attempt, "storage", _say(error)))
+            elif isinstance(cause, NodeTrouble):
+                self._events.put(LeaseFailed(attempt, "node", _say(error)))
             else:
                 self._events.put(LeaseFailed(attempt, "fault", _say(error)))
         elif isinstance(error, ObjectLostError):
@@ -333,8 +372,10 @@ class Shell:
         return handle.node_id not in alive
 
 
-def _capacity() -> Capacity:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _capacity(*, without: frozenset[NodeId]) -> Capacity:
+    alive = [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without
+    ]
     return Capacity(
         cpus=sum(resources.get("CPU", 0.0) for resources in alive),
         gpus=sum(resources.get("GPU", 0.0) for resources in alive),

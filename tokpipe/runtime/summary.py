@@ -25,6 +25,9 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     if slowest := outcome.slowest_stage:
         stage, share = slowest
         yield f"  slowest stage: {stage}, its actors busy {share:.0%} of the time"
+    yield from _goodput_lines(outcome)
+    if outcome.was_drained:
+        yield "  stopped because the driver's node is about to be taken away"
     if outcome.ended == "stopped":
         yield "  run the same command again to go on"
     elif outcome.rejected_fraction > job.max_rejected_fraction:
@@ -32,6 +35,23 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
             f"  failed: {outcome.rejected_fraction:.1%} of the clips are rejected, more than "
             f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the others are "
             "right and stay; look at the reasons, then raise the limit or mend the sources"
+        )
+
+
+def _goodput_lines(outcome: Outcome) -> Iterator[str]:
+    """What encoders were paid for, and what losses cost."""
+    progress = outcome.progress
+    if outcome.goodput is not None:
+        paid_s = outcome.usage.encoders_paid_s
+        yield (
+            f"  goodput {outcome.goodput:.0%}: {progress.useful_s:,.0f} of {paid_s:,.0f} encoder "
+            "seconds made the codes committed by this run"
+        )
+    if progress.lost_actors or progress.lost_s:
+        actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(progress.lost_actors.items()))
+        yield (
+            f"  lost workers: {actors or 'none'}; {progress.lost_s:,.0f} encoder seconds had to "
+            "be spent again"
         )
 
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+import socket
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import AccessDenied, ConfigError, NotFound, SourceError, StorageError
+from tokpipe.errors import (
+    AccessDenied,
+    ConfigError,
+    NodeTrouble,
+    NotFound,
+    SourceError,
+    StorageError,
+)
 from tokpipe.storage.client import Client, ObjectInfo, client_of, split_protocol
 from tokpipe.types import ArchiveMember
+
+_NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 PIECE_BYTES = 16 * 2**20
 """Read, and held in memory, at a time."""
@@ -40,6 +53,7 @@ def fetch_to_file(
             ``changed`` (the object was replaced while being read), ``unreachable`` (an HTTP
             server) or ``bad_uri``.
         StorageError: the store kept failing, which is nobody's fault but its own.
+        NodeTrouble: ``folder`` is on a disk that is full or fails.
     """
     if member is None and split_protocol(uri)[0] == "file":
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
@@ -105,12 +119,13 @@ def _copy(
         start, size = 0, info.size or 0
     _check_size(source, size, max_bytes)
 
-    descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
+    with node_trouble(folder):
+        descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
     path = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with node_trouble(folder), os.fdopen(descriptor, "wb") as file:
             if member is None and (info.size is None or not info.takes_ranges):
-                _copy_stream(client, source, file, max_bytes)
+                _copy_stream(client, source, file, folder, max_bytes)
             else:
                 for at in range(start, start + size, PIECE_BYTES):
                     piece_end = min(at + PIECE_BYTES, start + size)
@@ -123,7 +138,26 @@ def _copy(
     return path
 
 
-def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) -> None:
+@contextlib.contextmanager
+def node_trouble(folder: Path) -> Iterator[None]:
+    """Tell a scratch disk that is full or fails from everything else that may go wrong.
+
+    Raises:
+        NodeTrouble: in place of the file system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NODE_ERRNOS:
+            raise
+        raise NodeTrouble(
+            f"{folder} on {socket.gethostname()}: the local disk takes no more ({error.strerror}). "
+            "Videos cannot be fetched there; other nodes go on. Free it, or set TMPDIR to a "
+            "larger disk on every node."
+        ) from error
+
+
+def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:
     """Copy from an HTTP server without ranges: in order, and any failure starts again."""
 
     def attempt(_: float) -> None:
@@ -132,7 +166,8 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) ->
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
                 _check_size(source, file.tell() + len(piece), max_bytes)
-                file.write(piece)
+                with node_trouble(folder):  # or it would be taken for the store's
+                    file.write(piece)
 
     client.run("reading it", source, attempt)
 

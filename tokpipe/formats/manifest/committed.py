@@ -102,6 +102,27 @@ class CommittedRows:
         self._num_done += 1
         return True
 
+    def reopen(self, ref: ClipRef) -> bool:
+        """Unsettle one clip; False if it was not settled.
+
+        Raises:
+            CorruptOutput: as ``add`` does.
+        """
+        partial = self._check(ref)
+        if self._is_done(ref.row):
+            self._bits[ref.row >> 3] &= ~(1 << (ref.row & 7))
+            self._num_done -= 1
+            if ref.num_segments > 1:
+                others = set(range(ref.num_segments)) - {ref.segment}
+                self._partial[ref.row] = PartialRow(ref.num_segments, others)
+            return True
+        if partial is None or ref.segment not in partial.done:
+            return False
+        partial.done.remove(ref.segment)
+        if not partial.done:
+            del self._partial[ref.row]
+        return True
+
     def _is_done(self, row: int) -> bool:
         return bool(self._bits[row >> 3] >> (row & 7) & 1)
 

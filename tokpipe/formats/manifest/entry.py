@@ -13,14 +13,50 @@ from tokpipe.formats.checks import damaged
 from tokpipe.formats.sealed_json import dump_lines, object_text, seal, unseal
 from tokpipe.types import ClipRef, Receipt, Rejected
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
+"""2 since entries withdraw rejections. An entry that withdraws none is written as 1."""
 
 _CLIP_FIELDS = [field.name for field in fields(ClipRef)]
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Who is behind a ``writer``: stands in the entry that each driver begins with."""
+
+    host: str
+    pid: int
+    tokpipe_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """A clip whose rejection is withdrawn: it is to be tokenized after all."""
+
+    ref: ClipRef
+    reason: str
+    """That it had been rejected for."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderUse:
+    """Seconds of encode actors since the same driver's entry before: what the run has cost."""
+
+    paid_s: float = 0.0
+    """For which actors existed, whatever they did."""
+    useful_s: float = 0.0
+    """Spent on codes that this entry lists."""
+    lost_s: float = 0.0
+    """Spent on codes that were lost with a worker or a node, and had to be made again."""
+
+    def __add__(self, other: EncoderUse) -> EncoderUse:
+        return EncoderUse(
+            self.paid_s + other.paid_s, self.useful_s + other.useful_s, self.lost_s + other.lost_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What one commit added to the output."""
+    """What one commit added to the output, or the claim of a driver that starts."""
 
     seq: int
     """Position in the manifest, from 0 without gaps."""
@@ -30,6 +66,11 @@ class ManifestEntry:
     """UTC, ISO 8601."""
     shards: tuple[Receipt, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    claim: Claim | None = None
+    """Set in the first entry of each driver. Older drivers find their next number taken by it."""
+    reopened: tuple[Reopened, ...] = ()
+    """Unsettled before anything else in this entry counts."""
+    encoders: EncoderUse | None = None
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -44,22 +85,31 @@ class ManifestEntry:
         A clip is a list of values, in the order that ``clip_fields`` names once: a clip's keys
         would be half of the manifest of a large output.
         """
+        seldom: dict[str, Any] = {}
+        if self.reopened:
+            seldom["reopened"] = [asdict(one) for one in self.reopened]
+        if self.claim is not None:
+            seldom["claim"] = asdict(self.claim)
+        if self.encoders is not None:
+            seldom["encoders"] = asdict(self.encoders)
         sealed = seal(
             {
-                "format": MANIFEST_FORMAT,
+                "format": MANIFEST_FORMAT if self.reopened else 1,
                 "seq": self.seq,
                 "writer": self.writer,
                 "written_at": self.written_at,
                 "clip_fields": _CLIP_FIELDS,
                 "shards": [_shard_fields(receipt) for receipt in self.shards],
                 "rejected": [asdict(rejection) for rejection in self.rejected],
+                **seldom,
             }
         )
+        lists = {key: sealed[key] for key in ("rejected", "reopened") if key in sealed}
         return dump_lines(
             sealed,
             texts={
                 "shards": _one_a_line(_shard_text(shard) for shard in sealed["shards"]),
-                "rejected": _one_a_line(json.dumps(item) for item in sealed["rejected"]),
+                **{key: _one_a_line(map(json.dumps, items)) for key, items in lists.items()},
             },
         )
 

@@ -57,10 +57,14 @@ def iter_entries(
         CorruptOutput: an entry is damaged, missing, or stands under another's number.
     """
     end = count_entries(store) if to_seq is None else to_seq
+    return _read_ahead(store, range(from_seq, end))
+
+
+def _read_ahead(store: Store, seqs: range) -> Iterator[ManifestEntry]:
     pool = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="manifest")
     ahead: deque[Future[ManifestEntry]] = deque()
     try:
-        for seq in range(from_seq, end):
+        for seq in seqs:
             ahead.append(pool.submit(_read, store, seq))
             if len(ahead) == _PARALLEL_READS:
                 yield ahead.popleft().result()
@@ -71,9 +75,21 @@ def iter_entries(
 
 
 def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]:
-    """Yield every rejected clip of the manifest, or of its first ``to_seq`` entries."""
-    for entry in iter_entries(store, to_seq=to_seq):
-        yield from entry.rejected
+    """Yield the clips that stand rejected in the manifest, or in its first ``to_seq`` entries.
+
+    The newest come first: read backwards, a withdrawal is known before what it withdraws, and
+    only withdrawals have to be remembered.
+    """
+    end = count_entries(store) if to_seq is None else to_seq
+    withdrawn: set[tuple[int, int]] = set()
+    for entry in _read_ahead(store, range(end - 1, -1, -1)):
+        for rejection in entry.rejected:
+            clip = rejection.ref.row, rejection.ref.segment
+            if clip in withdrawn:
+                withdrawn.remove(clip)
+            else:
+                yield rejection
+        withdrawn.update((one.ref.row, one.ref.segment) for one in entry.reopened)
 
 
 def _read(store: Store, seq: int) -> ManifestEntry:

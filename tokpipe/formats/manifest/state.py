@@ -49,11 +49,20 @@ class Totals:
     size_bytes: int = 0
     """Shards and side tables."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Rejected clips by reason."""
+    """Rejected clips by reason, without those whose rejection was withdrawn."""
+    paid_s: float = 0.0
+    """Seconds of encode actors, of all runs together. See ``EncoderUse``."""
+    useful_s: float = 0.0
+    lost_s: float = 0.0
 
     @property
     def num_rejected(self) -> int:
         return self.rejected.total()
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the encoders' seconds that went into listed codes; None before there are any."""
+        return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
 
     def add(self, entry: ManifestEntry) -> None:
         for receipt in entry.shards:
@@ -64,6 +73,12 @@ class Totals:
             self.num_frames += receipt.num_frames
             self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
         self.rejected.update(rejection.reason for rejection in entry.rejected)
+        self.rejected.subtract(one.reason for one in entry.reopened)
+        self.rejected = +self.rejected  # leaves out what has come to zero
+        if entry.encoders is not None:
+            self.paid_s += entry.encoders.paid_s
+            self.useful_s += entry.encoders.useful_s
+            self.lost_s += entry.encoders.lost_s
 
 
 class ManifestState:
@@ -100,7 +115,8 @@ class ManifestState:
         """Take in the next entry.
 
         Raises:
-            CorruptOutput: it is not the next one, contradicts the plan, or settles a clip twice.
+            CorruptOutput: it is not the next one, contradicts the plan, settles a clip twice, or
+                withdraws a rejection that does not stand.
                 The state is then of no further use.
         """
         if entry.seq != self.next_seq:
@@ -108,6 +124,14 @@ class ManifestState:
                 f"manifest entry {entry.seq} stands where entry {self.next_seq} must. Commits "
                 "would be counted twice or not at all. Restore the manifest from a copy."
             )
+        for one in entry.reopened:
+            if not self.totals.rejected[one.reason] or not self.committed.reopen(one.ref):
+                raise CorruptOutput(
+                    f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
+                    f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Clips could "
+                    "be counted wrong. Restore the manifest from a copy, or tokenize to a new "
+                    "output prefix."
+                )
         for ref in entry.refs():
             if not self.committed.add(ref):
                 raise CorruptOutput(
