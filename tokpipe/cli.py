@@ -48,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_decode_arguments(decode)
     decode.set_defaults(command=_decode)
+    rejected = verbs.add_parser(
+        "rejected",
+        help="list the clips that were refused, and why",
+        description="List the clips that were refused, the newest first, and why. After their "
+        "files or the job's limits were mended: tokpipe run JOB.yaml --retry-rejected.",
+        epilog="example: tokpipe rejected out/demo --reason truncated",
+    )
+    _add_rejected_arguments(rejected)
+    rejected.set_defaults(command=_rejected)
     convert = verbs.add_parser(
         "convert",
         help="make a checkpoint folder of a training checkpoint",
@@ -110,6 +119,24 @@ def _decode(parsed: argparse.Namespace) -> int:
         parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
     )
     _print([decoded.to_json()] if parsed.json else decoded.lines(), Console(highlight=False))
+    return 0
+
+
+def _add_rejected_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument("--reason", metavar="R", help="only those refused for this reason")
+    parser.add_argument("--stage", metavar="S", help="only those refused by this stage")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _rejected(parsed: argparse.Namespace) -> int:
+    from tokpipe.reader import open_output
+    from tokpipe.rejections import rejected_lines
+
+    lines = rejected_lines(
+        open_output(parsed.output), reason=parsed.reason, stage=parsed.stage, as_json=parsed.json
+    )
+    _print(lines, Console(highlight=False))
     return 0
 
 

@@ -34,6 +34,7 @@ ARROWS: dict[str, set[str]] = {
         *("chunks", "config", "fingerprint", "formats", "plan", "stages", "storage", "weights")
     }
     | LIGHT,
+    "rejections": {"reader"} | LIGHT,
     "convert": {"config", "formats", "models"} | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
     "reconstruct": {
@@ -41,7 +42,10 @@ ARROWS: dict[str, set[str]] = {
         *("stages", "weights"),
     }
     | LIGHT,
-    "cli": {"check", "config", "convert", "reconstruct", "runtime", "weights"} | LIGHT,
+    "cli": {
+        *("check", "config", "convert", "reader", "reconstruct", "rejections", "runtime", "weights")
+    }
+    | LIGHT,
     "run": {"cli"},
     "train": {"config", "media", "models", "quality"} | LIGHT,
 }

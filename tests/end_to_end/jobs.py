@@ -82,14 +82,14 @@ def files(folder: Path) -> dict[str, Any]:
     return {"kind": "files", "uri": f"{folder}/*.mp4"}
 
 
-def start(job: Path, address: str | None = None) -> subprocess.Popen[str]:
+def start(job: Path, address: str | None = None, *options: str) -> subprocess.Popen[str]:
     """Start a driver, on the cluster at ``address`` or on one of its own."""
     environment = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)
     if address is not None:
         environment["RAY_ADDRESS"] = address
     return subprocess.Popen(
-        [sys.executable, "-m", "tokpipe.run", str(job)],
+        [sys.executable, "-m", "tokpipe.run", str(job), *options],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -162,6 +162,7 @@ def assert_complete(job: Path) -> None:
     assert state.committed.num_done == record.num_rows
     seen: set[str] = set()
     for entry in iter_entries(store):
+        seen -= {one.ref.clip_id for one in entry.reopened}
         for ref in entry.refs():
             assert ref.clip_id not in seen, f"{ref} is listed twice"
             seen.add(ref.clip_id)

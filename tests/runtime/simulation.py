@@ -569,7 +569,9 @@ class _Driver:
         self.check(lease.items, refs)
         grids = {self.sim.world.grids[ref.row] for ref in refs}
         assert len(grids) == 1, "a shard holds one grid"
-        return LeaseDone(attempt, _receipt(command, lease, tuple(refs), grids.pop()))
+        return LeaseDone(
+            attempt, receipt_of(tuple(refs), f"plan-{lease.lease_id}-{attempt}", grids.pop())
+        )
 
     def piece_encoded(self, command: Dispatch, lease: EncodeLease, node: int) -> Event:
         """Encode one piece of a film from whatever state the dispatcher says."""
@@ -668,10 +670,9 @@ def _item(row: int) -> WorkItem:
     return WorkItem(row=row, row_id=f"id{row}", source_uri=f"mem://{row}")
 
 
-def _receipt(
-    command: Dispatch, lease: WriteLease, refs: tuple[ClipRef, ...], grid: tuple[int, int]
+def receipt_of(
+    refs: tuple[ClipRef, ...], name: str = "a", grid: tuple[int, int] = (4, 4)
 ) -> Receipt:
-    name = f"plan-{lease.lease_id}-{command.attempt}"
     return Receipt(
         shard=f"shards/{name}.parquet",
         size_bytes=100,

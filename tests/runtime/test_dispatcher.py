@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tests.runtime.simulation import ref_of
+from tests.runtime.simulation import receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.dispatcher import MAX_FAULTS, MAX_REFUSALS, Dispatcher, Limits
+from tokpipe.runtime.dispatcher import (
+    MAX_FAULTS,
+    MAX_NODE_TROUBLES,
+    MAX_REFUSALS,
+    RETRY_PAUSE_S,
+    Dispatcher,
+    Limits,
+)
 from tokpipe.runtime.protocol import (
     Abort,
     ActorLost,
+    ActorPlaced,
     ActorRefused,
     ActorUp,
     Capacity,
@@ -19,19 +27,22 @@ from tokpipe.runtime.protocol import (
     DecodedInfo,
     DecodeLease,
     Dispatch,
+    Draining,
     EncodedInfo,
     EncodeLease,
     FetchPlan,
     KillActor,
     LeaseDone,
     LeaseFailed,
+    Pick,
     Planned,
     Release,
     ReleaseState,
     StartActor,
     Tick,
+    WriteLease,
 )
-from tokpipe.types import Rejected, WorkItem
+from tokpipe.types import Failed, Rejected, WorkItem
 
 LIMITS = Limits(
     runtime=RuntimeConfig(
@@ -302,3 +313,134 @@ def test_a_lonely_rejection_is_committed_without_waiting_for_the_end() -> None:
     bench.send(LeaseDone(first.attempt, (Rejected(ref_of(items(0)[0]), "decode", "empty", ""),)))
     bench.now = LIMITS.shard_max_age_s + 1
     assert any(isinstance(command, Commit) for command in bench.send(Tick()))
+
+
+def test_a_clip_that_a_stage_gave_up_is_tried_again_alone_after_a_pause() -> None:
+    bench = Bench(0, 1)
+    (decode,) = dispatches(bench.log)
+    refs = [ref_of(item) for item in decode.lease.items]
+    failed = Failed(refs[1], "unreachable", "no route", "ClientError")
+    bench.send(LeaseDone(decode.attempt, (DecodedInfo(refs[0], 5), failed)))
+    for pause in (RETRY_PAUSE_S, 4 * RETRY_PAUSE_S):
+        bench.now += pause - 0.1
+        assert not any(isinstance(d.lease, DecodeLease) for d in dispatches(bench.send(Tick())))
+        bench.now += 0.2
+        (again,) = (d for d in dispatches(bench.send(Tick())) if isinstance(d.lease, DecodeLease))
+        assert [item.row for item in again.lease.items] == [1]
+        bench.send(LeaseDone(again.attempt, (failed,)))
+    (rejected,) = bench.dispatcher._rejected
+    assert (rejected.reason, rejected.error, rejected.attempts) == ("unreachable", "ClientError", 3)
+
+
+def test_pixels_of_a_clip_that_failed_to_encode_are_kept_for_the_next_try() -> None:
+    bench = Bench(0, 1)
+    (decode,) = dispatches(bench.log)
+    bench.send(LeaseDone(decode.attempt, bench.answer(decode)))
+    encode = dispatches(bench.log)[-1]
+    good, bad = bench.answer(encode)
+    failed = Failed(bad.ref, "encode_error", "broke")
+    assert isinstance(good, EncodedInfo)
+    commands = bench.send(LeaseDone(encode.attempt, (good, failed), 2.0))
+    assert Release(decode.attempt) not in commands
+    bench.now += RETRY_PAUSE_S + 0.1
+    again = dispatches(bench.send(Tick()))[-1]
+    assert isinstance(again.lease, EncodeLease)
+    assert again.lease.pick == Pick(decode.attempt, (1,))
+    assert Release(decode.attempt) in bench.send(LeaseDone(again.attempt, bench.answer(again), 1.0))
+
+
+def test_stages_that_give_up_everything_end_the_job() -> None:
+    bench = Bench(*range(200))
+    for _ in range(MAX_FAULTS):
+        dispatch = next(
+            command
+            for command in bench.log
+            if isinstance(command, Dispatch) and command.attempt in in_flight(bench)
+        )
+        refs = [ref_of(item) for item in dispatch.lease.items]
+        failed = tuple(Failed(ref, "unreachable", "the network is down") for ref in refs)
+        bench.send(LeaseDone(dispatch.attempt, failed))
+        bench.send(Tick())
+    (abort,) = (command for command in bench.log if isinstance(command, Abort))
+    assert "30 leases in a row came to nothing" in abort.message
+    assert "the network is down" in abort.message
+
+
+def test_a_node_that_will_go_gets_nothing_new_and_what_it_holds_is_written() -> None:
+    bench = Bench(0, 1, 2, 3, exhausted=False)
+    encoder = next(i for i, actor in bench.dispatcher.actors.items() if actor.stage == "encode")
+    bench.send(ActorPlaced(encoder, "node-a"))
+    (decode,) = dispatches(bench.log)
+    bench.send(LeaseDone(decode.attempt, bench.answer(decode)))
+    encode = dispatches(bench.log)[-1]
+    assert encode.actor == encoder
+    started = bench.send(Draining(frozenset({"node-a"})))
+    assert any(isinstance(c, StartActor) and c.stage == "encode" for c in started)
+    # Its codes would be lost with it, so they are written although the shard is not full.
+    after = bench.send(LeaseDone(encode.attempt, bench.answer(encode), 3.0))
+    assert any(isinstance(d.lease, WriteLease) for d in dispatches(after))
+    assert KillActor(encoder) in after
+    bench.send(Planned(items(4, 5), exhausted=True))
+    assert not any(d.actor == encoder for d in dispatches(bench.bring_up()))
+
+
+def test_codes_in_open_shards_are_written_when_any_node_will_go() -> None:
+    bench = Bench(0, 1, exhausted=False)
+    (decode,) = dispatches(bench.log)
+    bench.send(LeaseDone(decode.attempt, bench.answer(decode)))
+    encode = dispatches(bench.log)[-1]
+    bench.send(LeaseDone(encode.attempt, bench.answer(encode), 3.0))
+    assert not any(isinstance(d.lease, WriteLease) for d in dispatches(bench.log))
+    (write,) = dispatches(bench.send(Draining(frozenset({"elsewhere"}))))
+    assert isinstance(write.lease, WriteLease)
+    assert write.lease.encode_s == 3.0
+    assert not dispatches(bench.send(Draining(frozenset({"elsewhere"}))))
+
+
+def test_trouble_of_a_node_blames_no_clip_and_keeps_actors_off_it() -> None:
+    bench = Bench(0, 1, 2)
+    decoder = next(i for i, actor in bench.dispatcher.actors.items() if actor.stage == "decode")
+    bench.send(ActorPlaced(decoder, "full-disk"))
+    (decode,) = dispatches(bench.log)
+    commands = bench.send(LeaseFailed(decode.attempt, "node", "no space left"))
+    assert KillActor(decoder) in commands
+    bench.now += 5
+    (start,) = (c for c in bench.send(Tick()) if isinstance(c, StartActor))
+    assert start.avoid == ("full-disk",)
+    (again,) = dispatches(bench.bring_up())
+    assert [item.row for item in again.lease.items] == [0, 1, 2]
+    assert not bench.dispatcher._strikes
+
+
+def test_trouble_of_all_nodes_ends_the_job() -> None:
+    bench = Bench(0)
+    for _ in range(MAX_NODE_TROUBLES):
+        bench.now += 100
+        bench.send(Tick())
+        bench.bring_up()
+        dispatch = dispatches(bench.log)[-1]
+        bench.send(LeaseFailed(dispatch.attempt, "node", "no space left"))
+    (abort,) = (command for command in bench.log if isinstance(command, Abort))
+    assert "their nodes had trouble of their own" in abort.message
+
+
+def test_seconds_of_encoders_are_useful_once_committed_and_lost_when_made_again() -> None:
+    bench = Bench(0, 1)
+    (decode,) = dispatches(bench.log)
+    bench.send(LeaseDone(decode.attempt, bench.answer(decode)))
+    encode = dispatches(bench.log)[-1]
+    bench.send(LeaseDone(encode.attempt, bench.answer(encode), 6.0))
+    write = dispatches(bench.log)[-1]
+    assert isinstance(write.lease, WriteLease)
+    bench.send(LeaseFailed(write.attempt, "inputs_lost", "gone", (encode.attempt,)))
+    progress = bench.dispatcher.progress
+    assert (progress.useful_s, progress.lost_s) == (0.0, 6.0)
+    for _ in range(3):
+        last = dispatches(bench.log)[-1]
+        if isinstance(last.lease, WriteLease):
+            refs = tuple(ref_of(item) for item in last.lease.items)
+            bench.send(LeaseDone(last.attempt, receipt_of(refs)))
+        else:
+            bench.send(LeaseDone(last.attempt, bench.answer(last), 5.0))
+    (commit,) = (command for command in bench.log if isinstance(command, Commit))
+    assert (commit.useful_s, commit.lost_s) == (5.0, 6.0)

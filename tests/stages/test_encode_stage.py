@@ -26,7 +26,7 @@ from tokpipe.errors import RuntimeFault
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.types import ClipRef, Cut, DecodedClip, EncodedClip, Piece, Rejected
+from tokpipe.types import ClipRef, Cut, DecodedClip, EncodedClip, Failed, Piece, Rejected
 
 CHUNKINGS = [
     ChunkingConfig(policy="independent", chunk_frames=5),
@@ -75,12 +75,14 @@ def clip(name: int, num_frames: int, height: int = 4, width: int = 6) -> Decoded
     return DecodedClip(ref, frames, np.arange(num_frames) / 8, 8.0, "pyav")
 
 
-def codes_of(result: EncodedClip | Rejected) -> list[NDArray[Any]]:
+def codes_of(result: EncodedClip | Rejected | Failed) -> list[NDArray[Any]]:
     assert isinstance(result, EncodedClip), result
     return list(result.codes)
 
 
-def assert_same_codes(found: EncodedClip | Rejected, wanted: EncodedClip | Rejected) -> None:
+def assert_same_codes(
+    found: EncodedClip | Rejected | Failed, wanted: EncodedClip | Rejected | Failed
+) -> None:
     for a, b in zip(codes_of(found), codes_of(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -451,10 +451,11 @@ class Dispatcher:
             yield Release(event.attempt)
             return
         lease, answer = flight.lease, event.answer
-        self._faults = self._troubles_in_a_row[lease.stage] = 0
+        self._troubles_in_a_row[lease.stage] = 0
         self._store_strikes.pop(_key(lease), None)
         if isinstance(lease, WriteLease):
             assert isinstance(answer, Receipt)
+            self._faults = 0
             self._receipts.append(answer)
             self._useful_s += lease.encode_s
             self._strikes.pop(_key(lease), None)
@@ -465,6 +466,13 @@ class Dispatcher:
             return
         assert isinstance(answer, tuple)
         assert len(answer) == len(lease.items)
+        if all(isinstance(one, Failed) for one in answer):
+            assert isinstance(answer[0], Failed)
+            yield from self._came_to_nothing(lease, answer[0].message)
+            if self._over:
+                return
+        else:
+            self._faults = 0
         if lease.film is not None:
             yield from self._piece_done(event, lease, answer[0], now)
         elif isinstance(lease, DecodeLease):
@@ -674,16 +682,10 @@ class Dispatcher:
         """A worker went down with this lease: narrow it down to one clip, then count."""
         if self._is_moot(lease):
             return
-        self._faults += 1
-        if self._faults >= MAX_FAULTS:
-            yield self._abort(
-                "runtime",
-                f"{lease.stage}: {MAX_FAULTS} leases in a row came to nothing, the last because: "
-                f"{why}. So many are not the clips' fault. What is committed stays; mend the "
-                "cause (a worker that is only slow needs a longer "
-                f"runtime.{lease.stage}.lease_deadline_s), then run the job again.",
-            )
-        elif isinstance(lease, WriteLease):
+        yield from self._came_to_nothing(lease, why)
+        if self._over:
+            return
+        if isinstance(lease, WriteLease):
             strikes = self._strike(_key(lease))
             if strikes >= self.limits.runtime.max_attempts:
                 yield self._abort(
@@ -710,6 +712,18 @@ class Dispatcher:
                 attempts=strikes,
             )
             yield from self._give_up(lease, rejected, now)
+
+    def _came_to_nothing(self, lease: Lease, why: str) -> Iterator[Command]:
+        """Count leases of which nothing came; too many in a row are not the clips' fault."""
+        self._faults += 1
+        if self._faults >= MAX_FAULTS:
+            yield self._abort(
+                "runtime",
+                f"{lease.stage}: {MAX_FAULTS} leases in a row came to nothing, the last because: "
+                f"{why}. So many are not the clips' fault. What is committed stays; mend the "
+                "cause (a worker that is only slow needs a longer "
+                f"runtime.{lease.stage}.lease_deadline_s), then run the job again.",
+            )
 
     def _try_later(
         self, lease: DecodeLease | EncodeLease, failed: Failed, now: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +16,13 @@ from tokpipe.errors import RuntimeFault
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
-from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Rejected
+from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Chunk(NamedTuple):
@@ -34,7 +38,11 @@ class EncodeStage:
     A clip's codes are the same whatever clips it comes with: chunks of one shape are encoded in
     batches of one size, the last of which is filled up, and no chunk of a batch sees another.
     Streamed clips are encoded one by one, chunk after chunk, so that no shape depends on how long
-    a piece is. Nothing is kept between calls, so any call can be made again after a crash.
+    a piece is. Nothing is kept between calls, so any call can be made again after a crash, but for
+    one thing: when a GPU's memory runs out, batches are half as large from then on.
+
+    A batch that fails is bisected until the chunks that fail are alone: their clips come back as
+    ``Failed``, the others with the codes that they would have had anyway.
     """
 
     def __init__(
@@ -57,12 +65,14 @@ class EncodeStage:
         self.device = torch.device(device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights).to(self.device)
         self.tokenizer.compute_in(getattr(torch, self.encode_config.dtype))
+        self.batch_rows = self.encode_config.batch_chunks
 
-    def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected]:
+    def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         """Return the codes of each clip, or why it has none, in order.
 
         Raises:
             RuntimeFault: a code that the codebook does not have.
+            Exception: the device does not work any more; the process must be replaced.
         """
         if self.chunking.policy == "streaming":
             return [self.process_piece(clip, None)[0] for clip in clips]
@@ -73,11 +83,17 @@ class EncodeStage:
             for clip, refusal in zip(clips, refusals, strict=True)
         ]
         codes: dict[_Chunk, NDArray[np.int64]] = {}
+        failures: dict[int, Failed] = {}
         for batch in self._batches(clips, plans):
-            for chunk, block in zip(batch, self._encode(clips, batch), strict=True):
-                codes[chunk] = block[chunk.span.num_dropped_latents :]
+            for chunk, block in self._encode_apart(clips, batch):
+                if isinstance(block, Exception):
+                    failures[chunk.clip] = _failed(clips[chunk.clip], block)
+                else:
+                    codes[chunk] = block[chunk.span.num_dropped_latents :]
         return [
-            refusals[index] or self._result(clip, plan, [codes[_Chunk(index, s)] for s in plan])
+            refusals[index]
+            or failures.get(index)
+            or self._result(clip, plan, [codes[_Chunk(index, s)] for s in plan])
             for index, (clip, plan) in enumerate(zip(clips, plans, strict=True))
         ]
 
@@ -131,14 +147,49 @@ class EncodeStage:
             for span in plan:
                 shape = (span.num_input_frames, *clip.frames.shape[1:])
                 groups.setdefault(shape, []).append(_Chunk(index, span))
-        size = self.encode_config.batch_chunks
         for chunks in groups.values():
-            for first in range(0, len(chunks), size):
-                yield chunks[first : first + size]
+            while chunks:
+                size = self.batch_rows  # may fall on the way
+                yield chunks[:size]
+                chunks = chunks[size:]
+
+    def _encode_apart(
+        self, clips: Sequence[DecodedClip], batch: list[_Chunk]
+    ) -> Iterator[tuple[_Chunk, NDArray[np.int64] | Exception]]:
+        """Yield each chunk of a batch with its codes, or with the error that it alone causes."""
+        try:
+            blocks = self._encode(clips, batch)
+        except Exception as error:
+            is_memory = isinstance(error, torch.OutOfMemoryError)
+            if is_memory and self.batch_rows > 1:
+                self.batch_rows //= 2
+                torch.cuda.empty_cache()
+                _log.warning(
+                    "out of memory on %s: batches are %d now", self.device, self.batch_rows
+                )
+            elif not is_memory and not self._works():
+                raise
+            elif len(batch) == 1:
+                yield batch[0], error
+                return
+        else:
+            yield from zip(batch, blocks, strict=True)
+            return
+        middle = -(-len(batch) // 2)
+        for half in (batch[:middle], batch[middle:]):
+            if half:
+                yield from self._encode_apart(clips, half)
+
+    def _works(self) -> bool:
+        """Whether the device still computes: some errors leave a GPU's context of no use."""
+        try:
+            return bool(torch.ones(1, device=self.device).add_(1).item() == 2)
+        except RuntimeError:
+            return False
 
     def _encode(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> NDArray[np.int64]:
         """Return the codes of equal-shaped chunks: (len(batch), t, h, w), context included."""
-        pixels = self._pixels(clips, batch, num_rows=self.encode_config.batch_chunks)
+        pixels = self._pixels(clips, batch, num_rows=self.batch_rows)
         block: NDArray[np.int64] = self.tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
         return block
 
@@ -223,6 +274,21 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
         stage="encode",
         reason=reason,
         message=f"{clip.ref.source_uri}: {problem}",
+        backend=clip.backend,
+    )
+
+
+def _failed(clip: DecodedClip, error: Exception) -> Failed:
+    """A clip at which the tokenizer raised; what it said is told in one line."""
+    is_memory = isinstance(error, torch.OutOfMemoryError)
+    said = (str(error).strip().splitlines() or [""])[0]
+    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
+    return Failed(
+        ref=clip.ref,
+        reason="out_of_memory" if is_memory else "encode_error",
+        message=f"{clip.ref.source_uri}: encoding one of its chunks alone raised "
+        f"{type(error).__name__}: {said}; {hint}",
+        error=type(error).__name__,
         backend=clip.backend,
     )
 

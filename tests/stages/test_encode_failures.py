@@ -1,0 +1,119 @@
+"""A batch that fails: who is to blame is found out, and nobody else loses a code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.stages.test_encode_stage import assert_same_codes, clip, ready_stage
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.types import EncodedClip, Failed, Rejected
+
+
+def spoil(
+    stage: EncodeStage, monkeypatch: pytest.MonkeyPatch, problem: Callable[[Tensor], None]
+) -> list[int]:
+    """Let ``problem`` look at each batch of pixels first; returns the rows of each batch."""
+    encode, rows = stage.tokenizer.encode, []
+
+    def spoiled(pixels: Tensor) -> Tensor:
+        rows.append(len(pixels))
+        problem(pixels)
+        return encode(pixels)
+
+    monkeypatch.setattr(stage.tokenizer, "encode", spoiled)
+    return rows
+
+
+@pytest.mark.parametrize("bad", [{0}, {3}, {6}, {1, 5}, set(range(7))], ids=str)
+def test_clips_that_the_encoder_fails_at_are_found_among_the_others(
+    bad: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [clip(name, 7) for name in range(7)]
+    wanted = ready_stage(batch_chunks=4).process(clips)
+    stage = ready_stage(batch_chunks=4)
+    marked = torch.stack([torch.from_numpy(clips[name].frames[:5].copy()) for name in sorted(bad)])
+
+    def problem(pixels: Tensor) -> None:
+        shape = marked.shape[1:]
+        if pixels.shape[1:] == shape and any(
+            (row == one).all() for row in pixels for one in marked
+        ):
+            raise ValueError("this picture divides by zero\nand more")
+
+    rows = spoil(stage, monkeypatch, problem)
+    for name, result in enumerate(stage.process(clips)):
+        if name in bad:
+            assert isinstance(result, Failed)
+            assert (result.reason, result.error) == ("encode_error", "ValueError")
+            assert "this picture divides by zero; see" in result.message
+        else:
+            assert_same_codes(result, wanted[name])
+    assert set(rows) == {4}, "batches keep their shape, and codes their rounding"
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = [clip(name, 7) for name in range(5)]
+    wanted = ready_stage(batch_chunks=8).process(clips)
+    stage = ready_stage(batch_chunks=8)
+
+    def problem(pixels: Tensor) -> None:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("no room")
+
+    rows = spoil(stage, monkeypatch, problem)
+    for found, want in zip(stage.process(clips), wanted, strict=True):
+        assert isinstance(found, EncodedClip)
+        assert_same_codes(found, want)
+    assert stage.batch_rows == 2
+    assert "batches are 2 now" in caplog.text
+    rows.clear()
+    stage.process(clips)
+    assert set(rows) == {2}, "it does not run out of memory again with each call"
+
+
+def test_a_chunk_too_large_for_the_memory_fails_its_clip_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = ready_stage(batch_chunks=2)
+
+    def problem(pixels: Tensor) -> None:
+        if pixels.shape[2] > 4:
+            raise torch.OutOfMemoryError("no room")
+
+    spoil(stage, monkeypatch, problem)
+    small, large, other = stage.process([clip(0, 5), clip(1, 5, height=8), clip(2, 5)])
+    assert isinstance(small, EncodedClip)
+    assert isinstance(other, EncodedClip)
+    assert isinstance(large, Failed)
+    assert (large.reason, large.error) == ("out_of_memory", "OutOfMemoryError")
+
+
+def test_a_device_that_does_not_compute_any_more_blames_no_clip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = ready_stage(batch_chunks=2)
+
+    def problem(pixels: Tensor) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    spoil(stage, monkeypatch, problem)
+    monkeypatch.setattr(stage, "_works", lambda: False)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        stage.process([clip(0, 5), clip(1, 5)])
+
+
+def test_refused_and_failed_clips_stand_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = ready_stage(batch_chunks=2)
+
+    def problem(pixels: Tensor) -> None:
+        raise ValueError("always")
+
+    spoil(stage, monkeypatch, problem)
+    results = stage.process([clip(0, 0), clip(1, 5), clip(2, 0)])
+    assert [type(result) for result in results] == [Rejected, Failed, Rejected]
