@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.conftest import S3Bucket
+from tests.storage.listed import sizes
 from tokpipe import ids
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
@@ -225,7 +226,7 @@ def test_a_clip_named_twice_is_refused_by_both_places_and_nothing_stays(tmp_path
         r"repeat .*on_duplicate: keep_first",
     ):
         plan(tmp_path, *sources)
-    assert dict(open_store(str(tmp_path / "out"), OPTIONS).list("")) == {}
+    assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
 
 
 def test_the_same_video_with_another_span_is_another_clip(tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_the_first_of_several_is_kept_when_asked_to(tmp_path: Path) -> None:
     ]
     rows = np.arange(reader.num_rows)
     assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
-    assert len(dict(store.list("plan/"))) == 3
+    assert len(sizes(store, "plan/")) == 3
 
 
 def test_broken_rows_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_source_without_rows_is_named_and_nothing_stays(tmp_path: Path) -> Non
             {**TABLE, "uri": "a.parquet"},
             {"kind": "table", "uri": "t.csv", "uri_column": "url"},
         )
-    assert dict(open_store(str(tmp_path / "out"), OPTIONS).list("")) == {}
+    assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
 
 
 def test_a_part_that_is_not_what_was_planned_is_never_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokpipe.formats.checks import sha256
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.storage.store import StoredObject
 from tokpipe.types import ChunkSpan, ClipRef, EncodedClip, Receipt
 
 Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
@@ -62,7 +63,7 @@ class DictStore:
         self.requests.append(f"size {key}")
         return len(self.objects[key]) if key in self.objects else None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         raise AssertionError(f"nothing here may list, but {prefix!r} was")
 
     def delete(self, key: str) -> None:

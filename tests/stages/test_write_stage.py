@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.formats.formats_helpers import encoded_clip, shard_metadata
+from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.errors import CorruptOutput, StorageError
 from tokpipe.formats import shard as shard_module
@@ -55,7 +56,7 @@ def clips() -> list[EncodedClip]:
 
 
 def keys(stage: WriteStage) -> set[str]:
-    return {key for key, _ in stage.store.list("") if not key.startswith("plan/")}
+    return {key for key in sizes(stage.store, "") if not key.startswith("plan/")}
 
 
 def test_a_receipt_is_the_truth_about_what_was_put(stage: WriteStage) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, StorageError
 from tokpipe.storage import open_store
@@ -30,13 +31,13 @@ def test_killing_a_writer_leaves_whole_objects_and_no_others(tmp_path: Path) -> 
     context = multiprocessing.get_context("spawn")
     writer = context.Process(target=_write_without_end, args=(str(tmp_path / "out"),))
     writer.start()
-    while not dict(store.list("manifest/")):
+    while not sizes(store, "manifest/"):
         time.sleep(0.01)
     time.sleep(0.2)
     assert writer.pid is not None
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
-    found = dict(store.list(""))
+    found = sizes(store, "")
     assert set(found.values()) == {200_000}
     assert all(len(set(store.get(key))) == 1 for key in found)
     assert not any(TEMPORARY_FOLDER in key for key in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import NotFound
 from tokpipe.storage import Store, open_store, probe_store
@@ -93,30 +95,40 @@ def test_large_objects_are_put_and_created_whole(store: Store) -> None:
 def test_listing_gives_keys_below_a_prefix_with_sizes(store: Store) -> None:
     for key in ("a/1", "a/12", "a/b/3", "ab", "c"):
         store.put(key, key.encode())
-    assert dict(store.list("")) == {"a/1": 3, "a/12": 4, "a/b/3": 5, "ab": 2, "c": 1}
-    assert dict(store.list("a/")) == {"a/1": 3, "a/12": 4, "a/b/3": 5}
-    assert dict(store.list("a/1")) == {"a/1": 3, "a/12": 4}
-    assert dict(store.list("a")) == {"a/1": 3, "a/12": 4, "a/b/3": 5, "ab": 2}
-    assert dict(store.list("nothing/here")) == {}
+    assert sizes(store, "") == {"a/1": 3, "a/12": 4, "a/b/3": 5, "ab": 2, "c": 1}
+    assert sizes(store, "a/") == {"a/1": 3, "a/12": 4, "a/b/3": 5}
+    assert sizes(store, "a/1") == {"a/1": 3, "a/12": 4}
+    assert sizes(store, "a") == {"a/1": 3, "a/12": 4, "a/b/3": 5, "ab": 2}
+    assert sizes(store, "nothing/here") == {}
+
+
+def test_a_listing_tells_when_each_object_was_last_written(store: Store) -> None:
+    store.put("a", b"1")
+    (found,) = store.list("a")
+    assert abs(found.modified_s - time.time()) < 60
+    time.sleep(1.1)  # S3 counts whole seconds
+    store.put("a", b"2")
+    (again,) = store.list("a")
+    assert again.modified_s > found.modified_s
 
 
 def test_what_another_store_object_writes_is_seen_at_once(store: Store) -> None:
     other: Store = pickle.loads(pickle.dumps(store))
-    assert dict(store.list("")) == {}
+    assert sizes(store, "") == {}
     assert store.size("a") is None
     other.put("a", b"123")
-    assert (store.size("a"), dict(store.list(""))) == (3, {"a": 3})
+    assert (store.size("a"), sizes(store, "")) == (3, {"a": 3})
     other.put("a", b"12345")
-    assert (store.size("a"), dict(store.list(""))) == (5, {"a": 5})
+    assert (store.size("a"), sizes(store, "")) == (5, {"a": 5})
     other.delete("a")
-    assert (store.size("a"), dict(store.list(""))) == (None, {})
+    assert (store.size("a"), sizes(store, "")) == (None, {})
 
 
 @pytest.mark.parametrize("key", ["with space", "plus+and%25", "ünïcode/ключ", "q?x=1", "a#b", "~x"])
 def test_keys_may_hold_odd_characters(store: Store, key: str) -> None:
     assert store.create(key, b"1")
     assert store.get(key) == b"1"
-    assert dict(store.list("")) == {key: 1}
+    assert sizes(store, "") == {key: 1}
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", ".tokpipe-tmp/x"])
@@ -176,4 +188,4 @@ def test_of_several_processes_that_create_one_key_one_wins(store: Store) -> None
 
 def test_every_store_here_passes_the_probe_which_leaves_nothing(store: Store) -> None:
     probe_store(store)
-    assert dict(store.list("")) == {}
+    assert sizes(store, "") == {}

@@ -3,6 +3,6 @@
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.storage.fsspec_store import open_store
 from tokpipe.storage.probe import probe_store
-from tokpipe.storage.store import Store
+from tokpipe.storage.store import Store, StoredObject
 
-__all__ = ["Store", "fetch_to_file", "open_store", "probe_store"]
+__all__ = ["Store", "StoredObject", "fetch_to_file", "open_store", "probe_store"]

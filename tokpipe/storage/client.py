@@ -9,9 +9,11 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.asyn import sync
@@ -46,6 +48,14 @@ class ObjectInfo:
     """Changes with the content, as far as the store tells: an ETag, a generation, a time."""
     takes_ranges: bool
     """False for an HTTP server that answers a range with the whole object."""
+
+
+class Listed(NamedTuple):
+    """One object as a listing shows it, by the file system's own name."""
+
+    path: str
+    size_bytes: int
+    modified_s: float
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -206,8 +216,8 @@ class Client:
         data: bytes = self.run(f"reading bytes {start} to {end}", uri, attempt)
         return data
 
-    def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield (path, size) of each object below a folder whose name there starts with prefix.
+    def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[Listed]:
+        """Yield each object below a folder whose name there starts with prefix.
 
         S3 is read page by page: ``find`` of s3fs would hold about 1 KB per object.
         """
@@ -225,9 +235,9 @@ class Client:
         start = len(folder.rstrip("/")) + 1
         for path, info in found.items():
             if info["type"] == "file" and path[start:].startswith(prefix):
-                yield path, int(info["size"])
+                yield Listed(path, int(info["size"]), _modified_s(info))
 
-    def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[Listed]:
         bucket, key, _ = self.fs.split_path(folder)
         request: dict[str, Any] = {
             "Bucket": bucket,
@@ -237,7 +247,11 @@ class Client:
             page = self.call("listing it", folder_uri, "call_s3", "list_objects_v2", **request)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # what consoles create for an empty folder
-                    yield f"{bucket}/{entry['Key']}", int(entry["Size"])
+                    yield Listed(
+                        f"{bucket}/{entry['Key']}",
+                        int(entry["Size"]),
+                        entry["LastModified"].timestamp(),
+                    )
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -256,14 +270,29 @@ class Client:
         return sync(self.fs.loop, bounded)
 
 
-def _iter_local(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+def _iter_local(folder: str, prefix: str) -> Iterator[Listed]:
     # fsspec's find() fails whole when a file vanishes while it looks.
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)  # noqa: PTH118 (hot, and str is what is yielded)
             if path[len(folder.rstrip("/")) + 1 :].startswith(prefix):
                 with contextlib.suppress(FileNotFoundError):
-                    yield path, os.stat(path).st_size  # noqa: PTH116
+                    status = os.stat(path)  # noqa: PTH116
+                    yield Listed(path, status.st_size, status.st_mtime)
+
+
+def _modified_s(info: Mapping[str, Any]) -> float:
+    """Seconds since 1970 of a listed object; now, the safe side, where no time is given."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        match info.get(key):
+            case int() | float() as seconds:
+                return float(seconds)
+            case datetime() as moment:
+                return moment.timestamp()
+            case str() as text:
+                with contextlib.suppress(ValueError):
+                    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return time.time()
 
 
 def _open_filesystem(protocol: str, options: StoreOptions) -> Any:

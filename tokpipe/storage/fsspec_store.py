@@ -19,6 +19,7 @@ from tokpipe.storage.local_files import (
     remove_abandoned,
     replace_file,
 )
+from tokpipe.storage.store import StoredObject
 
 _CREATE_ATTEMPTS = 5
 
@@ -97,14 +98,14 @@ class FsspecStore:
         except NotFound:
             return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         folder, _, start = prefix.rpartition("/")
         folder_uri = self.uri_of(folder) if folder else self._uri
         root = self._client.path_of(self._uri).rstrip("/") + "/"
-        for path, size in self._client.iter_objects(folder_uri, start):
-            key = path.removeprefix(root)
+        for found in self._client.iter_objects(folder_uri, start):
+            key = found.path.removeprefix(root)
             if not key.startswith(f"{TEMPORARY_FOLDER}/"):
-                yield key, size
+                yield StoredObject(key, found.size_bytes, found.modified_s)
 
     def delete(self, key: str) -> None:
         uri = self.uri_of(key)

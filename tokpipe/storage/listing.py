@@ -92,9 +92,9 @@ def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
         )
     in_fixed = path[len(fixed) + 1 :]
     stem = in_fixed[: _MAGIC.search(in_fixed).start()]  # type: ignore[union-attr]
-    for found, _ in client.iter_objects(client.uri_of(fixed), stem):
-        if matches(found):
-            yield Match(client.uri_of(found))
+    for found in client.iter_objects(client.uri_of(fixed), stem):
+        if matches(found.path):
+            yield Match(client.uri_of(found.path))
 
 
 def _walk_local(

@@ -6,7 +6,18 @@ Every output goes through this interface, so one contract suite covers memory, d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a listing shows it."""
+
+    key: str
+    size_bytes: int
+    modified_s: float
+    """When it was last written, in seconds since 1970 by the clock of the store."""
 
 
 class Store(Protocol):
@@ -44,8 +55,8 @@ class Store(Protocol):
     def size(self, key: str) -> int | None:
         """Size in bytes, or None if there is no such object."""
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Yield (key, size) below a prefix, in any order. For cleaning up; no resume needs it."""
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield what is below a prefix, in any order. For audits; no resume needs it."""
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
