@@ -10,6 +10,8 @@ everything that was finished committed.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +22,7 @@ from rich.console import Console
 import tokpipe
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import ConfigError, TokpipeError
+from tokpipe.errors import ConfigError, CorruptOutput, TokpipeError
 
 TOO_MANY_REJECTED = 4
 
@@ -66,6 +68,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_convert_arguments(convert)
     convert.set_defaults(command=_convert)
+    audit = verbs.add_parser(
+        "audit",
+        help="check that an output is whole: every clip, every byte",
+        description="Check that every planned clip is tokenized or rejected, once, and that every "
+        "listed object is what was written. Exit code 8 on any defect. Writes nothing.",
+        epilog="example: tokpipe audit out/demo --sample 10",
+    )
+    _add_audit_arguments(audit)
+    audit.set_defaults(command=_audit)
+    clean = verbs.add_parser(
+        "clean",
+        help="remove what killed workers left in an output",
+        description="Remove objects that neither the manifest nor job.json names: what killed "
+        "workers and drivers have left. Nothing that a reader sees is touched.",
+        epilog="example: tokpipe clean out/demo --older-than 2d --dry-run",
+    )
+    _add_clean_arguments(clean)
+    clean.set_defaults(command=_clean)
     parsed = parser.parse_args(arguments)
     return _reporting(parsed.command, parsed)
 
@@ -138,6 +158,84 @@ def _rejected(parsed: argparse.Namespace) -> int:
     )
     _print(lines, Console(highlight=False))
     return 0
+
+
+def _add_audit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument(
+        "--depth",
+        choices=["manifest", "sizes", "bytes"],
+        default="bytes",
+        help="read the plan and the manifest; also look up the size of each listed object; or read "
+        "every byte of them (the default)",
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="the job is not finished: rows left are no defect"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also encode N random clips again from their sources, and compare the codes",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which clips those are")
+    parser.add_argument("--json", action="store_true", help="print the report as one line of JSON")
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from tokpipe.audit import audit
+    from tokpipe.storage import open_store
+
+    errors = Console(stderr=True, highlight=False)
+    report = audit(
+        open_store(parsed.output, StoreOptions()),
+        depth=parsed.depth,
+        partial=parsed.partial,
+        sample=parsed.sample,
+        seed=parsed.seed,
+        say=lambda line: errors.print(line, markup=False, soft_wrap=True),
+    )
+    _print([report.to_json()] if parsed.json else report.lines(), Console(highlight=False))
+    return 0 if report.is_clean else CorruptOutput.exit_code
+
+
+def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument(
+        "--older-than",
+        type=_seconds,
+        default="2d",
+        metavar="AGE",
+        help="age of what is removed, such as 90m, 12h or 2d (the default); an hour or more",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="remove nothing, say what would be")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def _clean(parsed: argparse.Namespace) -> int:
+    from tokpipe.audit import clean
+    from tokpipe.storage import open_store
+
+    store = open_store(parsed.output, StoreOptions())
+    removed = clean(store, older_than_s=parsed.older_than, dry_run=parsed.dry_run)
+    if parsed.json:
+        line = json.dumps({**removed.to_json(), "dry_run": parsed.dry_run})
+    else:
+        line = (
+            f"{store.uri}: {'would remove' if parsed.dry_run else 'removed'} "
+            f"{removed.num_objects:,} unlisted objects, {removed.size_bytes / 1e6:,.1f} MB"
+        )
+    _print([line], Console(highlight=False))
+    return 0
+
+
+def _seconds(text: str) -> float:
+    """Parse an age such as 90m, 12h or 2d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age: write 90m, 12h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def run_command(parsed: argparse.Namespace) -> int:

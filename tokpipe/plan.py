@@ -355,7 +355,7 @@ def _without_rows(store: Store, part: _Part, rows: NDArray[np.int64]) -> _Part:
     return _Part(stored, part.source, part.first_row, num_problems, part.hashes[keep])
 
 
-def _read_part(store: Store, part: PlanPart) -> pa.Table:
+def _read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:
     data = store.get(part.key)
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise CorruptOutput(
@@ -363,7 +363,7 @@ def _read_part(store: Store, part: PlanPart) -> pa.Table:
             "were planned (SHA-256 differs). Its rows would be other clips than those committed: "
             "restore the file, or plan again under a new output prefix."
         )
-    return pq.read_table(io.BytesIO(data))
+    return pq.read_table(io.BytesIO(data), columns=columns)
 
 
 class PlanReader:
@@ -395,6 +395,14 @@ class PlanReader:
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} is outside the plan's {self.num_rows} rows")
         return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def bounds(self, part_index: int) -> tuple[int, int]:
+        """Return the first row of a part, and the row after its last."""
+        return int(self._starts[part_index]), int(self._starts[part_index + 1])
+
+    def identities(self, part_index: int) -> pa.Table:
+        """Read ``row_id`` and ``source_uri`` of each row of a part afresh; nothing is kept."""
+        return _read_part(self._store, self._parts[part_index], [_ROW_ID.name, "source_uri"])
 
     def items(self, part_index: int, rows: NDArray[np.int64] | None = None) -> list[WorkItem]:
         """Return the work items of some rows of one part, or of all of them.

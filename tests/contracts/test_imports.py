@@ -42,8 +42,11 @@ ARROWS: dict[str, set[str]] = {
         *("stages", "weights"),
     }
     | LIGHT,
+    "audit": {*("config", "fingerprint", "formats", "plan", "reader", "reconstruct", "storage")}
+    | LIGHT,
     "cli": {
-        *("check", "config", "convert", "reader", "reconstruct", "rejections", "runtime", "weights")
+        *("audit", "check", "config", "convert", "reader", "reconstruct", "rejections", "runtime"),
+        *("storage", "weights"),
     }
     | LIGHT,
     "run": {"cli"},
@@ -58,7 +61,7 @@ HOMES: dict[str, set[str]] = {
     "av": {"media"},
     "torchcodec": {"media"},
     "xformers": {"models"},
-    "pyarrow": {"formats", "plan", "reader", "sources"},
+    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

@@ -10,6 +10,7 @@ from tests.formats.formats_helpers import DictStore, tokenizer_spec
 from tokpipe.config import parse_job
 from tokpipe.errors import CorruptOutput, NotFound, PlanMismatch
 from tokpipe.formats.job_record import JobRecord, check_same, flatten, read, write_once
+from tokpipe.formats.sealed_json import seal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 
 
@@ -69,7 +70,14 @@ def test_a_record_of_a_newer_format_is_refused_with_the_right_advice() -> None:
 def test_keys_that_a_later_version_adds_are_ignored() -> None:
     fields = {**json.loads(record().to_json()), "later": 1}
     fields["tokenizer"]["later"] = 2
-    assert JobRecord.from_json("mem://j", json.dumps(fields).encode()) == record()
+    del fields["checksum"]
+    assert JobRecord.from_json("mem://j", json.dumps(seal(fields)).encode()) == record()
+
+
+def test_a_record_that_was_edited_is_refused() -> None:
+    data = record().to_json().replace(b'"fps": 8.0', b'"fps": 9.0')
+    with pytest.raises(CorruptOutput, match="does not have the checksum that it carries"):
+        JobRecord.from_json("mem://j", data)
 
 
 def test_resume_under_other_settings_names_each_of_them() -> None:

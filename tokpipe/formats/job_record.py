@@ -12,7 +12,9 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.layout import JOB_RECORD
+from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.ids import digest
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
@@ -45,7 +47,8 @@ class JobRecord(BaseModel):
     """The resolved job file."""
 
     def to_json(self) -> bytes:
-        return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+        """Return JSON for people, closed by a checksum of itself."""
+        return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
 
     def job_config(self, uri: str) -> JobConfig:
         """The resolved job file as settings again; ``uri`` is the output's, for the error.
@@ -77,6 +80,9 @@ class JobRecord(BaseModel):
                 raise TypeError(f"its format is {version!r}")
             if version > JOB_RECORD_FORMAT:
                 raise too_new(uri, version, JOB_RECORD_FORMAT)
+            # Records of early versions carry none; an audit says so.
+            if fields.pop(CHECKSUM, None) not in (None, digest(fields)):
+                raise damaged(uri, "its content does not have the checksum that it carries")
             return cls.model_validate(fields)
         except (UnicodeDecodeError, ValidationError, ValueError, KeyError, TypeError) as error:
             raise damaged(uri, f"it does not parse as the record of a job: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.quality import Comparison, Quality
 from tokpipe.reader import Clip, Output, open_output
 from tokpipe.reconstruct.reconstructor import Reconstructor
-from tokpipe.reconstruct.source import SourceFrames
+from tokpipe.reconstruct.source import Rechunked, SourceFrames
 
 GRID_FRAMES = 8
 """Frames that a picture shows."""
@@ -120,13 +119,13 @@ def decode_clip(
             picture = _Mp4(stack.enter_context(VideoWriter(path, clip.fps)))
         else:
             picture = _Png(path, total, with_source=compare)
-        sources: _Rechunked | None = None
+        sources: Rechunked | None = None
         if compare:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
             source = SourceFrames(job, plan, scratch)
             stack.callback(source.close)
-            sources = _Rechunked(source.frames(clip))
+            sources = Rechunked(source.frames(clip))
         for block in frames:
             height, width = block.shape[1:3]
             original = None
@@ -149,31 +148,6 @@ def _find(output: Output, clip_id: str | None) -> Clip:
             "for the job's first shard, or look at what was rejected"
         )
     return first
-
-
-class _Rechunked:
-    """A stream of frame blocks, taken by number of frames."""
-
-    def __init__(self, blocks: Iterator[Frames]) -> None:
-        self._blocks = blocks
-        self._rest: Frames | None = None
-
-    def take(self, count: int, clip: Clip) -> Frames:
-        taken: list[Frames] = []
-        missing = count
-        while missing:
-            if self._rest is None or not len(self._rest):
-                self._rest = next(self._blocks, None)
-                if self._rest is None:
-                    raise NotFound(
-                        f"{clip.source_uri}: gives fewer frames than were encoded as clip "
-                        f"{clip.clip_id}, so it was replaced by another video. Comparing the two "
-                        "would mean nothing. Decode without comparing"
-                    )
-            taken.append(self._rest[:missing])
-            self._rest = self._rest[missing:]
-            missing -= len(taken[-1])
-        return np.concatenate(taken)
 
 
 class _Mp4:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from tokpipe.chunks import pieces_of
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import SourceError
+from tokpipe.errors import NotFound, SourceError
 from tokpipe.plan import PlanReader
 from tokpipe.reader import Clip
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.types import Rejected
+from tokpipe.types import DecodedClip, Rejected
 
 
 class SourceFrames:
@@ -40,6 +40,15 @@ class SourceFrames:
         Raises:
             SourceError: the source is gone, or is not what it was.
         """
+        for decoded in self.decoded(clip):
+            yield decoded.frames
+
+    def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
+        """Yield what an encoder gets of the clip: one piece, or several where clips are streamed.
+
+        Raises:
+            SourceError: the source is gone, or is not what it was.
+        """
         (item,) = self._plan.items(
             self._plan.part_of(clip.plan_row), np.array([clip.plan_row], np.int64)
         )
@@ -54,6 +63,31 @@ class SourceFrames:
                     f"does not decode any more: {decoded.message}. Decode without comparing, or "
                     "bring back the file that was tokenized",
                 )
-            yield decoded.frames
+            yield decoded
             last = decoded.piece.is_last
             item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
+
+
+class Rechunked:
+    """A stream of frame blocks, taken by number of frames."""
+
+    def __init__(self, blocks: Iterator[NDArray[np.uint8]]) -> None:
+        self._blocks = blocks
+        self._rest: NDArray[np.uint8] | None = None
+
+    def take(self, count: int, clip: Clip) -> NDArray[np.uint8]:
+        taken: list[NDArray[np.uint8]] = []
+        missing = count
+        while missing:
+            if self._rest is None or not len(self._rest):
+                self._rest = next(self._blocks, None)
+                if self._rest is None:
+                    raise NotFound(
+                        f"{clip.source_uri}: gives fewer frames than were encoded as clip "
+                        f"{clip.clip_id}, so it was replaced by another video. Comparing the two "
+                        "would mean nothing. Decode without comparing"
+                    )
+            taken.append(self._rest[:missing])
+            self._rest = self._rest[missing:]
+            missing -= len(taken[-1])
+        return np.concatenate(taken)

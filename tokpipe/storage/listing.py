@@ -92,9 +92,9 @@ def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
         )
     in_fixed = path[len(fixed) + 1 :]
     stem = in_fixed[: _MAGIC.search(in_fixed).start()]  # type: ignore[union-attr]
-    for found in client.iter_objects(client.uri_of(fixed), stem):
-        if matches(found.path):
-            yield Match(client.uri_of(found.path))
+    for listed in client.iter_objects(client.uri_of(fixed), stem):
+        if matches(listed.path):
+            yield Match(client.uri_of(listed.path))
 
 
 def _walk_local(

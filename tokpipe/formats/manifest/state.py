@@ -139,6 +139,11 @@ class ManifestState:
                     "which an earlier entry has settled already. The dataset would hold it twice. "
                     "Restore the manifest from a copy, or tokenize to a new output prefix."
                 )
+        self.count(entry)
+
+    def count(self, entry: ManifestEntry) -> None:
+        """Add up the next entry, whose clips the caller has counted off: for ``apply``, and for an
+        audit, which goes on where ``apply`` raises."""
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1

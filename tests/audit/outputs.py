@@ -1,0 +1,184 @@
+"""Whole small outputs, made by the product's own parts without a cluster, and how to spoil them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tokpipe
+from tests.formats.formats_helpers import encoded_clip
+from tokpipe.config.job import JobConfig
+from tokpipe.config.load import parse_job
+from tokpipe.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.formats import job_record
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.layout import entry_key
+from tokpipe.formats.manifest import (
+    CommittedRows,
+    ManifestEntry,
+    ManifestState,
+    append,
+    write_checkpoint,
+)
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.ids import clip_id
+from tokpipe.plan import PlanReader, write_plan
+from tokpipe.stages.write import WriteStage
+from tokpipe.storage import Store, open_store
+from tokpipe.types import ClipRef, EncodedClip, Receipt, Rejected
+
+NUM_ROWS = 30
+CUT_ROW, NUM_SEGMENTS = 4, 3
+REJECTED_ROWS = (7, 19)
+CLIPS_PER_SHARD = 4
+
+
+@dataclass
+class Made:
+    """An output, and what its parts were made of."""
+
+    store: Store
+    job: JobConfig
+    record: JobRecord
+    write: WriteStage
+    refs: list[ClipRef]
+
+
+def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool = False) -> Made:
+    """Begin an output: its plan and its record, no manifest yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [f"s3://videos/{row}.mp4,caption {row}" for row in range(NUM_ROWS)]
+    (root / "clips.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
+    chunking = {"policy": "streaming", "chunk_frames": 17} if streaming else {}
+    settings: dict[str, Any] = {
+        "dataset": dataset,
+        "sources": [{"kind": "table", "uri": "clips.csv", "uri_column": "url"}],
+        "output": {"uri": out},
+        "frames": {"size": [16, 24]},
+        "tokenizer": {
+            "encoder": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 6},
+            "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 4, 2, 2]},
+            **({"norm": "frame"} if streaming else {}),
+        },
+        "chunking": chunking,
+    }
+    job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
+    store = open_store(job.output.uri, job.storage)
+    plan = write_plan(job, store, "driver")
+    codes = fingerprint_settings(job, weights_hash="random, seed 0", device="cpu")
+    spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 0")
+    record = JobRecord(
+        tokpipe_version=tokpipe.__version__,
+        created_at="2026-01-01T00:00:00+00:00",
+        writer="driver",
+        dataset=dataset,
+        fingerprint=fingerprint(codes),
+        settings=codes,
+        tokenizer=spec,
+        num_rows=plan.num_rows,
+        plan=plan.to_json(),
+        libraries={},
+        job=job.model_dump(mode="json"),
+    )
+    job_record.write_once(store, record)
+    stage = WriteStage(job.output, job.storage, spec, record.fingerprint, plan)
+    stage.setup()
+    refs = []
+    for item in PlanReader(store, plan).items(0):
+        total = NUM_SEGMENTS if item.row == CUT_ROW and not streaming else 1
+        sampling = job.sampling
+        for segment in range(total):
+            name = clip_id(item.row_id, segment, total, sampling.max_clip_frames, sampling.fps)
+            refs.append(ClipRef(name, item.row, segment, total, item.source_uri))
+    return Made(store, job, record, stage, refs)
+
+
+def encoded(ref: ClipRef, seed: int = 0) -> EncodedClip:
+    frames = (17,) * (1 + ref.row % 3)
+    return replace(encoded_clip(ref.row, frames, codebook_size=8192, seed=seed), ref=ref)
+
+
+def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
+    """A finished output: an entry per shard, rejections in some, a checkpoint in the middle."""
+    output = made(root, **how)
+    kept = [ref for ref in output.refs if ref.row not in REJECTED_ROWS]
+    rejected = [
+        Rejected(ref, "decode", "no_video", "it holds no video")
+        for ref in output.refs
+        if ref.row in REJECTED_ROWS
+    ]
+    state = ManifestState(CommittedRows(output.record.num_rows))
+    groups = [kept[at : at + CLIPS_PER_SHARD] for at in range(0, len(kept), CLIPS_PER_SHARD)]
+    for seq, group in enumerate(groups[:num_shards]):
+        receipt = put(output, f"shard{seq}", group)
+        refused = (rejected[seq],) if seq < len(rejected) else ()
+        entry = ManifestEntry(seq, "driver", f"time {seq}", (receipt,), refused)
+        assert append(output.store, entry)
+        state.apply(entry)
+        if seq == 3:
+            assert write_checkpoint(output.store, state)
+    return output
+
+
+def put(output: Made, name: str, refs: Sequence[ClipRef], seed: int = 0) -> Receipt:
+    """Put a shard of these clips and its side table, as a write actor does."""
+    return output.write.process(name, [encoded(ref, seed) for ref in refs])
+
+
+# --- spoiling ------------------------------------------------------------------------------------
+
+
+def entry_of(store: Store, seq: int) -> ManifestEntry:
+    key = entry_key(seq)
+    return ManifestEntry.from_json(store.uri_of(key), store.get(key))
+
+
+def edit(store: Store, seq: int, change: Callable[[ManifestEntry], ManifestEntry]) -> None:
+    """Change an entry and seal it again: its own checksum is right."""
+    store.put(entry_key(seq), change(entry_of(store, seq)).to_json())
+
+
+def flip(store: Store, key: str, rng: np.random.Generator) -> None:
+    """Flip one bit of an object."""
+    data = bytearray(store.get(key))
+    data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+    store.put(key, bytes(data))
+
+
+def truncate(store: Store, key: str, rng: np.random.Generator) -> None:
+    """Cut an object's end off."""
+    data = store.get(key)
+    store.put(key, data[: int(rng.integers(len(data)))])
+
+
+def swap(store: Store, one: str, other: str) -> None:
+    """Let two objects exchange their bytes."""
+    first, second = store.get(one), store.get(other)
+    store.put(one, second)
+    store.put(other, first)
+
+
+def parquet_edited(data: bytes, change: Callable[[Any], Any]) -> bytes:
+    """A Parquet file with its table changed and its key-value metadata kept."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(data))
+    table = change(file.read())
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        own = {
+            k.decode(): v.decode()
+            for k, v in (file.metadata.metadata or {}).items()
+            if k.startswith(b"tokpipe.")
+        }
+        writer.add_key_value_metadata(own)
+    assert isinstance(table, pa.Table)
+    return sink.getvalue()

@@ -1,0 +1,58 @@
+"""An audit finds every planted defect, and none where none is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.audit.defects import DEFECTS, FAMILIES
+from tests.audit.outputs import Made, finished
+from tokpipe.audit import audit
+from tokpipe.storage import open_store
+
+
+@pytest.fixture(scope="module")
+def clean_output(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return finished(tmp_path_factory.mktemp("clean"))
+
+
+def test_there_are_a_hundred_defects() -> None:
+    assert len(DEFECTS) == 100
+
+
+@pytest.mark.parametrize(("family", "number"), DEFECTS)
+def test_a_planted_defect_is_found(
+    clean_output: Made, tmp_path: Path, family: str, number: int
+) -> None:
+    shutil.copytree(clean_output.store.uri, tmp_path / "out")
+    store = open_store(str(tmp_path / "out"), clean_output.job.storage)
+    assert audit(store, depth="manifest").is_clean
+    spoiled = Made(**{**vars(clean_output), "store": store})
+    plant, _ = FAMILIES[family]
+    # Writers of the clean output are made to write into the copy.
+    before, clean_output.write.store = clean_output.write.store, store
+    try:
+        plant(spoiled, np.random.default_rng([number, len(family)]), tmp_path)
+    finally:
+        clean_output.write.store = before
+    report = audit(store)
+    assert not report.is_clean
+    assert report.to_json()
+    for finding in report.findings:
+        assert finding.where.startswith(store.uri)
+        assert store.uri in finding.message
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nothing_is_found_in_a_clean_output(tmp_path: Path, streaming: bool) -> None:
+    output = finished(tmp_path, streaming=streaming)
+    report = audit(output.store)
+    assert report.is_clean, list(report.findings)
+    assert report.num_left == 0
+    assert report.totals is not None
+    assert report.totals.num_clips + report.totals.num_rejected == len(output.refs)
+    assert report.num_shards_checked == report.totals.num_shards
+    assert report.leftovers.num_objects == 0

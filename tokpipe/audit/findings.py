@@ -1,0 +1,66 @@
+"""Defects that an audit has found: all counted, some of each kind kept as examples."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+EXAMPLES = 20
+"""Kept of each kind: a damaged output may have a defect per clip."""
+
+Kind = Literal[
+    "job_record",
+    "plan",
+    "entry_missing",
+    "entry_damaged",
+    "checkpoint",
+    "not_planned",
+    "clip_twice",
+    "not_rejected",
+    "shard_twice",
+    "unsettled",
+    "object_missing",
+    "shard",
+    "side_table",
+    "codes_differ",
+]
+"""``job_record`` to ``codes_differ``: what is wrong, in a word that stays the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One defect."""
+
+    kind: Kind
+    where: str
+    """URI of the object that shows it."""
+    message: str
+    """What was found there, why it matters and what to do."""
+
+
+class Findings:
+    """Gathers defects from several threads."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._examples: dict[str, list[Finding]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Yield the examples, kind by kind."""
+        for examples in self._examples.values():
+            yield from examples
+
+    def add(self, kind: Kind, where: str, message: object, *, count: int = 1) -> None:
+        """Take in a defect; ``message`` may be the error that told of it."""
+        with self._lock:
+            self.counts[kind] += count
+            examples = self._examples.setdefault(kind, [])
+            if len(examples) < EXAMPLES:
+                examples.append(Finding(kind, where, str(message)))
