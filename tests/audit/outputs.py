@@ -34,7 +34,7 @@ from tokpipe.storage import Store, open_store
 from tokpipe.types import ClipRef, EncodedClip, Receipt, Rejected
 
 NUM_ROWS = 30
-CUT_ROW, NUM_SEGMENTS = 4, 3
+CUT_ROW, NUM_SEGMENTS = 3, 3
 REJECTED_ROWS = (7, 19)
 CLIPS_PER_SHARD = 4
 

@@ -10,7 +10,7 @@ from typing import Any
 from tokpipe.audit.listing import Listing, list_output
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
-from tokpipe.formats.manifest import iter_entries
+from tokpipe.formats.manifest import count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
 
@@ -68,7 +68,10 @@ def clean(store: Store, *, older_than_s: float = OLDER_THAN_S, dry_run: bool = F
     listing = list_output(store)
     record = job_record.read(store)
     listed: set[str] = set()
-    for entry in iter_entries(store):
+    # To the last entry of the listing, or later: the search for the end may stop at a gap, and
+    # what stands behind it would look unlisted.
+    end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
+    for entry in iter_entries(store, to_seq=end):
         for receipt in entry.shards:
             listed.update((receipt.shard, receipt.side_table))
     plan_parts = {part.key for part in StoredPlan.from_json(record.plan).parts}

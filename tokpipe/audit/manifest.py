@@ -116,7 +116,7 @@ class ManifestAudit:
 
     def _take(self, entry: ManifestEntry) -> None:
         uri = self._store.uri_of(entry_key(entry.seq))
-        for one in getattr(entry, "reopened", ()):
+        for one in entry.reopened:
             self._reopen(uri, one.ref)
         for receipt in entry.shards:
             self._list(uri, entry.seq, receipt)

@@ -61,8 +61,7 @@ def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Find
 def _first_8_bytes(ids: pa.StringArray) -> NDArray[np.uint64]:
     """(n,) of n ids of 32 hex digits."""
     text = b"".join(ids.cast(pa.binary()).to_pylist())
-    hashes: NDArray[np.uint64] = np.frombuffer(binascii.unhexlify(text), np.dtype("<u8"))[::2]
-    return hashes.copy()
+    return np.array(np.frombuffer(binascii.unhexlify(text), np.dtype("<u8"))[::2], np.uint64)
 
 
 class PlannedClips:

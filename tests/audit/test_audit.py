@@ -1,0 +1,133 @@
+"""What an audit says, beside finding defects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.audit.outputs import Made, edit, finished, put
+from tokpipe.audit import audit
+from tokpipe.audit.findings import EXAMPLES, Findings
+from tokpipe.audit.planned import PlannedClips
+from tokpipe.cli import main
+from tokpipe.plan import StoredPlan
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Made:
+    return finished(tmp_path)
+
+
+def test_every_defect_is_reported_and_not_only_the_first(output: Made) -> None:
+    store = output.store
+    store.put("shards/shard0.parquet", b"")
+    store.delete("shards/shard1.parquet")
+    store.put("clips/shard2.parquet", store.get("clips/shard2.parquet")[:-1])
+    store.delete("manifest/00000005.json")
+    counts = dict(audit(store).findings.counts)
+    assert counts == {
+        "entry_missing": 1,
+        "shard": 1,
+        "object_missing": 1,
+        "side_table": 1,
+        "unsettled": 4,
+    }
+
+
+def test_clips_of_a_missing_entry_are_named_as_unsettled_rows(output: Made) -> None:
+    output.store.delete("manifest/00000001.json")
+    report = audit(output.store)
+    (unsettled,) = (one for one in report.findings if one.kind == "unsettled")
+    # Row 3 is cut into three clips, the first of which is in the shard before.
+    assert "4 of 30 plan rows" in unsettled.message
+    assert "such as 3 (1 of 3 clips settled), 4, 5." in unsettled.message
+    assert "--partial" in unsettled.message
+
+
+def test_an_unfinished_output_is_a_gap_unless_that_is_expected(tmp_path: Path) -> None:
+    output = finished(tmp_path, num_shards=3)
+    assert audit(output.store).findings.counts["unsettled"] == audit(output.store).num_left > 0
+    report = audit(output.store, partial=True)
+    assert report.is_clean
+    assert report.num_left > 0
+    assert main(["audit", output.store.uri]) == 8
+    assert main(["audit", output.store.uri, "--partial"]) == 0
+
+
+@pytest.mark.parametrize(("depth", "found"), [("manifest", 0), ("sizes", 1), ("bytes", 2)])
+def test_a_depth_reads_as_much_as_it_says(output: Made, depth: str, found: int) -> None:
+    data = bytearray(output.store.get("shards/shard0.parquet"))
+    data[100] ^= 1
+    output.store.put("shards/shard0.parquet", bytes(data))
+    output.store.put("shards/shard1.parquet", b"short")
+    assert len(audit(output.store, depth=depth).findings) == found  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_beyond_the_last_entry_tells_of_missing_ones(output: Made) -> None:
+    for seq in range(2, 8):
+        output.store.delete(f"manifest/{seq:08d}.json")
+    report = audit(output.store, partial=True)
+    assert report.findings.counts["entry_missing"] == 2  # of four that are summed up
+
+
+def test_leftovers_are_noted_and_are_no_defect(output: Made) -> None:
+    put(output, "of-a-killed-worker", output.refs[:2])
+    output.store.put("plan/other-driver/00000.parquet", b"123")
+    output.store.put("probe/abc", b"first")
+    report = audit(output.store)
+    assert report.is_clean
+    assert report.leftovers.num_objects == 4
+    assert any("4 unlisted objects" in line for line in report.lines())
+
+
+def test_a_defect_per_clip_is_counted_whole_and_shown_in_part(output: Made) -> None:
+    findings = Findings()
+    for number in range(100):
+        findings.add("not_planned", "mem://out", f"clip {number}")
+    assert len(findings) == 100
+    assert len(list(findings)) == EXAMPLES
+
+
+def test_a_clip_is_compared_with_its_own_row_only(output: Made) -> None:
+    plan = StoredPlan.from_json(output.record.plan)
+    clips = PlannedClips(output.store, plan, output.record.job["sampling"])
+    assert list(clips.mismatches(output.refs)) == []
+    swapped = [replace(ref, row=(ref.row + 1) % 30) for ref in output.refs]
+    assert len(list(clips.mismatches(swapped))) == 2 * len(swapped)  # id and source, each
+
+
+def test_the_report_names_what_is_wrong_and_what_to_do(
+    output: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", output.store.uri]) == 0
+    printed = capsys.readouterr().out
+    assert "30 rows, 0 not settled" in printed
+    assert "30 clips tokenized, 2 rejected" in printed
+    assert "8 of 8 shards read" in printed
+    assert "clean: no defect found" in printed
+
+    output.store.delete("shards/shard3.parquet")
+    assert main(["audit", output.store.uri]) == 8
+    printed = capsys.readouterr().out
+    assert "1 defects: object_missing 1" in printed
+    assert "shard3.parquet is damaged: it is missing, though the manifest lists it" in printed
+    assert "tokenize the dataset again" in printed
+
+
+def test_the_report_is_one_line_of_json_on_request(
+    output: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(output.store, 0, lambda entry: replace(entry, rejected=()))
+    assert main(["audit", output.store.uri, "--json"]) == 8
+    report = json.loads(capsys.readouterr().out)
+    assert not report["clean"]
+    assert report["defects"]["unsettled"] == 1
+    assert {one["kind"] for one in report["examples"]} >= {"unsettled"}
+
+
+def test_what_is_no_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(tmp_path / "nothing")]) == 2
+    assert "check the URI" in capsys.readouterr().err

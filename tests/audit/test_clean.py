@@ -1,0 +1,118 @@
+"""``tokpipe clean`` removes old leftovers, and never what is listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.audit.outputs import Made, finished, put
+from tests.storage.listed import sizes
+from tokpipe.audit import audit, clean
+from tokpipe.cli import main
+from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.formats.manifest import ManifestEntry, append
+
+DAY_S = 24 * 3600.0
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Made:
+    """A finished output with leftovers of every kind, all of it three days old."""
+    output = finished(tmp_path)
+    put(output, "of-a-killed-worker", output.refs[:2])
+    output.store.put("plan/other-driver/00000.parquet", b"123")
+    output.store.put("probe/abc", b"first")
+    age(output, *sizes(output.store, ""))
+    return output
+
+
+LEFTOVERS = {
+    "shards/of-a-killed-worker.parquet",
+    "clips/of-a-killed-worker.parquet",
+    "plan/other-driver/00000.parquet",
+    "probe/abc",
+}
+
+
+def age(output: Made, *keys: str) -> None:
+    then = time.time() - 3 * DAY_S
+    for key in keys:
+        os.utime(Path(output.store.uri) / key, (then, then))
+
+
+def test_old_leftovers_go_and_nothing_else_does(output: Made) -> None:
+    before = sizes(output.store, "")
+    removed = clean(output.store)
+    after = sizes(output.store, "")
+    assert before.keys() - after.keys() == LEFTOVERS
+    assert removed.num_objects == len(LEFTOVERS)
+    assert removed.size_bytes == sum(before[key] for key in LEFTOVERS)
+    report = audit(output.store)
+    assert report.is_clean
+    assert report.leftovers.num_objects == 0
+
+
+def test_young_leftovers_stay(output: Made) -> None:
+    put(output, "just-now", output.refs[:1])
+    assert clean(output.store, older_than_s=4 * DAY_S).num_objects == 0
+    assert clean(output.store).num_objects == len(LEFTOVERS)
+    assert output.store.size("shards/just-now.parquet") is not None
+
+
+def test_a_dry_run_removes_nothing(output: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sizes(output.store, "")
+    assert main(["clean", output.store.uri, "--dry-run", "--older-than", "48h"]) == 0
+    assert "would remove 4 unlisted objects" in capsys.readouterr().out
+    assert main(["clean", output.store.uri, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_objects"] == 4
+    assert sizes(output.store, "") == before
+
+
+def test_what_is_committed_after_the_listing_is_kept(
+    output: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow driver commits an old shard between the two steps of cleaning."""
+    store = output.store
+    receipt = put(output, "slow", output.refs[:1])
+    age(output, receipt.shard, receipt.side_table)
+    inner = type(store).list
+
+    def list_then_commit(self: object, prefix: str) -> object:
+        yield from inner(store, prefix)
+        assert append(store, ManifestEntry(8, "driver", "later", (receipt,)))
+
+    monkeypatch.setattr(type(store), "list", list_then_commit)
+    assert clean(store).num_objects == len(LEFTOVERS)
+    assert store.size(receipt.shard) is not None
+
+
+def test_a_damaged_manifest_stops_cleaning(output: Made) -> None:
+    before = sizes(output.store, "").keys()
+    output.store.put("manifest/00000003.json", b"{}")
+    with pytest.raises(CorruptOutput, match=r"00000003\.json"):
+        clean(output.store)
+    assert sizes(output.store, "").keys() == before
+
+
+def test_a_gap_in_the_manifest_stops_cleaning(output: Made) -> None:
+    """Else the shards that later entries list would look unlisted."""
+    output.store.delete("manifest/00000003.json")
+    with pytest.raises(CorruptOutput):
+        clean(output.store)
+    assert output.store.size("shards/shard5.parquet") is not None
+
+
+def test_an_age_at_which_a_driver_may_be_at_work_is_refused(
+    output: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="give an hour or more"):
+        clean(output.store, older_than_s=60)
+    assert main(["clean", output.store.uri, "--older-than", "59m"]) == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["clean", output.store.uri, "--older-than", "soon"])
+    assert "write 90m, 12h or 2d" in capsys.readouterr().err
