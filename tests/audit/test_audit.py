@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit.outputs import Made, edit, finished, put
+from tests.audit.outputs import Made, edit, entry_of, finished, put
 from tokpipe.audit import audit
 from tokpipe.audit.findings import EXAMPLES, Findings
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.cli import main
+from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened, append
 from tokpipe.plan import StoredPlan
 
 
@@ -73,6 +74,31 @@ def test_a_checkpoint_beyond_the_last_entry_tells_of_missing_ones(output: Made) 
     assert report.findings.counts["entry_missing"] == 2  # of four that are summed up
 
 
+def test_a_rejection_may_be_withdrawn_and_its_clip_tokenized(output: Made) -> None:
+    store = output.store
+    rejection = entry_of(store, 0).rejected[0]
+    claim = Claim("host", 1, "0.1.0")
+    reopened = (Reopened(rejection.ref, rejection.reason),)
+    assert append(store, ManifestEntry(8, "driver-2", "later", claim=claim))
+    assert append(store, ManifestEntry(9, "driver-2", "later", reopened=reopened))
+    assert audit(store).findings.counts == {"unsettled": 1}
+    receipt = put(output, "after-all", [rejection.ref])
+    assert append(store, ManifestEntry(10, "driver-2", "later", (receipt,)))
+    report = audit(store)
+    assert report.is_clean, list(report.findings)
+    assert report.totals is not None
+    assert report.totals.num_rejected == 1
+
+
+def test_a_clip_that_is_tokenized_cannot_be_reopened(output: Made) -> None:
+    """Else a second shard could hold it and no count would show it."""
+    clip = entry_of(output.store, 0).shards[0].clips[0]
+    receipt = put(output, "second", [clip])
+    entry = ManifestEntry(8, "driver", "later", (receipt,), reopened=(Reopened(clip, "no_video"),))
+    assert append(output.store, entry)
+    assert audit(output.store).findings.counts == {"not_rejected": 1, "clip_twice": 1}
+
+
 def test_leftovers_are_noted_and_are_no_defect(output: Made) -> None:
     put(output, "of-a-killed-worker", output.refs[:2])
     output.store.put("plan/other-driver/00000.parquet", b"123")
@@ -97,6 +123,18 @@ def test_a_clip_is_compared_with_its_own_row_only(output: Made) -> None:
     assert list(clips.mismatches(output.refs)) == []
     swapped = [replace(ref, row=(ref.row + 1) % 30) for ref in output.refs]
     assert len(list(clips.mismatches(swapped))) == 2 * len(swapped)  # id and source, each
+
+
+@pytest.mark.parametrize("key", ["shards/../job.json", "/etc/passwd", "shards/", ""])
+def test_a_listed_key_that_is_no_key_is_a_defect_and_not_the_end(output: Made, key: str) -> None:
+    def edited(entry: ManifestEntry) -> ManifestEntry:
+        return replace(entry, shards=(replace(entry.shards[0], shard=key),))
+
+    edit(output.store, 0, edited)
+    for depth in ("manifest", "sizes", "bytes"):
+        report = audit(output.store, depth=depth)  # type: ignore[arg-type]
+        assert report.findings.counts["entry_damaged"] == 1
+        assert report.num_shards_checked == (0 if depth == "manifest" else 7)
 
 
 def test_the_report_names_what_is_wrong_and_what_to_do(

@@ -29,6 +29,9 @@ from tokpipe.storage.store import Store
 
 _SAY_EVERY_S = 10.0
 
+_SAY_ABOVE_ROWS = 2**20
+"""A plan of so many rows takes seconds to read."""
+
 
 def audit(
     store: Store,
@@ -68,7 +71,8 @@ def audit(
     plan = _plan(store, record, findings)
     clips = None
     if plan is not None:
-        say(f"reading the plan of {record.num_rows:,} rows")
+        if record.num_rows > _SAY_ABOVE_ROWS:
+            say(f"reading the plan of {record.num_rows:,} rows")
         check_plan(store, record, plan, findings)
         clips = PlannedClips(store, plan, record.job["sampling"])
     manifest = ManifestAudit(store, record.num_rows, clips, findings)

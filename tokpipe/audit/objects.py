@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tokpipe.audit.findings import Findings, Kind
 from tokpipe.audit.listing import Listing
-from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.errors import CorruptOutput, NotFound, TokpipeError
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.shard_reader import check_shard
@@ -79,12 +79,21 @@ class ObjectChecks:
         self._waiting.append(self._pool.submit(self._check, receipt))
 
     def _check(self, receipt: Receipt) -> None:
-        if self._depth == "sizes":
-            self._check_size(receipt.shard, receipt.size_bytes, "shard")
-            self._check_size(receipt.side_table, receipt.side_table_size_bytes, "side_table")
-        else:
-            self._check_shard(receipt)
-            self._check_side_table(receipt)
+        try:
+            if self._depth == "sizes":
+                self._check_size(receipt.shard, receipt.size_bytes, "shard")
+                self._check_size(receipt.side_table, receipt.side_table_size_bytes, "side_table")
+            else:
+                self._check_shard(receipt)
+                self._check_side_table(receipt)
+        except TokpipeError:
+            raise
+        except Exception as error:
+            # What was made to deceive may trip a parser up in ways of its own (a key that is no
+            # key, a file that Parquet cannot be). That is a defect like others, not the end.
+            where = f"{self._store.uri}/{receipt.shard}"
+            problem = f"checking it failed with {type(error).__name__}: {error}"
+            self._findings.add("shard", where, damaged(where, problem))
         with self._lock:
             self.num_shards += 1
             if self._depth == "bytes":
