@@ -11,10 +11,13 @@ import pytest
 from tests.audit.outputs import Made, edit, entry_of, finished, put
 from tokpipe.audit import audit
 from tokpipe.audit.findings import EXAMPLES, Findings
+from tokpipe.audit.objects import Depth
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.cli import main
 from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened, append
 from tokpipe.plan import StoredPlan
+
+DEPTHS: tuple[Depth, ...] = ("manifest", "sizes", "bytes")
 
 
 @pytest.fixture
@@ -58,13 +61,13 @@ def test_an_unfinished_output_is_a_gap_unless_that_is_expected(tmp_path: Path) -
     assert main(["audit", output.store.uri, "--partial"]) == 0
 
 
-@pytest.mark.parametrize(("depth", "found"), [("manifest", 0), ("sizes", 1), ("bytes", 2)])
-def test_a_depth_reads_as_much_as_it_says(output: Made, depth: str, found: int) -> None:
+@pytest.mark.parametrize(("depth", "found"), list(zip(DEPTHS, (0, 1, 2), strict=True)))
+def test_a_depth_reads_as_much_as_it_says(output: Made, depth: Depth, found: int) -> None:
     data = bytearray(output.store.get("shards/shard0.parquet"))
     data[100] ^= 1
     output.store.put("shards/shard0.parquet", bytes(data))
     output.store.put("shards/shard1.parquet", b"short")
-    assert len(audit(output.store, depth=depth).findings) == found  # type: ignore[arg-type]
+    assert len(audit(output.store, depth=depth).findings) == found
 
 
 def test_a_checkpoint_beyond_the_last_entry_tells_of_missing_ones(output: Made) -> None:
@@ -131,10 +134,10 @@ def test_a_listed_key_that_is_no_key_is_a_defect_and_not_the_end(output: Made, k
         return replace(entry, shards=(replace(entry.shards[0], shard=key),))
 
     edit(output.store, 0, edited)
-    for depth in ("manifest", "sizes", "bytes"):
-        report = audit(output.store, depth=depth)  # type: ignore[arg-type]
+    for depth in DEPTHS:
+        report = audit(output.store, depth=depth)
         assert report.findings.counts["entry_damaged"] == 1
-        assert report.num_shards_checked == (0 if depth == "manifest" else 7)
+        assert report.num_shards_checked == (0 if depth == "manifest" else 8)
 
 
 def test_the_report_names_what_is_wrong_and_what_to_do(
