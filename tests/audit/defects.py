@@ -24,8 +24,13 @@ from tests.audit.outputs import (
 )
 from tokpipe.formats.checks import sha256
 from tokpipe.formats.layout import entry_key
-from tokpipe.formats.manifest import ManifestEntry, ManifestState, append
-from tokpipe.formats.manifest.committed import CommittedRows
+from tokpipe.formats.manifest import (
+    CommittedRows,
+    ManifestEntry,
+    ManifestState,
+    append,
+    write_checkpoint,
+)
 from tokpipe.formats.shard import codes_crc32
 from tokpipe.types import ClipRef, Receipt
 
@@ -207,7 +212,7 @@ def _shard_removed_from_entry(output: Made, rng: Rng, root: Path) -> None:
     edit(output.store, _seq(rng), lambda entry: replace(entry, shards=()))
 
 
-def _relisted(output: Made, seq: int, shard: bytes) -> None:
+def relist(output: Made, seq: int, shard: bytes) -> None:
     """Put another shard in the place of one, and list it with the right size and hash."""
     key = entry_of(output.store, seq).shards[0].shard
     output.store.put(key, shard)
@@ -222,12 +227,12 @@ def _relisted(output: Made, seq: int, shard: bytes) -> None:
 def _foreign_fingerprint(output: Made, rng: Rng, root: Path) -> None:
     """The same clips with other codes' fingerprint, listed with the right hash."""
     seq = _seq(rng)
-    other = replace_metadata(output, root)
+    other = with_other_fingerprint(output, root)
     receipt = put(other, f"foreign{seq}", entry_of(output.store, seq).shards[0].clips)
-    _relisted(output, seq, other.store.get(receipt.shard))
+    relist(output, seq, other.store.get(receipt.shard))
 
 
-def replace_metadata(output: Made, root: Path) -> Made:
+def with_other_fingerprint(output: Made, root: Path) -> Made:
     """An output of the same plan whose shards say another fingerprint."""
     other = made(root / "foreign")
     other.write.metadata = replace(other.write.metadata, fingerprint="0" * 32)
@@ -238,7 +243,7 @@ def _edited_codes(change: Callable[[pa.Table, Rng], pa.Table]) -> Plant:
     def plant(output: Made, rng: Rng, root: Path) -> None:
         seq = _seq(rng)
         data = output.store.get(entry_of(output.store, seq).shards[0].shard)
-        _relisted(output, seq, parquet_edited(data, lambda table: change(table, rng)))
+        relist(output, seq, parquet_edited(data, lambda table: change(table, rng)))
 
     return plant
 
@@ -311,8 +316,6 @@ def _checkpoint_of_another_manifest(output: Made, rng: Rng, root: Path) -> None:
     state.next_seq = 4
     for name in ("json", "parquet"):
         output.store.delete(f"manifest/00000004.checkpoint.{name}")
-    from tokpipe.formats.manifest import write_checkpoint
-
     assert write_checkpoint(output.store, state)
 
 

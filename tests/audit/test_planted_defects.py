@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.audit.defects import DEFECTS, FAMILIES
-from tests.audit.outputs import Made, finished
+from tests.audit.defects import DEFECTS, FAMILIES, relist
+from tests.audit.outputs import Made, edit, entry_of, finished, parquet_edited
 from tokpipe.audit import audit
 from tokpipe.storage import open_store
 
@@ -56,3 +57,15 @@ def test_nothing_is_found_in_a_clean_output(tmp_path: Path, streaming: bool) -> 
     assert report.totals.num_clips + report.totals.num_rejected == len(output.refs)
     assert report.num_shards_checked == report.totals.num_shards
     assert report.leftovers.num_objects == 0
+
+
+def test_planting_by_itself_is_no_defect(tmp_path: Path) -> None:
+    """What the families do around their defects (seal again, build a shard again) leaves none."""
+    output = finished(tmp_path)
+    for seq in range(8):
+        edit(output.store, seq, lambda entry: replace(entry, written_at="now"))
+        key = entry_of(output.store, seq).shards[0].shard
+        relist(output, seq, parquet_edited(output.store.get(key), lambda table: table))
+    report = audit(output.store)
+    # But for the checkpoint, which lists shards as they were.
+    assert report.findings.counts == {"checkpoint": 1}, list(report.findings)

@@ -67,21 +67,3 @@ def test_a_job_that_was_killed_and_finished_is_clean_and_its_clips_come_out_the_
     capsys.readouterr()
     assert main(["audit", out, "--sample", "2"]) == 8
     assert "gives other codes when it is encoded again" in capsys.readouterr().out
-
-
-@pytest.mark.ray
-def test_streamed_clips_come_out_the_same(
-    tmp_path: Path, ray_address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_video(tmp_path / "videos/film.mp4", num_frames=30)
-    out = str(tmp_path / "out")
-    job = write_job(
-        tmp_path / "job.yaml",
-        files(tmp_path / "videos"),
-        out,
-        tokenizer=TOKENIZER,
-        chunking={"policy": "streaming", "chunk_frames": 5},
-    )
-    run_well(job, ray_address)
-    assert main(["audit", out, "--sample", "3"]) == 0
-    assert "100.00% of its codes come out the same, PSNR" in capsys.readouterr().out

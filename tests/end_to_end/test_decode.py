@@ -115,3 +115,11 @@ def test_what_cannot_be_decoded_is_said(
     finally:
         film.write_bytes(kept)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_an_audit_encodes_a_streamed_clip_to_the_same_codes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", str(folder / "out"), "--sample", "3"]) == 0
+    assert "100.00% of its codes come out the same, PSNR" in capsys.readouterr().out
