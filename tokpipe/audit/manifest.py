@@ -24,6 +24,12 @@ _ROWS_NAMED = 3
 """Of the rows that are not settled, those that a message names."""
 
 
+_ONLY_A_SHORTCUT = (
+    "But a checkpoint is only a shortcut: it may as well be deleted, .json and .parquet both, and "
+    "the next resume adds the manifest up by itself."
+)
+
+
 class ManifestAudit:
     """What the manifest says, entry by entry, and what contradicts it.
 
@@ -182,10 +188,8 @@ class ManifestAudit:
             )
             if not same:
                 raise damaged(uri, "it does not sum up the entries before it")
-        except NotFound as error:
-            self._findings.add("checkpoint", uri, error)
-        except CorruptOutput as error:
-            self._findings.add("checkpoint", uri, error)
+        except (CorruptOutput, NotFound) as error:
+            self._findings.add("checkpoint", uri, f"{error} {_ONLY_A_SHORTCUT}")
 
     def unsettled(self) -> str | None:
         """Name some of the rows that are not settled; None if all are."""
