@@ -21,7 +21,7 @@ from tokpipe.reader import Chunk, Clip
 from tokpipe.reconstruct.reconstructor import Reconstructor
 from tokpipe.reconstruct.source import Rechunked, SourceFrames
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.types import EncodedClip, Rejected
+from tokpipe.types import EncodedClip, Failed, Rejected
 from tokpipe.weights import read_weights
 
 
@@ -75,14 +75,14 @@ class Reencoder:
             SourceError: the source is gone or not what it was, or is refused by the encoder.
         """
         state: StreamState | None = None
+        result: EncodedClip | Rejected | Failed
         for piece in self._sources.decoded(clip):
             if self._streams:
                 result, state = self._stage.process_piece(piece, state)
             else:
                 (result,) = self._stage.process([piece])
-            if isinstance(result, Rejected):
+            if isinstance(result, Rejected | Failed):
                 raise SourceError(result.reason, result.message)
-            assert isinstance(result, EncodedClip)
             yield from result.codes
 
     def psnr_db(
