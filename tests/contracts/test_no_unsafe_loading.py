@@ -1,4 +1,4 @@
-"""Nothing that tokpipe reads can run code: no pickle and its kin, no eval, no shell, no unpacking."""
+"""Nothing that tokpipe reads can run code: no pickle and its kin, no eval, no shell."""
 
 from __future__ import annotations
 
