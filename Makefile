@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types audit-dependencies unit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tokpipe.run jobs/demo.yaml
 	$(BIN)/python examples/read_codes.py out/demo
 	$(BIN)/tokpipe decode out/demo --compare -o out/demo.png
 
-test: lint types unit
+test: lint types audit-dependencies unit
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -18,6 +18,9 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+audit-dependencies: $(VENV)/.installed
+	$(BIN)/python infra/audit.py
 
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -28,7 +28,8 @@ from tokpipe.storage import Store, open_store
 from tokpipe.types import WorkItem
 
 OPTIONS = StoreOptions(deadline_s=10)
-TABLE = {"kind": "table", "uri_column": "url", "start_column": "from", "end_column": "to"}
+CSV = {"kind": "table", "uri_column": "url", "allowed_prefixes": ["/"]}
+TABLE = {**CSV, "start_column": "from", "end_column": "to"}
 
 
 def job_of(root: Path, *sources: dict[str, Any], **settings: Any) -> JobConfig:
@@ -80,7 +81,7 @@ def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
     stored, store = plan(
         tmp_path,
         {**TABLE, "uri": "t.parquet"},
-        {"kind": "table", "uri": "t.csv", "uri_column": "url"},
+        {**CSV, "uri": "t.csv"},
         {"kind": "files", "uri": "*.mp4"},
     )
     items = items_of(PlanReader(store, stored))
@@ -179,7 +180,7 @@ def test_extras_have_one_schema_whatever_rows_are_asked_for(tmp_path: Path) -> N
     stored, store = plan(
         tmp_path,
         {**TABLE, "uri": "t.parquet"},
-        {"kind": "table", "uri": "t.csv", "uri_column": "url"},
+        {**CSV, "uri": "t.csv"},
         {"kind": "files", "uri": "*.mp4"},
     )
     reader = PlanReader(store, stored)
@@ -212,7 +213,7 @@ def test_one_name_with_two_types_names_both_sources(tmp_path: Path) -> None:
         plan(
             tmp_path,
             {**TABLE, "uri": "t.parquet"},
-            {"kind": "table", "uri": "t.csv", "uri_column": "url"},
+            {**CSV, "uri": "t.csv"},
         )
 
 
@@ -279,7 +280,7 @@ def test_a_source_without_rows_is_named_and_nothing_stays(tmp_path: Path) -> Non
         plan(
             tmp_path,
             {**TABLE, "uri": "a.parquet"},
-            {"kind": "table", "uri": "t.csv", "uri_column": "url"},
+            {**CSV, "uri": "t.csv"},
         )
     assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
 

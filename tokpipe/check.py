@@ -8,7 +8,9 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
+from tokpipe.redact import redact
 from tokpipe.sources.open import open_source
+from tokpipe.sources.rows import RowSource
 from tokpipe.storage import open_store
 from tokpipe.weights import find_weights
 
@@ -31,15 +33,26 @@ def check_lines(job: JobConfig) -> Iterator[str]:
     for index, config in enumerate(job.sources):
         source = open_source(index, config, job.storage)
         columns = source.carried().names
-        first = next((batch for batch in source.batches() if batch.num_rows), None)
-        if first is None:
-            raise ConfigError(f"{source.label} has no rows: nothing to tokenize")
+        first = _first_clip(source)
         carried = f", carrying {', '.join(columns)}" if columns else ""
-        yield f"{source.label}: first clip {first.column('source_uri')[0]}{carried}"
+        yield f"{source.label}: first clip {redact(first)}{carried}"
     if tokenizer.weights is not None:
         size = find_weights(tokenizer.weights, job.storage)
         yield f"weights {tokenizer.weights}: {size:,} bytes"
     yield _output_line(job)
+
+
+def _first_clip(source: RowSource) -> str:
+    """URI of the first row without a problem, or of the first row if all have one."""
+    first = None
+    for batch in source.batches():
+        for uri, problem in zip(batch["source_uri"], batch["problem"], strict=True):
+            first = first or uri.as_py()
+            if not problem.is_valid:
+                return str(uri)
+    if first is None:
+        raise ConfigError(f"{source.label} has no rows: nothing to tokenize")
+    return str(first)
 
 
 def _output_line(job: JobConfig) -> str:

@@ -14,6 +14,7 @@ import json
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import tokpipe
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, CorruptOutput, TokpipeError
+from tokpipe.redact import redact
 
 TOO_MANY_REJECTED = 4
 
@@ -248,13 +250,18 @@ def _reporting(command: Callable[[argparse.Namespace], int], parsed: argparse.Na
     try:
         return command(parsed)
     except TokpipeError as error:
-        Console(stderr=True).print(
-            f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True
-        )
+        _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; what is committed stays", style="red")
         return 128 + signal.SIGINT
+    except Exception:  # a bug: its traceback may quote URIs, and what libraries were given
+        _print_error(traceback.format_exc().rstrip())
+        return 1
+
+
+def _print_error(text: str) -> None:
+    Console(stderr=True).print(redact(text), style="red", markup=False, soft_wrap=True)
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -285,9 +292,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _print(lines: Iterable[str], console: Console) -> None:
-    """Print each line as it comes, as it is."""
+    """Print each line as it comes, as it is but for secrets."""
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(redact(line), markup=False, soft_wrap=True)
 
 
 def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.ids import SPAN_BYTES, digest, row_digests
+from tokpipe.redact import redact
 from tokpipe.sources.open import open_source
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.storage.store import Store
@@ -313,10 +314,11 @@ def _rows_at(store: Store, parts: Sequence[_Part], positions: NDArray[np.int64])
 
 def _clip_text(values: dict[str, Any]) -> str:
     start_s, end_s = values["start_s"], values["end_s"]
+    uri = redact(values["source_uri"])
     if start_s is None and end_s is None:
-        return str(values["source_uri"])
+        return uri
     ends = "end" if end_s is None else f"{end_s} s"
-    return f"{values['source_uri']} from {start_s or 0.0} s to {ends}"
+    return f"{uri} from {start_s or 0.0} s to {ends}"
 
 
 def _explain_duplicates(duplicates: Sequence[tuple[_Row, _Row]]) -> str:

@@ -12,11 +12,12 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "ids", "types"}
+LIGHT = {"errors", "ids", "redact", "types"}
 ARROWS: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "ids": set(),
+    "redact": set(),
     "quality": set(),
     "config": LIGHT,
     "chunks": {"config"} | LIGHT,

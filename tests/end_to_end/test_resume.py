@@ -113,7 +113,12 @@ def test_codes_do_not_depend_on_company_order_or_interruption(
     table.write_text("\n".join(lines))
     other_order = write_job(
         tmp_path / "reversed.yaml",
-        {"kind": "table", "uri": str(table), "uri_column": "path"},
+        {
+            "kind": "table",
+            "uri": str(table),
+            "uri_column": "path",
+            "allowed_prefixes": [str(folder)],
+        },
         str(tmp_path / "reversed"),
         runtime={"clips_per_lease": 5},
     )

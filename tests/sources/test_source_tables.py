@@ -29,6 +29,8 @@ OPTIONS = StoreOptions(deadline_s=10)
 def open_rows(uri: object, **config: Any) -> TableRows:
     if "uri_template" not in config:
         config.setdefault("uri_column", "url")
+    # What these tests are about is elsewhere: their videos lie anywhere.
+    config.setdefault("allowed_prefixes", ("/", "s3://", "https://"))
     source = TableSource(kind="table", uri=str(uri), **config)
     return TableRows(f"sources[0] (table {uri})", source, OPTIONS)
 
@@ -414,7 +416,7 @@ def test_tables_are_read_from_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     assert uris(read(f"{s3_bucket.uri}/tables/t.csv.gz")) == [f"{s3_bucket.uri}/tables/a.mp4"]
 
 
-CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0.:%"), max_size=8)
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
+from tokpipe.redact import redact
+
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -55,11 +57,22 @@ def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> 
 
 def _resolve_uri(text: str, info: ValidationInfo) -> str:
     context = info.context or {}
-    return resolve_uri(text, root=context.get("root"), environ=context.get("environ", os.environ))
+    environ = context.get("environ", os.environ)
+    return _without_secrets(resolve_uri(text, root=context.get("root"), environ=environ), environ)
 
 
 def _expand_text(text: str, info: ValidationInfo) -> str:
-    return expand_variables(text, (info.context or {}).get("environ", os.environ))
+    environ = (info.context or {}).get("environ", os.environ)
+    return _without_secrets(expand_variables(text, environ), environ)
+
+
+def _without_secrets(uri: str, environ: Mapping[str, str]) -> str:
+    if redact(uri, environ) != uri:
+        raise ValueError(
+            "holds a password, a signature or another secret, and job files are copied into "
+            "outputs; take it out, and use the environment of the nodes or an instance role"
+        )
+    return uri
 
 
 Uri = Annotated[str, AfterValidator(_resolve_uri)]

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
+from tokpipe.redact import redact, says_secret
 
 MAX_CLIP_BYTES = 128 * 2**20
 """Most pixels of one clip, so that a stage holds clips by count and not by luck."""
@@ -157,16 +158,29 @@ class StoreOptions(Frozen):
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        for protocol, options in self.options.items():
-            for name in options:
-                if any(word in name.lower() for word in ("secret", "token", "password")) or (
-                    name in ("key", "access_key", "account_key")
-                ):
-                    raise ValueError(
-                        f"storage.options.{protocol}.{name} looks like a credential: job files are "
-                        "copied into outputs; use the environment or an instance role"
-                    )
+        if (place := _secret_place("storage.options", self.options)) is not None:
+            raise ValueError(
+                f"{place} looks like a credential: job files are copied into outputs; use the "
+                "environment or an instance role"
+            )
         return self
+
+
+def _secret_place(place: str, value: Any) -> str | None:
+    """Dotted key of the first value within ``value`` that is a secret, by its name or itself."""
+    if isinstance(value, dict):
+        items = [(f"{place}.{name}", name, inner) for name, inner in value.items()]
+    elif isinstance(value, (list, tuple)):
+        items = [(f"{place}[{index}]", "", inner) for index, inner in enumerate(value)]
+    else:
+        return place if isinstance(value, str) and redact(value) != value else None
+    for where, name, inner in items:
+        is_leaf = not isinstance(inner, (dict, list, tuple))
+        if is_leaf and says_secret(name):
+            return where
+        if (found := _secret_place(where, inner)) is not None:
+            return found
+    return None
 
 
 class JobConfig(Frozen):

@@ -36,6 +36,11 @@ class TableSource(Frozen):
     from the beginning."""
     end_column: str | None = None
     """Column with the second at which the clip ends; null means to the end."""
+    allowed_prefixes: Annotated[tuple[Uri, ...], Field(min_length=1)] | None = None
+    """Where the videos that the table names must lie, such as ``[s3://bucket/raw, /data/videos]``;
+    others are rejected, and so is any path with ``..`` in it. When left out: anywhere in remote
+    stores and on the web, and for a local table also below its own folder, but nowhere else on
+    this machine."""
 
     @model_validator(mode="after")
     def _one_way_to_a_uri(self) -> Self:

@@ -27,6 +27,7 @@ from tokpipe.formats.shard import estimated_bytes
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.redact import redact
 from tokpipe.runtime.cluster import connected, has_gpu
 from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
@@ -213,7 +214,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
     except UnsafeStore as error:
         if not job.output.accept_unsafe_store:
             raise
-        console.print(f"warning: {error}", style="yellow", markup=False, soft_wrap=True)
+        console.print(redact(f"warning: {error}"), style="yellow", markup=False, soft_wrap=True)
 
 
 def _start(
@@ -295,7 +296,7 @@ def _ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
     total = item.num_segments or 1
     sampling = job.sampling
     name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
-    return ClipRef(name, item.row, item.segment, total, item.source_uri)
+    return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
 def _clips_left(state: ManifestState) -> int:

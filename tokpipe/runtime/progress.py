@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
+from tokpipe.redact import redact
 from tokpipe.runtime.protocol import STAGES, Stage
 
 RATE_WINDOW_S = 60.0
@@ -81,7 +82,7 @@ class ProgressView:
 
     def say(self, message: str) -> None:
         """Print one line above the live ones."""
-        self.console.print(message, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(redact(message), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, snapshot: Snapshot) -> None:
         now = time.monotonic()

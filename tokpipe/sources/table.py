@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
+from tokpipe.redact import redact
+from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.delimited import DelimitedFile
 from tokpipe.sources.json_lines import JsonLinesFile
 from tokpipe.sources.parquet import ParquetFile
@@ -40,7 +43,8 @@ class TableRows:
 
     A URI in the table stands as it is when it has a scheme or starts with ``/``; else it is
     relative to the folder of its table. Every column but those of the URI and the span is
-    carried. A row that cannot be a clip is a row with a problem, called after its place.
+    carried. A row that cannot be a clip, or names a video that the table may not name, is a row
+    with a problem, called after its place.
     """
 
     def __init__(self, label: str, config: TableSource, options: StoreOptions) -> None:
@@ -64,9 +68,27 @@ class TableRows:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         schema = row_schema(self.carried())
+        self._num_named = self._num_outside = 0
+        self._outside_example = ""
         for uri, table in self._tables:
+            allowed = AllowedUris(uri, self._config.allowed_prefixes)
             for raw in table.batches(self._columns):
-                yield self._rows(uri, table.place, raw, schema)
+                yield self._rows(uri, table.place, raw, schema, allowed)
+        if self._num_outside and self._num_outside == self._num_named:
+            self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        example = redact(self._outside_example)
+        prefix = redact(example_prefix(self._outside_example))
+        raise ConfigError(
+            f"{self.label}: all {self._num_outside} videos that it names are outside what it may "
+            f"name, such as {example}. A table could otherwise make the job read any file of a "
+            f"node. If they are meant, allow them: {self._setting}: [{json.dumps(prefix)}]."
+        )
+
+    @property
+    def _setting(self) -> str:
+        return f"{self.label.partition(' ')[0]}.allowed_prefixes"
 
     def _open(self) -> None:
         uris = sorted(match.uri for match in iter_matches(self._config.uri, self._options))
@@ -160,7 +182,9 @@ class TableRows:
         used = {config.uri_column, config.start_column, config.end_column}
         return [name for name in self._columns.names if name not in used]
 
-    def _rows(self, uri: str, place: str, raw: RawBatch, schema: pa.Schema) -> pa.RecordBatch:
+    def _rows(
+        self, uri: str, place: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
+    ) -> pa.RecordBatch:
         problems = dict(raw.problems)
         uris = self._uris(uri, raw.columns)
         starts, ends = (
@@ -170,6 +194,7 @@ class TableRows:
         empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), True)
         for i in np.flatnonzero(empty.to_numpy(zero_copy_only=False)):
             problems.setdefault(int(i), "names no video: its URI, or a part of it, is empty")
+        self._find_outside(uris, allowed, empty, problems)
         backwards = pc.fill_null(pc.less_equal(ends, pc.fill_null(starts, 0.0)), False)
         for i in np.flatnonzero(backwards.to_numpy(zero_copy_only=False)):
             span = f"{starts[i].as_py() or 0.0} to {ends[i].as_py()}"
@@ -190,6 +215,25 @@ class TableRows:
         absolute = pc.binary_join_element_wise(folder, uris, "/")
         # An empty URI stays empty, to be found.
         return pc.if_else(pc.and_(is_relative, pc.not_equal(uris, "")), absolute, uris)
+
+    def _find_outside(
+        self, uris: pa.Array, allowed: AllowedUris, empty: pa.Array, problems: dict[int, str]
+    ) -> None:
+        named = pc.invert(empty)
+        outside = pc.and_(named, pc.fill_null(allowed.outside(uris), False))
+        positions = np.flatnonzero(outside.to_numpy(zero_copy_only=False))
+        self._num_named += pc.sum(named).as_py() or 0
+        self._num_outside += len(positions)
+        if not len(positions):
+            return
+        self._outside_example = self._outside_example or uris[int(positions[0])].as_py()
+        problem = (
+            "names a video outside what its table may name. A table could otherwise make the job "
+            f"read any file of a node. If it is meant, add its folder to {self._setting}, and "
+            "write it without '..'"
+        )
+        for i in positions.tolist():
+            problems[i] = problem
 
     def _times(
         self, columns: pa.RecordBatch, name: str | None, problems: dict[int, str]

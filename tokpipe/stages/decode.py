@@ -9,6 +9,7 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, Store
 from tokpipe.errors import SourceError
 from tokpipe.ids import clip_id
 from tokpipe.media.decoder import Refused, VideoDecoder
+from tokpipe.redact import redact
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.types import (
     ArchiveMember,
@@ -100,11 +101,14 @@ class DecodeStage:
         return DecodedClip(ref, video.frames, video.pts_s, video.fps, video.backend, piece)
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
-        """Name the clip. A row whose source could not be read counts as one clip."""
+        """Name the clip. A row whose source could not be read counts as one clip.
+
+        Only the plan keeps a URI by which a source behind a signature or a password is fetched.
+        """
         total = 1 if self.pieces else item.num_segments or found_segments or 1
         sampling = self.sampling
         name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
-        return ClipRef(name, item.row, item.segment, total, item.source_uri)
+        return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
 class _SourceFiles:

@@ -20,6 +20,7 @@ from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
+from tokpipe.redact import redact
 from tokpipe.storage.retry import GaveUp, Retry
 from tokpipe.storage.trouble import Trouble, classify
 
@@ -133,7 +134,7 @@ class Client:
             return self.retry.run(attempt, lambda error: classify(error) is Trouble.TRANSIENT)
         except GaveUp as gave_up:
             raise StorageError(
-                f"{uri}: {doing} kept failing ({gave_up}); the last answer was "
+                f"{redact(uri)}: {doing} kept failing ({gave_up}); the last answer was "
                 f"{_describe(gave_up.__cause__)}. The store is unreachable or overloaded: look "
                 "at it, then start the job again; storage.deadline_s sets how long to try."
             ) from gave_up.__cause__
@@ -162,7 +163,7 @@ class Client:
     def _look_up(self, uri: str) -> ObjectInfo:
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
-            raise NotFound(f"{uri}: is a folder, not an object.")
+            raise NotFound(f"{redact(uri)}: is a folder, not an object.")
         version = next(
             (found[key] for key in ("ETag", "etag", "generation", "mtime") if found.get(key)), ""
         )
@@ -340,7 +341,7 @@ def _translate(doing: str, uri: str, error: Exception) -> StorageError | None:
     trouble = classify(error)
     if trouble is Trouble.FOREIGN:
         return None
-    what = _describe(error)
+    what, uri = _describe(error), redact(uri)
     if trouble is Trouble.NOT_FOUND:
         return NotFound(f"{uri}: does not exist ({what}).")
     if trouble is Trouble.DENIED:
@@ -365,4 +366,5 @@ def _translate(doing: str, uri: str, error: Exception) -> StorageError | None:
 
 
 def _describe(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"
+    # Libraries quote the URL that they asked for, signature and all.
+    return redact(f"{type(error).__name__}: {error}")

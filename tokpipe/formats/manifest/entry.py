@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.sealed_json import dump_lines, object_text, seal, unseal
+from tokpipe.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 MANIFEST_FORMAT = 2
@@ -100,7 +101,7 @@ class ManifestEntry:
                 "written_at": self.written_at,
                 "clip_fields": _CLIP_FIELDS,
                 "shards": [_shard_fields(receipt) for receipt in self.shards],
-                "rejected": [asdict(rejection) for rejection in self.rejected],
+                "rejected": [_rejection_json(rejection) for rejection in self.rejected],
                 **seldom,
             }
         )
@@ -132,6 +133,11 @@ class ManifestEntry:
 
 
 _ENTRY = TypeAdapter(ManifestEntry)
+
+
+def _rejection_json(rejection: Rejected) -> dict[str, Any]:
+    # Every message comes by here, whoever wrote it and whatever library it quotes.
+    return {**asdict(rejection), "message": redact(rejection.message)}
 
 
 def _shard_fields(receipt: Receipt) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""A table names videos where it may, and nothing else on any machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import TableSource
+from tokpipe.errors import ConfigError
+from tokpipe.sources.allowed import AllowedUris, example_prefix
+from tokpipe.sources.table import TableRows
+
+LOCAL, REMOTE = "/data/tables/t.csv", "s3://b/tables/t.csv"
+
+
+def is_outside(uri: str, table: str, *prefixes: str) -> bool:
+    (answer,) = AllowedUris(table, prefixes or None).outside(pa.array([uri])).to_pylist()
+    return bool(answer)
+
+
+@pytest.mark.parametrize("table", [LOCAL, REMOTE, f"file://{LOCAL}"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("/etc/passwd", "//etc/passwd", "/data/tablesx/a.mp4", "/data/tables/../a.mp4"),
+        *(
+            "/data/tables/x/../../../../etc/passwd",
+            "/data/tables/..",
+            "/data/a.mp4",
+            "/data/tables",
+        ),
+        *("file:///etc/passwd", "FILE:///etc/passwd", "local:///etc/passwd", "file://etc/passwd"),
+        *("file:///data/tables/../x", "file://data/tables/a.mp4", "/data//tables/../x"),
+        *("simplecache::file:///etc/passwd", "/data/tables/simplecache::file:///etc/passwd"),
+        *("s3://b/filecache::file:///etc/passwd", "zip://a.mp4::file:///data/tables/a.zip"),
+        *("generic://a", "reference://a", "dir:///etc", "sftp://host/a", "hdfs://nn/a"),
+        *("ssh://h/a", "github://o:r@/a", "jupyter://h/a", "arrow_hdfs://h/a", "data://x"),
+    ],
+)
+def test_nothing_else_on_the_machine_may_be_named_by_default(uri: str, table: str) -> None:
+    assert is_outside(uri, table)
+
+
+@pytest.mark.parametrize("table", [LOCAL, REMOTE])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("s3://b/a.mp4", "S3://b/a.mp4", "s3a://b/a", "gs://b/a", "gcs://b/a", "az://c/a"),
+        *("abfs://c@a.dfs.core.windows.net/a", "https://h/a.mp4?x=1", "http://h:80/a", "hf://d/a"),
+        *("s3://b/what/is/../a/name", "s3://b/a::b.mp4"),
+    ],
+)
+def test_remote_stores_may_be_named_by_default(uri: str, table: str) -> None:
+    assert not is_outside(uri, table)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("/data/tables/a.mp4", "/data//tables/./x/a.mp4", "file:///data/tables/a.mp4"),
+        *("/data/tables/a..b.mp4", "/data/tables/...mp4", "/data/tables/a::b.mp4"),
+    ],
+)
+def test_a_local_table_may_name_what_lies_below_its_folder_and_a_remote_one_not(uri: str) -> None:
+    assert not is_outside(uri, LOCAL)
+    assert not is_outside(uri, f"file://{LOCAL}")
+    assert is_outside(uri, REMOTE)
+
+
+@pytest.mark.parametrize(
+    ("uri", "allowed"),
+    [
+        ("s3://b/vid/a.mp4", True),
+        ("s3://b/vid", True),
+        ("s3://b/videos2/a.mp4", False),
+        ("s3://b/vid/../x.mp4", False),
+        ("s3://b2/vid/a.mp4", False),
+        ("https://h/v/a.mp4", True),
+        ("https://h/v/%2E%2e/x", False),
+        ("https://h/v/..\\x", False),
+        ("https://h.evil/v/a.mp4", False),
+        ("https://h@evil/v/a.mp4", False),
+        ("http://h/v/a.mp4", False),
+        ("/videos/a.mp4", True),
+        ("//videos//a.mp4", True),
+        ("file:///videos/a.mp4", True),
+        ("/videos/../etc/passwd", False),
+        ("/videos2/a.mp4", False),
+        ("/data/tables/a.mp4", False),
+        ("hdfs://nn/v/a.mp4", True),
+        ("simplecache::s3://b/vid/a.mp4", False),
+    ],
+)
+def test_prefixes_allow_what_is_below_them_by_whole_parts_and_no_more(
+    uri: str, allowed: bool
+) -> None:
+    prefixes = ["s3://b/vid", "https://h/v/", "file:///videos", "hdfs://nn/v"]
+    assert is_outside(uri, LOCAL, *prefixes) != allowed
+
+
+@pytest.mark.parametrize("uri", ["/v/a.mp4", "s3://b/v/a.mp4", "s3://b", "https://h/v/a?x=/1"])
+def test_the_example_that_a_message_gives_would_do(uri: str) -> None:
+    assert not is_outside(uri, REMOTE, example_prefix(uri))
+
+
+def rows_of(table: Path, **config: Any) -> list[dict[str, Any]]:
+    if "uri_template" not in config:
+        config["uri_column"] = "url"
+    source = TableSource(kind="table", uri=str(table), **config)
+    rows = TableRows(f"sources[3] (table {table})", source, StoreOptions(deadline_s=10))
+    return [row for batch in rows.batches() for row in batch.to_pylist()]
+
+
+def test_a_row_outside_costs_that_row_and_its_message_names_the_setting(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("url\na.mp4\n/etc/passwd\n../a.mp4\ns3://b/a.mp4\n")
+    rows = rows_of(table)
+    assert [row["source_uri"] for row in rows if row["problem"] is None] == [
+        f"{tmp_path}/a.mp4",
+        "s3://b/a.mp4",
+    ]
+    assert [row["source_uri"] for row in rows if row["problem"]] == [
+        f"{table}#line=3",
+        f"{table}#line=4",
+    ]
+    assert rows[1]["problem"].startswith(f"line 3 of {table} names a video outside")
+    assert "add its folder to sources[3].allowed_prefixes" in rows[1]["problem"]
+    assert rows[1]["problem"].endswith("(video /etc/passwd)")
+
+
+def test_what_fills_a_template_cannot_lead_out_of_it(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id\na\n../../etc/passwd\n")
+    good, bad = rows_of(table, uri_template=f"{tmp_path}/videos/{{id}}.mp4")
+    assert good["problem"] is None
+    assert "outside what its table may name" in bad["problem"]
+    good, bad = rows_of(table, uri_template="/v/{id}", allowed_prefixes=("/v",))
+    assert (good["source_uri"], good["problem"]) == ("/v/a", None)
+    assert "outside what its table may name" in bad["problem"]
+
+
+def test_a_table_wholly_outside_is_an_error_whose_example_works(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("url\n/v/1.mp4\n/v/2.mp4\n\n")
+    with pytest.raises(ConfigError, match=r"all 2 videos .*such as /v/1\.mp4\. .*") as raised:
+        rows_of(table)
+    setting, _, value = str(raised.value).rstrip(".").rpartition(": ")
+    assert setting.endswith("sources[3].allowed_prefixes")
+    rows = rows_of(table, allowed_prefixes=tuple(json.loads(value)))
+    assert [row["problem"] for row in rows] == [None, None]

@@ -1,0 +1,76 @@
+"""Which videos a table may name: a table is data, often somebody else's, and a job file is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+REMOTE_PROTOCOLS = (
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "hf", "oss"),
+    *("oci", "memory"),
+)
+"""Named without being allowed one by one: none of them reaches a file of the node."""
+
+_LOCAL = r"^(?i:file|local)://"
+_REMOTE = rf"^(?i:{'|'.join(REMOTE_PROTOCOLS)})://"
+_SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
+_CHAIN = r"::.*:/"
+"""fsspec's ``simplecache::file:///etc/passwd``: one protocol within another."""
+_PARENT = r"(?i)(^|[/\\])(\.|%2e){2}([/\\?#]|$)"
+"""A part ``..``, also as a web server may read it. Links and redirects could give it another
+meaning than its text has, so it is refused and not resolved."""
+
+
+class AllowedUris:
+    """Tells which URIs of one table may be read.
+
+    Without prefixes: plain remote protocols anywhere, and local files below the folder of a
+    local table. With prefixes: what lies at or below one of them, by whole parts of the path.
+    """
+
+    def __init__(self, table_uri: str, prefixes: Sequence[str] | None) -> None:
+        self._prefixes = None if prefixes is None else [_plain(prefix) for prefix in prefixes]
+        folder = _plain(table_uri.rpartition("/")[0] + "/")
+        self._folder = None if re.match(_SCHEME, folder) else folder
+
+    def outside(self, uris: pa.Array) -> pa.Array:
+        """Say of each URI whether it is outside. ``uris`` are absolute; null gives null."""
+        is_local = pc.or_(
+            pc.match_substring_regex(uris, _LOCAL),
+            pc.invert(pc.match_substring_regex(uris, _SCHEME)),
+        )
+        paths = pc.replace_substring_regex(uris, _LOCAL, "")
+        paths = pc.replace_substring_regex(paths, r"/(\.?/)+", "/")
+        if self._prefixes is None:
+            allowed = pc.match_substring_regex(uris, _REMOTE)
+            if self._folder is not None:
+                below = pc.starts_with(paths, f"{self._folder}/")
+                allowed = pc.or_(allowed, pc.and_(is_local, below))
+            # Of a remote object a ".." is a part of its name, and no way anywhere.
+            up = pc.and_(is_local, pc.match_substring_regex(uris, _PARENT))
+        else:
+            plain = pc.if_else(is_local, paths, uris)
+            allowed = pa.repeat(False, len(uris))
+            for prefix in self._prefixes:
+                at = pc.equal(plain, prefix)
+                allowed = pc.or_(allowed, pc.or_(at, pc.starts_with(plain, f"{prefix}/")))
+            up = pc.match_substring_regex(uris, _PARENT)
+        chained = pc.match_substring_regex(uris, _CHAIN)
+        return pc.or_(pc.invert(allowed), pc.or_(up, chained))
+
+
+def example_prefix(uri: str) -> str:
+    """Return a prefix that would let ``uri`` in: its folder."""
+    path = _plain(uri).partition("?")[0]
+    folder = path.rpartition("/")[0]
+    return path if folder.endswith(":/") else folder or "/"
+
+
+def _plain(uri: str) -> str:
+    """A prefix without slash at its end; a local path without ``file://``, ``//`` and ``/./``."""
+    if re.match(_LOCAL, uri) or not re.match(_SCHEME, uri):
+        uri = re.sub(r"/(\.?/)+", "/", re.sub(_LOCAL, "", uri))
+    return uri.rstrip("/")
