@@ -111,7 +111,7 @@ def whole(name: str) -> bytes:
 # Damage: how to harm them. Each takes the file's bytes, its header's length and a generator.
 
 
-def _header_bytes(data: bytes) -> int:
+def _header_bytes(data: bytearray) -> int:
     """About how many bytes lead up to the first frame."""
     return min(1000, len(data) // 4)
 

@@ -39,7 +39,7 @@ class TableCase:
 
 def table_cases(num_damaged: int, seed: int) -> list[TableCase]:
     """Every case with a name, and so many damaged tables; number k depends on seed and k alone."""
-    kinds = list(_WHOLE)
+    kinds = list(WHOLE)
     return [*_NAMED, *(_damaged(seed, k, kinds[k % len(kinds)]) for k in range(num_damaged))]
 
 
@@ -66,6 +66,11 @@ def parquet(columns: Mapping[str, Any]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(dict(columns)), sink)
     return sink.getvalue()
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    (folder / "t.csv").mkdir()
+    return {"kind": "table", "uri": f"{folder}/t.csv", "uri_column": "url"}
 
 
 def _tar(data: Callable[[], bytes]) -> Make:
@@ -152,10 +157,7 @@ _NAMED = [
     TableCase("nowhere.csv", "missing columns",
               lambda folder: {"kind": "table", "uri": f"{folder}/no.csv", "uri_column": "url"},
               "no table"),
-    TableCase("folder.csv", "missing columns", lambda folder: (
-        (folder / "t.csv").mkdir(),
-        {"kind": "table", "uri": f"{folder}/t.csv", "uri_column": "url"},
-    )[1], "."),
+    TableCase("folder.csv", "missing columns", _folder, "."),
     # Rows that are no clips.
     TableCase("nulls.csv", "nulls", _table("t.csv", "url,b\n,1\n  ,2\n/v.mp4,3\n"), None, 3, 2,
               in_job=True),
@@ -171,14 +173,15 @@ _NAMED = [
     TableCase("own_names.csv", "duplicate ids", _table(
         "t.csv", "url,clip_id,codes,row_id,Problem\n/a,1,2,3,4\n"), None, 1, 0),
     # Where rows point to.
-    TableCase("paths.csv", "paths", _table(
-        "t.csv", "url\n/etc/passwd\n../../../../etc/passwd\n/dev/zero\n/proc/self/environ\n.\n..\n/\n"
+    TableCase("paths.csv", "paths in tables", _table(
+        "t.csv", "url\n/etc/passwd\n../../../../etc/passwd\n"
+        "/dev/zero\n/proc/self/environ\n.\n..\n/\n"
         "~/x.mp4\n//host/x\n\\\\host\\x\n"), None, 10, None, in_job=True),
-    TableCase("schemes.csv", "paths", _table(
+    TableCase("schemes.csv", "paths in tables", _table(
         "t.csv", "url\nfile:///etc/passwd\nfile://host/etc\nmemory://x.mp4\nnosuch://x\n"
         "zip://a::file:///etc/passwd\nhttp://127.0.0.1:9/x.mp4\ndata:,x\nlocal://etc\n"
         "simplecache::file:///etc/passwd\n://\nhttp://\ns3:\n"), None, 12, None, in_job=True),
-    TableCase("odd_names.jsonl", "paths", _table("t.jsonl", "".join(
+    TableCase("odd_names.jsonl", "paths in tables", _table("t.jsonl", "".join(
         json.dumps({"url": name}) + "\n"
         for name in ("\0", "a\0b", "x" * 100_000, "/" * 5000, "\n", "a\nb", "\u202e", "%00", "*",
                      "[a", "{a}", "?", "#", "a#b")
@@ -219,19 +222,23 @@ _NAMED = [
     TableCase("million_fields.csv", "huge", _table(
         "t.csv", lambda: "url\n" + "," * 1_000_000 + "\n/v.mp4\n"), None, 2, 1),
     TableCase("million_keys.jsonl", "huge", _table(
-        "t.jsonl", lambda: "{" + ",".join(f'"{i}": 1' for i in range(200_000)) + "}\n"), "different keys"),
+        "t.jsonl", lambda: "{" + ",".join(f'"{i}": 1' for i in range(200_000)) + "}\n"),
+        "different keys"),
     TableCase("many_columns.parquet", "huge", _parquet(
         {f"c{i}": [1] for i in range(1500)}), "1500 columns"),
-    TableCase("endless_line.csv", "huge", _table("t.csv", lambda: b"url\n" + b"x" * 20_000_000), None, 1, 1),
-    TableCase("endless_header.csv", "huge", _table("t.csv", lambda: b"x" * 20_000_000), "no header"),
+    TableCase("endless_line.csv", "huge",
+              _table("t.csv", lambda: b"url\n" + b"x" * 20_000_000), None, 1, 1),
+    TableCase("endless_header.csv", "huge",
+              _table("t.csv", lambda: b"x" * 20_000_000), "no header"),
     TableCase("open_quote.csv", "quotes", _table(
         "t.csv", 'url,b\n"/v.mp4,1\n' + "/w.mp4,2\n" * 3), None, None, 1),
     TableCase("open_quotes.csv", "quotes", _table(
         "t.csv", "url,b\n" + "".join(f'"/v{i}.mp4,1\n' for i in range(301))), None, None, None),
     TableCase("open_header.csv", "quotes", _table("t.csv", '"url\n/v.mp4\n'), "no header"),
-    TableCase("deep.jsonl", "bombs", _table("t.jsonl", b'{"url": "/v"}\n' + _BOMB_LINE), None, 2, 1),
+    TableCase("deep.jsonl", "bombs",
+              _table("t.jsonl", b'{"url": "/v"}\n' + _BOMB_LINE), None, 2, 1),
     TableCase("deep_closed.jsonl", "bombs", _table("t.jsonl", "".join(
-        '{"url": "/%d", "a": %s1%s}\n' % (depth, "[" * depth, "]" * depth)
+        f'{{"url": "/{depth}", "a": {"[" * depth}1{"]" * depth}}}\n'
         for depth in range(10, 1010, 10))), None, 100, None),
     TableCase("long_number.jsonl", "bombs", _table(
         "t.jsonl", '{"url": "/v", "a": ' + "9" * 10_000 + "}\n" + '{"url": "/w"}\n'), None, 2, 1),
@@ -241,30 +248,34 @@ _NAMED = [
         "t.csv.gz", lambda: _gzip_bomb(b"url\n", bytes(2**20), 256)), None, 1, 1),
     TableCase("bomb_rows.csv.gz", "bombs", _table(
         "t.csv.gz", lambda: _gzip_bomb(b"url,b\n", b",x\n" * 10_000, 10)), None, 100_000, 100_000),
-    TableCase("cut.csv.gz", "cut", _table("t.csv.gz", gzip.compress(b"url\n" * 9999)[:60]), "gzip"),
-    TableCase("not_gzip.csv.gz", "cut", _table("t.csv.gz", b"\x1f\x8bjunk"), "gzip"),
-    TableCase("cut.parquet", "cut", _parquet({"url": ["/v"] * 99}, 0.7), "as Parquet"),
-    TableCase("text.parquet", "cut", _table("t.parquet", "url\n/v\n"), "as Parquet"),
-    TableCase("no_format.dat", "cut", _table("t.dat", "url\n"), "does not tell its format"),
+    TableCase("cut.csv.gz", "cut tables",
+              _table("t.csv.gz", gzip.compress(b"url\n" * 9999)[:60]), "gzip"),
+    TableCase("not_gzip.csv.gz", "cut tables", _table("t.csv.gz", b"\x1f\x8bjunk"), "gzip"),
+    TableCase("cut.parquet", "cut tables", _parquet({"url": ["/v"] * 99}, 0.7), "as Parquet"),
+    TableCase("text.parquet", "cut tables", _table("t.parquet", "url\n/v\n"), "as Parquet"),
+    TableCase("no_format.dat", "cut tables", _table("t.dat", "url\n"), "does not tell its format"),
     # Tars.
     TableCase("names.tar", "tars", _tar(_hostile_names), None, 9, 0, in_job=True),
     TableCase("special.tar", "tars", _tar(_special_members), None, 1, 0, in_job=True),
     TableCase("cut.tar", "tars", _tar(
-        lambda: tar({f"{i}.mp4": whole("index-last.mp4") for i in range(4)})[:11_000]), None, 4, 1, in_job=True),
+        lambda: tar({f"{i}.mp4": whole("index-last.mp4") for i in range(4)})[:11_000]),
+        None, 4, 1, in_job=True),
     TableCase("huge_member.tar", "tars", _tar(_huge_member), None, 1, 1, in_job=True),
     TableCase("huge_name.tar", "tars", _tar(_huge_name), None, 1, 1),
     TableCase("gzipped.tar", "tars", _tar(lambda: gzip.compress(tar({"a.mp4": b"x"}))), None, 1, 1),
     TableCase("noise.tar", "tars", _tar(lambda: random.Random(0).randbytes(50_000)), None, 1, 1),
     TableCase("zeros.tar", "tars", _tar(lambda: bytes(20_480)), "has no rows"),
     TableCase("empty.tar", "tars", _tar(lambda: b""), None, 1, 1),
-    TableCase("same_names.tar", "tars", _tar(lambda: tar({"a.mp4": b"x"})[:1024] + tar({"a.mp4": b"y"})),
+    TableCase("same_names.tar", "tars",
+              _tar(lambda: tar({"a.mp4": b"x"})[:1024] + tar({"a.mp4": b"y"})),
               None, 1, 0),
-    TableCase("many_members.tar", "tars", _tar(lambda: tar({f"{i}.mp4": b"" for i in range(20_000)})), None,
+    TableCase("many_members.tar", "tars",
+              _tar(lambda: tar({f"{i}.mp4": b"" for i in range(20_000)})), None,
               20_000, 0),
 ]  # fmt: skip
 
-_ROWS = [("/v%d.mp4" % i, "text %d" % i) for i in range(50)]
-_WHOLE: dict[str, bytes] = {
+_ROWS = [(f"/v{i}.mp4", f"text {i}") for i in range(50)]
+WHOLE: dict[str, bytes] = {
     "t.csv": ("url,name\n" + "".join(f'{u},"{n}"\n' for u, n in _ROWS)).encode(),
     "t.tsv": ("url\tname\n" + "".join(f"{u}\t{n}\n" for u, n in _ROWS)).encode(),
     "t.jsonl": "".join(json.dumps({"url": u, "name": n}) + "\n" for u, n in _ROWS).encode(),
@@ -296,7 +307,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 def _damaged(seed: int, number: int, name: str) -> TableCase:
     def make(folder: Path) -> dict[str, Any]:
-        data = damage(_WHOLE[name], random.Random(f"table {seed} {number}"))
+        data = damage(WHOLE[name], random.Random(f"table {seed} {number}"))
         return (_tar(lambda: data) if name.endswith("tar") else _table(name, data))(folder)
 
     return TableCase(f"d{number:03}_{name}", "damaged tables", make, refused="")

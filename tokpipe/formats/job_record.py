@@ -78,7 +78,7 @@ class JobRecord(BaseModel):
             if version > JOB_RECORD_FORMAT:
                 raise too_new(uri, version, JOB_RECORD_FORMAT)
             return cls.model_validate(fields)
-        except (UnicodeDecodeError, ValidationError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's, too
             raise damaged(uri, f"it does not parse as the record of a job: {error}") from error
 
 
