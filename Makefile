@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types audit-dependencies unit clean
+.PHONY: demo test lint types audit-dependencies unit chaos clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tokpipe.run jobs/demo.yaml
@@ -24,6 +24,11 @@ audit-dependencies: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The long forms of tests/chaos and tests/hostile: half an hour.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.hostile
 
 $(VENV)/.installed: pyproject.toml requirements.txt infra/install.sh
 	infra/install.sh $(VENV) $(PYTHON)

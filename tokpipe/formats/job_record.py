@@ -84,7 +84,7 @@ class JobRecord(BaseModel):
             if fields.pop(CHECKSUM, None) not in (None, digest(fields)):
                 raise damaged(uri, "its content does not have the checksum that it carries")
             return cls.model_validate(fields)
-        except (UnicodeDecodeError, ValidationError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's, too
             raise damaged(uri, f"it does not parse as the record of a job: {error}") from error
 
 

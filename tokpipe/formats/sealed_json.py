@@ -39,12 +39,15 @@ def unseal(uri: str, data: bytes, *, newest_format: int) -> dict[str, Any]:
     """
     try:
         body = json.loads(data)
-    except ValueError as error:  # of the JSON or of its UTF-8
+    except (ValueError, RecursionError) as error:  # of the JSON or of its UTF-8
         raise damaged(uri, f"it does not parse as JSON: {error}") from error
     if not isinstance(body, dict):
         raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
     if body.pop(CHECKSUM, None) != digest(body):
         raise damaged(uri, "its content does not have the checksum that it carries")
-    if (version := body.pop("format", 0)) > newest_format:
+    version = body.pop("format", 0)
+    if not isinstance(version, int):
+        raise damaged(uri, f"its format is {version!r}")
+    if version > newest_format:
         raise too_new(uri, version, newest_format)
     return body

@@ -67,7 +67,7 @@ class ShardReader:
                 pre_buffer=True,
             )
             schema = self._file.schema_arrow.remove_metadata()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise damaged(uri, f"it does not open as a shard: {error}") from error
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):

@@ -86,7 +86,7 @@ def read_side_table(
         check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=verify)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a side table: {error}") from error
     if table.column_names[: len(_OWN)] != _OWN.names:
         raise damaged(uri, f"its columns are {table.column_names}")

@@ -51,13 +51,13 @@ class JsonLinesFile:
             if isinstance(row, str):
                 rows.add_problem(line, row)
             else:
-                rows.add(line, [_as_text(row.get(name)) for name in columns.names], num_bytes)
+                rows.add(line, [row.get(name) for name in columns.names], num_bytes)
             if rows.is_full:
                 yield rows.take()
         yield rows.take()
 
-    def _rows(self) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
-        """Yield (line, its bytes, object or what is wrong) for each line that is not blank."""
+    def _rows(self) -> Iterator[tuple[int, int, dict[str, str | None] | str]]:
+        """Yield (line, its bytes, texts or what is wrong) for each line that is not blank."""
         with open_text(self._uri, self._options) as file:
             number = 0
             while line := file.readline(RECORD_BYTES + 1):
@@ -71,16 +71,18 @@ class JsonLinesFile:
                     yield number, len(line), _parse(line)
 
 
-def _parse(line: bytes) -> dict[str, Any] | str:
+def _parse(line: bytes) -> dict[str, str | None] | str:
     try:
-        value = json.loads(line)
+        # As text: given bytes, ``json`` guesses at UTF-16 and lets half a surrogate pair through.
+        value = json.loads(line.decode("utf-8"))
         if not isinstance(value, dict):
             return f"is no JSON object but {type(value).__name__}"
+        texts = {name: _as_text(inner) for name, inner in value.items()}
         if b"\\u" in line:  # JSON can spell half a surrogate pair, which UTF-8 cannot hold
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            json.dumps(texts, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         return f"is no usable JSON: {error}"
-    return value
+    return texts
 
 
 def _as_text(value: Any) -> str | None:

@@ -66,7 +66,7 @@ class ParquetFile:
                 )
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"{self._uri}: cannot be read as Parquet ({error}). Clips behind that place would "
                 "be missing without a word: write the table again, or set the source's format."

@@ -157,6 +157,13 @@ class TableRows:
                     f"{self.label}: uri_column {config.uri_column!r} of {config.uri} "
                     f"holds {kind}, not text. Name the column with the videos' URIs."
                 )
+        for name in wanted["uri_template"]:
+            kind = self._columns.field(name).type
+            if not _is_printable(kind):
+                raise ConfigError(
+                    f"{self.label}: uri_template names column {name!r}, and {config.uri} holds "
+                    f"{kind} there, which is no part of a URI. Name columns of text or numbers."
+                )
         for key in ("start_column", "end_column"):
             for name in wanted[key]:
                 kind = self._columns.field(name).type
@@ -214,7 +221,8 @@ class TableRows:
         folder = table_uri.rpartition("/")[0]
         absolute = pc.binary_join_element_wise(folder, uris, "/")
         # An empty URI stays empty, to be found.
-        return pc.if_else(pc.and_(is_relative, pc.not_equal(uris, "")), absolute, uris)
+        is_empty = pc.equal(pc.utf8_trim_whitespace(uris), "")
+        return pc.if_else(pc.and_(is_relative, pc.invert(is_empty)), absolute, uris)
 
     def _find_outside(
         self, uris: pa.Array, allowed: AllowedUris, empty: pa.Array, problems: dict[int, str]
@@ -269,6 +277,20 @@ class TableRows:
             "start_s": pc.if_else(pc.is_valid(texts), no_time, columns["start_s"]),
             "end_s": pc.if_else(pc.is_valid(texts), no_time, columns["end_s"]),
         }
+
+
+def _is_printable(kind: pa.DataType) -> bool:
+    """Say whether every value of this type has a text, which random bytes have not."""
+    try:
+        pc.cast(pa.nulls(1, kind), pa.string())
+    except pa.ArrowException:
+        return False
+    return not (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
 
 
 def _fill_template(template: str, columns: pa.RecordBatch) -> pa.Array:

@@ -324,7 +324,7 @@ def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
             f"{protocol}:// needs a package that is not installed ({error}). "
             "Install it: pip install 'tokpipe[s3]' for S3."
         ) from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # zip:// and its like open a file that nobody named
         raise ConfigError(
             f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol "
             "that fsspec knows."

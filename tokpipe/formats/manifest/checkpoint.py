@@ -114,7 +114,7 @@ def _parquet(shards: pa.Table) -> bytes:
 def _read_table(uri: str, data: bytes) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a table of shards: {error}") from error
     if table.schema != SHARD_LIST_SCHEMA:
         raise damaged(uri, f"its columns are {table.schema.to_string()}")

@@ -1,0 +1,476 @@
+"""Hostile videos, each made from its number alone: what may come of it, and how to make it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import random
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from tests.end_to_end.jobs import SAMPLE
+from tests.media.media_helpers import (
+    cut_without_coding,
+    write_silence,
+    write_size_change,
+    write_video,
+)
+
+TOKENIZED = "tokenized"
+NOT_OPENED = frozenset({"not_a_video", "truncated", "no_video", "unsupported", "corrupt"})
+"""Reasons for a file in which no video is found."""
+DAMAGED = NOT_OPENED | {"too_large", "too_short"}
+"""Reasons for what was a video once."""
+REASONS = DAMAGED | {
+    *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),
+    *("source_changed", "timeout", "unreachable"),
+}
+"""Every reason that a clip of the corpus may be rejected for."""
+
+FPS = 25
+"""Of the videos made here; frame k of them shows the number k."""
+
+Make = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class VideoCase:
+    """One hostile file."""
+
+    name: str
+    """File name, unlike that of any other case."""
+    family: str
+    make: Make
+    """Writes the file to the path given."""
+    honest: frozenset[str]
+    """What may become of its clips, or of the worst of them: ``tokenized``, or a reason."""
+    is_numbered: bool = False
+    """Whatever is decoded must be frames of which each shows its number: damage of this kind
+    takes frames away and changes none."""
+
+
+def video_cases(count: int, seed: int) -> list[VideoCase]:
+    """Every case with a name, and generated damage until there are ``count``.
+
+    Generated case k depends on ``seed`` and k alone.
+    """
+    named = named_cases()
+    kinds = itertools.product(_FORMATS, _DAMAGE)
+    order = sorted(kinds, key=lambda kind: random.Random(f"{kind}").random())
+    generated = [_damaged(seed, number, *order[number % len(order)]) for number in range(count)]
+    return [*named, *generated][: max(count, len(named))]
+
+
+# Formats: what to damage.
+
+_X264 = {"crf": "20", "preset": "ultrafast", "bf": "2", "threads": "1"}
+_FORMATS: dict[str, dict[str, Any]] = {
+    "index-first.mp4": {"options": _X264, "container_options": {"movflags": "faststart"}},
+    "index-last.mp4": {"options": _X264},
+    "fragments.mp4": {
+        "options": _X264,
+        "container_options": {"movflags": "frag_keyframe+empty_moov"},
+    },
+    "h264.mkv": {"options": _X264},
+    "h264.ts": {"options": _X264},
+    "h264.flv": {"options": _X264},
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:pools=1"}},
+    "vp8.webm": {"codec": "libvpx", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "mpeg4.mp4": {"codec": "mpeg4"},
+    "mpeg2.mpg": {"codec": "mpeg2video"},
+    "wmv2.asf": {"codec": "wmv2"},
+    "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "ffv1.mkv": {"codec": "ffv1"},
+}
+
+
+@functools.cache
+def whole(name: str) -> bytes:
+    """A sound file of 40 numbered frames in one of the formats."""
+    settings = dict(_FORMATS[name])
+    # Matroska would write a random id and the date.
+    container = {"fflags": "+bitexact", **settings.pop("container_options", {})}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_video(
+            Path(folder) / name, 40, fps=FPS, container_options=container, **settings
+        )
+        return path.read_bytes()
+
+
+# Damage: how to harm them. Each takes the file's bytes, its header's length and a generator.
+
+
+def _header_bytes(data: bytearray) -> int:
+    """About how many bytes lead up to the first frame."""
+    return min(1000, len(data) // 4)
+
+
+def _cut(data: bytearray, rng: random.Random) -> bytes:
+    return bytes(data[: rng.randrange(1, len(data))])
+
+
+def _lose_head(data: bytearray, rng: random.Random) -> bytes:
+    return bytes(data[rng.randrange(1, len(data)) :])
+
+
+def _flip_header(data: bytearray, rng: random.Random) -> bytes:
+    for _ in range(rng.choice([1, 1, 3, 20])):
+        data[rng.randrange(_header_bytes(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def _flip_end(data: bytearray, rng: random.Random) -> bytes:
+    for _ in range(rng.choice([1, 1, 3, 20])):
+        data[-1 - rng.randrange(_header_bytes(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def _flip_frames(data: bytearray, rng: random.Random) -> bytes:
+    start = _header_bytes(data)
+    for _ in range(rng.choice([1, 1, 5, 50])):
+        data[rng.randrange(start, len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def _zero(data: bytearray, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.choice([1, 16, 512, 4096]))
+    data[start:end] = bytes(end - start)
+    return bytes(data)
+
+
+def _noise(data: bytearray, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.choice([16, 512, 4096]))
+    data[start:end] = rng.randbytes(end - start)
+    return bytes(data)
+
+
+def _remove(data: bytearray, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    del data[start : start + rng.choice([1, 16, 188, 2048])]
+    return bytes(data)
+
+
+def _repeat(data: bytearray, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    piece = data[start : start + rng.choice([16, 188, 2048])]
+    data[start:start] = piece
+    return bytes(data)
+
+
+def _huge_numbers(data: bytearray, rng: random.Random) -> bytes:
+    """Sizes, counts and dimensions in the header become enormous."""
+    start = rng.randrange(_header_bytes(data))
+    data[start : start + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4)])
+    return bytes(data)
+
+
+def _splice(data: bytearray, rng: random.Random) -> bytes:
+    """The beginning of one file with the end of another."""
+    other = whole(rng.choice(list(_FORMATS)))
+    return bytes(data[: rng.randrange(1, len(data))] + other[rng.randrange(1, len(other)) :])
+
+
+_DAMAGE: dict[str, Callable[[bytearray, random.Random], bytes]] = {
+    "cut": _cut,
+    "lost head": _lose_head,
+    "bits flipped in the header": _flip_header,
+    "bits flipped at the end": _flip_end,
+    "bits flipped in frames": _flip_frames,
+    "zeroed": _zero,
+    "noise": _noise,
+    "bytes removed": _remove,
+    "bytes repeated": _repeat,
+    "huge numbers": _huge_numbers,
+    "spliced": _splice,
+}
+
+
+def _damaged(seed: int, number: int, kind: str, damage: str) -> VideoCase:
+    def make(path: Path) -> None:
+        rng = random.Random(f"{seed} {number}")
+        path.write_bytes(_DAMAGE[damage](bytearray(whole(kind)), rng))
+
+    stem, _, suffix = kind.rpartition(".")
+    name = f"g{number:04} {damage} {stem}.{suffix}".replace(" ", "_")
+    return VideoCase(name, damage, make, DAMAGED | {TOKENIZED}, is_numbered=damage == "cut")
+
+
+# Cases with a name.
+
+
+def named_cases() -> list[VideoCase]:
+    """The kinds of files that are no matter of chance."""
+    return [
+        VideoCase(name, family, make, frozenset(honest), is_numbered=family in _NUMBERED)
+        for family, cases in _FAMILIES.items()
+        for name, (make, honest) in cases.items()
+    ]
+
+
+def _bytes(data: bytes) -> Make:
+    return lambda path: path.write_bytes(data)
+
+
+def _of(name: str) -> Make:
+    return lambda path: path.write_bytes(whole(name))
+
+
+def _video(num_frames: int = 20, **settings: Any) -> Make:
+    settings.setdefault("options", _X264 if "codec" not in settings else None)
+    return lambda path: write_video(path, num_frames, fps=FPS, **settings)
+
+
+def _sample_cut(share: float) -> Make:
+    def make(path: Path) -> None:
+        data = SAMPLE.read_bytes()
+        path.write_bytes(data[: int(len(data) * share)])
+
+    return make
+
+
+def _sample_flipped(seed: int, begin: int, end: int, count: int) -> Make:
+    def make(path: Path) -> None:
+        rng, data = random.Random(seed), bytearray(SAMPLE.read_bytes())
+        for _ in range(count):
+            data[rng.randrange(begin, min(end, len(data)))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+
+    return make
+
+
+def _patched(name: str, old: bytes, new: bytes, offset: int = 0) -> Make:
+    """Write ``new`` at ``offset`` behind the first ``old``."""
+
+    def make(path: Path) -> None:
+        data = bytearray(whole(name))
+        start = data.index(old) + offset
+        data[start : start + len(new)] = new
+        path.write_bytes(data)
+
+    return make
+
+
+def _sparse(head: bytes = b"") -> Make:
+    def make(path: Path) -> None:
+        path.write_bytes(head)
+        os.truncate(path, 1 << 30)
+
+    return make
+
+
+def _socket(path: Path) -> None:
+    # The path of a socket may be a hundred bytes long, so it is bound from its own folder.
+    with socket.socket(socket.AF_UNIX) as bound, tempfile.TemporaryDirectory() as folder:
+        bound.bind(f"{folder}/s")
+        Path(folder, "s").rename(path)
+
+
+def _link_to_file(path: Path) -> None:
+    target = path.with_name(f".{path.name}.target")
+    _of("index-first.mp4")(target)
+    path.symlink_to(target.name)
+
+
+def _between_packets(path: Path) -> None:
+    _of("index-first.mp4")(path)
+    with av.open(str(path)) as container:
+        offsets = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+    os.truncate(path, offsets[20])
+
+
+def _with_edit_list(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_video(Path(folder) / "source.mp4", 40, fps=FPS, options=_X264)
+        cut_without_coding(source, path, 0.5)
+
+
+def _lost_frame(path: Path) -> None:
+    """One packet's payload is overwritten: decord would repeat another frame in its place."""
+    suffix = path.suffix
+    source = "h264.mkv" if suffix == ".mkv" else "vp9.webm"
+    path.write_bytes(whole(source))
+    with av.open(str(path)) as container:
+        payload = bytes([packet for packet in container.demux(video=0) if packet.size][12])
+    assert payload in whole(source)
+    path.write_bytes(whole(source).replace(payload, b"\xff" * len(payload)))
+
+
+_NOT_A_VIDEO = {"not_a_video", "no_video"}
+_OK = {TOKENIZED}
+_Cases = Mapping[str, tuple[Make, set[str] | frozenset[str]]]
+_NUMBERED = ("sound formats", "odd pictures")
+_FAMILIES: dict[str, _Cases] = {
+    "sound formats": {f"whole_{name}": (_of(name), _OK) for name in _FORMATS},
+    "odd pictures": {
+        "one_frame.mp4": (_video(1), _OK),
+        "two_frames.mkv": (_video(2), _OK),
+        "odd_size.mp4": (_video(size=(49, 65), pix_fmt="yuv444p"), _OK),
+        "odd_size.mkv": (_video(size=(47, 63), codec="ffv1", pix_fmt="yuv420p"), _OK),
+        "wide.mkv": (_video(3, size=(48, 2000)), _OK),
+        "high.mkv": (_video(3, size=(2000, 64)), _OK),
+        "ten_bits.mkv": (
+            _video(codec="libx265", pix_fmt="yuv420p10le",
+                   options={"x265-params": "log-level=none:pools=1"}), _OK,
+        ),
+        "ten_bits.mp4": (_video(options=_X264, pix_fmt="yuv420p10le"), _OK),
+        "twelve_bits.mkv": (_video(codec="ffv1", pix_fmt="yuv420p12le"), _OK),
+        "sixteen_bits_grey.mkv": (_video(codec="ffv1", pix_fmt="gray16le"), _OK),
+        "grey.mkv": (_video(codec="ffv1", pix_fmt="gray"), _OK),
+        "alpha.mkv": (_video(codec="ffv1", pix_fmt="yuva420p"), _OK),
+        "alpha.mov": (_video(codec="qtrle", pix_fmt="argb"), _OK),
+        "alpha.webm": (_video(codec="libvpx-vp9", pix_fmt="yuva420p",
+                              options={"deadline": "realtime", "cpu-used": "8"}), _OK),
+        "prores.mov": (_video(codec="prores_ks", pix_fmt="yuv422p10le"), _OK),
+        "full_range.mkv": (_video(codec="mjpeg", pix_fmt="yuvj444p"), _OK),
+        "anamorphic.mp4": (_video(pixel_aspect=Fraction(40, 33)), _OK),
+        "absurd_pixels.mkv": (_video(pixel_aspect=Fraction(1, 5000)), {TOKENIZED, "unsupported"}),
+        "interlaced.mkv": (_video(options={**_X264, "flags": "+ildct+ilme"}), _OK),
+        "interlaced.mpg": (_video(codec="mpeg2video", options={"flags": "+ildct+ilme"}), _OK),
+        "with_sound.mp4": (_video(audio=True), _OK),
+        "raw.nut": (_video(codec="rawvideo"), _OK),
+        "raw.y4m": (_video(codec="wrapped_avframe"), _OK),
+    },
+    "turned and resized": {
+        "turned_90.mp4": (_video(rotation=90), _OK),
+        "turned_180.mp4": (_video(rotation=180), _OK),
+        "turned_17.mp4": (_video(rotation=17), {TOKENIZED, "unsupported"}),
+        "size_change.webm": (
+            lambda path: write_size_change(path, "libvpx-vp9", 20), {TOKENIZED, "corrupt"},
+        ),
+        "size_change.mkv": (
+            lambda path: write_size_change(path, "mpeg4", 20), {TOKENIZED, "corrupt"},
+        ),
+        "tiny.mkv": (_video(size=(2, 2), codec="ffv1"), _OK),
+        "one_pixel.mkv": (_video(3, size=(1, 1), codec="ffv1", pix_fmt="bgr0"), _OK),
+    },
+    "odd times": {
+        "vfr.mkv": (_video(8, pts=[0, 1, 2, 7, 8, 20, 21, 40]), {TOKENIZED}),
+        "edit_list.mp4": (_with_edit_list, {TOKENIZED, "corrupt"}),
+        "hours_away.mkv": (_video(3, pts=[0, 1, FPS * 5000]), {"corrupt"}),
+        "years_away.mkv": (_video(3, pts=[0, 1, FPS * 10**7]), {"corrupt"}),
+        "late_start.ts": (_video(20, pts=range(10_000, 10_020)), {TOKENIZED}),
+    },
+    "no video": {
+        "empty.mp4": (lambda path: path.touch(), {"empty"}),
+        "one_byte.mp4": (_bytes(b"x"), {"not_a_video"}),
+        "text.mp4": (_bytes(b"not a video\n" * 99), {"not_a_video"}),
+        "html.mp4": (_bytes(b"<html>404</html>"), {"not_a_video"}),
+        "zeros.mp4": (_bytes(bytes(100_000)), {"not_a_video"}),
+        "sparse.mp4": (_sparse(), {"not_a_video"}),
+        "noise.mp4": (_bytes(random.Random(0).randbytes(100_000)), NOT_OPENED),
+        "sound.mp4": (write_silence, {"no_video"}),
+        "wav.mp4": (_bytes(b"RIFF\x24\0\0\0WAVEfmt "), _NOT_A_VIDEO),
+        "no_frames.mp4": (_video(0, codec="mpeg4"), {"no_video"}),
+        "no_frames.avi": (_video(0, codec="mpeg4"), {"no_video"}),
+        "ftyp_alone.mp4": (_bytes(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2"), {"truncated"}),
+        "zip.mp4": (_bytes(b"PK\x03\x04" + bytes(500)), {"not_a_video"}),
+        "gzip.mp4": (_bytes(b"\x1f\x8b\x08" + bytes(500)), {"not_a_video"}),
+        "elf.mp4": (lambda path: path.write_bytes(Path("/bin/true").read_bytes()), NOT_OPENED),
+        "png.mp4": (
+            lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), NOT_OPENED,
+        ),
+        "huge_box.mp4": (
+            _bytes(b"\0\0\0\x01moov\x7f" + b"\xff" * 7 + bytes(99)), NOT_OPENED,
+        ),
+        "nested_boxes.mp4": (
+            _bytes(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2" + b"\0\x0f\xff\xffmoov" * 50_000),
+            NOT_OPENED,
+        ),
+    },
+    "scripts": {
+        "playlist.m3u8": (
+            _bytes(b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n"), {"not_a_video"},
+        ),
+        "playlist.mp4": (
+            _bytes(b"#EXTM3U\n#EXTINF:1,\nwhole_index-first.mp4\n#EXT-X-ENDLIST\n"),
+            {"not_a_video"},
+        ),
+        "concat.mp4": (
+            _bytes(b"ffconcat version 1.0\nfile whole_index-first.mp4\n"), {"not_a_video"},
+        ),
+        "stream.sdp": (
+            _bytes(b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n"),
+            {"not_a_video"},
+        ),
+        "dash.mpd": (
+            _bytes(b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/</BaseURL></MPD>'),
+            {"not_a_video"},
+        ),
+        "subtitles.mp4": (_bytes(b"1\n00:00:00,000 --> 00:00:09,000\nhello\n"), {"not_a_video"}),
+        "image%03d.mp4": (_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99)), NOT_OPENED),
+    },
+    "no files": {
+        "folder.mp4": (lambda path: path.mkdir(), {"bad_row"}),
+        "fifo.mp4": (os.mkfifo, {"not_a_file"}),
+        "socket.mp4": (_socket, {"not_a_file"}),
+        "device.mp4": (lambda path: path.symlink_to("/dev/zero"), {"not_a_file"}),
+        "dangling.mp4": (lambda path: path.symlink_to("nowhere"), {"missing"}),
+        "loop.mp4": (lambda path: path.symlink_to("loop.mp4"), {"bad_uri"}),
+        "link.mp4": (_link_to_file, _OK),
+    },
+    "names": {
+        name: (_of("index-first.mp4"), _OK)
+        for name in ("%03d.mp4", "a:b.mp4", "-i.mp4", "ä b'\"$;`.mp4", "x?y#z.mp4", "no suffix",
+                     "pipe:0", "concat:a|b.mp4", "new\nline.mp4", "n" * 250 + ".mp4")
+    },
+    "wrong suffixes": {
+        "vp9_called.mp4": (_of("vp9.webm"), _OK),
+        "mp4_called.avi": (_of("index-last.mp4"), _OK),
+        "ts_called.mkv": (_of("h264.ts"), _OK),
+        "mkv_called.txt": (_of("h264.mkv"), _OK),
+    },
+    "patched headers": {
+        "no_codec.mp4": (_patched("index-last.mp4", b"stsd", b"zzz1", 16), NOT_OPENED),
+        "huge_size.mp4": (
+            _patched("index-last.mp4", b"stsd", b"\xff" * 4, 44), DAMAGED | {TOKENIZED},
+        ),
+        "no_size.mp4": (_patched("index-last.mp4", b"stsd", bytes(4), 44), DAMAGED | {TOKENIZED}),
+        "many_samples.mp4": (_patched("index-last.mp4", b"stsz", b"\xff" * 4, 12), DAMAGED),
+        "many_chunks.mp4": (
+            _patched("index-last.mp4", b"stco", b"\xff" * 4, 8), DAMAGED | {TOKENIZED},
+        ),
+        "many_times.mp4": (_patched("index-last.mp4", b"stts", b"\xff" * 4, 8), DAMAGED),
+        "long_frames.mp4": (_patched("index-last.mp4", b"stts", b"\x7f" * 4, 16), DAMAGED),
+        "no_time_base.mp4": (
+            _patched("index-last.mp4", b"mdhd", bytes(4), 16), DAMAGED | {TOKENIZED},
+        ),
+        "no_key_frames.mp4": (
+            _patched("index-last.mp4", b"stss", b"junk"), DAMAGED | {TOKENIZED},
+        ),
+        "huge_picture.mov": (
+            _patched("mjpeg.mov", b"\xff\xc0", b"\xff" * 4, 5), DAMAGED | {TOKENIZED},
+        ),
+        "large_picture.mov": (
+            _patched("mjpeg.mov", b"\xff\xc0", b"\x40\x00" * 2, 5), DAMAGED | {TOKENIZED},
+        ),
+    },
+    "cut samples": {
+        "cut_10.mp4": (_sample_cut(0.1), {"truncated", "corrupt", "not_a_video"}),
+        "cut_50.mp4": (_sample_cut(0.5), {"truncated", "corrupt", "not_a_video"}),
+        "cut_99.mp4": (_sample_cut(0.99), {"truncated", "corrupt", "not_a_video"}),
+        "cut_between_packets.mp4": (_between_packets, {"truncated"}),
+        "flipped_frames.mp4": (
+            _sample_flipped(2, 100_000, 1_000_000, 200), {"corrupt", "truncated"},
+        ),
+        "flipped_bit.mp4": (
+            _sample_flipped(3, 200_000, 900_000, 1), {"corrupt", "truncated", TOKENIZED},
+        ),
+        "flipped_header.mp4": (_sample_flipped(1, 0, 400, 40), DAMAGED | {TOKENIZED}),
+        "lost_frame.mkv": (_lost_frame, {"corrupt"}),
+        "lost_frame.webm": (_lost_frame, {"corrupt"}),
+        "sparse_tail.mp4": (_sparse(SAMPLE.read_bytes()[:500_000]), DAMAGED),
+    },
+}  # fmt: skip

@@ -1,0 +1,93 @@
+"""What processes take: peaks of resident memory, as Linux counts them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+DECODER = "tokpipe.media.child"
+"""What the command line of a decoding child holds."""
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most that a process has held since its peak was last forgotten; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(found[1]) * 1024
+    return 0
+
+
+def forget_peak(pid: int | str = "self") -> None:
+    """Let the peak of a process start again from what it holds now."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def decoding_children() -> list[int]:
+    """Process ids of the decoding children that this process has now."""
+    return [pid for pid in _children(os.getpid()) if DECODER in _command(pid)]
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in _children(pid):
+        yield child
+        yield from _descendants(child)
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
+    return ""
+
+
+def _kind(command: str) -> str | None:
+    """Which part of a job a process is, by its command line."""
+    if DECODER in command:
+        return "decoding child"
+    if "tokpipe.run" in command:
+        return "driver"
+    if found := re.match(r"ray::(\w*Actor)", command):
+        return found[1]
+    return None
+
+
+class PeakWatch:
+    """Watches the processes below this one, and keeps the peak of each kind of them.
+
+    A process that comes and goes between two looks is not seen; actors and drivers stay.
+    """
+
+    def __init__(self, every_s: float = 0.5) -> None:
+        self.peaks: dict[str, int] = {}
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every_s):
+            for pid in _descendants(os.getpid()):
+                if kind := _kind(_command(pid)):
+                    self.peaks[kind] = max(self.peaks.get(kind, 0), peak_bytes(pid))

@@ -1,0 +1,46 @@
+"""Hostile input: whatever is in it, planning and decoding end soon, and a job ends well.
+
+The long form, of more than 1,000 cases, is ``python -m tests.hostile``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.corpus import named_cases, video_cases
+from tests.hostile.run import Report, corpus_job, decode_corpus, plan_tables, run_corpus_job
+from tests.hostile.tables import table_cases
+
+NUM_GENERATED = 60
+
+
+def test_cases_have_names_of_their_own_and_are_the_same_every_time(tmp_path: Path) -> None:
+    cases = video_cases(1000, seed=7)
+    assert len({case.name for case in cases}) == len(cases) == 1000
+    for again, case in zip(video_cases(400, seed=7)[-20:], cases[380:400], strict=True):
+        assert again.name == case.name
+        again.make(tmp_path / "again")
+        case.make(tmp_path / "first")
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "first").read_bytes()
+
+
+def test_a_hostile_table_is_planned_row_by_row_or_refused_by_name(tmp_path: Path) -> None:
+    report = Report()
+    plan_tables(table_cases(30, seed=1), tmp_path, report)
+    assert report.num_cases > 90
+    assert not report.dishonest, "\n".join(report.lines())
+
+
+@pytest.mark.ray
+def test_a_job_over_hostile_files_ends_and_says_why_of_each(
+    tmp_path: Path, ray_address: str
+) -> None:
+    report = Report()
+    cases = video_cases(len(named_cases()) + NUM_GENERATED, seed=1)
+    job = corpus_job(tmp_path, cases, [case for case in table_cases(0, 1) if case.in_job])
+    alone = decode_corpus(job, cases, report, again_every=5)
+    run_corpus_job(job, alone, ray_address, report, timeout_s=180)
+    assert report.num_cases == len(cases) > 150
+    assert not report.dishonest, "\n".join(report.lines())
