@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from tests.chaos.weather import Weather
 from tests.end_to_end.jobs import write_job, write_video
-from tests.end_to_end.processes import descendants_of
+from tests.end_to_end.processes import descendants_of, pids_of
 from tests.s3_server import fresh_bucket, running_s3_server
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.config.job import StoreOptions
@@ -24,7 +24,7 @@ from tokpipe.storage import open_store
 
 NUM_WORKER_NODES = 2
 DISK_BYTES = 32 * 2**20
-"""Scratch space of a worker node: room for some videos, and quick to fill."""
+"""Scratch space of a node: room for some videos, and quick to fill."""
 
 
 class World:
@@ -48,9 +48,8 @@ class World:
         return str(self._cluster.address)
 
     def start(self) -> None:
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
+        self._cluster = Cluster()
+        self._add_node(include_dashboard=False)
         self.renew()
 
     def stop(self) -> None:
@@ -61,20 +60,22 @@ class World:
             for node in list(cluster.worker_nodes):
                 cluster.remove_node(node, allow_graceful=False)
                 self._drop_disk(node)
+            head = cluster.head_node
             cluster.shutdown()
+            self._drop_disk(head)
 
     def renew(self) -> None:
         """Bring the number of worker nodes back to what it was at the start."""
         assert self._cluster is not None, "the cluster runs"
         self.empty_disks()
         while len(self._cluster.worker_nodes) < NUM_WORKER_NODES:
-            self.add_node()
+            self._add_node()
 
-    def add_node(self) -> None:
+    def _add_node(self, **arguments: Any) -> None:
         assert self._cluster is not None, "the cluster runs"
         disk = self._make_disk()
         environment = {"TMPDIR": str(disk)} if disk else {}
-        node = self._cluster.add_node(num_cpus=1, env_vars=environment)
+        node = self._cluster.add_node(num_cpus=1, env_vars=environment, **arguments)
         if disk:
             self._disks[node] = disk
 
@@ -122,10 +123,13 @@ class World:
     # --- scratch disks --------------------------------------------------------------------------
 
     def fill_disk(self, pick: float) -> bool:
-        """Leave no byte free where a worker node keeps its scratch files."""
-        disk = _picked([self._disks[n] for n in self._nodes() if n in self._disks], pick)
-        if disk is None:
+        """Leave no byte free where a node with a decode actor keeps its scratch files."""
+        decoders = set(pids_of("DecodeActor"))
+        nodes = [n for n in self._disks if decoders.intersection(descendants_of(_raylet(n)))]
+        node = _picked(sorted(nodes, key=_raylet), pick)
+        if node is None:
             return False
+        disk = self._disks[node]
         with (disk / "filler").open("ab", buffering=0) as file:
             try:
                 while True:
