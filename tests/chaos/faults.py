@@ -47,8 +47,8 @@ LASTS_S: dict[str, tuple[float, float]] = {
 second of two drivers starts after them. Other kinds are over at once."""
 
 RATES_PER_MINUTE = (0.0, 4.0, 8.0, 16.0)
-RATE_WEIGHTS = (1, 3, 6, 6)
-MAX_FAULTS = 10
+RATE_WEIGHTS = (1, 2, 5, 7)
+MAX_FAULTS = 12
 """Of one run: then it is left in peace, so that it ends."""
 
 

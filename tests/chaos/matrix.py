@@ -67,6 +67,8 @@ class Result:
     """What became of a run."""
 
     plan: Plan
+    name: str = ""
+    """Of its job file and its output."""
     struck: list[tuple[float, str]] = field(default_factory=list)
     """Seconds since the start and kind, of the faults that found something to strike."""
     missed: list[str] = field(default_factory=list)
@@ -92,7 +94,7 @@ class Run:
     def __init__(self, world: World, plan: Plan, job: Path, say: Callable[[str], None]) -> None:
         self.world = world
         self.job = job
-        self.result = Result(plan)
+        self.result = Result(plan, job.stem)
         self._say = say
         self._drivers: list[Driver] = []
         self._todo = list(plan.faults)
@@ -175,8 +177,10 @@ class Run:
             return
         self._drivers.remove(driver)
         printed = driver.log.read_text(errors="replace")
+        said = (printed.splitlines() or [""])[-1][:500]
         life = {
             "code": code,
+            "said": said,
             "from_s": round(driver.started_s, 1),
             "to_s": round(self._now(), 1),
             "doomed": driver.doomed,
@@ -198,7 +202,7 @@ class Run:
         elif driver.doomed == "stopped" and code != 128 + signal.SIGTERM:
             self.result.problems.append(f"SIGTERM ended a driver with exit code {code}, not 143")
         elif code in (5, 7):
-            self._say("      " + (printed.splitlines() or [""])[-1][:300])
+            self._say(f"      {said}")
 
     def _lively(self) -> Driver | None:
         """The newest driver that nothing has been done to."""
