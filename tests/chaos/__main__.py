@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.chaos.faults import WEIGHTS, draw_plan
+from tests.chaos.faults import WEIGHTS, Plan, draw_plan
 from tests.chaos.matrix import Result, run_plan, run_undisturbed
 from tests.chaos.summary import summary_lines, to_json
-from tests.chaos.world import built_world
+from tests.chaos.world import World, built_world
+from tests.end_to_end.jobs import Table
 
 NUM_VIDEOS = 120
 MINUTES_OF_A_RUN = 1.5
@@ -38,9 +42,11 @@ def main() -> int:
     elif parsed.minutes is None:
         parsed.minutes = 35.0
 
+    # A run that is cut short tells what it has seen so far.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     results: list[Result] = []
-    with built_world(parsed.videos) as world:
+    with contextlib.suppress(KeyboardInterrupt), built_world(parsed.videos) as world:
         undisturbed = run_undisturbed(world)
         print(f"{len(undisturbed)} chunks; ready after {time.monotonic() - started:.0f} s")
         for seed in seeds:
@@ -50,7 +56,7 @@ def main() -> int:
                 break
             plan = draw_plan(seed, parsed.kinds)
             print(f"seed {seed}: {plan.rate_per_minute:.0f} faults/min", flush=True)
-            result = run_plan(world, plan, undisturbed)
+            result = _run(world, plan, undisturbed)
             print(f"  {'ok' if result.is_good else 'BAD'} in {result.elapsed_s:.0f} s", flush=True)
             results.append(result)
     elapsed_s = time.monotonic() - started
@@ -59,6 +65,21 @@ def main() -> int:
     if parsed.json:
         parsed.json.write_text(to_json(results, elapsed_s))
     return 0 if results and all(result.is_good for result in results) else 1
+
+
+def _run(world: World, plan: Plan, undisturbed: Table) -> Result:
+    """One run; once more on a new cluster if it was the test itself that failed."""
+    for is_last in (False, True):
+        try:
+            return run_plan(world, plan, undisturbed)
+        except Exception:
+            trouble = traceback.format_exc()
+            print(f"  the test itself failed:\n{trouble}", flush=True)
+            world.stop()
+            world.start()
+            if is_last:
+                return Result(plan, problems=[f"the test itself failed:\n{trouble}"])
+    raise AssertionError("the last try returns")
 
 
 if __name__ == "__main__":

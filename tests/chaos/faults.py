@@ -39,16 +39,16 @@ LASTS_S: dict[str, tuple[float, float]] = {
     "store_truncated": (2, 6),
     "disk_full": (3, 8),
     "remove_node": (2, 8),
-    "freeze_driver": (8, 16),
+    "freeze_driver": (8, 25),
     "two_drivers": (0, 1),
     "freeze_node": (110, 125),
 }
 """Seconds that a fault of a kind lasts, from and to. A removed node comes back after them, and the
 second of two drivers starts after them. Other kinds are over at once."""
 
-RATES_PER_MINUTE = (0.0, 4.0, 8.0, 16.0)
-RATE_WEIGHTS = (1, 2, 5, 7)
-MAX_FAULTS = 12
+RATES_PER_MINUTE = (0.0, 4.0, 10.0, 20.0)
+RATE_WEIGHTS = (1, 1, 5, 8)
+MAX_FAULTS = 14
 """Of one run: then it is left in peace, so that it ends."""
 
 
@@ -89,7 +89,7 @@ def draw_plan(seed: int, kinds: Sequence[str] = tuple(WEIGHTS)) -> Plan:
     weights = [WEIGHTS[kind] or 1e-9 for kind in kinds]
     drawn = [first, *rng.choices(kinds, weights, k=MAX_FAULTS - 1)]
     rng.shuffle(drawn)
-    at_s, faults = rng.uniform(0, 20), []
+    at_s, faults = rng.uniform(0, 15), []
     for kind in drawn:
         faults.append(
             Fault(

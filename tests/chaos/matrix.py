@@ -22,6 +22,7 @@ from tests.end_to_end.jobs import Table, assert_complete, codes_of, rejections_o
 from tests.end_to_end.processes import pids_of
 from tests.s3_server import die_with_parent
 from tokpipe.config import load_job
+from tokpipe.errors import Fenced
 from tokpipe.formats.manifest import iter_entries
 from tokpipe.storage import open_store
 
@@ -32,6 +33,8 @@ PEACE_AFTER_S = 150.0
 MAX_LIVES = 25
 AWAIT_TARGET_S = 5.0
 """How long a fault waits for something to strike, such as an actor of its kind."""
+ZOMBIES_LIVE_S = 8.0
+"""From the thaw of a node to its end."""
 REPLACED_ENDS_S = 90.0
 """How long a driver that was replaced, or lost its cluster, may take to notice."""
 
@@ -43,6 +46,9 @@ VICTIMS = {
 }
 FAIR_ENDS = {0, 5, 6, 7, 128 + signal.SIGTERM, -signal.SIGKILL}
 """Exit codes that faults may bring about: none of the others, such as 1 for a bug."""
+RAYLET_LOST = "Raylet is terminated"
+"""Ray says so when it ends a process, with exit code 1, whose own node is lost: the node of the
+head in these runs, where drivers are."""
 
 
 @dataclass
@@ -101,7 +107,6 @@ class Run:
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._started = time.monotonic()
         self._frozen_s = 0.0
-        self._missing_nodes = 0
         self._is_done = False
 
     def work(self) -> Result:
@@ -118,10 +123,7 @@ class Run:
             for driver in self._drivers:
                 driver.process.kill()
                 driver.process.wait()
-            self.world.weather.calm()
-            for _, action in sorted(self._later, key=lambda pair: pair[0]):
-                action()  # so that the next run finds a whole cluster
-            self.world.renew()
+            self.world.restore()
         self.result.elapsed_s = self._now()
         return self.result
 
@@ -196,13 +198,22 @@ class Run:
             for other in self._drivers:
                 other.doomed = other.doomed or "outlived"
                 other.deadline_s = other.deadline_s or self._now() + REPLACED_ENDS_S
-        elif code not in FAIR_ENDS and "head" not in driver.doomed:
+        elif code == Fenced.exit_code and not self._had_company(driver):
+            self.result.problems.append(f"a driver that was alone was fenced: {said}")
+        elif code == 1 and RAYLET_LOST in printed:
+            life["doomed"] = driver.doomed or "its node was lost"
+        elif code not in FAIR_ENDS:
             tail = "\n".join(printed.splitlines()[-25:])
             self.result.problems.append(f"a driver ended with exit code {code}:\n{tail}")
         elif driver.doomed == "stopped" and code != 128 + signal.SIGTERM:
             self.result.problems.append(f"SIGTERM ended a driver with exit code {code}, not 143")
         elif code in (5, 7):
             self._say(f"      {said}")
+
+    def _had_company(self, driver: Driver) -> bool:
+        """Whether any other driver lived at the same time."""
+        ends = [life["to_s"] for life in self.result.lives[:-1]]
+        return bool(self._drivers) or any(end > driver.started_s for end in ends)
 
     def _lively(self) -> Driver | None:
         """The newest driver that nothing has been done to."""
@@ -297,17 +308,11 @@ class Run:
     def _freeze_node(self, fault: Fault) -> bool:
         if not self.world.freeze_node(fault.pick):
             return False
-        self._frozen_s += fault.lasts_s + 20
+        self._frozen_s += fault.lasts_s + ZOMBIES_LIVE_S
 
-        def thaw() -> None:
-            self.world.thaw_nodes()
-            self._after(8.0, bury)  # its zombies finish what they were at
-
-        def bury() -> None:
-            self.world.bury_thawed_nodes()
-            self.world.renew()
-
-        self._after(fault.lasts_s, thaw)
+        self._after(fault.lasts_s, self.world.thaw_nodes)
+        # In between its zombies finish what they were at.
+        self._after(fault.lasts_s + ZOMBIES_LIVE_S, self.world.restore)
         return True
 
 
@@ -374,6 +379,6 @@ def run_plan(
     """Carry out one plan and check what the job made of it."""
     job = world.write_job(f"seed{plan.seed}-{int(time.time())}")
     result = Run(world, plan, job, say).work()
-    if not any("not done" in problem for problem in result.problems):
+    if result.lives and not any("not done" in problem for problem in result.problems):
         check(result, job, undisturbed)
     return result

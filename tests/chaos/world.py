@@ -28,7 +28,7 @@ DISK_BYTES = 32 * 2**20
 
 
 class World:
-    """Lives through many runs; ``renew`` makes its cluster as good as new."""
+    """Lives through many runs; ``restore`` makes it as good as new."""
 
     def __init__(self, folder: Path, bucket: str, weather: Weather) -> None:
         self.folder = folder
@@ -55,6 +55,7 @@ class World:
     def stop(self) -> None:
         """End the cluster, frozen nodes included. The S3 server stays."""
         self.thaw_nodes()
+        self.frozen = {}
         cluster, self._cluster = self._cluster, None
         if cluster is not None:
             for node in list(cluster.worker_nodes):
@@ -64,10 +65,17 @@ class World:
             cluster.shutdown()
             self._drop_disk(head)
 
+    def restore(self) -> None:
+        """Undo whatever lasts: nodes thawed and replaced, disks emptied, the store at peace."""
+        self.weather.calm()
+        self.thaw_nodes()
+        self._bury_thawed_nodes()
+        self.empty_disks()
+        self.renew()
+
     def renew(self) -> None:
         """Bring the number of worker nodes back to what it was at the start."""
         assert self._cluster is not None, "the cluster runs"
-        self.empty_disks()
         while len(self._cluster.worker_nodes) < NUM_WORKER_NODES:
             self._add_node()
 
@@ -114,7 +122,7 @@ class World:
         for pids in self.frozen.values():
             _signal_all(pids, signal.SIGCONT)
 
-    def bury_thawed_nodes(self) -> None:
+    def _bury_thawed_nodes(self) -> None:
         """Remove nodes that were frozen: the cluster has given them up, whatever they believe."""
         for node in list(self.frozen):
             self._remove(node)
