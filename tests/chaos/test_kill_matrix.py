@@ -11,7 +11,7 @@ from tests.chaos.matrix import Result, check, run_plan, run_undisturbed
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table
 
-NUM_VIDEOS = 48
+NUM_VIDEOS = 36
 
 MANY_KILLS = Plan(
     seed=-2,
