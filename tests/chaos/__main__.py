@@ -42,11 +42,10 @@ def main() -> int:
     elif parsed.minutes is None:
         parsed.minutes = 35.0
 
-    # A run that is cut short tells what it has seen so far.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     results: list[Result] = []
-    with contextlib.suppress(KeyboardInterrupt), built_world(parsed.videos) as world:
+    # If it is cut short it tells what it has seen so far.
+    with contextlib.suppress(KeyboardInterrupt, SystemExit), built_world(parsed.videos) as world:
         undisturbed = run_undisturbed(world)
         print(f"{len(undisturbed)} chunks; ready after {time.monotonic() - started:.0f} s")
         for seed in seeds:
@@ -56,6 +55,8 @@ def main() -> int:
                 break
             plan = draw_plan(seed, parsed.kinds)
             print(f"seed {seed}: {plan.rate_per_minute:.0f} faults/min", flush=True)
+            # Anew each time, because Ray takes the signal over when it starts a node.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             result = _run(world, plan, undisturbed)
             print(f"  {'ok' if result.is_good else 'BAD'} in {result.elapsed_s:.0f} s", flush=True)
             results.append(result)

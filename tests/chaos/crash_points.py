@@ -18,7 +18,7 @@ from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.reader import open_output
-from tokpipe.runtime.commit import Committer
+from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.feed import Feed
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store
@@ -113,9 +113,8 @@ def drive(job: JobConfig, store: Store, attempt: str) -> None:
     except NotFound:
         record = job_record.write_once(store, _record(job, store, attempt))
     plan = StoredPlan.from_json(record.plan)
-    state = load_state(store, record.num_rows, interval=CHECKPOINT_EVERY)
-    committer = Committer(store, state, attempt, checkpoint_every=CHECKPOINT_EVERY)
-    feed = Feed(PlanReader(store, plan), state.committed)
+    committer = claim_output(store, record.num_rows, attempt, checkpoint_every=CHECKPOINT_EVERY)
+    feed = Feed(PlanReader(store, plan), committer.state.committed)
     stage = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
     stage.store = store  # type: ignore[assignment]  # any store will do
     stage.plan_reader = PlanReader(store, plan)

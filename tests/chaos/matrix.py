@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from tests.end_to_end.processes import pids_of
 from tests.s3_server import die_with_parent
 from tokpipe.config import load_job
 from tokpipe.errors import Fenced
-from tokpipe.formats.manifest import iter_entries
+from tokpipe.formats import job_record
+from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.storage import open_store
 
 LIMIT_S = 300.0
@@ -87,6 +87,7 @@ class Result:
     """Whatever else is wrong: rejected clips, bad exit codes, never done, damaged outputs."""
     elapsed_s: float = 0.0
     goodput: float | None = None
+    """Of all lives, as far as they came to tell the manifest."""
     audited: bool = False
 
     @property
@@ -194,7 +195,6 @@ class Run:
         )
         if code == 0:
             self._is_done = True
-            self.result.goodput = _goodput(printed)
             for other in self._drivers:
                 other.doomed = other.doomed or "outlived"
                 other.deadline_s = other.deadline_s or self._now() + REPLACED_ENDS_S
@@ -321,12 +321,6 @@ def _handles_signals(driver: Driver) -> bool:
     return b"plan rows" in driver.log.read_bytes()
 
 
-def _goodput(printed: str) -> float | None:
-    """The share that the summary of a driver's last life gives, if it gives one."""
-    found = re.findall(r"goodput[: ]+([\d.]+) ?%", printed)
-    return float(found[-1]) / 100 if found else None
-
-
 # --- the check ----------------------------------------------------------------------------------
 
 
@@ -337,8 +331,9 @@ def check(result: Result, job: Path, undisturbed: Table) -> None:
         table = codes_of(job)
         assert_complete(job)
         rejected = rejections_of(job)
-        entries = iter_entries(open_store(config.output.uri, config.storage))
-        times = Counter(ref.clip_id for entry in entries for ref in entry.refs())
+        store = open_store(config.output.uri, config.storage)
+        times = Counter(ref.clip_id for entry in iter_entries(store) for ref in entry.refs())
+        result.goodput = load_state(store, job_record.read(store).num_rows).totals.goodput
     except Exception as error:
         result.problems.append(f"the output cannot be read: {error!r}")
         return

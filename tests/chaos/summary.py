@@ -34,8 +34,8 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
         num_struck = sum(len(result.struck) for result in group)
         minutes = sum(result.elapsed_s for result in group) / 60
         yield (
-            f"  {rate:4.0f} faults/min: {len(group):3} runs, {num_struck / minutes:4.1f} struck, "
-            f"{60 * minutes / len(group):5.1f} s each, goodput {goodput}"
+            f"  {rate:4.0f} faults/min: {len(group):3} runs, {num_struck / (minutes or 1):4.1f} struck, "
+            f"{mean(r.elapsed_s for r in group):5.1f} s each, goodput {goodput}"
         )
     codes = Counter(str(life["code"]) for result in results for life in result.lives)
     ends = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
