@@ -31,10 +31,10 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
         group = [result for result in results if result.plan.rate_per_minute == rate]
         goodputs = [result.goodput for result in group if result.goodput is not None]
         goodput = f"{mean(goodputs):.0%}" if goodputs else "not available"
-        num_struck = sum(len(result.struck) for result in group)
+        per_minute = sum(len(result.struck) for result in group) / (minutes or 1)
         minutes = sum(result.elapsed_s for result in group) / 60
         yield (
-            f"  {rate:4.0f} faults/min: {len(group):3} runs, {num_struck / (minutes or 1):4.1f} struck, "
+            f"  {rate:4.0f} faults/min: {len(group):3} runs, {per_minute:4.1f} struck, "
             f"{mean(r.elapsed_s for r in group):5.1f} s each, goodput {goodput}"
         )
     codes = Counter(str(life["code"]) for result in results for life in result.lives)
