@@ -31,8 +31,8 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
         group = [result for result in results if result.plan.rate_per_minute == rate]
         goodputs = [result.goodput for result in group if result.goodput is not None]
         goodput = f"{mean(goodputs):.0%}" if goodputs else "not available"
-        per_minute = sum(len(result.struck) for result in group) / (minutes or 1)
         minutes = sum(result.elapsed_s for result in group) / 60
+        per_minute = sum(len(result.struck) for result in group) / (minutes or 1)
         yield (
             f"  {rate:4.0f} faults/min: {len(group):3} runs, {per_minute:4.1f} struck, "
             f"{mean(r.elapsed_s for r in group):5.1f} s each, goodput {goodput}"
