@@ -108,6 +108,7 @@ class Run:
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._started = time.monotonic()
         self._frozen_s = 0.0
+        self._waits_since: float | None = None
         self._is_done = False
 
     def work(self) -> Result:
@@ -144,14 +145,22 @@ class Run:
             self._todo = []
         elif not self._drivers:
             self._start_driver()
-        at_peace = self._now() > PEACE_AFTER_S + self._frozen_s
-        if self._todo and (at_peace or self._todo[0].at_s + AWAIT_TARGET_S < self._now()):
-            # Those behind it may be due as well; each gets its own time to find a target.
-            fault = self._todo.pop(0)
-            if not at_peace and not self._try(fault):
-                self.result.missed.append(fault.kind)
-        elif self._todo and self._todo[0].at_s <= self._now() and self._try(self._todo[0]):
+        self._strike_what_is_due()
+
+    def _strike_what_is_due(self) -> None:
+        if self._now() > PEACE_AFTER_S + self._frozen_s:
+            self._todo = []
+        if not self._todo or self._todo[0].at_s > self._now():
+            return
+        # Its wait begins now, and not when it was due: a node may just have been started.
+        if self._waits_since is None:
+            self._waits_since = self._now()
+        if self._try(self._todo[0]):
             self._todo.pop(0)
+            self._waits_since = None
+        elif self._now() - self._waits_since > AWAIT_TARGET_S:
+            self.result.missed.append(self._todo.pop(0).kind)
+            self._waits_since = None
 
     # --- drivers --------------------------------------------------------------------------------
 
