@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--videos", type=int, default=NUM_VIDEOS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     parsed = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a file
     seeds: Iterable[int] = itertools.count()
     if parsed.seed is not None:
         seeds = [parsed.seed]
@@ -54,11 +55,11 @@ def main() -> int:
             if parsed.minutes is not None and elapsed_min + of_a_run > parsed.minutes:
                 break
             plan = draw_plan(seed, parsed.kinds)
-            print(f"seed {seed}: {plan.rate_per_minute:.0f} faults/min", flush=True)
+            print(f"seed {seed}: {plan.rate_per_minute:.0f} faults/min")
             # Anew each time, because Ray takes the signal over when it starts a node.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             result = _run(world, plan, undisturbed)
-            print(f"  {'ok' if result.is_good else 'BAD'} in {result.elapsed_s:.0f} s", flush=True)
+            print(f"  {'ok' if result.is_good else 'BAD'} in {result.elapsed_s:.0f} s")
             results.append(result)
     elapsed_s = time.monotonic() - started
     for line in summary_lines(results, elapsed_s):
@@ -75,7 +76,7 @@ def _run(world: World, plan: Plan, undisturbed: Table) -> Result:
             return run_plan(world, plan, undisturbed)
         except Exception:
             trouble = traceback.format_exc()
-            print(f"  the test itself failed:\n{trouble}", flush=True)
+            print(f"  the test itself failed:\n{trouble}")
             world.stop()
             world.start()
             if is_last:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from statistics import mean
 
+from tests.chaos.faults import WEIGHTS
 from tests.chaos.matrix import Result
 
 
@@ -26,6 +27,8 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
     yield "faults by kind (in so many runs):"
     for kind, count in sorted(struck.items()):
         yield f"  {kind:16} {count:4} ({hit[kind]})"
+    if never := sorted(WEIGHTS.keys() - struck.keys()):
+        yield f"  never: {', '.join(never)}"
     yield "by rate drawn:"
     for rate in sorted({result.plan.rate_per_minute for result in results}):
         group = [result for result in results if result.plan.rate_per_minute == rate]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +209,12 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def built_world(num_videos: int, say: Callable[[str], None] = print) -> Iterator[World]:
+def built_world(num_videos: int) -> Iterator[World]:
     """A world with its videos in the bucket. The AWS variables name the proxy within the block."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        # The dying may still write while their files are removed.
+        temporary = tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(temporary))
         (folder / "s3").mkdir()
         server = stack.enter_context(running_s3_server(folder / "s3"))
         weather = Weather()
