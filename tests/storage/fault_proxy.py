@@ -51,7 +51,14 @@ class Refusal:
         ).encode()
 
 
-Decide = Callable[[Request], "Fault | Refusal | None"]
+@dataclass(frozen=True)
+class Slow:
+    """The true answer, late."""
+
+    delay_s: float
+
+
+Decide = Callable[[Request], "Fault | Refusal | Slow | None"]
 
 
 class FaultProxy:
@@ -129,6 +136,9 @@ class FaultProxy:
         elif fault is Fault.HANG:
             self._stopping.wait()
             handler.close_connection = True
+        elif isinstance(fault, Slow):
+            self._stopping.wait(fault.delay_s)
+            self._forward(handler, body, None)
         else:
             self._forward(handler, body, fault)
 

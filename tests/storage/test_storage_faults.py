@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import S3Bucket, S3Server
+from tests.conftest import S3Bucket
+from tests.s3_server import S3Server
 from tests.storage.fault_proxy import Decide, Fault, FaultProxy, Refusal, Request
 from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions

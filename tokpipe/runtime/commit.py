@@ -31,7 +31,9 @@ _CLAIM_ATTEMPTS = 10
 REOPENED_PER_ENTRY = 10_000
 
 
-def claim_output(store: Store, num_rows: int, writer: str) -> Committer:
+def claim_output(
+    store: Store, num_rows: int, writer: str, *, checkpoint_every: int = CHECKPOINT_INTERVAL
+) -> Committer:
     """Become the one driver of an output: from now on every older one finds itself replaced.
 
     A driver that is frozen or cut off cannot be asked whether it still lives, so the newer one
@@ -44,8 +46,8 @@ def claim_output(store: Store, num_rows: int, writer: str) -> Committer:
     """
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
     for _ in range(_CLAIM_ATTEMPTS):
-        state = load_state(store, num_rows)
-        committer = Committer(store, state, writer)
+        state = load_state(store, num_rows, interval=checkpoint_every)
+        committer = Committer(store, state, writer, checkpoint_every=checkpoint_every)
         try:
             committer.append(committer.entry(claim=claim))
         except Fenced:

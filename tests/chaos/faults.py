@@ -1,0 +1,102 @@
+"""Which faults strike a run, and when: all drawn from the run's seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+WEIGHTS: dict[str, float] = {
+    "kill_decode": 4,
+    "kill_encode": 4,
+    "kill_write": 4,
+    "kill_child": 4,
+    "lost_answers": 4,
+    "store_503": 2,
+    "store_500": 2,
+    "store_slow": 2,
+    "store_reset": 2,
+    "store_truncated": 2,
+    "disk_full": 2,
+    "remove_node": 2,
+    "kill_driver": 2,
+    "stop_driver": 1,
+    "freeze_driver": 1,
+    "two_drivers": 1,
+    "new_head": 0.5,
+    "freeze_node": 0,
+}
+"""How often a kind is drawn. What costs a driver's life is drawn less, for its price in time, and
+a frozen node, which costs two minutes, only as the first fault of its own seeds."""
+
+LASTS_S: dict[str, tuple[float, float]] = {
+    "lost_answers": (3, 8),
+    "store_503": (2, 6),
+    "store_500": (2, 6),
+    "store_slow": (3, 8),
+    "store_reset": (2, 6),
+    "store_truncated": (2, 6),
+    "disk_full": (3, 8),
+    "remove_node": (2, 8),
+    "freeze_driver": (8, 25),
+    "two_drivers": (0, 1),
+    "freeze_node": (110, 125),
+}
+"""Seconds that a fault of a kind lasts, from and to. A removed node comes back after them, and the
+second of two drivers starts after them. Other kinds are over at once."""
+
+RATES_PER_MINUTE = (0.0, 4.0, 10.0, 20.0)
+RATE_WEIGHTS = (1, 1, 5, 8)
+MAX_FAULTS = 14
+"""Of one run: then it is left in peace, so that it ends."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a run."""
+
+    at_s: float
+    """Seconds since the run's first driver was started."""
+    kind: str
+    lasts_s: float
+    pick: float
+    """From 0 to 1: which of several targets."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one seed stands for."""
+
+    seed: int
+    rate_per_minute: float
+    faults: tuple[Fault, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def draw_plan(seed: int, kinds: Sequence[str] = tuple(WEIGHTS)) -> Plan:
+    """Draw a plan: the same for the same seed and kinds.
+
+    One of the first four faults goes round through all ``kinds``: so many seeds in a row have
+    each, but for those seeds that have no faults at all.
+    """
+    rng = random.Random(seed)
+    (rate,) = rng.choices(RATES_PER_MINUTE, RATE_WEIGHTS)
+    if not rate:
+        return Plan(seed, rate, ())
+    drawn = rng.choices(kinds, [WEIGHTS[kind] or 1e-9 for kind in kinds], k=MAX_FAULTS - 1)
+    drawn.insert(rng.randrange(4), kinds[seed % len(kinds)])
+    at_s, faults = rng.uniform(0, 15), []
+    for kind in drawn:
+        faults.append(
+            Fault(
+                round(at_s, 2),
+                kind,
+                round(rng.uniform(*LASTS_S.get(kind, (0, 0))), 2),
+                round(rng.random(), 3),
+            )
+        )
+        at_s += min(rng.expovariate(rate / 60), 120 / rate)
+    return Plan(seed, rate, tuple(faults))

@@ -1,0 +1,98 @@
+"""A driver that dies at any call to its store, before or after it, and is started again."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.chaos.crash_points import (
+    CrashingStore,
+    Side,
+    check_output,
+    drive,
+    table_of,
+    write_job,
+)
+from tests.end_to_end.jobs import Table
+from tests.formats.formats_helpers import Crash
+from tokpipe.config import JobConfig
+from tokpipe.storage import open_store
+
+SIDES: tuple[Side, ...] = get_args(Side)
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[str]]:
+    """What the driver makes when nothing happens, and its calls to the store."""
+    folder = tmp_path_factory.mktemp("peace")
+    job = write_job(folder, f"memory://{uuid.uuid4().hex}/out")
+    store = CrashingStore(open_store(job.output.uri, job.storage))
+    drive(job, store, "driver0")
+    table = table_of(job)
+    assert len(table) == 14  # seven good rows of two chunks
+    return table, store.calls
+
+
+def die_at(job: JobConfig, number: int, side: Side, attempt: str) -> str | None:
+    """One life that ends at this call; returns the call, or None if it was done before."""
+    store = CrashingStore(open_store(job.output.uri, job.storage), number, side)
+    try:
+        drive(job, store, attempt)
+    except Crash:
+        return store.calls[-1]
+    return None
+
+
+def finish(job: JobConfig, attempt: str) -> None:
+    drive(job, open_store(job.output.uri, job.storage), attempt)
+
+
+@pytest.fixture(params=["memory", "disk", pytest.param("s3", marks=pytest.mark.s3)])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """A kind of store, and the prefix of URIs in it."""
+    name = str(request.param)
+    if name == "memory":
+        return name, f"memory://{uuid.uuid4().hex}"
+    if name == "disk":
+        return name, str(tmp_path / "outputs")
+    return name, request.getfixturevalue("s3_bucket").uri
+
+
+def test_a_crash_at_any_store_call_loses_and_doubles_nothing(
+    kind: tuple[str, str], peace: tuple[Table, list[str]], tmp_path: Path
+) -> None:
+    name, prefix = kind
+    table, calls = peace
+    # Each is a whole output: on S3 seconds allow a few of them, spread over all calls.
+    numbers = range(0, len(calls), 1 if name != "s3" else 5)
+    died = set()
+    for number in numbers:
+        for side in SIDES:
+            job = write_job(tmp_path, f"{prefix}/{number}-{side}")
+            died.add(die_at(job, number, side, "driver1"))
+            finish(job, "driver2")
+            check_output(job, table)
+    assert None not in died
+    kinds_of_calls = {str(call).partition(" ")[0] for call in died}
+    assert {"create", "put", "get"} <= kinds_of_calls
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    deaths=st.lists(st.tuples(st.integers(0, 80), st.sampled_from(SIDES)), min_size=2, max_size=6)
+)
+def test_any_number_of_crashes_in_a_row_lose_and_double_nothing(
+    peace: tuple[Table, list[str]], deaths: list[tuple[int, Side]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        job = write_job(Path(folder), f"memory://{uuid.uuid4().hex}/out")
+        for life, (number, side) in enumerate(deaths):
+            die_at(job, number, side, f"driver{life}")
+        finish(job, "last")
+        check_output(job, peace[0])

@@ -1,0 +1,80 @@
+"""The short form of the kill matrix (``python -m tests.chaos`` is the long one)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.faults import RATES_PER_MINUTE, WEIGHTS, Fault, Plan, draw_plan
+from tests.chaos.matrix import Result, check, run_plan, run_undisturbed
+from tests.chaos.world import World, built_world
+from tests.end_to_end.jobs import Table
+
+NUM_VIDEOS = 36
+
+MANY_KILLS = Plan(
+    seed=-2,
+    rate_per_minute=16.0,
+    faults=(
+        Fault(6.0, "lost_answers", 8.0, 0.0),
+        Fault(12.0, "kill_decode", 0.0, 0.0),
+        Fault(14.0, "kill_write", 0.0, 0.0),
+        Fault(15.0, "store_503", 3.0, 0.0),
+        Fault(17.0, "kill_encode", 0.0, 0.0),
+        Fault(19.0, "kill_driver", 0.0, 0.0),
+        Fault(30.0, "kill_child", 0.0, 0.0),
+        Fault(31.0, "remove_node", 3.0, 0.0),
+    ),
+)
+TWO_AT_ONCE = Plan(-3, 1.0, (Fault(0.2, "two_drivers", 0.3, 0.0),))
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with built_world(NUM_VIDEOS) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World) -> Table:
+    return run_undisturbed(world)
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.timeout(400)
+def test_kills_everywhere_lose_and_double_nothing(world: World, undisturbed: Table) -> None:
+    result = run_plan(world, MANY_KILLS, undisturbed)
+    assert result.is_good, result
+    assert [kind for _, kind in result.struck] == [fault.kind for fault in MANY_KILLS.faults]
+    assert [life["code"] for life in result.lives] == [-9, 0]
+
+    # Were there anything to find, it would be found.
+    job, seen = world.folder / "jobs" / f"{result.name}.yaml", Result(MANY_KILLS)
+    (first, (shape, data)), *others = undisturbed.items()
+    check(seen, job, {**dict(others), first: (shape, data[::-1]), ("more", 0): (shape, data)})
+    assert (seen.num_lost, seen.num_unequal, seen.is_good) == (1, 1, False)
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.timeout(300)
+def test_of_two_drivers_started_within_a_second_one_finishes_and_one_is_fenced(
+    world: World, undisturbed: Table
+) -> None:
+    result = run_plan(world, TWO_AT_ONCE, undisturbed)
+    assert result.is_good, result
+    assert sorted(life["code"] for life in result.lives) == [0, 6]
+    (loser,) = [life for life in result.lives if life["code"] == 6]
+    assert "another driver" in loser["said"]
+
+
+def test_a_seed_stands_for_one_plan_and_seeds_in_a_row_have_every_kind() -> None:
+    assert draw_plan(7) == draw_plan(7) != draw_plan(8)
+    plans = [draw_plan(seed) for seed in range(40)]
+    assert {fault.kind for plan in plans for fault in plan.faults} == WEIGHTS.keys()
+    assert {plan.rate_per_minute for plan in plans} == set(RATES_PER_MINUTE)
+    for plan in plans:
+        moments = [fault.at_s for fault in plan.faults]
+        assert moments == sorted(moments)

@@ -1,0 +1,54 @@
+"""Bad weather between a job and its store: faults of the proxy that last for some seconds."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+from tests.storage.fault_proxy import Fault, Refusal, Request, Slow
+
+Spoiling = Fault | Refusal | Slow
+
+
+@dataclass(frozen=True)
+class _Kind:
+    fault: Spoiling
+    share: float
+    """Of the requests that it may strike."""
+    methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
+
+
+KINDS = {
+    "lost_answers": _Kind(Fault.LOSE_ANSWER, 0.4, ("PUT", "POST")),
+    "store_503": _Kind(Refusal(503, "SlowDown"), 0.9),
+    "store_500": _Kind(Refusal(500, "InternalError"), 0.9),
+    "store_slow": _Kind(Slow(1.5), 0.7),
+    "store_reset": _Kind(Fault.RESET, 0.7),
+    "store_truncated": _Kind(Fault.CUT_ANSWER, 0.5, ("GET",)),
+}
+
+
+class Weather:
+    """Decides for a ``FaultProxy``; calm until told otherwise."""
+
+    def __init__(self) -> None:
+        self._until_s: dict[str, float] = {}
+        self._rng = random.Random(0)
+        self.struck: dict[str, int] = {}
+        """Requests spoiled, by kind."""
+
+    def blow(self, kind: str, seconds: float) -> None:
+        self._until_s[kind] = time.monotonic() + seconds
+
+    def calm(self) -> None:
+        self._until_s = {}
+
+    def decide(self, request: Request) -> Spoiling | None:
+        now = time.monotonic()
+        for name, until_s in list(self._until_s.items()):
+            kind = KINDS[name]
+            if now < until_s and request.method in kind.methods and self._rng.random() < kind.share:
+                self.struck[name] = self.struck.get(name, 0) + 1
+                return kind.fault
+        return None
