@@ -199,13 +199,21 @@ def _check_same(
 ) -> None:
     """Refuse to mix two kinds of codes, or two plans, in one output."""
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
-    inputs = ("dataset", "sources", "on_duplicate")
-    resolved = job.model_dump(mode="json")
     job_record.check_same(
         store.uri,
-        {**record.settings, **{key: record.job[key] for key in inputs}},
-        {**wanted, **{key: resolved[key] for key in inputs}},
+        {**record.settings, **_inputs(record.job)},
+        {**wanted, **_inputs(job.model_dump(mode="json"))},
     )
+
+
+def _inputs(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved job decides the rows of its plan, which is made once."""
+    sources = [
+        # Where rows may point to is checked while planning, and older jobs did not have it.
+        {key: value for key, value in source.items() if key != "allowed_prefixes"}
+        for source in resolved["sources"]
+    ]
+    return {**{key: resolved[key] for key in ("dataset", "on_duplicate")}, "sources": sources}
 
 
 def _probe(store: Store, job: JobConfig, console: Console) -> None:
