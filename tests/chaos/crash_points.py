@@ -22,6 +22,7 @@ from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.feed import Feed
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store
+from tokpipe.storage.store import StoredObject
 from tokpipe.types import ClipRef, EncodedClip, Rejected, WorkItem
 
 Side = Literal["before", "after"]
@@ -80,7 +81,7 @@ class CrashingStore:
         size: int | None = self._call("size", key)
         return size
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def list(self, prefix: str) -> Iterator[StoredObject]:
         yield from self._call("list", prefix)
 
     def delete(self, key: str) -> None:

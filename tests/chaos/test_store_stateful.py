@@ -111,7 +111,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def check_listing(self, prefix: str) -> None:
         wanted = {key: len(data) for key, data in self.model.items() if key.startswith(prefix)}
-        assert dict(self.store.list(prefix)) == wanted
+        listed = {found.key: found.size_bytes for found in self.store.list(prefix)}
+        assert listed == wanted
 
 
 def run_machine(
