@@ -143,3 +143,12 @@ def test_a_refusal_names_the_class_of_the_error_behind_it(
     with pytest.raises(Refused) as caught:
         make_decoder(min_clip_frames=9).decode(good)
     assert (caught.value.reason, caught.value.error) == ("too_short", None)
+
+
+@pytest.mark.parametrize("deed", ["counts-fewer", "wrong-time", "ends-early", "drops", "doubles"])
+def test_a_decoder_that_gives_more_fewer_or_later_frames_than_the_file_lists_is_noticed(
+    deed: str, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    path = write_video(tmp_path / f"{deed}.mp4", 20)
+    video = make_decoder(backends=("tests.media.planted_decord", "pyav")).decode(path)
+    assert (numbers_of(video.frames), video.backend) == (list(range(20)), "pyav")
