@@ -121,7 +121,7 @@ def test_streamed_clips_cannot_go_on_from_a_damaged_piece() -> None:
     settings["decode"]["on_damage"] = "mark"
     JobConfig.model_validate(settings)
     settings["chunking"]["policy"] = "streaming"
-    settings["tokenizer"]["encoder"]["norm"] = "frame"
+    settings["tokenizer"]["norm"] = "frame"
     with pytest.raises(ValueError, match=r"on_damage=mark does not go with .*streaming"):
         JobConfig.model_validate(settings)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import decord
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.backends import decord
+from tokpipe.media.backends import decord as backend
 from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
 
 AT = 5
-_RealReader = decord.decord.VideoReader
+_RealReader = decord.VideoReader
 
 
 class _Reader:
@@ -54,5 +55,5 @@ def decode(
     framing: Framing,
     out: NDArray[np.uint8],
 ) -> None:
-    decord.decord.VideoReader = _Reader
-    decord.decode(path, timeline, wanted, framing, out)
+    decord.VideoReader = _Reader
+    backend.decode(path, timeline, wanted, framing, out)

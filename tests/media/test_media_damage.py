@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,9 +14,9 @@ from tests.media.media_helpers import MakeDecoder, numbers_of, write_video
 from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Refused
 
-MP4 = {"container_options": {"movflags": "faststart"}}
-VP9 = {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}}
-FORMATS = {
+MP4: dict[str, Any] = {"container_options": {"movflags": "faststart"}}
+VP9: dict[str, Any] = {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}}
+FORMATS: dict[str, dict[str, Any]] = {
     "clip.mp4": MP4,
     "plain.mp4": {**MP4, "options": {"bf": "0"}},
     "hevc.mp4": {**MP4, "codec": "libx265", "options": {"x265-params": "log-level=none:pools=1"}},
@@ -50,7 +51,7 @@ def spoil(path: Path, packet_number: int) -> None:
 def test_a_file_cut_short_gives_its_first_frames_and_a_mark(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    path = write_video(tmp_path / name, 60, **FORMATS[name])  # type: ignore[arg-type]
+    path = write_video(tmp_path / name, 60, **FORMATS[name])
     whole = make_decoder(backend="pyav").decode(path)
     cut_short(path, 40)
     video = make_decoder(on_damage="mark").decode(path)
@@ -66,7 +67,7 @@ def test_a_file_cut_short_gives_its_first_frames_and_a_mark(
 def test_what_lies_before_a_frame_that_cannot_be_decoded_is_kept(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    path = write_video(tmp_path / name, 30, **FORMATS[name])  # type: ignore[arg-type]
+    path = write_video(tmp_path / name, 30, **FORMATS[name])
     whole = make_decoder(backend="pyav").decode(path)
     spoil(path, 12)
     video = make_decoder(on_damage="mark").decode(path)
@@ -122,7 +123,7 @@ def test_segments_of_a_damaged_film_agree_on_their_number(
     ],
 )
 def test_a_damaged_clip_is_rejected_where_its_frames_do_not_do(
-    settings: dict[str, str], words: str, tmp_path: Path, make_decoder: MakeDecoder
+    settings: dict[str, Any], words: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_video(tmp_path / "clip.mkv", 30)
     spoil(path, 12)
