@@ -33,7 +33,11 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
         ),
         "frames": job.frames.model_dump(mode="json"),
         "chunking": job.chunking.model_dump(mode="json"),
-        "decode": {"backend": job.decode.backend},
+        "decode": {
+            "backend": job.decode.backend,
+            # Outputs that were made before there was a choice keep their fingerprint.
+            **({} if job.decode.on_damage == "reject" else {"on_damage": job.decode.on_damage}),
+        },
         "encode": {
             "device": device,
             "dtype": job.encode.dtype,

@@ -105,6 +105,10 @@ class DecodedClip:
     fps: float
     backend: str
     piece: Piece = Piece()
+    marks: tuple[str, ...] = ()
+    """What a user of the clip should know: ``"damaged"`` if its video is not whole."""
+    damage: str | None = None
+    """What is missing, for a person, where the clip is marked ``"damaged"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,9 @@ class EncodedClip:
     pts_s: NDArray[np.float64]
     fps: float
     backend: str
+    marks: tuple[str, ...] = ()
+    """Those of the decoded clip, and of its encoding."""
+    damage: str | None = None
 
     @property
     def grid(self) -> tuple[int, int]:

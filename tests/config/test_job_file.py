@@ -11,6 +11,7 @@ import pytest
 from tokpipe.config import JobConfig, load_job, parse_job, project_root
 from tokpipe.config.sources import FilesSource
 from tokpipe.errors import ConfigError
+from tokpipe.fingerprint import fingerprint_settings
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = (Path(__file__).parent / "native_job.yaml").read_text()
@@ -113,3 +114,23 @@ def test_checking_a_job_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.stderr.strip() == ""
+
+
+def test_streamed_clips_cannot_go_on_from_a_damaged_piece() -> None:
+    settings = parse(JOB).model_dump()
+    settings["decode"]["on_damage"] = "mark"
+    JobConfig.model_validate(settings)
+    settings["chunking"]["policy"] = "streaming"
+    settings["tokenizer"]["norm"] = "frame"
+    with pytest.raises(ValueError, match=r"on_damage=mark does not go with .*streaming"):
+        JobConfig.model_validate(settings)
+
+
+def test_the_rule_for_damage_is_part_of_the_fingerprint_where_it_is_not_the_default() -> None:
+    job = parse(JOB)
+    settings = fingerprint_settings(job, weights_hash="w", device="cpu")
+    assert settings["decode"] == {"backend": "auto"}
+    decode = job.decode.model_copy(update={"on_damage": "mark"})
+    marking = job.model_copy(update={"decode": decode})
+    settings = fingerprint_settings(marking, weights_hash="w", device="cpu")
+    assert settings["decode"] == {"backend": "auto", "on_damage": "mark"}

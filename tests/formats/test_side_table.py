@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,6 +40,8 @@ def test_a_row_is_a_clip_with_its_carried_columns() -> None:
             "n_chunks": 1,
             "fps": 8.0,
             "decoder": "pyav",
+            "marks": [],
+            "damage": None,
             "start_pts_s": 0.25,
             "end_pts_s": 8 / 8 + 0.25,
             "caption": None,
@@ -55,6 +59,8 @@ def test_a_row_is_a_clip_with_its_carried_columns() -> None:
             "n_chunks": 2,
             "fps": 8.0,
             "decoder": "pyav",
+            "marks": [],
+            "damage": None,
             "start_pts_s": 0.25,
             "end_pts_s": 21 / 8 + 0.25,
             "caption": "second",
@@ -80,7 +86,32 @@ def test_no_carried_columns_are_fine() -> None:
 
 def test_the_own_columns_are_required() -> None:
     table = read(build_side_table(CLIPS, CARRIED))
-    assert not any(table.schema.field(i).nullable for i in range(11))
+    nullable = [name for name in OWN_COLUMNS if table.schema.field(name).nullable]
+    assert nullable == ["damage"]
+
+
+def test_marks_and_what_is_missing_are_kept() -> None:
+    marked = replace(CLIPS[0], marks=("damaged", "other"), damage="the clip ends early")
+    table = read(build_side_table([marked, CLIPS[1]], CARRIED))
+    assert table["marks"].to_pylist() == [[], ["damaged", "other"]]
+    assert table["damage"].to_pylist() == [None, "the clip ends early"]
+
+
+def test_a_table_of_before_there_were_marks_is_read_as_unmarked() -> None:
+    now = read(build_side_table(CLIPS, CARRIED))
+    old = now.drop_columns(["marks", "damage"]).append_column("marks", pa.array(["x", "y"]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(old, sink)
+    table = read(sink.getvalue().to_pybytes())
+    assert table.drop_columns(["src_marks"]) == now
+    assert table["src_marks"].to_pylist() == ["x", "y"]
+
+
+def test_a_plan_of_before_there_were_marks_may_carry_a_column_of_that_name() -> None:
+    carried = pa.table({"damage": ["hail", "fire"], "src_damage": ["a", "b"]})
+    table = read(build_side_table(CLIPS, carried))
+    assert table["damage"].to_pylist() == [None, None]
+    assert table["src_src_damage"].to_pylist() == ["fire", "hail"]
 
 
 def test_planning_renames_what_would_be_taken() -> None:

@@ -19,6 +19,7 @@ def make_decoder() -> Iterator[MakeDecoder]:
         *,
         backends: Sequence[str] | None = None,
         backend: str = "auto",
+        on_damage: str = "reject",
         fps: float | None = None,
         max_clip_frames: int = 1000,
         min_clip_frames: int = 1,
@@ -34,7 +35,12 @@ def make_decoder() -> Iterator[MakeDecoder]:
         if key not in made:
             made[key] = VideoDecoder(
                 DecodeConfig.model_validate(
-                    {"backend": backend, "deadline_s": deadline_s, "memory_bytes": memory_bytes}
+                    {
+                        "backend": backend,
+                        "on_damage": on_damage,
+                        "deadline_s": deadline_s,
+                        "memory_bytes": memory_bytes,
+                    }
                 ),
                 SamplingConfig(
                     fps=fps, max_clip_frames=max_clip_frames, min_clip_frames=min_clip_frames

@@ -50,6 +50,7 @@ def make_stage(scratch: Path) -> Iterator[MakeStage]:
         backend: str = "auto",
         max_source_bytes: int = 2**30,
         min_clip_frames: int = 1,
+        on_damage: str = "reject",
         pieces: Cut | None = None,
     ) -> DecodeStage:
         config = DecodeStage(
@@ -57,7 +58,13 @@ def make_stage(scratch: Path) -> Iterator[MakeStage]:
                 fps=fps, max_clip_frames=max_clip_frames, min_clip_frames=min_clip_frames
             ),
             FramesConfig(size=(48, 64), fit="stretch"),
-            DecodeConfig.model_validate({"backend": backend, "max_source_bytes": max_source_bytes}),
+            DecodeConfig.model_validate(
+                {
+                    "backend": backend,
+                    "max_source_bytes": max_source_bytes,
+                    "on_damage": on_damage,
+                }
+            ),
             StoreOptions(deadline_s=1.0),
             pieces,
         )
@@ -96,6 +103,36 @@ def test_items_become_clips_in_order(tmp_path: Path, make_stage: MakeStage) -> N
     assert results[0].frames.shape == (5, 48, 64, 3)
     assert results[2].pts_s.tolist() == [0.04, 0.08]
     assert (results[0].fps, results[0].backend) == (25.0, "decord")
+
+
+def test_a_damaged_video_is_rejected_or_marked_by_the_jobs_rule(
+    tmp_path: Path, make_stage: MakeStage
+) -> None:
+    path = write_video(
+        tmp_path / "cut.mp4", 30, container_options={"movflags": "faststart"}, options={"bf": "0"}
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    (rejected,) = make_stage().process([item(path)])
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, rejected.error) == ("truncated", None)
+    (clip,) = decoded(make_stage(on_damage="mark").process([item(path)]))
+    assert clip.marks == ("damaged",)
+    assert clip.damage is not None
+    assert "the file ends" in clip.damage
+    assert numbers_of(clip.frames) == list(range(len(clip.frames)))
+
+
+def test_a_rejection_names_the_class_of_the_error_behind_it(
+    tmp_path: Path, make_stage: MakeStage
+) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video " * 100)
+    results = make_stage().process([item(text), item(tmp_path / "gone.mp4")])
+    assert [result.error for result in results if isinstance(result, Rejected)] == [
+        "InvalidDataError",
+        "FileNotFoundError",
+    ]
 
 
 def test_a_film_is_found_at_its_first_segment(tmp_path: Path, make_stage: MakeStage) -> None:

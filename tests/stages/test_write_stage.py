@@ -126,7 +126,10 @@ def pieces_of_clip(whole: EncodedClip) -> list[EncodedClip]:
 
 def test_the_pieces_of_a_clip_become_one_clip(stage: WriteStage) -> None:
     before, film, after = (encoded_clip(row, (17, 17, 3), (4, 6)) for row in (0, 1, 2))
+    film = dataclasses.replace(film, marks=("a", "b"))
     pieces = pieces_of_clip(film)
+    for number, marks in enumerate([("a",), (), ("b", "a")]):
+        pieces[number] = dataclasses.replace(pieces[number], marks=marks)
     receipt = stage.process("p-3-a", [before, *pieces, after])
     whole = stage.process("p-3-b", [before, film, after])
     assert stage.store.get(receipt.shard) == stage.store.get(whole.shard)

@@ -78,6 +78,10 @@ class DecodeConfig(Frozen):
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
     """``auto``: decord where it was measured to be right and pays, and PyAV afresh on any
     complaint; a backend that is named here decodes every clip or rejects it."""
+    on_damage: Literal["reject", "mark"] = "reject"
+    """A video that is cut short or cannot be decoded to its end: reject its clips, or keep the
+    intact frames up to the damage and mark the clip ``damaged`` in its side table. Only PyAV keeps
+    frames (``auto`` comes to it); not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0
     """Longest time that decoding one clip may take, per backend tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
@@ -230,6 +234,15 @@ class JobConfig(Frozen):
             raise ValueError(
                 f"chunking.chunk_frames={frames} leaves no frames for the chunks after the first: "
                 f"use {traits.num_frames(2)} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_are_whole(self) -> Self:
+        if self.chunking.policy == "streaming" and self.decode.on_damage == "mark":
+            raise ValueError(
+                "decode.on_damage=mark does not go with chunking.policy=streaming: a clip's later "
+                "pieces go on from the damaged one. Use reject, or another policy"
             )
         return self
 

@@ -30,7 +30,8 @@ key, what was found and what would be right; `--dry-run` also looks at the sourc
 - **Credentials** are never in a job file: they come from the environment of each node, or its role.
 - What decides the codes is part of the output's fingerprint and cannot change on a resume:
   `sampling`, `frames`, `tokenizer` (but not its name, licence and decoder), `chunking`,
-  `decode.backend`, `encode`. Nor can `dataset`, `sources` and `on_duplicate`. Everything else can.
+  `decode.backend` and `on_damage`, `encode`. Nor can `dataset`, `sources` and `on_duplicate`.
+  Everything else can.
 
 [jobs/demo.yaml](../jobs/demo.yaml) and [jobs/webvid.yaml](../jobs/webvid.yaml) are complete.
 

@@ -24,10 +24,15 @@ _OWN = pa.schema(
         pa.field("n_chunks", pa.int32(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
         pa.field("decoder", pa.string(), nullable=False),
+        pa.field("marks", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+        pa.field("damage", pa.string()),
         pa.field("start_pts_s", pa.float64(), nullable=False),
         pa.field("end_pts_s", pa.float64(), nullable=False),
     ]
 )
+
+# Side tables and plans that were written before clips had marks do not know these.
+_LATER = frozenset({"marks", "damage"})
 
 OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
 """What tokpipe itself says of a clip; carried columns follow these."""
@@ -40,10 +45,12 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
         clips: the shard's clips, in any order.
         carried: the columns to carry, one row per clip in the order of ``clips``. Its schema
             must be the same for all shards of a job, and name none of OWN_COLUMNS: planning
-            renames those.
+            renames those. (Plans of before ``marks`` and ``damage`` did not know those two,
+            which are renamed here.)
     """
     if carried.num_rows != len(clips):
         raise ValueError(f"{carried.num_rows} rows of carried columns for {len(clips)} clips")
+    carried = _without_later_names(carried)
     if taken := set(OWN_COLUMNS) & set(carried.column_names):
         raise ValueError(f"carried columns {sorted(taken)} have names of tokpipe's own")
     order = sorted(range(len(clips)), key=lambda i: clips[i].ref.clip_id)
@@ -59,6 +66,8 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
             "n_chunks": [len(clip.chunks) for clip in clips],
             "fps": [clip.fps for clip in clips],
             "decoder": [clip.backend for clip in clips],
+            "marks": [list(clip.marks) for clip in clips],
+            "damage": [clip.damage for clip in clips],
             "start_pts_s": [float(clip.pts_s[0]) for clip in clips],
             "end_pts_s": [float(clip.pts_s[-1]) for clip in clips],
         },
@@ -88,6 +97,29 @@ def read_side_table(
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=verify)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a side table: {error}") from error
+    before = [name for name in _OWN.names if name not in _LATER]
+    if before == table.column_names[: len(before)]:
+        return _with_marks(table)
     if table.column_names[: len(_OWN)] != _OWN.names:
         raise damaged(uri, f"its columns are {table.column_names}")
     return table
+
+
+def _with_marks(table: pa.Table) -> pa.Table:
+    """An older side table as it is written now: none of its clips is marked."""
+    table = _without_later_names(table)
+    num, at = table.num_rows, table.column_names.index("decoder") + 1
+    marks = _OWN.field("marks")
+    table = table.add_column(at, marks, pa.array([[]] * num, marks.type))
+    return table.add_column(at + 1, _OWN.field("damage"), pa.nulls(num, pa.string()))
+
+
+def _without_later_names(table: pa.Table) -> pa.Table:
+    """Carried columns, none under a name that tokpipe took after the plan was made."""
+    names: list[str] = []
+    for name in table.column_names:
+        other = name
+        while other in _LATER or (other != name and other in table.column_names):
+            other = f"src_{other}"
+        names.append(other)
+    return table.rename_columns(names)

@@ -97,7 +97,12 @@ def _refused(
     error: SourceError | MemoryError, backend: str | None, num_segments: int | None
 ) -> dict[str, Any]:
     refusal = error if isinstance(error, SourceError) else out_of_memory()
-    verdict = {"reason": refusal.reason, "message": str(refusal)}
+    cause = error.__cause__ if isinstance(error, SourceError) else error
+    verdict = {
+        "reason": refusal.reason,
+        "message": str(refusal),
+        "error": None if cause is None else type(cause).__name__,
+    }
     return {"refused": {**verdict, "backend": backend, "num_segments": num_segments}}
 
 
@@ -107,7 +112,9 @@ class _Clip:
     def __init__(self, request: dict[str, Any], timelines: _Timelines) -> None:
         is_clip = request["segment_is"] == "clip"
         self.path = Path(request["path"])
-        self.timeline = timelines.read(self.path, in_pieces=not is_clip)
+        self.salvage: bool = request["salvage"]
+        self.min_frames = max(1, request["min_clip_frames"])
+        self.timeline = timelines.read(self.path, in_pieces=not is_clip, salvage=self.salvage)
         selection = select_frames(
             self.timeline.times_s,
             self.timeline.end_s,
@@ -152,14 +159,17 @@ class _Clip:
             "pts_s": self.timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or self.timeline.average_fps,
             "num_segments": selection.num_segments,
+            "damage": self.timeline.damage,
         }
 
     def decode(self, backend: str) -> int:
         """Return an open descriptor of anonymous memory that holds the frames.
 
         Anonymous memory has no name to leak under /dev/shm: it is gone with its last user,
-        however that one ends.
+        however that one ends. A clip that ends early for damage is described so from then on.
         """
+        if self.timeline.damage is not None and backend != "pyav":
+            raise SourceError("truncated", f"{self.timeline.damage}; only PyAV keeps the rest")
         decoder = load_backend(backend)
         size = int(np.prod(self.shape))
         fd = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
@@ -167,11 +177,27 @@ class _Clip:
             os.ftruncate(fd, size)
             # Unmapped with its last reference: closing it by hand fails while a traceback has one.
             out = np.frombuffer(mmap.mmap(fd, size), np.uint8).reshape(self.shape)
-            decoder.decode(self.path, self.timeline, self.wanted, self.framing, out)
+            try:
+                decoder.decode(self.path, self.timeline, self.wanted, self.framing, out)
+            except SourceError as error:
+                # By class name of our own, for PyAV is the only one that says how far it came.
+                num = getattr(error, "num_written", 0) if backend == "pyav" else 0
+                if not self.salvage or error.reason == "too_large" or num < self.min_frames:
+                    raise
+                self._shorten(num, str(error))
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _shorten(self, num_frames: int, why: str) -> None:
+        """Describe the clip by its first frames alone."""
+        damage = f"the clip ends after {num_frames} of {len(self.wanted)} frames: {why}"
+        self.description |= {
+            "shape": (num_frames, *self.shape[1:]),
+            "pts_s": self.description["pts_s"][:num_frames],
+            "damage": damage,
+        }
 
 
 class _Timelines:
@@ -180,7 +206,7 @@ class _Timelines:
     def __init__(self) -> None:
         self._by_file: OrderedDict[tuple[Any, ...], Timeline] = OrderedDict()
 
-    def read(self, path: Path, *, in_pieces: bool) -> Timeline:
+    def read(self, path: Path, *, in_pieces: bool, salvage: bool) -> Timeline:
         check_regular_file(path)
         status = path.stat()
         key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -188,7 +214,7 @@ class _Timelines:
             # Clips of a cut film come in a row, pieces of streamed ones by turns.
             while len(self._by_file) >= (_MAX_TIMELINES if in_pieces else 1):
                 self._by_file.popitem(last=False)
-            self._by_file[key] = read_timeline(path)
+            self._by_file[key] = read_timeline(path, salvage=salvage)
         self._by_file.move_to_end(key)
         return self._by_file[key]
 

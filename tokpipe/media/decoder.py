@@ -48,20 +48,29 @@ class Video:
     num_segments: int
     """How many segments the row gives: clips, or pieces of its one clip."""
     backend: str
+    damage: str | None = None
+    """What is missing, under ``decode.on_damage: mark``."""
 
 
 class Refused(SourceError):
     """A clip that cannot be decoded, through its own fault.
 
-    ``backend`` gave the verdict and ``num_segments`` is known, if it came to that.
+    ``backend`` gave the verdict and ``num_segments`` is known, if it came to that. ``error`` is
+    the class of the exception behind it, or the signal; None where no library complained.
     """
 
     def __init__(
-        self, reason: str, message: str, backend: str | None, num_segments: int | None
+        self,
+        reason: str,
+        message: str,
+        backend: str | None,
+        num_segments: int | None,
+        error: str | None = None,
     ) -> None:
         super().__init__(reason, message)
         self.backend = backend
         self.num_segments = num_segments
+        self.error = error
 
 
 class VideoDecoder:
@@ -103,6 +112,7 @@ class VideoDecoder:
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
+            "salvage": decode.on_damage == "mark",
         }
         self._child: _Child | None = None
 
@@ -149,7 +159,11 @@ class VideoDecoder:
             rest = backends[backends.index(attempt.backend) + 1 :] if attempt.backend else ()
             if not rest:
                 raise Refused(
-                    attempt.reason, attempt.message, attempt.backend, attempt.num_segments
+                    attempt.reason,
+                    attempt.message,
+                    attempt.backend,
+                    attempt.num_segments,
+                    attempt.error,
                 )
             _log.info("%s: %s by %s; trying %s", path, attempt.reason, attempt.backend, rest[0])
             backends = rest
@@ -185,6 +199,7 @@ class VideoDecoder:
                 f"decoding took longer than decode.deadline_s = {self._config.deadline_s:g} s",
                 backend,
                 num_segments,
+                "TimeoutError",
                 is_innocent=False,
             )
         except wire.Closed:
@@ -195,6 +210,7 @@ class VideoDecoder:
                 f"the decoding process died ({_how_it_died(status)})" + (stderr and f": {stderr}"),
                 backend,
                 num_segments,
+                _how_it_died(status) if status is not None and status < 0 else None,
                 is_innocent=status == -signal.SIGKILL or not has_started,
             )
         except BaseException:
@@ -221,6 +237,8 @@ class _Lost:
     message: str
     backend: str | None
     num_segments: int | None
+    error: str | None
+    """The class name of the error, or the name of the signal that ended it."""
     is_innocent: bool
     """The clip had no part in it: killed from outside, or dead before it saw the clip."""
 
@@ -337,6 +355,7 @@ def _video(described: dict[str, Any], backend: str, fd: int) -> Video:
         fps=described["fps"],
         num_segments=described["num_segments"],
         backend=backend,
+        damage=described["damage"],
     )
 
 

@@ -65,6 +65,8 @@ class Timeline:
     format: str
     codec: str
     num_video_streams: int
+    damage: str | None = None
+    """Why the file has less than it should, where that is no reason to refuse it."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -74,27 +76,41 @@ class Timeline:
         return len(self) / self.end_s
 
 
-def read_timeline(path: Path) -> Timeline:
+def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     """Read the presentation times of a video's frames from its packets; decode only the first.
+
+    With ``salvage``, a file that was cut short has the frames that lie whole before the cut, and
+    ``Timeline.damage`` says what is missing. The same file always gives the same timeline.
 
     Raises:
         SourceError: the file is no video, has no frames, or was cut short.
     """
     with open_video(path) as (container, stream):
-        packets, first = _read_packets(container, stream)
+        packets, first, damage = _read_packets(container, stream)
         name = container.format.name.split(",")[0]
         if name == "mov" and (missing := len(stream.index_entries) - len(packets)) > 0:
-            raise SourceError(
+            damage = damage or SourceError(
                 "truncated",
                 f"the file ends {missing} of {len(stream.index_entries)} packets before the end "
                 "that its index gives",
             )
+        if damage is not None and (not salvage or damage.reason == "too_large"):
+            raise damage
         codec = stream.codec_context.codec.canonical_name
         trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and _packets_tell(packets)
         key_frames: tuple[KeyFrame, ...] = ()
         pts: tuple[int, ...] | None
         if trusted:
-            pts = tuple(sorted(packet.pts for packet in packets if packet.is_shown))
+            # A lost packet is shown no earlier than it is decoded: what is shown after the last
+            # packet at hand was decoded may have a gap before it.
+            last = packets[-1].dts if damage is not None else None
+            pts = tuple(
+                sorted(
+                    packet.pts
+                    for packet in packets
+                    if packet.is_shown and (last is None or packet.pts <= last)
+                )
+            )
             if name in _SEEKABLE_FORMATS:
                 key_frames = tuple(
                     KeyFrame(packet.pts, packet.dts)
@@ -106,9 +122,12 @@ def read_timeline(path: Path) -> Timeline:
         aspect = stream.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
     if not trusted:
-        pts, durations = _times_by_decoding(path)
+        pts, durations, stopped = _times_by_decoding(path)
+        if stopped is not None and (not salvage or not pts or stopped.reason == "too_large"):
+            raise stopped
+        damage = damage or stopped
     if not pts or first is None:
-        raise SourceError("no_video", "the video stream has no frame that can be decoded")
+        raise damage or SourceError("no_video", "the video stream has no frame that can be decoded")
     if any(later <= earlier for earlier, later in pairwise(pts)):
         # Times of decoding were stored (AVI with B-frames): the order of the frames is right, and
         # such files have a constant rate.
@@ -140,6 +159,7 @@ def read_timeline(path: Path) -> Timeline:
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,
+        damage=None if damage is None else str(damage),
     )
 
 
@@ -153,11 +173,10 @@ class _Packet:
     has_pts: bool
 
 
-def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any]:
-    """Read every packet of the stream; decode as many as it takes to see one frame.
+def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, SourceError | None]:
+    """Read every whole packet of the stream; decode as many as it takes to see one frame.
 
-    Raises:
-        SourceError: ``truncated`` if the last packet is not whole.
+    Returns the packets, the frame, and what is wrong with the file if it was cut short.
     """
     packets: list[_Packet] = []
     first = None
@@ -174,8 +193,12 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any]:
                 continue
             if packet.size:
                 if packet.is_corrupt:
-                    raise SourceError(
-                        "truncated", f"the file ends inside video packet {len(packets)}"
+                    return (
+                        packets,
+                        first,
+                        SourceError(
+                            "truncated", f"the file ends inside video packet {len(packets)}"
+                        ),
                     )
                 packets.append(
                     _Packet(
@@ -190,14 +213,21 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any]:
             if first is None:
                 first = _first_frame(packet)
     except av.FFmpegError as error:
-        raise damaged(f"the file cannot be read past video packet {len(packets)}", error) from error
+        refusal = damaged(f"the file cannot be read past video packet {len(packets)}", error)
+        refusal.__cause__ = error
+        return packets, first, refusal
     declared_s = (container.duration or 0) / av.time_base
     if is_matroska and declared_s > 1.1 * latest_s + 1:
-        raise SourceError(
-            "truncated",
-            f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s that its header gives",
+        return (
+            packets,
+            first,
+            SourceError(
+                "truncated",
+                f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s that its header "
+                "gives",
+            ),
         )
-    return packets, first
+    return packets, first, None
 
 
 def _first_frame(packet: Any) -> Any:
@@ -218,16 +248,22 @@ def _packets_tell(packets: list[_Packet]) -> bool:
     return starts_clean and len(shown) == len(set(shown))
 
 
-def _times_by_decoding(path: Path) -> tuple[tuple[int, ...], dict[int, int]]:
-    """Presentation times and durations of the frames, in the order they are shown."""
+def _times_by_decoding(
+    path: Path,
+) -> tuple[tuple[int, ...], dict[int, int], SourceError | None]:
+    """Presentation times and durations of the frames, in the order they are shown, and the error
+    that they end with, if they do."""
     pts: list[int] = []
     durations: dict[int, int] = {}
     with open_video(path) as (container, stream):
-        for frame in decode_frames(container, stream):
-            # A frame without a time repeats the one before, which makes the caller count instead.
-            pts.append(frame.pts if frame.pts is not None else pts[-1] if pts else 0)
-            durations[pts[-1]] = frame.duration or 0
-    return tuple(pts), durations
+        try:
+            for frame in decode_frames(container, stream):
+                # A frame without a time repeats the one before: the caller then counts instead.
+                pts.append(frame.pts if frame.pts is not None else pts[-1] if pts else 0)
+                durations[pts[-1]] = frame.duration or 0
+        except SourceError as error:
+            return tuple(pts), durations, error
+    return tuple(pts), durations, None
 
 
 def decode_frames(container: Any, stream: Any) -> Any:

@@ -240,4 +240,6 @@ def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, An
         plan_row=record["plan_row"],
         segment=record["segment"],
         num_segments=record["n_segments"],
+        marks=tuple(record["marks"]),
+        damage=record["damage"],
     )

@@ -47,6 +47,10 @@ class Clip:
     segment: int
     """Which part of the row's span it is, when that was cut into ``num_segments`` clips."""
     num_segments: int
+    marks: tuple[str, ...] = ()
+    """What to know of it: ``"damaged"`` if its video was, and only its first frames are here."""
+    damage: str | None = None
+    """What is missing of a damaged one, in words."""
 
     @property
     def codes(self) -> NDArray[np.uint16] | NDArray[np.uint32]:

@@ -33,6 +33,7 @@ _OWN_NAMES = frozenset(
         *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset"),
         *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start"),
         *("n_frames", "n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder"),
+        *("marks", "damage"),
         *("t", "h", "w", "codes", "codes_crc32"),
     }
 )

@@ -89,16 +89,39 @@ class DecodeStage:
             )
         except Refused as refusal:
             ref = self._ref(item, refusal.num_segments)
-            return Rejected(ref, "decode", refusal.reason, str(refusal), refusal.backend)
+            return Rejected(
+                ref,
+                "decode",
+                refusal.reason,
+                str(refusal),
+                refusal.backend,
+                error=refusal.error,
+            )
         except SourceError as refusal:
-            return Rejected(self._ref(item, None), "decode", refusal.reason, str(refusal))
+            cause = refusal.__cause__
+            return Rejected(
+                self._ref(item, None),
+                "decode",
+                refusal.reason,
+                str(refusal),
+                error=None if cause is None else type(cause).__name__,
+            )
         piece = Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if not piece.is_last:
                 self._sources.keep()
         ref = self._ref(item, video.num_segments)
-        return DecodedClip(ref, video.frames, video.pts_s, video.fps, video.backend, piece)
+        return DecodedClip(
+            ref,
+            video.frames,
+            video.pts_s,
+            video.fps,
+            video.backend,
+            piece,
+            marks=() if video.damage is None else ("damaged",),
+            damage=video.damage,
+        )
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         """Name the clip. A row whose source could not be read counts as one clip.

@@ -233,6 +233,8 @@ class EncodeStage:
             pts_s=clip.pts_s,
             fps=clip.fps,
             backend=clip.backend,
+            marks=clip.marks,
+            damage=clip.damage,
         )
 
     def _narrowed(

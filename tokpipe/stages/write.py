@@ -93,4 +93,6 @@ def _joined(pieces: list[EncodedClip]) -> EncodedClip:
         pts_s=np.concatenate([piece.pts_s for piece in pieces]),
         fps=pieces[0].fps,
         backend=pieces[0].backend,
+        marks=tuple(dict.fromkeys(chain.from_iterable(piece.marks for piece in pieces))),
+        damage=next((piece.damage for piece in pieces if piece.damage), None),
     )

@@ -74,6 +74,7 @@ def decode(
                 while slot < len(wanted) and wanted[slot] == index:
                     fit.place(resized, out[slot])
                     slot += 1
+        _check_end(reader)
     except _ERRORS as error:
         raise SourceError("corrupt", f"decord stopped: {_last_line(error)}") from error
     if os.lseek(2, 0, os.SEEK_CUR):
@@ -105,6 +106,15 @@ def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
     worst_s = float(np.abs(times_s - times_s[0] - timeline.times_s).max())
     if worst_s > allowed_s:
         raise SourceError("corrupt", f"decord's frame times differ by up to {worst_s:.3f} s")
+
+
+def _check_end(reader: decord.VideoReader) -> None:
+    """A frame that is left over after the last one means that another was given twice."""
+    try:
+        reader.next()
+    except StopIteration:
+        return
+    raise SourceError("corrupt", "decord gives more frames than the file lists: some came twice")
 
 
 def _last_line(error: BaseException) -> str:

@@ -16,6 +16,15 @@ from tokpipe.media.framing import Framing, Painter
 from tokpipe.media.timeline import KeyFrame, Timeline, decode_frames
 
 
+class Stopped(SourceError):
+    """Decoding met damage. The first ``num_written`` frames of ``out`` are right, and whole."""
+
+    def __init__(self, error: SourceError, num_written: int) -> None:
+        super().__init__(error.reason, str(error))
+        self.__cause__ = error.__cause__
+        self.num_written = num_written
+
+
 def decode(
     path: Path,
     timeline: Timeline,
@@ -28,7 +37,8 @@ def decode(
     Every frame on the way is held against the timeline; only wanted ones are converted.
 
     Raises:
-        SourceError: an error, a damaged frame, or one that is not where the timeline has it.
+        SourceError: an error, a damaged frame, or one that is not where the timeline has it. A
+            ``Stopped`` if frames before it were written; the same file stops at the same frame.
     """
     entry = _entry(timeline, int(wanted[0]))
     if entry is not None:
@@ -68,24 +78,28 @@ def _decode_from(
             index = bisect_left(timeline.pts, entry.pts)
             frames = (frame for frame in frames if frame.pts is None or frame.pts >= entry.pts)
         slot = 0
-        for frame in frames:
-            _check_place(frame, index, timeline)
-            if index == wanted[slot]:
-                try:
-                    painter.paint(frame, out[slot])
-                except (av.FFmpegError, MemoryError) as error:
-                    raise damaged(f"frame {index} cannot be converted", error) from error
-                slot += 1
-                while slot < len(wanted) and wanted[slot] == index:
-                    out[slot] = out[slot - 1]
+        try:
+            for frame in frames:
+                _check_place(frame, index, timeline)
+                if index == wanted[slot]:
+                    try:
+                        painter.paint(frame, out[slot])
+                    except (av.FFmpegError, MemoryError) as error:
+                        raise damaged(f"frame {index} cannot be converted", error) from error
                     slot += 1
-                if slot == len(wanted):
-                    return
-            index += 1
-    raise SourceError(
-        "corrupt",
-        f"decoding ends after frame {index - 1}, of {len(timeline)} frames that the file lists",
-    )
+                    while slot < len(wanted) and wanted[slot] == index:
+                        out[slot] = out[slot - 1]
+                        slot += 1
+                    if slot == len(wanted):
+                        return
+                index += 1
+            raise SourceError(
+                "corrupt",
+                f"decoding ends after frame {index - 1}, of {len(timeline)} frames that the file "
+                "lists",
+            )
+        except SourceError as error:
+            raise Stopped(error, slot) from error.__cause__
 
 
 def _check_place(frame: Any, index: int, timeline: Timeline) -> None:

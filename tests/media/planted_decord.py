@@ -1,0 +1,59 @@
+"""decord with a reader that misbehaves as its file's name says; loaded in the decoding child.
+
+What it does to others is what decord was seen to do in its other ways of reading.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import decord
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.media.backends import decord as backend
+from tokpipe.media.framing import Framing
+from tokpipe.media.timeline import Timeline
+
+AT = 5
+_RealReader = decord.VideoReader
+
+
+class _Reader:
+    def __init__(self, path: str, **options: Any) -> None:
+        self._deed = Path(path).stem
+        self._reader = _RealReader(path, **options)
+        self._index = 0
+        self._last: Any = None
+
+    def __len__(self) -> int:
+        return len(self._reader) - (self._deed == "counts-fewer")
+
+    def get_frame_timestamp(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        times_s: NDArray[np.float32] = self._reader.get_frame_timestamp(indices)
+        if self._deed == "wrong-time":
+            times_s[AT] += 0.04
+        return times_s
+
+    def next(self) -> Any:
+        self._index += 1
+        if self._deed == "ends-early" and self._index > AT:
+            raise StopIteration
+        if self._deed == "drops" and self._index == AT:
+            self._reader.next()
+        if self._deed == "doubles" and self._index == AT:
+            return self._last
+        self._last = self._reader.next()
+        return self._last
+
+
+def decode(
+    path: Path,
+    timeline: Timeline,
+    wanted: NDArray[np.int64],
+    framing: Framing,
+    out: NDArray[np.uint8],
+) -> None:
+    decord.VideoReader = _Reader
+    backend.decode(path, timeline, wanted, framing, out)
