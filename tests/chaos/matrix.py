@@ -31,8 +31,9 @@ LIMIT_S = 300.0
 PEACE_AFTER_S = 150.0
 """After so long no more faults strike."""
 MAX_LIVES = 25
-AWAIT_TARGET_S = 5.0
-"""How long a fault waits for something to strike, such as an actor of its kind."""
+AWAIT_TARGET_S = 20.0
+"""How long a fault waits for something to strike, such as an actor of its kind: as long as a
+driver may take to start."""
 ZOMBIES_LIVE_S = 8.0
 """From the thaw of a node to its end."""
 REPLACED_ENDS_S = 90.0

@@ -11,20 +11,20 @@ from tests.chaos.matrix import Result, check, run_plan, run_undisturbed
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table
 
-NUM_VIDEOS = 36
+NUM_VIDEOS = 48
 
 MANY_KILLS = Plan(
     seed=-2,
     rate_per_minute=16.0,
     faults=(
-        Fault(6.0, "lost_answers", 8.0, 0.0),
-        Fault(12.0, "kill_decode", 0.0, 0.0),
-        Fault(14.0, "kill_write", 0.0, 0.0),
-        Fault(15.0, "store_503", 3.0, 0.0),
-        Fault(17.0, "kill_encode", 0.0, 0.0),
-        Fault(19.0, "kill_driver", 0.0, 0.0),
-        Fault(30.0, "kill_child", 0.0, 0.0),
-        Fault(31.0, "remove_node", 3.0, 0.0),
+        Fault(5.0, "lost_answers", 8.0, 0.0),
+        Fault(8.0, "kill_decode", 0.0, 0.0),
+        Fault(9.0, "kill_write", 0.0, 0.0),
+        Fault(10.0, "store_503", 3.0, 0.0),
+        Fault(12.0, "kill_encode", 0.0, 0.0),
+        Fault(14.0, "kill_driver", 0.0, 0.0),
+        Fault(16.0, "remove_node", 3.0, 0.0),
+        Fault(17.0, "kill_child", 0.0, 0.0),
     ),
 )
 TWO_AT_ONCE = Plan(-3, 1.0, (Fault(0.2, "two_drivers", 0.3, 0.0),))
