@@ -32,7 +32,7 @@ from tokpipe.plan import PlanReader, write_plan
 from tokpipe.reader import open_output
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
-from tokpipe.types import DecodedClip, Rejected, WorkItem
+from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
 DEADLINE_S = 20.0
 """Of decoding one clip: a case that takes as long was about to hang."""
@@ -229,7 +229,7 @@ def decode_corpus(
     return outcomes
 
 
-def _decode(stage: DecodeStage, item: WorkItem) -> list[DecodedClip | Rejected]:
+def _decode(stage: DecodeStage, item: WorkItem) -> list[DecodedClip | Rejected | Failed]:
     """Decode all clips of an item, as a job does: the first one says how many there are."""
     clips = stage.process([item])
     total = clips[0].ref.num_segments
@@ -240,33 +240,35 @@ def _decode(stage: DecodeStage, item: WorkItem) -> list[DecodedClip | Rejected]:
     return clips + [clip for one in later for clip in stage.process([one])]
 
 
-def _outcome(clip: DecodedClip | Rejected) -> str:
-    return clip.reason if isinstance(clip, Rejected) else TOKENIZED
+def _outcome(clip: DecodedClip | Rejected | Failed) -> str:
+    return clip.reason if isinstance(clip, Rejected | Failed) else TOKENIZED
 
 
 def _worst(outcomes: Iterable[str]) -> str:
     return next((what for what in outcomes if what != TOKENIZED), TOKENIZED)
 
 
-def _digest(clips: Sequence[DecodedClip | Rejected]) -> str:
+def _digest(clips: Sequence[DecodedClip | Rejected | Failed]) -> str:
     return digest(
         [
             [clip.reason, clip.message]
-            if isinstance(clip, Rejected)
+            if isinstance(clip, Rejected | Failed)
             else [clip.frames.shape, hash(clip.frames.tobytes()), clip.pts_s.tolist()]
             for clip in clips
         ]
     )
 
 
-def _problem(case: VideoCase | None, clips: Sequence[DecodedClip | Rejected]) -> str | None:
+def _problem(
+    case: VideoCase | None, clips: Sequence[DecodedClip | Rejected | Failed]
+) -> str | None:
     """Say what is not honest about the clips of one row; rows of tables have no case."""
     honest = REASONS | {TOKENIZED} if case is None else case.honest
     worst = _worst(map(_outcome, clips))
     if worst not in honest:
         return f"{worst}, not {sorted(honest)}: {clips[0]}"[:500]
     for clip in clips:
-        if isinstance(clip, Rejected):
+        if isinstance(clip, Rejected | Failed):
             if clip.reason not in REASONS:
                 return f"rejected as {clip.reason}: {clip.message}"
             if len(clip.message) < 15:

@@ -13,7 +13,7 @@ from tokpipe.formats.manifest.entry import ManifestEntry
 from tokpipe.redact import MASK
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.fetch import fetch_to_file
-from tokpipe.types import Rejected, WorkItem
+from tokpipe.types import Failed, Rejected, WorkItem
 
 PLANTED = "pl4nted-s3cret"
 
@@ -45,13 +45,15 @@ def test_a_rejection_and_its_manifest_entry_name_the_source_without_its_secret(
     stage.setup(tmp_path)
     uri = f"http://{dead_address}/a.mp4?X-Amz-Signature={PLANTED}"
     problem = f"line 2 of t.csv names a video outside (video {uri})"
-    rejected = stage.process(
+    failed, rejected = stage.process(
         [WorkItem(0, "0" * 32, uri), WorkItem(1, "1" * 32, "t.csv#line=2", problem=problem)]
     )
     stage.close()
-    assert all(isinstance(one, Rejected) for one in rejected)
-    assert rejected[0].ref.source_uri == f"http://{dead_address}/a.mp4?X-Amz-Signature={MASK}"
-    refused = tuple(one for one in rejected if isinstance(one, Rejected))
+    assert isinstance(failed, Failed)
+    assert isinstance(rejected, Rejected)
+    assert failed.ref.source_uri == f"http://{dead_address}/a.mp4?X-Amz-Signature={MASK}"
+    given_up = Rejected(failed.ref, "decode", failed.reason, failed.message)
+    refused = (given_up, rejected)
     entry = ManifestEntry(
         seq=0, writer="w", written_at="2026-01-01T00:00:00+00:00", rejected=refused
     )

@@ -24,6 +24,7 @@ from tokpipe.types import (
     ClipRef,
     Cut,
     DecodedClip,
+    Failed,
     Piece,
     Rejected,
     WorkItem,
@@ -82,7 +83,7 @@ def item(source: Path | str, row: int = 0, **settings: object) -> WorkItem:
     return WorkItem(row, f"row-{row}", str(source), **settings)  # type: ignore[arg-type]
 
 
-def decoded(results: list[DecodedClip | Rejected]) -> list[DecodedClip]:
+def decoded(results: list[DecodedClip | Rejected | Failed]) -> list[DecodedClip]:
     clips = [result for result in results if isinstance(result, DecodedClip)]
     assert len(clips) == len(results), results
     return clips
@@ -357,3 +358,20 @@ def test_a_decoder_that_is_not_installed_is_named(make_stage: MakeStage) -> None
         pytest.skip("torchcodec is installed here")
     with pytest.raises(ConfigError, match="torchcodec is not installed here"):
         make_stage(backend="torchcodec")
+
+
+def test_a_web_server_that_does_not_answer_is_no_verdict_on_its_video(tmp_path: Path) -> None:
+    stage = DecodeStage(
+        SamplingConfig(),
+        FramesConfig(size=(32, 32)),
+        DecodeConfig(),
+        StoreOptions(deadline_s=1),
+    )
+    stage.setup(tmp_path)
+    try:
+        (result,) = stage.process([WorkItem(0, "id", "http://127.0.0.1:9/a.mp4")])
+    finally:
+        stage.close()
+    assert isinstance(result, Failed)
+    assert result.reason == "unreachable"
+    assert result.error == "ConnectionRefusedError"

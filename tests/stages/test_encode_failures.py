@@ -69,6 +69,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     rows = spoil(stage, monkeypatch, problem)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert isinstance(found, EncodedClip)
+        assert isinstance(want, EncodedClip)
+        assert (found.marks, want.marks) == (("small_batch",), ())
         assert_same_codes(found, want)
     assert stage.batch_rows == 2
     assert "batches are 2 now" in caplog.text

@@ -15,7 +15,7 @@ from tokpipe.errors import NotFound, SourceError
 from tokpipe.plan import PlanReader
 from tokpipe.reader import Clip
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.types import DecodedClip, Rejected
+from tokpipe.types import DecodedClip
 
 
 class SourceFrames:
@@ -56,7 +56,7 @@ class SourceFrames:
         last = False
         while not last:
             (decoded,) = self._stage.process([item])
-            if isinstance(decoded, Rejected):
+            if not isinstance(decoded, DecodedClip):
                 raise SourceError(
                     decoded.reason,
                     f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "

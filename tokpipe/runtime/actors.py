@@ -112,7 +112,7 @@ class EncodeActor(_Worker):
 def _encoded_info(result: EncodedClip | Rejected | Failed) -> EncodedInfo | Rejected | Failed:
     if not isinstance(result, EncodedClip):
         return result
-    return EncodedInfo(result.ref, result.grid, result.num_codes)
+    return EncodedInfo(result.ref, result.grid, result.num_codes, result.marks)
 
 
 class WriteActor(_Worker):

@@ -168,6 +168,8 @@ class Progress:
     """Seconds of encoders that went into committed codes."""
     lost_s: float = 0.0
     """Seconds of encoders whose codes were lost before they were committed."""
+    marked: Counter[str] = field(default_factory=Counter)
+    """Encoded clips by mark."""
     lost_actors: Counter[Stage] = field(default_factory=Counter)
     """Actors that were up and died, or had to be killed."""
     refused: Counter[Stage] = field(default_factory=Counter)
@@ -543,6 +545,7 @@ class Dispatcher:
             assert isinstance(result, EncodedInfo)
             by_grid.setdefault(result.grid, []).append((position, item, result))
             self.progress.encoded += 1
+            self.progress.marked.update(result.marks)
         yield from self._used_up(Pick(lease.pick.source, tuple(used)))
         num_codes = sum(info.num_codes for clips in by_grid.values() for _, _, info in clips)
         if not by_grid:

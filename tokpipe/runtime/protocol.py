@@ -45,6 +45,7 @@ class EncodedInfo:
     ref: ClipRef
     grid: tuple[int, int]
     num_codes: int
+    marks: tuple[str, ...] = ()
 
 
 # --- leases -------------------------------------------------------------------------------------

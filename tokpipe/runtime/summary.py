@@ -22,6 +22,9 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     if totals.num_rejected:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in totals.rejected.most_common())
         yield f"  {totals.num_rejected:,} rejected: {reasons}"
+    if marked := outcome.progress.marked:
+        marks = ", ".join(f"{mark} {count:,}" for mark, count in marked.most_common())
+        yield f"  marked in this run: {marks} (column marks of clips/)"
     if slowest := outcome.slowest_stage:
         stage, share = slowest
         yield f"  slowest stage: {stage}, its actors busy {share:.0%} of the time"

@@ -16,6 +16,7 @@ from tokpipe.types import (
     ClipRef,
     Cut,
     DecodedClip,
+    Failed,
     Piece,
     Rejected,
     WorkItem,
@@ -30,9 +31,10 @@ _Source = tuple[str, ArchiveMember | None]
 class DecodeStage:
     """Turns work items into decoded clips, one for one and in order.
 
-    A clip that cannot be decoded through its own fault becomes a ``Rejected`` in its place;
-    anything else that goes wrong raises. Between calls it keeps source files and the decoding
-    child, which change no result: any item can be run again after a crash.
+    A clip that cannot be decoded through its own fault becomes a ``Rejected`` in its place, and one
+    whose web server does not answer a ``Failed``; anything else that goes wrong raises. Between
+    calls it keeps source files and the decoding child, which change no result: any item can be run
+    again after a crash.
 
     With ``pieces`` no source is cut into clips: an item is a piece of its row's one clip.
     """
@@ -65,7 +67,7 @@ class DecodeStage:
         self._decoder.close()
         self._sources.release()
 
-    def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected]:
+    def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
         """Decode each item.
 
         Raises:
@@ -74,7 +76,7 @@ class DecodeStage:
         """
         return [self._decode(item) for item in items]
 
-    def _decode(self, item: WorkItem) -> DecodedClip | Rejected:
+    def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         in_pieces = self.pieces is not None
@@ -98,14 +100,10 @@ class DecodeStage:
                 error=refusal.error,
             )
         except SourceError as refusal:
-            cause = refusal.__cause__
-            return Rejected(
-                self._ref(item, None),
-                "decode",
-                refusal.reason,
-                str(refusal),
-                error=None if cause is None else type(cause).__name__,
-            )
+            ref, error = self._ref(item, None), _error_behind(refusal)
+            if refusal.reason == "unreachable":  # now; perhaps not for good
+                return Failed(ref, refusal.reason, str(refusal), error)
+            return Rejected(ref, "decode", refusal.reason, str(refusal), error=error)
         piece = Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
@@ -132,6 +130,14 @@ class DecodeStage:
         sampling = self.sampling
         name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
         return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
+
+
+def _error_behind(refusal: SourceError) -> str | None:
+    """Class name of the error that began it all, which is nearest to the truth."""
+    error: BaseException = refusal
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return None if error is refusal else type(error).__name__
 
 
 class _SourceFiles:

@@ -84,16 +84,25 @@ class EncodeStage:
         ]
         codes: dict[_Chunk, NDArray[np.int64]] = {}
         failures: dict[int, Failed] = {}
+        in_small_batches: set[int] = set()
         for batch in self._batches(clips, plans):
             for chunk, block in self._encode_apart(clips, batch):
                 if isinstance(block, Exception):
                     failures[chunk.clip] = _failed(clips[chunk.clip], block)
                 else:
                     codes[chunk] = block[chunk.span.num_dropped_latents :]
+                if self.batch_rows < self.encode_config.batch_chunks:
+                    in_small_batches.add(chunk.clip)
         return [
             refusals[index]
             or failures.get(index)
-            or self._result(clip, plan, [codes[_Chunk(index, s)] for s in plan])
+            or self._result(
+                clip,
+                plan,
+                [codes[_Chunk(index, s)] for s in plan],
+                # Kernels are chosen by shape, so these may be rounded otherwise than the rest.
+                marks=("small_batch",) if index in in_small_batches else (),
+            )
             for index, (clip, plan) in enumerate(zip(clips, plans, strict=True))
         ]
 
@@ -217,7 +226,12 @@ class EncodeStage:
         return pixels.to(self.device, non_blocking=True)
 
     def _result(
-        self, clip: DecodedClip, plan: tuple[ChunkSpan, ...], codes: list[NDArray[np.int64]]
+        self,
+        clip: DecodedClip,
+        plan: tuple[ChunkSpan, ...],
+        codes: list[NDArray[np.int64]],
+        *,
+        marks: tuple[str, ...] = (),
     ) -> EncodedClip | Rejected:
         if any((block == NOT_FINITE).any() for block in codes):
             return _rejected(
@@ -233,7 +247,7 @@ class EncodeStage:
             pts_s=clip.pts_s,
             fps=clip.fps,
             backend=clip.backend,
-            marks=clip.marks,
+            marks=clip.marks + marks,
             damage=clip.damage,
         )
 
