@@ -251,7 +251,8 @@ def _worst(outcomes: Iterable[str]) -> str:
 def _digest(clips: Sequence[DecodedClip | Rejected | Failed]) -> str:
     return digest(
         [
-            [clip.reason, clip.message]
+            # How often a server was tried, and for how long, is in the message.
+            [clip.reason, clip.message if clip.reason != "unreachable" else ""]
             if isinstance(clip, Rejected | Failed)
             else [clip.frames.shape, hash(clip.frames.tobytes()), clip.pts_s.tolist()]
             for clip in clips

@@ -49,6 +49,8 @@ def _table(name: str, data: str | bytes | Callable[[], str | bytes], **config: A
         path.write_bytes(found.encode() if isinstance(found, str) else found)
         if "uri_template" not in config:
             config.setdefault("uri_column", "url")
+        # Most of these cases are about something else: their videos lie anywhere.
+        config.setdefault("allowed_prefixes", ["/"])
         return {"kind": "table", "uri": str(path), **config}
 
     return make
@@ -176,11 +178,12 @@ _NAMED = [
     TableCase("paths.csv", "paths in tables", _table(
         "t.csv", "url\n/etc/passwd\n../../../../etc/passwd\n"
         "/dev/zero\n/proc/self/environ\n.\n..\n/\n"
-        "~/x.mp4\n//host/x\n\\\\host\\x\n"), None, 10, None, in_job=True),
+        "~/x.mp4\n//host/x\n\\\\host\\x\n", allowed_prefixes=None), None, 10, None, in_job=True),
     TableCase("schemes.csv", "paths in tables", _table(
         "t.csv", "url\nfile:///etc/passwd\nfile://host/etc\nmemory://x.mp4\nnosuch://x\n"
         "zip://a::file:///etc/passwd\nhttp://127.0.0.1:9/x.mp4\ndata:,x\nlocal://etc\n"
-        "simplecache::file:///etc/passwd\n://\nhttp://\ns3:\n"), None, 12, None, in_job=True),
+        "simplecache::file:///etc/passwd\n://\nhttp://\ns3:\n", allowed_prefixes=None),
+        None, 12, None, in_job=True),
     TableCase("odd_names.jsonl", "paths in tables", _table("t.jsonl", "".join(
         json.dumps({"url": name}) + "\n"
         for name in ("\0", "a\0b", "x" * 100_000, "/" * 5000, "\n", "a\nb", "\u202e", "%00", "*",
