@@ -72,14 +72,25 @@ class StoredPlan:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredPlan:
-        """Return the plan that ``to_json`` was called on."""
-        return cls(
-            **{
-                **value,
-                "parts": tuple(PlanPart(**part) for part in value["parts"]),
-                "duplicate_examples": tuple(value["duplicate_examples"]),
-            }
-        )
+        """Return the plan that ``to_json`` was called on.
+
+        Raises:
+            CorruptOutput: it was not.
+        """
+        try:
+            return cls(
+                **{
+                    **value,
+                    "parts": tuple(PlanPart(**part) for part in value["parts"]),
+                    "duplicate_examples": tuple(value["duplicate_examples"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise CorruptOutput(
+                f"job.json does not describe a stored plan ({error!r}). Without it nobody knows "
+                "which clips there are. Restore job.json from a copy of the output, or tokenize "
+                "to a new output prefix."
+            ) from error
 
 
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:

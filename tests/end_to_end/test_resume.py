@@ -65,19 +65,6 @@ def test_a_source_listed_twice_is_refused_before_any_work(tmp_path: Path, ray_ad
 
 
 @pytest.mark.ray
-def test_of_two_drivers_at_once_one_finishes_and_the_other_says_why_not(
-    tmp_path: Path, ray_address: str
-) -> None:
-    write_videos(tmp_path / "videos", 24)
-    job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
-    ends = [finish(driver) for driver in [start(job, ray_address), start(job, ray_address)]]
-    codes = sorted(code for code, _ in ends)
-    assert codes == [0, 6], ends
-    assert any("written by another driver" in printed for _, printed in ends)
-    assert_complete(job)
-
-
-@pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_commits_what_is_finished(
     tmp_path: Path, ray_address: str, number: signal.Signals

@@ -241,7 +241,8 @@ def test_huge_declared_dimensions_change_nothing_or_are_refused(
 ) -> None:
     path = write_video(tmp_path / "clip.mp4", 5)
     whole = path.read_bytes()
-    at = whole.index(b"avc1") + 28  # width and height in the sample description
+    # Width and height in the sample description; the first "avc1" of the file is only a brand.
+    at = whole.index(b"avc1", whole.index(b"stsd")) + 28
     path.write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])
     result = outcome(make_decoder(), path)
     assert isinstance(result, Video)  # the stream's own header wins

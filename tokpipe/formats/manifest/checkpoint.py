@@ -66,7 +66,10 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
             raise ValueError(f"of entry {record['seq']} and {record['num_rows']} plan rows")
         committed = CommittedRows(
             num_rows,
-            zlib.decompress(base64.b64decode(record["bitmap"])),
+            # No more than the plan has bits for: what is longer is refused by its length.
+            zlib.decompressobj().decompress(
+                base64.b64decode(record["bitmap"]), max_length=num_rows // 8 + 2
+            ),
             {
                 row: PartialRow(num_segments, set(done))
                 for row, num_segments, done in record["partial"]
