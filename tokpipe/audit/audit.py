@@ -147,8 +147,8 @@ def _plan(store: Store, record: JobRecord, findings: Findings) -> StoredPlan | N
     uri = store.uri_of(JOB_RECORD)
     try:
         return StoredPlan.from_json(record.plan)
-    except (KeyError, TypeError) as error:
-        findings.add("plan", uri, damaged(uri, f"it does not name its plan: {error}"))
+    except CorruptOutput as error:
+        findings.add("plan", uri, error)
         return None
 
 

@@ -65,6 +65,9 @@ CAPACITY_EVERY_S = 3.0
 WATCH_EVERY_S = 15.0
 """How often it is looked whether another driver has claimed the output."""
 STOP_GRACE_S = 30.0
+MAX_STANDSTILL_S = 1800.0
+"""A driver that was frozen for longer commits nothing that it has: ``tokpipe clean`` removes shards
+that nothing lists from twice this age on."""
 
 
 _REMOTE: dict[Stage, Any] = {
@@ -169,7 +172,10 @@ class Shell:
     def _loop(self) -> Finish:
         next_tick = next_capacity = last = time.monotonic()
         next_watch = last + WATCH_EVERY_S
+        moved_at = time.time()  # by the clock that goes on while a machine is suspended
         while True:
+            _check_moving(moved_at)
+            moved_at = time.time()
             now = time.monotonic()
             if now >= next_capacity:
                 next_capacity = now + CAPACITY_EVERY_S
@@ -232,7 +238,7 @@ class Shell:
             future = self._plans.submit(self.feed.fetch, command.num_items)
             future.add_done_callback(self._post_result)
         elif isinstance(command, Commit):
-            done = self._commits.submit(self._commit, command)
+            done = self._commits.submit(self._commit, command, time.time())
             done.add_done_callback(self._post_result)
         elif isinstance(command, Abort):
             raise (
@@ -241,7 +247,8 @@ class Shell:
                 else RuntimeFault(command.message)
             )
 
-    def _commit(self, command: Commit) -> Committed:
+    def _commit(self, command: Commit, ordered_at: float) -> Committed:
+        _check_moving(ordered_at)
         paid_s = self.usage.encoders_paid_s
         use = EncoderUse(paid_s - self._paid_before_s, command.useful_s, command.lost_s)
         self._paid_before_s = paid_s
@@ -370,6 +377,16 @@ class Shell:
             return False
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         return handle.node_id not in alive
+
+
+def _check_moving(since: float) -> None:
+    stood_still_s = time.time() - since
+    if stood_still_s > MAX_STANDSTILL_S:
+        raise RuntimeFault(
+            f"this driver stood still for {stood_still_s / 3600:.1f} hours: it was frozen, or its "
+            "machine was suspended. Shards that it knows of may have been cleaned away since, so "
+            "it lists none of them. Run the job again; what was committed stays."
+        )
 
 
 def _capacity(*, without: frozenset[NodeId]) -> Capacity:

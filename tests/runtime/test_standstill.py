@@ -1,0 +1,18 @@
+"""A driver that was frozen for long does not trust what it knows."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tokpipe.audit.leftovers import YOUNGEST_S
+from tokpipe.errors import RuntimeFault
+from tokpipe.runtime.shell import MAX_STANDSTILL_S, _check_moving
+
+
+def test_a_driver_ends_before_what_it_holds_could_have_been_cleaned_away() -> None:
+    _check_moving(time.time() - MAX_STANDSTILL_S / 2)
+    with pytest.raises(RuntimeFault, match=r"stood still for 2\.0 hours"):
+        _check_moving(time.time() - 7200)
+    assert 2 * MAX_STANDSTILL_S <= YOUNGEST_S
