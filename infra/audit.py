@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def canonical(name: str) -> str:
 
 def installed() -> dict[str, str]:
     """Name -> version of every package of this environment."""
-    return {canonical(d.metadata["Name"]): d.version for d in distributions()}
+    # Not sys.path: Ray puts packages on it that it carries inside itself.
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return {canonical(d.metadata["Name"]): d.version for d in distributions(path=places)}
 
 
 def pinned(text: str) -> dict[str, set[str]]:
