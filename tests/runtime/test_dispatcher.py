@@ -315,7 +315,7 @@ def test_a_lonely_rejection_is_committed_without_waiting_for_the_end() -> None:
     assert any(isinstance(command, Commit) for command in bench.send(Tick()))
 
 
-def test_a_clip_that_a_stage_gave_up_is_tried_again_alone_after_a_pause() -> None:
+def test_a_clip_that_a_stage_gave_up_is_tried_again_after_a_pause() -> None:
     bench = Bench(0, 1)
     (decode,) = dispatches(bench.log)
     refs = [ref_of(item) for item in decode.lease.items]

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 from tokpipe.config.job import RuntimeConfig
@@ -214,8 +215,8 @@ class Dispatcher:
         self._films = Films()
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
         """Leases to be run alone on an actor, because the last one to hold them was lost."""
-        self._later: list[tuple[float, DecodeLease | EncodeLease]] = []
-        """Leases of a clip that a stage gave up, and when to try again."""
+        self._later: list[tuple[float, int, DecodeLease | EncodeLease]] = []
+        """A heap of leases of one clip that a stage gave up, by when to try again."""
         self._decoded: deque[EncodeLease] = deque()
         self._open: dict[tuple[int, int], _OpenShard] = {}
         self._shards: deque[WriteLease] = deque()
@@ -596,7 +597,8 @@ class Dispatcher:
         self._films.end(film)
         self.progress.decoded -= film.is_decoded
         self._lose_seconds(film.encode_s)
-        self._later = [(due, one) for due, one in self._later if one.film != film.film_id]
+        self._later = [one for one in self._later if one[2].film != film.film_id]
+        heapify(self._later)
         for stage, leases in self._suspects.items():
             kept = (
                 one for one in leases if isinstance(one, WriteLease) or one.film != film.film_id
@@ -731,10 +733,11 @@ class Dispatcher:
     def _try_later(
         self, lease: DecodeLease | EncodeLease, failed: Failed, now: float
     ) -> Iterator[Command]:
-        """A stage gave up a clip, whose neighbours went on: try it alone, after a pause."""
+        """A stage gave up a clip, whose neighbours went on: try it again, after a pause."""
         strikes = self._strike(_key(lease))
         if strikes < self.limits.runtime.max_attempts:
-            self._later.append((now + RETRY_PAUSE_S * 4 ** (strikes - 1), lease))
+            due = now + RETRY_PAUSE_S * 4 ** (strikes - 1)
+            heappush(self._later, (due, self._new_id(), lease))
             return
         rejected = Rejected(
             ref=failed.ref,
@@ -855,11 +858,10 @@ class Dispatcher:
         ]
 
     def _take_up_again(self, now: float) -> None:
-        """Leases whose pause is over are run alone, as suspects are."""
-        for due, lease in self._later:
-            if due <= now:
-                self._suspects[lease.stage].append(lease)
-        self._later = [(due, lease) for due, lease in self._later if due > now]
+        """Give again what has paused. It took down no worker, so it need not be alone."""
+        while self._later and self._later[0][0] <= now:
+            _, _, lease = heappop(self._later)
+            self._give_again(lease)
 
     def _ask_for_plan(self) -> Iterator[Command]:
         """Keep a few leases' worth of items at hand, and no more."""
