@@ -1,4 +1,4 @@
-"""What all tests share: threads that wait politely, and a real S3 server on loopback."""
+"""What all tests share: threads that wait politely, a real S3 server on loopback, a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from tests.s3_server import S3Server, fresh_bucket, running_s3_server
 
@@ -42,3 +43,16 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return S3Bucket(fresh_bucket(s3_server), s3_server)
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Address of a one-node cluster with two CPUs.
+
+    One for all tests that need no particular one: drivers come and go much faster.
+    """
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    yield cluster.address
+    cluster.shutdown()

@@ -146,6 +146,7 @@ def test_spans_of_a_table_become_clips_and_bad_rows_are_rejected_alone(
         {"path": str(SAMPLE), "from": 100.0, "to": 101.0, "caption": "beyond"},
         {"path": None, "from": None, "to": None, "caption": "nowhere"},
         {"path": "missing.mp4", "from": None, "to": None, "caption": "missing"},
+        {"path": "/etc/passwd", "from": None, "to": None, "caption": "not allowed"},
     ]
     table = tmp_path / "table.jsonl"
     table.write_text("\n".join(map(json.dumps, rows)))
@@ -155,6 +156,7 @@ def test_spans_of_a_table_become_clips_and_bad_rows_are_rejected_alone(
         "uri_column": "path",
         "start_column": "from",
         "end_column": "to",
+        "allowed_prefixes": [str(SAMPLE.parent), str(tmp_path)],
     }
     job = write_job(
         tmp_path / "job.yaml",
@@ -171,4 +173,4 @@ def test_spans_of_a_table_become_clips_and_bad_rows_are_rejected_alone(
     assert (one.n_frames, round(one.start_pts_s, 6), one.n_pad_frames) == (8, 1.0, 1)
     assert sum(chunk.n_frames for chunk in clips["two"].chunks) == 19  # 2.28 s at 8/s
     reasons = [rejected.reason for rejected in open_output(str(tmp_path / "out")).rejected()]
-    assert sorted(reasons) == ["bad_row", "bad_row", "missing", "too_short"]
+    assert sorted(reasons) == ["bad_row", "bad_row", "bad_row", "missing", "too_short"]
