@@ -13,6 +13,7 @@ from tokpipe.chunks import plan_chunks
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
+from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
@@ -56,12 +57,13 @@ class EncodeStage:
     def setup(self, device: str, weights: bytes | None) -> None:
         """Runs once, inside the actor: builds the tokenizer on ``device``, such as ``"cuda"``.
 
-        Also sets the switches of the whole process that make results repeatable.
+        Also sets the switches of the whole process that make results repeatable and memory cheap.
 
         Raises:
             ConfigError: the weights do not fit the tokenizer.
         """
         _make_repeatable()
+        keep_freed_memory()
         self.device = torch.device(device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights).to(self.device)
         self.tokenizer.compute_in(getattr(torch, self.encode_config.dtype))
