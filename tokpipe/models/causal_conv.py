@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
 from tokpipe.models.convolution import Conv3d
-from tokpipe.models.group_norm import GroupNorm, by_rows
+from tokpipe.models.group_norm import GroupNorm, is_fused
 from tokpipe.models.streaming import Stream
 
 PadMode = Literal["first", "constant", "reflect"]
@@ -90,11 +90,12 @@ class CausalConv3d(nn.Module):
     def of_silu(self, norm: GroupNorm, x: Tensor, stream: Stream | None = None) -> Tensor:
         """The same as ``self(silu(norm(x)), stream)``, in fewer passes over memory.
 
-        Where ``by_rows(x)``, norm and SiLU write to the place from which the convolution reads
+        Where ``is_fused(x)``, norm and SiLU write to the place from which the convolution reads
         them, behind the past.
         """
-        if not by_rows(x):
-            return self(silu(norm(x)), stream)
+        if not is_fused(x):
+            plain: Tensor = self(silu(norm(x)), stream)
+            return plain
         self._check_frames(x, stream)
         clips, channels, frames, height, width = x.shape
         past = self.past_frames

@@ -44,9 +44,9 @@ def norm_rows(
     samples = zip(_samples(x.contiguous(), sample_dims), _samples(out, sample_dims), strict=True)
     for source, target in samples:
         rows, results = source.view(-1, channels), target.view(-1, channels)
-        scale, shift = _affine(rows, num_groups, weight, bias, eps)
+        center, scale = _moments(rows, num_groups, weight, eps)
         for span in _spans(len(rows), channels):
-            y = torch.addcmul(shift, rows[span].to(wide), scale)
+            y = torch.addcmul(bias, rows[span] - center, scale)
             if with_silu:
                 F.silu(y, inplace=True)
             results[span] = y
@@ -61,10 +61,8 @@ def _samples(x: Tensor, dims: int) -> Iterator[Tensor]:
             yield from _samples(part, dims - 1)
 
 
-def _affine(
-    rows: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each channel that normalize rows (N, C) over N and each group.
+def _moments(rows: Tensor, num_groups: int, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Center and scale of each channel that normalize rows (N, C) over N and each group.
 
     Sums are taken of differences from the first row: a mean far from zero would otherwise cancel
     most digits of the variance.
@@ -76,14 +74,31 @@ def _affine(
         difference = piece - pivot
         sums += difference.sum(0)
         squares += difference.square_().sum(0)
-    offsets = (sums / len(rows)).view(num_groups, -1)
-    spreads = squares.view(num_groups, -1) / len(rows) - offsets.square()
-    means = pivot.double().view(num_groups, -1) + offsets
-    mean = means.mean(1, keepdim=True)
-    variance = (spreads + (means - mean).square()).mean(1, keepdim=True).clamp_min_(0)
+    return center_and_scale(pivot, sums, squares, len(rows), num_groups, weight, eps)
+
+
+def center_and_scale(
+    pivot: Tensor,
+    sums: Tensor,
+    squares: Tensor,
+    num_rows: int,
+    num_groups: int,
+    weight: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """What to subtract from each channel, and then to multiply by; of sums over ``num_rows`` rows.
+
+    All (..., C). ``sums`` and ``squares``, float64, are of the differences from ``pivot``.
+    """
+    grouped = (*sums.shape[:-1], num_groups, -1)
+    offsets = (sums / num_rows).view(grouped)
+    spreads = squares.view(grouped) / num_rows - offsets.square()
+    means = pivot.double().view(grouped) + offsets
+    mean = means.mean(-1, keepdim=True)
+    variance = (spreads + (means - mean).square()).mean(-1, keepdim=True).clamp_min_(0)
     scale = (variance + eps).rsqrt() * weight.double().view(num_groups, -1)
-    shift = bias.double().view(num_groups, -1) - mean * scale
-    return scale.flatten().to(weight.dtype), shift.flatten().to(weight.dtype)
+    center = mean.expand_as(scale)
+    return center.flatten(-2).to(weight.dtype), scale.flatten(-2).to(weight.dtype)
 
 
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:
