@@ -26,7 +26,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.storage import open_store
 
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 """Of one run, from its first driver to the last one's end; a frozen node's time is not counted."""
 PEACE_AFTER_S = 150.0
 """After so long no more faults strike."""
