@@ -123,8 +123,11 @@ def first_is(value: Any) -> Any:
 
 
 TAMPERED = {
-    "codes of another row": (with_column("codes", swapped), "have CRC-32 .*, not "),
-    "another crc": (with_column("codes_crc32", first_is(1)), "have CRC-32 .*, not 00000001"),
+    "codes of another row": (
+        with_column("codes", swapped),
+        r"row \d+ of .* has codes of CRC-32 .*, not ",
+    ),
+    "another crc": (with_column("codes_crc32", first_is(1)), "of CRC-32 .*, not 00000001"),
     "too few codes": (with_column("codes", first_is([1, 2])), "2 codes for a grid of"),
     "another grid": (
         lambda table: with_column("h", first_is(4))(with_column("w", first_is(16))(table)),

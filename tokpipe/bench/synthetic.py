@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.plan import PlanReader, write_plan
+from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.storage import open_store
+from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt
 from tokpipe.weights import read_weights
 
@@ -70,21 +72,25 @@ def job_of_table(folder: Path) -> JobConfig:
     return parse_job(json.dumps(settings), name="benchmark", root=folder, environ={})
 
 
-def write_output(
-    folder: Path, num_clips: int, *, num_left: int = 0, clips_per_shard: int = 1000
-) -> None:
-    """Write a job's output of ``num_clips`` committed clips, without its shards.
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An output that has its plan and its record, and lists nothing."""
 
-    Its plan has ``num_left`` rows more, which are not done. Each entry lists one shard. Plan,
-    record, manifest and checkpoints are written by the code that jobs use.
-    """
-    write_table(folder / "clips.parquet", num_clips + num_left)
+    job: JobConfig
+    store: Store
+    plan: StoredPlan
+    record: JobRecord
+
+
+def begin_output(folder: Path, num_rows: int) -> Begun:
+    """Write a table of ``num_rows`` clips, and plan and record of its job."""
+    write_table(folder / "clips.parquet", num_rows)
     job = job_of_table(folder)
     store = open_store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     weights_hash = read_weights(job.tokenizer, job.storage).hash
     settings = fingerprint_settings(job, weights_hash=weights_hash, device="cpu")
-    job_record.write_once(
+    record = job_record.write_once(
         store,
         JobRecord(
             tokpipe_version=tokpipe.__version__,
@@ -100,6 +106,19 @@ def write_output(
             job=job.model_dump(mode="json"),
         ),
     )
+    return Begun(job, store, plan, record)
+
+
+def write_output(
+    folder: Path, num_clips: int, *, num_left: int = 0, clips_per_shard: int = 1000
+) -> None:
+    """Write a job's output of ``num_clips`` committed clips, without its shards.
+
+    Its plan has ``num_left`` rows more, which are not done. Each entry lists one shard. Plan,
+    record, manifest and checkpoints are written by the code that jobs use.
+    """
+    begun = begin_output(folder, num_clips + num_left)
+    store, plan = begun.store, begun.plan
     state = ManifestState(CommittedRows(plan.num_rows))
     for clips in _finished(PlanReader(store, plan), num_clips, clips_per_shard):
         entry = ManifestEntry(state.next_seq, "driver", "now", (_receipt(state.next_seq, clips),))

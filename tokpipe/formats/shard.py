@@ -140,6 +140,17 @@ def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
     return zlib.crc32(little_endian.data)
 
 
+def codes_crc32_of_rows(
+    codes: NDArray[np.uint16] | NDArray[np.uint32], offsets: NDArray[np.int32]
+) -> NDArray[np.uint32]:
+    """``codes_crc32`` of each row ``codes[offsets[i] : offsets[i + 1]]`` of flat codes."""
+    little_endian = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
+    data = little_endian.data.cast("B")
+    ends = (offsets.astype(np.int64) * codes.itemsize).tolist()
+    crc32 = zlib.crc32
+    return np.array([crc32(data[start:end]) for start, end in pairwise(ends)], np.uint32)
+
+
 def estimated_bytes(num_codes: int, codebook_size: int) -> int:
     """Bytes on disk that ``num_codes`` codes take at most, to size shards by.
 
