@@ -10,7 +10,7 @@ from tokpipe.bench.catalogue import BENCHMARKS, load
 from tokpipe.bench.figures import Figure
 from tokpipe.bench.measured import measured
 
-DATA = {"plan": 2, "resume": 2, "audit": 2}
+DATA = {"plan": 2, "resume": 2, "audit": 2, "storage": 3, "reader": 5}
 
 
 @pytest.mark.parametrize("name", DATA)

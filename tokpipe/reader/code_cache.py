@@ -11,7 +11,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,11 +111,20 @@ class CodeCache:
 
         Raises:
             ValueError: the chunks have several shapes, or there are none.
+            IndexError: a row is not there.
         """
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        places = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), strict=True)
-        blocks: list[NDArray[Any]] = [self.shard(number)[row] for number, row in places]
-        return np.stack(blocks)
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
+            raise IndexError(f"some of {len(rows)} rows are outside the {self.num_rows} there are")
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        places = (rows - self._starts[numbers]).tolist()
+        shards = {number: self.shard(number) for number in set(numbers.tolist())}
+        blocks = [shards[number][row] for number, row in zip(numbers.tolist(), places, strict=True)]
+        if len({block.shape for block in blocks}) != 1:
+            raise ValueError(f"{len(blocks)} chunks have not one shape: read them one by one")
+        taken = np.empty((len(blocks), *blocks[0].shape), blocks[0].dtype)
+        for place, block in zip(taken, blocks, strict=True):
+            place[:] = block
+        return taken
 
     def _find(self, info: ShardInfo) -> ShardCodes:
         path = self._folder / f"{info.sha256}{_SUFFIX}"
