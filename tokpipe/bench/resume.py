@@ -35,8 +35,8 @@ def run(quick: bool) -> Iterator[Result]:
 
 def _resume(folder: str) -> int:
     """What ``run_job`` does with an output that has begun; returns the row of its first item."""
-    store, _, record, _ = look_up(job_of_table(Path(folder)))
+    store, _, record, state = look_up(job_of_table(Path(folder)))
     assert record is not None
     probe_store(store)
-    _, _, feed = take_up(store, record, "driver-2", Console(quiet=True))
+    _, _, feed = take_up(store, record, "driver-2", Console(quiet=True), known=state)
     return feed.fetch(1).items[0].row

@@ -123,7 +123,7 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
         if record is None:
             record = _start(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
-        committer, plan, feed = take_up(store, record, driver, console, retry)
+        committer, plan, feed = take_up(store, record, driver, console, known=state, retry=retry)
         state = committer.state
         dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
         stages = _stages(job, record, plan, device, weights.encoding, driver)
@@ -198,14 +198,23 @@ def look_up(job: JobConfig) -> Found:
 
 
 def take_up(
-    store: Store, record: JobRecord, driver: str, console: Console, retry: Retry | None = None
+    store: Store,
+    record: JobRecord,
+    driver: str,
+    console: Console,
+    *,
+    known: ManifestState | None = None,
+    retry: Retry | None = None,
 ) -> tuple[Committer, StoredPlan, Feed]:
     """Claim an output for this driver, withdraw the rejections to retry, and feed what is left.
+
+    Args:
+        known: what was committed when it was looked up.
 
     Raises:
         TokpipeError: see ``errors``.
     """
-    committer = claim_output(store, record.num_rows, driver)
+    committer = claim_output(store, record.num_rows, driver, known=known)
     if retry is not None:
         rejected = list(filter(retry.takes, iter_rejected(store, committer.state.next_seq)))
         console.print(
