@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, str] = {
     "control": "clips per second of dispatcher and Ray with stages that do nothing",
     "plan": "10 million clips planned from Parquet: seconds and memory",
     "resume": "10 million committed clips taken up again: seconds and memory",
+    "audit": "the manifest of 10 million clips audited: seconds and memory",
     "storage": "bits per code against the entropy of the codes",
     "reader": "codes per second against raw arrays, first and second epoch",
     "peers": "the same job by a DataLoader loop and by hand-written Ray Data",

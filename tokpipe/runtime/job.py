@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ray
 from rich.console import Console
@@ -29,7 +29,7 @@ from tokpipe.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.redact import redact
 from tokpipe.runtime.cluster import connected, has_gpu
-from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.progress import ProgressView, Snapshot
@@ -41,7 +41,7 @@ from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Rejected, WorkItem
-from tokpipe.weights import read_weights
+from tokpipe.weights import TokenizerWeights, read_weights
 
 LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
 """Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a
@@ -108,15 +108,14 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
     """
     started = time.monotonic()
     driver = secrets.token_hex(4)
-    store = open_store(job.output.uri, job.storage)
-    record = _existing(store)
-    weights = read_weights(job.tokenizer, job.storage)
-    if record is not None:
-        _check_same(store, record, job, weights.hash, _recorded_device(record, job))
-        state = load_state(store, record.num_rows)
-        if state.committed.num_done == record.num_rows and not _any_to_retry(store, retry):
-            elapsed_s = time.monotonic() - started
-            return Outcome("done", state.totals, elapsed_s, 0)
+    store, weights, record, state = look_up(job)
+    if (
+        record is not None
+        and state is not None
+        and state.committed.num_done == record.num_rows
+        and not _any_to_retry(store, retry)
+    ):
+        return Outcome("done", state.totals, time.monotonic() - started, 0)
     _probe(store, job, console)
 
     console.print("connecting to Ray ...", highlight=False)
@@ -124,17 +123,9 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
         if record is None:
             record = _start(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
-        committer = claim_output(store, record.num_rows, driver)
+        committer, plan, feed = take_up(store, record, driver, console, known=state, retry=retry)
         state = committer.state
-        if retry is not None:
-            rejected = list(filter(retry.takes, iter_rejected(store, state.next_seq)))
-            console.print(
-                f"{committer.reopen(rejected):,} rejected clips will be tried again",
-                highlight=False,
-            )
-        plan = StoredPlan.from_json(record.plan)
         dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
-        feed = Feed(PlanReader(store, plan), state.committed)
         stages = _stages(job, record, plan, device, weights.encoding, driver)
         totals_before = state.totals.num_clips + state.totals.num_rejected
         left_before = _clips_left(state)
@@ -178,6 +169,60 @@ def _any_to_retry(store: Store, retry: Retry | None) -> bool:
 
 
 # --- starting and resuming ----------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """What there is of a job before it runs."""
+
+    store: Store
+    weights: TokenizerWeights
+    record: JobRecord | None
+    """None for an output that was never begun."""
+    state: ManifestState | None
+    """What was committed when it was looked up."""
+
+
+def look_up(job: JobConfig) -> Found:
+    """Open a job's output, and refuse it if it has other codes or another plan. Writes nothing.
+
+    Raises:
+        TokpipeError: see ``errors``.
+    """
+    store = open_store(job.output.uri, job.storage)
+    record = _existing(store)
+    weights = read_weights(job.tokenizer, job.storage)
+    if record is None:
+        return Found(store, weights, None, None)
+    _check_same(store, record, job, weights.hash, _recorded_device(record, job))
+    return Found(store, weights, record, load_state(store, record.num_rows))
+
+
+def take_up(
+    store: Store,
+    record: JobRecord,
+    driver: str,
+    console: Console,
+    *,
+    known: ManifestState | None = None,
+    retry: Retry | None = None,
+) -> tuple[Committer, StoredPlan, Feed]:
+    """Claim an output for this driver, withdraw the rejections to retry, and feed what is left.
+
+    Args:
+        known: what was committed when it was looked up.
+
+    Raises:
+        TokpipeError: see ``errors``.
+    """
+    committer = claim_output(store, record.num_rows, driver, known=known)
+    if retry is not None:
+        rejected = list(filter(retry.takes, iter_rejected(store, committer.state.next_seq)))
+        console.print(
+            f"{committer.reopen(rejected):,} rejected clips will be tried again",
+            highlight=False,
+        )
+    plan = StoredPlan.from_json(record.plan)
+    return committer, plan, Feed(PlanReader(store, plan), committer.state.committed)
 
 
 def _existing(store: Store) -> JobRecord | None:
