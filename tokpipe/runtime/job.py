@@ -122,7 +122,7 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
     console.print("connecting to Ray ...", highlight=False)
     with connected(job.runtime.cluster):
         if record is None:
-            record = _start(store, job, weights.hash, driver, console)
+            record = start_output(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
         committer = claim_output(store, record.num_rows, driver)
         state = committer.state
@@ -133,9 +133,9 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
                 highlight=False,
             )
         plan = StoredPlan.from_json(record.plan)
-        dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
+        dispatcher = Dispatcher(limits_of(job, device), lambda item: ref_of(item, job))
         feed = Feed(PlanReader(store, plan), state.committed)
-        stages = _stages(job, record, plan, device, weights.encoding, driver)
+        stages = stages_of(job, record, plan, device, weights.encoding, driver)
         totals_before = state.totals.num_clips + state.totals.num_rejected
         left_before = _clips_left(state)
         with ProgressView(console, job.runtime.progress_interval_s) as view:
@@ -225,7 +225,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
         console.print(redact(f"warning: {error}"), style="yellow", markup=False, soft_wrap=True)
 
 
-def _start(
+def start_output(
     store: Store, job: JobConfig, weights_hash: str, driver: str, console: Console
 ) -> JobRecord:
     """Plan a new output and write its record; another driver's record wins if it came first."""
@@ -266,7 +266,7 @@ def _start(
 # --- putting the parts together -----------------------------------------------------------------
 
 
-def _limits(job: JobConfig, device: str) -> Limits:
+def limits_of(job: JobConfig, device: str) -> Limits:
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
     million = 10**6
@@ -280,7 +280,7 @@ def _limits(job: JobConfig, device: str) -> Limits:
     )
 
 
-def _stages(
+def stages_of(
     job: JobConfig,
     record: JobRecord,
     plan: StoredPlan,
@@ -300,7 +300,7 @@ def _stages(
     )
 
 
-def _ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
+def ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
     total = item.num_segments or 1
     sampling = job.sampling
     name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)

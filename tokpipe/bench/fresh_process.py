@@ -1,0 +1,33 @@
+"""Runs one function in a process of its own: fresh memory, a Ray cluster of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what ``function`` returns there; arguments and result are pickled."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def keep_to_cores(number: int) -> int:
+    """Keep this process, and those that it starts, to so many cores; returns how many it has."""
+    cores = sorted(os.sched_getaffinity(0))[:number]
+    os.sched_setaffinity(0, cores)
+    return len(cores)
+
+
+def resident_mb() -> float:
+    """Memory of this process, shared libraries and shared memory left out."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) / 1024
