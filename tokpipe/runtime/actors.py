@@ -7,13 +7,14 @@ space), then works. What it makes goes into the object store; the driver sees on
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError
 
+from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.protocol import (
     Answer,
     AttemptId,
@@ -24,14 +25,14 @@ from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
-from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, Travels, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
 """Clips by position in the lease; None where the clip was rejected or failed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(Travels):
     """What the driver gets to see of one attempt."""
 
     answer: Answer
@@ -62,7 +63,7 @@ class DecodeActor(_Worker):
     def setup(self) -> None:
         self.stage.setup(make_scratch("decode"))
 
-    def work(self, items: Sequence[WorkItem]) -> tuple[Payload, Report]:
+    def work(self, items: Sequence[WorkItem]) -> tuple[Packed[Payload], Packed[Report]]:
         started = time.monotonic()
         results = self.stage.process(list(items))
         payload = [one if isinstance(one, DecodedClip) else None for one in results]
@@ -72,7 +73,7 @@ class DecodeActor(_Worker):
             else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces)
             for one in results
         )
-        return payload, Report(infos, time.monotonic() - started)
+        return Packed(payload), Packed(Report(infos, time.monotonic() - started))
 
 
 class EncodeActor(_Worker):
@@ -87,18 +88,18 @@ class EncodeActor(_Worker):
 
     def work(
         self, positions: Sequence[int], decoded: list[DecodedClip | None]
-    ) -> tuple[Payload, Report]:
+    ) -> tuple[Packed[Payload], Packed[Report]]:
         started = time.monotonic()
         clips = [clip for position in positions if (clip := decoded[position]) is not None]
         assert len(clips) == len(positions), "only decoded clips are picked"
         results = self.stage.process(clips)
         payload = [one if isinstance(one, EncodedClip) else None for one in results]
         infos = tuple(_encoded_info(one) for one in results)
-        return payload, Report(infos, time.monotonic() - started)
+        return Packed(payload), Packed(Report(infos, time.monotonic() - started))
 
     def work_piece(
         self, position: int, decoded: list[DecodedClip | None], state: Any
-    ) -> tuple[Payload, Any, Report]:
+    ) -> tuple[Packed[Payload], Any, Packed[Report]]:
         """``state``: what this returned for the piece before, or None. A reference given for it is
         resolved by Ray, so that it travels from encoder to encoder."""
         started = time.monotonic()
@@ -106,7 +107,8 @@ class EncodeActor(_Worker):
         assert piece is not None, "only decoded clips are picked"
         result, after = self.stage.process_piece(piece, state)
         payload = [None if isinstance(result, Rejected) else result]
-        return payload, after, Report((_encoded_info(result),), time.monotonic() - started)
+        report = Report((_encoded_info(result),), time.monotonic() - started)
+        return Packed(payload), after, Packed(report)
 
 
 def _encoded_info(result: EncodedClip | Rejected | Failed) -> EncodedInfo | Rejected | Failed:
@@ -126,18 +128,24 @@ class WriteActor(_Worker):
 
     def work(
         self, shard: str, picks: Sequence[tuple[AttemptId, Any, tuple[int, ...]]]
-    ) -> Report | InputsLost:
+    ) -> Packed[Report] | InputsLost:
         """``picks``: (attempt, reference to its payload, positions) in shard order."""
         started = time.monotonic()
         clips: list[EncodedClip] = []
-        lost: list[AttemptId] = []
-        for attempt, reference, positions in picks:
-            try:
-                payload = ray.get(reference)
-            except ObjectLostError:
-                lost.append(attempt)
-                continue
+        try:
+            payloads = ray.get([reference for _, reference, _ in picks])  # at once: one wait
+        except ObjectLostError:
+            return InputsLost(tuple(_lost(picks)))
+        for (_, _, positions), payload in zip(picks, payloads, strict=True):
             clips.extend(payload[position] for position in positions)
-        if lost:
-            return InputsLost(tuple(lost))
-        return Report(self.stage.process(shard, clips), time.monotonic() - started)
+        receipt = self.stage.process(shard, clips)
+        return Packed(Report(receipt, time.monotonic() - started))
+
+
+def _lost(picks: Sequence[tuple[AttemptId, Any, tuple[int, ...]]]) -> Iterator[AttemptId]:
+    """Find out which inputs are gone."""
+    for attempt, reference, _ in picks:
+        try:
+            ray.get(reference)
+        except ObjectLostError:
+            yield attempt

@@ -24,6 +24,7 @@ from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher
 from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.pools import gpus_per_encoder
 from tokpipe.runtime.protocol import (
     STAGES,
@@ -302,7 +303,7 @@ class Shell:
             report = handle.actor.work.remote(name, picks)
         elif isinstance(lease, DecodeLease):
             work = handle.actor.work.options(num_returns=2)
-            self._payloads[attempt], report = work.remote(lease.items)
+            self._payloads[attempt], report = work.remote(Packed(lease.items))
         elif lease.film is None:
             work = handle.actor.work.options(num_returns=2)
             pixels = self._payloads[lease.pick.source]
