@@ -81,7 +81,7 @@ HOMES: dict[str, set[str]] = {
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
-    "rich": {"cli", "runtime"},
+    "rich": {"bench", "cli", "runtime"},
 }
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokpipe.bench.figures import Figure, Result
-from tokpipe.bench.fresh_process import in_fresh_process, keep_to_cores
 from tokpipe.bench.free_stages import FreeDecode, FreeEncode, FreeWrite
+from tokpipe.bench.fresh_process import in_fresh_process, keep_to_cores
 from tokpipe.bench.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.runtime.shell import Stages
@@ -55,7 +55,9 @@ def _run_free_job(num_clips: int) -> _Told:
 def free_job(folder: Path, num_clips: int, address: str = "auto") -> JobConfig:
     """A job with the default settings over a table of videos that nobody opens."""
     table = folder / "clips.parquet"
-    uris = [f"s3://bucket/videos/{number // 1000:05d}/{number:09d}.mp4" for number in range(num_clips)]
+    uris = [
+        f"s3://bucket/videos/{number // 1000:05d}/{number:09d}.mp4" for number in range(num_clips)
+    ]
     pq.write_table(pa.table({"uri": uris}), table)
     return job_of(
         {

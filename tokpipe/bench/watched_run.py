@@ -1,4 +1,4 @@
-"""A whole job as ``tokpipe run`` does it, on a cluster of so many cores, with a stopwatch beside."""
+"""A whole job as ``tokpipe run`` does it, with a stopwatch beside."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ class WatchedRun:
     ended: float = 0.0
     """Everything was committed."""
     num_events: int = 0
-    busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     first_done: dict[Stage, float] = field(default_factory=dict)
     """When the first lease of each stage had begun, by what its actor says."""
     last_done: dict[Stage, float] = field(default_factory=dict)
@@ -76,7 +75,6 @@ class _WatchedDispatcher(Dispatcher):
         run.num_events += 1
         if isinstance(event, LeaseDone) and (flight := self._flights.get(event.attempt)):
             stage = flight.lease.stage
-            run.busy_s[stage] += event.busy_s
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = super().handle(event, now)
@@ -85,7 +83,9 @@ class _WatchedDispatcher(Dispatcher):
         return commands
 
 
-def run_watched(job: JobConfig, change: Callable[[Stages], Stages] = lambda same: same) -> WatchedRun:
+def run_watched(
+    job: JobConfig, change: Callable[[Stages], Stages] = lambda same: same
+) -> WatchedRun:
     """Run a new job to its end, with the real shell, dispatcher, feed, committer and store.
 
     Args:

@@ -2,6 +2,9 @@
 
 An actor is built (which proves that the cluster found room), then set up (weights, scratch
 space), then works. What it makes goes into the object store; the driver sees only the facts.
+
+The encode actor stands apart, since it needs torch: there are many decoders, and each would spend
+seconds and hundreds of megabytes on a library that it does not use.
 """
 
 from __future__ import annotations
@@ -19,11 +22,9 @@ from tokpipe.runtime.protocol import (
     Answer,
     AttemptId,
     DecodedInfo,
-    EncodedInfo,
 )
 from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, Travels, WorkItem
 
@@ -37,6 +38,8 @@ class Report(Travels):
 
     answer: Answer
     busy_s: float
+    download_s: float = 0.0
+    """Of the busy ones, those that went into fetching sources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class InputsLost:
     attempts: tuple[AttemptId, ...]
 
 
-class _Worker:
+class Worker:
     """What all actors have: a constructor that does nothing that can fail, and a node."""
 
     def node_id(self) -> str:
@@ -54,7 +57,7 @@ class _Worker:
         return str(ray.get_runtime_context().get_node_id())
 
 
-class DecodeActor(_Worker):
+class DecodeActor(Worker):
     """Runs the decode stage on CPUs."""
 
     def __init__(self, stage: DecodeStage) -> None:
@@ -63,8 +66,9 @@ class DecodeActor(_Worker):
     def setup(self) -> None:
         self.stage.setup(make_scratch("decode"))
 
+    @ray.method(num_returns=2)
     def work(self, items: Sequence[WorkItem]) -> tuple[Packed[Payload], Packed[Report]]:
-        started = time.monotonic()
+        started, fetched_s = time.monotonic(), self.stage.fetched_s
         results = self.stage.process(list(items))
         payload = [one if isinstance(one, DecodedClip) else None for one in results]
         infos = tuple(
@@ -73,51 +77,11 @@ class DecodeActor(_Worker):
             else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces)
             for one in results
         )
-        return Packed(payload), Packed(Report(infos, time.monotonic() - started))
+        download_s = self.stage.fetched_s - fetched_s
+        return Packed(payload), Packed(Report(infos, time.monotonic() - started, download_s))
 
 
-class EncodeActor(_Worker):
-    """Runs the encode stage, on a GPU when the job has any."""
-
-    def __init__(self, stage: EncodeStage, device: str) -> None:
-        self.stage = stage
-        self.device = device
-
-    def setup(self, weights: bytes | None) -> None:
-        self.stage.setup(self.device, weights)
-
-    def work(
-        self, positions: Sequence[int], decoded: list[DecodedClip | None]
-    ) -> tuple[Packed[Payload], Packed[Report]]:
-        started = time.monotonic()
-        clips = [clip for position in positions if (clip := decoded[position]) is not None]
-        assert len(clips) == len(positions), "only decoded clips are picked"
-        results = self.stage.process(clips)
-        payload = [one if isinstance(one, EncodedClip) else None for one in results]
-        infos = tuple(_encoded_info(one) for one in results)
-        return Packed(payload), Packed(Report(infos, time.monotonic() - started))
-
-    def work_piece(
-        self, position: int, decoded: list[DecodedClip | None], state: Any
-    ) -> tuple[Packed[Payload], Any, Packed[Report]]:
-        """``state``: what this returned for the piece before, or None. A reference given for it is
-        resolved by Ray, so that it travels from encoder to encoder."""
-        started = time.monotonic()
-        piece = decoded[position]
-        assert piece is not None, "only decoded clips are picked"
-        result, after = self.stage.process_piece(piece, state)
-        payload = [None if isinstance(result, Rejected) else result]
-        report = Report((_encoded_info(result),), time.monotonic() - started)
-        return Packed(payload), after, Packed(report)
-
-
-def _encoded_info(result: EncodedClip | Rejected | Failed) -> EncodedInfo | Rejected | Failed:
-    if not isinstance(result, EncodedClip):
-        return result
-    return EncodedInfo(result.ref, result.grid, result.num_codes, result.marks)
-
-
-class WriteActor(_Worker):
+class WriteActor(Worker):
     """Runs the write stage. Gathers its inputs itself, so as to tell which of them are lost."""
 
     def __init__(self, stage: WriteStage) -> None:

@@ -185,6 +185,8 @@ class LeaseDone:
     answer: Answer
     busy_s: float = 0.0
     """Seconds that the stage worked on it."""
+    download_s: float = 0.0
+    """Of these, those in which a decoder fetched sources."""
 
 
 @dataclass(frozen=True, slots=True)
