@@ -31,3 +31,23 @@ def resident_mb() -> float:
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) / 1024
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of all that descend from it and still run."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            status = (folder / "stat").read_text()
+        except OSError:
+            continue  # it has just ended
+        fields = status[status.rindex(")") + 2 :].split()
+        parents[int(folder.name)] = int(fields[1])
+        seconds[int(folder.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {os.getpid()}
+    while children := {one for one, parent in parents.items() if parent in family} - family:
+        family |= children
+    return sum(seconds.get(one, 0.0) for one in family)

@@ -24,7 +24,7 @@ from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Progress
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.job import limits_of, ref_of, stages_of, start_output
-from tokpipe.runtime.protocol import STAGES, ActorUp, Command, Event, LeaseDone, Stage
+from tokpipe.runtime.protocol import STAGES, ActorUp, Command, Event, Finish, LeaseDone, Stage
 from tokpipe.runtime.shell import Shell, Stages, Usage
 from tokpipe.storage import open_store
 from tokpipe.weights import read_weights
@@ -50,9 +50,12 @@ class WatchedRun:
     ended: float = 0.0
     """Everything was committed."""
     num_events: int = 0
+    num_leases: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     first_done: dict[Stage, float] = field(default_factory=dict)
     """When the first lease of each stage had begun, by what its actor says."""
     last_done: dict[Stage, float] = field(default_factory=dict)
+    probed: float = 0.0
+    """How much what was to be probed has grown between all stages being up and the end."""
     samples: list[Sample] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     progress: Progress = field(default_factory=Progress)
@@ -69,27 +72,36 @@ class _WatchedDispatcher(Dispatcher):
     """Notes when what happened."""
 
     run: WatchedRun
+    probe: Callable[[], float]
 
     def handle(self, event: Event, now: float) -> list[Command]:
         run = self.run
         run.num_events += 1
         if isinstance(event, LeaseDone) and (flight := self._flights.get(event.attempt)):
             stage = flight.lease.stage
+            run.num_leases[stage] += 1
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = super().handle(event, now)
         if isinstance(event, ActorUp) and run.ready is None and all(map(self.num_up, STAGES)):
             run.ready = now
+            run.probed = -self.probe()
+        if commands and isinstance(commands[-1], Finish):
+            run.probed += self.probe()
         return commands
 
 
 def run_watched(
-    job: JobConfig, change: Callable[[Stages], Stages] = lambda same: same
+    job: JobConfig,
+    change: Callable[[Stages], Stages] = lambda same: same,
+    *,
+    probe: Callable[[], float] = lambda: 0.0,
 ) -> WatchedRun:
     """Run a new job to its end, with the real shell, dispatcher, feed, committer and store.
 
     Args:
         change: puts other stages in the place of the job's.
+        probe: called when all stages are up, and at the end.
     """
     driver = secrets.token_hex(4)
     store = open_store(job.output.uri, job.storage)
@@ -102,7 +114,7 @@ def run_watched(
         committer = claim_output(store, record.num_rows, driver)
         plan = StoredPlan.from_json(record.plan)
         dispatcher = _WatchedDispatcher(limits_of(job, device), lambda item: ref_of(item, job))
-        dispatcher.run = run
+        dispatcher.run, dispatcher.probe = run, probe
         stages = change(stages_of(job, record, plan, device, weights.encoding, driver))
 
         def sample() -> None:

@@ -504,10 +504,11 @@ class Dispatcher:
 
     def _check_deadlines(self, now: float) -> Iterator[Command]:
         runtime = self.limits.runtime
+        deadlines = {stage: getattr(runtime, stage).lease_deadline_s for stage in STAGES}
         for actor_id, actor in list(self.actors.items()):
-            pool = getattr(runtime, actor.stage)
-            if actor.leases and now - actor.head_since > pool.lease_deadline_s:
-                why = f"its {actor.stage} worker gave no answer for {pool.lease_deadline_s:g} s"
+            deadline_s = deadlines[actor.stage]
+            if actor.leases and now - actor.head_since > deadline_s:
+                why = f"its {actor.stage} worker gave no answer for {deadline_s:g} s"
                 self.progress.lost_actors[actor.stage] += 1
                 yield from self._drop_actor(actor_id, now, blame=True, why=why, kill=True)
             elif not actor.up and now - actor.since > runtime.start_timeout_s:
