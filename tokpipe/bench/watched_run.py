@@ -29,6 +29,8 @@ from tokpipe.runtime.shell import Shell, Stages, Usage
 from tokpipe.storage import open_store
 from tokpipe.weights import read_weights
 
+START_ATTEMPTS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -141,9 +143,14 @@ def cluster_of(num_cpus: int) -> Iterator[str]:
     """A Ray cluster of one node with so many CPUs; yields its address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": num_cpus, "include_dashboard": False}
-    )
+    head = {"num_cpus": num_cpus, "include_dashboard": False}
+    for attempt in range(START_ATTEMPTS):
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            break
+        except Exception:  # all that Ray says when its 30 s have passed, on a busy machine
+            if attempt == START_ATTEMPTS - 1:
+                raise
     try:
         yield cluster.address
     finally:
