@@ -139,6 +139,8 @@ class RuntimeConfig(Frozen):
     """``auto``: the cluster that this driver was submitted to, else a local one; ``local``;
     or an address."""
     decode: PoolConfig = PoolConfig()
+    """With GPUs decoders take the CPUs that encoders leave. Without, CPUs are divided by how long
+    clips were measured to take, and one decoder has no CPU of its own."""
     encode: PoolConfig = PoolConfig(lease_deadline_s=3600.0)
     """``gpus`` counts only when encoding on GPUs; 0 there means a whole one."""
     write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
