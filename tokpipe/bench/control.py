@@ -20,6 +20,7 @@ from tokpipe.bench.fresh_process import (
     resident_mb,
 )
 from tokpipe.bench.ray_data import MISSING, free_clips_per_s
+from tokpipe.bench.requests import requests_of
 from tokpipe.bench.virtual_cluster import VirtualCluster
 from tokpipe.bench.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
@@ -45,6 +46,7 @@ def run(quick: bool) -> Iterator[Result]:
     yield from _with_ray(2_000 if quick else 60_000, quick)
     yield _dispatcher_alone(4_000 if quick else 100_000)
     yield _memory(20_000 if quick else 400_000)
+    yield _requests()
     name = f"Ray Data by hand with free stages, {CORES} cores"
     if MISSING is not None:
         yield Skipped(name, MISSING)
@@ -142,6 +144,19 @@ def _by_ray_data(num_clips: int) -> float:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
         return free_clips_per_s(address, Path(folder), num_clips, SMALL_LEASE)
+
+
+def _requests() -> Figure:
+    """What a store is asked for each clip, if each has a source of its own."""
+    parts = in_fresh_process(requests_of, 4)
+    of_shard = parts["shard"] + parts["commit"]
+    return Figure(
+        f"requests to stores per clip, {CLIPS_PER_SHARD:,} clips a shard",
+        parts["source"] + of_shard / CLIPS_PER_SHARD,
+        "requests",
+        details=parts,
+        remark="clips of one source share its two; a checkpoint takes two more per 64 commits",
+    )
 
 
 # --- the driver alone ---------------------------------------------------------------------------

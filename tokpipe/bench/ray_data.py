@@ -35,7 +35,8 @@ def free_clips_per_s(address: str, folder: Path, num_clips: int, batch_size: int
     with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
         _be_quiet()
         rows = ray.data.range(num_clips, override_num_blocks=max(1, num_clips // batch_size))
-        stage: dict[str, Any] = {"batch_size": batch_size, "concurrency": 1, "num_cpus": 0.5}
+        one = ray.data.ActorPoolStrategy(size=1)
+        stage: dict[str, Any] = {"batch_size": batch_size, "compute": one, "num_cpus": 0.5}
         decoded = rows.map_batches(_Free, **stage)
         encoded = decoded.map_batches(_Free, **{**stage, "num_cpus": 0.6})  # else both are fused
         started = time.monotonic()
@@ -63,7 +64,11 @@ def _decode(row: Batch) -> Batch:
 
 
 def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> ByHand:
-    """Decode in tasks, encode in an actor, write Parquet: as many of each as the cores allow."""
+    """Decode in tasks, encode in two actors, write Parquet, all sharing two cores.
+
+    Stages that ask for the same resources are fused into one process, which would decode and
+    encode by turns. These fractions keep them apart, and leave room for each.
+    """
     import pyarrow.parquet as pq
     import ray.data
 
@@ -73,15 +78,15 @@ def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> ByHand:
         _be_quiet()
         rows = [{"path": path, "start_s": start} for path, start, _ in spans]
         clips = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH))
-        pixels = clips.map(_decode, num_cpus=1)
+        pixels = clips.map(_decode, num_cpus=0.4)
         codes = pixels.map_batches(
             _Encoder,
             fn_constructor_args=[str(folder / "tokenizer")],
             batch_size=BATCH,
-            concurrency=1,
-            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=2),
+            num_cpus=0.6,
         )
-        codes.write_parquet(str(out))
+        codes.write_parquet(str(out), ray_remote_args={"num_cpus": 0.2})
         ended = time.time()
     files = [pq.read_table(path, columns=["ready_at"]) for path in out.rglob("*.parquet")]
     ready = min(min(table.column("ready_at").to_pylist()) for table in files)
@@ -93,3 +98,4 @@ def _be_quiet() -> None:
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
