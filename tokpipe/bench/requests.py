@@ -83,7 +83,7 @@ def _counted() -> Iterator[Counter[str]]:
             counts[method] += not self.is_local
         return original(self, method, *args)
 
-    Client._attempt = counting  # type: ignore[method-assign]
+    Client._attempt = counting  # type: ignore[assignment, method-assign]
     try:
         yield counts
     finally:
