@@ -143,6 +143,8 @@ def cluster_of(num_cpus: int) -> Iterator[str]:
     """A Ray cluster of one node with so many CPUs; yields its address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # By default workers stand back for whatever else the machine does, which peers do not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     head = {"num_cpus": num_cpus, "include_dashboard": False}
     for attempt in range(START_ATTEMPTS):
         try:
