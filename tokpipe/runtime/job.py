@@ -33,8 +33,9 @@ from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.progress import ProgressView, Snapshot
-from tokpipe.runtime.protocol import STAGES, Stage
+from tokpipe.runtime.protocol import STAGES
 from tokpipe.runtime.shell import Shell, Stages, Usage
+from tokpipe.runtime.speed import Seconds, Speed, speed_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
@@ -43,9 +44,12 @@ from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Rejected, WorkItem
 from tokpipe.weights import TokenizerWeights, read_weights
 
-LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
+LEASE_BYTES = 64 * 2**20
 """Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a
-second of a GPU's time, and some seconds of a CPU's."""
+second of a GPU's time."""
+USUAL_CLIPS = 8
+USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
+"""The same while it is not known how long clips take: on a CPU, 4 MiB may take some seconds."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,9 @@ class Outcome:
         return self.usage.goodput(self.progress.useful_s)
 
     @property
-    def slowest_stage(self) -> tuple[Stage, float] | None:
-        """The stage whose actors were busy for the largest share of their time, and that share."""
-        shares: dict[Stage, float] = {
-            stage: min(1.0, self.usage.busy_s[stage] / up_s)
-            for stage in STAGES
-            if (up_s := self.usage.up_s[stage]) > 0
-        }
-        return max(shares.items(), key=lambda pair: pair[1]) if shares else None
+    def speed(self) -> Speed | None:
+        """How near this run was to the speed of its encoders, and what limited it."""
+        return speed_of(Seconds(self.progress.spent, self.usage.up_s))
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,12 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
     console.print("connecting to Ray ...", highlight=False)
     with connected(job.runtime.cluster):
         if record is None:
-            record = _start(store, job, weights.hash, driver, console)
+            record = start_output(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
         committer, plan, feed = take_up(store, record, driver, console, known=state, retry=retry)
         state = committer.state
-        dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
-        stages = _stages(job, record, plan, device, weights.encoding, driver)
+        dispatcher = Dispatcher(limits_of(job, device), lambda item: ref_of(item, job))
+        stages = stages_of(job, record, plan, device, weights.encoding, driver)
         totals_before = state.totals.num_clips + state.totals.num_rejected
         left_before = _clips_left(state)
         with ProgressView(console, job.runtime.progress_interval_s) as view:
@@ -144,6 +143,7 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
                         actors={s: dispatcher.num_up(s) for s in STAGES},
                         rejected=state.totals.num_rejected,
                         goodput=shell.usage.goodput(progress.useful_s),
+                        seconds=Seconds(dict(progress.spent), dict(shell.usage.up_s)),
                     )
                 )
 
@@ -270,7 +270,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
         console.print(redact(f"warning: {error}"), style="yellow", markup=False, soft_wrap=True)
 
 
-def _start(
+def start_output(
     store: Store, job: JobConfig, weights_hash: str, driver: str, console: Console
 ) -> JobRecord:
     """Plan a new output and write its record; another driver's record wins if it came first."""
@@ -311,21 +311,23 @@ def _start(
 # --- putting the parts together -----------------------------------------------------------------
 
 
-def _limits(job: JobConfig, device: str) -> Limits:
+def limits_of(job: JobConfig, device: str) -> Limits:
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
     million = 10**6
+    most = max(1, min(job.runtime.clips_per_lease, LEASE_BYTES // clip_bytes))
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
-        clips_per_lease=max(1, min(job.runtime.clips_per_lease, LEASE_BYTES[device] // clip_bytes)),
+        clips_per_lease=most,
+        usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
     )
 
 
-def _stages(
+def stages_of(
     job: JobConfig,
     record: JobRecord,
     plan: StoredPlan,
@@ -345,7 +347,7 @@ def _stages(
     )
 
 
-def _ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
+def ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
     total = item.num_segments or 1
     sampling = job.sampling
     name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
