@@ -121,12 +121,13 @@ class _Scaler:
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
         """An ``av.VideoFrame`` -> (H, W, 3) RGB: a view of memory that FFmpeg keeps for it."""
         self._graph.push(frame)
-        scaled = self._graph.pull()
+        scaled: Any = self._graph.pull()
         plane = scaled.planes[0]
         # ``to_ndarray`` would copy it once more.
-        return np.ndarray(
+        picture: NDArray[np.uint8] = np.ndarray(
             (scaled.height, scaled.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
         )
+        return picture
 
 
 def _steps(source: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:
