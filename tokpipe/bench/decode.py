@@ -35,7 +35,8 @@ TARGET = 0.9
 """Of ffmpeg's frames per second."""
 MIDDLE = (480, 720)
 SPARSE_FPS = 2.0
-BACKENDS = ("auto", "pyav", "decord", "torchcodec")
+BACKENDS = ("auto", "decord", "torchcodec")
+"""``auto`` is PyAV."""
 _FRAMES = {240: 532, 480: 266, 720: 266, 1080: 133}
 _WAYS = {"every frame": None, f"{SPARSE_FPS:g} fps": SPARSE_FPS}
 
