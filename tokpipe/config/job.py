@@ -76,7 +76,7 @@ class DecodeConfig(Frozen):
     """How videos are decoded, in a child process that can be killed."""
 
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``auto``: PyAV, which was measured to be the fastest and the strictest. The backend decodes
+    """``auto``: PyAV, which was measured to be the strictest, and no slower. The backend decodes
     every clip or rejects it; decord and torchcodec know fewer formats."""
     on_damage: Literal["reject", "mark"] = "reject"
     """A video that is cut short or cannot be decoded to its end: reject its clips, or keep the
