@@ -31,7 +31,7 @@ class Backend(Protocol):
 
         Args:
             wanted: (T,) never falling; a frame may be wanted several times.
-            out: (T, H, W, 3), zeros.
+            out: (T, H, W, 3), zeros if ``framing`` leaves margins; else it holds anything.
 
         Raises:
             SourceError: the frames cannot be had, or are not certain to be the right ones. What
@@ -44,11 +44,6 @@ _MODULES = {
     "pyav": "tokpipe.media.backends.pyav",
     "torchcodec": "tokpipe.media.backends.torchcodec",
 }
-
-
-# decord decodes and converts every frame of a file. Measured on 720p, it is as fast as PyAV when
-# all of them are wanted, and 0.74 times as fast when a third are.
-_MIN_SHARES = {"decord": 0.5}
 
 
 class BackendUnavailable(Exception):
@@ -67,9 +62,3 @@ def load_backend(name: str) -> Backend:
         raise BackendUnavailable(f"{name} does not load ({error})") from error
     backend: Backend = module
     return backend
-
-
-def pays(name: str, share: float) -> bool:
-    """Whether a backend is worth trying before another, for a clip that needs this share of a
-    file's frames. One that the job names is used for every clip."""
-    return share >= _MIN_SHARES.get(name, 0.0)
