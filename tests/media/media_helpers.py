@@ -16,9 +16,6 @@ from tokpipe.media.decoder import VideoDecoder
 MakeDecoder = Callable[..., VideoDecoder]
 """The fixture ``make_decoder``, with the settings of a job as keywords."""
 
-DECORD_FIRST = ("decord", "pyav")
-"""Backends in turn: PyAV decodes what decord does not take."""
-
 ROWS, COLUMNS = 3, 4  # cells of one bit each: numbers up to 4095
 
 

@@ -17,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.media.media_helpers import (
-    DECORD_FIRST,
     MakeDecoder,
     cut_without_coding,
     numbers_of,
@@ -34,7 +33,7 @@ X265 = {"preset": "ultrafast", "crf": "12"}
 QUIET = "log-level=none:pools=1:frame-threads=1"
 VP = {"deadline": "realtime", "cpu-used": "8"}
 
-# name: (expected numbers, who decodes it when decord is asked first, settings of write_video)
+# name: (expected numbers, backend that ``auto`` ends with, settings of write_video)
 CASES: dict[str, tuple[range, str, dict[str, Any]]] = {
     "cfr.mp4": (range(30), "decord", {}),
     "vfr.mp4": (range(30), "decord", {"pts": VFR, "time_base": Fraction(1, 90)}),
@@ -129,11 +128,10 @@ def test_every_frame_comes_in_order_whoever_decodes(
     path = write_video(tmp_path / name, len(expected), **settings)
     auto = make_decoder().decode(path)
     assert numbers_of(auto.frames) == list(expected)
-    assert auto.backend == "pyav"
-    other = make_decoder(backends=DECORD_FIRST).decode(path)
-    assert other.backend == backend
-    assert np.array_equal(auto.frames, other.frames)
-    assert np.array_equal(auto.pts_s, other.pts_s)
+    assert auto.backend == backend
+    pyav = make_decoder(backend="pyav").decode(path)
+    assert np.array_equal(auto.frames, pyav.frames)
+    assert np.array_equal(auto.pts_s, pyav.pts_s)
     ticks = settings.get("pts", range(len(expected)))
     unit = settings.get("time_base", 1 / Fraction(settings.get("fps", 25)))
     times_s = [float((tick - ticks[0]) * unit) for tick in ticks]
@@ -148,10 +146,9 @@ def test_a_copied_cut_shows_what_its_container_shows(
     name: str, first: int, backend: str, tmp_path: Path, long_video: Path, make_decoder: MakeDecoder
 ) -> None:
     path = cut_without_coding(long_video, tmp_path / name, 1.3)
-    video = make_decoder(backends=DECORD_FIRST).decode(path)
+    video = make_decoder().decode(path)
     assert (numbers_of(video.frames), video.backend) == (list(range(first, 100)), backend)
     np.testing.assert_allclose(video.pts_s, np.arange(100 - first) / 25, atol=1e-3)
-    assert np.array_equal(make_decoder().decode(path).frames, video.frames)
 
 
 def test_a_stream_that_begins_in_the_middle_starts_at_its_first_whole_frame(
@@ -201,9 +198,7 @@ def test_a_size_that_changes_on_the_way_changes_no_frame(
     name: str, codec: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_size_change(tmp_path / name, codec, 20)
-    for backends in (None, DECORD_FIRST):
-        video = make_decoder(backends=backends).decode(path)
-        assert numbers_of(video.frames) == list(range(20))
+    assert numbers_of(make_decoder().decode(path).frames) == list(range(20))
 
 
 SPANS: dict[str, Callable[[Path], Path]] = {
@@ -252,6 +247,14 @@ def test_resampling_follows_true_times(tmp_path: Path, make_decoder: MakeDecoder
     expected = [0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 5, 5, 5, 5, 5, 6]
     assert numbers_of(video.frames)[:20] == expected
     assert video.pts_s[:20].tolist() == [pts[number] / 100 for number in expected]
+
+
+def test_backends_are_chosen_by_what_a_clip_needs(
+    long_video: Path, make_decoder: MakeDecoder
+) -> None:
+    assert make_decoder(fps=25).decode(long_video).backend == "decord"
+    assert make_decoder(fps=8).decode(long_video).backend == "pyav"  # a third of the frames
+    assert make_decoder(fps=25).decode(long_video, start_s=3).backend == "pyav"
 
 
 def test_a_named_backend_is_the_only_one(

@@ -13,13 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.media.media_helpers import (
-    DECORD_FIRST,
-    MakeDecoder,
-    numbers_of,
-    write_silence,
-    write_video,
-)
+from tests.media.media_helpers import MakeDecoder, numbers_of, write_silence, write_video
 from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Video, VideoDecoder
 
@@ -172,16 +166,15 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("backends", [None, DECORD_FIRST])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_truncated_file_gives_its_first_frames_or_a_reason(
-    name: str, backends: tuple[str, ...] | None, tmp_path: Path, make_decoder: MakeDecoder
+    name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     whole = write_video(tmp_path / name, 60, **FORMATS[name]).read_bytes()  # type: ignore[arg-type]
     path = tmp_path / f"cut-{name}"
     for percent in (1, 5, 10, 25, 40, 50, 60, 75, 90, 97):
         path.write_bytes(whole[: len(whole) * percent // 100])
-        result = outcome(make_decoder(backends=backends), path)
+        result = outcome(make_decoder(), path)
         if isinstance(result, Video):
             numbers = numbers_of(result.frames)
             assert numbers == np.rint(result.pts_s * 25).tolist(), percent
@@ -201,10 +194,9 @@ def test_a_file_that_ends_between_two_packets_is_truncated(
     assert "10 of 30 packets" in str(error)
 
 
-@pytest.mark.parametrize("backends", [None, DECORD_FIRST])
 @pytest.mark.parametrize("name", FORMATS)
 def test_flipped_bits_give_every_frame_or_a_reason(
-    name: str, backends: tuple[str, ...] | None, tmp_path: Path, make_decoder: MakeDecoder
+    name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     """Damage that the codec cannot notice may change pixels, but no frame is lost or doubled."""
     path = write_video(tmp_path / name, 20, **FORMATS[name])  # type: ignore[arg-type]
@@ -217,8 +209,8 @@ def test_flipped_bits_give_every_frame_or_a_reason(
         for _ in range(where.choice([1, 1, 5])):
             damaged[where.randrange(len(whole))] ^= 1 << where.randrange(8)
         path.write_bytes(damaged)
-        result = outcome(make_decoder(backends=backends), path)
-        again = outcome(make_decoder(backends=backends), path)
+        result = outcome(make_decoder(), path)
+        again = outcome(make_decoder(), path)
         assert type(result) is type(again)
         if isinstance(result, Video) and isinstance(again, Video):
             decoded += 1

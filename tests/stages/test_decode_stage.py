@@ -103,7 +103,7 @@ def test_items_become_clips_in_order(tmp_path: Path, make_stage: MakeStage) -> N
     assert results[0].frames.dtype == np.uint8
     assert results[0].frames.shape == (5, 48, 64, 3)
     assert results[2].pts_s.tolist() == [0.04, 0.08]
-    assert (results[0].fps, results[0].backend) == (25.0, "pyav")
+    assert (results[0].fps, results[0].backend) == (25.0, "decord")
 
 
 def test_a_damaged_video_is_rejected_or_marked_by_the_jobs_rule(

@@ -76,12 +76,12 @@ class DecodeConfig(Frozen):
     """How videos are decoded, in a child process that can be killed."""
 
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``auto``: PyAV, which was measured to be the strictest, and no slower. The backend decodes
-    every clip or rejects it; decord and torchcodec know fewer formats."""
+    """``auto``: decord where it was measured to be right and pays, and PyAV afresh on any
+    complaint; a backend that is named here decodes every clip or rejects it."""
     on_damage: Literal["reject", "mark"] = "reject"
     """A video that is cut short or cannot be decoded to its end: reject its clips, or keep the
     intact frames up to the damage and mark the clip ``damaged`` in its side table. Only PyAV keeps
-    frames; not for policy ``streaming``."""
+    frames (``auto`` comes to it); not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0
     """Longest time that decoding one clip may take, per backend tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30

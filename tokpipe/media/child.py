@@ -25,7 +25,7 @@ import numpy as np
 
 from tokpipe.errors import SourceError
 from tokpipe.media import wire
-from tokpipe.media.backends import BackendUnavailable, load_backend
+from tokpipe.media.backends import BackendUnavailable, load_backend, pays
 from tokpipe.media.container import check_regular_file, out_of_memory
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
@@ -81,7 +81,10 @@ def _answer(
         wire.send(channel, _refused(error, None, None))
         return
     verdict: dict[str, Any] = {}
-    for name in request["backends"]:
+    names = request["backends"]
+    for name in names:
+        if name != names[-1] and not pays(name, clip.share):
+            continue
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
@@ -137,6 +140,7 @@ class _Clip:
                 f"gave {asked} when it was first read: the file was replaced",
             )
         self.wanted = selection.indices
+        self.share = len(np.unique(self.wanted)) / len(self.timeline)
         clip_frames = len(self.wanted) if is_clip else selection.num_frames
         if clip_frames < request["min_clip_frames"]:
             raise SourceError(

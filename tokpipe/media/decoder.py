@@ -103,7 +103,11 @@ class VideoDecoder:
         backends: Sequence[str] | None = None,
     ) -> None:
         self._config = decode
-        self._backends = (_backend_of(decode),) if backends is None else tuple(backends)
+        self._backends = (
+            _backends_of(decode, in_pieces=pieces is not None)
+            if backends is None
+            else tuple(backends)
+        )
         cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
         self._settings = {
             "fps": sampling.fps,
@@ -376,16 +380,20 @@ class _Spares:
             self._free.append((fd, size))
 
 
-def _backend_of(config: DecodeConfig) -> str:
-    if config.backend == "auto":
-        return "pyav"
-    module = {"pyav": "av"}.get(config.backend, config.backend)
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(
-            f"decode.backend: {config.backend} is not installed here; install the package "
-            f"{module} on every node, or use 'auto'"
-        )
-    return config.backend
+def _backends_of(config: DecodeConfig, *, in_pieces: bool) -> tuple[str, ...]:
+    if config.backend != "auto":
+        module = {"pyav": "av"}.get(config.backend, config.backend)
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"decode.backend: {config.backend} is not installed here; install the package "
+                f"{module} on every node, or use 'auto'"
+            )
+        return (config.backend,)
+    # decord reads a file from its start for every piece, and pays for the long ones only: which of
+    # them a clip gets must not depend on how long pieces are. And it has wheels for one platform.
+    if in_pieces or not importlib.util.find_spec("decord"):
+        return ("pyav",)
+    return ("decord", "pyav")
 
 
 def _environment() -> dict[str, str]:

@@ -3,8 +3,8 @@
 Its ``get_batch``, ``seek_accurate``, ``skip_frames`` and index access all return wrong frames
 without a word on ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and
 fragmented MP4. Calling ``next()`` for every frame, with the fault limit at zero, gave the right
-ones or an error on every file tried. So each frame of the file is decoded and scaled here, where
-PyAV converts only what is wanted, and can seek.
+ones or an error on every file tried. So each frame of the file is decoded and scaled here, which
+does not pay for a clip that needs few of them: PyAV converts only what is wanted, and can seek.
 """
 
 from __future__ import annotations
