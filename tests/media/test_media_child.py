@@ -233,13 +233,13 @@ def test_memory_that_comes_back_after_the_end_is_let_go(clip: Path) -> None:
     decoder = VideoDecoder(
         DecodeConfig(), SamplingConfig(fps=None), FramesConfig(size=(48, 64), fit="stretch")
     )
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     held = [decoder.decode(clip) for _ in range(3)]
     decoder.close()
     assert numbers_of(held[0].frames) == list(range(10))
     held.clear()
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_nothing_leaks_over_many_clips(

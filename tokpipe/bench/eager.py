@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokpipe.models.blocks import DownSample3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d
-from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.encoder_3d import DownLevel, Encoder3D
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
 
 
@@ -21,7 +21,9 @@ def encode_eagerly(encoder: Encoder3D, x: Tensor) -> Tensor:
     """What ``encoder(x)`` gives, for an encoder without attention, with ``pad_mode="first"``."""
     h = _causal_conv(encoder.conv_in, x)
     for level in encoder.down:
+        assert isinstance(level, DownLevel)
         for block in level.block:
+            assert isinstance(block, ResnetBlock3D)
             h = _resnet_block(block, h)
         if level.downsample is not None:
             h = _downsample(level.downsample, h)
@@ -34,16 +36,17 @@ def _swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def _norm(norm: GroupNorm, x: Tensor) -> Tensor:
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(norm, GroupNorm)
     parameters = (norm.num_groups, norm.weight, norm.bias, norm.eps)
     if not isinstance(norm, FrameGroupNorm):
         return F.group_norm(x, *parameters)
-    frames = x.transpose(1, 2).flatten(0, 1)
-    return F.group_norm(frames, *parameters).unflatten(0, (len(x), -1)).transpose(1, 2)
+    frames = F.group_norm(x.transpose(1, 2).flatten(0, 1), *parameters)
+    return frames.view(len(x), -1, *frames.shape[1:]).transpose(1, 2)
 
 
 def _causal_conv(layer: CausalConv3d, x: Tensor) -> Tensor:
-    rows, columns = layer.conv.padding[1:]
+    _, rows, columns = (int(size) for size in layer.conv.padding)
     first = torch.cat([x[:, :, :1]] * layer.past_frames, dim=2)
     x = F.pad(torch.cat([first, x], dim=2), (columns, columns, rows, rows, 0, 0))
     return F.conv3d(x, layer.conv.weight.contiguous(), layer.conv.bias)
@@ -64,4 +67,4 @@ def _downsample(layer: DownSample3D, x: Tensor) -> Tensor:
     assert layer.conv is not None
     frames = F.pad(x, (0, 1, 0, 1)).transpose(1, 2).flatten(0, 1)
     y = F.conv2d(frames, layer.conv.weight.contiguous(), layer.conv.bias, stride=2)
-    return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+    return y.view(len(x), -1, *y.shape[1:]).transpose(1, 2)
