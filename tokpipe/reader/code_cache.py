@@ -118,13 +118,19 @@ class CodeCache:
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         places = (rows - self._starts[numbers]).tolist()
         shards = {number: self.shard(number) for number in set(numbers.tolist())}
-        blocks = [shards[number][row] for number, row in zip(numbers.tolist(), places, strict=True)]
-        if len({block.shape for block in blocks}) != 1:
-            raise ValueError(f"{len(blocks)} chunks have not one shape: read them one by one")
-        taken = np.empty((len(blocks), *blocks[0].shape), blocks[0].dtype)
-        for place, block in zip(taken, blocks, strict=True):
-            place[:] = block
-        return taken
+        pairs = list(zip(numbers.tolist(), places, strict=True))
+        shapes = {one.shape for one in shards.values()}
+        if len(shapes) == 1 and None not in shapes:
+            # Rows that are flat are joined in half the time that blocks of three sides take.
+            flat = {n: one.flat.reshape(len(one), -1) for n, one in shards.items()}
+            blocks = [flat[number][row] for number, row in pairs]
+        else:
+            blocks = [shards[number][row] for number, row in pairs]
+            shapes = {block.shape for block in blocks}
+            if len(shapes) != 1:
+                raise ValueError(f"{len(rows)} chunks have not one shape: read them one by one")
+        joined: Codes = np.concatenate(blocks).reshape(len(rows), *(shapes.pop() or ()))
+        return joined
 
     def _find(self, info: ShardInfo) -> ShardCodes:
         path = self._folder / f"{info.sha256}{_SUFFIX}"

@@ -70,6 +70,13 @@ class ShardCodes:
         # These give Python's own integers, in a third of the time that an array takes.
         self._t, self._starts = memoryview(t), memoryview(starts)
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(t, h, w) where all chunks have it, else None."""
+        if self.blocks is None:
+            return None
+        return (self._t[0], *self.grid)
+
     def __len__(self) -> int:
         """How many chunks there are."""
         return self._size
