@@ -113,19 +113,19 @@ class CodeCache:
             ValueError: the chunks have several shapes, or there are none.
             IndexError: a row is not there.
         """
-        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
+        found = np.searchsorted(self._starts, rows, side="right") - 1
+        numbers: list[int] = found.tolist()
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
             raise IndexError(f"some of {len(rows)} rows are outside the {self.num_rows} there are")
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        places = (rows - self._starts[numbers]).tolist()
-        shards = {number: self.shard(number) for number in set(numbers.tolist())}
-        pairs = list(zip(numbers.tolist(), places, strict=True))
-        shapes = {one.shape for one in shards.values()}
+        places = zip(numbers, (rows - self._starts[found]).tolist(), strict=True)
+        shards = {number: self.shard(number) for number in set(numbers)}
+        shapes = {shard.shape for shard in shards.values()}
         if len(shapes) == 1 and None not in shapes:
             # Rows that are flat are joined in half the time that blocks of three sides take.
-            flat = {n: one.flat.reshape(len(one), -1) for n, one in shards.items()}
-            blocks = [flat[number][row] for number, row in pairs]
+            flat = {number: shard.flat_blocks for number, shard in shards.items()}
+            blocks = [flat[number][row] for number, row in places]
         else:
-            blocks = [shards[number][row] for number, row in pairs]
+            blocks = [shards[number][row] for number, row in places]
             shapes = {block.shape for block in blocks}
             if len(shapes) != 1:
                 raise ValueError(f"{len(rows)} chunks have not one shape: read them one by one")

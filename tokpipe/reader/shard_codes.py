@@ -65,17 +65,15 @@ class ShardCodes:
         """All codes, one chunk behind the other."""
         self.blocks: Codes | None = None
         """(chunks, t, h, w) where all chunks of the shard have one ``t``, else None."""
+        self.shape: tuple[int, int, int] | None = None
+        """(t, h, w) where all chunks have it, else None."""
         if bool((t == t[0]).all()):
-            self.blocks = self.flat.reshape(self._size, int(t[0]), *grid)
+            self.shape = (int(t[0]), *grid)
+            self.blocks = self.flat.reshape(self._size, *self.shape)
+            self.flat_blocks: Codes = self.flat.reshape(self._size, -1)
+            """(chunks, t * h * w), there where ``blocks`` is."""
         # These give Python's own integers, in a third of the time that an array takes.
         self._t, self._starts = memoryview(t), memoryview(starts)
-
-    @property
-    def shape(self) -> tuple[int, int, int] | None:
-        """(t, h, w) where all chunks have it, else None."""
-        if self.blocks is None:
-            return None
-        return (self._t[0], *self.grid)
 
     def __len__(self) -> int:
         """How many chunks there are."""
