@@ -6,28 +6,15 @@ Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class Travels:
-    """A frozen value that is pickled often: as its class and its fields.
-
-    What dataclasses with slots do by themselves looks the fields up each time, and takes ten times
-    as long; a job of small clips spent half of its driver's time on that.
-    """
-
-    __slots__: tuple[str, ...] = ()
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), tuple([getattr(self, name) for name in self.__slots__])
-
-
 @dataclass(frozen=True, slots=True)
-class ArchiveMember(Travels):
+class ArchiveMember:
     """A video inside a tar, read in place: ``size`` bytes from ``offset`` of the archive."""
 
     archive_uri: str
@@ -36,7 +23,7 @@ class ArchiveMember(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkItem(Travels):
+class WorkItem:
     """One clip to make: a plan row, or one segment of a row whose source is cut.
 
     ``row`` is the position in the stored plan, which never changes once written. How many
@@ -63,7 +50,7 @@ class WorkItem(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class ClipRef(Travels):
+class ClipRef:
     """Names one clip, everywhere: in pixels, in codes, in receipts and in rejections."""
 
     clip_id: str
@@ -93,7 +80,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece(Travels):
+class Piece:
     """What part of its clip is at hand, where long clips are streamed. A short one is one piece."""
 
     index: int = 0
@@ -107,7 +94,7 @@ class Piece(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedClip(Travels):
+class DecodedClip:
     """The pixels of one clip, or of one piece of it, resampled and resized."""
 
     ref: ClipRef
@@ -125,7 +112,7 @@ class DecodedClip(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkSpan(Travels):
+class ChunkSpan:
     """Frames encoded in one go, and which of the latent frames they give are kept.
 
     The encoder sees ``num_context_frames + num_frames + num_pad_frames`` frames, the first of
@@ -152,7 +139,7 @@ class ChunkSpan(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedClip(Travels):
+class EncodedClip:
     """The codes of one clip, or of one piece of it, chunk by chunk."""
 
     ref: ClipRef
@@ -178,7 +165,7 @@ class EncodedClip(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected(Travels):
+class Rejected:
     """A clip that was refused, with the reason: it takes the clip's place from then on."""
 
     ref: ClipRef
@@ -194,7 +181,7 @@ class Rejected(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Travels):
+class Failed:
     """A clip that a stage could not do, perhaps not through its own fault: it takes the clip's
     place in an answer. Whether it is tried again is the runtime's decision."""
 
@@ -207,7 +194,7 @@ class Failed(Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt(Travels):
+class Receipt:
     """What a write actor returns for a shard it has put. Listed in the manifest, it exists."""
 
     shard: str

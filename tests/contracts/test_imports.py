@@ -45,23 +45,8 @@ ARROWS: dict[str, set[str]] = {
     | LIGHT,
     "audit": {*("config", "fingerprint", "formats", "plan", "reader", "reconstruct", "storage")}
     | LIGHT,
-    "bench": {
-        *("audit", "chunks", "config", "fingerprint", "formats", "media", "models", "plan"),
-        *("reader", "runtime", "sources", "stages", "storage", "train", "weights"),
-    }
-    | LIGHT,
     "cli": {
-        *(
-            "audit",
-            "bench",
-            "check",
-            "config",
-            "convert",
-            "reader",
-            "reconstruct",
-            "rejections",
-            "runtime",
-        ),
+        *("audit", "check", "config", "convert", "reader", "reconstruct", "rejections", "runtime"),
         *("storage", "weights"),
     }
     | LIGHT,
@@ -70,18 +55,18 @@ ARROWS: dict[str, set[str]] = {
 }
 
 HOMES: dict[str, set[str]] = {
-    "ray": {"bench", "runtime"},
-    "torch": {"bench", "models", "reconstruct", "stages", "train"},
-    "decord": {"bench", "media"},
+    "ray": {"runtime"},
+    "torch": {"models", "reconstruct", "stages", "train"},
+    "decord": {"media"},
     "transformers": {"models"},
-    "av": {"bench", "media"},
-    "torchcodec": {"bench", "media"},
+    "av": {"media"},
+    "torchcodec": {"media"},
     "xformers": {"models"},
-    "pyarrow": {"audit", "bench", "formats", "plan", "reader", "sources"},
+    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
-    "rich": {"bench", "cli", "runtime"},
+    "rich": {"cli", "runtime"},
 }
 
 

@@ -19,13 +19,11 @@ from ray.exceptions import (
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
 from tokpipe.formats.manifest import EncoderUse
-from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher
-from tokpipe.runtime.encode_actor import EncodeActor
 from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.pools import gpus_per_encoder
 from tokpipe.runtime.protocol import (
     STAGES,
@@ -110,8 +108,9 @@ class _Handle:
 
 @dataclass
 class Usage:
-    """Seconds that actors existed for."""
+    """Seconds of work by stage, and seconds that actors were up for it."""
 
+    busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     up_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     encoders_paid_s: float = 0.0
     """Seconds that encode actors held their share of a node, from their placement on."""
@@ -302,17 +301,21 @@ class Shell:
             picks = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             report = handle.actor.work.remote(name, picks)
         elif isinstance(lease, DecodeLease):
-            self._payloads[attempt], report = handle.actor.work.remote(Packed(lease.items))
+            work = handle.actor.work.options(num_returns=2)
+            self._payloads[attempt], report = work.remote(lease.items)
         elif lease.film is None:
+            work = handle.actor.work.options(num_returns=2)
             pixels = self._payloads[lease.pick.source]
-            outputs = handle.actor.work.remote(lease.pick.positions, pixels)
-            self._payloads[attempt], report = outputs
+            self._payloads[attempt], report = work.remote(lease.pick.positions, pixels)
         else:
+            work = handle.actor.work_piece.options(num_returns=3)
             (position,), pixels = lease.pick.positions, self._payloads[lease.pick.source]
             state = None if lease.state is None else self._states[lease.state]
-            outputs = handle.actor.work_piece.remote(position, pixels, state)
+            outputs = work.remote(position, pixels, state)
             self._payloads[attempt], self._states[attempt], report = outputs
-        report.future().add_done_callback(lambda future: self._heard_report(command, future))
+        report.future().add_done_callback(
+            lambda future: self._heard_report(handle.stage, command, future)
+        )
 
     # --- answers (on Ray's threads: they only post events) --------------------------------------
 
@@ -340,7 +343,9 @@ class Shell:
         else:
             self._events.put(_Death(actor, _say(error)))
 
-    def _heard_report(self, command: Dispatch, future: Future[Report | InputsLost]) -> None:
+    def _heard_report(
+        self, stage: Stage, command: Dispatch, future: Future[Report | InputsLost]
+    ) -> None:
         attempt, error = command.attempt, future.exception()
         if error is None:
             report = future.result()
@@ -349,9 +354,8 @@ class Shell:
                     LeaseFailed(attempt, "inputs_lost", "a node was lost", report.attempts)
                 )
             else:
-                self._events.put(
-                    LeaseDone(attempt, report.answer, report.busy_s, report.download_s)
-                )
+                self.usage.busy_s[stage] += report.busy_s
+                self._events.put(LeaseDone(attempt, report.answer, report.busy_s))
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
             if isinstance(cause, ObjectLostError):

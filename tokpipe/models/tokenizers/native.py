@@ -19,7 +19,6 @@ from tokpipe.config.tokenizer import (
     QuantizerConfig,
 )
 from tokpipe.errors import ConfigError
-from tokpipe.models.convolution import order_weights
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.quantizers import (
@@ -96,7 +95,6 @@ class NativeTokenizer(VideoTokenizer):
 
     def _cast(self, dtype: torch.dtype) -> None:
         self.encoder.to(dtype)
-        order_weights(self.encoder)
         if self.decoder is not None:
             self.decoder.to(dtype)
 
