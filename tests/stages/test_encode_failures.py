@@ -79,6 +79,23 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     assert set(rows) == {2}, "it does not run out of memory again with each call"
 
 
+def test_memory_that_runs_out_twice_within_a_batch_loses_no_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clips = [clip(name, 5) for name in range(8)]
+    wanted = ready_stage(batch_chunks=8).process(clips)
+    stage = ready_stage(batch_chunks=8)
+
+    def problem(pixels: Tensor) -> None:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("no room")
+
+    rows = spoil(stage, monkeypatch, problem)
+    for found, want in zip(stage.process(clips), wanted, strict=True):
+        assert_same_codes(found, want)
+    assert rows == [8, 4, 2, 2, 2, 2]
+
+
 def test_a_chunk_too_large_for_the_memory_fails_its_clip_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

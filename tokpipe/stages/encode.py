@@ -184,10 +184,11 @@ class EncodeStage:
         else:
             yield from zip(batch, blocks, strict=True)
             return
-        middle = -(-len(batch) // 2)
-        for half in (batch[:middle], batch[middle:]):
-            if half:
-                yield from self._encode_apart(clips, half)
+        half = -(-len(batch) // 2)
+        while batch:
+            size = min(half, self.batch_rows)  # may fall on the way
+            yield from self._encode_apart(clips, batch[:size])
+            batch = batch[size:]
 
     def _works(self) -> bool:
         """Whether the device still computes: some errors leave a GPU's context of no use."""
