@@ -28,6 +28,12 @@ def spoil(
     return rows
 
 
+def no_room_for_three(pixels: Tensor) -> None:
+    """A device on which batches of two chunks fit."""
+    if len(pixels) > 2:
+        raise torch.OutOfMemoryError("no room")
+
+
 @pytest.mark.parametrize("bad", [{0}, {3}, {6}, {1, 5}, set(range(7))], ids=str)
 def test_clips_that_the_encoder_fails_at_are_found_among_the_others(
     bad: set[int], monkeypatch: pytest.MonkeyPatch
@@ -61,12 +67,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     clips = [clip(name, 7) for name in range(5)]
     wanted = ready_stage(batch_chunks=8).process(clips)
     stage = ready_stage(batch_chunks=8)
-
-    def problem(pixels: Tensor) -> None:
-        if len(pixels) > 2:
-            raise torch.OutOfMemoryError("no room")
-
-    rows = spoil(stage, monkeypatch, problem)
+    rows = spoil(stage, monkeypatch, no_room_for_three)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert isinstance(found, EncodedClip)
         assert isinstance(want, EncodedClip)
@@ -85,12 +86,7 @@ def test_memory_that_runs_out_twice_within_a_batch_loses_no_chunk(
     clips = [clip(name, 5) for name in range(8)]
     wanted = ready_stage(batch_chunks=8).process(clips)
     stage = ready_stage(batch_chunks=8)
-
-    def problem(pixels: Tensor) -> None:
-        if len(pixels) > 2:
-            raise torch.OutOfMemoryError("no room")
-
-    rows = spoil(stage, monkeypatch, problem)
+    rows = spoil(stage, monkeypatch, no_room_for_three)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert_same_codes(found, want)
     assert rows == [8, 4, 2, 2, 2, 2]

@@ -157,10 +157,14 @@ class EncodeStage:
                 shape = (span.num_input_frames, *clip.frames.shape[1:])
                 groups.setdefault(shape, []).append(_Chunk(index, span))
         for chunks in groups.values():
-            while chunks:
-                size = self.batch_rows  # may fall on the way
-                yield chunks[:size]
-                chunks = chunks[size:]
+            yield from self._cut(chunks, at_most=len(chunks))
+
+    def _cut(self, chunks: list[_Chunk], *, at_most: int) -> Iterator[list[_Chunk]]:
+        """Cut chunks into batches of ``at_most`` chunks that fit the device's memory."""
+        while chunks:
+            size = min(at_most, self.batch_rows)  # may fall on the way
+            yield chunks[:size]
+            chunks = chunks[size:]
 
     def _encode_apart(
         self, clips: Sequence[DecodedClip], batch: list[_Chunk]
@@ -184,11 +188,8 @@ class EncodeStage:
         else:
             yield from zip(batch, blocks, strict=True)
             return
-        half = -(-len(batch) // 2)
-        while batch:
-            size = min(half, self.batch_rows)  # may fall on the way
-            yield from self._encode_apart(clips, batch[:size])
-            batch = batch[size:]
+        for part in self._cut(batch, at_most=-(-len(batch) // 2)):
+            yield from self._encode_apart(clips, part)
 
     def _works(self) -> bool:
         """Whether the device still computes: some errors leave a GPU's context of no use."""
