@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from tests.s3_server import S3Server, fresh_bucket, running_s3_server
 
@@ -51,6 +50,8 @@ def ray_address() -> Iterator[str]:
 
     One for all tests that need no particular one: drivers come and go much faster.
     """
+    from ray.cluster_utils import Cluster  # most of what starting a test run would take
+
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
     )
