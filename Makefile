@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types audit-dependencies unit chaos clean
+.PHONY: demo test lint types audit-dependencies unit chaos bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tokpipe.run jobs/demo.yaml
@@ -29,6 +29,10 @@ unit: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.hostile
+
+# Half an hour, on a machine that does nothing else. The results are what docs/performance.md says.
+bench: $(VENV)/.installed
+	$(BIN)/tokpipe bench --json benchmarks/results
 
 $(VENV)/.installed: pyproject.toml requirements.txt infra/install.sh
 	infra/install.sh $(VENV) $(PYTHON)

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import tokpipe.plan
 from tests.conftest import S3Bucket
 from tests.storage.listed import sizes
 from tokpipe import ids
@@ -228,6 +229,18 @@ def test_a_clip_named_twice_is_refused_by_both_places_and_nothing_stays(tmp_path
     ):
         plan(tmp_path, *sources)
     assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
+
+
+@pytest.mark.parametrize("num_ranges", [1, 2, 3, 7, 1000])
+def test_repeated_values_are_found_whatever_range_is_looked_at_at_once(
+    num_ranges: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokpipe.plan, "_SORTED_AT_ONCE", 3000 // num_ranges)
+    values = np.random.default_rng(0).integers(0, 2**64, 2995, np.uint64)
+    edges = np.array([0, 2**64 - 1, 2**63, 0, 2**64 - 1], np.uint64)
+    parts = [values[:1000], values[1000:], edges, values[5:7], values[5:6]]
+    wanted = sorted([0, 2**64 - 1, *values[5:7].tolist()])
+    assert tokpipe.plan._repeated(parts).tolist() == wanted
 
 
 def test_the_same_video_with_another_span_is_another_clip(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_clean_arguments(clean)
     clean.set_defaults(command=_clean)
+    bench = verbs.add_parser(
+        "bench",
+        help="measure how near this machine comes to what it can do",
+        description="Run benchmarks: each figure beside its limit or its target, in the same run.",
+        epilog="example: tokpipe bench encoder storage --json results",
+    )
+    _add_bench_arguments(bench)
+    bench.set_defaults(command=_bench)
     parsed = parser.parse_args(arguments)
     return _reporting(parsed.command, parsed)
 
@@ -229,6 +237,32 @@ def _clean(parsed: argparse.Namespace) -> int:
             f"{removed.num_objects:,} unlisted objects, {removed.size_bytes / 1e6:,.1f} MB"
         )
     _print([line], Console(highlight=False))
+    return 0
+
+
+def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all when left out")
+    parser.add_argument("--list", action="store_true", help="say which there are, run none")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller and shorter: it works, no figure to quote"
+    )
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="keep FOLDER/NAME.json of each")
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from tokpipe.bench.catalogue import BENCHMARKS
+    from tokpipe.bench.command import run_benchmarks
+
+    console = Console(highlight=False)
+    if parsed.list:
+        _print((f"{name}: {measures}" for name, measures in BENCHMARKS.items()), console)
+        return 0
+    run_benchmarks(
+        parsed.names,
+        quick=parsed.quick,
+        folder=parsed.json,
+        say=lambda line: _print([line], console),
+    )
     return 0
 
 

@@ -34,6 +34,7 @@ _NUM_EXAMPLES = 10
 _WRITERS = 2
 _CACHED_PARTS = 3
 _ITEMS_AT_ONCE = 4096
+_SORTED_AT_ONCE = 8 * 2**20
 _ROW_ID = pa.field("row_id", pa.string(), nullable=False)
 _OWN_COLUMNS = [_ROW_ID.name, *ROW_SCHEMA.names]
 
@@ -172,7 +173,7 @@ class _Part:
 
 
 class _PartWriter:
-    """Gives rows their ids and stores them in parts, compressing while the next are read."""
+    """Gives rows their ids and stores them in parts, while the next are read and checked."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
@@ -184,11 +185,11 @@ class _PartWriter:
         """Store all rows of one source; returns how many."""
         num_rows = 0
         for table in _cut(source.batches()):
-            ids = _row_digests(dataset, table)
             if len(self._futures) > _WRITERS:  # else fast sources would pile up in memory
                 self._futures[-_WRITERS - 1].result()
             key = f"{self._prefix}/{len(self._futures):05d}.parquet"
-            self._futures.append(self._pool.submit(self._put, key, index, num_rows, table, ids))
+            args = key, index, num_rows, dataset, table
+            self._futures.append(self._pool.submit(self._put, *args))
             num_rows += table.num_rows
         return num_rows
 
@@ -205,7 +206,8 @@ class _PartWriter:
             for number in range(len(self._futures)):
                 self._store.delete(f"{self._prefix}/{number:05d}.parquet")
 
-    def _put(self, key: str, source: int, first_row: int, table: pa.Table, ids: bytes) -> _Part:
+    def _put(self, key: str, source: int, first_row: int, dataset: str, table: pa.Table) -> _Part:
+        ids = _row_digests(dataset, table)
         table = table.add_column(0, _ROW_ID, _hex_column(ids))
         num_problems = table.num_rows - table.column("problem").null_count
         hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
@@ -290,13 +292,16 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> list[tuple[_Row, _
     """Return (later row, first row) for each row whose clip an earlier row has already."""
     if not parts:
         return []
-    hashes = np.concatenate([part.hashes for part in parts])
-    ordered = np.sort(hashes)
-    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    del ordered
+    repeated = _repeated([part.hashes for part in parts])
     if not len(repeated):
         return []
-    positions = np.flatnonzero(np.isin(hashes, repeated))
+    starts = np.cumsum([0, *(part.stored.num_rows for part in parts)])
+    positions = np.concatenate(
+        [
+            start + np.flatnonzero(np.isin(part.hashes, repeated))
+            for start, part in zip(starts[:-1].tolist(), parts, strict=True)
+        ]
+    )
     first_with: dict[str, _Row] = {}
     duplicates = []
     for row in _rows_at(store, parts, positions):
@@ -305,6 +310,28 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> list[tuple[_Row, _
         if first is not row:
             duplicates.append((row, first))
     return duplicates
+
+
+def _repeated(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Return, in order, what occurs more than once.
+
+    Looks at one range of values after the other, since sorting all of 100 million rows at once
+    would take 1.6 GB more.
+    """
+    num_ranges = max(1, sum(map(len, hashes)) // _SORTED_AT_ONCE)
+    width = -(-(2**64) // num_ranges)
+    found = []
+    for number in range(num_ranges):
+        first, last = number * width, min((number + 1) * width, 2**64) - 1
+        inside = [
+            some
+            if num_ranges == 1
+            else some[(some >= np.uint64(first)) & (some <= np.uint64(last))]
+            for some in hashes
+        ]
+        ordered = np.sort(np.concatenate(inside))
+        found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    return np.concatenate(found)
 
 
 def _rows_at(store: Store, parts: Sequence[_Part], positions: NDArray[np.int64]) -> Iterator[_Row]:

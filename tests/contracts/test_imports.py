@@ -45,8 +45,23 @@ ARROWS: dict[str, set[str]] = {
     | LIGHT,
     "audit": {*("config", "fingerprint", "formats", "plan", "reader", "reconstruct", "storage")}
     | LIGHT,
+    "bench": {
+        *("audit", "chunks", "config", "fingerprint", "formats", "media", "models", "plan"),
+        *("reader", "runtime", "sources", "stages", "storage", "train", "weights"),
+    }
+    | LIGHT,
     "cli": {
-        *("audit", "check", "config", "convert", "reader", "reconstruct", "rejections", "runtime"),
+        *(
+            "audit",
+            "bench",
+            "check",
+            "config",
+            "convert",
+            "reader",
+            "reconstruct",
+            "rejections",
+            "runtime",
+        ),
         *("storage", "weights"),
     }
     | LIGHT,
@@ -55,18 +70,18 @@ ARROWS: dict[str, set[str]] = {
 }
 
 HOMES: dict[str, set[str]] = {
-    "ray": {"runtime"},
-    "torch": {"models", "reconstruct", "stages", "train"},
-    "decord": {"media"},
+    "ray": {"bench", "runtime"},
+    "torch": {"bench", "models", "reconstruct", "stages", "train"},
+    "decord": {"bench", "media"},
     "transformers": {"models"},
-    "av": {"media"},
-    "torchcodec": {"media"},
+    "av": {"bench", "media"},
+    "torchcodec": {"bench", "media"},
     "xformers": {"models"},
-    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
+    "pyarrow": {"audit", "bench", "formats", "plan", "reader", "sources"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
-    "rich": {"cli", "runtime"},
+    "rich": {"bench", "cli", "runtime"},
 }
 
 

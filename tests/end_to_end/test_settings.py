@@ -22,7 +22,7 @@ from tests.end_to_end.jobs import (
     write_video,
 )
 from tokpipe.config import load_job
-from tokpipe.models import build_tokenizer
+from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.reader import Clip, open_output
 

@@ -52,6 +52,15 @@ def test_the_end_is_found_in_logarithmic_time(num_entries: int) -> None:
     assert len(store.requests) <= 2 * math.log2(num_entries + 1) + 2
 
 
+@pytest.mark.parametrize("known", [0, 1, 63, 999, 1000])
+def test_the_end_is_found_at_once_from_near_it(known: int) -> None:
+    store = DictStore()
+    for seq in range(1000):
+        store.objects[f"manifest/{seq:08d}.json"] = b""
+    assert count_entries(store, known) == 1000
+    assert len(store.requests) <= 2 * math.log2(1001 - known) + 2
+
+
 def test_entries_come_in_order_from_any_to_any() -> None:
     store = store_of(50)
     assert [entry.seq for entry in iter_entries(store)] == list(range(50))

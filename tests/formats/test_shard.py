@@ -250,8 +250,8 @@ def zipf(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
         (uniform, 64_000, 16.1),
         (uniform, 65_536, 16.1),
         (uniform, 262_144, 18.6),
-        (zipf, 8192, 11.95),
-        (zipf, 64_000, 14.4),
+        (zipf, 8192, 9.9),
+        (zipf, 64_000, 12.5),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -201,6 +201,47 @@ def test_the_child_dies_with_its_parent_even_while_it_hangs(clip: Path, tmp_path
     raise AssertionError("the child lived on")
 
 
+def test_memory_is_used_again_and_never_while_someone_reads_it(
+    clip: Path, tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
+    other = write_video(tmp_path / "other.mp4", 7, first_number=100)
+    decoder = make_decoder(backends=("pyav",), size=(96, 128))
+    files: set[int] = set()
+    held = decoder.decode(clip).frames[3:5]  # a view, after its video is gone
+    for _ in range(3):
+        for path, numbers in ((clip, list(range(10))), (other, list(range(100, 107)))):
+            frames = decoder.decode(path).frames
+            assert numbers_of(frames) == numbers
+            files.add(mapped_file(frames))
+            del frames
+    assert numbers_of(held) == [3, 4]
+    assert len(files) == 1
+
+
+def test_a_smaller_picture_has_black_margins_whatever_was_there(
+    clip: Path, make_decoder: MakeDecoder
+) -> None:
+    decoder = make_decoder(backends=("pyav",), fit="pad", size=(96, 64))
+    wide = make_decoder(backends=("pyav",), fit="pad", size=(96, 64)).decode(clip).frames.copy()
+    decoder.decode(clip).frames[:] = 255
+    frames = decoder.decode(clip).frames
+    assert np.array_equal(frames, wide)
+    assert not frames[:, :20].any()
+
+
+def test_memory_that_comes_back_after_the_end_is_let_go(clip: Path) -> None:
+    decoder = VideoDecoder(
+        DecodeConfig(), SamplingConfig(fps=None), FramesConfig(size=(48, 64), fit="stretch")
+    )
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = [decoder.decode(clip) for _ in range(3)]
+    decoder.close()
+    assert numbers_of(held[0].frames) == list(range(10))
+    held.clear()
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_nothing_leaks_over_many_clips(
     clip: Path, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
@@ -232,6 +273,17 @@ def test_nothing_leaks_over_many_clips(
     assert fds_after == fds
     assert kib_after - kib < 8 * 1024
     assert not [name for name in set(names_after) - set(names) if "tokpipe" in name]
+
+
+def mapped_file(frames: np.ndarray) -> int:
+    """The inode of the file whose mapping holds an array."""
+    address = frames.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, inode, *_ = line.split()
+        low, high = (int(end, 16) for end in span.split("-"))
+        if low <= address < high:
+            return int(inode)
+    raise AssertionError("not mapped")
 
 
 def resident_kib(pid: int) -> int:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tests.models import golden_fixtures as golden
 from tokpipe.models.blocks import AttnBlock2D, ResnetBlock3D, Upsample3D
+from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm, Norm, group_norm
 from tokpipe.models.movq_3d import MOVQDecoder3D
-from tokpipe.models.norm_3d import FrameGroupNorm, GroupNorm, Norm, SpatialNorm3D, group_norm
+from tokpipe.models.norm_3d import SpatialNorm3D
 
 
 def small_decoder(**changes: Any) -> MOVQDecoder3D:

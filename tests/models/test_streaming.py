@@ -18,8 +18,9 @@ from tests.models import golden_fixtures as golden
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.group_norm import FrameGroupNorm
 from tokpipe.models.movq_3d import MOVQDecoder3D
-from tokpipe.models.norm_3d import FrameGroupNorm, SpatialNorm3D
+from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.streaming import Stream, StreamState
 
 SHARED: dict[str, Any] = {

@@ -219,6 +219,16 @@ def test_a_listed_object_that_is_missing_is_damage(
         Output(store, verify=verify).clip(OTHERS[0].ref.clip_id)
 
 
+def test_damage_is_told_when_it_is_reached_and_not_before(store: DictStore) -> None:
+    key = "shards/p-2-a.parquet"
+    store.objects[key] = flipped(store.objects[key], 0)
+    clips = Output(store).clips()
+    for encoded in CLIPS:
+        assert_same(next(clips), encoded)
+    with pytest.raises(CorruptOutput, match=r"p-2-a\.parquet is damaged"):
+        next(clips)
+
+
 def test_a_damaged_side_table_is_noticed(store: DictStore) -> None:
     key = "clips/p-1-a.parquet"
     store.objects[key] = flipped(store.objects[key], len(store.objects[key]) * 4)

@@ -157,6 +157,25 @@ def test_a_claim_takes_in_what_an_older_driver_commits_meanwhile() -> None:
     assert settled(store) == [3, 4]
 
 
+def test_a_claim_brings_a_state_up_to_date_without_loading_it_again() -> None:
+    store = DictStore()
+    older = claim_output(store, NUM_ROWS, "older")
+    for row in range(20):
+        older.commit([receipt(row, name=f"{row}")], [])
+    known = load_state(store, NUM_ROWS)
+    older.commit([receipt(20, name="20")], [rejection(21)])
+    older.reopen([rejection(21)])
+    store.requests.clear()
+    claimed = claim_output(store, NUM_ROWS, "newer", known=known)
+    assert claimed.state is known
+    assert known.committed.bitmap == load_state(store, NUM_ROWS).committed.bitmap
+    assert known.committed.done(0, 22).tolist() == [True] * 21 + [False]
+    gets = [one for one in store.requests if one.startswith("get ")]
+    assert set(gets[:2]) == {f"get manifest/{seq:08d}.json" for seq in (21, 22)}
+    with pytest.raises(Fenced):
+        older.watch()
+
+
 def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
     store = DictStore()
     driver = claim_output(store, NUM_ROWS, "driver")

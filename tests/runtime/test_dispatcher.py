@@ -12,6 +12,8 @@ from tokpipe.runtime.dispatcher import (
     MAX_NODE_TROUBLES,
     MAX_REFUSALS,
     RETRY_PAUSE_S,
+    SHARDS_AHEAD,
+    SLOTS,
     Dispatcher,
     Limits,
 )
@@ -444,3 +446,78 @@ def test_seconds_of_encoders_are_useful_once_committed_and_lost_when_made_again(
             bench.send(LeaseDone(last.attempt, bench.answer(last), 5.0))
     (commit,) = (command for command in bench.log if isinstance(command, Commit))
     assert (commit.useful_s, commit.lost_s) == (5.0, 6.0)
+
+
+def finished(bench: Bench, dispatch: Dispatch, busy_s: float) -> list[Command]:
+    return bench.send(LeaseDone(dispatch.attempt, bench.answer(dispatch), busy_s))
+
+
+def test_leases_grow_where_clips_take_little_time_and_only_there() -> None:
+    for busy_s, clips in ((0.001, 32), (0.5, 8), (10.0, 4)):
+        limits = replace(LIMITS, clips_per_lease=32, usual_clips=4, shard_bytes=10**9)
+        bench = Bench(*range(1000), limits=limits)
+        for _ in range(60):
+            waiting = [d for d in dispatches(bench.log) if d.attempt in in_flight(bench)]
+            dispatch = min(waiting, key=lambda d: d.lease.stage == "decode")
+            finished(bench, dispatch, busy_s * len(dispatch.lease.items) / 4)
+        decodes = [d for d in dispatches(bench.log) if isinstance(d.lease, DecodeLease)]
+        assert len(decodes[0].lease.items) == 4
+        assert len(decodes[-1].lease.items) == clips
+
+
+def test_encoders_wait_for_a_store_that_takes_shards_slowly() -> None:
+    bench = Bench(*range(400), exhausted=False, limits=replace(LIMITS, shard_bytes=1))
+    for _ in range(200):
+        waiting = [
+            d
+            for d in dispatches(bench.log)
+            if d.attempt in in_flight(bench) and d.lease.stage != "write"
+        ]
+        if not waiting:
+            break
+        finished(bench, waiting[0], 1.0)
+    held_by_the_encoder = SLOTS["encode"]
+    assert len(bench.dispatcher._shards) <= SHARDS_AHEAD + 1 + held_by_the_encoder
+    before = len(bench.log)
+    for _ in range(4):
+        write = [d for d in dispatches(bench.log) if d.lease.stage == "write"][-1]
+        refs = tuple(ref_of(item) for item in write.lease.items)
+        bench.send(LeaseDone(write.attempt, receipt_of(refs)))
+    assert any(d.lease.stage == "encode" for d in dispatches(bench.log[before:]))
+
+
+def test_seconds_are_told_apart_by_what_they_went_into() -> None:
+    bench = Bench(0)
+    (decode,) = dispatches(bench.log)
+    bench.now += 5
+    bench.send(LeaseDone(decode.attempt, bench.answer(decode), 4.0, download_s=1.0))
+    encode = dispatches(bench.log)[-1]
+    bench.now += 3
+    finished(bench, encode, 2.0)
+    spent = bench.dispatcher.progress.spent
+    assert (spent["download"], spent["decode"]) == (1.0, 3.0)
+    assert (spent["transfer"], spent["encode"]) == (1.0, 2.0)
+
+
+def test_on_cpus_one_decoder_asks_for_no_room_and_its_successor_neither() -> None:
+    dispatcher = Dispatcher(LIMITS, ref_of)
+    commands = dispatcher.handle(Capacity(4, 0), 0.0)
+    (decoder,) = (c for c in commands if isinstance(c, StartActor) and c.stage == "decode")
+    assert decoder.squeeze
+    assert not any(c.squeeze for c in commands if isinstance(c, StartActor) and c != decoder)
+    commands = dispatcher.handle(ActorLost(decoder.actor, True, "node"), 1.0)
+    (again,) = (c for c in commands if isinstance(c, StartActor))
+    assert (again.stage, again.squeeze) == ("decode", True)
+
+
+def test_pools_follow_what_clips_were_measured_to_take() -> None:
+    pools = RuntimeConfig(write=PoolConfig(cpus=0, max_actors=1))
+    bench = Bench(*range(1000), limits=replace(LIMITS, runtime=pools, shard_bytes=10**9))
+    assert bench.dispatcher._count == {"decode": 2, "encode": 7, "write": 1}
+    for _ in range(60):
+        waiting = [d for d in dispatches(bench.log) if d.attempt in in_flight(bench)]
+        dispatch = min(waiting, key=lambda d: d.lease.stage == "decode")
+        finished(bench, dispatch, 1.0)  # both stages need as much
+    bench.now += 100
+    bench.send(Capacity(8, 0))
+    assert bench.dispatcher._count == {"decode": 4, "encode": 5, "write": 1}

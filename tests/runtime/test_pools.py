@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.pools import size_pools
+from tokpipe.runtime.pools import Need, PoolSizes, size_pools
 from tokpipe.runtime.protocol import Capacity
 
 
 @pytest.mark.parametrize(
     ("cpus", "decode", "encode"),
-    [(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 2), (8, 2, 6), (64, 16, 48)],
+    [(0, 1, 1), (1, 1, 1), (2, 1, 2), (3, 1, 3), (8, 2, 7), (64, 16, 49)],
 )
 def test_on_cpus_encoders_get_most(cpus: int, decode: int, encode: int) -> None:
     sizes = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
@@ -41,3 +41,51 @@ def test_the_jobs_bounds_hold() -> None:
 def test_half_a_gpu_each_makes_twice_as_many_encoders() -> None:
     config = RuntimeConfig(encode=PoolConfig(gpus=0.5))
     assert size_pools(Capacity(32, 4), config, on_gpu=True).encode == 8
+
+
+@pytest.mark.parametrize(
+    ("decode_s", "encode_s", "decode", "encode"),
+    [(0.1, 0.9, 1, 8), (0.5, 0.5, 4, 5), (0.9, 0.1, 8, 1), (0.0, 1.0, 1, 8)],
+)
+def test_on_cpus_both_stages_get_what_they_were_measured_to_need(
+    decode_s: float, encode_s: float, decode: int, encode: int
+) -> None:
+    need = Need(decode_s, encode_s)
+    sizes = size_pools(Capacity(8, 0), RuntimeConfig(), on_gpu=False, need=need)
+    assert (sizes.decode, sizes.encode) == (decode, encode)
+
+
+def test_no_division_is_slower_than_the_one_without_measurements() -> None:
+    for cpus in (2, 3, 8, 31):
+        for tenths in range(1, 10):
+            need = Need(tenths / 10, 1 - tenths / 10)
+            first = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
+            then = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False, need=need)
+            assert rate(then, cpus, need) >= rate(first, cpus, need)
+
+
+def rate(sizes: PoolSizes, cpus: int, need: Need) -> float:
+    return min(
+        sizes.decode / need.decode_s,
+        sizes.encode / need.encode_s,
+        cpus / (need.decode_s + need.encode_s),
+    )
+
+
+def test_pools_stay_as_they_are_where_a_change_would_gain_little() -> None:
+    def sizes(need: Need) -> PoolSizes:
+        return size_pools(
+            Capacity(32, 0), RuntimeConfig(), on_gpu=False, need=need, num_decoders=16
+        )
+
+    assert sizes(Need(0.48, 0.52)).decode == 16
+    assert sizes(Need(0.2, 0.8)).decode == 7
+
+
+def test_one_decoder_works_on_the_cpus_of_others() -> None:
+    for cpus in range(1, 20):
+        sizes = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
+        assert sizes.decode_shares
+        assert sizes.decode - 1 + sizes.encode == cpus
+    assert not size_pools(Capacity(0, 0), RuntimeConfig(), on_gpu=False).decode_shares
+    assert not size_pools(Capacity(8, 1), RuntimeConfig(), on_gpu=True).decode_shares

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TableSource
@@ -16,6 +18,10 @@ from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.table import TableRows
 
 LOCAL, REMOTE = "/data/tables/t.csv", "s3://b/tables/t.csv"
+MIXED = [
+    *("s3://b/a.mp4", "s3://b/../a.mp4", "s3://b/x::file:///a", "https://h/a", "sftp://h/a"),
+    *("/data/tables/a.mp4", "/data/tables/../a", "file:///data//tables/a", "/etc/passwd", None),
+]
 
 
 def is_outside(uri: str, table: str, *prefixes: str) -> bool:
@@ -44,6 +50,18 @@ def is_outside(uri: str, table: str, *prefixes: str) -> bool:
 )
 def test_nothing_else_on_the_machine_may_be_named_by_default(uri: str, table: str) -> None:
     assert is_outside(uri, table)
+
+
+@pytest.mark.parametrize("prefixes", [None, ["s3://b"]])
+@pytest.mark.parametrize("table", [LOCAL, REMOTE])
+@given(uris=st.lists(st.sampled_from(MIXED), max_size=4))
+def test_a_uris_neighbours_do_not_matter(
+    table: str, prefixes: list[str] | None, uris: list[str | None]
+) -> None:
+    allowed = AllowedUris(table, prefixes)
+    together = allowed.outside(pa.array(uris, pa.string())).to_pylist()
+    alone = [allowed.outside(pa.array([uri], pa.string()))[0].as_py() for uri in uris]
+    assert together == alone
 
 
 @pytest.mark.parametrize("table", [LOCAL, REMOTE])

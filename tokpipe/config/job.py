@@ -139,11 +139,14 @@ class RuntimeConfig(Frozen):
     """``auto``: the cluster that this driver was submitted to, else a local one; ``local``;
     or an address."""
     decode: PoolConfig = PoolConfig()
+    """With GPUs decoders take the CPUs that encoders leave. Without, CPUs are divided by how long
+    clips were measured to take, and one decoder has no CPU of its own."""
     encode: PoolConfig = PoolConfig(lease_deadline_s=3600.0)
     """``gpus`` counts only when encoding on GPUs; 0 there means a whole one."""
     write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
-    clips_per_lease: PositiveInt = 8
-    """Most clips that travel together; fewer when clips are large."""
+    clips_per_lease: PositiveInt = 64
+    """Most clips that travel together. There are eight until it is known how long they take, and
+    more if eight take less than a second; fewer when clips are large."""
     max_attempts: PositiveInt = 3
     """A clip that takes down its worker this often is rejected."""
     start_timeout_s: PositiveFloat = 300.0

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import tokpipe
+from tokpipe.formats.byte_pairs import MOST_PAIRS, pair_dictionary, with_byte_pairs
 from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.types import EncodedClip
@@ -35,10 +36,11 @@ _PAGE_BYTES = 8 * 2**20
 planes cost less: 13.02 to 13.08 bits a code against 13.17 with pages of 1 MiB (uniform codes,
 K = 8,192)."""
 
+_ZSTD_LEVEL = 3
 _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
 
-Encoding = Literal["byte_stream_split", "dictionary"]
+Encoding = Literal["byte_stream_split", "dictionary", "byte_pairs"]
 
 
 def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
@@ -140,12 +142,23 @@ def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
     return zlib.crc32(little_endian.data)
 
 
+def codes_crc32_of_rows(
+    codes: NDArray[np.uint16] | NDArray[np.uint32], offsets: NDArray[np.int32]
+) -> NDArray[np.uint32]:
+    """``codes_crc32`` of each row ``codes[offsets[i] : offsets[i + 1]]`` of flat codes."""
+    little_endian = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
+    data = little_endian.data.cast("B")
+    ends = (offsets.astype(np.int64) * codes.itemsize).tolist()
+    crc32 = zlib.crc32
+    return np.array([crc32(data[start:end]) for start, end in pairwise(ends)], np.uint32)
+
+
 def estimated_bytes(num_codes: int, codebook_size: int) -> int:
     """Bytes on disk that ``num_codes`` codes take at most, to size shards by.
 
     Measured on uniform codes, which is the worst case: 13.13 bits a code at K = 8,192, 16.07
     at 64,000 and 65,536, 18.59 at 262,144, so 1.033 log2 K or less. Skewed codes take less:
-    11.9 bits at K = 8,192 with 9.35 bits of entropy (Zipf).
+    9.8 bits at K = 8,192 with 9.36 bits of entropy (Zipf).
     """
     return math.ceil(num_codes * 1.033 * max(1.0, math.log2(codebook_size)) / 8)
 
@@ -161,11 +174,16 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     _check_clips(clips, metadata.tokenizer)
     schema = shard_schema(metadata.tokenizer.code_dtype)
     groups = list(_row_groups(clips))
-    encoding = _smaller_encoding(_table(groups[0], schema))
+    size = metadata.tokenizer.codebook_size
+    encoding = _smallest_encoding(_table(groups[0], schema), size)
+    counts = np.zeros(size if encoding == "byte_pairs" else 0, np.int64)
     sink = io.BytesIO()  # gives its bytes away without copying them, unlike an Arrow buffer
     with pq.ParquetWriter(sink, schema, **_writer_options(schema, encoding)) as writer:
         for group in groups:
-            writer.write_table(_table(group, schema), row_group_size=len(group))
+            table = _table(group, schema)
+            if encoding == "byte_pairs":
+                counts += np.bincount(_flat_codes(table), minlength=size)
+            writer.write_table(table, row_group_size=len(group))
         writer.add_key_value_metadata(
             metadata.to_key_values(
                 grid=clips[0].grid,
@@ -173,6 +191,8 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
                 num_codes=sum(clip.num_codes for clip in clips),
             )
         )
+    if encoding == "byte_pairs":
+        return _with_byte_pairs(sink.getvalue(), counts)
     return sink.getvalue()
 
 
@@ -256,19 +276,35 @@ def _table(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> pa.Tab
     return pa.table(columns, schema=schema)
 
 
-def _smaller_encoding(sample: pa.Table) -> Encoding:
-    """Try one row group both ways: codes of one shard have one distribution.
+def _smallest_encoding(sample: pa.Table, codebook_size: int) -> Encoding:
+    """Try one row group every way: codes of one shard have one distribution.
 
-    Byte planes suit every uniform codebook. A dictionary saves 2 % on codes with a Zipf
-    distribution (K = 64,000) and more where codes repeat, and costs 30 % at K = 262,144.
+    Byte planes suit every uniform codebook, pairs of bytes every skewed one. A dictionary of
+    pyarrow's is smaller where indices are of 8 bits, or codes hardly differ.
     """
     codes = sample.select(["codes"])
     sizes: dict[Encoding, int] = {}
-    for encoding in ("byte_stream_split", "dictionary"):
+    for encoding in get_args(Encoding):
+        if encoding == "byte_pairs" and codebook_size > MOST_PAIRS:
+            continue
         sink = io.BytesIO()
         pq.write_table(codes, sink, **_writer_options(codes.schema, encoding))
-        sizes[encoding] = sink.tell()
+        data = sink.getvalue()
+        if encoding == "byte_pairs":
+            data = _with_byte_pairs(data, np.bincount(_flat_codes(codes)))
+        sizes[encoding] = len(data)
     return min(sizes, key=lambda encoding: sizes[encoding])
+
+
+def _flat_codes(table: pa.Table) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    flat: NDArray[np.uint16] | NDArray[np.uint32] = (
+        table.column("codes").combine_chunks().flatten().to_numpy()
+    )
+    return flat
+
+
+def _with_byte_pairs(data: bytes, counts: NDArray[np.int64]) -> bytes:
+    return with_byte_pairs(data, _CODES, pair_dictionary(counts))
 
 
 def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
@@ -277,14 +313,20 @@ def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     plain = ("first_is_image", "start_pts_s", "end_pts_s", "codes_crc32")
     dictionary = [name for name in small if name not in plain]
     column_encoding = {}
+    compression = {**dict.fromkeys(small, "zstd"), _CODES: "zstd"}
     if encoding == "dictionary":
         dictionary.append(_CODES)
+    elif encoding == "byte_pairs":
+        compression[_CODES] = "none"  # as with_byte_pairs wants it
+        column_encoding[_CODES] = "PLAIN"
     else:
         # Parquet knows no 16-bit integers: plain ones would take 4 bytes a code.
         column_encoding[_CODES] = "BYTE_STREAM_SPLIT"
     return {
-        "compression": "zstd",
-        "compression_level": 3,
+        "compression": compression,
+        "compression_level": {
+            name: _ZSTD_LEVEL for name, codec in compression.items() if codec == "zstd"
+        },
         "use_dictionary": dictionary,
         "dictionary_pagesize_limit": _PAGE_BYTES,
         "column_encoding": column_encoding,

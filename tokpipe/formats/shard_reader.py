@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import check_bytes, damaged
-from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
+from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32_of_rows, shard_schema
 from tokpipe.types import Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
@@ -51,18 +51,22 @@ class ShardReader:
         uri: for messages.
         source: the file's bytes, or an open file that pyarrow can seek in.
         verify: check page checksums, row CRCs, code range and shapes.
+        page_checksums: False leaves out those of pages: they can find nothing in bytes that
+            were compared with the manifest.
 
     Raises:
         CorruptOutput: here when the footer is damaged or not a shard's, later when rows are.
     """
 
-    def __init__(self, uri: str, source: Any, *, verify: bool = True) -> None:
+    def __init__(
+        self, uri: str, source: Any, *, verify: bool = True, page_checksums: bool = True
+    ) -> None:
         self.uri = uri
         self.verify = verify
         try:
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
-                page_checksum_verification=verify,
+                page_checksum_verification=verify and page_checksums,
                 # Joins the columns of a row group into few reads, should they be remote.
                 pre_buffer=True,
             )
@@ -116,20 +120,31 @@ class ShardReader:
         return batch.select(names)
 
     def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
-        (height, width), size = self.footer.grid, self.metadata.tokenizer.codebook_size
-        crcs = batch.column("codes_crc32").to_pylist()
-        for row, (block, crc) in enumerate(zip(self._blocks(group, batch), crcs, strict=True)):
-            where = f"row {row} of row group {group}"
-            if block.shape[1:] != (height, width):
-                raise damaged(
-                    self.uri, f"{where} has grid {block.shape[1:]} in a shard of {height}x{width}"
-                )
-            if (found := codes_crc32(block)) != crc:
-                raise damaged(
-                    self.uri, f"the codes of {where} have CRC-32 {found:08x}, not {crc:08x}"
-                )
-            if block.size and (largest := int(block.max())) >= size:
-                raise damaged(self.uri, f"{where} has code {largest} of a codebook of {size}")
+        """Hold a row group's codes against its other columns, all rows at once but for CRCs."""
+        codes = batch.column("codes")
+        offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
+        t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))
+        height, width = self.footer.grid
+        for row in _where((h != height) | (w != width)):
+            raise self._damaged_row(
+                group, row, f"has grid {(int(h[row]), int(w[row]))} in a shard of {height}x{width}"
+            )
+        num_codes = np.diff(offsets)
+        for row in _where(num_codes != t.astype(np.int64) * height * width):
+            shape = tuple(int(sides[row]) for sides in (t, h, w))
+            raise self._damaged_row(group, row, f"has {num_codes[row]} codes for a grid of {shape}")
+        found = codes_crc32_of_rows(flat, offsets)
+        for row in _where(found != crcs):
+            raise self._damaged_row(
+                group, row, f"has codes of CRC-32 {found[row]:08x}, not {crcs[row]:08x}"
+            )
+        size = self.metadata.tokenizer.codebook_size
+        if len(flat) and (largest := int(flat.max())) >= size:
+            row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1
+            raise self._damaged_row(group, row, f"has code {largest} of a codebook of {size}")
+
+    def _damaged_row(self, group: int, row: int, found: str) -> CorruptOutput:
+        return damaged(self.uri, f"row {row} of row group {group} {found}")
 
     def _blocks(
         self, group: int, batch: pa.RecordBatch
@@ -142,10 +157,8 @@ class ShardReader:
             try:
                 yield block.reshape(shape)
             except ValueError as error:
-                raise damaged(
-                    self.uri,
-                    f"row {row} of row group {group} has {block.size} codes for a grid of {shape}",
-                ) from error
+                found = f"has {block.size} codes for a grid of {shape}"
+                raise self._damaged_row(group, row, found) from error
 
     def rows(self, groups: Iterable[int] | None = None) -> Iterator[ShardRow]:
         """Yield rows in file order, of all row groups or the given ones."""
@@ -178,6 +191,11 @@ class ShardReader:
                 self.uri, f"clip {rows[0].clip_id} has the chunks (index, of how many) {found}"
             )
         return rows
+
+
+def _where(wrong: NDArray[np.bool_]) -> list[int]:
+    rows: list[int] = np.flatnonzero(wrong).tolist()
+    return rows
 
 
 def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) -> None:

@@ -54,20 +54,27 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
     with contextlib.suppress(wire.Closed):
         wire.send(channel, {"ready": os.getpid()})
         while True:
-            request, _ = wire.receive(channel)
-            wire.send(channel, {"started": request["path"]})
-            os.lseek(2, 0, os.SEEK_SET)
+            request, spare = wire.receive(channel)
+            # Anonymous memory has no name to leak under /dev/shm: it is gone with its last user,
+            # however that one ends.
+            memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC) if spare is None else spare
             try:
-                _answer(channel, request, timelines)
+                wire.send(channel, {"started": request["path"]})
+                os.lseek(2, 0, os.SEEK_SET)
+                _answer(channel, request, memory, timelines)
             except wire.Closed:
                 raise
             except Exception:  # a bug, or a failing disk: the parent raises it
                 wire.send(channel, {"fault": traceback.format_exc()})
+            finally:
+                os.close(memory)
 
 
-def _answer(channel: socket.socket, request: dict[str, Any], timelines: _Timelines) -> None:
+def _answer(
+    channel: socket.socket, request: dict[str, Any], memory: int, timelines: _Timelines
+) -> None:
     """Send, for one request, ``trying`` before each backend, and in the end one of ``decoded``,
-    ``refused`` and ``unavailable``."""
+    ``refused`` and ``unavailable``. With ``decoded`` goes ``memory``, which holds the frames."""
     try:
         clip = _Clip(request, timelines)
     except (SourceError, MemoryError) as error:
@@ -81,14 +88,13 @@ def _answer(channel: socket.socket, request: dict[str, Any], timelines: _Timelin
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
-            fd = clip.decode(name)
+            clip.decode(name, memory)
         except BackendUnavailable as error:
             verdict = {"unavailable": str(error)}
         except (SourceError, MemoryError) as error:
             verdict = _refused(error, name, clip.num_segments)
         else:
-            with os.fdopen(fd):
-                wire.send(channel, {"decoded": clip.description, "backend": name}, fd)
+            wire.send(channel, {"decoded": clip.description, "backend": name}, memory)
             return
     wire.send(channel, verdict)
 
@@ -162,33 +168,27 @@ class _Clip:
             "damage": self.timeline.damage,
         }
 
-    def decode(self, backend: str) -> int:
-        """Return an open descriptor of anonymous memory that holds the frames.
+    def decode(self, backend: str, memory: int) -> None:
+        """Write the frames to the beginning of ``memory``, an open descriptor.
 
-        Anonymous memory has no name to leak under /dev/shm: it is gone with its last user,
-        however that one ends. A clip that ends early for damage is described so from then on.
+        A clip that ends early for damage is described so from then on.
         """
         if self.timeline.damage is not None and backend != "pyav":
             raise SourceError("truncated", f"{self.timeline.damage}; only PyAV keeps the rest")
         decoder = load_backend(backend)
-        size = int(np.prod(self.shape))
-        fd = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
+        # Unmapped with its last reference: closing it by hand fails while a traceback has one.
+        out = np.frombuffer(_mapped(memory, int(np.prod(self.shape))), np.uint8)
+        out = out.reshape(self.shape)
+        if self.framing.leaves_margins:
+            out[:] = 0
         try:
-            os.ftruncate(fd, size)
-            # Unmapped with its last reference: closing it by hand fails while a traceback has one.
-            out = np.frombuffer(mmap.mmap(fd, size), np.uint8).reshape(self.shape)
-            try:
-                decoder.decode(self.path, self.timeline, self.wanted, self.framing, out)
-            except SourceError as error:
-                # By class name of our own, for PyAV is the only one that says how far it came.
-                num = getattr(error, "num_written", 0) if backend == "pyav" else 0
-                if not self.salvage or error.reason == "too_large" or num < self.min_frames:
-                    raise
-                self._shorten(num, str(error))
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+            decoder.decode(self.path, self.timeline, self.wanted, self.framing, out)
+        except SourceError as error:
+            # By class name of our own, for PyAV is the only one that says how far it came.
+            num = getattr(error, "num_written", 0) if backend == "pyav" else 0
+            if not self.salvage or error.reason == "too_large" or num < self.min_frames:
+                raise
+            self._shorten(num, str(error))
 
     def _shorten(self, num_frames: int, why: str) -> None:
         """Describe the clip by its first frames alone."""
@@ -198,6 +198,18 @@ class _Clip:
             "pts_s": self.description["pts_s"][:num_frames],
             "damage": damage,
         }
+
+
+def _mapped(memory: int, size: int) -> mmap.mmap:
+    """Map ``size`` bytes of a descriptor, which grows if it has fewer."""
+    flags = mmap.MAP_SHARED
+    if os.fstat(memory).st_size >= size:
+        # Another clip's: its pages are there, and are had at once for a fraction of the time that
+        # asking for each takes. Pages of a new one come when they are written to.
+        flags |= mmap.MAP_POPULATE
+    else:
+        os.ftruncate(memory, size)
+    return mmap.mmap(memory, size, flags=flags)
 
 
 class _Timelines:

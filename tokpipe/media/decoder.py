@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ _EXIT_TIMEOUT_S = 5.0
 _MAX_OUTSIDE_KILLS = 3
 """Times that a clip's child may be killed from outside (out of memory, an operator) in a row."""
 _STDERR_BYTES = 64 * 1024
+_MAX_SPARE_BYTES = 2**28
+"""Of memory that waits for the next clip: two of the longest clips that a plan makes."""
+_MAX_SPARES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,12 @@ class VideoDecoder:
             "salvage": decode.on_damage == "mark",
         }
         self._child: _Child | None = None
+        self._spares = _Spares()
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process that decodes, once there is one."""
+        return None if self._child is None else self._child.pid
 
     def decode(
         self,
@@ -169,7 +179,9 @@ class VideoDecoder:
             backends = rest
 
     def close(self) -> None:
-        """End the child. The next ``decode`` starts another."""
+        """End the child and let go of its memory. The next ``decode`` starts another."""
+        self._spares.close()
+        self._spares = _Spares()
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -183,7 +195,7 @@ class VideoDecoder:
         num_segments: int | None = None
         has_started = False
         try:
-            child.send(request)
+            child.send(request, self._spares.take())
             while True:
                 answer, fd = child.receive(self._config.deadline_s)
                 if "started" in answer:
@@ -217,7 +229,7 @@ class VideoDecoder:
             self.close()  # an answer may still be on its way
             raise
         if "decoded" in answer and fd is not None:
-            return _video(answer["decoded"], answer["backend"], fd)
+            return _video(answer["decoded"], answer["backend"], self._spares.lend(fd))
         if "refused" in answer:
             raise Refused(**answer["refused"])
         if "unavailable" in answer:
@@ -284,9 +296,18 @@ class _Child:
                 f"the decoding child did not start ({_how_it_died(status)}): {stderr}"
             ) from error
 
-    def send(self, message: dict[str, Any]) -> None:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: dict[str, Any], spare: int | None) -> None:
+        """Send a request, and with it memory to decode into, which is the child's from now on."""
         self._channel.settimeout(_START_TIMEOUT_S)
-        wire.send(self._channel, message)
+        try:
+            wire.send(self._channel, message, spare)
+        finally:
+            if spare is not None:
+                os.close(spare)
 
     def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
         return wire.receive(self._channel, time.monotonic() + timeout_s)
@@ -312,6 +333,51 @@ class _Child:
         self._channel.close()
         os.close(self._lifeline)
         os.close(self._stderr)
+
+
+class _Spares:
+    """Memory of clips that nobody uses any more, for the next ones.
+
+    The kernel takes longer to find and clear new pages than FFmpeg to scale a small frame. Memory
+    is at one place at a time: here, with the child, or under a clip's frames. So it goes with a
+    child that is killed, and no clip is written over while someone reads it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[tuple[int, int]] = []
+        """Descriptors and their bytes."""
+        self._is_closed = False
+
+    def take(self) -> int | None:
+        """The descriptor of memory to decode into, if there is some; the caller's to close."""
+        try:
+            return self._free.pop()[0]
+        except IndexError:
+            return None
+
+    def lend(self, fd: int) -> mmap.mmap:
+        """Map the whole of a descriptor; it is spare again when the last reference is gone."""
+        try:
+            memory = mmap.mmap(fd, 0)
+            # No lock anywhere: it may run within any call of this class, in any thread.
+            weakref.finalize(memory, self._give_back, fd, len(memory)).atexit = False
+        except BaseException:
+            os.close(fd)
+            raise
+        return memory
+
+    def close(self) -> None:
+        """Let go of all of it, and of what is lent when it comes back."""
+        self._is_closed = True
+        while (fd := self.take()) is not None:
+            os.close(fd)
+
+    def _give_back(self, fd: int, size: int) -> None:
+        total = size + sum(spare for _, spare in self._free)
+        if self._is_closed or len(self._free) == _MAX_SPARES or total > _MAX_SPARE_BYTES:
+            os.close(fd)
+        else:
+            self._free.append((fd, size))
 
 
 def _backends_of(config: DecodeConfig, *, in_pieces: bool) -> tuple[str, ...]:
@@ -343,14 +409,10 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _video(described: dict[str, Any], backend: str, fd: int) -> Video:
+def _video(described: dict[str, Any], backend: str, memory: mmap.mmap) -> Video:
     shape = tuple(described["shape"])
-    try:
-        memory = mmap.mmap(fd, int(np.prod(shape)))
-    finally:
-        os.close(fd)
     return Video(
-        frames=np.frombuffer(memory, np.uint8).reshape(shape),
+        frames=np.frombuffer(memory, np.uint8, int(np.prod(shape))).reshape(shape),
         pts_s=np.array(described["pts_s"], np.float64),
         fps=described["fps"],
         num_segments=described["num_segments"],

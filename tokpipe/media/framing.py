@@ -31,6 +31,11 @@ class Framing:
     """Width over height of a pixel as stored, before it is turned upright."""
     orientation: Orientation
 
+    @property
+    def leaves_margins(self) -> bool:
+        """Whether a frame may cover a part of ``size`` only, on black."""
+        return self.mode == "pad"
+
     def fit(self, height: int, width: int) -> Fit:
         """How a frame stored as (height, width) fits, once it is upright."""
         turned = self.orientation.transpose
@@ -40,16 +45,17 @@ class Framing:
 
 
 class Painter:
-    """Paints PyAV frames into output frames. Holds the scaler that fitted the last frame."""
+    """Paints PyAV frames into output frames. Holds what fitted the last frame."""
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
         self._scaler: _Scaler | None = None
+        self._fit: tuple[tuple[int, int], Fit] | None = None
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
-        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), which holds zeros."""
+        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are black already."""
         upright = self.framing.orientation
-        fit = self.framing.fit(frame.height, frame.width)
+        fit = self._fit_of((frame.height, frame.width))
         if fit.box is None:
             stored = self._scaled(frame, upright.oriented(*fit.resized))
             fit.place(upright.apply(stored), out)
@@ -59,6 +65,12 @@ class Painter:
         cut = np.ascontiguousarray(picture[top : top + height, left : left + width])
         scaled = _scale_once(av.VideoFrame.from_ndarray(cut, "rgb24"), fit.resized)
         fit.place(scaled, out)
+
+    def _fit_of(self, size: tuple[int, int]) -> Fit:
+        # The fractions in it take as long as decoding a small frame does.
+        if self._fit is None or self._fit[0] != size:
+            self._fit = size, self.framing.fit(*size)
+        return self._fit[1]
 
     def _scaled(self, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
         kind = _Scaler.kind_of(frame, size)
@@ -107,9 +119,14 @@ class _Scaler:
         )
 
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
-        """An ``av.VideoFrame`` -> (H, W, 3) RGB."""
+        """An ``av.VideoFrame`` -> (H, W, 3) RGB: a view of memory that FFmpeg keeps for it."""
         self._graph.push(frame)
-        picture: NDArray[np.uint8] = self._graph.pull().to_ndarray().astype(np.uint8, copy=False)
+        scaled: Any = self._graph.pull()
+        plane = scaled.planes[0]
+        # ``to_ndarray`` would copy it once more.
+        picture: NDArray[np.uint8] = np.ndarray(
+            (scaled.height, scaled.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
+        )
         return picture
 
 

@@ -68,7 +68,7 @@ class Fit:
     """(height, width) of the output."""
 
     def place(self, resized: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        """Write a resized picture into ``out`` (H, W, 3), which holds zeros."""
+        """Write a resized picture into ``out`` (H, W, 3), whose margins are black already."""
         (row, column), (height, width) = self.offset, self.size
         part = resized[max(row, 0) : row + height, max(column, 0) : column + width]
         top, left = max(-row, 0), max(-column, 0)

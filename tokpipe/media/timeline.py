@@ -134,7 +134,9 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         times_s = np.arange(len(pts), dtype=np.float64) / float(rate or 25)
         last_s, tick_s, pts = 1 / float(rate or 25), 0.0, None
     else:
-        times_s = np.array([float((value - pts[0]) * unit) for value in pts], np.float64)
+        # Whole numbers, and one rounding each: fractions give the same, but slowly.
+        ticks, per_s = unit.numerator, unit.denominator
+        times_s = np.array([(value - pts[0]) * ticks / per_s for value in pts], np.float64)
         last_s = _last_duration_s(pts, durations.get(pts[-1]) or 0, unit, rate)
         tick_s = float(unit)
     end_s = float(times_s[-1]) + last_s
@@ -186,7 +188,7 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, Sour
     streams = () if is_matroska else (stream,)
     try:
         for packet in container.demux(*streams):
-            if packet.pts is not None and packet.time_base is not None:
+            if is_matroska and packet.pts is not None and packet.time_base is not None:
                 stop = (packet.pts + (packet.duration or 0)) * packet.time_base
                 latest_s = max(latest_s, float(stop))
             if packet.stream_index != stream.index:

@@ -1,4 +1,7 @@
-"""Encoders and quantizers of the CogVideo VQ-VAE/MoVQ family. Needs torch, and no job."""
+"""Encoders and quantizers of the CogVideo VQ-VAE/MoVQ family. Needs torch alone.
+
+Tokenizers, which are built from a job's settings, stand in ``tokpipe.models.tokenizers``.
+"""
 
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
@@ -24,7 +27,6 @@ from tokpipe.models.quantizers import (
     VectorQuantizer2,
 )
 from tokpipe.models.streaming import StreamState
-from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.models.vqvae_2d import Decoder, Encoder
 
 __all__ = [
@@ -58,8 +60,6 @@ __all__ = [
     "Upsample3D",
     "VectorQuantizer",
     "VectorQuantizer2",
-    "VideoTokenizer",
-    "build_tokenizer",
     "get_timestep_embedding",
     "load_published",
     "make_attn",

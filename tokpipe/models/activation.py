@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokpipe.models.rows import GRAIN_ELEMENTS
+
 VECTOR_ELEMENTS = 32
 """Elements that PyTorch's kernels take in one step on a CPU: two AVX-512 vectors of float32."""
-
-GRAIN_ELEMENTS = 32768
-"""Elements that PyTorch gives to a thread at the least."""
 
 
 def silu(x: Tensor) -> Tensor:
@@ -24,5 +23,9 @@ def silu(x: Tensor) -> Tensor:
         count = x.numel()
         threads = min(torch.get_num_threads(), -(-count // GRAIN_ELEMENTS))
         if threads and (missing := -count % (threads * VECTOR_ELEMENTS)):
-            return F.silu(F.pad(x.flatten(), (0, missing)))[:count].view_as(x)
+            # In the order of memory, which for channels-last tensors is not that of the indices.
+            last = x.movedim(1, -1) if x.ndim > 1 else x
+            dense = last if last.is_contiguous() else x
+            y = F.silu(F.pad(dense.flatten(), (0, missing)))[:count].view(dense.shape)
+            return y if dense is x else y.movedim(-1, 1)
     return F.silu(x)

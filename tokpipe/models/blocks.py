@@ -16,7 +16,8 @@ from tokpipe.models.activation import silu
 from tokpipe.models.attention import attention
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv
-from tokpipe.models.norm_3d import GroupNorm, Norm, SpatialNorm3D, group_norm, norm_class
+from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
+from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.streaming import Stream
 
 
@@ -77,6 +78,25 @@ def normalized(
     return x
 
 
+def activated_conv(
+    norm: GroupNorm | SpatialNorm3D,
+    conv: CausalConv3d,
+    x: Tensor,
+    zq: Tensor | None,
+    stream: Stream | None,
+) -> Tensor:
+    """Norm, SiLU and causal convolution: what all blocks of this family consist of."""
+    if isinstance(norm, GroupNorm):
+        return conv.of_silu(norm, x, stream)
+    y: Tensor = conv(silu(normalized(norm, x, zq, stream)), stream)
+    return y
+
+
+def residual(x: Tensor, h: Tensor) -> Tensor:
+    """``x + h``; in the place of ``h``, which nothing else uses, where no gradient needs it."""
+    return x + h if torch.is_grad_enabled() or x.dtype != h.dtype else h.add_(x)
+
+
 class ResnetBlock3D(nn.Module):
     """Two rounds of norm, SiLU and causal convolution, added to the input.
 
@@ -127,7 +147,7 @@ class ResnetBlock3D(nn.Module):
             ValueError: ``temb`` for a block without ``temb_channels``, or no ``zq`` for one with
                 ``zq_ch``.
         """
-        h = self.conv1(silu(normalized(self.norm1, x, zq, stream)), stream)
+        h = activated_conv(self.norm1, self.conv1, x, zq, stream)
         if temb is not None:
             if self.temb_proj is None:
                 raise ValueError(
@@ -135,14 +155,15 @@ class ResnetBlock3D(nn.Module):
                     "leave temb out"
                 )
             h = h + self.temb_proj(silu(temb))[:, :, None, None, None]
-        h = silu(normalized(self.norm2, h, zq, stream))
-        h = self.conv2(self.dropout(h), stream)
+        if self.training and self.dropout.p:
+            h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, stream))), stream)
+        else:
+            h = activated_conv(self.norm2, self.conv2, h, zq, stream)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x, stream)
         elif self.nin_shortcut is not None:
             x = self.nin_shortcut(x)
-        y: Tensor = x + h
-        return y
+        return residual(x, h)
 
 
 class AttnBlock2D(nn.Module):
@@ -173,8 +194,7 @@ class AttnBlock2D(nn.Module):
         # (B, T, H*W, C), so that frames take the place of heads; the scale is C^-0.5.
         q, k, v = (conv(h).flatten(3).permute(0, 2, 3, 1) for conv in (self.q, self.k, self.v))
         h = attention(q, k, v).permute(0, 3, 1, 2)
-        y: Tensor = self.proj_out(h.reshape(x.shape))
-        return x + y
+        return residual(x, self.proj_out(h.reshape(x.shape)))
 
 
 class MidBlocks(nn.Module):

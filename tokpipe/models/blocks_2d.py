@@ -16,7 +16,7 @@ from torch import Size, Tensor, nn
 from tokpipe.models.activation import silu
 from tokpipe.models.attention import attention
 from tokpipe.models.convolution import Conv2d
-from tokpipe.models.norm_3d import GroupNorm, group_norm
+from tokpipe.models.group_norm import GroupNorm, group_norm
 
 
 class SpatialNorm(nn.Module):

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tokpipe.models.activation import silu
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, MidBlocks, ResnetBlock3D, check_input
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.norm_3d import Norm, group_norm
+from tokpipe.models.group_norm import Norm, group_norm
 from tokpipe.models.streaming import Stream, StreamState, why_not_streamable
 
 
@@ -168,8 +167,7 @@ class Encoder3D(nn.Module):
         for level in self.down:
             h = level(h, stream)
         h = self.mid(h, None, stream)
-        y: Tensor = self.conv_out(silu(self.norm_out(h)), stream)
-        return y
+        return self.conv_out.of_silu(self.norm_out, h, stream)
 
 
 class DownLevel(nn.Module):

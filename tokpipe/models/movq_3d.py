@@ -17,7 +17,7 @@ from tokpipe.models.blocks import (
     normalized,
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.norm_3d import Norm
+from tokpipe.models.group_norm import Norm
 from tokpipe.models.streaming import Stream, StreamState, why_not_streamable
 
 

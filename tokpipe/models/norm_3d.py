@@ -1,4 +1,4 @@
-"""Group norms of clips: over all of time, or over each frame alone.
+"""The norm of a decoder's blocks, which looks at the quantized latent.
 
 Shape letters: B clips, C channels, T frames, H rows, W columns.
 """
@@ -6,65 +6,15 @@ Shape letters: B clips, C channels, T frames, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.group_norm import GroupNorm
 from tokpipe.models.streaming import Stream
-
-Norm = Literal["clip", "frame"]
-"""What the statistics of a norm span. ``clip``: all of (T, H, W), as published, so every frame
-sees the later ones. ``frame``: the (H, W) of one frame, so none sees another. The parameters and
-their keys are the same, but weights trained under one are not good under the other."""
-
-
-class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` that takes groups of one value, which become the bias, in any batch.
-
-    PyTorch refuses them in a batch of one and takes them in a batch of two. The statistics are
-    float32 whatever the dtype.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> the same shape."""
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-class FrameGroupNorm(GroupNorm):
-    """Group norm of each frame alone, with the parameters and keys of ``nn.GroupNorm``.
-
-    A frame comes out with the same bits whatever frames and clips stand beside it.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> the same shape."""
-        # PyTorch's fused kernel wants frames as a batch. The copy there is a fraction of the time
-        # that statistics by plain tensor arithmetic take, forward and backward.
-        frames = x.transpose(1, 2)
-        return super().forward(frames.flatten(0, 1)).view(frames.shape).transpose(1, 2)
-
-
-def norm_class(norm: Norm) -> type[GroupNorm]:
-    """The class of a kind of norm.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    if norm not in ("clip", "frame"):
-        raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
-    return GroupNorm if norm == "clip" else FrameGroupNorm
-
-
-def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
-    """The norm of this family: 32 groups of channels, epsilon 1e-6.
-
-    Raises:
-        ValueError: an unknown kind of norm, or channels that 32 groups cannot share.
-    """
-    return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)
 
 
 class SpatialNorm3D(nn.Module):

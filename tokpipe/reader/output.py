@@ -28,6 +28,7 @@ from tokpipe.formats.shard_reader import ShardReader, ShardRow, check_same_token
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.clip_index import ClipIndex
+from tokpipe.reader.read_ahead import read_ahead
 from tokpipe.reader.shard_list import ShardList
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 from tokpipe.storage import open_store
@@ -58,7 +59,8 @@ def open_output(uri: str, options: StoreOptions | None = None, *, verify: bool =
 class Output:
     """A snapshot of an output: what is committed after this was made is not in it.
 
-    Only what the manifest lists exists here. Iterating holds one shard in memory.
+    Only what the manifest lists exists here. Iterating holds two shards in memory: one that is
+    read and one that is fetched.
     """
 
     def __init__(self, store: Store, *, verify: bool = True) -> None:
@@ -100,9 +102,9 @@ class Output:
 
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, by id within each."""
-        for info in self.shards:
+        for info, shard in self._opened():
             table = self._side_table(info)
-            rows_of_clips = self._open_shard(info).clips()
+            rows_of_clips = shard.clips()
             for rows, record in zip_longest(rows_of_clips, _records(table)):
                 yield _clip(info, rows, record)
 
@@ -136,8 +138,7 @@ class Output:
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of all shards, a row group at a time, as Arrow record batches."""
-        for info in self.shards:
-            shard = self._open_shard(info)
+        for _, shard in self._opened():
             for group in range(shard.num_row_groups):
                 yield shard.read_row_group(group, columns)
 
@@ -152,11 +153,21 @@ class Output:
         for info in self.shards:
             yield self._side_table(info)
 
-    def _open_shard(self, info: ShardInfo) -> ShardReader:
-        """Open a shard: fetched whole if it is to be verified, since its checksum is of all."""
-        if self.verify:
-            return self._reader(info, self._verified_bytes(info))
-        return self._reader(info, self._ranged_file(info))
+    def verified_shard(self, info: ShardInfo) -> ShardReader:
+        """Fetch a shard whole and compare it with the manifest, even where ``verify`` is off."""
+        return self._reader(info, self._verified_bytes(info), verify=True)
+
+    def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
+        """Open one shard after the other, while the bytes of the next are fetched and hashed."""
+        if not self.verify:
+            for info in self.shards:
+                yield info, self._reader(info, self._ranged_file(info))
+            return
+        for info, data in read_ahead(self._with_bytes, self.shards, 1):
+            yield info, self._reader(info, data)
+
+    def _with_bytes(self, info: ShardInfo) -> tuple[ShardInfo, bytes]:
+        return info, self._verified_bytes(info)
 
     def _kept_open(self, number: int) -> tuple[ShardReader, pa.Table]:
         """Open a shard for random access, verified whole the first time."""
@@ -178,9 +189,15 @@ class Output:
         """The shard as a file, so that one row group of it is read without the rest."""
         return RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
 
-    def _reader(self, info: ShardInfo, source: bytes | RangedFile) -> ShardReader:
+    def _reader(
+        self, info: ShardInfo, source: bytes | RangedFile, *, verify: bool | None = None
+    ) -> ShardReader:
+        """A shard's reader; bytes are those that the manifest lists, which has been checked."""
+        verify = self.verify if verify is None else verify
         try:
-            shard = ShardReader(info.uri, source, verify=self.verify)
+            shard = ShardReader(
+                info.uri, source, verify=verify, page_checksums=not isinstance(source, bytes)
+            )
         except NotFound as error:
             raise _missing(info.uri) from error
         check_same_tokenizer(info.uri, shard.metadata, self._metadata)

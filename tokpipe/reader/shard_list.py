@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tokpipe.reader.values import ShardInfo
 from tokpipe.storage.store import Store
@@ -21,6 +23,12 @@ class ShardList(Sequence[ShardInfo]):
     def __len__(self) -> int:
         num: int = self._table.num_rows
         return num
+
+    @property
+    def row_starts(self) -> NDArray[np.int64]:
+        """Position of each shard's first row among the rows of all, and at the end their number."""
+        counts = self._table.column("num_rows").to_numpy()
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
     @overload
     def __getitem__(self, index: int) -> ShardInfo: ...

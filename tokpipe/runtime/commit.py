@@ -32,12 +32,21 @@ REOPENED_PER_ENTRY = 10_000
 
 
 def claim_output(
-    store: Store, num_rows: int, writer: str, *, checkpoint_every: int = CHECKPOINT_INTERVAL
+    store: Store,
+    num_rows: int,
+    writer: str,
+    *,
+    known: ManifestState | None = None,
+    checkpoint_every: int = CHECKPOINT_INTERVAL,
 ) -> Committer:
     """Become the one driver of an output: from now on every older one finds itself replaced.
 
     A driver that is frozen or cut off cannot be asked whether it still lives, so the newer one
     always wins. Of two that start at the same moment, one does.
+
+    Args:
+        known: the manifest as it was loaded earlier, which is brought up to date and then
+            belongs to the committer.
 
     Raises:
         Fenced: another driver starts at this moment.
@@ -45,8 +54,10 @@ def claim_output(
         StorageError: the store gave no answer.
     """
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
+    state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
     for _ in range(_CLAIM_ATTEMPTS):
-        state = load_state(store, num_rows, interval=checkpoint_every)
+        for entry in iter_entries(store, state.next_seq):
+            state.apply(entry)
         committer = Committer(store, state, writer, checkpoint_every=checkpoint_every)
         try:
             committer.append(committer.entry(claim=claim))

@@ -26,7 +26,7 @@ from typing import Literal
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.runtime.films import Film, Films
-from tokpipe.runtime.pools import PoolSizes, size_pools
+from tokpipe.runtime.pools import Need, PoolSizes, size_pools
 from tokpipe.runtime.protocol import (
     STAGES,
     Abort,
@@ -66,6 +66,7 @@ from tokpipe.runtime.protocol import (
     Tick,
     WriteLease,
 )
+from tokpipe.runtime.speed import ACTIVITIES, Activity
 from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
 
 SLOTS = {"decode": 2, "encode": 2, "write": 1}
@@ -90,6 +91,18 @@ NODE_REST_S = 30.0
 """How long a node with trouble is avoided; twice as long each time."""
 REJECTED_PER_COMMIT = 1000
 """Rejections that are committed without waiting for a shard."""
+LEASE_S = 1.0
+"""Clips that take less than this together travel in larger leases, so that what each lease costs
+(about a millisecond of the driver) stays a small part of it."""
+NEED_LEASES = 8
+"""Leases of each stage from which it is concluded how long clips take."""
+NEED_CLIPS = 2000
+"""Clips over which the average goes, older ones counting ever less."""
+RESIZE_EVERY_S = 30.0
+"""How often pools are divided anew because of what was measured."""
+SHARDS_AHEAD = 4
+"""Shards per write actor that may wait before encoders have to: codes are small, but not nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +112,13 @@ class Limits:
     runtime: RuntimeConfig
     on_gpu: bool
     clips_per_lease: int
+    """The most that a lease holds."""
     shard_bytes: int
     shard_max_age_s: float
     bytes_per_code: float
     """Expected size of one code in a shard."""
+    usual_clips: int = 8
+    """Clips of a lease before it is known how long they take, and the fewest after."""
 
 
 @dataclass(slots=True)
@@ -126,6 +142,8 @@ class _Actor:
 class _Flight:
     lease: Lease
     actor: ActorId
+    held_s: float = 0.0
+    """How long it was its actor's first, once it is back."""
 
 
 @dataclass(slots=True)
@@ -157,6 +175,27 @@ class _NodeTrouble:
 
 
 @dataclass(slots=True)
+class _Pace:
+    """How long clips take an actor of one stage."""
+
+    leases: int = 0
+    clips: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, clips: int, seconds: float) -> None:
+        self.leases += 1
+        self.clips += clips
+        self.seconds += seconds
+        if self.clips > NEED_CLIPS:
+            self.clips /= 2
+            self.seconds /= 2
+
+    @property
+    def clip_s(self) -> float:
+        return self.seconds / max(1.0, self.clips)
+
+
+@dataclass(slots=True)
 class Progress:
     """Counts for people, of this run alone. Work that has to be done again is taken off."""
 
@@ -169,6 +208,8 @@ class Progress:
     """Seconds of encoders that went into committed codes."""
     lost_s: float = 0.0
     """Seconds of encoders whose codes were lost before they were committed."""
+    spent: dict[Activity, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
+    """Seconds of actors by what they went into, whatever became of it."""
     marked: Counter[str] = field(default_factory=Counter)
     """Encoded clips by mark."""
     lost_actors: Counter[Stage] = field(default_factory=Counter)
@@ -198,7 +239,12 @@ class Dispatcher:
         """Actors that hold a lease and have a slot for the next."""
         self._count: Counter[Stage] = Counter()
         self._up: Counter[Stage] = Counter()
+        self._num_sharing: Counter[Stage] = Counter()
+        """Actors that asked for no room."""
         self._sizes: PoolSizes | None = None
+        self._capacity: Capacity | None = None
+        self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}
+        self._resize_after = 0.0
         self._refusals: Counter[Stage] = Counter()
         self._lost_starting: Counter[Stage] = Counter()
         self._start_after: dict[Stage, float] = {}
@@ -273,7 +319,7 @@ class Dispatcher:
             self._plan_exhausted = event.exhausted
             self._todo.extend(event.items)
         elif isinstance(event, Capacity):
-            self._sizes = size_pools(event, self.limits.runtime, on_gpu=self.limits.on_gpu)
+            self._resize(event, now)
         elif isinstance(event, ActorPlaced):
             if (actor := self.actors.get(event.actor)) is not None:
                 actor.placed, actor.node = True, event.node
@@ -294,6 +340,39 @@ class Dispatcher:
             self._end_by = now + 2 * event.grace_s
 
     # --- actors ---------------------------------------------------------------------------------
+
+    def _resize(self, capacity: Capacity, now: float) -> None:
+        """Divide the cluster anew: at once if it has changed, else now and then."""
+        if capacity == self._capacity and now < self._resize_after:
+            return
+        need = self._need()
+        if need is not None:
+            self._resize_after = now + RESIZE_EVERY_S
+        self._capacity = capacity
+        self._sizes = size_pools(
+            capacity,
+            self.limits.runtime,
+            on_gpu=self.limits.on_gpu,
+            need=need,
+            num_decoders=None if self._sizes is None else self._sizes.decode,
+        )
+
+    def _need(self) -> Need | None:
+        """How long clips take each stage, once enough of them were seen."""
+        decode, encode = self._pace["decode"], self._pace["encode"]
+        if min(decode.leases, encode.leases) < NEED_LEASES:
+            return None
+        return Need(decode.clip_s, encode.clip_s)
+
+    @property
+    def _lease_clips(self) -> int:
+        """Clips to put into a lease."""
+        most = self.limits.clips_per_lease
+        usual = min(self.limits.usual_clips, most)
+        if usual == most or (need := self._need()) is None:
+            return usual
+        in_time = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
+        return max(usual, min(most, int(in_time)))
 
     def _actor_up(self, actor_id: ActorId) -> None:
         actor = self.actors.get(actor_id)
@@ -385,9 +464,13 @@ class Dispatcher:
             return
         actor.is_leaving = True
         self._leaving.add(actor_id)
+        self._discount(actor)
+        self._shelve(actor_id)
+
+    def _discount(self, actor: _Actor) -> None:
         self._count[actor.stage] -= 1
         self._up[actor.stage] -= actor.up
-        self._shelve(actor_id)
+        self._num_sharing[actor.stage] -= actor.is_squeezed
 
     def _endanger(self, attempt: AttemptId) -> None:
         """An output is on a node that is about to go: write what codes of it there are."""
@@ -403,8 +486,7 @@ class Dispatcher:
         if actor.is_leaving:
             self._leaving.discard(actor_id)
         else:
-            self._count[actor.stage] -= 1
-            self._up[actor.stage] -= actor.up
+            self._discount(actor)
         if actor.stage == "encode" and actor.leases:
             self._lose_seconds(now - actor.head_since)
         self._idle[actor.stage].pop(actor_id, None)
@@ -422,10 +504,11 @@ class Dispatcher:
 
     def _check_deadlines(self, now: float) -> Iterator[Command]:
         runtime = self.limits.runtime
+        deadlines = {stage: getattr(runtime, stage).lease_deadline_s for stage in STAGES}
         for actor_id, actor in list(self.actors.items()):
-            pool = getattr(runtime, actor.stage)
-            if actor.leases and now - actor.head_since > pool.lease_deadline_s:
-                why = f"its {actor.stage} worker gave no answer for {pool.lease_deadline_s:g} s"
+            deadline_s = deadlines[actor.stage]
+            if actor.leases and now - actor.head_since > deadline_s:
+                why = f"its {actor.stage} worker gave no answer for {deadline_s:g} s"
                 self.progress.lost_actors[actor.stage] += 1
                 yield from self._drop_actor(actor_id, now, blame=True, why=why, kill=True)
             elif not actor.up and now - actor.since > runtime.start_timeout_s:
@@ -443,6 +526,8 @@ class Dispatcher:
         stage = flight.lease.stage
         self._in_flight[stage] -= 1
         actor = self.actors[flight.actor]
+        if actor.leases[0] == attempt:
+            flight.held_s = now - actor.head_since
         actor.leases.remove(attempt)
         actor.head_since = now
         self._shelve(flight.actor)
@@ -454,6 +539,7 @@ class Dispatcher:
             yield Release(event.attempt)
             return
         lease, answer = flight.lease, event.answer
+        self._spend(event, flight)
         self._troubles_in_a_row[lease.stage] = 0
         self._store_strikes.pop(_key(lease), None)
         if isinstance(lease, WriteLease):
@@ -484,6 +570,16 @@ class Dispatcher:
             yield from self._encoded_lease(event, lease, answer, now)
         if flight.actor in self._leaving:
             self._endanger(event.attempt)
+
+    def _spend(self, event: LeaseDone, flight: _Flight) -> None:
+        """Note where an actor's seconds went."""
+        stage, busy_s = flight.lease.stage, event.busy_s
+        self._pace[stage].add(len(flight.lease.items), busy_s)
+        spent = self.progress.spent
+        spent[stage] += busy_s - event.download_s
+        spent["download"] += event.download_s
+        if stage == "encode":  # it had a lease, and did not compute
+            spent["transfer"] += max(0.0, flight.held_s - busy_s)
 
     def _decoded_lease(
         self,
@@ -823,16 +919,19 @@ class Dispatcher:
                 if now - since > SQUEEZE_AFTER_S:
                     self._without_actor_since[stage] = now
                     yield from self._squeeze_in(stage, now)
-            while self._count[stage] > target:
-                yield from self._shed_actor(stage, now)
+            if self._count[stage] > target:
+                yield from self._shed_actors(stage, self._count[stage] - target, now)
             if now >= self._start_after.get(stage, 0.0):
                 while self._count[stage] < target:
-                    yield self._start_actor(stage, now, squeeze=False)
+                    shares = stage == "decode" and self._sizes.decode_shares
+                    squeeze = shares and not self._num_sharing[stage]
+                    yield self._start_actor(stage, now, squeeze=squeeze)
 
     def _start_actor(self, stage: Stage, now: float, *, squeeze: bool) -> StartActor:
         actor_id = self._new_id()
         self.actors[actor_id] = _Actor(stage, since=now, is_squeezed=squeeze)
         self._count[stage] += 1
+        self._num_sharing[stage] += squeeze
         troubles = self._node_troubles.items()
         avoid = tuple(sorted(node for node, trouble in troubles if now < trouble.avoid_until))
         return StartActor(actor_id, stage, squeeze, avoid)
@@ -844,11 +943,12 @@ class Dispatcher:
             yield from self._drop_actor(mine[0][0], now, blame=False, why="", kill=True)
             yield self._start_actor(stage, now, squeeze=True)
 
-    def _shed_actor(self, stage: Stage, now: float) -> Iterator[Command]:
-        """Let go of the actor that costs least: not yet up, then idle, then the newest."""
+    def _shed_actors(self, stage: Stage, number: int, now: float) -> Iterator[Command]:
+        """Let go of the actors that cost least: not yet up, then idle, then the newest."""
         mine = self._staying(stage)
-        actor_id, _ = min(mine, key=lambda pair: (pair[1].up, len(pair[1].leases), -pair[0]))
-        yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
+        mine.sort(key=lambda pair: (pair[1].up, len(pair[1].leases), -pair[0]))
+        for actor_id, _ in mine[:number]:
+            yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
 
     def _staying(self, stage: Stage) -> list[tuple[ActorId, _Actor]]:
         return [
@@ -865,7 +965,7 @@ class Dispatcher:
 
     def _ask_for_plan(self) -> Iterator[Command]:
         """Keep a few leases' worth of items at hand, and no more."""
-        low = self.limits.clips_per_lease * (2 * max(1, self._count["decode"]))
+        low = self._lease_clips * (2 * max(1, self._count["decode"]))
         if not self._plan_exhausted and not self._plan_asked and len(self._todo) < low:
             self._plan_asked = True
             yield FetchPlan(2 * low)
@@ -884,7 +984,7 @@ class Dispatcher:
 
     def _next_items(self) -> Iterator[WorkItem]:
         """Items of one decode lease: consecutive segments of one source, or single clips."""
-        room = self.limits.clips_per_lease
+        room = self._lease_clips
         if self._cut_sources:
             source = self._cut_sources[0]
             last = min(source.next + room, source.total)
@@ -909,6 +1009,8 @@ class Dispatcher:
                     has_leased = True
 
     def _lease_encodes(self, now: float) -> Iterator[Command]:
+        if len(self._shards) > SHARDS_AHEAD * self._count["write"]:
+            return  # or codes would pile up in the object store while the output's store is slow
         yield from self._lease_suspects("encode", now)
         # Films first: the longest of them may be what the end of the job waits for.
         while self._films.to_encode and self._has_room("encode"):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ray
 from rich.console import Console
@@ -29,23 +29,27 @@ from tokpipe.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.redact import redact
 from tokpipe.runtime.cluster import connected, has_gpu
-from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.progress import ProgressView, Snapshot
-from tokpipe.runtime.protocol import STAGES, Stage
+from tokpipe.runtime.protocol import STAGES
 from tokpipe.runtime.shell import Shell, Stages, Usage
+from tokpipe.runtime.speed import Seconds, Speed, speed_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Rejected, WorkItem
-from tokpipe.weights import read_weights
+from tokpipe.weights import TokenizerWeights, read_weights
 
-LEASE_BYTES = {"cuda": 64 * 2**20, "cpu": 4 * 2**20}
+LEASE_BYTES = 64 * 2**20
 """Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a
-second of a GPU's time, and some seconds of a CPU's."""
+second of a GPU's time."""
+USUAL_CLIPS = 8
+USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
+"""The same while it is not known how long clips take: on a CPU, 4 MiB may take some seconds."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,9 @@ class Outcome:
         return self.usage.goodput(self.progress.useful_s)
 
     @property
-    def slowest_stage(self) -> tuple[Stage, float] | None:
-        """The stage whose actors were busy for the largest share of their time, and that share."""
-        shares: dict[Stage, float] = {
-            stage: min(1.0, self.usage.busy_s[stage] / up_s)
-            for stage in STAGES
-            if (up_s := self.usage.up_s[stage]) > 0
-        }
-        return max(shares.items(), key=lambda pair: pair[1]) if shares else None
+    def speed(self) -> Speed | None:
+        """How near this run was to the speed of its encoders, and what limited it."""
+        return speed_of(Seconds(self.progress.spent, self.usage.up_s))
 
 
 @dataclass(frozen=True)
@@ -108,34 +107,25 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
     """
     started = time.monotonic()
     driver = secrets.token_hex(4)
-    store = open_store(job.output.uri, job.storage)
-    record = _existing(store)
-    weights = read_weights(job.tokenizer, job.storage)
-    if record is not None:
-        _check_same(store, record, job, weights.hash, _recorded_device(record, job))
-        state = load_state(store, record.num_rows)
-        if state.committed.num_done == record.num_rows and not _any_to_retry(store, retry):
-            elapsed_s = time.monotonic() - started
-            return Outcome("done", state.totals, elapsed_s, 0)
+    store, weights, record, state = look_up(job)
+    if (
+        record is not None
+        and state is not None
+        and state.committed.num_done == record.num_rows
+        and not _any_to_retry(store, retry)
+    ):
+        return Outcome("done", state.totals, time.monotonic() - started, 0)
     _probe(store, job, console)
 
     console.print("connecting to Ray ...", highlight=False)
     with connected(job.runtime.cluster):
         if record is None:
-            record = _start(store, job, weights.hash, driver, console)
+            record = start_output(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
-        committer = claim_output(store, record.num_rows, driver)
+        committer, plan, feed = take_up(store, record, driver, console, known=state, retry=retry)
         state = committer.state
-        if retry is not None:
-            rejected = list(filter(retry.takes, iter_rejected(store, state.next_seq)))
-            console.print(
-                f"{committer.reopen(rejected):,} rejected clips will be tried again",
-                highlight=False,
-            )
-        plan = StoredPlan.from_json(record.plan)
-        dispatcher = Dispatcher(_limits(job, device), lambda item: _ref_of(item, job))
-        feed = Feed(PlanReader(store, plan), state.committed)
-        stages = _stages(job, record, plan, device, weights.encoding, driver)
+        dispatcher = Dispatcher(limits_of(job, device), lambda item: ref_of(item, job))
+        stages = stages_of(job, record, plan, device, weights.encoding, driver)
         totals_before = state.totals.num_clips + state.totals.num_rejected
         left_before = _clips_left(state)
         with ProgressView(console, job.runtime.progress_interval_s) as view:
@@ -153,6 +143,7 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
                         actors={s: dispatcher.num_up(s) for s in STAGES},
                         rejected=state.totals.num_rejected,
                         goodput=shell.usage.goodput(progress.useful_s),
+                        seconds=Seconds(dict(progress.spent), dict(shell.usage.up_s)),
                     )
                 )
 
@@ -178,6 +169,60 @@ def _any_to_retry(store: Store, retry: Retry | None) -> bool:
 
 
 # --- starting and resuming ----------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """What there is of a job before it runs."""
+
+    store: Store
+    weights: TokenizerWeights
+    record: JobRecord | None
+    """None for an output that was never begun."""
+    state: ManifestState | None
+    """What was committed when it was looked up."""
+
+
+def look_up(job: JobConfig) -> Found:
+    """Open a job's output, and refuse it if it has other codes or another plan. Writes nothing.
+
+    Raises:
+        TokpipeError: see ``errors``.
+    """
+    store = open_store(job.output.uri, job.storage)
+    record = _existing(store)
+    weights = read_weights(job.tokenizer, job.storage)
+    if record is None:
+        return Found(store, weights, None, None)
+    _check_same(store, record, job, weights.hash, _recorded_device(record, job))
+    return Found(store, weights, record, load_state(store, record.num_rows))
+
+
+def take_up(
+    store: Store,
+    record: JobRecord,
+    driver: str,
+    console: Console,
+    *,
+    known: ManifestState | None = None,
+    retry: Retry | None = None,
+) -> tuple[Committer, StoredPlan, Feed]:
+    """Claim an output for this driver, withdraw the rejections to retry, and feed what is left.
+
+    Args:
+        known: what was committed when it was looked up.
+
+    Raises:
+        TokpipeError: see ``errors``.
+    """
+    committer = claim_output(store, record.num_rows, driver, known=known)
+    if retry is not None:
+        rejected = list(filter(retry.takes, iter_rejected(store, committer.state.next_seq)))
+        console.print(
+            f"{committer.reopen(rejected):,} rejected clips will be tried again",
+            highlight=False,
+        )
+    plan = StoredPlan.from_json(record.plan)
+    return committer, plan, Feed(PlanReader(store, plan), committer.state.committed)
 
 
 def _existing(store: Store) -> JobRecord | None:
@@ -225,7 +270,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
         console.print(redact(f"warning: {error}"), style="yellow", markup=False, soft_wrap=True)
 
 
-def _start(
+def start_output(
     store: Store, job: JobConfig, weights_hash: str, driver: str, console: Console
 ) -> JobRecord:
     """Plan a new output and write its record; another driver's record wins if it came first."""
@@ -266,21 +311,23 @@ def _start(
 # --- putting the parts together -----------------------------------------------------------------
 
 
-def _limits(job: JobConfig, device: str) -> Limits:
+def limits_of(job: JobConfig, device: str) -> Limits:
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
     million = 10**6
+    most = max(1, min(job.runtime.clips_per_lease, LEASE_BYTES // clip_bytes))
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
-        clips_per_lease=max(1, min(job.runtime.clips_per_lease, LEASE_BYTES[device] // clip_bytes)),
+        clips_per_lease=most,
+        usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
     )
 
 
-def _stages(
+def stages_of(
     job: JobConfig,
     record: JobRecord,
     plan: StoredPlan,
@@ -300,7 +347,7 @@ def _stages(
     )
 
 
-def _ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
+def ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
     total = item.num_segments or 1
     sampling = job.sampling
     name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from tokpipe.redact import redact
 from tokpipe.runtime.protocol import STAGES, Stage
+from tokpipe.runtime.speed import Seconds, speed_of, speed_text
 
 RATE_WINDOW_S = 60.0
 """Rates are over the last minute, so that a slow start does not spoil the ETA for hours."""
@@ -36,6 +37,8 @@ class Snapshot:
     rejected: int
     goodput: float | None = None
     """Share of the encoders' seconds of this run that went into committed codes."""
+    seconds: Seconds = field(default_factory=Seconds)
+    """What the actors of this run have spent so far."""
 
 
 @dataclass
@@ -64,6 +67,8 @@ class ProgressView:
         self._rates: dict[Stage, _Rate] = {stage: _Rate() for stage in STAGES}
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._next_line = 0.0
+        self._seconds: deque[tuple[float, Seconds]] = deque()
+        """Over the same window as the rates."""
         self._had_actors: dict[Stage, float] = dict.fromkeys(STAGES, time.monotonic())
 
     def __enter__(self) -> Self:
@@ -88,8 +93,12 @@ class ProgressView:
         now = time.monotonic()
         for stage in STAGES:
             self._rates[stage].add(now, snapshot.passed[stage])
+        self._seconds.append((now, snapshot.seconds))
+        while len(self._seconds) > 2 and self._seconds[1][0] < now - RATE_WINDOW_S:
+            self._seconds.popleft()
         if self._live is not None:
-            self._live.update(self._table(snapshot), refresh=True)
+            lines = [Text(line) for line in [self._speed_text()] if line]
+            self._live.update(Group(self._table(snapshot), *lines), refresh=True)
         elif now >= self._next_line:
             self._next_line = now + self.interval_s
             self.say(self._line(snapshot))
@@ -114,6 +123,12 @@ class ProgressView:
             table.add_row(Text("waiting", style="yellow"), Text(_no_room(idle)))
         return table
 
+    def _speed_text(self) -> str:
+        """How near the last minute was to the speed of the encoders; empty before there are any."""
+        (_, first), (_, last) = self._seconds[0], self._seconds[-1]
+        speed = speed_of(last.since(first))
+        return "" if speed is None else speed_text(speed)
+
     def _idle_stages(self, snapshot: Snapshot) -> list[Stage]:
         """Stages that have had no actor for long enough to say so."""
         now = time.monotonic()
@@ -130,9 +145,10 @@ class ProgressView:
         ]
         eta = _eta(snapshot.total - snapshot.passed["write"], self._rates["write"].per_s)
         idle = self._idle_stages(snapshot)
+        notes = [note for note in (self._speed_text(), _no_room(idle) if idle else "") if note]
         return (
             f"of {snapshot.total:,} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
-            f"{_goodput(snapshot)}ETA {eta}{'; ' + _no_room(idle) if idle else ''}"
+            f"{_goodput(snapshot)}ETA {'; '.join([eta, *notes])}"
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
+from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Travels, WorkItem
 
 Stage = Literal["decode", "encode", "write"]
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
@@ -29,7 +29,7 @@ NodeId = str
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedInfo:
+class DecodedInfo(Travels):
     """One clip in the output of a decode attempt; the pixels stay in the object store."""
 
     ref: ClipRef
@@ -39,7 +39,7 @@ class DecodedInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedInfo:
+class EncodedInfo(Travels):
     """One clip in the output of an encode attempt; the codes stay in the object store."""
 
     ref: ClipRef
@@ -185,6 +185,8 @@ class LeaseDone:
     answer: Answer
     busy_s: float = 0.0
     """Seconds that the stage worked on it."""
+    download_s: float = 0.0
+    """Of these, those in which a decoder fetched sources."""
 
 
 @dataclass(frozen=True, slots=True)

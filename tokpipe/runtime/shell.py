@@ -19,11 +19,13 @@ from ray.exceptions import (
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
 from tokpipe.formats.manifest import EncoderUse
-from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher
+from tokpipe.runtime.encode_actor import EncodeActor
 from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.pools import gpus_per_encoder
 from tokpipe.runtime.protocol import (
     STAGES,
@@ -108,9 +110,8 @@ class _Handle:
 
 @dataclass
 class Usage:
-    """Seconds of work by stage, and seconds that actors were up for it."""
+    """Seconds that actors existed for."""
 
-    busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     up_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     encoders_paid_s: float = 0.0
     """Seconds that encode actors held their share of a node, from their placement on."""
@@ -301,21 +302,17 @@ class Shell:
             picks = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             report = handle.actor.work.remote(name, picks)
         elif isinstance(lease, DecodeLease):
-            work = handle.actor.work.options(num_returns=2)
-            self._payloads[attempt], report = work.remote(lease.items)
+            self._payloads[attempt], report = handle.actor.work.remote(Packed(lease.items))
         elif lease.film is None:
-            work = handle.actor.work.options(num_returns=2)
             pixels = self._payloads[lease.pick.source]
-            self._payloads[attempt], report = work.remote(lease.pick.positions, pixels)
+            outputs = handle.actor.work.remote(lease.pick.positions, pixels)
+            self._payloads[attempt], report = outputs
         else:
-            work = handle.actor.work_piece.options(num_returns=3)
             (position,), pixels = lease.pick.positions, self._payloads[lease.pick.source]
             state = None if lease.state is None else self._states[lease.state]
-            outputs = work.remote(position, pixels, state)
+            outputs = handle.actor.work_piece.remote(position, pixels, state)
             self._payloads[attempt], self._states[attempt], report = outputs
-        report.future().add_done_callback(
-            lambda future: self._heard_report(handle.stage, command, future)
-        )
+        report.future().add_done_callback(lambda future: self._heard_report(command, future))
 
     # --- answers (on Ray's threads: they only post events) --------------------------------------
 
@@ -343,9 +340,7 @@ class Shell:
         else:
             self._events.put(_Death(actor, _say(error)))
 
-    def _heard_report(
-        self, stage: Stage, command: Dispatch, future: Future[Report | InputsLost]
-    ) -> None:
+    def _heard_report(self, command: Dispatch, future: Future[Report | InputsLost]) -> None:
         attempt, error = command.attempt, future.exception()
         if error is None:
             report = future.result()
@@ -354,8 +349,9 @@ class Shell:
                     LeaseFailed(attempt, "inputs_lost", "a node was lost", report.attempts)
                 )
             else:
-                self.usage.busy_s[stage] += report.busy_s
-                self._events.put(LeaseDone(attempt, report.answer, report.busy_s))
+                self._events.put(
+                    LeaseDone(attempt, report.answer, report.busy_s, report.download_s)
+                )
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
             if isinstance(cause, ObjectLostError):

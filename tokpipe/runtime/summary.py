@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
 from tokpipe.runtime.progress import duration
+from tokpipe.runtime.speed import speed_text
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
@@ -25,9 +26,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     if marked := outcome.progress.marked:
         marks = ", ".join(f"{mark} {count:,}" for mark, count in marked.most_common())
         yield f"  marked in this run: {marks} (column marks of clips/)"
-    if slowest := outcome.slowest_stage:
-        stage, share = slowest
-        yield f"  slowest stage: {stage}, its actors busy {share:.0%} of the time"
+    if speed := outcome.speed:
+        yield f"  {speed_text(speed)}"
     yield from _goodput_lines(outcome)
     if outcome.was_drained:
         yield "  stopped because the driver's node is about to be taken away"

@@ -218,6 +218,8 @@ class TableRows:
         else:
             uris = _fill_template(self._config.uri_template or "", columns)
         is_relative = pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
+        if not pc.any(is_relative).as_py():
+            return uris
         folder = table_uri.rpartition("/")[0]
         absolute = pc.binary_join_element_wise(folder, uris, "/")
         # An empty URI stays empty, to be found.

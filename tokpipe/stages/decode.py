@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
@@ -52,6 +53,8 @@ class DecodeStage:
         self.decode = decode
         self.storage = storage
         self.pieces = pieces
+        self.fetched_s = 0.0
+        """Seconds that this process has spent on fetching sources."""
 
     def setup(self, scratch: Path) -> None:
         """Runs once, inside the actor. ``scratch`` is a local folder for this actor alone.
@@ -81,7 +84,7 @@ class DecodeStage:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         in_pieces = self.pieces is not None
         try:
-            path = self._sources.fetch(item.source_uri, item.member)
+            path = self._fetch(item)
             video = self._decoder.decode(
                 path,
                 start_s=item.start_s,
@@ -120,6 +123,13 @@ class DecodeStage:
             marks=() if video.damage is None else ("damaged",),
             damage=video.damage,
         )
+
+    def _fetch(self, item: WorkItem) -> Path:
+        started = time.monotonic()
+        try:
+            return self._sources.fetch(item.source_uri, item.member)
+        finally:
+            self.fetched_s += time.monotonic() - started
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         """Name the clip. A row whose source could not be read counts as one clip.

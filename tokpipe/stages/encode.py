@@ -13,6 +13,7 @@ from tokpipe.chunks import plan_chunks
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
+from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
@@ -30,6 +31,22 @@ class _Chunk(NamedTuple):
 
     clip: int
     span: ChunkSpan
+
+
+class _Launched(NamedTuple):
+    """A batch on the device: how many rows it was filled up to, and its codes or what it raised."""
+
+    batch: list[_Chunk]
+    num_rows: int
+    codes: torch.Tensor | Exception
+
+
+class _Encoded(NamedTuple):
+    """One chunk of a batch of so many rows, and its codes (t, h, w) or the error it caused."""
+
+    chunk: _Chunk
+    num_rows: int
+    block: NDArray[np.int64] | Exception
 
 
 class EncodeStage:
@@ -56,12 +73,13 @@ class EncodeStage:
     def setup(self, device: str, weights: bytes | None) -> None:
         """Runs once, inside the actor: builds the tokenizer on ``device``, such as ``"cuda"``.
 
-        Also sets the switches of the whole process that make results repeatable.
+        Also sets the switches of the whole process that make results repeatable and memory cheap.
 
         Raises:
             ConfigError: the weights do not fit the tokenizer.
         """
         _make_repeatable()
+        keep_freed_memory()
         self.device = torch.device(device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights).to(self.device)
         self.tokenizer.compute_in(getattr(torch, self.encode_config.dtype))
@@ -85,14 +103,13 @@ class EncodeStage:
         codes: dict[_Chunk, NDArray[np.int64]] = {}
         failures: dict[int, Failed] = {}
         in_small_batches: set[int] = set()
-        for batch in self._batches(clips, plans):
-            for chunk, block in self._encode_apart(clips, batch):
-                if isinstance(block, Exception):
-                    failures[chunk.clip] = _failed(clips[chunk.clip], block)
-                else:
-                    codes[chunk] = block[chunk.span.num_dropped_latents :]
-                if self.batch_rows < self.encode_config.batch_chunks:
-                    in_small_batches.add(chunk.clip)
+        for chunk, num_rows, block in self._encode_all(clips, plans):
+            if isinstance(block, Exception):
+                failures[chunk.clip] = _failed(clips[chunk.clip], block)
+            else:
+                codes[chunk] = block[chunk.span.num_dropped_latents :]
+            if num_rows < self.encode_config.batch_chunks:
+                in_small_batches.add(chunk.clip)
         return [
             refusals[index]
             or failures.get(index)
@@ -166,16 +183,43 @@ class EncodeStage:
             yield chunks[:size]
             chunks = chunks[size:]
 
-    def _encode_apart(
-        self, clips: Sequence[DecodedClip], batch: list[_Chunk]
-    ) -> Iterator[tuple[_Chunk, NDArray[np.int64] | Exception]]:
-        """Yield each chunk of a batch with its codes, or with the error that it alone causes."""
+    def _encode_all(
+        self, clips: Sequence[DecodedClip], plans: Sequence[Sequence[ChunkSpan]]
+    ) -> Iterator[_Encoded]:
+        """Yield each chunk with its codes, or with the error that it alone causes.
+
+        A GPU computes while the caller goes on, so the next batch is put together and copied there
+        before the codes of the last are asked for.
+        """
+        before: _Launched | None = None
+        for batch in self._batches(clips, plans):
+            launched = self._launch(clips, batch)
+            if before is not None:
+                yield from self._land(clips, before)
+            before = launched
+        if before is not None:
+            yield from self._land(clips, before)
+
+    def _launch(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> _Launched:
+        """Start to encode equal-shaped chunks; what it raises is told when the batch lands."""
+        num_rows = self.batch_rows
         try:
-            blocks = self._encode(clips, batch)
+            pixels = self._pixels(clips, batch, num_rows=num_rows)
+            return _Launched(batch, num_rows, self.tokenizer.encode(pixels))
+        except Exception as error:
+            return _Launched(batch, num_rows, error)
+
+    def _land(self, clips: Sequence[DecodedClip], launched: _Launched) -> Iterator[_Encoded]:
+        """Wait for the codes of a batch; one that failed is bisected."""
+        batch, num_rows, codes = launched
+        try:
+            if isinstance(codes, Exception):
+                raise codes
+            blocks = codes[: len(batch)].cpu().numpy()
         except Exception as error:
             is_memory = isinstance(error, torch.OutOfMemoryError)
-            if is_memory and self.batch_rows > 1:
-                self.batch_rows //= 2
+            if is_memory and num_rows > 1:
+                self.batch_rows = min(self.batch_rows, num_rows // 2)
                 torch.cuda.empty_cache()
                 _log.warning(
                     "out of memory on %s: batches are %d now", self.device, self.batch_rows
@@ -183,13 +227,14 @@ class EncodeStage:
             elif not is_memory and not self._works():
                 raise
             elif len(batch) == 1:
-                yield batch[0], error
+                yield _Encoded(batch[0], num_rows, error)
                 return
         else:
-            yield from zip(batch, blocks, strict=True)
+            for chunk, block in zip(batch, blocks, strict=True):
+                yield _Encoded(chunk, num_rows, block)
             return
         for part in self._cut(batch, at_most=-(-len(batch) // 2)):
-            yield from self._encode_apart(clips, part)
+            yield from self._land(clips, self._launch(clips, part))
 
     def _works(self) -> bool:
         """Whether the device still computes: some errors leave a GPU's context of no use."""
@@ -197,12 +242,6 @@ class EncodeStage:
             return bool(torch.ones(1, device=self.device).add_(1).item() == 2)
         except RuntimeError:
             return False
-
-    def _encode(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> NDArray[np.int64]:
-        """Return the codes of equal-shaped chunks: (len(batch), t, h, w), context included."""
-        pixels = self._pixels(clips, batch, num_rows=self.batch_rows)
-        block: NDArray[np.int64] = self.tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
-        return block
 
     def _pixels(
         self, clips: Sequence[DecodedClip], batch: list[_Chunk], *, num_rows: int

@@ -25,19 +25,22 @@ def append(store: Store, entry: ManifestEntry) -> bool:
     return store.create(entry_key(entry.seq), entry.to_json())
 
 
-def count_entries(store: Store) -> int:
+def count_entries(store: Store, known: int = 0) -> int:
     """Return how many entries there are, in about 2 log2(n) requests and without listing.
 
     Entries have no gaps, so their end can be bracketed by doubling and then halved. An entry
     deleted by hand may hide those after it; reading the log then says so, or the next append.
+
+    Args:
+        known: so many are known to be there; n is then the number of those behind them.
     """
 
     def exists(seq: int) -> bool:
         return store.size(entry_key(seq)) is not None
 
-    low, high = 0, 1  # entries before `low` exist; `high - 1` was not seen to
+    low, high = known, known + 1  # entries before `low` exist; `high - 1` was not seen to
     while exists(high - 1):
-        low, high = high, high * 2
+        low, high = high, known + (high - known) * 2
     high -= 1
     while low < high:
         middle = (low + high) // 2
@@ -53,10 +56,12 @@ def iter_entries(
 ) -> Iterator[ManifestEntry]:
     """Yield entries ``from_seq`` to ``to_seq`` (exclusive; by default all there are) in order.
 
+    Entries before ``from_seq`` are taken to be there.
+
     Raises:
         CorruptOutput: an entry is damaged, missing, or stands under another's number.
     """
-    end = count_entries(store) if to_seq is None else to_seq
+    end = count_entries(store, from_seq) if to_seq is None else to_seq
     return _read_ahead(store, range(from_seq, end))
 
 

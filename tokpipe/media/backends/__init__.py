@@ -31,7 +31,7 @@ class Backend(Protocol):
 
         Args:
             wanted: (T,) never falling; a frame may be wanted several times.
-            out: (T, H, W, 3), zeros.
+            out: (T, H, W, 3), zeros if ``framing`` leaves margins; else it holds anything.
 
         Raises:
             SourceError: the frames cannot be had, or are not certain to be the right ones. What

@@ -48,7 +48,8 @@ def decode(
             if error.reason == "too_large":
                 raise
             # Not every key frame is a clean start: decide from the beginning.
-            out[:] = 0
+            if framing.leaves_margins:
+                out[:] = 0
     return _decode_from(None, path, timeline, wanted, framing, out)
 
 

@@ -19,6 +19,7 @@ from tokpipe.config.tokenizer import (
     QuantizerConfig,
 )
 from tokpipe.errors import ConfigError
+from tokpipe.models.convolution import order_weights
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.quantizers import (
@@ -95,6 +96,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def _cast(self, dtype: torch.dtype) -> None:
         self.encoder.to(dtype)
+        order_weights(self.encoder)
         if self.decoder is not None:
             self.decoder.to(dtype)
 

@@ -1,0 +1,123 @@
+"""Norm and SiLU in one go: the same values as PyTorch's, the same bits on any number of threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
+from tokpipe.models.rows import norm_rows
+
+SHAPES = [(1, 32, 1, 1, 1), (2, 64, 5, 7, 9), (1, 96, 3, 33, 31), (1, 32, 17, 64, 64)]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def filled(norm: GroupNorm) -> GroupNorm:
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    torch.nn.init.uniform_(norm.bias, -1, 1)
+    return norm
+
+
+@pytest.mark.parametrize("kind", [GroupNorm, FrameGroupNorm])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_values_are_those_of_torch(
+    kind: type[GroupNorm], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    norm = filled(kind(32, shape[1], eps=1e-6)).to(dtype)
+    x = (torch.randn(shape) * 3 + 40).to(dtype)  # far from zero, where sums of squares cancel
+    wanted = norm.double()(x.double())
+    norm.to(dtype)
+    tolerance = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2}[dtype]
+    with torch.inference_mode():
+        y = norm(x)
+        activated = torch.empty_like(x, memory_format=torch.channels_last_3d)
+        norm.write_silu(x, activated)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(activated.double(), F.silu(wanted), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("kind", [GroupNorm, FrameGroupNorm])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_bit_depends_on_threads_or_neighbours(
+    kind: type[GroupNorm], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    norm, x = filled(kind(32, shape[1], eps=1e-6)), torch.randn(3, *shape[1:])
+    seen = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        for batch in ([1], [1, 0], [1, 2, 0]):
+            y = torch.empty((len(batch), *shape[1:]), memory_format=torch.channels_last_3d)
+            with torch.inference_mode():
+                norm.write_silu(x[batch], y)
+            seen.append(y[0])
+    assert all(torch.equal(y, seen[0]) for y in seen)
+
+
+TRITON = """
+import torch
+from tokpipe.models.rows import norm_rows
+from tokpipe.models.triton_norm import norm_triton
+
+torch.manual_seed(0)
+cases = (((2, 3, 5, 7, 64), 1, 2), ((2, 3, 5, 7, 96), 2, 2), ((1, 1, 1, 1, 32), 2, 0))
+for shape, dims, past in cases:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(shape).add(9).to(dtype)
+        weight, bias = torch.rand(shape[-1]), torch.rand(shape[-1])
+        outs = []
+        for norm in (norm_rows, norm_triton):
+            out = torch.zeros((shape[0], shape[1] + past, *shape[2:]), dtype=dtype)
+            norm(
+                x, out[:, past:], num_groups=32, weight=weight, bias=bias, eps=1e-6,
+                sample_dims=dims, with_silu=True,
+            )
+            outs.append(out.float())
+        torch.testing.assert_close(*outs, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+        assert not outs[1][:, :past].any()
+print("equal")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with CUDA builds of torch")
+def test_triton_gives_what_rows_give() -> None:
+    """By Triton's interpreter, in a process of its own: the choice is made when it is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_samples_of_the_target_need_not_follow_each_other() -> None:
+    x = torch.randn(2, 3, 4, 5, 32)
+    whole, wide = torch.empty_like(x), torch.zeros(2, 5, 4, 5, 32)
+    for out in (whole, wide[:, 2:]):
+        norm_rows(
+            *(x, out),
+            num_groups=32,
+            weight=torch.ones(32),
+            bias=torch.zeros(32),
+            eps=1e-6,
+            sample_dims=2,
+            with_silu=True,
+        )
+    assert torch.equal(wide[:, 2:], whole)
+    assert not wide[:, :2].any()

@@ -1,0 +1,230 @@
+"""Codes on local disk are those of the shards, are made once, and survive whatever happens."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokpipe.reader.code_cache
+from tests.formats.formats_helpers import DictStore, encoded_clip, encoded_clips, flipped
+from tests.reader.reader_helpers import begin, commit, put_shard
+from tokpipe.errors import ConfigError, CorruptOutput, StorageError
+from tokpipe.reader import CodeCache, Output, ShardCodes
+from tokpipe.reader.shard_codes import write_shard_codes
+from tokpipe.types import EncodedClip
+
+EVEN = [encoded_clip(row, (17, 17), (4, 4)) for row in range(3)]
+RAGGED = [encoded_clip(row, frames, (2, 6)) for row, frames in ((10, (17, 5)), (11, (1,)))]
+
+
+@pytest.fixture
+def store() -> DictStore:
+    """One shard of six equal chunks, and one of three that differ."""
+    store = DictStore()
+    begin(store)
+    commit(store, 0, put_shard(store, "p-1-a", EVEN))
+    commit(store, 1, put_shard(store, "p-2-a", RAGGED))
+    return store
+
+
+def assert_same(shard: ShardCodes, clips: list[EncodedClip]) -> None:
+    wanted = [block for clip in clips for block in clip.codes]
+    assert len(shard) == len(wanted)
+    for found, also, block in zip(
+        shard, map(shard.__getitem__, range(len(shard))), wanted, strict=True
+    ):
+        assert found.dtype == block.dtype
+        np.testing.assert_array_equal(found, block)
+        np.testing.assert_array_equal(also, block)
+    np.testing.assert_array_equal(shard.flat, np.concatenate([block.ravel() for block in wanted]))
+
+
+def gets(store: DictStore, name: str) -> int:
+    return store.requests.count(f"get shards/{name}.parquet")
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def test_shards_come_as_they_were_encoded(store: DictStore, tmp_path: Path) -> None:
+    output = Output(store)
+    cache = CodeCache(output, tmp_path)
+    assert (len(cache), cache.num_rows) == (2, 9)
+    for _ in range(2):
+        even, ragged = cache
+        assert_same(even, EVEN)
+        assert_same(ragged, RAGGED)
+    assert even.blocks is not None
+    assert even.blocks.shape == (6, 5, 4, 4)
+    assert ragged.blocks is None
+    for shard, batch in zip(cache, output.iter_batches(), strict=True):
+        names = [name for name in output.schema.names if name != "codes"]
+        assert shard.rows.to_pylist() == batch.select(names).to_pylist()
+
+
+@pytest.mark.parametrize("codebook_size", [65_536, 65_537])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_clips_make_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
+    store = DictStore()
+    begin(store, codebook_size)
+    clips: list[EncodedClip] = data.draw(encoded_clips(codebook_size))
+    commit(store, 0, put_shard(store, "p-1-a", clips, codebook_size))
+    with TemporaryDirectory() as folder:
+        (shard,) = CodeCache(Output(store), folder)
+        assert_same(shard, sorted(clips, key=lambda clip: clip.ref.clip_id))
+
+
+def test_shards_of_several_row_groups_are_one_array(tmp_path: Path) -> None:
+    store = DictStore()
+    begin(store)
+    clips = [encoded_clip(row, (17,) * 4, (256, 256)) for row in range(2)]
+    commit(store, 0, put_shard(store, "p-1-a", clips))
+    (shard,) = CodeCache(Output(store), tmp_path)
+    assert_same(shard, clips)
+
+
+def test_plain_numpy_reads_the_files(store: DictStore, tmp_path: Path) -> None:
+    list(CodeCache(Output(store), tmp_path))
+    path = tmp_path / f"{Output(store).shards[0].sha256}.codes"
+    codes = np.memmap(path, "<u2", "r", shape=(6, 5, 4, 4))
+    np.testing.assert_array_equal(codes[1], EVEN[0].codes[1])
+
+
+def test_codes_cannot_be_changed_by_accident(store: DictStore, tmp_path: Path) -> None:
+    for shard in CodeCache(Output(store), tmp_path):
+        with pytest.raises(ValueError, match="read-only"):
+            shard[0][:] = 0
+
+
+def test_a_shard_is_fetched_once_by_all_processes_and_runs(
+    store: DictStore, tmp_path: Path
+) -> None:
+    threads = [
+        threading.Thread(target=lambda: list(CodeCache(Output(store), tmp_path))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (gets(store, "p-1-a"), gets(store, "p-2-a")) == (1, 1)
+    for key in list(store.objects):
+        if key.startswith("shards/"):
+            del store.objects[key]
+    even, ragged = CodeCache(Output(store), tmp_path)
+    assert_same(even, EVEN)
+    assert_same(ragged, RAGGED)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_damaged_never_enters_the_cache(
+    store: DictStore, tmp_path: Path, verify: bool
+) -> None:
+    key = "shards/p-2-a.parquet"
+    sound = store.objects[key]
+    cache = CodeCache(Output(store, verify=verify), tmp_path)
+    for bit in range(0, len(sound) * 8, len(sound) * 8 // 20):
+        store.objects[key] = flipped(sound, bit)
+        with pytest.raises(CorruptOutput, match=r"p-2-a\.parquet is damaged: its SHA-256"):
+            cache.shard(1)
+    assert kept(tmp_path) == kept(tmp_path / "tmp") == []
+    store.objects[key] = sound
+    assert_same(cache.shard(1), RAGGED)
+
+
+def test_whoever_dies_while_writing_leaves_nothing_that_is_read(
+    store: DictStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def half(file: Any, shard: Any) -> None:
+        write_shard_codes(file, shard)
+        file.truncate(file.tell() // 2)
+        raise Killed
+
+    monkeypatch.setattr(tokpipe.reader.code_cache, "write_shard_codes", half)
+    with pytest.raises(Killed):
+        CodeCache(Output(store), tmp_path).shard(0)
+    monkeypatch.undo()
+    assert kept(tmp_path) == kept(tmp_path / "tmp") == []
+    # Nobody could clean up after these two; only one is old enough to be nobody's.
+    for name, age_s in (("young", 60), ("old", 2 * 24 * 3600)):
+        (tmp_path / "tmp" / name).write_bytes(b"half")
+        os.utime(tmp_path / "tmp" / name, (time.time() - age_s,) * 2)
+    assert_same(CodeCache(Output(store), tmp_path).shard(0), EVEN)
+    assert kept(tmp_path / "tmp") == ["young"]
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_file_that_was_cut_is_made_again(store: DictStore, tmp_path: Path, length: int) -> None:
+    CodeCache(Output(store), tmp_path).shard(0)
+    (name,) = kept(tmp_path)
+    sound = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(sound[:length])
+    assert_same(CodeCache(Output(store), tmp_path).shard(0), EVEN)
+    assert (tmp_path / name).read_bytes() == sound
+
+
+def test_the_folder_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path: Path) -> None:
+    store = DictStore()
+    begin(store)
+    clips = [[encoded_clip(row, (17,) * 4, (16, 16))] for row in range(4)]
+    commit(store, 0, *(put_shard(store, f"p-{i}-a", some) for i, some in enumerate(clips)))
+    output = Output(store)
+    names = [f"{shard.sha256}.codes" for shard in output.shards]
+    CodeCache(output, tmp_path).shard(0)
+    size = (tmp_path / names[0]).stat().st_size
+    cache = CodeCache(output, tmp_path, max_bytes=2 * size + size // 2)
+    held = cache.shard(0)
+    for number, left in ((1, {0, 1}), (2, {1, 2}), (3, {2, 3}), (2, {2, 3}), (0, {3, 0})):
+        time.sleep(0.01)  # file systems tell times apart by a few milliseconds
+        assert_same(cache.shard(number), clips[number])
+        assert set(kept(tmp_path)) == {names[i] for i in left}
+    assert_same(held, clips[0])
+    # What this process has mapped already, no file is touched for.
+    assert [gets(store, f"p-{i}-a") for i in range(4)] == [2, 1, 1, 1]
+    with pytest.raises(ConfigError, match="Give the cache a larger max_bytes"):
+        CodeCache(output, tmp_path, max_bytes=size - 1).shard(1)
+
+
+def test_chunks_are_taken_from_anywhere_as_one_array(store: DictStore, tmp_path: Path) -> None:
+    commit(store, 2, put_shard(store, "p-3-a", [encoded_clip(20, (17,), (4, 4))]))
+    cache = CodeCache(Output(store), tmp_path)
+    blocks = [block for clip in EVEN for block in clip.codes]
+    blocks += [block for clip in RAGGED for block in clip.codes]
+    blocks += encoded_clip(20, (17,), (4, 4)).codes
+    rows = np.array([9, 3, 0, 5, 3])
+    taken = cache.take(rows)
+    np.testing.assert_array_equal(taken, np.stack([blocks[row] for row in rows]))
+    taken[:] = 0  # a copy
+    np.testing.assert_array_equal(cache.take(np.array([7]))[0], blocks[7])
+    for rows in (np.array([0, 7]), np.array([], np.int64)):
+        with pytest.raises(ValueError, match="have not one shape"):
+            cache.take(rows)
+    for row in (-1, 10):
+        with pytest.raises(IndexError, match="outside the 10 there are"):
+            cache.take(np.array([row]))
+
+
+def test_a_disk_that_takes_no_more_is_told_so(store: DictStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="the cache of codes cannot be written"):
+        CodeCache(Output(store), tmp_path / "file")
+
+
+def test_an_output_that_lists_nothing_has_no_shards(tmp_path: Path) -> None:
+    store = DictStore()
+    begin(store)
+    cache = CodeCache(Output(store), tmp_path)
+    assert (len(cache), cache.num_rows, list(cache)) == (0, 0, [])

@@ -1,0 +1,78 @@
+"""What a benchmark gives: figures, each beside its target, as lines and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number.
+
+    ``unit`` stands after the value: ``x`` for a ratio, ``s``, ``GB``, ``clips/s``. ``details`` are
+    the numbers that it was made of. ``remark`` says what a reader must know to judge it, such as
+    the limit that forbids the target here.
+    """
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+    better: Better = "higher"
+    details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    remark: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the target is reached; None without one."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.better == "higher" else self.value <= self.target
+
+    def line(self) -> str:
+        """Name, value, target, verdict, and details, on one line."""
+        text = f"{self.name}: {_number(self.value)} {self.unit}"
+        if self.target is not None:
+            sign = ">=" if self.better == "higher" else "<="
+            verdict = "pass" if self.passed else "NOT REACHED"
+            text += f", target {sign} {_number(self.target)} {self.unit}, {verdict}"
+        if self.details:
+            pairs = (f"{name} {_said(value)}" for name, value in self.details.items())
+            text += f"  [{', '.join(pairs)}]"
+        return f"{text}  ({self.remark})" if self.remark else text
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the verdict."""
+        return {**asdict(self), "details": dict(self.details), "passed": self.passed}
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A figure that could not be measured here, and why."""
+
+    name: str
+    reason: str
+
+    def line(self) -> str:
+        return f"{self.name}: not measured, {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "skipped": self.reason}
+
+
+Result = Figure | Skipped
+
+
+def _said(value: float | int | str | bool) -> str:
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """Three significant digits, with thousands apart."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,96 @@
+"""Stages that do nothing but answer, so that what is left is the cost of the runtime itself.
+
+They go through the same actors, leases, object store and manifest as real ones. Pixels and codes
+are a few bytes each; what a clip is said to hold decides when shards are closed, as in a real job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.stages.write import WriteStage
+from tokpipe.types import (
+    ChunkSpan,
+    ClipRef,
+    DecodedClip,
+    EncodedClip,
+    Failed,
+    Receipt,
+    Rejected,
+    WorkItem,
+)
+
+CLIP_FRAMES = 17
+_CHUNK = ChunkSpan(0, 0, 1, 0, 0, 0, True)
+_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
+_CODES = np.zeros((1, 1, 1), np.uint16)
+_PTS = np.zeros(1)
+
+
+def ref_of(item: WorkItem) -> ClipRef:
+    """Name the clip of an item, as if no source was ever cut."""
+    return ClipRef(item.row_id, item.row, 0, 1, item.source_uri)
+
+
+class FreeDecode(DecodeStage):
+    """Gives one pixel for each item."""
+
+    def __init__(self) -> None:
+        self.fetched_s = 0.0
+
+    def setup(self, scratch: Path) -> None:
+        pass
+
+    def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
+        return [DecodedClip(ref_of(item), _FRAMES, _PTS, 8.0, "free") for item in items]
+
+
+class FreeEncode(EncodeStage):
+    """Gives one code for each clip."""
+
+    def __init__(self) -> None:
+        pass
+
+    def setup(self, device: str, weights: bytes | None) -> None:
+        pass
+
+    def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
+        return [
+            EncodedClip(clip.ref, (_CHUNK,), (_CODES,), clip.pts_s, clip.fps, clip.backend)
+            for clip in clips
+        ]
+
+
+class FreeWrite(WriteStage):
+    """Gives a receipt for a shard that was never put."""
+
+    def __init__(self) -> None:
+        pass
+
+    def setup(self) -> None:
+        pass
+
+    def process(self, shard_name: str, clips: Sequence[EncodedClip]) -> Receipt:
+        return receipt_of(shard_name, tuple(clip.ref for clip in clips))
+
+
+def receipt_of(shard_name: str, refs: tuple[ClipRef, ...]) -> Receipt:
+    """A receipt for a shard of these clips, each of which has one code."""
+    return Receipt(
+        shard=f"shards/{shard_name}.parquet",
+        size_bytes=2 * len(refs),
+        sha256="0" * 64,
+        num_rows=len(refs),
+        num_codes=len(refs),
+        num_frames=CLIP_FRAMES * len(refs),
+        grid=(1, 1),
+        side_table=f"clips/{shard_name}.parquet",
+        side_table_sha256="0" * 64,
+        side_table_size_bytes=len(refs),
+        clips=refs,
+    )

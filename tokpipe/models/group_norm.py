@@ -1,0 +1,147 @@
+"""Group norms of clips: over all of time, or over each frame alone.
+
+Shape letters: B clips, C channels, T frames, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.models.rows import norm_rows
+
+_log = logging.getLogger(__name__)
+
+Norm = Literal["clip", "frame"]
+"""What the statistics of a norm span. ``clip``: all of (T, H, W), as published, so every frame
+sees the later ones. ``frame``: the (H, W) of one frame, so none sees another. The parameters and
+their keys are the same, but weights trained under one are not good under the other."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm`` that takes groups of one value, which become the bias, in any batch.
+
+    PyTorch refuses them in a batch of one and takes them in a batch of two. The statistics are
+    float32 whatever the dtype. Without gradients, channels-last tensors stay channels-last.
+    """
+
+    sample_dims = 1
+    """Leading dimensions of (B, T, H, W, C) that count samples with statistics of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        if is_fused(x):
+            last = x.movedim(1, -1)
+            y = torch.empty(last.shape, dtype=x.dtype, device=x.device)
+            self._write(last, y, with_silu=False)
+            return y.movedim(-1, 1)
+        return self._by_torch(x)
+
+    def write_silu(self, x: Tensor, out: Tensor) -> None:
+        """Write the SiLU of what ``forward`` gives to ``out``, in one go, where ``is_fused(x)``.
+
+        x and out (B, C, T, H, W). The channels of ``out`` are innermost in memory.
+        """
+        self._write(x.movedim(1, -1), out.movedim(1, -1), with_silu=True)
+
+    def _write(self, x: Tensor, out: Tensor, *, with_silu: bool) -> None:
+        fused = norm_rows if x.device.type == "cpu" else fused_on_gpu(x.device)
+        assert fused is not None, "only called where is_fused"
+        fused(
+            x,
+            out,
+            num_groups=self.num_groups,
+            weight=self.weight,
+            bias=self.bias,
+            eps=self.eps,
+            sample_dims=self.sample_dims,
+            with_silu=with_silu,
+        )
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        # Contiguous, because its kernel for other layouts adds up by the number of threads.
+        return torch.group_norm(x.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+
+
+class FrameGroupNorm(GroupNorm):
+    """Group norm of each frame alone, with the parameters and keys of ``nn.GroupNorm``.
+
+    A frame comes out with the same bits whatever frames and clips stand beside it.
+    """
+
+    sample_dims = 2
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        # PyTorch's fused kernel wants frames as a batch. The copy there is a fraction of the time
+        # that statistics by plain tensor arithmetic take, forward and backward.
+        frames = x.transpose(1, 2)
+        y = super()._by_torch(frames.flatten(0, 1))
+        return y.view(frames.shape).transpose(1, 2)
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether norms of ``x`` are computed with what follows them, in few passes over memory.
+
+    Not where a gradient is wanted, nor on GPUs that Triton does not work on.
+    """
+    device = x.device.type
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+        return False
+    if device == "cuda":
+        return x.dtype != torch.float64 and fused_on_gpu(x.device) is not None
+    return device == "cpu"
+
+
+@lru_cache
+def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
+    """The kernel for a GPU, once it was seen to give what PyTorch gives there; else None."""
+    try:
+        from tokpipe.models.triton_norm import norm_triton
+
+        x = torch.linspace(-3, 5, 2 * 5 * 7 * 64, device=device).view(2, 5, 7, 64)
+        weight, bias, y = x[0, 0, 0], x[0, 0, 1], torch.empty_like(x)
+        norm_triton(
+            *(x, y),
+            num_groups=32,
+            weight=weight,
+            bias=bias,
+            eps=1e-6,
+            sample_dims=1,
+            with_silu=True,
+        )
+        wanted = F.silu(F.group_norm(x.movedim(-1, 1).contiguous(), 32, weight, bias, 1e-6))
+        torch.testing.assert_close(y.movedim(-1, 1), wanted, rtol=1e-4, atol=1e-4)
+    except Exception as error:  # a compiler, a driver and a GPU: anything may be wrong with them
+        _log.warning(
+            "group norm on %s goes by PyTorch's own kernels, which are slower: Triton's did not "
+            "work there (%s: %s)",
+            *(device, type(error).__name__, error),
+        )
+        return None
+    return norm_triton
+
+
+def norm_class(norm: Norm) -> type[GroupNorm]:
+    """The class of a kind of norm.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if norm not in ("clip", "frame"):
+        raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
+    return GroupNorm if norm == "clip" else FrameGroupNorm
+
+
+def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
+    """The norm of this family: 32 groups of channels, epsilon 1e-6.
+
+    Raises:
+        ValueError: an unknown kind of norm, or channels that 32 groups cannot share.
+    """
+    return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)

@@ -1,0 +1,120 @@
+"""The codes of one shard as one raw array in a local file, with the shard's other columns.
+
+The file is: codes, padding to 64 bytes, the other columns as an Arrow IPC file, the length of that
+part (8 bytes), magic (8 bytes). So ``numpy.memmap(path, "<u2", "r", shape=num_codes)`` reads the
+codes as well as this module does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tokpipe.formats.shard import shard_schema
+from tokpipe.formats.shard_reader import ShardReader
+
+Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
+
+_MAGIC = b"tokcode1"
+_END = struct.Struct("<Q8s")
+_ALIGNMENT = 64
+"""Arrow reads what is aligned so without copying it."""
+
+_START = pa.field("start", pa.int64(), nullable=False)
+_COLUMNS = [name for name in shard_schema("uint16").names if name != "codes"]
+
+
+class ShardCodes:
+    """The codes of one shard, chunk by chunk, over a mapped file: nothing is read before its use.
+
+    ``codes[i]`` is a read-only view of shape (t, h, w). It stays good when the file is removed.
+    """
+
+    def __init__(self, path: Path, code_dtype: str, grid: tuple[int, int]) -> None:
+        """Map what ``write_shard_codes`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such file, or was cut short.
+        """
+        with pa.memory_map(str(path)) as file:
+            whole = file.read_buffer()
+        num_bytes = whole.size - _END.size
+        if num_bytes < 0:
+            raise ValueError(f"{path} has {whole.size} bytes only")
+        rows_bytes, magic = _END.unpack(whole.slice(num_bytes))
+        if magic != _MAGIC or rows_bytes > num_bytes:
+            raise ValueError(f"{path} does not end as a file of codes")
+        try:
+            table = pa.ipc.open_file(whole.slice(num_bytes - rows_bytes, rows_bytes)).read_all()
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: {error}") from error
+        self.rows: pa.Table = table.select(_COLUMNS)
+        """Every other column of the shard, one row per chunk, mapped as well."""
+        self.grid = grid
+        t, starts = (table.column(name).chunk(0).to_numpy() for name in ("t", _START.name))
+        self._size = len(t)
+        num_codes = int(starts[-1]) + int(t[-1]) * grid[0] * grid[1]
+        self.flat: Codes = np.frombuffer(whole, np.dtype(code_dtype).newbyteorder("<"), num_codes)
+        """All codes, one chunk behind the other."""
+        self.blocks: Codes | None = None
+        """(chunks, t, h, w) where all chunks of the shard have one ``t``, else None."""
+        self.shape: tuple[int, int, int] | None = None
+        """(t, h, w) where all chunks have it, else None."""
+        if bool((t == t[0]).all()):
+            self.shape = (int(t[0]), *grid)
+            self.blocks = self.flat.reshape(self._size, *self.shape)
+            self.flat_blocks: Codes = self.flat.reshape(self._size, -1)
+            """(chunks, t * h * w), there where ``blocks`` is."""
+        # These give Python's own integers, in a third of the time that an array takes.
+        self._t, self._starts = memoryview(t), memoryview(starts)
+
+    def __len__(self) -> int:
+        """How many chunks there are."""
+        return self._size
+
+    def __getitem__(self, index: int) -> Codes:
+        if self.blocks is not None:
+            block: Codes = self.blocks[index]
+            return block
+        t, start = self._t[index], self._starts[index]
+        height, width = self.grid
+        return self.flat[start : start + t * height * width].reshape(t, height, width)
+
+    def __iter__(self) -> Iterator[Codes]:
+        return map(self.__getitem__, range(self._size))
+
+
+def write_shard_codes(file: IO[bytes], shard: ShardReader) -> None:
+    """Decode a shard to ``file``, a row group at a time.
+
+    Raises:
+        CorruptOutput: as ``ShardReader.read_row_group``.
+    """
+    tables: list[pa.Table] = []
+    num_codes = 0
+    for group in range(shard.num_row_groups):
+        batch = shard.read_row_group(group)
+        codes = batch.column("codes")
+        offsets = codes.offsets.to_numpy().astype(np.int64)
+        flat = codes.values.to_numpy()[offsets[0] : offsets[-1]]
+        file.write(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).data)
+        starts = pa.array(num_codes + offsets[:-1] - offsets[0])
+        table = pa.Table.from_batches([batch.select(_COLUMNS)])
+        tables.append(table.append_column(_START, starts))
+        num_codes += len(flat)
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    before = file.tell()
+    sink = pa.BufferOutputStream()
+    # As one batch, so that each column is one array of the mapped file.
+    table = pa.concat_tables(tables).combine_chunks()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    file.write(sink.getvalue())
+    file.write(_END.pack(file.tell() - before, _MAGIC))
