@@ -8,7 +8,7 @@ import pytest
 
 from tokpipe.bench.catalogue import BENCHMARKS, load
 from tokpipe.bench.figures import Figure
-from tokpipe.bench.measured import measured
+from tokpipe.bench.processes import measured
 
 DATA = {"plan": 2, "resume": 2, "audit": 2, "storage": 3, "reader": 5}
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from tokpipe.audit import audit
 from tokpipe.bench.figures import Figure, Result
-from tokpipe.bench.measured import measured
+from tokpipe.bench.processes import measured
 from tokpipe.bench.synthetic import job_of_table, write_output
 from tokpipe.storage import open_store
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tokpipe.bench.figures import Figure, Result, Skipped
 from tokpipe.bench.free_stages import FreeDecode, FreeEncode, FreeWrite
-from tokpipe.bench.fresh_process import (
+from tokpipe.bench.processes import (
     cpu_seconds,
     in_fresh_process,
     keep_to_cores,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tokpipe.bench.by_hand import read_codes, run_loop
 from tokpipe.bench.figures import Figure, Result, Skipped
-from tokpipe.bench.fresh_process import in_fresh_process, keep_to_cores
+from tokpipe.bench.processes import in_fresh_process, keep_to_cores
 from tokpipe.bench.ray_data import MISSING, run_ray_data
 from tokpipe.bench.sample_job import sample_job, spans
 from tokpipe.bench.watched_run import cluster_of, run_watched

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from tokpipe.bench.figures import Figure, Result
-from tokpipe.bench.fresh_process import in_fresh_process, keep_to_cores
 from tokpipe.bench.pretend import SIDE, STRIDE
+from tokpipe.bench.processes import in_fresh_process, keep_to_cores
 from tokpipe.bench.sample_job import sample_job, work_items
 from tokpipe.bench.virtual_cluster import VirtualCluster
 from tokpipe.bench.watched_run import WatchedRun, cluster_of, run_watched

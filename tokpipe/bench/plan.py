@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokpipe.bench.figures import Figure, Result
-from tokpipe.bench.measured import measured
+from tokpipe.bench.processes import measured
 from tokpipe.bench.synthetic import job_of_table, write_table
 from tokpipe.plan import write_plan
 from tokpipe.storage import open_store

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from tokpipe.bench.figures import Figure, Result
-from tokpipe.bench.measured import measured
+from tokpipe.bench.processes import measured
 from tokpipe.bench.synthetic import job_of_table, write_output
 from tokpipe.runtime.job import look_up, take_up
 from tokpipe.storage import probe_store

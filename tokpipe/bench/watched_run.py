@@ -15,7 +15,7 @@ import yaml
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
-from tokpipe.bench.fresh_process import resident_mb
+from tokpipe.bench.processes import resident_mb
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats.manifest import Totals
 from tokpipe.plan import PlanReader, StoredPlan

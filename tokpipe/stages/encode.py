@@ -17,6 +17,7 @@ from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
+from tokpipe.models.tokenizers.parity import Parity
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 
 if TYPE_CHECKING:
@@ -77,12 +78,20 @@ class EncodeStage:
 
         Raises:
             ConfigError: the weights do not fit the tokenizer.
+            NodeTrouble: the device does not give the codes that the CPU gives in float32.
         """
         _make_repeatable()
         keep_freed_memory()
         self.device = torch.device(device)
-        self.tokenizer = build_tokenizer(self.tokenizer_config, weights).to(self.device)
-        self.tokenizer.compute_in(getattr(torch, self.encode_config.dtype))
+        self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
+        dtype = getattr(torch, self.encode_config.dtype)
+        # Where nothing would differ, there is nothing to compare.
+        is_reference = self.device.type == "cpu" and dtype == torch.float32
+        parity = None if is_reference else Parity(self.tokenizer)
+        self.tokenizer.to(self.device)
+        self.tokenizer.compute_in(dtype)
+        if parity is not None:
+            parity.check(self.tokenizer, self.device)
         self.batch_rows = self.encode_config.batch_chunks
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:

@@ -1,0 +1,131 @@
+"""What the encode stage does at its start about a device that computes something else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.stages.test_encode_stage import CHUNKINGS, FSQ, VQ, tokenizer_config
+from tokpipe.config.job import EncodeConfig
+from tokpipe.config.tokenizer import FSQConfig, LFQConfig, VQConfig
+from tokpipe.config.traits import TokenizerTraits
+from tokpipe.errors import NodeTrouble
+from tokpipe.models import convolution
+from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
+from tokpipe.models.tokenizers.parity import NARROW_AGREEMENT, Parity, moving_picture
+from tokpipe.stages.encode import EncodeStage
+
+CPU = torch.device("cpu")
+LFQ = LFQConfig(kind="lfq", dim=16, bit_order="big")
+
+
+def setup(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> None:
+    config = EncodeConfig.model_validate({"dtype": dtype})
+    EncodeStage(tokenizer_config(quantizer), CHUNKINGS[0], config).setup("cpu", None)
+
+
+@pytest.fixture
+def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions of bfloat16 add up half of the channels, as a broken library might."""
+    right = convolution.conv3d
+
+    def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
+        if x.dtype == torch.bfloat16:
+            x = x.clone()
+            x[:, x.shape[1] // 2 :] = 0
+        return right(x, weight, bias, **kwargs)
+
+    monkeypatch.setattr(convolution, "conv3d", conv3d)
+
+
+@pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_no_trouble(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
+    tokenizer = build_tokenizer(tokenizer_config(quantizer), None)
+    parity = Parity(tokenizer)
+    assert parity.agreement(tokenizer, CPU) == 1
+    tokenizer.compute_in(getattr(torch, dtype))
+    assert parity.agreement(tokenizer, CPU) > NARROW_AGREEMENT + 0.1
+    setup(dtype, quantizer)
+
+
+@pytest.mark.usefixtures("wrong_sums")
+@pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
+def test_wrong_sums_are_refused(quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
+    setup("float32", quantizer)
+    with pytest.raises(NodeTrouble, match=r"% of the codes of a test picture in torch.bfloat16"):
+        setup("bfloat16", quantizer)
+
+
+class Fixed(VideoTokenizer):
+    """Gives the same codes for whatever it is shown, but what a test makes of them."""
+
+    wrong = 0.0
+    overflowing = 0.0
+
+    def _encode(self, x: Tensor) -> Tensor:
+        codes = torch.arange(128).view(1, 2, 8, 8).clone()
+        codes.view(-1)[: round(self.wrong * 128)] = 200
+        codes.view(-1)[128 - round(self.overflowing * 128) :] = -1
+        return codes
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        pass
+
+
+TRAITS = TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=256)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong", "is_refused"),
+    [
+        (torch.float32, 0.05, False),
+        (torch.float32, 0.2, True),
+        (torch.bfloat16, 0.2, False),
+        (torch.bfloat16, 0.6, True),
+    ],
+)
+def test_how_many_codes_may_differ(dtype: torch.dtype, wrong: float, is_refused: bool) -> None:
+    tokenizer = Fixed(TRAITS)
+    parity = Parity(tokenizer)
+    tokenizer.wrong = wrong
+    tokenizer.compute_in(dtype)
+    if is_refused:
+        with pytest.raises(NodeTrouble, match="would be wrong and look right"):
+            parity.check(tokenizer, CPU)
+    else:
+        parity.check(tokenizer, CPU)
+
+
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_overflow_is_for_the_clips_to_show(share: float) -> None:
+    tokenizer = Fixed(TRAITS)
+    parity = Parity(tokenizer)
+    tokenizer.overflowing = share
+    tokenizer.compute_in(torch.float16)
+    parity.check(tokenizer, CPU)
+
+
+@pytest.mark.parametrize(
+    "traits",
+    [
+        TRAITS,
+        TRAITS.model_copy(update={"size_multiple": 48}),
+        TRAITS.model_copy(update={"chunk_frames": 33}),
+        TokenizerTraits(temporal_stride=1, spatial_stride=16, codebook_size=2, layout="BCHW"),
+    ],
+)
+def test_the_picture_suits_the_tokenizer(traits: TokenizerTraits) -> None:
+    picture = moving_picture(traits)
+    traits.check_num_frames(picture.shape[1])
+    traits.check_size(*picture.shape[2:4])
+    assert picture.dtype == torch.uint8
+    assert int(picture.max()) - int(picture.min()) > 128
+    assert not torch.equal(picture[:, 0], picture[:, -1])
+    assert torch.equal(picture, moving_picture(traits))

@@ -1,0 +1,107 @@
+"""Runs a function in a process of its own, with fresh memory, and says what a process takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what ``function`` returns there; arguments and result are pickled."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Generic[R]):
+    """What a function returned, and what it took."""
+
+    result: R
+    seconds: float
+    cpu_s: float
+    """Of all threads, in the program and in the system."""
+    peak_gb: float
+    """Of the whole process, Python and libraries included."""
+    before_gb: float
+    """Peak of the process before the function began: what importing its module takes."""
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Details of a figure."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "cpu_s": round(self.cpu_s, 2),
+            "peak_gb": round(self.peak_gb, 3),
+            "before_gb": round(self.before_gb, 3),
+        }
+
+
+def measured(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Measured[R]:
+    """Call ``function`` in a fresh process; arguments and result are pickled."""
+    return in_fresh_process(_measure, function, args, kwargs)
+
+
+def keep_to_cores(number: int) -> int:
+    """Keep this process, and those that it starts, to so many cores; returns how many it has."""
+    cores = sorted(os.sched_getaffinity(0))[:number]
+    os.sched_setaffinity(0, cores)
+    return len(cores)
+
+
+def resident_mb() -> float:
+    """Memory of this process, shared libraries and shared memory left out."""
+    return _status_kib("RssAnon") / 1024
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of all that descend from it and still run."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            status = (folder / "stat").read_text()
+        except OSError:
+            continue  # it has just ended
+        fields = status[status.rindex(")") + 2 :].split()
+        parents[int(folder.name)] = int(fields[1])
+        seconds[int(folder.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {os.getpid()}
+    while children := {one for one, parent in parents.items() if parent in family} - family:
+        family |= children
+    return sum(seconds.get(one, 0.0) for one in family)
+
+
+def _measure(
+    function: Callable[..., R], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Measured[R]:
+    before_gb, cpu, started = _peak_gb(), _cpu_s(), time.perf_counter()
+    result = function(*args, **kwargs)
+    seconds = time.perf_counter() - started
+    return Measured(result, seconds, _cpu_s() - cpu, _peak_gb(), before_gb)
+
+
+def _cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def _peak_gb() -> float:
+    # Not ru_maxrss, which a child takes over from the process that started it.
+    return _status_kib("VmHWM") * 1024 / 1e9
+
+
+def _status_kib(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
