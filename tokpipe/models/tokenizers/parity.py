@@ -71,7 +71,7 @@ class Parity:
 
 
 def moving_picture(traits: TokenizerTraits) -> Tensor:
-    """(1, T, H, W, 3) uint8 of two latent frames, smooth, 64 or more pixels high; always the same."""
+    """(1, T, H, W, 3) uint8 of two latent frames or a whole chunk, always the same."""
     side = traits.side_multiple * -(-64 // traits.side_multiple)
     frames = traits.chunk_frames or traits.num_frames(2)
     coarse = torch.rand((1, 3, 2, 12, 12), generator=torch.Generator().manual_seed(0))
