@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.models import golden_fixtures as golden
 from tokpipe.models.blocks import DownSample3D
 from tokpipe.models.causal_conv import PadMode
 from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.group_norm import Norm
 
 CASES = ["constant_t9", "first_t1", "first_t9", "first_t16_attn", "reflect_t9"]
 
@@ -132,6 +134,41 @@ def test_narrow_dtypes_stay_near_float32(dtype: torch.dtype) -> None:
         narrow = encoder.to(dtype)(clip.to(dtype))
     assert narrow.dtype == dtype
     assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", ["clip", "frame"])
+def test_only_branches_are_narrow_and_latents_are_nearer_for_it(
+    norm: Norm, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    encoder = small_encoder(attn_resolutions=(8,), norm=norm)
+    clip = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        wide = encoder(clip)
+        all_narrow = deepcopy(encoder).to(dtype)(clip.to(dtype)).float()
+    encoder.compute_in(dtype)
+    with torch.inference_mode():
+        mixed = encoder(clip)
+    narrow = {key for key, value in encoder.state_dict().items() if value.dtype == dtype}
+    branches = (".conv1.", ".conv2.", ".q.", ".k.", ".v.", ".proj_out.")
+    assert narrow == {key for key in encoder.state_dict() if any(b in key for b in branches)}
+    assert mixed.dtype == torch.float32
+    assert (mixed - wide).norm() < 0.85 * (all_narrow - wide).norm()
+    encoder.requires_grad_(True)
+    with_gradients = encoder(clip)  # by PyTorch's own norms
+    assert (with_gradients - mixed).norm() < 0.02 * wide.norm()
+
+
+def test_narrow_branches_stream_to_the_same_bits() -> None:
+    torch.manual_seed(0)
+    encoder, clip = small_encoder(norm="frame"), torch.rand(2, 3, 13, 16, 16) * 2 - 1
+    encoder.compute_in(torch.bfloat16)
+    with torch.inference_mode():
+        whole = encoder(clip)
+        first, state = encoder.stream(clip[:, :, :5], None)
+        second, _ = encoder.stream(clip[:, :, 5:], state)
+    assert torch.equal(torch.cat([first, second], dim=2), whole)
 
 
 def test_autocast_runs_float32_weights_in_bfloat16() -> None:

@@ -137,7 +137,9 @@ def test_networks_compute_in_narrow_types_and_the_quantizer_does_not(dtype: torc
     wide = tokenizer.encode(pixels)
     shown = tokenizer.decode(wide)
     tokenizer.compute_in(dtype)
-    assert {p.dtype for p in tokenizer.encoder.parameters()} == {dtype}
+    assert {p.dtype for p in tokenizer.encoder.parameters()} == {dtype, torch.float32}
+    assert tokenizer.decoder is not None
+    assert {p.dtype for p in tokenizer.decoder.parameters()} == {dtype}
     assert {p.dtype for p in tokenizer.quantizer.parameters()} == {torch.float32}
     assert 0.6 < (tokenizer.encode(pixels) == wide).float().mean() <= 1
     assert (tokenizer.decode(wide).int() - shown.int()).abs().float().mean() < 4
@@ -146,7 +148,7 @@ def test_networks_compute_in_narrow_types_and_the_quantizer_does_not(dtype: torc
 def test_what_overflows_float16_gets_no_code_and_no_colour() -> None:
     tokenizer = built(config_of())
     assert tokenizer.decoder is not None
-    tokenizer.encoder.conv_out.conv.weight.data *= 1e6
+    tokenizer.encoder.mid.block_2.conv2.conv.weight.data *= 1e6
     tokenizer.decoder.conv_out.conv.weight.data *= 1e6
     tokenizer.compute_in(torch.float16)
     assert (tokenizer.encode(noise(1, 3, 8, 8, 3)) == NOT_FINITE).any()

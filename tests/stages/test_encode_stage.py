@@ -274,13 +274,15 @@ def test_codebooks_beyond_uint16_get_uint32() -> None:
     assert codes.max() > 65_535
 
 
-def test_bfloat16_computes_the_encoder_in_it_and_the_quantizer_in_float32() -> None:
+def test_bfloat16_computes_most_of_the_encoder_in_it_and_the_quantizer_in_float32() -> None:
     stage = ready_stage(quantizer=VQ, dtype="bfloat16")
-    assert {p.dtype for p in native(stage).encoder.parameters()} == {torch.bfloat16}
+    weights = list(native(stage).encoder.parameters())
+    num_narrow = sum(p.numel() for p in weights if p.dtype == torch.bfloat16)
+    assert num_narrow > 0.8 * sum(p.numel() for p in weights)
     assert {p.dtype for p in native(stage).quantizer.parameters()} == {torch.float32}
     narrow = codes_of(stage.process([clip(0, 5, 16, 16)])[0])[0]
     wide = codes_of(ready_stage(quantizer=VQ).process([clip(0, 5, 16, 16)])[0])[0]
-    assert 0.8 < (narrow == wide).mean() < 1.0
+    assert 0.9 < (narrow == wide).mean() < 1.0
 
 
 def test_weights_given_as_bytes_are_the_ones_used() -> None:
@@ -395,12 +397,13 @@ def test_a_piece_depends_on_the_state_that_it_is_given(streamer: EncodeStage) ->
         streamer.process_piece(replace(one[1], frames=one[1].frames[:, :4, :4]), state)
 
 
-def test_states_are_left_on_the_cpu_in_the_computing_dtype() -> None:
+def test_states_are_left_on_the_cpu_in_the_dtype_of_their_layers() -> None:
     stage = streaming_stage(dtype="bfloat16")
     first, second, _ = pieces_of_clip(clip(0, 13, 8, 12), Cut(5, 4))
     _, state = stage.process_piece(first, None)
     assert state is not None
-    assert {(t.dtype, t.device.type) for t in state.tensors} == {(torch.bfloat16, "cpu")}
+    assert {t.device.type for t in state.tensors} == {"cpu"}
+    assert {t.dtype for t in state.tensors} == {torch.bfloat16, torch.float32}
     before = [tensor.clone() for tensor in state.tensors]
     once, again = (stage.process_piece(second, state)[0] for _ in range(2))
     assert_same_codes(once, again)  # so a piece may be encoded again from the same state

@@ -22,7 +22,6 @@ from tokpipe.bench.eager import encode_eagerly
 from tokpipe.bench.figures import Figure, Result, Skipped
 from tokpipe.bench.timing import Times, by_turns, ratio
 from tokpipe.formats.tensor_file import TensorFile
-from tokpipe.models.convolution import order_weights
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
@@ -53,11 +52,13 @@ class Case:
         """A function that encodes once and waits for the result."""
         torch.manual_seed(0)
         dtype, device = getattr(torch, self.dtype), torch.device(self.device)
-        encoder = build(self.channels).to(device, dtype)
-        x = torch.randn(self.batch, 3, FRAMES, self.size, self.size).to(device, dtype)
+        encoder = build(self.channels).to(device)
+        x = torch.randn(self.batch, 3, FRAMES, self.size, self.size).to(device)
         if self.way == "ours":
-            order_weights(encoder)
+            encoder.compute_in(dtype)
             x = x.contiguous(memory_format=torch.channels_last_3d)
+        else:
+            encoder, x = encoder.to(dtype), x.to(dtype)
         if self.way != "eager" and self.device == "cpu":
             keep_freed_memory()
 
@@ -223,11 +224,9 @@ def _agreement(device: str, num_clips: int) -> Iterator[Result]:
     with torch.inference_mode():
         wanted = [quantizer.codes_of(encode_eagerly(encoder, x)) for x in patches]
     for dtype, target in ((torch.float32, 0.9999), (torch.bfloat16, 0.99)):
-        order_weights(encoder.to(device, dtype))
+        encoder.to(device).compute_in(dtype)
         with torch.inference_mode():
-            found = [
-                quantizer.codes_of(encoder(x.to(device, dtype)).float().cpu()) for x in patches
-            ]
+            found = [quantizer.codes_of(encoder(x.to(device)).cpu()) for x in patches]
         same = torch.cat(
             [(one == other).flatten() for one, other in zip(found, wanted, strict=True)]
         )

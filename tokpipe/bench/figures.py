@@ -35,11 +35,11 @@ class Figure:
 
     def line(self) -> str:
         """Name, value, target, verdict, and details, on one line."""
-        text = f"{self.name}: {_number(self.value)} {self.unit}"
+        text = f"{self.name}: {number_text(self.value)} {self.unit}"
         if self.target is not None:
             sign = ">=" if self.better == "higher" else "<="
             verdict = "pass" if self.passed else "NOT REACHED"
-            text += f", target {sign} {_number(self.target)} {self.unit}, {verdict}"
+            text += f", target {sign} {number_text(self.target)} {self.unit}, {verdict}"
         if self.details:
             pairs = (f"{name} {_said(value)}" for name, value in self.details.items())
             text += f"  [{', '.join(pairs)}]"
@@ -68,11 +68,11 @@ Result = Figure | Skipped
 
 
 def _said(value: float | int | str | bool) -> str:
-    return _number(value) if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
-def _number(value: float) -> str:
-    """Three significant digits, with thousands apart."""
+def number_text(value: float) -> str:
+    """Four significant digits, thousands apart."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.4g}"

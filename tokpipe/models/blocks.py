@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokpipe.models.activation import silu
 from tokpipe.models.attention import attention
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import Conv3d, FrameConv
+from tokpipe.models.convolution import Conv3d, FrameConv, as_weights
 from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
 from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.streaming import Stream
@@ -190,7 +190,7 @@ class AttnBlock2D(nn.Module):
 
     def forward(self, x: Tensor, zq: Tensor | None = None, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> the same shape."""
-        h = normalized(self.norm, x, zq, stream)
+        h = as_weights(self.q, normalized(self.norm, x, zq, stream))
         # (B, T, H*W, C), so that frames take the place of heads; the scale is C^-0.5.
         q, k, v = (conv(h).flatten(3).permute(0, 2, 3, 1) for conv in (self.q, self.k, self.v))
         h = attention(q, k, v).permute(0, 3, 1, 2)

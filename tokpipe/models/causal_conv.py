@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
-from tokpipe.models.convolution import Conv3d
+from tokpipe.models.convolution import Conv3d, as_weights
 from tokpipe.models.group_norm import GroupNorm, is_fused
 from tokpipe.models.streaming import Stream
 
@@ -91,17 +91,17 @@ class CausalConv3d(nn.Module):
         """The same as ``self(silu(norm(x)), stream)``, in fewer passes over memory.
 
         Where ``is_fused(x)``, norm and SiLU write to the place from which the convolution reads
-        them, behind the past.
+        them, behind the past. ``x`` may be of a wider dtype than the convolution's.
         """
         if not is_fused(x):
-            plain: Tensor = self(silu(norm(x)), stream)
+            plain: Tensor = self(as_weights(self.conv, silu(norm(x))), stream)
             return plain
         self._check_frames(x, stream)
         clips, channels, frames, height, width = x.shape
         past = self.past_frames
         padded = torch.empty(
             (clips, channels, past + frames, height, width),
-            dtype=x.dtype,
+            dtype=self.conv.weight.dtype,
             device=x.device,
             memory_format=torch.channels_last_3d,
         )

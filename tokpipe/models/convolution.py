@@ -63,6 +63,12 @@ def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
+    """``x`` in the dtype of a layer's weights, unless autocast sees to that."""
+    assert isinstance(layer.weight, Tensor)
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(layer.weight.dtype)
+
+
 def order_weights(module: nn.Module) -> None:
     """Lay the weights of all 3D convolutions out as ``conv3d`` takes them. Changes no value.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, MidBlocks, ResnetBlock3D, check_input
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.convolution import order_weights
 from tokpipe.models.group_norm import Norm, group_norm
+from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState, why_not_streamable
 
 
@@ -98,6 +102,29 @@ class Encoder3D(nn.Module):
         self.norm_out = group_norm(channels, norm)
         out = 2 * z_channels if double_z else z_channels
         self.conv_out = CausalConv3d(channels, out, 3, pad_mode)
+        self.is_narrow = False
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let the convolutions of residual branches and of attention compute in ``dtype``.
+
+        These are nearly all of the work. What their results are added to stays float32 from end to
+        end, with the few convolutions along that way (at the ends, where channels change, where
+        frames are halved) and the norms: of the trained checkpoint, 0.2 % of codes then differ
+        from those of float32 under bfloat16, where 1.7 % do with everything in it. On GPUs the
+        convolutions left in float32 may round to TF32.
+
+        Rounds weights, for good. Inputs and latents are float32 whatever ``dtype``.
+        """
+        self.float()
+        for part in self.modules():
+            if isinstance(part, ResnetBlock3D):
+                part.conv1.to(dtype)
+                part.conv2.to(dtype)
+            elif isinstance(part, AttnBlock2D):
+                for layer in (part.q, part.k, part.v, part.proj_out):
+                    layer.to(dtype)
+        order_weights(self)
+        self.is_narrow = dtype != torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s).
@@ -163,11 +190,12 @@ class Encoder3D(nn.Module):
             )
 
     def _encode(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        h = self.conv_in(x, stream)
-        for level in self.down:
-            h = level(h, stream)
-        h = self.mid(h, None, stream)
-        return self.conv_out.of_silu(self.norm_out, h, stream)
+        with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
+            h = self.conv_in(x, stream)
+            for level in self.down:
+                h = level(h, stream)
+            h = self.mid(h, None, stream)
+            return self.conv_out.of_silu(self.norm_out, h, stream)
 
 
 class DownLevel(nn.Module):

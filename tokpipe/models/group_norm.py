@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.convolution import as_weights
 from tokpipe.models.rows import norm_rows
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ class GroupNorm(nn.GroupNorm):
     """``nn.GroupNorm`` that takes groups of one value, which become the bias, in any batch.
 
     PyTorch refuses them in a batch of one and takes them in a batch of two. The statistics are
-    float32 whatever the dtype. Without gradients, channels-last tensors stay channels-last.
+    float32 whatever the dtype, and the parameters may be of a wider one than the input. Without
+    gradients, channels-last tensors stay channels-last.
     """
 
     sample_dims = 1
@@ -66,7 +68,10 @@ class GroupNorm(nn.GroupNorm):
 
     def _by_torch(self, x: Tensor) -> Tensor:
         # Contiguous, because its kernel for other layouts adds up by the number of threads.
-        return torch.group_norm(x.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+        y = torch.group_norm(
+            as_weights(self, x).contiguous(), self.num_groups, self.weight, self.bias, self.eps
+        )
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
 class FrameGroupNorm(GroupNorm):

@@ -134,6 +134,10 @@ class VideoTokenizer(nn.Module, ABC):
     def _cast(self, dtype: torch.dtype) -> None:
         """Convert what may be converted to ``dtype``; the quantizer may not."""
 
+    def _input_dtype(self) -> torch.dtype:
+        """Of the floats that ``_encode`` is given."""
+        return self.dtype
+
     # --- checks and conversions ---
 
     @staticmethod
@@ -174,10 +178,10 @@ class VideoTokenizer(nn.Module, ABC):
         return latents
 
     def _floats(self, pixels: Tensor) -> Tensor:
-        """(B, T, H, W, 3) uint8 -> the declared layout and range, in the computing dtype."""
+        """(B, T, H, W, 3) uint8 -> the declared layout and range, as ``_encode`` takes it."""
         low, high = self.traits.value_range
-        # Exact in float32, before any rounding to the computing dtype.
-        x = pixels.float().div_(255 / (high - low)).add_(low).to(self.dtype)
+        # Exact in float32, before any rounding to a narrower dtype.
+        x = pixels.float().div_(255 / (high - low)).add_(low).to(self._input_dtype())
         if self.traits.layout == "BCTHW":
             return x.movedim(-1, 1)
         x = x.movedim(-1, 2)

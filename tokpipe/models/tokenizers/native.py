@@ -19,7 +19,6 @@ from tokpipe.config.tokenizer import (
     QuantizerConfig,
 )
 from tokpipe.errors import ConfigError
-from tokpipe.models.convolution import order_weights
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.quantizers import (
@@ -38,10 +37,10 @@ from tokpipe.models.tokenizers.weights import load_weights
 class NativeTokenizer(VideoTokenizer):
     """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
 
-    Keys of the state_dict are ``encoder.*``, ``quantizer.*`` and ``decoder.*``. The networks have
-    the dtype of ``compute_in``, the quantizer float32. With patches, ``patch_size`` squared pixels
-    of each colour become channels before the encoder, by ``pixel_unshuffle``, and return after the
-    decoder.
+    Keys of the state_dict are ``encoder.*``, ``quantizer.*`` and ``decoder.*``. The decoder has the
+    dtype of ``compute_in``, and so has most of the encoder's work; the quantizer has float32. With
+    patches, ``patch_size`` squared pixels of each colour become channels before the encoder, by
+    ``pixel_unshuffle``, and return after the decoder.
     """
 
     def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
@@ -95,10 +94,12 @@ class NativeTokenizer(VideoTokenizer):
         return self.quantizer.vectors_of(codes).to(self.dtype)
 
     def _cast(self, dtype: torch.dtype) -> None:
-        self.encoder.to(dtype)
-        order_weights(self.encoder)
+        self.encoder.compute_in(dtype)
         if self.decoder is not None:
             self.decoder.to(dtype)
+
+    def _input_dtype(self) -> torch.dtype:
+        return self.encoder.conv_in.conv.weight.dtype
 
     def _patched(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3 p p, T, H/p, W/p): colour, then row, then column of a patch."""
