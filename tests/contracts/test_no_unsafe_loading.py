@@ -34,6 +34,8 @@ EXCEPTIONS = {
     "formats/torch_file.py": "pickle",
     # What workers of one job hand each other over Ray, which pickles all of it anyway.
     "runtime/packing.py": "pickle",
+    # Calls one function of the C library, by a name that stands there.
+    "models/memory.py": "ctypes",
     # A trainer's own state, in its own folder, weights only.
     "train/loop.py": "torch.load weights_only",
 }

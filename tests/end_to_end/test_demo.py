@@ -68,9 +68,10 @@ def test_the_demo_makes_codes_that_anyone_can_read(
 
     monkeypatch.chdir(tmp_path)
     for page in ("README.md", "docs/output.md"):
+        names: dict[str, object] = {}  # blocks of a page go on from each other
         for language, code in _code_blocks(REPOSITORY / page):
             if language == "python":
-                exec(compile(code, page, "exec"), {})
+                exec(compile(code, page, "exec"), names)
             elif language == "sql":
                 assert duckdb.execute(code).fetchall()
 
