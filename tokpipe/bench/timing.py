@@ -18,6 +18,10 @@ class Times:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
+    def divided_by(self, number: int) -> Times:
+        """Of each of ``number`` calls that were timed together."""
+        return Times(tuple(seconds / number for seconds in self.seconds))
+
     @property
     def best(self) -> float:
         return min(self.seconds)

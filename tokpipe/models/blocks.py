@@ -18,6 +18,7 @@ from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv, as_weights
 from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
 from tokpipe.models.norm_3d import SpatialNorm3D
+from tokpipe.models.rows import add_rows
 from tokpipe.models.streaming import Stream
 
 
@@ -94,7 +95,12 @@ def activated_conv(
 
 def residual(x: Tensor, h: Tensor) -> Tensor:
     """``x + h``; in the place of ``h``, which nothing else uses, where no gradient needs it."""
-    return x + h if torch.is_grad_enabled() or x.dtype != h.dtype else h.add_(x)
+    if torch.is_grad_enabled():
+        return x + h
+    if x.dtype == h.dtype:
+        return h.add_(x)
+    is_in_rows = x.device.type == "cpu" and x.movedim(1, -1).is_contiguous()
+    return add_rows(x, h) if is_in_rows and x.stride() == h.stride() else x + h
 
 
 class ResnetBlock3D(nn.Module):
@@ -260,29 +266,48 @@ class DownSample3D(nn.Module):
             ValueError: two frames, of which the second fills no pair, or a piece that ends
                 within one.
         """
-        if self.compress_time:
-            kept = 1 if stream is None or stream.is_first else 0
-            x = self._pairs(x, kept, whole=stream is None)
+        kept = self._kept_frames(x.shape[2], stream) if self.compress_time else x.shape[2]
         if self.conv is None:
+            x = self._pooled(x, kept, margin=0)
             pooled: Tensor = F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
             return pooled
-        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        y: Tensor = self.conv(self._pooled(x, kept, margin=1))
         return y
 
-    def _pairs(self, x: Tensor, kept: int, whole: bool) -> Tensor:
-        """Average the frames after the first ``kept`` in pairs."""
-        frames = x.shape[2]
-        if frames < kept or (frames == 2 if whole else (frames - kept) % 2):
+    @staticmethod
+    def _kept_frames(frames: int, stream: Stream | None) -> int:
+        """How many frames stand alone, before those that are averaged in pairs."""
+        kept = 1 if stream is None or stream.is_first else 0
+        if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
             raise ValueError(
                 f"{frames} frames are not {kept} and a number of pairs, so the last would be "
                 "averaged with nothing: cut or repeat frames to fit"
             )
-        if frames == kept:
-            return x
-        # Plain arithmetic keeps the memory layout, and avg_pool3d has no bfloat16 on CPUs.
-        end = frames - (frames - kept) % 2
-        pairs = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]) * 0.5
-        return torch.cat([x[:, :, :kept], pairs], dim=2) if kept else pairs
+        return kept
+
+    @staticmethod
+    def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:
+        """``kept`` frames as they are, then means of pairs; zeros to the right and below.
+
+        Written once, to where the convolution reads it. Plain arithmetic keeps the memory layout,
+        and avg_pool3d has no bfloat16 on CPUs.
+        """
+        clips, channels, frames, height, width = x.shape
+        pairs = (frames - kept) // 2
+        y = torch.empty(
+            (clips, channels, kept + pairs, height + margin, width + margin),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last_3d,
+        )
+        y[:, :, :, height:] = 0
+        y[..., width:] = 0
+        inner = y[..., :height, :width]
+        inner[:, :, :kept] = x[:, :, :kept]
+        end = kept + 2 * pairs
+        if pairs:
+            inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
+        return y
 
 
 class Upsample3D(nn.Module):

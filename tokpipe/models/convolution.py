@@ -66,7 +66,9 @@ def _has_bfloat16() -> bool:
 def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     """``x`` in the dtype of a layer's weights, unless autocast sees to that."""
     assert isinstance(layer.weight, Tensor)
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(layer.weight.dtype)
+    if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(layer.weight.dtype)
 
 
 def order_weights(module: nn.Module) -> None:

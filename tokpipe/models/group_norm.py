@@ -67,11 +67,10 @@ class GroupNorm(nn.GroupNorm):
         )
 
     def _by_torch(self, x: Tensor) -> Tensor:
+        given = as_weights(self, x)
         # Contiguous, because its kernel for other layouts adds up by the number of threads.
-        y = torch.group_norm(
-            as_weights(self, x).contiguous(), self.num_groups, self.weight, self.bias, self.eps
-        )
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+        y = torch.group_norm(given.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+        return y if given is x else y.to(x.dtype)
 
 
 class FrameGroupNorm(GroupNorm):

@@ -1,4 +1,4 @@
-"""Group norm and SiLU on CPUs, of tensors whose channels are innermost, piece by piece in cache.
+"""Arithmetic on CPUs of tensors whose channels are innermost, piece by piece in cache.
 
 PyTorch's operations each read and write the whole tensor, which costs as much as it costs to
 compute a convolution in bfloat16, and its group norm of such tensors adds up by the number of
@@ -14,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE_ELEMENTS = 2**16
-"""Elements of a piece: 256 KiB of float32, so that a piece and what is made of it fit a cache."""
+PIECE_ELEMENTS = 2**17
+"""Elements of a piece for each thread: half a MiB of float32, so that a piece and what is made of
+it fit a cache, and that it takes longer to compute than threads take to meet."""
+
+BLOCK_ELEMENTS = 2**14
+"""Elements that are added up in float32, by one thread."""
 
 GRAIN_ELEMENTS = 32768
 """Elements that PyTorch gives to a thread at the least."""
@@ -34,22 +38,53 @@ def norm_rows(
 ) -> None:
     """Write the group norm of ``x``, and with ``with_silu`` the SiLU of that, to ``out``.
 
-    x and out (B, ..., C), the same shape, channels innermost. The first ``sample_dims`` dimensions
-    count the samples that have statistics of their own; each sample of ``out`` is contiguous.
-    Statistics are float32 or better, whatever the dtype; values are rounded to it once, at the end.
+    x and out (B, ..., C), the same shape, channels innermost; their dtypes may differ. The first
+    ``sample_dims`` dimensions count the samples that have statistics of their own; each sample of
+    ``out`` is contiguous. Statistics and arithmetic are float32 or better, whatever the dtypes;
+    values are rounded once, at the end.
     """
     channels = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
+    sources = [part.view(-1, channels) for part in _samples(x.contiguous(), sample_dims)]
+    targets = [part.view(-1, channels) for part in _samples(out, sample_dims)]
     weight, bias = weight.to(wide), bias.to(wide)
-    samples = zip(_samples(x.contiguous(), sample_dims), _samples(out, sample_dims), strict=True)
-    for source, target in samples:
-        rows, results = source.view(-1, channels), target.view(-1, channels)
-        center, scale = _moments(rows, num_groups, weight, eps)
-        for span in _spans(len(rows), channels):
-            y = torch.addcmul(bias, rows[span] - center, scale)
+    num_rows = len(sources[0])
+    pivots = torch.stack([rows[0] for rows in sources]).to(wide)
+    sums = [_sums(rows, pivot) for rows, pivot in zip(sources, pivots, strict=True)]
+    center, scale = center_and_scale(
+        pivots, torch.stack(sums, dim=1), num_rows, num_groups, weight, eps
+    )
+    shift = torch.addcmul(bias, center, scale, value=-1)
+    spans = list(_spans(num_rows, channels))
+    buffer = torch.empty((spans[0].stop, channels), dtype=wide)
+    for number, (rows, results) in enumerate(zip(sources, targets, strict=True)):
+        for span in spans:
+            result = results[span]
+            is_wide = result.dtype == wide
+            y = result if is_wide else buffer[: len(result)]
+            given = rows[span] if rows.dtype == wide else y.copy_(rows[span])
+            if is_wide:
+                # Not by the shift: it loses the digits of a mean that is far from zero.
+                torch.sub(given, center[number], out=y)
+                torch.addcmul(bias, y, scale[number], out=y)
+            else:
+                torch.addcmul(shift[number], given, scale[number], out=y)
             if with_silu:
                 F.silu(y, inplace=True)
-            results[span] = y
+            if not is_wide:
+                result.copy_(y)
+
+
+def add_rows(x: Tensor, h: Tensor) -> Tensor:
+    """``x + h`` of (B, C, ...) whose channels are innermost, ``h`` of a narrower dtype.
+
+    PyTorch would convert all of ``h`` first, in memory of its own.
+    """
+    out = torch.empty_like(x)
+    x, h, rows = (one.movedim(1, -1).flatten(0, -2) for one in (x, h, out))
+    for span in _spans(*rows.shape):
+        rows[span].copy_(h[span]).add_(x[span])
+    return out
 
 
 def _samples(x: Tensor, dims: int) -> Iterator[Tensor]:
@@ -61,44 +96,55 @@ def _samples(x: Tensor, dims: int) -> Iterator[Tensor]:
             yield from _samples(part, dims - 1)
 
 
-def _moments(rows: Tensor, num_groups: int, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Center and scale of each channel that normalize rows (N, C) over N and each group.
+def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
+    """(2, C) float64: sums of the differences of rows (N, C) from ``pivot``, and of their squares.
 
-    Sums are taken of differences from the first row: a mean far from zero would otherwise cancel
-    most digits of the variance.
+    Differences, because a mean far from zero would otherwise cancel most digits of the variance.
     """
-    pivot = rows[0].to(weight.dtype)
-    sums = torch.zeros_like(pivot, dtype=torch.float64)
-    squares = torch.zeros_like(sums)
-    for piece in rows.split(max(1, PIECE_ELEMENTS // rows.shape[1])):
-        difference = piece - pivot
-        sums += difference.sum(0)
-        squares += difference.square_().sum(0)
-    return center_and_scale(pivot, sums, squares, len(rows), num_groups, weight, eps)
+    channels = rows.shape[1]
+    block = max(1, BLOCK_ELEMENTS // channels)
+    pieces = rows.split(block * (2 * PIECE_ELEMENTS // BLOCK_ELEMENTS))
+    buffer = torch.empty(pieces[0].shape, dtype=pivot.dtype)
+    sums: list[Tensor] = []
+    squares: list[Tensor] = []
+    for piece in pieces:
+        difference = buffer[: len(piece)]
+        if piece.dtype == pivot.dtype:
+            torch.sub(piece, pivot, out=difference)
+        else:  # PyTorch would convert to memory of its own first
+            difference.copy_(piece).sub_(pivot)
+        sums += _block_sums(difference, block)
+        squares += _block_sums(difference.square_(), block)
+    return torch.cat(sums + squares).double().view(2, -1, channels).sum(1)
+
+
+def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
+    """Sums over each ``block`` of rows (N, C), together (n, C), and over what is left of them.
+
+    PyTorch divides blocks among its threads, so that each adds up what it has just computed. Of
+    one sum over all rows it would give each thread some of the channels.
+    """
+    whole = len(rows) - len(rows) % block
+    blocks, rest = rows[:whole].view(-1, block, rows.shape[1]), rows[whole:]
+    return [blocks.sum(1), *([rest.sum(0, keepdim=True)] if len(rest) else [])]
 
 
 def center_and_scale(
-    pivot: Tensor,
-    sums: Tensor,
-    squares: Tensor,
-    num_rows: int,
-    num_groups: int,
-    weight: Tensor,
-    eps: float,
+    pivot: Tensor, sums: Tensor, num_rows: int, num_groups: int, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """What to subtract from each channel, and then to multiply by; of sums over ``num_rows`` rows.
 
-    All (..., C). ``sums`` and ``squares``, float64, are of the differences from ``pivot``.
+    pivot and results (..., C). ``sums`` (2, ..., C), float64, are those of the differences from
+    ``pivot`` and of their squares.
     """
-    grouped = (*sums.shape[:-1], num_groups, -1)
-    offsets = (sums / num_rows).view(grouped)
-    spreads = squares.view(grouped) / num_rows - offsets.square()
+    grouped = (*pivot.shape[:-1], num_groups, -1)
+    offsets, squares = (sums / num_rows).view(2, *grouped)
     means = pivot.double().view(grouped) + offsets
-    mean = means.mean(-1, keepdim=True)
-    variance = (spreads + (means - mean).square()).mean(-1, keepdim=True).clamp_min_(0)
-    scale = (variance + eps).rsqrt() * weight.double().view(num_groups, -1)
-    center = mean.expand_as(scale)
-    return center.flatten(-2).to(weight.dtype), scale.flatten(-2).to(weight.dtype)
+    center = means.mean(-1, keepdim=True)
+    spreads = squares.addcmul_(offsets, offsets, value=-1).add_(means.sub_(center).square_())
+    variance = spreads.mean(-1, keepdim=True).clamp_min_(0)
+    scale = (variance + eps).rsqrt_() * weight.double().view(num_groups, -1)
+    return tuple(one.expand_as(scale).flatten(-2).to(weight.dtype) for one in (center, scale))
 
 
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:

@@ -106,15 +106,12 @@ def norm_triton(
     tile_channels = triton.next_power_of_2(channels)
     tile_rows = max(1, TILE_ELEMENTS // tile_channels)
     blocks = triton.cdiv(num_rows, tile_rows * TILES)
-    sums, squares = torch.empty(
-        (2, samples, blocks, channels), dtype=torch.float32, device=x.device
-    )
+    sums = torch.empty((2, samples, blocks, channels), dtype=torch.float32, device=x.device)
     sizes = {"tile_rows": tile_rows, "tile_channels": tile_channels}
-    _sum_kernel[(samples, blocks)](x, sums, squares, num_rows, channels, **sizes, tiles=TILES)
+    _sum_kernel[(samples, blocks)](x, *sums, num_rows, channels, **sizes, tiles=TILES)
     center, scale = center_and_scale(
         x.view(samples, num_rows, channels)[:, 0].float(),
-        *(sums.double().sum(1), squares.double().sum(1), num_rows, num_groups),
-        *(weight.float(), eps),
+        *(sums.double().sum(2), num_rows, num_groups, weight.float(), eps),
     )
     inner = 1 if sample_dims == 1 else x.shape[1]
     strides = (out.stride(0), 0 if sample_dims == 1 else out.stride(1))
