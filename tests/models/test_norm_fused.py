@@ -78,19 +78,20 @@ from tokpipe.models.triton_norm import norm_triton
 
 torch.manual_seed(0)
 cases = (((2, 3, 5, 7, 64), 1, 2), ((2, 3, 5, 7, 96), 2, 2), ((1, 1, 1, 1, 32), 2, 0))
+wide, narrow = torch.float32, torch.bfloat16
 for shape, dims, past in cases:
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, out_dtype in ((wide, wide), (narrow, narrow), (wide, narrow), (narrow, wide)):
         x = torch.randn(shape).add(9).to(dtype)
         weight, bias = torch.rand(shape[-1]), torch.rand(shape[-1])
         outs = []
         for norm in (norm_rows, norm_triton):
-            out = torch.zeros((shape[0], shape[1] + past, *shape[2:]), dtype=dtype)
+            out = torch.zeros((shape[0], shape[1] + past, *shape[2:]), dtype=out_dtype)
             norm(
                 x, out[:, past:], num_groups=32, weight=weight, bias=bias, eps=1e-6,
                 sample_dims=dims, with_silu=True,
             )
             outs.append(out.float())
-        torch.testing.assert_close(*outs, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+        torch.testing.assert_close(*outs, rtol=1e-2 if out_dtype == narrow else 1e-5, atol=1e-5)
         assert not outs[1][:, :past].any()
 print("equal")
 """
