@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -82,17 +83,17 @@ class Clips(Dataset[tuple[int, NDArray[np.uint8]]]):
         return index, frames_of(path, start_s)
 
 
-def small_tokenizer(folder: Path) -> Any:
+def small_tokenizer() -> Any:
     """The encoder that the sample job names."""
-    folder.mkdir(exist_ok=True)
-    job = sample_job(folder, 1)
+    with TemporaryDirectory() as folder:
+        job = sample_job(Path(folder), 1)
     return build_tokenizer(job.tokenizer, read_weights(job.tokenizer, job.storage).encoding)
 
 
 def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> ByHand:
     """Decode in worker processes, encode in this one, write a file every 64 clips."""
     begun = time.monotonic()
-    tokenizer = small_tokenizer(folder / "tokenizer")
+    tokenizer = small_tokenizer()
     loader = DataLoader(Clips(spans), batch_size=BATCH, num_workers=num_workers)
     (folder / "loop").mkdir()
     rows: list[dict[str, Any]] = []

@@ -159,7 +159,7 @@ def _convolution_seconds(case: Case) -> float:
         for _ in range(3):
             call()
     times = [one for one in told.key_averages() if one.key == "aten::mkldnn_convolution"]
-    return sum(one.self_cpu_time_total for one in times) / 3e6
+    return sum(float(one.self_cpu_time_total) for one in times) / 3e6
 
 
 def _on_gpu(rounds: int) -> Iterator[Result]:

@@ -47,8 +47,8 @@ def free_clips_per_s(address: str, folder: Path, num_clips: int, batch_size: int
 
 
 class _Encoder:
-    def __init__(self, folder: str) -> None:
-        self.tokenizer = small_tokenizer(Path(folder))
+    def __init__(self) -> None:
+        self.tokenizer = small_tokenizer()
         self.ready_at = time.time()
 
     def __call__(self, batch: Batch) -> Batch:
@@ -83,7 +83,6 @@ def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> ByHand:
         pixels = clips.map(_decode, num_cpus=0.4)
         codes = pixels.map_batches(
             _Encoder,
-            fn_constructor_args=[str(folder / "tokenizer")],
             batch_size=BATCH,
             compute=ray.data.ActorPoolStrategy(size=2),
             num_cpus=0.6,
