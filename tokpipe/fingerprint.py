@@ -8,7 +8,7 @@ from typing import Any
 from tokpipe.config.job import JobConfig
 from tokpipe.ids import digest
 
-CODES_VERSION = 1
+CODES_VERSION = 2
 """Raised whenever this package would give other codes for the same settings."""
 
 LIBRARIES = ("torch", "decord", "av", "torchcodec")

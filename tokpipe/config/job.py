@@ -110,8 +110,9 @@ class EncodeConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: GPUs when the cluster has any, else CPUs. Part of the fingerprint once known."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Compute type of the encoder; the quantizer is always float32. ``float16``, for GPUs without
-    bfloat16, overflows beyond 65,504: clips in which it does are rejected."""
+    """Compute type of the encoder's work; the quantizer is always float32, and so is, in the models
+    of this package's own, what results are added to. ``float16``, for GPUs without bfloat16,
+    overflows beyond 65,504: clips in which it does are rejected."""
     batch_chunks: PositiveInt = 4
     """Chunks per forward pass on a GPU; the last batch is filled up, so that shapes never change.
     CPUs encode chunk by chunk."""
