@@ -45,7 +45,7 @@ def run(quick: bool) -> Iterator[Result]:
     """Clips per second of dispatcher and Ray; seconds and memory of the driver alone."""
     yield from _with_ray(2_000 if quick else 60_000, quick)
     yield _dispatcher_alone(4_000 if quick else 100_000)
-    yield _memory(20_000 if quick else 400_000)
+    yield _memory(20_000 if quick else 2_000_000)
     yield _requests()
     name = f"Ray Data by hand with free stages, {CORES} cores"
     if MISSING is not None:

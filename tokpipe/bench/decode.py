@@ -35,7 +35,7 @@ TARGET = 0.9
 """Of ffmpeg's frames per second."""
 MIDDLE = (480, 720)
 SPARSE_FPS = 2.0
-ROUNDS = 5
+ROUNDS = 3
 """On a virtual machine the same work was seen to take from 0.9 to 1.2 times its median."""
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
 """``auto``, the default, is decord where most frames are wanted, and PyAV where few are."""
