@@ -52,6 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_decode_arguments(decode)
     decode.set_defaults(command=_decode)
+    status = verbs.add_parser(
+        "status",
+        help="say how far a job is, wherever it runs",
+        description="Say how far a job is, at what rate and for how long still, and what it holds, "
+        "from its output alone: the job may run elsewhere, be done, or have been stopped.",
+        epilog="example: tokpipe status s3://bucket/codes/webvid",
+    )
+    status.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    status.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    status.set_defaults(command=_status)
     rejected = verbs.add_parser(
         "rejected",
         help="list the clips that were refused, and why",
@@ -149,6 +159,15 @@ def _decode(parsed: argparse.Namespace) -> int:
         parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
     )
     _print([decoded.to_json()] if parsed.json else decoded.lines(), Console(highlight=False))
+    return 0
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from tokpipe.status import status
+    from tokpipe.storage import open_store
+
+    found = status(open_store(parsed.output, StoreOptions()))
+    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
     return 0
 
 

@@ -12,9 +12,10 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "ids", "redact", "types"}
+LIGHT = {"errors", "ids", "redact", "texts", "types"}
 ARROWS: dict[str, set[str]] = {
     "types": set(),
+    "texts": set(),
     "errors": set(),
     "ids": set(),
     "redact": set(),
@@ -36,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     }
     | LIGHT,
     "rejections": {"reader"} | LIGHT,
+    "status": {"formats", "storage"} | LIGHT,
     "convert": {"config", "formats", "models"} | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
     "reconstruct": {
@@ -61,6 +63,7 @@ ARROWS: dict[str, set[str]] = {
             "reconstruct",
             "rejections",
             "runtime",
+            "status",
         ),
         *("storage", "weights"),
     }
