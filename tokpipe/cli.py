@@ -62,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
     status.add_argument("--json", action="store_true", help="print it as one line of JSON")
     status.set_defaults(command=_status)
+    inspect = verbs.add_parser(
+        "inspect",
+        help="show what an output's codes mean and look like",
+        description="Show the columns of an output, a few clips, and how often its codes occur, "
+        "from a few of its shards.",
+        epilog="example: tokpipe inspect out/demo --shards 0",
+    )
+    _add_inspect_arguments(inspect)
+    inspect.set_defaults(command=_inspect)
     rejected = verbs.add_parser(
         "rejected",
         help="list the clips that were refused, and why",
@@ -167,6 +176,28 @@ def _status(parsed: argparse.Namespace) -> int:
     from tokpipe.storage import open_store
 
     found = status(open_store(parsed.output, StoreOptions()))
+    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    return 0
+
+
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument(
+        "--shards",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="count the codes of N shards, spread evenly (8 when left out); 0 for all",
+    )
+    parser.add_argument("--clips", type=_count, default=3, metavar="N", help="show N clips")
+    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from tokpipe.inspection import inspect
+    from tokpipe.reader import open_output
+
+    found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
     _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
     return 0
 
@@ -283,6 +314,14 @@ def _bench(parsed: argparse.Namespace) -> int:
         say=lambda line: _print([line], console),
     )
     return 0
+
+
+def _count(text: str) -> int:
+    """Parse a number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
 
 
 def _seconds(text: str) -> float:

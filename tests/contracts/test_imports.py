@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     }
     | LIGHT,
     "rejections": {"reader"} | LIGHT,
+    "inspection": {"reader"} | LIGHT,
     "status": {"formats", "storage"} | LIGHT,
     "convert": {"config", "formats", "models"} | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
@@ -59,6 +60,7 @@ ARROWS: dict[str, set[str]] = {
             "check",
             "config",
             "convert",
+            "inspection",
             "reader",
             "reconstruct",
             "rejections",
