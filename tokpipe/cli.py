@@ -44,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_run_arguments(run)
     run.set_defaults(command=_run)
+    plan = verbs.add_parser(
+        "plan",
+        help="say what a job will give and cost, before it is started",
+        description="Count a job's clips, look into a sample of its videos without decoding them, "
+        "and say how many frames, codes, bytes and encoder hours there will be. Of a job that is "
+        "done, also how far off this was. Writes nothing.",
+        epilog="example: tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5",
+    )
+    _add_plan_arguments(plan)
+    plan.set_defaults(command=_plan)
     decode = verbs.add_parser(
         "decode",
         help="turn the codes of one clip back into pixels",
@@ -135,6 +145,40 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reason", metavar="R", help="with --retry-rejected: only those rejected for this reason"
     )
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    parser.add_argument(
+        "--sample", type=_count, default=64, metavar="N", help="look into N videos (64)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which videos those are")
+    parser.add_argument(
+        "--like",
+        metavar="OUT",
+        help="an output of the same tokenizer and GPU, whose cost per code is taken; the job's own "
+        "when left out",
+    )
+    parser.add_argument(
+        "--codes-per-s", type=float, metavar="X", help="of one encoder, in place of --like"
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="of one encoder (GPU) for an hour")
+    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from tokpipe.forecast import forecast
+
+    found = forecast(
+        load_job(parsed.job, read=_read_checkpoint),
+        num_sampled=max(1, parsed.sample),
+        seed=parsed.seed,
+        like=parsed.like,
+        codes_per_s=parsed.codes_per_s,
+        price_per_hour=parsed.price,
+    )
+    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    return 0
 
 
 def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
