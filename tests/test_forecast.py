@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tokpipe.formats.manifest.entry import EncoderUse
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.storage import open_store
-from tokpipe.types import DecodedClip, EncodedClip, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 LENGTHS = (1, 2, 8, 9, 10, 18, 21, 30)
 """Frames of the videos: one and several clips of at most nine, and rests of every kind."""
@@ -63,13 +64,15 @@ def tokenized(job: JobConfig, videos: Path, scratch: Path) -> dict[str, int]:
         part, state, is_last = 0, None, False
         while not is_last:
             streams = decode.pieces is not None
-            place = {"piece": part} if streams else {"segment": part}
-            (clip,) = decode.process([WorkItem(row, f"{row:032x}", str(path), **place)])
+            item = WorkItem(row, f"{row:032x}", str(path))
+            item = replace(item, piece=part) if streams else replace(item, segment=part)
+            (clip,) = decode.process([item])
             if not isinstance(clip, DecodedClip):
                 assert isinstance(clip, Rejected)
                 seen["rejected"] += 1
                 is_last = clip.ref.num_segments <= part + 1
             else:
+                codes: EncodedClip | Rejected | Failed
                 if streams:
                     codes, state = encode.process_piece(clip, state)
                     is_last = clip.piece.is_last
@@ -149,7 +152,7 @@ def test_cost_is_that_of_an_output_like_it(videos: Path, tmp_path: Path) -> None
     assert found.speed is not None
     assert found.encoder_s == pytest.approx(found.codes.value / (32 / 4))
     assert found.size_bytes == pytest.approx(2 * found.codes.value)
-    assert found.cost == pytest.approx(found.encoder_s / 3600 * 2)
+    assert found.cost == pytest.approx(found.codes.value / 8 / 3600 * 2)
     assert forecast(job, codes_per_s=10).encoder_s == pytest.approx(found.codes.value / 10)
     assert forecast(job).encoder_s is None
     with pytest.raises(ConfigError, match="no codes whose cost is known"):

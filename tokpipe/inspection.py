@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,7 +42,7 @@ class CodeUsage:
     @property
     def perplexity(self) -> float:
         """As many equally frequent codes have this entropy."""
-        return 2.0**self.entropy_bits
+        return math.pow(2, self.entropy_bits)
 
     def histogram(self, num_bins: int = _BINS) -> NDArray[np.int64]:
         """(num_bins,) how many codes lie in each of equal parts of the codebook."""
