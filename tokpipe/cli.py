@@ -44,6 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_run_arguments(run)
     run.set_defaults(command=_run)
+    check = verbs.add_parser(
+        "check",
+        help="look for what would keep a job from running",
+        description="Check a job file, its sources, weights and output. Writes nothing, starts "
+        "nothing, needs no GPU.",
+        epilog="example: tokpipe check jobs/demo.yaml",
+    )
+    check.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    check.set_defaults(command=_check)
     plan = verbs.add_parser(
         "plan",
         help="say what a job will give and cost, before it is started",
@@ -135,7 +144,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the job file, its sources and its output; write nothing, start nothing",
+        help="the same as tokpipe check: write nothing, start nothing",
     )
     parser.add_argument(
         "--retry-rejected",
@@ -400,6 +409,14 @@ def _print_error(text: str) -> None:
     Console(stderr=True).print(redact(text), style="red", markup=False, soft_wrap=True)
 
 
+def _check(parsed: argparse.Namespace) -> int:
+    from tokpipe.check import check_lines
+
+    job = load_job(parsed.job, read=_read_checkpoint)
+    _print(check_lines(job), Console(highlight=False))
+    return 0
+
+
 def _run(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if parsed.reason is not None and not parsed.retry_rejected:
@@ -407,12 +424,9 @@ def _run(parsed: argparse.Namespace) -> int:
             "--reason chooses among the clips that --retry-rejected tries again, and stands alone: "
             "give both, or neither"
         )
-    job = load_job(parsed.job, read=_read_checkpoint)
     if parsed.dry_run:
-        from tokpipe.check import check_lines
-
-        _print(check_lines(job), console)
-        return 0
+        return _check(parsed)
+    job = load_job(parsed.job, read=_read_checkpoint)
     # Only now, because these import torch and ray: a wrong job file is told at once.
     from tokpipe.runtime.job import Retry, run_job
     from tokpipe.runtime.summary import summary_lines
