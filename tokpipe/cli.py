@@ -99,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_rejected_arguments(rejected)
     rejected.set_defaults(command=_rejected)
+    export = verbs.add_parser(
+        "export",
+        help="write an output in the format of another loader",
+        description="Write all clips of an output to a local folder in the format of another "
+        "loader, and check the counts. The folder appears when it is whole.",
+        epilog="example: tokpipe export out/demo --to memmap -o out/demo-memmap",
+    )
+    _add_export_arguments(export)
+    export.set_defaults(command=_export)
     convert = verbs.add_parser(
         "convert",
         help="make a checkpoint folder of a training checkpoint",
@@ -270,6 +279,31 @@ def _rejected(parsed: argparse.Namespace) -> int:
         open_output(parsed.output), reason=parsed.reason, stage=parsed.stage, as_json=parsed.json
     )
     _print(lines, Console(highlight=False))
+    return 0
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument(
+        "--to",
+        dest="format",
+        choices=["memmap", "webdataset"],
+        required=True,
+        help="memmap: video.bin, segment_ids.bin and metadata.json, flat latent frames as 1X's "
+        "loader maps them; webdataset: tars of <clip id>.npy and <clip id>.json",
+    )
+    parser.add_argument(
+        "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from tokpipe.export import export_output
+    from tokpipe.reader import open_output
+
+    done = export_output(open_output(parsed.output), parsed.format, parsed.folder)
+    _print([done.to_json() if parsed.json else done.line()], Console(highlight=False))
     return 0
 
 
