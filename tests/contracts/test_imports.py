@@ -80,7 +80,7 @@ ARROWS: dict[str, set[str]] = {
 
 HOMES: dict[str, set[str]] = {
     "ray": {"bench", "runtime"},
-    "torch": {"bench", "models", "reconstruct", "stages", "train"},
+    "torch": {"bench", "models", "reader", "reconstruct", "stages", "train"},
     "decord": {"bench", "media"},
     "transformers": {"models"},
     "av": {"bench", "media"},

@@ -73,6 +73,11 @@ class CodeCache:
         """Chunks of all shards together."""
         return int(self._starts[-1])
 
+    @property
+    def clip_counts(self) -> NDArray[np.int64]:
+        """(shards,) clips of each shard."""
+        return self._output.shards.clip_counts
+
     def __len__(self) -> int:
         """How many shards there are."""
         return len(self._output.shards)
