@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -199,9 +199,11 @@ def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
     starts = shard.clip_starts
     first, last = int(starts[number]), int(starts[number + 1])
     clip_id: str = shard.rows.column("clip_id")[first].as_py()
-    blocks: Sequence[Codes] = [shard[row] for row in range(first, last)]
-    codes: Codes = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    return clip_id, codes
+    blocks = [shard[row] for row in range(first, last)]
+    if len(blocks) == 1:
+        return clip_id, blocks[0]
+    joined: Any = np.concatenate(blocks)
+    return clip_id, joined
 
 
 def _states_in(value: Any) -> Iterator[Mapping[str, Any]]:
