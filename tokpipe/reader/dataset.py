@@ -6,19 +6,20 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from tokpipe.reader.sequences import SequenceIterator, TokenSequences
 from tokpipe.reader.stream import ClipIterator, ClipStream
 
 
 class ClipDataset(IterableDataset[Any]):
-    """A stream for ``DataLoader``, or for ``torchdata``'s ``StatefulDataLoader``.
+    """A stream of clips or of sequences, for ``DataLoader`` or ``StatefulDataLoader``.
 
-    The latter keeps the state of every worker, so that a run goes on with the clip after the last
-    one that it was given. For another number of ranks or workers, give what the loaders of all
+    The latter, of ``torchdata``, keeps the state of every worker, so that a run goes on right after
+    what it was given last. For another number of ranks or workers, give what the loaders of all
     ranks return as ``state_dict()`` to ``ClipStream.resume``.
     """
 
-    def __init__(self, stream: ClipStream) -> None:
+    def __init__(self, stream: ClipStream | TokenSequences) -> None:
         self.stream = stream
 
-    def __iter__(self) -> ClipIterator:
+    def __iter__(self) -> ClipIterator | SequenceIterator:
         return iter(self.stream)
