@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from tokpipe.reader.sequences import SequenceIterator, TokenSequences
-from tokpipe.reader.stream import ClipIterator, ClipStream
+from tokpipe.reader.sequences import TokenSequences
+from tokpipe.reader.stream import ClipStream
 
 
 class ClipDataset(IterableDataset[Any]):
@@ -21,5 +22,5 @@ class ClipDataset(IterableDataset[Any]):
     def __init__(self, stream: ClipStream | TokenSequences) -> None:
         self.stream = stream
 
-    def __iter__(self) -> ClipIterator | SequenceIterator:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.stream)
