@@ -30,10 +30,10 @@ def test_jobs_that_are_named_exist(name: str) -> None:
 
 
 def test_ray_takes_the_cluster_file() -> None:
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = load("aws-spot.yaml")
-    validate_config(config)
+    validate_config(prepare_config(config))
     nodes = config["available_node_types"]
     for name, node in nodes.items():
         market = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType")

@@ -24,6 +24,7 @@ from tokpipe.reader.dataset import ClipDataset
 from tokpipe.reader.output import Output
 from tokpipe.storage import open_store
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on few cores
 OF_TORCHDATA = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
@@ -92,7 +93,6 @@ def test_the_same_reader_goes_on_exactly(cache: CodeCache) -> None:
 
 
 @OF_TORCHDATA
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 def test_two_ranks_of_two_workers_then_one_of_three(folder: Path) -> None:
     from torchdata.stateful_dataloader import StatefulDataLoader
 

@@ -47,23 +47,31 @@ def norm_rows(
     wide = torch.promote_types(x.dtype, torch.float32)
     sources = [part.view(-1, channels) for part in _samples(x.contiguous(), sample_dims)]
     targets = [part.view(-1, channels) for part in _samples(out, sample_dims)]
+    weight, bias = weight.to(wide), bias.to(wide)
     num_rows = len(sources[0])
     pivots = torch.stack([rows[0] for rows in sources]).to(wide)
     sums = [_sums(rows, pivot) for rows, pivot in zip(sources, pivots, strict=True)]
-    scale, shift = scale_and_shift(
-        pivots, torch.stack(sums, dim=1), num_rows, num_groups, weight, bias, eps
+    center, scale = center_and_scale(
+        pivots, torch.stack(sums, dim=1), num_rows, num_groups, weight, eps
     )
+    shift = torch.addcmul(bias, center, scale, value=-1)
     spans = list(_spans(num_rows, channels))
     buffer = torch.empty((spans[0].stop, channels), dtype=wide)
-    for rows, results, factor, addend in zip(sources, targets, scale, shift, strict=True):
+    for number, (rows, results) in enumerate(zip(sources, targets, strict=True)):
         for span in spans:
             result = results[span]
-            y = result if result.dtype == wide else buffer[: len(result)]
+            is_wide = result.dtype == wide
+            y = result if is_wide else buffer[: len(result)]
             given = rows[span] if rows.dtype == wide else y.copy_(rows[span])
-            torch.addcmul(addend, given, factor, out=y)
+            if is_wide:
+                # Not by the shift: it loses the digits of a mean that is far from zero.
+                torch.sub(given, center[number], out=y)
+                torch.addcmul(bias, y, scale[number], out=y)
+            else:
+                torch.addcmul(shift[number], given, scale[number], out=y)
             if with_silu:
                 F.silu(y, inplace=True)
-            if y is not result:
+            if not is_wide:
                 result.copy_(y)
 
 
@@ -121,19 +129,13 @@ def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
     return [blocks.sum(1), *([rest.sum(0, keepdim=True)] if len(rest) else [])]
 
 
-def scale_and_shift(
-    pivot: Tensor,
-    sums: Tensor,
-    num_rows: int,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
+def center_and_scale(
+    pivot: Tensor, sums: Tensor, num_rows: int, num_groups: int, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """What to multiply each channel by, and then to add; of sums over ``num_rows`` rows.
+    """What to subtract from each channel, and then to multiply by; of sums over ``num_rows`` rows.
 
-    pivot and results (..., C), of one dtype. ``sums`` (2, ..., C), float64, are those of the
-    differences from ``pivot`` and of their squares.
+    pivot and results (..., C). ``sums`` (2, ..., C), float64, are those of the differences from
+    ``pivot`` and of their squares.
     """
     grouped = (*pivot.shape[:-1], num_groups, -1)
     offsets, squares = (sums / num_rows).view(2, *grouped)
@@ -142,8 +144,7 @@ def scale_and_shift(
     spreads = squares.addcmul_(offsets, offsets, value=-1).add_(means.sub_(center).square_())
     variance = spreads.mean(-1, keepdim=True).clamp_min_(0)
     scale = (variance + eps).rsqrt_() * weight.double().view(num_groups, -1)
-    shift = bias.double().view(num_groups, -1) - center * scale
-    return scale.view(pivot.shape).to(pivot.dtype), shift.view(pivot.shape).to(pivot.dtype)
+    return tuple(one.expand_as(scale).flatten(-2).to(weight.dtype) for one in (center, scale))
 
 
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:

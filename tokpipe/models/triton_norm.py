@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokpipe.models.rows import scale_and_shift
+from tokpipe.models.rows import center_and_scale
 
 TILE_ELEMENTS = 4096
 """Elements that a program holds at a time."""
@@ -58,8 +58,9 @@ def _sum_kernel(
 def _apply_kernel(
     x: Any,
     out: Any,
+    center: Any,
     scale: Any,
-    shift: Any,
+    bias: Any,
     num_rows: Any,
     channels: Any,
     inner_samples: Any,
@@ -77,9 +78,10 @@ def _apply_kernel(
     inside = (rows < num_rows)[:, None] & in_channels[None, :]
     offsets = rows.to(tl.int64)[:, None] * channels + columns[None, :]
     values = tl.load(x + sample * num_rows * channels + offsets, mask=inside, other=0.0)
+    centers = tl.load(center + sample * channels + columns, mask=in_channels, other=0.0)
     factors = tl.load(scale + sample * channels + columns, mask=in_channels, other=0.0)
-    added = tl.load(shift + sample * channels + columns, mask=in_channels, other=0.0)
-    y = values.to(tl.float32) * factors[None, :] + added[None, :]
+    added = tl.load(bias + columns, mask=in_channels, other=0.0)
+    y = (values.to(tl.float32) - centers[None, :]) * factors[None, :] + added[None, :]
     if with_silu:
         y = y / (1.0 + tl.exp(-y))
     target = out + sample // inner_samples * outer_stride + sample % inner_samples * inner_stride
@@ -107,14 +109,14 @@ def norm_triton(
     sums = torch.empty((2, samples, blocks, channels), dtype=torch.float32, device=x.device)
     sizes = {"tile_rows": tile_rows, "tile_channels": tile_channels}
     _sum_kernel[(samples, blocks)](x, *sums, num_rows, channels, **sizes, tiles=TILES)
-    scale, shift = scale_and_shift(
+    center, scale = center_and_scale(
         x.view(samples, num_rows, channels)[:, 0].float(),
-        *(sums.double().sum(2), num_rows, num_groups, weight, bias, eps),
+        *(sums.double().sum(2), num_rows, num_groups, weight.float(), eps),
     )
     inner = 1 if sample_dims == 1 else x.shape[1]
     strides = (out.stride(0), 0 if sample_dims == 1 else out.stride(1))
     _apply_kernel[(samples, triton.cdiv(num_rows, tile_rows))](
-        *(x, out, scale, shift, num_rows, channels, inner, *strides),
+        *(x, out, center, scale, bias.float(), num_rows, channels, inner, *strides),
         **sizes,
         with_silu=with_silu,
     )
