@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class _Capture:
     """
 
     def __init__(self) -> None:
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # PyTorch has a type for it that it does not export
 
     def __call__(self, call: Call, x: Tensor) -> Call:
         if self._pool is None:
