@@ -1,4 +1,4 @@
-"""``--dry-run``: everything about a job that can be known without torch, Ray or writing."""
+"""``tokpipe check``: everything about a job that can be known without torch, Ray or writing."""
 
 from __future__ import annotations
 

@@ -44,6 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_run_arguments(run)
     run.set_defaults(command=_run)
+    check = verbs.add_parser(
+        "check",
+        help="look for what would keep a job from running",
+        description="Check a job file, its sources, weights and output. Writes nothing, starts "
+        "nothing, needs no GPU.",
+        epilog="example: tokpipe check jobs/demo.yaml",
+    )
+    check.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    check.set_defaults(command=_check)
+    plan = verbs.add_parser(
+        "plan",
+        help="say what a job will give and cost, before it is started",
+        description="Count a job's clips, look into a sample of its videos without decoding them, "
+        "and say how many frames, codes, bytes and encoder hours there will be. Of a job that is "
+        "done, also how far off this was. Writes nothing.",
+        epilog="example: tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5",
+    )
+    _add_plan_arguments(plan)
+    plan.set_defaults(command=_plan)
     decode = verbs.add_parser(
         "decode",
         help="turn the codes of one clip back into pixels",
@@ -52,6 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_decode_arguments(decode)
     decode.set_defaults(command=_decode)
+    status = verbs.add_parser(
+        "status",
+        help="say how far a job is, wherever it runs",
+        description="Say how far a job is, at what rate and for how long still, and what it holds, "
+        "from its output alone: the job may run elsewhere, be done, or have been stopped.",
+        epilog="example: tokpipe status s3://bucket/codes/webvid",
+    )
+    status.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    status.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    status.set_defaults(command=_status)
+    inspect = verbs.add_parser(
+        "inspect",
+        help="show what an output's codes mean and look like",
+        description="Show the columns of an output, a few clips, and how often its codes occur, "
+        "from a few of its shards.",
+        epilog="example: tokpipe inspect out/demo --shards 0",
+    )
+    _add_inspect_arguments(inspect)
+    inspect.set_defaults(command=_inspect)
     rejected = verbs.add_parser(
         "rejected",
         help="list the clips that were refused, and why",
@@ -61,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_rejected_arguments(rejected)
     rejected.set_defaults(command=_rejected)
+    export = verbs.add_parser(
+        "export",
+        help="write an output in the format of another loader",
+        description="Write all clips of an output to a local folder in the format of another "
+        "loader, and check the counts. The folder appears when it is whole.",
+        epilog="example: tokpipe export out/demo --to memmap -o out/demo-memmap",
+    )
+    _add_export_arguments(export)
+    export.set_defaults(command=_export)
     convert = verbs.add_parser(
         "convert",
         help="make a checkpoint folder of a training checkpoint",
@@ -106,7 +153,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the job file, its sources and its output; write nothing, start nothing",
+        help="the same as tokpipe check: write nothing, start nothing",
     )
     parser.add_argument(
         "--retry-rejected",
@@ -116,6 +163,40 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reason", metavar="R", help="with --retry-rejected: only those rejected for this reason"
     )
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    parser.add_argument(
+        "--sample", type=_count, default=64, metavar="N", help="look into N videos (64)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which videos those are")
+    parser.add_argument(
+        "--like",
+        metavar="OUT",
+        help="an output of the same tokenizer and GPU, whose cost per code is taken; the job's own "
+        "when left out",
+    )
+    parser.add_argument(
+        "--codes-per-s", type=float, metavar="X", help="of one encoder, in place of --like"
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="of one encoder (GPU) for an hour")
+    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from tokpipe.forecast import forecast
+
+    found = forecast(
+        load_job(parsed.job, read=_read_checkpoint),
+        num_sampled=max(1, parsed.sample),
+        seed=parsed.seed,
+        like=parsed.like,
+        codes_per_s=parsed.codes_per_s,
+        price_per_hour=parsed.price,
+    )
+    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    return 0
 
 
 def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +233,37 @@ def _decode(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _status(parsed: argparse.Namespace) -> int:
+    from tokpipe.status import status
+    from tokpipe.storage import open_store
+
+    found = status(open_store(parsed.output, StoreOptions()))
+    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    return 0
+
+
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument(
+        "--shards",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="count the codes of N shards, spread evenly (8 when left out); 0 for all",
+    )
+    parser.add_argument("--clips", type=_count, default=3, metavar="N", help="show N clips")
+    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from tokpipe.inspection import inspect
+    from tokpipe.reader import open_output
+
+    found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
+    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    return 0
+
+
 def _add_rejected_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
     parser.add_argument("--reason", metavar="R", help="only those refused for this reason")
@@ -167,6 +279,31 @@ def _rejected(parsed: argparse.Namespace) -> int:
         open_output(parsed.output), reason=parsed.reason, stage=parsed.stage, as_json=parsed.json
     )
     _print(lines, Console(highlight=False))
+    return 0
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    parser.add_argument(
+        "--to",
+        dest="format",
+        choices=["memmap", "webdataset"],
+        required=True,
+        help="memmap: video.bin, segment_ids.bin and metadata.json, flat latent frames as 1X's "
+        "loader maps them; webdataset: tars of <clip id>.npy and <clip id>.json",
+    )
+    parser.add_argument(
+        "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from tokpipe.export import export_output
+    from tokpipe.reader import open_output
+
+    done = export_output(open_output(parsed.output), parsed.format, parsed.folder)
+    _print([done.to_json() if parsed.json else done.line()], Console(highlight=False))
     return 0
 
 
@@ -266,6 +403,14 @@ def _bench(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _count(text: str) -> int:
+    """Parse a number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
 def _seconds(text: str) -> float:
     """Parse an age such as 90m, 12h or 2d."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
@@ -298,6 +443,14 @@ def _print_error(text: str) -> None:
     Console(stderr=True).print(redact(text), style="red", markup=False, soft_wrap=True)
 
 
+def _check(parsed: argparse.Namespace) -> int:
+    from tokpipe.check import check_lines
+
+    job = load_job(parsed.job, read=_read_checkpoint)
+    _print(check_lines(job), Console(highlight=False))
+    return 0
+
+
 def _run(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if parsed.reason is not None and not parsed.retry_rejected:
@@ -305,12 +458,9 @@ def _run(parsed: argparse.Namespace) -> int:
             "--reason chooses among the clips that --retry-rejected tries again, and stands alone: "
             "give both, or neither"
         )
-    job = load_job(parsed.job, read=_read_checkpoint)
     if parsed.dry_run:
-        from tokpipe.check import check_lines
-
-        _print(check_lines(job), console)
-        return 0
+        return _check(parsed)
+    job = load_job(parsed.job, read=_read_checkpoint)
     # Only now, because these import torch and ray: a wrong job file is told at once.
     from tokpipe.runtime.job import Retry, run_job
     from tokpipe.runtime.summary import summary_lines

@@ -12,9 +12,10 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "ids", "redact", "types"}
+LIGHT = {"errors", "ids", "redact", "texts", "types"}
 ARROWS: dict[str, set[str]] = {
     "types": set(),
+    "texts": set(),
     "errors": set(),
     "ids": set(),
     "redact": set(),
@@ -36,6 +37,10 @@ ARROWS: dict[str, set[str]] = {
     }
     | LIGHT,
     "rejections": {"reader"} | LIGHT,
+    "inspection": {"reader"} | LIGHT,
+    "export": {"reader"} | LIGHT,
+    "forecast": {*("chunks", "config", "formats", "media", "plan", "stages", "storage")} | LIGHT,
+    "status": {"formats", "storage"} | LIGHT,
     "convert": {"config", "formats", "models"} | LIGHT,
     "check": {"config", "formats", "sources", "storage", "weights"} | LIGHT,
     "reconstruct": {
@@ -57,10 +62,14 @@ ARROWS: dict[str, set[str]] = {
             "check",
             "config",
             "convert",
+            "export",
+            "forecast",
+            "inspection",
             "reader",
             "reconstruct",
             "rejections",
             "runtime",
+            "status",
         ),
         *("storage", "weights"),
     }
@@ -71,7 +80,7 @@ ARROWS: dict[str, set[str]] = {
 
 HOMES: dict[str, set[str]] = {
     "ray": {"bench", "runtime"},
-    "torch": {"bench", "models", "reconstruct", "stages", "train"},
+    "torch": {"bench", "models", "reader", "reconstruct", "stages", "train"},
     "decord": {"bench", "media"},
     "transformers": {"models"},
     "av": {"bench", "media"},

@@ -75,6 +75,20 @@ def test_the_demo_makes_codes_that_anyone_can_read(
             elif language == "sql":
                 assert duckdb.execute(code).fetchall()
 
+    _train_on(tmp_path)
+
+
+def _train_on(folder: Path) -> None:
+    """The worked example learns from the codes of the demo, and generates a video."""
+    script = REPOSITORY / "examples/train_transformer.py"
+    command = [sys.executable, str(script), "out/demo", "-o", "generated.mp4", "--steps", "41"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"step \d+: loss (\d+\.\d+)", done.stdout)]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
+    assert (folder / "generated.mp4").stat().st_size > 1000
+
 
 def _code_blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)

@@ -19,7 +19,7 @@ INTRODUCTION = """\
 # Job files
 
 One YAML file says what to tokenize, how, where to, and with what. A wrong file is refused with the
-key, what was found and what would be right; `--dry-run` also looks at the sources and the output.
+key, what was found and what would be right; `tokpipe check` looks at sources and output as well.
 
 - **Paths** without a scheme start at the project: the nearest folder at or above the job file that
   holds `pyproject.toml` or `.git`, else the folder that holds `jobs/`.

@@ -74,11 +74,16 @@ def _answer(
     channel: socket.socket, request: dict[str, Any], memory: int, timelines: _Timelines
 ) -> None:
     """Send, for one request, ``trying`` before each backend, and in the end one of ``decoded``,
-    ``refused`` and ``unavailable``. With ``decoded`` goes ``memory``, which holds the frames."""
+    ``refused`` and ``unavailable``. With ``decoded`` goes ``memory``, which holds the frames.
+    With ``only_probe``, ``probed`` is sent instead of trying any.
+    """
     try:
         clip = _Clip(request, timelines)
     except (SourceError, MemoryError) as error:
         wire.send(channel, _refused(error, None, None))
+        return
+    if request["only_probe"]:
+        wire.send(channel, {"probed": clip.probed})
         return
     verdict: dict[str, Any] = {}
     names = request["backends"]
@@ -160,6 +165,11 @@ class _Clip:
         )
         self.framing = Framing(size, request["fit"], aspect, self.timeline.orientation)
         self.shape = (len(self.wanted), *size, 3)
+        self.probed = {
+            "num_frames": selection.num_frames,
+            "num_segments": selection.num_segments,
+            "size": size,
+        }
         self.description = {
             "shape": self.shape,
             "pts_s": self.timeline.times_s[self.wanted].tolist(),

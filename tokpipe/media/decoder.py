@@ -56,6 +56,17 @@ class Video:
     """What is missing, under ``decode.on_damage: mark``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a span of a video will give, as far as its container tells."""
+
+    num_frames: int
+    """Of all segments together."""
+    num_segments: int
+    size: tuple[int, int]
+    """(height, width) of the frames."""
+
+
 class Refused(SourceError):
     """A clip that cannot be decoded, through its own fault.
 
@@ -142,19 +153,39 @@ class VideoDecoder:
             ConfigError: a library of the backend that the job names does not load.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
-        request = {
-            **self._settings,
-            "path": os.fspath(path.absolute()),
-            "start_s": start_s,
-            "end_s": end_s,
-            "segment": segment,
-            "num_segments": num_segments,
-        }
+        video = self._answer(
+            path,
+            start_s=start_s,
+            end_s=end_s,
+            segment=segment,
+            num_segments=num_segments,
+            only_probe=False,
+        )
+        assert isinstance(video, Video)
+        return video
+
+    def probe(
+        self, path: Path, *, start_s: float | None = None, end_s: float | None = None
+    ) -> Probe:
+        """Read the container of a local file, and decode nothing.
+
+        Raises:
+            As ``decode``; a file whose damage only decoding shows is taken to be sound.
+        """
+        probe = self._answer(
+            path, start_s=start_s, end_s=end_s, segment=0, num_segments=None, only_probe=True
+        )
+        assert isinstance(probe, Probe)
+        return probe
+
+    def _answer(self, path: Path, **asked: Any) -> Video | Probe:
+        """Ask one child after another until one answers, or no backend is left to try."""
+        request = {**self._settings, "path": os.fspath(path.absolute()), **asked}
         backends = self._backends
         outside_kills = 0
         while True:
             attempt = self._attempt({**request, "backends": backends})
-            if isinstance(attempt, Video):
+            if isinstance(attempt, Video | Probe):
                 return attempt
             if attempt.is_innocent:
                 outside_kills += 1
@@ -186,7 +217,7 @@ class VideoDecoder:
             self._child.kill()
             self._child = None
 
-    def _attempt(self, request: dict[str, Any]) -> Video | _Lost:
+    def _attempt(self, request: dict[str, Any]) -> Video | Probe | _Lost:
         """Have one child work on a request until it answers or is lost."""
         if self._child is None:
             self._child = _Child(self._config.memory_bytes)
@@ -230,6 +261,9 @@ class VideoDecoder:
             raise
         if "decoded" in answer and fd is not None:
             return _video(answer["decoded"], answer["backend"], self._spares.lend(fd))
+        if "probed" in answer:
+            probed = answer["probed"]
+            return Probe(**{**probed, "size": tuple(probed["size"])})
         if "refused" in answer:
             raise Refused(**answer["refused"])
         if "unavailable" in answer:

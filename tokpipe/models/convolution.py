@@ -48,8 +48,10 @@ def _channels_last(x: Tensor) -> Tensor:
     """
     _, channels, frames, height, width = x.shape
     row, frame = width * channels, height * width * channels
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    return x.as_strided(x.shape, (frames * frame, 1, frame, row, channels))
+    strides = (frames * frame, 1, frame, row, channels)
+    if x.stride() == strides:
+        return x
+    return x.contiguous(memory_format=torch.channels_last_3d).as_strided(x.shape, strides)
 
 
 def _converted(

@@ -5,7 +5,21 @@ Needs pyarrow and a store, and neither Ray nor torch nor a GPU.
 
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.output import Output, open_output
+from tokpipe.reader.sequences import TokenSequences, document_mask
 from tokpipe.reader.shard_codes import ShardCodes
+from tokpipe.reader.stream import ClipIterator, ClipStream
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 
-__all__ = ["Chunk", "Clip", "CodeCache", "Output", "ShardCodes", "ShardInfo", "open_output"]
+__all__ = [
+    "Chunk",
+    "Clip",
+    "ClipIterator",
+    "ClipStream",
+    "CodeCache",
+    "Output",
+    "ShardCodes",
+    "ShardInfo",
+    "TokenSequences",
+    "document_mask",
+    "open_output",
+]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, StorageError
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.output import Output
 from tokpipe.reader.read_ahead import read_ahead
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
@@ -72,6 +73,16 @@ class CodeCache:
     def num_rows(self) -> int:
         """Chunks of all shards together."""
         return int(self._starts[-1])
+
+    @property
+    def tokenizer(self) -> TokenizerSpec:
+        """What the codes mean."""
+        return self._output.tokenizer
+
+    @property
+    def clip_counts(self) -> NDArray[np.int64]:
+        """(shards,) clips of each shard."""
+        return self._output.shards.clip_counts
 
     def __len__(self) -> int:
         """How many shards there are."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -74,6 +75,12 @@ class ShardCodes:
             """(chunks, t * h * w), there where ``blocks`` is."""
         # These give Python's own integers, in a third of the time that an array takes.
         self._t, self._starts = memoryview(t), memoryview(starts)
+
+    @cached_property
+    def clip_starts(self) -> NDArray[np.int64]:
+        """(clips + 1,) row of each clip's first chunk, and at the end the number of rows."""
+        first = self.rows.column("chunk_index").chunk(0).to_numpy() == 0
+        return np.append(np.flatnonzero(first), self._size)
 
     def __len__(self) -> int:
         """How many chunks there are."""

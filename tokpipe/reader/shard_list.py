@@ -30,6 +30,12 @@ class ShardList(Sequence[ShardInfo]):
         counts = self._table.column("num_rows").to_numpy()
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
+    @property
+    def clip_counts(self) -> NDArray[np.int64]:
+        """(shards,) clips of each shard."""
+        counts: NDArray[np.int64] = self._table.column("num_clips").to_numpy()
+        return counts
+
     @overload
     def __getitem__(self, index: int) -> ShardInfo: ...
     @overload

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from tokpipe.redact import redact
 from tokpipe.runtime.protocol import STAGES, Stage
 from tokpipe.runtime.speed import Seconds, speed_of, speed_text
+from tokpipe.texts import duration
 
 RATE_WINDOW_S = 60.0
 """Rates are over the last minute, so that a slow start does not spoil the ETA for hours."""
@@ -169,13 +170,3 @@ def _eta(left: int, rate: float) -> str:
     if left <= 0:
         return "0:00"
     return duration(left / rate) if rate > 0 else "-"
-
-
-def duration(seconds: float) -> str:
-    """``0:07``, ``12:30``, ``3:05:00`` or ``2d 03:00``."""
-    whole = round(seconds)
-    days, hours = whole // 86_400, whole // 3_600 % 24
-    minutes, rest = whole // 60 % 60, whole % 60
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

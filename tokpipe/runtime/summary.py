@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
-from tokpipe.runtime.progress import duration
 from tokpipe.runtime.speed import speed_text
+from tokpipe.texts import duration, size_text
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
@@ -19,7 +19,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     yield (
         f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} codes"
     )
-    yield f"  {_bytes(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
+    yield f"  {size_text(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
     if totals.num_rejected:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in totals.rejected.most_common())
         yield f"  {totals.num_rejected:,} rejected: {reasons}"
@@ -56,11 +56,3 @@ def _goodput_lines(outcome: Outcome) -> Iterator[str]:
             f"  lost workers: {actors or 'none'}; {progress.lost_s:,.0f} encoder seconds had to "
             "be spent again"
         )
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"

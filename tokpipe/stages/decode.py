@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.ids import clip_id
-from tokpipe.media.decoder import Refused, VideoDecoder
+from tokpipe.media.decoder import Probe, Refused, VideoDecoder
 from tokpipe.redact import redact
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.types import (
@@ -26,6 +29,7 @@ from tokpipe.types import (
 KEPT_SOURCES = 8
 """Films that one decoder may be in the middle of, and so files that it may hold."""
 
+T = TypeVar("T")
 _Source = tuple[str, ArchiveMember | None]
 
 
@@ -79,34 +83,30 @@ class DecodeStage:
         """
         return [self._decode(item) for item in items]
 
+    def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
+        """Say what the item's row will give, without decoding it.
+
+        Raises:
+            As ``process``.
+        """
+        return self._tried(
+            item, partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
+        )
+
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
-        if item.problem is not None:
-            return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         in_pieces = self.pieces is not None
-        try:
-            path = self._fetch(item)
-            video = self._decoder.decode(
+        video = self._tried(
+            item,
+            lambda path: self._decoder.decode(
                 path,
                 start_s=item.start_s,
                 end_s=item.end_s,
                 segment=item.piece if in_pieces else item.segment,
                 num_segments=item.num_pieces if in_pieces else item.num_segments,
-            )
-        except Refused as refusal:
-            ref = self._ref(item, refusal.num_segments)
-            return Rejected(
-                ref,
-                "decode",
-                refusal.reason,
-                str(refusal),
-                refusal.backend,
-                error=refusal.error,
-            )
-        except SourceError as refusal:
-            ref, error = self._ref(item, None), _error_behind(refusal)
-            if refusal.reason == "unreachable":  # now; perhaps not for good
-                return Failed(ref, refusal.reason, str(refusal), error)
-            return Rejected(ref, "decode", refusal.reason, str(refusal), error=error)
+            ),
+        )
+        if isinstance(video, Rejected | Failed):
+            return video
         piece = Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
@@ -123,6 +123,28 @@ class DecodeStage:
             marks=() if video.damage is None else ("damaged",),
             damage=video.damage,
         )
+
+    def _tried(self, item: WorkItem, call: Callable[[Path], T]) -> T | Rejected | Failed:
+        """Fetch an item's source and give it to ``call``; what they refuse is told as a value."""
+        if item.problem is not None:
+            return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
+        try:
+            return call(self._fetch(item))
+        except Refused as refusal:
+            ref = self._ref(item, refusal.num_segments)
+            return Rejected(
+                ref,
+                "decode",
+                refusal.reason,
+                str(refusal),
+                refusal.backend,
+                error=refusal.error,
+            )
+        except SourceError as refusal:
+            ref, error = self._ref(item, None), _error_behind(refusal)
+            if refusal.reason == "unreachable":  # now; perhaps not for good
+                return Failed(ref, refusal.reason, str(refusal), error)
+            return Rejected(ref, "decode", refusal.reason, str(refusal), error=error)
 
     def _fetch(self, item: WorkItem) -> Path:
         started = time.monotonic()

@@ -13,10 +13,12 @@ from tokpipe.chunks import plan_chunks
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
+from tokpipe.models.graphs import GraphedCall
 from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
+from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.parity import Parity
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 
@@ -92,6 +94,9 @@ class EncodeStage:
         self.tokenizer.compute_in(dtype)
         if parity is not None:
             parity.check(self.tokenizer, self.device)
+        # Only of this package's own models is it known that they hold no surprise for a graph.
+        is_graphed = self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer)
+        self._graphed = GraphedCall(self.tokenizer.encode) if is_graphed else None
         self.batch_rows = self.encode_config.batch_chunks
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
@@ -214,7 +219,8 @@ class EncodeStage:
         num_rows = self.batch_rows
         try:
             pixels = self._pixels(clips, batch, num_rows=num_rows)
-            return _Launched(batch, num_rows, self.tokenizer.encode(pixels))
+            encode = self._graphed or self.tokenizer.encode
+            return _Launched(batch, num_rows, encode(pixels))
         except Exception as error:
             return _Launched(batch, num_rows, error)
 

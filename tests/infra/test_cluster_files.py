@@ -1,0 +1,120 @@
+"""The files for clusters have the form that their readers want, and start jobs that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+RUNS = re.compile(r"python -m tokpipe\.run (\S+)")
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((INFRA / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "aws-spot.yaml", "slurm.sh"])
+def test_jobs_that_are_named_exist(name: str) -> None:
+    found = RUNS.findall((INFRA / name).read_text())
+    assert found
+    for job in found:
+        assert job == '"$job"' or (ROOT / job.rstrip("'")).exists()
+
+
+def test_ray_takes_the_cluster_file() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = load("aws-spot.yaml")
+    validate_config(prepare_config(config))
+    nodes = config["available_node_types"]
+    for name, node in nodes.items():
+        market = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType")
+        assert (market == "spot") == (name != config["head_node_type"])
+        assert node["node_config"]["IamInstanceProfile"]
+    assert nodes["encode"]["resources"]["GPU"] >= 1
+    assert "GPU" not in nodes["decode"]["resources"]
+
+
+def test_the_rayjob_has_its_head_on_demand_and_its_workers_on_spot() -> None:
+    job = load("rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["backoffLimit"] > 0
+    assert spec["shutdownAfterJobFinishes"]
+    cluster = spec["rayClusterSpec"]
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    workers = {one["groupName"]: one["template"]["spec"] for one in cluster["workerGroupSpecs"]}
+    assert "nodeSelector" not in head
+    for worker in workers.values():
+        assert "spot" in worker["nodeSelector"].values()
+        assert worker["terminationGracePeriodSeconds"] >= 60
+    for pod in (head, *workers.values()):
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert "nvidia.com/gpu" in workers["encode"]["containers"][0]["resources"]["limits"]
+    pinned = (ROOT / "requirements.txt").read_text()
+    assert f"ray=={cluster['rayVersion']}" in pinned
+
+
+def test_the_policy_grants_what_a_store_uses_and_no_more() -> None:
+    policy = json.loads((INFRA / "iam-policy.json").read_text())
+    granted: dict[str, set[str]] = {}
+    for statement in policy["Statement"]:
+        for resource in statement["Resource"]:
+            assert resource != "*"
+            granted.setdefault(resource, set()).update(statement["Action"])
+    assert granted["arn:aws:s3:::SOURCE_BUCKET/SOURCE_PREFIX/*"] == {"s3:GetObject"}
+    assert granted["arn:aws:s3:::OUTPUT_BUCKET/OUTPUT_PREFIX/*"] == {
+        *("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+    }
+
+
+def test_the_image_copies_what_is_there() -> None:
+    for line in (INFRA / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY"):
+            *sources, _ = line.split()[1:]
+            for source in sources:
+                assert (ROOT / source).exists(), source
+
+
+def test_the_slurm_script_parses_and_hands_a_signal_on(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash is not None
+    script = INFRA / "slurm.sh"
+    subprocess.run([bash, "-n", str(script)], check=True)
+    # With stand-ins for Slurm's commands: the driver ends with code 143 when it is told to.
+    for name, text in {
+        "scontrol": "echo node-1; echo node-2",
+        "srun": 'echo "$@" > "$OUT/srun"; trap "sleep 0.2; exit 143" TERM; touch "$OUT/up"; '
+        "while :; do sleep 0.05; done",
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "OUT": str(tmp_path),
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_JOB_ID": "42",
+        "SLURM_JOB_NUM_NODES": "2",
+    }
+    running = subprocess.Popen([bash, str(script), "jobs/webvid.yaml"], env=environment)
+    try:
+        for _ in range(400):
+            if (tmp_path / "up").exists():
+                break
+            subprocess.run(["sleep", "0.05"], check=True)
+        running.terminate()
+        assert running.wait(timeout=20) == 143
+    finally:
+        running.kill()
+    words = (tmp_path / "srun").read_text()
+    assert "ray symmetric-run --address node-1:20042 --min-nodes 2" in words
+    assert "-- python -m tokpipe.run jobs/webvid.yaml" in words

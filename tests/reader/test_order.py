@@ -1,0 +1,89 @@
+"""Every item once, in an order that a few numbers decide, whoever reads how far."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokpipe.reader.order import EpochOrder, Remaining
+
+SIZES = st.lists(st.integers(1, 9), max_size=12)
+
+
+def order_of(sizes: list[int], **settings: int | bool) -> EpochOrder:
+    return EpochOrder(np.array(sizes, np.int64), **settings)  # type: ignore[arg-type]
+
+
+@given(SIZES, st.integers(0, 5), st.integers(0, 3), st.integers(1, 4), st.booleans())
+def test_every_item_comes_once(
+    sizes: list[int], seed: int, epoch: int, window: int, shuffle: bool
+) -> None:
+    order = order_of(sizes, seed=seed, epoch=epoch, window_shards=window, shuffle=shuffle)
+    items = [order[position] for position in range(len(order))]
+    wanted = [(shard, item) for shard, size in enumerate(sizes) for item in range(size)]
+    assert sorted(items) == wanted
+    if not shuffle:
+        assert items == wanted
+    for start in range(0, len(items), max(1, len(items) // 5)):
+        assert order[start] == items[start], "whatever was asked for before"
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4))
+def test_few_shards_are_needed_at_once(sizes: list[int], window: int) -> None:
+    order = order_of(sizes, window_shards=window)
+    shards = [order[position][0] for position in range(len(order))]
+    for shard in set(shards):
+        places = [place for place, one in enumerate(shards) if one == shard]
+        assert len(set(shards[places[0] : places[-1] + 1])) <= window
+
+
+def test_orders_differ_by_seed_and_epoch_and_are_known() -> None:
+    def first(**settings: int) -> list[tuple[int, int]]:
+        order = order_of([5] * 8, **settings)
+        return [order[position] for position in range(40)]
+
+    assert first() == first()
+    assert len({tuple(first(seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    # Written down, because a resume years later has to find the same.
+    assert first()[:4] == [(4, 2), (4, 0), (2, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("position", [-1, 10])
+def test_positions_outside_are_refused(position: int) -> None:
+    with pytest.raises(IndexError, match="of 10"):
+        order_of([5, 5])[position]
+    with pytest.raises(ValueError, match="one shard or more"):
+        order_of([5], window_shards=0)
+
+
+@given(st.integers(0, 60), st.data())
+def test_runs_with_any_numbers_of_readers_see_every_item_once(
+    num_items: int, data: st.DataObject
+) -> None:
+    remaining, seen = Remaining(num_items), []
+    for _ in range(data.draw(st.integers(0, 4))):
+        number = data.draw(st.integers(1, 7))
+        taken = [
+            data.draw(st.integers(0, remaining.num_taken_by(reader, number)))
+            for reader in range(number)
+        ]
+        for reader, count in enumerate(taken):
+            seen += [remaining.position(reader + turn * number) for turn in range(count)]
+        remaining = remaining.after(taken)
+        assert len(remaining) == num_items - len(seen)
+    seen += [remaining.position(index) for index in range(len(remaining))]
+    assert sorted(seen) == list(range(num_items))
+
+
+def test_what_is_left_is_small_when_readers_keep_step() -> None:
+    taken = [1000, 1001, 1000, 999]
+    remaining = Remaining(10**8).after(taken)
+    assert len(remaining.pending) <= 8
+    assert len(remaining) == 10**8 - sum(taken)
+
+
+def test_states_of_several_moments_are_refused() -> None:
+    with pytest.raises(ValueError, match="reader 1 of 2 cannot have taken 6 of 10 items"):
+        Remaining(10).after([5, 6])

@@ -1,0 +1,102 @@
+"""Sequences hold every code of every clip once, in order, with its place and its clip."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from tokpipe.errors import ConfigError
+from tokpipe.reader import ClipStream, CodeCache, TokenSequences, document_mask
+from tokpipe.reader.sequences import FlattenOrder
+
+LENGTHS = [1, 7, 64, 1000, 10_000]
+
+
+def joined(items: list[dict[str, Any]], key: str) -> Any:
+    return np.concatenate([item[key] for item in items])
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("order", get_args(FlattenOrder))
+def test_every_code_comes_once_and_in_its_place(
+    cache: CodeCache,
+    order: FlattenOrder,
+    length: int,
+) -> None:
+    stream = ClipStream(cache, seed=1)
+    sequences = TokenSequences(stream, length, order=order)
+    items = list(sequences)
+    assert {len(item["tokens"]) for item in items} == {length}
+    tokens, positions = joined(items, "tokens"), joined(items, "positions")
+    at = 0
+    for sample in stream:
+        codes = sample["codes"]
+        assert tokens[at] == sequences.separator
+        here = slice(at + 1, at + 1 + codes.size)
+        np.testing.assert_array_equal(codes[tuple(positions[here].T)], tokens[here])
+        slowest = positions[here, "thw".index(order[0])]
+        assert (np.diff(slowest) >= 0).all()
+        at += 1 + codes.size
+    assert (tokens[at:] == sequences.padding).all()
+    assert len(tokens) - at < length
+    assert tokens.max() < sequences.vocab_size
+    assert len(list(TokenSequences(stream, length, drop_last=True))) == at // length
+
+
+def test_documents_tell_clips_apart(cache: CodeCache) -> None:
+    sequences = TokenSequences(ClipStream(cache), 100)
+    for item in sequences:
+        tokens, documents = item["tokens"], item["documents"]
+        begins = tokens == sequences.separator
+        is_clip = documents[1:] >= 0
+        np.testing.assert_array_equal(np.diff(documents)[is_clip], begins[1:][is_clip])
+        assert ((documents == -1) == (tokens == sequences.padding)).all()
+        mask = document_mask(documents)
+        for i, j in itertools.product(range(0, 100, 7), range(100)):
+            allowed = i >= j and documents[i] == documents[j] >= 0
+            assert mask[i, j] == allowed
+
+
+@pytest.mark.parametrize("length", [7, 64, 1000])
+def test_a_stop_at_any_sequence_changes_nothing(
+    cache: CodeCache,
+    length: int,
+) -> None:
+    def fresh() -> TokenSequences:
+        return TokenSequences(ClipStream(cache, seed=5, rank=1, world_size=2), length)
+
+    whole = [item["tokens"].tolist() for item in fresh()]
+    for stop in range(0, len(whole) + 1, max(1, len(whole) // 9)):
+        reader = iter(fresh())
+        for _ in range(stop):
+            next(reader)
+        state = json.loads(json.dumps(reader.state_dict()))
+        again = iter(fresh())
+        again.load_state_dict(state)
+        assert [item["tokens"].tolist() for item in again] == whole[stop:]
+
+
+def test_on_other_readers_a_clip_in_the_middle_begins_anew(cache: CodeCache) -> None:
+    readers = [
+        iter(TokenSequences(ClipStream(cache, seed=5, rank=rank, world_size=2), 50))
+        for rank in range(2)
+    ]
+    for reader in readers:
+        for _ in range(3):
+            next(reader)
+    states = [reader.state_dict() for reader in readers]
+    stream = ClipStream(cache, seed=5)
+    stream.resume(states)
+    finished = sum(state["clips"]["taken"] for state in states)
+    assert len(stream) == len(ClipStream(cache)) - finished
+    tokens = joined(list(TokenSequences(stream, 50)), "tokens")
+    assert (tokens == cache.tokenizer.codebook_size).sum() == len(stream)
+
+
+def test_no_length_is_refused(cache: CodeCache) -> None:
+    with pytest.raises(ConfigError, match="length=0"):
+        TokenSequences(ClipStream(cache), 0)

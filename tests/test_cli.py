@@ -1,0 +1,71 @@
+"""What every verb of the command line has in common."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.jobs import files, write_job, write_video
+from tests.formats.formats_helpers import encoded_clip, receipt_of
+from tests.formats.test_job_record import record
+from tokpipe.cli import main
+from tokpipe.config.job import StoreOptions
+from tokpipe.formats.job_record import write_once
+from tokpipe.formats.manifest import ManifestEntry, append
+from tokpipe.storage import open_store
+
+VERBS = (
+    "run",
+    "check",
+    "plan",
+    "status",
+    "inspect",
+    "decode",
+    "rejected",
+    "audit",
+    "clean",
+    "bench",
+)
+REPORTING = ("plan", "status", "inspect", "decode", "rejected", "audit", "clean")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert re.search(rf"example: tokpipe {verb} \S+", text)
+    assert ("--json" in text) == (verb in REPORTING or verb == "bench")
+
+
+def test_check_says_what_dry_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "videos/a.mp4")
+    job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
+    assert main(["check", str(job)]) == 0
+    found = capsys.readouterr().out
+    assert "first clip" in found
+    assert "new" in found
+    assert main(["run", str(job), "--dry-run"]) == 0
+    assert capsys.readouterr().out == found
+    assert main(["check", str(tmp_path / "missing.yaml")]) == 2
+
+
+@pytest.mark.parametrize("verb", ["status", "inspect"])
+def test_an_output_is_told_as_text_and_as_json(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(str(tmp_path / "out"), StoreOptions())
+    write_once(store, record(num_rows=1))
+    arguments = [verb, str(tmp_path / "out")]
+    if verb == "status":
+        receipt = receipt_of("s", [encoded_clip(0, [5])])
+        assert append(store, ManifestEntry(0, "d", "2026-01-01T00:00:00+00:00", (receipt,)))
+    assert main(arguments) == 0
+    assert "demo" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["dataset"] == "demo"
+    assert main([verb, str(tmp_path / "nothing")]) == 5

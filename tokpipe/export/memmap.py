@@ -1,0 +1,84 @@
+"""Flat files that are mapped: latent frames one after the other.
+
+The layout is that of 1X's world model challenge (github.com/1x-technologies/1xgpt, ``data.py``):
+``video.bin`` holds latent frames (num_images, h, w), ``segment_ids.bin`` an int32 for each, rising
+from clip to clip, and ``metadata.json`` says their shape and type. ``clips.jsonl`` says which clip
+a segment is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokpipe.errors import ConfigError
+from tokpipe.export.counts import Counts
+from tokpipe.reader import Output
+
+
+def write_memmap(output: Output, folder: Path) -> None:
+    """Write all clips, in the order of the manifest. Holds two shards in memory.
+
+    Raises:
+        ConfigError: clips of several grids, which one array cannot hold.
+    """
+    spec = output.tokenizer
+    grid: tuple[int, ...] | None = None
+    num_images = 0
+    with (
+        (folder / "video.bin").open("wb") as video,
+        (folder / "segment_ids.bin").open("wb") as segment_ids,
+        (folder / "clips.jsonl").open("w") as clips,
+    ):
+        for number, clip in enumerate(output.clips()):
+            codes = clip.codes
+            grid = grid or codes.shape[1:]
+            if codes.shape[1:] != grid:
+                raise ConfigError(
+                    f"export: clip {clip.clip_id} has a grid of {codes.shape[1:]} where others "
+                    f"have {grid}, and video.bin is one array. Export such an output as "
+                    "webdataset, or tokenize with one frames.size"
+                )
+            video.write(codes.astype(codes.dtype.newbyteorder("<"), copy=False).tobytes())
+            segment_ids.write(np.full(len(codes), number, "<i4").tobytes())
+            line = {
+                "segment_id": number,
+                "clip_id": clip.clip_id,
+                "source_uri": clip.source_uri,
+                "first_image": num_images,
+                "num_images": len(codes),
+            }
+            clips.write(json.dumps(line) + "\n")
+            num_images += len(codes)
+    height, width = grid or (0, 0)
+    metadata: dict[str, Any] = {
+        "num_images": num_images,
+        **({"s": height} if height == width else {}),
+        "h": height,
+        "w": width,
+        "token_dtype": spec.code_dtype,
+        "vocab_size": spec.codebook_size,
+        "temporal_stride": spec.temporal_stride,
+        "spatial_stride": spec.spatial_stride,
+        "tokenizer": spec.name,
+        "weights_hash": spec.weights_hash,
+        "fingerprint": output.fingerprint,
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+
+
+def count_memmap(folder: Path) -> Counts:
+    """Count by what a loader would map."""
+    metadata = json.loads((folder / "metadata.json").read_text())
+    dtype = np.dtype(metadata["token_dtype"])
+    num_codes = (folder / "video.bin").stat().st_size // dtype.itemsize
+    if num_codes != metadata["num_images"] * metadata["h"] * metadata["w"]:
+        return Counts(-1, num_codes)
+    ids_path = folder / "segment_ids.bin"
+    ids = np.memmap(ids_path, "<i4", "r") if ids_path.stat().st_size else np.zeros(0, np.int32)
+    if len(ids) != metadata["num_images"]:
+        return Counts(-1, num_codes)
+    return Counts(int(ids[-1]) + 1 if len(ids) else 0, num_codes)

@@ -1,0 +1,26 @@
+"""Clip streams as PyTorch takes them. The one module of the reader that needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from tokpipe.reader.sequences import TokenSequences
+from tokpipe.reader.stream import ClipStream
+
+
+class ClipDataset(IterableDataset[Any]):
+    """A stream of clips or of sequences, for ``DataLoader`` or ``StatefulDataLoader``.
+
+    The latter, of ``torchdata``, keeps the state of every worker, so that a run goes on right after
+    what it was given last. For another number of ranks or workers, give what the loaders of all
+    ranks return as ``state_dict()`` to ``ClipStream.resume``.
+    """
+
+    def __init__(self, stream: ClipStream | TokenSequences) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.stream)

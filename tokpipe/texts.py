@@ -1,0 +1,22 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:30``, ``3:05:00`` or ``2d 03:00``."""
+    whole = round(seconds)
+    days, hours = whole // 86_400, whole // 3_600 % 24
+    minutes, rest = whole // 60 % 60, whole % 60
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size_text(size_bytes: float) -> str:
+    """``512 B``, ``1.5 MiB`` or ``2.0 TiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:,.1f} TiB"
