@@ -57,6 +57,8 @@ class Speed:
     bytes_per_code: float | None
     """None where only the speed was given."""
     source: str
+    is_own: bool = False
+    """Of the very job: it says nothing of how good a prediction by it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +163,15 @@ class Forecast:
         if (totals := self.actual) is None:
             return
         yield "what the output holds now that the job is done, and the error of this prediction:"
-        pairs = {
+        pairs: dict[str, tuple[float, float | None]] = {
             "clips": (totals.num_clips, self.clips.value),
             "rejected": (totals.num_rejected, self.rejected.value),
             "frames": (totals.num_frames, self.frames.value),
             "codes": (totals.num_codes, self.codes.value),
-            "bytes": (totals.size_bytes, self.size_bytes),
-            "encoder seconds": (totals.paid_s, self.encoder_s),
         }
+        if self.speed is None or not self.speed.is_own:
+            pairs["bytes"] = totals.size_bytes, self.size_bytes
+            pairs["encoder seconds"] = totals.paid_s, self.encoder_s
         for name, (held, predicted) in pairs.items():
             if predicted is not None:
                 error = f"{predicted / held - 1:+.1%}" if held else f"{predicted - held:+,.0f}"
@@ -348,6 +351,7 @@ def _speed(
             totals.num_codes / totals.paid_s,
             totals.size_bytes / totals.num_codes,
             f"as one encoder made those of {uri}",
+            is_own=like is None,
         )
     if like is not None:
         raise ConfigError(
