@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tokpipe.bench.virtual_cluster import VirtualCluster
-from tokpipe.config.job import RuntimeConfig
-from tokpipe.runtime.dispatcher import Limits
+from tokpipe.bench.virtual_cluster import GPU_LIMITS, VirtualCluster
 from tokpipe.runtime.protocol import Capacity, Stage
-
-LIMITS = Limits(
-    runtime=RuntimeConfig(),
-    on_gpu=True,
-    clips_per_lease=20,
-    shard_bytes=16 * 2**20,
-    shard_max_age_s=300.0,
-    bytes_per_code=1.6,
-)
 
 
 @pytest.mark.parametrize(("encoders", "decoders"), [(1, 1), (1, 8), (8, 64)])
 def test_encoders_are_busy_if_decoders_have_a_fifth_to_spare(encoders: int, decoders: int) -> None:
     decode_s = 0.2 * decoders / encoders / 1.2
     cluster = VirtualCluster(
-        LIMITS,
+        GPU_LIMITS,
         Capacity(encoders + decoders, encoders),
         {"decode": decode_s, "encode": 0.2, "write": 0.01},
         num_clips=1500 * encoders,
@@ -35,5 +24,5 @@ def test_encoders_are_busy_if_decoders_have_a_fifth_to_spare(encoders: int, deco
 
 def test_what_slow_decoders_give_is_all_used() -> None:
     clip_s: dict[Stage, float] = {"decode": 0.4, "encode": 0.2, "write": 0.01}
-    run = VirtualCluster(LIMITS, Capacity(2, 1), clip_s, num_clips=1500).play()
+    run = VirtualCluster(GPU_LIMITS, Capacity(2, 1), clip_s, num_clips=1500).play()
     assert run.steady_share == pytest.approx(0.5, abs=0.03)

@@ -21,12 +21,11 @@ from tokpipe.bench.processes import (
 )
 from tokpipe.bench.ray_data import MISSING, free_clips_per_s
 from tokpipe.bench.requests import requests_of
-from tokpipe.bench.virtual_cluster import VirtualCluster
+from tokpipe.bench.virtual_cluster import GPU_LIMITS, VirtualCluster
 from tokpipe.bench.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
-from tokpipe.config.job import RuntimeConfig, StoreOptions
+from tokpipe.config.job import StoreOptions
 from tokpipe.runtime.commit import claim_output
-from tokpipe.runtime.dispatcher import Limits
 from tokpipe.runtime.protocol import Capacity
 from tokpipe.runtime.shell import Stages
 from tokpipe.storage import open_store
@@ -166,7 +165,7 @@ def _dispatcher_alone(num_clips: int) -> Figure:
     """The dispatcher's own time for a cluster that is only calculated."""
     clip_s = DECODERS / ENCODERS * ENCODE_S / SPARE_DECODERS
     cluster = VirtualCluster(
-        _limits(),
+        GPU_LIMITS,
         Capacity(cpus=DECODERS + ENCODERS, gpus=ENCODERS),
         {"decode": clip_s, "encode": ENCODE_S, "write": 0.001},
         num_clips,
@@ -210,7 +209,7 @@ def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder, StoreOptions())
         cluster = VirtualCluster(
-            _limits(),
+            GPU_LIMITS,
             Capacity(cpus=72, gpus=8),
             {"decode": 1.3, "encode": ENCODE_S, "write": 0.001},
             num_clips,
@@ -222,14 +221,3 @@ def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
         cpu_s = time.process_time() - started
     quarter = next(mb for committed, mb in seen if committed >= num_clips / 4)
     return quarter, seen[-1][1], cpu_s
-
-
-def _limits() -> Limits:
-    return Limits(
-        runtime=RuntimeConfig(),
-        on_gpu=True,
-        clips_per_lease=20,
-        shard_bytes=16 * 2**20,
-        shard_max_age_s=300.0,
-        bytes_per_code=1.6,
-    )

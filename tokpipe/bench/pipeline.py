@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from tokpipe.bench.figures import Figure, Result
 from tokpipe.bench.pretend import SIDE, STRIDE
 from tokpipe.bench.processes import in_fresh_process, keep_to_cores
 from tokpipe.bench.sample_job import sample_job, work_items
-from tokpipe.bench.virtual_cluster import VirtualCluster
+from tokpipe.bench.virtual_cluster import GPU_LIMITS, VirtualCluster
 from tokpipe.bench.watched_run import WatchedRun, cluster_of, run_watched
 from tokpipe.chunks import pieces_of
 from tokpipe.config import JobConfig
-from tokpipe.config.job import RuntimeConfig
-from tokpipe.runtime.dispatcher import Limits
 from tokpipe.runtime.job import limits_of
 from tokpipe.runtime.protocol import Capacity, Stage
 from tokpipe.runtime.speed import Seconds, speed_of
@@ -203,17 +201,9 @@ def _pretend(chunk_s: float) -> dict[str, Any]:
 def _many_decoders(num_clips: int) -> Figure:
     """The same rule for eight accelerators and 64 decoders that are only calculated."""
     encoders, decoders, encode_s = 8, 64, 0.2
-    limits = Limits(
-        runtime=RuntimeConfig(),
-        on_gpu=True,
-        clips_per_lease=20,
-        shard_bytes=128 * 2**20,
-        shard_max_age_s=300.0,
-        bytes_per_code=1.6,
-    )
     decode_s = encode_s * decoders / encoders / SPARE
     cluster = VirtualCluster(
-        limits,
+        replace(GPU_LIMITS, shard_bytes=128 * 2**20),
         Capacity(cpus=decoders + encoders, gpus=encoders),
         {"decode": decode_s, "encode": encode_s, "write": 0.01},
         num_clips,

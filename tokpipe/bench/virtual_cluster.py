@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.bench.free_stages import receipt_of, ref_of
+from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatcher import Dispatcher, Limits
@@ -44,6 +45,16 @@ from tokpipe.runtime.protocol import (
     Tick,
 )
 from tokpipe.types import WorkItem
+
+GPU_LIMITS = Limits(
+    runtime=RuntimeConfig(),
+    on_gpu=True,
+    clips_per_lease=20,
+    shard_bytes=16 * 2**20,
+    shard_max_age_s=300.0,
+    bytes_per_code=1.6,
+)
+"""Of a job on GPUs, as far as a dispatcher wants to know it."""
 
 CODES_PER_CLIP = 5 * 32 * 32
 """Of 17 frames of 256x256, compressed 4 x 8 x 8 times."""
