@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "nothing, needs no GPU.",
         epilog="example: tokpipe check jobs/demo.yaml",
     )
-    check.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    _add_job_argument(check)
     check.set_defaults(command=_check)
     plan = verbs.add_parser(
         "plan",
@@ -78,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "from its output alone: the job may run elsewhere, be done, or have been stopped.",
         epilog="example: tokpipe status s3://bucket/codes/webvid",
     )
-    status.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
-    status.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    _add_output_argument(status)
+    _add_json_argument(status)
     status.set_defaults(command=_status)
     inspect = verbs.add_parser(
         "inspect",
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``tokpipe run`` and ``python -m tokpipe.run`` take."""
-    parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    _add_job_argument(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -165,8 +166,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_job_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+
+
+def _add_output_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+
+
+def _add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_job_argument(parser)
     parser.add_argument(
         "--sample", type=_count, default=64, metavar="N", help="look into N videos (64)"
     )
@@ -181,7 +194,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--codes-per-s", type=float, metavar="X", help="of one encoder, in place of --like"
     )
     parser.add_argument("--price", type=float, metavar="P", help="of one encoder (GPU) for an hour")
-    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    _add_json_argument(parser)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -195,12 +208,12 @@ def _plan(parsed: argparse.Namespace) -> int:
         codes_per_s=parsed.codes_per_s,
         price_per_hour=parsed.price,
     )
-    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    _tell(found, as_json=parsed.json)
     return 0
 
 
 def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    _add_output_argument(parser)
     parser.add_argument("--clip", metavar="ID", help="clip id; the first clip when left out")
     parser.add_argument(
         "-o",
@@ -229,7 +242,7 @@ def _decode(parsed: argparse.Namespace) -> int:
     decoded = decode_clip(
         parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
     )
-    _print([decoded.to_json()] if parsed.json else decoded.lines(), Console(highlight=False))
+    _tell(decoded, as_json=parsed.json)
     return 0
 
 
@@ -238,12 +251,12 @@ def _status(parsed: argparse.Namespace) -> int:
     from tokpipe.storage import open_store
 
     found = status(open_store(parsed.output, StoreOptions()))
-    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    _tell(found, as_json=parsed.json)
     return 0
 
 
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    _add_output_argument(parser)
     parser.add_argument(
         "--shards",
         type=_count,
@@ -252,7 +265,7 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         help="count the codes of N shards, spread evenly (8 when left out); 0 for all",
     )
     parser.add_argument("--clips", type=_count, default=3, metavar="N", help="show N clips")
-    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    _add_json_argument(parser)
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
@@ -260,12 +273,12 @@ def _inspect(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
 
     found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
-    _print([found.to_json()] if parsed.json else found.lines(), Console(highlight=False))
+    _tell(found, as_json=parsed.json)
     return 0
 
 
 def _add_rejected_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    _add_output_argument(parser)
     parser.add_argument("--reason", metavar="R", help="only those refused for this reason")
     parser.add_argument("--stage", metavar="S", help="only those refused by this stage")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -283,7 +296,7 @@ def _rejected(parsed: argparse.Namespace) -> int:
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    _add_output_argument(parser)
     parser.add_argument(
         "--to",
         dest="format",
@@ -303,12 +316,12 @@ def _export(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
 
     done = export_output(open_output(parsed.output), parsed.format, parsed.folder)
-    _print([done.to_json() if parsed.json else done.line()], Console(highlight=False))
+    _tell(done, as_json=parsed.json)
     return 0
 
 
 def _add_audit_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    _add_output_argument(parser)
     parser.add_argument(
         "--depth",
         choices=["manifest", "sizes", "bytes"],
@@ -343,12 +356,12 @@ def _audit(parsed: argparse.Namespace) -> int:
         seed=parsed.seed,
         say=lambda line: errors.print(line, markup=False, soft_wrap=True),
     )
-    _print([report.to_json()] if parsed.json else report.lines(), Console(highlight=False))
+    _tell(report, as_json=parsed.json)
     return 0 if report.is_clean else CorruptOutput.exit_code
 
 
 def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output of a job: its output.uri")
+    _add_output_argument(parser)
     parser.add_argument(
         "--older-than",
         type=_seconds,
@@ -479,6 +492,18 @@ def _print(lines: Iterable[str], console: Console) -> None:
     """Print each line as it comes, as it is but for secrets."""
     for line in lines:
         console.print(redact(line), markup=False, soft_wrap=True)
+
+
+class _Told(Protocol):
+    """What a verb has found or done."""
+
+    def to_json(self) -> str: ...
+    def lines(self) -> Iterable[str]: ...
+
+
+def _tell(told: _Told, *, as_json: bool) -> None:
+    """Print it for people, or on one line for programs."""
+    _print([told.to_json()] if as_json else told.lines(), Console(highlight=False))
 
 
 def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:

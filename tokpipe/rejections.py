@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from tokpipe.reader import Output
+from tokpipe.texts import counts_text
 from tokpipe.types import Rejected
 
 
@@ -24,7 +25,7 @@ def rejected_lines(
     """
     if not as_json:
         totals = output.totals
-        reasons = ", ".join(f"{name} {count:,}" for name, count in totals.rejected.most_common())
+        reasons = counts_text(totals.rejected)
         yield f"{totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
     for rejected in output.rejected():
         if reason in (None, rejected.reason) and stage in (None, rejected.stage):

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
-from tokpipe.texts import duration, size_text
+from tokpipe.texts import counts_text, duration, size_text
 
 RECENT_ENTRIES = 32
 """The rate is that of so many commits, or fewer since the driver started."""
@@ -64,7 +64,7 @@ class Status:
             f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} "
             f"codes, {size_text(totals.size_bytes)} in {totals.num_shards:,} shards"
         )
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in totals.rejected.most_common())
+        reasons = counts_text(totals.rejected)
         yield f"  {totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
         if totals.goodput is not None:
             yield (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def duration(seconds: float) -> str:
     """``0:07``, ``12:30``, ``3:05:00`` or ``2d 03:00``."""
@@ -20,3 +22,9 @@ def size_text(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:,.1f} TiB"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """``truncated 1,200, no_video 3``: the most frequent first; empty if there are none."""
+    most_first = sorted(counts.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {count:,}" for name, count in most_first)

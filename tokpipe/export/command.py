@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,9 +46,9 @@ class Exported:
         """All of it, on one line."""
         return json.dumps(asdict(self))
 
-    def line(self) -> str:
+    def lines(self) -> Iterator[str]:
         """The same for people."""
-        return (
+        yield (
             f"{self.folder}: {self.num_clips:,} clips, {self.num_codes:,} codes, "
             f"{size_text(self.size_bytes)} in {self.num_files:,} files ({self.format})"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
 from tokpipe.runtime.speed import speed_text
-from tokpipe.texts import duration, size_text
+from tokpipe.texts import counts_text, duration, size_text
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
@@ -21,11 +21,9 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     )
     yield f"  {size_text(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
     if totals.num_rejected:
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in totals.rejected.most_common())
-        yield f"  {totals.num_rejected:,} rejected: {reasons}"
+        yield f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)}"
     if marked := outcome.progress.marked:
-        marks = ", ".join(f"{mark} {count:,}" for mark, count in marked.most_common())
-        yield f"  marked in this run: {marks} (column marks of clips/)"
+        yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
     if speed := outcome.speed:
         yield f"  {speed_text(speed)}"
     yield from _goodput_lines(outcome)
