@@ -57,6 +57,13 @@ def plan_chunks(
     return _gapless(first_frame, first_frame + num_frames, 0, 0, chunking, traits)
 
 
+def num_kept_latents(span: ChunkSpan, traits: TokenizerTraits) -> int:
+    """Latent frames of a chunk that are kept: an image is one alone, other frames share them."""
+    alone = 1 if span.first_is_image else 0
+    rest = span.num_frames + span.num_pad_frames - alone
+    return alone + rest // traits.temporal_stride
+
+
 def pieces_of(job: JobConfig) -> Cut | None:
     """Return how clips are decoded in pieces, if the job streams them.
 

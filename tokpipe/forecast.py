@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.chunks import pieces_of, plan_chunks
+from tokpipe.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound
@@ -28,7 +28,7 @@ from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
-from tokpipe.texts import duration, size_text
+from tokpipe.texts import counts_text, duration, size_text
 from tokpipe.types import ChunkSpan, Failed, Rejected, WorkItem
 
 _SURE = 1.96
@@ -137,7 +137,7 @@ class Forecast:
             f"  {self.clips.text()} clips, {self.frames.text()} frames, {self.chunks.text()} "
             f"chunks, {self.codes.text()} codes"
         )
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.reasons.items())
+        reasons = counts_text(self.reasons)
         yield (
             f"  {self.rejected.text()} rejected{f' (in the sample: {reasons})' if reasons else ''}"
             "; damage that only decoding shows comes on top"
@@ -207,7 +207,7 @@ def forecast(
         rows = np.random.default_rng(seed).permutation(stored.num_rows)[:num_sampled]
         items = _items(PlanReader(store, stored), np.sort(rows))
         yields = [_yield(job, found) for found in _probed(job, items, folder)]
-    own, is_done = _own_totals(job)
+    own, is_done = _totals(job.output.uri, job.storage)
     speed = _speed(job, own, like, codes_per_s)
 
     def total(name: str) -> Estimate:
@@ -276,7 +276,8 @@ def _probed(
 def _yield(job: JobConfig, found: Probe | Rejected | Failed) -> _Yield:
     if not isinstance(found, Probe):
         return _Yield(rejected=1, reason=found.reason)
-    stride = job.tokenizer.traits.spatial_stride
+    traits = job.tokenizer.traits
+    stride = traits.spatial_stride
     codes_per_latent = found.size[0] // stride * (found.size[1] // stride)
     most, least = job.sampling.max_clip_frames, job.sampling.min_clip_frames
     if (cut := pieces_of(job)) is not None:
@@ -296,21 +297,14 @@ def _yield(job: JobConfig, found: Probe | Rejected | Failed) -> _Yield:
         rejected=short,
         frames=frames,
         chunks=len(spans),
-        codes=codes_per_latent * sum(_num_latents(job, span) for span in spans),
+        codes=codes_per_latent
+        * sum(num_kept_latents(span, job.tokenizer.traits) for span in spans),
         reason="too_short" if short else None,
     )
 
 
 def _chunks(job: JobConfig, num_frames: int, first_frame: int) -> tuple[ChunkSpan, ...]:
     return plan_chunks(num_frames, job.chunking, job.tokenizer.traits, first_frame=first_frame)
-
-
-def _num_latents(job: JobConfig, span: ChunkSpan) -> int:
-    """Latent frames that are kept of a chunk."""
-    traits = job.tokenizer.traits
-    if job.chunking.policy in ("overlap", "streaming") and span.index:
-        return (span.num_frames + span.num_pad_frames) // traits.temporal_stride
-    return traits.num_latent_frames(span.num_input_frames)
 
 
 def _estimate(values: Sequence[int], num_rows: int) -> Estimate:
@@ -324,12 +318,8 @@ def _estimate(values: Sequence[int], num_rows: int) -> Estimate:
     return Estimate(float(sample.mean()) * num_rows, _SURE * error)
 
 
-def _own_totals(job: JobConfig) -> tuple[Totals | None, bool]:
-    """What the job's output holds, if there is one, and whether it is done."""
-    return _totals(job.output.uri, job.storage)
-
-
 def _totals(uri: str, options: StoreOptions) -> tuple[Totals | None, bool]:
+    """What an output holds, if there is one, and whether it is done."""
     store = open_store(uri, options)
     try:
         record = job_record.read(store)
