@@ -64,8 +64,8 @@ class ClipStream:
         self._make = make
         self._settings = {"seed": seed, "shuffle": shuffle, "window_shards": window_shards}
         self._sizes = cache.clip_counts
-        self._epoch = 0
-        self._left = Remaining(int(self._sizes.sum()))
+        self._num_clips = int(self._sizes.sum())
+        self.set_epoch(0)
 
     @property
     def epoch(self) -> int:
@@ -75,7 +75,7 @@ class ClipStream:
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; what is left of another is forgotten."""
         self._epoch = epoch
-        self._left = Remaining(int(self._sizes.sum()))
+        self._left = Remaining(self._num_clips)
 
     def __len__(self) -> int:
         """Clips that all ranks together have left in this epoch."""
@@ -121,10 +121,10 @@ class ClipStream:
         self._left = left.after([taken[reader] for reader in range(first["num_readers"])])
 
     def _left_of(self, state: Mapping[str, Any]) -> Remaining:
-        return Remaining(int(self._sizes.sum()), state["start"], tuple(state["pending"]))
+        return Remaining(self._num_clips, state["start"], tuple(state["pending"]))
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        wanted = {**self._settings, "num_items": int(self._sizes.sum())}
+        wanted = {**self._settings, "num_items": self._num_clips}
         for key, value in wanted.items():
             if state[key] != value:
                 raise ConfigError(
