@@ -25,8 +25,9 @@ audit-dependencies: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
-# The long forms of tests/chaos and tests/hostile: half an hour.
+# The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
 chaos: $(VENV)/.installed
+	TOKPIPE_TEST_SEEDS=20000 $(BIN)/python -m pytest tests/runtime/test_simulation.py
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.hostile
 
