@@ -128,7 +128,7 @@ def _train(folder: Path, arguments: list[str]) -> None:
 
 
 def _submit(folder: Path, job: str) -> str:
-    """Run a job as ``ray job submit`` does, on a cluster of this machine; return what it printed."""
+    """Submit a job to a cluster of this machine; return what it printed."""
     dashboard, agent, client = _free_ports(3)
     bin_folder = Path(sys.executable).parent
     environment = {

@@ -1,4 +1,4 @@
-"""docs/data.md: its tables and tars are made, and its sources planned, from videos that are there."""
+"""docs/data.md: its tables and tars are made, and its sources planned from real videos."""
 
 from __future__ import annotations
 
