@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def tokens_of(page: Path) -> list[Token]:
 def anchors_of(page: Path) -> frozenset[str]:
     tokens = tokens_of(page)
     found: list[str] = []
-    for heading, content in zip(tokens, tokens[1:], strict=False):
+    for heading, content in pairwise(tokens):
         if heading.type == "heading_open":
             text = "".join(part.content for part in content.children or [])
             found.append(SLUG(text, "-"))
