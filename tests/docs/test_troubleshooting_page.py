@@ -47,8 +47,10 @@ def told(path: Path) -> Iterator[str]:
 
 
 def everything_told() -> set[str]:
-    (ray,) = find_spec("ray").submodule_search_locations or ()  # type: ignore[union-attr]
-    paths = [*PACKAGE.rglob("*.py"), *(Path(ray) / name for name in RAY)]
+    ray = find_spec("ray")
+    assert ray is not None
+    assert ray.origin is not None
+    paths = [*PACKAGE.rglob("*.py"), *(Path(ray.origin).parent / name for name in RAY)]
     return {text for path in paths for text in told(path)}
 
 
@@ -79,6 +81,14 @@ def test_every_exit_code_has_a_row(code: int) -> None:
     assert code == 0 or re.search(rf"^## Exit code {code}: ", PAGE, re.MULTILINE)
 
 
+def words_given(call: ast.Call) -> Iterator[str]:
+    """The words that a call is given by position or as its reason, both sides of a choice."""
+    for value in [*call.args, *(one.value for one in call.keywords if one.arg == "reason")]:
+        for one in [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]:
+            if isinstance(one, ast.Constant) and re.fullmatch("[a-z_]+", str(one.value)):
+                yield str(one.value)
+
+
 def reasons() -> set[str]:
     """Every reason that the program rejects a clip for, as its source has them."""
     found: set[str] = set()
@@ -86,20 +96,9 @@ def reasons() -> set[str]:
         if "bench" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if called in REFUSALS:
-                given = [*node.args, *(one.value for one in node.keywords if one.arg == "reason")]
-                for value in given:
-                    choices = (
-                        [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
-                    )
-                    found |= {
-                        one.value
-                        for one in choices
-                        if isinstance(one, ast.Constant) and re.fullmatch("[a-z_]+", str(one.value))
-                    }
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                found |= set(words_given(node)) if called in REFUSALS else set()
     return found - {"plan", "decode", "encode"}  # the stages, which stand beside some of them
 
 
