@@ -8,7 +8,13 @@ import pytest
 
 from tests.formats.formats_helpers import DictStore
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
-from tokpipe.formats.manifest import EncoderUse, iter_entries, iter_rejected, load_state
+from tokpipe.formats.manifest import (
+    ActorSeconds,
+    EncoderUse,
+    iter_entries,
+    iter_rejected,
+    load_state,
+)
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -201,3 +207,19 @@ def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:
     totals = load_state(store, NUM_ROWS).totals
     assert (totals.paid_s, totals.useful_s, totals.lost_s) == (20.0, 10.0, 1.0)
     assert totals.goodput == 0.5
+
+
+def test_seconds_of_actors_are_told_once_by_the_next_entry_that_adds_something() -> None:
+    store = DictStore()
+    driver = claim_output(store, NUM_ROWS, "first")
+    driver.commit([receipt(1)], [], actors=ActorSeconds({"encode": 2.00049}, {"encode": 3.0}))
+    driver.commit([], [], actors=ActorSeconds({"encode": 1.0, "decode": 0.5}, {"encode": 1.0}))
+    driver.commit([receipt(2)], [], actors=ActorSeconds({"encode": 0.5}, {"write": 4.0}))
+    driver.commit([receipt(3)], [])
+    told = [entry.actors for entry in iter_entries(store)]
+    assert told == [
+        None,  # a claim
+        ActorSeconds({"encode": 2.0}, {"encode": 3.0}),  # to the millisecond
+        ActorSeconds({"encode": 1.5, "decode": 0.5}, {"encode": 1.0, "write": 4.0}),
+        None,
+    ]

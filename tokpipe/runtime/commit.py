@@ -14,6 +14,7 @@ from tokpipe.errors import Fenced, RuntimeFault, StorageError
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
+    ActorSeconds,
     Claim,
     EncoderUse,
     ManifestEntry,
@@ -94,12 +95,15 @@ class Committer:
         self.checkpoint_every = checkpoint_every
         self._untold = EncoderUse()
         """Encoder seconds of commits that had nothing to add."""
+        self._untold_actors = ActorSeconds()
+        """The same of all actors."""
 
     def commit(
         self,
         receipts: Sequence[Receipt],
         rejected: Sequence[Rejected],
         encoders: EncoderUse | None = None,
+        actors: ActorSeconds | None = None,
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
@@ -111,10 +115,13 @@ class Committer:
         """
         if encoders is not None:
             self._untold += encoders
+        if actors is not None:
+            self._untold_actors += actors
         entry = self.entry(
             shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
             rejected=tuple(one for one in rejected if not self._has(one.ref)),
             encoders=self._untold,
+            actors=self._untold_actors if self._untold_actors.up else None,
         )
         if not (entry.shards or entry.rejected):
             return
@@ -125,7 +132,7 @@ class Committer:
                 "if it happens twice, report it."
             )
         self.append(entry)
-        self._untold = EncoderUse()
+        self._untold, self._untold_actors = EncoderUse(), ActorSeconds()
 
     def reopen(self, rejected: Iterable[Rejected]) -> int:
         """Withdraw rejections, so that their clips are work again; returns how many.

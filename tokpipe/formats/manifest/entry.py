@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +17,7 @@ from tokpipe.types import ClipRef, Receipt, Rejected
 MANIFEST_FORMAT = 2
 """2 since entries withdraw rejections. An entry that withdraws none is written as 1."""
 
-_CLIP_FIELDS = [field.name for field in fields(ClipRef)]
+_CLIP_FIELDS = [one.name for one in fields(ClipRef)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,26 @@ class EncoderUse:
 
 
 @dataclass(frozen=True, slots=True)
+class ActorSeconds:
+    """Seconds of the actors of all stages since the same driver's entry before.
+
+    Names are those of ``runtime.speed``; another version may know others.
+    """
+
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """By what they went into, whatever became of it."""
+    up: Mapping[str, float] = field(default_factory=dict)
+    """For which actors were up, by stage."""
+
+    def __add__(self, other: ActorSeconds) -> ActorSeconds:
+        return ActorSeconds(_sum(self.spent, other.spent), _sum(self.up, other.up))
+
+
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """What one commit added to the output, or the claim of a driver that starts."""
 
@@ -72,6 +92,8 @@ class ManifestEntry:
     reopened: tuple[Reopened, ...] = ()
     """Unsettled before anything else in this entry counts."""
     encoders: EncoderUse | None = None
+    actors: ActorSeconds | None = None
+    """None in entries of early versions."""
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -93,6 +115,8 @@ class ManifestEntry:
             seldom["claim"] = asdict(self.claim)
         if self.encoders is not None:
             seldom["encoders"] = asdict(self.encoders)
+        if self.actors is not None:
+            seldom["actors"] = _rounded(self.actors)
         sealed = seal(
             {
                 "format": MANIFEST_FORMAT if self.reopened else 1,
@@ -140,8 +164,16 @@ def _rejection_json(rejection: Rejected) -> dict[str, Any]:
     return {**asdict(rejection), "message": redact(rejection.message)}
 
 
+def _rounded(actors: ActorSeconds) -> dict[str, dict[str, float]]:
+    """To milliseconds: more digits would say nothing, and an entry is written every few seconds."""
+    return {
+        name: {key: round(value, 3) for key, value in getattr(actors, name).items()}
+        for name in ("spent", "up")
+    }
+
+
 def _shard_fields(receipt: Receipt) -> dict[str, Any]:
-    own = {field.name: getattr(receipt, field.name) for field in fields(Receipt)}
+    own = {one.name: getattr(receipt, one.name) for one in fields(Receipt)}
     clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in receipt.clips]
     return {**own, "clips": clips}
 
