@@ -17,6 +17,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import (
+    ManifestEntry,
     ManifestState,
     Totals,
     iter_entries,
@@ -84,6 +85,11 @@ class Output:
         return self.record.tokenizer
 
     @property
+    def state(self) -> ManifestState:
+        """What the manifest comes to: totals, and which plan rows are settled."""
+        return self._state
+
+    @property
     def totals(self) -> Totals:
         return self._state.totals
 
@@ -100,13 +106,20 @@ class Output:
         """Yield every rejected clip, with its reason. Reads the whole manifest."""
         return iter_rejected(self.store, to_seq=self._state.next_seq)
 
+    def entries(self) -> Iterator[ManifestEntry]:
+        """Yield every entry of the manifest, in order."""
+        return iter_entries(self.store, to_seq=self._state.next_seq)
+
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, by id within each."""
         for info, shard in self._opened():
-            table = self._side_table(info)
-            rows_of_clips = shard.clips()
-            for rows, record in zip_longest(rows_of_clips, _records(table)):
-                yield _clip(info, rows, record)
+            yield from self.clips_of(info, shard)
+
+    def clips_of(self, info: ShardInfo, shard: ShardReader) -> Iterator[Clip]:
+        """Yield every clip of one shard that was opened, by id."""
+        table = self._side_table(info)
+        for rows, record in zip_longest(shard.clips(), _records(table)):
+            yield _clip(info, rows, record)
 
     def clip(self, clip_id: str) -> Clip:
         """Return one clip.
@@ -118,8 +131,7 @@ class Output:
             NotFound: no clip here has this id; it may be rejected or not done yet.
         """
         if self._index is None:
-            entries = iter_entries(self.store, to_seq=self._state.next_seq)
-            self._index = ClipIndex.of_entries(entries)
+            self._index = ClipIndex.of_entries(self.entries())
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if rows := shard.clip(clip_id):
