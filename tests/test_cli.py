@@ -21,7 +21,7 @@ from tokpipe.storage import open_store
 
 REPORTING = {
     *("check", "plan", "status", "inspect", "decode", "rejected", "export", "audit", "clean"),
-    "bench",
+    *("report", "bench"),
 }
 
 

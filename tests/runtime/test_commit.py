@@ -8,13 +8,7 @@ import pytest
 
 from tests.formats.formats_helpers import DictStore
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
-from tokpipe.formats.manifest import (
-    ActorSeconds,
-    EncoderUse,
-    iter_entries,
-    iter_rejected,
-    load_state,
-)
+from tokpipe.formats.manifest import ActorUse, EncoderUse, iter_entries, iter_rejected, load_state
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -196,6 +190,19 @@ def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
         driver.reopen([rejection(6, "truncated")])
 
 
+def test_seconds_of_actors_wait_for_the_next_entry_if_there_is_nothing_to_commit() -> None:
+    store = DictStore()
+    driver = claim_output(store, NUM_ROWS, "first")
+    driver.commit([receipt(1)], [], None, ActorUse({"decode": 1.0}, {"decode": 2.0}))
+    driver.commit([receipt(1, name="b")], [], None, ActorUse({"decode": 0.5}, {"decode": 1.0}))
+    driver.commit([receipt(2)], [], None, ActorUse({"encode": 4.0}, {"decode": 1.0}))
+    told = [entry.actors for entry in iter_entries(store) if entry.shards]
+    assert told == [
+        ActorUse({"decode": 1.0}, {"decode": 2.0}),
+        ActorUse({"decode": 0.5, "encode": 4.0}, {"decode": 2.0}),
+    ]
+
+
 def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:
     store = DictStore()
     first = claim_output(store, NUM_ROWS, "first")
@@ -207,19 +214,3 @@ def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:
     totals = load_state(store, NUM_ROWS).totals
     assert (totals.paid_s, totals.useful_s, totals.lost_s) == (20.0, 10.0, 1.0)
     assert totals.goodput == 0.5
-
-
-def test_seconds_of_actors_are_told_once_by_the_next_entry_that_adds_something() -> None:
-    store = DictStore()
-    driver = claim_output(store, NUM_ROWS, "first")
-    driver.commit([receipt(1)], [], actors=ActorSeconds({"encode": 2.00049}, {"encode": 3.0}))
-    driver.commit([], [], actors=ActorSeconds({"encode": 1.0, "decode": 0.5}, {"encode": 1.0}))
-    driver.commit([receipt(2)], [], actors=ActorSeconds({"encode": 0.5}, {"write": 4.0}))
-    driver.commit([receipt(3)], [])
-    told = [entry.actors for entry in iter_entries(store)]
-    assert told == [
-        None,  # a claim
-        ActorSeconds({"encode": 2.0}, {"encode": 3.0}),  # to the millisecond
-        ActorSeconds({"encode": 1.5, "decode": 0.5}, {"encode": 1.0, "write": 4.0}),
-        None,
-    ]

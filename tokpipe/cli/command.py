@@ -18,6 +18,7 @@ from tokpipe.cli import (
     inspect,
     plan,
     rejected,
+    report,
     run,
     status,
 )
@@ -32,6 +33,7 @@ VERBS: tuple[Verb, ...] = (
     inspect.VERB,
     decode.VERB,
     rejected.VERB,
+    report.VERB,
     audit.VERB,
     clean.VERB,
     export.VERB,

@@ -102,7 +102,13 @@ class Facts:
 
 
 def gather(
-    output: Output, *, num_pairs: int, num_shards: int, device: str, now: datetime | None = None
+    output: Output,
+    *,
+    num_shards: int,
+    num_pairs: int,
+    seed: int,
+    device: str,
+    now: datetime | None = None,
 ) -> Facts:
     """Read the manifest once from end to end, and a sample of shards.
 
@@ -117,7 +123,7 @@ def gather(
     for entry in output.entries():
         history.add(entry)
         refusals.add(entry)
-    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs)
+    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
     return Facts(
         made_at=now.isoformat(timespec="seconds"),
         made_by=tokpipe.__version__,

@@ -171,10 +171,10 @@ def _amounts_of(entry: ManifestEntry, elapsed_s: float) -> NDArray[np.float64]:
         "codes": sum(receipt.num_codes for receipt in entry.shards),
         "rejected": len(entry.rejected) - len(entry.reopened),
     }
-    if entry.actors is not None:
+    if entry.actors is not None and entry.actors.up_s:
         counts |= {"timed_s": elapsed_s, "timed_frames": frames}
-        counts |= {f"spent {name}": value for name, value in entry.actors.spent.items()}
-        counts |= {f"up {name}": value for name, value in entry.actors.up.items()}
+        counts |= {f"spent {name}": value for name, value in entry.actors.spent_s.items()}
+        counts |= {f"up {name}": value for name, value in entry.actors.up_s.items()}
     for name, value in counts.items():
         if name in _COLUMNS:  # a later version may tell more
             amounts[_COLUMNS[name]] = value

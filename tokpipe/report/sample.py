@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
+from random import Random
 
 import numpy as np
 
@@ -42,14 +42,16 @@ class Sample:
         return self.frames_per_clip.total()
 
 
-def take_sample(output: Output, *, num_shards: int, num_clips: int) -> Sample:
+def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -> Sample:
     """Fetch and verify some shards, one after the other, and count what they hold.
 
     Args:
         num_shards: how many; 0 for all.
-        num_clips: how many clips to keep.
+        num_clips: how many clips to keep, evenly from these shards.
+        seed: decides which clips.
     """
     chosen = spread(len(output.shards), num_shards)
+    random = Random(seed)
     counter = CodeCounter(output.tokenizer.codebook_size)
     frames: Counter[int] = Counter()
     codes: Counter[int] = Counter()
@@ -57,16 +59,17 @@ def take_sample(output: Output, *, num_shards: int, num_clips: int) -> Sample:
     damaged: list[str] = []
     for place, index in enumerate(chosen):
         info = output.shards[index]
-        # Evenly from each; later shards make up for what earlier ones did not have.
+        # Later shards make up for what earlier ones did not have.
         wanted = num_clips * (place + 1) // len(chosen) - len(clips)
         try:
             shard = output.verified_shard(info)
-            clips += islice(output.clips_of(info, shard), wanted)
             found = _lengths(shard, counter)
+            names = random.sample(list(found), min(wanted, len(found)))
+            clips += output.clips_of(info, shard, names)
         except CorruptOutput as error:
             damaged.append(str(error))
             continue
-        for num_frames, num_codes in found:
+        for num_frames, num_codes in found.values():
             frames[num_frames] += 1
             codes[num_codes] += 1
     return Sample(
@@ -80,8 +83,8 @@ def take_sample(output: Output, *, num_shards: int, num_clips: int) -> Sample:
     )
 
 
-def _lengths(shard: ShardReader, counter: CodeCounter) -> list[tuple[int, int]]:
-    """Count a shard's codes; return the frames and the codes of each clip."""
+def _lengths(shard: ShardReader, counter: CodeCounter) -> dict[str, tuple[int, int]]:
+    """Count a shard's codes; return the frames and the codes of each clip by its id."""
     lengths: dict[str, tuple[int, int]] = {}
     for group in range(shard.num_row_groups):
         rows = shard.read_row_group(group, _COLUMNS)
@@ -95,4 +98,4 @@ def _lengths(shard: ShardReader, counter: CodeCounter) -> list[tuple[int, int]]:
         ):
             frames_before, codes_before = lengths.get(clip_id, (0, 0))
             lengths[clip_id] = frames_before + num_frames, codes_before + number
-    return list(lengths.values())
+    return lengths

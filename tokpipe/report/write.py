@@ -53,8 +53,9 @@ def write_report(
     output: Output,
     path: Path,
     *,
-    num_pairs: int = 6,
     num_shards: int = 8,
+    num_pairs: int = 3,
+    seed: int = 0,
     device: str = "auto",
     now: datetime | None = None,
 ) -> Report:
@@ -64,8 +65,9 @@ def write_report(
     out of reach, such as sources, weights or torch, is told in the report.
 
     Args:
-        num_pairs: how many clips to show beside their sources; 0 for none.
         num_shards: how many shards to count codes and lengths of, spread evenly; 0 for all.
+        num_pairs: how many clips of these to show beside their sources; 0 for none.
+        seed: decides which clips are shown.
         device: to decode on, ``"auto"`` or a torch device.
         now: when the report is made.
 
@@ -75,7 +77,9 @@ def write_report(
     """
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist, so nothing can be written: make it")
-    facts = gather(output, num_pairs=num_pairs, num_shards=num_shards, device=device, now=now)
+    facts = gather(
+        output, num_shards=num_shards, num_pairs=num_pairs, seed=seed, device=device, now=now
+    )
     data = page(facts).encode()
     part = path.with_name(f".{path.name}.part")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -56,23 +56,20 @@ class EncoderUse:
 
 
 @dataclass(frozen=True, slots=True)
-class ActorSeconds:
-    """Seconds of the actors of all stages since the same driver's entry before.
+class ActorUse:
+    """Seconds of all actors since the same driver's entry before: what limits the job's speed."""
 
-    Names are those of ``runtime.speed``; another version may know others.
-    """
+    spent_s: dict[str, float] = field(default_factory=dict)
+    """By what they were spent on: download, decode, transfer, encode, write."""
+    up_s: dict[str, float] = field(default_factory=dict)
+    """For which actors of each stage were ready, whatever they did."""
 
-    spent: Mapping[str, float] = field(default_factory=dict)
-    """By what they went into, whatever became of it."""
-    up: Mapping[str, float] = field(default_factory=dict)
-    """For which actors were up, by stage."""
-
-    def __add__(self, other: ActorSeconds) -> ActorSeconds:
-        return ActorSeconds(_sum(self.spent, other.spent), _sum(self.up, other.up))
+    def __add__(self, other: ActorUse) -> ActorUse:
+        return ActorUse(_summed(self.spent_s, other.spent_s), _summed(self.up_s, other.up_s))
 
 
-def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
+def _summed(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in {**one, **other}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +89,7 @@ class ManifestEntry:
     reopened: tuple[Reopened, ...] = ()
     """Unsettled before anything else in this entry counts."""
     encoders: EncoderUse | None = None
-    actors: ActorSeconds | None = None
-    """None in entries of early versions."""
+    actors: ActorUse | None = None
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -116,7 +112,7 @@ class ManifestEntry:
         if self.encoders is not None:
             seldom["encoders"] = asdict(self.encoders)
         if self.actors is not None:
-            seldom["actors"] = _rounded(self.actors)
+            seldom["actors"] = asdict(self.actors)
         sealed = seal(
             {
                 "format": MANIFEST_FORMAT if self.reopened else 1,
@@ -162,14 +158,6 @@ _ENTRY = TypeAdapter(ManifestEntry)
 def _rejection_json(rejection: Rejected) -> dict[str, Any]:
     # Every message comes by here, whoever wrote it and whatever library it quotes.
     return {**asdict(rejection), "message": redact(rejection.message)}
-
-
-def _rounded(actors: ActorSeconds) -> dict[str, dict[str, float]]:
-    """To milliseconds: more digits would say nothing, and an entry is written every few seconds."""
-    return {
-        name: {key: round(value, 3) for key, value in getattr(actors, name).items()}
-        for name in ("spent", "up")
-    }
 
 
 def _shard_fields(receipt: Receipt) -> dict[str, Any]:

@@ -32,9 +32,10 @@ def pictures(facts: Facts) -> Markup:
         title,
         el(
             "p",
-            f"{counted(len(found.pairs), 'clip')} of the sample, up to {NUM_FRAMES} frames of "
-            "each, evenly spaced: the source as the encoder saw it, and what the decoder makes of its "
-            f"codes. {summary}PSNR and SSIM are means over all frames that were decoded.",
+            f"{counted(len(found.pairs), 'clip')} of the sample, chosen at random. Above, up to "
+            f"{NUM_FRAMES} frames of the source as the encoder saw it, evenly spaced; below, what "
+            f"the decoder makes of their codes. {summary}PSNR and SSIM are means over all frames "
+            "that were decoded.",
         ),
         el("div", *map(_pair, found.pairs), class_="pairs"),
     )
