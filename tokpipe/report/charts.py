@@ -17,6 +17,8 @@ _TOP, _PLOT, _BELOW = 8, 140, 22
 """Pixels above, of, and below what is drawn."""
 _UNITS = 1000
 """Units of the inner SVG along x."""
+_SCALE = 34
+"""Pixels of the numbers beside it, at the least, so that charts side by side line up."""
 _ROW = 44
 """Pixels of a bar with its label above."""
 _X_TICKS, _Y_TICKS = 5, 4
@@ -216,7 +218,7 @@ def _plot(name: str, ticks: Sequence[Tick], *marks: Markup) -> Markup:
         )
         for tick in ticks
     )
-    width = 4 + 7 * max(len(tick.text) for tick in ticks)
+    width = max(_SCALE, 7 * max(len(tick.text) for tick in ticks))
     return _image(
         name,
         el("svg", *numbers, class_="chart scale", width=width, height=height),

@@ -38,7 +38,7 @@ def codes(facts: Facts) -> Markup:
     titles = [
         f"codes {edges[i]:,} to {edges[i + 1] - 1:,}: {count:,}" for i, count in enumerate(counts)
     ]
-    ticks = [Tick(i * bars / 4, f"{round(i * size / 4):,}") for i in range(5)]
+    ticks = [Tick(i * bars / 4, f"{min(i * size // 4, size - 1):,}") for i in range(5)]
     few = usage.num_codes < FEW_CODES * size
     return section(
         "codes",

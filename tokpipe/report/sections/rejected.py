@@ -33,7 +33,7 @@ def rejected(facts: Facts) -> Markup:
         figure(
             f"{total:,} clips by reason",
             chart,
-            f"{facts.rejected_share:.2%} of the clips. `tokpipe rejected` lists all of them.",
+            f"{facts.rejected_share:.2%} of the clips. The verb rejected lists them all.",
         ),
         details("Examples of each reason", *map(_examples, refusals), is_open=len(refusals) <= 3),
     )
