@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import encoded_clip, receipt_of
-from tests.report.report_outputs import SPENT, UP, entry
+from tests.report.report_outputs import SPENT, UP, entry, with_history
 from tokpipe.formats.manifest import ActorUse, ManifestEntry
+from tokpipe.reader.output import Output
+from tokpipe.report.groups import Group, read_groups
 from tokpipe.report.history import MAX_STEPS, History
 
 RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
@@ -19,7 +21,8 @@ RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
 def history(*entries: ManifestEntry) -> History:
     found = History()
     for one in entries:
-        found.add(one)
+        clips = sum(len(receipt.clips) for receipt in one.shards)
+        found.add(Group(one, 1, clips, sum(receipt.num_frames for receipt in one.shards)))
     return found
 
 
@@ -87,3 +90,20 @@ def test_entries_without_seconds_of_actors_do_not_dilute_those_with() -> None:
     (_, encode, _) = history(*old, *new).stages()
     assert encode.actors == pytest.approx(1)
     assert encode.own_frames_per_s == pytest.approx(10 / 8)
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 100])
+def test_of_a_long_manifest_a_part_tells_what_was_made_and_who_made_it(most: int) -> None:
+    output = Output(with_history())
+    groups = list(read_groups(output, most))
+    assert [group.entry.seq for group in groups] == sorted({g.entry.seq for g in groups})
+    assert sum(group.num_entries for group in groups) == output.state.next_seq
+    assert sum(group.clips for group in groups) == output.num_clips
+    found = History()
+    for group in groups:
+        found.add(group)
+    whole = found.whole()
+    assert whole["frames"] == pytest.approx(output.totals.num_frames)
+    assert (found.num_drivers, found.worked_s) == (2, 80)
+    assert whole.speed is not None
+    assert whole.speed.share == pytest.approx(0.8)

@@ -17,7 +17,6 @@ from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import (
-    ManifestEntry,
     ManifestState,
     Totals,
     iter_entries,
@@ -106,10 +105,6 @@ class Output:
         """Yield every rejected clip, with its reason. Reads the whole manifest."""
         return iter_rejected(self.store, to_seq=self._state.next_seq)
 
-    def entries(self) -> Iterator[ManifestEntry]:
-        """Yield every entry of the manifest, in order."""
-        return iter_entries(self.store, to_seq=self._state.next_seq)
-
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, by id within each."""
         for info, shard in self._opened():
@@ -128,7 +123,8 @@ class Output:
             NotFound: no clip here has this id; it may be rejected or not done yet.
         """
         if self._index is None:
-            self._index = ClipIndex.of_entries(self.entries())
+            entries = iter_entries(self.store, to_seq=self._state.next_seq)
+            self._index = ClipIndex.of_entries(entries)
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):

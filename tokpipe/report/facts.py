@@ -1,4 +1,4 @@
-"""Everything that a report shows, gathered from an output in one pass over its manifest."""
+"""Everything that a report shows, gathered from an output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import tokpipe
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.reader import Output
+from tokpipe.report.groups import read_groups
 from tokpipe.report.history import History
 from tokpipe.report.pairs import Pairs, make_pairs
 from tokpipe.report.refusals import Refusal, Refusals
@@ -29,6 +30,8 @@ class Facts:
     record: JobRecord
     status: Status
     num_entries: int
+    num_read: int
+    """Of them: what was made is exact, and when it was made lies between the times of these."""
     history: History
     refusals: list[Refusal]
     sample: Sample
@@ -110,9 +113,9 @@ def gather(
     device: str,
     now: datetime | None = None,
 ) -> Facts:
-    """Read the manifest once from end to end, and a sample of shards.
+    """Read the manifest once, a long one in part, and a sample of shards.
 
-    Memory grows neither with the manifest nor with the number of shards.
+    Memory grows with the number of shards as that of ``output`` does, and with nothing else.
 
     Raises:
         CorruptOutput: the manifest is damaged.
@@ -120,9 +123,11 @@ def gather(
     now = now or datetime.now(timezone.utc)
     status = status_of(output.store, output.record, output.state, now=now)
     history, refusals = History(), Refusals()
-    for entry in output.entries():
-        history.add(entry)
-        refusals.add(entry)
+    num_read = 0
+    for group in read_groups(output):
+        num_read += 1
+        history.add(group)
+        refusals.add(group.entry)
     sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
     return Facts(
         made_at=now.isoformat(timespec="seconds"),
@@ -130,6 +135,7 @@ def gather(
         record=output.record,
         status=status,
         num_entries=output.state.next_seq,
+        num_read=num_read,
         history=history,
         refusals=refusals.by_reason(status.totals.rejected),
         sample=sample,

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.formats.manifest import ManifestEntry
+from tokpipe.report.groups import Group
 from tokpipe.runtime.protocol import STAGES, Stage
 from tokpipe.runtime.speed import ACTIVITIES, OF_STAGE, Seconds, Speed, speed_of
 from tokpipe.status import time_of
@@ -18,7 +18,7 @@ MAX_STEPS = 120
 """When these are full, each two become one of twice the length."""
 FIRST_STEP_S = 1.0
 
-_COUNTS = ("clips", "frames", "codes", "rejected", "timed_s", "timed_frames")
+_COUNTS = ("clips", "frames", "timed_s", "timed_frames")
 _COLUMNS = {
     name: place
     for place, name in enumerate(
@@ -80,9 +80,9 @@ class StageUse:
 class History:
     """The time at work of all drivers, one after the other; the time between them is left out.
 
-    An entry's work is spread evenly over the time since the same driver's entry before: codes come
-    to the manifest a shard at a time, but are made all the while. Clocks of different drivers need
-    not agree.
+    What a group of entries tells is spread evenly over the time since the same driver's group
+    before: codes come to the manifest a shard at a time, but are made all the while. Where one
+    entry stands for many, its actors do. Clocks of different drivers need not agree.
     """
 
     step_s: float = FIRST_STEP_S
@@ -100,8 +100,9 @@ class History:
     _writer: str | None = None
     _at: datetime | None = None
 
-    def add(self, entry: ManifestEntry) -> None:
-        """Take in the next entry."""
+    def add(self, group: Group) -> None:
+        """Take in the next entry, or several."""
+        entry = group.entry
         at = time_of(entry)
         begin_s = self.worked_s
         if entry.writer == self._writer and self._at is not None:
@@ -117,7 +118,7 @@ class History:
         self._writer, self._at = entry.writer, at
         self.first_at = self.first_at or entry.written_at
         self.last_at = entry.written_at
-        self._spread(begin_s, _amounts_of(entry, self.worked_s - begin_s))
+        self._spread(begin_s, _amounts_of(group, self.worked_s - begin_s))
 
     def steps(self) -> Iterator[Step]:
         """Yield what was done, step by step."""
@@ -162,19 +163,14 @@ class History:
         self.step_s *= 2
 
 
-def _amounts_of(entry: ManifestEntry, elapsed_s: float) -> NDArray[np.float64]:
+def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
     amounts = np.zeros(len(_COLUMNS))
-    frames = sum(receipt.num_frames for receipt in entry.shards)
-    counts: dict[str, float] = {
-        "clips": sum(len(receipt.clips) for receipt in entry.shards),
-        "frames": frames,
-        "codes": sum(receipt.num_codes for receipt in entry.shards),
-        "rejected": len(entry.rejected) - len(entry.reopened),
-    }
-    if entry.actors is not None and entry.actors.up_s:
-        counts |= {"timed_s": elapsed_s, "timed_frames": frames}
-        counts |= {f"spent {name}": value for name, value in entry.actors.spent_s.items()}
-        counts |= {f"up {name}": value for name, value in entry.actors.up_s.items()}
+    counts: dict[str, float] = {"clips": group.clips, "frames": group.frames}
+    actors = group.entry.actors
+    if actors is not None and actors.up_s:
+        counts |= {"timed_s": elapsed_s, "timed_frames": group.frames}
+        for kind, seconds in (("spent", actors.spent_s), ("up", actors.up_s)):
+            counts |= {f"{kind} {one}": value * group.num_entries for one, value in seconds.items()}
     for name, value in counts.items():
         if name in _COLUMNS:  # a later version may tell more
             amounts[_COLUMNS[name]] = value

@@ -25,9 +25,19 @@ def throughput(facts: Facts) -> Markup:
     return section(
         "throughput",
         "Throughput",
+        *_partly(facts),
         _over_time(history, steps),
         _by_stage(facts),
     )
+
+
+def _partly(facts: Facts) -> Iterator[Markup]:
+    if facts.num_read < facts.num_entries:
+        yield el(
+            "p",
+            f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. What was made is exact, "
+            "when it was made lies between these, and their actors stand for all.",
+        )
 
 
 def _over_time(history: History, steps: list[Step]) -> Markup:
@@ -68,13 +78,12 @@ def _over_time(history: History, steps: list[Step]) -> Markup:
             f"{duration(step.begin_s)} to {duration(step.end_s)}",
             f"{step['clips']:,.1f}",
             f"{step.frames_per_s:,.1f}",
-            f"{step['rejected']:,.1f}",
             UNKNOWN if speed is None else f"{speed.share:.0%}",
             UNKNOWN if speed is None else speed.limit or "none",
         )
         for step, speed in zip(steps, speeds, strict=True)
     )
-    columns = ("time at work", "clips", "frames/s", "rejected", "speed of light", "limited by")
+    columns = ("time at work", "clips", "frames/s", "speed of light", "limited by")
     return joined(
         el("div", *charts, class_="pair"),
         details("Throughput over time as a table", table("Throughput over time", columns, rows)),
