@@ -1,4 +1,4 @@
-"""What a job tells while it runs is what its manifest holds: metrics by a real scrape, and a log."""
+"""What a job tells while it runs is what its manifest holds: scraped metrics, and a log."""
 
 from __future__ import annotations
 

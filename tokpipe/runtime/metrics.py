@@ -43,7 +43,7 @@ class Metric:
 
     @property
     def exposed(self) -> str:
-        """The name that Prometheus sees: Ray puts ``ray_`` before it, ``_total`` behind counters."""
+        """As Prometheus sees it: Ray puts ``ray_`` before names, and ``_total`` behind counters."""
         return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
 
