@@ -26,8 +26,10 @@ audit-dependencies: $(VENV)/.installed
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# What starts clusters and servers has the machine to itself; the rest goes two by two.
 unit: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3"
+	$(BIN)/python -m pytest -m "ray or s3"
 
 # The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
 chaos: $(VENV)/.installed

@@ -12,12 +12,13 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "ids", "redact", "texts", "types"}
+LIGHT = {"errors", "ids", "logs", "redact", "texts", "types"}
 ARROWS: dict[str, set[str]] = {
     "types": set(),
     "texts": set(),
     "errors": set(),
     "ids": set(),
+    "logs": {"errors", "redact"},
     "redact": set(),
     "quality": set(),
     "config": LIGHT,

@@ -41,7 +41,7 @@ class FreeDecode(DecodeStage):
     """Gives one pixel for each item."""
 
     def __init__(self) -> None:
-        self.fetched_s = 0.0
+        self.fetched_s, self.fetched_bytes = 0.0, 0
 
     def setup(self, scratch: Path) -> None:
         pass

@@ -38,5 +38,5 @@ def _resume(folder: str) -> int:
     store, _, record, state = look_up(job_of_table(Path(folder)))
     assert record is not None
     probe_store(store)
-    _, _, feed = take_up(store, record, "driver-2", Console(quiet=True), known=state)
+    _, feed = take_up(store, record, "driver-2", Console(quiet=True), known=state)
     return feed.fetch(1).items[0].row

@@ -25,7 +25,8 @@ from tokpipe.runtime.dispatcher import Dispatcher, Progress
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.job import limits_of, ref_of, stages_of, start_output
 from tokpipe.runtime.protocol import STAGES, ActorUp, Command, Event, Finish, LeaseDone, Stage
-from tokpipe.runtime.shell import Shell, Stages, Usage
+from tokpipe.runtime.shell import Shell, Stages
+from tokpipe.runtime.usage import Usage
 from tokpipe.storage import open_store
 from tokpipe.weights import read_weights
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
+from tokpipe.logs import STDERR
 from tokpipe.redact import redact
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -66,6 +67,19 @@ def _expand_text(text: str, info: ValidationInfo) -> str:
     return _without_secrets(expand_variables(text, environ), environ)
 
 
+def _resolve_log_path(text: str | None, info: ValidationInfo) -> str | None:
+    text = None if text is None else _expand_text(text, info)
+    if text in (None, "", STDERR):
+        return text or None
+    uri = _resolve_uri(text, info)
+    if _SCHEME.match(uri):
+        raise ValueError(
+            "is a URI, and stores cannot add lines to an object; give a local path, or - for "
+            "standard error"
+        )
+    return uri
+
+
 def _without_secrets(uri: str, environ: Mapping[str, str]) -> str:
     if redact(uri, environ) != uri:
         raise ValueError(
@@ -77,6 +91,9 @@ def _without_secrets(uri: str, environ: Mapping[str, str]) -> str:
 
 Uri = Annotated[str, AfterValidator(_resolve_uri)]
 """A path or fsspec URI. Relative paths start at the project; ``${VAR}`` is expanded."""
+
+LogPath = Annotated[str | None, AfterValidator(_resolve_log_path)]
+"""A local path, ``-`` for standard error, or nothing."""
 
 UriTemplate = Annotated[str, AfterValidator(_expand_text)]
 """Text with ``${VAR}``, expanded at load, and ``{column}``, filled in for each row."""

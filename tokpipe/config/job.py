@@ -14,7 +14,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from tokpipe.config.base import Frozen, Uri
+from tokpipe.config.base import Frozen, LogPath, Uri
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.redact import redact, says_secret
@@ -153,7 +153,11 @@ class RuntimeConfig(Frozen):
     start_timeout_s: PositiveFloat = 300.0
     """An actor that is not ready by then is given up."""
     progress_interval_s: PositiveFloat = 10.0
-    """Between progress lines when the output is no terminal."""
+    """Between progress lines when the output is no terminal, and between ``progress`` events."""
+    log_path: LogPath = None
+    """Local file of the driver's node to which each event adds a line of JSON, ``-`` for standard
+    error; the actors' own lines are then JSON too. Nothing when null or empty, so that
+    ``${TOKPIPE_LOG:-}`` leaves it to the environment. See [monitoring.md](monitoring.md)."""
 
 
 class StoreOptions(Frozen):

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
+from tokpipe.logs import WorkerLog
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.protocol import (
     Answer,
@@ -40,6 +41,7 @@ class Report(Travels):
     busy_s: float
     download_s: float = 0.0
     """Of the busy ones, those that went into fetching sources."""
+    download_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ class InputsLost:
 
 
 class Worker:
-    """What all actors have: a constructor that does nothing that can fail, and a node."""
+    """What all actors have: a constructor that does nothing that can fail, a log, and a node."""
+
+    log: WorkerLog
 
     def node_id(self) -> str:
         """Hex id of the node that this actor runs on."""
@@ -60,15 +64,18 @@ class Worker:
 class DecodeActor(Worker):
     """Runs the decode stage on CPUs."""
 
-    def __init__(self, stage: DecodeStage) -> None:
+    def __init__(self, stage: DecodeStage, log: WorkerLog) -> None:
         self.stage = stage
+        self.log = log
 
     def setup(self) -> None:
+        self.log.start()
         self.stage.setup(make_scratch("decode"))
 
     @ray.method(num_returns=2)
     def work(self, items: Sequence[WorkItem]) -> tuple[Packed[Payload], Packed[Report]]:
-        started, fetched_s = time.monotonic(), self.stage.fetched_s
+        started, stage = time.monotonic(), self.stage
+        fetched_s, fetched_bytes = stage.fetched_s, stage.fetched_bytes
         results = self.stage.process(list(items))
         payload = [one if isinstance(one, DecodedClip) else None for one in results]
         infos = tuple(
@@ -77,17 +84,24 @@ class DecodeActor(Worker):
             else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces)
             for one in results
         )
-        download_s = self.stage.fetched_s - fetched_s
-        return Packed(payload), Packed(Report(infos, time.monotonic() - started, download_s))
+        report = Report(
+            infos,
+            time.monotonic() - started,
+            stage.fetched_s - fetched_s,
+            stage.fetched_bytes - fetched_bytes,
+        )
+        return Packed(payload), Packed(report)
 
 
 class WriteActor(Worker):
     """Runs the write stage. Gathers its inputs itself, so as to tell which of them are lost."""
 
-    def __init__(self, stage: WriteStage) -> None:
+    def __init__(self, stage: WriteStage, log: WorkerLog) -> None:
         self.stage = stage
+        self.log = log
 
     def setup(self) -> None:
+        self.log.start()
         self.stage.setup()
 
     def work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -25,6 +26,7 @@ from tokpipe.formats.manifest import (
     load_state,
     write_checkpoint,
 )
+from tokpipe.logs import events_are_logged, log_event
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -67,6 +69,8 @@ def claim_output(
             if theirs.claim is not None:
                 raise
             continue  # an older driver has just committed: what it added counts
+        seq = state.next_seq - 1
+        log_event("output_claimed", f"claimed by manifest entry {seq}", seq=seq)
         return committer
     raise Fenced(
         f"{store.uri}: another driver commits faster than this one can claim the output. Two at "
@@ -129,8 +133,11 @@ class Committer:
                 "manifest could not be read again. Nothing was committed; run the job again, and "
                 "if it happens twice, report it."
             )
+        began = time.monotonic()
         self.append(entry)
         self._untold = EncoderUse(), ActorUse()
+        if events_are_logged():
+            _log_entry(entry, time.monotonic() - began)
 
     def reopen(self, rejected: Iterable[Rejected]) -> int:
         """Withdraw rejections, so that their clips are work again; returns how many.
@@ -198,3 +205,41 @@ class Committer:
                 "them. Run the job again; if it happens twice, report it with the manifest."
             )
         return known == 0
+
+
+def _log_entry(entry: ManifestEntry, commit_s: float) -> None:
+    for receipt in entry.shards:
+        log_event(
+            "shard_committed",
+            f"{receipt.shard}: {len(receipt.clips):,} clips",
+            seq=entry.seq,
+            shard=receipt.shard,
+            num_clips=len(receipt.clips),
+            num_frames=receipt.num_frames,
+            num_codes=receipt.num_codes,
+            size_bytes=receipt.size_bytes,
+        )
+    for one in entry.rejected:
+        log_event(
+            "clip_rejected",
+            f"{one.ref.source_uri}: {one.reason}: {one.message}",
+            seq=entry.seq,
+            clip_id=one.ref.clip_id,
+            source_uri=one.ref.source_uri,
+            row=one.ref.row,
+            segment=one.ref.segment,
+            stage=one.stage,
+            reason=one.reason,
+            backend=one.backend,
+            attempts=one.attempts,
+        )
+    log_event(
+        "committed",
+        f"manifest entry {entry.seq}: {len(entry.shards):,} shards, "
+        f"{len(entry.rejected):,} rejections",
+        seq=entry.seq,
+        num_shards=len(entry.shards),
+        num_clips=sum(len(receipt.clips) for receipt in entry.shards),
+        num_rejected=len(entry.rejected),
+        commit_s=round(commit_s, 3),
+    )

@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush
 from typing import Literal
 
 from tokpipe.config.job import RuntimeConfig
+from tokpipe.logs import EventName
 from tokpipe.runtime.films import Film, Films
 from tokpipe.runtime.pools import Need, PoolSizes, size_pools
 from tokpipe.runtime.protocol import (
@@ -56,6 +57,7 @@ from tokpipe.runtime.protocol import (
     LeaseDone,
     LeaseFailed,
     NodeId,
+    Note,
     Pick,
     Planned,
     Release,
@@ -214,6 +216,12 @@ class Progress:
     """Encoded clips by mark."""
     lost_actors: Counter[Stage] = field(default_factory=Counter)
     """Actors that were up and died, or had to be killed."""
+    lost_nodes: set[NodeId] = field(default_factory=set)
+    """Nodes that went with actors which were up."""
+    retried: Counter[Stage] = field(default_factory=Counter)
+    """Times that a clip was given again on its own account, by stage."""
+    download_bytes: int = 0
+    """Bytes of sources that decoders have fetched, or found on local disk."""
     refused: Counter[Stage] = field(default_factory=Counter)
     """Rejected clips, committed or not, by the stage that they did not get past."""
 
@@ -319,16 +327,16 @@ class Dispatcher:
             self._plan_exhausted = event.exhausted
             self._todo.extend(event.items)
         elif isinstance(event, Capacity):
-            self._resize(event, now)
+            yield from self._resize(event, now)
         elif isinstance(event, ActorPlaced):
             if (actor := self.actors.get(event.actor)) is not None:
                 actor.placed, actor.node = True, event.node
                 if event.node in self._draining:
                     self._leave(event.actor)
         elif isinstance(event, Draining):
-            self._drain(event.nodes)
+            yield from self._drain(event.nodes)
         elif isinstance(event, ActorUp):
-            self._actor_up(event.actor)
+            yield from self._actor_up(event.actor)
         elif isinstance(event, ActorLost):
             yield from self._actor_lost(event, now)
         elif isinstance(event, ActorRefused):
@@ -336,12 +344,13 @@ class Dispatcher:
         elif isinstance(event, Committed):
             self._committing = False
         elif isinstance(event, StopRequested):
+            yield Note("stop_requested", "stopping", {"grace_s": event.grace_s})
             self._encode_until = now + event.grace_s
             self._end_by = now + 2 * event.grace_s
 
     # --- actors ---------------------------------------------------------------------------------
 
-    def _resize(self, capacity: Capacity, now: float) -> None:
+    def _resize(self, capacity: Capacity, now: float) -> Iterator[Command]:
         """Divide the cluster anew: at once if it has changed, else now and then."""
         if capacity == self._capacity and now < self._resize_after:
             return
@@ -349,13 +358,21 @@ class Dispatcher:
         if need is not None:
             self._resize_after = now + RESIZE_EVERY_S
         self._capacity = capacity
+        before = self._sizes
         self._sizes = size_pools(
             capacity,
             self.limits.runtime,
             on_gpu=self.limits.on_gpu,
             need=need,
-            num_decoders=None if self._sizes is None else self._sizes.decode,
+            num_decoders=None if before is None else before.decode,
         )
+        if self._sizes != before:
+            wanted = {stage: self._sizes.of(stage) for stage in STAGES}
+            yield Note(
+                "pools_resized",
+                ", ".join(f"{number} {stage}" for stage, number in wanted.items()),
+                {"actors": wanted, "cpus": capacity.cpus, "gpus": capacity.gpus},
+            )
 
     def _need(self) -> Need | None:
         """How long clips take each stage, once enough of them were seen."""
@@ -374,7 +391,7 @@ class Dispatcher:
         in_time = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
         return max(usual, min(most, int(in_time)))
 
-    def _actor_up(self, actor_id: ActorId) -> None:
+    def _actor_up(self, actor_id: ActorId) -> Iterator[Command]:
         actor = self.actors.get(actor_id)
         if actor is not None and not actor.up and not actor.is_leaving:
             actor.placed = actor.up = True
@@ -383,6 +400,7 @@ class Dispatcher:
             self._start_after.pop(actor.stage, None)
             self._without_actor_since.pop(actor.stage, None)
             self._shelve(actor_id)
+            yield _about("actor_up", actor_id, actor, "is up")
 
     def _shelve(self, actor_id: ActorId, *, alone: bool = False) -> None:
         """Put an actor where those are looked for that have as much room as it has."""
@@ -402,6 +420,17 @@ class Dispatcher:
             return
         started = actor.up
         self.progress.lost_actors[actor.stage] += started
+        if started and event.node_lost and actor.node is not None:
+            self.progress.lost_nodes.add(actor.node)
+        whose = " with its node" if event.node_lost else ""
+        yield _about(
+            "actor_lost",
+            event.actor,
+            actor,
+            f"was lost{whose}: {event.message}",
+            reason=event.message,
+            node_lost=event.node_lost,
+        )
         yield from self._drop_actor(event.actor, now, blame=not event.node_lost, why=event.message)
         if not started and not event.node_lost:
             self._lost_starting[actor.stage] += 1
@@ -410,6 +439,13 @@ class Dispatcher:
     def _actor_refused(self, event: ActorRefused, now: float) -> Iterator[Command]:
         actor = self.actors.get(event.actor)
         if actor is not None:
+            yield _about(
+                "actor_refused",
+                event.actor,
+                actor,
+                f"did not start: {event.message}",
+                reason=event.message,
+            )
             yield from self._drop_actor(event.actor, now, blame=False, why=event.message, kill=True)
             if event.is_node_trouble:
                 yield from self._note_trouble(actor, event.message, now)
@@ -434,8 +470,15 @@ class Dispatcher:
         stage = actor.stage
         if actor.node is not None:
             trouble = self._node_troubles.setdefault(actor.node, _NodeTrouble())
-            trouble.avoid_until = now + NODE_REST_S * 2**trouble.count
+            rest_s = NODE_REST_S * 2**trouble.count
+            trouble.avoid_until = now + rest_s
             trouble.count += 1
+            yield Note(
+                "node_avoided",
+                f"node {actor.node[:12]} is avoided for {rest_s:g} s: {message}",
+                {"node": actor.node, "stage": stage, "reason": message, "rest_s": rest_s},
+                is_warning=True,
+            )
         self._troubles_in_a_row[stage] += 1
         self._start_after[stage] = now + min(MAX_PAUSE_S, 1.5 ** self._troubles_in_a_row[stage])
         if self._troubles_in_a_row[stage] >= MAX_NODE_TROUBLES:
@@ -446,7 +489,7 @@ class Dispatcher:
                 "clip is to blame. What is committed stays; mend the nodes and run the job again.",
             )
 
-    def _drain(self, nodes: frozenset[NodeId]) -> None:
+    def _drain(self, nodes: frozenset[NodeId]) -> Iterator[Command]:
         """Have done with nodes that are about to go: what they hold will be lost."""
         news = nodes - self._draining
         self._draining = nodes
@@ -454,6 +497,12 @@ class Dispatcher:
             if actor.node in nodes:
                 self._leave(actor_id)
         if news:  # nobody knows where the codes of an open shard are
+            yield Note(
+                "nodes_draining",
+                f"{len(news)} nodes are about to be taken away",
+                {"nodes": sorted(news)},
+                is_warning=True,
+            )
             for grid in list(self._open):
                 self._close_shard(grid)
 
@@ -510,8 +559,18 @@ class Dispatcher:
             if actor.leases and now - actor.head_since > deadline_s:
                 why = f"its {actor.stage} worker gave no answer for {deadline_s:g} s"
                 self.progress.lost_actors[actor.stage] += 1
+                yield _about(
+                    "actor_lost",
+                    actor_id,
+                    actor,
+                    f"was killed: {why}",
+                    reason=why,
+                    node_lost=False,
+                )
                 yield from self._drop_actor(actor_id, now, blame=True, why=why, kill=True)
             elif not actor.up and now - actor.since > runtime.start_timeout_s:
+                why = f"it was not ready after {runtime.start_timeout_s:g} s"
+                yield _about("actor_refused", actor_id, actor, f"is given up: {why}", reason=why)
                 yield from self._drop_actor(actor_id, now, blame=False, why="", kill=True)
             if self._over:
                 return
@@ -578,6 +637,7 @@ class Dispatcher:
         spent = self.progress.spent
         spent[stage] += busy_s - event.download_s
         spent["download"] += event.download_s
+        self.progress.download_bytes += event.download_bytes
         if stage == "encode":  # it had a lease, and did not compute
             spent["transfer"] += max(0.0, flight.held_s - busy_s)
 
@@ -717,6 +777,19 @@ class Dispatcher:
             return
         lease, actor_id = flight.lease, flight.actor
         self._land(event.attempt, now)
+        clips = len(lease.items)
+        yield Note(
+            "lease_failed",
+            f"{lease.stage}: a lease of {clips} clips failed ({event.kind}): {event.message}",
+            {
+                "stage": lease.stage,
+                "actor": actor_id,
+                "kind": event.kind,
+                "reason": event.message,
+                "num_clips": clips,
+            },
+            is_warning=event.kind != "inputs_lost",  # which follows from the loss of a node
+        )
         yield Release(event.attempt)
         if event.kind == "inputs_lost":
             assert not isinstance(lease, DecodeLease)
@@ -803,6 +876,7 @@ class Dispatcher:
             (item,) = lease.items
             strikes = self._strike(_key(lease))
             if strikes < self.limits.runtime.max_attempts:
+                yield self._again(self.ref_of(item), lease.stage, reason, why, strikes)
                 self._suspects[lease.stage].append(lease)
                 return
             rejected = Rejected(
@@ -833,6 +907,7 @@ class Dispatcher:
         strikes = self._strike(_key(lease))
         if strikes < self.limits.runtime.max_attempts:
             due = now + RETRY_PAUSE_S * 4 ** (strikes - 1)
+            yield self._again(failed.ref, lease.stage, failed.reason, failed.message, strikes)
             heappush(self._later, (due, self._new_id(), lease))
             return
         rejected = Rejected(
@@ -845,6 +920,20 @@ class Dispatcher:
             error=failed.error,
         )
         yield from self._give_up(lease, rejected, now)
+
+    def _again(self, ref: ClipRef, stage: Stage, reason: str, why: str, attempts: int) -> Note:
+        self.progress.retried[stage] += 1
+        return Note(
+            "clip_retried",
+            f"{stage}: {ref.source_uri} will be tried again: {why}",
+            {
+                "clip_id": ref.clip_id,
+                "source_uri": ref.source_uri,
+                "stage": stage,
+                "reason": reason,
+                "attempts": attempts,
+            },
+        )
 
     def _give_up(
         self, lease: DecodeLease | EncodeLease, rejected: Rejected, now: float
@@ -1141,6 +1230,13 @@ class Dispatcher:
     def _new_id(self) -> int:
         self._last_id += 1
         return self._last_id
+
+
+def _about(event: EventName, actor_id: ActorId, actor: _Actor, what: str, **more: object) -> Note:
+    """What happened to an actor; a warning unless it is good news."""
+    fields = {"actor": actor_id, "stage": actor.stage, "node": actor.node, **more}
+    message = f"{actor.stage} actor {actor_id} {what}"
+    return Note(event, message, fields, is_warning=event != "actor_up")
 
 
 def _alone(lease: DecodeLease | EncodeLease) -> Iterable[Lease]:

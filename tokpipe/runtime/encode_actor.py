@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from tokpipe.logs import WorkerLog
 from tokpipe.runtime.actors import Payload, Report, Worker
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.protocol import EncodedInfo
@@ -18,11 +19,13 @@ from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected
 class EncodeActor(Worker):
     """Runs the encode stage, on a GPU when the job has any."""
 
-    def __init__(self, stage: EncodeStage, device: str) -> None:
+    def __init__(self, stage: EncodeStage, log: WorkerLog, device: str) -> None:
         self.stage = stage
+        self.log = log
         self.device = device
 
     def setup(self, weights: bytes | None) -> None:
+        self.log.start()
         self.stage.setup(self.device, weights)
 
     @ray.method(num_returns=2)

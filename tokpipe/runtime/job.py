@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ from rich.console import Console
 import tokpipe
 from tokpipe.chunks import pieces_of
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import NotFound, UnsafeStore
+from tokpipe.errors import Fenced, NotFound, UnsafeStore
 from tokpipe.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
@@ -26,16 +29,20 @@ from tokpipe.formats.manifest import ManifestState, Totals, iter_rejected, load_
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.ids import clip_id
+from tokpipe.logs import EventName, driver_log, log_event
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.redact import redact
 from tokpipe.runtime.cluster import connected, has_gpu
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
 from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.progress import ProgressView, Snapshot
-from tokpipe.runtime.protocol import STAGES
-from tokpipe.runtime.shell import Shell, Stages, Usage
+from tokpipe.runtime.metrics import JobMetrics
+from tokpipe.runtime.progress import ProgressLog, ProgressView
+from tokpipe.runtime.protocol import Finish
+from tokpipe.runtime.shell import Shell, Stages
+from tokpipe.runtime.snapshot import Snapshots
 from tokpipe.runtime.speed import Seconds, Speed, speed_of
+from tokpipe.runtime.usage import Usage
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
@@ -122,35 +129,38 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
         if record is None:
             record = start_output(store, job, weights.hash, driver, console)
         device = _recorded_device(record, job)
-        committer, plan, feed = take_up(store, record, driver, console, known=state, retry=retry)
-        state = committer.state
-        dispatcher = Dispatcher(limits_of(job, device), lambda item: ref_of(item, job))
-        stages = stages_of(job, record, plan, device, weights.encoding, driver)
-        totals_before = state.totals.num_clips + state.totals.num_rejected
-        left_before = _clips_left(state)
-        with ProgressView(console, job.runtime.progress_interval_s) as view:
+        plan = StoredPlan.from_json(record.plan)
+        with (
+            ProgressView(console, job.runtime.progress_interval_s) as view,
+            driver_log(job.runtime.log_path, view.say, _log_context(job, plan, driver)),
+            _ends_logged(),
+        ):
+            committer, feed = take_up(store, record, driver, console, known=state, retry=retry)
+            state = committer.state
+            _log_start(job, record, state, device)
             view.say(
                 f"{job.output.uri}: {record.num_rows:,} plan rows, {state.committed.num_done:,} "
                 f"settled before; encoding on {device}"
             )
+            dispatcher = Dispatcher(limits_of(job, device), lambda item: ref_of(item, job))
+            stages = stages_of(job, record, plan, device, weights.encoding, driver)
+            snapshots = Snapshots(state)
+            shown_by = (
+                view,
+                ProgressLog(job.runtime.progress_interval_s),
+                JobMetrics(job.dataset, plan.plan_id),
+            )
 
             def show_progress() -> None:
-                progress = dispatcher.progress
-                view.show(
-                    Snapshot(
-                        total=totals_before + left_before + progress.extra_clips,
-                        passed={s: totals_before + progress.passed(s) for s in STAGES},
-                        actors={s: dispatcher.num_up(s) for s in STAGES},
-                        rejected=state.totals.num_rejected,
-                        goodput=shell.usage.goodput(progress.useful_s),
-                        seconds=Seconds(dict(progress.spent), dict(shell.usage.up_s)),
-                    )
-                )
+                snapshot = snapshots.take(dispatcher, shell.usage)
+                for one in shown_by:
+                    one.show(snapshot)
 
             shell = Shell(dispatcher, feed, committer, stages, job.runtime, show_progress)
             with _stopped_by_signals(shell) as signals:
                 finish = shell.run()
             show_progress()
+            _log_end(finish, state)
     stopped_by = signals[0] if signals else signal.SIGTERM if shell.was_drained else None
     return Outcome(
         finish.outcome,
@@ -205,7 +215,7 @@ def take_up(
     *,
     known: ManifestState | None = None,
     retry: Retry | None = None,
-) -> tuple[Committer, StoredPlan, Feed]:
+) -> tuple[Committer, Feed]:
     """Claim an output for this driver, withdraw the rejections to retry, and feed what is left.
 
     Args:
@@ -217,12 +227,12 @@ def take_up(
     committer = claim_output(store, record.num_rows, driver, known=known)
     if retry is not None:
         rejected = list(filter(retry.takes, iter_rejected(store, committer.state.next_seq)))
-        console.print(
-            f"{committer.reopen(rejected):,} rejected clips will be tried again",
-            highlight=False,
-        )
+        num_clips = committer.reopen(rejected)
+        line = f"{num_clips:,} rejected clips will be tried again"
+        console.print(line, highlight=False)
+        log_event("rejections_reopened", line, num_clips=num_clips)
     plan = StoredPlan.from_json(record.plan)
-    return committer, plan, Feed(PlanReader(store, plan), committer.state.committed)
+    return committer, Feed(PlanReader(store, plan), committer.state.committed)
 
 
 def _existing(store: Store) -> JobRecord | None:
@@ -344,6 +354,7 @@ def stages_of(
         device=device,
         weights=ray.put(weights),
         shard_prefix=f"{plan.plan_id[:12]}-{driver}",
+        log_context=_log_context(job, plan, driver),
     )
 
 
@@ -354,11 +365,53 @@ def ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
     return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
-def _clips_left(state: ManifestState) -> int:
-    """Clips that are known to be left: one for an unopened row, the missing ones of a cut row."""
-    committed = state.committed
-    untouched = committed.num_rows - committed.num_done - len(committed.partial)
-    return untouched + sum(row.num_segments - len(row.done) for row in committed.partial.values())
+# --- what is told of a run ----------------------------------------------------------------------
+
+
+def _log_context(job: JobConfig, plan: StoredPlan, driver: str) -> dict[str, str]:
+    return {"dataset": job.dataset, "plan_id": plan.plan_id, "driver": driver}
+
+
+def _log_start(job: JobConfig, record: JobRecord, state: ManifestState, device: str) -> None:
+    log_event(
+        "run_started",
+        f"{job.output.uri}: {record.num_rows:,} plan rows on {device}",
+        output_uri=job.output.uri,
+        fingerprint=record.fingerprint,
+        num_rows=record.num_rows,
+        num_rows_done=state.committed.num_done,
+        device=device,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        tokpipe_version=tokpipe.__version__,
+    )
+
+
+def _log_end(finish: Finish, state: ManifestState) -> None:
+    totals = state.totals
+    log_event(
+        "run_ended",
+        f"{finish.outcome}: the output holds {totals.num_clips:,} clips",
+        outcome=finish.outcome,
+        num_rows_done=state.committed.num_done,
+        num_shards=totals.num_shards,
+        num_clips=totals.num_clips,
+        num_frames=totals.num_frames,
+        num_codes=totals.num_codes,
+        size_bytes=totals.size_bytes,
+        rejected=dict(totals.rejected),
+    )
+
+
+@contextmanager
+def _ends_logged() -> Iterator[None]:
+    """Let a run that ends with an error say so in its log; what became of it is the caller's."""
+    try:
+        yield
+    except BaseException as error:
+        event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
+        log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
+        raise
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -14,32 +13,16 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
+from tokpipe.logs import events_are_logged, log_event
 from tokpipe.redact import redact
 from tokpipe.runtime.protocol import STAGES, Stage
-from tokpipe.runtime.speed import Seconds, speed_of, speed_text
+from tokpipe.runtime.snapshot import RECENT_S, Snapshot
+from tokpipe.runtime.speed import speed_of, speed_text
 from tokpipe.texts import duration
 
-RATE_WINDOW_S = 60.0
-"""Rates are over the last minute, so that a slow start does not spoil the ETA for hours."""
 BAR_WIDTH = 24
 NO_ACTOR_S = 60.0
 """A stage without actors for so long is mentioned: the cluster may have no room for one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state of a job at one moment."""
-
-    total: int
-    """Clips that the plan is known to hold by now."""
-    passed: Mapping[Stage, int]
-    """Clips that each stage is done with, earlier runs included."""
-    actors: Mapping[Stage, int]
-    rejected: int
-    goodput: float | None = None
-    """Share of the encoders' seconds of this run that went into committed codes."""
-    seconds: Seconds = field(default_factory=Seconds)
-    """What the actors of this run have spent so far."""
 
 
 @dataclass
@@ -50,7 +33,7 @@ class _Rate:
 
     def add(self, now: float, count: int) -> None:
         self.points.append((now, count))
-        while len(self.points) > 2 and self.points[1][0] < now - RATE_WINDOW_S:
+        while len(self.points) > 2 and self.points[1][0] < now - RECENT_S:
             self.points.popleft()
 
     @property
@@ -68,8 +51,6 @@ class ProgressView:
         self._rates: dict[Stage, _Rate] = {stage: _Rate() for stage in STAGES}
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._next_line = 0.0
-        self._seconds: deque[tuple[float, Seconds]] = deque()
-        """Over the same window as the rates."""
         self._had_actors: dict[Stage, float] = dict.fromkeys(STAGES, time.monotonic())
 
     def __enter__(self) -> Self:
@@ -94,11 +75,8 @@ class ProgressView:
         now = time.monotonic()
         for stage in STAGES:
             self._rates[stage].add(now, snapshot.passed[stage])
-        self._seconds.append((now, snapshot.seconds))
-        while len(self._seconds) > 2 and self._seconds[1][0] < now - RATE_WINDOW_S:
-            self._seconds.popleft()
         if self._live is not None:
-            lines = [Text(line) for line in [self._speed_text()] if line]
+            lines = [Text(line) for line in [_speed_text(snapshot)] if line]
             self._live.update(Group(self._table(snapshot), *lines), refresh=True)
         elif now >= self._next_line:
             self._next_line = now + self.interval_s
@@ -124,12 +102,6 @@ class ProgressView:
             table.add_row(Text("waiting", style="yellow"), Text(_no_room(idle)))
         return table
 
-    def _speed_text(self) -> str:
-        """How near the last minute was to the speed of the encoders; empty before there are any."""
-        (_, first), (_, last) = self._seconds[0], self._seconds[-1]
-        speed = speed_of(last.since(first))
-        return "" if speed is None else speed_text(speed)
-
     def _idle_stages(self, snapshot: Snapshot) -> list[Stage]:
         """Stages that have had no actor for long enough to say so."""
         now = time.monotonic()
@@ -146,15 +118,51 @@ class ProgressView:
         ]
         eta = _eta(snapshot.total - snapshot.passed["write"], self._rates["write"].per_s)
         idle = self._idle_stages(snapshot)
-        notes = [note for note in (self._speed_text(), _no_room(idle) if idle else "") if note]
+        notes = [note for note in (_speed_text(snapshot), _no_room(idle) if idle else "") if note]
         return (
             f"of {snapshot.total:,} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
             f"{_goodput(snapshot)}ETA {'; '.join([eta, *notes])}"
         )
 
 
+def _speed_text(snapshot: Snapshot) -> str:
+    """How near the last minute was to the speed of the encoders; empty before there are any."""
+    speed = speed_of(snapshot.recent)
+    return "" if speed is None else speed_text(speed)
+
+
 def _goodput(snapshot: Snapshot) -> str:
     return "" if snapshot.goodput is None else f"goodput {snapshot.goodput:.0%}, "
+
+
+class ProgressLog:
+    """The same as an event, now and then."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._next = 0.0
+
+    def show(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        if now < self._next or not events_are_logged():
+            return
+        self._next = now + self._interval_s
+        speed, run = speed_of(snapshot.recent), snapshot.run
+        log_event(
+            "progress",
+            f"{snapshot.num_rows_done:,} of {snapshot.num_rows:,} plan rows are settled",
+            num_rows=snapshot.num_rows,
+            num_rows_done=snapshot.num_rows_done,
+            clips=run.clips,
+            num_frames=run.num_frames,
+            num_codes=run.num_codes,
+            written_bytes=run.written_bytes,
+            num_rejected=sum(run.rejected.values()),
+            actors=snapshot.actors,
+            goodput=snapshot.goodput,
+            speed_of_light=None if speed is None else round(speed.share, 4),
+            limit=None if speed is None else speed.limit,
+        )
 
 
 def _no_room(stages: list[Stage]) -> str:

@@ -11,9 +11,11 @@ encoding the one before left. Its leases carry its id, which is new whenever it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from tokpipe.logs import EventName
 from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Travels, WorkItem
 
 Stage = Literal["decode", "encode", "write"]
@@ -187,6 +189,7 @@ class LeaseDone:
     """Seconds that the stage worked on it."""
     download_s: float = 0.0
     """Of these, those in which a decoder fetched sources."""
+    download_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +297,18 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Tell what happened; nothing has to be done."""
+
+    event: EventName
+    message: str
+    """For a person."""
+    fields: Mapping[str, Any]
+    """For a program."""
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The job is over: ``done``, or ``stopped`` on request with work left."""
 
@@ -309,5 +324,14 @@ class Abort:
 
 
 Command = (
-    StartActor | KillActor | Dispatch | Release | ReleaseState | FetchPlan | Commit | Finish | Abort
+    StartActor
+    | KillActor
+    | Dispatch
+    | Release
+    | ReleaseState
+    | FetchPlan
+    | Commit
+    | Note
+    | Finish
+    | Abort
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ from ray.exceptions import (
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
 from tokpipe.formats.manifest import ActorUse, EncoderUse
+from tokpipe.logs import WorkerLog, log_event
 from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
@@ -28,7 +30,6 @@ from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.pools import gpus_per_encoder
 from tokpipe.runtime.protocol import (
-    STAGES,
     Abort,
     ActorId,
     ActorLost,
@@ -50,6 +51,7 @@ from tokpipe.runtime.protocol import (
     LeaseDone,
     LeaseFailed,
     NodeId,
+    Note,
     Release,
     ReleaseState,
     Stage,
@@ -59,6 +61,7 @@ from tokpipe.runtime.protocol import (
     WriteLease,
 )
 from tokpipe.runtime.speed import Seconds
+from tokpipe.runtime.usage import Usage
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
@@ -92,6 +95,8 @@ class Stages:
     """Reference to the weights' bytes in the object store, or to None."""
     shard_prefix: str
     """``<plan>-<driver>``: makes shard names unlike those of any other driver."""
+    log_context: Mapping[str, str]
+    """What every line of this run's log says, of actors too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +112,6 @@ class _Handle:
     stage: Stage
     actor: Any
     node_id: str | None = None
-
-
-@dataclass
-class Usage:
-    """Seconds that actors existed for."""
-
-    up_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    encoders_paid_s: float = 0.0
-    """Seconds that encode actors held their share of a node, from their placement on."""
-
-    def goodput(self, useful_s: float) -> float | None:
-        """Share of the encoders' seconds that these are; None before there are any."""
-        return min(1.0, useful_s / self.encoders_paid_s) if self.encoders_paid_s > 0 else None
 
 
 class Shell:
@@ -246,6 +238,9 @@ class Shell:
             seconds = Seconds(dict(self.dispatcher.progress.spent), dict(self.usage.up_s))
             done = self._commits.submit(self._commit, command, seconds, time.time())
             done.add_done_callback(self._post_result)
+        elif isinstance(command, Note):
+            level = logging.WARNING if command.is_warning else logging.INFO
+            log_event(command.event, command.message, level=level, **command.fields)
         elif isinstance(command, Abort):
             raise (
                 StorageError(command.message)
@@ -290,15 +285,19 @@ class Shell:
         if command.avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
         arguments: tuple[Any, ...] = ()
+        log = WorkerLog(
+            as_json=self.config.log_path is not None,
+            context={**stages.log_context, "stage": stage, "actor": str(command.actor)},
+        )
         if stage == "decode":
-            actor = _REMOTE[stage].options(**options).remote(stages.decode)
+            actor = _REMOTE[stage].options(**options).remote(stages.decode, log)
         elif stage == "encode":
             if stages.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(self.config)
-            actor = _REMOTE[stage].options(**options).remote(stages.encode, stages.device)
+            actor = _REMOTE[stage].options(**options).remote(stages.encode, log, stages.device)
             arguments = (stages.weights,)
         else:
-            actor = _REMOTE[stage].options(**options).remote(stages.write)
+            actor = _REMOTE[stage].options(**options).remote(stages.write, log)
         self._handles[command.actor] = _Handle(stage, actor)
         placed = actor.node_id.remote()
         ready = actor.setup.remote(*arguments)
@@ -361,7 +360,13 @@ class Shell:
                 )
             else:
                 self._events.put(
-                    LeaseDone(attempt, report.answer, report.busy_s, report.download_s)
+                    LeaseDone(
+                        attempt,
+                        report.answer,
+                        report.busy_s,
+                        report.download_s,
+                        report.download_bytes,
+                    )
                 )
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -59,12 +60,7 @@ def speed_of(seconds: Seconds) -> Speed | None:
     """
     if seconds.up.get("encode", 0.0) <= 0:
         return None
-    busy: dict[Stage, float] = {}
-    for stage in STAGES:
-        spent = sum(seconds.spent.get(one, 0.0) for one in OF_STAGE[stage])
-        up = seconds.up.get(stage, 0.0)
-        # What is told when a lease ends was in part spent before the window began.
-        busy[stage] = min(1.0, spent / up) if up > 0 else 0.0
+    busy = busy_shares(seconds)
     share = min(1.0, seconds.spent.get("encode", 0.0) / seconds.up["encode"])
     most = max(busy.values())
     if most < IDLE:
@@ -74,6 +70,32 @@ def speed_of(seconds: Seconds) -> Speed | None:
         stage = "encode"
     limit = max(OF_STAGE[stage], key=lambda one: seconds.spent.get(one, 0.0))
     return Speed(share, limit, busy[stage])
+
+
+def busy_shares(seconds: Seconds) -> dict[Stage, float]:
+    """Share of their time, from 0 to 1, that the actors of each stage were busy."""
+    busy: dict[Stage, float] = {}
+    for stage in STAGES:
+        spent = sum(seconds.spent.get(one, 0.0) for one in OF_STAGE[stage])
+        up = seconds.up.get(stage, 0.0)
+        # What is told when a lease ends was in part spent before the window began.
+        busy[stage] = min(1.0, spent / up) if up > 0 else 0.0
+    return busy
+
+
+class RecentSeconds:
+    """What actors spent over the last while. A slow start does not stay in it."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._points: deque[tuple[float, Seconds]] = deque()
+
+    def add(self, now: float, seconds: Seconds) -> Seconds:
+        """Take in all that was spent by ``now``, and return what of it is recent."""
+        self._points.append((now, seconds))
+        while len(self._points) > 2 and self._points[1][0] < now - self._window_s:
+            self._points.popleft()
+        return seconds.since(self._points[0][1])
 
 
 def speed_text(speed: Speed) -> str:

@@ -59,6 +59,8 @@ class DecodeStage:
         self.pieces = pieces
         self.fetched_s = 0.0
         """Seconds that this process has spent on fetching sources."""
+        self.fetched_bytes = 0
+        """Bytes of the sources that it has fetched, or found on local disk."""
 
     def setup(self, scratch: Path) -> None:
         """Runs once, inside the actor. ``scratch`` is a local folder for this actor alone.
@@ -149,9 +151,12 @@ class DecodeStage:
     def _fetch(self, item: WorkItem) -> Path:
         started = time.monotonic()
         try:
-            return self._sources.fetch(item.source_uri, item.member)
+            path, is_new = self._sources.fetch(item.source_uri, item.member)
         finally:
             self.fetched_s += time.monotonic() - started
+        if is_new:
+            self.fetched_bytes += path.stat().st_size
+        return path
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         """Name the clip. A row whose source could not be read counts as one clip.
@@ -188,19 +193,21 @@ class _SourceFiles:
         """By source, the one last asked for at the end."""
         self._kept: set[_Source] = set()
 
-    def fetch(self, uri: str, member: ArchiveMember | None) -> Path:
+    def fetch(self, uri: str, member: ArchiveMember | None) -> tuple[Path, bool]:
+        """Return a source's local file, and whether it was not at hand before."""
         source = uri, member
         self._kept.discard(source)  # unless the piece now asked for is not the last
         for other in [other for other in self._paths if other not in self._kept]:
             if other != source:
                 self._drop(other)
         path = self._paths.pop(source, None)
+        is_new = path is None
         if path is None:
             path = fetch_to_file(
                 uri, member, self._folder, options=self._options, max_bytes=self._max_bytes
             )
         self._paths[source] = path
-        return path
+        return path, is_new
 
     def keep(self) -> None:
         """Keep the source last asked for until it is asked for again."""
