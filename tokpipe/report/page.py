@@ -9,6 +9,7 @@ from importlib.resources import files
 from tokpipe.report import sections
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el, joined
+from tokpipe.report.parts import moment
 
 _CONTENTS = {
     "throughput": "Throughput",
@@ -60,7 +61,7 @@ def page(facts: Facts) -> str:
             id="report",
             tabindex=-1,
         ),
-        el("footer", el("p", f"Made by tokpipe {facts.made_by} at {facts.made_at}.")),
+        el("footer", el("p", f"Made by tokpipe {facts.made_by} at {moment(facts.made_at)}.")),
         el("script", script),
     )
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"

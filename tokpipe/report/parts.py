@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 
 from tokpipe.report.markup import Markup, el, joined
 
@@ -103,6 +104,11 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
 def counted(number: int, one: str, more: str | None = None) -> str:
     """``1 shard``, ``2 shards``."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def moment(time: str) -> str:
+    """A time in ISO 8601 as people read it, in UTC."""
+    return f"{datetime.fromisoformat(time).astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def short(number: float) -> str:

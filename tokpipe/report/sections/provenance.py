@@ -11,13 +11,15 @@ from tokpipe.formats.job_record import flatten
 from tokpipe.redact import MASK, redact, says_secret
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, counted, definitions, details, section, table
+from tokpipe.report.parts import UNKNOWN, counted, definitions, details, moment, section, table
 
 
 def provenance(facts: Facts) -> Markup:
     """Where the codes come from."""
     record, status, history = facts.record, facts.status, facts.history
     spec = record.tokenizer
+    first, last = history.first_at, history.last_at
+    commits = f"{moment(first)} to {moment(last)}" if first and last else UNKNOWN
     known = [
         ("dataset", record.dataset),
         ("output", status.uri),
@@ -29,12 +31,12 @@ def provenance(facts: Facts) -> Markup:
         ),
         ("weights", spec.weights_hash),
         ("licence of the weights", spec.licence or "not declared"),
-        ("begun", f"{record.created_at} by tokpipe {record.tokpipe_version}"),
+        ("begun", f"{moment(record.created_at)} by tokpipe {record.tokpipe_version}"),
         ("tokpipe versions", ", ".join(history.versions) or UNKNOWN),
-        ("first and last commit", f"{history.first_at or UNKNOWN} to {history.last_at or UNKNOWN}"),
+        ("first and last commit", commits),
         ("newest driver", status.driver or UNKNOWN),
         ("manifest", f"{counted(facts.num_entries, 'entry', 'entries')}"),
-        ("this report", f"{facts.made_at} by tokpipe {facts.made_by}"),
+        ("this report", f"{moment(facts.made_at)} by tokpipe {facts.made_by}"),
     ]
     libraries = ((name, version) for name, version in sorted(record.libraries.items()))
     job = yaml.safe_dump(masked(record.job), sort_keys=False, allow_unicode=True, width=88)
