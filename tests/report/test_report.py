@@ -116,7 +116,7 @@ def test_every_section_says_what_the_output_holds(tmp_path: Path) -> None:
     usage = report.facts.sample.usage
     assert found["perplexity"] == f"{usage.perplexity:,.0f}"
     assert found["dead"] == f"{8192 - len(usage.codes):,}"
-    assert "all of 8 shards" in page.text
+    assert "the whole output (8 shards)" in page.text
     assert "a sample of 3 of 8 shards" in page_of(store, tmp_path, num_shards=3)[0].text
 
 

@@ -11,9 +11,9 @@ from tokpipe.report.sample import Sample
 
 def sample_text(sample: Sample) -> str:
     """Which shards were counted, in words."""
-    if sample.is_all:
-        return f"all of {counted(sample.num_shards_of, 'shard')}"
     of = counted(sample.num_shards_of, "shard")
+    if sample.is_all:
+        return f"the whole output ({of})"
     return f"a sample of {sample.num_shards:,} of {of}, evenly spread"
 
 
