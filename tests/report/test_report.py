@@ -22,7 +22,6 @@ from tests.report.report_outputs import (
     HOSTILE,
     NUM_SHARDS,
     entry,
-    really_made,
     with_history,
 )
 from tokpipe.errors import ConfigError, CorruptOutput
@@ -232,12 +231,14 @@ def test_withdrawn_rejections_are_no_examples(tmp_path: Path) -> None:
     assert "bad7" not in examples
 
 
-def test_a_lost_source_is_told_beside_what_the_codes_show(tmp_path: Path) -> None:
-    out = really_made(tmp_path)
-    (tmp_path / "video.mp4").unlink()
-    report = write_report(
-        open_output(str(out)), tmp_path / "report.html", num_pairs=1, device="cpu"
-    )
+def test_a_lost_source_is_told_beside_what_the_codes_show(real_page: Path, tmp_path: Path) -> None:
+    source = real_page.with_name("video.mp4")
+    source.rename(tmp_path / "away.mp4")
+    try:
+        output = open_output(str(real_page.parent / "out"))
+        report = write_report(output, tmp_path / "report.html", num_pairs=1, device="cpu")
+    finally:
+        (tmp_path / "away.mp4").rename(source)
     page = parsed(report.path.read_text())
     assert len(list(page.all("img"))) == 1
     assert "Without its source." in page.text
@@ -270,7 +271,7 @@ def test_a_page_does_not_grow_with_its_output(tmp_path: Path) -> None:
     page_of(store, tmp_path)
     size = (tmp_path / "report.html").stat().st_size
     seq = Output(store).state.next_seq
-    for number in range(100):
+    for number in range(60):
         clips = [encoded_clip(100 + number, [5] * (1 + number % 7))]
         receipt = put_shard(store, f"more{number}", clips)
         assert append(store, entry(seq + number, 90_000 + 30 * number, "late", shards=(receipt,)))
