@@ -1,0 +1,143 @@
+"""docs/reading.md, block by block, over shards of every encoding, with leftovers beside them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.reader.encodings import ENCODINGS, encoding_of, write_output
+from tokpipe.reader import Output, open_output
+
+PAGE = Path(__file__).parents[2] / "docs/reading.md"
+TRAINING, TOOLS = PAGE.read_text().split("\n## With other tools\n")
+CODEBOOK_SIZES = [8192, 262_144]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on few cores
+]
+
+
+def blocks_of(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(block: str, names: dict[str, Any]) -> None:
+    exec(compile(block, "docs/reading.md", "exec"), names)
+
+
+@pytest.fixture(params=CODEBOOK_SIZES, ids=str)
+def output(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Output:
+    write_output(tmp_path / "out/demo", request.param)
+    monkeypatch.chdir(tmp_path)
+    return open_output("out/demo")
+
+
+def assert_same(rows: Iterable[Mapping[str, Any]], output: Output, grid: Any) -> None:
+    """Rows are the chunks that tokpipe's reader gives, each once."""
+    wanted = {
+        (clip.clip_id, index): chunk.codes
+        for clip in output.clips()
+        for index, chunk in enumerate(clip.chunks)
+    }
+    for row in rows:
+        codes = wanted.pop((str(row["clip_id"]), int(row["chunk_index"])))
+        np.testing.assert_array_equal(grid(row), codes)
+    assert not wanted
+
+
+def of_arrays(arrays: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for values in zip(*arrays.values(), strict=True):
+        yield dict(zip(arrays, values, strict=True))
+
+
+def test_shards_have_every_encoding(tmp_path: Path) -> None:
+    write_output(tmp_path / "out")
+    shards = [Path(info.uri) for info in open_output(str(tmp_path / "out")).shards]
+    assert tuple(encoding_of(pq.ParquetFile(path)) for path in shards) == ENCODINGS
+    assert len([*shards[0].parent.iterdir()]) == len(shards) + 1, "and there is one more"
+
+
+def test_training_goes_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("demo", "films"):
+        write_output(tmp_path / "out" / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks_of(TRAINING):
+        run(block, names)
+    assert names["clip"].clip_id == names["output"].clip(names["clip"].clip_id).clip_id
+    assert len(names["first"]) == 6
+    assert names["mix"].clips_per_epoch == [17, 7]
+
+
+def by_tool() -> dict[str, str]:
+    tools = ("pyarrow", "duckdb", "polars", "datasets", "ray")
+    found = {
+        tool: block
+        for block in blocks_of(TOOLS)
+        for tool in tools
+        if re.search(rf"^(import|from) {tool}\b", block, re.MULTILINE)
+    }
+    assert set(found) == set(tools), "a tool has lost its snippet"
+    return found
+
+
+def common(output: Output) -> dict[str, Any]:
+    """What the snippets share: the list of shards, and how a row becomes a grid."""
+    names: dict[str, Any] = {}
+    for block in blocks_of(TOOLS):
+        if block not in by_tool().values():
+            run(block, names)
+    assert [Path(shard).resolve() for shard in names["shards"]] == [
+        Path(info.uri).resolve() for info in output.shards
+    ]
+    return names
+
+
+def test_pyarrow_gives_the_same_codes(output: Output) -> None:
+    names = common(output)
+    run(by_tool()["pyarrow"], names)
+    assert names["flat"].dtype == output.tokenizer.numpy_dtype
+    assert_same(names["table"].to_pylist(), output, names["grid"])
+
+
+@pytest.mark.parametrize("tool", ["duckdb", "polars", "datasets"])
+def test_other_tools_give_the_same_codes(
+    tool: str, output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip(tool, reason="has no build for Python 3.10")
+    names = common(output)
+    run(by_tool()[tool], names)
+    if tool == "datasets":
+        assert_same(names["dataset"], output, names["grid"])
+        return
+    rows = of_arrays(names["arrays"]) if tool == "duckdb" else names["frame"].to_dicts()
+    assert names["flat"].dtype == output.tokenizer.numpy_dtype
+    assert_same(rows, output, names["grid"])
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data by itself
+def test_ray_data_gives_the_same_codes(
+    output: Output, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pandas", reason="Ray Data wants it")
+    ray = importlib.import_module("ray")
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    names = common(output)
+    try:
+        run(by_tool()["ray"], names)
+        assert_same(names["rows"].iter_rows(), output, names["grid"])
+    finally:
+        ray.shutdown()
