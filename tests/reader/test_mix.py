@@ -151,7 +151,7 @@ def test_without_shuffling_outputs_come_as_they_stand(caches: list[CodeCache]) -
 def test_stops_and_other_worlds_lose_and_double_nothing(
     caches: list[CodeCache], data: st.DataObject
 ) -> None:
-    weights = data.draw(st.sampled_from([[1, 1], [0.9, 0.1], [0.25, 0.75]]))
+    weights = data.draw(st.sampled_from([[1.0, 1.0], [0.9, 0.1], [0.25, 0.75]]))
 
     def mix_of(rank: int = 0, world: int = 1) -> ClipMix:
         mix = ClipMix(caches, weights, epoch_clips=50, seed=1, rank=rank, world_size=world)

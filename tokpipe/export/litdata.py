@@ -21,10 +21,10 @@ from tokpipe.export.packed import FILE_BYTES, Broken, fields_in, files_of, sampl
 from tokpipe.reader import Output
 
 _FIELDS = {"clip_id": "str", "codes": "numpy", "json": "str"}
-_TYPES = {5: np.dtype("<u2"), 6: np.dtype("<u4")}
+_TYPES: dict[int, np.dtype[Any]] = {5: np.dtype("<u2"), 6: np.dtype("<u4")}
 """Of arrays, by litdata's number for them."""
 _NUMBERS = {dtype: number for number, dtype in _TYPES.items()}
-_LEAF = {"type": None, "context": None, "children_spec": []}
+_LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
 def write(output: Output, folder: Path) -> None:

@@ -22,7 +22,7 @@ from tokpipe.export.described import described
 from tokpipe.export.packed import FILE_BYTES, Broken, fields_in, files_of, sample_of
 from tokpipe.reader import Output
 
-_SIDES = [np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4")]
+_SIDES: list[np.dtype[Any]] = [np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4")]
 """Types that a shape is written in: the smallest that holds it."""
 
 

@@ -86,7 +86,7 @@ class EpochOrder:
 
 def random_bits(number: int, *seeds: int | Sequence[int]) -> NDArray[np.uint64]:
     """(number,) drawn from all 64 bits, the same on every machine."""
-    sequence = np.random.SeedSequence(seeds)  # type: ignore[arg-type]  # takes sequences within
+    sequence = np.random.SeedSequence(seeds)
     bits: NDArray[np.uint64] = np.random.PCG64(sequence).random_raw(number)
     return bits
 
