@@ -60,11 +60,15 @@ class Inspection:
     """A look at an output."""
 
     output: Output
-    num_shards: int
-    """Shards whose codes were counted, spread evenly over all."""
+    shards: tuple[int, ...]
+    """Positions of the shards whose codes were counted, spread evenly over all."""
     usage: CodeUsage
     clips: list[Clip] = field(default_factory=list)
     """The first of the first shard."""
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.shards)
 
     def to_json(self) -> str:
         """All of it on one line, with the counts of 64 equal parts of the codebook."""
@@ -148,16 +152,16 @@ def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspe
     """
     total = len(output.shards)
     number = min(num_shards, total) or total
-    chosen = [index * total // number for index in range(number)]
+    chosen = tuple(index * total // number for index in range(number))
     return Inspection(
         output,
-        number,
+        chosen,
         _usage(output, chosen),
         list(islice(output.clips(), num_clips)) if num_clips else [],
     )
 
 
-def _usage(output: Output, shards: list[int]) -> CodeUsage:
+def _usage(output: Output, shards: tuple[int, ...]) -> CodeUsage:
     codes: NDArray[np.int64] = np.zeros(0, np.int64)
     counts: NDArray[np.int64] = np.zeros(0, np.int64)
     for index in shards:

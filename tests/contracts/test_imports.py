@@ -39,6 +39,8 @@ ARROWS: dict[str, set[str]] = {
     "rejections": {"reader"} | LIGHT,
     "inspection": {"reader"} | LIGHT,
     "export": {"reader"} | LIGHT,
+    "report": {*("formats", "inspection", "quality", "reader", "reconstruct", "runtime", "storage")}
+    | LIGHT,
     "forecast": {*("chunks", "config", "formats", "media", "plan", "stages", "storage")} | LIGHT,
     "status": {"formats", "storage"} | LIGHT,
     "convert": {"config", "formats", "models"} | LIGHT,
@@ -68,6 +70,7 @@ ARROWS: dict[str, set[str]] = {
             "reader",
             "reconstruct",
             "rejections",
+            "report",
             "runtime",
             "status",
         ),

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.pages import Block, blocks_of
 from tests.reader.encodings import ENCODINGS, encoding_of, write_output
 from tokpipe.reader import Output, open_output
 
-PAGE = Path(__file__).parents[2] / "docs/reading.md"
-TRAINING, TOOLS = PAGE.read_text().split("\n## With other tools\n")
+BLOCKS = [block for block in blocks_of("docs/reading.md") if block.language == "python"]
+FIRST_OF_TOOLS = next(n for n, block in enumerate(BLOCKS) if '"manifest"' in block.code)
+TRAINING, TOOLS = BLOCKS[:FIRST_OF_TOOLS], BLOCKS[FIRST_OF_TOOLS:]
 BOTH_WIDTHS = pytest.mark.parametrize("codebook_size", [8192, 262_144])
 
 pytestmark = [
@@ -24,12 +26,8 @@ pytestmark = [
 ]
 
 
-def blocks_of(text: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def run(block: str, names: dict[str, Any]) -> None:
-    exec(compile(block, "docs/reading.md", "exec"), names)
+def run(block: Block, names: dict[str, Any]) -> None:
+    exec(compile(block.code, str(block), "exec"), names)
 
 
 @pytest.fixture
@@ -74,20 +72,20 @@ def test_training_goes_as_the_page_says(tmp_path: Path, monkeypatch: pytest.Monk
         write_output(tmp_path / "out" / name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in blocks_of(TRAINING):
+    for block in TRAINING:
         run(block, names)
     assert names["clip"].clip_id == names["output"].clip(names["clip"].clip_id).clip_id
     assert len(names["first"]) == 6
     assert names["mix"].clips_per_epoch == [17, 7]
 
 
-def by_tool() -> dict[str, str]:
+def by_tool() -> dict[str, Block]:
     tools = ("pyarrow", "duckdb", "polars", "datasets", "ray")
     found = {
         tool: block
-        for block in blocks_of(TOOLS)
+        for block in TOOLS
         for tool in tools
-        if re.search(rf"^(import|from) {tool}\b", block, re.MULTILINE)
+        if re.search(rf"^(import|from) {tool}\b", block.code, re.MULTILINE)
     }
     assert set(found) == set(tools), "a tool has lost its snippet"
     return found
@@ -96,7 +94,7 @@ def by_tool() -> dict[str, str]:
 def common(output: Output) -> dict[str, Any]:
     """What the snippets share: the list of shards, and how a row becomes a grid."""
     names: dict[str, Any] = {}
-    for block in blocks_of(TOOLS):
+    for block in TOOLS:
         if block not in by_tool().values():
             run(block, names)
     assert names["shards"] == [str(Path(info.uri).resolve()) for info in output.shards]

@@ -88,6 +88,16 @@ class Output:
         return self._state.totals
 
     @property
+    def num_entries(self) -> int:
+        """Entries of the manifest."""
+        return self._state.next_seq
+
+    @property
+    def num_rows_done(self) -> int:
+        """Rows of the plan of which every clip is tokenized or rejected."""
+        return self._state.committed.num_done
+
+    @property
     def num_clips(self) -> int:
         """Tokenized clips."""
         return self._state.totals.num_clips
@@ -103,7 +113,7 @@ class Output:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, by id within each."""
         for info, shard in self._opened():
-            table = self._side_table(info)
+            table = self.side_table(info)
             rows_of_clips = shard.clips()
             for rows, record in zip_longest(rows_of_clips, _records(table)):
                 yield _clip(info, rows, record)
@@ -121,15 +131,22 @@ class Output:
             entries = iter_entries(self.store, to_seq=self._state.next_seq)
             self._index = ClipIndex.of_entries(entries)
         for number in self._index.shards_of(clip_id):
-            shard, table = self._kept_open(number)
-            if rows := shard.clip(clip_id):
-                records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
-                return _clip(self.shards[number], rows, records[0] if records else None)
+            if clip := self.clip_of_shard(number, clip_id):
+                return clip
         raise NotFound(
             f"{self.store.uri}: holds no tokenized clip {clip_id!r}. It may be rejected, or not be "
             "committed when this output was opened. Look for it in rejected(), or open the output "
             "again."
         )
+
+    def clip_of_shard(self, number: int, clip_id: str) -> Clip | None:
+        """Return one clip of shard ``number``, or None if it is not in there. Needs no index."""
+        shard, table = self._kept_open(number)
+        rows = shard.clip(clip_id)
+        if not rows:
+            return None
+        records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
+        return _clip(self.shards[number], rows, records[0] if records else None)
 
     @property
     def schema(self) -> pa.Schema:
@@ -151,11 +168,21 @@ class Output:
     def iter_side_tables(self) -> Iterator[pa.Table]:
         """Yield each shard's side table: one row per clip, with the carried columns."""
         for info in self.shards:
-            yield self._side_table(info)
+            yield self.side_table(info)
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a shard whole and compare it with the manifest, even where ``verify`` is off."""
         return self._reader(info, self._verified_bytes(info), verify=True)
+
+    def side_table(self, info: ShardInfo) -> pa.Table:
+        """One row per clip of a shard, with the carried columns."""
+        return read_side_table(
+            info.side_table_uri,
+            self._get(info.side_table),
+            size_bytes=info.side_table_size_bytes,
+            sha256_hex=info.side_table_sha256,
+            verify=self.verify,
+        )
 
     def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open one shard after the other, while the bytes of the next are fetched and hashed."""
@@ -179,7 +206,7 @@ class Output:
             self._verified_bytes(info)
             self._verified.add(number)
         ranged = self._ranged_file(info)
-        opened = self._reader(info, ranged), self._side_table(info)
+        opened = self._reader(info, ranged), self.side_table(info)
         self._open[number] = opened
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -207,15 +234,6 @@ class Output:
         data = self._get(info.key)
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
-
-    def _side_table(self, info: ShardInfo) -> pa.Table:
-        return read_side_table(
-            info.side_table_uri,
-            self._get(info.side_table),
-            size_bytes=info.side_table_size_bytes,
-            sha256_hex=info.side_table_sha256,
-            verify=self.verify,
-        )
 
     def _get(self, key: str) -> bytes:
         try:

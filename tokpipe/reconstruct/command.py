@@ -84,10 +84,22 @@ def decode_clip(
     compare: bool,
     device: str = "auto",
 ) -> Decoded:
-    """Turn a clip's codes back into frames and write them to ``path``.
+    """Turn a clip's codes back into frames and write them to ``path``; see ``write_clip``.
 
     Args:
         clip_id: which clip; the first of the output if None.
+    """
+    _check_path(path)
+    output = open_output(output_uri)
+    return write_clip(output, _find(output, clip_id), path, compare=compare, device=device)
+
+
+def write_clip(
+    output: Output, clip: Clip, path: Path, *, compare: bool, device: str = "auto"
+) -> Decoded:
+    """Turn the codes of a clip of ``output`` back into frames and write them to ``path``.
+
+    Args:
         path: ``.mp4`` for the whole clip, ``.png`` for a grid of frames from it.
         compare: read the source again, measure PSNR and SSIM against it, and show it too: on the
             left of a video, above each row of a picture.
@@ -97,16 +109,8 @@ def decode_clip(
         TokpipeError: there is no such output or clip, its tokenizer has no decoder, or its
             weights or source are not what they were.
     """
-    if path.suffix not in (".mp4", ".png"):
-        raise ConfigError(
-            f"{path}: ends in {path.suffix or 'nothing'}, and frames are written as .mp4 (all of "
-            "them) or .png (a few, side by side): give the file one of these endings"
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist, so nothing can be written: make it")
-    output = open_output(output_uri)
+    _check_path(path)
     job = output.record.job_config(output.store.uri)
-    clip = _find(output, clip_id)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     frames = Reconstructor(job, output.tokenizer, device).frames(clip.chunks)
@@ -136,6 +140,16 @@ def decode_clip(
         picture.finish()
     quality = None if comparison is None else comparison.quality()
     return Decoded(clip, total, (height, width), quality, path)
+
+
+def _check_path(path: Path) -> None:
+    if path.suffix not in (".mp4", ".png"):
+        raise ConfigError(
+            f"{path}: ends in {path.suffix or 'nothing'}, and frames are written as .mp4 (all of "
+            "them) or .png (a few, side by side): give the file one of these endings"
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: its folder does not exist, so nothing can be written: make it")
 
 
 def _find(output: Output, clip_id: str | None) -> Clip:

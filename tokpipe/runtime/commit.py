@@ -14,6 +14,7 @@ from tokpipe.errors import Fenced, RuntimeFault, StorageError
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
+    ActorUse,
     Claim,
     EncoderUse,
     ManifestEntry,
@@ -92,14 +93,15 @@ class Committer:
         self.state = state
         self.writer = writer
         self.checkpoint_every = checkpoint_every
-        self._untold = EncoderUse()
-        """Encoder seconds of commits that had nothing to add."""
+        self._untold = EncoderUse(), ActorUse()
+        """Seconds of commits that had nothing to add."""
 
     def commit(
         self,
         receipts: Sequence[Receipt],
         rejected: Sequence[Rejected],
         encoders: EncoderUse | None = None,
+        actors: ActorUse | None = None,
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
@@ -109,12 +111,15 @@ class Committer:
             Fenced: another driver took the sequence number.
             StorageError: the store gave no answer; the entry may or may not exist.
         """
-        if encoders is not None:
-            self._untold += encoders
+        self._untold = (
+            self._untold[0] + (encoders or EncoderUse()),
+            self._untold[1] + (actors or ActorUse()),
+        )
         entry = self.entry(
             shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
             rejected=tuple(one for one in rejected if not self._has(one.ref)),
-            encoders=self._untold,
+            encoders=self._untold[0],
+            actors=self._untold[1],
         )
         if not (entry.shards or entry.rejected):
             return
@@ -125,7 +130,7 @@ class Committer:
                 "if it happens twice, report it."
             )
         self.append(entry)
-        self._untold = EncoderUse()
+        self._untold = EncoderUse(), ActorUse()
 
     def reopen(self, rejected: Iterable[Rejected]) -> int:
         """Withdraw rejections, so that their clips are work again; returns how many.
