@@ -40,7 +40,10 @@ ARROWS: dict[str, set[str]] = {
     "rejections": {"reader"} | LIGHT,
     "inspection": {"reader"} | LIGHT,
     "export": {"reader"} | LIGHT,
-    "report": {*("formats", "inspection", "quality", "reader", "reconstruct", "runtime", "storage")}
+    "report": {
+        *("formats", "inspection", "media", "quality", "reader", "reconstruct", "runtime"),
+        "status",
+    }
     | LIGHT,
     "forecast": {*("chunks", "config", "formats", "media", "plan", "stages", "storage")} | LIGHT,
     "status": {"formats", "storage"} | LIGHT,

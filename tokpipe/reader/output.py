@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -88,14 +88,9 @@ class Output:
         return self._state.totals
 
     @property
-    def num_entries(self) -> int:
-        """Entries of the manifest."""
-        return self._state.next_seq
-
-    @property
-    def num_rows_done(self) -> int:
-        """Rows of the plan of which every clip is tokenized or rejected."""
-        return self._state.committed.num_done
+    def state(self) -> ManifestState:
+        """What the manifest comes to: totals, and which plan rows are settled."""
+        return self._state
 
     @property
     def num_clips(self) -> int:
@@ -113,7 +108,7 @@ class Output:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, by id within each."""
         for info, shard in self._opened():
-            table = self.side_table(info)
+            table = self._side_table(info)
             rows_of_clips = shard.clips()
             for rows, record in zip_longest(rows_of_clips, _records(table)):
                 yield _clip(info, rows, record)
@@ -131,7 +126,8 @@ class Output:
             entries = iter_entries(self.store, to_seq=self._state.next_seq)
             self._index = ClipIndex.of_entries(entries)
         for number in self._index.shards_of(clip_id):
-            if clip := self.clip_of_shard(number, clip_id):
+            shard, table = self._kept_open(number)
+            if clip := _clip_in(self.shards[number], shard, table, clip_id):
                 return clip
         raise NotFound(
             f"{self.store.uri}: holds no tokenized clip {clip_id!r}. It may be rejected, or not be "
@@ -139,14 +135,14 @@ class Output:
             "again."
         )
 
-    def clip_of_shard(self, number: int, clip_id: str) -> Clip | None:
-        """Return one clip of shard ``number``, or None if it is not in there. Needs no index."""
-        shard, table = self._kept_open(number)
-        rows = shard.clip(clip_id)
-        if not rows:
-            return None
-        records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
-        return _clip(self.shards[number], rows, records[0] if records else None)
+    def clips_of(
+        self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
+    ) -> Iterator[Clip]:
+        """Yield those of the clips that a shard holds, which was opened already."""
+        table = self._side_table(info)
+        for clip_id in clip_ids:
+            if clip := _clip_in(info, shard, table, clip_id):
+                yield clip
 
     @property
     def schema(self) -> pa.Schema:
@@ -168,21 +164,11 @@ class Output:
     def iter_side_tables(self) -> Iterator[pa.Table]:
         """Yield each shard's side table: one row per clip, with the carried columns."""
         for info in self.shards:
-            yield self.side_table(info)
+            yield self._side_table(info)
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a shard whole and compare it with the manifest, even where ``verify`` is off."""
         return self._reader(info, self._verified_bytes(info), verify=True)
-
-    def side_table(self, info: ShardInfo) -> pa.Table:
-        """One row per clip of a shard, with the carried columns."""
-        return read_side_table(
-            info.side_table_uri,
-            self._get(info.side_table),
-            size_bytes=info.side_table_size_bytes,
-            sha256_hex=info.side_table_sha256,
-            verify=self.verify,
-        )
 
     def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open one shard after the other, while the bytes of the next are fetched and hashed."""
@@ -206,7 +192,7 @@ class Output:
             self._verified_bytes(info)
             self._verified.add(number)
         ranged = self._ranged_file(info)
-        opened = self._reader(info, ranged), self.side_table(info)
+        opened = self._reader(info, ranged), self._side_table(info)
         self._open[number] = opened
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -235,6 +221,15 @@ class Output:
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
 
+    def _side_table(self, info: ShardInfo) -> pa.Table:
+        return read_side_table(
+            info.side_table_uri,
+            self._get(info.side_table),
+            size_bytes=info.side_table_size_bytes,
+            sha256_hex=info.side_table_sha256,
+            verify=self.verify,
+        )
+
     def _get(self, key: str) -> bytes:
         try:
             return self.store.get(key)
@@ -244,6 +239,14 @@ class Output:
 
 def _missing(uri: str) -> CorruptOutput:
     return damaged(uri, "it is missing, though the manifest lists it")
+
+
+def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str) -> Clip | None:
+    rows = shard.clip(clip_id)
+    if not rows:
+        return None
+    records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
+    return _clip(info, rows, records[0] if records else None)
 
 
 def _records(table: pa.Table) -> Iterator[dict[str, Any]]:

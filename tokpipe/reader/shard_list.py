@@ -25,11 +25,6 @@ class ShardList(Sequence[ShardInfo]):
         return num
 
     @property
-    def table(self) -> pa.Table:
-        """The same as columns, by SHARD_LIST_SCHEMA."""
-        return self._table
-
-    @property
     def row_starts(self) -> NDArray[np.int64]:
         """Position of each shard's first row among the rows of all, and at the end their number."""
         counts = self._table.column("num_rows").to_numpy()

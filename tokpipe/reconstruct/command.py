@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
-from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.quality import Comparison, Quality
 from tokpipe.reader import Clip, Output, open_output
-from tokpipe.reconstruct.reconstructor import Reconstructor
-from tokpipe.reconstruct.source import Rechunked, SourceFrames
+from tokpipe.reconstruct.side_by_side import SideBySide
 
 GRID_FRAMES = 8
 """Frames that a picture shows."""
@@ -84,22 +80,10 @@ def decode_clip(
     compare: bool,
     device: str = "auto",
 ) -> Decoded:
-    """Turn a clip's codes back into frames and write them to ``path``; see ``write_clip``.
+    """Turn a clip's codes back into frames and write them to ``path``.
 
     Args:
         clip_id: which clip; the first of the output if None.
-    """
-    _check_path(path)
-    output = open_output(output_uri)
-    return write_clip(output, _find(output, clip_id), path, compare=compare, device=device)
-
-
-def write_clip(
-    output: Output, clip: Clip, path: Path, *, compare: bool, device: str = "auto"
-) -> Decoded:
-    """Turn the codes of a clip of ``output`` back into frames and write them to ``path``.
-
-    Args:
         path: ``.mp4`` for the whole clip, ``.png`` for a grid of frames from it.
         compare: read the source again, measure PSNR and SSIM against it, and show it too: on the
             left of a video, above each row of a picture.
@@ -109,40 +93,6 @@ def write_clip(
         TokpipeError: there is no such output or clip, its tokenizer has no decoder, or its
             weights or source are not what they were.
     """
-    _check_path(path)
-    job = output.record.job_config(output.store.uri)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    frames = Reconstructor(job, output.tokenizer, device).frames(clip.chunks)
-    total = sum(chunk.n_frames for chunk in clip.chunks)
-    comparison = Comparison() if compare else None
-    height = width = 0
-    with ExitStack() as stack:
-        picture: _Mp4 | _Png
-        if path.suffix == ".mp4":
-            picture = _Mp4(stack.enter_context(VideoWriter(path, clip.fps)))
-        else:
-            picture = _Png(path, total, with_source=compare)
-        sources: Rechunked | None = None
-        if compare:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
-            source = SourceFrames(job, plan, scratch)
-            stack.callback(source.close)
-            sources = Rechunked(source.frames(clip))
-        for block in frames:
-            height, width = block.shape[1:3]
-            original = None
-            if comparison is not None and sources is not None:
-                original = sources.take(len(block), clip)
-                comparison.add(original, block)
-            picture.add(block, original)
-        picture.finish()
-    quality = None if comparison is None else comparison.quality()
-    return Decoded(clip, total, (height, width), quality, path)
-
-
-def _check_path(path: Path) -> None:
     if path.suffix not in (".mp4", ".png"):
         raise ConfigError(
             f"{path}: ends in {path.suffix or 'nothing'}, and frames are written as .mp4 (all of "
@@ -150,6 +100,26 @@ def _check_path(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist, so nothing can be written: make it")
+    output = open_output(output_uri)
+    clip = _find(output, clip_id)
+    total = sum(chunk.n_frames for chunk in clip.chunks)
+    comparison = Comparison() if compare else None
+    height = width = 0
+    with ExitStack() as stack:
+        both = stack.enter_context(SideBySide(output, device))
+        picture: _Mp4 | _Png
+        if path.suffix == ".mp4":
+            picture = _Mp4(stack.enter_context(VideoWriter(path, clip.fps)))
+        else:
+            picture = _Png(path, total, with_source=compare)
+        for block, original in both.blocks(clip, with_source=compare):
+            height, width = block.shape[1:3]
+            if comparison is not None and original is not None:
+                comparison.add(original, block)
+            picture.add(block, original)
+        picture.finish()
+    quality = None if comparison is None else comparison.quality()
+    return Decoded(clip, total, (height, width), quality, path)
 
 
 def _find(output: Output, clip_id: str | None) -> Clip:

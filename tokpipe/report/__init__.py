@@ -1,5 +1,5 @@
-"""``tokpipe report``: all that an output tells about itself, as one page of HTML."""
+"""``tokpipe report``: an output as one HTML file that needs nothing else to be looked at."""
 
-from tokpipe.report.write import Written, write_report
+from tokpipe.report.write import Report, write_report
 
-__all__ = ["Written", "write_report"]
+__all__ = ["Report", "write_report"]

@@ -1,154 +1,234 @@
-"""Charts as SVG that stands in the page itself, each with its numbers as a table.
+"""Charts as inline SVG: marks stretch with the page, and text keeps its size.
 
-Colours come from the page's style sheet, so that a chart follows its theme.
+So lengths along x are percentages. Paths cannot have those, and stand in an inner SVG that is
+stretched. Every chart has a name for those who do not see it; its numbers stand in a table below.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
-_WIDTH, _HEIGHT = 720, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 26
-NOTHING = "\N{EN DASH}"
-"""What stands in a table where there is no number."""
+from tokpipe.report.markup import Markup, el
+from tokpipe.texts import duration
+
+_TOP, _PLOT, _BELOW = 8, 140, 22
+"""Pixels above, of, and below what is drawn."""
+_UNITS = 1000
+"""Units of the inner SVG along x."""
+_SCALE = 34
+"""Pixels of the numbers beside it, at the least, so that charts side by side line up."""
+_ROW = 44
+"""Pixels of a bar with its label above."""
+_X_TICKS, _Y_TICKS = 5, 4
+"""So many at the most, beside zero."""
+_TIME_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 4 * 3600)
+_LONG_TIME_STEPS_S = (6 * 3600, 12 * 3600, 86_400)
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """One row of numbers, None where there is none. ``colour`` is 1 to 5, of the style sheet's."""
+class Span:
+    """A value that holds from one place to another; None where there is none."""
 
-    name: str
-    values: Sequence[float | None]
-    colour: int = 1
+    begin: float
+    end: float
+    value: float | None
 
 
-def bars(
-    title: str, labels: Sequence[str], series: Series, *, x_ends: tuple[str, str], unit: str
-) -> str:
-    """A bar for each number, with its label and value where a pointer rests.
+@dataclass(frozen=True, slots=True)
+class Tick:
+    at: float
+    text: str
 
-    Args:
-        x_ends: what stands below the first and below the last bar.
-        unit: what is counted.
-    """
-    top = _round_up(max((value or 0.0 for value in series.values), default=0.0))
-    width = (_WIDTH - _LEFT - _RIGHT) / max(1, len(series.values))
-    shapes: list[str] = []
-    for number, (label, value) in enumerate(zip(labels, series.values, strict=True)):
-        height = _scaled(value or 0.0, top)
-        if height <= 0:
-            continue
-        shapes.append(
-            f'<rect class="s{series.colour}" x="{_LEFT + number * width:.1f}" '
-            f'y="{_HEIGHT - _BOTTOM - height:.1f}" width="{max(0.8, width - 0.8):.1f}" '
-            f'height="{height:.1f}"><title>{escape(label)}: {value:,.0f} {escape(unit)}</title>'
-            "</rect>"
+
+def steps_chart(
+    name: str, spans: Sequence[Span], *, ticks: Sequence[Tick], marks: Iterable[float] = ()
+) -> Markup:
+    """An area over time, level by level; ``marks`` are moments to point out."""
+    end = max([span.end for span in spans], default=0.0) or 1.0
+    top = ticks[-1].at or 1.0
+    outlines = [_outline(run, end, top) for run in _runs(spans)]
+    inner = el(
+        "svg",
+        *(el("path", d=f"{path}V{_PLOT}H{left:g}Z", class_="area") for left, path in outlines),
+        *(el("path", d=path, class_="line") for _, path in outlines),
+        y=_TOP,
+        width="100%",
+        height=_PLOT,
+        viewBox=f"0 0 {_UNITS} {_PLOT}",
+        preserveAspectRatio="none",
+    )
+    lines = (
+        el("line", x1=x, x2=x, y1=_TOP, y2=_TOP + _PLOT, class_="mark")
+        for x in (_percent(mark / end) for mark in marks)
+    )
+    axis = _axis(_time_ticks(end), end)
+    return _plot(name, ticks, *_gridlines(ticks), inner, *lines, *axis)
+
+
+def columns_chart(
+    name: str, counts: Sequence[int], titles: Sequence[str], *, x_ticks: Sequence[Tick]
+) -> Markup:
+    """A histogram: a column for each count; ticks stand at places from 0 to their number."""
+    ticks = count_ticks(max(counts, default=0), whole=True)
+    top, width = ticks[-1].at or 1.0, 1 / max(1, len(counts))
+    gap = min(0.15 * width, 0.004)
+    columns = (
+        el(
+            "rect",
+            el("title", title),
+            x=_percent(index * width + gap / 2),
+            width=_percent(width - gap),
+            y=_TOP + _PLOT * (1 - count / top),
+            height=_PLOT * count / top,
+            class_="column",
         )
-    return _figure(title, "".join(shapes), top, unit, x_ends, labels, [series])
+        for index, (count, title) in enumerate(zip(counts, titles, strict=True))
+        if count
+    )
+    return _plot(name, ticks, *_gridlines(ticks), *columns, *_axis(x_ticks, len(counts)))
 
 
-def lines(
-    title: str,
-    labels: Sequence[str],
-    series: Sequence[Series],
-    *,
-    x_ends: tuple[str, str],
-    unit: str,
-    top: float | None = None,
-) -> str:
-    """A line for each series, over the same places. ``top``: the highest value; theirs if None."""
-    values = [value for one in series for value in one.values if value is not None]
-    top = _round_up(max(values, default=0.0)) if top is None else top
-    step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(labels))
-    shapes: list[str] = []
-    for one in series:
-        points: list[str] = []
-        parts: list[list[str]] = [points]
-        for number, value in enumerate(one.values):
-            if value is None:  # a gap: nothing was known then
-                parts.append(points := [])
-                continue
-            y = _HEIGHT - _BOTTOM - _scaled(value, top)
-            points += (f"{_LEFT + x * step:.1f},{y:.1f}" for x in (number, number + 1))
-        shapes += (
-            f'<polyline class="l{one.colour}" points="{" ".join(part)}"/>' for part in parts if part
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a bar: its share of the whole width, and what it is."""
+
+    share: float
+    kind: str
+    """A class of the style sheet."""
+    title: str
+
+
+def bars_chart(name: str, rows: Iterable[tuple[str, str, Sequence[Part]]]) -> Markup:
+    """Horizontal bars of (label, value, parts), each on a track that stands for all of it."""
+    marks: list[Markup] = []
+    index = -1
+    for index, (label, value, parts) in enumerate(rows):
+        y = index * _ROW
+        marks += [
+            el("text", label, x=0, y=y + 16, class_="name"),
+            el("text", value, x="100%", y=y + 16, text_anchor="end", class_="value"),
+            el("rect", x=0, width="100%", y=y + 24, height=10, class_="track"),
+        ]
+        left = 0.0
+        for part in parts:
+            marks.append(
+                el(
+                    "rect",
+                    el("title", part.title),
+                    x=_percent(left),
+                    width=_percent(min(part.share, 1 - left)),
+                    y=y + 24,
+                    height=10,
+                    class_=part.kind,
+                )
+            )
+            left = min(1.0, left + part.share)
+    svg = el("svg", *marks, class_="chart", width="100%", height=_ROW * (index + 1))
+    return _image(name, svg)
+
+
+def count_ticks(largest: float, *, whole: bool = False) -> list[Tick]:
+    """From 0 to the first round number that is not below ``largest``; ``whole`` numbers only."""
+    if largest <= 0:
+        return [Tick(0, "0")]
+    rough = largest / _Y_TICKS
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    step = max(1.0, step) if whole else step
+    return [Tick(i * step, _number(i * step)) for i in range(math.ceil(largest / step) + 1)]
+
+
+def share_ticks() -> list[Tick]:
+    """0 % to 100 %."""
+    return [Tick(i / 2, f"{i / 2:.0%}") for i in range(3)]
+
+
+def _number(value: float) -> str:
+    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == ' k' else size):g}{unit}"
+    return f"{value:,g}"
+
+
+def _time_ticks(end_s: float) -> list[Tick]:
+    steps = (*_TIME_STEPS_S, *_LONG_TIME_STEPS_S)
+    days = 86_400 * max(1, math.ceil(end_s / _X_TICKS / 86_400))
+    step = next((one for one in steps if one * _X_TICKS >= end_s), days)
+    return [Tick(i * step, duration(i * step)) for i in range(int(end_s / step) + 1)]
+
+
+def _runs(spans: Iterable[Span]) -> Iterator[list[tuple[float, float, float]]]:
+    """Yield stretches of spans without a gap of values."""
+    run: list[tuple[float, float, float]] = []
+    for span in spans:
+        if span.value is not None:
+            run.append((span.begin, span.end, span.value))
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _outline(run: list[tuple[float, float, float]], end: float, top: float) -> tuple[float, str]:
+    """Where a stretch begins, and its upper edge as a path."""
+    x = [round(_UNITS * begin / end, 2) for begin, _, _ in run] + [_UNITS * run[-1][1] / end]
+    y = [_PLOT * (1 - min(1.0, value / top)) for _, _, value in run]
+    pieces = [f"V{level:.2f}H{right:.2f}" for level, right in zip(y, x[1:], strict=True)]
+    return x[0], f"M{x[0]:g} {y[0]:.2f}" + "".join(pieces)
+
+
+def _gridlines(ticks: Sequence[Tick]) -> Iterator[Markup]:
+    for tick in ticks:
+        y = _height(tick, ticks)
+        yield el("line", x1=0, x2="100%", y1=y, y2=y, class_="axis" if not tick.at else "grid")
+
+
+def _height(tick: Tick, ticks: Sequence[Tick]) -> float:
+    return _TOP + _PLOT * (1 - tick.at / (ticks[-1].at or 1.0))
+
+
+def _axis(ticks: Sequence[Tick], end: float) -> Iterator[Markup]:
+    for tick in ticks:
+        share = tick.at / (end or 1.0)
+        anchor = "start" if share < 0.04 else "end" if share > 0.94 else "middle"
+        yield el(
+            "text",
+            tick.text,
+            x=_percent(share),
+            y=_TOP + _PLOT + 16,
+            text_anchor=anchor,
+            class_="tick",
         )
-    return _figure(title, "".join(shapes), top, unit, x_ends, labels, series)
 
 
-def _figure(
-    title: str,
-    shapes: str,
-    top: float,
-    unit: str,
-    x_ends: tuple[str, str],
-    labels: Sequence[str],
-    series: Sequence[Series],
-) -> str:
-    name = re.sub(r"\W+", "-", title.lower())
-    floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    ticks = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-        f"{_short(top * part)}</text>"
-        for part in (0.0, 0.5, 1.0)
-        for y in [floor - part * (floor - _TOP)]
+def _plot(name: str, ticks: Sequence[Tick], *marks: Markup) -> Markup:
+    """What was drawn, to the right of the numbers that its height stands for."""
+    height = _TOP + _PLOT + _BELOW
+    numbers = (
+        el(
+            "text",
+            tick.text,
+            x="100%",
+            y=_height(tick, ticks) + 4,
+            text_anchor="end",
+            class_="tick",
+        )
+        for tick in ticks
     )
-    ends = "".join(
-        f'<text class="tick" x="{x}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{escape(text)}</text>'
-        for x, anchor, text in zip((_LEFT, right), ("start", "end"), x_ends, strict=True)
-    )
-    legend = ""
-    if len(series) > 1:
-        keys = "".join(f'<li class="k{one.colour}">{escape(one.name)}</li>' for one in series)
-        legend = f'<ul class="legend">{keys}</ul>'
-    return (
-        f'<figure><figcaption id="{name}">{escape(title)} <span>{escape(unit)}</span></figcaption>'
-        f'{legend}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{name}">'
-        f"{ticks}{ends}{shapes}</svg>{_table(labels, series)}</figure>"
+    width = max(_SCALE, 7 * max(len(tick.text) for tick in ticks))
+    return _image(
+        name,
+        el("svg", *numbers, class_="chart scale", width=width, height=height),
+        el("svg", *marks, class_="chart", width="100%", height=height),
     )
 
 
-def _table(labels: Sequence[str], series: Sequence[Series]) -> str:
-    head = "".join(f'<th scope="col">{escape(one.name)}</th>' for one in series)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>'
-        + "".join(f"<td>{_number(one.values[number])}</td>" for one in series)
-        + "</tr>"
-        for number, label in enumerate(labels)
-    )
-    return (
-        "<details><summary>Numbers of this chart</summary>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Numbers of the chart above">'
-        f'<table><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div></details>"
-    )
+def _image(name: str, *drawn: Markup) -> Markup:
+    return el("div", *drawn, class_="plot", role="img", aria_label=name)
 
 
-def _scaled(value: float, top: float) -> float:
-    return (_HEIGHT - _BOTTOM - _TOP) * min(value / top, 1.0) if top > 0 else 0.0
-
-
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5 and 5 times a power of ten."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value * 0.9999)
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
+def _percent(share: float) -> str:
+    return f"{100 * share:.3f}".rstrip("0").rstrip(".") + "%"

@@ -1,105 +1,147 @@
-"""All that the page shows, gathered from an output."""
+"""Everything that a report shows, gathered from an output."""
 
 from __future__ import annotations
 
-import base64
-import random
-import tempfile
-from dataclasses import dataclass, field
-from pathlib import Path
+import math
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tokpipe.errors import TokpipeError
-from tokpipe.inspection import Inspection, inspect
-from tokpipe.quality import Quality
+import tokpipe
+from tokpipe.formats.job_record import JobRecord
 from tokpipe.reader import Output
-from tokpipe.redact import redact
-from tokpipe.report.history import History, read_history
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One clip beside what its codes still know of it."""
-
-    clip_id: str
-    source_uri: str
-    png: str
-    """A picture in base64: frames of the source, and those of the codes below them."""
-    quality: Quality
+from tokpipe.report.groups import read_groups
+from tokpipe.report.history import History
+from tokpipe.report.pairs import Pairs, make_pairs
+from tokpipe.report.refusals import Refusal, Refusals
+from tokpipe.report.sample import Sample, take_sample
+from tokpipe.runtime.speed import Speed
+from tokpipe.status import Status, status_of
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What there is to tell about an output."""
+    """An output at one moment."""
 
-    output: Output
+    made_at: str
+    """UTC, ISO 8601."""
+    made_by: str
+    """Version of tokpipe."""
+    record: JobRecord
+    status: Status
+    num_entries: int
+    num_read: int
+    """Of them: what was made is exact, and when it was made lies between the times of these."""
     history: History
-    inspection: Inspection
-    """Codes of some of its shards, counted."""
-    clip_frames: NDArray[np.int64]
-    """Frames of each clip of these shards."""
-    pairs: list[Pair] = field(default_factory=list)
-    why_no_pairs: str | None = None
-    """What kept clips from being decoded."""
+    refusals: list[Refusal]
+    sample: Sample
+    pairs: Pairs | None
+    """None if none were asked for."""
 
     @property
-    def num_rows(self) -> int:
-        return self.output.record.num_rows
+    def bits_per_code(self) -> float | None:
+        """Of everything that is stored; None before there are codes."""
+        totals = self.status.totals
+        return 8 * totals.size_bytes / totals.num_codes if totals.num_codes else None
+
+    @property
+    def bits_at_most(self) -> float:
+        """Of a code that is drawn evenly from the codebook."""
+        return math.log2(self.record.tokenizer.codebook_size)
+
+    @property
+    def rejected_share(self) -> float:
+        totals = self.status.totals
+        clips = totals.num_clips + totals.num_rejected
+        return totals.num_rejected / clips if clips else 0.0
+
+    @property
+    def frames_per_s(self) -> float | None:
+        """Mean over the time at work; None if that is not known."""
+        worked_s = self.history.worked_s
+        return self.status.totals.num_frames / worked_s if worked_s > 0 else None
+
+    @property
+    def speed(self) -> Speed | None:
+        """Over all runs; None if the manifest does not tell."""
+        return self.history.whole().speed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for programs."""
+        usage, speed = self.sample.usage, self.speed
+        return {
+            "bits_per_code": self.bits_per_code,
+            "frames_per_s": self.frames_per_s,
+            "worked_s": self.history.worked_s,
+            "num_drivers": self.history.num_drivers,
+            "speed_of_light": None if speed is None else speed.share,
+            "limited_by": None if speed is None else speed.limit,
+            "rejected": {one.reason: one.count for one in self.refusals},
+            "sample": {
+                "num_shards": self.sample.num_shards,
+                "num_shards_of": self.sample.num_shards_of,
+                "num_clips": self.sample.num_clips,
+                "num_codes": usage.num_codes,
+                "num_distinct": len(usage.codes),
+                "entropy_bits": usage.entropy_bits,
+                "perplexity": usage.perplexity if usage.num_codes else None,
+                "damaged": self.sample.damaged,
+            },
+            "pairs": None
+            if self.pairs is None
+            else {
+                "problem": self.pairs.problem,
+                "clips": [
+                    {
+                        "clip_id": pair.clip.clip_id,
+                        "psnr_db": _finite(pair.psnr_db),
+                        "ssim": pair.ssim,
+                        "problem": pair.problem,
+                    }
+                    for pair in self.pairs.pairs
+                ],
+            },
+        }
 
 
-def gather(output: Output, *, num_shards: int, num_pairs: int, seed: int = 0) -> Facts:
-    """Read an output's manifest, some of its shards, and the sources of some of its clips.
+def gather(
+    output: Output,
+    *,
+    num_shards: int,
+    num_pairs: int,
+    seed: int,
+    device: str,
+    now: datetime | None = None,
+) -> Facts:
+    """Read the manifest once, a long one in part, and a sample of shards.
 
-    Args:
-        num_shards: shards whose codes and clips are counted, spread evenly; 0 for all.
-        num_pairs: clips to decode and to put beside their sources, 0 for none. That this fails
-            is told in place of them.
+    Memory grows with the number of shards as that of ``output`` does, and with nothing else.
 
     Raises:
-        CorruptOutput: what is read of the output is damaged.
+        CorruptOutput: the manifest is damaged.
     """
-    inspection = inspect(output, num_shards=num_shards, num_clips=0)
-    chosen = random.Random(seed)
-    clips: list[tuple[int, str]] = []
-    frames: list[NDArray[np.int64]] = []
-    for number in inspection.shards:
-        table = output.side_table(output.shards[number])
-        frames.append(table.column("n_frames").to_numpy().astype(np.int64))
-        clips += ((number, clip_id) for clip_id in table.column("clip_id").to_pylist())
-    pairs: list[Pair] = []
-    problem = None
-    if num_pairs and clips:
-        try:
-            for number, clip_id in chosen.sample(clips, min(num_pairs, len(clips))):
-                pairs.append(_pair(output, number, clip_id))
-        except ImportError as error:
-            problem = f"torch is needed to decode codes, and is not installed here ({error})"
-        except TokpipeError as error:
-            problem = redact(str(error))
+    now = now or datetime.now(timezone.utc)
+    status = status_of(output.store, output.record, output.state, now=now)
+    history, refusals = History(), Refusals()
+    num_read = 0
+    for group in read_groups(output):
+        num_read += 1
+        history.add(group)
+        refusals.add(group.entry)
+    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
     return Facts(
-        output,
-        read_history(output.store, output.num_entries, output.shards),
-        inspection,
-        np.concatenate(frames) if frames else np.zeros(0, np.int64),
-        pairs,
-        problem,
+        made_at=now.isoformat(timespec="seconds"),
+        made_by=tokpipe.__version__,
+        record=output.record,
+        status=status,
+        num_entries=output.state.next_seq,
+        num_read=num_read,
+        history=history,
+        refusals=refusals.by_reason(status.totals.rejected),
+        sample=sample,
+        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
     )
 
 
-def _pair(output: Output, number: int, clip_id: str) -> Pair:
-    from tokpipe.reconstruct.command import write_clip  # imports torch
-
-    clip = output.clip_of_shard(number, clip_id)
-    assert clip is not None, "its side table lists it"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pair.png"
-        decoded = write_clip(output, clip, path, compare=True)
-        assert decoded.quality is not None
-        return Pair(
-            clip.clip_id,
-            redact(clip.source_uri),
-            base64.b64encode(path.read_bytes()).decode(),
-            decoded.quality,
-        )
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
