@@ -211,3 +211,7 @@ def events_table() -> str:
     """The events, as a table in Markdown."""
     rows = [f"| `{name}` | {EVENTS[name]} |" for name in get_args(EventName)]
     return "\n".join(["| event | |", "|---|---|", *rows, ""])
+
+
+if __name__ == "__main__":
+    print(events_table(), end="")

@@ -134,3 +134,29 @@ def test_the_rule_for_damage_is_part_of_the_fingerprint_where_it_is_not_the_defa
     marking = job.model_copy(update={"decode": decode})
     settings = fingerprint_settings(marking, weights_hash="w", device="cpu")
     assert settings["decode"] == {"backend": "auto", "on_damage": "mark"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("logs/run.jsonl", "/project/logs/run.jsonl"),
+        ("/tmp/run.jsonl", "/tmp/run.jsonl"),
+        ("'-'", "-"),
+        ("null", None),
+        ("${TOKPIPE_LOG:-}", None),
+        ("${LOGS}/run.jsonl", "/logs/run.jsonl"),
+    ],
+)
+def test_logs_are_local_and_decide_no_code(written: str, meant: str | None) -> None:
+    job = parse(f"{JOB}\nruntime:\n  log_path: {written}\n", {"LOGS": "/logs"})
+    assert job.runtime.log_path == meant
+
+    def settings(job: JobConfig) -> dict[str, object]:
+        return fingerprint_settings(job, weights_hash="w", device="cpu")
+
+    assert settings(job) == settings(parse(JOB))
+
+
+def test_a_log_in_a_store_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.log_path: is a URI, and stores cannot add"):
+        parse(f"{JOB}\nruntime:\n  log_path: s3://b/run.jsonl\n")

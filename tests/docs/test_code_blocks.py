@@ -1,10 +1,11 @@
 """Every block of code on every page holds what it seems to hold.
 
 Blocks are run where that is cheap: those of the quickstart, README.md and docs/output.md by
-tests/end_to_end/test_demo.py, of docs/data.md by tests/sources/test_data_page.py, of docs/models.md
-and docs/tokenizers.md by tests of their own. All blocks, run or not, are held against the program
-here: commands against the real argument parsers, job sections against the models, Python against
-what it imports. CONTRIBUTING.md states the rule.
+tests/end_to_end/test_demo.py, of docs/data.md by tests/sources/test_data_page.py, of
+docs/reading.md by tests/reader/test_reading_page.py, of docs/models.md and docs/tokenizers.md by
+tests of their own. All blocks, run or not, are held against the program here: commands against the
+real argument parsers, job sections against the models, Python against what it imports.
+CONTRIBUTING.md states the rule.
 """
 
 from __future__ import annotations

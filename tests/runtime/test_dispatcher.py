@@ -36,11 +36,13 @@ from tokpipe.runtime.protocol import (
     KillActor,
     LeaseDone,
     LeaseFailed,
+    Note,
     Pick,
     Planned,
     Release,
     ReleaseState,
     StartActor,
+    StopRequested,
     Tick,
     WriteLease,
 )
@@ -521,3 +523,55 @@ def test_pools_follow_what_clips_were_measured_to_take() -> None:
     bench.now += 100
     bench.send(Capacity(8, 0))
     assert bench.dispatcher._count == {"decode": 4, "encode": 5, "write": 1}
+
+
+def notes(bench: Bench) -> list[tuple[str, bool]]:
+    return [(one.event, one.is_warning) for one in bench.log if isinstance(one, Note)]
+
+
+def test_what_happens_is_told() -> None:
+    bench = Bench(0)
+    assert notes(bench) == [("pools_resized", False), *3 * [("actor_up", False)]]
+    (decode,) = dispatches(bench.log)
+    bench.log.clear()
+    bench.send(LeaseFailed(decode.attempt, "fault", "it raised"))
+    assert notes(bench) == [("lease_failed", True), ("clip_retried", False)]
+    (failed, retried) = (one for one in bench.log if isinstance(one, Note))
+    assert failed.fields == {
+        "stage": "decode",
+        "actor": decode.actor,
+        "kind": "fault",
+        "reason": "it raised",
+        "num_clips": 1,
+    }
+    assert retried.fields["clip_id"] == ref_of(items(0)[0]).clip_id
+    assert (retried.fields["reason"], retried.fields["attempts"]) == ("fault", 1)
+
+    bench.bring_up()
+    bench.log.clear()
+    (encoder,) = (i for i, one in bench.dispatcher.actors.items() if one.stage == "encode")
+    bench.send(ActorPlaced(encoder, "node-a"))
+    bench.send(ActorLost(encoder, True, "its worker process died"))
+    assert notes(bench)[0] == ("actor_lost", True)
+    assert bench.dispatcher.progress.lost_nodes == {"node-a"}
+    bench.log.clear()
+    bench.send(Draining(frozenset({"node-b"})))
+    bench.send(Draining(frozenset({"node-b"})))
+    bench.send(Capacity(2, 0))  # changes no pool, since each may have one actor
+    bench.send(StopRequested(1.0))
+    assert notes(bench) == [
+        ("nodes_draining", True),
+        ("stop_requested", False),
+    ]
+
+
+def test_rows_are_opened_once() -> None:
+    bench = Bench(0, 1, 2)
+    (decode,) = dispatches(bench.log)
+    refs = [ref_of(item) for item in decode.lease.items]
+    film = DecodedInfo(replace(refs[0], num_segments=4), 5)
+    failed = Failed(refs[1], "unreachable", "no answer")
+    bench.send(LeaseDone(decode.attempt, (film, failed, DecodedInfo(refs[2], 5))))
+    progress = bench.dispatcher.progress
+    assert (progress.opened, progress.extra_clips) == (2, 3)
+    assert progress.retried == {"decode": 1}

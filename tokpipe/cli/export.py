@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokpipe.cli.telling import tell
 from tokpipe.cli.verb import Verb, add_json_argument, add_output_argument
+from tokpipe.export.catalogue import FORMATS
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,10 +15,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         dest="format",
-        choices=["memmap", "webdataset"],
+        choices=list(FORMATS),
         required=True,
-        help="memmap: video.bin, segment_ids.bin and metadata.json, flat latent frames as 1X's "
-        "loader maps them; webdataset: tars of <clip id>.npy and <clip id>.json",
+        help="; ".join(f"{name}: {about}" for name, about in FORMATS.items()),
     )
     parser.add_argument(
         "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="must not exist yet"

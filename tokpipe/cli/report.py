@@ -29,6 +29,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count the codes of N shards, spread evenly (8); 0 for all",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which clips are shown")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ...; a GPU if there is one when left out"
+    )
     add_json_argument(parser)
 
 
@@ -42,6 +45,7 @@ def _command(parsed: argparse.Namespace) -> int:
         num_shards=parsed.shards,
         num_pairs=parsed.pairs,
         seed=parsed.seed,
+        device=parsed.device,
     )
     tell(written, as_json=parsed.json)
     return 0

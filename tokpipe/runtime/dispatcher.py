@@ -203,6 +203,8 @@ class Progress:
 
     extra_clips: int = 0
     """Clips beyond one per plan row, found as sources turned out to need cutting."""
+    opened: int = 0
+    """Plan rows of which it is known by now how many clips they are."""
     decoded: int = 0
     encoded: int = 0
     committed: int = 0
@@ -653,6 +655,7 @@ class Dispatcher:
         num_films = 0
         for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
             total = result.ref.num_segments
+            self.progress.opened += item.num_segments is None and not isinstance(result, Failed)
             if item.num_segments is None and total > 1:
                 # The source turned out to be a film: its other segments become work too.
                 item = replace(item, num_segments=total)

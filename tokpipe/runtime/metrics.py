@@ -7,7 +7,7 @@ prints the table of docs/monitoring.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -198,42 +198,32 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-class JobMetrics:
-    """Hands snapshots of one run to Ray. Where Ray exports no metrics, nothing comes of it."""
+class Changes:
+    """What Ray is to be told of one snapshot after the other: pure, and all there is to decide."""
 
-    def __init__(self, dataset: str, plan_id: str) -> None:
-        job = {"dataset": dataset, "plan_id": plan_id[:PLAN_ID_CHARS]}
-        self._series: list[tuple[Metric, Counter | Gauge]] = []
-        for metric in METRICS:
-            make = Counter if metric.kind == "counter" else Gauge
-            keys = (*JOB_LABELS, *metric.labels)
-            series = make(metric.name, metric.description, keys).set_default_tags(job)
-            self._series.append((metric, series))
+    def __init__(self) -> None:
         self._told: dict[tuple[str, Labels], float] = {}
         """What counters stand at."""
         self._reasons: set[str] = set()
 
-    def show(self, snapshot: Snapshot) -> None:
-        for metric, series in self._series:
+    def of(self, snapshot: Snapshot) -> Iterator[tuple[Metric, Labels, float]]:
+        """Yield what gauges are now, and what to add to counters, where there is anything.
+
+        Work that has to be done again is taken off the counts that people see; counters cannot
+        fall, so they wait until it is done again.
+        """
+        for metric in METRICS:
             values = metric.read(snapshot)
             if metric.labels == ("reason",):
                 values = self._bounded(values)
             for labels, value in values.items():
-                tags = dict(zip(metric.labels, labels, strict=True))
-                if isinstance(series, Gauge):
-                    series.set(value, tags)
-                elif value is not None:
-                    self._count(series, metric.name, labels, value, tags)
-
-    def _count(
-        self, series: Counter, name: str, labels: Labels, value: float, tags: dict[str, str]
-    ) -> None:
-        """Bring a counter up to ``value``. Work that has to be done again is taken off the counts
-        that people see; counters only wait until it is done again."""
-        told = self._told.get((name, labels), 0.0)
-        if value > told:
-            series.inc(value - told, tags)
-            self._told[name, labels] = value
+                if value is None:
+                    continue
+                if metric.kind == "gauge":
+                    yield metric, labels, value
+                elif value > (told := self._told.get((metric.name, labels), 0.0)):
+                    self._told[metric.name, labels] = value
+                    yield metric, labels, value - told
 
     def _bounded(self, values: Mapping[Labels, float | None]) -> Mapping[Labels, float | None]:
         """Let reasons beyond MAX_REASONS be one."""
@@ -248,6 +238,28 @@ class JobMetrics:
         if others:
             bounded[("other",)] = others
         return bounded
+
+
+class JobMetrics:
+    """Hands snapshots of one run to Ray. Where Ray exports no metrics, nothing comes of it."""
+
+    def __init__(self, dataset: str, plan_id: str) -> None:
+        job = {"dataset": dataset, "plan_id": plan_id[:PLAN_ID_CHARS]}
+        self._changes = Changes()
+        self._series: dict[str, Counter | Gauge] = {}
+        for metric in METRICS:
+            make = Counter if metric.kind == "counter" else Gauge
+            keys = (*JOB_LABELS, *metric.labels)
+            series = make(metric.name, metric.description, keys).set_default_tags(job)
+            self._series[metric.name] = series
+
+    def show(self, snapshot: Snapshot) -> None:
+        for metric, labels, value in self._changes.of(snapshot):
+            series, tags = self._series[metric.name], dict(zip(metric.labels, labels, strict=True))
+            if isinstance(series, Gauge):
+                series.set(value, tags)
+            else:
+                series.inc(value, tags)
 
 
 def metrics_table() -> str:

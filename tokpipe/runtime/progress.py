@@ -90,10 +90,10 @@ class ProgressView:
             done, rate = snapshot.passed[stage], self._rates[stage].per_s
             table.add_row(
                 Text(stage, style="bold"),
-                _bar(done, snapshot.total),
-                f"{done:,}/{snapshot.total:,}",
+                _bar(done, snapshot.expected),
+                f"{done:,}/{_total(snapshot)}",
                 f"{rate:,.1f} clips/s",
-                f"ETA {_eta(snapshot.total - done, rate)}",
+                f"ETA {_eta(snapshot.expected - done, rate)}",
                 f"{(count := snapshot.actors[stage])} actor{'' if count == 1 else 's'}",
             )
         if snapshot.rejected:
@@ -116,11 +116,11 @@ class ProgressView:
             f"{snapshot.actors[stage]} actors)"
             for stage in STAGES
         ]
-        eta = _eta(snapshot.total - snapshot.passed["write"], self._rates["write"].per_s)
+        eta = _eta(snapshot.expected - snapshot.passed["write"], self._rates["write"].per_s)
         idle = self._idle_stages(snapshot)
         notes = [note for note in (_speed_text(snapshot), _no_room(idle) if idle else "") if note]
         return (
-            f"of {snapshot.total:,} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
+            f"of {_total(snapshot)} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
             f"{_goodput(snapshot)}ETA {'; '.join([eta, *notes])}"
         )
 
@@ -129,6 +129,11 @@ def _speed_text(snapshot: Snapshot) -> str:
     """How near the last minute was to the speed of the encoders; empty before there are any."""
     speed = speed_of(snapshot.recent)
     return "" if speed is None else speed_text(speed)
+
+
+def _total(snapshot: Snapshot) -> str:
+    """All clips; ``~`` while sources are still to be opened, and others turned out to be cut."""
+    return f"{'~' if snapshot.expected > snapshot.total else ''}{snapshot.expected:,}"
 
 
 def _goodput(snapshot: Snapshot) -> str:

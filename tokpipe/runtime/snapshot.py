@@ -45,6 +45,9 @@ class Snapshot:
 
     total: int
     """Clips that the plan is known to hold by now."""
+    expected: int
+    """Clips that it will turn out to hold, if the rows which nobody has opened yet are cut into as
+    many as the others."""
     passed: Mapping[Stage, int]
     """Clips that each stage is done with, earlier runs included."""
     actors: Mapping[Stage, int]
@@ -66,7 +69,7 @@ class Snapshots:
         self._state = state
         self._before = copy.deepcopy(state.totals)
         self._seq_before = state.next_seq
-        self._left_before = _clips_left(state)
+        self._unopened_before, self._left_before = _rows_and_clips_left(state)
         self._recent = RecentSeconds(RECENT_S)
 
     def take(self, dispatcher: Dispatcher, usage: Usage) -> Snapshot:
@@ -75,9 +78,12 @@ class Snapshots:
         totals = state.totals
         settled_before = before.num_clips + before.num_rejected
         seconds = Seconds(dict(progress.spent), dict(usage.up_s))
+        total = settled_before + self._left_before + progress.extra_clips
+        unopened = max(0, self._unopened_before - progress.opened)
         rejected = dict(totals.rejected)  # in one go: commits are counted by another thread
         return Snapshot(
-            total=settled_before + self._left_before + progress.extra_clips,
+            total=total,
+            expected=total + round(unopened * progress.extra_clips / max(1, progress.opened)),
             passed={stage: settled_before + progress.passed(stage) for stage in STAGES},
             actors={stage: dispatcher.num_up(stage) for stage in STAGES},
             rejected=sum(rejected.values()),
@@ -106,8 +112,10 @@ class Snapshots:
         )
 
 
-def _clips_left(state: ManifestState) -> int:
-    """Clips that are known to be left: one for an unopened row, the missing ones of a cut row."""
+def _rows_and_clips_left(state: ManifestState) -> tuple[int, int]:
+    """Rows that were never opened, and clips that are known to be left: one for each of these, and
+    the missing ones of cut rows."""
     committed = state.committed
     untouched = committed.num_rows - committed.num_done - len(committed.partial)
-    return untouched + sum(row.num_segments - len(row.done) for row in committed.partial.values())
+    missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
+    return untouched, untouched + missing

@@ -1,0 +1,82 @@
+"""What Prometheus is told of a run: counters that only grow, and few labels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from tokpipe.logs import events_table
+from tokpipe.runtime.metrics import JOB_LABELS, MAX_REASONS, METRICS, Changes, metrics_table
+from tokpipe.runtime.protocol import STAGES
+from tokpipe.runtime.snapshot import RunCounts, Snapshot
+from tokpipe.runtime.speed import Seconds
+
+PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
+
+
+def snapshot(run: RunCounts | None = None) -> Snapshot:
+    none = dict.fromkeys(STAGES, 0)
+    return Snapshot(
+        total=0, expected=0, passed=none, actors=none, rejected=0, run=run or RunCounts()
+    )
+
+
+def test_names_are_those_of_prometheus() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert re.fullmatch(r"tokpipe_[a-z]+(_[a-z]+)*", metric.name)
+        assert not metric.name.endswith("_total"), "Ray adds it"
+        assert metric.description.endswith(".")
+        assert not set(metric.labels) & set(JOB_LABELS)
+        for labels in metric.read(snapshot()):
+            assert len(labels) == len(metric.labels)
+
+
+def raised(*snapshots: Snapshot) -> Counter[tuple[str, ...]]:
+    """What counters stand at after these: (name, labels of its own) -> value."""
+    changes, counts = Changes(), Counter[tuple[str, ...]]()
+    for one in snapshots:
+        for metric, labels, value in changes.of(one):
+            if metric.kind == "counter":
+                assert value > 0, "Ray refuses to add nothing"
+                counts[(metric.name, *labels)] += value  # type: ignore[assignment]
+    return counts
+
+
+def test_counters_wait_while_lost_work_is_done_again() -> None:
+    counts = raised(
+        *(
+            snapshot(RunCounts(clips={"decode": decoded, "encode": 0, "write": 0}))
+            for decoded in (3, 8, 5, 7, 9)
+        )
+    )
+    assert counts == {("tokpipe_clips", "decode"): 9}
+
+
+def test_reasons_beyond_a_bound_are_one_series() -> None:
+    reasons = {f"reason{number}": 1 for number in range(MAX_REASONS + 5)}
+    counts = raised(
+        snapshot(RunCounts(rejected=reasons)),
+        snapshot(RunCounts(rejected={**reasons, "reason1": 3, "late": 2})),
+    )
+    assert len(counts) == MAX_REASONS + 1
+    assert counts["tokpipe_rejected_clips", "reason1"] == 3
+    assert counts["tokpipe_rejected_clips", "other"] == 7
+
+
+def test_busy_shares_are_those_of_the_progress_line() -> None:
+    (busy,) = (metric for metric in METRICS if metric.name == "tokpipe_busy_ratio")
+    (light,) = (metric for metric in METRICS if metric.name == "tokpipe_speed_of_light_ratio")
+    up = dict.fromkeys(STAGES, 10.0)
+    recent = Seconds({"download": 2.0, "decode": 3.0, "encode": 9.0, "transfer": 4.0}, up)
+    seen = Snapshot(total=0, expected=0, passed={}, actors={}, rejected=0, recent=recent)
+    assert busy.read(seen) == {("decode",): 0.5, ("encode",): 1.0, ("write",): 0.0}
+    assert light.read(seen) == {(): 0.9}
+
+
+def test_the_page_is_what_is_declared() -> None:
+    page = PAGE.read_text()
+    assert metrics_table() in page, "put what python -m tokpipe.runtime.metrics prints there"
+    assert events_table() in page, "put what python -m tokpipe.logs prints there"
