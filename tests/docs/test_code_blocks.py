@@ -34,7 +34,7 @@ BLOCKS = [block for page in pages() for block in blocks_of(name_of(page))]
 WHOLE_JOB = yaml.safe_load((REPOSITORY / "tests/config/native_job.yaml").read_text())
 LANGUAGES = {"sh", "python", "sql", "yaml", "csv", "jsonl", "diff", "text", ""}
 """``text`` and none are for output and drawings, which nobody types."""
-WITHOUT_CHECK = {"cd", "cp", "echo", "export", "git", "mkdir", "tar"}
+WITHOUT_CHECK = {"cd", "cp", "echo", "export", "git", "jq", "mkdir", "tar"}
 """Programs that are no part of the project, but for the files that they are given."""
 
 
@@ -102,6 +102,8 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             check(rest[rest.index("--") + 1 :], page, monkeypatch)
         case ["ruff", "check" | "format", *_]:
             pass
+        case ["prometheus", config]:
+            assert yaml.safe_load((REPOSITORY / config.partition("=")[2]).read_text())
         case ["pip", "install", *what]:
             text = (REPOSITORY / "pyproject.toml").read_text()
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(what)):
@@ -158,6 +160,9 @@ def test_commands_within_a_sentence_name_verbs_and_options_that_exist(page: Path
 @pytest.mark.parametrize("block", of("yaml"))
 def test_yaml_is_a_job_or_a_part_of_one(block: Block) -> None:
     given = yaml.safe_load(block.code)
+    if "apiVersion" in given:  # Kubernetes looks at the rest of its own objects
+        assert {"kind", "metadata", "spec"} <= set(given)
+        return
     assert set(given) <= set(JobConfig.model_fields), "no section of a job file has these names"
 
     def read(uri: str, options: object) -> bytes:

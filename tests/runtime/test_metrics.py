@@ -41,7 +41,8 @@ def raised(*snapshots: Snapshot) -> Counter[tuple[str, ...]]:
         for metric, labels, value in changes.of(one):
             if metric.kind == "counter":
                 assert value > 0, "Ray refuses to add nothing"
-                counts[(metric.name, *labels)] += value  # type: ignore[assignment]
+                key: tuple[str, ...] = (metric.name, *labels)
+                counts[key] += value  # type: ignore[assignment]
     return counts
 
 
