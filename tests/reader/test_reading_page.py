@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pages import Block, blocks_of
-from tests.reader.encodings import ENCODINGS, encoding_of, write_output
+from tests.reader.reader_encodings import ENCODINGS, encoding_of, write_output
 from tokpipe.reader import Output, open_output
 
 BLOCKS = [block for block in blocks_of("docs/reading.md") if block.language == "python"]
