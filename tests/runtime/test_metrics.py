@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
 def snapshot(run: RunCounts | None = None) -> Snapshot:
     none = dict.fromkeys(STAGES, 0)
     return Snapshot(
-        total=0, expected=0, passed=none, actors=none, rejected=0, run=run or RunCounts()
+        total=0, expected=0, passed=none, actors=none, rejected={}, run=run or RunCounts()
     )
 
 
@@ -72,7 +72,7 @@ def test_busy_shares_are_those_of_the_progress_line() -> None:
     (light,) = (metric for metric in METRICS if metric.name == "tokpipe_speed_of_light_ratio")
     up = dict.fromkeys(STAGES, 10.0)
     recent = Seconds({"download": 2.0, "decode": 3.0, "encode": 9.0, "transfer": 4.0}, up)
-    seen = Snapshot(total=0, expected=0, passed={}, actors={}, rejected=0, recent=recent)
+    seen = Snapshot(total=0, expected=0, passed={}, actors={}, rejected={}, recent=recent)
     assert busy.read(seen) == {("decode",): 0.5, ("encode",): 1.0, ("write",): 0.0}
     assert light.read(seen) == {(): 0.9}
 

@@ -18,7 +18,7 @@ from tokpipe.redact import redact
 from tokpipe.runtime.protocol import STAGES, Stage
 from tokpipe.runtime.snapshot import RECENT_S, Snapshot
 from tokpipe.runtime.speed import speed_of, speed_text
-from tokpipe.texts import duration
+from tokpipe.texts import counts_text, duration
 
 BAR_WIDTH = 24
 NO_ACTOR_S = 60.0
@@ -76,8 +76,9 @@ class ProgressView:
         for stage in STAGES:
             self._rates[stage].add(now, snapshot.passed[stage])
         if self._live is not None:
-            lines = [Text(line) for line in [_speed_text(snapshot)] if line]
-            self._live.update(Group(self._table(snapshot), *lines), refresh=True)
+            lines = [_rejected_line(snapshot), Text(_speed_text(snapshot))]
+            shown = (line for line in lines if line)
+            self._live.update(Group(self._table(snapshot), *shown), refresh=True)
         elif now >= self._next_line:
             self._next_line = now + self.interval_s
             self.say(self._line(snapshot))
@@ -96,8 +97,6 @@ class ProgressView:
                 f"ETA {_eta(snapshot.expected - done, rate)}",
                 f"{(count := snapshot.actors[stage])} actor{'' if count == 1 else 's'}",
             )
-        if snapshot.rejected:
-            table.add_row(Text("rejected", style="yellow"), Text(f"{snapshot.rejected:,}"))
         if idle := self._idle_stages(snapshot):
             table.add_row(Text("waiting", style="yellow"), Text(_no_room(idle)))
         return table
@@ -120,9 +119,18 @@ class ProgressView:
         idle = self._idle_stages(snapshot)
         notes = [note for note in (_speed_text(snapshot), _no_room(idle) if idle else "") if note]
         return (
-            f"of {_total(snapshot)} clips: {', '.join(parts)}, rejected {snapshot.rejected:,}, "
+            f"of {_total(snapshot)} clips: {', '.join(parts)}, rejected {snapshot.num_rejected:,}, "
             f"{_goodput(snapshot)}ETA {'; '.join([eta, *notes])}"
         )
+
+
+def _rejected_line(snapshot: Snapshot) -> Text:
+    """How many and why; empty if none is."""
+    line = Text(no_wrap=True, overflow="ellipsis")
+    if snapshot.rejected:
+        reasons = counts_text(snapshot.rejected)
+        line.append("rejected", style="yellow").append(f" {snapshot.num_rejected:,}: {reasons}")
+    return line
 
 
 def _speed_text(snapshot: Snapshot) -> str:

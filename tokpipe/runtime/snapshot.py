@@ -51,7 +51,8 @@ class Snapshot:
     passed: Mapping[Stage, int]
     """Clips that each stage is done with, earlier runs included."""
     actors: Mapping[Stage, int]
-    rejected: int
+    rejected: Mapping[str, int]
+    """Rejected clips of the output by reason."""
     goodput: float | None = None
     """Share of the encoders' seconds of this run that went into committed codes."""
     recent: Seconds = field(default_factory=Seconds)
@@ -60,6 +61,10 @@ class Snapshot:
     num_rows_done: int = 0
     """Rows of the plan of which every clip is tokenized or rejected."""
     run: RunCounts = field(default_factory=RunCounts)
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejected.values())
 
 
 class Snapshots:
@@ -86,7 +91,7 @@ class Snapshots:
             expected=total + round(unopened * progress.extra_clips / max(1, progress.opened)),
             passed={stage: settled_before + progress.passed(stage) for stage in STAGES},
             actors={stage: dispatcher.num_up(stage) for stage in STAGES},
-            rejected=sum(rejected.values()),
+            rejected=rejected,
             goodput=usage.goodput(progress.useful_s),
             recent=self._recent.add(time.monotonic(), seconds),
             num_rows=state.committed.num_rows,

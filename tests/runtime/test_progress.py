@@ -1,0 +1,76 @@
+"""What a person sees while a job runs, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from tests.runtime.simulation import ref_of
+from tokpipe.config.job import RuntimeConfig
+from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
+from tokpipe.runtime.dispatcher import Dispatcher, Limits
+from tokpipe.runtime.progress import ProgressView
+from tokpipe.runtime.snapshot import Snapshot, Snapshots
+from tokpipe.runtime.speed import Seconds
+from tokpipe.runtime.usage import Usage
+from tokpipe.types import ClipRef, Rejected
+
+UP = {"decode": 10.0, "encode": 10.0, "write": 10.0}
+SNAPSHOT = Snapshot(
+    total=1_200,
+    expected=3_000,
+    passed={"decode": 40, "encode": 30, "write": 20},
+    actors={"decode": 3, "encode": 1, "write": 1},
+    rejected={"truncated": 3, "no_video": 1},
+    goodput=0.5,
+    recent=Seconds({"encode": 9.5}, UP),
+)
+
+
+def shown(snapshot: Snapshot, *, on_terminal: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=on_terminal, width=100, color_system=None)
+    with ProgressView(console, interval_s=1.0) as view:
+        view.show(snapshot)
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_each_stage_what_was_rejected_and_the_speed() -> None:
+    text = shown(SNAPSHOT, on_terminal=True)
+    assert "40/~3,000" in text
+    assert "3 actors" in text
+    assert "rejected 4: truncated 3, no_video 1" in text
+    assert "speed of light 95%, limited by encode" in text
+    assert max(map(len, text.splitlines())) <= 100 + len("\x1b[2K\x1b[1A") * 8
+
+
+def test_elsewhere_one_line_says_the_same() -> None:
+    (line,) = shown(SNAPSHOT, on_terminal=False).splitlines()
+    assert line.startswith("of ~3,000 clips: decode 40 (0.0/s, 3 actors), encode 30")
+    assert "rejected 4, goodput 50%, ETA -; speed of light 95%" in line
+
+
+def test_a_total_that_is_known_is_no_estimate() -> None:
+    assert "40/3,000" in shown(replace(SNAPSHOT, total=3_000), on_terminal=True)
+    assert "rejected" not in shown(replace(SNAPSHOT, rejected={}), on_terminal=True)
+
+
+def test_what_nobody_has_opened_is_taken_to_be_like_the_rest() -> None:
+    state = ManifestState(CommittedRows(100))
+    refused = Rejected(ClipRef("a", 0, 0, 1, "u"), "decode", "empty", "")
+    state.apply(ManifestEntry(0, "w", "now", rejected=(refused,)))
+    limits = Limits(RuntimeConfig(), False, 8, 1000, 60.0, 1.0)
+    dispatcher = Dispatcher(limits, ref_of)
+    snapshots = Snapshots(state)
+
+    def expected(opened: int, extra_clips: int) -> tuple[int, int]:
+        dispatcher.progress.opened, dispatcher.progress.extra_clips = opened, extra_clips
+        snapshot = snapshots.take(dispatcher, Usage())
+        return snapshot.total, snapshot.expected
+
+    assert expected(0, 0) == (100, 100)
+    assert expected(10, 20) == (120, 120 + 89 * 2)
+    assert expected(99, 150) == (250, 250)
+    assert expected(101, 150) == (250, 250)  # rows that had to be decoded again
