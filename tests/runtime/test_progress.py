@@ -11,7 +11,7 @@ from tests.runtime.simulation import ref_of
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
 from tokpipe.runtime.dispatcher import Dispatcher, Limits
-from tokpipe.runtime.progress import ProgressView
+from tokpipe.runtime.progress import ProgressView, _bar
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.runtime.speed import Seconds
 from tokpipe.runtime.usage import Usage
@@ -44,6 +44,12 @@ def test_a_terminal_shows_each_stage_what_was_rejected_and_the_speed() -> None:
     assert "rejected 4: truncated 3, no_video 1" in text
     assert "speed of light 95%, limited by encode" in text
     assert max(map(len, text.splitlines())) <= 100 + len("\x1b[2K\x1b[1A") * 8
+
+
+def test_a_bar_is_as_long_as_what_is_done() -> None:
+    bar = _bar(1_000, 3_000)
+    colours = {str(span.style): bar.plain[span.start : span.end] for span in bar.spans}
+    assert colours == {"green": "━" * 8, "bright_black": "━" * 16}
 
 
 def test_elsewhere_one_line_says_the_same() -> None:

@@ -184,7 +184,7 @@ def _no_room(stages: list[Stage]) -> str:
 
 def _bar(done: int, total: int) -> Text:
     filled = BAR_WIDTH * min(done, total) // total if total else BAR_WIDTH
-    return Text("━" * filled, style="green") + Text("━" * (BAR_WIDTH - filled), style="dim")
+    return Text.assemble(("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "bright_black"))
 
 
 def _eta(left: int, rate: float) -> str:
