@@ -90,7 +90,7 @@ def events_are_logged() -> bool:
 
 @contextmanager
 def driver_log(
-    path: str | None, say: Callable[[str], None], context: Mapping[str, str]
+    path: str | None, say: Callable[[str], None], context: Mapping[str, object]
 ) -> Iterator[None]:
     """Within the block, warnings go to ``say``, and all events to ``path`` if it is given.
 
@@ -118,7 +118,7 @@ class WorkerLog:
     writes JSON too; else as Python does by default, warnings alone."""
 
     as_json: bool
-    context: Mapping[str, str]
+    context: Mapping[str, object]
 
     def start(self) -> None:
         """Set up logging in this process, for good."""
@@ -130,7 +130,7 @@ class WorkerLog:
 class JsonFormatter(logging.Formatter):
     """One line of JSON per record, without secrets."""
 
-    def __init__(self, context: Mapping[str, str]) -> None:
+    def __init__(self, context: Mapping[str, object]) -> None:
         super().__init__()
         self.context = dict(context)
 
@@ -174,7 +174,7 @@ class _WarningLines(logging.Handler):
         self._say(f"warning: {record.getMessage()}{more}")
 
 
-def _json_handler(stream: TextIO, context: Mapping[str, str]) -> logging.Handler:
+def _json_handler(stream: TextIO, context: Mapping[str, object]) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(context))
     return handler
