@@ -90,7 +90,7 @@ def events_are_logged() -> bool:
 
 @contextmanager
 def driver_log(
-    path: str | None, say: Callable[[str], None], context: Mapping[str, str]
+    path: str | None, say: Callable[[str], None], context: Mapping[str, object]
 ) -> Iterator[None]:
     """Within the block, warnings go to ``say``, and all events to ``path`` if it is given.
 

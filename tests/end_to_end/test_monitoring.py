@@ -179,3 +179,20 @@ def test_a_job_goes_on_with_another_log(watched: Watched) -> None:
     found = look_up(job.model_copy(update={"runtime": runtime}))  # refuses other settings
     assert found.record is not None
     assert found.record.job["runtime"]["log_path"] == job.runtime.log_path
+
+
+@pytest.mark.ray
+def test_the_queries_of_the_page_work(watched: Watched, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", minversion="2.0")  # has no build for Python 3.10
+    page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
+    (block,) = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    log = tmp_path / "run.jsonl"
+    log.write_text(watched.log)
+    by_event, by_reason = (
+        duckdb.execute(query.replace("logs/webvid.jsonl", str(log))).fetchall()
+        for query in block.split(";")
+        if query.strip()
+    )
+    assert {row[0] for row in by_event} == {line["event"] for line in watched.lines}
+    assert sum(row[2] for row in by_event) == len(watched.lines)
+    assert sorted(row[:2] for row in by_reason) == [("empty", 1), ("not_a_video", 1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from tokpipe.logs import events_table
@@ -34,15 +33,16 @@ def test_names_are_those_of_prometheus() -> None:
             assert len(labels) == len(metric.labels)
 
 
-def raised(*snapshots: Snapshot) -> Counter[tuple[str, ...]]:
-    """What counters stand at after these: (name, labels of its own) -> value."""
-    changes, counts = Changes(), Counter[tuple[str, ...]]()
+def raised(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:
+    """What counters stand at after these: (name, *labels of its own) -> value."""
+    changes = Changes()
+    counts: dict[tuple[str, ...], float] = {}
     for one in snapshots:
         for metric, labels, value in changes.of(one):
             if metric.kind == "counter":
                 assert value > 0, "Ray refuses to add nothing"
-                key: tuple[str, ...] = (metric.name, *labels)
-                counts[key] += value  # type: ignore[assignment]
+                key = (metric.name, *labels)
+                counts[key] = counts.get(key, 0.0) + value
     return counts
 
 

@@ -368,7 +368,7 @@ def ref_of(item: WorkItem, job: JobConfig) -> ClipRef:
 # --- what is told of a run ----------------------------------------------------------------------
 
 
-def _log_context(job: JobConfig, plan: StoredPlan, driver: str) -> dict[str, str]:
+def _log_context(job: JobConfig, plan: StoredPlan, driver: str) -> dict[str, object]:
     return {"dataset": job.dataset, "plan_id": plan.plan_id, "driver": driver}
 
 

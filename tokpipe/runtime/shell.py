@@ -95,7 +95,7 @@ class Stages:
     """Reference to the weights' bytes in the object store, or to None."""
     shard_prefix: str
     """``<plan>-<driver>``: makes shard names unlike those of any other driver."""
-    log_context: Mapping[str, str]
+    log_context: Mapping[str, object]
     """What every line of this run's log says, of actors too."""
 
 
@@ -287,7 +287,7 @@ class Shell:
         arguments: tuple[Any, ...] = ()
         log = WorkerLog(
             as_json=self.config.log_path is not None,
-            context={**stages.log_context, "stage": stage, "actor": str(command.actor)},
+            context={**stages.log_context, "stage": stage, "actor": command.actor},
         )
         if stage == "decode":
             actor = _REMOTE[stage].options(**options).remote(stages.decode, log)
