@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types audit-dependencies unit chaos bench clean
+.PHONY: demo test lint types audit-dependencies docs unit chaos bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tokpipe.run jobs/demo.yaml
 	$(BIN)/python examples/read_codes.py out/demo
 	$(BIN)/tokpipe decode out/demo --compare -o out/demo.png
 
-test: lint types audit-dependencies unit
+test: lint types audit-dependencies docs unit
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -22,11 +22,18 @@ types: $(VENV)/.installed
 audit-dependencies: $(VENV)/.installed
 	$(BIN)/python infra/audit.py
 
-unit: $(VENV)/.installed
-	$(BIN)/python -m pytest
+# The site, into site/. A link or an anchor that leads nowhere fails it.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# The long forms of tests/chaos and tests/hostile: half an hour.
+# What starts clusters and servers has the machine to itself; the rest goes two by two.
+unit: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3"
+	$(BIN)/python -m pytest -m "ray or s3"
+
+# The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
 chaos: $(VENV)/.installed
+	TOKPIPE_TEST_SEEDS=20000 $(BIN)/python -m pytest tests/runtime/test_simulation.py
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.hostile
 
@@ -40,4 +47,4 @@ $(VENV)/.installed: pyproject.toml requirements.txt infra/install.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) out build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,9 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 job=${1:?usage: sbatch infra/slurm.sh JOB.yaml}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Not through `head`, which would now and then end the script with the pipe that it closes.
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]:?scontrol names no node}
 port=$((20000 + SLURM_JOB_ID % 20000)) # so that jobs of several users on one node do not meet
 export RAY_USAGE_STATS_ENABLED=0
 

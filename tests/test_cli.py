@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,33 +13,25 @@ from tests.end_to_end.jobs import files, write_job, write_video
 from tests.formats.formats_helpers import encoded_clip, receipt_of
 from tests.formats.test_job_record import record
 from tokpipe.cli import main
+from tokpipe.cli.command import VERBS
 from tokpipe.config.job import StoreOptions
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
 from tokpipe.storage import open_store
 
-VERBS = (
-    "run",
-    "check",
-    "plan",
-    "status",
-    "inspect",
-    "decode",
-    "rejected",
-    "audit",
-    "clean",
-    "bench",
-)
-REPORTING = ("plan", "status", "inspect", "decode", "rejected", "audit", "clean")
+REPORTING = {
+    *("check", "plan", "status", "inspect", "decode", "rejected", "export", "audit", "clean"),
+    *("report", "bench"),
+}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
 def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert re.search(rf"example: tokpipe {verb} \S+", text)
-    assert ("--json" in text) == (verb in REPORTING or verb == "bench")
+    assert ("--json" in text) == (verb in REPORTING)
 
 
 def test_check_says_what_dry_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +43,12 @@ def test_check_says_what_dry_run_says(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "new" in found
     assert main(["run", str(job), "--dry-run"]) == 0
     assert capsys.readouterr().out == found
+    assert main(["check", str(job), "--json"]) == 0
+    facts = {one["subject"]: one for one in json.loads(capsys.readouterr().out)}
+    assert list(facts) == ["dataset", "tokenizer", "source", "output"]
+    assert facts["source"]["first_clip"] == str(tmp_path / "videos/a.mp4")
+    assert facts["tokenizer"]["codebook_size"] == 8**4
+    assert facts["output"]["is_new"]
     assert main(["check", str(tmp_path / "missing.yaml")]) == 2
 
 
@@ -69,3 +68,30 @@ def test_an_output_is_told_as_text_and_as_json(
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["dataset"] == "demo"
     assert main([verb, str(tmp_path / "nothing")]) == 5
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("sta", {"status"}), ("export --t", {"--to"}), ("export --to mem", {"memmap"})],
+)
+def test_a_shell_completes_verbs_options_and_choices(
+    typed: str, offered: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "tokpipe.bash"
+    script.write_text(capsys.readouterr().out)
+    words = ["tokpipe", *typed.split()]
+    # What bash does when the tab key is pressed.
+    told = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+            "$(complete -p tokpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/') tokpipe; "
+            'echo "${COMPREPLY[@]}"',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(told.stdout.split()) == offered, told.stderr

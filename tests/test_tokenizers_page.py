@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from textwrap import indent
 from typing import Any
 
@@ -12,18 +10,18 @@ import torch
 import yaml
 
 from tests.models.adapter_helpers import noise
+from tests.pages import REPOSITORY, blocks_of
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.models.tokenizers import build_tokenizer
 
-REPOSITORY = Path(__file__).parents[1]
-PAGE = (REPOSITORY / "docs/tokenizers.md").read_text()
 EXAMPLE = REPOSITORY / "examples/custom_tokenizer/grey_blocks.py"
 JOB = yaml.safe_load((REPOSITORY / "tests/config/native_job.yaml").read_text())
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    page = blocks_of("docs/tokenizers.md")
+    return [block.code for block in page if block.language == language]
 
 
 def job_of(block: dict[str, Any]) -> JobConfig:

@@ -55,6 +55,31 @@ class CodeUsage:
         return [(int(self.codes[i]), float(self.counts[i] / self.num_codes)) for i in order]
 
 
+class CodeCounter:
+    """Counts codes as they come, with memory for those that occur."""
+
+    def __init__(self, codebook_size: int) -> None:
+        self._size = codebook_size
+        self._codes: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def add(self, codes: NDArray[np.integer[Any]]) -> None:
+        """Count some more: 1-D, 0 <= code < codebook size."""
+        found, times = np.unique(codes, return_counts=True)
+        self._codes, places = np.unique(np.concatenate([self._codes, found]), return_inverse=True)
+        self._counts = np.bincount(places, np.concatenate([self._counts, times])).astype(np.int64)
+
+    def usage(self) -> CodeUsage:
+        """What was counted so far."""
+        return CodeUsage(self._codes, self._counts, self._size)
+
+
+def spread(total: int, number: int) -> list[int]:
+    """Choose ``number`` of ``total`` places, evenly spread; all of them if it is 0."""
+    chosen = min(number, total) or total
+    return [index * total // chosen for index in range(chosen)]
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """A look at an output."""
@@ -146,28 +171,23 @@ def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspe
         num_shards: how many to count the codes of, spread evenly; 0 for all.
         num_clips: how many clips to show.
     """
-    total = len(output.shards)
-    number = min(num_shards, total) or total
-    chosen = [index * total // number for index in range(number)]
+    chosen = spread(len(output.shards), num_shards)
     return Inspection(
         output,
-        number,
+        len(chosen),
         _usage(output, chosen),
         list(islice(output.clips(), num_clips)) if num_clips else [],
     )
 
 
 def _usage(output: Output, shards: list[int]) -> CodeUsage:
-    codes: NDArray[np.int64] = np.zeros(0, np.int64)
-    counts: NDArray[np.int64] = np.zeros(0, np.int64)
+    counter = CodeCounter(output.tokenizer.codebook_size)
     for index in shards:
         shard = output.verified_shard(output.shards[index])
         for group in range(shard.num_row_groups):
-            flat = shard.read_row_group(group, ["codes"]).column("codes").flatten().to_numpy()
-            found, times = np.unique(flat, return_counts=True)
-            codes, places = np.unique(np.concatenate([codes, found]), return_inverse=True)
-            counts = np.bincount(places, np.concatenate([counts, times])).astype(np.int64)
-    return CodeUsage(codes, counts, output.tokenizer.codebook_size)
+            codes = shard.read_row_group(group, ["codes"]).column("codes")
+            counter.add(codes.flatten().to_numpy())
+    return counter.usage()
 
 
 def _bars(counts: NDArray[np.int64]) -> str:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 
 from tokpipe.formats import job_record
-from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import (
+    ManifestEntry,
+    ManifestState,
+    Totals,
+    iter_entries,
+    load_state,
+)
 from tokpipe.storage.store import Store
 from tokpipe.texts import counts_text, duration, size_text
 
@@ -85,7 +92,17 @@ def status(store: Store, *, now: datetime | None = None) -> Status:
         CorruptOutput: its record or its manifest is damaged.
     """
     record = job_record.read(store)
-    state = load_state(store, record.num_rows)
+    return status_of(store, record, load_state(store, record.num_rows), now=now)
+
+
+def status_of(
+    store: Store, record: JobRecord, state: ManifestState, *, now: datetime | None = None
+) -> Status:
+    """The same of a state that was loaded already; reads the end of the manifest again.
+
+    Raises:
+        CorruptOutput: that is damaged.
+    """
     first = max(0, state.next_seq - RECENT_ENTRIES)
     recent = list(iter_entries(store, first, state.next_seq))
     clips_per_s = _rate(recent)
@@ -98,7 +115,7 @@ def status(store: Store, *, now: datetime | None = None) -> Status:
     age_s = None
     if recent:
         now = now or datetime.now(timezone.utc)
-        age_s = max(0.0, (now - _time(recent[-1])).total_seconds())
+        age_s = max(0.0, (now - time_of(recent[-1])).total_seconds())
     return Status(
         uri=store.uri,
         dataset=record.dataset,
@@ -120,7 +137,7 @@ def _rate(entries: Sequence[ManifestEntry]) -> float | None:
     own = entries[claims[-1] if claims else 0 :]
     if len(own) < 2:
         return None
-    seconds = (_time(own[-1]) - _time(own[0])).total_seconds()
+    seconds = (time_of(own[-1]) - time_of(own[0])).total_seconds()
     clips = sum(sum(1 for _ in entry.refs()) - len(entry.reopened) for entry in own[1:])
     return clips / seconds if seconds > 0 and clips > 0 else None
 
@@ -134,6 +151,7 @@ def _driver(entries: Sequence[ManifestEntry]) -> str | None:
     return f"driver {entries[-1].writer}"
 
 
-def _time(entry: ManifestEntry) -> datetime:
+def time_of(entry: ManifestEntry) -> datetime:
+    """When the entry was written, by its driver's clock."""
     time = datetime.fromisoformat(entry.written_at)
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

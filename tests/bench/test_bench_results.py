@@ -16,6 +16,7 @@ from tokpipe.errors import ConfigError
 
 GOOD = Figure("codes per second", 12_345.6, "codes/s", target=10_000)
 BAD = Figure("bits per code", 13.5, "bits", target=13.39, better="lower", details={"k": 8192})
+LIMITED = Figure("codes of a slow card", 8.0, "codes/s", target=10, details={"limit": 9.0})
 FREE = Figure("share that agrees", 0.99991, "of them", remark="on one clip")
 LEFT_OUT = Skipped("on a GPU", "there is none")
 
@@ -64,7 +65,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_page_shows_what_was_kept(benchmark_of: list[Result], tmp_path: Path) -> None:
-    benchmark_of += [GOOD, BAD, FREE, LEFT_OUT]
+    benchmark_of += [GOOD, BAD, LIMITED, FREE, LEFT_OUT]
     run_benchmarks(["reader"], quick=False, folder=tmp_path, say=lambda _: None)
     page = with_results(f"before\n{BEGIN}\nold\n{END}\nafter\n", results_text(tmp_path))
     assert page.startswith(f"before\n{BEGIN}\n")
@@ -72,6 +73,7 @@ def test_the_page_shows_what_was_kept(benchmark_of: list[Result], tmp_path: Path
     assert "old" not in page
     assert "| reader | codes per second | 12,346 codes/s | ≥ 10,000 | reached |" in page
     assert "| reader | bits per code | 13.5 bits | ≤ 13.39 | **not reached** |" in page
+    assert "| ≥ 10 | **not reached**; the most possible here: 9 |" in page
     assert "| reader | on a GPU | not measured: there is none | | |" in page
     assert with_results(page, results_text(tmp_path)) == page
 

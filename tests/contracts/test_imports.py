@@ -40,6 +40,11 @@ ARROWS: dict[str, set[str]] = {
     "rejections": {"reader"} | LIGHT,
     "inspection": {"reader"} | LIGHT,
     "export": {"reader"} | LIGHT,
+    "report": {
+        *("formats", "inspection", "media", "quality", "reader", "reconstruct", "runtime"),
+        "status",
+    }
+    | LIGHT,
     "forecast": {*("chunks", "config", "formats", "media", "plan", "stages", "storage")} | LIGHT,
     "status": {"formats", "storage"} | LIGHT,
     "convert": {"config", "formats", "models"} | LIGHT,
@@ -69,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
             "reader",
             "reconstruct",
             "rejections",
+            "report",
             "runtime",
             "status",
         ),

@@ -17,11 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.end_to_end.jobs import assert_complete, codes_of, run_well, wait_until
+from tests.end_to_end.jobs import assert_complete, run_well, wait_until
+from tests.pages import REPOSITORY, Block, blocks_of, commands_of
 from tokpipe.cli import main
 from tokpipe.reader import open_output
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def _project(folder: Path) -> Path:
@@ -69,19 +68,57 @@ def test_the_demo_makes_codes_that_anyone_can_read(
     monkeypatch.chdir(tmp_path)
     for page in ("README.md", "docs/output.md"):
         names: dict[str, object] = {}  # blocks of a page go on from each other
-        for language, code in _code_blocks(REPOSITORY / page):
-            if language == "python":
-                exec(compile(code, page, "exec"), names)
-            elif language == "sql":
-                assert duckdb.execute(code).fetchall()
+        for block in blocks_of(page):
+            if block.language == "python":
+                exec(compile(block.code, str(block), "exec"), names)
+            elif block.language == "sql":
+                assert duckdb.execute(block.code).fetchall()
+            elif block.language == "sh":
+                _give(block, "out/demo")
 
-    _train_on(tmp_path)
+
+def _give(block: Block, output: str) -> None:
+    """Give those of a block's commands that look at an output; all but those that name an ID."""
+    for words in commands_of(block.code):
+        if words[0] == "tokpipe" and output in words and "ID" not in words:
+            assert main(words[1:]) == 0, f"{block}: {' '.join(words)}"
 
 
-def _train_on(folder: Path) -> None:
-    """The worked example learns from the codes of the demo, and generates a video."""
-    script = REPOSITORY / "examples/train_transformer.py"
-    command = [sys.executable, str(script), "out/demo", "-o", "generated.mp4", "--steps", "41"]
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_the_quickstart_leads_from_videos_to_a_model_that_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page in hand. Its job is submitted to a cluster, which is the other way to start one."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "examples").mkdir()
+    shutil.copytree(REPOSITORY / "examples/data", tmp_path / "videos")
+    shutil.copy(REPOSITORY / "examples/train_transformer.py", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    for block in blocks_of("docs/quickstart.md"):
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.code)
+        elif block.language == "python":
+            exec(compile(block.code, str(block), "exec"), {})
+        for words in commands_of(block.code) if block.language == "sh" else []:
+            seen.append(" ".join(words[:2]))
+            if words[:2] == ["tokpipe", "run"]:
+                printed = _submit(tmp_path, words[2])
+                assert "1 clips, 43 frames, 3,328 codes" in printed
+                assert_complete(tmp_path / words[2])
+            elif words[0] == "tokpipe":
+                assert main(words[1:]) == 0, f"{block}: {' '.join(words)}"
+            elif words[0] == "python":
+                _train(tmp_path, words[1:])
+            else:
+                assert words[0] in ("make", "export")  # the installation, which has been
+    assert {"tokpipe run", "tokpipe decode", "python examples/train_transformer.py"} <= {*seen}
+
+
+def _train(folder: Path, arguments: list[str]) -> None:
+    """The worked example learns from the codes, and generates a video."""
+    command = [sys.executable, *arguments, "--steps", "41"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     losses = [float(loss) for loss in re.findall(r"step \d+: loss (\d+\.\d+)", done.stdout)]
@@ -90,14 +127,8 @@ def _train_on(folder: Path) -> None:
     assert (folder / "generated.mp4").stat().st_size > 1000
 
 
-def _code_blocks(page: Path) -> list[tuple[str, str]]:
-    return re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
-    job = _project(tmp_path / "project")
+def _submit(folder: Path, job: str) -> str:
+    """Submit a job to a cluster of this machine; return what it printed."""
     dashboard, agent, client = _free_ports(3)
     bin_folder = Path(sys.executable).parent
     environment = {
@@ -114,7 +145,7 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
             "--disable-usage-stats", f"--dashboard-port={dashboard}",
             f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
         ],
-        cwd=tmp_path / "project",
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -126,9 +157,9 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
         submitted = subprocess.run(
             [
                 str(bin_folder / "ray"), "job", "submit", "--address", address, "--",
-                "python", "-m", "tokpipe.run", "jobs/demo.yaml",
+                "python", "-m", "tokpipe.run", job,
             ],
-            cwd=tmp_path / "project",
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
@@ -136,12 +167,10 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
             check=False,
         )  # fmt: skip
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-        assert "3 clips, 43 frames" in submitted.stdout
     finally:
         head.terminate()
         head.communicate(timeout=30)
-    assert_complete(job)
-    assert len(codes_of(job)) == 3
+    return submitted.stdout
 
 
 def _answers(url: str) -> bool:

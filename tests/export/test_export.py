@@ -10,28 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.formats.formats_helpers import DictStore, encoded_clip
-from tests.reader.reader_helpers import begin, commit, put_shard
+from tests.export.by_libraries import output_of
+from tests.formats.formats_helpers import flipped
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export import FORMATS, export_output
 from tokpipe.export import webdataset as webdataset_module
-from tokpipe.export.memmap import count_memmap
+from tokpipe.export.catalogue import load
 from tokpipe.reader.output import Output
-
-
-def output_of(grids: list[tuple[int, int]], codebook_size: int = 8192) -> Output:
-    """A shard of three clips for each grid."""
-    store = DictStore()
-    begin(store, codebook_size)
-    receipts = []
-    for shard, grid in enumerate(grids):
-        rows = range(3 * shard, 3 * shard + 3)
-        clips = [encoded_clip(row, [5, 1 + row], grid, codebook_size) for row in rows]
-        receipts.append(put_shard(store, f"s{shard}", clips, codebook_size))
-    if receipts:
-        commit(store, 0, *receipts)
-    return Output(store)
 
 
 @pytest.mark.parametrize("codebook_size", [8192, 262_144])
@@ -111,11 +97,24 @@ def test_what_lacks_a_clip_never_gets_its_name(
     assert export_output(output, name, tmp_path / "export").num_clips == 3  # over what was left
 
 
-def test_files_that_were_cut_do_not_count(tmp_path: Path) -> None:
-    export_output(output_of([(4, 4)]), "memmap", tmp_path / "flat")
-    path = tmp_path / "flat/video.bin"
-    path.write_bytes(path.read_bytes()[:-2])
-    assert count_memmap(tmp_path / "flat").num_clips == -1
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("memmap", "video.bin"), ("litdata", "chunk-0-0.bin"), ("mds", "shard.00000.mds")],
+)
+def test_files_that_were_cut_do_not_count(name: str, file: str, tmp_path: Path) -> None:
+    export_output(output_of([(4, 4)]), name, tmp_path / "export")
+    path = tmp_path / "export" / file
+    whole = path.read_bytes()
+    for cut in (2, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:-cut])
+        assert load(name).count(tmp_path / "export").num_clips == -1
+
+
+def test_a_flipped_bit_of_an_mds_shard_does_not_count(tmp_path: Path) -> None:
+    export_output(output_of([(4, 4)]), "mds", tmp_path / "mds")
+    path = tmp_path / "mds/shard.00000.mds"
+    path.write_bytes(flipped(path.read_bytes(), 8 * 400))
+    assert load("mds").count(tmp_path / "mds").num_clips == -1
 
 
 def test_what_is_there_is_not_touched(tmp_path: Path) -> None:

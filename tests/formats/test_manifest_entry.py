@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import flipped
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.manifest import Claim, EncoderUse, ManifestEntry, Reopened
+from tokpipe.formats.manifest import ActorUse, Claim, EncoderUse, ManifestEntry, Reopened
 from tokpipe.formats.sealed_json import dump_lines, seal
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -147,7 +147,11 @@ def test_an_entry_of_a_newer_format_asks_for_an_upgrade() -> None:
 def test_only_an_entry_that_withdraws_rejections_asks_for_a_newer_reader() -> None:
     claim = replace(ENTRY, shards=(), rejected=(), claim=Claim("host", 7, "0.1.0"))
     reopening = replace(ENTRY, shards=(), rejected=(), reopened=(Reopened(REF, "truncated"),))
-    paid = replace(ENTRY, encoders=EncoderUse(paid_s=3.0, useful_s=2.0, lost_s=0.5))
+    paid = replace(
+        ENTRY,
+        encoders=EncoderUse(paid_s=3.0, useful_s=2.0, lost_s=0.5),
+        actors=ActorUse({"decode": 1.5}, {"decode": 2.0}),
+    )
     for entry, version in ((claim, 1), (reopening, 2), (paid, 1)):
         assert json.loads(entry.to_json())["format"] == version
         assert ManifestEntry.from_json("mem://e", entry.to_json()) == entry

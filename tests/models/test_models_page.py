@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import tokpipe.models
+from tests.pages import REPOSITORY, blocks_of
 
-PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
+PAGE = (REPOSITORY / "docs/models.md").read_text()
 
 
 def test_the_code_on_the_page_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    blocks = [block for block in blocks_of("docs/models.md") if block.language == "python"]
     assert len(blocks) == 2
     names: dict[str, Any] = {}
     for block in blocks:
-        exec(compile(block, "docs/models.md", "exec"), names)
+        exec(compile(block.code, str(block), "exec"), names)
 
 
 def test_every_module_on_the_page_can_be_imported() -> None:

@@ -151,14 +151,14 @@ def test_plain_loaders_share_it_out_too(folder: Path) -> None:
     ("change", "problem"),
     [
         ({"seed": 7}, "the state has seed=7, and this stream 0"),
-        ({"num_items": 99}, "the state has num_items=99"),
+        ({"num_clips": [99]}, r"the state has num_clips=\[99\]"),
         ({"num_readers": 3}, "one has num_readers=3 and one 2"),
         ({"epoch": 2}, "one has epoch=2 and one 0"),
         ({"reader": 1}, "states of 1 readers were given, and there were 2"),
     ],
 )
 def test_states_that_do_not_belong_are_refused(
-    change: dict[str, int], problem: str, cache: CodeCache
+    change: dict[str, Any], problem: str, cache: CodeCache
 ) -> None:
     states = [iter(ClipStream(cache, rank=rank, world_size=2)).state_dict() for rank in range(2)]
     states[0] |= change

@@ -8,7 +8,7 @@ import pytest
 
 from tests.formats.formats_helpers import DictStore
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
-from tokpipe.formats.manifest import EncoderUse, iter_entries, iter_rejected, load_state
+from tokpipe.formats.manifest import ActorUse, EncoderUse, iter_entries, iter_rejected, load_state
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -188,6 +188,19 @@ def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
     assert [one.ref.row for one in iter_rejected(store)] == [5]
     with pytest.raises(CorruptOutput, match="which is not rejected"):
         driver.reopen([rejection(6, "truncated")])
+
+
+def test_seconds_of_actors_wait_for_the_next_entry_if_there_is_nothing_to_commit() -> None:
+    store = DictStore()
+    driver = claim_output(store, NUM_ROWS, "first")
+    driver.commit([receipt(1)], [], None, ActorUse({"decode": 1.0}, {"decode": 2.0}))
+    driver.commit([receipt(1, name="b")], [], None, ActorUse({"decode": 0.5}, {"decode": 1.0}))
+    driver.commit([receipt(2)], [], None, ActorUse({"encode": 4.0}, {"decode": 1.0}))
+    told = [entry.actors for entry in iter_entries(store) if entry.shards]
+    assert told == [
+        ActorUse({"decode": 1.0}, {"decode": 2.0}),
+        ActorUse({"decode": 0.5, "encode": 4.0}, {"decode": 2.0}),
+    ]
 
 
 def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:

@@ -164,6 +164,7 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path: Path)
         (b"not a tar" * 1000, "is no whole tar"),
         (gzip.compress(tar([("a.mp4", b"v")])), "is compressed"),
     ],
+    ids=["empty", "text", "compressed"],
 )
 def test_what_is_no_tar_is_a_problem_and_the_others_are_read(
     tmp_path: Path, content: bytes, problem: str

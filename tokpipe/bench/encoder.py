@@ -125,6 +125,8 @@ def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
     about = f"ch {channels}, {FRAMES}x{size}x{size}"
     limits = _limits(torch.float32, "cpu", flops, num_bytes, times["float32"])
     has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    convolutions_s = _convolution_seconds(ways["bfloat16"])
+    eager_s, float32_ratio = times["eager"].median, ratio(times["eager"], times["float32"])
     yield Figure(
         f"encoder, CPU bfloat16 against eager float32, {about}",
         ratio(times["eager"], times["bfloat16"]),
@@ -132,21 +134,23 @@ def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
         target=6,
         details={
             "seconds": times["bfloat16"].median,
-            "eager_seconds": times["eager"].median,
-            "of_these_convolutions": _convolution_seconds(ways["bfloat16"]),
+            "eager_seconds": eager_s,
+            "of_these_convolutions": convolutions_s,
+            "limit": eager_s / convolutions_s,
         },
         remark="" if has_bfloat16 else "this CPU has no bfloat16: it computes in float32, rounded",
     )
     yield Figure(
         f"encoder, CPU float32 against eager float32, {about}",
-        ratio(times["eager"], times["float32"]),
+        float32_ratio,
         "x",
         target=1.5,
         details={
             "seconds": times["float32"].median,
-            "eager_seconds": times["eager"].median,
+            "eager_seconds": eager_s,
             "against_eager_with_kept_memory": ratio(times["kept"], times["float32"]),
             **limits,
+            "limit": float32_ratio / limits["share_of_matmul_peak"],
         },
     )
 

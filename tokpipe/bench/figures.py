@@ -14,8 +14,8 @@ class Figure:
     """One measured number.
 
     ``unit`` stands after the value: ``x`` for a ratio, ``s``, ``GB``, ``clips/s``. ``details`` are
-    the numbers that it was made of. ``remark`` says what a reader must know to judge it, such as
-    the limit that forbids the target here.
+    the numbers that it was made of; ``limit`` among them is the most that the figure could be on
+    this machine, measured in the same run. ``remark`` says what a reader must know to judge it.
     """
 
     name: str

@@ -71,6 +71,8 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
             sign = "≥" if figure.better == "higher" else "≤"
             target = f"{sign} {number_text(figure.target)}"
         verdict = {True: "reached", False: "**not reached**", None: ""}[figure.passed]
+        if figure.passed is False and (limit := figure.details.get("limit")):
+            verdict += f"; the most possible here: {number_text(float(limit))}"
         yield f"| {name} | {figure.name} | {value} | {target} | {verdict} |"
 
 

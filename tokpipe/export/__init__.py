@@ -1,5 +1,6 @@
-"""An output in the formats of other loaders: ``tokpipe export``."""
+"""An output in the formats of other loaders: ``tokpipe export``. Light to import."""
 
-from tokpipe.export.command import FORMATS, Exported, export_output
+from tokpipe.export.catalogue import FORMATS
+from tokpipe.export.command import Exported, export_output
 
 __all__ = ["FORMATS", "Exported", "export_output"]

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.export.catalogue import FORMATS, load
 from tokpipe.export.counts import Counts
-from tokpipe.export.memmap import count_memmap, write_memmap
-from tokpipe.export.webdataset import count_webdataset, write_webdataset
-from tokpipe.reader import Output
 from tokpipe.texts import size_text
 
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """One kind of export."""
-
-    write: Callable[[Output, Path], None]
-    count: Callable[[Path], Counts]
-    """Counts what is there, from the files alone."""
-
-
-FORMATS = {
-    "memmap": Format(write_memmap, count_memmap),
-    "webdataset": Format(write_webdataset, count_webdataset),
-}
+if TYPE_CHECKING:  # so that a list of formats costs no pyarrow
+    from tokpipe.reader import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +63,9 @@ def export_output(output: Output, name: str, folder: Path) -> Exported:
     if partial.exists():
         shutil.rmtree(partial)  # of an export that was killed
     partial.mkdir(parents=True)
-    FORMATS[name].write(output, partial)
-    found = FORMATS[name].count(partial)
+    format = load(name)
+    format.write(output, partial)
+    found = format.count(partial)
     wanted = Counts(output.num_clips, output.num_codes)
     if found != wanted:
         raise CorruptOutput(

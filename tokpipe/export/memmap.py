@@ -19,7 +19,7 @@ from tokpipe.export.counts import Counts
 from tokpipe.reader import Output
 
 
-def write_memmap(output: Output, folder: Path) -> None:
+def write(output: Output, folder: Path) -> None:
     """Write all clips, in the order of the manifest. Holds two shards in memory.
 
     Raises:
@@ -39,8 +39,8 @@ def write_memmap(output: Output, folder: Path) -> None:
             if codes.shape[1:] != grid:
                 raise ConfigError(
                     f"export: clip {clip.clip_id} has a grid of {codes.shape[1:]} where others "
-                    f"have {grid}, and video.bin is one array. Export such an output as "
-                    "webdataset, or tokenize with one frames.size"
+                    f"have {grid}, and video.bin is one array. Export such an output to "
+                    "another format, or tokenize with one frames.size"
                 )
             video.write(codes.astype(codes.dtype.newbyteorder("<"), copy=False).tobytes())
             segment_ids.write(np.full(len(codes), number, "<i4").tobytes())
@@ -70,7 +70,7 @@ def write_memmap(output: Output, folder: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
 
 
-def count_memmap(folder: Path) -> Counts:
+def count(folder: Path) -> Counts:
     """Count by what a loader would map."""
     metadata = json.loads((folder / "metadata.json").read_text())
     dtype = np.dtype(metadata["token_dtype"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tokpipe.export.counts import Counts
+from tokpipe.export.described import described
 from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
 
@@ -19,7 +18,7 @@ TAR_BYTES = 2**28
 """A tar is closed at about this size."""
 
 
-def write_webdataset(output: Output, folder: Path) -> None:
+def write(output: Output, folder: Path) -> None:
     """Write all clips to ``000000.tar`` and so on. Holds two shards in memory."""
     clips = output.clips()
     number, clip = 0, next(clips, None)
@@ -32,7 +31,7 @@ def write_webdataset(output: Output, folder: Path) -> None:
         number += 1
 
 
-def count_webdataset(folder: Path) -> Counts:
+def count(folder: Path) -> Counts:
     """Count by reading every array."""
     num_clips = num_codes = 0
     for path in sorted(folder.glob("*.tar")):
@@ -61,17 +60,4 @@ def _files_of(clip: Clip, output: Output) -> Iterator[tuple[str, bytes]]:
     array = io.BytesIO()
     np.save(array, codes.astype(codes.dtype.newbyteorder("<"), copy=False))
     yield "npy", array.getvalue()
-    described: dict[str, Any] = {
-        "clip_id": clip.clip_id,
-        "source_uri": clip.source_uri,
-        "shape": codes.shape,
-        "fps": clip.fps,
-        "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
-        "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
-        "start_pts_s": clip.chunks[0].start_pts_s,
-        "end_pts_s": clip.chunks[-1].end_pts_s,
-        "marks": clip.marks,
-        "metadata": clip.metadata,
-        "fingerprint": output.fingerprint,
-    }
-    yield "json", json.dumps(described, default=str).encode()
+    yield "json", described(clip, output).encode()

@@ -68,14 +68,7 @@ class VideoWriter:
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write one (H, W, 3) RGB picture, losslessly; an unfinished file never stands at the path."""
-    height, width, _ = picture.shape
-    codec = av.CodecContext.create("png", "w")
-    assert isinstance(codec, av.VideoCodecContext)
-    codec.width, codec.height, codec.pix_fmt = width, height, "rgb24"
-    codec.time_base = Fraction(1)
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    frame.pts = 0
-    data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
+    data = _encoded(picture, "png", "rgb24", {})
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(data)
@@ -83,6 +76,26 @@ def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
+
+
+def jpeg_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """Return one (H, W, 3) RGB picture as a JPEG at its best quality, colours in full size."""
+    return _encoded(picture, "mjpeg", "yuvj444p", {"qmin": "1", "qmax": "2"})
+
+
+def _encoded(
+    picture: NDArray[np.uint8], codec_name: str, pix_fmt: str, options: dict[str, str]
+) -> bytes:
+    height, width, _ = picture.shape
+    codec = av.CodecContext.create(codec_name, "w")
+    assert isinstance(codec, av.VideoCodecContext)
+    codec.width, codec.height, codec.pix_fmt = width, height, pix_fmt
+    codec.time_base = Fraction(1)
+    codec.options = options
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    frame = frame.reformat(format=pix_fmt)
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
 
 
 class FrameGrid:

@@ -7,13 +7,14 @@ from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.output import Output, open_output
 from tokpipe.reader.sequences import TokenSequences, document_mask
 from tokpipe.reader.shard_codes import ShardCodes
-from tokpipe.reader.stream import ClipIterator, ClipStream
+from tokpipe.reader.stream import ClipIterator, ClipMix, ClipStream
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 
 __all__ = [
     "Chunk",
     "Clip",
     "ClipIterator",
+    "ClipMix",
     "ClipStream",
     "CodeCache",
     "Output",

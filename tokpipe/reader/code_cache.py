@@ -70,6 +70,11 @@ class CodeCache:
             _remove_abandoned(self._temporary)
 
     @property
+    def output(self) -> Output:
+        """What is read."""
+        return self._output
+
+    @property
     def num_rows(self) -> int:
         """Chunks of all shards together."""
         return int(self._starts[-1])

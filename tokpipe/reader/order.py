@@ -28,7 +28,7 @@ class EpochOrder:
         self,
         sizes: NDArray[np.int64],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         epoch: int = 0,
         shuffle: bool = True,
         window_shards: int = 8,
@@ -81,9 +81,14 @@ class EpochOrder:
         return shards, items
 
     def _permutation(self, number: int, stream: int) -> NDArray[np.int64]:
-        seeds = np.random.SeedSequence([self._seed, self._epoch, stream])
-        keys = np.random.PCG64(seeds).random_raw(number)
-        return np.argsort(keys, kind="stable")
+        return np.argsort(random_bits(number, self._seed, self._epoch, stream), kind="stable")
+
+
+def random_bits(number: int, *seeds: int | Sequence[int]) -> NDArray[np.uint64]:
+    """(number,) drawn from all 64 bits, the same on every machine."""
+    sequence = np.random.SeedSequence(seeds)
+    bits: NDArray[np.uint64] = np.random.PCG64(sequence).random_raw(number)
+    return bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -88,6 +88,11 @@ class Output:
         return self._state.totals
 
     @property
+    def state(self) -> ManifestState:
+        """What the manifest comes to: totals, and which plan rows are settled."""
+        return self._state
+
+    @property
     def num_clips(self) -> int:
         """Tokenized clips."""
         return self._state.totals.num_clips
@@ -122,14 +127,22 @@ class Output:
             self._index = ClipIndex.of_entries(entries)
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
-            if rows := shard.clip(clip_id):
-                records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
-                return _clip(self.shards[number], rows, records[0] if records else None)
+            if clip := _clip_in(self.shards[number], shard, table, clip_id):
+                return clip
         raise NotFound(
             f"{self.store.uri}: holds no tokenized clip {clip_id!r}. It may be rejected, or not be "
             "committed when this output was opened. Look for it in rejected(), or open the output "
             "again."
         )
+
+    def clips_of(
+        self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
+    ) -> Iterator[Clip]:
+        """Yield those of the clips that a shard holds, which was opened already."""
+        table = self._side_table(info)
+        for clip_id in clip_ids:
+            if clip := _clip_in(info, shard, table, clip_id):
+                yield clip
 
     @property
     def schema(self) -> pa.Schema:
@@ -226,6 +239,14 @@ class Output:
 
 def _missing(uri: str) -> CorruptOutput:
     return damaged(uri, "it is missing, though the manifest lists it")
+
+
+def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str) -> Clip | None:
+    rows = shard.clip(clip_id)
+    if not rows:
+        return None
+    records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
+    return _clip(info, rows, records[0] if records else None)
 
 
 def _records(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError
-from tokpipe.reader.stream import ClipIterator, ClipStream
+from tokpipe.reader.stream import ClipIterator, ClipMix
 
 FlattenOrder = Literal["thw", "twh", "htw", "hwt", "wth", "wht"]
 """Axes of a clip's codes in a sequence, slowest first. ``thw`` goes frame by frame."""
@@ -27,7 +27,7 @@ class TokenSequences:
       its separator included; -1 for padding. ``document_mask`` makes an attention mask of it.
 
     Args:
-        stream: of clips as they are, without a ``make`` of its own.
+        stream: of clips as they are (``ClipStream``, ``ClipMix``), without a ``make`` of its own.
         length: tokens of a sequence.
         order: how the axes of a clip follow each other.
         drop_last: leave the last sequence of an epoch out, rather than fill it up.
@@ -38,7 +38,7 @@ class TokenSequences:
 
     def __init__(
         self,
-        stream: ClipStream,
+        stream: ClipMix,
         length: int,
         *,
         order: FlattenOrder = "thw",
@@ -47,7 +47,7 @@ class TokenSequences:
         if length < 1:
             raise ConfigError(f"length={length}: a sequence has one token or more")
         self.stream, self.length, self.order, self.drop_last = stream, length, order, drop_last
-        size = stream.cache.tokenizer.codebook_size
+        size = stream.tokenizer.codebook_size
         self.separator, self.padding = size, size + 1
 
     @property
@@ -105,8 +105,8 @@ class SequenceIterator(Iterator[dict[str, Any]]):
     def state_dict(self) -> dict[str, Any]:
         """Where the last sequence ended. A clip in the middle counts as not taken.
 
-        So a run with another number of readers (``ClipStream.resume``) begins it anew, and one with
-        as many goes on in it.
+        So a run with another number of readers (``resume`` of the stream) begins it anew, and one
+        with as many goes on in it.
         """
         state = self._clips.state_dict()
         given = 0 if self._open is None else self._open.given

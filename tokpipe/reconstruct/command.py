@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
-from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.quality import Comparison, Quality
 from tokpipe.reader import Clip, Output, open_output
-from tokpipe.reconstruct.reconstructor import Reconstructor
-from tokpipe.reconstruct.source import Rechunked, SourceFrames
+from tokpipe.reconstruct.side_by_side import SideBySide
 
 GRID_FRAMES = 8
 """Frames that a picture shows."""
@@ -105,32 +101,20 @@ def decode_clip(
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist, so nothing can be written: make it")
     output = open_output(output_uri)
-    job = output.record.job_config(output.store.uri)
     clip = _find(output, clip_id)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    frames = Reconstructor(job, output.tokenizer, device).frames(clip.chunks)
     total = sum(chunk.n_frames for chunk in clip.chunks)
     comparison = Comparison() if compare else None
     height = width = 0
     with ExitStack() as stack:
+        both = stack.enter_context(SideBySide(output, device))
         picture: _Mp4 | _Png
         if path.suffix == ".mp4":
             picture = _Mp4(stack.enter_context(VideoWriter(path, clip.fps)))
         else:
             picture = _Png(path, total, with_source=compare)
-        sources: Rechunked | None = None
-        if compare:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
-            source = SourceFrames(job, plan, scratch)
-            stack.callback(source.close)
-            sources = Rechunked(source.frames(clip))
-        for block in frames:
+        for block, original in both.blocks(clip, with_source=compare):
             height, width = block.shape[1:3]
-            original = None
-            if comparison is not None and sources is not None:
-                original = sources.take(len(block), clip)
+            if comparison is not None and original is not None:
                 comparison.add(original, block)
             picture.add(block, original)
         picture.finish()

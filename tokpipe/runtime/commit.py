@@ -15,6 +15,7 @@ from tokpipe.errors import Fenced, RuntimeFault, StorageError
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
+    ActorUse,
     Claim,
     EncoderUse,
     ManifestEntry,
@@ -96,14 +97,15 @@ class Committer:
         self.state = state
         self.writer = writer
         self.checkpoint_every = checkpoint_every
-        self._untold = EncoderUse()
-        """Encoder seconds of commits that had nothing to add."""
+        self._untold = EncoderUse(), ActorUse()
+        """Seconds of commits that had nothing to add."""
 
     def commit(
         self,
         receipts: Sequence[Receipt],
         rejected: Sequence[Rejected],
         encoders: EncoderUse | None = None,
+        actors: ActorUse | None = None,
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
@@ -113,12 +115,15 @@ class Committer:
             Fenced: another driver took the sequence number.
             StorageError: the store gave no answer; the entry may or may not exist.
         """
-        if encoders is not None:
-            self._untold += encoders
+        self._untold = (
+            self._untold[0] + (encoders or EncoderUse()),
+            self._untold[1] + (actors or ActorUse()),
+        )
         entry = self.entry(
             shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
             rejected=tuple(one for one in rejected if not self._has(one.ref)),
-            encoders=self._untold,
+            encoders=self._untold[0],
+            actors=self._untold[1],
         )
         if not (entry.shards or entry.rejected):
             return
@@ -130,7 +135,7 @@ class Committer:
             )
         began = time.monotonic()
         self.append(entry)
-        self._untold = EncoderUse()
+        self._untold = EncoderUse(), ActorUse()
         if events_are_logged():
             _log_entry(entry, time.monotonic() - began)
 

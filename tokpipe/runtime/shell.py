@@ -19,7 +19,7 @@ from ray.exceptions import (
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
-from tokpipe.formats.manifest import EncoderUse
+from tokpipe.formats.manifest import ActorUse, EncoderUse
 from tokpipe.logs import WorkerLog, log_event
 from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
@@ -60,6 +60,7 @@ from tokpipe.runtime.protocol import (
     Tick,
     WriteLease,
 )
+from tokpipe.runtime.speed import Seconds
 from tokpipe.runtime.usage import Usage
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
@@ -136,6 +137,8 @@ class Shell:
         """The run was stopped because the driver's own node is about to go."""
         self._paid_before_s = 0.0
         """What of ``usage.encoders_paid_s`` earlier commits have told."""
+        self._seconds_before = Seconds()
+        """The same of the seconds of all actors."""
         self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
         self._handles: dict[ActorId, _Handle] = {}
         self._payloads: dict[AttemptId, Any] = {}
@@ -231,7 +234,9 @@ class Shell:
             future = self._plans.submit(self.feed.fetch, command.num_items)
             future.add_done_callback(self._post_result)
         elif isinstance(command, Commit):
-            done = self._commits.submit(self._commit, command, time.time())
+            # Counted here, because the next event may go on counting while the thread commits.
+            seconds = Seconds(dict(self.dispatcher.progress.spent), dict(self.usage.up_s))
+            done = self._commits.submit(self._commit, command, seconds, time.time())
             done.add_done_callback(self._post_result)
         elif isinstance(command, Note):
             level = logging.WARNING if command.is_warning else logging.INFO
@@ -243,12 +248,18 @@ class Shell:
                 else RuntimeFault(command.message)
             )
 
-    def _commit(self, command: Commit, ordered_at: float) -> Committed:
+    def _commit(self, command: Commit, seconds: Seconds, ordered_at: float) -> Committed:
         _check_moving(ordered_at)
         paid_s = self.usage.encoders_paid_s
         use = EncoderUse(paid_s - self._paid_before_s, command.useful_s, command.lost_s)
         self._paid_before_s = paid_s
-        self.committer.commit(command.receipts, command.rejected, use)
+        since = seconds.since(self._seconds_before)
+        self._seconds_before = seconds
+        actors = ActorUse(
+            {activity: round(spent, 3) for activity, spent in since.spent.items()},
+            {stage: round(up, 3) for stage, up in since.up.items()},
+        )
+        self.committer.commit(command.receipts, command.rejected, use, actors)
         return Committed()
 
     def _post_result(self, future: Future[Any]) -> None:

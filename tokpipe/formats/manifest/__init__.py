@@ -7,13 +7,20 @@ line and streams them, ``committed`` counts off the plan, ``state`` sums up the 
 
 from tokpipe.formats.manifest.checkpoint import CHECKPOINT_INTERVAL, write_checkpoint
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
-from tokpipe.formats.manifest.entry import Claim, EncoderUse, ManifestEntry, Reopened
+from tokpipe.formats.manifest.entry import ActorUse, Claim, EncoderUse, ManifestEntry, Reopened
 from tokpipe.formats.manifest.load import load_state
-from tokpipe.formats.manifest.log import append, count_entries, iter_entries, iter_rejected
+from tokpipe.formats.manifest.log import (
+    append,
+    count_entries,
+    iter_entries,
+    iter_rejected,
+    read_entries,
+)
 from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
     "CHECKPOINT_INTERVAL",
+    "ActorUse",
     "Claim",
     "CommittedRows",
     "EncoderUse",
@@ -27,5 +34,6 @@ __all__ = [
     "iter_entries",
     "iter_rejected",
     "load_state",
+    "read_entries",
     "write_checkpoint",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +17,7 @@ from tokpipe.types import ClipRef, Receipt, Rejected
 MANIFEST_FORMAT = 2
 """2 since entries withdraw rejections. An entry that withdraws none is written as 1."""
 
-_CLIP_FIELDS = [field.name for field in fields(ClipRef)]
+_CLIP_FIELDS = [one.name for one in fields(ClipRef)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,23 @@ class EncoderUse:
 
 
 @dataclass(frozen=True, slots=True)
+class ActorUse:
+    """Seconds of all actors since the same driver's entry before: what limits the job's speed."""
+
+    spent_s: dict[str, float] = field(default_factory=dict)
+    """By what they were spent on: download, decode, transfer, encode, write."""
+    up_s: dict[str, float] = field(default_factory=dict)
+    """For which actors of each stage were ready, whatever they did."""
+
+    def __add__(self, other: ActorUse) -> ActorUse:
+        return ActorUse(_summed(self.spent_s, other.spent_s), _summed(self.up_s, other.up_s))
+
+
+def _summed(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in {**one, **other}}
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """What one commit added to the output, or the claim of a driver that starts."""
 
@@ -72,6 +89,7 @@ class ManifestEntry:
     reopened: tuple[Reopened, ...] = ()
     """Unsettled before anything else in this entry counts."""
     encoders: EncoderUse | None = None
+    actors: ActorUse | None = None
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -93,6 +111,8 @@ class ManifestEntry:
             seldom["claim"] = asdict(self.claim)
         if self.encoders is not None:
             seldom["encoders"] = asdict(self.encoders)
+        if self.actors is not None:
+            seldom["actors"] = asdict(self.actors)
         sealed = seal(
             {
                 "format": MANIFEST_FORMAT if self.reopened else 1,
@@ -141,7 +161,7 @@ def _rejection_json(rejection: Rejected) -> dict[str, Any]:
 
 
 def _shard_fields(receipt: Receipt) -> dict[str, Any]:
-    own = {field.name: getattr(receipt, field.name) for field in fields(Receipt)}
+    own = {one.name: getattr(receipt, one.name) for one in fields(Receipt)}
     clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in receipt.clips]
     return {**own, "clips": clips}
 

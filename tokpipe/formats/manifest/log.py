@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tokpipe.errors import NotFound
@@ -62,10 +62,15 @@ def iter_entries(
         CorruptOutput: an entry is damaged, missing, or stands under another's number.
     """
     end = count_entries(store, from_seq) if to_seq is None else to_seq
-    return _read_ahead(store, range(from_seq, end))
+    return read_entries(store, range(from_seq, end))
 
 
-def _read_ahead(store: Store, seqs: range) -> Iterator[ManifestEntry]:
+def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
+    """Yield the entries of these numbers, a few of which are on their way at once.
+
+    Raises:
+        CorruptOutput: as ``iter_entries``.
+    """
     pool = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="manifest")
     ahead: deque[Future[ManifestEntry]] = deque()
     try:
@@ -87,7 +92,7 @@ def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]
     """
     end = count_entries(store) if to_seq is None else to_seq
     withdrawn: set[tuple[int, int]] = set()
-    for entry in _read_ahead(store, range(end - 1, -1, -1)):
+    for entry in read_entries(store, range(end - 1, -1, -1)):
         for rejection in entry.rejected:
             clip = rejection.ref.row, rejection.ref.segment
             if clip in withdrawn:

@@ -1,0 +1,81 @@
+"""What litdata and MosaicML's streaming write themselves, of the samples that exports have.
+
+    python -m tests.export.by_libraries
+
+makes tests/export/written/ anew, in an environment that has both (litdata 0.2.76, streaming 0.13).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tests.formats.formats_helpers import DictStore, encoded_clip
+from tests.reader.reader_helpers import begin, commit, put_shard
+from tokpipe.export.described import described
+from tokpipe.export.packed import FILE_BYTES
+from tokpipe.reader.output import Output
+
+WRITTEN = Path(__file__).parent / "written"
+CODEBOOK_SIZES = {"uint16": 8192, "uint32": 262_144}
+
+
+def output_of(grids: list[tuple[int, int]], codebook_size: int = 8192) -> Output:
+    """A shard of three clips for each grid."""
+    store = DictStore()
+    begin(store, codebook_size)
+    receipts = []
+    for shard, grid in enumerate(grids):
+        rows = range(3 * shard, 3 * shard + 3)
+        clips = [encoded_clip(row, [5, 1 + row], grid, codebook_size) for row in rows]
+        receipts.append(put_shard(store, f"s{shard}", clips, codebook_size))
+    if receipts:
+        commit(store, 0, *receipts)
+    return Output(store)
+
+
+def small_output(dtype: str) -> Output:
+    """Clips of two grids, one with a side that does not fit into a byte."""
+    return output_of([(2, 3), (1, 300)], CODEBOOK_SIZES[dtype])
+
+
+def samples_of(output: Output) -> list[dict[str, Any]]:
+    return [
+        {"clip_id": clip.clip_id, "codes": clip.codes, "json": described(clip, output)}
+        for clip in output.clips()
+    ]
+
+
+def write_litdata(output: Output, folder: Path) -> None:
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_bytes=FILE_BYTES)
+    for number, sample in enumerate(samples_of(output)):
+        writer.add_item(number, sample)
+    writer.done()
+    writer.merge()
+
+
+def write_mds(output: Output, folder: Path) -> None:
+    from streaming.base.format.mds.writer import MDSWriter
+
+    dtype = output.tokenizer.code_dtype
+    columns = {"clip_id": "str", "codes": f"ndarray:{dtype}", "json": "json"}
+    with MDSWriter(columns=columns, out=str(folder), hashes=["sha256"]) as writer:
+        for sample in samples_of(output):
+            writer.write({**sample, "json": json.loads(sample["json"])})
+
+
+def main() -> None:
+    shutil.rmtree(WRITTEN, ignore_errors=True)
+    for dtype in CODEBOOK_SIZES:
+        for name, write in (("litdata", write_litdata), ("mds", write_mds)):
+            folder = WRITTEN / f"{name}-{dtype}"
+            folder.mkdir(parents=True)
+            write(small_output(dtype), folder)
+
+
+if __name__ == "__main__":
+    main()

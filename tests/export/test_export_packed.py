@@ -1,0 +1,107 @@
+"""litdata and MDS exports are what the libraries write themselves, and what they read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.export.by_libraries import CODEBOOK_SIZES, WRITTEN, output_of, samples_of, small_output
+from tokpipe.export import export_output, packed
+from tokpipe.export import litdata as litdata_module
+from tokpipe.export import mds as mds_module
+from tokpipe.export.catalogue import load
+
+NAMES = ("litdata", "mds")
+OF_LIBRARIES = pytest.mark.filterwarnings("ignore")  # theirs, of one version or another
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", CODEBOOK_SIZES)
+def test_files_are_those_of_the_library_byte_for_byte(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    export_output(small_output(dtype), name, tmp_path / "export")
+    ours, theirs = files_in(tmp_path / "export"), files_in(WRITTEN / f"{name}-{dtype}")
+    if name == "litdata":  # later versions add keys that say what they say by default
+        index, wanted = (json.loads(files.pop("index.json")) for files in (ours, theirs))
+        assert index["chunks"] == wanted["chunks"]
+        assert index["config"].items() <= wanted["config"].items()
+        left = {key: wanted["config"][key] for key in wanted["config"].keys() - index["config"]}
+        assert left.pop("types") == {"clip_id": "str", "codes": "json", "json": "str"}
+        assert not any(left.values())
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_stay_below_a_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (litdata_module, mds_module):
+        monkeypatch.setattr(module, "FILE_BYTES", 2000)
+    output = output_of([(4, 4), (2, 3), (7, 1)])
+    done = export_output(output, name, tmp_path / "export")
+    files = [path for path in (tmp_path / "export").iterdir() if path.name != "index.json"]
+    assert done.num_files - 1 == len(files) > 1
+    assert all(path.stat().st_size <= 2000 for path in files)
+    assert done.num_clips == 9
+
+
+def test_a_sample_larger_than_a_file_may_be_stands_alone() -> None:
+    samples = [b"x" * size for size in (10, 500, 10, 10)]
+    assert [number for number, _ in packed.files_of(samples, b"", 100)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shape_that_does_not_fit_its_array_does_not_count(name: str, tmp_path: Path) -> None:
+    export_output(output_of([(4, 4)]), name, tmp_path / "export")
+    (path,) = (path for path in (tmp_path / "export").iterdir() if path.suffix != ".json")
+    data = bytearray(path.read_bytes())
+    clip_id = data.index(b"0" * 30)
+    data[clip_id + 32 + (8 if name == "litdata" else 1)] += 1  # t of the first clip
+    path.write_bytes(bytes(data))
+    assert load(name).count(tmp_path / "export").num_clips == -1
+
+
+def _assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    assert [one["clip_id"] for one in found] == [one["clip_id"] for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one["codes"].dtype == other["codes"].dtype
+        np.testing.assert_array_equal(one["codes"], other["codes"])
+
+
+@OF_LIBRARIES
+@pytest.mark.parametrize("dtype", CODEBOOK_SIZES)
+def test_litdata_reads_it(dtype: str, tmp_path: Path) -> None:
+    litdata = pytest.importorskip("litdata", reason="needs torchvision: not among what is pinned")
+    output = small_output(dtype)
+    export_output(output, "litdata", tmp_path / "export")
+    dataset = litdata.StreamingDataset(str(tmp_path / "export"))
+    wanted = samples_of(output)
+    _assert_same([dataset[index] for index in range(len(dataset))], wanted)
+    assert [one["json"] for one in dataset] == [one["json"] for one in wanted]
+
+
+@OF_LIBRARIES
+@pytest.mark.parametrize("dtype", CODEBOOK_SIZES)
+def test_streaming_reads_it(dtype: str, tmp_path: Path) -> None:
+    streaming = pytest.importorskip("streaming", reason="wants numpy < 2.2 and transformers < 5")
+    output = small_output(dtype)
+    export_output(output, "mds", tmp_path / "export")
+    dataset = streaming.StreamingDataset(
+        remote=str(tmp_path / "export"),
+        local=str(tmp_path / "cache"),
+        validate_hash="sha256",
+        batch_size=1,
+        shuffle=False,
+    )
+    wanted = samples_of(output)
+    _assert_same([dataset[index] for index in range(len(dataset))], wanted)
+    assert [one["json"] for one in dataset] == [json.loads(one["json"]) for one in wanted]

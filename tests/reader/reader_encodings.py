@@ -1,0 +1,66 @@
+"""An output on disk whose shards differ in how their codes are encoded, with a leftover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.formats.formats_helpers import encoded_clip
+from tests.reader.reader_helpers import begin, commit, put_shard
+from tokpipe.config.job import StoreOptions
+from tokpipe.storage import open_store
+from tokpipe.types import EncodedClip
+
+ENCODINGS = ("BYTE_STREAM_SPLIT", "byte pairs", "dictionary")
+"""One shard has each: of uniform codes, of many skewed ones, and of codes that hardly differ."""
+
+_GRIDS = ((16, 16), (64, 64), (16, 16))
+
+
+def write_output(folder: Path, codebook_size: int = 8192) -> None:
+    """Three shards of four clips each, listed in two entries, and one that nobody lists."""
+    store = open_store(str(folder), StoreOptions())
+    begin(store, codebook_size)
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, codebook_size + 1)
+    names = rng.permutation(codebook_size)
+    draws: list[Callable[[int], Any]] = [
+        lambda size: rng.integers(0, codebook_size, size),
+        lambda size: names[rng.choice(codebook_size, size, p=weights / weights.sum())],
+        lambda size: rng.integers(0, 2, size) * (codebook_size - 1),
+    ]
+    receipts = [
+        put_shard(store, f"s{shard}", _clips(4 * shard, draw, grid, codebook_size), codebook_size)
+        for shard, (draw, grid) in enumerate(zip(draws, _GRIDS, strict=True))
+    ]
+    put_shard(store, "orphan", _clips(12, draws[0], (16, 16), codebook_size), codebook_size)
+    commit(store, 0, *receipts[:2])
+    commit(store, 1, receipts[2])
+
+
+def _clips(
+    first_row: int, draw: Callable[[int], Any], grid: tuple[int, int], codebook_size: int
+) -> list[EncodedClip]:
+    clips = []
+    for row in range(first_row, first_row + 4):
+        clip = encoded_clip(row, [17, 17, 9], grid, codebook_size)
+        codes = tuple(
+            draw(block.size).reshape(block.shape).astype(block.dtype) for block in clip.codes
+        )
+        clips.append(replace(clip, codes=codes))
+    return clips
+
+
+def encoding_of(file: Any) -> str:
+    """Which of ``ENCODINGS`` the codes of a Parquet file have."""
+    group = file.metadata.row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    (codes,) = (one for one in columns if one.path_in_schema.startswith("codes."))
+    if "BYTE_STREAM_SPLIT" in codes.encodings:
+        return "BYTE_STREAM_SPLIT"
+    # Indices of pairs have 16 bits each; of the few codes that a plain dictionary suits, fewer.
+    return "byte pairs" if codes.total_uncompressed_size > 2 * codes.num_values else "dictionary"

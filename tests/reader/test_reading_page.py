@@ -1,0 +1,144 @@
+"""docs/reading.md, block by block, over shards of every encoding, with leftovers beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pages import Block, blocks_of
+from tests.reader.reader_encodings import ENCODINGS, encoding_of, write_output
+from tokpipe.reader import Output, open_output
+
+BLOCKS = [block for block in blocks_of("docs/reading.md") if block.language == "python"]
+FIRST_OF_TOOLS = next(n for n, block in enumerate(BLOCKS) if '"manifest"' in block.code)
+TRAINING, TOOLS = BLOCKS[:FIRST_OF_TOOLS], BLOCKS[FIRST_OF_TOOLS:]
+BOTH_WIDTHS = pytest.mark.parametrize("codebook_size", [8192, 262_144])
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on few cores
+]
+
+
+def run(block: Block, names: dict[str, Any]) -> None:
+    exec(compile(block.code, str(block), "exec"), names)
+
+
+@pytest.fixture
+def codebook_size() -> int:
+    return 8192
+
+
+@pytest.fixture
+def output(codebook_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Output:
+    write_output(tmp_path / "out/demo", codebook_size)
+    monkeypatch.chdir(tmp_path)
+    return open_output("out/demo")
+
+
+def assert_same(rows: Iterable[Mapping[str, Any]], output: Output, grid: Any) -> None:
+    """Rows are the chunks that tokpipe's reader gives, each once."""
+    wanted = {
+        (clip.clip_id, index): chunk.codes
+        for clip in output.clips()
+        for index, chunk in enumerate(clip.chunks)
+    }
+    for row in rows:
+        codes = wanted.pop((str(row["clip_id"]), int(row["chunk_index"])))
+        np.testing.assert_array_equal(grid(row), codes)
+    assert not wanted
+
+
+def of_arrays(arrays: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for values in zip(*arrays.values(), strict=True):
+        yield dict(zip(arrays, values, strict=True))
+
+
+def test_shards_have_every_encoding(tmp_path: Path) -> None:
+    write_output(tmp_path / "out")
+    shards = [Path(info.uri) for info in open_output(str(tmp_path / "out")).shards]
+    assert tuple(encoding_of(pq.ParquetFile(path)) for path in shards) == ENCODINGS
+    assert len([*shards[0].parent.iterdir()]) == len(shards) + 1, "and there is one more"
+
+
+def test_training_goes_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("demo", "films"):
+        write_output(tmp_path / "out" / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in TRAINING:
+        run(block, names)
+    assert names["clip"].clip_id == names["output"].clip(names["clip"].clip_id).clip_id
+    assert len(names["first"]) == 6
+    assert names["mix"].clips_per_epoch == [17, 7]
+
+
+def by_tool() -> dict[str, Block]:
+    tools = ("pyarrow", "duckdb", "polars", "datasets", "ray")
+    found = {
+        tool: block
+        for block in TOOLS
+        for tool in tools
+        if re.search(rf"^(import|from) {tool}\b", block.code, re.MULTILINE)
+    }
+    assert set(found) == set(tools), "a tool has lost its snippet"
+    return found
+
+
+def common(output: Output) -> dict[str, Any]:
+    """What the snippets share: the list of shards, and how a row becomes a grid."""
+    names: dict[str, Any] = {}
+    for block in TOOLS:
+        if block not in by_tool().values():
+            run(block, names)
+    assert names["shards"] == [str(Path(info.uri).resolve()) for info in output.shards]
+    return names
+
+
+@BOTH_WIDTHS
+def test_pyarrow_gives_the_same_codes(output: Output) -> None:
+    names = common(output)
+    run(by_tool()["pyarrow"], names)
+    assert names["flat"].dtype == output.tokenizer.numpy_dtype
+    assert_same(names["table"].to_pylist(), output, names["grid"])
+
+
+@BOTH_WIDTHS
+@pytest.mark.parametrize("tool", ["duckdb", "polars", "datasets"])
+def test_other_tools_give_the_same_codes(
+    tool: str, output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip(tool, reason="has no build for Python 3.10")
+    names = common(output)
+    run(by_tool()[tool], names)
+    if tool == "datasets":
+        assert_same(names["dataset"], output, names["grid"])
+        return
+    rows = of_arrays(names["arrays"]) if tool == "duckdb" else names["frame"].to_dicts()
+    assert names["flat"].dtype == output.tokenizer.numpy_dtype
+    assert_same(rows, output, names["grid"])
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data by itself
+def test_ray_data_gives_the_same_codes(
+    output: Output, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    pytest.importorskip("pandas", reason="Ray Data wants it")
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    names = common(output)
+    try:
+        run(by_tool()["ray"], names)
+        assert_same(names["rows"].iter_rows(), output, names["grid"])
+    finally:
+        ray.shutdown()

@@ -1,0 +1,116 @@
+"""Readers share out several sources: every item once, and in proportion at every moment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokpipe.reader.order import Remaining
+from tokpipe.reader.shares import MixRemaining, Share, quotas
+
+
+def of_sizes(sizes: list[int], seed: int = 0) -> MixRemaining:
+    return MixRemaining(tuple(Remaining(size) for size in sizes), seed)
+
+
+def items_of(share: Share, number: int | None = None) -> list[tuple[int, int]]:
+    """(source, position) of the first items that a reader takes, or of all."""
+    counts = share.counts(0)
+    found = []
+    for _ in range(len(share) if number is None else number):
+        source = share.next_source(counts)
+        found.append((source, share.position(source, counts[source])))
+        counts[source] += 1
+        assert share.counts(len(found)) == counts, "found by a search as by going there"
+    return found
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 3), st.data())
+def test_runs_with_any_numbers_of_readers_take_every_item_once(
+    sizes: list[int], seed: int, data: st.DataObject
+) -> None:
+    left, seen = of_sizes(sizes, seed), []
+    for _ in range(data.draw(st.integers(0, 4))):
+        number = data.draw(st.integers(1, 6))
+        shares = [Share(left, reader, number) for reader in range(number)]
+        assert sum(map(len, shares)) == len(left)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        taken = [data.draw(st.integers(0, len(share))) for share in shares]
+        for share, count in zip(shares, taken, strict=True):
+            seen += items_of(share, count)
+        left = left.after(taken)
+        assert len(left) == sum(sizes) - len(seen)
+    seen += items_of(Share(left, 0, 1))
+    assert sorted(seen) == [(k, item) for k, size in enumerate(sizes) for item in range(size)]
+
+
+@pytest.mark.parametrize(
+    "weights", [[1, 1], [7, 3], [0.9, 0.1], [0.999, 0.001], [6, 3, 1], [4, 3, 2, 0.5, 0.5]], ids=str
+)
+@pytest.mark.parametrize("num_readers", [1, 2, 3, 8, 13, 24])
+def test_every_reader_is_in_proportion_at_every_moment(
+    weights: list[float], num_readers: int
+) -> None:
+    per_reader = 600
+    left = of_sizes(quotas(weights, per_reader * num_readers))
+    due = np.outer(np.arange(1, per_reader + 1), np.array(weights) / sum(weights))
+    together = np.zeros_like(due)
+    for reader in range(num_readers):
+        share = Share(left, reader, num_readers)
+        counts = share.counts(0)
+        taken = np.zeros_like(due)
+        for row in taken:
+            counts[share.next_source(counts)] += 1
+            row[:] = counts
+        assert np.abs(taken - due).max() < 2.5, "clips too many or too few"
+        together += taken
+    # And all of them together, after every round: a batch over all ranks is a fair one.
+    assert np.abs(together - num_readers * due).max() < 2.5 + num_readers / 4
+
+
+def test_a_state_far_into_an_epoch_is_found_at_once() -> None:
+    left = of_sizes([70_000_000_000, 30_000_000_001], seed=5)
+    share = Share(left, 3, 7)
+    counts = share.counts(10_000_000_000)
+    assert sum(counts) == 10_000_000_000
+    assert abs(counts[0] - 7_000_000_000) < 3
+    for _ in range(10):
+        counts[share.next_source(counts)] += 1
+    assert counts == share.counts(10_000_000_010)
+    with pytest.raises(ValueError, match=r"cannot have taken 11 of 10 items"):
+        Share(of_sizes([7, 3]), 0, 1).counts(11)
+
+
+def test_what_is_left_is_small_when_readers_keep_step() -> None:
+    left = of_sizes([700_000, 300_000]).after([10_000] * 24)
+    assert sum(len(part.pending) for part in left.parts) < 24 * 5
+    assert [part.num_items - len(part) for part in left.parts] == pytest.approx(
+        [168_000, 72_000], abs=10
+    )
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6), st.integers(0, 10_000))
+def test_quotas_are_whole_and_next_to_what_is_due(weights: list[float], number: int) -> None:
+    found = quotas(weights, number)
+    assert sum(found) == number
+    for weight, one in zip(weights, found, strict=True):
+        assert abs(one - number * weight / sum(weights)) < 1 + 1e-6
+
+
+def test_orders_are_known() -> None:
+    # Written down, because a resume years later has to find the same.
+    shares = [Share(of_sizes([6, 3], seed=1), reader, 2) for reader in range(2)]
+    assert [items_of(share) for share in shares] == [
+        [(0, 0), (1, 0), (0, 2), (0, 4), (1, 2)],
+        [(0, 1), (0, 3), (1, 1), (0, 5)],
+    ]
+    assert quotas([1, 2], 10) == quotas([0.25, 0.5], 10) == [3, 7]
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_weights_that_weigh_nothing_are_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="each is a number above 0"):
+        quotas([1, weight], 10)

@@ -1,0 +1,23 @@
+"""The report of a real output, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.report_outputs import really_made
+from tokpipe.reader import open_output
+from tokpipe.report import Report, write_report
+
+
+@pytest.fixture(scope="session")
+def real_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("report")
+    output = open_output(str(really_made(folder)))
+    return write_report(output, folder / "report.html", num_pairs=2, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def real_page(real_report: Report) -> Path:
+    return real_report.path

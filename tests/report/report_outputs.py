@@ -1,0 +1,109 @@
+"""Outputs for reports: one that real stages made of a real video, and one with a whole history."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.end_to_end.jobs import SAMPLE
+from tests.formats.formats_helpers import DictStore, encoded_clip
+from tests.reader.reader_helpers import begin, put_shard
+from tokpipe.chunks import pieces_of
+from tokpipe.config.load import parse_job
+from tokpipe.formats.manifest import ActorUse, Claim, EncoderUse, ManifestEntry, append
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.runtime.job import start_output
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.stages.write import WriteStage
+from tokpipe.storage import open_store
+from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
+from tokpipe.weights import read_weights
+
+BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+HOSTILE = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>&a.mp4'
+NUM_SHARDS, PAUSE_S = 8, 86_400.0
+SPENT = {"download": 0.5, "decode": 4.0, "transfer": 0.1, "encode": 8.0, "write": 0.2}
+UP = {"decode": 10.0, "encode": 10.0, "write": 5.0}
+
+
+def entry(seq: int, at_s: float, writer: str = "driver-1", **content: Any) -> ManifestEntry:
+    time = (BEGAN + timedelta(seconds=at_s)).isoformat(timespec="milliseconds")
+    return ManifestEntry(seq, writer, time, **content)
+
+
+def with_history(*, actors: ActorUse | None = ActorUse(SPENT, UP)) -> DictStore:  # noqa: B008
+    """Two drivers, a day apart, that commit a shard of three clips every ten seconds."""
+    store = DictStore()
+    begin(store)
+    at_s, seq = 0.0, 0
+    for number in range(NUM_SHARDS):
+        writer = f"driver-{number * 2 // NUM_SHARDS}"
+        if number in (0, NUM_SHARDS // 2):
+            at_s += PAUSE_S * bool(number)
+            claim = Claim("host", 7 + number, f"0.{number}.0")
+            assert append(store, entry(seq, at_s, writer, claim=claim))
+            seq += 1
+        at_s += 10
+        clips = [encoded_clip(10 * number + row, [5, 9][: 1 + row % 2]) for row in range(3)]
+        ref = ClipRef(f"bad{number}", 900 + number, 0, 1, f"s3://videos/{number}{HOSTILE}")
+        refused = Rejected(ref, "decode", "truncated", f"<b>cut short</b> at {number} s")
+        content: dict[str, Any] = {
+            "shards": (put_shard(store, f"s{number}", clips),),
+            "rejected": (refused,) if number % 2 else (),
+            "encoders": EncoderUse(paid_s=10.0, useful_s=7.5),
+            "actors": actors,
+        }
+        assert append(store, entry(seq, at_s, writer, **content))
+        seq += 1
+    return store
+
+
+def really_made(root: Path, **changes: Any) -> Path:
+    """What a job makes of the sample video, by its own stages but without a cluster."""
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SAMPLE, root / "video.mp4")
+    settings: dict[str, Any] = {
+        "dataset": "bunny",
+        "sources": [{"kind": "files", "uri": "*.mp4"}],
+        "output": {"uri": "out"},
+        "sampling": {"fps": 8, "max_clip_frames": 17},
+        "frames": {"size": [64, 64]},
+        "tokenizer": {"checkpoint": "builtin://fsq-4x8x8"},
+        "encode": {"device": "cpu", "batch_chunks": 1},
+        **changes,
+    }
+    job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
+    store = open_store(job.output.uri, job.storage)
+    weights = read_weights(job.tokenizer, job.storage)
+    record = start_output(store, job, weights.hash, "driver", Console(quiet=True))
+    plan = StoredPlan.from_json(record.plan)
+    decode = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
+    encode = EncodeStage(job.tokenizer, job.chunking, job.encode)
+    write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
+    decode.setup(root / "scratch")
+    encode.setup("cpu", weights.encoding)
+    write.setup()
+    (item,) = PlanReader(store, plan).items(0)
+    clips: list[EncodedClip] = []
+    num_clips = 1
+    while len(clips) < num_clips:
+        item = replace(item, segment=len(clips), num_segments=num_clips if clips else None)
+        (decoded,) = decode.process([item])
+        assert isinstance(decoded, DecodedClip)
+        num_clips = decoded.ref.num_segments
+        (clip,) = encode.process([decoded])
+        assert isinstance(clip, EncodedClip)
+        clips.append(clip)
+    decode.close()
+    receipt = write.process("shard", clips)
+    assert append(store, entry(0, 0, "driver", claim=Claim("host", 1, "0.1.0")))
+    spent = ActorUse({**SPENT, "encode": 9.0}, UP)
+    assert append(store, entry(1, 12, "driver", shards=(receipt,), actors=spent))
+    return root / "out"

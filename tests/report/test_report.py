@@ -1,0 +1,279 @@
+"""What ``tokpipe report`` puts on its page, of outputs in any state."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.formats.formats_helpers import DictStore, encoded_clip
+from tests.reader.reader_helpers import NUM_ROWS, begin, put_shard
+from tests.report.html_tree import Node, parsed
+from tests.report.report_outputs import (
+    BEGAN,
+    HOSTILE,
+    NUM_SHARDS,
+    entry,
+    with_history,
+)
+from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.formats.layout import JOB_RECORD, entry_key
+from tokpipe.formats.manifest import Reopened, append
+from tokpipe.formats.sealed_json import CHECKSUM, seal
+from tokpipe.reader import open_output
+from tokpipe.reader.output import Output
+from tokpipe.reconstruct.command import decode_clip
+from tokpipe.report import Report, write_report
+
+NOW = BEGAN + timedelta(days=2)
+
+
+def page_of(store: DictStore, folder: Path, **options: int) -> tuple[Node, Report]:
+    wanted = {"num_pairs": 0, "num_shards": 0, **options}
+    report = write_report(Output(store), folder / "report.html", now=NOW, **wanted)  # type: ignore[arg-type]
+    html = report.path.read_text("utf-8")
+    assert report.size_bytes == len(html.encode())
+    return parsed(html), report
+
+
+def tiles(page: Node) -> dict[str, str]:
+    """What each of the numbers to know is, everywhere on the page."""
+    found = {}
+    for group in page.all("dl", class_="tiles"):
+        for tile in group.all("div"):
+            found[tile.one("dt").text] = tile.one("b").text
+    return found
+
+
+def test_a_real_output_is_told_with_pictures(real_report: Report, tmp_path: Path) -> None:
+    page = parsed(real_report.path.read_text("utf-8"))
+    output = open_output(str(real_report.path.parent / "out"))
+    totals = output.totals
+    assert page.one("h1").text == "bunny"
+    assert "Settled: all of 1 plan row." in page.text
+    found = tiles(page)
+    assert (found["clips"], found["frames"]) == (f"{totals.num_clips}", f"{totals.num_frames}")
+    assert found["codes"] == f"{totals.num_codes:,}"
+    assert found["bits per code"] == f"{8 * totals.size_bytes / totals.num_codes:.2f}"
+    assert found["time at work"] == "0:12"
+    assert "90% of the speed of light" in page.text
+    assert "Frames per clip" in page.text
+    assert output.fingerprint in page.text
+    assert "builtin://fsq-4x8x8" in page.one("pre").text
+    assert re.search(r"\btorch [\d.]+", page.one("section", id="provenance").text)
+
+    pictures = list(page.all("img"))
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert len(picture.attributes["alt"]) > 20
+        kind, data = picture.attributes["src"].split(",", 1)
+        assert kind == "data:image/jpeg;base64"
+        with av.open(io.BytesIO(base64.b64decode(data))) as image:
+            (frame,) = image.decode(video=0)
+        assert (frame.width, frame.height) == (4 * 64, 64)
+    told = json.loads(real_report.to_json())
+    for pair in told["pairs"]["clips"]:
+        decoded = decode_clip(
+            output.store.uri, pair["clip_id"], tmp_path / "clip.png", compare=True, device="cpu"
+        )
+        assert decoded.quality is not None
+        assert pair["psnr_db"] == pytest.approx(decoded.quality.psnr_db)
+        assert f"PSNR {decoded.quality.psnr_db:.2f} dB" in page.text
+    assert told["speed_of_light"] == pytest.approx(0.9)
+    assert any("report of" in line for line in real_report.lines())
+
+
+def test_every_section_says_what_the_output_holds(tmp_path: Path) -> None:
+    store = with_history()
+    page, report = page_of(store, tmp_path)
+    found = tiles(page)
+    assert (found["clips"], found["rejected"]) == (str(3 * NUM_SHARDS), str(NUM_SHARDS // 2))
+    assert (found["goodput"], found["time at work"]) == ("75%", "1:20")
+    assert f"Settled: {3.5 * NUM_SHARDS:.0f} of {NUM_ROWS:,} plan rows." in page.text
+    assert "80% of the speed of light , limited by encode (busy 81%)" in page.text
+    tables = {one.one("caption").text: one.cells()[1:] for one in page.all("table")}
+    over_time = tables["Throughput over time"]
+    assert sum(float(row[1]) for row in over_time) == pytest.approx(3 * NUM_SHARDS, abs=1)
+    assert {(row[3], row[4]) for row in over_time} == {("80%", "encode")}
+    assert tables["What each stage's actors did"] == [
+        ["decode", "1.0", "40.0%", "5.0%", "55.0%", "5.3"],
+        ["encode", "1.0", "80.0%", "1.0%", "19.0%", "3.0"],
+        ["write", "0.5", "4.0%", "0.0%", "96.0%", "60.0"],
+    ]
+    refused = tables["Clips rejected for truncated, the newest"]
+    assert [row[3] for row in refused] == ["bad7", "bad5", "bad3"]
+    assert sum(int(row[1]) for row in tables["Frames per clip"]) == 3 * NUM_SHARDS
+    assert sum(int(row[1]) for row in tables["How often codes occur"]) == Output(store).num_codes
+    usage = report.facts.sample.usage
+    assert found["perplexity"] == f"{usage.perplexity:,.0f}"
+    assert found["dead"] == f"{8192 - len(usage.codes):,}"
+    assert "the whole output (8 shards)" in page.text
+    assert "a sample of 3 of 8 shards" in page_of(store, tmp_path, num_shards=3)[0].text
+
+
+def test_nothing_that_an_output_says_becomes_markup(tmp_path: Path) -> None:
+    page, _ = page_of(with_history(), tmp_path)
+    assert HOSTILE in page.text
+    assert "<b>cut short</b> at 7 s" in page.text
+    assert len(list(page.all("script"))) == 1  # its own, for the theme
+    assert not list(page.all("img"))
+    assert all(not name.startswith("on") for node in page.all() for name in node.attributes)
+
+
+def test_the_page_needs_nothing_but_itself(real_page: Path) -> None:
+    html = real_page.read_text("utf-8")
+    page = parsed(html)
+    for node in page.all():
+        for name in ("src", "href", "srcset", "action", "data", "poster", "style"):
+            if (value := node.attributes.get(name)) is not None:
+                assert value.startswith(("#", "data:image/jpeg")), f"<{node.tag} {name}={value!r}>"
+    assert "url(" not in html
+    assert "@import" not in html
+    assert not list(page.all("link"))
+    links = {node.attributes["href"].removeprefix("#") for node in page.all("a")}
+    ids = [node.attributes["id"] for node in page.all() if "id" in node.attributes]
+    assert links <= set(ids)
+    assert len(ids) == len(set(ids))
+
+
+def test_secrets_are_masked_wherever_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = with_history()
+    fields = json.loads(store.objects[JOB_RECORD])
+    del fields[CHECKSUM]
+    fields["job"] = {
+        "sources": [{"uri": "https://someone:hunter2hunter2@host/x?X-Amz-Signature=abcdef"}],
+        "storage": {"options": {"secret": "plain-as-day"}},
+        "note": "made with 'tok-1234567890'",
+    }
+    store.objects[JOB_RECORD] = json.dumps(seal(fields)).encode()
+    monkeypatch.setenv("HUB_TOKEN", "tok-1234567890")
+    page_of(store, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "https://***@host/x?X-Amz-Signature=***" in html
+    for secret in ("hunter2", "abcdef", "plain-as-day", "tok-1234567890"):
+        assert secret not in html
+
+
+def test_an_output_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    store = DictStore()
+    begin(store)
+    page, _ = page_of(store, tmp_path, num_pairs=2)
+    for wanted in (
+        "0.0% done",
+        "Nothing was committed yet.",
+        "No frames were committed yet.",
+        "No clip was rejected.",
+        "There are no codes yet.",
+        "There are no clips yet.",
+    ):
+        assert wanted in page.text
+
+
+def test_a_running_job_is_told_with_its_rate(tmp_path: Path) -> None:
+    page, _ = page_of(with_history(), tmp_path)
+    assert re.search(
+        r"[\d.]+ clips/s lately, [\d:]+ to go\. Last commit 23:58:40 before", page.text
+    )
+
+
+def test_an_early_output_does_not_tell_what_actors_did(tmp_path: Path) -> None:
+    page, report = page_of(with_history(actors=None), tmp_path)
+    assert "is not recorded in this output" in page.text
+    assert "Share of the speed of light" not in page.text
+    assert json.loads(report.to_json())["speed_of_light"] is None
+
+
+def test_a_damaged_shard_is_left_out_and_told(tmp_path: Path) -> None:
+    store = with_history()
+    key = next(key for key in sorted(store.objects) if key.startswith("shards/"))
+    store.objects[key] = store.objects[key][:-1] + b"?"
+    page, report = page_of(store, tmp_path)
+    assert "1 shard of the sample could not be read and is left out." in page.text
+    assert key in page.one("section", id="codes").text
+    assert report.facts.sample.num_clips == 3 * (NUM_SHARDS - 1)
+    assert any(key in line for line in report.lines())
+
+
+def test_of_a_damaged_manifest_there_is_no_page(tmp_path: Path) -> None:
+    store = with_history()
+    output = Output(store)
+    store.objects[entry_key(2)] = store.objects[entry_key(2)].replace(b"driver-0", b"driver-9")
+    with pytest.raises(CorruptOutput, match="00000002"):
+        write_report(output, tmp_path / "report.html", num_pairs=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_in_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its folder does not exist"):
+        write_report(Output(with_history()), tmp_path / "no/report.html")
+
+
+def test_withdrawn_rejections_are_no_examples(tmp_path: Path) -> None:
+    store = with_history()
+    told = [one for one in Output(store).rejected() if one.ref.clip_id in ("bad5", "bad7")]
+    withdrawn = tuple(Reopened(one.ref, one.reason) for one in told)
+    seq = Output(store).state.next_seq
+    assert append(store, entry(seq, 90_000.0, "driver-1", reopened=withdrawn))
+    page, _ = page_of(store, tmp_path)
+    assert tiles(page)["rejected"] == "2"
+    examples = page.one("section", id="rejected").text
+    assert "bad3" in examples
+    assert "bad7" not in examples
+
+
+def test_a_lost_source_is_told_beside_what_the_codes_show(real_page: Path, tmp_path: Path) -> None:
+    source = real_page.with_name("video.mp4")
+    source.rename(tmp_path / "away.mp4")
+    try:
+        output = open_output(str(real_page.parent / "out"))
+        report = write_report(output, tmp_path / "report.html", num_pairs=1, device="cpu")
+    finally:
+        (tmp_path / "away.mp4").rename(source)
+    page = parsed(report.path.read_text())
+    assert len(list(page.all("img"))) == 1
+    assert "Without its source." in page.text
+    assert "does not exist" in page.one("section", id="pairs").text
+    assert "PSNR 2" not in page.text
+
+
+def test_where_torch_is_missing_the_page_says_so_and_ray_is_never_loaded(
+    real_page: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; sys.modules['ray'] = None\n"
+        "from pathlib import Path\n"
+        "from tokpipe.reader import open_output\n"
+        "from tokpipe.report import write_report\n"
+        "print(*write_report(open_output(sys.argv[1]), Path(sys.argv[2])).lines())\n"
+    )
+    path = tmp_path / "report.html"
+    command = [sys.executable, "-c", script, str(real_page.parent / "out"), str(path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "without pictures" in told
+    page = parsed(path.read_text())
+    assert "No clip could be decoded here." in page.text
+    assert "tokpipe[run]" in page.text
+    assert "torch" in page.one("section", id="pairs").text
+
+
+def test_a_page_does_not_grow_with_its_output(tmp_path: Path) -> None:
+    store = with_history()
+    page_of(store, tmp_path)
+    size = (tmp_path / "report.html").stat().st_size
+    seq = Output(store).state.next_seq
+    for number in range(60):
+        clips = [encoded_clip(100 + number, [5] * (1 + number % 7))]
+        receipt = put_shard(store, f"more{number}", clips)
+        assert append(store, entry(seq + number, 90_000 + 30 * number, "late", shards=(receipt,)))
+    page_of(store, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 3 * size

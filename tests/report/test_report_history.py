@@ -1,0 +1,109 @@
+"""Time at work, in a bounded number of steps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.formats.formats_helpers import encoded_clip, receipt_of
+from tests.report.report_outputs import SPENT, UP, entry, with_history
+from tokpipe.formats.manifest import ActorUse, ManifestEntry
+from tokpipe.reader.output import Output
+from tokpipe.report.groups import Group, read_groups
+from tokpipe.report.history import MAX_STEPS, History
+
+RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
+
+
+def history(*entries: ManifestEntry) -> History:
+    found = History()
+    for one in entries:
+        clips = sum(len(receipt.clips) for receipt in one.shards)
+        found.add(Group(one, 1, clips, sum(receipt.num_frames for receipt in one.shards)))
+    return found
+
+
+def commit(seq: int, at_s: float, writer: str) -> ManifestEntry:
+    return entry(seq, at_s, writer, shards=(RECEIPT,), actors=ActorUse(SPENT, UP))
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-5, 1e6).map(lambda s: round(s, 3)), st.sampled_from("ab")),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_whatever_the_times_nothing_is_lost(gaps: list[tuple[float, str]]) -> None:
+    at_s, entries = 0.0, []
+    worked_s, before = 0.0, ""
+    for seq, (gap_s, writer) in enumerate(gaps):
+        at_s += gap_s
+        worked_s += max(0.0, gap_s) if writer == before else 0.0
+        before = writer
+        entries.append(commit(seq, at_s, writer))
+    found = history(*entries)
+    steps = list(found.steps())
+    assert len(steps) <= MAX_STEPS
+    assert found.worked_s == pytest.approx(worked_s, abs=0.01)
+    for name, each in (("frames", 10), ("clips", 1), ("spent encode", 8), ("up write", 5)):
+        assert sum(step[name] for step in steps) == pytest.approx(each * len(gaps))
+    assert all(one.end_s == two.begin_s for one, two in pairwise(steps))
+
+
+def test_work_is_spread_over_the_time_that_it_took() -> None:
+    claim = entry(0, 0, "a")
+    found = history(claim, commit(1, 4, "a"), commit(2, 6, "a"))
+    assert [step["frames"] for step in found.steps()] == pytest.approx([2.5] * 4 + [5] * 2)
+
+
+def test_the_time_between_drivers_is_left_out() -> None:
+    found = history(
+        entry(0, 0, "a"),
+        commit(1, 10, "a"),
+        entry(2, 1_000_000, "b"),
+        commit(3, 1_000_010, "b"),
+        entry(4, 5, "c"),  # by a clock that is far behind
+        commit(5, 15, "c"),
+    )
+    assert (found.worked_s, found.num_drivers) == (30, 3)
+    assert [step.begin_s for step in found.steps() if step.num_drivers] == [0, 10, 20]
+
+
+def test_a_stage_would_do_so_much_if_it_never_waited() -> None:
+    entries = [entry(0, 0, "a"), *(commit(n, 10 * n, "a") for n in range(1, 4))]
+    decode, encode, write = history(*entries).stages()
+    assert encode.actors == pytest.approx(1)
+    assert encode.waiting == pytest.approx(0.19)
+    assert encode.own_frames_per_s == pytest.approx(10 / 8)
+    assert decode.own_frames_per_s == pytest.approx(10 / 4.5)
+    assert write.own_frames_per_s == pytest.approx(10 / 0.2 * 0.5)
+
+
+def test_entries_without_seconds_of_actors_do_not_dilute_those_with() -> None:
+    old = [entry(0, 0, "a"), entry(1, 1000, "a", shards=(RECEIPT,))]
+    new = [entry(2, 2000, "b"), commit(3, 2010, "b")]
+    assert history(*old).stages() == []
+    (_, encode, _) = history(*old, *new).stages()
+    assert encode.actors == pytest.approx(1)
+    assert encode.own_frames_per_s == pytest.approx(10 / 8)
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 100])
+def test_of_a_long_manifest_a_part_tells_what_was_made_and_who_made_it(most: int) -> None:
+    output = Output(with_history())
+    groups = list(read_groups(output, most))
+    assert [group.entry.seq for group in groups] == sorted({g.entry.seq for g in groups})
+    assert sum(group.num_entries for group in groups) == output.state.next_seq
+    assert sum(group.clips for group in groups) == output.num_clips
+    found = History()
+    for group in groups:
+        found.add(group)
+    whole = found.whole()
+    assert whole["frames"] == pytest.approx(output.totals.num_frames)
+    assert (found.num_drivers, found.worked_s) == (2, 80)
+    assert whole.speed is not None
+    assert whole.speed.share == pytest.approx(0.8)

@@ -1,0 +1,168 @@
+"""The report in a real browser: themes, keyboard, small screens, accessibility, no request."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+
+from tests.report.report_outputs import with_history
+from tokpipe.reader.output import Output
+from tokpipe.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+FOCUSABLE = "a[href], button, summary, [tabindex='0']"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+class Watched:
+    """A page and all that it asked for or complained about."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def open(self, path: Path) -> Page:
+        self.page.goto(path.as_uri())
+        return self.page
+
+    def fetched(self) -> list[str]:
+        return [url for url in self.requests if not url.startswith("data:")]
+
+
+def background(page: Page) -> str:
+    return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+
+def problems(page: Page) -> list[str]:
+    """What axe finds wrong: contrast, names, structure, regions that no key reaches."""
+    found = Axe().run(page, options=RULES).response["violations"]
+    return [f"{one['id']}: {node['html']}" for one in found for node in one["nodes"]]
+
+
+LIGHT, DARK = "rgb(251, 251, 249)", "rgb(20, 23, 26)"
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme", "colour"), [(360, "light", LIGHT), (1280, "dark", DARK)]
+)
+def test_it_is_readable_in_both_themes_on_any_screen(
+    browser: Browser, real_page: Path, width: int, scheme: Any, colour: str
+) -> None:
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    watched = Watched(page)
+    watched.open(real_page)
+    assert background(page) == colour
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)")
+    assert watched.fetched() == [real_page.as_uri()]
+    assert watched.complaints == []
+    assert problems(page) == []
+    page.close()
+
+
+def test_the_theme_can_be_chosen_and_stays(browser: Browser, real_page: Path) -> None:
+    page = browser.new_page(color_scheme="light")
+    watched = Watched(page)
+    watched.open(real_page)
+    button = page.get_by_role("button", name="Theme")
+    seen = [background(page)]
+    for _ in range(3):
+        button.click()
+        seen.append(background(page))
+    assert seen == [LIGHT, LIGHT, DARK, LIGHT]  # auto, light, dark, auto
+    button.click()
+    button.click()
+    page.reload()
+    assert background(page) == DARK
+    assert button.inner_text() == "Theme: dark"
+    assert watched.complaints == []
+    page.close()
+
+
+def test_everything_is_reached_and_opened_by_keys(browser: Browser, real_page: Path) -> None:
+    page = browser.new_page()
+    Watched(page).open(real_page)
+    page.keyboard.press("Tab")
+    focused = "document.activeElement"
+    assert page.evaluate(f"{focused}.textContent") == "Skip to the report"
+    assert page.evaluate(f"{focused}.getBoundingClientRect().top") >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate(f"{focused}.id") == "report"
+    page.goto(real_page.as_uri())  # without the skip link's place, where keys would go on
+
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    wanted = page.evaluate(f'document.querySelectorAll("{FOCUSABLE}").length')
+    assert wanted > 15
+    reached = set()
+    for _ in range(wanted):
+        page.keyboard.press("Tab")
+        place = page.evaluate(f'[...document.querySelectorAll("{FOCUSABLE}")].indexOf({focused})')
+        assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") == "solid"
+        reached.add(place)
+    assert reached == set(range(wanted))
+
+    page.reload()
+    page.locator("summary").first.focus()
+    for is_open in (True, False):
+        page.keyboard.press("Enter")
+        assert page.evaluate(f"{focused}.parentElement.open") == is_open
+    page.close()
+
+
+def test_what_an_output_says_never_runs(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(Output(with_history()), path, num_pairs=1)
+    page = browser.new_page()
+    watched = Watched(page)
+    watched.open(path)
+    assert page.title() == "demo: tokpipe report"
+    assert page.get_by_text('document.title = "broken"').count() > 0
+    assert watched.fetched() == [path.as_uri()]
+    assert watched.complaints == []
+    refused: list[Request] = []
+    page.on("requestfailed", lambda request: refused.append(request))
+    # Even if something slipped through, the page's own policy lets it neither run nor fetch.
+    page.evaluate(
+        """document.body.insertAdjacentHTML("beforeend",
+        '<img src="missing.png" onerror="document.title = \\'broken\\'"><style>h1 {color: red}')"""
+    )
+    page.wait_for_timeout(100)
+    assert page.title() == "demo: tokpipe report"
+    assert [request.failure for request in refused] == ["csp"]
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") != "rgb(255, 0, 0)"
+    page.close()
+
+
+def test_it_is_whole_without_javascript(browser: Browser, real_page: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, color_scheme="dark")
+    page = context.new_page()
+    page.goto(real_page.as_uri())
+    assert page.get_by_role("heading", level=2).count() == 6
+    assert not page.get_by_role("button").is_visible()
+    page.locator("summary").first.click()
+    assert page.get_by_role("table").first.is_visible()
+    context.close()

@@ -1,0 +1,89 @@
+"""docs/data.md: its tables and tars are made, and its sources planned from real videos."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pages import REPOSITORY, blocks_of, commands_of
+from tokpipe.cli import main
+from tokpipe.config import load_job
+from tokpipe.forecast import forecast
+
+SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
+JOB = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
+CLIPS = {
+    # By what a source is; the sample is cut into 3 clips, of 17, 17 and 9 frames.
+    "videos/**/*.mp4": 4 * 3 + 3,  # also the one with another ending
+    "videos/clips.csv": 2 + 2 + 3,  # 2.5 s and 2.78 s of the dog, and the cat
+    "videos/list.jsonl": 2 * 3,
+    "videos/clips.parquet": 3 + 3,  # the dog from 0.5 s on
+    "videos/*.tar": 2 * 3,
+}
+
+
+def test_every_source_on_the_page_gives_its_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("dog.mp4", "cat.mp4", "a/7.mp4", "a/8.mp4", "new.webm"):
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAMPLE, path)
+    path = tmp_path / "jobs/mine.yaml"
+    path.parent.mkdir()
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    for block in blocks_of("docs/data.md"):
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.code)
+        elif block.language == "python":
+            exec(compile(block.code, str(block), "exec"), {})
+        elif block.language == "sh":
+            if commands_of(block.code)[0][0] == "tokpipe":
+                continue  # of a job that has run: tests/docs holds them against the parser
+            subprocess.run(["bash", "-ec", block.code], cwd=tmp_path, check=True)
+        elif block.language == "yaml":
+            section = yaml.safe_load(block.code)
+            uri = section["sources"][0]["uri"] if "sources" in section else "$"
+            if "$" in uri:
+                continue  # no sources, or in a store: tests/docs holds them against the models
+            path.write_text(yaml.safe_dump({**JOB, **section}))
+            found = forecast(load_job(path))
+            assert (found.clips.value, found.rejected.value) == (CLIPS[uri], 0), str(block)
+            seen.add(uri)
+    assert seen == set(CLIPS)
+    assert main(["check", str(path)]) == 0
+    assert "carrying key, txt, json" in capsys.readouterr().out
+
+
+def test_what_the_page_says_is_refused_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(SAMPLE, folder / "dog.mp4")
+    (folder / "picture.mp4").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(2000))
+    (folder / "x.mp4").mkdir()
+    path = tmp_path / "mine.yaml"
+    monkeypatch.chdir(tmp_path)
+    path.write_text(yaml.safe_dump({**JOB, "sources": [{"kind": "files", "uri": "videos/*.mp4"}]}))
+    found = forecast(load_job(path))
+    assert found.clips.value == 3
+    assert found.reasons == {"not_a_video": 1, "bad_row": 1}
+
+    twice = [{"kind": "files", "uri": "videos/dog.mp4"}] * 2
+    path.write_text(yaml.safe_dump({**JOB, "sources": twice}))
+    assert main(["plan", str(path)]) == 2
+    assert "set on_duplicate: keep_first" in " ".join(capsys.readouterr().err.split())
+    path.write_text(yaml.safe_dump({**JOB, "sources": twice, "on_duplicate": "keep_first"}))
+    assert forecast(load_job(path)).clips.value == 3
+
+    (folder / "list.csv").write_text("file\n../mine.mp4\n/etc/hostname\n")
+    table = {"kind": "table", "uri": "videos/list.csv", "uri_column": "file"}
+    path.write_text(yaml.safe_dump({**JOB, "sources": [table]}))
+    assert main(["plan", str(path)]) == 2
+    assert "sources[0].allowed_prefixes" in capsys.readouterr().err

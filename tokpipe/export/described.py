@@ -1,0 +1,27 @@
+"""What stands beside the codes of a clip in formats with a place for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokpipe.reader import Output
+from tokpipe.reader.values import Clip
+
+
+def described(clip: Clip, output: Output) -> str:
+    """A clip without its codes, as JSON."""
+    values: dict[str, Any] = {
+        "clip_id": clip.clip_id,
+        "source_uri": clip.source_uri,
+        "shape": clip.codes.shape,
+        "fps": clip.fps,
+        "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
+        "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
+        "start_pts_s": clip.chunks[0].start_pts_s,
+        "end_pts_s": clip.chunks[-1].end_pts_s,
+        "marks": clip.marks,
+        "metadata": clip.metadata,
+        "fingerprint": output.fingerprint,
+    }
+    return json.dumps(values, default=str)
