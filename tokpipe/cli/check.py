@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tokpipe.cli.telling import print_lines
 from tokpipe.cli.verb import Verb, add_job_argument, add_json_argument, read_checkpoint
@@ -14,11 +15,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def check_command(parsed: argparse.Namespace) -> int:
+def _command(parsed: argparse.Namespace) -> int:
+    return check_job(parsed.job, as_json=parsed.json)
+
+
+def check_job(job: Path, *, as_json: bool = False) -> int:
+    """What ``tokpipe check`` does, and ``tokpipe run --dry-run`` too."""
     from tokpipe.check import check, findings_json
 
-    found = check(load_job(parsed.job, read=read_checkpoint))
-    print_lines([findings_json(found)] if parsed.json else (str(one) for one in found))
+    found = check(load_job(job, read=read_checkpoint))
+    print_lines([findings_json(found)] if as_json else (str(one) for one in found))
     return 0
 
 
@@ -29,5 +35,5 @@ VERB = Verb(
     "nothing, needs no GPU.",
     example="tokpipe check jobs/demo.yaml",
     add_arguments=_add_arguments,
-    command=check_command,
+    command=_command,
 )

@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli import check
+from tokpipe.cli.check import check_job
 from tokpipe.cli.telling import print_lines, reporting
 from tokpipe.cli.verb import Verb, add_job_argument, read_checkpoint
 from tokpipe.config import load_job
@@ -31,7 +31,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reason", metavar="R", help="with --retry-rejected: only those rejected for this reason"
     )
-    parser.set_defaults(json=False)  # for the check that --dry-run is
 
 
 def run_command(parsed: argparse.Namespace) -> int:
@@ -47,7 +46,7 @@ def _run(parsed: argparse.Namespace) -> int:
             "give both, or neither"
         )
     if parsed.dry_run:
-        return check.check_command(parsed)
+        return check_job(parsed.job)
     job = load_job(parsed.job, read=read_checkpoint)
     # Only now, because these import torch and ray: a wrong job file is told at once.
     from tokpipe.runtime.job import Retry, run_job

@@ -17,7 +17,7 @@ import numpy as np
 
 from tokpipe.export.counts import Counts
 from tokpipe.export.described import described
-from tokpipe.export.packed import FILE_BYTES, Broken, fields_in, files_of, sample_of
+from tokpipe.export.packed import FILE_BYTES, Broken, counts_of, fields_in, files_of, sample_of
 from tokpipe.reader import Output
 
 _FIELDS = {"clip_id": "str", "codes": "numpy", "json": "str"}
@@ -40,18 +40,17 @@ def write(output: Output, folder: Path) -> None:
 
 def count(folder: Path) -> Counts:
     """Count by reading every chunk that the index names."""
-    num_clips = num_codes = 0
+    return counts_of(_listed(folder))
+
+
+def _listed(folder: Path) -> Iterator[list[int]]:
+    """Yield the codes of each sample of each chunk."""
     for chunk in json.loads((folder / "index.json").read_text())["chunks"]:
         data = (folder / chunk["filename"]).read_bytes()
-        try:
-            samples = [_size_of(codes) for _, codes, _ in fields_in(data, b"", len(_FIELDS))]
-        except Broken:
-            return Counts(-1, num_codes)
+        samples = [_size_of(codes) for _, codes, _ in fields_in(data, b"", len(_FIELDS))]
         if (len(data), len(samples)) != (chunk["chunk_bytes"], chunk["chunk_size"]):
-            return Counts(-1, num_codes)
-        num_clips += len(samples)
-        num_codes += sum(samples)
-    return Counts(num_clips, num_codes)
+            raise Broken("a chunk is not as large as the index says")
+        yield samples
 
 
 def _samples(output: Output) -> Iterator[bytes]:

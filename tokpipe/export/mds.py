@@ -19,7 +19,7 @@ import numpy as np
 
 from tokpipe.export.counts import Counts
 from tokpipe.export.described import described
-from tokpipe.export.packed import FILE_BYTES, Broken, fields_in, files_of, sample_of
+from tokpipe.export.packed import FILE_BYTES, Broken, counts_of, fields_in, files_of, sample_of
 from tokpipe.reader import Output
 
 _SIDES: list[np.dtype[Any]] = [np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4")]
@@ -43,25 +43,24 @@ def write(output: Output, folder: Path) -> None:
 
 def count(folder: Path) -> Counts:
     """Count by reading every shard that the index names."""
-    num_clips = num_codes = 0
+    return counts_of(_listed(folder))
+
+
+def _listed(folder: Path) -> Iterator[list[int]]:
+    """Yield the codes of each sample of each shard."""
     for shard in json.loads((folder / "index.json").read_text())["shards"]:
         raw = shard.pop("raw_data")
         wanted = raw["bytes"], raw["hashes"]["sha256"], shard.pop("samples")
         del shard["zip_data"]
         data = (folder / raw["basename"]).read_bytes()
         dtype = np.dtype(shard["column_encodings"][1].removeprefix("ndarray:"))
-        try:
-            samples = [
-                _size_of(codes, dtype)
-                for _, codes, _ in fields_in(data, _head(shard), len(shard["column_names"]))
-            ]
-        except Broken:
-            return Counts(-1, num_codes)
+        samples = [
+            _size_of(codes, dtype)
+            for _, codes, _ in fields_in(data, _head(shard), len(shard["column_names"]))
+        ]
         if (len(data), hashlib.sha256(data).hexdigest(), len(samples)) != wanted:
-            return Counts(-1, num_codes)
-        num_clips += len(samples)
-        num_codes += sum(samples)
-    return Counts(num_clips, num_codes)
+            raise Broken("a shard is not what the index says")
+        yield samples
 
 
 def _samples(output: Output) -> Iterator[bytes]:

@@ -11,6 +11,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from tokpipe.export.counts import Counts
+
 FILE_BYTES = 2**26
 """No file becomes larger, unless by one sample alone. What both libraries take by default."""
 
@@ -60,6 +62,18 @@ def fields_in(data: bytes, head: bytes, num_fields: int) -> Iterator[list[bytes]
         if starts[-1] != end:
             raise Broken("the fields of a sample do not fill it")
         yield [data[at : at + size] for at, size in zip(starts, sizes, strict=False)]
+
+
+def counts_of(files: Iterable[list[int]]) -> Counts:
+    """Add up the codes of each sample of each file; fewer than no clips once one is ``Broken``."""
+    num_clips = num_codes = 0
+    try:
+        for samples in files:
+            num_clips += len(samples)
+            num_codes += sum(samples)
+    except Broken:
+        return Counts(-1, num_codes)
+    return Counts(num_clips, num_codes)
 
 
 def _file_of(samples: list[bytes], head: bytes) -> bytes:
