@@ -39,8 +39,8 @@ chaos: $(VENV)/.installed
 
 # An hour, on a machine that does nothing else. The results go into docs/performance.md.
 bench: $(VENV)/.installed
-	-$(BIN)/tokpipe bench --json benchmarks/results
-	$(BIN)/python -m tokpipe.bench.page benchmarks/results docs/performance.md
+	-$(BIN)/python -m benchmarks --json benchmarks/results
+	$(BIN)/python -m benchmarks.page benchmarks/results docs/performance.md
 
 $(VENV)/.installed: pyproject.toml requirements.txt infra/install.sh
 	infra/install.sh $(VENV) $(PYTHON)

@@ -6,11 +6,15 @@ Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Stage = Literal["decode", "encode", "write"]
+STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
+"""In the order that a clip passes them."""
 
 
 class Travels:

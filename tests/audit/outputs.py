@@ -15,7 +15,6 @@ import tokpipe
 from tests.formats.formats_helpers import encoded_clip
 from tokpipe.config.job import JobConfig
 from tokpipe.config.load import parse_job
-from tokpipe.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
@@ -27,7 +26,8 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.ids import clip_id
+from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store

@@ -15,7 +15,7 @@ from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import iter_entries, load_state
-from tokpipe.ids import clip_id
+from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.reader import open_output
 from tokpipe.runtime.commit import claim_output

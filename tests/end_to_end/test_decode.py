@@ -13,8 +13,8 @@ import pytest
 from tests.end_to_end.jobs import files, run_well, write_job, write_video
 from tokpipe.cli import main
 from tokpipe.config.job import JobConfig
+from tokpipe.media.quality import psnr_db, structural_similarity
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.quality import psnr_db, structural_similarity
 from tokpipe.reader import open_output
 from tokpipe.reconstruct import Reconstructor, SourceFrames
 

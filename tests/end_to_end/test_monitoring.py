@@ -17,10 +17,10 @@ from tests.end_to_end.jobs import files, run_well, write_job, write_videos
 from tokpipe.config import load_job
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
-from tokpipe.logs import EVENTS
 from tokpipe.runtime.job import look_up
 from tokpipe.runtime.metrics import METRICS
 from tokpipe.storage import open_store
+from tokpipe.telemetry.logs import EVENTS
 
 SECRET = "pl4nted-secret-of-a-name"
 SAMPLE = re.compile(r"^(ray_tokpipe_\w+)\{(.*)\} (\S+)$", re.MULTILINE)

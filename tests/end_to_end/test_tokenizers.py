@@ -19,10 +19,10 @@ from tests.end_to_end.jobs import (
 from tests.models.adapter_helpers import randomize
 from tokpipe.config import load_job
 from tokpipe.config.tokenizer import MoVQGANConfig
-from tokpipe.convert import convert
 from tokpipe.formats import job_record
 from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
 from tokpipe.storage import open_store
+from tokpipe.weights.convert import convert
 
 CUSTOM = {
     "kind": "custom",

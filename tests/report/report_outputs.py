@@ -14,17 +14,17 @@ from rich.console import Console
 from tests.end_to_end.jobs import SAMPLE
 from tests.formats.formats_helpers import DictStore, encoded_clip
 from tests.reader.reader_helpers import begin, put_shard
-from tokpipe.chunks import pieces_of
 from tokpipe.config.load import parse_job
 from tokpipe.formats.manifest import ActorUse, Claim, EncoderUse, ManifestEntry, append
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.job import start_output
+from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
-from tokpipe.weights import read_weights
+from tokpipe.weights.read import read_weights
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 HOSTILE = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>&a.mp4'

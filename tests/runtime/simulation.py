@@ -24,7 +24,6 @@ from tokpipe.runtime.dispatcher import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.films import AHEAD
 from tokpipe.runtime.protocol import (
-    STAGES,
     Abort,
     ActorId,
     ActorLost,
@@ -53,13 +52,12 @@ from tokpipe.runtime.protocol import (
     Pick,
     Release,
     ReleaseState,
-    Stage,
     StartActor,
     StopRequested,
     Tick,
     WriteLease,
 )
-from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
+from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, WorkItem
 
 Key = tuple[int, int]
 """(plan row, segment)."""

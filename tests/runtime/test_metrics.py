@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tokpipe.logs import events_table
 from tokpipe.runtime.metrics import JOB_LABELS, MAX_REASONS, METRICS, Changes, metrics_table
-from tokpipe.runtime.protocol import STAGES
 from tokpipe.runtime.snapshot import RunCounts, Snapshot
-from tokpipe.runtime.speed import Seconds
+from tokpipe.telemetry.logs import events_table
+from tokpipe.telemetry.speed import Seconds
+from tokpipe.types import STAGES
 
 PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
 
@@ -80,4 +80,4 @@ def test_busy_shares_are_those_of_the_progress_line() -> None:
 def test_the_page_is_what_is_declared() -> None:
     page = PAGE.read_text()
     assert metrics_table() in page, "put what python -m tokpipe.runtime.metrics prints there"
-    assert events_table() in page, "put what python -m tokpipe.logs prints there"
+    assert events_table() in page, "put what python -m tokpipe.telemetry.logs prints there"

@@ -12,11 +12,10 @@ from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
 from tokpipe.runtime.dispatcher import Dispatcher, Limits
 from tokpipe.runtime.progress import ProgressView, _bar
-from tokpipe.runtime.protocol import Stage
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
-from tokpipe.runtime.speed import Seconds
 from tokpipe.runtime.usage import Usage
-from tokpipe.types import ClipRef, Rejected
+from tokpipe.telemetry.speed import Seconds
+from tokpipe.types import ClipRef, Rejected, Stage
 
 UP: dict[Stage, float] = {"decode": 10.0, "encode": 10.0, "write": 10.0}
 SNAPSHOT = Snapshot(

@@ -12,7 +12,7 @@ import yaml
 from tests.pages import REPOSITORY, blocks_of, commands_of
 from tokpipe.cli import main
 from tokpipe.config import load_job
-from tokpipe.forecast import forecast
+from tokpipe.verbs.forecast import forecast
 
 SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
 JOB = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())

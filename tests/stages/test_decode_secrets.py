@@ -10,9 +10,9 @@ import pytest
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.manifest.entry import ManifestEntry
-from tokpipe.redact import MASK
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.telemetry.redact import MASK
 from tokpipe.types import Failed, Rejected, WorkItem
 
 PLANTED = "pl4nted-s3cret"

@@ -15,7 +15,7 @@ import pytest
 from tests.media.media_helpers import numbers_of, write_video
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import ConfigError, StorageError
-from tokpipe.ids import clip_id
+from tokpipe.identity.ids import clip_id
 from tokpipe.stages import decode as decode_module
 from tokpipe.stages.decode import KEPT_SOURCES, DecodeStage
 from tokpipe.storage.fetch import fetch_to_file

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tokpipe.chunks import plan_chunks
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import (
     Encoder3DConfig,
@@ -25,6 +24,7 @@ from tokpipe.config.tokenizer import (
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
+from tokpipe.stages.chunks import plan_chunks
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, Cut, DecodedClip, EncodedClip, Failed, Piece, Rejected
 

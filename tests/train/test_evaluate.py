@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokpipe.errors import ConfigError
-from tokpipe.quality import psnr_db
+from tokpipe.media.quality import psnr_db
 from tokpipe.train.evaluate import (
     chunks_of,
     evaluate,

@@ -16,7 +16,6 @@ from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Sampled
 from tokpipe.errors import ConfigError, CorruptOutput, NotFound
-from tokpipe.fingerprint import fingerprint
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
@@ -24,6 +23,7 @@ from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
+from tokpipe.identity.fingerprint import fingerprint
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokpipe.audit.findings import Findings
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.ids import clip_id, digest
+from tokpipe.identity.ids import clip_id, digest
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef

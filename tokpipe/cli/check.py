@@ -21,7 +21,7 @@ def _command(parsed: argparse.Namespace) -> int:
 
 def check_job(job: Path, *, as_json: bool = False) -> int:
     """What ``tokpipe check`` does, and ``tokpipe run --dry-run`` too."""
-    from tokpipe.check import check, findings_json
+    from tokpipe.verbs.check import check, findings_json
 
     found = check(load_job(job, read=read_checkpoint))
     print_lines([findings_json(found)] if as_json else (str(one) for one in found))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import tokpipe
 from tokpipe.cli import (
     audit,
-    bench,
     check,
     clean,
     completion,
@@ -38,7 +37,6 @@ VERBS: tuple[Verb, ...] = (
     clean.VERB,
     export.VERB,
     convert.VERB,
-    bench.VERB,
     completion.VERB,
 )
 """In the order of the help text: that of a job's life."""

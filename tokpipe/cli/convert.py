@@ -30,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.convert import Choices, convert  # imports torch at its end
+    from tokpipe.weights.convert import Choices, convert  # imports torch at its end
 
     choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
     lines = convert(

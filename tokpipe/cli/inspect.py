@@ -22,8 +22,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.inspection import inspect
     from tokpipe.reader import open_output
+    from tokpipe.verbs.inspect import inspect
 
     found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
     tell(found, as_json=parsed.json)

@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.forecast import forecast
+    from tokpipe.verbs.forecast import forecast
 
     found = forecast(
         load_job(parsed.job, read=read_checkpoint),

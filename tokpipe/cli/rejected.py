@@ -17,7 +17,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _command(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
-    from tokpipe.rejections import rejected_lines
+    from tokpipe.verbs.rejected import rejected_lines
 
     lines = rejected_lines(
         open_output(parsed.output), reason=parsed.reason, stage=parsed.stage, as_json=parsed.json

@@ -15,8 +15,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.status import status
     from tokpipe.storage import open_store
+    from tokpipe.verbs.status import status
 
     found = status(open_store(parsed.output, StoreOptions()))
     tell(found, as_json=parsed.json)

@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 
 from tokpipe.errors import TokpipeError
-from tokpipe.redact import redact
+from tokpipe.telemetry.redact import redact
 
 
 class Told(Protocol):

@@ -55,6 +55,6 @@ def count(text: str) -> int:
 
 def read_checkpoint(uri: str, options: StoreOptions) -> bytes:
     """What ``load_job`` reads a checkpoint's configuration with."""
-    from tokpipe.weights import read_object  # stores are looked for only if a job needs one
+    from tokpipe.weights.read import read_object  # stores are looked for only if a job needs one
 
     return read_object(uri, options)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
-from tokpipe.logs import STDERR
-from tokpipe.redact import redact
+from tokpipe.telemetry.logs import STDERR
+from tokpipe.telemetry.redact import redact
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")

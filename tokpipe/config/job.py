@@ -17,7 +17,7 @@ from typing_extensions import Self
 from tokpipe.config.base import Frozen, LogPath, Uri
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
-from tokpipe.redact import redact, says_secret
+from tokpipe.telemetry.redact import redact, says_secret
 
 MAX_CLIP_BYTES = 128 * 2**20
 """Most pixels of one clip, so that a stage holds clips by count and not by luck."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export.catalogue import FORMATS, load
 from tokpipe.export.counts import Counts
-from tokpipe.texts import size_text
+from tokpipe.telemetry.human import size_text
 
 if TYPE_CHECKING:  # so that a list of formats costs no pyarrow
     from tokpipe.reader import Output

@@ -14,7 +14,7 @@ from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.ids import digest
+from tokpipe.identity.ids import digest
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokpipe.formats.checks import damaged, too_new
-from tokpipe.ids import digest
+from tokpipe.identity.ids import digest
 
 CHECKSUM = "checksum"
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, NotFound
+from tokpipe.media.quality import Comparison, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
-from tokpipe.quality import Comparison, Quality
 from tokpipe.reader import Clip, Output, open_output
 from tokpipe.reconstruct.side_by_side import SideBySide
 

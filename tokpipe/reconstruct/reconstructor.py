@@ -14,7 +14,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.reader import Chunk
-from tokpipe.weights import read_weights
+from tokpipe.weights.read import read_weights
 
 
 class Reconstructor:

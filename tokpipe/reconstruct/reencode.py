@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, SourceError
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.media.quality import Comparison
 from tokpipe.models.streaming import StreamState
 from tokpipe.plan import PlanReader
-from tokpipe.quality import Comparison
 from tokpipe.reader import Chunk, Clip
 from tokpipe.reconstruct.reconstructor import Reconstructor
 from tokpipe.reconstruct.source import Rechunked, SourceFrames
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import EncodedClip, Failed, Rejected
-from tokpipe.weights import read_weights
+from tokpipe.weights.read import read_weights
 
 
 class Reencoder:

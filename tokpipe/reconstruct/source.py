@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.chunks import pieces_of
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import NotFound, SourceError
 from tokpipe.plan import PlanReader
 from tokpipe.reader import Clip
+from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.types import DecodedClip
 

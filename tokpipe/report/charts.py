@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tokpipe.report.markup import Markup, el
-from tokpipe.texts import duration
+from tokpipe.telemetry.human import duration
 
 _TOP, _PLOT, _BELOW = 8, 140, 22
 """Pixels above, of, and below what is drawn."""

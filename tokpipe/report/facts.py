@@ -15,8 +15,8 @@ from tokpipe.report.history import History
 from tokpipe.report.pairs import Pairs, make_pairs
 from tokpipe.report.refusals import Refusal, Refusals
 from tokpipe.report.sample import Sample, take_sample
-from tokpipe.runtime.speed import Speed
-from tokpipe.status import Status, status_of
+from tokpipe.telemetry.speed import Speed
+from tokpipe.verbs.status import Status, status_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.report.groups import Group
-from tokpipe.runtime.protocol import STAGES, Stage
-from tokpipe.runtime.speed import ACTIVITIES, OF_STAGE, Seconds, Speed, speed_of
-from tokpipe.status import time_of
+from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Seconds, Speed, speed_of
+from tokpipe.types import STAGES, Stage
+from tokpipe.verbs.status import time_of
 
 MAX_STEPS = 120
 """When these are full, each two become one of twice the length."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from tokpipe.redact import redact
+from tokpipe.telemetry.redact import redact
 
 _VOID = frozenset({"br", "hr", "img", "link", "meta"})
 

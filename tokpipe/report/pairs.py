@@ -87,8 +87,8 @@ def _first(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
 
 
 def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
+    from tokpipe.media.quality import Comparison
     from tokpipe.media.writing import FrameGrid, jpeg_bytes
-    from tokpipe.quality import Comparison
 
     total = sum(chunk.n_frames for chunk in clip.chunks)
     decoded, source = (FrameGrid(total, NUM_FRAMES, NUM_FRAMES) for _ in range(2))

@@ -10,8 +10,8 @@ import numpy as np
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.shard_reader import ShardReader
-from tokpipe.inspection import CodeCounter, CodeUsage, spread
 from tokpipe.reader import Clip, Output
+from tokpipe.verbs.inspect import CodeCounter, CodeUsage, spread
 
 _COLUMNS = ["clip_id", "n_frames", "t", "h", "w", "codes"]
 

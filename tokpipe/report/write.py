@@ -13,7 +13,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts, gather
 from tokpipe.report.page import page
-from tokpipe.texts import size_text
+from tokpipe.telemetry.human import size_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
-from tokpipe.logs import WorkerLog
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.protocol import (
     Answer,
@@ -27,6 +26,7 @@ from tokpipe.runtime.protocol import (
 from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
+from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, Travels, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]

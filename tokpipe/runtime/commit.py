@@ -26,8 +26,8 @@ from tokpipe.formats.manifest import (
     load_state,
     write_checkpoint,
 )
-from tokpipe.logs import events_are_logged, log_event
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.logs import events_are_logged, log_event
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 _CLAIM_ATTEMPTS = 10

@@ -25,11 +25,9 @@ from heapq import heapify, heappop, heappush
 from typing import Literal
 
 from tokpipe.config.job import RuntimeConfig
-from tokpipe.logs import EventName
 from tokpipe.runtime.films import Film, Films
 from tokpipe.runtime.pools import Need, PoolSizes, size_pools
 from tokpipe.runtime.protocol import (
-    STAGES,
     Abort,
     ActorId,
     ActorLost,
@@ -62,14 +60,14 @@ from tokpipe.runtime.protocol import (
     Planned,
     Release,
     ReleaseState,
-    Stage,
     StartActor,
     StopRequested,
     Tick,
     WriteLease,
 )
-from tokpipe.runtime.speed import ACTIVITIES, Activity
-from tokpipe.types import ClipRef, Failed, Receipt, Rejected, WorkItem
+from tokpipe.telemetry.logs import EventName
+from tokpipe.telemetry.speed import ACTIVITIES, Activity
+from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, WorkItem
 
 SLOTS = {"decode": 2, "encode": 2, "write": 1}
 """Leases that an actor of each stage holds at a time: the second waits for the first to end, so

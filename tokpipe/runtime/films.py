@@ -26,9 +26,8 @@ from tokpipe.runtime.protocol import (
     EncodeLease,
     FilmId,
     Pick,
-    Stage,
 )
-from tokpipe.types import WorkItem
+from tokpipe.types import Stage, WorkItem
 
 AHEAD = 2
 """One piece is ready when its turn comes, and one is on its way."""

@@ -19,19 +19,16 @@ import ray
 from rich.console import Console
 
 import tokpipe
-from tokpipe.chunks import pieces_of
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import Fenced, NotFound, UnsafeStore
-from tokpipe.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals, iter_rejected, load_state
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.ids import clip_id
-from tokpipe.logs import EventName, driver_log, log_event
+from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
-from tokpipe.redact import redact
 from tokpipe.runtime.cluster import connected, has_gpu
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
@@ -41,15 +38,18 @@ from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.protocol import Finish
 from tokpipe.runtime.shell import Shell, Stages
 from tokpipe.runtime.snapshot import Snapshots
-from tokpipe.runtime.speed import Seconds, Speed, speed_of
 from tokpipe.runtime.usage import Usage
+from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.logs import EventName, driver_log, log_event
+from tokpipe.telemetry.redact import redact
+from tokpipe.telemetry.speed import Seconds, Speed, speed_of
 from tokpipe.types import ClipRef, Rejected, WorkItem
-from tokpipe.weights import TokenizerWeights, read_weights
+from tokpipe.weights.read import TokenizerWeights, read_weights
 
 LEASE_BYTES = 64 * 2**20
 """Pixels that one lease should hold at most, though never fewer than one clip's: a fraction of a

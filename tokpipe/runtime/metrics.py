@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge
 
-from tokpipe.runtime.protocol import STAGES
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.runtime.speed import OF_STAGE, busy_shares, speed_of
+from tokpipe.telemetry.speed import OF_STAGE, busy_shares, speed_of
+from tokpipe.types import STAGES
 
 JOB_LABELS = ("dataset", "plan_id")
 """Of every metric. ``plan_id`` is its first PLAN_ID_CHARS digits, as in the names of shards."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import floor
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.protocol import Capacity, Stage
+from tokpipe.runtime.protocol import Capacity
+from tokpipe.types import Stage
 
 WORTH_CHANGING = 1.1
 """How many times faster another division must promise to be: an actor takes seconds to start."""

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-from tokpipe.logs import events_are_logged, log_event
-from tokpipe.redact import redact
-from tokpipe.runtime.protocol import STAGES, Stage
 from tokpipe.runtime.snapshot import RECENT_S, Snapshot
-from tokpipe.runtime.speed import speed_of, speed_text
-from tokpipe.texts import counts_text, duration
+from tokpipe.telemetry.human import counts_text, duration
+from tokpipe.telemetry.logs import events_are_logged, log_event
+from tokpipe.telemetry.redact import redact
+from tokpipe.telemetry.speed import speed_of, speed_text
+from tokpipe.types import STAGES, Stage
 
 BAR_WIDTH = 24
 NO_ACTOR_S = 60.0

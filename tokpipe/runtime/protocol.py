@@ -15,11 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokpipe.logs import EventName
-from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Travels, WorkItem
-
-Stage = Literal["decode", "encode", "write"]
-STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
+from tokpipe.telemetry.logs import EventName
+from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Stage, Travels, WorkItem
 
 ActorId = int
 AttemptId = int

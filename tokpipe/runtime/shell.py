@@ -20,7 +20,6 @@ from ray.exceptions import (
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
 from tokpipe.formats.manifest import ActorUse, EncoderUse
-from tokpipe.logs import WorkerLog, log_event
 from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
@@ -54,17 +53,18 @@ from tokpipe.runtime.protocol import (
     Note,
     Release,
     ReleaseState,
-    Stage,
     StartActor,
     StopRequested,
     Tick,
     WriteLease,
 )
-from tokpipe.runtime.speed import Seconds
 from tokpipe.runtime.usage import Usage
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
+from tokpipe.telemetry.logs import WorkerLog, log_event
+from tokpipe.telemetry.speed import Seconds
+from tokpipe.types import Stage
 
 TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from tokpipe.formats.manifest import ManifestState
 from tokpipe.runtime.dispatcher import Dispatcher
-from tokpipe.runtime.protocol import STAGES, Stage
-from tokpipe.runtime.speed import RecentSeconds, Seconds
 from tokpipe.runtime.usage import Usage
+from tokpipe.telemetry.speed import RecentSeconds, Seconds
+from tokpipe.types import STAGES, Stage
 
 RECENT_S = 60.0
 """Rates are over the last minute, so that a slow start does not spoil the ETA for hours."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
-from tokpipe.runtime.speed import speed_text
-from tokpipe.texts import counts_text, duration, size_text
+from tokpipe.telemetry.human import counts_text, duration, size_text
+from tokpipe.telemetry.speed import speed_text
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokpipe.runtime.protocol import STAGES, Stage
+from tokpipe.types import STAGES, Stage
 
 
 @dataclass

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
-from tokpipe.redact import redact
 from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.delimited import DelimitedFile
 from tokpipe.sources.json_lines import JsonLinesFile
@@ -24,6 +23,7 @@ from tokpipe.sources.rows import carried_names, make_batch, row_schema
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.table_files import RawBatch, TableFile
 from tokpipe.storage.listing import iter_matches
+from tokpipe.telemetry.redact import redact
 
 _ENDINGS = {
     "csv": "csv",

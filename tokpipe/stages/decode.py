@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
-from tokpipe.ids import clip_id
+from tokpipe.identity.ids import clip_id
 from tokpipe.media.decoder import Probe, Refused, VideoDecoder
-from tokpipe.redact import redact
 from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
     ClipRef,

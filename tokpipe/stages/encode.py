@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from tokpipe.chunks import plan_chunks
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
@@ -20,6 +19,7 @@ from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.parity import Parity
+from tokpipe.stages.chunks import plan_chunks
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
-from tokpipe.redact import redact
 from tokpipe.storage.retry import GaveUp, Retry
 from tokpipe.storage.trouble import Trouble, classify
+from tokpipe.telemetry.redact import redact
 
 MULTIPART_BYTES = 16 * 2**20
 """Objects of this size and more are put in parts of half of it (S3 allows 5 MiB and more)."""

@@ -24,11 +24,11 @@ from pydantic import TypeAdapter, ValidationError
 from tokpipe.config.checkpoint import read_local, resolve_checkpoint
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.errors import ConfigError, TokpipeError
+from tokpipe.media.quality import Comparison, Quality
 from tokpipe.media.writing import write_png
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.base import VideoTokenizer
-from tokpipe.quality import Comparison, Quality
 from tokpipe.train.film import read_film
 from tokpipe.train.scenes import make_palette, render_scene
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.sealed_json import dump_lines, object_text, seal, unseal
-from tokpipe.redact import redact
+from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 MANIFEST_FORMAT = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
 from tokpipe.report.parts import UNKNOWN, counted, short, tiles
-from tokpipe.texts import duration, size_text
+from tokpipe.telemetry.human import duration, size_text
 
 
 def headline(facts: Facts) -> Markup:

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from tokpipe.formats.job_record import flatten
-from tokpipe.redact import MASK, redact, says_secret
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
 from tokpipe.report.parts import UNKNOWN, counted, definitions, details, moment, section, table
+from tokpipe.telemetry.redact import MASK, redact, says_secret
 
 
 def provenance(facts: Facts) -> Markup:

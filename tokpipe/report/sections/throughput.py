@@ -9,8 +9,8 @@ from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, StageUse, Step
 from tokpipe.report.markup import Markup, el, joined
 from tokpipe.report.parts import UNKNOWN, details, figure, legend, section, table
-from tokpipe.runtime.speed import Speed
-from tokpipe.texts import duration
+from tokpipe.telemetry.human import duration
+from tokpipe.telemetry.speed import Speed
 
 _WORK = ("decode", "encode", "write")
 """Activities that turn clips into something else; the others bring them somewhere."""

@@ -1,0 +1,130 @@
+"""The sample job as one would write it without tokpipe: a DataLoader, an encoder, a Parquet file.
+
+No resume, no checks, no deadline: what it costs to have none of them is the point of comparing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.sample_job import CLIP_FRAMES, FPS, SIZE, sample_job
+from tokpipe.media.framing import Framing, Painter
+from tokpipe.media.geometry import Orientation
+from tokpipe.models.tokenizers import build_tokenizer
+from tokpipe.weights.read import read_weights
+
+Span = tuple[str, float, float]
+BATCH = 4
+CLIPS_PER_FILE = 64
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """What a script tells of itself."""
+
+    seconds: float
+    """From its encoder being ready to its last file being closed."""
+    start_s: float
+    """Until then."""
+
+
+def frames_of(path: str, start_s: float) -> NDArray[np.uint8]:
+    """(T, H, W, 3): the frames on screen every 1/8 s, scaled to cover the size, the middle cut.
+
+    Scaled by tokpipe's own function, or the codes could not be compared.
+    """
+    wanted = [start_s + k / FPS + 1e-4 for k in range(CLIP_FRAMES)]
+    out = np.zeros((CLIP_FRAMES, SIZE, SIZE, 3), np.uint8)
+    painter = Painter(Framing((SIZE, SIZE), "crop", Fraction(1), Orientation()))
+    slot = 0
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base is not None
+        container.seek(int(start_s / stream.time_base), stream=stream)
+        shown: Any = None
+        for frame in container.decode(stream):
+            assert frame.time is not None
+            while slot < CLIP_FRAMES and shown is not None and frame.time > wanted[slot]:
+                painter.paint(shown, out[slot])
+                slot += 1
+            shown = frame
+            if slot == CLIP_FRAMES:
+                break
+        while slot < CLIP_FRAMES:
+            painter.paint(shown, out[slot])
+            slot += 1
+    return out
+
+
+class Clips(Dataset[tuple[int, NDArray[np.uint8]]]):
+    """Pixels by the number of a span."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = spans
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: int) -> tuple[int, NDArray[np.uint8]]:
+        path, start_s, _ = self.spans[index]
+        return index, frames_of(path, start_s)
+
+
+def small_tokenizer() -> Any:
+    """The encoder that the sample job names."""
+    with TemporaryDirectory() as folder:
+        job = sample_job(Path(folder), 1)
+    return build_tokenizer(job.tokenizer, read_weights(job.tokenizer, job.storage).encoding)
+
+
+def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> ByHand:
+    """Decode in worker processes, encode in this one, write a file every 64 clips."""
+    begun = time.monotonic()
+    tokenizer = small_tokenizer()
+    loader = DataLoader(Clips(spans), batch_size=BATCH, num_workers=num_workers)
+    (folder / "loop").mkdir()
+    rows: list[dict[str, Any]] = []
+    num_files = 0
+    ready = time.monotonic()
+    for indices, pixels in loader:
+        codes = tokenizer.encode(pixels)
+        for index, block in zip(indices.tolist(), codes.numpy(), strict=True):
+            path, start_s, _ = spans[index]
+            rows.append(row_of(path, start_s, block))
+        if len(rows) >= CLIPS_PER_FILE or len(rows) + num_files * CLIPS_PER_FILE >= len(spans):
+            write(folder / f"loop/{num_files:05d}.parquet", rows)
+            rows, num_files = [], num_files + 1
+    return ByHand(time.monotonic() - ready, ready - begun)
+
+
+def row_of(path: str, start_s: float, codes: NDArray[Any]) -> dict[str, Any]:
+    t, h, w = codes.shape
+    narrow = codes.astype(np.uint16).ravel()
+    return {"path": path, "start_s": start_s, "t": t, "h": h, "w": w, "codes": narrow}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+
+
+def read_codes(folder: Path) -> dict[str, NDArray[np.uint16]]:
+    """Codes by the name of their video, of what one of these scripts wrote."""
+    found: dict[str, NDArray[np.uint16]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            assert row["path"] not in found
+            found[row["path"]] = np.asarray(row["codes"], np.uint16)
+    return found

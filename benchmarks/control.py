@@ -1,0 +1,223 @@
+"""What the runtime costs: clips per second when no stage has anything to do."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.figures import Figure, Result, Skipped
+from benchmarks.free_stages import FreeDecode, FreeEncode, FreeWrite
+from benchmarks.processes import (
+    cpu_seconds,
+    in_fresh_process,
+    keep_to_cores,
+    resident_mb,
+)
+from benchmarks.ray_data import MISSING, free_clips_per_s
+from benchmarks.requests import requests_of
+from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
+from benchmarks.watched_run import cluster_of, job_of, run_watched
+from tokpipe.config import JobConfig
+from tokpipe.config.job import StoreOptions
+from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.protocol import Capacity
+from tokpipe.runtime.shell import Stages
+from tokpipe.storage import open_store
+
+CORES = 2
+CLIPS_PER_SHARD = 2000
+"""Some dozen megabytes of codes of clips with 17 frames of 256x256."""
+SMALL_LEASE = 8
+ENCODERS, DECODERS = 400, 3200
+ENCODE_S = 0.2
+"""Of one clip: what makes 400 encoders need 2,000 clips per second."""
+SPARE_DECODERS = 1.2
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """Clips per second of dispatcher and Ray; seconds and memory of the driver alone."""
+    yield from _with_ray(2_000 if quick else 60_000, quick)
+    yield _dispatcher_alone(4_000 if quick else 100_000)
+    yield _memory(20_000 if quick else 2_000_000)
+    yield _requests()
+    name = f"Ray Data by hand with free stages, {CORES} cores"
+    if MISSING is not None:
+        yield Skipped(name, MISSING)
+    else:
+        num_clips = 400 if quick else 8_000
+        clips_per_s = in_fresh_process(_by_ray_data, num_clips)
+        yield Figure(name, clips_per_s, "clips/s", details={"clips": num_clips})
+
+
+# --- dispatcher and Ray -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Told:
+    cores: int
+    clips_per_s: float
+    cpu_us_per_clip: float
+    clips_per_lease: float
+    memory_mb: float
+
+
+def _with_ray(num_clips: int, quick: bool) -> Iterator[Result]:
+    told = in_fresh_process(_run_free_job, num_clips)
+    yield Figure(
+        f"dispatcher and Ray with free stages, {CORES} cores",
+        told.clips_per_s,
+        "clips/s",
+        target=2000,
+        details=_details(told, num_clips),
+        remark="default settings",
+    )
+    if not quick:
+        told = in_fresh_process(_run_free_job, num_clips // 4, SMALL_LEASE)
+        yield Figure(
+            f"the same with runtime.clips_per_lease={SMALL_LEASE}",
+            told.clips_per_s,
+            "clips/s",
+            details=_details(told, num_clips // 4),
+        )
+
+
+def _details(told: _Told, num_clips: int) -> dict[str, float | int]:
+    return {
+        "clips": num_clips,
+        "cores": told.cores,
+        "clips_per_lease": told.clips_per_lease,
+        "cpu_us_per_clip": told.cpu_us_per_clip,
+        "driver_mb": told.memory_mb,
+    }
+
+
+def _run_free_job(num_clips: int, clips_per_lease: int | None = None) -> _Told:
+    cores = keep_to_cores(CORES)
+    with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
+        job = free_job(Path(folder), num_clips, address, clips_per_lease)
+        run = run_watched(job, _freed, probe=cpu_seconds)
+    assert run.totals.num_clips == num_clips
+    return _Told(
+        cores,
+        num_clips / run.seconds,
+        run.probed / num_clips * 1e6,
+        num_clips / max(1, run.num_leases["encode"]),
+        run.samples[-1].memory_mb,
+    )
+
+
+def free_job(
+    folder: Path, num_clips: int, address: str, clips_per_lease: int | None = None
+) -> JobConfig:
+    """A job with the default settings over a table of videos that nobody opens."""
+    table = folder / "clips.parquet"
+    uris = [f"s3://bucket/videos/{row // 1000:05d}/{row:09d}.mp4" for row in range(num_clips)]
+    pq.write_table(pa.table({"uri": uris}), table)
+    lease = {} if clips_per_lease is None else {"clips_per_lease": clips_per_lease}
+    return job_of(
+        {
+            "dataset": "free",
+            "sources": [{"kind": "table", "uri": str(table), "uri_column": "uri"}],
+            # One byte and a half a code, and one code a clip: see FreeEncode.
+            "output": {"uri": str(folder / "out"), "shard_bytes": CLIPS_PER_SHARD * 3 // 2},
+            "sampling": {"max_clip_frames": 17},
+            "frames": {"size": [128, 128]},
+            "tokenizer": {"checkpoint": "builtin://fsq-4x8x8"},
+            "encode": {"device": "cpu"},
+            "runtime": {"cluster": address, **lease},
+        }
+    )
+
+
+def _freed(stages: Stages) -> Stages:
+    return replace(stages, decode=FreeDecode(), encode=FreeEncode(), write=FreeWrite())
+
+
+def _by_ray_data(num_clips: int) -> float:
+    keep_to_cores(CORES)
+    with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
+        return free_clips_per_s(address, Path(folder), num_clips, SMALL_LEASE)
+
+
+def _requests() -> Figure:
+    """What a store is asked for each clip, if each has a source of its own."""
+    parts = in_fresh_process(requests_of, 4)
+    of_shard = parts["shard"] + parts["commit"]
+    return Figure(
+        f"requests to stores per clip, {CLIPS_PER_SHARD:,} clips a shard",
+        parts["source"] + of_shard / CLIPS_PER_SHARD,
+        "requests",
+        details=parts,
+        remark="clips of one source share its two; a checkpoint takes two more per 64 commits",
+    )
+
+
+# --- the driver alone ---------------------------------------------------------------------------
+
+
+def _dispatcher_alone(num_clips: int) -> Figure:
+    """The dispatcher's own time for a cluster that is only calculated."""
+    clip_s = DECODERS / ENCODERS * ENCODE_S / SPARE_DECODERS
+    cluster = VirtualCluster(
+        GPU_LIMITS,
+        Capacity(cpus=DECODERS + ENCODERS, gpus=ENCODERS),
+        {"decode": clip_s, "encode": ENCODE_S, "write": 0.001},
+        num_clips,
+    )
+    run = cluster.play()
+    return Figure(
+        f"dispatcher alone, {ENCODERS} encoders and {DECODERS:,} decoders, calculated",
+        num_clips / run.handling_s,
+        "clips/s",
+        details={
+            "events_per_s": run.num_events / run.handling_s,
+            "clips": num_clips,
+            "encoders_busy": run.steady_share,
+        },
+        remark="one core; 400 GPUs need 2,000",
+    )
+
+
+def _memory(num_clips: int) -> Figure:
+    before, after, cpu_s = in_fresh_process(_memory_of_driver, num_clips)
+    grown_mb = max(0.0, after - before)
+    return Figure(
+        "driver memory per million clips, dispatcher, feed and committer",
+        grown_mb / (num_clips * 0.75) * 1e6,
+        "MB",
+        target=16.0,
+        better="lower",
+        details={
+            "clips": num_clips,
+            "mb_at_a_quarter": before,
+            "mb_at_the_end": after,
+            "cpu_us_per_clip": cpu_s / num_clips * 1e6,
+        },
+        remark="16 bytes a clip are less than any object: only shards and commits may count",
+    )
+
+
+def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
+    """Memory in MB at a quarter of a job and at its end, and seconds of CPU."""
+    seen: list[tuple[int, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder, StoreOptions())
+        cluster = VirtualCluster(
+            GPU_LIMITS,
+            Capacity(cpus=72, gpus=8),
+            {"decode": 1.3, "encode": ENCODE_S, "write": 0.001},
+            num_clips,
+            committer=claim_output(store, num_clips, "bench"),
+            on_commit=lambda committed: seen.append((committed, resident_mb())),
+        )
+        started = time.process_time()
+        cluster.play()
+        cpu_s = time.process_time() - started
+    quarter = next(mb for committed, mb in seen if committed >= num_clips / 4)
+    return quarter, seen[-1][1], cpu_s

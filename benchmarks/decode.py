@@ -1,0 +1,235 @@
+"""Source frames per second of each decoder, through the whole decode path, against ffmpeg.
+
+Both sides decode every frame of the same file with one thread and scale what is kept to the same
+size, with the same filter, to RGB. ffmpeg throws the result away. tokpipe reads the timeline,
+decodes in its child, checks every frame's time, and hands the frames over in shared memory. Parent,
+child and ffmpeg share one core.
+
+ffmpeg's seconds are those that it gives itself, without its start; a child starts once for many
+clips, and its start is not counted either.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.encoded import CODECS, SOURCE, Encoded, encode, has_encoder
+from benchmarks.figures import Figure, Result, Skipped
+from benchmarks.timing import Times, by_turns, ratio
+from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
+from tokpipe.errors import ConfigError, SourceError
+from tokpipe.media.decoder import VideoDecoder
+
+SIZE = 256
+"""Rows and columns of the frames that are kept."""
+TARGET = 0.9
+"""Of ffmpeg's frames per second."""
+MIDDLE = (480, 720)
+SPARSE_FPS = 2.0
+ROUNDS = 3
+"""On a virtual machine the same work was seen to take from 0.9 to 1.2 times its median."""
+BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+"""``auto``, the default, is decord where most frames are wanted, and PyAV where few are."""
+_FRAMES = {240: 532, 480: 266, 720: 266, 1080: 133}
+_WAYS = {"every frame": None, f"{SPARSE_FPS:g} fps": SPARSE_FPS}
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """Every codec and size, every frame and sparse, by turns."""
+    program = _ffmpeg()
+    if program is None:
+        yield Skipped("decode", "there is no ffmpeg; install .[bench]")
+        return
+    if not SOURCE.exists():
+        yield Skipped("decode", f"{SOURCE} is missing; run it in a checkout of the repository")
+        return
+    backends = list(BACKENDS)
+    codecs, sizes = (CODECS[:1], {240: 24}) if quick else (CODECS, _FRAMES)
+    every_frame: dict[tuple[str, int], Figure] = {}
+    with tempfile.TemporaryDirectory() as folder, _one_core():
+        for codec in codecs:
+            if not has_encoder(codec):
+                yield Skipped(codec, "this PyAV has no encoder for it")
+                continue
+            for height, num_frames in sizes.items():
+                clip = encode(codec, height, num_frames, Path(folder))
+                for way, fps in _WAYS.items():
+                    for backend, result in _compare(program, clip, way, fps, backends, quick):
+                        yield result
+                        if backend == "auto" and fps is None and isinstance(result, Figure):
+                            every_frame[codec, height] = result
+                clip.path.unlink()
+    yield from _summary(every_frame)
+
+
+def _compare(
+    program: str, clip: Encoded, way: str, fps: float | None, backends: list[str], quick: bool
+) -> Iterator[tuple[str, Result]]:
+    """Yield a result for each backend; those that do not load are taken off ``backends``."""
+    ours: dict[str, _Ours] = {}
+    title = f"{clip.codec} {clip.height}p, {way}"
+    try:
+        for name in tuple(backends):
+            try:
+                contestant = _Ours(name, clip, fps)
+                ours[name] = contestant
+                contestant()  # starts the child, and shows whether it can
+            except ConfigError as error:
+                backends.remove(name)
+                ours.pop(name, None)
+                yield name, Skipped(name, str(error).partition("\n")[0])
+            except SourceError as error:
+                ours.pop(name).close()
+                yield name, Skipped(f"{title}, {name}", str(error))
+        ffmpeg = _FFmpeg(program, clip, fps)
+        rounds = 1 if quick else ROUNDS
+        by_turns({"ffmpeg": ffmpeg, **ours}, rounds=rounds, warmups=1)
+        theirs = ffmpeg.wall(rounds), ffmpeg.cpu(rounds)
+        for name, contestant in ours.items():
+            wall, cpu = contestant.wall(rounds), contestant.cpu(rounds)
+            yield (
+                name,
+                Figure(
+                    f"{title}, {name} against ffmpeg",
+                    ratio(theirs[0], wall),
+                    "x",
+                    details={
+                        "by CPU time": ratio(theirs[1], cpu),
+                        "frames/s": clip.num_frames / wall.median,
+                        "frames per CPU second": clip.num_frames / cpu.median,
+                        "ffmpeg frames/s": clip.num_frames / theirs[0].median,
+                        "ffmpeg frames per CPU second": clip.num_frames / theirs[1].median,
+                        "decoded by": contestant.backend,
+                        "kbit/s": clip.kbit_per_s,
+                    },
+                ),
+            )
+    finally:
+        for contestant in ours.values():
+            contestant.close()
+
+
+def _summary(figures: dict[tuple[str, int], Figure]) -> Iterator[Result]:
+    for title, chosen in (
+        ("H.264 of the middle sizes", [("h264", height) for height in MIDDLE]),
+        ("all codecs and sizes", list(figures)),
+    ):
+        found = {key: figures[key] for key in chosen if key in figures}
+        if not found:
+            continue
+        wall = {f"{codec} {height}p": figure.value for (codec, height), figure in found.items()}
+        worst = min(wall, key=lambda name: wall[name])
+        cpu = [float(figure.details["by CPU time"]) for figure in found.values()]
+        yield Figure(
+            f"{title}, every frame, auto against ffmpeg: median",
+            statistics.median(wall.values()),
+            "x",
+            TARGET,
+            details={
+                "worst": wall[worst],
+                "worst is": worst,
+                "median by CPU time": statistics.median(cpu),
+                "worst by CPU time": min(cpu),
+            },
+        )
+
+
+class _Contestant:
+    """Decodes one file when called, and notes the wall and the CPU seconds of each call."""
+
+    def __init__(self, clip: Encoded, fps: float | None) -> None:
+        self.clip = clip
+        self.fps = fps
+        self._seconds: list[tuple[float, float]] = []
+
+    def __call__(self) -> None:
+        self._seconds.append(self.decode())
+
+    def decode(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def wall(self, rounds: int) -> Times:
+        """Of the last ``rounds`` calls."""
+        return Times(tuple(wall for wall, _ in self._seconds[-rounds:]))
+
+    def cpu(self, rounds: int) -> Times:
+        return Times(tuple(cpu for _, cpu in self._seconds[-rounds:]))
+
+
+class _Ours(_Contestant):
+    """The decode path of a job. CPU seconds are those of parent and child together."""
+
+    def __init__(self, backend: str, clip: Encoded, fps: float | None) -> None:
+        super().__init__(clip, fps)
+        self._decoder = VideoDecoder(
+            DecodeConfig.model_validate({"backend": backend}),
+            SamplingConfig(fps=fps, max_clip_frames=clip.num_frames),
+            FramesConfig(size=(SIZE, SIZE)),
+        )
+        self.backend = backend
+
+    def decode(self) -> tuple[float, float]:
+        started, used = time.perf_counter(), self._cpu_s()
+        video = self._decoder.decode(self.clip.path)
+        seconds = time.perf_counter() - started, self._cpu_s() - used
+        self.backend = video.backend
+        return seconds
+
+    def close(self) -> None:
+        self._decoder.close()
+
+    def _cpu_s(self) -> float:
+        pid = self._decoder.child_pid
+        # The number by which Linux knows the clock of all threads of a process.
+        return time.process_time() + (0.0 if pid is None else time.clock_gettime((~pid << 3) | 2))
+
+
+class _FFmpeg(_Contestant):
+    """The command line: decode, scale as the job would, to nowhere."""
+
+    def __init__(self, program: str, clip: Encoded, fps: float | None) -> None:
+        super().__init__(clip, fps)
+        width = round(clip.width * SIZE / clip.height)
+        scale = f"scale={width}:{SIZE}:flags=bilinear"
+        self._command = (
+            *(program, "-benchmark", "-nostdin", "-hide_banner"),
+            *("-threads", "1", "-filter_threads", "1", "-i", os.fspath(clip.path), "-an"),
+            *("-vf", scale if fps is None else f"fps={fps:g},{scale}"),
+            *("-pix_fmt", "rgb24", "-f", "null", "-"),
+        )
+
+    def decode(self) -> tuple[float, float]:
+        done = subprocess.run(self._command, capture_output=True, text=True, check=True)
+        found = re.search(r"utime=([\d.]+)s stime=([\d.]+)s rtime=([\d.]+)s", done.stderr)
+        assert found, done.stderr
+        user, system, wall = map(float, found.groups())
+        return wall, user + system
+
+
+def _ffmpeg() -> str | None:
+    """The program of the package imageio-ffmpeg, whose version is known, or the system's."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return shutil.which("ffmpeg")
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Keep this thread, and the processes that it starts, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

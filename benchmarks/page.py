@@ -1,0 +1,81 @@
+"""Puts the results of benchmarks into the page about them::
+
+python -m benchmarks.page benchmarks/results docs/performance.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import BENCHMARKS
+from benchmarks.figures import Figure, number_text
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def results_text(folder: Path) -> str:
+    """A table of what ``--json FOLDER`` left there, by machine and benchmark."""
+    records = [json.loads((folder / f"{name}.json").read_text()) for name in _names(folder)]
+    machines: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        machines.setdefault(_machine(record["machine"]), []).append(record)
+    lines: list[str] = []
+    for machine, measured in machines.items():
+        lines += [machine, "", "| benchmark | figure | seen | target | |", "|---|---|---|---|---|"]
+        lines += [row for record in measured for row in _rows(record)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def with_results(page: str, results: str) -> str:
+    """The page with these results between its marks.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no place for results, between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{results}{END}{after}"
+
+
+def _names(folder: Path) -> list[str]:
+    return [name for name in BENCHMARKS if (folder / f"{name}.json").exists()]
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    flags = ", ".join(machine["cpu_flags"])
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    return (
+        f"{machine['date']}: {machine['cpu']} ({flags}), {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, {machine['gpu'] or 'no GPU'}; Python {machine['python']}, "
+        f"{libraries}."
+    )
+
+
+def _rows(record: dict[str, Any]) -> Iterator[str]:
+    name = record["benchmark"] + (" (quick)" if record["quick"] else "")
+    for result in record["results"]:
+        if "skipped" in result:
+            yield f"| {name} | {result['name']} | not measured: {result['skipped']} | | |"
+            continue
+        result.pop("passed")
+        figure = Figure(**result)
+        value, target = f"{number_text(figure.value)} {figure.unit}", ""
+        if figure.target is not None:
+            sign = "≥" if figure.better == "higher" else "≤"
+            target = f"{sign} {number_text(figure.target)}"
+        verdict = {True: "reached", False: "**not reached**", None: ""}[figure.passed]
+        if figure.passed is False and (limit := figure.details.get("limit")):
+            verdict += f"; the most possible here: {number_text(float(limit))}"
+        yield f"| {name} | {figure.name} | {value} | {target} | {verdict} |"
+
+
+if __name__ == "__main__":
+    folder, page = map(Path, sys.argv[1:])
+    page.write_text(with_results(page.read_text(), results_text(folder)))

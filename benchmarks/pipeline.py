@@ -1,0 +1,219 @@
+"""How much of its slowest stage's own speed a whole job reaches, and of an accelerator's time."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.figures import Figure, Result
+from benchmarks.pretend import SIDE, STRIDE
+from benchmarks.processes import in_fresh_process, keep_to_cores
+from benchmarks.sample_job import sample_job, work_items
+from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
+from benchmarks.watched_run import WatchedRun, cluster_of, run_watched
+from tokpipe.config import JobConfig
+from tokpipe.runtime.job import limits_of
+from tokpipe.runtime.protocol import Capacity
+from tokpipe.stages.chunks import pieces_of
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.encode import EncodeStage
+from tokpipe.telemetry.speed import Seconds, speed_of
+from tokpipe.types import DecodedClip, Stage
+from tokpipe.weights.read import read_weights
+
+CORES = 2
+SPARE = 1.2
+"""Decoders can do so many times what encoders need."""
+DIFFERENT_CLIPS = 8
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """Whole jobs against their parts."""
+    rounds = 1 if quick else 3
+    yield _whole_job(6 if quick else 150, rounds)
+    yield _pretend_accelerator(6 if quick else 150, rounds)
+    yield _many_decoders(2_000 if quick else 20_000)
+
+
+# --- a job on CPUs ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is kept of one run, in clips per second and shares."""
+
+    clips_per_s: float
+    busy: dict[Stage, float]
+    start_s: float
+    codes_seconds: float
+    """From the first encoded chunk's beginning to the last one's end."""
+
+
+def _whole_job(count: int, rounds: int) -> Figure:
+    """One decoder and one encoder, each with a core: the driver, Ray and the writer have what
+    these leave."""
+    ratios, details = [], {}
+    for _ in range(rounds):  # by turns, so that what disturbs the machine disturbs all three
+        encode = in_fresh_process(_encode_alone, count)
+        job = in_fresh_process(_job_on_cpus, count)
+        decode = in_fresh_process(_decode_alone, count)
+        ratios.append(job.clips_per_s / min(decode, encode))
+        details = {
+            "job_clips_per_s": job.clips_per_s,
+            "decode_alone": decode,
+            "encode_alone": encode,
+            "decode_busy": job.busy["decode"],
+            "encode_busy": job.busy["encode"],
+            "start_s": job.start_s,
+            "clips": count,
+            "rounds": rounds,
+        }
+    return Figure(
+        f"whole job / its slowest stage alone, 720p to 128x128 on {CORES} cores",
+        statistics.median(ratios),
+        "x",
+        target=0.95,
+        details=details,
+        remark="from when all stages are up to the last commit; details are of the last round",
+    )
+
+
+def _runtime(address: str) -> dict[str, Any]:
+    one = {"max_actors": 1}
+    return {"cluster": address, "decode": one, "encode": one}
+
+
+def _job_on_cpus(count: int, **sections: Any) -> _Job:
+    keep_to_cores(CORES)
+    with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
+        job = sample_job(Path(folder), count, runtime=_runtime(address), **sections)
+        return _summed_up(run_watched(job), count)
+
+
+def _summed_up(run: WatchedRun, count: int) -> _Job:
+    assert run.totals.num_clips == count, run.totals
+    assert run.ready is not None
+    up, spent = run.usage.up_s, run.progress.spent
+    speed = speed_of(Seconds(spent, up))
+    assert speed is not None
+    return _Job(
+        count / run.seconds,
+        {
+            "decode": (spent["decode"] + spent["download"]) / run.seconds,
+            "encode": spent["encode"] / run.seconds,
+            "write": spent["write"] / run.seconds,
+        },
+        run.ready - run.began,
+        run.last_done["encode"] - run.first_done["encode"],
+    )
+
+
+def _decode_alone(count: int) -> float:
+    """Clips per second of the decode stage, in leases as the job gives them."""
+    keep_to_cores(CORES)
+    with tempfile.TemporaryDirectory() as folder:
+        job = sample_job(Path(folder), 1)
+        stage, lease = decoder_of(job, Path(folder)), limits_of(job, "cpu").usual_clips
+        items = work_items(Path(tempfile.mkdtemp(dir=folder)), count)
+        stage.process(items[:1])
+        started = time.monotonic()
+        for at in range(0, count, lease):
+            assert all(
+                isinstance(one, DecodedClip) for one in stage.process(items[at : at + lease])
+            )
+        seconds = time.monotonic() - started
+        stage.close()
+    return count / seconds
+
+
+def _encode_alone(count: int) -> float:
+    """Clips per second of the encode stage, on one thread as Ray gives an actor with one CPU."""
+    keep_to_cores(CORES)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        job = sample_job(Path(folder), 1)
+        decoder, lease = decoder_of(job, Path(folder)), limits_of(job, "cpu").usual_clips
+        items = work_items(Path(tempfile.mkdtemp(dir=folder)), DIFFERENT_CLIPS)
+        clips = [one for one in decoder.process(items) if isinstance(one, DecodedClip)]
+        decoder.close()
+    one_by_one = job.encode.model_copy(update={"batch_chunks": 1})
+    stage = EncodeStage(job.tokenizer, job.chunking, one_by_one)
+    stage.setup("cpu", read_weights(job.tokenizer, job.storage).encoding)
+    stage.process(clips[:1])
+    stream = cycle(clips)
+    started = time.monotonic()
+    for at in range(0, count, lease):
+        stage.process(list(islice(stream, min(lease, count - at))))
+    return count / (time.monotonic() - started)
+
+
+def decoder_of(job: JobConfig, folder: Path) -> DecodeStage:
+    stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
+    stage.setup(folder)
+    return stage
+
+
+# --- an accelerator -----------------------------------------------------------------------------
+
+
+def _pretend_accelerator(count: int, rounds: int) -> Figure:
+    """Real video, a real decoder, and an encoder that needs 1/1.2 of what that can decode."""
+    shares, details = [], {}
+    for _ in range(rounds):
+        decode = in_fresh_process(_decode_alone, max(6, count // 4))
+        chunk_s = SPARE / decode
+        job = in_fresh_process(_job_on_cpus, count, tokenizer=_pretend(chunk_s))
+        shares.append(count * chunk_s / job.codes_seconds)
+        details = {
+            "chunk_s": chunk_s,
+            "decode_alone": decode,
+            "decode_busy": job.busy["decode"],
+            "clips": count,
+            "rounds": rounds,
+        }
+    return Figure(
+        f"pretend accelerator busy, decode capacity {SPARE}x of need",
+        statistics.median(shares),
+        "of its time",
+        target=0.98,
+        details=details,
+        remark="computing alone counts, from its first chunk to its last",
+    )
+
+
+def _pretend(chunk_s: float) -> dict[str, Any]:
+    return {
+        "kind": "custom",
+        "implementation": "benchmarks.pretend:PretendAccelerator",
+        "arguments": {"chunk_s": chunk_s},
+        "declares": {"temporal_stride": STRIDE, "spatial_stride": SIDE, "codebook_size": 1024},
+    }
+
+
+def _many_decoders(num_clips: int) -> Figure:
+    """The same rule for eight accelerators and 64 decoders that are only calculated."""
+    encoders, decoders, encode_s = 8, 64, 0.2
+    decode_s = encode_s * decoders / encoders / SPARE
+    cluster = VirtualCluster(
+        replace(GPU_LIMITS, shard_bytes=128 * 2**20),
+        Capacity(cpus=decoders + encoders, gpus=encoders),
+        {"decode": decode_s, "encode": encode_s, "write": 0.01},
+        num_clips,
+    )
+    share = cluster.play().steady_share
+    return Figure(
+        f"{encoders} accelerators and {decoders} decoders, calculated: busy",
+        share,
+        "of their time",
+        target=0.98,
+        details={"clips": num_clips, "round_trip_ms": 2},
+        remark="leases take half to one and a half of their mean time",
+    )

@@ -1,0 +1,102 @@
+"""The same jobs written by hand with Ray Data, as its guides say."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.by_hand import BATCH, ByHand, Span, frames_of, row_of, small_tokenizer
+
+MISSING = (
+    None
+    if importlib.util.find_spec("pandas")
+    else "ray.data imports pandas, which is not installed here: pip install '.[bench]'"
+)
+"""Why Ray Data cannot be used; None if it can."""
+
+Batch = dict[str, Any]
+
+
+class _Free:
+    def __call__(self, batch: Batch) -> Batch:
+        return batch
+
+
+def free_clips_per_s(address: str, folder: Path, num_clips: int, batch_size: int) -> float:
+    """Clips per second through two actor stages that do nothing and a Parquet sink."""
+    import ray.data
+
+    with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
+        _be_quiet()
+        ids = [{"id": number} for number in range(num_clips)]
+        rows = ray.data.from_items(ids, override_num_blocks=max(1, num_clips // batch_size))
+        one = ray.data.ActorPoolStrategy(size=1)
+        stage: dict[str, Any] = {"batch_size": batch_size, "compute": one, "num_cpus": 0.5}
+        decoded = rows.map_batches(_Free, **stage)
+        encoded = decoded.map_batches(_Free, **{**stage, "num_cpus": 0.6})  # else both are fused
+        started = time.monotonic()
+        # Whole CPUs would be asked for by default, and waited for without end or word.
+        encoded.write_parquet(str(folder / "out"), ray_remote_args={"num_cpus": 0.2})
+        return num_clips / (time.monotonic() - started)
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.tokenizer = small_tokenizer()
+        self.ready_at = time.time()
+
+    def __call__(self, batch: Batch) -> Batch:
+        import torch
+
+        codes = self.tokenizer.encode(torch.from_numpy(np.stack(list(batch["pixels"])))).numpy()
+        clips = zip(batch["path"], batch["start_s"], codes, strict=True)
+        rows = [row_of(path, start_s, block) for path, start_s, block in clips]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return {**columns, "ready_at": [self.ready_at] * len(rows)}
+
+
+def _decode(row: Batch) -> Batch:
+    return {**row, "pixels": frames_of(row["path"], row["start_s"])}
+
+
+def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> ByHand:
+    """Decode in tasks, encode in two actors, write Parquet, all sharing two cores.
+
+    Stages that ask for the same resources are fused into one process, which would decode and
+    encode by turns. These fractions keep them apart, and leave room for each.
+    """
+    import pyarrow.parquet as pq
+    import ray.data
+
+    begun = time.time()
+    out = folder / "ray_data"
+    with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
+        _be_quiet()
+        rows = [{"path": path, "start_s": start} for path, start, _ in spans]
+        clips = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH))
+        pixels = clips.map(_decode, num_cpus=0.4)
+        codes = pixels.map_batches(
+            _Encoder,
+            batch_size=BATCH,
+            compute=ray.data.ActorPoolStrategy(size=2),
+            num_cpus=0.6,
+        )
+        codes.write_parquet(str(out), ray_remote_args={"num_cpus": 0.2})
+        ended = time.time()
+    files = [pq.read_table(path, columns=["ready_at"]) for path in out.rglob("*.parquet")]
+    ready = min(min(table.column("ready_at").to_pylist()) for table in files)
+    return ByHand(ended - ready, ready - begun)
+
+
+def _be_quiet() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,186 @@
+"""The real dispatcher over a cluster that is only calculated: thousands of actors, no process.
+
+Time is virtual. What is measured is what the driver's own code costs, and how well the leases that
+it gives keep the encoders at work.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.free_stages import receipt_of, ref_of
+from tokpipe.config.job import RuntimeConfig
+from tokpipe.formats.manifest import CommittedRows
+from tokpipe.runtime.commit import Committer
+from tokpipe.runtime.dispatcher import Dispatcher, Limits
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.protocol import (
+    ActorId,
+    ActorPlaced,
+    ActorUp,
+    Capacity,
+    Commit,
+    Committed,
+    DecodedInfo,
+    DecodeLease,
+    Dispatch,
+    EncodedInfo,
+    EncodeLease,
+    Event,
+    FetchPlan,
+    Finish,
+    KillActor,
+    LeaseDone,
+    StartActor,
+    Tick,
+)
+from tokpipe.types import STAGES, Stage, WorkItem
+
+GPU_LIMITS = Limits(
+    runtime=RuntimeConfig(),
+    on_gpu=True,
+    clips_per_lease=20,
+    shard_bytes=16 * 2**20,
+    shard_max_age_s=300.0,
+    bytes_per_code=1.6,
+)
+"""Of a job on GPUs, as far as a dispatcher wants to know it."""
+
+CODES_PER_CLIP = 5 * 32 * 32
+"""Of 17 frames of 256x256, compressed 4 x 8 x 8 times."""
+
+
+class EndlessRows:
+    """Stands for a stored plan of so many rows."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def iter_undone(
+        self, done: Callable[[int, int], NDArray[np.bool_]]
+    ) -> Iterator[list[WorkItem]]:
+        for start in range(0, self.num_rows, 4096):
+            rows = range(start, min(start + 4096, self.num_rows))
+            yield [WorkItem(row, f"{row:032x}", f"s3://bucket/{row:09d}.mp4") for row in rows]
+
+
+@dataclass
+class VirtualRun:
+    """What came of it."""
+
+    num_clips: int = 0
+    num_events: int = 0
+    handling_s: float = 0.0
+    """Seconds that the dispatcher really took."""
+    busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Virtual seconds of all actors."""
+    up_s: float = 0.0
+    """Virtual seconds of encoders from when the first of them is up."""
+    steady_share: float = 0.0
+    """Share of encoders' time in which they were busy, in the middle half of the run."""
+
+
+class VirtualCluster:
+    """Plays one job. ``clip_s``: mean seconds of one clip by stage; each lease takes between half
+    and one and a half of its clips' mean."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        capacity: Capacity,
+        clip_s: dict[Stage, float],
+        num_clips: int,
+        *,
+        committer: Committer | None = None,
+        round_trip_s: float = 0.002,
+        on_commit: Callable[[int], None] = lambda committed: None,
+    ) -> None:
+        self.dispatcher = Dispatcher(limits, ref_of)
+        self.capacity = capacity
+        self.clip_s = clip_s
+        self.committer = committer
+        self.round_trip_s = round_trip_s
+        self.on_commit = on_commit
+        self.rng = random.Random(0)
+        self.run = VirtualRun(num_clips)
+        self.now = 0.0
+        self._events: list[tuple[float, int, Event]] = []
+        self._order = itertools.count()
+        self._stages: dict[ActorId, Stage] = {}
+        self._free_at: dict[ActorId, float] = {}
+        self._spans: list[tuple[float, float]] = []
+        """From when to when an encoder was busy."""
+        self._rows = EndlessRows(num_clips)
+
+    def play(self) -> VirtualRun:
+        """Run the job to its end."""
+        feed = Feed(self._rows, CommittedRows(self._rows.num_rows))
+        self._post(0.0, self.capacity)
+        self._post(0.5, Tick())
+        while True:
+            self.now, _, event = heapq.heappop(self._events)
+            if isinstance(event, Tick):
+                self._post(0.5, Tick())
+            started = time.thread_time()
+            commands = self.dispatcher.handle(event, self.now)
+            self.run.handling_s += time.thread_time() - started
+            self.run.num_events += 1
+            for command in commands:
+                if isinstance(command, Dispatch):
+                    self._work(command)
+                elif isinstance(command, FetchPlan):
+                    self._post(self.round_trip_s, feed.fetch(command.num_items))
+                elif isinstance(command, StartActor):
+                    self._stages[command.actor] = command.stage
+                    self._post(0.1, ActorPlaced(command.actor, "node"))
+                    self._post(0.2, ActorUp(command.actor))
+                elif isinstance(command, KillActor):
+                    self._free_at.pop(command.actor, None)
+                elif isinstance(command, Commit):
+                    self._commit(command)
+                elif isinstance(command, Finish):
+                    return self._result()
+
+    def _post(self, delay: float, event: Event) -> None:
+        heapq.heappush(self._events, (self.now + delay, next(self._order), event))
+
+    def _commit(self, command: Commit) -> None:
+        if self.committer is not None:
+            self.committer.commit(command.receipts, command.rejected)
+        self.on_commit(self.dispatcher.progress.committed)
+        self._post(0.05, Committed())
+
+    def _work(self, command: Dispatch) -> None:
+        lease, stage = command.lease, command.lease.stage
+        seconds = self.clip_s[stage] * len(lease.items) * self.rng.uniform(0.5, 1.5)
+        begin = max(self.now + self.round_trip_s / 2, self._free_at.get(command.actor, 0.0))
+        end = self._free_at[command.actor] = begin + seconds
+        self.run.busy_s[stage] += seconds
+        refs = tuple(ref_of(item) for item in lease.items)
+        if isinstance(lease, DecodeLease):
+            answer: object = tuple(DecodedInfo(ref, 17) for ref in refs)
+        elif isinstance(lease, EncodeLease):
+            answer = tuple(EncodedInfo(ref, (32, 32), CODES_PER_CLIP) for ref in refs)
+            self._spans.append((begin, end))
+        else:
+            answer = receipt_of(f"{lease.lease_id}", refs)
+        done = LeaseDone(command.attempt, answer, seconds)  # type: ignore[arg-type]
+        self._post(end - self.now + self.round_trip_s / 2, done)
+
+    def _result(self) -> VirtualRun:
+        run = self.run
+        num_encoders = sum(stage == "encode" for stage in self._stages.values())
+        first, last = self._spans[0][0], max(end for _, end in self._spans)
+        run.up_s = num_encoders * (last - first)
+        low, high = first + (last - first) / 4, last - (last - first) / 4
+        inside = sum(max(0.0, min(end, high) - max(begin, low)) for begin, end in self._spans)
+        run.steady_share = inside / (num_encoders * (high - low))
+        return run

@@ -1,0 +1,161 @@
+"""A whole job as ``tokpipe run`` does it, with a stopwatch beside."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from benchmarks.processes import resident_mb
+from tokpipe.config import JobConfig, parse_job
+from tokpipe.formats.manifest import Totals
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.dispatcher import Dispatcher, Progress
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.job import limits_of, ref_of, stages_of, start_output
+from tokpipe.runtime.protocol import ActorUp, Command, Event, Finish, LeaseDone
+from tokpipe.runtime.shell import Shell, Stages
+from tokpipe.runtime.usage import Usage
+from tokpipe.storage import open_store
+from tokpipe.types import STAGES, Stage
+from tokpipe.weights.read import read_weights
+
+START_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The state of a run at one moment."""
+
+    at: float
+    committed: int
+    memory_mb: float
+
+
+@dataclass
+class WatchedRun:
+    """What the stopwatch saw. Times are those of one monotonic clock."""
+
+    began: float = 0.0
+    """The shell started to run."""
+    ready: float | None = None
+    """Every stage had an actor that is up."""
+    ended: float = 0.0
+    """Everything was committed."""
+    num_events: int = 0
+    num_leases: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    first_done: dict[Stage, float] = field(default_factory=dict)
+    """When the first lease of each stage had begun, by what its actor says."""
+    last_done: dict[Stage, float] = field(default_factory=dict)
+    probed: float = 0.0
+    """How much what was to be probed has grown between all stages being up and the end."""
+    samples: list[Sample] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    progress: Progress = field(default_factory=Progress)
+    totals: Totals = field(default_factory=Totals)
+
+    @property
+    def seconds(self) -> float:
+        """From all stages being up to the last commit."""
+        assert self.ready is not None, "a stage never came up"
+        return self.ended - self.ready
+
+
+class _WatchedDispatcher(Dispatcher):
+    """Notes when what happened."""
+
+    run: WatchedRun
+    probe: Callable[[], float]
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        run = self.run
+        run.num_events += 1
+        if isinstance(event, LeaseDone) and (flight := self._flights.get(event.attempt)):
+            stage = flight.lease.stage
+            run.num_leases[stage] += 1
+            run.first_done.setdefault(stage, now - event.busy_s)
+            run.last_done[stage] = now
+        commands = super().handle(event, now)
+        if isinstance(event, ActorUp) and run.ready is None and all(map(self.num_up, STAGES)):
+            run.ready = now
+            run.probed = -self.probe()
+        if commands and isinstance(commands[-1], Finish):
+            run.probed += self.probe()
+        return commands
+
+
+def run_watched(
+    job: JobConfig,
+    change: Callable[[Stages], Stages] = lambda same: same,
+    *,
+    probe: Callable[[], float] = lambda: 0.0,
+) -> WatchedRun:
+    """Run a new job to its end, with the real shell, dispatcher, feed, committer and store.
+
+    Args:
+        change: puts other stages in the place of the job's.
+        probe: called when all stages are up, and at the end.
+    """
+    driver = secrets.token_hex(4)
+    store = open_store(job.output.uri, job.storage)
+    weights = read_weights(job.tokenizer, job.storage)
+    run = WatchedRun()
+    with connected(job.runtime.cluster):
+        record = start_output(store, job, weights.hash, driver, Console(quiet=True))
+        device = job.encode.device
+        assert device != "auto", "a benchmark says what it runs on"
+        committer = claim_output(store, record.num_rows, driver)
+        plan = StoredPlan.from_json(record.plan)
+        dispatcher = _WatchedDispatcher(limits_of(job, device), lambda item: ref_of(item, job))
+        dispatcher.run, dispatcher.probe = run, probe
+        stages = change(stages_of(job, record, plan, device, weights.encoding, driver))
+
+        def sample() -> None:
+            committed = dispatcher.progress.committed
+            run.samples.append(Sample(time.monotonic(), committed, resident_mb()))
+
+        feed = Feed(PlanReader(store, plan), committer.state.committed)
+        shell = Shell(dispatcher, feed, committer, stages, job.runtime, sample)
+        run.began = time.monotonic()
+        finish = shell.run()
+        run.ended = time.monotonic()
+    assert finish.outcome == "done"
+    run.usage, run.progress, run.totals = shell.usage, dispatcher.progress, committer.state.totals
+    return run
+
+
+def job_of(settings: Mapping[str, Any]) -> JobConfig:
+    """Check settings as those of a job file."""
+    return parse_job(yaml.safe_dump(dict(settings)), name="benchmark", root=Path.cwd())
+
+
+@contextmanager
+def cluster_of(num_cpus: int) -> Iterator[str]:
+    """A Ray cluster of one node with so many CPUs; yields its address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # By default workers stand back for whatever else the machine does, which peers do not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    head = {"num_cpus": num_cpus, "include_dashboard": False}
+    for attempt in range(START_ATTEMPTS):
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            break
+        except Exception:  # all that Ray says when its 30 s have passed, on a busy machine
+            if attempt == START_ATTEMPTS - 1:
+                raise
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()

@@ -1,0 +1,29 @@
+"""What the dispatcher does to encoders of clusters that no test could start."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
+from tokpipe.runtime.protocol import Capacity
+from tokpipe.types import Stage
+
+
+@pytest.mark.parametrize(("encoders", "decoders"), [(1, 1), (1, 8), (8, 64)])
+def test_encoders_are_busy_if_decoders_have_a_fifth_to_spare(encoders: int, decoders: int) -> None:
+    decode_s = 0.2 * decoders / encoders / 1.2
+    cluster = VirtualCluster(
+        GPU_LIMITS,
+        Capacity(encoders + decoders, encoders),
+        {"decode": decode_s, "encode": 0.2, "write": 0.01},
+        num_clips=1500 * encoders,
+    )
+    run = cluster.play()
+    assert run.steady_share > 0.98
+    assert cluster.dispatcher.progress.committed == 1500 * encoders
+
+
+def test_what_slow_decoders_give_is_all_used() -> None:
+    clip_s: dict[Stage, float] = {"decode": 0.4, "encode": 0.2, "write": 0.01}
+    run = VirtualCluster(GPU_LIMITS, Capacity(2, 1), clip_s, num_clips=1500).play()
+    assert run.steady_share == pytest.approx(0.5, abs=0.03)

@@ -1,0 +1,126 @@
+"""PSNR and SSIM against FFmpeg's and against what the formulas say by hand."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.filter
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tokpipe.media.quality import Comparison, psnr_db, structural_similarity
+
+SAMPLE = Path(__file__).parents[1] / "examples/data/bigbuckbunny.mp4"
+
+
+@pytest.fixture(scope="module")
+def film() -> NDArray[np.uint8]:
+    """Three frames of the sample, small."""
+    with av.open(str(SAMPLE)) as container:
+        frames = [
+            frame.to_ndarray(format="rgb24")
+            for _, frame in zip(range(3), container.decode(video=0), strict=False)
+        ]
+    return np.ascontiguousarray(np.stack(frames)[:, 100:228, 300:492])
+
+
+def noisy(frames: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(0).normal(0, sigma, frames.shape)
+    return np.clip(frames + noise, 0, 255).astype(np.uint8)
+
+
+def ffmpeg(name: str, x: NDArray[np.uint8], y: NDArray[np.uint8], key: str) -> float:
+    """What FFmpeg's filter says of one pair of frames, on planar RGB."""
+    graph = av.filter.Graph()
+    height, width = x.shape[:2]
+    planar = av.VideoFormat("gbrp")
+    ends = [
+        graph.add_buffer(width=width, height=height, format=planar, time_base=Fraction(1, 8))
+        for _ in range(2)
+    ]
+    compare, sink = graph.add(name), graph.add("buffersink")
+    for index, end in enumerate(ends):
+        end.link_to(compare, 0, index)
+    compare.link_to(sink)
+    graph.configure()
+    for end, picture in zip(ends, (y, x), strict=True):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="gbrp")
+        frame.pts = 0
+        end.push(frame)
+        end.push(None)
+    return float(sink.pull().metadata[key])
+
+
+@pytest.mark.parametrize("sigma", [1.0, 10.0, 60.0])
+def test_psnr_is_that_of_ffmpeg(film: NDArray[np.uint8], sigma: float) -> None:
+    damaged = noisy(film, sigma)
+    wanted = [
+        ffmpeg("psnr", x, y, "lavfi.psnr.psnr_avg") for x, y in zip(film, damaged, strict=True)
+    ]
+    np.testing.assert_allclose(psnr_db(film, damaged), wanted, atol=0.01)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 10.0, 60.0])
+def test_ssim_is_near_that_of_ffmpeg(film: NDArray[np.uint8], sigma: float) -> None:
+    # FFmpeg takes flat windows of 8x8, so the two differ somewhat.
+    damaged = noisy(film, sigma)
+    pairs = zip(film, damaged, strict=True)
+    wanted = [ffmpeg("ssim", x, y, "lavfi.ssim.All") for x, y in pairs]
+    np.testing.assert_allclose(structural_similarity(film, damaged), wanted, atol=0.06)
+
+
+def test_one_window_is_the_formula(film: NDArray[np.uint8]) -> None:
+    x, y = film[:1, :11, :11], noisy(film, 20.0)[:1, :11, :11]
+    offsets = np.arange(11) - 5
+    weights = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    similarities = []
+    for colour in range(3):
+        a, b = x[0, ..., colour].astype(float), y[0, ..., colour].astype(float)
+        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+        variance_a = (weights * (a - mean_a) ** 2).sum()
+        variance_b = (weights * (b - mean_b) ** 2).sum()
+        covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+        c1, c2 = 2.55**2, 7.65**2
+        similarities.append(
+            (2 * mean_a * mean_b + c1)
+            * (2 * covariance + c2)
+            / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
+        )
+    assert structural_similarity(x, y)[0] == pytest.approx(np.mean(similarities), rel=1e-9)
+
+
+def test_equal_frames_are_as_near_as_can_be(film: NDArray[np.uint8]) -> None:
+    assert psnr_db(film, film).tolist() == [math.inf] * 3
+    np.testing.assert_allclose(structural_similarity(film, film), 1.0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (10, 64), (11, 11)])
+def test_small_frames_are_compared_too(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    assert structural_similarity(x, x) == pytest.approx([1.0, 1.0])
+    assert (structural_similarity(x, 255 - x) < 1).all()
+
+
+def test_a_comparison_is_the_mean_over_all_its_frames(film: NDArray[np.uint8]) -> None:
+    damaged = noisy(film, 5.0)
+    comparison = Comparison()
+    comparison.add(film[:1], damaged[:1])
+    comparison.add(film[1:], damaged[1:])
+    quality = comparison.quality()
+    assert quality.psnr_db == pytest.approx(psnr_db(film, damaged).mean())
+    assert quality.ssim == pytest.approx(structural_similarity(film, damaged).mean())
+    assert quality.num_frames == 3
+
+
+def test_what_cannot_be_compared_is_refused(film: NDArray[np.uint8]) -> None:
+    with pytest.raises(ValueError, match="no frames in common"):
+        psnr_db(film, film[:2])
+    with pytest.raises(ValueError, match="float64 of shape"):
+        structural_similarity(film, film.astype(np.float64))
+    with pytest.raises(ValueError, match="no frames were compared"):
+        Comparison().quality()

@@ -1,0 +1,370 @@
+"""The stored plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import tokpipe.plan.duplicates as plan_duplicates
+from tests.conftest import S3Bucket
+from tests.storage.listed import sizes
+from tokpipe.config import JobConfig, parse_job
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.identity import ids
+from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
+from tokpipe.storage import Store, open_store
+from tokpipe.types import WorkItem
+
+OPTIONS = StoreOptions(deadline_s=10)
+CSV = {"kind": "table", "uri_column": "url", "allowed_prefixes": ["/"]}
+TABLE = {**CSV, "start_column": "from", "end_column": "to"}
+
+
+def job_of(root: Path, *sources: dict[str, Any], **settings: Any) -> JobConfig:
+    encoder = {"ch": 32, "ch_mult": [1, 2, 2, 4], "num_res_blocks": 1, "z_channels": 6}
+    job = {
+        "dataset": "test",
+        "sources": list(sources),
+        "output": {"uri": "out"},
+        "sampling": {"max_clip_frames": 17},
+        "frames": {"size": [64, 64]},
+        "tokenizer": {
+            "name": "test",
+            "encoder": encoder,
+            "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 5, 5, 5]},
+        },
+        **settings,
+    }
+    return parse_job(json.dumps(job), name="test.yaml", root=root)
+
+
+def plan(root: Path, *sources: dict[str, Any], **settings: Any) -> tuple[StoredPlan, Store]:
+    job = job_of(root, *sources, **settings)
+    store = open_store(job.output.uri, OPTIONS)
+    return write_plan(job, store, "attempt-1"), store
+
+
+def items_of(reader: PlanReader) -> list[WorkItem]:
+    return [item for part in range(reader.num_parts) for item in reader.items(part)]
+
+
+def write_table(path: Path, num_rows: int, first: int = 0, **columns: Any) -> None:
+    numbers = range(first, first + num_rows)
+    table = pa.table(
+        {
+            "url": [f"/v/{i}.mp4" for i in numbers],
+            "from": pa.array([None if i % 2 else i / 4 for i in numbers], pa.float64()),
+            "to": pa.array([None if i % 3 else i / 4 + 1 for i in numbers], pa.float64()),
+            "n": pa.array(numbers, pa.int64()),
+            **columns,
+        }
+    )
+    pq.write_table(table, path)
+
+
+def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 7)
+    (tmp_path / "t.csv").write_text("url,name\n/w/1.mp4,one\n,two\n")
+    (tmp_path / "clip.mp4").touch()
+    stored, store = plan(
+        tmp_path,
+        {**TABLE, "uri": "t.parquet"},
+        {**CSV, "uri": "t.csv"},
+        {"kind": "files", "uri": "*.mp4"},
+    )
+    items = items_of(PlanReader(store, stored))
+    assert [item.row for item in items] == list(range(10))
+    assert [item.source_uri for item in items] == [
+        *(f"/v/{i}.mp4" for i in range(7)),
+        "/w/1.mp4",
+        f"{tmp_path}/t.csv#line=3",
+        f"{tmp_path}/clip.mp4",
+    ]
+    for item in items:
+        assert item.row_id == ids.row_id("test", item.source_uri, item.start_s, item.end_s)
+        assert (item.member, item.segment, item.num_segments) == (None, 0, None)
+    assert [(item.start_s, item.end_s) for item in items[:4]] == [
+        (0.0, 1.0),
+        (None, None),
+        (0.5, None),
+        (None, 1.75),
+    ]
+    assert [item.row for item in items if item.problem] == [8]
+    assert (stored.num_rows, stored.num_problems, stored.num_duplicates) == (10, 1, 0)
+    assert stored.columns == {"n": "int64", "name": "string"}
+    assert [part.num_rows for part in stored.parts] == [7, 2, 1]
+
+
+def test_the_plan_id_is_the_rows_and_nothing_else(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 7)
+    job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"})
+    first, second = (
+        write_plan(job, open_store(str(tmp_path / out), OPTIONS), f"attempt-{out}")
+        for out in ("out1", "out2")
+    )
+    assert first.plan_id == second.plan_id
+    assert first.parts[0].key != second.parts[0].key
+    write_table(tmp_path / "t.parquet", 7, first=1)
+    assert (
+        write_plan(job, open_store(str(tmp_path / "out3"), OPTIONS), "x").plan_id != first.plan_id
+    )
+
+
+def test_a_stored_plan_survives_json(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 7, when=pa.array([0] * 7, pa.timestamp("us", "UTC")))
+    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    again = StoredPlan.from_json(json.loads(json.dumps(stored.to_json())))
+    assert again == stored
+    assert items_of(PlanReader(store, again)) == items_of(PlanReader(store, stored))
+    kinds = [str(kind) for kind in PlanReader(store, again).extras([1]).schema.types]
+    assert kinds == list(stored.columns.values()) == ["int64", "timestamp[us, tz=UTC]"]
+
+
+def test_a_long_source_becomes_parts_of_full_size(tmp_path: Path) -> None:
+    num_rows = 2 * PART_ROWS + 5
+    write_table(tmp_path / "t.parquet", num_rows)
+    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    assert [part.num_rows for part in stored.parts] == [PART_ROWS, PART_ROWS, 5]
+    assert [part.key for part in stored.parts] == [
+        f"plan/attempt-1/{number:05d}.parquet" for number in range(3)
+    ]
+    for part in stored.parts:
+        data = store.get(part.key)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (part.size_bytes, part.sha256)
+    reader = PlanReader(store, stored)
+    assert [reader.part_of(row) for row in (0, PART_ROWS - 1, PART_ROWS, num_rows - 1)] == [
+        0,
+        0,
+        1,
+        2,
+    ]
+    backwards = reader.items(2, np.arange(num_rows - 1, 2 * PART_ROWS - 1, -1))
+    assert backwards == reader.items(2)[::-1]
+    for row in (-1, num_rows):
+        with pytest.raises(IndexError):
+            reader.part_of(row)
+    (item,) = reader.items(1, np.array([PART_ROWS + 10]))
+    assert (item.row, item.source_uri) == (PART_ROWS + 10, f"/v/{PART_ROWS + 10}.mp4")
+    with pytest.raises(IndexError):
+        reader.items(1, np.array([PART_ROWS - 1]))
+    rows = np.array([num_rows - 1, 3, PART_ROWS, 3, 0])
+    assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
+
+
+def test_rows_with_long_captions_make_small_parts(tmp_path: Path) -> None:
+    texts = pa.array([chr(97 + i % 26) * 2**20 for i in range(100)])
+    write_table(tmp_path / "t.parquet", 100, caption=texts)
+    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    assert max(part.num_rows for part in stored.parts) <= 33
+    reader = PlanReader(store, stored)
+    rows = list(range(99, -1, -9))
+    assert reader.extras(rows).column("caption").to_pylist() == [texts[i].as_py() for i in rows]
+
+
+def test_extras_have_one_schema_whatever_rows_are_asked_for(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 3)
+    (tmp_path / "t.csv").write_text("url,name\n/w/1.mp4,one\n")
+    (tmp_path / "clip.mp4").touch()
+    stored, store = plan(
+        tmp_path,
+        {**TABLE, "uri": "t.parquet"},
+        {**CSV, "uri": "t.csv"},
+        {"kind": "files", "uri": "*.mp4"},
+    )
+    reader = PlanReader(store, stored)
+    schema = pa.schema([("n", pa.int64()), ("name", pa.string())])
+    for rows in ([0, 1], [3], [4], [4, 0, 3], []):
+        assert reader.extras(rows).schema == schema
+    assert reader.extras([4, 0, 3]).to_pylist() == [
+        {"n": None, "name": None},
+        {"n": 0, "name": None},
+        {"n": None, "name": "one"},
+    ]
+    for rows in ([5], [-1], [0, 99]):
+        with pytest.raises(IndexError):
+            reader.extras(rows)
+
+
+def test_extras_of_a_job_that_carries_nothing_still_count_rows(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").touch()
+    stored, store = plan(tmp_path, {"kind": "files", "uri": "*.mp4"})
+    extras = PlanReader(store, stored).extras([0])
+    assert (extras.num_rows, extras.num_columns) == (1, 0)
+
+
+def test_one_name_with_two_types_names_both_sources(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 3)
+    (tmp_path / "t.csv").write_text("url,n\n/w/1.mp4,1\n")
+    with pytest.raises(
+        ConfigError, match=r"sources\[1\].*'n' holds string.*sources\[0\] .* holds int64"
+    ):
+        plan(
+            tmp_path,
+            {**TABLE, "uri": "t.parquet"},
+            {**CSV, "uri": "t.csv"},
+        )
+
+
+def test_a_clip_named_twice_is_refused_by_both_places_and_nothing_stays(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", 20)
+    write_table(tmp_path / "b.parquet", 20, first=17)
+    sources = [{**TABLE, "uri": "a.parquet"}, {**TABLE, "uri": "b.parquet"}]
+    with pytest.raises(
+        ConfigError,
+        match=r"source 0 row 17 and source 1 row 0 are the same clip /v/17\.mp4; in all, 3 rows "
+        r"repeat .*on_duplicate: keep_first",
+    ):
+        plan(tmp_path, *sources)
+    assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
+
+
+@pytest.mark.parametrize("num_ranges", [1, 2, 3, 7, 1000])
+def test_repeated_values_are_found_whatever_range_is_looked_at_at_once(
+    num_ranges: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_duplicates, "_SORTED_AT_ONCE", 3000 // num_ranges)
+    values = np.random.default_rng(0).integers(0, 2**64, 2995, np.uint64)
+    edges = np.array([0, 2**64 - 1, 2**63, 0, 2**64 - 1], np.uint64)
+    parts = [values[:1000], values[1000:], edges, values[5:7], values[5:6]]
+    wanted = sorted([0, 2**64 - 1, *values[5:7].tolist()])
+    assert plan_duplicates._repeated(parts).tolist() == wanted
+
+
+def test_the_same_video_with_another_span_is_another_clip(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("url,from,to\n/1.mp4,,\n/1.mp4,0,\n/1.mp4,0,1\n/1.mp4,,1\n")
+    stored, _ = plan(tmp_path, {**TABLE, "uri": "t.csv"})
+    assert stored.num_rows == 4
+
+
+def test_a_span_written_in_two_ways_is_one_clip(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("url,from,to\n/1.mp4,0,60\n/1.mp4,-0.0,0:01:00\n")
+    with pytest.raises(ConfigError, match=r"/1\.mp4 from 0\.0 s to 60\.0 s"):
+        plan(tmp_path, {**TABLE, "uri": "t.csv"})
+
+
+def test_the_first_of_several_is_kept_when_asked_to(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", PART_ROWS + 20)
+    write_table(tmp_path / "b.parquet", 40, first=PART_ROWS)
+    write_table(tmp_path / "c.parquet", 20)
+    stored, store = plan(
+        tmp_path,
+        *({**TABLE, "uri": f"{name}.parquet"} for name in "abc"),
+        on_duplicate="keep_first",
+    )
+    assert stored.num_rows == PART_ROWS + 40
+    assert stored.num_duplicates == 40
+    assert stored.duplicate_examples[0] == (
+        f"source 1 row 0 repeats source 0 row {PART_ROWS}: /v/{PART_ROWS}.mp4 "
+        f"from {PART_ROWS / 4} s to end"
+    )
+    assert [part.num_rows for part in stored.parts] == [PART_ROWS, 20, 20]
+    reader = PlanReader(store, stored)
+    assert [item.source_uri for item in items_of(reader)] == [
+        f"/v/{i}.mp4" for i in range(PART_ROWS + 40)
+    ]
+    rows = np.arange(reader.num_rows)
+    assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
+    assert len(sizes(store, "plan/")) == 3
+
+
+def test_broken_rows_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("url,from,to\n,,\n,,\n/1.mp4,x,\n/1.mp4,x,\n")
+    stored, _ = plan(tmp_path, {**TABLE, "uri": "t.csv"})
+    assert (stored.num_rows, stored.num_problems) == (4, 4)
+
+
+def test_a_source_without_rows_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", 3)
+    (tmp_path / "t.csv").write_text("url\n")
+    with pytest.raises(ConfigError, match=r"sources\[1\] .*t\.csv\): has no rows"):
+        plan(
+            tmp_path,
+            {**TABLE, "uri": "a.parquet"},
+            {**CSV, "uri": "t.csv"},
+        )
+    assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
+
+
+def test_a_part_that_is_not_what_was_planned_is_never_read(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 7)
+    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    key = stored.parts[0].key
+    data = bytearray(store.get(key))
+    data[len(data) // 2] ^= 1
+    store.put(key, bytes(data))
+    reads: list[Callable[[PlanReader], object]] = [
+        lambda reader: reader.items(0),
+        lambda reader: reader.extras([0]),
+    ]
+    for read in reads:
+        with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
+            read(PlanReader(store, stored))
+
+
+def test_only_what_is_not_done_is_read(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 2 * PART_ROWS + 5)
+    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    store.delete(stored.parts[1].key)  # would be missed, if it were opened
+    mask = np.zeros(stored.num_rows, bool)
+    mask[10:20] = True
+    mask[PART_ROWS : 2 * PART_ROWS] = True
+
+    def done(start: int, stop: int) -> NDArray[np.bool_]:
+        return mask[start:stop]
+
+    batches = list(PlanReader(store, stored).iter_undone(done))
+    assert [item.row for batch in batches for item in batch] == np.flatnonzero(~mask).tolist()
+    assert max(len(batch) for batch in batches) <= 4096
+
+
+@pytest.mark.s3
+def test_a_plan_lives_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 100)
+    job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"}, output={"uri": f"{s3_bucket.uri}/out"})
+    store = open_store(job.output.uri, OPTIONS)
+    stored = write_plan(job, store, "attempt-1")
+    assert len(items_of(PlanReader(store, stored))) == 100
+
+
+def test_row_ids_are_fixed_for_all_time() -> None:
+    # Ids are written into outputs: a change here makes every resume start over.
+    assert ids.row_id("webvid", "s3://b/ü.mp4", None, None) == "2000c34270ff75caef4e0e2d175d1c90"
+    assert ids.row_id("webvid", "s3://b/ü.mp4", 0.0, 12.5) == "4974afbe397ede57ade444b475c47f07"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(max_size=3),
+            st.text(max_size=5),
+            st.none() | st.floats(0, 9),
+            st.none() | st.floats(0, 9),
+        ),
+        unique=True,
+        max_size=20,
+    )
+)
+def test_different_rows_have_different_ids(
+    rows: list[tuple[str, str, float | None, float | None]],
+) -> None:
+    assert len({ids.row_id(*row) for row in rows}) == len(rows)
+
+
+def test_plan_values_cannot_change(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", 3)
+    stored, _ = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stored.num_rows = 7  # type: ignore[misc]

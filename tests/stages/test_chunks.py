@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokpipe.config.job import ChunkingConfig, JobConfig
+from tokpipe.config.traits import TokenizerTraits
+from tokpipe.stages.chunks import pieces_of, plan_chunks
+from tokpipe.types import ChunkSpan, Cut
+
+WHOLE = ChunkingConfig(policy="whole")
+
+# (temporal stride r, latent frames after a chunk's first k, overlap m < k)
+GRIDS = [
+    (r, k, m) for r, k, m in itertools.product((1, 2, 4, 8), (1, 2, 4, 5), (0, 1, 2, 4)) if m < k
+]
+
+
+def traits(r: int, *, groups: bool = False, chunk_frames: int | None = None) -> TokenizerTraits:
+    """A tokenizer of stride ``r``, which starts with one frame, or with a group like any other."""
+    return TokenizerTraits(
+        temporal_stride=r,
+        spatial_stride=8,
+        codebook_size=10,
+        first_frames=r if groups else 1,
+        chunk_frames=chunk_frames,
+        why_not_streamable=None,
+    )
+
+
+def chunking(
+    policy: Literal["independent", "overlap", "streaming"],
+    tokenizer: TokenizerTraits,
+    k: int,
+    m: int = 0,
+) -> ChunkingConfig:
+    return ChunkingConfig(
+        policy=policy, chunk_frames=tokenizer.num_frames(1 + k), overlap_latents=m
+    )
+
+
+def kept_groups(
+    span: ChunkSpan, policy: str, tokenizer: TokenizerTraits, num_frames: int
+) -> list[list[int]]:
+    """The frames that each kept latent frame of a chunk stands for, repeats left out.
+
+    This is what the encoder does: its first latent frame stands for its first frames, each other
+    for the ``r`` frames that follow; one that goes on where it ended makes no first one.
+    """
+    first, r = tokenizer.first_frames, tokenizer.temporal_stride
+    sizes = [] if policy == "streaming" and span.index else [first]
+    others, lost = divmod(span.num_input_frames - sum(sizes), r)
+    assert lost == 0, "frames are lost in the encoder"
+    frames = iter(range(span.first_frame - span.num_context_frames, 10**9))
+    groups = [list(itertools.islice(frames, size)) for size in [*sizes, *[r] * others]]
+    kept = groups[span.num_dropped_latents :]
+    return [[frame for frame in group if frame < num_frames] for group in kept]
+
+
+def check_plan(
+    num_frames: int, config: ChunkingConfig, tokenizer: TokenizerTraits
+) -> list[list[int]]:
+    """Check what holds under every policy; return the kept groups of the whole clip."""
+    spans = plan_chunks(num_frames, config, tokenizer)
+    assert [span.index for span in spans] == list(range(len(spans)))
+    kept = []
+    for span in spans:
+        groups = kept_groups(span, config.policy, tokenizer, num_frames)
+        assert span.num_frames >= 1
+        assert 0 <= span.num_pad_frames < max(tokenizer.temporal_stride, tokenizer.first_frames)
+        assert all(groups), "a kept latent frame stands for repeats alone"
+        assert list(itertools.chain(*groups)) == list(
+            range(span.first_frame, span.first_frame + span.num_frames)
+        ), "kept latent frames and the real frames of the span differ"
+        is_first = config.policy == "independent" or span.index == 0
+        assert span.first_is_image == (is_first and tokenizer.first_frames == 1)
+        assert span.num_pad_frames == 0 or span is spans[-1]
+        kept += groups
+    assert list(itertools.chain(*kept)) == list(range(num_frames)), (
+        "a frame is lost or stands twice"
+    )
+    return kept
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["image first", "groups"])
+@pytest.mark.parametrize(("r", "k", "m"), GRIDS)
+def test_every_clip_up_to_100_frames_is_cut_without_loss_or_repetition(
+    r: int, k: int, m: int, groups: bool
+) -> None:
+    tokenizer = traits(r, groups=groups)
+    for num_frames in range(1, 101):
+        check_plan(num_frames, chunking("independent", tokenizer, k), tokenizer)
+        whole = check_plan(num_frames, WHOLE, tokenizer)
+        for policy in ("overlap", "streaming"):
+            found = check_plan(num_frames, chunking(policy, tokenizer, k, m), tokenizer)
+            assert found == whole, f"{policy} must give the grid that whole gives"
+        assert len(whole) == 1 + -(-max(num_frames - tokenizer.first_frames, 0) // r)
+
+
+@settings(deadline=None)
+@given(
+    num_frames=st.integers(1, 3_000),
+    r=st.sampled_from([1, 2, 4, 8, 16]),
+    groups=st.booleans(),
+    k=st.integers(1, 40),
+    data=st.data(),
+)
+def test_long_clips_are_cut_without_loss_or_repetition(
+    num_frames: int, r: int, groups: bool, k: int, data: st.DataObject
+) -> None:
+    m, tokenizer = data.draw(st.integers(0, k - 1)), traits(r, groups=groups)
+    whole = check_plan(num_frames, WHOLE, tokenizer)
+    check_plan(num_frames, chunking("independent", tokenizer, k), tokenizer)
+    assert check_plan(num_frames, chunking("overlap", tokenizer, k, m), tokenizer) == whole
+    assert check_plan(num_frames, chunking("streaming", tokenizer, k), tokenizer) == whole
+
+
+def job(config: ChunkingConfig, tokenizer: TokenizerTraits, max_clip_frames: int) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "dataset": "test",
+            "sources": ({"kind": "files", "uri": "*.mp4"},),
+            "output": {"uri": "out"},
+            "sampling": {"max_clip_frames": max_clip_frames},
+            "frames": {"size": (64, 64)},
+            "tokenizer": {
+                "kind": "custom",
+                "implementation": "package.module:Name",
+                "declares": tokenizer.model_dump(),
+            },
+            "chunking": config.model_dump(),
+        }
+    )
+
+
+@given(
+    num_frames=st.integers(1, 500),
+    r=st.sampled_from([1, 2, 4]),
+    groups=st.booleans(),
+    k=st.integers(1, 8),
+    more=st.integers(0, 60),
+)
+def test_chunks_of_pieces_are_those_of_the_clip(
+    num_frames: int, r: int, groups: bool, k: int, more: int
+) -> None:
+    tokenizer = traits(r, groups=groups)
+    config = chunking("streaming", tokenizer, k)
+    cut = pieces_of(job(config, tokenizer, config.chunk_frames + more))
+    assert cut is not None
+    assert max(cut.first, cut.later) <= config.chunk_frames + more
+    bounds = [cut.bounds(part) for part in range(cut.num_parts(num_frames))]
+    found = [
+        span
+        for start, stop in bounds
+        for span in plan_chunks(min(stop, num_frames) - start, config, tokenizer, first_frame=start)
+    ]
+    assert tuple(found) == plan_chunks(num_frames, config, tokenizer)
+
+
+def test_a_cut_divides_every_frame_once() -> None:
+    cut = Cut(first=5, later=4)
+    for num_frames in range(30):
+        bounds = [cut.bounds(part) for part in range(cut.num_parts(num_frames))]
+        frames = [frame for start, stop in bounds for frame in range(start, min(stop, num_frames))]
+        assert frames == list(range(num_frames))
+        assert all(start < num_frames for start, _ in bounds)
+
+
+def test_other_policies_have_no_pieces() -> None:
+    tokenizer = traits(4)
+    assert pieces_of(job(chunking("independent", tokenizer, 4), tokenizer, 65)) is None
+    with pytest.raises(ValueError, match="only policy streaming takes clips in pieces"):
+        plan_chunks(16, chunking("overlap", tokenizer, 4), tokenizer, first_frame=17)
+
+
+@pytest.mark.parametrize(("r", "k", "m"), GRIDS)
+def test_overlapping_chunks_start_on_multiples_of_the_stride(r: int, k: int, m: int) -> None:
+    spans = plan_chunks(200, chunking("overlap", traits(r), k, m), traits(r))
+    starts = [span.first_frame - span.num_context_frames for span in spans]
+    assert starts == [index * r * (k - m) for index in range(len(spans))]
+    assert {span.num_input_frames for span in spans[:-1]} <= {1 + r * k}
+    for span in spans[1:]:
+        assert (span.num_context_frames, span.num_dropped_latents) == (1 + r * m, 1 + m)
+
+
+def test_a_tail_is_filled_to_the_next_length_the_encoder_takes() -> None:
+    config = ChunkingConfig(chunk_frames=17)
+    tails = [plan_chunks(17 + n, config, traits(4))[-1].num_input_frames for n in range(1, 18)]
+    assert tails == [1] + [5] * 4 + [9] * 4 + [13] * 4 + [17] * 4
+
+
+def test_a_tokenizer_of_one_chunk_length_gets_no_other() -> None:
+    config, exact = ChunkingConfig(chunk_frames=17), traits(4, chunk_frames=17)
+    for num_frames in range(1, 60):
+        spans = plan_chunks(num_frames, config, exact)
+        assert {span.num_input_frames for span in spans} == {17}
+        assert sum(span.num_frames for span in spans) == num_frames
+
+
+def test_plans_read_as_the_design_says() -> None:
+    assert plan_chunks(20, ChunkingConfig(chunk_frames=17), traits(4)) == (
+        ChunkSpan(0, 0, 17, 0, 0, 0, True),
+        ChunkSpan(1, 17, 3, 2, 0, 0, True),
+    )
+    overlap = ChunkingConfig(policy="overlap", chunk_frames=17, overlap_latents=1)
+    assert plan_chunks(20, overlap, traits(4)) == (
+        ChunkSpan(0, 0, 17, 0, 0, 0, True),
+        ChunkSpan(1, 17, 3, 1, 5, 2, False),
+    )
+    streaming = ChunkingConfig(policy="streaming", chunk_frames=17)
+    assert plan_chunks(36, streaming, traits(4)) == (
+        ChunkSpan(0, 0, 17, 0, 0, 0, True),
+        ChunkSpan(1, 17, 16, 0, 0, 0, False),
+        ChunkSpan(2, 33, 3, 1, 0, 0, False),
+    )
+    assert plan_chunks(20, WHOLE, traits(4)) == (ChunkSpan(0, 0, 20, 1, 0, 0, True),)
+    fours = traits(4, groups=True)
+    assert plan_chunks(6, ChunkingConfig(chunk_frames=4), fours) == (
+        ChunkSpan(0, 0, 4, 0, 0, 0, False),
+        ChunkSpan(1, 4, 2, 2, 0, 0, False),
+    )
+
+
+def test_settings_that_leave_the_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"chunk_frames=16 .* stride 4.* use 13 or 17"):
+        plan_chunks(20, ChunkingConfig(chunk_frames=16), traits(4))
+    overlap = ChunkingConfig(policy="overlap", chunk_frames=17, overlap_latents=4)
+    with pytest.raises(ValueError, match=r"overlap_latents=4 leaves nothing new"):
+        plan_chunks(20, overlap, traits(4))
+    streaming = ChunkingConfig(policy="streaming", chunk_frames=1)
+    with pytest.raises(ValueError, match=r"chunk_frames=1 leaves no frames .* use 5 or more"):
+        plan_chunks(20, streaming, traits(4))
+    streaming = ChunkingConfig(policy="streaming", chunk_frames=17)
+    with pytest.raises(ValueError, match=r"no chunk starts at frame 18: the first has 17, .* 16"):
+        plan_chunks(16, streaming, traits(4), first_frame=18)
+    with pytest.raises(ValueError, match="0 frames has no chunks"):
+        plan_chunks(0, WHOLE, traits(4))
+
+
+def test_pieces_that_hold_no_chunk_are_refused_with_the_job() -> None:
+    tokenizer = traits(4)
+    streaming = chunking("streaming", tokenizer, 4)
+    with pytest.raises(
+        ValueError, match=r"max_clip_frames=16 does not hold a chunk .* use as many"
+    ):
+        job(streaming, tokenizer, 16)
+    assert pieces_of(job(streaming, tokenizer, 17)) == Cut(17, 16)
+    with pytest.raises(ValueError, match=r"chunk_frames=1 leaves no frames .* use 5 or more"):
+        job(chunking("streaming", tokenizer, 0), tokenizer, 17)

@@ -1,0 +1,74 @@
+"""No secret survives redaction, and nothing else is lost by it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokpipe.telemetry.redact import redact, says_secret
+
+ENVIRON = {
+    "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+K7MDENG",
+    "AWS_SESSION_TOKEN": "session0123456789",
+    "AZURE_STORAGE_ACCOUNT_KEY": "azure+key/12345==",
+    "HF_TOKEN": "hf_abcdefghijkl",
+    "DB_PASSWORD": "pw123456",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ftp://ann:pw@host/a.mp4", "ftp://***@host/a.mp4"),
+        ("https://h/a?x=1&X-Amz-Signature=abc&y=2", "https://h/a?x=1&X-Amz-Signature=***&y=2"),
+        ("https://h/a?X-Amz-Security-Token=a%2Fb", "https://h/a?X-Amz-Security-Token=***"),
+        ("https://h/a?X-Goog-Signature=ab12", "https://h/a?X-Goog-Signature=***"),
+        ("https://h/a?sv=1&sig=a%3D", "https://h/a?sv=1&sig=***"),
+        ("url='https://h/a?token=t', s", "url='https://h/a?token=***', s"),
+        ("https://h/a?api_key=t&password=u", "https://h/a?api_key=***&password=***"),
+    ],
+)
+def test_secrets_of_uris_are_masked_and_the_rest_stays(text: str, shown: str) -> None:
+    assert redact(text, {}) == shown
+    assert redact(shown, {}) == shown
+
+
+@pytest.mark.parametrize("name", ENVIRON)
+def test_values_of_secret_variables_are_masked_in_any_text(name: str) -> None:
+    text = redact(f"Error('bad {ENVIRON[name]}!') at line 3", ENVIRON)
+    assert text == "Error('bad ***!') at line 3"
+
+
+def test_a_secret_is_masked_as_a_uri_writes_it_too() -> None:
+    assert redact("s3://b/wJalr%2FXUtnFEMI%2BK7MDENG", ENVIRON) == "s3://b/***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "abfs://container@account.dfs.core.windows.net/a",
+        "https://host:8080/a@b.mp4?v=abc&t=10",
+        "s3://bucket/tokenizers/a.safetensors",
+        "/data/a?tokenizer=movqgan",
+        "12:30 user: a@b",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    environ = {
+        "TOKENIZER_WEIGHTS": "s3://bucket/tokenizers/a.safetensors",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/data/a",
+        "USE_TOKEN": "true",
+        "HOME": "/data/a/home",
+    }
+    assert redact(text, environ) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "aws_secret_access_key", "secretKey", "session-token", "account_key", "sas"]
+)
+def test_names_of_secrets_are_known(name: str) -> None:
+    assert says_secret(name)
+
+
+@pytest.mark.parametrize("name", ["endpoint_url", "region_name", "tokenizer", "monkey", "anon"])
+def test_other_names_are_left_alone(name: str) -> None:
+    assert not says_secret(name)

@@ -1,0 +1,63 @@
+"""Which stage limits a job, and how near it is to its encoders' own speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokpipe.telemetry.speed import ACTIVITIES, Activity, Seconds, speed_of, speed_text
+from tokpipe.types import STAGES, Stage
+
+
+def seconds(up: float = 100.0, **spent: float) -> Seconds:
+    return Seconds({one: spent.get(one, 0.0) for one in ACTIVITIES}, dict.fromkeys(STAGES, up))
+
+
+@pytest.mark.parametrize(
+    ("spent", "limit"),
+    [
+        ({"decode": 40, "encode": 99}, "encode"),
+        ({"decode": 99, "encode": 60}, "decode"),
+        ({"download": 80, "decode": 19, "encode": 60}, "download"),
+        ({"decode": 50, "encode": 40, "transfer": 55}, "transfer"),
+        ({"decode": 50, "encode": 60, "write": 98}, "write"),
+        ({"decode": 100, "encode": 98.5}, "encode"),
+        ({"decode": 30, "encode": 30, "write": 1}, None),
+    ],
+)
+def test_the_busiest_stage_limits(spent: dict[str, float], limit: Activity | None) -> None:
+    speed = speed_of(seconds(**spent))
+    assert speed is not None
+    assert speed.limit == limit
+    assert speed.share == spent["encode"] / 100
+
+
+def test_a_stage_counts_by_its_share_of_its_own_actors() -> None:
+    up: dict[Stage, float] = {"decode": 1000.0, "encode": 100.0, "write": 10.0}
+    speed = speed_of(Seconds({"decode": 500.0, "encode": 60.0, "write": 9.0}, up))
+    assert speed is not None
+    assert (speed.limit, speed.limit_share) == ("write", 0.9)
+
+
+def test_there_is_no_speed_before_an_encoder_is_up() -> None:
+    assert speed_of(Seconds()) is None
+    assert speed_of(seconds(up=0.0)) is None
+
+
+def test_a_lease_that_began_before_the_window_makes_no_share_above_one() -> None:
+    before, now = seconds(up=10.0), seconds(up=20.0, encode=30.0)
+    speed = speed_of(now.since(before))
+    assert speed is not None
+    assert (speed.share, speed.limit_share) == (1.0, 1.0)
+
+
+def test_the_line_names_the_limit() -> None:
+    def line(**spent: float) -> str:
+        speed = speed_of(seconds(**spent))
+        assert speed is not None
+        return speed_text(speed)
+
+    assert line(encode=97, transfer=1) == (
+        "speed of light 97%, limited by encode (busy 98%): as fast as its encoders"
+    )
+    assert line(encode=60, decode=100) == "speed of light 60%, limited by decode (busy 100%)"
+    assert line(encode=10) == "speed of light 10%, no stage is busy for long"

@@ -1,0 +1,83 @@
+"""What ``tokpipe inspect`` shows, against counts made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.formats.formats_helpers import DictStore, encoded_clip
+from tests.reader.reader_helpers import begin, commit, put_shard
+from tokpipe.reader.output import Output
+from tokpipe.types import EncodedClip
+from tokpipe.verbs.inspect import CodeUsage, inspect
+
+NUM_SHARDS = 5
+
+
+@pytest.fixture
+def clips() -> list[list[EncodedClip]]:
+    """Of each shard."""
+    return [[encoded_clip(10 * shard + row, [5, 9]) for row in range(3)] for shard in range(5)]
+
+
+@pytest.fixture
+def output(clips: list[list[EncodedClip]]) -> Output:
+    store = DictStore()
+    begin(store)
+    commit(store, 0, *[put_shard(store, f"s{n}", shard) for n, shard in enumerate(clips)])
+    return Output(store)
+
+
+def codes_of(clips: list[EncodedClip]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.concatenate([block.ravel() for clip in clips for block in clip.codes]).astype(int)
+
+
+def test_codes_of_all_shards_are_counted(output: Output, clips: list[list[EncodedClip]]) -> None:
+    found = inspect(output, num_shards=0, num_clips=2)
+    wanted, counts = np.unique(codes_of([c for s in clips for c in s]), return_counts=True)
+    np.testing.assert_array_equal(found.usage.codes, wanted)
+    np.testing.assert_array_equal(found.usage.counts, counts)
+    assert found.num_shards == NUM_SHARDS
+    assert len(found.clips) == 2
+    text = "\n".join(found.lines())
+    assert f"codes of all, {counts.sum():,}:" in text
+    assert f"{len(wanted):,} of 8,192 occur" in text
+    assert "codes              list of uint16" in text
+    assert "caption=caption 0" in text
+    told = json.loads(found.to_json())
+    assert sum(told["counted"]["histogram"]) == counts.sum() == told["num_codes"]
+    assert told["schema"]["clip_id"] == "string"
+
+
+def test_some_shards_are_spread_evenly(output: Output, clips: list[list[EncodedClip]]) -> None:
+    found = inspect(output, num_shards=2, num_clips=0)
+    wanted = np.unique(codes_of(clips[0] + clips[2]))
+    np.testing.assert_array_equal(found.usage.codes, wanted)
+    assert "codes of 2 shards" in "\n".join(found.lines())
+    assert found.clips == []
+
+
+def test_an_output_without_codes_says_so() -> None:
+    store = DictStore()
+    begin(store)
+    found = inspect(Output(store))
+    assert "no codes yet" in "\n".join(found.lines())
+    assert json.loads(found.to_json())["counted"]["num_codes"] == 0
+
+
+@given(st.dictionaries(st.integers(0, 8191), st.integers(1, 10**6), min_size=1, max_size=50))
+def test_usage_is_that_of_the_counts(counts: dict[int, int]) -> None:
+    codes = np.array(sorted(counts))
+    usage = CodeUsage(codes, np.array([counts[code] for code in codes]), 8192)
+    total = sum(counts.values())
+    entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
+    assert usage.entropy_bits == pytest.approx(entropy, abs=1e-9)
+    assert usage.perplexity == pytest.approx(2**entropy)
+    assert usage.histogram().sum() == total
+    assert usage.histogram(8192)[codes].tolist() == usage.counts.tolist()
+    assert usage.most_frequent(1)[0][1] == pytest.approx(max(counts.values()) / total)

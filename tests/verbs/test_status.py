@@ -1,0 +1,130 @@
+"""What ``tokpipe status`` says of outputs at any moment."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from tests.formats.formats_helpers import DictStore, encoded_clip, receipt_of
+from tests.formats.test_job_record import record
+from tokpipe.errors import NotFound
+from tokpipe.formats.job_record import write_once
+from tokpipe.formats.manifest import (
+    CHECKPOINT_INTERVAL,
+    ManifestEntry,
+    append,
+    load_state,
+    write_checkpoint,
+)
+from tokpipe.formats.manifest.entry import Claim, EncoderUse
+from tokpipe.types import Rejected
+from tokpipe.verbs.status import Status, status
+
+BEGAN = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+ROWS = 20
+
+
+@pytest.fixture
+def store() -> DictStore:
+    store = DictStore()
+    write_once(store, record(num_rows=ROWS))
+    return store
+
+
+class Log:
+    """Appends entries, each so many seconds after the beginning."""
+
+    def __init__(self, store: DictStore) -> None:
+        self.store = store
+        self.seq = 0
+
+    def add(self, at_s: float, **fields: Any) -> None:
+        time = (BEGAN + timedelta(seconds=at_s)).isoformat(timespec="milliseconds")
+        assert append(self.store, ManifestEntry(self.seq, "driver", time, **fields))
+        self.seq += 1
+
+    def claim(self, at_s: float) -> None:
+        self.add(at_s, claim=Claim("head-node", 4242, "1.2.3"))
+
+    def shard(self, at_s: float, *rows: int) -> None:
+        clips = [encoded_clip(row, [5, 5]) for row in rows]
+        receipt = receipt_of(f"shard-{self.seq}", clips)
+        self.add(at_s, shards=(receipt,), encoders=EncoderUse(10, 8, 1))
+
+
+def seen(store: DictStore, at_s: float) -> Status:
+    return status(store, now=BEGAN + timedelta(seconds=at_s))
+
+
+def text(found: Status) -> str:
+    return "\n".join(found.lines())
+
+
+def test_where_there_is_no_output_the_uri_is_named() -> None:
+    with pytest.raises(NotFound, match=r"mem://out has no job\.json"):
+        status(DictStore())
+
+
+def test_before_the_first_commit_nothing_is_guessed(store: DictStore) -> None:
+    found = seen(store, 5)
+    assert (found.num_rows_done, found.clips_per_s, found.left_s) == (0, None, None)
+    assert (found.driver, found.last_commit_age_s) == (None, None)
+    assert text(found).startswith("mem://out: demo, 0.0% done\n  0 of 20 plan rows")
+    Log(store).claim(2)
+    found = seen(store, 5)
+    assert (found.clips_per_s, found.left_s, found.last_commit_age_s) == (None, None, 3)
+    assert found.driver == "process 4242 on head-node (tokpipe 1.2.3)"
+
+
+def test_rate_and_end_are_those_of_the_newest_driver(store: DictStore) -> None:
+    log = Log(store)
+    log.claim(0)
+    log.shard(1000, 0)
+    log.claim(5000)  # after a pause that says nothing of the rate
+    log.shard(5010, 1, 2, 3)
+    rejected = Rejected(encoded_clip(4, [5]).ref, "decode", "truncated", "cut short")
+    log.add(5020, rejected=(rejected,))
+    found = seen(store, 5060)
+    assert found.num_rows_done == 5
+    assert found.clips_per_s == pytest.approx(4 / 20)
+    assert found.left_s == pytest.approx(15 / (4 / 20))
+    assert found.last_commit_age_s == 40
+    assert text(found) == (
+        "mem://out: demo, 25.0% done\n"
+        "  5 of 20 plan rows are settled\n"
+        "  4 clips, 40 frames, 96 codes, 0 B in 2 shards\n"
+        "  1 rejected: truncated 1\n"
+        "  goodput 80% of 0:20 that encoders were paid for\n"
+        "  last commit 0:40 ago, by process 4242 on head-node (tokpipe 1.2.3)\n"
+        "  0.2 clips/s lately, 1:15 to the end"
+    )
+    told = json.loads(found.to_json())
+    assert (told["num_rows_done"], told["totals"]["rejected"]) == (5, {"truncated": 1})
+    assert (told["is_done"], told["totals"]["goodput"]) == (False, 0.8)
+
+
+def test_done_has_no_end_to_wait_for(store: DictStore) -> None:
+    log = Log(store)
+    log.claim(0)
+    log.shard(10, *range(ROWS))
+    found = seen(store, 90_000)
+    assert found.is_done
+    assert found.left_s == 0
+    assert "demo, done\n" in text(found)
+    assert "to the end" not in text(found)
+
+
+def test_of_a_long_manifest_only_the_end_is_read() -> None:
+    store = DictStore()
+    write_once(store, record(num_rows=5000))
+    log = Log(store)
+    for number in range(2 * CHECKPOINT_INTERVAL):
+        log.shard(number, number)
+    write_checkpoint(store, load_state(store, 5000))
+    log.shard(2 * CHECKPOINT_INTERVAL, 4999)
+    store.requests.clear()
+    assert seen(store, 300).clips_per_s == pytest.approx(1)
+    assert sum(request.startswith("get manifest/") for request in store.requests) < 50

@@ -1,0 +1,257 @@
+"""``tokpipe convert``: training checkpoints become folders that load strictly and make codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from tests.models.adapter_helpers import noise, randomize
+from tokpipe.cli import main
+from tokpipe.config import parse_job
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.tokenizer import MoVQGANConfig, NativeConfig
+from tokpipe.errors import ConfigError, WeightsMismatch
+from tokpipe.models.tokenizers import build_tokenizer
+from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+from tokpipe.weights.convert import Choices, convert
+from tokpipe.weights.read import read_weights
+
+DEMO = yaml.safe_load((Path(__file__).parents[1] / "jobs/demo.yaml").read_text())
+CONFIG = MoVQGANConfig(
+    kind="movqgan",
+    weights="s3://models/m.safetensors",
+    ch=32,
+    ch_mult=(1, 1, 1, 2),
+    num_res_blocks=1,
+    codebook_size=50,
+)
+NATIVE: dict[str, Any] = {
+    "encoder": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 6},
+    "quantizer": {"kind": "fsq"},
+}
+NATIVE["encoder"]["temporal_compress_times"] = 2
+
+
+class Touches:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture(scope="module")
+def model() -> MoVQGANTokenizer:
+    model = MoVQGANTokenizer(CONFIG, with_decoder=True)
+    randomize(model)
+    return model.eval()
+
+
+def lightning(model: MoVQGANTokenizer, touched: Path) -> dict[str, Any]:
+    """What the published training code saves: a discriminator, averages, and objects besides."""
+    state = dict(model.state_dict())
+    state["loss.discriminator.main.0.weight"] = torch.zeros(3)
+    for part in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"):
+        for key, value in model.get_submodule(part).state_dict().items():
+            state[f"ema_{part}.{key.replace('.', '')}"] = value * 1.25
+        state[f"ema_{part}.decay"] = torch.tensor(0.9999)
+        state[f"ema_{part}.num_updates"] = torch.tensor(7)
+    return {
+        "state_dict": state,
+        "epoch": 3,
+        "hyper_parameters": argparse.Namespace(path=Touches(touched)),
+        "callbacks": {"checkpoint": Touches(touched)},
+    }
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder, as a job would build it."""
+    text = yaml.safe_dump(
+        {**DEMO, "tokenizer": {"checkpoint": str(folder)}, "chunking": {"policy": "whole"}}
+    )
+    config = parse_job(text, name="job.yaml", root=Path("/"), environ={}).tokenizer
+    weights = read_weights(config, StoreOptions(), with_decoder=True)
+    return build_tokenizer(config, weights.encoding, with_decoder=True)
+
+
+def test_a_published_checkpoint_becomes_a_folder_that_a_job_can_name(
+    model: MoVQGANTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touched, source, folder = tmp_path / "touched", tmp_path / "m.ckpt", tmp_path / "out/movqgan"
+    torch.save(lightning(model, touched), source)
+    assert main(["convert", str(source), "--kind", "movqgan", "-o", str(folder)]) == 0
+    assert not touched.exists()
+    printed = capsys.readouterr().out
+    assert "left 1 keys below 'loss.' out" in printed
+    assert "moving averages out; --ema takes them" in printed
+    assert f"{folder}: movqgan, 1x8x8 pixels per code, 50 codes" in printed
+    section = yaml.safe_load((folder / "config.yaml").read_text())
+    assert section == {
+        "kind": "movqgan",
+        "name": "m",
+        "ch": 32,
+        "ch_mult": [1, 1, 1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [32],
+        "z_channels": 4,
+        "embed_dim": 4,
+        "codebook_size": 50,
+    }
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.safetensors"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["movqgan"]
+    tokenizer = tokenizer_of(folder)
+    pixels = noise(1, 2, 16, 16, 3)
+    codes = tokenizer.encode(pixels)
+    assert torch.equal(codes, model.encode(pixels))
+    assert torch.equal(tokenizer.decode(codes), model.decode(codes))
+
+
+def test_moving_averages_stand_in_for_the_weights_when_asked(
+    model: MoVQGANTokenizer, tmp_path: Path
+) -> None:
+    source = tmp_path / "m.ckpt"
+    torch.save(lightning(model, tmp_path / "touched"), source)
+    lines = list(convert(source, tmp_path / "a", kind="movqgan", choices=Choices(ema=True)))
+    wanted = model.state_dict()
+    assert f"{source}: took {len(wanted):,} moving averages in place of the weights" in lines
+    found = safetensors.torch.load_file(tmp_path / "a/model.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key] * 1.25) for key in wanted)
+
+    state = {**model.state_dict()}
+    state |= {"model_ema." + key.replace(".", ""): value * 2 for key, value in state.items()}
+    del state["model_ema.quant_convbias"]
+    torch.save(state, source)
+    lines = list(convert(source, tmp_path / "b", kind="movqgan", choices=Choices(ema=True)))
+    assert f"{source}: 1 keys have no average: quant_conv.bias" in lines
+    found = safetensors.torch.load_file(tmp_path / "b/model.safetensors")
+    assert torch.equal(found["quant_conv.weight"], wanted["quant_conv.weight"] * 2)
+    assert torch.equal(found["quant_conv.bias"], wanted["quant_conv.bias"])
+
+
+def test_averages_that_could_be_of_two_keys_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "m.pt"
+    one = torch.ones(1)
+    torch.save({"a.b.c": one, "a.bc": one, "model_ema.abc": one}, source)
+    with pytest.raises(
+        ConfigError, match=r"a\.bc and a\.b\.c have one and the same moving average"
+    ):
+        list(convert(source, tmp_path / "x", kind="movqgan", choices=Choices(ema=True)))
+    torch.save({"a": one}, source)
+    with pytest.raises(ConfigError, match="has no moving averages"):
+        list(convert(source, tmp_path / "x", kind="movqgan", choices=Choices(ema=True)))
+
+
+def native_state() -> dict[str, Tensor]:
+    config = NativeConfig.model_validate_json(yaml_to_json(NATIVE))
+    return dict(build_tokenizer(config, None).state_dict())
+
+
+def yaml_to_json(section: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(section)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_keys_are_taken_from_below_a_prefix_and_left_out_by_another(
+    tmp_path: Path, suffix: str
+) -> None:
+    wanted = native_state()
+    state = {f"model.{key}": value for key, value in wanted.items()}
+    state |= {"model.loss.w": torch.zeros(1), "discriminator.w": torch.zeros(1)}
+    source, config = tmp_path / f"m{suffix}", tmp_path / "native.yaml"
+    if suffix == ".pth":
+        torch.save({"weights": state, "model": 3}, source)
+    else:
+        safetensors.torch.save_file(state, source)
+    config.write_text(yaml.safe_dump(NATIVE))
+    choices = Choices(
+        state="weights" if suffix == ".pth" else None, strip="model.", drop=("loss.",)
+    )
+    lines = list(convert(source, tmp_path / "out", config=config, choices=choices))
+    assert f"{source}: took the {len(wanted) + 1} of {len(wanted) + 2} keys below 'model.'" in lines
+    found = safetensors.torch.load_file(tmp_path / "out/model.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "problem"),
+    [
+        (
+            {"state_dict": {}, "n": 3},
+            {"choices": Choices(state="n")},
+            "in the entry 'n'; it is a map",
+        ),
+        ({"epoch": 3, "best": "x"}, {}, r"that can be found; .* epoch \(a int\), best \(a str\)"),
+        (
+            argparse.Namespace(),
+            {},
+            "it is a argparse.Namespace, of no entries.*save its state_dict",
+        ),
+        ({"state_dict": {"w": 3}}, {}, "among its weights w is a int, where only tensors"),
+        ({"w": torch.ones(1)}, {}, "is no checkpoint of kind movqgan: it has no 'encoder.conv_in"),
+        ({"w": torch.ones(1)}, {"kind": "emu3"}, "is no checkpoint of kind emu3"),
+        (
+            {"w": torch.ones(1)},
+            {"choices": Choices(strip="x.")},
+            "no key begins with 'x.', so --strip",
+        ),
+        ({"w": torch.ones(1)}, {"choices": Choices(drop=("x.",))}, "begins with 'x.', so --drop"),
+    ],
+)
+def test_a_checkpoint_without_what_is_asked_for_is_told(
+    tmp_path: Path, content: Any, arguments: dict[str, Any], problem: str
+) -> None:
+    source = tmp_path / "m.ckpt"
+    torch.save(content, source)
+    with pytest.raises(ConfigError, match=problem):
+        list(convert(source, tmp_path / "out", **{"kind": "movqgan", **arguments}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(
+    model: MoVQGANTokenizer, tmp_path: Path
+) -> None:
+    source = tmp_path / "m.ckpt"
+    torch.save({**model.state_dict(), "extra.w": torch.zeros(1)}, source)
+    with pytest.raises(
+        WeightsMismatch, match=r"m.ckpt: the weights do not fit .*unexpected extra.w"
+    ):
+        list(convert(source, tmp_path / "out", kind="movqgan"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.ckpt"]
+
+
+def test_a_folder_that_is_in_use_is_left_alone(model: MoVQGANTokenizer, tmp_path: Path) -> None:
+    source, folder = tmp_path / "m.ckpt", tmp_path / "out"
+    torch.save(model.state_dict(), source)
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"out/model.safetensors is there already"):
+        list(convert(source, folder, kind="movqgan"))
+    assert (folder / "model.safetensors").read_bytes() == b"mine"
+
+
+def test_settings_are_given_in_one_way(tmp_path: Path) -> None:
+    for arguments in ({}, {"kind": "movqgan", "config": tmp_path / "c.yaml"}):
+        with pytest.raises(ConfigError, match="give either --kind"):
+            list(convert(tmp_path / "m.ckpt", tmp_path / "out", **arguments))  # type: ignore[arg-type]
+    torch.save({"w": torch.ones(1)}, tmp_path / "m.ckpt")
+    config = tmp_path / "c.yaml"
+    for text, problem in (
+        ("weights: x", "must hold a tokenizer section without weights"),
+        ("a: [", "cannot be read as a tokenizer section"),
+        ("kind: movqgan\nch: 33", r"does not make a tokenizer: .*ch=33"),
+    ):
+        config.write_text(text)
+        with pytest.raises(ConfigError, match=problem):
+            list(convert(tmp_path / "m.ckpt", tmp_path / "out", config=config))

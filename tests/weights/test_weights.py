@@ -1,0 +1,92 @@
+"""What is fetched of a tokenizer's weights, and what its hash covers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.tokenizer import (
+    CosmosDVConfig,
+    Encoder3DConfig,
+    FSQConfig,
+    Movq3DConfig,
+    NativeConfig,
+)
+from tokpipe.errors import ConfigError
+from tokpipe.weights.read import find_weights, read_object, read_weights
+
+STATE = {"encoder.w": torch.ones(2), "quantizer.w": torch.ones(3), "decoder.w": torch.ones(4)}
+
+
+def native(uri: str | None, *, decoder: bool = True) -> NativeConfig:
+    return NativeConfig(
+        encoder=Encoder3DConfig(z_channels=6),
+        quantizer=FSQConfig(kind="fsq"),
+        decoder=Movq3DConfig() if decoder else None,
+        weights=uri,
+        seed=4,
+    )
+
+
+def test_a_decoder_trained_further_changes_no_hash(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    config = native(str(path))
+    hashes = []
+    for changed in ({}, {"decoder.w": torch.zeros(9)}, {"encoder.w": torch.zeros(2)}):
+        path.write_bytes(safetensors.torch.save({**STATE, **changed}))
+        hashes.append(read_weights(config, StoreOptions()).hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert hashes[0].startswith("sha256 ")
+
+
+def test_only_what_encoding_needs_is_kept_for_encoders(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(STATE))
+    encoding = read_weights(native(str(path)), StoreOptions()).encoding
+    assert encoding is not None
+    assert safetensors.torch.load(encoding).keys() == {"encoder.w", "quantizer.w"}
+    whole = read_weights(native(str(path)), StoreOptions(), with_decoder=True)
+    assert whole.encoding == path.read_bytes()
+    assert whole.hash == read_weights(native(str(path)), StoreOptions()).hash
+    # Without a decoder in the config its keys are strange ones, for the model to refuse.
+    strange = read_weights(native(str(path), decoder=False), StoreOptions())
+    assert strange.encoding == path.read_bytes()
+
+
+def test_programs_are_hashed_whole_and_their_decoder_is_apart(tmp_path: Path) -> None:
+    (tmp_path / "encoder.jit").write_bytes(b"encoder")
+    (tmp_path / "decoder.jit").write_bytes(b"decoder")
+    config = CosmosDVConfig(
+        kind="cosmos_dv",
+        variant="4x8x8",
+        weights=f"{tmp_path}/encoder.jit",
+        decoder_weights=f"{tmp_path}/decoder.jit",
+    )
+    weights = read_weights(config, StoreOptions())
+    assert weights.hash == "sha256 " + hashlib.sha256(b"encoder").hexdigest()
+    assert (weights.encoding, weights.decoding) == (b"encoder", None)
+    assert read_weights(config, StoreOptions(), with_decoder=True).decoding == b"decoder"
+
+
+def test_random_weights_are_known_by_their_seed() -> None:
+    assert read_weights(native(None), StoreOptions()).hash == "random, seed 4"
+
+
+def test_missing_and_damaged_files_are_told(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/nowhere.safetensors"
+    with pytest.raises(ConfigError, match=r"^tokenizer.weights: there is nothing at .*nowhere"):
+        read_weights(native(uri), StoreOptions())
+    with pytest.raises(ConfigError, match=r"^tokenizer.weights: there is nothing at"):
+        find_weights(uri, StoreOptions())
+    with pytest.raises(ConfigError, match=r"nothing at builtin://no-such-one/config.yaml"):
+        read_object("builtin://no-such-one/config.yaml", StoreOptions())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(STATE)[:-1])
+    with pytest.raises(ConfigError, match=r"model.safetensors: is no whole safetensors file"):
+        read_weights(native(str(path)), StoreOptions())
+    assert find_weights(str(path), StoreOptions()) == path.stat().st_size

@@ -1,0 +1,156 @@
+"""Reading a stored plan by rows."""
+
+from __future__ import annotations
+
+import base64
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part
+from tokpipe.storage.store import Store
+from tokpipe.types import ArchiveMember, WorkItem
+
+_CACHED_PARTS = 3
+_ITEMS_AT_ONCE = 4096
+
+
+class PlanReader:
+    """Reads a stored plan by rows, which are positions in it that never change.
+
+    Holds a few parts in memory, and checks each against its hash when it is read.
+    Every method raises ``CorruptOutput`` for a part that is not what was planned.
+    """
+
+    def __init__(self, store: Store, stored: StoredPlan) -> None:
+        self._store = store
+        self._parts = stored.parts
+        counts = [part.num_rows for part in stored.parts]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        schema = base64.b64decode(stored.columns_schema)
+        self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def num_parts(self) -> int:
+        return len(self._parts)
+
+    def part_of(self, row: int) -> int:
+        """Return the index of the part that holds a row."""
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"row {row} is outside the plan's {self.num_rows} rows")
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def bounds(self, part_index: int) -> tuple[int, int]:
+        """Return the first row of a part, and the row after its last."""
+        return int(self._starts[part_index]), int(self._starts[part_index + 1])
+
+    def identities(self, part_index: int) -> pa.Table:
+        """Read ``row_id`` and ``source_uri`` of each row of a part afresh; nothing is kept."""
+        return read_part(self._store, self._parts[part_index], [ROW_ID.name, "source_uri"])
+
+    def items(self, part_index: int, rows: NDArray[np.int64] | None = None) -> list[WorkItem]:
+        """Return the work items of some rows of one part, or of all of them.
+
+        Args:
+            part_index: which part.
+            rows: positions in the plan, all within that part; the items come in their order.
+        """
+        start, stop = int(self._starts[part_index]), int(self._starts[part_index + 1])
+        table = self._part(part_index).select(OWN_COLUMNS)
+        if rows is None:
+            rows = np.arange(start, stop, dtype=np.int64)
+        else:
+            if len(rows) and not (start <= int(rows.min()) and int(rows.max()) < stop):
+                raise IndexError(f"part {part_index} holds rows {start} to {stop - 1} only")
+            table = table.take(pa.array(rows - start))
+        columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
+        return [_item(row, *values) for row, *values in zip(rows.tolist(), *columns, strict=True)]
+
+    def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
+        """Return the carried columns of some rows, in their order.
+
+        The schema is the same for every call: a column that a row's source does not have is null.
+        """
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
+            raise IndexError(f"some of {len(rows)} rows are outside the plan")
+        if not self._columns.names:
+            return _table_without_columns(len(rows))
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        pieces = []
+        bounds = np.searchsorted(ordered, self._starts)
+        for part_index in np.flatnonzero(np.diff(bounds)).tolist():
+            inside = ordered[bounds[part_index] : bounds[part_index + 1]]
+            table = self._part(part_index).take(pa.array(inside - self._starts[part_index]))
+            pieces.append(self._with_all_columns(table))
+        if not pieces:
+            return self._columns.empty_table()
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return pa.concat_tables(pieces).take(pa.array(back))
+
+    def iter_undone(
+        self, done: Callable[[int, int], NDArray[np.bool_]]
+    ) -> Iterator[list[WorkItem]]:
+        """Yield the items that are not done, in the plan's order, in lists of bounded length.
+
+        Args:
+            done: ``done(start, stop)`` says of each row from start to stop (exclusive) whether
+                it is done. A part that is wholly done is not even opened.
+        """
+        for part_index in range(len(self._parts)):
+            start, stop = int(self._starts[part_index]), int(self._starts[part_index + 1])
+            undone = start + np.flatnonzero(~done(start, stop))
+            for at in range(0, len(undone), _ITEMS_AT_ONCE):
+                yield self.items(part_index, undone[at : at + _ITEMS_AT_ONCE])
+
+    def _part(self, part_index: int) -> pa.Table:
+        table = self._cache.get(part_index)
+        if table is None:
+            table = self._cache[part_index] = read_part(self._store, self._parts[part_index])
+            if len(self._cache) > _CACHED_PARTS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(part_index)
+        return table
+
+    def _with_all_columns(self, table: pa.Table) -> pa.Table:
+        arrays = [
+            table.column(field.name)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in self._columns
+        ]
+        return pa.Table.from_arrays(arrays, schema=self._columns)
+
+
+def _item(
+    row: int,
+    row_id: str,
+    source_uri: str,
+    archive_uri: str | None,
+    member_offset: int | None,
+    member_size: int | None,
+    start_s: float | None,
+    end_s: float | None,
+    problem: str | None,
+) -> WorkItem:
+    member = None
+    if archive_uri is not None:
+        assert member_offset is not None
+        assert member_size is not None
+        member = ArchiveMember(archive_uri, member_offset, member_size)
+    return WorkItem(row, row_id, source_uri, member, start_s, end_s, problem=problem)
+
+
+def _table_without_columns(num_rows: int) -> pa.Table:
+    """A table of so many rows and no columns: Arrow drops the count when it builds one."""
+    return pa.table({"row": pa.nulls(num_rows)}).select([])

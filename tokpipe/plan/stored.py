@@ -1,0 +1,101 @@
+"""The stored plan: its description in ``job.json`` and its Parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokpipe.errors import CorruptOutput
+from tokpipe.sources.rows import ROW_SCHEMA
+from tokpipe.storage.store import Store
+
+ROW_ID = pa.field("row_id", pa.string(), nullable=False)
+OWN_COLUMNS = [ROW_ID.name, *ROW_SCHEMA.names]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPart:
+    """One file of the plan. It holds rows of one source."""
+
+    key: str
+    num_rows: int
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """What ``job.json`` keeps of a plan: enough to find, check and read every row of it."""
+
+    plan_id: str
+    """Hash of the parts' hashes: two plans with one id are the same rows in the same order."""
+    parts: tuple[PlanPart, ...]
+    num_rows: int
+    num_problems: int
+    """Rows that planning already knows to be unusable; they are among ``num_rows``."""
+    num_duplicates: int
+    """Rows that were dropped because an earlier one is the same clip."""
+    duplicate_examples: tuple[str, ...]
+    columns: dict[str, str]
+    """Columns carried from the sources, name to Arrow type, for people."""
+    columns_schema: str
+    """The same as a serialized Arrow schema in base64, for ``PlanReader``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> StoredPlan:
+        """Return the plan that ``to_json`` was called on.
+
+        Raises:
+            CorruptOutput: it was not.
+        """
+        try:
+            return cls(
+                **{
+                    **value,
+                    "parts": tuple(PlanPart(**part) for part in value["parts"]),
+                    "duplicate_examples": tuple(value["duplicate_examples"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise CorruptOutput(
+                f"job.json does not describe a stored plan ({error!r}). Without it nobody knows "
+                "which clips there are. Restore job.json from a copy of the output, or tokenize "
+                "to a new output prefix."
+            ) from error
+
+
+def store_part(store: Store, key: str, table: pa.Table) -> PlanPart:
+    sink = io.BytesIO()
+    # A dictionary of unique texts would be given up on anyway, after costing its time.
+    unique = {ROW_ID.name, "source_uri"}
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[name for name in table.column_names if name not in unique],
+        write_statistics=False,
+    )
+    data = sink.getvalue()
+    store.put(key, data)
+    return PlanPart(key, table.num_rows, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:
+    data = store.get(part.key)
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise CorruptOutput(
+            f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
+            "were planned (SHA-256 differs). Its rows would be other clips than those committed: "
+            "restore the file, or plan again under a new output prefix."
+        )
+    return pq.read_table(io.BytesIO(data), columns=columns)

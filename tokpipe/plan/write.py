@@ -1,0 +1,189 @@
+"""Writing a plan: every source is read once, and every row stored."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import ConfigError, StorageError
+from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
+from tokpipe.plan.duplicates import (
+    PlannedPart,
+    explain_duplicates,
+    find_duplicates,
+    without_rows,
+)
+from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
+from tokpipe.sources.open import open_source
+from tokpipe.sources.rows import RowSource
+from tokpipe.storage.store import Store
+
+PART_ROWS = 65_536
+_PART_BYTES = 32 * 2**20
+"""A part with long captions is closed earlier, since readers hold a few parts in memory."""
+_NUM_EXAMPLES = 10
+_WRITERS = 2
+
+
+def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
+    """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
+
+    Rows are kept in the order of the sources. Memory holds 8 bytes per row, a few parts, and
+    the names of a glob's files while they are sorted.
+
+    Args:
+        job: its sources, dataset name and storage options are used.
+        store: the output.
+        plan_attempt: unlike that of any other plan ever written to this output.
+
+    Raises:
+        ConfigError: a source cannot be used, has no rows, or two rows are the same clip and the
+            job does not say which to keep.
+        StorageError: from the output's or a source's store.
+    """
+    sources = [open_source(index, config, job.storage) for index, config in enumerate(job.sources)]
+    columns = _merge_columns(sources)
+    writer = _PartWriter(store, f"plan/{plan_attempt}")
+    try:
+        for index, source in enumerate(sources):
+            num_rows = writer.write(index, job.dataset, source)
+            if not num_rows:
+                raise ConfigError(
+                    f"{source.label}: has no rows. A source without clips is surely a mistake: "
+                    "look into it, or take it out of the job."
+                )
+        parts = writer.finish()
+        duplicates = find_duplicates(store, parts)
+        if duplicates and job.on_duplicate == "refuse":
+            raise ConfigError(explain_duplicates(duplicates))
+        parts = without_rows(store, parts, {row.position for row, _ in duplicates})
+    except BaseException:
+        writer.abandon()
+        raise
+    return StoredPlan(
+        plan_id=digest([part.stored.sha256 for part in parts]),
+        parts=tuple(part.stored for part in parts),
+        num_rows=sum(part.stored.num_rows for part in parts),
+        num_problems=sum(part.num_problems for part in parts),
+        num_duplicates=len(duplicates),
+        duplicate_examples=tuple(
+            f"{later.place} repeats {first.place}: {later.clip}"
+            for later, first in duplicates[:_NUM_EXAMPLES]
+        ),
+        columns={field.name: str(field.type) for field in columns},
+        columns_schema=base64.b64encode(columns.serialize().to_pybytes()).decode("ascii"),
+    )
+
+
+def _merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
+    """Settle the job's carried columns, before any row is read."""
+    settled: dict[str, tuple[pa.Field, str]] = {}
+    for source in sources:
+        for field in source.carried():
+            known, label = settled.setdefault(field.name, (field, source.label))
+            if known.type != field.type:
+                raise ConfigError(
+                    f"{source.label}: column {field.name!r} holds {field.type}, and that of "
+                    f"{label} holds {known.type}. One side table cannot hold both: rename the "
+                    "column or convert it in one of them."
+                )
+    return pa.schema([field for field, _ in settled.values()])
+
+
+class _PartWriter:
+    """Gives rows their ids and stores them in parts, while the next are read and checked."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._futures: list[Future[PlannedPart]] = []
+
+    def write(self, index: int, dataset: str, source: RowSource) -> int:
+        """Store all rows of one source; returns how many."""
+        num_rows = 0
+        for table in _cut(source.batches()):
+            if len(self._futures) > _WRITERS:  # else fast sources would pile up in memory
+                self._futures[-_WRITERS - 1].result()
+            key = f"{self._prefix}/{len(self._futures):05d}.parquet"
+            args = key, index, num_rows, dataset, table
+            self._futures.append(self._pool.submit(self._put, *args))
+            num_rows += table.num_rows
+        return num_rows
+
+    def finish(self) -> list[PlannedPart]:
+        parts = [future.result() for future in self._futures]
+        self._pool.shutdown()
+        return parts
+
+    def abandon(self) -> None:
+        """Remove what was stored: no ``job.json`` will ever name it."""
+        self._pool.shutdown(cancel_futures=True)
+        # Leftovers harm nobody; what stopped the plan is the error to tell.
+        with contextlib.suppress(StorageError):
+            for number in range(len(self._futures)):
+                self._store.delete(f"{self._prefix}/{number:05d}.parquet")
+
+    def _put(
+        self, key: str, source: int, first_row: int, dataset: str, table: pa.Table
+    ) -> PlannedPart:
+        ids = _row_digests(dataset, table)
+        table = table.add_column(0, ROW_ID, _hex_column(ids))
+        num_problems = table.num_rows - table.column("problem").null_count
+        hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+        return PlannedPart(
+            store_part(self._store, key, table), source, first_row, num_problems, hashes
+        )
+
+
+def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Turn batches of any size into tables of ``PART_ROWS`` rows, fewer if they are large."""
+    held: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for whole in batches:
+        # Several steps, so that one batch of long captions does not become one huge part.
+        steps = max(1, -(-whole.nbytes // _PART_BYTES))
+        step = max(1, min(-(-whole.num_rows // steps), PART_ROWS))
+        for start in range(0, whole.num_rows, step):
+            batch = whole.slice(start, step)
+            if held and num_bytes + batch.nbytes > _PART_BYTES:
+                yield pa.Table.from_batches(held)
+                held, num_rows, num_bytes = [], 0, 0
+            if (over := num_rows + batch.num_rows - PART_ROWS) >= 0:
+                fits = batch.num_rows - over
+                yield pa.Table.from_batches([*held, batch.slice(0, fits)])
+                batch = batch.slice(fits)
+                held, num_rows, num_bytes = [], 0, 0
+            if batch.num_rows:
+                held.append(batch)
+                num_rows += batch.num_rows
+                num_bytes += batch.nbytes
+    if num_rows:
+        yield pa.Table.from_batches(held)
+
+
+def _row_digests(dataset: str, table: pa.Table) -> bytes:
+    spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
+    assert spans.dtype.itemsize == SPAN_BYTES
+    for is_set, seconds, name in (("a", "b", "start_s"), ("c", "d", "end_s")):
+        column = table.column(name)
+        spans[is_set] = column.is_valid().to_numpy()
+        spans[seconds] = column.fill_null(0.0).to_numpy() + 0.0  # -0.0 becomes 0.0
+    uris = table.column("source_uri").cast(pa.binary()).to_pylist()
+    return row_digests(dataset, uris, spans.tobytes())
+
+
+def _hex_column(ids: bytes) -> pa.Array:
+    """Turn 16 bytes per row into a column of 32 hex digits, without a Python object per row."""
+    num_rows = len(ids) // 16
+    offsets = np.arange(num_rows + 1, dtype=np.int32) * 32
+    return pa.StringArray.from_buffers(
+        num_rows, pa.py_buffer(offsets), pa.py_buffer(binascii.hexlify(ids))
+    )

@@ -1,0 +1,157 @@
+"""``tokpipe status``: how far an output is, from its manifest alone.
+
+Works beside a running job and on any machine that reaches the store: nothing is asked of the
+driver, and nothing is listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+
+from tokpipe.formats import job_record
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import (
+    ManifestEntry,
+    ManifestState,
+    Totals,
+    iter_entries,
+    load_state,
+)
+from tokpipe.storage.store import Store
+from tokpipe.telemetry.human import counts_text, duration, size_text
+
+RECENT_ENTRIES = 32
+"""The rate is that of so many commits, or fewer since the driver started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An output at one moment. Rates and times are None where the manifest cannot tell them."""
+
+    uri: str
+    dataset: str
+    fingerprint: str
+    created_at: str
+    num_rows: int
+    """Rows of the plan: clips, or films that are cut into several."""
+    num_rows_done: int
+    """Rows of which every clip is tokenized or rejected."""
+    totals: Totals
+    driver: str | None
+    """Host, process and version of the newest driver."""
+    last_commit_age_s: float | None
+    clips_per_s: float | None
+    """Clips settled by the recent commits, by their times."""
+    left_s: float | None
+    """Seconds to the end at that rate; 0 when everything is done."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_rows_done == self.num_rows
+
+    def to_json(self) -> str:
+        """All of it, on one line."""
+        totals = {
+            **{one.name: getattr(self.totals, one.name) for one in fields(self.totals)},
+            "goodput": self.totals.goodput,
+        }
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return json.dumps({**own, "totals": totals, "is_done": self.is_done})
+
+    def lines(self) -> Iterator[str]:
+        """The same for people."""
+        totals = self.totals
+        share = self.num_rows_done / self.num_rows if self.num_rows else 1.0
+        yield f"{self.uri}: {self.dataset}, {'done' if self.is_done else f'{share:.1%} done'}"
+        yield f"  {self.num_rows_done:,} of {self.num_rows:,} plan rows are settled"
+        yield (
+            f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} "
+            f"codes, {size_text(totals.size_bytes)} in {totals.num_shards:,} shards"
+        )
+        reasons = counts_text(totals.rejected)
+        yield f"  {totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
+        if totals.goodput is not None:
+            yield (
+                f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} that encoders were "
+                "paid for"
+            )
+        if self.driver is not None and self.last_commit_age_s is not None:
+            yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
+        if not self.is_done and self.clips_per_s is not None and self.left_s is not None:
+            yield f"  {self.clips_per_s:,.1f} clips/s lately, {duration(self.left_s)} to the end"
+
+
+def status(store: Store, *, now: datetime | None = None) -> Status:
+    """Read the state of the output in ``store``.
+
+    Raises:
+        NotFound: there is no output.
+        CorruptOutput: its record or its manifest is damaged.
+    """
+    record = job_record.read(store)
+    return status_of(store, record, load_state(store, record.num_rows), now=now)
+
+
+def status_of(
+    store: Store, record: JobRecord, state: ManifestState, *, now: datetime | None = None
+) -> Status:
+    """The same of a state that was loaded already; reads the end of the manifest again.
+
+    Raises:
+        CorruptOutput: that is damaged.
+    """
+    first = max(0, state.next_seq - RECENT_ENTRIES)
+    recent = list(iter_entries(store, first, state.next_seq))
+    clips_per_s = _rate(recent)
+    done = state.committed.num_done
+    settled = state.totals.num_clips + state.totals.num_rejected
+    left_s: float | None = 0.0
+    if done < record.num_rows:
+        clips_left = (record.num_rows - done) * settled / done if done else None
+        left_s = clips_left / clips_per_s if clips_left is not None and clips_per_s else None
+    age_s = None
+    if recent:
+        now = now or datetime.now(timezone.utc)
+        age_s = max(0.0, (now - time_of(recent[-1])).total_seconds())
+    return Status(
+        uri=store.uri,
+        dataset=record.dataset,
+        fingerprint=record.fingerprint,
+        created_at=record.created_at,
+        num_rows=record.num_rows,
+        num_rows_done=done,
+        totals=state.totals,
+        driver=_driver(recent),
+        last_commit_age_s=age_s,
+        clips_per_s=clips_per_s,
+        left_s=left_s,
+    )
+
+
+def _rate(entries: Sequence[ManifestEntry]) -> float | None:
+    """Clips per second between the first and the last of the newest driver's entries."""
+    claims = [number for number, entry in enumerate(entries) if entry.claim is not None]
+    own = entries[claims[-1] if claims else 0 :]
+    if len(own) < 2:
+        return None
+    seconds = (time_of(own[-1]) - time_of(own[0])).total_seconds()
+    clips = sum(sum(1 for _ in entry.refs()) - len(entry.reopened) for entry in own[1:])
+    return clips / seconds if seconds > 0 and clips > 0 else None
+
+
+def _driver(entries: Sequence[ManifestEntry]) -> str | None:
+    if not entries:
+        return None
+    for entry in reversed(entries):
+        if (claim := entry.claim) is not None:
+            return f"process {claim.pid} on {claim.host} (tokpipe {claim.tokpipe_version})"
+    return f"driver {entries[-1].writer}"
+
+
+def time_of(entry: ManifestEntry) -> datetime:
+    """When the entry was written, by its driver's clock."""
+    time = datetime.fromisoformat(entry.written_at)
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -1,0 +1,1 @@
+"""A tokenizer's weights: finding, reading and converting them."""
