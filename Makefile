@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python >= 3.10 and make; they install the rest into .venv.
+# `make demo` and `make test` need Python >= 3.11 and make; they install the rest into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
     """Processor, cores, memory, devices, versions and date, as JSON."""
     info = _cpu_info()
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": info.get("model name", platform.processor() or platform.machine()),
         "cpu_flags": [name for name in CPU_FLAGS if name in info.get("flags", "").split()],
         "cores": len(os.sched_getaffinity(0)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,7 +161,7 @@ def _record(job: JobConfig, store: Store, attempt: str) -> JobRecord:
     metadata = shard_metadata(job.tokenizer.traits.codebook_size)
     return JobRecord(
         tokpipe_version="test",
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         writer=attempt,
         dataset=job.dataset,
         fingerprint=metadata.fingerprint,

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -36,7 +37,6 @@ def _project(folder: Path) -> Path:
 def test_the_demo_makes_codes_that_anyone_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    duckdb = pytest.importorskip("duckdb", minversion="2.0")  # has no build for Python 3.10
     job = _project(tmp_path)
     printed = run_well(job, timeout_s=240)
     assert_complete(job)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import ray
 
@@ -183,7 +184,6 @@ def test_a_job_goes_on_with_another_log(watched: Watched) -> None:
 
 @pytest.mark.ray
 def test_the_queries_of_the_page_work(watched: Watched, tmp_path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb", minversion="2.0")  # has no build for Python 3.10
     page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
     (block,) = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     log = tmp_path / "run.jsonl"

@@ -5,6 +5,7 @@ import io
 import zlib
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -268,7 +269,6 @@ def test_bits_on_disk_per_code(codes_of: Any, codebook_size: int, most_bits: flo
 
 
 def test_duckdb_reads_a_shard_without_tokpipe(tmp_path: Any) -> None:
-    duckdb = pytest.importorskip("duckdb", minversion="2.0")  # has no build for Python 3.10
     clips = [encoded_clip(0, (17, 5)), encoded_clip(1, (1,))]
     path = tmp_path / "shard.parquet"
     path.write_bytes(build_shard(clips, shard_metadata()))

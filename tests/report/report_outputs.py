@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tokpipe.storage import open_store
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
 from tokpipe.weights.read import read_weights
 
-BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>&a.mp4'
 NUM_SHARDS, PAUSE_S = 8, 86_400.0
 SPENT = {"download": 0.5, "decode": 4.0, "transfer": 0.1, "encode": 8.0, "write": 0.2}

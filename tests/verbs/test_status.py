@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from tokpipe.formats.manifest.entry import Claim, EncoderUse
 from tokpipe.types import Rejected
 from tokpipe.verbs.status import Status, status
 
-BEGAN = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+BEGAN = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ROWS = 20
 
 

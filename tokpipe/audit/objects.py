@@ -6,9 +6,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal
-
-from typing_extensions import Self
+from typing import Literal, Self
 
 from tokpipe.audit.findings import Findings, Kind
 from tokpipe.audit.listing import Listing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -12,7 +12,6 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from typing_extensions import Self
 
 from tokpipe.config.base import Frozen, LogPath, Uri
 from tokpipe.config.sources import Source

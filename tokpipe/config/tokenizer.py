@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,7 +18,6 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from typing_extensions import Self
 
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.traits import TokenizerTraits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import tokpipe
@@ -120,7 +120,7 @@ def gather(
     Raises:
         CorruptOutput: the manifest is damaged.
     """
-    now = now or datetime.now(timezone.utc)
+    now = now or datetime.now(UTC)
     status = status_of(output.store, output.record, output.state, now=now)
     history, refusals = History(), Refusals()
     num_read = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from tokpipe.report.markup import Markup, el, joined
 
@@ -108,7 +108,7 @@ def counted(number: int, one: str, more: str | None = None) -> str:
 
 def moment(time: str) -> str:
     """A time in ISO 8601 as people read it, in UTC."""
-    return f"{datetime.fromisoformat(time).astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def short(number: float) -> str:

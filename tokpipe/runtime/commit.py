@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import tokpipe
@@ -166,7 +166,7 @@ class Committer:
         return ManifestEntry(
             seq=self.state.next_seq,
             writer=self.writer,
-            written_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             **content,
         )
 

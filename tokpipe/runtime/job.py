@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Literal, NamedTuple
 
@@ -301,7 +301,7 @@ def start_output(
         store,
         JobRecord(
             tokpipe_version=tokpipe.__version__,
-            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             writer=driver,
             dataset=job.dataset,
             fingerprint=fingerprint(settings),

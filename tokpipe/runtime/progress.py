@@ -6,12 +6,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from typing_extensions import Self
 
 from tokpipe.runtime.snapshot import RECENT_S, Snapshot
 from tokpipe.telemetry.human import counts_text, duration

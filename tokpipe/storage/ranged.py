@@ -8,11 +8,13 @@ import io
 import stat
 from collections.abc import Callable
 from pathlib import Path
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.storage.client import Client, client_of
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 class RangedFile(io.RawIOBase):
@@ -43,7 +45,7 @@ class RangedFile(io.RawIOBase):
         self._position = max(0, start[whence] + offset)
         return self._position
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         end = min(self._position + len(view), self.size)
         if self._position >= end:

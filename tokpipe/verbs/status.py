@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
@@ -114,7 +114,7 @@ def status_of(
         left_s = clips_left / clips_per_s if clips_left is not None and clips_per_s else None
     age_s = None
     if recent:
-        now = now or datetime.now(timezone.utc)
+        now = now or datetime.now(UTC)
         age_s = max(0.0, (now - time_of(recent[-1])).total_seconds())
     return Status(
         uri=store.uri,
@@ -154,4 +154,4 @@ def _driver(entries: Sequence[ManifestEntry]) -> str | None:
 def time_of(entry: ManifestEntry) -> datetime:
     """When the entry was written, by its driver's clock."""
     time = datetime.fromisoformat(entry.written_at)
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
