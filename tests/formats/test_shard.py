@@ -67,7 +67,7 @@ def test_the_footer_says_what_the_codes_are() -> None:
     assert file.metadata.metadata == {
         b"tokpipe.format_version": b"1",
         b"tokpipe.version": tokpipe.__version__.encode(),
-        b"tokpipe.identity.fingerprint": b"f" * 32,
+        b"tokpipe.fingerprint": b"f" * 32,
         b"tokpipe.tokenizer.name": b"test",
         b"tokpipe.tokenizer.weights_hash": b"random, seed 0",
         b"tokpipe.tokenizer.licence": b"",
@@ -94,7 +94,7 @@ def test_a_footer_of_a_newer_format_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        (b"tokpipe.identity.fingerprint", None, r"lacks the key tokpipe\.fingerprint"),
+        (b"tokpipe.fingerprint", None, r"lacks the key tokpipe\.fingerprint"),
         (b"tokpipe.grid", b"2", "does not describe a shard"),
         (b"tokpipe.num_rows", b"\xff", "does not describe a shard"),
         (b"tokpipe.tokenizer.code_dtype", b"int8", "does not describe a shard"),
