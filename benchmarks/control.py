@@ -26,7 +26,7 @@ from benchmarks.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
 from tokpipe.runtime.commit import claim_output
-from tokpipe.runtime.protocol import Capacity
+from tokpipe.runtime.dispatch.protocol import Capacity
 from tokpipe.runtime.shell import Stages
 from tokpipe.storage import open_store
 

@@ -20,9 +20,8 @@ from benchmarks.free_stages import receipt_of, ref_of
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows
 from tokpipe.runtime.commit import Committer
-from tokpipe.runtime.dispatcher import Dispatcher, Limits
-from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.protocol import (
+from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.dispatch.protocol import (
     ActorId,
     ActorPlaced,
     ActorUp,
@@ -42,6 +41,7 @@ from tokpipe.runtime.protocol import (
     StartActor,
     Tick,
 )
+from tokpipe.runtime.feed import Feed
 from tokpipe.types import STAGES, Stage, WorkItem
 
 GPU_LIMITS = Limits(

@@ -21,10 +21,11 @@ from tokpipe.formats.manifest import Totals
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.commit import claim_output
-from tokpipe.runtime.dispatcher import Dispatcher, Progress
+from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.job import limits_of, ref_of, stages_of, start_output
-from tokpipe.runtime.protocol import ActorUp, Command, Event, Finish, LeaseDone
 from tokpipe.runtime.shell import Shell, Stages
 from tokpipe.runtime.usage import Usage
 from tokpipe.storage import open_store
@@ -81,13 +82,13 @@ class _WatchedDispatcher(Dispatcher):
     def handle(self, event: Event, now: float) -> list[Command]:
         run = self.run
         run.num_events += 1
-        if isinstance(event, LeaseDone) and (flight := self._flights.get(event.attempt)):
+        if isinstance(event, LeaseDone) and (flight := self.flights.find(event.attempt)):
             stage = flight.lease.stage
             run.num_leases[stage] += 1
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = super().handle(event, now)
-        if isinstance(event, ActorUp) and run.ready is None and all(map(self.num_up, STAGES)):
+        if isinstance(event, ActorUp) and run.ready is None and all(map(self.fleet.num_up, STAGES)):
             run.ready = now
             run.probed = -self.probe()
         if commands and isinstance(commands[-1], Finish):

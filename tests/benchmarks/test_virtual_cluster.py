@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
-from tokpipe.runtime.protocol import Capacity
+from tokpipe.runtime.dispatch.protocol import Capacity
 from tokpipe.types import Stage
 
 

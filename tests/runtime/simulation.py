@@ -20,10 +20,8 @@ from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import ManifestState, iter_entries, iter_rejected
 from tokpipe.runtime.commit import Committer, claim_output
-from tokpipe.runtime.dispatcher import Dispatcher, Limits
-from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.films import AHEAD
-from tokpipe.runtime.protocol import (
+from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ActorId,
     ActorLost,
@@ -43,7 +41,6 @@ from tokpipe.runtime.protocol import (
     EncodeLease,
     Event,
     FetchPlan,
-    FilmId,
     Finish,
     KillActor,
     Lease,
@@ -54,9 +51,12 @@ from tokpipe.runtime.protocol import (
     ReleaseState,
     StartActor,
     StopRequested,
+    StreamId,
     Tick,
     WriteLease,
 )
+from tokpipe.runtime.dispatch.streams import AHEAD
+from tokpipe.runtime.feed import Feed
 from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, WorkItem
 
 Key = tuple[int, int]
@@ -160,7 +160,7 @@ class State:
     """What the next piece of a film goes on from. On node -1 it is lost."""
 
     node: int
-    film: FilmId | None
+    stream: StreamId | None
     value: int
 
 
@@ -299,9 +299,9 @@ class _Driver:
         """Output of each attempt: the node that holds it, and its clips by position."""
         self.states: dict[AttemptId, State] = {}
         """What encoding a piece left, beside its codes."""
-        self.known_lost: set[FilmId | tuple[int, AttemptId]] = set()
+        self.known_lost: set[StreamId | tuple[int, AttemptId]] = set()
         """Films that the dispatcher was told have lost something; outputs lost to a write lease."""
-        self.reached: Counter[FilmId] = Counter()
+        self.reached: Counter[StreamId] = Counter()
         """Pieces of each film that were given to an encoder."""
         self.draining: set[int] = set()
         self.busy_s = 0.0
@@ -400,13 +400,13 @@ class _Driver:
 
     def note_lost(self, event: LeaseFailed) -> None:
         """Remember what the dispatcher is about to hear, if it still listens to this attempt."""
-        flight = self.dispatcher._flights.get(event.attempt)
+        flight = self.dispatcher.flights.find(event.attempt)
         if flight is None:
             return
         if isinstance(flight.lease, WriteLease):
             self.known_lost.update((flight.lease.lease_id, attempt) for attempt in event.lost)
-        elif flight.lease.film is not None:
-            self.known_lost.add(flight.lease.film)
+        elif flight.lease.stream is not None:
+            self.known_lost.add(flight.lease.stream)
 
     def check_lease(self, lease: Lease) -> None:
         """Nobody is given what is known to be lost. Pieces go to encoders in order, and no film
@@ -415,18 +415,18 @@ class _Driver:
             needed = {(lease.lease_id, pick.source) for pick in lease.picks}
             assert not self.known_lost & needed, "known to be lost"
             return
-        if lease.film is None:
+        if lease.stream is None:
             return
-        assert lease.film not in self.known_lost, "known to be lost"
-        assert lease.film in self.dispatcher._films.at_work, "the film has ended"
+        assert lease.stream not in self.known_lost, "known to be lost"
+        assert not self.dispatcher.streams.has_ended(lease), "the film has ended"
         (item,) = lease.items
-        reached = self.reached[lease.film]
+        reached = self.reached[lease.stream]
         if isinstance(lease, DecodeLease):
             assert item.piece <= reached + AHEAD, "decoded too far ahead"
             return
         assert item.piece in (reached - 1, reached), "a piece out of order"
-        self.reached[lease.film] = item.piece + 1
-        kept = {attempt for attempt, state in self.states.items() if state.film == lease.film}
+        self.reached[lease.stream] = item.piece + 1
+        kept = {attempt for attempt, state in self.states.items() if state.stream == lease.stream}
         assert kept == {lease.state} - {None}, "states pile up"
 
     def start(self, command: StartActor) -> None:
@@ -439,7 +439,7 @@ class _Driver:
             self.post(2.0, ActorLost(command.actor, False, "died while starting"))
         elif self.rng.random() < self.sim.trouble.fault / 10:
             self.post(2.0, ActorRefused(command.actor, "cannot", self.rng.random() < 0.5))
-        elif command.squeeze or self.rng.random() > 0.1:
+        elif command.zero_cpu or self.rng.random() > 0.1:
             self.post(0.5, ActorPlaced(command.actor, str(node)))
             self.post(self.rng.uniform(1, 4), ActorUp(command.actor))
 
@@ -547,7 +547,7 @@ class _Driver:
                 for item, (_, info) in zip(lease.items, decoded, strict=True)
             )
             return LeaseDone(attempt, tuple(infos))
-        if isinstance(lease, EncodeLease) and lease.film is not None:
+        if isinstance(lease, EncodeLease) and lease.stream is not None:
             return self.piece_encoded(command, lease, node)
         if isinstance(lease, EncodeLease):
             if self.is_lost(lease.pick):
@@ -590,7 +590,7 @@ class _Driver:
         if self.sim.world.is_flawed(item, "encode", kills=False):
             return LeaseDone(attempt, (Rejected(pixels.ref, "encode", "non_finite", "bad"),))
         if item.piece < pixels.num_pieces - 1:
-            self.states[attempt] = State(node, lease.film, codes)
+            self.states[attempt] = State(node, lease.stream, codes)
         self.busy_s += 1.0
         return LeaseDone(attempt, (self.encoded(pixels.ref),), 1.0)
 

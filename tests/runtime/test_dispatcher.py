@@ -7,17 +7,11 @@ from dataclasses import replace
 
 from tests.runtime.simulation import receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.dispatcher import (
-    MAX_FAULTS,
-    MAX_NODE_TROUBLES,
-    MAX_REFUSALS,
-    RETRY_PAUSE_S,
-    SHARDS_AHEAD,
-    SLOTS,
-    Dispatcher,
-    Limits,
-)
-from tokpipe.runtime.protocol import (
+from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.dispatch.blame import MAX_FAULTS, RETRY_PAUSE_S
+from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_REFUSALS, SLOTS
+from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD
+from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ActorLost,
     ActorPlaced,
@@ -46,7 +40,7 @@ from tokpipe.runtime.protocol import (
     Tick,
     WriteLease,
 )
-from tokpipe.types import Failed, Rejected, WorkItem
+from tokpipe.types import Failed, Rejected, Stage, WorkItem
 
 LIMITS = Limits(
     runtime=RuntimeConfig(
@@ -90,13 +84,17 @@ class Bench:
             return tuple(DecodedInfo(ref, 5) for ref in refs)
         return tuple(EncodedInfo(ref, (4, 4), 1) for ref in refs)
 
+    def actor(self, stage: Stage) -> int:
+        """The first actor of a stage."""
+        return next(i for i, actor in self.dispatcher.fleet.actors.items() if actor.stage == stage)
+
     def bring_up(self) -> list[Command]:
-        waiting = [i for i, actor in self.dispatcher.actors.items() if not actor.up]
+        waiting = [i for i, actor in self.dispatcher.fleet.actors.items() if not actor.up]
         return [command for actor in waiting for command in self.send(ActorUp(actor))]
 
 
 def in_flight(bench: Bench) -> set[int]:
-    return {attempt for actor in bench.dispatcher.actors.values() for attempt in actor.leases}
+    return {attempt for actor in bench.dispatcher.fleet.actors.values() for attempt in actor.leases}
 
 
 def dispatches(commands: Iterable[Command]) -> list[Dispatch]:
@@ -275,7 +273,7 @@ def test_trouble_with_a_store_rejects_nothing_and_ends_the_job_at_last() -> None
 def test_actors_that_never_start_end_the_job() -> None:
     bench = Bench(0)
     for attempt in range(MAX_REFUSALS):
-        encoder = next(i for i, a in bench.dispatcher.actors.items() if a.stage == "encode")
+        encoder = bench.actor("encode")
         commands = bench.send(ActorRefused(encoder, "weights: no such key"))
         if attempt < MAX_REFUSALS - 1:
             assert not any(isinstance(c, StartActor) for c in commands), "no pause before the next"
@@ -291,7 +289,7 @@ def test_an_actor_that_needs_no_room_is_left_alone_while_it_starts() -> None:
     for now in range(1, 200):  # a slow disk, from which torch takes minutes to import
         commands += dispatcher.handle(Tick(), float(now))
     started = [one for one in commands if isinstance(one, StartActor)]
-    assert [one.squeeze for one in started if one.stage == "encode"] == [False, True]
+    assert [one.zero_cpu for one in started if one.stage == "encode"] == [False, True]
 
 
 def test_faults_without_end_are_not_taken_for_bad_clips() -> None:
@@ -332,7 +330,7 @@ def test_a_clip_that_a_stage_gave_up_is_tried_again_after_a_pause() -> None:
         (again,) = (d for d in dispatches(bench.send(Tick())) if isinstance(d.lease, DecodeLease))
         assert [item.row for item in again.lease.items] == [1]
         bench.send(LeaseDone(again.attempt, (failed,)))
-    (rejected,) = bench.dispatcher._rejected
+    (rejected,) = bench.dispatcher.settlement._rejected
     assert (rejected.reason, rejected.error, rejected.attempts) == ("unreachable", "ClientError", 3)
 
 
@@ -372,7 +370,9 @@ def test_stages_that_give_up_everything_end_the_job() -> None:
 
 def test_a_node_that_will_go_gets_nothing_new_and_what_it_holds_is_written() -> None:
     bench = Bench(0, 1, 2, 3, exhausted=False)
-    encoder = next(i for i, actor in bench.dispatcher.actors.items() if actor.stage == "encode")
+    encoder = next(
+        i for i, actor in bench.dispatcher.fleet.actors.items() if actor.stage == "encode"
+    )
     bench.send(ActorPlaced(encoder, "node-a"))
     (decode,) = dispatches(bench.log)
     bench.send(LeaseDone(decode.attempt, bench.answer(decode)))
@@ -403,7 +403,9 @@ def test_codes_in_open_shards_are_written_when_any_node_will_go() -> None:
 
 def test_trouble_of_a_node_blames_no_clip_and_keeps_actors_off_it() -> None:
     bench = Bench(0, 1, 2)
-    decoder = next(i for i, actor in bench.dispatcher.actors.items() if actor.stage == "decode")
+    decoder = next(
+        i for i, actor in bench.dispatcher.fleet.actors.items() if actor.stage == "decode"
+    )
     bench.send(ActorPlaced(decoder, "full-disk"))
     (decode,) = dispatches(bench.log)
     commands = bench.send(LeaseFailed(decode.attempt, "node", "no space left"))
@@ -413,7 +415,7 @@ def test_trouble_of_a_node_blames_no_clip_and_keeps_actors_off_it() -> None:
     assert start.avoid == ("full-disk",)
     (again,) = dispatches(bench.bring_up())
     assert [item.row for item in again.lease.items] == [0, 1, 2]
-    assert not bench.dispatcher._strikes
+    assert not bench.dispatcher.blame._strikes
 
 
 def test_trouble_of_all_nodes_ends_the_job() -> None:
@@ -479,7 +481,7 @@ def test_encoders_wait_for_a_store_that_takes_shards_slowly() -> None:
             break
         finished(bench, waiting[0], 1.0)
     held_by_the_encoder = SLOTS["encode"]
-    assert len(bench.dispatcher._shards) <= SHARDS_AHEAD + 1 + held_by_the_encoder
+    assert bench.dispatcher.queues.num_shards <= SHARDS_AHEAD + 1 + held_by_the_encoder
     before = len(bench.log)
     for _ in range(4):
         write = [d for d in dispatches(bench.log) if d.lease.stage == "write"][-1]
@@ -505,24 +507,24 @@ def test_on_cpus_one_decoder_asks_for_no_room_and_its_successor_neither() -> Non
     dispatcher = Dispatcher(LIMITS, ref_of)
     commands = dispatcher.handle(Capacity(4, 0), 0.0)
     (decoder,) = (c for c in commands if isinstance(c, StartActor) and c.stage == "decode")
-    assert decoder.squeeze
-    assert not any(c.squeeze for c in commands if isinstance(c, StartActor) and c != decoder)
+    assert decoder.zero_cpu
+    assert not any(c.zero_cpu for c in commands if isinstance(c, StartActor) and c != decoder)
     commands = dispatcher.handle(ActorLost(decoder.actor, True, "node"), 1.0)
     (again,) = (c for c in commands if isinstance(c, StartActor))
-    assert (again.stage, again.squeeze) == ("decode", True)
+    assert (again.stage, again.zero_cpu) == ("decode", True)
 
 
 def test_pools_follow_what_clips_were_measured_to_take() -> None:
     pools = RuntimeConfig(write=PoolConfig(cpus=0, max_actors=1))
     bench = Bench(*range(1000), limits=replace(LIMITS, runtime=pools, shard_bytes=10**9))
-    assert bench.dispatcher._count == {"decode": 2, "encode": 7, "write": 1}
+    assert bench.dispatcher.fleet._num == {"decode": 2, "encode": 7, "write": 1}
     for _ in range(60):
         waiting = [d for d in dispatches(bench.log) if d.attempt in in_flight(bench)]
         dispatch = min(waiting, key=lambda d: d.lease.stage == "decode")
         finished(bench, dispatch, 1.0)  # both stages need as much
     bench.now += 100
     bench.send(Capacity(8, 0))
-    assert bench.dispatcher._count == {"decode": 4, "encode": 5, "write": 1}
+    assert bench.dispatcher.fleet._num == {"decode": 4, "encode": 5, "write": 1}
 
 
 def notes(bench: Bench) -> list[tuple[str, bool]]:
@@ -549,7 +551,7 @@ def test_what_happens_is_told() -> None:
 
     bench.bring_up()
     bench.log.clear()
-    (encoder,) = (i for i, one in bench.dispatcher.actors.items() if one.stage == "encode")
+    (encoder,) = (i for i, one in bench.dispatcher.fleet.actors.items() if one.stage == "encode")
     bench.send(ActorPlaced(encoder, "node-a"))
     bench.send(ActorLost(encoder, True, "its worker process died"))
     assert notes(bench)[0] == ("actor_lost", True)

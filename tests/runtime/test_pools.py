@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.pools import Need, PoolSizes, size_pools
-from tokpipe.runtime.protocol import Capacity
+from tokpipe.runtime.dispatch.pools import Need, PoolSizes, size_pools
+from tokpipe.runtime.dispatch.protocol import Capacity
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.runtime.simulation import ref_of
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
-from tokpipe.runtime.dispatcher import Dispatcher, Limits
+from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.progress import ProgressView, _bar
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.runtime.usage import Usage

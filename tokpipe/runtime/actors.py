@@ -17,12 +17,12 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
-from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.protocol import (
+from tokpipe.runtime.dispatch.protocol import (
     Answer,
     AttemptId,
     DecodedInfo,
 )
+from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage

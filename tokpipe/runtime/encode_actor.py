@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from tokpipe.runtime.actors import Payload, Report, Worker
+from tokpipe.runtime.dispatch.protocol import EncodedInfo
 from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.protocol import EncodedInfo
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected

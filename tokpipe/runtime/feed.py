@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.formats.manifest import CommittedRows
-from tokpipe.runtime.protocol import Planned
+from tokpipe.runtime.dispatch.protocol import Planned
 from tokpipe.types import WorkItem
 
 

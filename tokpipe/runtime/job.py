@@ -31,11 +31,12 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import connected, has_gpu
 from tokpipe.runtime.commit import Committer, claim_output
-from tokpipe.runtime.dispatcher import Dispatcher, Limits, Progress
+from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.progress import ProgressLog, ProgressView
-from tokpipe.runtime.protocol import Finish
 from tokpipe.runtime.shell import Shell, Stages
 from tokpipe.runtime.snapshot import Snapshots
 from tokpipe.runtime.usage import Usage

@@ -23,12 +23,9 @@ from tokpipe.formats.manifest import ActorUse, EncoderUse
 from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
-from tokpipe.runtime.dispatcher import Dispatcher
-from tokpipe.runtime.encode_actor import EncodeActor
-from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.pools import gpus_per_encoder
-from tokpipe.runtime.protocol import (
+from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.dispatch.pools import gpus_per_encoder
+from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ActorId,
     ActorLost,
@@ -58,6 +55,9 @@ from tokpipe.runtime.protocol import (
     Tick,
     WriteLease,
 )
+from tokpipe.runtime.encode_actor import EncodeActor
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.usage import Usage
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
@@ -199,7 +199,7 @@ class Shell:
                 self._carry_out(command)
 
     def _account(self, elapsed_s: float) -> None:
-        for actor in self.dispatcher.actors.values():
+        for actor in self.dispatcher.fleet.actors.values():
             if actor.up:
                 self.usage.up_s[actor.stage] += elapsed_s
             if actor.placed and actor.stage == "encode":
@@ -207,7 +207,7 @@ class Shell:
 
     def _look_at_nodes(self) -> None:
         draining = draining_nodes()
-        if draining or self.dispatcher.knows_of_draining:
+        if draining or self.dispatcher.fleet.knows_of_draining:
             self._events.put(Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
@@ -280,7 +280,7 @@ class Shell:
     def _start(self, command: StartActor) -> None:
         stage, stages = command.stage, self.stages
         pool = getattr(self.config, stage)
-        cpus = 0.0 if command.squeeze else pool.cpus
+        cpus = 0.0 if command.zero_cpu else pool.cpus
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if command.avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
@@ -313,7 +313,7 @@ class Shell:
             report = handle.actor.work.remote(name, picks)
         elif isinstance(lease, DecodeLease):
             self._payloads[attempt], report = handle.actor.work.remote(Packed(lease.items))
-        elif lease.film is None:
+        elif lease.stream is None:
             pixels = self._payloads[lease.pick.source]
             outputs = handle.actor.work.remote(lease.pick.positions, pixels)
             self._payloads[attempt], report = outputs

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tokpipe.formats.manifest import ManifestState
-from tokpipe.runtime.dispatcher import Dispatcher
+from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.usage import Usage
 from tokpipe.telemetry.speed import RecentSeconds, Seconds
 from tokpipe.types import STAGES, Stage
@@ -90,7 +90,7 @@ class Snapshots:
             total=total,
             expected=total + round(unopened * progress.extra_clips / max(1, progress.opened)),
             passed={stage: settled_before + progress.passed(stage) for stage in STAGES},
-            actors={stage: dispatcher.num_up(stage) for stage in STAGES},
+            actors={stage: dispatcher.fleet.num_up(stage) for stage in STAGES},
             rejected=rejected,
             goodput=usage.goodput(progress.useful_s),
             recent=self._recent.add(time.monotonic(), seconds),

@@ -1,27 +1,46 @@
-"""What the dispatcher is told (events) and what it orders (commands). Plain values, no ray.
+"""What goes into the dispatcher (limits, events) and what comes out (commands). Plain values.
 
-An *actor* is one worker process of one stage. A *lease* is work that one actor holds. Every
-handing out of a lease is an *attempt* with an id of its own: a late answer to an attempt that
-was given up is recognised by its id, and ignored. The output of an attempt stays in the object
-store under the attempt's id until it is released.
+An *actor* is one worker process of one stage. A *lease* is work that one actor holds. Each time a
+lease is handed out is an *attempt* with a new id, so a late answer to an attempt that was given
+up is recognized and ignored. The output of an attempt stays in the object store under the
+attempt's id until it is released.
 
-A *film* is a clip that is streamed: decoded and encoded in pieces, each from the state that
-encoding the one before left. Its leases carry its id, which is new whenever it starts again.
+A *streamed clip* is decoded and encoded in pieces; each piece continues from the state that
+encoding the previous one left. Its leases carry its stream id, which changes when it restarts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokpipe.config.job import RuntimeConfig
 from tokpipe.telemetry.logs import EventName
 from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Stage, Travels, WorkItem
 
 ActorId = int
 AttemptId = int
-FilmId = int
+StreamId = int
 NodeId = str
+Key = tuple[int, int]
+"""Plan row and segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the dispatcher needs to know about the job."""
+
+    runtime: RuntimeConfig
+    on_gpu: bool
+    clips_per_lease: int
+    """The most clips in one lease."""
+    shard_bytes: int
+    shard_max_age_s: float
+    bytes_per_code: float
+    """Expected size of one code in a shard."""
+    usual_clips: int = 8
+    """Clips per lease until their duration is known, and the fewest afterwards."""
 
 
 # --- what stages answer -------------------------------------------------------------------------
@@ -34,7 +53,7 @@ class DecodedInfo(Travels):
     ref: ClipRef
     num_frames: int
     num_pieces: int = 1
-    """More than one for a streamed clip of which this is a piece."""
+    """More than one if this is a piece of a streamed clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +80,27 @@ class Pick:
 @dataclass(frozen=True, slots=True)
 class DecodeLease:
     items: tuple[WorkItem, ...]
-    film: FilmId | None = None
-    """For a later piece of a film, which is then the only item."""
+    stream: StreamId | None = None
+    """Set for a later piece of a streamed clip, which is then the only item."""
     stage: Stage = "decode"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeLease:
     items: tuple[WorkItem, ...]
-    """The items behind the picked clips, in the same order: what to decode again if pixels are
-    lost."""
+    """The items behind the picked clips, in the same order: decoded again if pixels are lost."""
     pick: Pick
-    film: FilmId | None = None
-    """For a piece of a film, which is then the only item."""
+    stream: StreamId | None = None
+    """Set for a piece of a streamed clip, which is then the only item."""
     state: AttemptId | None = None
-    """The attempt that encoded the piece before, and left what this one goes on from."""
+    """The attempt that encoded the previous piece and left the state to continue from."""
     stage: Stage = "encode"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedClips:
-    """Clips whose codes stand and fall together: several in one output, or one film in the
-    outputs of its pieces, in their order."""
+    """Clips whose codes are kept or lost together: several in one output, or one streamed clip
+    in the outputs of its pieces, in order."""
 
     items: tuple[WorkItem, ...]
     picks: tuple[Pick, ...]
@@ -94,7 +112,7 @@ class EncodedClips:
 class WriteLease:
     parts: tuple[EncodedClips, ...]
     lease_id: int
-    """Stands in the shard's name, beside the attempt."""
+    """Part of the shard's name, next to the attempt."""
     stage: Stage = "write"
 
     @property
@@ -110,7 +128,8 @@ class WriteLease:
         return sum(part.encode_s for part in self.parts)
 
 
-Lease = DecodeLease | EncodeLease | WriteLease
+ClipLease = DecodeLease | EncodeLease
+Lease = ClipLease | WriteLease
 Info = DecodedInfo | EncodedInfo | Rejected | Failed
 Answer = (
     tuple[DecodedInfo | Rejected | Failed, ...]
@@ -124,7 +143,7 @@ Answer = (
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the cluster's live nodes have in all."""
+    """CPUs and GPUs of the cluster's live nodes in total."""
 
     cpus: float
     gpus: float
@@ -147,7 +166,7 @@ class ActorUp:
 
 @dataclass(frozen=True, slots=True)
 class ActorLost:
-    """An actor died. ``node_lost``: with its whole node, so that no clip is to blame."""
+    """An actor died. ``node_lost``: its whole node died, so no clip is to blame."""
 
     actor: ActorId
     node_lost: bool
@@ -156,7 +175,7 @@ class ActorLost:
 
 @dataclass(frozen=True, slots=True)
 class ActorRefused:
-    """An actor's set-up raised: weights, packages or settings are wrong, or its node is."""
+    """An actor's setup raised: weights, packages or settings are wrong, or its node is."""
 
     actor: ActorId
     message: str
@@ -165,7 +184,7 @@ class ActorRefused:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """The nodes that are known to be about to go, by notice of the cluster: all there are now."""
+    """All nodes that the cluster is known to be taking away soon."""
 
     nodes: frozenset[NodeId]
 
@@ -185,14 +204,14 @@ class LeaseDone:
     busy_s: float = 0.0
     """Seconds that the stage worked on it."""
     download_s: float = 0.0
-    """Of these, those in which a decoder fetched sources."""
+    """The part of ``busy_s`` in which a decoder fetched sources."""
     download_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailed:
-    """A stage raised; its actor lives. No clip is to blame for ``storage`` (a store kept failing)
-    and ``node`` (a full disk, say)."""
+    """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (a full
+    disk, say) blame no clip."""
 
     attempt: AttemptId
     kind: Literal["fault", "storage", "inputs_lost", "node"]
@@ -203,7 +222,7 @@ class LeaseFailed:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The commit in flight stands in the manifest."""
+    """The commit in flight is in the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +258,13 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class StartActor:
-    """``squeeze``: ask for no CPU at all, since the stage has no actor and none fits."""
+    """``zero_cpu``: request no CPUs, since the stage has no actor and none fits."""
 
     actor: ActorId
     stage: Stage
-    squeeze: bool
+    zero_cpu: bool
     avoid: tuple[NodeId, ...] = ()
-    """Nodes on which actors of this stage had trouble of the node's own."""
+    """Nodes to keep away from, because they had trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,14 +281,14 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The output of an attempt is not needed any more, nor any state that it left."""
+    """The output of an attempt is no longer needed, nor any state that it left."""
 
     attempt: AttemptId
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseState:
-    """The state that encoding a piece left is not needed any more; the codes are."""
+    """The state that encoding a piece left is no longer needed; its codes are."""
 
     attempt: AttemptId
 
@@ -290,18 +309,18 @@ class Commit:
     useful_s: float = 0.0
     """Seconds that encoders spent on the receipts' codes."""
     lost_s: float = 0.0
-    """Seconds of encoders that came to nothing since the commit before."""
+    """Encoder seconds that were lost since the previous commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Tell what happened; nothing has to be done."""
+    """Something happened that people and logs want to know; nothing has to be done."""
 
     event: EventName
     message: str
-    """For a person."""
+    """For people."""
     fields: Mapping[str, Any]
-    """For a program."""
+    """For programs."""
     is_warning: bool = False
 
 
@@ -314,7 +333,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The job cannot go on. What is committed stays."""
+    """The job cannot continue. What is committed stays."""
 
     kind: Literal["storage", "runtime"]
     message: str
@@ -332,3 +351,5 @@ Command = (
     | Finish
     | Abort
 )
+Emit = Callable[[Command], None]
+"""How the parts of the dispatcher order something."""

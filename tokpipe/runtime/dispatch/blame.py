@@ -1,0 +1,165 @@
+"""Who is at fault when work fails: retry a lease, run it alone, give a clip up, or end the job.
+
+A clip is blamed for a lost or failing worker only if it was there alone. After ``max_attempts``
+such losses it is rejected. Leases that fail in a row, whatever they hold, are not the clips'
+fault: they end the job.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.protocol import (
+    Abort,
+    ClipLease,
+    DecodeLease,
+    Emit,
+    EncodeLease,
+    Key,
+    Lease,
+    Note,
+    Pick,
+    WriteLease,
+)
+from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
+
+MAX_FAULTS = 30
+"""Leases in a row that fail or take down their workers before the job is given up."""
+RETRY_PAUSE_S = 5.0
+"""Pause before a clip that a stage gave up is tried again; four times as long each time."""
+
+
+class Blame:
+    """Counts strikes, and decides what they mean. ``ref_of`` names the clip of an unseen item."""
+
+    def __init__(
+        self,
+        max_attempts: int,
+        ref_of: Callable[[WorkItem], ClipRef],
+        progress: Progress,
+        emit: Emit,
+    ) -> None:
+        self._max_attempts = max_attempts
+        self._ref_of = ref_of
+        self._progress = progress
+        self._emit = emit
+        self._strikes: Counter[Key] = Counter()
+        self._store_strikes: Counter[Key] = Counter()
+        """Counted apart: trouble with a store must never add up to a rejection."""
+        self._faults = 0
+
+    def answered(self, lease: Lease) -> None:
+        """A lease was answered: its store works."""
+        self._store_strikes.pop(_key(lease), None)
+
+    def had_result(self) -> None:
+        """A lease was of use, so not everything fails."""
+        self._faults = 0
+
+    def settled(self, key: Key) -> None:
+        """A clip is rejected or in a shard; forget its strikes."""
+        self._strikes.pop(key, None)
+
+    def written(self, lease: WriteLease) -> None:
+        """A shard and all its clips are settled."""
+        self.settled(_key(lease))
+        for item in lease.items:
+            self.settled((item.row, item.segment))
+
+    def came_to_nothing(self, lease: Lease, why: str) -> None:
+        """A lease had no result; abort if too many in a row have none."""
+        self._faults += 1
+        if self._faults >= MAX_FAULTS:
+            self._abort(
+                f"{lease.stage}: {MAX_FAULTS} leases in a row came to nothing, the last because: "
+                f"{why}. So many are not the clips' fault. What is committed stays; mend the "
+                "cause (a worker that is only slow needs a longer "
+                f"runtime.{lease.stage}.lease_deadline_s), then run the job again.",
+            )
+
+    def worker_failed(self, lease: Lease, reason: str, why: str) -> Sequence[Lease] | Rejected:
+        """A worker went down with this lease: what to run alone, or its one clip rejected."""
+        self.came_to_nothing(lease, why)
+        if isinstance(lease, WriteLease):
+            if (strikes := self._strike(lease)) >= self._max_attempts:
+                self._abort(
+                    f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
+                    f"times, the last time because: {why}. What is committed stays; if memory ran "
+                    "out, lower output.shard_bytes, then run the job again.",
+                )
+            return [lease]
+        if len(lease.items) > 1:
+            return _one_by_one(lease)
+        ref, strikes = self._ref_of(lease.items[0]), self._strike(lease)
+        if strikes < self._max_attempts:
+            self._note_retry(ref, lease.stage, reason, why, strikes)
+            return [lease]
+        return Rejected(
+            ref=ref,
+            stage=lease.stage,
+            reason=reason,
+            message=f"gave up after {strikes} attempts alone: {why}",
+            attempts=strikes,
+        )
+
+    def stage_gave_up(self, lease: ClipLease, failed: Failed) -> float | Rejected:
+        """A stage gave up the one clip of a lease: seconds until the next try, or its rejection."""
+        strikes = self._strike(lease)
+        if strikes < self._max_attempts:
+            self._note_retry(failed.ref, lease.stage, failed.reason, failed.message, strikes)
+            return RETRY_PAUSE_S * 4.0 ** (strikes - 1)
+        return Rejected(
+            ref=failed.ref,
+            stage=lease.stage,
+            reason=failed.reason,
+            message=failed.message,
+            backend=failed.backend,
+            attempts=strikes,
+            error=failed.error,
+        )
+
+    def store_failed(self, lease: Lease, why: str) -> None:
+        """A store failed under a lease; abort if it does so again and again."""
+        self._store_strikes[_key(lease)] += 1
+        if self._store_strikes[_key(lease)] >= self._max_attempts:
+            self._emit(Abort("storage", why))
+
+    def _strike(self, lease: Lease) -> int:
+        self._strikes[_key(lease)] += 1
+        return self._strikes[_key(lease)]
+
+    def _note_retry(self, ref: ClipRef, stage: Stage, reason: str, why: str, strikes: int) -> None:
+        self._progress.retried[stage] += 1
+        self._emit(
+            Note(
+                "clip_retried",
+                f"{stage}: {ref.source_uri} will be tried again: {why}",
+                {
+                    "clip_id": ref.clip_id,
+                    "source_uri": ref.source_uri,
+                    "stage": stage,
+                    "reason": reason,
+                    "attempts": strikes,
+                },
+            )
+        )
+
+    def _abort(self, message: str) -> None:
+        self._emit(Abort("runtime", message))
+
+
+def _one_by_one(lease: ClipLease) -> list[Lease]:
+    """Split a lease into one lease per clip."""
+    if isinstance(lease, DecodeLease):
+        return [DecodeLease((item,)) for item in lease.items]
+    pairs = zip(lease.items, lease.pick.positions, strict=True)
+    return [EncodeLease((item,), Pick(lease.pick.source, (at,))) for item, at in pairs]
+
+
+def _key(lease: Lease) -> Key:
+    """What strikes are counted by: the shard, or the first clip."""
+    if isinstance(lease, WriteLease):
+        return -1, lease.lease_id
+    return lease.items[0].row, lease.items[0].segment

@@ -1,0 +1,105 @@
+"""Hands waiting work to actors with room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokpipe.runtime.dispatch.fleet import Fleet
+from tokpipe.runtime.dispatch.flights import Flights
+from tokpipe.runtime.dispatch.pools import Pools
+from tokpipe.runtime.dispatch.protocol import ActorId, Dispatch, Emit, Lease
+from tokpipe.runtime.dispatch.queues import Queues
+from tokpipe.runtime.dispatch.streams import StreamedClips
+from tokpipe.types import Stage
+
+SHARDS_AHEAD = 4
+"""Shards per write actor that may wait before encoders pause: codes are small, but they add up."""
+
+
+class Leasing:
+    """Which work goes out next, and to whom.
+
+    Suspects first: each needs an idle actor. While any waits, nothing else of its stage goes out,
+    or no actor would ever be idle. Then pieces of streamed clips, since the longest of them may
+    be what the end of the job waits for.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        flights: Flights,
+        queues: Queues,
+        streams: StreamedClips,
+        pools: Pools,
+        new_id: Iterator[int],
+        emit: Emit,
+    ) -> None:
+        self._fleet = fleet
+        self._flights = flights
+        self._queues = queues
+        self._streams = streams
+        self._pools = pools
+        self._new_id = new_id
+        self._emit = emit
+
+    def decodes(self, now: float) -> None:
+        """Lease to decoders, as far as credits go: pixels that wait for encoders stay few.
+
+        Suspects need no credits, because there are never more of them than one lease had clips;
+        nor do the later pieces of streamed clips, of which each has few out.
+        """
+        self._suspects("decode", now)
+        self._pieces_to_decode(now)
+        pixels = self._queues.num_decoded + self._streams.num_waiting
+        bound = 2 * max(1, self._fleet.num_up("encode")) + self._fleet.num_up("decode")
+        while pixels + self._flights.num("decode") < bound and self._has_room("decode"):
+            if (lease := self._queues.next_decode(self._pools.lease_clips)) is None:
+                return
+            self._send(lease, now)
+
+    def encodes(self, now: float) -> None:
+        """Lease to encoders, unless codes pile up because the output's store is slow."""
+        if self._queues.num_shards > SHARDS_AHEAD * self._fleet.num("write"):
+            return
+        self._suspects("encode", now)
+        while self._has_room("encode") and (clip := self._streams.next_to_encode()):
+            actor = self._fleet.same_actor("encode", clip.last_actor.get("encode"))
+            assert actor is not None
+            self._send(self._streams.lease_encode(clip, actor), now, actor)
+        while self._has_room("encode") and (lease := self._queues.next_encode()):
+            self._send(lease, now)
+
+    def writes(self, now: float) -> None:
+        self._suspects("write", now)
+        while self._has_room("write") and (lease := self._queues.next_write()):
+            self._send(lease, now)
+
+    def _suspects(self, stage: Stage, now: float) -> None:
+        while self._fleet.has_idle(stage) and (lease := self._queues.next_suspect(stage)):
+            self._send(lease, now, alone=True)
+
+    def _pieces_to_decode(self, now: float) -> None:
+        """Let streamed clips in progress have their next pieces decoded, in turns."""
+        has_leased = True
+        while has_leased and self._has_room("decode"):
+            has_leased = False
+            for clip in self._streams.to_decode():
+                actor = self._fleet.same_actor("decode", clip.last_actor.get("decode"))
+                if actor is not None:
+                    self._send(self._streams.lease_decode(clip, actor), now, actor)
+                    has_leased = True
+
+    def _has_room(self, stage: Stage) -> bool:
+        """Whether an ordinary lease may go out."""
+        return self._fleet.has_room(stage) and not self._queues.has_suspects(stage)
+
+    def _send(
+        self, lease: Lease, now: float, actor: ActorId | None = None, *, alone: bool = False
+    ) -> None:
+        if actor is None:
+            actor = self._fleet.actor_with_room(lease.stage)
+            assert actor is not None
+        attempt = next(self._new_id)
+        self._fleet.assign(actor, attempt, now, alone=alone)
+        self._flights.start(attempt, lease, actor)
+        self._emit(Dispatch(attempt, actor, lease))

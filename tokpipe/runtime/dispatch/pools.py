@@ -1,0 +1,203 @@
+"""How many actors each stage should have, from what the cluster has and how long clips take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+from tokpipe.config.job import PoolConfig, RuntimeConfig
+from tokpipe.runtime.dispatch.protocol import Capacity, Emit, Limits, Note
+from tokpipe.types import STAGES, Stage
+
+WORTH_CHANGING = 1.1
+"""Change the division only if the new one promises to be this many times faster: an actor takes
+seconds to start."""
+RESIZE_EVERY_S = 30.0
+"""How often pools are divided again by what was measured."""
+NEED_LEASES = 8
+"""Leases of each stage before their pace counts as known."""
+NEED_CLIPS = 2000
+"""Clips that the average pace covers; older ones count less and less."""
+LEASE_S = 1.0
+"""Leases grow until they hold this much work, so that what each lease costs (about a millisecond
+of the driver) stays a small part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSizes:
+    """Target number of actors by stage; at least one each."""
+
+    decode: int
+    encode: int
+    write: int
+    decode_shares: bool = False
+    """One of the decoders requests zero CPUs."""
+
+    def of(self, stage: Stage) -> int:
+        return {"decode": self.decode, "encode": self.encode, "write": self.write}[stage]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Measured seconds that a clip takes one actor of each stage."""
+
+    decode_s: float
+    encode_s: float
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How long clips take an actor of one stage."""
+
+    leases: int = 0
+    clips: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, clips: int, seconds: float) -> None:
+        self.leases += 1
+        self.clips += clips
+        self.seconds += seconds
+        if self.clips > NEED_CLIPS:
+            self.clips /= 2
+            self.seconds /= 2
+
+    @property
+    def clip_s(self) -> float:
+        return self.seconds / max(1.0, self.clips)
+
+
+class Pools:
+    """Target sizes of the stages' pools, and the size of leases."""
+
+    def __init__(self, limits: Limits, emit: Emit) -> None:
+        self._limits = limits
+        self._emit = emit
+        self._capacity: Capacity | None = None
+        self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}
+        self._resize_after = 0.0
+        self.sizes: PoolSizes | None = None
+        """None until the cluster's capacity is known."""
+
+    def measure(self, stage: Stage, num_clips: int, busy_s: float) -> None:
+        """An actor of a stage has worked this long on a lease of so many clips."""
+        self._pace[stage].add(num_clips, busy_s)
+
+    def resize(self, capacity: Capacity, now: float) -> None:
+        """Divide the cluster again: at once if it has changed, otherwise now and then."""
+        if capacity == self._capacity and now < self._resize_after:
+            return
+        need = self._need()
+        if need is not None:
+            self._resize_after = now + RESIZE_EVERY_S
+        self._capacity = capacity
+        before = self.sizes
+        self.sizes = size_pools(
+            capacity,
+            self._limits.runtime,
+            on_gpu=self._limits.on_gpu,
+            need=need,
+            num_decoders=None if before is None else before.decode,
+        )
+        if self.sizes != before:
+            wanted = {stage: self.sizes.of(stage) for stage in STAGES}
+            self._emit(
+                Note(
+                    "pools_resized",
+                    ", ".join(f"{number} {stage}" for stage, number in wanted.items()),
+                    {"actors": wanted, "cpus": capacity.cpus, "gpus": capacity.gpus},
+                )
+            )
+
+    @property
+    def lease_clips(self) -> int:
+        """Clips to put into a lease."""
+        most = self._limits.clips_per_lease
+        usual = min(self._limits.usual_clips, most)
+        if usual == most or (need := self._need()) is None:
+            return usual
+        in_time = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
+        return max(usual, min(most, int(in_time)))
+
+    def _need(self) -> Need | None:
+        """How long clips take each stage, once enough of them were seen."""
+        decode, encode = self._pace["decode"], self._pace["encode"]
+        if min(decode.leases, encode.leases) < NEED_LEASES:
+            return None
+        return Need(decode.clip_s, encode.clip_s)
+
+
+def gpus_per_encoder(config: RuntimeConfig) -> float:
+    """GPUs that one encode actor requests when encoding on GPUs."""
+    return config.encode.gpus or 1.0
+
+
+def size_pools(
+    capacity: Capacity,
+    config: RuntimeConfig,
+    *,
+    on_gpu: bool,
+    need: Need | None = None,
+    num_decoders: int | None = None,
+) -> PoolSizes:
+    """Divide the cluster between the stages.
+
+    On GPUs, encoders take every GPU and decoders the CPUs that encoders leave. On CPUs alone,
+    decoders get a quarter of the CPUs until ``need`` is known, then as many as make the job
+    fastest. One decoder requests zero CPUs and shares those of the others, so that neither stage
+    gets a whole CPU more than it needs; on small machines that is a lot.
+
+    A stage never gets fewer than its ``min_actors``, whether they fit or not: an actor that waits
+    for room is what makes a cluster's autoscaler add a node.
+
+    Args:
+        need: measured pace of this job; None while too little was measured.
+        num_decoders: current number of decoders, kept unless a change pays off.
+    """
+    if on_gpu:
+        encode = _bounded(_fit(capacity.gpus, gpus_per_encoder(config)), config.encode)
+        left = capacity.cpus - encode * config.encode.cpus
+        decode = _bounded(_fit(left, config.decode.cpus), config.decode)
+        return PoolSizes(decode=decode, encode=encode, write=_num_writers(encode, config))
+    share = max(config.decode.cpus, capacity.cpus / 4)
+    decode = _bounded(_fit(share, config.decode.cpus), config.decode)
+    if need is not None:
+        most = _fit(capacity.cpus, config.decode.cpus) + 1
+
+        def rate(number: int) -> float:
+            return _clips_per_s(_on_cpus(capacity, config, number), capacity, config, need)
+
+        best = max(range(1, most + 1), key=rate)
+        decode = _bounded(best, config.decode)
+        if num_decoders is not None and rate(decode) < WORTH_CHANGING * rate(num_decoders):
+            decode = num_decoders
+    return _on_cpus(capacity, config, decode)
+
+
+def _on_cpus(capacity: Capacity, config: RuntimeConfig, decode: int) -> PoolSizes:
+    """So many decoders, and encoders on the remaining CPUs."""
+    decode = _bounded(decode, config.decode)
+    shares = capacity.cpus >= 1 and config.decode.cpus > 0
+    left = capacity.cpus - (decode - shares) * config.decode.cpus
+    encode = _bounded(_fit(left, config.encode.cpus), config.encode)
+    return PoolSizes(decode, encode, _num_writers(encode, config), shares)
+
+
+def _clips_per_s(sizes: PoolSizes, capacity: Capacity, config: RuntimeConfig, need: Need) -> float:
+    """Speed of these pools, bounded by the slower stage and by all CPUs together."""
+    decode_s, encode_s = max(need.decode_s, 1e-9), max(need.encode_s, 1e-9)
+    cpu_s = decode_s * config.decode.cpus + encode_s * config.encode.cpus
+    all_cpus = capacity.cpus / cpu_s if cpu_s > 0 else float("inf")
+    return min(sizes.decode / decode_s, sizes.encode / encode_s, all_cpus)
+
+
+def _num_writers(encode: int, config: RuntimeConfig) -> int:
+    return _bounded(1 + encode // 16, config.write)
+
+
+def _fit(have: float, need: float) -> int:
+    """How many fit; a pool whose actors need nothing gets its ``min_actors``."""
+    return floor(have / need + 1e-9) if need > 0 else 0
+
+
+def _bounded(number: int, pool: PoolConfig) -> int:
+    return max(pool.min_actors, min(number, pool.max_actors))

@@ -1,0 +1,169 @@
+"""From encoded clips to commits: open shards, receipts, rejections, and how the job ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.protocol import (
+    AttemptId,
+    Commit,
+    Emit,
+    EncodedClips,
+    Finish,
+    Limits,
+    Note,
+    StopRequested,
+    WriteLease,
+)
+from tokpipe.runtime.dispatch.queues import Queues
+from tokpipe.types import Receipt, Rejected
+
+REJECTED_PER_COMMIT = 1000
+"""This many rejections are committed without waiting for a shard."""
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    """Encoded clips of one grid that wait for a shard."""
+
+    since: float
+    num_codes: int = 0
+    parts: list[EncodedClips] = field(default_factory=list)
+    is_endangered: bool = False
+    """Some of its codes are on a draining node."""
+
+
+class Settlement:
+    """Collects codes into shards, and what is written or rejected into commits, one at a time.
+
+    Only it ends a job in good order: when all is committed, or when a stop's grace is over.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        queues: Queues,
+        new_id: Iterator[int],
+        progress: Progress,
+        emit: Emit,
+    ) -> None:
+        self._limits = limits
+        self._queues = queues
+        self._new_id = new_id
+        self._progress = progress
+        self._emit = emit
+        self._open: dict[tuple[int, int], _OpenShard] = {}
+        self._receipts: list[Receipt] = []
+        self._rejected: list[Rejected] = []
+        self._rejected_since: float | None = None
+        self._useful_s = 0.0
+        """Encoder seconds behind the receipts."""
+        self._lost_s = 0.0
+        self._is_committing = False
+        self._encode_until: float | None = None
+        """Set when the job is asked to stop."""
+        self._end_by = 0.0
+
+    # --- shards ---------------------------------------------------------------------------------
+
+    def add_codes(
+        self, part: EncodedClips, grid: tuple[int, int], num_codes: int, now: float
+    ) -> None:
+        """Put encoded clips into the open shard of their grid; close it once it is full."""
+        shard = self._open.setdefault(grid, _OpenShard(since=now))
+        shard.parts.append(part)
+        shard.num_codes += num_codes
+        if shard.num_codes * self._limits.bytes_per_code >= self._limits.shard_bytes:
+            self._close(grid)
+
+    def endanger(self, attempt: AttemptId) -> None:
+        """An output is on a draining node: write its codes soon."""
+        for shard in self._open.values():
+            picks = (pick for part in shard.parts for pick in part.picks)
+            shard.is_endangered |= any(pick.source == attempt for pick in picks)
+
+    def close_all(self) -> None:
+        for grid in list(self._open):
+            self._close(grid)
+
+    def close_due(self, now: float, *, hurry: bool) -> None:
+        """Close shards that are old or endangered; ``hurry``: no more codes will come."""
+        for grid, shard in list(self._open.items()):
+            if hurry or shard.is_endangered or now - shard.since >= self._limits.shard_max_age_s:
+                self._close(grid)
+
+    def _close(self, grid: tuple[int, int]) -> None:
+        parts = tuple(self._open.pop(grid).parts)
+        self._queues.add_shard(WriteLease(parts, next(self._new_id)))
+
+    # --- commits --------------------------------------------------------------------------------
+
+    def written(self, receipt: Receipt, encode_s: float) -> None:
+        """A shard is stored, and can be committed."""
+        self._receipts.append(receipt)
+        self._useful_s += encode_s
+
+    def reject(self, rejected: Rejected, now: float) -> None:
+        if self._rejected_since is None:
+            self._rejected_since = now
+        self._rejected.append(rejected)
+        self._progress.refused["encode" if rejected.stage == "encode" else "decode"] += 1
+
+    def lose(self, encode_s: float) -> None:
+        """An encoder's seconds came to nothing."""
+        self._lost_s += encode_s
+        self._progress.lost_s += encode_s
+
+    def commit_due(self, now: float, *, is_last: bool) -> None:
+        """Commit if there is enough, or if nothing else will come; one commit at a time."""
+        if self._is_committing or not (self._receipts or self._rejected):
+            return
+        since = self._rejected_since
+        waited = since is not None and now - since >= self._limits.shard_max_age_s
+        if self._receipts or is_last or waited or len(self._rejected) >= REJECTED_PER_COMMIT:
+            commit = Commit(
+                tuple(self._receipts), tuple(self._rejected), self._useful_s, self._lost_s
+            )
+            self._receipts, self._rejected, self._rejected_since = [], [], None
+            self._progress.committed += sum(len(receipt.clips) for receipt in commit.receipts)
+            self._progress.useful_s += self._useful_s
+            self._useful_s = self._lost_s = 0.0
+            self._is_committing = True
+            self._emit(commit)
+
+    def committed(self) -> None:
+        self._is_committing = False
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def stop(self, event: StopRequested, now: float) -> None:
+        """Let encoders finish for a grace period, and writers for another."""
+        self._emit(Note("stop_requested", "stopping", {"grace_s": event.grace_s}))
+        self._encode_until = now + event.grace_s
+        self._end_by = now + 2 * event.grace_s
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._encode_until is not None
+
+    def encoding_is_over(self, now: float) -> bool:
+        """Whether a stop's grace for encoders has passed."""
+        return self._encode_until is not None and now >= self._encode_until
+
+    @property
+    def has_open_shards(self) -> bool:
+        return bool(self._open)
+
+    def finish_if_over(
+        self, now: float, *, all_written: bool, all_encoded: bool, encoding: bool
+    ) -> None:
+        """End the job if nothing is left to do, or if it is asked to stop and may."""
+        if self.is_stopping and now >= self._end_by:
+            self._emit(Finish("stopped"))
+        elif all_written and not (self._is_committing or self._receipts or self._rejected):
+            if all_encoded:
+                self._emit(Finish("done"))
+            elif self.is_stopping and not encoding:
+                self._emit(Finish("stopped"))

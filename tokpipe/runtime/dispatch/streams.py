@@ -1,0 +1,219 @@
+"""Streamed clips: decoded and encoded in pieces.
+
+Piece 0 is decoded like any clip, and its answer says how many pieces there are. After that:
+
+- Pieces are encoded in order, one at a time, each from its own pixels and the state that encoding
+  the previous piece left. A state is kept until the next one exists, and no longer.
+- At most ``AHEAD`` pieces beyond the one to encode next are decoded or being decoded.
+- A lost worker costs the piece it was working on: the inputs are still held, so the lease is
+  handed out again. Lost pixels, codes or states cost the clip everything: it ends, and restarts
+  from its first piece under a new stream id. Answers to leases with the old id are ignored.
+- However a streamed clip ends, everything it holds is released: see ``held``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from tokpipe.runtime.dispatch.protocol import (
+    ActorId,
+    AttemptId,
+    ClipLease,
+    DecodeLease,
+    EncodedClips,
+    EncodedInfo,
+    EncodeLease,
+    Lease,
+    Pick,
+    StreamId,
+    WriteLease,
+)
+from tokpipe.types import Stage, WorkItem
+
+AHEAD = 2
+"""One piece is ready when its turn comes, and another is on its way."""
+STREAMS_PER_ENCODER = 2
+"""Streamed clips in progress per encoder: while one is encoded, the state of the other travels."""
+
+
+@dataclass(slots=True)
+class StreamedClip:
+    """One life of a streamed clip, from its first decoded piece to its last encoded one."""
+
+    stream_id: StreamId
+    item: WorkItem
+    """Its first piece, with the number of pieces: what a restart begins from."""
+    num_pieces: int
+    pixels: dict[int, Pick]
+    """Pieces that are decoded but not encoded."""
+    decoding: set[int] = field(default_factory=set)
+    """Pieces whose decode lease is out."""
+    is_encoding: bool = False
+    """The encode lease of the next piece is out."""
+    codes: list[Pick] = field(default_factory=list)
+    """The codes of each encoded piece, in order."""
+    state: AttemptId | None = None
+    """The attempt that left the latest state; None before the first and after the last piece."""
+    num_codes: int = 0
+    encode_s: float = 0.0
+    """Seconds that encoders have spent on it."""
+    last_actor: dict[Stage, ActorId] = field(default_factory=dict)
+    """Who had the latest piece, by stage: that actor has the source file, or is near the state."""
+
+    @property
+    def next_piece(self) -> int:
+        """The piece to encode next."""
+        return len(self.codes)
+
+    @property
+    def is_decoded(self) -> bool:
+        return self.next_piece + len(self.pixels) == self.num_pieces
+
+    @property
+    def is_encoded(self) -> bool:
+        return self.next_piece == self.num_pieces
+
+    @property
+    def piece_to_decode(self) -> int | None:
+        """The next piece for a decoder, if it is time for one."""
+        last = min(self.next_piece + AHEAD, self.num_pieces - 1)
+        for piece in range(self.next_piece, last + 1):
+            if piece not in self.pixels and piece not in self.decoding:
+                return piece
+        return None
+
+    @property
+    def can_encode(self) -> bool:
+        return not self.is_encoding and self.next_piece in self.pixels
+
+    @property
+    def result(self) -> EncodedClips:
+        """The whole clip, once every piece is encoded."""
+        return EncodedClips((self.item,), tuple(self.codes), self.encode_s)
+
+    @property
+    def held(self) -> Iterator[Pick]:
+        """Outputs that the clip holds; its state is part of the last encoded piece's output."""
+        yield from self.pixels.values()
+        yield from self.codes
+
+
+class StreamedClips:
+    """All streamed clips that have not ended, and the only code that changes them.
+
+    Enough of them are in progress that encoders need not wait for a piece. The others wait with
+    the pixels of their first piece.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[StreamedClip] = deque()
+        self._in_progress: dict[StreamId, StreamedClip] = {}
+        self._to_decode: dict[StreamId, StreamedClip] = {}
+        """Those with a piece for a decoder, longest waiting first."""
+        self._to_encode: dict[StreamId, StreamedClip] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._in_progress)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def start(self, stream_id: StreamId, item: WorkItem, num_pieces: int, pixels: Pick) -> None:
+        """Add a clip whose first piece is decoded."""
+        item = replace(item, piece=0, num_pieces=num_pieces)
+        self._waiting.append(StreamedClip(stream_id, item, num_pieces, {0: pixels}))
+
+    def admit(self, num_encoders: int) -> None:
+        """Let waiting clips start while there is room."""
+        most = STREAMS_PER_ENCODER * max(1, num_encoders)
+        while self._waiting and len(self._in_progress) < most:
+            clip = self._waiting.popleft()
+            self._in_progress[clip.stream_id] = clip
+            self._queue(clip)
+
+    def of(self, lease: ClipLease) -> StreamedClip | None:
+        """The clip that a lease is a piece of; None once it has ended, and for other leases."""
+        return None if lease.stream is None else self._in_progress.get(lease.stream)
+
+    def has_ended(self, lease: Lease) -> bool:
+        """Whether a lease is a piece of a clip that has ended since."""
+        if isinstance(lease, WriteLease) or lease.stream is None:
+            return False
+        return lease.stream not in self._in_progress
+
+    def to_decode(self) -> list[StreamedClip]:
+        """Clips with a piece for a decoder, longest waiting first."""
+        return list(self._to_decode.values())
+
+    def next_to_encode(self) -> StreamedClip | None:
+        """The clip whose next piece has waited longest for an encoder."""
+        return next(iter(self._to_encode.values()), None)
+
+    def lease_decode(self, clip: StreamedClip, actor: ActorId) -> DecodeLease:
+        piece = clip.piece_to_decode
+        assert piece is not None
+        clip.decoding.add(piece)
+        clip.last_actor["decode"] = actor
+        self._queue(clip)
+        return DecodeLease((replace(clip.item, piece=piece),), clip.stream_id)
+
+    def lease_encode(self, clip: StreamedClip, actor: ActorId) -> EncodeLease:
+        assert clip.can_encode
+        clip.is_encoding = True
+        clip.last_actor["encode"] = actor
+        self._queue(clip)
+        piece = clip.next_piece
+        item = replace(clip.item, piece=piece)
+        return EncodeLease((item,), clip.pixels[piece], clip.stream_id, clip.state)
+
+    def take_back(self, lease: ClipLease) -> None:
+        """A lease had no result; hand it out again, unless its clip has ended."""
+        if (clip := self.of(lease)) is None:
+            return
+        if isinstance(lease, DecodeLease):
+            clip.decoding.discard(lease.items[0].piece)
+        else:
+            clip.is_encoding = False
+        self._queue(clip)
+
+    def decoded(self, clip: StreamedClip, piece: int, attempt: AttemptId) -> None:
+        """An attempt has decoded a piece."""
+        clip.decoding.discard(piece)
+        clip.pixels[piece] = Pick(attempt, (0,))
+        self._queue(clip)
+
+    def encoded(
+        self, clip: StreamedClip, attempt: AttemptId, info: EncodedInfo, encode_s: float
+    ) -> tuple[Pick, AttemptId | None]:
+        """An attempt has encoded the next piece; return the pixels and state it used up.
+
+        The clip ends with its last piece.
+        """
+        pixels, state = clip.pixels.pop(clip.next_piece), clip.state
+        clip.is_encoding = False
+        clip.codes.append(Pick(attempt, (0,)))
+        clip.num_codes += info.num_codes
+        clip.encode_s += encode_s
+        clip.state = None if clip.is_encoded else attempt
+        if clip.is_encoded:
+            self.end(clip)
+        else:
+            self._queue(clip)
+        return pixels, state
+
+    def end(self, clip: StreamedClip) -> None:
+        """Forget a clip; the caller releases what it holds."""
+        for clips in (self._in_progress, self._to_decode, self._to_encode):
+            clips.pop(clip.stream_id, None)
+
+    def _queue(self, clip: StreamedClip) -> None:
+        """Move a clip to the end of the queues that it now belongs to, and out of the others."""
+        self._to_decode.pop(clip.stream_id, None)
+        self._to_encode.pop(clip.stream_id, None)
+        if clip.piece_to_decode is not None:
+            self._to_decode[clip.stream_id] = clip
+        if clip.can_encode:
+            self._to_encode[clip.stream_id] = clip
