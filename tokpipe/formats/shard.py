@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import tokpipe
-from tokpipe.formats.byte_pairs import MOST_PAIRS, pair_dictionary, with_byte_pairs
 from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.types import EncodedClip
@@ -40,7 +39,7 @@ _ZSTD_LEVEL = 3
 _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
 
-Encoding = Literal["byte_stream_split", "dictionary", "byte_pairs"]
+Encoding = Literal["byte_stream_split", "dictionary"]
 
 
 def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
@@ -158,7 +157,7 @@ def estimated_bytes(num_codes: int, codebook_size: int) -> int:
 
     Measured on uniform codes, which is the worst case: 13.13 bits a code at K = 8,192, 16.07
     at 64,000 and 65,536, 18.59 at 262,144, so 1.033 log2 K or less. Skewed codes take less:
-    9.8 bits at K = 8,192 with 9.36 bits of entropy (Zipf).
+    11.9 bits at K = 8,192 with 9.36 bits of entropy (Zipf).
     """
     return math.ceil(num_codes * 1.033 * max(1.0, math.log2(codebook_size)) / 8)
 
@@ -174,16 +173,11 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     _check_clips(clips, metadata.tokenizer)
     schema = shard_schema(metadata.tokenizer.code_dtype)
     groups = list(_row_groups(clips))
-    size = metadata.tokenizer.codebook_size
-    encoding = _smallest_encoding(_table(groups[0], schema), size)
-    counts = np.zeros(size if encoding == "byte_pairs" else 0, np.int64)
+    encoding = _smallest_encoding(_table(groups[0], schema))
     sink = io.BytesIO()  # gives its bytes away without copying them, unlike an Arrow buffer
     with pq.ParquetWriter(sink, schema, **_writer_options(schema, encoding)) as writer:
         for group in groups:
-            table = _table(group, schema)
-            if encoding == "byte_pairs":
-                counts += np.bincount(_flat_codes(table), minlength=size)
-            writer.write_table(table, row_group_size=len(group))
+            writer.write_table(_table(group, schema), row_group_size=len(group))
         writer.add_key_value_metadata(
             metadata.to_key_values(
                 grid=clips[0].grid,
@@ -191,8 +185,6 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
                 num_codes=sum(clip.num_codes for clip in clips),
             )
         )
-    if encoding == "byte_pairs":
-        return _with_byte_pairs(sink.getvalue(), counts)
     return sink.getvalue()
 
 
@@ -276,35 +268,19 @@ def _table(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> pa.Tab
     return pa.table(columns, schema=schema)
 
 
-def _smallest_encoding(sample: pa.Table, codebook_size: int) -> Encoding:
-    """Try one row group every way: codes of one shard have one distribution.
+def _smallest_encoding(sample: pa.Table) -> Encoding:
+    """Write one row group each way and return the smaller: all codes of a shard are alike.
 
-    Byte planes suit every uniform codebook, pairs of bytes every skewed one. A dictionary of
-    pyarrow's is smaller where indices are of 8 bits, or codes hardly differ.
+    Byte planes win for uniform codes, a dictionary for skewed ones.
     """
     codes = sample.select(["codes"])
-    sizes: dict[Encoding, int] = {}
-    for encoding in get_args(Encoding):
-        if encoding == "byte_pairs" and codebook_size > MOST_PAIRS:
-            continue
+
+    def size(encoding: Encoding) -> int:
         sink = io.BytesIO()
         pq.write_table(codes, sink, **_writer_options(codes.schema, encoding))
-        data = sink.getvalue()
-        if encoding == "byte_pairs":
-            data = _with_byte_pairs(data, np.bincount(_flat_codes(codes)))
-        sizes[encoding] = len(data)
-    return min(sizes, key=lambda encoding: sizes[encoding])
+        return sink.tell()
 
-
-def _flat_codes(table: pa.Table) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    flat: NDArray[np.uint16] | NDArray[np.uint32] = (
-        table.column("codes").combine_chunks().flatten().to_numpy()
-    )
-    return flat
-
-
-def _with_byte_pairs(data: bytes, counts: NDArray[np.int64]) -> bytes:
-    return with_byte_pairs(data, _CODES, pair_dictionary(counts))
+    return min(get_args(Encoding), key=size)
 
 
 def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
@@ -312,24 +288,15 @@ def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     # Booleans have no dictionary, and values that never repeat gain nothing by one.
     plain = ("first_is_image", "start_pts_s", "end_pts_s", "codes_crc32")
     dictionary = [name for name in small if name not in plain]
-    column_encoding = {}
-    compression = {**dict.fromkeys(small, "zstd"), _CODES: "zstd"}
     if encoding == "dictionary":
         dictionary.append(_CODES)
-    elif encoding == "byte_pairs":
-        compression[_CODES] = "none"  # as with_byte_pairs wants it
-        column_encoding[_CODES] = "PLAIN"
-    else:
-        # Parquet knows no 16-bit integers: plain ones would take 4 bytes a code.
-        column_encoding[_CODES] = "BYTE_STREAM_SPLIT"
     return {
-        "compression": compression,
-        "compression_level": {
-            name: _ZSTD_LEVEL for name, codec in compression.items() if codec == "zstd"
-        },
+        "compression": "zstd",
+        "compression_level": _ZSTD_LEVEL,
         "use_dictionary": dictionary,
         "dictionary_pagesize_limit": _PAGE_BYTES,
-        "column_encoding": column_encoding,
+        # Parquet has no 16-bit integers: plain ones would take 4 bytes a code.
+        "column_encoding": {_CODES: "BYTE_STREAM_SPLIT"} if encoding == "byte_stream_split" else {},
         "data_page_size": _PAGE_BYTES,
         "write_statistics": small,
         "write_page_index": True,
