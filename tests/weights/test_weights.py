@@ -79,14 +79,14 @@ def test_random_weights_are_known_by_their_seed() -> None:
 
 def test_missing_and_damaged_files_are_told(tmp_path: Path) -> None:
     uri = f"{tmp_path}/nowhere.safetensors"
-    with pytest.raises(ConfigError, match=r"^tokenizer.weights: there is nothing at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"^tokenizer.weights: no file at .*nowhere"):
         read_weights(native(uri), StoreOptions())
-    with pytest.raises(ConfigError, match=r"^tokenizer.weights: there is nothing at"):
+    with pytest.raises(ConfigError, match=r"^tokenizer.weights: no file at"):
         find_weights(uri, StoreOptions())
-    with pytest.raises(ConfigError, match=r"nothing at builtin://no-such-one/config.yaml"):
+    with pytest.raises(ConfigError, match=r"no file at builtin://no-such-one/config.yaml"):
         read_object("builtin://no-such-one/config.yaml", StoreOptions())
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.torch.save(STATE)[:-1])
-    with pytest.raises(ConfigError, match=r"model.safetensors: is no whole safetensors file"):
+    with pytest.raises(ConfigError, match=r"model.safetensors is not a complete safetensors file"):
         read_weights(native(str(path)), StoreOptions())
     assert find_weights(str(path), StoreOptions()) == path.stat().st_size
