@@ -209,7 +209,7 @@ def test_a_column_with_two_types_is_an_error_that_names_both_sources(tmp_path: P
         plan(tmp_path, {**TABLE, "uri": "t.parquet"}, {**CSV, "uri": "t.csv"})
 
 
-def test_duplicate_clips_are_an_error_that_names_both_rows_and_leaves_no_files(
+def test_duplicate_clips_name_both_rows_and_leave_no_files(
     tmp_path: Path,
 ) -> None:
     write_table(tmp_path / "a.parquet", 20)

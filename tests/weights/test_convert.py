@@ -73,7 +73,7 @@ def tokenizer_of(folder: Path) -> Any:
     return build_tokenizer(config, weights.encoding, with_decoder=True)
 
 
-def test_a_published_checkpoint_becomes_a_folder_that_a_job_can_name(
+def test_a_published_checkpoint_becomes_a_folder_for_jobs(
     model: MoVQGANTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, folder = tmp_path / "m.ckpt", tmp_path / "out/movqgan"
@@ -104,7 +104,7 @@ def test_a_published_checkpoint_becomes_a_folder_that_a_job_can_name(
     assert torch.equal(tokenizer.decode(codes), model.decode(codes))
 
 
-def test_moving_averages_stand_in_for_the_weights_when_asked(
+def test_ema_replaces_the_weights_by_their_moving_averages(
     model: MoVQGANTokenizer, tmp_path: Path
 ) -> None:
     source = tmp_path / "m.ckpt"
@@ -127,7 +127,7 @@ def test_moving_averages_stand_in_for_the_weights_when_asked(
     assert torch.equal(found["quant_conv.bias"], wanted["quant_conv.bias"])
 
 
-def test_averages_that_could_be_of_two_keys_are_refused(tmp_path: Path) -> None:
+def test_ambiguous_averages_are_rejected(tmp_path: Path) -> None:
     source = tmp_path / "m.pt"
     one = torch.ones(1)
     torch.save({"a.b.c": one, "a.bc": one, "model_ema.abc": one}, source)
@@ -150,9 +150,7 @@ def yaml_to_json(section: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_keys_are_taken_from_below_a_prefix_and_left_out_by_another(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_strip_and_drop_select_keys_by_prefix(tmp_path: Path, suffix: str) -> None:
     wanted = native_state()
     state = {f"model.{key}": value for key, value in wanted.items()}
     state |= {"model.loss.w": torch.zeros(1), "discriminator.w": torch.zeros(1)}
@@ -201,7 +199,7 @@ def test_keys_are_taken_from_below_a_prefix_and_left_out_by_another(
         ({"w": torch.ones(1)}, {"choices": Choices(drop=("x.",))}, "begins with 'x.', so --drop"),
     ],
 )
-def test_a_checkpoint_without_what_is_asked_for_is_told(
+def test_errors_say_what_the_checkpoint_holds(
     tmp_path: Path, content: Any, arguments: dict[str, Any], problem: str
 ) -> None:
     source = tmp_path / "m.ckpt"
@@ -211,9 +209,7 @@ def test_a_checkpoint_without_what_is_asked_for_is_told(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_leave_nothing_behind(
-    model: MoVQGANTokenizer, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_leave_no_files(model: MoVQGANTokenizer, tmp_path: Path) -> None:
     source = tmp_path / "m.ckpt"
     torch.save({**model.state_dict(), "extra.w": torch.zeros(1)}, source)
     with pytest.raises(
@@ -223,7 +219,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["m.ckpt"]
 
 
-def test_a_folder_that_is_in_use_is_left_alone(model: MoVQGANTokenizer, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(model: MoVQGANTokenizer, tmp_path: Path) -> None:
     source, folder = tmp_path / "m.ckpt", tmp_path / "out"
     torch.save(model.state_dict(), source)
     folder.mkdir()
@@ -233,7 +229,7 @@ def test_a_folder_that_is_in_use_is_left_alone(model: MoVQGANTokenizer, tmp_path
     assert (folder / "model.safetensors").read_bytes() == b"mine"
 
 
-def test_settings_are_given_in_one_way(tmp_path: Path) -> None:
+def test_settings_come_from_kind_or_config(tmp_path: Path) -> None:
     for arguments in ({}, {"kind": "movqgan", "config": tmp_path / "c.yaml"}):
         with pytest.raises(ConfigError, match="Pass either --kind"):
             list(convert(tmp_path / "m.ckpt", tmp_path / "out", **arguments))  # type: ignore[arg-type]
