@@ -31,7 +31,7 @@ class PlannedPart:
 
 
 def count_problems(rows: pa.Table) -> int:
-    return rows.num_rows - rows.column("problem").null_count
+    return int(rows.num_rows - rows.column("problem").null_count)
 
 
 @dataclass(frozen=True)

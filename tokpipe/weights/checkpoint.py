@@ -44,7 +44,12 @@ def load_checkpoint(path: Path) -> Any:
         stand_ins: list[Any] = [(_stand_in(name), name) for name in unknown]
     except Exception as error:  # a damaged pickle can raise anything
         raise _unreadable(path, error) from error
-    if code := [name for name in sorted(unknown) if _is_code(name)]:
+    code = [
+        name
+        for name in sorted(unknown)
+        if name in _CODE_GLOBALS or name.partition(".")[0] in _CODE_MODULES
+    ]
+    if code:
         raise _unusable(
             path,
             f"contains code that would run on loading ({', '.join(code)})",
@@ -141,19 +146,11 @@ def _stand_in(name: str) -> Any:
     return _StubType(name, (_Stub,), {})
 
 
-def _is_code(name: str) -> bool:
-    return name in _CODE_GLOBALS or name.partition(".")[0] in _CODE_MODULES
-
-
 def _unreadable(path: Path, error: BaseException, unknown: Sequence[str] = ()) -> ConfigError:
     problem = f"cannot be read ({type(error).__name__}: {error})"
     if unknown:
-        problem += (
-            f"; it holds objects of classes that are not loaded: {', '.join(sorted(unknown))}"
-        )
-    return _unusable(
-        path, problem, "Copy it again; if that does not help, save only its state_dict"
-    )
+        problem += f"; classes in it that are not loaded: {', '.join(sorted(unknown))}"
+    return _unusable(path, problem, "Copy it again, or save only its state_dict")
 
 
 def _unusable(path: Path, problem: str, remedy: str) -> ConfigError:
