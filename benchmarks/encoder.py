@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.eager import encode_eagerly
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.timing import Times, by_turns, ratio
-from tokpipe.formats.tensor_file import TensorFile
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
@@ -288,13 +288,9 @@ def trained_encoder() -> Encoder3D:
         double_z=False,
         norm="frame",
     ).eval()
-    tensors = TensorFile.parse(str(CHECKPOINT), CHECKPOINT.read_bytes()).tensors
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     state = {
-        key.removeprefix("encoder."): torch.frombuffer(bytearray(data), dtype=dtypes[info.dtype])
-        .view(info.shape)
-        .float()
-        for key, (info, data) in tensors.items()
+        key.removeprefix("encoder."): tensor.float()
+        for key, tensor in load_file(CHECKPOINT).items()
         if key.startswith("encoder.")
     }
     encoder.load_state_dict(state)

@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "plan": {"config", "sources", "storage"},
     "media": {"config"},
     "models": {"config"},
-    "weights": {"config", "formats", "models", "storage"},
+    "weights": {"config", "models", "storage"},
     "stages": {"config", "formats", "media", "models", "plan", "storage"},
     "runtime": {"config", "formats", "plan", "stages", "storage", "weights"},
     "reader": {"config", "formats", "storage"},
@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
 
 HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},
-    "torch": {"models", "reader", "reconstruct", "stages", "train"},
+    "torch": {"models", "reader", "reconstruct", "stages", "train", "weights"},
     "decord": {"media"},
     "transformers": {"models"},
     "av": {"media"},

@@ -62,16 +62,14 @@ def load(store: DictStore) -> ManifestState:
     return load_state(store, NUM_ROWS, interval=4)
 
 
-def test_a_checkpoint_stands_for_the_entries_before_it(
-    store: DictStore, truth: ManifestState
-) -> None:
+def test_a_checkpoint_equals_the_entries_before_it(store: DictStore, truth: ManifestState) -> None:
     for seq in range(4):
         del store.objects[f"manifest/{seq:08d}.json"]
     store.objects |= {f"manifest/{seq:08d}.json": b"never read" for seq in range(4)}
     assert same(load(store), truth)
 
 
-def test_totals_count_what_is_listed(truth: ManifestState) -> None:
+def test_totals_count_listed_shards(truth: ManifestState) -> None:
     totals = truth.totals
     assert (totals.num_shards, totals.num_clips, totals.num_rejected) == (6, 6, 12)
     assert totals.rejected == {"hang": 6, "no_video": 6}
@@ -80,7 +78,7 @@ def test_totals_count_what_is_listed(truth: ManifestState) -> None:
     assert totals.size_bytes == 6 * len(b"shard" + b"side")
 
 
-def test_the_shards_table_is_for_strangers_too(store: DictStore) -> None:
+def test_other_tools_can_read_the_table_of_shards(store: DictStore) -> None:
     table = pq.read_table(pa.BufferReader(store.objects[PARQUET]))
     assert table.num_rows == 4
     assert table.column("seq").to_pylist() == [0, 1, 2, 3]
@@ -108,7 +106,7 @@ def test_a_missing_half_costs_only_time(store: DictStore, truth: ManifestState, 
 
 
 @pytest.mark.parametrize("key", [JSON, PARQUET])
-def test_damage_costs_only_time_and_is_said(
+def test_damage_costs_only_time_and_is_logged(
     store: DictStore, truth: ManifestState, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sound = store.objects[key]
@@ -117,12 +115,12 @@ def test_damage_costs_only_time_and_is_said(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert same(load(store), truth)
-        assert "going on without a checkpoint" in caplog.text
+        assert "skipping a damaged checkpoint" in caplog.text
     store.objects[key] = b""
     assert same(load(store), truth)
 
 
-def test_an_older_checkpoint_serves_when_the_newest_is_damaged(truth: ManifestState) -> None:
+def test_loading_falls_back_to_an_older_checkpoint(truth: ManifestState) -> None:
     store = filled(2)
     write_checkpoint(store, load_state(store, NUM_ROWS))
     filled(4, store)
@@ -134,24 +132,20 @@ def test_an_older_checkpoint_serves_when_the_newest_is_damaged(truth: ManifestSt
     assert "get manifest/00000001.json" not in store.requests
 
 
-def test_a_checkpoint_of_another_plan_is_left_alone(store: DictStore) -> None:
+def test_a_checkpoint_of_another_plan_is_ignored(store: DictStore) -> None:
     state = load_state(store, NUM_ROWS + 8, interval=4)
     assert state.committed.num_rows == NUM_ROWS + 8
     assert state.next_seq == 6
 
 
-def test_a_checkpoint_of_a_newer_format_is_left_alone(
-    store: DictStore, truth: ManifestState
-) -> None:
+def test_a_checkpoint_of_a_newer_format_is_ignored(store: DictStore, truth: ManifestState) -> None:
     body = json.loads(store.objects[JSON])
     del body["checksum"]
     store.objects[JSON] = dump_lines(seal({**body, "format": 2, "totals": "elsewhere"}))
     assert same(load(store), truth)
 
 
-def test_a_checkpoint_that_counts_less_than_this_tokpipe_is_left_alone(
-    store: DictStore, truth: ManifestState
-) -> None:
+def test_a_checkpoint_without_all_totals_is_ignored(store: DictStore, truth: ManifestState) -> None:
     body = json.loads(store.objects[JSON])
     del body["checksum"], body["totals"]["num_frames"]
     store.objects[JSON] = dump_lines(seal(body))
@@ -169,7 +163,7 @@ def test_any_driver_writes_the_same_checkpoint(store: DictStore) -> None:
     assert store.objects == before
 
 
-def test_a_table_written_by_another_version_of_pyarrow_is_taken_over(truth: ManifestState) -> None:
+def test_a_table_from_another_version_of_pyarrow_is_accepted(truth: ManifestState) -> None:
     store = filled(4)
     state = load_state(store, NUM_ROWS)
     sink = pa.BufferOutputStream()
@@ -181,7 +175,7 @@ def test_a_table_written_by_another_version_of_pyarrow_is_taken_over(truth: Mani
     assert same(load(store), truth)
 
 
-def test_a_damaged_table_in_the_way_is_never_vouched_for(truth: ManifestState) -> None:
+def test_a_damaged_table_gets_no_checkpoint_record(truth: ManifestState) -> None:
     store = filled(4)
     store.objects[PARQUET] = b"half of one"
     assert not write_checkpoint(store, load_state(store, NUM_ROWS))
@@ -195,7 +189,7 @@ def test_a_damaged_table_in_the_way_is_never_vouched_for(truth: ManifestState) -
     assert same(load(filled(6, store)), truth)
 
 
-def test_a_state_from_a_checkpoint_checkpoints_like_one_that_read_everything() -> None:
+def test_checkpoints_do_not_depend_on_how_the_state_was_loaded() -> None:
     resumed = filled(4)
     write_checkpoint(resumed, load_state(resumed, NUM_ROWS))
     filled(8, resumed)

@@ -23,8 +23,8 @@ def plans(draw: st.DrawFn) -> tuple[list[int], list[tuple[tuple[int, int], bool]
 
 
 @given(plans())
-@settings(max_examples=200, deadline=None)
-def test_it_agrees_with_a_set_of_clips(
+@settings(max_examples=200)
+def test_it_behaves_like_a_set_of_clips(
     plan: tuple[list[int], list[tuple[tuple[int, int], bool]]],
 ) -> None:
     segments, steps = plan
@@ -52,7 +52,7 @@ def test_it_agrees_with_a_set_of_clips(
     assert copy.bitmap == committed.bitmap
 
 
-def test_done_gives_any_stretch_of_rows() -> None:
+def test_done_returns_any_range_of_rows() -> None:
     committed = CommittedRows(37)
     rows = [0, 1, 7, 8, 15, 16, 30, 36]
     for row in rows:
@@ -65,7 +65,7 @@ def test_done_gives_any_stretch_of_rows() -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 1), (0, 38)])
-def test_rows_beyond_the_plan_have_no_answer(start: int, stop: int) -> None:
+def test_rows_beyond_the_plan_raise(start: int, stop: int) -> None:
     with pytest.raises(IndexError, match="of a plan of 37"):
         CommittedRows(37).done(start, stop)
 
@@ -75,7 +75,7 @@ def test_rows_beyond_the_plan_have_no_answer(start: int, stop: int) -> None:
     [clip_ref(-1), clip_ref(10), clip_ref(0, 1, 1), clip_ref(0, -1, 2), clip_ref(0, 0, 0)],
     ids=str,
 )
-def test_a_clip_outside_the_plan_is_refused(ref: ClipRef) -> None:
+def test_a_clip_outside_the_plan_is_rejected(ref: ClipRef) -> None:
     committed = CommittedRows(10)
     with pytest.raises(CorruptOutput, match=r"do not belong together.*Restore both"):
         committed.add(ref)
@@ -84,26 +84,26 @@ def test_a_clip_outside_the_plan_is_refused(ref: ClipRef) -> None:
 
 
 @pytest.mark.parametrize("num_segments", [1, 2, 4])
-def test_a_source_that_has_another_length_than_before_is_refused(num_segments: int) -> None:
+def test_a_source_whose_length_changed_is_rejected(num_segments: int) -> None:
     committed = CommittedRows(10)
     committed.add(clip_ref(4, 1, 3))
-    with pytest.raises(CorruptOutput, match=r"The source changed under the job"):
+    with pytest.raises(CorruptOutput, match=r"The source changed during the job"):
         committed.add(clip_ref(4, 0, num_segments))
 
 
-def test_an_empty_plan_has_nothing_to_settle() -> None:
+def test_an_empty_plan_is_fully_settled() -> None:
     committed = CommittedRows(0)
     assert committed.num_done == 0
     assert committed.done(0, 0).tolist() == []
 
 
-def test_a_bitmap_of_another_plan_is_refused() -> None:
+def test_a_bitmap_of_another_plan_is_rejected() -> None:
     for num_rows, bitmap in [(8, b""), (8, b"\0\0"), (0, b"\0"), (7, b"\x80"), (9, b"\0\2")]:
         with pytest.raises(ValueError, match="a bitmap"):
             CommittedRows(num_rows, bitmap)
 
 
-def test_a_row_costs_a_bit() -> None:
+def test_a_row_takes_one_bit() -> None:
     committed = CommittedRows(8_000_000)
     assert sys.getsizeof(committed._bits) < 1_001_000
     for row in range(0, 8_000_000, 9973):

@@ -34,7 +34,7 @@ def store_of(num_entries: int) -> DictStore:
     return store
 
 
-def test_two_drivers_cannot_take_one_number() -> None:
+def test_two_drivers_cannot_write_the_same_entry() -> None:
     store = DictStore()
     first, second = rejecting(0, writer="driver-1"), rejecting(0, writer="driver-2")
     assert append(store, first)
@@ -44,7 +44,7 @@ def test_two_drivers_cannot_take_one_number() -> None:
 
 
 @pytest.mark.parametrize("num_entries", [*range(70), 1000])
-def test_the_end_is_found_in_logarithmic_time(num_entries: int) -> None:
+def test_the_end_is_found_in_logarithmically_many_requests(num_entries: int) -> None:
     store = DictStore()
     for seq in range(num_entries):
         store.objects[f"manifest/{seq:08d}.json"] = b""
@@ -53,7 +53,7 @@ def test_the_end_is_found_in_logarithmic_time(num_entries: int) -> None:
 
 
 @pytest.mark.parametrize("known", [0, 1, 63, 999, 1000])
-def test_the_end_is_found_at_once_from_near_it(known: int) -> None:
+def test_a_known_count_close_to_the_end_saves_requests(known: int) -> None:
     store = DictStore()
     for seq in range(1000):
         store.objects[f"manifest/{seq:08d}.json"] = b""
@@ -61,7 +61,7 @@ def test_the_end_is_found_at_once_from_near_it(known: int) -> None:
     assert len(store.requests) <= 2 * math.log2(1001 - known) + 2
 
 
-def test_entries_come_in_order_from_any_to_any() -> None:
+def test_any_range_of_entries_comes_in_order() -> None:
     store = store_of(50)
     assert [entry.seq for entry in iter_entries(store)] == list(range(50))
     assert [entry.seq for entry in iter_entries(store, 40)] == list(range(40, 50))
@@ -75,21 +75,21 @@ def test_reading_a_few_entries_does_not_read_them_all() -> None:
     assert len(store.requests) < 40
 
 
-def test_a_missing_entry_is_an_error_and_not_an_end() -> None:
+def test_a_missing_entry_is_an_error() -> None:
     store = store_of(20)
     del store.objects["manifest/00000011.json"]
     with pytest.raises(CorruptOutput, match=r"00000011\.json is damaged: it is missing"):
         list(iter_entries(store, to_seq=20))
 
 
-def test_an_entry_under_another_number_is_refused() -> None:
+def test_an_entry_under_the_wrong_number_is_rejected() -> None:
     store = store_of(3)
     store.objects["manifest/00000001.json"] = store.objects["manifest/00000002.json"]
     with pytest.raises(CorruptOutput, match=r"00000001\.json is damaged: it holds entry 2"):
         load_state(store, 10)
 
 
-def test_a_clip_settled_twice_is_refused() -> None:
+def test_a_clip_settled_twice_is_rejected() -> None:
     store = DictStore()
     append(store, rejecting(0, clip_ref(5)))
     append(store, rejecting(1, clip_ref(4), clip_ref(5)))
@@ -97,18 +97,18 @@ def test_a_clip_settled_twice_is_refused() -> None:
         load_state(store, 10)
 
 
-def test_a_state_takes_entries_in_order_only() -> None:
+def test_entries_apply_only_in_order() -> None:
     state = load_state(DictStore(), 10)
-    with pytest.raises(CorruptOutput, match="entry 1 stands where entry 0 must"):
+    with pytest.raises(CorruptOutput, match="found manifest entry 1 in place of entry 0"):
         state.apply(rejecting(1))
 
 
-def test_a_manifest_beyond_the_plan_is_refused() -> None:
+def test_a_manifest_beyond_the_plan_is_rejected() -> None:
     with pytest.raises(CorruptOutput, match="in a plan of 19 rows"):
         load_state(store_of(20), 19)
 
 
-def test_loading_reads_a_checkpoint_and_the_entries_after_it_alone() -> None:
+def test_loading_reads_only_a_checkpoint_and_the_entries_after_it() -> None:
     store = store_of(1000)
     state = load_state(store, 2000)
     assert state.totals.rejected == {"r": 1000}

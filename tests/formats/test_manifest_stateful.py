@@ -196,4 +196,4 @@ class ManifestMachine(RuleBasedStateMachine):
 
 
 TestManifest = ManifestMachine.TestCase
-TestManifest.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestManifest.settings = settings(max_examples=25, stateful_step_count=25)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import zlib
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -56,13 +57,13 @@ def parquet_of(clips: list[EncodedClip], codebook_size: int = 8192) -> pq.Parque
 @pytest.mark.parametrize(
     ("codebook_size", "code"), [(65_536, "uint16"), (65_537, "uint32"), (2**31, "uint32")]
 )
-def test_the_schema_is_the_documented_one(codebook_size: int, code: str) -> None:
+def test_the_schema_is_as_documented(codebook_size: int, code: str) -> None:
     file = parquet_of([encoded_clip(codebook_size=codebook_size)], codebook_size)
     found = file.schema_arrow.remove_metadata().to_string()
     assert found == SCHEMA.strip().replace("CODE", code)
 
 
-def test_the_footer_says_what_the_codes_are() -> None:
+def test_the_footer_describes_the_codes() -> None:
     file = parquet_of([encoded_clip(0, (17, 5), (2, 3)), encoded_clip(1, (1,), (2, 3))])
     assert file.metadata.metadata == {
         b"tokpipe.format_version": b"1",
@@ -85,9 +86,9 @@ def test_the_footer_says_what_the_codes_are() -> None:
     }
 
 
-def test_a_footer_of_a_newer_format_is_refused() -> None:
+def test_a_footer_of_a_newer_format_asks_for_an_upgrade() -> None:
     key_values = parquet_of([encoded_clip()]).metadata.metadata
-    with pytest.raises(CorruptOutput, match=r"s has format 2 and .* up to 1\. .* Upgrade tokpipe"):
+    with pytest.raises(CorruptOutput, match=r"s has format 2, .* up to 1\. .* Upgrade tokpipe"):
         ShardFooter.of_key_values("mem://s", {**key_values, b"tokpipe.format_version": b"2"})
 
 
@@ -102,9 +103,7 @@ def test_a_footer_of_a_newer_format_is_refused() -> None:
     ],
     ids=str,
 )
-def test_a_footer_that_misses_something_is_refused(
-    key: bytes, value: bytes | None, message: str
-) -> None:
+def test_an_incomplete_footer_is_rejected(key: bytes, value: bytes | None, message: str) -> None:
     key_values = {**parquet_of([encoded_clip()]).metadata.metadata}
     if value is None:
         del key_values[key]
@@ -114,7 +113,7 @@ def test_a_footer_that_misses_something_is_refused(
         ShardFooter.of_key_values("mem://s", key_values)
 
 
-def test_a_row_says_which_frames_its_codes_stand_for() -> None:
+def test_a_row_names_the_frames_of_its_codes() -> None:
     clip = encoded_clip(7, frames=(17, 17, 6), grid=(2, 3))
     rows = parquet_of([clip]).read().to_pylist()
     last = {key: value for key, value in rows[2].items() if key != "codes"}
@@ -139,7 +138,7 @@ def test_a_row_says_which_frames_its_codes_stand_for() -> None:
     assert rows[2]["codes"] == clip.codes[2].ravel().tolist()
 
 
-def test_the_crc_is_over_little_endian_bytes_whatever_the_memory_layout() -> None:
+def test_the_crc_does_not_depend_on_the_memory_layout() -> None:
     codes = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
     expected = zlib.crc32(bytes(b for value in range(24) for b in (value, 0)))
     assert codes_crc32(codes) == expected
@@ -148,8 +147,8 @@ def test_the_crc_is_over_little_endian_bytes_whatever_the_memory_layout() -> Non
 
 
 @given(encoded_clips(), st.randoms())
-@settings(max_examples=60, deadline=None)
-def test_clips_come_back_from_a_shard_as_they_went_in(clips: list[EncodedClip], order: Any) -> None:
+@settings(max_examples=60)
+def test_clips_survive_the_round_trip(clips: list[EncodedClip], order: Any) -> None:
     shuffled = list(clips)
     order.shuffle(shuffled)
     data = build_shard(shuffled, shard_metadata())
@@ -178,7 +177,18 @@ def test_the_largest_code_survives(codebook_size: int) -> None:
     assert int(row.codes[0, 0, 0]) == codebook_size - 1
 
 
-def test_rows_are_cut_into_row_groups_of_about_a_million_codes() -> None:
+def test_shards_with_the_retired_byte_pairs_encoding_still_read() -> None:
+    """Older versions wrote skewed codes as dictionaries whose indices have exactly 16 bits."""
+    data = (Path(__file__).parent / "written/byte_pairs.parquet").read_bytes()
+    shard = ShardReader("mem://s", data)
+    for row, rows in enumerate(shard.clips()):
+        clip = encoded_clip(row, (17, 17, 5), (4, 4))
+        for found, block in zip(rows, clip.codes, strict=True):
+            np.testing.assert_array_equal(found.codes, block)
+    assert shard.footer.num_rows == 6
+
+
+def test_row_groups_hold_about_a_million_codes() -> None:
     # 5 x 128 x 128 = 81,920 codes a chunk: 12 of them stay below 2**20, 13 do not.
     clips = [encoded_clip(row, (17, 17, 17), (128, 128)) for row in range(9)]
     data = build_shard(clips, shard_metadata())
@@ -198,14 +208,14 @@ def test_rows_are_cut_into_row_groups_of_about_a_million_codes() -> None:
     assert ShardReader("mem://s", data).clip("no such clip") is None
 
 
-def test_a_chunk_larger_than_a_row_group_is_a_row_group() -> None:
+def test_a_chunk_larger_than_a_row_group_gets_its_own() -> None:
     clip = encoded_clip(0, (17, 17), (512, 512))
     assert clip.codes[0].size > CODES_PER_ROW_GROUP
     metadata = parquet_of([clip]).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1, 1]
 
 
-def test_small_columns_have_statistics_and_a_page_index_and_codes_have_no_statistics() -> None:
+def test_all_columns_but_codes_have_statistics_and_a_page_index() -> None:
     group = parquet_of([encoded_clip()]).metadata.row_group(0)
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     codes = columns.pop("codes.list.element")
@@ -251,8 +261,8 @@ def zipf(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
         (uniform, 64_000, 16.1),
         (uniform, 65_536, 16.1),
         (uniform, 262_144, 18.6),
-        (zipf, 8192, 9.9),
-        (zipf, 64_000, 12.5),
+        (zipf, 8192, 12.0),
+        (zipf, 64_000, 14.4),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -280,7 +290,7 @@ def test_duckdb_reads_a_shard_without_tokpipe(tmp_path: Any) -> None:
     ]
 
 
-def test_plain_arrow_reads_codes_as_lists_of_whole_numbers(tmp_path: Any) -> None:
+def test_pyarrow_reads_codes_as_lists_of_integers(tmp_path: Any) -> None:
     clip = encoded_clip()
     path = tmp_path / "shard.parquet"
     path.write_bytes(build_shard([clip], shard_metadata()))
@@ -296,18 +306,18 @@ def changed(clip: EncodedClip, **fields: Any) -> EncodedClip:
 CLIP = encoded_clip(0, (17, 5), (2, 3))
 BROKEN = {
     "no clips": ([], "at least one clip"),
-    "a clip twice": ([CLIP, CLIP], "given twice"),
+    "a clip twice": ([CLIP, CLIP], "appears twice"),
     "no chunks": ([changed(CLIP, chunks=(), codes=())], "0 chunks with 0 blocks"),
     "codes missing": ([changed(CLIP, codes=CLIP.codes[:1])], "2 chunks with 1 blocks"),
     "a gap between chunks": (
         [changed(CLIP, chunks=(CLIP.chunks[0], ChunkSpan(1, 18, 4, 0, 0, 0, True)))],
-        "from frame 17 must follow",
+        "must start at frame 17",
     ),
     "chunks out of order": (
         [changed(CLIP, chunks=CLIP.chunks[::-1], codes=CLIP.codes[::-1])],
-        "from frame 0 must follow",
+        "must start at frame 0",
     ),
-    "frames without chunk": ([changed(CLIP, pts_s=np.zeros(23))], "cover 22 frames of 23"),
+    "frames without chunk": ([changed(CLIP, pts_s=np.zeros(23))], "cover 22 of its 23 frames"),
     "wide codes": (
         [changed(CLIP, codes=tuple(block.astype(np.uint32) for block in CLIP.codes))],
         "codes of uint32, not uint16",
@@ -328,7 +338,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_clips_that_contradict_the_schema_are_refused(case: str) -> None:
+def test_inconsistent_clips_are_rejected(case: str) -> None:
     clips, message = BROKEN[case]
     with pytest.raises(ValueError, match=message):
         build_shard(clips, shard_metadata())

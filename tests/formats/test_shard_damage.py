@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -30,43 +29,20 @@ def codes_pages() -> tuple[int, int]:
     return start, start + column.total_compressed_size
 
 
-def test_a_sound_shard_passes() -> None:
+def test_an_intact_shard_passes() -> None:
     check_shard(URI, SHARD, RECEIPT, METADATA)
 
 
 @given(st.integers(0, len(SHARD) * 8 - 1))
-@settings(max_examples=300, deadline=None)
-def test_any_flipped_bit_is_noticed_by_the_files_checksum(bit: int) -> None:
+@settings(max_examples=300)
+def test_the_manifest_detects_any_flipped_bit(bit: int) -> None:
     with pytest.raises(CorruptOutput, match="SHA-256"):
         check_shard(URI, flipped(SHARD, bit), RECEIPT, METADATA)
 
 
-with patch("tokpipe.formats.shard._smallest_encoding", return_value="byte_pairs"):
-    PAIRED = build_shard(CLIPS, METADATA)
-    """The codes in pages that are not pyarrow's, as those of skewed codes are."""
-
-
-def test_pages_of_our_own_hold_the_same_rows() -> None:
-    column = pq.ParquetFile(pa.BufferReader(PAIRED)).metadata.row_group(0).column(15)
-    assert "RLE_DICTIONARY" in column.encodings
-    assert pq.read_table(pa.BufferReader(PAIRED)).equals(pq.read_table(pa.BufferReader(SHARD)))
-    check_shard(URI, PAIRED, receipt_of("p-1-a", CLIPS, PAIRED), METADATA)
-
-
-@given(st.integers(0, len(PAIRED) * 8 - 1))
-@settings(max_examples=300, deadline=None)
-def test_a_flipped_bit_in_a_shard_of_such_pages_changes_no_code_unnoticed(bit: int) -> None:
-    try:
-        rows = list(ShardReader(URI, flipped(PAIRED, bit)).rows())
-    except CorruptOutput:
-        return
-    for row, sound in zip(rows, ShardReader(URI, PAIRED).rows(), strict=True):
-        np.testing.assert_array_equal(row.codes, sound.codes)
-
-
 @given(st.integers(codes_pages()[0] * 8, codes_pages()[1] * 8 - 1))
-@settings(max_examples=300, deadline=None)
-def test_a_flipped_bit_among_codes_is_noticed_without_the_manifest(bit: int) -> None:
+@settings(max_examples=300)
+def test_flipped_bits_in_codes_are_detected_without_the_manifest(bit: int) -> None:
     # Page header or page: whatever Parquet itself lets pass, the rows' CRCs must not.
     try:
         rows = list(ShardReader(URI, flipped(SHARD, bit)).rows())
@@ -78,14 +54,14 @@ def test_a_flipped_bit_among_codes_is_noticed_without_the_manifest(bit: int) -> 
         np.testing.assert_array_equal(row.codes, sound.codes)
 
 
-def test_flipped_payload_bits_are_all_refused() -> None:
+def test_page_checksums_detect_flipped_bits() -> None:
     start, end = codes_pages()
     for at in np.linspace(start + 100, end - 1, 60).astype(int):
         with pytest.raises(CorruptOutput, match=r"row group 0 cannot be read: .*CRC"):
             list(ShardReader(URI, flipped(SHARD, int(at) * 8)).rows())
 
 
-def test_without_verification_flips_pass_which_is_why_it_is_the_default() -> None:
+def test_flipped_bits_pass_without_verification() -> None:
     start, end = codes_pages()
     silent = 0
     for at in np.linspace(start + 100, end - 1, 20).astype(int):
@@ -98,8 +74,8 @@ def test_without_verification_flips_pass_which_is_why_it_is_the_default() -> Non
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 100, len(SHARD) // 2, len(SHARD) - 1])
-def test_a_truncated_shard_is_refused(length: int) -> None:
-    with pytest.raises(CorruptOutput, match=f"{length} bytes where the manifest lists"):
+def test_a_truncated_shard_is_rejected(length: int) -> None:
+    with pytest.raises(CorruptOutput, match=f"{length} bytes, but the manifest lists"):
         check_shard(URI, SHARD[:length], RECEIPT, METADATA)
     with pytest.raises(CorruptOutput, match="does not open as a shard"):
         ShardReader(URI, SHARD[:length])
@@ -109,9 +85,9 @@ def test_the_message_has_its_four_parts() -> None:
     with pytest.raises(CorruptOutput) as caught:
         check_shard(URI, SHARD[:-1], RECEIPT, METADATA)
     assert str(caught.value) == (
-        f"{URI} is damaged: it has {len(SHARD) - 1} bytes where the manifest lists {len(SHARD)}. "
-        "Reading on could give wrong codes without a sign. Restore the object from a copy or an "
-        "older version of it; if there is none, tokenize the dataset again to a new output prefix."
+        f"{URI} is damaged: it has {len(SHARD) - 1} bytes, but the manifest lists {len(SHARD)}. "
+        "Reading it could silently return wrong codes. Restore the object from a copy or an older "
+        "version; if there is none, tokenize the dataset again to a new output prefix."
     )
 
 
@@ -157,29 +133,29 @@ TAMPERED = {
         lambda table: with_column("h", first_is(4))(with_column("w", first_is(16))(table)),
         r"row 0 of row group 0 has grid \(4, 16\) in a shard of 8x8",
     ),
-    "rows out of order": (lambda table: table.take([1, 0, *range(2, 24)]), "has the chunks"),
+    "rows out of order": (lambda table: table.take([1, 0, *range(2, 24)]), "has chunks"),
     "clips out of order": (
         lambda table: table.take([3, 4, 5, 0, 1, 2, *range(6, 24)]),
-        "stands after clip",
+        "follows clip .*, out of order",
     ),
-    "a row twice": (lambda table: table.take([0, 0, *range(2, 24)]), "has the chunks"),
-    "another number of chunks": (with_column("n_chunks", first_is(4)), "has the chunks"),
-    "a row missing": (lambda table: table.slice(1), "has 23 rows where its footer says 24"),
+    "a row twice": (lambda table: table.take([0, 0, *range(2, 24)]), "has chunks"),
+    "another number of chunks": (with_column("n_chunks", first_is(4)), "has chunks"),
+    "a row missing": (lambda table: table.slice(1), "has 23 rows, but its footer says 24"),
 }
 
 
 @pytest.mark.parametrize("case", TAMPERED)
-def test_content_that_contradicts_itself_is_refused(case: str) -> None:
+def test_inconsistent_content_is_rejected(case: str) -> None:
     change, message = TAMPERED[case]
     with pytest.raises(CorruptOutput, match=message):
         list(ShardReader(URI, rewritten(change)).clips())
 
 
-def test_the_tampering_itself_leaves_a_sound_shard_sound() -> None:
+def test_rewriting_without_a_change_leaves_the_shard_valid() -> None:
     assert len(list(ShardReader(URI, rewritten(lambda table: table)).clips())) == 8
 
 
-def test_a_code_beyond_the_codebook_is_refused() -> None:
+def test_a_code_beyond_the_codebook_is_rejected() -> None:
     small = shard_metadata(100)
     data = build_shard([encoded_clip(0, codebook_size=100)], small)
     # The same file under a footer that promises fewer codes.
@@ -193,7 +169,7 @@ def test_a_code_beyond_the_codebook_is_refused() -> None:
         list(shard.rows())
 
 
-def test_other_columns_are_refused() -> None:
+def test_other_columns_are_rejected() -> None:
     schema = shard_schema("uint16")
     wide = schema.set(15, pa.field("codes", pa.list_(pa.int64()), nullable=False))
     data = rewritten(lambda table: table.cast(wide), wide)
@@ -201,28 +177,28 @@ def test_other_columns_are_refused() -> None:
         ShardReader(URI, data)
 
 
-def test_a_parquet_file_of_somebody_else_is_refused() -> None:
+def test_other_parquet_files_are_rejected() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
     with pytest.raises(CorruptOutput, match=r"its footer lacks the key tokpipe\.format_version"):
         ShardReader(URI, sink.getvalue().to_pybytes())
 
 
-def test_a_shard_of_another_fingerprint_is_refused() -> None:
+def test_a_shard_of_another_fingerprint_is_rejected() -> None:
     other = dataclasses.replace(METADATA, fingerprint="0" * 32)
     with pytest.raises(CorruptOutput, match=f"made with fingerprint {'f' * 32} .* {'0' * 32}"):
         check_shard(URI, SHARD, RECEIPT, other)
 
 
 @pytest.mark.parametrize("field", ["num_rows", "num_codes", "num_frames"])
-def test_a_receipt_with_other_counts_is_refused(field: str) -> None:
+def test_a_receipt_with_other_counts_is_rejected(field: str) -> None:
     changed: Any = {field: 1}
     receipt = dataclasses.replace(RECEIPT, **changed)
-    with pytest.raises(CorruptOutput, match="where the manifest lists"):
+    with pytest.raises(CorruptOutput, match="but the manifest lists"):
         check_shard(URI, SHARD, receipt, METADATA)
 
 
-def test_a_receipt_of_other_clips_is_refused() -> None:
+def test_a_receipt_of_other_clips_is_rejected() -> None:
     receipt = dataclasses.replace(RECEIPT, clips=RECEIPT.clips[:-1])
     with pytest.raises(CorruptOutput, match="its 8 clips are not those"):
         check_shard(URI, SHARD, receipt, METADATA)

@@ -78,26 +78,26 @@ def test_carried_columns_keep_their_types_even_when_all_null() -> None:
     assert table.schema.types[-4:] == CARRIED.schema.types
 
 
-def test_no_carried_columns_are_fine() -> None:
+def test_carried_columns_are_optional() -> None:
     table = read(build_side_table(CLIPS, CARRIED.select([])))
     assert table.num_rows == 2
     assert table.column_names[-1] == "end_pts_s"
 
 
-def test_the_own_columns_are_required() -> None:
+def test_tokpipes_columns_are_required() -> None:
     table = read(build_side_table(CLIPS, CARRIED))
     nullable = [name for name in OWN_COLUMNS if table.schema.field(name).nullable]
     assert nullable == ["damage"]
 
 
-def test_marks_and_what_is_missing_are_kept() -> None:
+def test_marks_and_damage_are_kept() -> None:
     marked = replace(CLIPS[0], marks=("damaged", "other"), damage="the clip ends early")
     table = read(build_side_table([marked, CLIPS[1]], CARRIED))
     assert table["marks"].to_pylist() == [[], ["damaged", "other"]]
     assert table["damage"].to_pylist() == [None, "the clip ends early"]
 
 
-def test_a_table_of_before_there_were_marks_is_read_as_unmarked() -> None:
+def test_an_older_table_reads_as_unmarked() -> None:
     now = read(build_side_table(CLIPS, CARRIED))
     old = now.drop_columns(["marks", "damage"]).append_column("marks", pa.array(["x", "y"]))
     sink = pa.BufferOutputStream()
@@ -107,28 +107,28 @@ def test_a_table_of_before_there_were_marks_is_read_as_unmarked() -> None:
     assert table["src_marks"].to_pylist() == ["x", "y"]
 
 
-def test_a_plan_of_before_there_were_marks_may_carry_a_column_of_that_name() -> None:
+def test_columns_carried_by_an_older_plan_are_renamed() -> None:
     carried = pa.table({"damage": ["hail", "fire"], "src_damage": ["a", "b"]})
     table = read(build_side_table(CLIPS, carried))
     assert table["damage"].to_pylist() == [None, None]
     assert table["src_src_damage"].to_pylist() == ["fire", "hail"]
 
 
-def test_planning_renames_what_would_be_taken() -> None:
+def test_planning_renames_columns_with_tokpipes_names() -> None:
     assert set(carried_names(OWN_COLUMNS)) & set(OWN_COLUMNS) == set()
 
 
-def test_a_carried_column_may_not_pass_for_one_of_tokpipes_own() -> None:
-    with pytest.raises(ValueError, match=r"carried columns \['fps'\] have names of tokpipe's own"):
+def test_a_carried_column_with_tokpipes_name_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"carried columns \['fps'\] have names that tokpipe uses"):
         build_side_table(CLIPS, CARRIED.rename_columns(["caption", "score", "tags", "fps"]))
 
 
-def test_carried_rows_must_be_aligned_to_the_clips() -> None:
+def test_carried_rows_must_match_the_clips() -> None:
     with pytest.raises(ValueError, match="1 rows of carried columns for 2 clips"):
         build_side_table(CLIPS, CARRIED.slice(1))
 
 
-def test_damage_is_noticed() -> None:
+def test_damage_is_detected() -> None:
     data = build_side_table(CLIPS, CARRIED)
     for bit in range(0, len(data) * 8, 997):
         with pytest.raises(CorruptOutput, match="SHA-256"):
@@ -137,7 +137,7 @@ def test_damage_is_noticed() -> None:
             )
 
 
-def test_something_else_is_no_side_table() -> None:
+def test_other_tables_are_rejected() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
     with pytest.raises(CorruptOutput, match=r"its columns are \['a'\]"):

@@ -1,8 +1,7 @@
-"""The stored plan."""
+"""Plans: what is written, what is read back, and which rows count as the same clip."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -108,7 +107,7 @@ def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
     assert [part.num_rows for part in stored.parts] == [7, 2, 1]
 
 
-def test_the_plan_id_is_the_rows_and_nothing_else(tmp_path: Path) -> None:
+def test_the_plan_id_depends_on_the_rows_alone(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 7)
     job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"})
     first, second = (
@@ -133,7 +132,7 @@ def test_a_stored_plan_survives_json(tmp_path: Path) -> None:
     assert kinds == list(stored.columns.values()) == ["int64", "timestamp[us, tz=UTC]"]
 
 
-def test_a_long_source_becomes_parts_of_full_size(tmp_path: Path) -> None:
+def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:
     num_rows = 2 * PART_ROWS + 5
     write_table(tmp_path / "t.parquet", num_rows)
     stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
@@ -145,12 +144,8 @@ def test_a_long_source_becomes_parts_of_full_size(tmp_path: Path) -> None:
         data = store.get(part.key)
         assert (len(data), hashlib.sha256(data).hexdigest()) == (part.size_bytes, part.sha256)
     reader = PlanReader(store, stored)
-    assert [reader.part_of(row) for row in (0, PART_ROWS - 1, PART_ROWS, num_rows - 1)] == [
-        0,
-        0,
-        1,
-        2,
-    ]
+    edges = (0, PART_ROWS - 1, PART_ROWS, num_rows - 1)
+    assert [reader.part_of(row) for row in edges] == [0, 0, 1, 2]
     backwards = reader.items(2, np.arange(num_rows - 1, 2 * PART_ROWS - 1, -1))
     assert backwards == reader.items(2)[::-1]
     for row in (-1, num_rows):
@@ -164,7 +159,7 @@ def test_a_long_source_becomes_parts_of_full_size(tmp_path: Path) -> None:
     assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
 
 
-def test_rows_with_long_captions_make_small_parts(tmp_path: Path) -> None:
+def test_long_captions_make_small_parts(tmp_path: Path) -> None:
     texts = pa.array([chr(97 + i % 26) * 2**20 for i in range(100)])
     write_table(tmp_path / "t.parquet", 100, caption=texts)
     stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
@@ -174,7 +169,7 @@ def test_rows_with_long_captions_make_small_parts(tmp_path: Path) -> None:
     assert reader.extras(rows).column("caption").to_pylist() == [texts[i].as_py() for i in rows]
 
 
-def test_extras_have_one_schema_whatever_rows_are_asked_for(tmp_path: Path) -> None:
+def test_extras_have_the_same_schema_for_any_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 3)
     (tmp_path / "t.csv").write_text("url,name\n/w/1.mp4,one\n")
     (tmp_path / "clip.mp4").touch()
@@ -198,27 +193,25 @@ def test_extras_have_one_schema_whatever_rows_are_asked_for(tmp_path: Path) -> N
             reader.extras(rows)
 
 
-def test_extras_of_a_job_that_carries_nothing_still_count_rows(tmp_path: Path) -> None:
+def test_extras_count_rows_when_no_columns_are_carried(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").touch()
     stored, store = plan(tmp_path, {"kind": "files", "uri": "*.mp4"})
     extras = PlanReader(store, stored).extras([0])
     assert (extras.num_rows, extras.num_columns) == (1, 0)
 
 
-def test_one_name_with_two_types_names_both_sources(tmp_path: Path) -> None:
+def test_a_column_with_two_types_is_an_error_that_names_both_sources(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 3)
     (tmp_path / "t.csv").write_text("url,n\n/w/1.mp4,1\n")
     with pytest.raises(
         ConfigError, match=r"sources\[1\].*'n' holds string.*sources\[0\] .* holds int64"
     ):
-        plan(
-            tmp_path,
-            {**TABLE, "uri": "t.parquet"},
-            {**CSV, "uri": "t.csv"},
-        )
+        plan(tmp_path, {**TABLE, "uri": "t.parquet"}, {**CSV, "uri": "t.csv"})
 
 
-def test_a_clip_named_twice_is_refused_by_both_places_and_nothing_stays(tmp_path: Path) -> None:
+def test_duplicate_clips_name_both_rows_and_leave_no_files(
+    tmp_path: Path,
+) -> None:
     write_table(tmp_path / "a.parquet", 20)
     write_table(tmp_path / "b.parquet", 20, first=17)
     sources = [{**TABLE, "uri": "a.parquet"}, {**TABLE, "uri": "b.parquet"}]
@@ -232,7 +225,7 @@ def test_a_clip_named_twice_is_refused_by_both_places_and_nothing_stays(tmp_path
 
 
 @pytest.mark.parametrize("num_ranges", [1, 2, 3, 7, 1000])
-def test_repeated_values_are_found_whatever_range_is_looked_at_at_once(
+def test_repeated_values_are_found_for_any_number_of_ranges(
     num_ranges: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_duplicates, "_SORTED_AT_ONCE", 3000 // num_ranges)
@@ -243,19 +236,19 @@ def test_repeated_values_are_found_whatever_range_is_looked_at_at_once(
     assert plan_duplicates._repeated(parts).tolist() == wanted
 
 
-def test_the_same_video_with_another_span_is_another_clip(tmp_path: Path) -> None:
+def test_two_spans_of_a_video_are_two_clips(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("url,from,to\n/1.mp4,,\n/1.mp4,0,\n/1.mp4,0,1\n/1.mp4,,1\n")
     stored, _ = plan(tmp_path, {**TABLE, "uri": "t.csv"})
     assert stored.num_rows == 4
 
 
-def test_a_span_written_in_two_ways_is_one_clip(tmp_path: Path) -> None:
+def test_two_spellings_of_a_span_are_one_clip(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("url,from,to\n/1.mp4,0,60\n/1.mp4,-0.0,0:01:00\n")
     with pytest.raises(ConfigError, match=r"/1\.mp4 from 0\.0 s to 60\.0 s"):
         plan(tmp_path, {**TABLE, "uri": "t.csv"})
 
 
-def test_the_first_of_several_is_kept_when_asked_to(tmp_path: Path) -> None:
+def test_keep_first_drops_later_duplicates(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", PART_ROWS + 20)
     write_table(tmp_path / "b.parquet", 40, first=PART_ROWS)
     write_table(tmp_path / "c.parquet", 20)
@@ -280,25 +273,21 @@ def test_the_first_of_several_is_kept_when_asked_to(tmp_path: Path) -> None:
     assert len(sizes(store, "plan/")) == 3
 
 
-def test_broken_rows_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
+def test_rows_with_problems_are_not_duplicates_of_each_other(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("url,from,to\n,,\n,,\n/1.mp4,x,\n/1.mp4,x,\n")
     stored, _ = plan(tmp_path, {**TABLE, "uri": "t.csv"})
     assert (stored.num_rows, stored.num_problems) == (4, 4)
 
 
-def test_a_source_without_rows_is_named_and_nothing_stays(tmp_path: Path) -> None:
+def test_a_source_without_rows_is_an_error_and_leaves_no_files(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", 3)
     (tmp_path / "t.csv").write_text("url\n")
-    with pytest.raises(ConfigError, match=r"sources\[1\] .*t\.csv\): has no rows"):
-        plan(
-            tmp_path,
-            {**TABLE, "uri": "a.parquet"},
-            {**CSV, "uri": "t.csv"},
-        )
+    with pytest.raises(ConfigError, match=r"sources\[1\] .*t\.csv\) has no rows"):
+        plan(tmp_path, {**TABLE, "uri": "a.parquet"}, {**CSV, "uri": "t.csv"})
     assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
 
 
-def test_a_part_that_is_not_what_was_planned_is_never_read(tmp_path: Path) -> None:
+def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 7)
     stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
     key = stored.parts[0].key
@@ -314,10 +303,10 @@ def test_a_part_that_is_not_what_was_planned_is_never_read(tmp_path: Path) -> No
             read(PlanReader(store, stored))
 
 
-def test_only_what_is_not_done_is_read(tmp_path: Path) -> None:
+def test_finished_parts_are_not_read(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 2 * PART_ROWS + 5)
     stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
-    store.delete(stored.parts[1].key)  # would be missed, if it were opened
+    store.delete(stored.parts[1].key)  # reading it would fail
     mask = np.zeros(stored.num_rows, bool)
     mask[10:20] = True
     mask[PART_ROWS : 2 * PART_ROWS] = True
@@ -331,7 +320,7 @@ def test_only_what_is_not_done_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-def test_a_plan_lives_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+def test_a_plan_can_be_stored_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 100)
     job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"}, output={"uri": f"{s3_bucket.uri}/out"})
     store = open_store(job.output.uri, OPTIONS)
@@ -339,20 +328,15 @@ def test_a_plan_lives_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     assert len(items_of(PlanReader(store, stored))) == 100
 
 
-def test_row_ids_are_fixed_for_all_time() -> None:
-    # Ids are written into outputs: a change here makes every resume start over.
+def test_row_ids_never_change() -> None:
+    # Outputs store ids, so a change makes every resume start over.
     assert ids.row_id("webvid", "s3://b/ü.mp4", None, None) == "2000c34270ff75caef4e0e2d175d1c90"
     assert ids.row_id("webvid", "s3://b/ü.mp4", 0.0, 12.5) == "4974afbe397ede57ade444b475c47f07"
 
 
 @given(
     st.lists(
-        st.tuples(
-            st.text(max_size=3),
-            st.text(max_size=5),
-            st.none() | st.floats(0, 9),
-            st.none() | st.floats(0, 9),
-        ),
+        st.tuples(st.text(max_size=3), st.text(max_size=5), *2 * [st.none() | st.floats(0, 9)]),
         unique=True,
         max_size=20,
     )
@@ -361,10 +345,3 @@ def test_different_rows_have_different_ids(
     rows: list[tuple[str, str, float | None, float | None]],
 ) -> None:
     assert len({ids.row_id(*row) for row in rows}) == len(rows)
-
-
-def test_plan_values_cannot_change(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", 3)
-    stored, _ = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        stored.num_rows = 7  # type: ignore[misc]

@@ -15,8 +15,8 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.storage import open_store
 from tokpipe.types import EncodedClip
 
-ENCODINGS = ("BYTE_STREAM_SPLIT", "byte pairs", "dictionary")
-"""One shard has each: of uniform codes, of many skewed ones, and of codes that hardly differ."""
+ENCODINGS = ("BYTE_STREAM_SPLIT", "BYTE_STREAM_SPLIT", "dictionary")
+"""By shard: uniform codes, many skewed ones, and codes that hardly differ."""
 
 _GRIDS = ((16, 16), (64, 64), (16, 16))
 
@@ -60,7 +60,4 @@ def encoding_of(file: Any) -> str:
     group = file.metadata.row_group(0)
     columns = [group.column(index) for index in range(group.num_columns)]
     (codes,) = (one for one in columns if one.path_in_schema.startswith("codes."))
-    if "BYTE_STREAM_SPLIT" in codes.encodings:
-        return "BYTE_STREAM_SPLIT"
-    # Indices of pairs have 16 bits each; of the few codes that a plain dictionary suits, fewer.
-    return "byte pairs" if codes.total_uncompressed_size > 2 * codes.num_values else "dictionary"
+    return "BYTE_STREAM_SPLIT" if "BYTE_STREAM_SPLIT" in codes.encodings else "dictionary"

@@ -33,7 +33,7 @@ def native(uri: str | None, *, decoder: bool = True) -> NativeConfig:
     )
 
 
-def test_a_decoder_trained_further_changes_no_hash(tmp_path: Path) -> None:
+def test_training_the_decoder_further_keeps_the_hash(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     config = native(str(path))
     hashes = []
@@ -44,7 +44,7 @@ def test_a_decoder_trained_further_changes_no_hash(tmp_path: Path) -> None:
     assert hashes[0].startswith("sha256 ")
 
 
-def test_only_what_encoding_needs_is_kept_for_encoders(tmp_path: Path) -> None:
+def test_encoders_get_only_the_weights_they_need(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.torch.save(STATE))
     encoding = read_weights(native(str(path)), StoreOptions()).encoding
@@ -58,7 +58,7 @@ def test_only_what_encoding_needs_is_kept_for_encoders(tmp_path: Path) -> None:
     assert strange.encoding == path.read_bytes()
 
 
-def test_programs_are_hashed_whole_and_their_decoder_is_apart(tmp_path: Path) -> None:
+def test_programs_are_hashed_whole_and_have_a_separate_decoder(tmp_path: Path) -> None:
     (tmp_path / "encoder.jit").write_bytes(b"encoder")
     (tmp_path / "decoder.jit").write_bytes(b"decoder")
     config = CosmosDVConfig(
@@ -73,20 +73,20 @@ def test_programs_are_hashed_whole_and_their_decoder_is_apart(tmp_path: Path) ->
     assert read_weights(config, StoreOptions(), with_decoder=True).decoding == b"decoder"
 
 
-def test_random_weights_are_known_by_their_seed() -> None:
+def test_random_weights_are_identified_by_their_seed() -> None:
     assert read_weights(native(None), StoreOptions()).hash == "random, seed 4"
 
 
-def test_missing_and_damaged_files_are_told(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_config_errors(tmp_path: Path) -> None:
     uri = f"{tmp_path}/nowhere.safetensors"
-    with pytest.raises(ConfigError, match=r"^tokenizer.weights: there is nothing at .*nowhere"):
+    with pytest.raises(ConfigError, match=r"^tokenizer.weights: no file at .*nowhere"):
         read_weights(native(uri), StoreOptions())
-    with pytest.raises(ConfigError, match=r"^tokenizer.weights: there is nothing at"):
+    with pytest.raises(ConfigError, match=r"^tokenizer.weights: no file at"):
         find_weights(uri, StoreOptions())
-    with pytest.raises(ConfigError, match=r"nothing at builtin://no-such-one/config.yaml"):
+    with pytest.raises(ConfigError, match=r"no file at builtin://no-such-one/config.yaml"):
         read_object("builtin://no-such-one/config.yaml", StoreOptions())
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.torch.save(STATE)[:-1])
-    with pytest.raises(ConfigError, match=r"model.safetensors: is no whole safetensors file"):
+    with pytest.raises(ConfigError, match=r"model.safetensors is not a complete safetensors file"):
         read_weights(native(str(path)), StoreOptions())
     assert find_weights(str(path), StoreOptions()) == path.stat().st_size

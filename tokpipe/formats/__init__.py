@@ -1,4 +1,4 @@
-"""What an output consists of: shards, side tables, the manifest, the job's record.
+"""The objects of an output: shards, side tables, the manifest and the job record.
 
-Sees a store and bytes, never a protocol, so that one test suite covers memory, disk and S3.
+Works on a store and bytes, never on a protocol, so one test suite covers memory, disk and S3.
 """

@@ -1,4 +1,4 @@
-"""Checksums of whole objects, and the one way to say that an object is damaged."""
+"""Checksums of whole objects, and the errors for objects that are damaged or too new."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from tokpipe.errors import CorruptOutput
 
 
 def damaged(uri: str, found: str) -> CorruptOutput:
-    """The error for an object that is not what was once written there."""
+    """Return the error for an object that is not what was written."""
     return CorruptOutput(
-        f"{uri} is damaged: {found.rstrip('.')}. Reading on could give wrong codes without a sign. "
-        "Restore the object from a copy or an older version of it; if there is none, "
-        "tokenize the dataset again to a new output prefix."
+        f"{uri} is damaged: {found.rstrip('.')}. Reading it could silently return wrong codes. "
+        "Restore the object from a copy or an older version; if there is none, tokenize the "
+        "dataset again to a new output prefix."
     )
 
 
 def too_new(uri: str, found: int, known: int) -> CorruptOutput:
-    """The error for an object that only a later tokpipe can understand."""
+    """Return the error for an object that only a later tokpipe can read."""
     return CorruptOutput(
-        f"{uri} has format {found} and this tokpipe reads up to {known}. "
-        "Read as an older one, it could be misunderstood. Upgrade tokpipe."
+        f"{uri} has format {found}, but this tokpipe reads formats up to {known}. "
+        "Reading it as an older format could misinterpret it. Upgrade tokpipe."
     )
 
 
@@ -29,12 +29,12 @@ def sha256(data: bytes) -> str:
 
 
 def check_bytes(uri: str, data: bytes, *, size_bytes: int, sha256_hex: str) -> None:
-    """Compare an object with what the manifest lists.
+    """Compare an object with the size and hash in the manifest.
 
     Raises:
-        CorruptOutput: other size, or same size and other content.
+        CorruptOutput: the size or the content differs.
     """
     if len(data) != size_bytes:
-        raise damaged(uri, f"it has {len(data)} bytes where the manifest lists {size_bytes}")
+        raise damaged(uri, f"it has {len(data)} bytes, but the manifest lists {size_bytes}")
     if (found := sha256(data)) != sha256_hex:
-        raise damaged(uri, f"its SHA-256 is {found} where the manifest lists {sha256_hex}")
+        raise damaged(uri, f"its SHA-256 is {found}, but the manifest lists {sha256_hex}")

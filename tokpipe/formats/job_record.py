@@ -1,4 +1,4 @@
-"""OUT/job.json: what an output is made of. Written once, before any shard."""
+"""OUT/job.json: how an output was made. Written once, before any shard."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ JOB_RECORD_FORMAT = 1
 
 
 class JobRecord(BaseModel):
-    """Everything that a stranger, a reader and a resume need to know of an output."""
+    """Everything that a reader, a resume or another program needs to know about an output."""
 
-    # Unknown keys are ignored: a later version may have added some.
+    # A later version may have added keys.
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     format: int = JOB_RECORD_FORMAT
@@ -31,39 +31,39 @@ class JobRecord(BaseModel):
     created_at: str
     """UTC, ISO 8601."""
     writer: str
-    """Attempt id of the driver that wrote this: makes the record unlike any other."""
+    """Attempt id of the driver that wrote this. Makes every record unique."""
     dataset: str
     fingerprint: str
     settings: dict[str, Any]
-    """What the fingerprint is made of, by dotted key."""
+    """What the fingerprint hashes, by dotted key."""
     tokenizer: TokenizerSpec
     num_rows: NonNegativeInt
-    """Rows of the stored plan: those that the manifest counts off."""
+    """Rows of the stored plan, which the manifest settles one by one."""
     plan: dict[str, Any]
-    """Where the stored plan is, and its checksums."""
+    """Location and checksums of the stored plan."""
     libraries: dict[str, str]
-    """Versions at the first start, for people: a resume may run others."""
+    """Versions at the first start, for people. A resume may run others."""
     job: dict[str, Any]
     """The resolved job file."""
 
     def to_json(self) -> bytes:
-        """Return JSON for people, closed by a checksum of itself."""
+        """Return indented JSON that ends with a checksum."""
         return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
 
     def job_config(self, uri: str) -> JobConfig:
-        """The resolved job file as settings again; ``uri`` is the output's, for the error.
+        """Return the resolved job; ``uri`` names the output in the error.
 
         Raises:
-            ConfigError: another version of tokpipe wrote it, whose settings are not known here.
+            ConfigError: another version of tokpipe wrote settings that are unknown here.
         """
         try:
             return JobConfig.model_validate_json(json.dumps(self.job))
         except ValidationError as error:
             raise ConfigError(
-                f"{uri}: its job was recorded by tokpipe {self.tokpipe_version}, and has settings "
-                f"that this version does not take ({error.error_count()} problems, the first: "
-                f"{error.errors(include_url=False)[0]['msg']}). Its codes can be read all the "
-                "same; to run its tokenizer again, install that version"
+                f"{uri}: its job was recorded by tokpipe {self.tokpipe_version} with settings that "
+                f"this version does not accept ({error.error_count()} problems, the first: "
+                f"{error.errors(include_url=False)[0]['msg']}). You can still read its codes. To "
+                "run its tokenizer, install that version"
             ) from error
 
     @classmethod
@@ -71,7 +71,7 @@ class JobRecord(BaseModel):
         """Parse a record.
 
         Raises:
-            CorruptOutput: it is no record, or one of a later format.
+            CorruptOutput: it is not a record, or has a newer format.
         """
         try:
             fields = json.loads(data)
@@ -80,16 +80,16 @@ class JobRecord(BaseModel):
                 raise TypeError(f"its format is {version!r}")
             if version > JOB_RECORD_FORMAT:
                 raise too_new(uri, version, JOB_RECORD_FORMAT)
-            # Records of early versions carry none; an audit says so.
+            # Early versions wrote none; an audit reports it.
             if fields.pop(CHECKSUM, None) not in (None, digest(fields)):
-                raise damaged(uri, "its content does not have the checksum that it carries")
+                raise damaged(uri, "its content does not match its checksum")
             return cls.model_validate(fields)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:  # pydantic's, too
-            raise damaged(uri, f"it does not parse as the record of a job: {error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(uri, f"it does not parse as a job record: {error}") from error
 
 
 def write_once(store: Store, record: JobRecord) -> JobRecord:
-    """Write the record unless there is one. Returns the one that stands, ours or an earlier."""
+    """Write the record unless one exists. Return the one that is in the store."""
     if store.create(JOB_RECORD, record.to_json()):
         return record
     return read(store)
@@ -99,7 +99,7 @@ def read(store: Store) -> JobRecord:
     """Return an output's record.
 
     Raises:
-        NotFound: nothing was ever written below this prefix.
+        NotFound: there is no output at this prefix.
         CorruptOutput: the record is damaged.
     """
     uri = store.uri_of(JOB_RECORD)
@@ -107,14 +107,14 @@ def read(store: Store) -> JobRecord:
         data = store.get(JOB_RECORD)
     except NotFound as error:
         raise NotFound(
-            f"{store.uri} has no {JOB_RECORD}, so it is not the output of a tokpipe job, or of one "
-            "that has not begun. Nothing below it can be read. Check the URI, or wait for the job."
+            f"{store.uri} has no {JOB_RECORD}: it is not the output of a tokpipe job, or the job "
+            "has not started. Nothing can be read. Check the URI, or wait for the job."
         ) from error
     return JobRecord.from_json(uri, data)
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn nested settings into one mapping with dotted keys; lists stay values."""
+    """Turn nested settings into one mapping with dotted keys. Lists stay values."""
 
     def pairs(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping) and value:
@@ -127,12 +127,12 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare the settings of an output with those of the job about to resume it.
+    """Compare the settings of an output with those of the job that resumes it.
 
-    Both are compared as JSON would store them, so a tuple equals the list it was read back as.
+    Both are compared as JSON, so a tuple equals the list it was stored as.
 
     Raises:
-        PlanMismatch: naming every setting that changed, by dotted key.
+        PlanMismatch: settings changed. The message names each by its dotted key.
     """
     before, after = (flatten(json.loads(json.dumps(side))) for side in (written, wanted))
     changed = [

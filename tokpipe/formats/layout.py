@@ -1,4 +1,4 @@
-"""Where each object of an output stands below its prefix."""
+"""The key of each object below an output's prefix."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def shard_key(name: str) -> str:
-    """Key of the shard called ``name``, which is ``<plan>-<lease>-<attempt>``."""
+    """Key of a shard. Its name is ``<plan>-<lease>-<attempt>``."""
     return f"shards/{_checked(name)}.parquet"
 
 
 def side_table_key(name: str) -> str:
-    """Key of the per-clip table that belongs to the shard called ``name``."""
+    """Key of the per-clip table beside the shard called ``name``."""
     return f"clips/{_checked(name)}.parquet"
 
 
@@ -25,7 +25,7 @@ def entry_key(seq: int) -> str:
 
 
 def checkpoint_key(seq: int) -> str:
-    """Key of the checkpoint that sums up the entries before ``seq``."""
+    """Key of the checkpoint that summarizes the entries before ``seq``."""
     return f"manifest/{seq:08d}.checkpoint.json"
 
 

@@ -1,4 +1,4 @@
-"""JSON objects that carry a checksum of their own content, so that a flipped bit is an error."""
+"""JSON objects with a checksum of their content, so that a flipped bit is an error."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ CHECKSUM = "checksum"
 
 
 def seal(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the object with the checksum of all its other keys as its last key."""
+    """Append a checksum of all keys, as the last key."""
     return {**body, CHECKSUM: digest(body)}
 
 
 def dump_lines(values: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> bytes:
-    """Return an object as JSON with one key a line, so that a person can grep and diff it.
+    """Return JSON with one key per line, for people to grep and diff.
 
-    Keys in ``texts`` have that JSON for a value, laid out by the caller.
+    ``texts`` replaces the values of some keys by JSON that the caller has laid out.
     """
-    own = {key: json.dumps(value) for key, value in values.items()}
-    return (object_text({**own, **(texts or {})}, separator=",\n") + "\n").encode()
+    dumped = {key: json.dumps(value) for key, value in values.items()}
+    return (object_text({**dumped, **(texts or {})}, separator=",\n") + "\n").encode()
 
 
 def object_text(texts: Mapping[str, str], separator: str = ", ") -> str:
-    """Join keys with values that are JSON already."""
+    """Join keys and values that are already JSON."""
     return "{" + separator.join(f'"{key}": {text}' for key, text in texts.items()) + "}"
 
 
@@ -35,16 +35,16 @@ def unseal(uri: str, data: bytes, *, newest_format: int) -> dict[str, Any]:
     """Parse a sealed object and return it without its checksum.
 
     Raises:
-        CorruptOutput: no JSON object, a wrong checksum, or a ``format`` this code cannot know.
+        CorruptOutput: not a JSON object, a wrong checksum, or a newer ``format``.
     """
     try:
         body = json.loads(data)
-    except (ValueError, RecursionError) as error:  # of the JSON or of its UTF-8
+    except (ValueError, RecursionError) as error:
         raise damaged(uri, f"it does not parse as JSON: {error}") from error
     if not isinstance(body, dict):
         raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
     if body.pop(CHECKSUM, None) != digest(body):
-        raise damaged(uri, "its content does not have the checksum that it carries")
+        raise damaged(uri, "its content does not match its checksum")
     version = body.pop("format", 0)
     if not isinstance(version, int):
         raise damaged(uri, f"its format is {version!r}")

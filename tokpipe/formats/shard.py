@@ -1,7 +1,7 @@
-"""Builds shards: Parquet files with one row per chunk. The schema is documented for strangers.
+"""Builds shards: Parquet files with one row per chunk, in the documented schema.
 
-A shard is built whole in memory and depends on its clips, the metadata and the library version
-alone. ``shard_reader`` reads and checks it.
+A shard is built in memory. Its bytes depend only on its clips, its metadata and the versions of
+the libraries. ``shard_reader`` reads and checks it.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import tokpipe
-from tokpipe.formats.byte_pairs import MOST_PAIRS, pair_dictionary, with_byte_pairs
 from tokpipe.formats.checks import damaged, too_new
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.types import EncodedClip
 
 SHARD_FORMAT = 1
-"""Raised when an older reader could misread a newer shard; new columns do not raise it."""
+"""Goes up when an older reader could misread a newer shard; a new column is no such change."""
 
 CODES_PER_ROW_GROUP = 2**20
-"""A row group is what a reader must fetch for one row: 2 MB at K = 65,536."""
+"""A reader must fetch a row group to read one row: 2 MB at K = 65,536."""
 
 _PAGE_BYTES = 8 * 2**20
-"""One page of codes per row group. Each byte plane of a page is compressed by itself, and longer
-planes cost less: 13.02 to 13.08 bits a code against 13.17 with pages of 1 MiB (uniform codes,
-K = 8,192)."""
+"""One page of codes per row group. Longer byte planes compress better: 13.02 to 13.08 bits a code,
+against 13.17 with pages of 1 MiB (uniform codes, K = 8,192)."""
 
 _ZSTD_LEVEL = 3
 _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
 
-Encoding = Literal["byte_stream_split", "dictionary", "byte_pairs"]
+Encoding = Literal["byte_stream_split", "dictionary"]
 
 
 def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
-    """Arrow schema of a shard; every column is required. Lists, because every engine tried
-    reads them right, which is not so for binary and for tensor columns."""
+    """Return the Arrow schema of a shard. Every column is required.
+
+    Codes are lists: every engine tried reads them correctly, unlike binary and tensor columns.
+    """
     code = pa.field("element", pa.type_for_alias(code_dtype), nullable=False)
     columns: dict[str, pa.DataType] = {
         "clip_id": pa.string(),
@@ -71,7 +71,7 @@ def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class ShardMetadata:
-    """Key-value metadata that all shards of an output share."""
+    """Key-value metadata shared by all shards of an output."""
 
     fingerprint: str
     tokenizer: TokenizerSpec
@@ -79,7 +79,7 @@ class ShardMetadata:
     def to_key_values(
         self, *, grid: tuple[int, int], num_rows: int, num_codes: int
     ) -> dict[str, str]:
-        """What a shard's footer says, for readers that have nothing but the file."""
+        """Return the footer's key-value pairs, for readers that have only the file."""
         values: dict[str, Any] = {
             "format_version": SHARD_FORMAT,
             "version": tokpipe.__version__,
@@ -94,7 +94,7 @@ class ShardMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ShardFooter:
-    """A shard's key-value metadata, parsed."""
+    """The parsed key-value metadata of a shard."""
 
     metadata: ShardMetadata
     grid: tuple[int, int]
@@ -103,10 +103,10 @@ class ShardFooter:
 
     @classmethod
     def of_key_values(cls, uri: str, key_values: Mapping[bytes, bytes]) -> ShardFooter:
-        """Parse the metadata of the file at ``uri``.
+        """Parse the key-value metadata of the file at ``uri``.
 
         Raises:
-            CorruptOutput: a key is missing or malformed, or the format is newer than this code.
+            CorruptOutput: a key is missing or malformed, or the format is newer.
         """
         own = _METADATA_PREFIX.encode()
         try:
@@ -118,7 +118,7 @@ class ShardFooter:
             if (version := int(values["format_version"])) > SHARD_FORMAT:
                 raise too_new(uri, version, SHARD_FORMAT)
             prefix = "tokenizer."
-            # Text of a file, so the numbers in it are parsed here and not by type.
+            # All values are text, so pydantic must parse numbers from strings.
             tokenizer = TokenizerSpec.model_validate_strings(
                 {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
             )
@@ -132,12 +132,12 @@ class ShardFooter:
         except KeyError as error:
             missing = f"{_METADATA_PREFIX}{error.args[0]}"
             raise damaged(uri, f"its footer lacks the key {missing}") from error
-        except ValueError as error:  # pydantic's is one, too
+        except ValueError as error:
             raise damaged(uri, f"its footer does not describe a shard: {error}") from error
 
 
 def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
-    """CRC-32 over the little-endian bytes of a block of codes, t slowest and w fastest."""
+    """Return the CRC-32 of a block's little-endian code bytes, t slowest and w fastest."""
     little_endian = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
     return zlib.crc32(little_endian.data)
 
@@ -145,7 +145,7 @@ def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
 def codes_crc32_of_rows(
     codes: NDArray[np.uint16] | NDArray[np.uint32], offsets: NDArray[np.int32]
 ) -> NDArray[np.uint32]:
-    """``codes_crc32`` of each row ``codes[offsets[i] : offsets[i + 1]]`` of flat codes."""
+    """Return ``codes_crc32`` of each row ``codes[offsets[i] : offsets[i + 1]]``."""
     little_endian = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
     data = little_endian.data.cast("B")
     ends = (offsets.astype(np.int64) * codes.itemsize).tolist()
@@ -154,11 +154,11 @@ def codes_crc32_of_rows(
 
 
 def estimated_bytes(num_codes: int, codebook_size: int) -> int:
-    """Bytes on disk that ``num_codes`` codes take at most, to size shards by.
+    """Return an upper estimate of the bytes that ``num_codes`` codes take on disk.
 
-    Measured on uniform codes, which is the worst case: 13.13 bits a code at K = 8,192, 16.07
+    Measured on uniform codes, the worst case: 13.13 bits a code at K = 8,192, 16.07
     at 64,000 and 65,536, 18.59 at 262,144, so 1.033 log2 K or less. Skewed codes take less:
-    9.8 bits at K = 8,192 with 9.36 bits of entropy (Zipf).
+    11.9 bits at K = 8,192 with 9.36 bits of entropy (Zipf).
     """
     return math.ceil(num_codes * 1.033 * max(1.0, math.log2(codebook_size)) / 8)
 
@@ -167,23 +167,18 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     """Return a shard of whole clips, sorted by clip id and chunk index.
 
     Raises:
-        ValueError: the clips contradict each other, the tokenizer or the schema, which is a
-            fault of the caller and never of a video.
+        ValueError: the clips contradict each other, the tokenizer or the schema. The caller is at
+            fault, never a video.
     """
     clips = sorted(clips, key=lambda clip: clip.ref.clip_id)
     _check_clips(clips, metadata.tokenizer)
     schema = shard_schema(metadata.tokenizer.code_dtype)
     groups = list(_row_groups(clips))
-    size = metadata.tokenizer.codebook_size
-    encoding = _smallest_encoding(_table(groups[0], schema), size)
-    counts = np.zeros(size if encoding == "byte_pairs" else 0, np.int64)
-    sink = io.BytesIO()  # gives its bytes away without copying them, unlike an Arrow buffer
+    encoding = _smallest_encoding(_table(groups[0], schema))
+    sink = io.BytesIO()  # getvalue() does not copy, unlike an Arrow buffer
     with pq.ParquetWriter(sink, schema, **_writer_options(schema, encoding)) as writer:
         for group in groups:
-            table = _table(group, schema)
-            if encoding == "byte_pairs":
-                counts += np.bincount(_flat_codes(table), minlength=size)
-            writer.write_table(table, row_group_size=len(group))
+            writer.write_table(_table(group, schema), row_group_size=len(group))
         writer.add_key_value_metadata(
             metadata.to_key_values(
                 grid=clips[0].grid,
@@ -191,17 +186,15 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
                 num_codes=sum(clip.num_codes for clip in clips),
             )
         )
-    if encoding == "byte_pairs":
-        return _with_byte_pairs(sink.getvalue(), counts)
     return sink.getvalue()
 
 
 def _check_clips(clips: Sequence[EncodedClip], tokenizer: TokenizerSpec) -> None:
     if not clips:
-        raise ValueError("a shard holds at least one clip")
+        raise ValueError("a shard needs at least one clip")
     for before, clip in pairwise(clips):
         if before.ref.clip_id == clip.ref.clip_id:
-            raise ValueError(f"clip {clip.ref.clip_id} is given twice for one shard")
+            raise ValueError(f"clip {clip.ref.clip_id} appears twice in one shard")
     for clip in clips:
         if problem := _problem(clip, clips[0], tokenizer):
             raise ValueError(f"clip {clip.ref.clip_id} of {clip.ref.source_uri}: {problem}")
@@ -213,7 +206,7 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
     next_frame = 0
     for index, (chunk, block) in enumerate(zip(clip.chunks, clip.codes, strict=True)):
         if chunk.index != index or chunk.first_frame != next_frame or chunk.num_frames < 1:
-            return f"chunk {index} is {chunk}, where one from frame {next_frame} must follow"
+            return f"chunk {index} is {chunk}, but must start at frame {next_frame}"
         next_frame += chunk.num_frames
         if block.dtype != tokenizer.numpy_dtype:
             return f"chunk {index} has codes of {block.dtype}, not {tokenizer.code_dtype}"
@@ -224,12 +217,12 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
         if (largest := int(block.max())) >= tokenizer.codebook_size:
             return f"chunk {index} has code {largest} of a codebook of {tokenizer.codebook_size}"
     if next_frame != len(clip.pts_s):
-        return f"its chunks cover {next_frame} frames of {len(clip.pts_s)}"
+        return f"its chunks cover {next_frame} of its {len(clip.pts_s)} frames"
     return None
 
 
 def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[tuple[EncodedClip, int]]]:
-    """Cut the rows, each (clip, chunk index), into groups of about CODES_PER_ROW_GROUP codes."""
+    """Group the rows, each (clip, chunk index), by about CODES_PER_ROW_GROUP codes."""
     rows: list[tuple[EncodedClip, int]] = []
     num_codes = 0
     for clip in clips:
@@ -248,7 +241,7 @@ def _table(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> pa.Tab
     offsets = np.zeros(len(blocks) + 1, np.int64)
     np.cumsum([block.size for block in blocks], out=offsets[1:])
     codes = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()),  # refuses what does not fit
+        pa.array(offsets, pa.int32()),  # raises on overflow
         pa.array(np.concatenate([block.ravel() for block in blocks])),
         type=schema.field("codes").type,
     )
@@ -276,64 +269,39 @@ def _table(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> pa.Tab
     return pa.table(columns, schema=schema)
 
 
-def _smallest_encoding(sample: pa.Table, codebook_size: int) -> Encoding:
-    """Try one row group every way: codes of one shard have one distribution.
+def _smallest_encoding(sample: pa.Table) -> Encoding:
+    """Write one row group each way and return the smaller: all codes of a shard are alike.
 
-    Byte planes suit every uniform codebook, pairs of bytes every skewed one. A dictionary of
-    pyarrow's is smaller where indices are of 8 bits, or codes hardly differ.
+    Byte planes win for uniform codes, a dictionary for skewed ones.
     """
     codes = sample.select(["codes"])
-    sizes: dict[Encoding, int] = {}
-    for encoding in get_args(Encoding):
-        if encoding == "byte_pairs" and codebook_size > MOST_PAIRS:
-            continue
+
+    def size(encoding: Encoding) -> int:
         sink = io.BytesIO()
         pq.write_table(codes, sink, **_writer_options(codes.schema, encoding))
-        data = sink.getvalue()
-        if encoding == "byte_pairs":
-            data = _with_byte_pairs(data, np.bincount(_flat_codes(codes)))
-        sizes[encoding] = len(data)
-    return min(sizes, key=lambda encoding: sizes[encoding])
+        return sink.tell()
 
-
-def _flat_codes(table: pa.Table) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    flat: NDArray[np.uint16] | NDArray[np.uint32] = (
-        table.column("codes").combine_chunks().flatten().to_numpy()
-    )
-    return flat
-
-
-def _with_byte_pairs(data: bytes, counts: NDArray[np.int64]) -> bytes:
-    return with_byte_pairs(data, _CODES, pair_dictionary(counts))
+    return min(get_args(Encoding), key=size)
 
 
 def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
     small = [name for name in schema.names if name != "codes"]
-    # Booleans have no dictionary, and values that never repeat gain nothing by one.
+    # Booleans cannot have a dictionary, and values that never repeat gain nothing from one.
     plain = ("first_is_image", "start_pts_s", "end_pts_s", "codes_crc32")
     dictionary = [name for name in small if name not in plain]
-    column_encoding = {}
-    compression = {**dict.fromkeys(small, "zstd"), _CODES: "zstd"}
     if encoding == "dictionary":
         dictionary.append(_CODES)
-    elif encoding == "byte_pairs":
-        compression[_CODES] = "none"  # as with_byte_pairs wants it
-        column_encoding[_CODES] = "PLAIN"
-    else:
-        # Parquet knows no 16-bit integers: plain ones would take 4 bytes a code.
-        column_encoding[_CODES] = "BYTE_STREAM_SPLIT"
     return {
-        "compression": compression,
-        "compression_level": {
-            name: _ZSTD_LEVEL for name, codec in compression.items() if codec == "zstd"
-        },
+        "compression": "zstd",
+        "compression_level": _ZSTD_LEVEL,
         "use_dictionary": dictionary,
         "dictionary_pagesize_limit": _PAGE_BYTES,
-        "column_encoding": column_encoding,
+        # Parquet has no 16-bit integers: plain ones would take 4 bytes a code.
+        "column_encoding": {_CODES: "BYTE_STREAM_SPLIT"} if encoding == "byte_stream_split" else {},
         "data_page_size": _PAGE_BYTES,
         "write_statistics": small,
         "write_page_index": True,
         "write_page_checksum": True,
-        # Logical Parquet types say everything; a second schema would only be for Arrow.
+        # Parquet's logical types are complete; a stored schema would serve only Arrow.
         "store_schema": False,
     }

@@ -1,4 +1,4 @@
-"""Reads shards and checks them: footer, pages, each row's CRC, order, range of the codes."""
+"""Reads shards, and checks their footer, pages, row CRCs, order and code range."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
-    """One chunk as it stands in a shard; fields are the shard's columns."""
+    """One chunk of a shard. The fields are the shard's columns."""
 
     clip_id: str
     chunk_index: int
@@ -37,25 +37,25 @@ class ShardRow:
     first_is_image: bool
     fps: float
     codes: NDArray[np.uint16] | NDArray[np.uint32]
-    """(t, h, w), a read-only view that keeps its row group in memory: copy what is kept."""
+    """(t, h, w), a read-only view that keeps its row group in memory: copy it to keep it."""
 
 
 class ShardReader:
     """One shard, read row group by row group.
 
-    With ``verify``, everything that a row group's bytes can be held against is checked as it is
-    read. That does not cover the footer and the side of the file that was not read: for those,
-    compare the file with the manifest first (``check_bytes``).
+    ``verify`` checks each row group as it is read. It covers neither the footer nor the parts of
+    the file that are not read: for those, first compare the file with the manifest
+    (``check_bytes``).
 
     Args:
         uri: for messages.
         source: the file's bytes, or an open file that pyarrow can seek in.
         verify: check page checksums, row CRCs, code range and shapes.
-        page_checksums: False leaves out those of pages: they can find nothing in bytes that
-            were compared with the manifest.
+        page_checksums: False skips page checksums, which are redundant once the bytes were
+            compared with the manifest.
 
     Raises:
-        CorruptOutput: here when the footer is damaged or not a shard's, later when rows are.
+        CorruptOutput: the footer is damaged or not a shard's. Methods raise it for damaged rows.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ShardReader:
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
                 page_checksum_verification=verify and page_checksums,
-                # Joins the columns of a row group into few reads, should they be remote.
+                # Joins the columns of a row group into few requests.
                 pre_buffer=True,
             )
             schema = self._file.schema_arrow.remove_metadata()
@@ -79,7 +79,7 @@ class ShardReader:
         if self._file.metadata.num_rows != self.footer.num_rows:
             raise damaged(
                 uri,
-                f"it has {self._file.metadata.num_rows} rows where its footer says "
+                f"it has {self._file.metadata.num_rows} rows, but its footer says "
                 f"{self.footer.num_rows}",
             )
 
@@ -120,7 +120,7 @@ class ShardReader:
         return batch.select(names)
 
     def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
-        """Hold a row group's codes against its other columns, all rows at once but for CRCs."""
+        """Compare a row group's codes with its other columns."""
         codes = batch.column("codes")
         offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
         t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))
@@ -161,7 +161,7 @@ class ShardReader:
                 raise self._damaged_row(group, row, found) from error
 
     def rows(self, groups: Iterable[int] | None = None) -> Iterator[ShardRow]:
-        """Yield rows in file order, of all row groups or the given ones."""
+        """Yield rows in file order, from ``groups`` or from all row groups."""
         fields = [field for field in ShardRow.__slots__ if field != "codes"]
         for group in range(self.num_row_groups) if groups is None else groups:
             batch = self.read_row_group(group)
@@ -170,16 +170,16 @@ class ShardReader:
                 yield ShardRow(**record, codes=block)
 
     def clips(self) -> Iterator[tuple[ShardRow, ...]]:
-        """Yield the rows of one clip after another, each clip whole and in order."""
+        """Yield the rows of each clip, complete and in order."""
         previous = ""
         for clip_id, group in itertools.groupby(self.rows(), key=lambda row: row.clip_id):
             if clip_id <= previous:
-                raise damaged(self.uri, f"clip {clip_id} stands after clip {previous}")
+                raise damaged(self.uri, f"clip {clip_id} follows clip {previous}, out of order")
             yield self._whole(tuple(group))
             previous = clip_id
 
     def clip(self, clip_id: str) -> tuple[ShardRow, ...] | None:
-        """Return the rows of one clip, reading only row groups that may hold it."""
+        """Return a clip's rows, or None. Reads only row groups that may hold it."""
         groups = (group for group in range(self.num_row_groups) if self._may_hold(group, clip_id))
         rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
         return self._whole(rows) if rows else None
@@ -187,9 +187,7 @@ class ShardReader:
     def _whole(self, rows: tuple[ShardRow, ...]) -> tuple[ShardRow, ...]:
         found = [(row.chunk_index, row.n_chunks) for row in rows]
         if found != [(index, len(rows)) for index in range(len(rows))]:
-            raise damaged(
-                self.uri, f"clip {rows[0].clip_id} has the chunks (index, of how many) {found}"
-            )
+            raise damaged(self.uri, f"clip {rows[0].clip_id} has chunks (index, count) {found}")
         return rows
 
 
@@ -199,25 +197,25 @@ def _where(wrong: NDArray[np.bool_]) -> list[int]:
 
 
 def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) -> None:
-    """Refuse a shard whose codes mean something else than those of the output it is in.
+    """Check that a shard's codes mean the same as those of its output.
 
     Raises:
-        CorruptOutput: naming both fingerprints.
+        CorruptOutput: they differ. The message names both fingerprints.
     """
     if found != wanted:
         raise CorruptOutput(
-            f"{uri} was made with fingerprint {found.fingerprint} ({found.tokenizer}) and stands "
-            f"in an output of fingerprint {wanted.fingerprint} ({wanted.tokenizer}). Its codes "
-            "would mean something else than their neighbours'. Restore the shard that belongs "
-            "here, or tokenize to a new output prefix."
+            f"{uri} was made with fingerprint {found.fingerprint} ({found.tokenizer}), but its "
+            f"output has fingerprint {wanted.fingerprint} ({wanted.tokenizer}). Its codes mean "
+            "something different from the other shards'. Restore the shard that belongs here, or "
+            "tokenize to a new output prefix."
         )
 
 
 def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata) -> None:
-    """Hold a whole shard against what the manifest and the job say of it.
+    """Compare a whole shard with the manifest and the job.
 
     Raises:
-        CorruptOutput: naming what differs first.
+        CorruptOutput: they differ. The message names the first difference.
     """
     check_bytes(uri, data, size_bytes=receipt.size_bytes, sha256_hex=receipt.sha256)
     shard = ShardReader(uri, data)
@@ -234,7 +232,7 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     if found != listed or footer.num_codes != num_codes:
         raise damaged(
             uri,
-            f"it holds (grid, rows, codes, frames) = {found} where the manifest lists {listed}",
+            f"it holds (grid, rows, codes, frames) = {found}, but the manifest lists {listed}",
         )
     if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
         raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

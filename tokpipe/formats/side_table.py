@@ -1,6 +1,6 @@
-"""Side tables: one row per clip beside each shard, with the columns carried from the source.
+"""Side tables: beside each shard, one row per clip with the columns carried from its source.
 
-They are separate files so that captions and scores can be edited without rewriting codes.
+They are separate files, so captions and scores can be edited without rewriting codes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _OWN = pa.schema(
     ]
 )
 
-# Side tables and plans that were written before clips had marks do not know these.
+# Side tables and plans written before clips had marks lack these.
 _LATER = frozenset({"marks", "damage"})
 
 OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
-"""What tokpipe itself says of a clip; carried columns follow these."""
+"""tokpipe's own columns; carried columns follow them."""
 
 
 def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
@@ -43,16 +43,15 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
 
     Args:
         clips: the shard's clips, in any order.
-        carried: the columns to carry, one row per clip in the order of ``clips``. Its schema
-            must be the same for all shards of a job, and name none of OWN_COLUMNS: planning
-            renames those. (Plans of before ``marks`` and ``damage`` did not know those two,
-            which are renamed here.)
+        carried: the columns to carry, one row per clip in the order of ``clips``. Its schema is
+            the same for all shards of a job. It must not contain OWN_COLUMNS, except that the
+            columns added later are renamed: an older plan may carry columns of those names.
     """
     if carried.num_rows != len(clips):
         raise ValueError(f"{carried.num_rows} rows of carried columns for {len(clips)} clips")
     carried = _without_later_names(carried)
     if taken := set(OWN_COLUMNS) & set(carried.column_names):
-        raise ValueError(f"carried columns {sorted(taken)} have names of tokpipe's own")
+        raise ValueError(f"carried columns {sorted(taken)} have names that tokpipe uses")
     order = sorted(range(len(clips)), key=lambda i: clips[i].ref.clip_id)
     clips = [clips[i] for i in order]
     own = pa.table(
@@ -77,7 +76,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
     schema = pa.schema([*_OWN, *carried.schema])
     table = pa.Table.from_arrays([*own.columns, *carried.columns], schema=schema)
     sink = pa.BufferOutputStream()
-    # Here the Arrow schema is stored: a source may carry types that Parquet alone cannot tell.
+    # Stores the Arrow schema: carried columns may have types that Parquet lacks.
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data: bytes = sink.getvalue().to_pybytes()
     return data
@@ -86,10 +85,10 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
 def read_side_table(
     uri: str, data: bytes, *, size_bytes: int, sha256_hex: str, verify: bool = True
 ) -> pa.Table:
-    """Return a side table, compared with what the manifest lists of it.
+    """Return a side table, checked against its size and hash in the manifest.
 
     Raises:
-        CorruptOutput: other bytes than listed, or no side table.
+        CorruptOutput: the bytes differ from the manifest, or are not a side table.
     """
     if verify:
         check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
@@ -106,7 +105,7 @@ def read_side_table(
 
 
 def _with_marks(table: pa.Table) -> pa.Table:
-    """An older side table as it is written now: none of its clips is marked."""
+    """Add the later columns to an older side table: none of its clips is marked."""
     table = _without_later_names(table)
     num, at = table.num_rows, table.column_names.index("decoder") + 1
     marks = _OWN.field("marks")
@@ -115,7 +114,7 @@ def _with_marks(table: pa.Table) -> pa.Table:
 
 
 def _without_later_names(table: pa.Table) -> pa.Table:
-    """Carried columns, none under a name that tokpipe took after the plan was made."""
+    """Rename carried columns that have the name of a later column."""
     names: list[str] = []
     for name in table.column_names:
         other = name

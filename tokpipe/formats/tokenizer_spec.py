@@ -1,4 +1,4 @@
-"""What a reader must know of a tokenizer to use its codes. In every shard and in job.json."""
+"""What a reader must know about a tokenizer to use its codes: in every shard and job.json."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tokpipe.config.tokenizer import TokenizerConfig
 
 
 class TokenizerSpec(BaseModel):
-    """The codes' meaning: which codebook, of what size, laid out how over time and space."""
+    """What codes mean: their codebook, and their layout over time and space."""
 
-    # Unknown keys are ignored: a later version may have added some.
+    # A later version may have added keys.
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     name: str
     weights_hash: str
-    """Of encoder and quantizer; for random weights, of their seed."""
+    """Covers encoder and quantizer; names the seed of random weights."""
     licence: str = ""
-    """Of the weights; empty if not declared."""
+    """License of the weights; empty if not declared."""
     codebook_size: PositiveInt
     """Codes are 0 <= code < codebook_size."""
     code_dtype: Literal["uint16", "uint32"]
     bit_order: Literal["big", "little", ""] = ""
-    """For codes made of bits, one per channel: whether the first is the highest. Else empty."""
+    """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
     temporal_stride: PositiveInt
     """Frames per latent frame, after a chunk's first."""
     first_frames: PositiveInt = 1
-    """Frames that a chunk's first latent frame stands for."""
+    """Frames that a chunk's first latent frame covers."""
     spatial_stride: PositiveInt
     """Pixels per latent row and column."""
     code_order: Literal["t,h,w"] = "t,h,w"
@@ -41,7 +41,7 @@ class TokenizerSpec(BaseModel):
     def of(
         cls, tokenizer: TokenizerConfig, chunking: ChunkingConfig, weights_hash: str
     ) -> TokenizerSpec:
-        """Sum up the part of a job that a reader needs."""
+        """Extract what a reader needs from a job."""
         traits = tokenizer.traits
         return cls(
             name=tokenizer.name,

@@ -1,4 +1,8 @@
-"""The plan: every clip to make, fixed once, stored in parts, and read again piece by piece."""
+"""The plan: every clip to make, decided once and stored in parts.
+
+``write`` reads the sources and stores their rows, ``duplicates`` finds rows that are the same
+clip, ``read`` reads rows back, ``stored`` describes the plan and its files.
+"""
 
 from tokpipe.plan.read import PlanReader
 from tokpipe.plan.stored import PlanPart, StoredPlan

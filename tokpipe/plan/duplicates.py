@@ -1,4 +1,4 @@
-"""Rows of a plan that are the same clip."""
+"""Finds and drops rows of a plan that are the same clip."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ _SORTED_AT_ONCE = 8 * 2**20
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """A part while the plan is being made."""
+    """A stored part, with what is needed only until the plan is complete."""
 
     stored: PlanPart
     source: int
     first_row: int
-    """Position of its first row among the rows of its source."""
+    """Position of its first row within its source."""
     num_problems: int
     hashes: NDArray[np.uint64]
     """The first 8 bytes of each row's id."""
+
+
+def count_problems(rows: pa.Table) -> int:
+    return int(rows.num_rows - rows.column("problem").null_count)
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,21 @@ class _Row:
 
 
 def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> list[tuple[_Row, _Row]]:
-    """Return (later row, first row) for each row whose clip an earlier row has already."""
-    if not parts:
-        return []
+    """Return (later row, first row) for each row that repeats the clip of an earlier one."""
     repeated = _repeated([part.hashes for part in parts])
     if not len(repeated):
         return []
-    starts = np.cumsum([0, *(part.stored.num_rows for part in parts)])
+    ends = np.cumsum([part.stored.num_rows for part in parts])
     positions = np.concatenate(
         [
-            start + np.flatnonzero(np.isin(part.hashes, repeated))
-            for start, part in zip(starts[:-1].tolist(), parts, strict=True)
+            end - part.stored.num_rows + np.flatnonzero(np.isin(part.hashes, repeated))
+            for end, part in zip(ends, parts, strict=True)
         ]
     )
     first_with: dict[str, _Row] = {}
     duplicates = []
     for row in _rows_at(store, parts, positions):
-        # Equal hashes of 8 bytes mean little; equal ids of 16 mean one clip.
+        # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
         first = first_with.setdefault(row.row_id, row)
         if first is not row:
             duplicates.append((row, first))
@@ -66,10 +68,9 @@ def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> list[tuple[_R
 
 
 def _repeated(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Return, in order, what occurs more than once.
+    """Return, in order, the values that occur more than once.
 
-    Looks at one range of values after the other, since sorting all of 100 million rows at once
-    would take 1.6 GB more.
+    Sorts one range of values at a time: sorting 100 million rows at once takes 1.6 GB more.
     """
     num_ranges = max(1, sum(map(len, hashes)) // _SORTED_AT_ONCE)
     width = -(-(2**64) // num_ranges)
@@ -90,18 +91,24 @@ def _repeated(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
 def _rows_at(
     store: Store, parts: Sequence[PlannedPart], positions: NDArray[np.int64]
 ) -> Iterator[_Row]:
+    for part, start, inside in _by_part(parts, positions):
+        if not len(inside):
+            continue
+        table = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside))
+        for offset, values in zip(inside.tolist(), table.to_pylist(), strict=True):
+            place = f"source {part.source} row {part.first_row + offset}"
+            yield _Row(start + offset, place, _clip_text(values), values[ROW_ID.name])
+
+
+def _by_part(
+    parts: Sequence[PlannedPart], positions: NDArray[np.int64]
+) -> Iterator[tuple[PlannedPart, int, NDArray[np.int64]]]:
+    """Yield each part, its first position, and the sorted positions in it, counted from there."""
     start = 0
     for part in parts:
         stop = start + part.stored.num_rows
-        inside = positions[np.searchsorted(positions, start) : np.searchsorted(positions, stop)]
-        if len(inside):
-            table = read_part(store, part.stored).select(OWN_COLUMNS)
-            for position, values in zip(
-                inside.tolist(), table.take(inside - start).to_pylist(), strict=True
-            ):
-                row = part.first_row + position - start
-                place = f"source {part.source} row {row}"
-                yield _Row(position, place, _clip_text(values), values[ROW_ID.name])
+        first, last = np.searchsorted(positions, [start, stop])
+        yield part, start, positions[first:last] - start
         start = stop
 
 
@@ -118,35 +125,27 @@ def explain_duplicates(duplicates: Sequence[tuple[_Row, _Row]]) -> str:
     later, first = duplicates[0]
     return (
         f"{first.place} and {later.place} are the same clip {later.clip}; in all, "
-        f"{len(duplicates)} rows repeat an earlier one (rows count from 0). Its codes would stand "
-        "in the dataset twice. Remove the repeated rows, or set on_duplicate: keep_first."
+        f"{len(duplicates)} rows repeat an earlier one (rows count from 0). The dataset would hold "
+        "its codes twice. Remove the repeated rows, or set on_duplicate: keep_first."
     )
 
 
 def without_rows(
     store: Store, parts: Sequence[PlannedPart], dropped: set[int]
 ) -> list[PlannedPart]:
-    """Write the parts again that hold dropped rows. Nobody has read them yet."""
+    """Rewrite the parts that hold dropped rows. Nobody has read them yet."""
     kept = []
-    start = 0
-    positions = np.array(sorted(dropped), np.int64)
-    for part in parts:
-        stop = start + part.stored.num_rows
-        inside = positions[np.searchsorted(positions, start) : np.searchsorted(positions, stop)]
+    for part, _, inside in _by_part(parts, np.array(sorted(dropped), np.int64)):
         if len(inside):
-            part = _filtered(store, part, inside - start)
+            keep = np.ones(part.stored.num_rows, bool)
+            keep[inside] = False
+            table = read_part(store, part.stored).filter(pa.array(keep))
+            stored = store_part(store, part.stored.key, table)
+            part = PlannedPart(
+                stored, part.source, part.first_row, count_problems(table), part.hashes[keep]
+            )
         if part.stored.num_rows:
             kept.append(part)
         else:
             store.delete(part.stored.key)
-        start = stop
     return kept
-
-
-def _filtered(store: Store, part: PlannedPart, rows: NDArray[np.int64]) -> PlannedPart:
-    keep = np.ones(part.stored.num_rows, bool)
-    keep[rows] = False
-    table = read_part(store, part.stored).filter(pa.array(keep))
-    num_problems = table.num_rows - table.column("problem").null_count
-    stored = store_part(store, part.stored.key, table)
-    return PlannedPart(stored, part.source, part.first_row, num_problems, part.hashes[keep])

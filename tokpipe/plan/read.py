@@ -1,10 +1,11 @@
-"""Reading a stored plan by rows."""
+"""Reads a stored plan by row."""
 
 from __future__ import annotations
 
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,10 @@ _ITEMS_AT_ONCE = 4096
 
 
 class PlanReader:
-    """Reads a stored plan by rows, which are positions in it that never change.
+    """Reads a stored plan by row. A row is a position in the plan, and never changes.
 
-    Holds a few parts in memory, and checks each against its hash when it is read.
-    Every method raises ``CorruptOutput`` for a part that is not what was planned.
+    Caches a few parts, and checks the hash of each as it is read. Every method raises
+    ``CorruptOutput`` for a part that is not what was planned.
     """
 
     def __init__(self, store: Store, stored: StoredPlan) -> None:
@@ -49,21 +50,21 @@ class PlanReader:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def bounds(self, part_index: int) -> tuple[int, int]:
-        """Return the first row of a part, and the row after its last."""
+        """Return a part's first row, and the row after its last."""
         return int(self._starts[part_index]), int(self._starts[part_index + 1])
 
     def identities(self, part_index: int) -> pa.Table:
-        """Read ``row_id`` and ``source_uri`` of each row of a part afresh; nothing is kept."""
+        """Read ``row_id`` and ``source_uri`` of each row of a part, without caching."""
         return read_part(self._store, self._parts[part_index], [ROW_ID.name, "source_uri"])
 
     def items(self, part_index: int, rows: NDArray[np.int64] | None = None) -> list[WorkItem]:
-        """Return the work items of some rows of one part, or of all of them.
+        """Return the work items of a part: all of them, or those at ``rows`` in that order.
 
         Args:
             part_index: which part.
-            rows: positions in the plan, all within that part; the items come in their order.
+            rows: positions in the plan, all within that part.
         """
-        start, stop = int(self._starts[part_index]), int(self._starts[part_index + 1])
+        start, stop = self.bounds(part_index)
         table = self._part(part_index).select(OWN_COLUMNS)
         if rows is None:
             rows = np.arange(start, stop, dtype=np.int64)
@@ -72,12 +73,12 @@ class PlanReader:
                 raise IndexError(f"part {part_index} holds rows {start} to {stop - 1} only")
             table = table.take(pa.array(rows - start))
         columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
-        return [_item(row, *values) for row, *values in zip(rows.tolist(), *columns, strict=True)]
+        return [_item(row, values) for row, *values in zip(rows.tolist(), *columns, strict=True)]
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
-        """Return the carried columns of some rows, in their order.
+        """Return the carried columns of ``rows``, in that order.
 
-        The schema is the same for every call: a column that a row's source does not have is null.
+        The schema is always the same: a column that a row's source lacks is null.
         """
         rows = np.asarray(rows, np.int64)
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
@@ -86,29 +87,28 @@ class PlanReader:
             return _table_without_columns(len(rows))
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        pieces = []
+        pieces = [self._columns.empty_table()]
         bounds = np.searchsorted(ordered, self._starts)
         for part_index in np.flatnonzero(np.diff(bounds)).tolist():
             inside = ordered[bounds[part_index] : bounds[part_index + 1]]
             table = self._part(part_index).take(pa.array(inside - self._starts[part_index]))
-            pieces.append(self._with_all_columns(table))
-        if not pieces:
-            return self._columns.empty_table()
-        back = np.empty(len(rows), np.int64)
-        back[order] = np.arange(len(rows))
-        return pa.concat_tables(pieces).take(pa.array(back))
+            names = [name for name in self._columns.names if name in table.column_names]
+            pieces.append(table.select(names))
+        # Promotion fills the columns that a part lacks with nulls.
+        table = pa.concat_tables(pieces, promote_options="default")
+        return table.take(pa.array(np.argsort(order)))
 
     def iter_undone(
         self, done: Callable[[int, int], NDArray[np.bool_]]
     ) -> Iterator[list[WorkItem]]:
-        """Yield the items that are not done, in the plan's order, in lists of bounded length.
+        """Yield the items that are not done, in plan order, in lists of at most 4,096.
 
         Args:
-            done: ``done(start, stop)`` says of each row from start to stop (exclusive) whether
-                it is done. A part that is wholly done is not even opened.
+            done: ``done(start, stop)`` returns a boolean per row from start to stop (exclusive).
+                A part whose rows are all done is not opened.
         """
-        for part_index in range(len(self._parts)):
-            start, stop = int(self._starts[part_index]), int(self._starts[part_index + 1])
+        for part_index in range(self.num_parts):
+            start, stop = self.bounds(part_index)
             undone = start + np.flatnonzero(~done(start, stop))
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
                 yield self.items(part_index, undone[at : at + _ITEMS_AT_ONCE])
@@ -122,35 +122,15 @@ class PlanReader:
         self._cache.move_to_end(part_index)
         return table
 
-    def _with_all_columns(self, table: pa.Table) -> pa.Table:
-        arrays = [
-            table.column(field.name)
-            if field.name in table.column_names
-            else pa.nulls(table.num_rows, field.type)
-            for field in self._columns
-        ]
-        return pa.Table.from_arrays(arrays, schema=self._columns)
 
-
-def _item(
-    row: int,
-    row_id: str,
-    source_uri: str,
-    archive_uri: str | None,
-    member_offset: int | None,
-    member_size: int | None,
-    start_s: float | None,
-    end_s: float | None,
-    problem: str | None,
-) -> WorkItem:
+def _item(row: int, values: Sequence[Any]) -> WorkItem:
+    row_id, source_uri, archive_uri, member_offset, member_size, start_s, end_s, problem = values
     member = None
     if archive_uri is not None:
-        assert member_offset is not None
-        assert member_size is not None
         member = ArchiveMember(archive_uri, member_offset, member_size)
     return WorkItem(row, row_id, source_uri, member, start_s, end_s, problem=problem)
 
 
 def _table_without_columns(num_rows: int) -> pa.Table:
-    """A table of so many rows and no columns: Arrow drops the count when it builds one."""
+    """Return a table of ``num_rows`` rows: Arrow cannot build one without columns directly."""
     return pa.table({"row": pa.nulls(num_rows)}).select([])

@@ -1,4 +1,4 @@
-"""The stored plan: its description in ``job.json`` and its Parquet files."""
+"""A stored plan: its description in ``job.json``, and its Parquet files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OWN_COLUMNS = [ROW_ID.name, *ROW_SCHEMA.names]
 
 @dataclass(frozen=True, slots=True)
 class PlanPart:
-    """One file of the plan. It holds rows of one source."""
+    """One file of the plan. All of its rows come from one source."""
 
     key: str
     num_rows: int
@@ -30,52 +30,47 @@ class PlanPart:
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """What ``job.json`` keeps of a plan: enough to find, check and read every row of it."""
+    """What ``job.json`` records of a plan: enough to find, check and read every row."""
 
     plan_id: str
-    """Hash of the parts' hashes: two plans with one id are the same rows in the same order."""
+    """Hash of the parts' hashes: plans with the same id have the same rows in the same order."""
     parts: tuple[PlanPart, ...]
     num_rows: int
     num_problems: int
-    """Rows that planning already knows to be unusable; they are among ``num_rows``."""
+    """Rows found unusable while planning; they count in ``num_rows``."""
     num_duplicates: int
-    """Rows that were dropped because an earlier one is the same clip."""
+    """Rows dropped because an earlier row is the same clip."""
     duplicate_examples: tuple[str, ...]
     columns: dict[str, str]
-    """Columns carried from the sources, name to Arrow type, for people."""
+    """Columns carried from the sources, by name, with the Arrow type as people read it."""
     columns_schema: str
     """The same as a serialized Arrow schema in base64, for ``PlanReader``."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> StoredPlan:
-        """Return the plan that ``to_json`` was called on.
+        """Reverse ``to_json``.
 
         Raises:
-            CorruptOutput: it was not.
+            CorruptOutput: ``value`` does not describe a plan.
         """
         try:
-            return cls(
-                **{
-                    **value,
-                    "parts": tuple(PlanPart(**part) for part in value["parts"]),
-                    "duplicate_examples": tuple(value["duplicate_examples"]),
-                }
-            )
+            parts = tuple(PlanPart(**part) for part in value["parts"])
+            examples = tuple(value["duplicate_examples"])
+            return cls(**{**value, "parts": parts, "duplicate_examples": examples})
         except (KeyError, TypeError) as error:
             raise CorruptOutput(
-                f"job.json does not describe a stored plan ({error!r}). Without it nobody knows "
-                "which clips there are. Restore job.json from a copy of the output, or tokenize "
-                "to a new output prefix."
+                f"job.json does not describe a stored plan ({error!r}). It lists the "
+                "clips to make. Restore job.json from a copy of the output, or tokenize to a new "
+                "output prefix."
             ) from error
 
 
 def store_part(store: Store, key: str, table: pa.Table) -> PlanPart:
     sink = io.BytesIO()
-    # A dictionary of unique texts would be given up on anyway, after costing its time.
+    # Parquet would try a dictionary for unique texts, and then drop it.
     unique = {ROW_ID.name, "source_uri"}
     pq.write_table(
         table,
@@ -95,7 +90,7 @@ def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) ->
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise CorruptOutput(
             f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
-            "were planned (SHA-256 differs). Its rows would be other clips than those committed: "
+            "were planned (SHA-256 differs). Its rows may not be the clips that were committed: "
             "restore the file, or plan again under a new output prefix."
         )
     return pq.read_table(io.BytesIO(data), columns=columns)

@@ -1,4 +1,4 @@
-"""Writing a plan: every source is read once, and every row stored."""
+"""Writes a plan: reads every source once, and stores every row."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
 from tokpipe.plan.duplicates import (
     PlannedPart,
+    count_problems,
     explain_duplicates,
     find_duplicates,
     without_rows,
@@ -27,7 +28,7 @@ from tokpipe.storage.store import Store
 
 PART_ROWS = 65_536
 _PART_BYTES = 32 * 2**20
-"""A part with long captions is closed earlier, since readers hold a few parts in memory."""
+"""Long captions close a part early, because readers cache a few parts."""
 _NUM_EXAMPLES = 10
 _WRITERS = 2
 
@@ -35,16 +36,16 @@ _WRITERS = 2
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
 
-    Rows are kept in the order of the sources. Memory holds 8 bytes per row, a few parts, and
-    the names of a glob's files while they are sorted.
+    Rows keep the order of the sources. Memory holds 8 bytes per row, a few parts, and the names
+    of a glob's files while they are sorted.
 
     Args:
-        job: its sources, dataset name and storage options are used.
+        job: supplies sources, dataset name and storage options.
         store: the output.
-        plan_attempt: unlike that of any other plan ever written to this output.
+        plan_attempt: must differ from that of every plan ever written to this output.
 
     Raises:
-        ConfigError: a source cannot be used, has no rows, or two rows are the same clip and the
+        ConfigError: a source is unusable or has no rows, or two rows are the same clip and the
             job does not say which to keep.
         StorageError: from the output's or a source's store.
     """
@@ -56,8 +57,8 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
             num_rows = writer.write(index, job.dataset, source)
             if not num_rows:
                 raise ConfigError(
-                    f"{source.label}: has no rows. A source without clips is surely a mistake: "
-                    "look into it, or take it out of the job."
+                    f"{source.label} has no rows. A source without clips is likely a mistake: "
+                    "correct it, or remove it from the job."
                 )
         parts = writer.finish()
         duplicates = find_duplicates(store, parts)
@@ -83,22 +84,22 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
 
 
 def _merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
-    """Settle the job's carried columns, before any row is read."""
-    settled: dict[str, tuple[pa.Field, str]] = {}
+    """Decide the job's carried columns, before any row is read."""
+    merged: dict[str, tuple[pa.Field, str]] = {}
     for source in sources:
         for field in source.carried():
-            known, label = settled.setdefault(field.name, (field, source.label))
+            known, label = merged.setdefault(field.name, (field, source.label))
             if known.type != field.type:
                 raise ConfigError(
-                    f"{source.label}: column {field.name!r} holds {field.type}, and that of "
-                    f"{label} holds {known.type}. One side table cannot hold both: rename the "
-                    "column or convert it in one of them."
+                    f"{source.label}: column {field.name!r} holds {field.type}, but that of "
+                    f"{label} holds {known.type}. A side table column has one type: rename or "
+                    "convert the column in one source."
                 )
-    return pa.schema([field for field, _ in settled.values()])
+    return pa.schema([field for field, _ in merged.values()])
 
 
 class _PartWriter:
-    """Gives rows their ids and stores them in parts, while the next are read and checked."""
+    """Assigns row ids and stores parts in threads, while the next rows are read."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
@@ -107,10 +108,10 @@ class _PartWriter:
         self._futures: list[Future[PlannedPart]] = []
 
     def write(self, index: int, dataset: str, source: RowSource) -> int:
-        """Store all rows of one source; returns how many."""
+        """Store all rows of one source; return how many."""
         num_rows = 0
         for table in _cut(source.batches()):
-            if len(self._futures) > _WRITERS:  # else fast sources would pile up in memory
+            if len(self._futures) > _WRITERS:  # bounds memory: sources can be faster than the store
                 self._futures[-_WRITERS - 1].result()
             key = f"{self._prefix}/{len(self._futures):05d}.parquet"
             args = key, index, num_rows, dataset, table
@@ -126,7 +127,7 @@ class _PartWriter:
     def abandon(self) -> None:
         """Remove what was stored: no ``job.json`` will ever name it."""
         self._pool.shutdown(cancel_futures=True)
-        # Leftovers harm nobody; what stopped the plan is the error to tell.
+        # Leftovers are harmless, and the error that stopped the plan matters more.
         with contextlib.suppress(StorageError):
             for number in range(len(self._futures)):
                 self._store.delete(f"{self._prefix}/{number:05d}.parquet")
@@ -136,11 +137,9 @@ class _PartWriter:
     ) -> PlannedPart:
         ids = _row_digests(dataset, table)
         table = table.add_column(0, ROW_ID, _hex_column(ids))
-        num_problems = table.num_rows - table.column("problem").null_count
         hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
-        return PlannedPart(
-            store_part(self._store, key, table), source, first_row, num_problems, hashes
-        )
+        stored = store_part(self._store, key, table)
+        return PlannedPart(stored, source, first_row, count_problems(table), hashes)
 
 
 def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -148,7 +147,7 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
     for whole in batches:
-        # Several steps, so that one batch of long captions does not become one huge part.
+        # In steps, so that one batch of long captions does not become one huge part.
         steps = max(1, -(-whole.nbytes // _PART_BYTES))
         step = max(1, min(-(-whole.num_rows // steps), PART_ROWS))
         for start in range(0, whole.num_rows, step):
@@ -181,7 +180,7 @@ def _row_digests(dataset: str, table: pa.Table) -> bytes:
 
 
 def _hex_column(ids: bytes) -> pa.Array:
-    """Turn 16 bytes per row into a column of 32 hex digits, without a Python object per row."""
+    """Turn 16 bytes per row into a column of 32 hex digits, without Python objects per row."""
     num_rows = len(ids) // 16
     offsets = np.arange(num_rows + 1, dtype=np.int32) * 32
     return pa.StringArray.from_buffers(

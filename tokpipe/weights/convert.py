@@ -1,16 +1,14 @@
-"""Training checkpoints to checkpoint folders: ``config.yaml`` and ``model.safetensors``."""
+"""Turns training checkpoints into checkpoint folders: ``config.yaml``, ``model.safetensors``."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -19,39 +17,33 @@ from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.strict_yaml import StrictLoader
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
-from tokpipe.formats.tensor_file import TensorFile, TensorInfo, write_tensor_file
-from tokpipe.formats.torch_file import Placeholder, StoredTensor, TorchFile
+from tokpipe.weights.read import encoding_tensors, tensors_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor  # takes seconds: imported only when a conversion runs
 
 KINDS = ("movqgan", "emu3")
 """Kinds whose settings follow from the shapes of their weights."""
 ALWAYS_DROPPED = {"movqgan": ("loss.",)}
-"""Beginnings of keys that are part of every checkpoint of a kind, and of no tokenizer."""
+"""Key prefixes that every checkpoint of a kind has and no tokenizer needs."""
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
-"""Where training programs put the weights, in the order in which they are looked for."""
+"""Where training programs put the weights, in the order in which they are tried."""
 _AVERAGES = re.compile(r"^(?:model_ema|ema_(\w+))\.")
-MOST_NAMED = 5
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What to take from a checkpoint, under which names."""
+    """Which weights to take from a checkpoint, and under which names."""
 
     state: str | None = None
-    """Entry that holds the weights; looked for when None."""
+    """The entry that holds the weights; None tries ``STATE_KEYS``."""
     ema: bool = False
-    """Take the moving averages of the weights in place of the weights."""
+    """Take the moving averages of the weights instead of the weights."""
     strip: str | None = None
-    """Take only keys that begin so, without that beginning."""
+    """Take only keys with this prefix, and remove it."""
     drop: tuple[str, ...] = ()
-    """Leave out keys that begin so."""
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Tensors by name, still in their file."""
-
-    infos: dict[str, TensorInfo]
-    data_of: Callable[[str], Iterable[Any]]
+    """Leave out keys with these prefixes."""
 
 
 def convert(
@@ -62,52 +54,49 @@ def convert(
     config: Path | None = None,
     choices: Choices | None = None,
 ) -> Iterator[str]:
-    """Make a checkpoint folder of a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors``; say how.
+    """Convert a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file; yield lines that say how.
 
-    Nothing in ``source`` is run. Memory stays at about that of its largest tensor until the end,
-    when the tokenizer is built from the new folder: only what loads strictly is left behind.
+    Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
+    before moving it into place, so a folder left behind is one that loads strictly.
 
     Args:
         source: the checkpoint.
-        folder: where ``config.yaml`` and ``model.safetensors`` go; neither may be there.
-        kind: one of ``KINDS``, whose config is worked out from the weights.
+        folder: receives ``config.yaml`` and ``model.safetensors``; neither may exist there.
+        kind: one of ``KINDS``, to derive the settings from the weights.
         config: or a file with a tokenizer section, without ``weights``.
-        choices: what to take.
+        choices: which weights to take.
 
     Raises:
-        ConfigError: no weights are found, they do not fit the config, or files would be replaced.
+        ConfigError: no weights are found, the config does not match them, or files would be
+            overwritten.
     """
     choices = choices or Choices()
     if (kind is None) == (config is None):
         raise ConfigError(
-            "convert: give either --kind, for weights whose settings follow from their shapes "
-            f"({', '.join(KINDS)}), or --config with a tokenizer section: without settings weights "
-            "are no tokenizer"
+            "convert: weights need settings. Pass either --kind, for weights whose shapes imply "
+            f"them ({', '.join(KINDS)}), or --config with a tokenizer section"
         )
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if (folder / name).exists():
             raise ConfigError(
-                f"{folder / name} is there already, and outputs may have been made with it: give "
-                "another folder, or delete it"
+                f"{folder / name} already exists, and outputs may depend on it. Choose another "
+                "folder, or delete it"
             )
-    with contextlib.ExitStack() as stack:
-        weights = _open(source, choices, stack)
-        notes: list[str] = []
-        weights = _chosen(weights, choices, ALWAYS_DROPPED.get(kind or "", ()), source, notes)
-        yield from notes
-        section = _given(config) if config is not None else _inferred(str(kind), weights, source)
-        section.setdefault("name", source.stem)
-        if section.get("kind") == "custom":
-            section["weights"] = WEIGHTS_NAME  # others have it understood
-        parsed = _parsed({**section, "weights": str(source)}, config or source)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, so that a conversion that fails leaves nothing half-written there.
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        stack.callback(shutil.rmtree, partial, ignore_errors=True)
-        write_tensor_file(partial / WEIGHTS_NAME, weights.infos, weights.data_of)
+    state = _read_state(source, choices)
+    state = yield from _choose(state, choices, ALWAYS_DROPPED.get(kind or "", ()), source)
+    section = _read_config(config) if config is not None else _infer(str(kind), state, source)
+    section.setdefault("name", source.stem)
+    if section.get("kind") == "custom":
+        section["weights"] = WEIGHTS_NAME  # implied for the other kinds
+    parsed = _parse({**section, "weights": str(source)}, config or source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same file system as the folder, so that finished files can be moved there.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        partial = Path(temporary)
+        _write(state, partial / WEIGHTS_NAME)
         text = yaml.safe_dump(section, sort_keys=False)
-        (partial / CONFIG_NAME).write_text(f"# Made of {source.name} by tokpipe convert.\n{text}")
-        digest = _verified(parsed, partial / WEIGHTS_NAME)
+        (partial / CONFIG_NAME).write_text(f"# From {source.name}, by tokpipe convert.\n{text}")
+        digest = _verify(parsed, partial / WEIGHTS_NAME)
         folder.mkdir(exist_ok=True)
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             (partial / name).replace(folder / name)
@@ -115,230 +104,195 @@ def convert(
     yield (
         f"{folder}: {parsed.kind}, {traits.temporal_stride}x{traits.spatial_stride}x"
         f"{traits.spatial_stride} pixels per code, {traits.codebook_size:,} codes, "
-        f"{len(weights.infos):,} tensors of {_size(weights):,} bytes, codes by sha256 {digest}"
+        f"{len(state):,} tensors of {sum(one.nbytes for one in state.values()):,} bytes, "
+        f"codes by sha256 {digest}"
     )
 
 
-# --- what there is --------------------------------------------------------------------------------
+# --- reading and writing ------------------------------------------------------------------------
 
 
-def _open(source: Path, choices: Choices, stack: contextlib.ExitStack) -> _Weights:
+def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
+    """Return the checkpoint's weights by name, without what ``choices`` drops."""
+    import safetensors.torch
+
+    from tokpipe.weights.checkpoint import load_checkpoint, not_plain
+
     if source.suffix == ".safetensors":
         try:
-            tensors = TensorFile.parse(str(source), source.read_bytes()).tensors
-        except OSError as error:
-            raise ConfigError(f"{source} cannot be read: {error.strerror}") from error
-        return _Weights({k: i for k, (i, _) in tensors.items()}, lambda k: (tensors[k][1],))
-    file = stack.enter_context(TorchFile(source))
-    state = _state(file.content, choices.state, source)
-    strange = {key: value for key, value in state.items() if not isinstance(value, StoredTensor)}
-    for prefix in choices.drop:
-        strange = {key: value for key, value in strange.items() if not key.startswith(prefix)}
-    if strange:
-        named = ", ".join(f"{key} is {_described(value)}" for key, value in strange.items())
-        raise ConfigError(
-            f"{source}: among its weights {named}, where only tensors can be taken: leave it out "
-            "by --drop, or name another entry by --state"
-        )
-    stored = {key: value for key, value in state.items() if isinstance(value, StoredTensor)}
-    return _Weights(
-        {key: tensor.info for key, tensor in stored.items()},
-        lambda key: file.data_of(stored[key]),
-    )
-
-
-def _state(content: Any, wanted: str | None, source: Path) -> dict[str, Any]:
-    """The mapping of names to tensors that a checkpoint holds."""
+            return dict(safetensors.torch.load_file(source))
+        except (OSError, KeyError, safetensors.SafetensorError) as error:
+            raise ConfigError(f"{source} cannot be read as safetensors: {error}") from error
+    content = load_checkpoint(source)
     entries = content if isinstance(content, Mapping) else {}
-    if wanted is not None:
-        found = entries.get(wanted)
-    elif any(isinstance(value, StoredTensor) for value in entries.values()):
+    if choices.state is not None:
+        found = entries.get(choices.state)
+    elif any(not_plain(value) is None for value in entries.values()):
         found = entries
     else:
         found = next((entries[key] for key in STATE_KEYS if key in entries), None)
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        named = ", ".join(f"{key} ({_described(value)})" for key, value in entries.items())
+        where = f"in the entry {choices.state!r}" if choices.state else "that can be found"
+        named = [f"{key} ({not_plain(value) or 'a tensor'})" for key, value in entries.items()]
         raise ConfigError(
-            f"{source}: has no weights "
-            + (f"in the entry {wanted!r}" if wanted is not None else "that can be found")
-            + f"; it is {_described(content)}, of {named or 'no entries'}. Name the entry that "
-            "maps names to tensors by --state; of a whole pickled model, save its state_dict"
+            f"{source} has no weights {where}; it is {not_plain(content) or 'a tensor'} with "
+            f"{', '.join(named) or 'no entries'}. Select the entry that maps names to tensors "
+            "with --state; if a whole model was pickled, save its state_dict"
         )
-    return dict(found)
+    problems = {key: not_plain(value) for key, value in found.items()}
+    rejected = [
+        f"{key} is {problem}"
+        for key, problem in problems.items()
+        if problem is not None and not key.startswith(choices.drop)
+    ]
+    if rejected:
+        raise ConfigError(
+            f"{source}: among its weights, {', '.join(rejected)}. Only dense tensors can be "
+            "converted. Leave it out with --drop, or select another entry with --state"
+        )
+    return {key: value for key, value in found.items() if problems[key] is None}
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, Placeholder):
-        return value.described
-    if isinstance(value, Mapping):
-        return f"a mapping of {len(value)}"
-    return f"a {type(value).__name__}"
+def _write(state: Mapping[str, Tensor], path: Path) -> None:
+    import safetensors.torch
+
+    tensors: dict[str, Tensor] = {}
+    storages = set()
+    for key, value in state.items():
+        tensor = value.detach().resolve_neg().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # safetensors takes no tensors that share memory, such as tied weights.
+        tensors[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    safetensors.torch.save_file(tensors, path)
 
 
-# --- what is taken --------------------------------------------------------------------------------
+# --- which weights to take ----------------------------------------------------------------------
 
 
-def _chosen(
-    weights: _Weights, choices: Choices, always: tuple[str, ...], source: Path, notes: list[str]
-) -> _Weights:
-    """Apply the choices in turn: averages, beginning, what is left out."""
-    keys = dict.fromkeys(weights.infos)
-    table = {key: key for key in keys}  # new key -> key in the file
-    averages = [key for key in keys if _is_average(key, keys)]
-    for key in averages:
-        del table[key]
-    if choices.strip is not None:
-        prefix = choices.strip
-        kept = {new[len(prefix) :]: key for new, key in table.items() if new.startswith(prefix)}
+def _choose(
+    state: Mapping[str, Tensor], choices: Choices, always_dropped: tuple[str, ...], source: Path
+) -> Generator[str, None, dict[str, Tensor]]:
+    """Set averages aside, strip the prefix, drop keys, and put averages in place if asked to."""
+    averages = {key for key in state if _is_average(key, state)}
+    table = {key: key for key in state if key not in averages}  # new key -> key in the file
+    if (prefix := choices.strip) is not None:
+        kept = {key.removeprefix(prefix): key for key in table if key.startswith(prefix)}
         if not kept:
             raise ConfigError(
                 f"{source}: no key begins with {prefix!r}, so --strip leaves nothing; the keys "
                 f"are {_some(table)}"
             )
-        notes.append(f"{source}: took the {len(kept):,} of {len(table):,} keys below {prefix!r}")
+        yield f"{source}: took the {len(kept):,} of {len(table):,} keys below {prefix!r}"
         table = kept
-    for prefix in (*always, *choices.drop):
+    for prefix in (*always_dropped, *choices.drop):
         kept = {new: key for new, key in table.items() if not new.startswith(prefix)}
-        if len(kept) == len(table) and prefix in choices.drop:
+        if dropped := len(table) - len(kept):
+            yield f"{source}: left out {dropped:,} keys below {prefix!r}"
+        elif prefix in choices.drop:
             raise ConfigError(
                 f"{source}: no key begins with {prefix!r}, so --drop leaves nothing out; the keys "
                 f"are {_some(table)}"
             )
-        if len(kept) < len(table):
-            notes.append(f"{source}: left {len(table) - len(kept):,} keys below {prefix!r} out")
         table = kept
     if choices.ema:
-        table = _averaged(table, set(averages), source, notes)
+        table = yield from _averaged(table, averages, source)
     elif averages:
-        notes.append(
-            f"{source}: left {len(averages):,} moving averages out; --ema takes them in place of "
-            "the weights"
-        )
-    return _Weights(
-        {new: weights.infos[key] for new, key in table.items()},
-        lambda new: weights.data_of(table[new]),
-    )
+        yield f"{source}: left out {len(averages):,} moving averages; --ema takes them instead"
+    return {new: state[key] for new, key in table.items()}
 
 
 def _is_average(key: str, keys: Iterable[str]) -> bool:
     """Whether a key is one of the moving averages that Lightning's LitEma keeps.
 
-    They stand below ``model_ema.`` or, for each part of a model, below ``ema_<part>.``.
+    They are below ``model_ema.`` or, for each part of a model, below ``ema_<part>.``.
     """
     match = _AVERAGES.match(key)
-    if match is None:
-        return False
-    part = match.group(1)
-    return part is None or any(other.startswith(f"{part}.") for other in keys)
+    part = match and match[1]
+    return match is not None and (not part or any(other.startswith(f"{part}.") for other in keys))
 
 
 def _averaged(
-    table: dict[str, str], averages: set[str], source: Path, notes: list[str]
-) -> dict[str, str]:
-    """Point every key at its average, whose name is the key's without its dots."""
-    result: dict[str, str] = {}
-    used: dict[str, str] = {}
-    without = []
+    table: Mapping[str, str], averages: set[str], source: Path
+) -> Generator[str, None, dict[str, str]]:
+    """Point every key at its average, which is named after the key without its dots."""
+    result = dict(table)
+    owners: dict[str, str] = {}
     for new, key in table.items():
         part, _, rest = key.partition(".")
         names = {"model_ema." + key.replace(".", ""), f"ema_{part}.{rest.replace('.', '')}"}
-        found = sorted(names & averages)
-        if not found:
-            without.append(key)
-        elif len(found) > 1 or found[0] in used:
-            raise ConfigError(
-                f"{source}: {key} and {used.get(found[0], found[-1])} have one and the same moving "
-                "average, so it cannot be told whose it is: convert without --ema"
-            )
-        else:
-            used[found[0]] = key
-        result[new] = found[0] if found else key
-    if not used:
+        for name in sorted(names & averages):
+            if name in owners or key in owners.values():
+                raise ConfigError(
+                    f"{source}: {key} and {owners.get(name, name)} share one moving average, so "
+                    "its owner is unknown. Convert without --ema"
+                )
+            owners[name] = key
+            result[new] = name
+    if not owners:
         raise ConfigError(
-            f"{source}: has no moving averages below model_ema. or ema_<part>., which --ema would "
-            "take: convert without it"
+            f"{source} has no moving averages below model_ema. or ema_<part>. for --ema to take. "
+            "Convert without it"
         )
-    notes.append(f"{source}: took {len(used):,} moving averages in place of the weights")
-    if without:
-        notes.append(f"{source}: {len(without):,} keys have no average: {_some(without)}")
+    yield f"{source}: took {len(owners):,} moving averages instead of the weights"
+    if without := [key for key in table.values() if key not in owners.values()]:
+        yield f"{source}: {len(without):,} keys have no average: {_some(without)}"
     return result
 
 
 def _some(keys: Iterable[str]) -> str:
     named = list(keys)
-    more = f" and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
-    return ", ".join(named[:MOST_NAMED]) + more
+    more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+    return ", ".join(named[:_MOST_NAMED]) + more
 
 
-def _size(weights: _Weights) -> int:
-    return sum(info.size_bytes for info in weights.infos.values())
+# --- the tokenizer's settings -------------------------------------------------------------------
 
 
-# --- its settings ---------------------------------------------------------------------------------
-
-
-def _given(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         section = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a tokenizer section: {error}") from error
+        raise ConfigError(f"{path} cannot be read as a tokenizer section: {error}") from error
     if not isinstance(section, dict) or section.keys() & {"weights", "checkpoint"}:
         raise ConfigError(
-            f"{path}: must hold a tokenizer section without weights, which the new folder brings"
+            f"{path} must hold a tokenizer section without weights; the new folder adds them"
         )
     return section
 
 
-def _inferred(kind: str, weights: _Weights, source: Path) -> dict[str, Any]:
-    """Settings of a published kind, read off the shapes of its weights."""
-    shapes = {key: info.shape for key, info in weights.infos.items()}
+def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
+    """Derive the settings of a published kind from the shapes of its weights."""
+    if kind not in KINDS:
+        raise ConfigError(f"convert: kind {kind!r} is not one of {', '.join(KINDS)}; pass --config")
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    own_names = kind == "emu3" and not any(key.startswith("encoder.down.") for key in shapes)
     try:
-        if kind == "movqgan":
-            return _movqgan(shapes)
+        ch, mult, blocks, attention = _levels(
+            shapes, "encoder.down_block.down" if own_names else "encoder.down"
+        )
+        size, dim = shapes["quantize.embedding.weight"]
+        section = {"kind": kind, "num_res_blocks": blocks, "embed_dim": dim, "codebook_size": size}
         if kind == "emu3":
-            return _emu3(shapes)
+            names = {"base_channels": ch, "channel_multiplier": mult}
+            return {**section, **names, "attn_resolutions": attention}
+        return {
+            **section,
+            "ch": ch,
+            "ch_mult": mult,
+            "attn_resolutions": [256 >> level for level in attention],
+            "z_channels": shapes["encoder.conv_out.weight"][0],
+        }
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
-            f"{source}: is no checkpoint of kind {kind}: it has no {error} of the right shape, but "
-            f"{_some(shapes)}. Name the entry of its weights by --state, their beginning by "
-            "--strip, or give its settings by --config"
+            f"{source} is not a checkpoint of kind {kind}: it has no {error} of the right shape; "
+            f"its keys are {_some(shapes)}. Select the entry with --state and remove a key prefix "
+            "with --strip, or pass its settings with --config"
         ) from error
-    raise ConfigError(f"convert: kind {kind!r} is none of {', '.join(KINDS)}: give --config")
-
-
-def _movqgan(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    ch, mult, blocks, attention = _levels(shapes, "encoder.down")
-    size, dim = shapes["quantize.embedding.weight"]
-    return {
-        "kind": "movqgan",
-        "ch": ch,
-        "ch_mult": mult,
-        "num_res_blocks": blocks,
-        "attn_resolutions": [256 >> level for level in attention],
-        "z_channels": shapes["encoder.conv_out.weight"][0],
-        "embed_dim": dim,
-        "codebook_size": size,
-    }
-
-
-def _emu3(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    published = any(key.startswith("encoder.down.") for key in shapes)
-    down = "encoder.down" if published else "encoder.down_block.down"
-    ch, mult, blocks, attention = _levels(shapes, down)
-    size, dim = shapes["quantize.embedding.weight"]
-    return {
-        "kind": "emu3",
-        "base_channels": ch,
-        "channel_multiplier": mult,
-        "num_res_blocks": blocks,
-        "attn_resolutions": attention,
-        "embed_dim": dim,
-        "codebook_size": size,
-    }
 
 
 def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[int], int, list[int]]:
-    """Channels, their multiples by level, blocks per level, and levels with attention."""
+    """Return channels, their multiples by level, blocks per level, and levels with attention."""
     ch = shapes["encoder.conv_in.weight"][0]
     mult: list[int] = []
     attention = []
@@ -355,7 +309,7 @@ def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[in
     return ch, mult, blocks, attention
 
 
-def _parsed(section: dict[str, Any], source: Path) -> TokenizerConfig:
+def _parse(section: dict[str, Any], source: Path) -> TokenizerConfig:
     try:
         adapter: TypeAdapter[TokenizerConfig] = TypeAdapter(AnyTokenizer)
         return adapter.validate_json(json.dumps(section))
@@ -364,14 +318,13 @@ def _parsed(section: dict[str, Any], source: Path) -> TokenizerConfig:
             f"{'.'.join(map(str, detail['loc'][1:]))}: {detail['msg']}"
             for detail in error.errors(include_url=False)
         )
-        raise ConfigError(f"{source}: does not make a tokenizer: {problems}") from error
+        raise ConfigError(f"{source} does not describe a tokenizer: {problems}") from error
 
 
-def _verified(config: TokenizerConfig, weights: Path) -> str:
-    """Build the tokenizer, decoder and all, and return the hash of what its codes depend on."""
-    from tokpipe.models.tokenizers import build_tokenizer  # torch: not to ask for help
+def _verify(config: TokenizerConfig, weights: Path) -> str:
+    """Build the whole tokenizer, and return the hash of the weights that decide its codes."""
+    from tokpipe.models.tokenizers import build_tokenizer
 
     data = weights.read_bytes()
-    has_decoder = bool(config.decoder_keys)
-    build_tokenizer(config, data, with_decoder=has_decoder)
-    return TensorFile.parse(str(weights), data).without(config.decoder_keys).sha256()
+    build_tokenizer(config, data, with_decoder=bool(config.decoder_keys))
+    return tensors_sha256(encoding_tensors(str(weights), data, config))

@@ -1,37 +1,45 @@
-"""A tokenizer's weights: where they are, their bytes, and the hash that stands for their codes."""
+"""Reads a tokenizer's weights and computes the hash that identifies its codes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import safetensors
 
 from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NotFound
-from tokpipe.formats.tensor_file import TensorFile
 from tokpipe.storage import Store, open_store
+
+Tensors = Mapping[str, Mapping[str, Any]]
+"""By name: ``dtype`` (as safetensors spells it), ``shape`` and ``data`` (little-endian bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerWeights:
-    """What ``build_tokenizer`` takes, and what the fingerprint holds."""
+    """What ``build_tokenizer`` needs, and the hash that goes into the fingerprint."""
 
     hash: str
-    """Of what encoding needs, so that a decoder trained further changes no fingerprint."""
+    """Covers only what encoding needs, so training a decoder further changes no fingerprint."""
     encoding: bytes | None
-    """The file's bytes, or those of its tensors that were asked for."""
+    """The file's bytes, or a file of only the tensors that were asked for."""
     decoding: bytes | None = None
-    """Bytes of the decoder, for tokenizers that keep it in a file of its own."""
+    """Bytes of the decoder, for tokenizers that keep it in a separate file."""
 
 
 def read_weights(
     config: TokenizerConfig, options: StoreOptions, *, with_decoder: bool = False
 ) -> TokenizerWeights:
-    """Fetch a tokenizer's weights; without ``with_decoder``, only what encoding needs is kept.
+    """Fetch a tokenizer's weights; without ``with_decoder``, keep only what encoding needs.
 
     Raises:
-        ConfigError: there is nothing where the config says, or no whole file.
+        ConfigError: there is no file at the URI, or it is incomplete.
         StorageError: the store kept failing.
     """
     if config.weights is None:
@@ -43,35 +51,79 @@ def read_weights(
         decoding = read_object(config.decoder_weights, options, "tokenizer.decoder_weights")
     if not config.decoder_keys:
         return TokenizerWeights("sha256 " + hashlib.sha256(data).hexdigest(), data, decoding)
-    encoding = TensorFile.parse(config.weights, data).without(config.decoder_keys)
-    kept = data if with_decoder else encoding.to_bytes()
-    return TokenizerWeights("sha256 " + encoding.sha256(), kept, decoding)
+    tensors = encoding_tensors(config.weights, data, config)
+    kept = data if with_decoder else _to_safetensors(tensors)
+    return TokenizerWeights("sha256 " + tensors_sha256(tensors), kept, decoding)
+
+
+def encoding_tensors(uri: str, data: bytes, config: TokenizerConfig) -> Tensors:
+    """Return the tensors of a safetensors file that do not belong to the decoder.
+
+    Raises:
+        ConfigError: ``data`` is not a complete safetensors file.
+    """
+    try:
+        tensors: list[tuple[str, Any]] = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise ConfigError(
+            f"{uri} is not a complete safetensors file ({error}). The tokenizer needs its weights. "
+            "Run `tokpipe convert` on other kinds of checkpoint; copy this file again if it was "
+            "cut short"
+        ) from error
+    return {name: one for name, one in tensors if not name.startswith(config.decoder_keys)}
+
+
+def tensors_sha256(tensors: Tensors) -> str:
+    """Hash names, types, shapes and values, in hex. Their order in the file does not matter."""
+    names = sorted(tensors)
+    listed = [[name, tensors[name]["dtype"], tensors[name]["shape"]] for name in names]
+    digest = hashlib.sha256(json.dumps(listed).encode())
+    for name in names:
+        digest.update(tensors[name]["data"])
+    return digest.hexdigest()
+
+
+def _to_safetensors(tensors: Tensors) -> bytes:
+    # The library writes numpy or torch arrays only. The one knows no bfloat16, and the other
+    # takes seconds to import.
+    header, end = {}, 0
+    for name in sorted(tensors):
+        start, end = end, end + len(tensors[name]["data"])
+        header[name] = {**tensors[name], "data_offsets": [start, end]}
+        del header[name]["data"]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"".join(tensors[name]["data"] for name in header)
 
 
 def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
-    """Return the bytes at ``uri``, in any store or ``builtin://``; ``setting`` names it.
+    """Return the bytes at ``uri``, in any store or ``builtin://``.
+
+    Args:
+        uri: where the object is.
+        options: of the store.
+        setting: the job setting that names it, for the error.
 
     Raises:
-        ConfigError: there is nothing at ``uri``.
+        ConfigError: there is no object at ``uri``.
         StorageError: the store kept failing.
     """
     store, key = _locate(uri, options)
     try:
         return store.get(key)
     except NotFound as error:
-        raise _nothing(uri, setting) from error
+        raise _missing(uri, setting) from error
 
 
 def find_weights(uri: str, options: StoreOptions) -> int:
-    """Return how many bytes ``tokenizer.weights`` has.
+    """Return the size of ``tokenizer.weights`` in bytes.
 
     Raises:
-        ConfigError: there is nothing at ``uri``.
+        ConfigError: there is no file at ``uri``.
     """
     store, key = _locate(uri, options)
     size = store.size(key)
     if size is None:
-        raise _nothing(uri, "tokenizer.weights")
+        raise _missing(uri, "tokenizer.weights")
     return size
 
 
@@ -82,9 +134,8 @@ def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
     return open_store(folder, options), key
 
 
-def _nothing(uri: str, setting: str) -> ConfigError:
+def _missing(uri: str, setting: str) -> ConfigError:
     where = f"{setting}: " if setting else ""
     return ConfigError(
-        f"{where}there is nothing at {uri}. Without it there is no tokenizer, and so no codes; "
-        "put the file there, or correct the URI"
+        f"{where}no file at {uri}. The tokenizer needs it. Put the file there, or correct the URI"
     )

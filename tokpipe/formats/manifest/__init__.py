@@ -1,7 +1,7 @@
 """The manifest: an append-only log of finished shards and rejected clips.
 
-Unlisted means unfinished. ``entry`` is what one object of the log holds, ``log`` puts entries in
-line and streams them, ``committed`` counts off the plan, ``state`` sums up the log,
+A shard that is not listed is unfinished. ``entry`` is one object of the log, ``log`` appends and
+streams entries, ``committed`` tracks which plan rows are settled, ``state`` sums up the log, and
 ``checkpoint`` saves that sum so that a resume reads few objects.
 """
 

@@ -1,7 +1,7 @@
-"""Checkpoints: the state of a manifest saved every so often, so that loading reads few objects.
+"""Checkpoints: the state of a manifest, saved now and then so that loading reads few objects.
 
-A checkpoint is only a shortcut. It follows from the entries before it, any driver may write it,
-and one that is missing or damaged costs time and nothing else.
+A checkpoint is only a shortcut. The entries before it determine it, any driver may write it, and
+a missing or damaged one costs only time.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from tokpipe.storage.store import Store
 CHECKPOINT_FORMAT = 1
 
 CHECKPOINT_INTERVAL = 64
-"""Checkpoints stand at multiples of this many entries, so that finding one needs no listing."""
+"""Checkpoints are at multiples of this many entries, so finding one needs no listing."""
 
 
 def write_checkpoint(store: Store, state: ManifestState) -> bool:
     """Save ``state`` as the checkpoint before entry ``state.next_seq``.
 
-    Two objects are created, the table of shards and then the record that vouches for it, so a
-    crash between them leaves a table that nobody reads.
+    Creates the table of shards, then the record with its hash. A crash between the two leaves a
+    table that nobody reads.
 
     Returns:
-        True if the checkpoint is there now and is this one. False leaves an older one, or half
-        of a damaged one, in place: loading then takes what is sound.
+        True if this checkpoint is now in the store. False if another one, or half of a damaged
+        one, is in its place: loading then uses whatever is intact.
     """
     table = _parquet(state.shards)
     key = checkpoint_shards_key(state.next_seq)
     if not store.create(key, table):
-        # Another driver's table of the same shards, perhaps by another version of pyarrow.
+        # Another driver's table of the same shards, perhaps from another version of pyarrow.
         table = store.get(key)
         try:
             if not _read_table(store.uri_of(key), table).equals(state.shards):
@@ -56,17 +56,17 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     """Return the state before entry ``seq``, over a plan of ``num_rows`` rows.
 
     Raises:
-        NotFound: there is no such checkpoint, or only half of one.
-        CorruptOutput: it is damaged, or of another plan.
+        NotFound: the checkpoint does not exist, or only half of it does.
+        CorruptOutput: it is damaged, or belongs to another plan.
     """
     uri = store.uri_of(checkpoint_key(seq))
     record = unseal(uri, store.get(checkpoint_key(seq)), newest_format=CHECKPOINT_FORMAT)
     try:
         if (record["seq"], record["num_rows"]) != (seq, num_rows):
-            raise ValueError(f"of entry {record['seq']} and {record['num_rows']} plan rows")
+            raise ValueError(f"it is of entry {record['seq']} and {record['num_rows']} plan rows")
         committed = CommittedRows(
             num_rows,
-            # No more than the plan has bits for: what is longer is refused by its length.
+            # Bounded by the size of the plan; CommittedRows rejects a longer bitmap.
             zlib.decompressobj().decompress(
                 base64.b64decode(record["bitmap"]), max_length=num_rows // 8 + 2
             ),
@@ -75,7 +75,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
                 for row, num_segments, done in record["partial"]
             },
         )
-        # Every field by name: one that an older tokpipe did not count must not start at zero.
+        # By name, so that a field that an older tokpipe did not count is an error, not zero.
         totals = Totals(**{field: record["totals"][field] for field in Totals.__slots__})
         totals.rejected = Counter(totals.rejected)
         size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
@@ -88,7 +88,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
 
 
 def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
-    """What the checkpoint's JSON says: a function of the entries before it alone."""
+    """Return the checkpoint's JSON, which depends only on the entries before it."""
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
     bitmap = zlib.compress(state.committed.bitmap)
     return {
@@ -102,7 +102,7 @@ def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
             [row, partial.num_segments, sorted(partial.done)]
             for row, partial in sorted(state.committed.partial.items())
         ],
-        # zlib, in base64: lowest bit first, set when the plan row is settled whole.
+        # zlib in base64, lowest bit first; a bit is set when its plan row is fully settled.
         "bitmap": base64.b64encode(bitmap).decode(),
     }
 

@@ -1,4 +1,4 @@
-"""Which clips of the plan are settled: one bit per plan row, and a little more for cut rows."""
+"""Tracks which clips of the plan are settled, in one bit per plan row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokpipe.types import ClipRef
 
 @dataclass(slots=True)
 class PartialRow:
-    """A row that is cut into segments, some of which are settled and some not."""
+    """A row cut into segments, of which only some are settled."""
 
     num_segments: int
     done: set[int] = field(default_factory=set)
@@ -24,8 +24,7 @@ class PartialRow:
 class CommittedRows:
     """The set of settled clips, over a plan of ``num_rows`` rows.
 
-    A row takes one bit, so a plan of 100 million rows takes 12.5 MB. Only rows that are cut and
-    not yet settled whole take more.
+    A row takes one bit: 12.5 MB for 100 million rows. Only partly settled rows take more.
     """
 
     def __init__(
@@ -34,10 +33,10 @@ class CommittedRows:
         bitmap: bytes | None = None,
         partial: Mapping[int, PartialRow] | None = None,
     ) -> None:
-        """Start empty, or from the ``bitmap`` and ``partial`` of an earlier one.
+        """Start empty, or from the ``bitmap`` and ``partial`` of an earlier instance.
 
         Raises:
-            ValueError: they are not those of ``num_rows`` rows.
+            ValueError: the bitmap does not fit ``num_rows`` rows.
         """
         num_bytes = (num_rows + 7) // 8
         if bitmap is not None and len(bitmap) != num_bytes:
@@ -45,28 +44,28 @@ class CommittedRows:
         if bitmap and num_rows % 8 and bitmap[-1] >> (num_rows % 8):
             raise ValueError(f"a bitmap with bits beyond row {num_rows - 1}")
         self.num_rows = num_rows
-        # A bytearray, because setting one bit of it takes half the time of an array's.
+        # Setting a bit of a bytearray takes half the time of setting one of an array.
         self._bits = bytearray(num_bytes) if bitmap is None else bytearray(bitmap)
         self._num_done = int.from_bytes(self._bits, "little").bit_count()
         self._partial = dict(partial or {})
 
     @property
     def num_done(self) -> int:
-        """Rows settled whole."""
+        """Rows that are fully settled."""
         return self._num_done
 
     @property
     def partial(self) -> Mapping[int, PartialRow]:
-        """Rows of which some segments are settled and some are not, by row."""
+        """Partly settled rows, by row number."""
         return MappingProxyType(self._partial)
 
     @property
     def bitmap(self) -> bytes:
-        """One bit per row, lowest bit first: set when the row is settled whole."""
+        """One bit per row, lowest bit first, set when the row is fully settled."""
         return bytes(self._bits)
 
     def done(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """(stop - start,) True for each row from ``start`` on that is settled whole."""
+        """Return (stop - start,) booleans: whether each row from ``start`` on is fully settled."""
         if not 0 <= start <= stop <= self.num_rows:
             raise IndexError(f"rows {start} to {stop} of a plan of {self.num_rows}")
         packed = np.frombuffer(self._bits, np.uint8)[start // 8 : (stop + 7) // 8]
@@ -74,17 +73,17 @@ class CommittedRows:
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
     def __contains__(self, ref: ClipRef) -> bool:
-        """Whether this clip is settled. Raises CorruptOutput as ``add`` does."""
+        """Return whether a clip is settled. Raises CorruptOutput as ``add`` does."""
         partial = self._check(ref)
         if self._is_done(ref.row):
             return True
         return partial is not None and ref.segment in partial.done
 
     def add(self, ref: ClipRef) -> bool:
-        """Settle one clip; False if it was settled before.
+        """Settle one clip. Return False if it was settled before.
 
         Raises:
-            CorruptOutput: the row is not in the plan, or was cut into another number of segments.
+            CorruptOutput: the row is not in the plan, or its number of segments differs.
         """
         partial = self._check(ref)
         if self._is_done(ref.row):
@@ -103,7 +102,7 @@ class CommittedRows:
         return True
 
     def reopen(self, ref: ClipRef) -> bool:
-        """Unsettle one clip; False if it was not settled.
+        """Unsettle one clip. Return False if it was not settled.
 
         Raises:
             CorruptOutput: as ``add`` does.
@@ -127,20 +126,20 @@ class CommittedRows:
         return bool(self._bits[row >> 3] >> (row & 7) & 1)
 
     def _check(self, ref: ClipRef) -> PartialRow | None:
-        """Return what is known of a cut row, if the clip does not contradict it."""
+        """Return the row's state if it is partly settled; reject a clip that contradicts it."""
         if not 0 <= ref.row < self.num_rows or not 0 <= ref.segment < ref.num_segments:
             raise CorruptOutput(
                 f"clip {ref.clip_id} is segment {ref.segment} of {ref.num_segments} of plan row "
                 f"{ref.row}, in a plan of {self.num_rows} rows. The manifest and the stored plan "
-                "do not belong together, so nothing can be counted off. Restore both from one copy "
-                "of the output, or tokenize to a new output prefix."
+                "do not belong together. Restore both from one copy of the output, or tokenize to "
+                "a new output prefix."
             )
         partial = self._partial.get(ref.row)
         if partial is not None and partial.num_segments != ref.num_segments:
             raise CorruptOutput(
                 f"clip {ref.clip_id} is one of {ref.num_segments} segments of plan row {ref.row} "
-                f"({ref.source_uri}), of which {len(partial.done)} were committed when it had "
-                f"{partial.num_segments}. The source changed under the job, and its clips would "
-                "overlap. Restore the source, or tokenize to a new output prefix."
+                f"({ref.source_uri}), but {len(partial.done)} of its clips were committed when it "
+                f"had {partial.num_segments}. The source changed during the job, and its clips "
+                "would overlap. Restore the source, or tokenize to a new output prefix."
             )
         return partial

@@ -1,4 +1,4 @@
-"""One manifest entry: the shards and rejections of one commit, as JSON that checks itself."""
+"""One manifest entry: the shards and rejections of one commit, as JSON with a checksum."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 MANIFEST_FORMAT = 2
-"""2 since entries withdraw rejections. An entry that withdraws none is written as 1."""
+"""2 since entries can withdraw rejections. An entry that withdraws none is written as 1."""
 
 _CLIP_FIELDS = [one.name for one in fields(ClipRef)]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who is behind a ``writer``: stands in the entry that each driver begins with."""
+    """Identifies a ``writer``. Each driver puts one in its first entry."""
 
     host: str
     pid: int
@@ -31,23 +31,23 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """A clip whose rejection is withdrawn: it is to be tokenized after all."""
+    """A clip whose rejection is withdrawn, so that it will be tokenized after all."""
 
     ref: ClipRef
     reason: str
-    """That it had been rejected for."""
+    """Why it had been rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderUse:
-    """Seconds of encode actors since the same driver's entry before: what the run has cost."""
+    """Encoder time since the driver's previous entry: what the run has cost."""
 
     paid_s: float = 0.0
-    """For which actors existed, whatever they did."""
+    """Seconds that encode actors existed, busy or not."""
     useful_s: float = 0.0
-    """Spent on codes that this entry lists."""
+    """Seconds spent on codes that this entry lists."""
     lost_s: float = 0.0
-    """Spent on codes that were lost with a worker or a node, and had to be made again."""
+    """Seconds spent on codes that were lost with a worker or node, and made again."""
 
     def __add__(self, other: EncoderUse) -> EncoderUse:
         return EncoderUse(
@@ -57,12 +57,12 @@ class EncoderUse:
 
 @dataclass(frozen=True, slots=True)
 class ActorUse:
-    """Seconds of all actors since the same driver's entry before: what limits the job's speed."""
+    """Seconds of all actors since the driver's previous entry: what limits the job's speed."""
 
     spent_s: dict[str, float] = field(default_factory=dict)
-    """By what they were spent on: download, decode, transfer, encode, write."""
+    """By activity: download, decode, transfer, encode, write."""
     up_s: dict[str, float] = field(default_factory=dict)
-    """For which actors of each stage were ready, whatever they did."""
+    """By stage: how long its actors were ready, busy or not."""
 
     def __add__(self, other: ActorUse) -> ActorUse:
         return ActorUse(_summed(self.spent_s, other.spent_s), _summed(self.up_s, other.up_s))
@@ -74,20 +74,20 @@ def _summed(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What one commit added to the output, or the claim of a driver that starts."""
+    """What one commit adds to the output, or the claim of a driver that starts."""
 
     seq: int
-    """Position in the manifest, from 0 without gaps."""
+    """Position in the manifest, counted from 0 without gaps."""
     writer: str
-    """Attempt id of the driver: no two drivers write the same bytes."""
+    """Attempt id of the driver, so no two drivers write the same bytes."""
     written_at: str
     """UTC, ISO 8601."""
     shards: tuple[Receipt, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     claim: Claim | None = None
-    """Set in the first entry of each driver. Older drivers find their next number taken by it."""
+    """Set in a driver's first entry. It takes the next number of any older driver."""
     reopened: tuple[Reopened, ...] = ()
-    """Unsettled before anything else in this entry counts."""
+    """Applied before the rest of the entry."""
     encoders: EncoderUse | None = None
     actors: ActorUse | None = None
 
@@ -99,20 +99,17 @@ class ManifestEntry:
             yield rejection.ref
 
     def to_json(self) -> bytes:
-        """Return JSON with a line for each clip and rejection, closed by a checksum.
+        """Return JSON with one line per clip and rejection, and a checksum at the end.
 
-        A clip is a list of values, in the order that ``clip_fields`` names once: a clip's keys
-        would be half of the manifest of a large output.
+        A clip is a list of values in the order of ``clip_fields``: repeating the keys for each
+        clip would double the manifest of a large output.
         """
-        seldom: dict[str, Any] = {}
+        optional: dict[str, Any] = {}
         if self.reopened:
-            seldom["reopened"] = [asdict(one) for one in self.reopened]
-        if self.claim is not None:
-            seldom["claim"] = asdict(self.claim)
-        if self.encoders is not None:
-            seldom["encoders"] = asdict(self.encoders)
-        if self.actors is not None:
-            seldom["actors"] = asdict(self.actors)
+            optional["reopened"] = [asdict(one) for one in self.reopened]
+        for name in ("claim", "encoders", "actors"):
+            if (value := getattr(self, name)) is not None:
+                optional[name] = asdict(value)
         sealed = seal(
             {
                 "format": MANIFEST_FORMAT if self.reopened else 1,
@@ -122,7 +119,7 @@ class ManifestEntry:
                 "clip_fields": _CLIP_FIELDS,
                 "shards": [_shard_fields(receipt) for receipt in self.shards],
                 "rejected": [_rejection_json(rejection) for rejection in self.rejected],
-                **seldom,
+                **optional,
             }
         )
         lists = {key: sealed[key] for key in ("rejected", "reopened") if key in sealed}
@@ -148,7 +145,7 @@ class ManifestEntry:
                 clips = shard["clips"]
                 shard["clips"] = [dict(zip(clip_fields, clip, strict=True)) for clip in clips]
             return _ENTRY.validate_python(body)
-        except (KeyError, TypeError, ValueError) as error:  # pydantic's is a ValueError
+        except (KeyError, TypeError, ValueError) as error:
             raise damaged(uri, f"it does not parse as a manifest entry: {error}") from error
 
 
@@ -156,7 +153,7 @@ _ENTRY = TypeAdapter(ManifestEntry)
 
 
 def _rejection_json(rejection: Rejected) -> dict[str, Any]:
-    # Every message comes by here, whoever wrote it and whatever library it quotes.
+    # Every message passes here, whatever library it quotes.
     return {**asdict(rejection), "message": redact(rejection.message)}
 
 

@@ -1,4 +1,4 @@
-"""Loads the state of a manifest: the newest sound checkpoint, then the entries after it."""
+"""Loads the state of a manifest: the newest intact checkpoint, then the entries after it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def load_state(
 ) -> ManifestState:
     """Return the state of an output's manifest, over a plan of ``num_rows`` rows.
 
-    With checkpoints in place this takes a few dozen requests for a manifest of any length.
-    Nothing is listed: a listing is slow on large outputs and late on some stores.
+    With checkpoints this takes a few dozen requests for a manifest of any length. It lists no
+    keys: a listing is slow on large outputs, and lags behind on some stores.
 
     Raises:
         CorruptOutput: an entry is damaged or missing, or contradicts others or the plan.
@@ -35,10 +35,10 @@ def load_state(
 def _newest_checkpoint(
     store: Store, num_rows: int, num_entries: int, interval: int
 ) -> ManifestState:
-    """Try one checkpoint after another, newest first.
+    """Try checkpoints, newest first.
 
-    If none was ever written, that is one request for every ``interval`` entries, which all have
-    to be read then anyway.
+    If none exists this costs one request per ``interval`` entries, all of which must then be
+    read anyway.
     """
     for seq in range(num_entries - num_entries % interval, 0, -interval):
         try:
@@ -46,5 +46,5 @@ def _newest_checkpoint(
         except NotFound:
             continue
         except CorruptOutput as error:
-            _log.warning("going on without a checkpoint: %s", error)
+            _log.warning("skipping a damaged checkpoint: %s", error)
     return ManifestState(CommittedRows(num_rows))

@@ -1,4 +1,4 @@
-"""The log of entries: appending one, finding the end, and streaming them in order."""
+"""The log of entries: appends one, finds the end, and streams them in order."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 
 _PARALLEL_READS = 16
-"""Entries on their way at once: a store takes tens of milliseconds to give one of them."""
+"""A store takes tens of milliseconds to return one entry."""
 
 
 def append(store: Store, entry: ManifestEntry) -> bool:
-    """Commit an entry: True if the manifest now has it at its number, False if another's is there.
+    """Commit an entry. Return False if another driver's entry already has its number.
 
-    After False this driver is not the only one, and its idea of what is committed is stale.
+    After False, this driver's view of what is committed is stale.
     """
     return store.create(entry_key(entry.seq), entry.to_json())
 
 
 def count_entries(store: Store, known: int = 0) -> int:
-    """Return how many entries there are, in about 2 log2(n) requests and without listing.
+    """Return the number of entries, in about 2 log2(n) requests and without listing.
 
-    Entries have no gaps, so their end can be bracketed by doubling and then halved. An entry
-    deleted by hand may hide those after it; reading the log then says so, or the next append.
+    Entries have no gaps, so doubling and then halving finds the end. An entry deleted by hand may
+    hide those after it; reading the log, or the next append, then raises.
 
     Args:
-        known: so many are known to be there; n is then the number of those behind them.
+        store: the output.
+        known: this many entries are known to exist; n counts the ones after them.
     """
 
     def exists(seq: int) -> bool:
         return store.size(entry_key(seq)) is not None
 
-    low, high = known, known + 1  # entries before `low` exist; `high - 1` was not seen to
+    low, high = known, known + 1  # entries before `low` exist; `high - 1` is unknown
     while exists(high - 1):
         low, high = high, known + (high - known) * 2
     high -= 1
@@ -54,19 +55,19 @@ def count_entries(store: Store, known: int = 0) -> int:
 def iter_entries(
     store: Store, from_seq: int = 0, to_seq: int | None = None
 ) -> Iterator[ManifestEntry]:
-    """Yield entries ``from_seq`` to ``to_seq`` (exclusive; by default all there are) in order.
+    """Yield entries ``from_seq`` to ``to_seq`` (exclusive; default: the end) in order.
 
-    Entries before ``from_seq`` are taken to be there.
+    Entries before ``from_seq`` are assumed to exist.
 
     Raises:
-        CorruptOutput: an entry is damaged, missing, or stands under another's number.
+        CorruptOutput: an entry is damaged, missing, or stored under the wrong number.
     """
     end = count_entries(store, from_seq) if to_seq is None else to_seq
     return read_entries(store, range(from_seq, end))
 
 
 def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
-    """Yield the entries of these numbers, a few of which are on their way at once.
+    """Yield the entries with these numbers, fetching several at a time.
 
     Raises:
         CorruptOutput: as ``iter_entries``.
@@ -85,10 +86,10 @@ def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
 
 
 def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]:
-    """Yield the clips that stand rejected in the manifest, or in its first ``to_seq`` entries.
+    """Yield the clips that are rejected after all entries, or after the first ``to_seq``.
 
-    The newest come first: read backwards, a withdrawal is known before what it withdraws, and
-    only withdrawals have to be remembered.
+    Newest first: reading backwards meets a withdrawal before the rejection that it withdraws, so
+    only withdrawals are kept in memory.
     """
     end = count_entries(store) if to_seq is None else to_seq
     withdrawn: set[tuple[int, int]] = set()

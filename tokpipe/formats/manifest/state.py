@@ -1,4 +1,4 @@
-"""The sum of a manifest: what is settled, how much there is, and a row for each shard."""
+"""The sum of a manifest: settled clips, totals, and a table of shards."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SHARD_LIST_SCHEMA = pa.schema(
         }.items()
     ]
 )
-"""A listed shard: its receipt without the clips, and the entry ``seq`` that lists it."""
+"""A listed shard: its receipt without the clips, and the number of the entry that lists it."""
 
 
 @dataclass(slots=True)
 class Totals:
-    """How much the manifest lists."""
+    """Totals over all entries of a manifest."""
 
     num_shards: int = 0
     num_clips: int = 0
@@ -49,9 +49,9 @@ class Totals:
     size_bytes: int = 0
     """Shards and side tables."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Rejected clips by reason, without those whose rejection was withdrawn."""
+    """Rejected clips by reason, without withdrawn rejections."""
     paid_s: float = 0.0
-    """Seconds of encode actors, of all runs together. See ``EncoderUse``."""
+    """Encoder seconds of all runs. See ``EncoderUse``."""
     useful_s: float = 0.0
     lost_s: float = 0.0
 
@@ -61,7 +61,7 @@ class Totals:
 
     @property
     def goodput(self) -> float | None:
-        """Share of the encoders' seconds that went into listed codes; None before there are any."""
+        """Fraction of encoder time that produced listed codes; None before any time was paid."""
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
 
     def add(self, entry: ManifestEntry) -> None:
@@ -74,7 +74,7 @@ class Totals:
             self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
         self.rejected.update(rejection.reason for rejection in entry.rejected)
         self.rejected.subtract(one.reason for one in entry.reopened)
-        self.rejected = +self.rejected  # leaves out what has come to zero
+        self.rejected = +self.rejected  # drops zero counts
         if entry.encoders is not None:
             self.paid_s += entry.encoders.paid_s
             self.useful_s += entry.encoders.useful_s
@@ -82,10 +82,9 @@ class Totals:
 
 
 class ManifestState:
-    """The manifest up to, and without, entry ``next_seq``.
+    """The manifest before entry ``next_seq``.
 
-    Holds a bit per plan row and a columnar row per shard, and no object per clip, so that it
-    stays small beside any output.
+    Holds a bit per plan row and a table row per shard, but no object per clip.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class ManifestState:
 
     @property
     def shards(self) -> pa.Table:
-        """Every shard, in the order of listing, by SHARD_LIST_SCHEMA."""
+        """Every listed shard, in order, as SHARD_LIST_SCHEMA."""
         if self._new_shards:
             new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
             self._shards = pa.concat_tables([self._shards, new]).combine_chunks()
@@ -112,38 +111,39 @@ class ManifestState:
         return self._shards
 
     def apply(self, entry: ManifestEntry) -> None:
-        """Take in the next entry.
+        """Apply the next entry.
 
         Raises:
             CorruptOutput: it is not the next one, contradicts the plan, settles a clip twice, or
-                withdraws a rejection that does not stand.
-                The state is then of no further use.
+                withdraws a rejection that does not exist. Discard the state then.
         """
         if entry.seq != self.next_seq:
             raise CorruptOutput(
-                f"manifest entry {entry.seq} stands where entry {self.next_seq} must. Commits "
+                f"found manifest entry {entry.seq} in place of entry {self.next_seq}. Commits "
                 "would be counted twice or not at all. Restore the manifest from a copy."
             )
         for one in entry.reopened:
             if not self.totals.rejected[one.reason] or not self.committed.reopen(one.ref):
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
-                    f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Clips could "
-                    "be counted wrong. Restore the manifest from a copy, or tokenize to a new "
+                    f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Counts of "
+                    "clips would be wrong. Restore the manifest from a copy, or tokenize to a new "
                     "output prefix."
                 )
         for ref in entry.refs():
             if not self.committed.add(ref):
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} settles clip {ref.clip_id} ({ref.source_uri}), "
-                    "which an earlier entry has settled already. The dataset would hold it twice. "
+                    "which an earlier entry already settled. The dataset would hold it twice. "
                     "Restore the manifest from a copy, or tokenize to a new output prefix."
                 )
         self.count(entry)
 
     def count(self, entry: ManifestEntry) -> None:
-        """Add up the next entry, whose clips the caller has counted off: for ``apply``, and for an
-        audit, which goes on where ``apply`` raises."""
+        """Add the next entry to the totals, without settling its clips.
+
+        An audit calls this where ``apply`` would raise.
+        """
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
