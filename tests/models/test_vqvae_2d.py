@@ -424,7 +424,7 @@ def test_arguments_that_cannot_be_honoured_are_refused() -> None:
             build(ch_mult=())
         with pytest.raises(ValueError, match="must be divisible by num_groups"):
             build(ch=48)
-    with pytest.raises(ValueError, match="with num_res_blocks=0: .* at least one block"):
+    with pytest.raises(ValueError, match=r"with num_res_blocks=0: .* at least one block"):
         small_encoder(num_res_blocks=0)
     with pytest.raises(TypeError, match="tanh_out"):
         small_decoder(tanh_out=True)
