@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tokpipe.models.blocks import DownSample3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d
-from tokpipe.models.encoder_3d import DownLevel, Encoder3D
+from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
+from tokpipe.models.levels import DownLevel
 
 
 def encode_eagerly(encoder: Encoder3D, x: Tensor) -> Tensor:
@@ -25,9 +26,10 @@ def encode_eagerly(encoder: Encoder3D, x: Tensor) -> Tensor:
         for block in level.block:
             assert isinstance(block, ResnetBlock3D)
             h = _resnet_block(block, h)
-        if level.downsample is not None:
+        if isinstance(level.downsample, DownSample3D):
             h = _downsample(level.downsample, h)
     for block in (encoder.mid.block_1, encoder.mid.block_2):
+        assert isinstance(block, ResnetBlock3D)
         h = _resnet_block(block, h)
     return _causal_conv(encoder.conv_out, _swish(_norm(encoder.norm_out, h)))
 

@@ -12,13 +12,14 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "identity", "telemetry", "types"}
+LIGHT = {"errors", "identity", "telemetry", "types", "usage"}
 """Every room may use these."""
 ARROWS: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
+    "usage": set(),
     "telemetry": {"errors", "types"},
-    "config": LIGHT - {"identity"},
+    "config": LIGHT - {"identity", "usage"},
     "identity": {"config", "errors", "types"},
     "storage": {"config"},
     "formats": {"config", "storage"},

@@ -66,7 +66,7 @@ def test_a_converted_checkpoint_is_named_by_its_folder(tmp_path: Path, ray_addre
 
     # Another decoder is no other code: the output goes on, and is done.
     assert model.decoder is not None
-    torch.nn.init.zeros_(model.decoder.conv_out.weight)
+    torch.nn.init.zeros_(model.decoder.conv_in.weight)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "m.ckpt")
     for name in ("config.yaml", "model.safetensors"):
         (tmp_path / "movqgan" / name).unlink()

@@ -228,7 +228,7 @@ def test_arguments_that_cannot_be_honoured_are_refused() -> None:
         small_encoder(temporal_compress_times=8)
     with pytest.raises(ValueError, match=r"norm='layer': use 'clip' .* or 'frame'"):
         small_encoder(norm="layer")
-    with pytest.raises(ValueError, match=r"num_res_blocks=0: .* Use 1 or more"):
+    with pytest.raises(ValueError, match=r"num_res_blocks=0: .* at least one block"):
         small_encoder(num_res_blocks=0)
     with pytest.raises(ValueError, match=r"temporal_compress_times=3 "):
         small_encoder(temporal_compress_times=3)

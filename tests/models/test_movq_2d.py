@@ -141,7 +141,7 @@ def test_latents_that_do_not_fit_are_refused(
 def test_arguments_that_cannot_be_honoured_are_refused() -> None:
     with pytest.raises(TypeError, match="zq_channels"):
         small_decoder(zq_channels=4)
-    with pytest.raises(ValueError, match=r"add_conv=True without zq_ch.*Give zq_ch"):
+    with pytest.raises(ValueError, match=r"add_conv=True without zq_ch.*Pass zq_ch"):
         AttnBlock(32, add_conv=True)
     x, zq = torch.zeros(1, 32, 4, 4), torch.zeros(1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"built with zq_ch, .* pass zq"):

@@ -23,6 +23,7 @@ from tokpipe.config.tokenizer import (
     VQConfig,
 )
 from tokpipe.errors import ConfigError, WeightsMismatch
+from tokpipe.models.blocks import ResnetBlock3D
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
@@ -148,6 +149,7 @@ def test_networks_compute_in_narrow_types_and_the_quantizer_does_not(dtype: torc
 def test_what_overflows_float16_gets_no_code_and_no_colour() -> None:
     tokenizer = built(config_of())
     assert tokenizer.decoder is not None
+    assert isinstance(tokenizer.encoder.mid.block_2, ResnetBlock3D)
     tokenizer.encoder.mid.block_2.conv2.conv.weight.data *= 1e6
     tokenizer.decoder.conv_out.conv.weight.data *= 1e6
     tokenizer.compute_in(torch.float16)

@@ -1,9 +1,9 @@
 """The blocks of the 3D encoder and decoder. Attribute names are state_dict keys: an interface.
 
 Shape letters: B clips, C channels, T frames, H rows, W columns. ``zq`` is the quantized latent
-(B, C_zq, t, h, w) that a decoder's norms look at, and None in an encoder. ``stream`` is given
-where the input is one piece of a clip. Source: CogVideo's ``movq_enc_3d`` and ``movq_dec_3d``,
-whose classes of the same name are one here.
+(B, C_zq, t, h, w) that a decoder's norms read, and None in an encoder. ``stream`` is passed where
+the input is one piece of a clip. Source: CogVideo's ``movq_enc_3d`` and ``movq_dec_3d``, whose
+classes of the same name are merged here.
 """
 
 from __future__ import annotations
@@ -14,69 +14,89 @@ from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
 from tokpipe.models.attention import attention
+from tokpipe.models.blocks_2d import ADD_CONV_WITHOUT_ZQ, ZQ_MISSING, with_embedding
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import Conv3d, FrameConv, as_weights
 from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
+from tokpipe.models.levels import Pyramid
 from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.rows import add_rows
-from tokpipe.models.streaming import Stream
+from tokpipe.models.streaming import Stream, why_not_streamable
+
+
+class Network3D(nn.Module):
+    """What the 3D encoder and decoder share: strides, and whether clips can come in pieces.
+
+    Raises:
+        ValueError: ``temporal_compress_times`` is not a power of two, or needs more levels.
+    """
+
+    def __init__(
+        self, pyramid: Pyramid, temporal_compress_times: int, pad_mode: PadMode, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        self.pad_mode = pad_mode
+        self.temporal_stride = temporal_compress_times
+        self.spatial_stride = pyramid.spatial_stride
+        powers = [2**level for level in range(len(pyramid.ch_mult))]
+        if temporal_compress_times not in powers:
+            raise ValueError(
+                f"temporal_compress_times={temporal_compress_times} is not reached by changing "
+                f"the frame rate by 2 at some of the {len(powers) - 1} steps between levels: use "
+                f"one of {powers}"
+            )
+
+    @property
+    def why_not_streamable(self) -> str | None:
+        """Why ``stream`` raises for this network, or None if it does not."""
+        return why_not_streamable(self.norm, self.pad_mode)
 
 
 def check_input(x: Tensor, first: CausalConv3d) -> None:
-    """Refuse what the first convolution of a network cannot take.
+    """Reject what the first convolution of a network cannot take.
 
     Raises:
-        ValueError: another number of dimensions or channels, nothing at all, or another dtype
-            than that of the weights, unless autocast will convert it.
+        ValueError: another number of dimensions or channels, an empty input, or a dtype other
+            than that of the weights, unless autocast converts it.
     """
     channels, dtype = first.conv.in_channels, first.conv.weight.dtype
     converts = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-    if (
-        x.ndim != 5
-        or x.shape[1] != channels
-        or not x.numel()
-        or (x.dtype != dtype and not converts)
-    ):
+    fits = x.ndim == 5 and x.shape[1] == channels and x.numel()
+    if not fits or (x.dtype != dtype and not converts):
         raise ValueError(
-            f"the input is {x.dtype} of {tuple(x.shape)}, and the network takes {dtype} of "
-            f"(B, {channels}, T, H, W), none of them 0. Anything else would fail deep inside or "
-            "give noise: convert or reshape it"
+            f"the input is {x.dtype} of {tuple(x.shape)}, but the network takes {dtype} of "
+            f"(B, {channels}, T, H, W), none of them 0: convert or reshape it"
         )
 
 
 def block_norm(
     channels: int, zq_ch: int | None, add_conv: bool, norm: Norm
 ) -> GroupNorm | SpatialNorm3D:
-    """An encoder's plain norm, or with ``zq_ch`` a decoder's, which looks at the latent.
+    """An encoder's plain norm, or with ``zq_ch`` a decoder's, which reads the latent.
 
-    The convolution of ``add_conv`` sees zeros before frame 0, whatever the decoder's pad mode:
-    the published blocks do not hand it on.
+    The convolution of ``add_conv`` sees zeros before frame 0 whatever the decoder's pad mode: the
+    published blocks do not pass it on.
     """
-    if zq_ch is None:
-        if add_conv:
-            raise ValueError(
-                "add_conv=True without zq_ch: the convolution is one of the latent, which this "
-                "norm does not see. Give zq_ch, or leave add_conv out"
-            )
-        return group_norm(channels, norm)
-    return SpatialNorm3D(
-        channels, zq_ch, norm_class(norm), add_conv=add_conv, num_groups=32, eps=1e-6, affine=True
-    )
+    if zq_ch is not None:
+        norm_layer = norm_class(norm)
+        return SpatialNorm3D(
+            channels, zq_ch, norm_layer, add_conv=add_conv, num_groups=32, eps=1e-6
+        )
+    if add_conv:
+        raise ValueError(ADD_CONV_WITHOUT_ZQ)
+    return group_norm(channels, norm)
 
 
 def normalized(
     norm: GroupNorm | SpatialNorm3D, x: Tensor, zq: Tensor | None, stream: Stream | None
 ) -> Tensor:
     """Apply either kind of ``block_norm``."""
-    if isinstance(norm, SpatialNorm3D):
-        if zq is None:
-            raise ValueError(
-                "this block was built with zq_ch, so its norms need the latent: pass zq"
-            )
-        x = norm(x, zq, stream)
-    else:
-        x = norm(x)
-    return x
+    if isinstance(norm, GroupNorm):
+        return norm(x)  # type: ignore[no-any-return]
+    if zq is None:
+        raise ValueError(ZQ_MISSING)
+    return norm(x, zq, stream)  # type: ignore[no-any-return]
 
 
 def activated_conv(
@@ -94,7 +114,7 @@ def activated_conv(
 
 
 def residual(x: Tensor, h: Tensor) -> Tensor:
-    """``x + h``; in the place of ``h``, which nothing else uses, where no gradient needs it."""
+    """``x + h``; written over ``h``, which nothing else uses, where no gradient needs it."""
     if torch.is_grad_enabled():
         return x + h
     if x.dtype == h.dtype:
@@ -106,9 +126,9 @@ def residual(x: Tensor, h: Tensor) -> Tensor:
 class ResnetBlock3D(nn.Module):
     """Two rounds of norm, SiLU and causal convolution, added to the input.
 
-    Where the number of channels changes, a 1x1x1 convolution carries the input over, or a causal
+    Where the number of channels changes, the input passes through a 1x1x1 convolution, or a causal
     3x3x3 one (``conv_shortcut``). ``temb_channels`` is the width of an embedding that is added
-    between the rounds, 0 for none. With ``zq_ch`` the norms look at the latent.
+    between the rounds, 0 for none. With ``zq_ch`` the norms read the latent.
     """
 
     def __init__(
@@ -154,13 +174,7 @@ class ResnetBlock3D(nn.Module):
                 ``zq_ch``.
         """
         h = activated_conv(self.norm1, self.conv1, x, zq, stream)
-        if temb is not None:
-            if self.temb_proj is None:
-                raise ValueError(
-                    "this block was built with temb_channels=0 and cannot use an embedding: "
-                    "leave temb out"
-                )
-            h = h + self.temb_proj(silu(temb))[:, :, None, None, None]
+        h = with_embedding(h, temb, self.temb_proj)
         if self.training and self.dropout.p:
             h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, stream))), stream)
         else:
@@ -176,7 +190,7 @@ class AttnBlock2D(nn.Module):
     """Single-head attention among the positions of each frame, added to the input.
 
     Frames do not attend to each other, but the norm before it may span them. With ``zq_ch`` that
-    norm looks at the latent.
+    norm reads the latent.
     """
 
     def __init__(
@@ -203,46 +217,12 @@ class AttnBlock2D(nn.Module):
         return residual(x, self.proj_out(h.reshape(x.shape)))
 
 
-class MidBlocks(nn.Module):
-    """Two residual blocks at the coarsest size. The 3D family has no attention here."""
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        dropout: float,
-        pad_mode: PadMode,
-        norm: Norm,
-        zq_ch: int | None = None,
-        add_conv: bool = False,
-    ) -> None:
-        super().__init__()
-        self.block_1, self.block_2 = (
-            ResnetBlock3D(
-                in_channels=channels,
-                dropout=dropout,
-                temb_channels=0,
-                zq_ch=zq_ch,
-                add_conv=add_conv,
-                pad_mode=pad_mode,
-                norm=norm,
-            )
-            for _ in range(2)
-        )
-
-    def forward(self, h: Tensor, zq: Tensor | None = None, stream: Stream | None = None) -> Tensor:
-        """(B, C, T, H, W) -> the same shape."""
-        for block in (self.block_1, self.block_2):
-            h = block(h, None, zq, stream)
-        return h
-
-
 class DownSample3D(nn.Module):
     """Halves rows and columns; with ``compress_time`` also the frames after the first.
 
     Time goes first: frame 0 is kept, the others are averaged in pairs, and an odd one at the
     end is dropped. Then space, by a strided 3x3 convolution padded right and below, or by
-    averaging (``with_conv=False``, which leaves ``out_channels`` without effect).
+    averaging (``with_conv=False``, where ``out_channels`` has no effect).
     """
 
     def __init__(
@@ -263,8 +243,8 @@ class DownSample3D(nn.Module):
         A later piece of a stream gives T/2 frames.
 
         Raises:
-            ValueError: two frames, of which the second fills no pair, or a piece that ends
-                within one.
+            ValueError: two frames, of which the second does not fill a pair, or a piece that ends
+                within a pair.
         """
         kept = self._kept_frames(x.shape[2], stream) if self.compress_time else x.shape[2]
         if self.conv is None:
@@ -280,8 +260,8 @@ class DownSample3D(nn.Module):
         kept = 1 if stream is None or stream.is_first else 0
         if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
             raise ValueError(
-                f"{frames} frames are not {kept} and a number of pairs, so the last would be "
-                "averaged with nothing: cut or repeat frames to fit"
+                f"{frames} frames are not {kept} and a number of pairs, so the last has nothing to "
+                "be averaged with: cut or repeat frames to fit"
             )
         return kept
 

@@ -1,8 +1,8 @@
 """The blocks of the 2D encoders and decoders. Attribute names are state_dict keys: an interface.
 
 Shape letters: B images, C channels, H rows, W columns. ``zq`` is the quantized latent
-(B, C_zq, h, w) that the norms of a MoVQ decoder look at, and None elsewhere. Source: CogVideo's
-``vqvae_blocks`` and ``movq_modules``, whose classes of the same name are one here.
+(B, C_zq, h, w) that the norms of a MoVQ decoder read, and None elsewhere. Source: CogVideo's
+``vqvae_blocks`` and ``movq_modules``, whose classes of the same name are merged here.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from tokpipe.models.attention import attention
 from tokpipe.models.convolution import Conv2d
 from tokpipe.models.group_norm import GroupNorm, group_norm
 
+ADD_CONV_WITHOUT_ZQ = (
+    "add_conv=True without zq_ch: the convolution is one of the latent, which this norm does not "
+    "read. Pass zq_ch, or leave add_conv out"
+)
+ZQ_MISSING = "this block was built with zq_ch, so its norms need the latent: pass zq"
+
 
 class SpatialNorm(nn.Module):
     """A norm whose scale and shift at each position come from the quantized latent ``zq``.
 
-    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` stretched to the size of ``f`` by
-    repetition. ``add_conv`` puts a 3x3 convolution on the stretched ``zq``. ``norm_layer`` is
-    called with ``num_channels`` and ``norm_layer_params``, and refuses what it does not know;
-    ``freeze_norm_layer`` keeps its parameters out of training.
-    Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
+    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` resized to ``f`` by repetition.
+    ``add_conv`` adds a 3x3 convolution of the resized ``zq``. ``norm_layer`` is called with
+    ``num_channels`` and ``norm_layer_params``; ``freeze_norm_layer`` keeps its parameters out of
+    training. Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
     """
 
     def __init__(
@@ -49,28 +54,25 @@ class SpatialNorm(nn.Module):
         """f (B, C_f, H, W), zq (B, C_zq, h, w) -> (B, C_f, H, W)."""
         size = f.shape[2:]
         if self.conv is not None:
-            zq = self.conv(_stretched(zq, size))
-        # Without that convolution each position of zq counts alone: scale and shift are computed
-        # before they are stretched, on a fraction of the positions.
-        scale = _stretched(self.conv_y(zq), size)
-        shift = _stretched(self.conv_b(zq), size)
+            zq = self.conv(_resized(zq, size))
+        # Otherwise no position of zq depends on another: scale and shift are computed before the
+        # resize, on a fraction of the positions.
+        scale = _resized(self.conv_y(zq), size)
+        shift = _resized(self.conv_b(zq), size)
         y: Tensor = self.norm_layer(f) * scale + shift
         return y
 
 
-def _stretched(x: Tensor, size: Size) -> Tensor:
+def _resized(x: Tensor, size: Size) -> Tensor:
     return x if x.shape[2:] == size else F.interpolate(x, size)
 
 
 def block_norm(channels: int, zq_ch: int | None, add_conv: bool) -> GroupNorm | SpatialNorm:
-    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that looks at the latent."""
+    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent."""
     if zq_ch is not None:
         return SpatialNorm(channels, zq_ch, add_conv=add_conv, num_groups=32, eps=1e-6)
     if add_conv:
-        raise ValueError(
-            "add_conv=True without zq_ch: the convolution is one of the latent, which this norm "
-            "does not see. Give zq_ch, or leave add_conv out"
-        )
+        raise ValueError(ADD_CONV_WITHOUT_ZQ)
     return group_norm(channels)
 
 
@@ -78,7 +80,7 @@ def normalized(norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None) -> T
     """Apply either kind of ``block_norm``."""
     if isinstance(norm, SpatialNorm) != (zq is not None):
         raise ValueError(
-            "this block was built with zq_ch, so its norms need the latent: pass zq"
+            ZQ_MISSING
             if zq is None
             else "this block was built without zq_ch, so its norms cannot use zq: leave it out"
         )
@@ -86,12 +88,25 @@ def normalized(norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None) -> T
     return y
 
 
+def with_embedding(h: Tensor, temb: Tensor | None, temb_proj: nn.Linear | None) -> Tensor:
+    """Add ``temb`` (B, temb_channels), if there is one, to every position of ``h`` (B, C, ...)."""
+    if temb is None:
+        return h
+    if temb_proj is None:
+        raise ValueError(
+            "this block was built with temb_channels=0 and cannot use an embedding: leave temb out"
+        )
+    projected: Tensor = temb_proj(silu(temb))
+    return h + projected.view(projected.shape + (1,) * (h.ndim - 2))
+
+
 class ResnetBlock(nn.Module):
     """Two rounds of norm, SiLU and 3x3 convolution, added to the input.
 
-    Where the number of channels changes, a 1x1 convolution carries the input over, or a 3x3 one
-    (``conv_shortcut``). ``temb_channels`` is the width of an embedding, such as of a timestep,
-    that is added between the rounds, 0 for none. With ``zq_ch`` the norms look at the latent.
+    Where the number of channels changes, the input passes through a 1x1 convolution, or a 3x3 one
+    (``conv_shortcut``). ``temb_channels`` is the width of an embedding, such as that of a
+    timestep, which is added between the rounds, 0 for none. With ``zq_ch`` the norms read the
+    latent.
     """
 
     def __init__(
@@ -113,7 +128,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = block_norm(out_channels, zq_ch, add_conv)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
-        # One of two keys, because they tell which of the two convolutions weights are of.
+        # Two keys, which say what kind of convolution the weights are for.
         self.conv_shortcut: Conv2d | None = None
         self.nin_shortcut: Conv2d | None = None
         if in_channels != out_channels:
@@ -126,17 +141,11 @@ class ResnetBlock(nn.Module):
         """(B, C_in, H, W), with temb (B, temb_channels) -> (B, C_out, H, W).
 
         Raises:
-            ValueError: ``temb`` for a block without ``temb_channels``, or ``zq`` given or left
-                out other than ``zq_ch`` was.
+            ValueError: ``temb`` for a block without ``temb_channels``, or a ``zq`` that is missing
+                with ``zq_ch``, or present without it.
         """
         h = self.conv1(silu(normalized(self.norm1, x, zq)))
-        if temb is not None:
-            if self.temb_proj is None:
-                raise ValueError(
-                    "this block was built with temb_channels=0 and cannot use an embedding: "
-                    "leave temb out"
-                )
-            h = h + self.temb_proj(silu(temb))[:, :, None, None]
+        h = with_embedding(h, temb, self.temb_proj)
         h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq))))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
@@ -149,8 +158,8 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head attention among the positions of an image, added to the input.
 
-    With ``zq_ch`` the norm before it looks at the latent. Half precision does not overflow where
-    the scaled products fit it, since they are never formed without their scale of C^-0.5.
+    With ``zq_ch`` the norm before it reads the latent. The products of queries and keys are only
+    formed with their scale of C^-0.5, so they overflow float16 later than unscaled ones.
     """
 
     def __init__(self, in_channels: int, zq_ch: int | None = None, add_conv: bool = False) -> None:
@@ -169,8 +178,9 @@ class AttnBlock(nn.Module):
         return x + y
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H * W, C) each -> the same shape: each position's mean of ``v`` by likeness."""
-        # One head, named, because PyTorch's fused kernels take four dimensions alone.
+        """(B, H * W, C) each -> the same shape: for each position, the mean of ``v`` weighted
+        by similarity."""
+        # With a dimension for one head, since PyTorch's fused kernels only take four dimensions.
         q, k, v = (x.unsqueeze(1) for x in (q, k, v))
         return attention(q, k, v).squeeze(1)
 

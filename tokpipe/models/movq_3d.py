@@ -1,15 +1,17 @@
-"""The causal 3D decoder of the MoVQ family, whose norms look at the quantized latent."""
+"""The causal 3D decoder of the MoVQ family, whose norms read the quantized latent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
 from tokpipe.models.blocks import (
     AttnBlock2D,
-    MidBlocks,
+    Network3D,
     ResnetBlock3D,
     Upsample3D,
     block_norm,
@@ -18,32 +20,34 @@ from tokpipe.models.blocks import (
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm
-from tokpipe.models.streaming import Stream, StreamState, why_not_streamable
+from tokpipe.models.levels import MidBlocks, Pyramid, UpLevel
+from tokpipe.models.streaming import Stream, StreamState
 
 
-class MOVQDecoder3D(nn.Module):
+class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments and state_dict keys are the published ones, so public checkpoints load as they are.
-    ``resolution`` is nominal: it decides at which level ``attn_resolutions`` put attention (one
-    that no level has puts none), and latents of any size are taken. ``in_channels`` and
-    ``double_z`` belong to the encoder that shares these arguments and change nothing here.
-    ``give_pre_end`` returns the features before the last norm. ``zq_ch`` is the width of the latent
-    that the norms look at, which is the input; with ``post_quant_conv`` a causal 3x3x3 convolution
-    turns it into ``z_channels`` for the decoder itself, without it both are the same. ``add_conv``
-    puts a causal convolution into each norm, which sees zeros before frame 0 whatever ``pad_mode``
-    says.
+    Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
+    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention,
+    and latents of any size are accepted. ``in_channels`` and ``double_z`` are for the encoder,
+    which shares these arguments. ``give_pre_end`` returns the features before the last norm.
 
-    One latent frame gives one frame, ``1 + j`` give ``1 + r * j``. With pad modes ``first`` and
-    ``constant`` the convolutions are causal. With ``norm="clip"``, as published, the norms are
-    not: frames depend on the whole latent. ``norm="frame"`` keeps the keys and makes the network
-    strictly causal, so that ``stream`` can take a latent in pieces.
-    Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` where
-    ``post_quant_conv`` is given.
+    The input, of ``zq_ch`` channels, is also the latent that the norms read. With
+    ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
+    itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
+    norm, which sees zeros before frame 0 whatever the ``pad_mode``.
+
+    One latent frame gives one frame, and ``1 + j`` give ``1 + r * j``, with
+    ``r = temporal_compress_times``. With pad modes ``first`` and ``constant`` the convolutions are
+    causal. The norms are not with ``norm="clip"``, as published: frames then depend on the whole
+    latent. ``norm="frame"`` keeps the keys and makes the network strictly causal, so that
+    ``stream`` can take a latent in pieces.
+    Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
+    ``post_quant_conv``.
 
     Raises:
-        ValueError: ``temporal_compress_times`` is no power of two, or needs more levels; ``zq_ch``
-            other than ``z_channels`` without ``post_quant_conv``.
+        ValueError: ``temporal_compress_times`` is not a power of two or needs more levels, or
+            ``zq_ch`` differs from ``z_channels`` without ``post_quant_conv``.
     """
 
     def __init__(
@@ -68,90 +72,55 @@ class MOVQDecoder3D(nn.Module):
         post_quant_conv: bool = False,
         norm: Norm = "clip",
     ) -> None:
-        super().__init__()
         zq_ch = z_channels if zq_ch is None else zq_ch
         if zq_ch != z_channels and not post_quant_conv:
             raise ValueError(
-                f"zq_ch={zq_ch} with z_channels={z_channels}: the decoder and its norms are given "
-                "one and the same latent, which cannot have two widths. Leave zq_ch out, or let "
-                "post_quant_conv=True turn one into the other"
+                f"zq_ch={zq_ch} with z_channels={z_channels}: the decoder and its norms read the "
+                "same latent, which cannot have two widths. Leave zq_ch out, or convert one into "
+                "the other with post_quant_conv=True"
             )
-        self.norm = norm
-        self.pad_mode = pad_mode
+        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        plans = pyramid.up()
+        super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
         self.give_pre_end = give_pre_end
-        self.temporal_stride = temporal_compress_times
-        self.spatial_stride: int = 2 ** (len(ch_mult) - 1)
-        powers = [2**level for level in range(len(ch_mult))]
-        if temporal_compress_times not in powers:
-            raise ValueError(
-                f"temporal_compress_times={temporal_compress_times} cannot be reached by doubling "
-                f"at some of the {len(ch_mult) - 1} upsamplings: use one of {powers}"
-            )
-
+        latent: dict[str, Any] = {"zq_ch": zq_ch, "add_conv": add_conv, "norm": norm}
+        block = partial(
+            ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, **latent
+        )
+        attn = partial(AttnBlock2D, **latent)
         self.post_quant_conv = (
             CausalConv3d(zq_ch, z_channels, 3, pad_mode) if post_quant_conv else None
         )
-        channels = ch * ch_mult[-1]
-        self.conv_in = CausalConv3d(z_channels, channels, 3, pad_mode)
-        self.mid = MidBlocks(
-            channels,
-            dropout=dropout,
-            pad_mode=pad_mode,
-            norm=norm,
-            zq_ch=zq_ch,
-            add_conv=add_conv,
-        )
-        coarsest = len(ch_mult) - 1
+        coarsest, finest = plans[0], plans[-1]
+        self.conv_in = CausalConv3d(z_channels, coarsest.inputs[0], 3, pad_mode)
+        self.mid = MidBlocks(coarsest.inputs[0], block)
         levels = []
-        for level in reversed(range(len(ch_mult))):
-            out_channels = ch * ch_mult[level]
-            # Doubled from the coarsest, as published: halves lost on the way down stay lost.
-            size = resolution // 2**coarsest * 2 ** (coarsest - level)
-            levels.append(
-                UpLevel(
-                    channels,
-                    out_channels,
-                    num_res_blocks=num_res_blocks,
-                    attention=size in attn_resolutions,
-                    upsample=None
-                    if level == 0
-                    else Upsample3D(
-                        out_channels,
-                        with_conv=resamp_with_conv,
-                        compress_time=2 ** (coarsest - level) < temporal_compress_times,
-                    ),
-                    dropout=dropout,
-                    pad_mode=pad_mode,
-                    norm=norm,
-                    zq_ch=zq_ch,
-                    add_conv=add_conv,
-                )
-            )
-            channels = out_channels
+        for plan in plans:
+            upsample = None
+            if plan is not finest:
+                compress = 2 ** (coarsest.index - plan.index) < temporal_compress_times
+                upsample = Upsample3D(plan.channels, resamp_with_conv, compress)
+            levels.append(UpLevel(plan, block, attn, upsample))
         self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
-        self.norm_out = block_norm(channels, zq_ch, add_conv, norm)
-        self.conv_out = CausalConv3d(channels, out_ch, 3, pad_mode)
+        self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm)
+        self.conv_out = CausalConv3d(finest.channels, out_ch, 3, pad_mode)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
 
+        ``s`` is ``2 ** (len(ch_mult) - 1)``.
+
         Raises:
             ValueError: a latent of another shape or dtype.
         """
-        check_input(z, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
         return self._decode(z)
 
-    @property
-    def why_not_streamable(self) -> str | None:
-        """Why ``stream`` refuses this decoder, or None if it does not."""
-        return why_not_streamable(self.norm, self.pad_mode)
-
     def stream(self, z: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Decode one piece of a clip's latent, given what the pieces before left behind.
+        """Decode one piece of a clip's latent, continuing from the state of the piece before it.
 
         The first piece, with ``state=None``, has ``1 + k`` latent frames and gives ``1 + r * k``
-        frames; each later one has ``k`` and gives ``r * k``. Together they are what ``forward``
-        gives for the whole latent, wherever it is cut, in memory that does not grow with its
+        frames; each later one has ``k`` and gives ``r * k``. Concatenated they are the result of
+        ``forward`` on the whole latent, wherever it is cut, in memory that does not grow with its
         length. Gradients do not cross pieces.
 
         Raises:
@@ -160,64 +129,18 @@ class MOVQDecoder3D(nn.Module):
         """
         if (reason := self.why_not_streamable) is not None:
             raise ValueError(f"this decoder cannot take a latent in pieces: {reason}")
-        check_input(z, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
         stream = Stream(self, state)
-        frames = self._decode(z, stream)
-        return frames, stream.state()
+        return self._decode(z, stream), stream.state()
 
     def _decode(self, zq: Tensor, stream: Stream | None = None) -> Tensor:
+        check_input(zq, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
         h: Tensor = zq if self.post_quant_conv is None else self.post_quant_conv(zq, stream)
-        h = self.mid(self.conv_in(h, stream), zq, stream)
+        h = self.mid(self.conv_in(h, stream), None, zq, stream)
         for level in reversed(self.up):
+            assert isinstance(level, UpLevel)
             h = level(h, zq, stream)
+            if level.upsample is not None:
+                h = level.upsample(h, stream)
         if not self.give_pre_end:
             h = self.conv_out(silu(normalized(self.norm_out, h, zq, stream)), stream)
-        return h
-
-
-class UpLevel(nn.Module):
-    """Residual blocks at one size, each followed by attention if asked, then the way up."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        num_res_blocks: int,
-        attention: bool,
-        upsample: Upsample3D | None,
-        dropout: float,
-        pad_mode: PadMode,
-        norm: Norm,
-        zq_ch: int,
-        add_conv: bool,
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_res_blocks
-        self.block = nn.ModuleList(
-            ResnetBlock3D(
-                in_channels=before,
-                out_channels=out_channels,
-                dropout=dropout,
-                temb_channels=0,
-                zq_ch=zq_ch,
-                add_conv=add_conv,
-                pad_mode=pad_mode,
-                norm=norm,
-            )
-            for before in widths
-        )
-        self.attn = nn.ModuleList(
-            AttnBlock2D(out_channels, zq_ch, add_conv, norm=norm) for _ in self.block if attention
-        )
-        self.upsample = upsample
-
-    def forward(self, h: Tensor, zq: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
-        for index, block in enumerate(self.block):
-            h = block(h, None, zq, stream)
-            if self.attn:
-                h = self.attn[index](h, zq, stream)
-        if self.upsample is not None:
-            h = self.upsample(h, stream)
         return h

@@ -11,7 +11,8 @@ import numpy as np
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
-from tokpipe.verbs.inspect import CodeCounter, CodeUsage, spread
+from tokpipe.usage import CodeUsage
+from tokpipe.verbs.inspect import spread
 
 _COLUMNS = ["clip_id", "n_frames", "t", "h", "w", "codes"]
 
@@ -52,7 +53,7 @@ def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -
     """
     chosen = spread(len(output.shards), num_shards)
     random = Random(seed)
-    counter = CodeCounter(output.tokenizer.codebook_size)
+    usage = CodeUsage(output.tokenizer.codebook_size)
     frames: Counter[int] = Counter()
     codes: Counter[int] = Counter()
     clips: list[Clip] = []
@@ -63,7 +64,7 @@ def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -
         wanted = num_clips * (place + 1) // len(chosen) - len(clips)
         try:
             shard = output.verified_shard(info)
-            found = _lengths(shard, counter)
+            found = _lengths(shard, usage)
             names = random.sample(list(found), min(wanted, len(found)))
             clips += output.clips_of(info, shard, names)
         except CorruptOutput as error:
@@ -75,7 +76,7 @@ def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -
     return Sample(
         len(chosen) - len(damaged),
         len(output.shards),
-        counter.usage(),
+        usage,
         frames,
         codes,
         damaged,
@@ -83,12 +84,12 @@ def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -
     )
 
 
-def _lengths(shard: ShardReader, counter: CodeCounter) -> dict[str, tuple[int, int]]:
+def _lengths(shard: ShardReader, usage: CodeUsage) -> dict[str, tuple[int, int]]:
     """Count a shard's codes; return the frames and the codes of each clip by its id."""
     lengths: dict[str, tuple[int, int]] = {}
     for group in range(shard.num_row_groups):
         rows = shard.read_row_group(group, _COLUMNS)
-        counter.add(rows.column("codes").flatten().to_numpy())
+        usage.update(rows.column("codes").flatten().to_numpy())
         num_codes = np.prod([rows.column(name).to_numpy().astype(np.int64) for name in "thw"], 0)
         for clip_id, num_frames, number in zip(
             rows.column("clip_id").to_pylist(),

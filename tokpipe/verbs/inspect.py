@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,64 +13,10 @@ from numpy.typing import NDArray
 
 from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
+from tokpipe.usage import CodeUsage
 
-_MOST_FREQUENT = 5
 _BAR = "▁▂▃▄▅▆▇█"
 _BINS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class CodeUsage:
-    """How often codes occur."""
-
-    codes: NDArray[np.int64]
-    """Those that occur, rising."""
-    counts: NDArray[np.int64]
-    codebook_size: int
-
-    @property
-    def num_codes(self) -> int:
-        return int(self.counts.sum())
-
-    @property
-    def entropy_bits(self) -> float:
-        """Of one code, if each were drawn by itself; 0 if there are none."""
-        shares = self.counts / max(1, self.num_codes)
-        return float(-(shares * np.log2(shares)).sum()) + 0.0
-
-    @property
-    def perplexity(self) -> float:
-        """As many equally frequent codes have this entropy."""
-        return math.pow(2, self.entropy_bits)
-
-    def histogram(self, num_bins: int = _BINS) -> NDArray[np.int64]:
-        """(num_bins,) how many codes lie in each of equal parts of the codebook."""
-        bins = np.minimum(self.codes * num_bins // self.codebook_size, num_bins - 1)
-        return np.bincount(bins, self.counts, num_bins).astype(np.int64)
-
-    def most_frequent(self, number: int = _MOST_FREQUENT) -> list[tuple[int, float]]:
-        """The most frequent codes, and the share of each."""
-        order = np.argsort(-self.counts, kind="stable")[:number]
-        return [(int(self.codes[i]), float(self.counts[i] / self.num_codes)) for i in order]
-
-
-class CodeCounter:
-    """Counts codes as they come, with memory for those that occur."""
-
-    def __init__(self, codebook_size: int) -> None:
-        self._size = codebook_size
-        self._codes: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
-
-    def add(self, codes: NDArray[np.integer[Any]]) -> None:
-        """Count some more: 1-D, 0 <= code < codebook size."""
-        found, times = np.unique(codes, return_counts=True)
-        self._codes, places = np.unique(np.concatenate([self._codes, found]), return_inverse=True)
-        self._counts = np.bincount(places, np.concatenate([self._counts, times])).astype(np.int64)
-
-    def usage(self) -> CodeUsage:
-        """What was counted so far."""
-        return CodeUsage(self._codes, self._counts, self._size)
 
 
 def spread(total: int, number: int) -> list[int]:
@@ -107,10 +52,10 @@ class Inspection:
                 "counted": {
                     "num_shards": self.num_shards,
                     "num_codes": usage.num_codes,
-                    "num_distinct": len(usage.codes),
+                    "num_distinct": usage.num_used,
                     "entropy_bits": usage.entropy_bits,
                     "perplexity": usage.perplexity,
-                    "histogram": usage.histogram().tolist(),
+                    "histogram": usage.histogram(_BINS).tolist(),
                     "most_frequent": usage.most_frequent(),
                 },
                 "clips": [
@@ -154,14 +99,14 @@ class Inspection:
             return
         part = "all" if self.num_shards == len(output.shards) else f"{self.num_shards:,} shards"
         yield f"codes of {part}, {usage.num_codes:,}:"
-        share = len(usage.codes) / spec.codebook_size
+        share = usage.num_used / spec.codebook_size
         yield (
-            f"  {len(usage.codes):,} of {spec.codebook_size:,} occur ({share:.1%}); entropy "
+            f"  {usage.num_used:,} of {spec.codebook_size:,} occur ({share:.1%}); entropy "
             f"{usage.entropy_bits:.2f} bits, perplexity {usage.perplexity:,.0f}"
         )
         often = ", ".join(f"{code} ({share:.1%})" for code, share in usage.most_frequent())
         yield f"  most frequent: {often}"
-        yield f"  0 {_bars(usage.histogram())} {spec.codebook_size - 1:,}"
+        yield f"  0 {_bars(usage.histogram(_BINS))} {spec.codebook_size - 1:,}"
 
 
 def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
@@ -181,13 +126,13 @@ def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspe
 
 
 def _usage(output: Output, shards: list[int]) -> CodeUsage:
-    counter = CodeCounter(output.tokenizer.codebook_size)
+    usage = CodeUsage(output.tokenizer.codebook_size)
     for index in shards:
         shard = output.verified_shard(output.shards[index])
         for group in range(shard.num_row_groups):
             codes = shard.read_row_group(group, ["codes"]).column("codes")
-            counter.add(codes.flatten().to_numpy())
-    return counter.usage()
+            usage.update(codes.flatten().to_numpy())
+    return usage
 
 
 def _bars(counts: NDArray[np.int64]) -> str:

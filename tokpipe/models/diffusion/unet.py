@@ -6,36 +6,32 @@ Shape letters: B images, C channels, H rows, W columns, E channels of the timest
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
-from tokpipe.models.blocks_2d import Downsample, Upsample, block_norm
+from tokpipe.models.blocks_2d import Downsample, ResnetBlock, Upsample, block_norm
 from tokpipe.models.convolution import Conv2d
-from tokpipe.models.diffusion.attention import AttnType
-from tokpipe.models.diffusion.levels import (
-    JoiningUpLevel,
-    KeepingDownLevel,
-    MidBlocks,
-    check_levels,
-)
+from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.diffusion.timestep import TimestepEmbedding
+from tokpipe.models.levels import DownLevel, MidBlocks, Pyramid, UpLevel
 from tokpipe.models.vqvae_2d import check_input
 
 
 class UNet(nn.Module):
     """Images to images of the same size, through coarser levels, with skips between equal sizes.
 
-    Every activation of the way down is kept and joined, channel on channel, to the input of one
-    block on the way up. Arguments and state_dict keys are the published ones. ``resolution`` is
-    nominal: it decides which levels ``attn_resolutions`` give attention (one that no level has
-    gives none), and images of any size that halves evenly down to the coarsest level are taken.
-    That level has attention in its middle always, unless ``attn_type`` is ``none``;
-    ``use_linear_attn`` is another way to say ``linear``, whatever ``attn_type`` says.
+    Every activation on the way down is kept, and concatenated to the input of one block on the way
+    up. Arguments and state_dict keys are the published ones. ``resolution`` is nominal: it only
+    decides which levels ``attn_resolutions`` give attention, and any size that halves evenly down
+    to the coarsest level is accepted. The middle always has attention. ``use_linear_attn``
+    overrides ``attn_type`` with ``linear``.
 
-    ``use_timestep=False`` builds a network that disregards ``t``. Its blocks keep the
-    ``temb_proj`` that published weights have, and never use it.
+    ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
+    of the published weights, and never use it.
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
 
     Raises:
@@ -61,78 +57,67 @@ class UNet(nn.Module):
         attn_type: AttnType = "vanilla",
     ) -> None:
         super().__init__()
-        check_levels(ch_mult, num_res_blocks)
-        attn_type = "linear" if use_linear_attn else attn_type
-        self.spatial_stride: int = 2 ** (len(ch_mult) - 1)
+        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        self.spatial_stride = pyramid.spatial_stride
         self.temb = TimestepEmbedding(ch) if use_timestep else None
-        temb_channels = 4 * ch
+        attn_type = "linear" if use_linear_attn else attn_type
+        attn = partial(make_attn, attn_type=attn_type)
+        block = partial(ResnetBlock, dropout=dropout, temb_channels=4 * ch)
 
         self.conv_in = Conv2d(in_channels, ch, kernel_size=3, padding=1)
         self.down = nn.ModuleList()
-        last = len(ch_mult) - 1
-        channels = ch
+        down, up = pyramid.down(), pyramid.up()
         kept = [ch]  # channels of the activations that the way up takes, from the end
-        for level, mult in enumerate(ch_mult):
-            inputs = [channels] + [ch * mult] * (num_res_blocks - 1)
-            channels = ch * mult
-            attention = resolution // 2**level in attn_resolutions
-            self.down.append(
-                KeepingDownLevel(
-                    inputs,
-                    channels,
-                    attn_type=attn_type if attention else None,
-                    downsample=None if level == last else Downsample(channels, resamp_with_conv),
-                    dropout=dropout,
-                    temb_channels=temb_channels,
-                )
-            )
-            kept += [channels] * (num_res_blocks + (level != last))
-        self.mid = MidBlocks(
-            channels, attn_type=attn_type, dropout=dropout, temb_channels=temb_channels
-        )
-        up = []
-        for level in reversed(range(len(ch_mult))):
-            inputs = [channels] + [ch * ch_mult[level]] * num_res_blocks
-            channels = ch * ch_mult[level]
-            # A resolution that does not halve evenly comes back smaller, as published.
-            attention = (resolution // 2**last) * 2 ** (last - level) in attn_resolutions
-            up.append(
-                JoiningUpLevel(
-                    [width + kept.pop() for width in inputs],
-                    channels,
-                    attn_type=attn_type if attention else None,
-                    upsample=Upsample(channels, resamp_with_conv) if level else None,
-                    dropout=dropout,
-                    temb_channels=temb_channels,
-                )
-            )
-        self.up = nn.ModuleList(reversed(up))  # up.0 is the finest, like down.0
+        for plan in down:
+            last = plan is down[-1]
+            downsample = None if last else Downsample(plan.channels, resamp_with_conv)
+            self.down.append(DownLevel(plan, block, attn, downsample))
+            kept += [plan.channels] * (num_res_blocks + (not last))
+        self.mid = MidBlocks(down[-1].channels, block, attn)
+        levels = []
+        for plan in up:
+            last = plan is up[-1]
+            upsample = None if last else Upsample(plan.channels, resamp_with_conv)
+            joined = replace(plan, inputs=[width + kept.pop() for width in plan.inputs])
+            levels.append(UpLevel(joined, block, attn, upsample))
+        self.up = nn.ModuleList(reversed(levels))  # up.0 is the finest, like down.0
+        channels = up[-1].channels
         self.norm_out = block_norm(channels, None, False)
         self.conv_out = Conv2d(channels, out_ch, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, out_ch, H, W), in the dtype of the weights, which ``x`` has as well.
+        """(B, C, H, W) -> (B, out_ch, H, W). ``x`` has the dtype of the weights.
 
-        ``t`` is the timestep of each image, (B,) or one for all, (1,). ``context`` is
-        (B, in_channels - C, H, W), an aligned image to go by, behind the channels of ``x``.
+        ``t`` is the timestep of each image, (B,), or one for all, (1,). ``context``, an aligned
+        image of (B, in_channels - C, H, W), is appended to the channels of ``x``.
 
         Raises:
             ValueError: rows or columns that do not halve evenly, shapes that do not fit each
-                other or the network, or no timesteps where they are used.
+                other or the network, or missing timesteps.
         """
         x = self._joined(x, context)
         temb = self._embed(x, t)
-        kept = [self.conv_in(x)]
+        kept: list[Tensor] = [self.conv_in(x)]
         for level in self.down:
-            kept += level(kept[-1], temb)
+            assert isinstance(level, DownLevel)
+            for block, attn in level.steps():
+                h = block(kept[-1], temb)
+                kept.append(h if attn is None else attn(h))
+            if level.downsample is not None:
+                kept.append(level.downsample(kept[-1]))
         h = self.mid(kept[-1], temb)
         for level in reversed(self.up):
-            h = level(h, kept, temb)
+            assert isinstance(level, UpLevel)
+            for block, attn in level.steps():
+                h = block(torch.cat([h, kept.pop()], dim=1), temb)
+                h = h if attn is None else attn(h)
+            if level.upsample is not None:
+                h = level.upsample(h)
         y: Tensor = self.conv_out(silu(self.norm_out(h)))
         return y
 
     def get_last_layer(self) -> Tensor:
-        """The weight of the last convolution, by whose gradient losses are weighed."""
+        """The weight of ``conv_out``, whose gradient is used to balance losses."""
         return self.conv_out.weight
 
     def _joined(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -140,16 +125,16 @@ class UNet(nn.Module):
         if context is not None:
             if context.shape[:1] + context.shape[2:] != x.shape[:1] + x.shape[2:]:
                 raise ValueError(
-                    f"context has shape {tuple(context.shape)}, but it is joined to x of "
-                    f"{tuple(x.shape)} channel on channel: bring it to the same B, H and W"
+                    f"context has shape {tuple(context.shape)}, but it is appended to the channels "
+                    f"of x {tuple(x.shape)}: give it the same B, H and W"
                 )
             name, x = "x with context", torch.cat([x, context], dim=1)
         check_input(x, self.conv_in, name)
         height, width = x.shape[2:]
         if height % self.spatial_stride or width % self.spatial_stride:
             raise ValueError(
-                f"images of {height}x{width} do not halve evenly down to the coarsest level, and "
-                "would not fit the skips on the way up: pad or cut rows and columns to multiples "
+                f"images of {height}x{width} do not halve evenly down to the coarsest level, so "
+                "the skips on the way up would not fit: pad or crop rows and columns to multiples "
                 f"of {self.spatial_stride}"
             )
         return x
@@ -159,13 +144,13 @@ class UNet(nn.Module):
             return None
         if t is None:
             raise ValueError(
-                "no timesteps were given, but the network was built to know the noise level of "
-                "its input: give t, or build it with use_timestep=False"
+                "no timesteps were passed, but this network needs the noise level of its input: "
+                "pass t, or build it with use_timestep=False"
             )
         if t.shape not in {(x.shape[0],), (1,)}:
             raise ValueError(
-                f"t has shape {tuple(t.shape)} for {x.shape[0]} images, of which each has one "
-                f"noise level: give ({x.shape[0]},), or (1,) for all alike"
+                f"t has shape {tuple(t.shape)} for {x.shape[0]} images: pass one timestep for each "
+                f"({x.shape[0]},), or one for all (1,)"
             )
         temb: Tensor = self.temb(t)
         return temb

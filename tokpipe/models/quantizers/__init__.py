@@ -11,8 +11,8 @@ from tokpipe.models.quantizers.fsq import FSQ
 from tokpipe.models.quantizers.gumbel import GumbelQuantizer
 from tokpipe.models.quantizers.lfq import LFQ
 from tokpipe.models.quantizers.nearest import nearest
-from tokpipe.models.quantizers.usage import CodeUsage
 from tokpipe.models.quantizers.vector import VectorQuantizer, VectorQuantizer2
+from tokpipe.usage import CodeUsage
 
 __all__ = [
     "FSQ",

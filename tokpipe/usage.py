@@ -1,4 +1,4 @@
-"""How well a codebook is used, measured over any number of batches."""
+"""How well a codebook is used, measured over any number of batches. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 MAX_LISTED = 2**24
-"""Entries of the largest codebook that is listed entry by entry; 128 MiB of int64 then."""
+"""Entries of the largest codebook that is listed entry by entry: 128 MiB of int64."""
 
 MIN_SORTED = 2**18
 """Codes that are collected, at least, before they are sorted into the counts."""
@@ -19,30 +18,30 @@ MIN_SORTED = 2**18
 class CodeUsage:
     """Counts codes as they stream by.
 
-    Memory grows with the distinct codes seen, whatever the codebook's size: 16 bytes for each,
-    and, between two sortings, at most 8 more for each or 2 MiB, besides the latest batch.
+    Memory grows with the distinct codes seen, whatever the codebook's size: 16 bytes each, plus,
+    between two sorts, at most 8 bytes each or 2 MiB, and the latest batch.
     """
 
     def __init__(self, codebook_size: int) -> None:
         if codebook_size < 1:
-            raise ValueError(f"{codebook_size=}: a codebook has one code at least")
+            raise ValueError(f"{codebook_size=}: a codebook has at least one code")
         self.codebook_size = codebook_size
         self.num_codes = 0
-        """Codes counted, each as often as it came."""
-        self._seen = np.empty(0, np.int64)  # sorted, each once
+        """Codes counted, with repetitions."""
+        self._seen = np.empty(0, np.int64)
         self._counts = np.empty(0, np.int64)
         self._unsorted: list[NDArray[np.int64]] = []
         self._num_unsorted = 0
 
-    def update(self, codes: Tensor | NDArray[Any]) -> None:
-        """Count codes of any shape and integer type.
+    def update(self, codes: Any) -> None:
+        """Count codes: a tensor on any device or an array, of any shape and integer type.
 
         Raises:
-            TypeError: codes that are no integers.
-            ValueError: a code outside of ``range(codebook_size)``, such as the -1 that stands
-                for a latent that was not finite. Nothing is counted then.
+            TypeError: codes that are not integers.
+            ValueError: a code outside ``range(codebook_size)``, such as the -1 that marks a latent
+                that was not finite. Nothing is counted then.
         """
-        array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+        array = codes.detach().cpu().numpy() if hasattr(codes, "detach") else np.asarray(codes)
         if array.dtype.kind not in "iu":
             raise TypeError(f"codes are {array.dtype}, but only integers name code vectors")
         if not array.size:
@@ -51,45 +50,61 @@ class CodeUsage:
         if low < 0 or high >= self.codebook_size:
             raise ValueError(
                 f"codes from {low} to {high}, but the codebook has 0 to {self.codebook_size - 1}: "
-                "leave out what stands for missing codes, and count other codebooks apart"
+                "leave out markers of missing codes, and count other codebooks separately"
             )
         self.num_codes += array.size
         self._unsorted.append(array.astype(np.int64).reshape(-1))  # a copy: callers reuse buffers
         self._num_unsorted += array.size
-        # Waiting for as many as are already sorted keeps the cost of a long stream n log n.
+        # Waiting for as many as are already sorted keeps the cost of a long stream at n log n.
         if self._num_unsorted >= max(MIN_SORTED, len(self._seen)):
             self._sort()
 
     def add(self, other: CodeUsage) -> None:
-        """Count all that ``other`` has counted, say in another worker.
+        """Count everything that ``other`` has counted, for example in another worker.
 
         Raises:
             ValueError: a usage of a codebook of another size.
         """
         if other.codebook_size != self.codebook_size:
             raise ValueError(
-                f"usage of {other.codebook_size} codes does not add to that of "
-                f"{self.codebook_size}: they are of two codebooks"
+                f"cannot add the usage of {other.codebook_size} codes to that of "
+                f"{self.codebook_size}: they belong to two codebooks"
             )
-        seen, counts = other._sorted()
-        self._absorb(seen, counts)
+        self._absorb(other.codes, other.counts)
         self.num_codes += other.num_codes
 
-    def histogram(self) -> NDArray[np.int64]:
-        """(codebook_size,) int64: how often each code came.
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        """The distinct codes seen, ascending."""
+        self._sort()
+        return self._seen
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each of ``codes`` came."""
+        self._sort()
+        return self._counts
+
+    def histogram(self, num_bins: int | None = None) -> NDArray[np.int64]:
+        """(num_bins,) int64: the codes in each of equal parts of the codebook, or of each code.
 
         Raises:
-            ValueError: a codebook of more than ``MAX_LISTED`` entries.
+            ValueError: a codebook of more than ``MAX_LISTED`` entries, without ``num_bins``.
         """
-        if self.codebook_size > MAX_LISTED:
+        if num_bins is None and self.codebook_size > MAX_LISTED:
             raise ValueError(
                 f"the codebook has {self.codebook_size} entries, too many to list (at most "
-                f"{MAX_LISTED}); the numbers of summary() need no list"
+                f"{MAX_LISTED}): pass num_bins, or use summary()"
             )
-        seen, counts = self._sorted()
-        histogram = np.zeros(self.codebook_size, np.int64)
-        histogram[seen] = counts
+        bins = self.codes if num_bins is None else self.codes * num_bins // self.codebook_size
+        histogram = np.zeros(num_bins or self.codebook_size, np.int64)
+        np.add.at(histogram, bins, self.counts)
         return histogram
+
+    def most_frequent(self, number: int = 5) -> list[tuple[int, float]]:
+        """The most frequent codes, each with its share of all codes, 0 to 1."""
+        order = np.argsort(-self.counts, kind="stable")[:number]
+        return [(int(self.codes[i]), float(self.counts[i] / self.num_codes)) for i in order]
 
     def dead_codes(self) -> NDArray[np.int64]:
         """The codes that never came, ascending. Raises as ``histogram`` does."""
@@ -98,7 +113,7 @@ class CodeUsage:
     @property
     def num_used(self) -> int:
         """Distinct codes seen."""
-        return len(self._sorted()[0])
+        return len(self.codes)
 
     @property
     def used_fraction(self) -> float:
@@ -108,14 +123,12 @@ class CodeUsage:
     @property
     def entropy_bits(self) -> float:
         """Entropy of a code, from 0 to log2(codebook_size); 0 before any came."""
-        if not self.num_codes:
-            return 0.0
-        shares = self._sorted()[1] / self.num_codes
+        shares = self.counts / max(1, self.num_codes)
         return max(0.0, float(-(shares * np.log2(shares)).sum()))
 
     @property
     def perplexity(self) -> float:
-        """``2**entropy_bits``: how many codes, all equally frequent, would be as varied."""
+        """``2**entropy_bits``: how many equally frequent codes have this entropy."""
         return math.pow(2.0, self.entropy_bits)
 
     def summary(self) -> dict[str, float]:
@@ -129,16 +142,11 @@ class CodeUsage:
             "perplexity": self.perplexity,
         }
 
-    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Distinct codes seen, ascending, and how often each."""
-        if self._num_unsorted:
-            self._sort()
-        return self._seen, self._counts
-
     def _sort(self) -> None:
-        seen, counts = np.unique(np.concatenate(self._unsorted), return_counts=True)
-        self._unsorted, self._num_unsorted = [], 0
-        self._absorb(seen, counts)
+        if self._num_unsorted:
+            seen, counts = np.unique(np.concatenate(self._unsorted), return_counts=True)
+            self._unsorted, self._num_unsorted = [], 0
+            self._absorb(seen, counts)
 
     def _absorb(self, seen: NDArray[np.int64], counts: NDArray[np.intp]) -> None:
         every, where = np.unique(np.concatenate([self._seen, seen]), return_inverse=True)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.models.quantizers import CodeUsage, usage
+from tokpipe import usage
+from tokpipe.usage import CodeUsage
 
 
 @pytest.fixture(params=[1, 2**18], ids=["sorted at once", "sorted late"])
@@ -100,12 +101,12 @@ def test_a_batch_may_be_overwritten_once_it_is_counted() -> None:
 def test_what_are_no_codes_of_the_codebook_is_refused_and_not_counted() -> None:
     found = CodeUsage(8)
     for wrong in (-1, 8):
-        with pytest.raises(ValueError, match=r"but the codebook has 0 to 7: leave out"):
+        with pytest.raises(ValueError, match=r"but the codebook has 0 to 7: leave out markers"):
             found.update(torch.tensor([0, wrong]))
     for floats in (torch.zeros(2), np.zeros(2)):
         with pytest.raises(TypeError, match=r"codes are float\d+, but only integers"):
             found.update(floats)
-    with pytest.raises(ValueError, match="usage of 9 codes does not add to that of 8"):
+    with pytest.raises(ValueError, match="cannot add the usage of 9 codes to that of 8"):
         found.add(CodeUsage(9))
     assert found.num_codes == found.num_used == 0
     with pytest.raises(ValueError, match="codebook_size=0"):

@@ -1,0 +1,167 @@
+"""The levels of an encoder, a decoder or a U-Net: what happens at one image size.
+
+Attribute names are state_dict keys: an interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+Factory: TypeAlias = Callable[..., nn.Module]
+Keep: TypeAlias = Callable[[str, Tensor], object]
+"""Called with the published name of each activation and its value, as soon as it exists."""
+
+
+def drop(_name: str, _h: Tensor) -> None:
+    """Keep no activation, so each is freed once the next one exists."""
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """One level, before it is built."""
+
+    index: int
+    """0 for the finest level."""
+    inputs: list[int]
+    """Channels that each block takes."""
+    channels: int
+    """Channels that each block returns."""
+    attends: bool
+    """Whether attention follows each block."""
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The levels that the published arguments describe.
+
+    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention.
+    """
+
+    ch: int
+    ch_mult: Sequence[int]
+    num_res_blocks: int
+    resolution: int
+    attn_resolutions: Sequence[int]
+
+    @property
+    def spatial_stride(self) -> int:
+        """Rows and columns of the input per row and column of the coarsest level."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    def down(self) -> list[LevelPlan]:
+        """The levels from fine to coarse, with ``num_res_blocks`` blocks each.
+
+        Raises:
+            ValueError: no level, or no block to change the channels.
+        """
+        self._check(self.num_res_blocks)
+        sizes = [self.resolution // 2**level for level in range(len(self.ch_mult))]
+        return list(self._plans(range(len(sizes)), self.ch, self.num_res_blocks, sizes))
+
+    def up(self) -> list[LevelPlan]:
+        """The levels from coarse to fine, with one block more each; raises as ``down`` does."""
+        self._check(self.num_res_blocks + 1)
+        # Doubled from the coarsest, as published: halves lost on the way down stay lost.
+        coarsest = self.resolution // self.spatial_stride
+        sizes = [coarsest * (self.spatial_stride >> level) for level in range(len(self.ch_mult))]
+        channels = self.ch * self.ch_mult[-1]
+        order = reversed(range(len(sizes)))
+        return list(self._plans(order, channels, self.num_res_blocks + 1, sizes))
+
+    def _plans(
+        self, order: Iterable[int], channels: int, num_blocks: int, sizes: list[int]
+    ) -> Iterator[LevelPlan]:
+        for level in order:
+            inputs = [channels] + [self.ch * self.ch_mult[level]] * (num_blocks - 1)
+            channels = self.ch * self.ch_mult[level]
+            yield LevelPlan(level, inputs, channels, sizes[level] in self.attn_resolutions)
+
+    def _check(self, num_blocks: int) -> None:
+        if not self.ch_mult or num_blocks < 1:
+            raise ValueError(
+                f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}: "
+                "residual blocks change the channels, so there must be a level, and at least one "
+                "block at each"
+            )
+
+
+class Level(nn.Module):
+    """Residual blocks at one size, each followed by attention where the plan says so."""
+
+    def __init__(self, plan: LevelPlan, make_block: Factory, make_attn: Factory) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            make_block(in_channels=before, out_channels=plan.channels) for before in plan.inputs
+        )
+        self.attn = nn.ModuleList(make_attn(plan.channels) for _ in plan.inputs if plan.attends)
+
+    def steps(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """Each block, with the attention that follows it."""
+        return zip_longest(self.block, self.attn)
+
+    def forward(self, h: Tensor, *context: Any) -> Tensor:
+        """(B, C_in, ...) -> (B, C_out, ...); blocks and attention also get the ``context``."""
+        for block, attn in self.steps():
+            h = block(h, None, *context)
+            if attn is not None:
+                h = attn(h, *context)
+        return h
+
+
+class DownLevel(Level):
+    """A level and the way down from it, which the coarsest level lacks."""
+
+    def __init__(
+        self,
+        plan: LevelPlan,
+        make_block: Factory,
+        make_attn: Factory,
+        downsample: nn.Module | None = None,
+    ) -> None:
+        super().__init__(plan, make_block, make_attn)
+        self.downsample = downsample
+
+
+class UpLevel(Level):
+    """A level and the way up from it, which the finest level lacks."""
+
+    def __init__(
+        self,
+        plan: LevelPlan,
+        make_block: Factory,
+        make_attn: Factory,
+        upsample: nn.Module | None = None,
+    ) -> None:
+        super().__init__(plan, make_block, make_attn)
+        self.upsample = upsample
+
+
+class MidBlocks(nn.Module):
+    """Two residual blocks at the coarsest size, with attention between them if there is any."""
+
+    def __init__(
+        self, channels: int, make_block: Factory, make_attn: Factory | None = None
+    ) -> None:
+        super().__init__()
+        first, last = (make_block(in_channels=channels, out_channels=channels) for _ in range(2))
+        self.block_1 = first
+        self.attn_1 = None if make_attn is None else make_attn(channels)
+        self.block_2 = last
+
+    def forward(
+        self, h: Tensor, temb: Tensor | None = None, *context: Any, keep: Keep = drop
+    ) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        h = self.block_1(h, temb, *context)
+        keep("mid_block_1", h)
+        if self.attn_1 is not None:
+            h = self.attn_1(h, *context)
+            keep("mid_attn_1", h)
+        h = self.block_2(h, temb, *context)
+        keep("mid_block_2", h)
+        return h
