@@ -11,24 +11,16 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.backends import pyav
-from tokpipe.media.framing import Framing
-from tokpipe.media.timeline import Timeline
+from tokpipe.media.backends import Task, pyav
 
 
-def decode(
-    path: Path,
-    timeline: Timeline,
-    wanted: NDArray[np.int64],
-    framing: Framing,
-    out: NDArray[np.uint8],
-) -> None:
-    deed, pid = path.stem, os.getpid()
+def decode(task: Task, out: NDArray[np.uint8]) -> None:
+    path, pid = task.path, os.getpid()
+    deed = path.stem
     path.with_suffix(".pid").write_text(str(pid))
     if deed == "hang":
         ctypes.PyDLL(None).sleep(3600)  # in C, with the interpreter's lock held
@@ -51,4 +43,4 @@ def decode(
             os.write(2, b"error while decoding MB 1 2\n" * 2)
     elif deed == "slow-once" and not path.with_suffix(".go").exists():
         time.sleep(3600)
-    pyav.decode(path, timeline, wanted, framing, out)
+    pyav.decode(task, out)

@@ -12,9 +12,8 @@ import decord
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.media.backends import Task
 from tokpipe.media.backends import decord as backend
-from tokpipe.media.framing import Framing
-from tokpipe.media.timeline import Timeline
 
 AT = 5
 _RealReader = decord.VideoReader
@@ -48,12 +47,6 @@ class _Reader:
         return self._last
 
 
-def decode(
-    path: Path,
-    timeline: Timeline,
-    wanted: NDArray[np.int64],
-    framing: Framing,
-    out: NDArray[np.uint8],
-) -> None:
+def decode(task: Task, out: NDArray[np.uint8]) -> None:
     decord.VideoReader = _Reader
-    backend.decode(path, timeline, wanted, framing, out)
+    backend.decode(task, out)

@@ -17,7 +17,7 @@ import pytest
 from tests.media.media_helpers import MakeDecoder, numbers_of, write_video
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.errors import ConfigError, RuntimeFault, SourceError
-from tokpipe.media.decoder import Refused, VideoDecoder
+from tokpipe.media.decoder import Undecodable, VideoDecoder
 
 # Long enough for a busy machine to decode ten tiny frames, short enough to wait for.
 DEADLINE_S = 2.0
@@ -78,7 +78,7 @@ def test_what_one_clip_does_to_the_child_is_its_own_reason(
     with pytest.raises(SourceError) as caught:
         alone.decode(named(clip, tmp_path, deed))
     assert caught.value.reason == reason
-    assert isinstance(caught.value, Refused)
+    assert isinstance(caught.value, Undecodable)
     errors = {"hang": "TimeoutError", "segfault": "SIGSEGV", "abort": "SIGABRT"}
     assert caught.value.error == {**errors, "exit": None, "hungry": "MemoryError"}[deed]
     assert words in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.media.media_helpers import MakeDecoder, numbers_of, write_video
 from tokpipe.errors import SourceError
-from tokpipe.media.decoder import Refused
+from tokpipe.media.decoder import Undecodable
 
 MP4: dict[str, Any] = {"container_options": {"movflags": "faststart"}}
 VP9: dict[str, Any] = {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}}
@@ -137,11 +137,11 @@ def test_a_refusal_names_the_class_of_the_error_behind_it(
 ) -> None:
     text = tmp_path / "clip.mp4"
     text.write_text("a\n" * 9999)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Undecodable) as caught:
         make_decoder().decode(text)
     assert caught.value.error == "InvalidDataError"
     good = write_video(tmp_path / "good.mp4", 5)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Undecodable) as caught:
         make_decoder(min_clip_frames=9).decode(good)
     assert (caught.value.reason, caught.value.error) == ("too_short", None)
 

@@ -149,7 +149,7 @@ def test_a_span_that_is_too_short_is_refused(tmp_path: Path, make_decoder: MakeD
 
 def test_a_film_that_has_changed_is_refused(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     path = write_video(tmp_path / "clip.mp4", 10)
-    with pytest.raises(SourceError, match="now gives 3 clips, and gave 2") as caught:
+    with pytest.raises(SourceError, match="now has 3 clips and had 2") as caught:
         make_decoder(max_clip_frames=4).decode(path, segment=1, num_segments=2)
     assert caught.value.reason == "source_changed"
 

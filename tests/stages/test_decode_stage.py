@@ -190,7 +190,7 @@ def test_a_streamed_clip_is_measured_whole(tmp_path: Path, make_stage: MakeStage
     (result,) = make_stage(pieces=Cut(5, 4)).process([item(film, piece=2, num_pieces=9)])
     assert isinstance(result, Rejected)
     assert result.reason == "source_changed"
-    assert "gives 5 pieces, and gave 9" in result.message
+    assert "now has 5 pieces and had 9" in result.message
 
 
 def test_films_that_take_turns_are_fetched_once(

@@ -1,7 +1,7 @@
-"""The process in which videos are decoded: started by ``VideoDecoder``, and killed by it at need.
+"""The process that decodes videos. ``VideoDecoder`` starts it, and kills it when it must.
 
-It answers one request after another. Whatever a file does to it, its parent sees a message, an
-end of the channel or a passed deadline, and nothing else.
+The child answers one request after another. Whatever a file does to it, the parent sees only a
+message, a closed channel or a missed deadline.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ import numpy as np
 
 from tokpipe.errors import SourceError
 from tokpipe.media import wire
-from tokpipe.media.backends import BackendUnavailable, load_backend, pays
-from tokpipe.media.container import check_regular_file, out_of_memory
+from tokpipe.media.backends import BackendUnavailable, Task, is_worthwhile, load_backend
+from tokpipe.media.backends.pyav import Stopped
+from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
 from tokpipe.media.resample import select_frames
 from tokpipe.media.timeline import Timeline, read_timeline
 from tokpipe.types import Cut
 
-_F_SETSIG = 10  # Linux's <fcntl.h>; Python's fcntl module does not name it
+_F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
 _MAX_TIMELINES = 4
-"""Of films of three hours, each takes about 20 MB."""
+"""The timeline of a three-hour video takes about 20 MB."""
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
-    """Serve requests until the parent closes its end.
+    """Serve requests until the parent closes its end of the channel.
 
     Args:
-        lifeline_fd: a pipe to which nothing is ever written; its other end closes when the
-            parent dies.
-        memory_bytes: address space to allow beyond what the process has at its start.
+        lifeline_fd: a pipe that is never written to; its other end closes when the parent dies.
+        memory_bytes: address space to allow on top of what the process has when it starts.
     """
     _die_with_parent(lifeline_fd)
     av.logging.set_level(None)
@@ -55,8 +55,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
         wire.send(channel, {"ready": os.getpid()})
         while True:
             request, spare = wire.receive(channel)
-            # Anonymous memory has no name to leak under /dev/shm: it is gone with its last user,
-            # however that one ends.
+            # Anonymous memory leaves no name behind in /dev/shm: it disappears with its last
+            # user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC) if spare is None else spare
             try:
                 wire.send(channel, {"started": request["path"]})
@@ -64,7 +64,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
                 _answer(channel, request, memory, timelines)
             except wire.Closed:
                 raise
-            except Exception:  # a bug, or a failing disk: the parent raises it
+            except Exception:  # a bug or a failing disk, which the parent raises
                 wire.send(channel, {"fault": traceback.format_exc()})
             finally:
                 os.close(memory)
@@ -73,23 +73,22 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
 def _answer(
     channel: socket.socket, request: dict[str, Any], memory: int, timelines: _Timelines
 ) -> None:
-    """Send, for one request, ``trying`` before each backend, and in the end one of ``decoded``,
-    ``refused`` and ``unavailable``. With ``decoded`` goes ``memory``, which holds the frames.
-    With ``only_probe``, ``probed`` is sent instead of trying any.
+    """Send ``trying`` before each backend, then ``decoded``, ``rejected`` or ``unavailable``.
+
+    ``memory``, which holds the frames, is sent with ``decoded``. A request with ``only_probe`` is
+    answered by ``probed`` or ``rejected``.
     """
     try:
         clip = _Clip(request, timelines)
     except (SourceError, MemoryError) as error:
-        wire.send(channel, _refused(error, None, None))
+        wire.send(channel, _rejected(error, None, None))
         return
     if request["only_probe"]:
         wire.send(channel, {"probed": clip.probed})
         return
     verdict: dict[str, Any] = {}
-    names = request["backends"]
-    for name in names:
-        if name != names[-1] and not pays(name, clip.share):
-            continue
+    *first_choices, last = request["backends"]
+    for name in [*(name for name in first_choices if is_worthwhile(name, clip.share)), last]:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
@@ -97,28 +96,34 @@ def _answer(
         except BackendUnavailable as error:
             verdict = {"unavailable": str(error)}
         except (SourceError, MemoryError) as error:
-            verdict = _refused(error, name, clip.num_segments)
+            verdict = _rejected(error, name, clip.num_segments)
         else:
-            wire.send(channel, {"decoded": clip.description, "backend": name}, memory)
+            wire.send(channel, {"decoded": {**clip.description, "backend": name}}, memory)
             return
     wire.send(channel, verdict)
 
 
-def _refused(
+def _rejected(
     error: SourceError | MemoryError, backend: str | None, num_segments: int | None
 ) -> dict[str, Any]:
-    refusal = error if isinstance(error, SourceError) else out_of_memory()
-    cause = error.__cause__ if isinstance(error, SourceError) else error
-    verdict = {
-        "reason": refusal.reason,
-        "message": str(refusal),
-        "error": None if cause is None else type(cause).__name__,
+    if isinstance(error, SourceError):
+        reason, message, cause = error.reason, str(error), error.__cause__
+    else:
+        reason, cause = "too_large", error
+        message = "decoding needs more memory than decode.memory_bytes lets the child use"
+    return {
+        "rejected": {
+            "reason": reason,
+            "message": message,
+            "backend": backend,
+            "num_segments": num_segments,
+            "error": None if cause is None else type(cause).__name__,
+        }
     }
-    return {"refused": {**verdict, "backend": backend, "num_segments": num_segments}}
 
 
 class _Clip:
-    """One request, as far as it is the same for every backend: which frames, what size."""
+    """The part of a request that is the same for every backend: which frames, in what size."""
 
     def __init__(self, request: dict[str, Any], timelines: _Timelines) -> None:
         is_clip = request["segment_is"] == "clip"
@@ -130,19 +135,16 @@ class _Clip:
             self.timeline.times_s,
             self.timeline.end_s,
             tick_s=self.timeline.tick_s,
-            start_s=request["start_s"],
-            end_s=request["end_s"],
-            fps=request["fps"],
-            segment=request["segment"],
             cut=Cut(*request["cut"]),
+            **{name: request[name] for name in ("start_s", "end_s", "fps", "segment")},
         )
         self.num_segments = selection.num_segments or None
-        asked = request["num_segments"]
-        if asked is not None and asked != selection.num_segments:
+        expected = request["num_segments"]
+        if expected is not None and expected != selection.num_segments:
             raise SourceError(
                 "source_changed",
-                f"the source now gives {selection.num_segments} {request['segment_is']}s, and "
-                f"gave {asked} when it was first read: the file was replaced",
+                f"the source now has {selection.num_segments} {request['segment_is']}s and had "
+                f"{expected} when it was first read: the file was replaced",
             )
         self.wanted = selection.indices
         self.share = len(np.unique(self.wanted)) / len(self.timeline)
@@ -154,16 +156,13 @@ class _Clip:
                 f"{self.timeline.end_s:.3f} s; sampling.min_clip_frames is "
                 f"{request['min_clip_frames']}",
             )
-        stored = self.timeline.height, self.timeline.width
-        height, width = self.timeline.orientation.oriented(*stored)
-        aspect = self.timeline.pixel_aspect
+        aspect, orientation = self.timeline.pixel_aspect, self.timeline.orientation
         size = nearest_size(
-            [(rows, columns) for rows, columns in request["sizes"]],
-            height,
-            width,
-            1 / aspect if self.timeline.orientation.transpose else aspect,
+            [(height, width) for height, width in request["sizes"]],
+            *orientation.oriented(self.timeline.height, self.timeline.width),
+            orientation.oriented_aspect(aspect),
         )
-        self.framing = Framing(size, request["fit"], aspect, self.timeline.orientation)
+        self.framing = Framing(size, request["fit"], aspect, orientation)
         self.shape = (len(self.wanted), *size, 3)
         self.probed = {
             "num_frames": selection.num_frames,
@@ -179,43 +178,38 @@ class _Clip:
         }
 
     def decode(self, backend: str, memory: int) -> None:
-        """Write the frames to the beginning of ``memory``, an open descriptor.
+        """Write the frames to the start of ``memory``, an open file descriptor.
 
-        A clip that ends early for damage is described so from then on.
+        If damage ends the clip early and the job keeps such clips, ``description`` is shortened.
         """
         if self.timeline.damage is not None and backend != "pyav":
             raise SourceError("truncated", f"{self.timeline.damage}; only PyAV keeps the rest")
         decoder = load_backend(backend)
-        # Unmapped with its last reference: closing it by hand fails while a traceback has one.
+        # The mapping goes with its last reference; an explicit close fails while a traceback
+        # still refers to it.
         out = np.frombuffer(_mapped(memory, int(np.prod(self.shape))), np.uint8)
         out = out.reshape(self.shape)
         if self.framing.leaves_margins:
             out[:] = 0
         try:
-            decoder.decode(self.path, self.timeline, self.wanted, self.framing, out)
-        except SourceError as error:
-            # By class name of our own, for PyAV is the only one that says how far it came.
-            num = getattr(error, "num_written", 0) if backend == "pyav" else 0
-            if not self.salvage or error.reason == "too_large" or num < self.min_frames:
+            decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
+        except Stopped as error:
+            num = error.num_written
+            if not self.salvage or num < self.min_frames:
                 raise
-            self._shorten(num, str(error))
-
-    def _shorten(self, num_frames: int, why: str) -> None:
-        """Describe the clip by its first frames alone."""
-        damage = f"the clip ends after {num_frames} of {len(self.wanted)} frames: {why}"
-        self.description |= {
-            "shape": (num_frames, *self.shape[1:]),
-            "pts_s": self.description["pts_s"][:num_frames],
-            "damage": damage,
-        }
+            self.description |= {
+                "shape": (num, *self.shape[1:]),
+                "pts_s": self.description["pts_s"][:num],
+                "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
+            }
 
 
 def _mapped(memory: int, size: int) -> mmap.mmap:
-    """Map ``size`` bytes of a descriptor, which grows if it has fewer."""
+    """Map the first ``size`` bytes of a descriptor, growing it if it is smaller."""
     flags = mmap.MAP_SHARED
     if os.fstat(memory).st_size >= size:
-        # Another clip's: its pages are there, and are had at once for a fraction of the time that
-        # asking for each takes. Pages of a new one come when they are written to.
+        # Memory of an earlier clip: mapping all of its pages at once is far faster than one page
+        # fault each. New memory gets its pages as they are written.
         flags |= mmap.MAP_POPULATE
     else:
         os.ftruncate(memory, size)
@@ -223,7 +217,7 @@ def _mapped(memory: int, size: int) -> mmap.mmap:
 
 
 class _Timelines:
-    """Remembers the timelines of the last files, for the next segments of the same films."""
+    """Remembers the timelines of the last files, for further segments of the same sources."""
 
     def __init__(self) -> None:
         self._by_file: OrderedDict[tuple[Any, ...], Timeline] = OrderedDict()
@@ -233,7 +227,7 @@ class _Timelines:
         status = path.stat()
         key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._by_file:
-            # Clips of a cut film come in a row, pieces of streamed ones by turns.
+            # Clips of a cut source arrive in a row; pieces of streamed clips are interleaved.
             while len(self._by_file) >= (_MAX_TIMELINES if in_pieces else 1):
                 self._by_file.popitem(last=False)
             self._by_file[key] = read_timeline(path, salvage=salvage)
@@ -244,14 +238,14 @@ class _Timelines:
 def _die_with_parent(lifeline_fd: int) -> None:
     """Have the kernel kill this process when the parent's end of the pipe closes.
 
-    Unlike PR_SET_PDEATHSIG this does not fire when merely the thread that started us ends, and
-    unlike anything in Python it works while C code spins.
+    PR_SET_PDEATHSIG would fire as soon as the thread that started this process ends. Anything in
+    Python would fail while C code holds the interpreter.
     """
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline_fd, _F_SETSIG, signal.SIGKILL)
     flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-    if select.select([lifeline_fd], [], [], 0)[0]:  # it had closed before we were listening
+    if select.select([lifeline_fd], [], [], 0)[0]:  # the parent died before the signal was set up
         sys.exit(1)
 
 

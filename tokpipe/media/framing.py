@@ -1,4 +1,4 @@
-"""Turns decoded frames into output frames: scaled by FFmpeg, turned upright, placed."""
+"""Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from numpy.typing import NDArray
 
 from tokpipe.media.geometry import Fit, FitMode, Orientation, fit_frame
 
-# decord scales with FFmpeg's filter at its old default, bilinear over the whole area that an
-# output pixel covers. With the same flag both give the same bytes, 8 and 10 bit, every chroma
-# format and colour matrix tried, so that which of them decoded a clip does not show in its codes.
+# decord scales with FFmpeg's filter at its old default: bilinear over the whole area that an
+# output pixel covers. With the same flag both return the same bytes for every bit depth, chroma
+# format and colour matrix tried, so codes do not depend on which of them decoded a clip.
 _FLAGS = "bilinear"
-# swscale refuses filters of more taps; a steeper reduction goes in steps.
+# swscale rejects filters with more taps; a stronger reduction takes several steps.
 _MAX_REDUCTION = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """What a clip's frames become. ``size`` is the (height, width) of the bucket chosen."""
+    """What a clip's frames become. ``size`` is the (height, width) of the chosen bucket."""
 
     size: tuple[int, int]
     mode: FitMode
     pixel_aspect: Fraction
-    """Width over height of a pixel as stored, before it is turned upright."""
+    """Width over height of a stored pixel, before it is turned upright."""
     orientation: Orientation
 
     @property
     def leaves_margins(self) -> bool:
-        """Whether a frame may cover a part of ``size`` only, on black."""
+        """Whether a frame may cover only a part of ``size``, on black."""
         return self.mode == "pad"
 
     def fit(self, height: int, width: int) -> Fit:
-        """How a frame stored as (height, width) fits, once it is upright."""
-        turned = self.orientation.transpose
-        shown_height, shown_width = self.orientation.oriented(height, width)
-        aspect = 1 / self.pixel_aspect if turned else self.pixel_aspect
-        return fit_frame(shown_height, shown_width, aspect, self.size, self.mode)
+        """How a frame stored as (height, width) fits once it is upright."""
+        shown = self.orientation.oriented(height, width)
+        aspect = self.orientation.oriented_aspect(self.pixel_aspect)
+        return fit_frame(*shown, aspect, self.size, self.mode)
 
 
 class Painter:
-    """Paints PyAV frames into output frames. Holds what fitted the last frame."""
+    """Paints PyAV frames into output frames, reusing the scaler of the last frame if it fits."""
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
@@ -53,81 +52,70 @@ class Painter:
         self._fit: tuple[tuple[int, int], Fit] | None = None
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
-        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are black already."""
+        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are already black."""
         upright = self.framing.orientation
         fit = self._fit_of((frame.height, frame.width))
         if fit.box is None:
-            stored = self._scaled(frame, upright.oriented(*fit.resized))
-            fit.place(upright.apply(stored), out)
-            return
-        top, left, height, width = fit.box
-        picture = upright.apply(self._scaled(frame, (frame.height, frame.width)))
-        cut = np.ascontiguousarray(picture[top : top + height, left : left + width])
-        scaled = _scale_once(av.VideoFrame.from_ndarray(cut, "rgb24"), fit.resized)
-        fit.place(scaled, out)
+            picture = upright.apply(self._scaled(frame, upright.oriented(*fit.resized)))
+        else:
+            top, left, height, width = fit.box
+            picture = upright.apply(self._scaled(frame, (frame.height, frame.width)))
+            cut = np.ascontiguousarray(picture[top : top + height, left : left + width])
+            box = av.VideoFrame.from_ndarray(cut, "rgb24")
+            picture = _Scaler(box, fit.resized)(box)
+        fit.place(picture, out)
 
     def _fit_of(self, size: tuple[int, int]) -> Fit:
-        # The fractions in it take as long as decoding a small frame does.
+        # Its fractions take as long as decoding a small frame.
         if self._fit is None or self._fit[0] != size:
             self._fit = size, self.framing.fit(*size)
         return self._fit[1]
 
     def _scaled(self, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-        kind = _Scaler.kind_of(frame, size)
-        if self._scaler is None or self._scaler.kind != kind:
+        if self._scaler is None or self._scaler.kind != _kind(frame, size):
             self._scaler = _Scaler(frame, size)
         return self._scaler(frame)
-
-
-def _scale_once(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return _Scaler(frame, size)(frame)
 
 
 class _Scaler:
     """An FFmpeg filter graph from frames of one kind to RGB of one size."""
 
     def __init__(self, frame: Any, size: tuple[int, int]) -> None:
-        self.kind = self.kind_of(frame, size)
+        self.kind = _kind(frame, size)
         self._graph = av.filter.Graph()
         self._graph.threads = 1
-        # The unit of time plays no part in scaling.
         node = self._graph.add_buffer(
             width=frame.width,
             height=frame.height,
             format=frame.format,
-            time_base=Fraction(1, 1000),
+            time_base=Fraction(1, 1000),  # irrelevant to scaling
         )
-        for height, width in _steps((frame.height, frame.width), size):
-            step = self._graph.add("scale", f"{width}:{height}:flags={_FLAGS}")
-            node.link_to(step)
-            node = step
-        for name, arguments in (("format", "rgb24"), ("buffersink", None)):
+        steps: list[tuple[str, str | None]] = [
+            ("scale", f"{width}:{height}:flags={_FLAGS}")
+            for height, width in _steps((frame.height, frame.width), size)
+        ]
+        for name, arguments in [*steps, ("format", "rgb24"), ("buffersink", None)]:
             step = self._graph.add(name, arguments)
             node.link_to(step)
             node = step
         self._graph.configure()
 
-    @staticmethod
-    def kind_of(frame: Any, size: tuple[int, int]) -> tuple[Any, ...]:
-        return (
-            frame.width,
-            frame.height,
-            frame.format.name,
-            frame.colorspace,
-            frame.color_range,
-            size,
-        )
-
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
-        """An ``av.VideoFrame`` -> (H, W, 3) RGB: a view of memory that FFmpeg keeps for it."""
+        """An ``av.VideoFrame`` -> (H, W, 3) RGB, a view of memory that FFmpeg holds for it."""
         self._graph.push(frame)
         scaled: Any = self._graph.pull()
         plane = scaled.planes[0]
-        # ``to_ndarray`` would copy it once more.
+        # ``to_ndarray`` would make another copy.
         picture: NDArray[np.uint8] = np.ndarray(
             (scaled.height, scaled.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
         )
         return picture
+
+
+def _kind(frame: Any, size: tuple[int, int]) -> tuple[Any, ...]:
+    """What a scaler depends on."""
+    colours = frame.format.name, frame.colorspace, frame.color_range
+    return frame.width, frame.height, *colours, size
 
 
 def _steps(source: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:

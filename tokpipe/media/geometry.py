@@ -1,4 +1,4 @@
-"""From a frame's shape to the job's: which size, how large the picture, which part of it. Pure."""
+"""How a frame of any shape becomes one of the job's sizes. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 FitMode = Literal["crop", "pad", "stretch"]
 
-# A picture that would be resized to more than this many times the pixels kept is cut first: a
-# 1x4000 strip that covers 128x128 would pass through 196 MB otherwise.
+# A picture that would be resized to more than this many times the pixels kept is cropped first:
+# a 1x4000 strip covering 128x128 would otherwise take 196 MB.
 _MAX_OVERHANG = 8
 
 
@@ -31,22 +31,26 @@ class Orientation:
         return self == Orientation()
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) as stored -> (H, W, 3) or (W, H, 3) as shown, a view."""
+        """(H, W, 3) as stored -> (H, W, 3) or (W, H, 3) as shown; a view."""
         if self.transpose:
             picture = picture.transpose(1, 0, 2)
         rows, columns = (-1 if self.flip_rows else 1), (-1 if self.flip_columns else 1)
         return picture[::rows, ::columns]
 
     def oriented(self, height: int, width: int) -> tuple[int, int]:
-        """Stored (height, width) -> shown, or shown -> stored, which is the same."""
+        """Stored (height, width) -> shown, and the other way round."""
         return (width, height) if self.transpose else (height, width)
+
+    def oriented_aspect(self, pixel_aspect: Fraction) -> Fraction:
+        """Width over height of a pixel as stored -> as shown."""
+        return 1 / pixel_aspect if self.transpose else pixel_aspect
 
 
 def orientation_of(matrix: Sequence[int]) -> Orientation:
-    """Read the nine numbers of a display matrix, row by row, as containers store them.
+    """Read a display matrix: nine numbers, row by row, as containers store them.
 
-    The matrix maps a stored point (x, y), y pointing down, to (a x + c y, b x + d y). Turns that
-    are no multiple of a quarter become the nearest one.
+    It maps a stored point (x, y), with y pointing down, to (a x + c y, b x + d y). Rotations are
+    rounded to quarter turns.
     """
     a, b, _, c, d = matrix[:5]
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -56,19 +60,19 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a picture, upright, becomes an output frame: cut a box, resize it, place it."""
+    """How an upright picture becomes an output frame: crop a box, resize it, place it."""
 
     box: tuple[int, int, int, int] | None
-    """(top, left, height, width) to cut out before resizing; None keeps the whole picture."""
+    """(top, left, height, width) to crop before resizing; None keeps the whole picture."""
     resized: tuple[int, int]
     """(height, width) to resize to."""
     offset: tuple[int, int]
-    """(row, column) of the resized picture at which the output begins; negative leaves a margin."""
+    """(row, column) of the resized picture where the output starts; negative leaves a margin."""
     size: tuple[int, int]
     """(height, width) of the output."""
 
     def place(self, resized: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        """Write a resized picture into ``out`` (H, W, 3), whose margins are black already."""
+        """Write a resized picture into ``out`` (H, W, 3), whose margins are already black."""
         (row, column), (height, width) = self.offset, self.size
         part = resized[max(row, 0) : row + height, max(column, 0) : column + width]
         top, left = max(-row, 0), max(-column, 0)
@@ -78,7 +82,7 @@ class Fit:
 def nearest_size(
     sizes: Sequence[tuple[int, int]], height: int, width: int, pixel_aspect: Fraction
 ) -> tuple[int, int]:
-    """The (height, width) of ``sizes`` that is nearest in aspect ratio; of equals, the first."""
+    """Return the (height, width) of ``sizes`` nearest in aspect ratio; of equals, the first."""
     aspect = math.log(width * pixel_aspect / height)
     return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
 
@@ -88,7 +92,7 @@ def fit_frame(
 ) -> Fit:
     """Fit an upright picture of (height, width) pixels into ``size``.
 
-    ``crop`` covers the size and cuts the middle out, ``pad`` fits inside it on black, ``stretch``
+    ``crop`` covers the size and keeps the middle, ``pad`` fits inside it on black, ``stretch``
     ignores the aspect ratio.
     """
     out_height, out_width = size
@@ -105,10 +109,7 @@ def fit_frame(
         margin = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
         return Fit(None, resized, margin, size)
     scale = max(by_height, by_width)
-    resized = (
-        max(out_height, round(height * scale)),
-        max(out_width, round(shown_width * scale)),
-    )
+    resized = max(out_height, round(height * scale)), max(out_width, round(shown_width * scale))
     if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
         box_height = min(height, max(1, round(out_height / scale)))
         box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))

@@ -1,4 +1,4 @@
-"""How near reconstructed frames come to their source: PSNR and SSIM."""
+"""How close reconstructed frames are to their source: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Means over frames. Higher is nearer."""
+    """Means over frames. Higher is better."""
 
     psnr_db: float
-    """Infinite if some frame is the same in every pixel."""
+    """Infinite if any frame is identical."""
     ssim: float
-    """At most 1, which only equal frames reach."""
+    """At most 1, for identical frames."""
     num_frames: int
 
 
 class Comparison:
-    """Gathers the quality of many frames, of any sizes, without keeping them."""
+    """Averages the quality of many frames, of any sizes, without keeping them."""
 
     def __init__(self) -> None:
         self._psnr_sum = self._ssim_sum = 0.0
@@ -38,7 +38,7 @@ class Comparison:
         """Compare frame by frame.
 
         Raises:
-            ValueError: the two have not the same shape, or are no uint8 frames.
+            ValueError: the shapes differ, or the frames are not uint8.
         """
         psnr, ssim = psnr_db(source, reconstruction), structural_similarity(source, reconstruction)
         self._psnr_sum += float(psnr.sum())
@@ -46,21 +46,21 @@ class Comparison:
         self._num_frames += len(psnr)
 
     def quality(self) -> Quality:
-        """What was gathered so far.
+        """Return the averages so far.
 
         Raises:
             ValueError: no frame was compared.
         """
         count = self._num_frames
         if not count:
-            raise ValueError("no frames were compared, so they have no quality: add some first")
+            raise ValueError("no frames were compared: add some before asking for their quality")
         return Quality(self._psnr_sum / count, self._ssim_sum / count, count)
 
 
 def psnr_db(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
     """Return the peak signal-to-noise ratio of each frame over its three colours, in dB.
 
-    (T, H, W, 3) uint8, twice -> (T,). Infinite for equal frames.
+    Two (T, H, W, 3) uint8 arrays -> (T,). Infinite for identical frames.
     """
     _check(source, reconstruction)
     difference = source.astype(np.float64) - reconstruction
@@ -73,9 +73,9 @@ def psnr_db(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
 def structural_similarity(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
     """Return the mean structural similarity of each frame, over positions and colours.
 
-    (T, H, W, 3) uint8, twice -> (T,). Windows of 11x11 pixels, weighted by a Gaussian of 1.5
-    pixels, that lie wholly inside the frame; smaller frames take the largest odd window that
-    fits. Source: Wang et al., Image Quality Assessment, IEEE TIP 13(4), 2004.
+    Two (T, H, W, 3) uint8 arrays -> (T,). The windows have 11x11 pixels, weighted by a Gaussian
+    with a sigma of 1.5, and lie inside the frame; smaller frames use the largest odd window
+    that fits. Source: Wang et al., Image Quality Assessment, IEEE TIP 13(4), 2004.
     """
     _check(source, reconstruction)
     return np.array([_ssim(x, y) for x, y in zip(source, reconstruction, strict=True)])
@@ -93,7 +93,7 @@ def _ssim(source: NDArray[np.uint8], reconstruction: NDArray[np.uint8]) -> float
 
 
 def _blurred(picture: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(H, W, 3) -> Gaussian means of all windows that fit, rows first and then columns."""
+    """(H, W, 3) -> Gaussian means of all windows that fit, first along rows, then along columns."""
     for axis in (0, 1):
         length = picture.shape[axis]
         window = min(_WINDOW, length - (length + 1) % 2)
@@ -109,11 +109,11 @@ def _check(source: Frames, reconstruction: Frames) -> None:
     for frames in (source, reconstruction):
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(
-                f"frames are {frames.dtype} of shape {frames.shape}, and quality is that of uint8 "
-                "(T, H, W, 3): convert them first"
+                f"frames are {frames.dtype} of shape {frames.shape}, but quality is measured on "
+                "uint8 frames (T, H, W, 3): convert them first"
             )
     if source.shape != reconstruction.shape or not source.size:
         raise ValueError(
             f"a source of shape {source.shape} and a reconstruction of {reconstruction.shape} "
-            "have no frames in common to compare: cut both to the same frames"
+            "cannot be compared frame by frame: cut both to the same frames"
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tokpipe.types import Cut
 
-# Part of an output frame's duration by which times may be off through rounding.
+# Rounding error allowed in times, as a fraction of an output frame's duration.
 _ROUNDING = 1e-6
 
 
@@ -19,9 +19,9 @@ class Selection:
     """The frames of one segment of a row."""
 
     indices: NDArray[np.int64]
-    """(T,) positions in the timeline, never falling; repeated where a frame is shown for long."""
+    """(T,) positions in the timeline, never decreasing; long frames are repeated."""
     num_segments: int
-    """How many segments the whole row has; 0 if it shows no frame at all."""
+    """Number of segments of the whole row; 0 if it shows no frame."""
     num_frames: int
     """Frames of all segments together."""
 
@@ -39,21 +39,21 @@ def select_frames(
 ) -> Selection:
     """Choose the frames of segment ``segment`` of the span from ``start_s`` to ``end_s``.
 
-    At ``fps``, output ``k`` is the frame on screen at ``start_s + k / fps``, for every ``k`` that
-    lies before the end of the span and of the video. With ``fps=None``, each frame that appears
+    At ``fps``, output ``k`` is the frame on screen at ``start_s + k / fps``, for every ``k``
+    before the end of the span and of the video. With ``fps=None``, each frame that appears
     within the span is taken once. Segment ``j`` has the outputs ``cut.bounds(j)``.
 
     Args:
-        times_s: (N,) when each frame appears, rising from 0.
-        video_end_s: when the last one leaves.
-        tick_s: resolution of those times. Containers that count milliseconds move a frame by up
-            to one, and a frame must not be missed for that.
+        times_s: (N,) when each frame appears, increasing from 0.
+        video_end_s: when the last frame disappears.
+        tick_s: resolution of those times. A container that counts in milliseconds shifts frames
+            by up to one, which must not cost a frame.
     """
     start = max(start_s or 0.0, 0.0)
     end = video_end_s if end_s is None else min(end_s, video_end_s)
     gap_s = video_end_s / len(times_s)
     period_s = gap_s if fps is None else 1 / fps
-    # A tick as coarse as the frames themselves is no rounding error.
+    # A tick as coarse as the frames themselves is not a rounding error.
     slack_s = tick_s if tick_s <= 0.05 * min(gap_s, period_s) else 0.0
     slack_s += _ROUNDING * period_s
     first, last = cut.bounds(segment)

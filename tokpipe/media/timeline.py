@@ -1,4 +1,4 @@
-"""When each frame of a video is on screen, as far as possible without decoding it."""
+"""When each frame of a video is on screen, found without decoding wherever possible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -17,16 +17,16 @@ from tokpipe.errors import SourceError
 from tokpipe.media.container import damaged, open_video
 from tokpipe.media.geometry import Orientation, orientation_of
 
-# Containers that store a presentation time for each frame, and codecs in which one packet is one
-# shown frame. Elsewhere (times of decoding only, fields, hidden frames in packets of their own,
-# packed B-frames) the packets do not tell, and the frames are counted by decoding them.
+# Containers that store a presentation time per frame, and codecs in which a packet is one shown
+# frame. Elsewhere (decoding times only, fields, hidden frames in separate packets, packed
+# B-frames) packets do not determine the frames, which are counted by decoding them.
 _TIMED_FORMATS = frozenset({"mov", "matroska", "mpegts", "flv"})
 _PLAIN_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
-# Indexed containers, in which seeking lands on the key frame that was asked for.
+# Indexed containers, in which seeking reaches exactly the requested key frame.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 
 MAX_GAP_S = 3600.0
-"""A frame shown for longer is a damaged timestamp: one flipped bit would make a billion frames."""
+"""A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,21 @@ class KeyFrame:
 class Timeline:
     """The frames that a player shows, in order, and what they look like.
 
-    Time zero is the first of them. Frames that an edit list hides are not among them.
+    Time zero is the first shown frame. Frames hidden by an edit list are left out.
     """
 
     times_s: NDArray[np.float64]
-    """(N,) presentation times, strictly rising from 0."""
+    """(N,) presentation times, strictly increasing from 0."""
     end_s: float
     """When the last frame leaves the screen."""
     tick_s: float
     """Resolution of the times."""
     pts: tuple[int, ...] | None
-    """The same times as the stream counts them; None where decoded frames do not carry them."""
+    """The same times in units of the stream; None where decoded frames do not carry them."""
     key_frames: tuple[KeyFrame, ...]
-    """Where decoding may start, rising; empty where seeking is not reliable."""
+    """Where decoding may start, increasing; empty where seeking is unreliable."""
     from_packets: bool
-    """Read off the packets; else the frames were counted by decoding."""
+    """Whether the packets list the frames; otherwise they were counted by decoding."""
     height: int
     width: int
     """Size of the first frame as coded: before rotation, in pixels that may not be square."""
@@ -66,7 +66,7 @@ class Timeline:
     codec: str
     num_video_streams: int
     damage: str | None = None
-    """Why the file has less than it should, where that is no reason to refuse it."""
+    """What is missing from a damaged file that is used nevertheless."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -77,13 +77,13 @@ class Timeline:
 
 
 def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
-    """Read the presentation times of a video's frames from its packets; decode only the first.
+    """Read the presentation times of a video from its packets, decoding only the first frame.
 
-    With ``salvage``, a file that was cut short has the frames that lie whole before the cut, and
-    ``Timeline.damage`` says what is missing. The same file always gives the same timeline.
+    With ``salvage``, a file that was cut short keeps its whole frames before the cut, and
+    ``Timeline.damage`` says what is missing. The same file always has the same timeline.
 
     Raises:
-        SourceError: the file is no video, has no frames, or was cut short.
+        SourceError: the file is not a video, has no frames, or was cut short.
     """
     with open_video(path) as (container, stream):
         packets, first, damage = _read_packets(container, stream)
@@ -92,30 +92,24 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
             damage = damage or SourceError(
                 "truncated",
                 f"the file ends {missing} of {len(stream.index_entries)} packets before the end "
-                "that its index gives",
+                "that its index lists",
             )
-        if damage is not None and (not salvage or damage.reason == "too_large"):
+        if damage is not None and not salvage:
             raise damage
         codec = stream.codec_context.codec.canonical_name
-        trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and _packets_tell(packets)
+        trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and _are_frames(packets)
         key_frames: tuple[KeyFrame, ...] = ()
-        pts: tuple[int, ...] | None
         if trusted:
-            # A lost packet is shown no earlier than it is decoded: what is shown after the last
-            # packet at hand was decoded may have a gap before it.
+            # A lost packet is shown no earlier than it is decoded, so whatever is shown after the
+            # last packet was decoded may have a gap before it.
             last = packets[-1].dts if damage is not None else None
-            pts = tuple(
-                sorted(
-                    packet.pts
-                    for packet in packets
-                    if packet.is_shown and (last is None or packet.pts <= last)
-                )
-            )
+            shown = (one.pts for one in packets if one.is_shown)
+            pts = sorted(value for value in shown if last is None or value <= last)
             if name in _SEEKABLE_FORMATS:
                 key_frames = tuple(
-                    KeyFrame(packet.pts, packet.dts)
-                    for packet in sorted(packets, key=lambda packet: packet.pts)
-                    if packet.is_key and packet.dts is not None
+                    KeyFrame(one.pts, one.dts)
+                    for one in sorted(packets, key=lambda packet: packet.pts)
+                    if one.is_key and one.dts is not None
                 )
             durations = {packet.pts: packet.duration for packet in packets}
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
@@ -123,22 +117,23 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         num_video_streams = len(container.streams.video)
     if not trusted:
         pts, durations, stopped = _times_by_decoding(path)
-        if stopped is not None and (not salvage or not pts or stopped.reason == "too_large"):
+        if stopped is not None and not (salvage and pts):
             raise stopped
         damage = damage or stopped
     if not pts or first is None:
         raise damage or SourceError("no_video", "the video stream has no frame that can be decoded")
-    if any(later <= earlier for earlier, later in pairwise(pts)):
-        # Times of decoding were stored (AVI with B-frames): the order of the frames is right, and
-        # such files have a constant rate.
-        times_s = np.arange(len(pts), dtype=np.float64) / float(rate or 25)
-        last_s, tick_s, pts = 1 / float(rate or 25), 0.0, None
-    else:
-        # Whole numbers, and one rounding each: fractions give the same, but slowly.
-        ticks, per_s = unit.numerator, unit.denominator
-        times_s = np.array([(value - pts[0]) * ticks / per_s for value in pts], np.float64)
+    has_pts = all(earlier < later for earlier, later in pairwise(pts))
+    if has_pts:
+        # Integers with one rounding each: the same values as fractions, but much faster.
+        times_s = np.array(
+            [(value - pts[0]) * unit.numerator / unit.denominator for value in pts], np.float64
+        )
         last_s = _last_duration_s(pts, durations.get(pts[-1]) or 0, unit, rate)
-        tick_s = float(unit)
+    else:
+        # The file stores decoding times (AVI with B-frames). The order of the frames is right, and
+        # such files have a constant rate.
+        last_s = 1 / float(rate or 25)
+        times_s = np.arange(len(pts), dtype=np.float64) / float(rate or 25)
     end_s = float(times_s[-1]) + last_s
     longest = float(np.diff(times_s, append=end_s).max())
     if longest > MAX_GAP_S:
@@ -150,8 +145,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     return Timeline(
         times_s=times_s,
         end_s=end_s,
-        tick_s=tick_s,
-        pts=pts,
+        tick_s=float(unit) if has_pts else 0.0,
+        pts=tuple(pts) if has_pts else None,
         key_frames=key_frames,
         from_packets=trusted,
         height=first.height,
@@ -165,8 +160,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Packet:
+class _Packet(NamedTuple):
     pts: int
     dts: int | None
     duration: int
@@ -176,15 +170,16 @@ class _Packet:
 
 
 def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, SourceError | None]:
-    """Read every whole packet of the stream; decode as many as it takes to see one frame.
+    """Read every whole packet of the stream, decoding until one frame is seen.
 
-    Returns the packets, the frame, and what is wrong with the file if it was cut short.
+    Returns:
+        The packets, the frame, and what is wrong with the file if it was cut short.
     """
     packets: list[_Packet] = []
     first = None
     latest_s = 0.0
     is_matroska = container.format.name.startswith("matroska")
-    # Elsewhere a stream may turn up in the middle, which PyAV cannot read along.
+    # Other formats may start a stream in the middle, where PyAV cannot read all of them at once.
     streams = () if is_matroska else (stream,)
     try:
         for packet in container.demux(*streams):
@@ -195,13 +190,8 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, Sour
                 continue
             if packet.size:
                 if packet.is_corrupt:
-                    return (
-                        packets,
-                        first,
-                        SourceError(
-                            "truncated", f"the file ends inside video packet {len(packets)}"
-                        ),
-                    )
+                    where = f"the file ends inside video packet {len(packets)}"
+                    return packets, first, SourceError("truncated", where)
                 packets.append(
                     _Packet(
                         pts=packet.pts or 0,
@@ -215,20 +205,13 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, Sour
             if first is None:
                 first = _first_frame(packet)
     except av.FFmpegError as error:
-        refusal = damaged(f"the file cannot be read past video packet {len(packets)}", error)
-        refusal.__cause__ = error
-        return packets, first, refusal
+        damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
+        damage.__cause__ = error
+        return packets, first, damage
     declared_s = (container.duration or 0) / av.time_base
     if is_matroska and declared_s > 1.1 * latest_s + 1:
-        return (
-            packets,
-            first,
-            SourceError(
-                "truncated",
-                f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s that its header "
-                "gives",
-            ),
-        )
+        where = f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s in its header"
+        return packets, first, SourceError("truncated", where)
     return packets, first, None
 
 
@@ -236,46 +219,44 @@ def _first_frame(packet: Any) -> Any:
     try:
         frames = packet.decode()
     except av.FFmpegError:
-        return None  # a stream may begin in the middle; if no frame follows, that is reported
+        return None  # a stream may start in the middle; if no frame follows, that is reported
     return next((frame for frame in frames if not frame.is_corrupt), None)
 
 
-def _packets_tell(packets: list[_Packet]) -> bool:
+def _are_frames(packets: list[_Packet]) -> bool:
     """Whether each packet that is not hidden is one frame, shown at the time it carries."""
     if not packets or not all(packet.has_pts for packet in packets):
         return False
     shown = [packet.pts for packet in packets if packet.is_shown]
-    # A stream that begins in the middle has frames in front that cannot be decoded.
+    # A stream that starts in the middle begins with frames that cannot be decoded.
     starts_clean = packets[0].is_key and packets[0].pts == min(packet.pts for packet in packets)
     return starts_clean and len(shown) == len(set(shown))
 
 
-def _times_by_decoding(
-    path: Path,
-) -> tuple[tuple[int, ...], dict[int, int], SourceError | None]:
-    """Presentation times and durations of the frames, in the order they are shown, and the error
-    that they end with, if they do."""
+def _times_by_decoding(path: Path) -> tuple[list[int], dict[int, int], SourceError | None]:
+    """Return presentation times in the order shown, durations, and the error that ended them."""
     pts: list[int] = []
     durations: dict[int, int] = {}
     with open_video(path) as (container, stream):
         try:
             for frame in decode_frames(container, stream):
-                # A frame without a time repeats the one before: the caller then counts instead.
+                # A frame without a time repeats the last one, so that the caller counts instead.
                 pts.append(frame.pts if frame.pts is not None else pts[-1] if pts else 0)
                 durations[pts[-1]] = frame.duration or 0
         except SourceError as error:
-            return tuple(pts), durations, error
-    return tuple(pts), durations, None
+            return pts, durations, error
+    return pts, durations, None
 
 
 def decode_frames(container: Any, stream: Any) -> Any:
-    """Yield decoded frames in order of presentation, from where the container stands.
+    """Yield decoded frames in presentation order, from the container's position.
 
-    What cannot be decoded before the first whole frame is passed over, as players do with a
-    stream that begins in the middle.
+    What cannot be decoded before the first whole frame is skipped, as players do with a stream
+    that starts in the middle.
 
     Raises:
         SourceError: ``corrupt``, at the first error or damaged frame after that.
+        MemoryError: at any time.
     """
     count = 0
     packets = container.demux(stream)
@@ -287,8 +268,8 @@ def decode_frames(container: Any, stream: Any) -> Any:
             frames = packet.decode()
         except av.EOFError:
             return
-        except (av.FFmpegError, MemoryError) as error:
-            if isinstance(error, MemoryError) or count:
+        except av.FFmpegError as error:
+            if count or isinstance(error, MemoryError):
                 raise damaged(f"decoding stopped after {count} frames", error) from error
             continue
         for frame in frames:
@@ -302,10 +283,8 @@ def decode_frames(container: Any, stream: Any) -> Any:
             yield frame
 
 
-def _last_duration_s(
-    pts: tuple[int, ...], duration: int, unit: Fraction, rate: Fraction | None
-) -> float:
-    """Seconds that the last frame stays, which containers often get wrong or leave out."""
+def _last_duration_s(pts: list[int], duration: int, unit: Fraction, rate: Fraction | None) -> float:
+    """Seconds that the last frame is shown, which containers often get wrong or omit."""
     gaps = [later - earlier for earlier, later in pairwise(pts)]
     if duration > 0 and (not gaps or duration <= 2 * max(gaps)):
         return float(duration * unit)

@@ -1,6 +1,6 @@
-"""Messages between an actor and its decoding child: JSON, and now and then a file descriptor.
+"""Messages between an actor and its decoding child: JSON, sometimes with a file descriptor.
 
-JSON and not pickle, because the child is the side that reads hostile files.
+Pickle would be unsafe, because the child reads hostile files.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import time
 from typing import Any
 
 _LENGTH = struct.Struct("<Q")
-# A peer that sends more is out of its mind: the longest honest message lists a clip's times.
+# The longest valid message lists the times of a clip; more than this is a broken peer.
 _MAX_BYTES = 2**28
 
 
 class Closed(Exception):
-    """The other side is gone."""
+    """The other side has hung up."""
 
 
 def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
-    """Send one message, with at most one descriptor, which stays open here."""
+    """Send one message, with at most one descriptor, which stays open on this side."""
     body = json.dumps(message).encode()
     try:
         socket.send_fds(channel, [_LENGTH.pack(len(body))], [] if fd is None else [fd])
@@ -34,11 +34,11 @@ def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None)
 def receive(
     channel: socket.socket, deadline: float | None = None
 ) -> tuple[dict[str, Any], int | None]:
-    """Return the next message and its descriptor, which is the caller's to close.
+    """Return the next message and its descriptor, which the caller closes.
 
     Raises:
-        TimeoutError: nothing whole by ``deadline`` (of ``time.monotonic``).
-        Closed: the other side is gone.
+        TimeoutError: no complete message by ``deadline`` (in ``time.monotonic`` seconds).
+        Closed: the other side has hung up.
     """
     fd: int | None = None
     try:

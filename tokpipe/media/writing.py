@@ -1,8 +1,7 @@
-"""Writes frames for people to look at: an MP4 that browsers play, or one PNG."""
+"""Writes frames for people to look at: an MP4 that browsers play, a PNG or a JPEG."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,23 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 CRF = 12
-"""x264's quality: a loss far below that of any tokenizer, at a tenth of the lossless size."""
+"""x264's quality: far less loss than any tokenizer, at a tenth of the lossless size."""
 
 _BT601_LIMITED = {"colorspace": 6, "color_range": 1}
-"""What swscale computes from RGB, by FFmpeg's numbers (smpte170m, mpeg), for players to undo."""
+"""The conversion that swscale applies to RGB, in FFmpeg's numbers (smpte170m, mpeg)."""
 
 
 class VideoWriter:
-    """An H.264 MP4 of constant frame rate, which stands at its path only once it is whole.
+    """Writes an H.264 MP4 of constant frame rate, which appears at its path once it is complete.
 
-    All frames have the size of the first. Used as a context manager: leaving it by an exception
-    leaves no file, and an earlier one at the path as it was.
+    All frames have the size of the first. Use it as a context manager: an exception inside leaves
+    no new file, and an existing one untouched.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self.rate = Fraction(fps).limit_denominator(60_000)
-        self._part = path.with_name(f".{path.name}.part")
+        self._part = _part_of(path)
 
     def __enter__(self) -> VideoWriter:
         self._container = av.open(os.fspath(self._part), "w", format="mp4")
@@ -44,8 +43,7 @@ class VideoWriter:
             if kind is None:
                 self._part.replace(self.path)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self._part.unlink()
+            self._part.unlink(missing_ok=True)
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append (T, H, W, 3) RGB frames."""
@@ -58,7 +56,7 @@ class VideoWriter:
     def _new_stream(self, height: int, width: int) -> av.VideoStream:
         stream = self._container.add_stream("libx264", rate=self.rate)
         stream.width, stream.height = width, height
-        # 4:2:0 plays everywhere, but has no odd sizes.
+        # 4:2:0 plays everywhere, but only has even sizes.
         stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         stream.options = {"crf": str(CRF)}
         for name, value in _BT601_LIMITED.items():
@@ -67,31 +65,32 @@ class VideoWriter:
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write one (H, W, 3) RGB picture, losslessly; an unfinished file never stands at the path."""
+    """Write one (H, W, 3) RGB picture losslessly; the file appears once it is complete."""
     data = _encoded(picture, "png", "rgb24", {})
-    part = path.with_name(f".{path.name}.part")
+    part = _part_of(path)
     try:
         part.write_bytes(data)
         part.replace(path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def jpeg_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """Return one (H, W, 3) RGB picture as a JPEG at its best quality, colours in full size."""
+    """Return one (H, W, 3) RGB picture as a JPEG of the best quality, in 4:4:4."""
     return _encoded(picture, "mjpeg", "yuvj444p", {"qmin": "1", "qmax": "2"})
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _encoded(
     picture: NDArray[np.uint8], codec_name: str, pix_fmt: str, options: dict[str, str]
 ) -> bytes:
-    height, width, _ = picture.shape
     codec = av.CodecContext.create(codec_name, "w")
     assert isinstance(codec, av.VideoCodecContext)
-    codec.width, codec.height, codec.pix_fmt = width, height, pix_fmt
-    codec.time_base = Fraction(1)
-    codec.options = options
+    codec.height, codec.width, _ = picture.shape
+    codec.pix_fmt, codec.time_base, codec.options = pix_fmt, Fraction(1), options
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     frame = frame.reformat(format=pix_fmt)
     frame.pts = 0
@@ -99,9 +98,9 @@ def _encoded(
 
 
 class FrameGrid:
-    """Collects evenly spaced frames of a stream and lays them out, rows of ``columns``.
+    """Lays out evenly spaced frames of a clip in rows of ``columns``.
 
-    Keeps ``num_frames`` of the ``total`` frames that will come, so memory does not grow with
+    Keeps at most ``num_frames`` of the ``total`` frames that follow, so memory does not grow with
     the clip.
     """
 
@@ -113,14 +112,14 @@ class FrameGrid:
         self._kept: list[NDArray[np.uint8]] = []
 
     def add(self, frames: NDArray[np.uint8]) -> None:
-        """Look at the next (T, H, W, 3) frames of the stream."""
+        """Take the next (T, H, W, 3) frames of the clip."""
         for index, picture in enumerate(frames, start=self._seen):
             if index in self._wanted:
                 self._kept.append(picture.copy())
         self._seen += len(frames)
 
     def picture(self) -> NDArray[np.uint8]:
-        """(rows * H, columns * W, 3); places without a frame are black."""
+        """Return (rows * H, columns * W, 3); places without a frame are black."""
         return np.concatenate([np.concatenate(row, axis=1) for row in self._rows()])
 
     def _rows(self) -> Iterator[list[NDArray[np.uint8]]]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.identity.ids import clip_id
-from tokpipe.media.decoder import Probe, Refused, VideoDecoder
+from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
@@ -132,7 +132,7 @@ class DecodeStage:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
             return call(self._fetch(item))
-        except Refused as refusal:
+        except Undecodable as refusal:
             ref = self._ref(item, refusal.num_segments)
             return Rejected(
                 ref,

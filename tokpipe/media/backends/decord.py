@@ -1,16 +1,15 @@
-"""decord: one more FFmpeg (4.1), used in the one way that was measured to be right.
+"""decord, with its own FFmpeg (4.1), used only in the way that was measured to be correct.
 
-Its ``get_batch``, ``seek_accurate``, ``skip_frames`` and index access all return wrong frames
-without a word on ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and
-fragmented MP4. Calling ``next()`` for every frame, with the fault limit at zero, gave the right
-ones or an error on every file tried. So each frame of the file is decoded and scaled here, which
-does not pay for a clip that needs few of them: PyAV converts only what is wanted, and can seek.
+Its ``get_batch``, ``seek_accurate``, ``skip_frames`` and index access silently return wrong frames
+of ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and fragmented MP4.
+Calling ``next()`` for every frame, with the fault limit at zero, returned the right frames or an
+error on every file tried. So every frame of the file is decoded and scaled here. For a clip that
+needs few of them PyAV is faster: it converts only what is wanted, and can seek.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import decord
@@ -19,43 +18,38 @@ from decord import DECORDError, DECORDLimitReachedError
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
-from tokpipe.media.framing import Framing
+from tokpipe.media.backends import Task
 from tokpipe.media.timeline import Timeline
 
-# What decord was measured to read right. It has no AV1, doubles frames of MPEG-TS, and knows no
-# times in AVI.
+# What decord was measured to read correctly. It has no AV1, duplicates frames of MPEG-TS, and has
+# no times for AVI.
 _FORMATS = frozenset({"mov", "matroska"})
 _CODECS = frozenset({"h264", "hevc", "vp9"})
 
-# Any positive limit below one frame: the first frame that decord made up ends the decoding.
+# Any positive limit below one frame stops decoding at the first frame that decord makes up.
 _FAULT_LIMIT = 1e-9
 
-# Everything that it was seen to raise over damaged files.
+# Everything that it was seen to raise on damaged files.
 _ERRORS = (DECORDError, DECORDLimitReachedError, RuntimeError, StopIteration, AssertionError)
 
 
-def decode(
-    path: Path,
-    timeline: Timeline,
-    wanted: NDArray[np.int64],
-    framing: Framing,
-    out: NDArray[np.uint8],
-) -> None:
+def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode the whole file in order and keep the wanted frames.
 
     Raises:
-        SourceError: ``unsupported`` for what decord is not asked at all, else ``corrupt``: an
-            error, an FFmpeg message, or another number of frames or other times than listed.
+        SourceError: ``unsupported`` for files that decord is not used for, else ``corrupt``: an
+            error, an FFmpeg message, or a number of frames or times other than listed.
     """
-    fit = framing.fit(timeline.height, timeline.width)
+    timeline, wanted = task.timeline, task.wanted
+    fit = task.framing.fit(timeline.height, timeline.width)
     if reason := _declines(timeline, fit.box is None):
         raise SourceError("unsupported", f"decord is not used here: {reason}")
     decord.logging.set_level(decord.logging.ERROR)
     height, width = fit.resized
     try:
-        # Width and height bound what it reads ahead: 7 GB of 1080p otherwise.
+        # Without width and height it reads ahead 7 GB of 1080p.
         reader = decord.VideoReader(
-            str(path),
+            str(task.path),
             ctx=decord.cpu(0),
             width=width,
             height=height,
@@ -64,14 +58,14 @@ def decode(
         )
         _check_times(reader, timeline)
         slot = 0
-        # To the very end: only there is it certain that none was left out on the way.
+        # Read to the very end, the only place where it is certain that no frame was dropped.
         for index in range(len(timeline)):
             picture = reader.next()
             if slot < len(wanted) and wanted[slot] == index:
                 resized: NDArray[np.uint8] = np.from_dlpack(_Exported(picture)).view(np.uint8)
-                # It takes the padding of a row for pixels at widths such as 16, 48 and 72.
+                # It mistakes row padding for pixels at widths such as 16, 48 and 72.
                 if resized.shape != (height, width, 3):
-                    raise SourceError("corrupt", f"decord gives a frame of shape {resized.shape}")
+                    raise SourceError("corrupt", f"decord's frame has shape {resized.shape}")
                 while slot < len(wanted) and wanted[slot] == index:
                     fit.place(resized, out[slot])
                     slot += 1
@@ -83,14 +77,12 @@ def decode(
 
 
 class _Exported:
-    """A frame of decord's, for numpy to look at where it lies: it would copy it twice otherwise,
-    of which one into memory that is new each time.
-    """
+    """Lets numpy view a decord frame in place; decord's own conversion copies it twice."""
 
     def __init__(self, picture: Any) -> None:
         self._picture = picture
 
-    def __dlpack__(self, **_: Any) -> Any:  # numpy asks for versions and copies; decord knows none
+    def __dlpack__(self, **_: Any) -> Any:  # decord has no versions or copies, which numpy asks for
         return self._picture.to_dlpack()
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -101,13 +93,13 @@ def _declines(timeline: Timeline, keeps_whole: bool) -> str | None:
     if timeline.format not in _FORMATS or timeline.codec not in _CODECS:
         return f"{timeline.codec} in {timeline.format}"
     if not timeline.from_packets:
-        return "the packets do not tell the frames"
+        return "the packets do not determine the frames"
     if timeline.num_video_streams != 1:
         return f"{timeline.num_video_streams} video streams"
     if not timeline.orientation.is_upright:
-        return "the picture is to be rotated"
+        return "the picture has to be rotated"
     if not keeps_whole:
-        return "the picture is to be cut before scaling"
+        return "the picture has to be cropped before scaling"
     return None
 
 
@@ -125,12 +117,12 @@ def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
 
 
 def _check_end(reader: decord.VideoReader) -> None:
-    """A frame that is left over after the last one means that another was given twice."""
+    """A frame left over after the last one means that another was returned twice."""
     try:
         reader.next()
     except StopIteration:
         return
-    raise SourceError("corrupt", "decord gives more frames than the file lists: some came twice")
+    raise SourceError("corrupt", "decord returned more frames than the file lists: some came twice")
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,9 +1,8 @@
-"""PyAV: FFmpeg's own libraries, every codec, and the last word on every file."""
+"""PyAV: FFmpeg's own libraries and every codec. Its verdict on a file is final."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from pathlib import Path
 from typing import Any
 
 import av
@@ -11,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
+from tokpipe.media.backends import Task
 from tokpipe.media.container import damaged, open_video
-from tokpipe.media.framing import Framing, Painter
+from tokpipe.media.framing import Painter
 from tokpipe.media.timeline import KeyFrame, Timeline, decode_frames
 
 
 class Stopped(SourceError):
-    """Decoding met damage. The first ``num_written`` frames of ``out`` are right, and whole."""
+    """Damage ended decoding. The first ``num_written`` frames of ``out`` are right and whole."""
 
     def __init__(self, error: SourceError, num_written: int) -> None:
         super().__init__(error.reason, str(error))
@@ -25,52 +25,39 @@ class Stopped(SourceError):
         self.num_written = num_written
 
 
-def decode(
-    path: Path,
-    timeline: Timeline,
-    wanted: NDArray[np.int64],
-    framing: Framing,
-    out: NDArray[np.uint8],
-) -> None:
+def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode in order, from the key frame before the first wanted frame to the last wanted one.
 
-    Every frame on the way is held against the timeline; only wanted ones are converted.
+    Every decoded frame is checked against the timeline; only wanted ones are converted.
 
     Raises:
-        SourceError: an error, a damaged frame, or one that is not where the timeline has it. A
-            ``Stopped`` if frames before it were written; the same file stops at the same frame.
+        Stopped: an error, a damaged frame, or a frame at a time that the timeline does not have.
+            The same file always stops at the same frame.
+        SourceError: the file cannot be opened.
     """
-    entry = _entry(timeline, int(wanted[0]))
+    entry = _entry(task.timeline, int(task.wanted[0]))
     if entry is not None:
         try:
-            return _decode_from(entry, path, timeline, wanted, framing, out)
-        except SourceError as error:
-            if error.reason == "too_large":
-                raise
-            # Not every key frame is a clean start: decide from the beginning.
-            if framing.leaves_margins:
+            return _decode_from(entry, task, out)
+        except SourceError:
+            # Not every key frame is a clean start, so decide from the beginning.
+            if task.framing.leaves_margins:
                 out[:] = 0
-    return _decode_from(None, path, timeline, wanted, framing, out)
+    return _decode_from(None, task, out)
 
 
 def _entry(timeline: Timeline, first_wanted: int) -> KeyFrame | None:
-    """The last key frame at or before a frame; None for the beginning of the file."""
+    """The last key frame at or before a frame; None to start at the beginning of the file."""
     if timeline.pts is None:
         return None
     at = bisect_right(timeline.key_frames, timeline.pts[first_wanted], key=lambda key: key.pts)
     return timeline.key_frames[at - 1] if at > 1 else None
 
 
-def _decode_from(
-    entry: KeyFrame | None,
-    path: Path,
-    timeline: Timeline,
-    wanted: NDArray[np.int64],
-    framing: Framing,
-    out: NDArray[np.uint8],
-) -> None:
-    painter = Painter(framing)
-    with open_video(path) as (container, stream):
+def _decode_from(entry: KeyFrame | None, task: Task, out: NDArray[np.uint8]) -> None:
+    painter = Painter(task.framing)
+    timeline, wanted = task.timeline, task.wanted
+    with open_video(task.path) as (container, stream):
         index = 0
         frames = decode_frames(container, stream)
         if entry is not None:
@@ -85,7 +72,7 @@ def _decode_from(
                 if index == wanted[slot]:
                     try:
                         painter.paint(frame, out[slot])
-                    except (av.FFmpegError, MemoryError) as error:
+                    except av.FFmpegError as error:
                         raise damaged(f"frame {index} cannot be converted", error) from error
                     slot += 1
                     while slot < len(wanted) and wanted[slot] == index:
@@ -96,8 +83,7 @@ def _decode_from(
                 index += 1
             raise SourceError(
                 "corrupt",
-                f"decoding ends after frame {index - 1}, of {len(timeline)} frames that the file "
-                "lists",
+                f"decoding ends after frame {index - 1}; the file lists {len(timeline)} frames",
             )
         except SourceError as error:
             raise Stopped(error, slot) from error.__cause__
@@ -110,6 +96,6 @@ def _check_place(frame: Any, index: int, timeline: Timeline) -> None:
     if frame.pts != listed:
         raise SourceError(
             "corrupt",
-            f"frame {index} is shown at time stamp {frame.pts}, where the file lists {listed}: "
-            "frames are missing or damaged",
+            f"frame {index} has timestamp {frame.pts}, but the file lists {listed}: frames are "
+            "missing or damaged",
         )

@@ -1,0 +1,171 @@
+"""The parent's side of a decoding child: its process, and the memory that frames arrive in."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from typing import Any
+
+from tokpipe.errors import RuntimeFault
+from tokpipe.media import wire
+
+_START_TIMEOUT_S = 60.0
+_EXIT_TIMEOUT_S = 5.0
+_STDERR_BYTES = 64 * 1024
+_MAX_SPARE_BYTES = 2**28
+"""Memory kept for the next clips: twice the largest clip that a plan makes."""
+_MAX_SPARES = 16
+
+
+class ChildProcess:
+    """A process that runs ``tokpipe.media.child``.
+
+    Raises:
+        RuntimeFault: the process does not start.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._channel, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        # Libraries print into a file of fixed size: no pipe to drain and no disk to fill. What
+        # does not fit is lost.
+        self._stderr = os.memfd_create("tokpipe-stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._stderr, _STDERR_BYTES)
+        fcntl.fcntl(self._stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        code = (
+            "from tokpipe.media.child import main; "
+            f"main({theirs.fileno()}, {lifeline}, {memory_bytes})"
+        )
+        try:
+            # A new program rather than a fork, because threads of the actor's libraries hold locks.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=(theirs.fileno(), lifeline),
+                env=_environment(),
+                start_new_session=True,  # the parent handles Ctrl-C at the terminal
+            )
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        try:
+            self.receive(_START_TIMEOUT_S)
+        except (TimeoutError, wire.Closed) as error:
+            status, stderr = self.collect()
+            raise RuntimeFault(
+                f"the decoding child did not start ({how_it_died(status)}): {stderr}"
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: dict[str, Any], spare: int | None) -> None:
+        """Send a request, and hand over ``spare``, a descriptor of memory to decode into."""
+        self._channel.settimeout(_START_TIMEOUT_S)
+        try:
+            wire.send(self._channel, message, spare)
+        finally:
+            if spare is not None:
+                os.close(spare)
+
+    def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
+        return wire.receive(self._channel, time.monotonic() + timeout_s)
+
+    def kill(self) -> None:
+        """End the process and close what connects to it.
+
+        The wait is short, because a process stuck in the kernel on a dead file system never ends.
+        """
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_TIMEOUT_S)
+        self._channel.close()
+        os.close(self._lifeline)
+        os.close(self._stderr)
+
+    def collect(self) -> tuple[int | None, str]:
+        """Return the exit status (negative for a signal) and the end of stderr, after a hang-up."""
+        status: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(_EXIT_TIMEOUT_S)
+        printed = os.pread(self._stderr, _STDERR_BYTES, 0).rstrip(b"\0\n")
+        self.kill()
+        return status, printed[-500:].decode(errors="replace").strip()
+
+
+class SpareMemory:
+    """Memory of clips that are no longer used, for the next ones.
+
+    The kernel takes longer to find and clear new pages than FFmpeg takes to scale a small frame.
+    Each block is in one place at a time: here, with the child, or under the frames of a clip. So
+    it disappears with a child that is killed, and frames in use are never overwritten.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[tuple[int, int]] = []
+        """Descriptors and their sizes in bytes."""
+        self._is_closed = False
+
+    def take(self) -> int | None:
+        """Return a descriptor to decode into, which the caller closes; None if there is none."""
+        try:
+            return self._free.pop()[0]
+        except IndexError:
+            return None
+
+    def lend(self, fd: int) -> mmap.mmap:
+        """Map a descriptor, and take it back when the last reference to the mapping is gone."""
+        try:
+            memory = mmap.mmap(fd, 0)
+            # No locks: the finalizer may run inside any call of this class, in any thread.
+            weakref.finalize(memory, self._take_back, fd, len(memory)).atexit = False
+        except BaseException:
+            os.close(fd)
+            raise
+        return memory
+
+    def close(self) -> None:
+        """Free all memory now, and lent memory as soon as it comes back."""
+        self._is_closed = True
+        while (fd := self.take()) is not None:
+            os.close(fd)
+
+    def _take_back(self, fd: int, size: int) -> None:
+        total = size + sum(spare for _, spare in self._free)
+        if self._is_closed or len(self._free) == _MAX_SPARES or total > _MAX_SPARE_BYTES:
+            os.close(fd)
+        else:
+            self._free.append((fd, size))
+
+
+def how_it_died(status: int | None) -> str:
+    """Return the signal's name or the exit status, for a message."""
+    if status is None:
+        return "it does not exit"
+    if status < 0:
+        return signal.Signals(-status).name
+    return f"exit status {status}"
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment with the current import path, which an actor may have extended.
+
+    Linear algebra gets one thread: it is not used, and idle thread pools take address space.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
