@@ -34,6 +34,7 @@ unit: $(VENV)/.installed
 # The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
 chaos: $(VENV)/.installed
 	TOKPIPE_TEST_SEEDS=20000 $(BIN)/python -m pytest tests/runtime/test_simulation.py
+	TOKPIPE_TEST_PROFILE=explore $(BIN)/python -m pytest -n 2 -m "not ray and not s3"
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.hostile
 

@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
 
 from tests.s3_server import S3Server, fresh_bucket, running_s3_server
 
 # Before torch is loaded: its threads otherwise spin while they wait for each other, and on a busy
 # machine that is most of what they do.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# The same examples in every run, however busy the machine; `make chaos` explores new ones.
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("TOKPIPE_TEST_PROFILE", "repeat"))
 
 
 @dataclass(frozen=True)
