@@ -235,10 +235,10 @@ def test_entries_that_are_none_are_refused(remap: Any, problem: str, tmp_path: P
 def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "used.npy"
     path.write_bytes(b"0 1 2 3")
-    with pytest.raises(ValueError, match=r"used\.npy: is no \.npy file of integers"):
+    with pytest.raises(ValueError, match=r"used\.npy: not a \.npy file of integers"):
         EMAVectorQuantizer(40, 3, 0.25, remap=path)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"used\.npy: is no \.npy file of integers"):
+    with pytest.raises(ValueError, match=r"used\.npy: not a \.npy file of integers"):
         EMAVectorQuantizer(40, 3, 0.25, remap=path)
 
 

@@ -1,8 +1,7 @@
 """Quantizers: latents to codes, and codes back to the vectors they name.
 
-All of them compute in float32, whatever they are fed: rounding the latents of a codebook search
-to bfloat16 changes about one code in a hundred. Channels stand in dimension 1 of latents and
-vectors, so the shapes are (B, dim, ...) and, for codes, (B, ...).
+All compute in float32 whatever the input: rounding latents to bfloat16 before a codebook search
+changes about one code in a hundred. Latents and vectors are (B, dim, ...), codes (B, ...).
 """
 
 from tokpipe.models.quantizers.base import Quantized, Quantizer

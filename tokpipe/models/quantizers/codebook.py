@@ -1,4 +1,4 @@
-"""Quantizers that keep a learnt codebook, of which some entries may be left out."""
+"""Quantizers with a learned codebook, of which some entries may be left out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokpipe.models.quantizers.base import Quantizer
+from tokpipe.models.quantizers.nearest import search
 
 Remap = str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor
 UnknownIndex = Literal["random", "extra"] | int
@@ -20,17 +21,16 @@ UnknownIndex = Literal["random", "extra"] | int
 class CodebookQuantizer(Quantizer):
     """A quantizer whose vectors are rows of a codebook.
 
-    ``remap`` names the entries in use, as integers or as the path of a .npy file of them. Codes
-    are then positions in that list, and ``codebook_size`` is its length. What an entry outside of
-    the list becomes is said by ``unknown_index``:
+    ``remap`` lists the entries in use, as integers or as the path of a .npy file of them. Codes
+    are then positions in that list, and ``codebook_size`` is its length. ``unknown_index`` says
+    what an entry outside the list becomes; without ``remap`` it has no effect:
 
     - an integer: that position of the list.
     - ``"extra"``: one more code at the end, which stands for the vector of the first in the list.
-    - ``"random"``: some position of the list. The published code draws it anew for every latent,
-      so that no two runs give the same codes; here it is the entry modulo the list's length,
-      which is always the same.
+    - ``"random"``: the entry modulo the list's length. (Published code draws a new position for
+      every latent, so that no two runs return the same codes.)
 
-    Without ``remap``, ``unknown_index`` has nothing to say. State: ``used``, as published.
+    State: ``used``, as published.
     """
 
     used: Tensor | None
@@ -45,15 +45,15 @@ class CodebookQuantizer(Quantizer):
         unknown_index: UnknownIndex = "random",
     ) -> None:
         if num_vectors < 1 or dim < 1:
-            raise ValueError(f"a codebook of {num_vectors} vectors of {dim} channels holds nothing")
+            raise ValueError(f"a codebook of {num_vectors} vectors of {dim} channels is empty")
         used = None if remap is None else _used_entries(remap, num_vectors)
         num_used = num_vectors if used is None else len(used)
         if unknown_index not in ("random", "extra") and (
             not isinstance(unknown_index, int) or not 0 <= unknown_index < num_used
         ):
             raise ValueError(
-                f"unknown_index={unknown_index!r}: use 'random', 'extra' or one of the "
-                f"{num_used} positions from 0 on; any other code would name no vector"
+                f"unknown_index={unknown_index!r}: use 'random', 'extra' or a position below "
+                f"{num_used}; any other code would name no vector"
             )
         extra = used is not None and unknown_index == "extra"
         super().__init__(num_used + extra, dim, latent_dim)
@@ -62,16 +62,18 @@ class CodebookQuantizer(Quantizer):
         self.register_buffer("used", used)
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Code vectors by the published interface.
+        """Published form of ``vectors_of``: indices of any shape -> (..., dim).
 
-        ``indices`` of any shape -> (..., dim) or, with ``shape`` = (B, ..., dim), (B, dim, ...).
-        Raises as ``vectors_of`` does.
+        With ``shape`` = (B, ..., dim) the result is (B, dim, ...).
         """
         vectors = self._vectors(self._checked(indices))
         return vectors if shape is None else vectors.reshape(tuple(shape)).movedim(-1, 1)
 
+    def _flat(self, codes: Tensor) -> Tensor:
+        """(B, ...) -> (N,), or (N, 1) under ``remap``, as published."""
+        return codes.flatten() if self.used is None else codes.reshape(-1, 1)
+
     def _entries_to_codes(self, entries: Tensor) -> Tensor:
-        """Rows of the codebook -> codes."""
         if self.used is None:
             return entries
         positions = torch.full((self.num_vectors,), -1, device=entries.device)
@@ -83,11 +85,33 @@ class CodebookQuantizer(Quantizer):
         return codes.where(codes >= 0, unknown)
 
     def _codes_to_entries(self, codes: Tensor) -> Tensor:
-        """Codes -> rows of the codebook."""
         if self.used is None:
             return codes
         entries: Tensor = self.used[codes.where(codes < len(self.used), 0)]
         return entries
+
+
+class NearestQuantizer(CodebookQuantizer):
+    """Names the nearest code vector by Euclidean distance.
+
+    A subclass has an ``embedding``, with a ``weight`` (K, dim), that maps entries to vectors.
+    """
+
+    embedding: nn.Module
+
+    def codes_of(self, latent: Tensor) -> Tensor:
+        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
+        return self._entries_to_codes(self._nearest_entries(latent))
+
+    def _nearest_entries(self, latent: Tensor) -> Tensor:
+        self._check_channels(latent)
+        assert isinstance(self.embedding.weight, Tensor)
+        codebook = self.embedding.weight.detach().float()
+        return search(latent, codebook, codebook.square().sum(1), -2)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        vectors: Tensor = self.embedding(self._codes_to_entries(codes))
+        return vectors.float()
 
 
 def _loaded(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -95,8 +119,8 @@ def _loaded(path: str | os.PathLike[str]) -> NDArray[Any]:
         loaded: NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"{os.fspath(path)}: is no .npy file of integers ({error}), so the entries in use are "
-            "unknown. Write it by numpy.save"
+            f"{os.fspath(path)}: not a .npy file of integers ({error}), so the entries in use are "
+            "unknown. Write it with numpy.save"
         ) from error
     return loaded
 
@@ -109,7 +133,7 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
     if used.ndim != 1 or not used.size or used.dtype.kind not in "iu":
         raise ValueError(
             f"{where}: holds {used.dtype} of shape {used.shape}, but the entries in use are a "
-            "list of integers, one at least"
+            "list of at least one integer"
         )
     if used.min() < 0 or used.max() >= num_vectors:
         raise ValueError(
@@ -118,7 +142,6 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
         )
     if len(np.unique(used)) != len(used):
         raise ValueError(
-            f"{where}: names an entry twice, so one of its codes would never be made; "
-            "name each once"
+            f"{where}: names an entry twice, so one of its codes would never occur: name each once"
         )
     return torch.from_numpy(used.astype(np.int64))

@@ -8,24 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.quantizers.base import Quantized, straight_through
-from tokpipe.models.quantizers.codebook import CodebookQuantizer, Remap, UnknownIndex
-from tokpipe.models.quantizers.nearest import search
+from tokpipe.models.quantizers.codebook import NearestQuantizer, Remap, UnknownIndex
 
 
 class EMACodebook(nn.Module):
     """Code vectors as the quotient of two moving averages: of latents, and of their number.
 
-    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim).
-    They are parameters, for no optimizer to move, so that a checkpoint's averages load like
-    weights.
+    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim). They
+    are parameters that no optimizer moves, so a checkpoint's averages load like weights.
     """
 
     def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
         super().__init__()
         if not 0 <= decay < 1 or eps <= 0:
             raise ValueError(
-                f"decay={decay} and eps={eps}: decay is the part of the average that a step "
-                "keeps, from 0 to less than 1, and eps guards a division and is above 0"
+                f"decay={decay} and eps={eps}: decay, the part of the average that a step keeps, "
+                "must be at least 0 and below 1; eps, which guards a division, must be above 0"
             )
         self.decay = decay
         self.eps = eps
@@ -40,11 +38,11 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, latents: Tensor, entries: Tensor) -> None:
-        """One step: latents (N, dim) float32 and the entries (N,) int64 that they were given.
+        """Take one step: latents (N, dim) float32 and the entries (N,) int64 that name them.
 
-        Where ``torch.distributed`` is set up, the step is that of all ranks' latents together:
-        each rank must take it. Latents that are not finite are left out, since a single one
-        would spoil the averages for good.
+        Where ``torch.distributed`` is set up, the step uses the latents of all ranks, and each
+        rank must take it. Latents that are not finite are left out, since a single one would spoil
+        the averages for good.
         """
         if torch.finfo(self.cluster_size.dtype).bits < 32:
             raise RuntimeError(
@@ -63,28 +61,30 @@ class EMACodebook(nn.Module):
             torch.distributed.all_reduce(counts)
         self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        # Smoothed, so that a vector that nothing came to is not divided by zero.
+        # Smoothed, so that a vector without latents is not divided by zero.
         total, num = self.cluster_size.sum(), len(self.cluster_size)
         sizes = (self.cluster_size + self.eps) / (total + num * self.eps) * total
         self.weight.copy_(self.embed_avg / sizes.unsqueeze(1))
 
 
-class EMAVectorQuantizer(CodebookQuantizer):
-    """Names the nearest code vector of a codebook that moving averages of the latents make.
+class EMAVectorQuantizer(NearestQuantizer):
+    """Names the nearest code vector of a codebook made of moving averages of the latents.
 
-    ``n_embed`` vectors of ``embedding_dim`` channels. ``beta`` weighs the commitment of the
-    latent to its vector, which is the whole loss. Each ``forward`` in ``train()`` mode moves the
-    codebook, after it was used, keeping ``decay`` of the averages; in ``eval()`` mode nothing
-    moves. As published the averages start from a random vector and no latents at all: vectors
-    that the first step does not name are then divided by ``eps`` and leave the latents' reach for
-    about ``log(eps) / log(decay)`` steps, 1,146 by default.
+    ``n_embed`` vectors of ``embedding_dim`` channels. The loss is ``beta`` times the commitment of
+    the latents to their vector. In ``train()`` mode each ``forward`` moves the codebook after
+    using it, keeping ``decay`` of the averages; in ``eval()`` mode nothing moves. As published,
+    the averages start from random vectors and zero latents: vectors that the first step does not
+    name are then divided by ``eps``, and stay out of reach for about ``log(eps) / log(decay)``
+    steps, 1,146 by default.
 
-    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; the published code takes them, and
-    leaves the codes as they are.
+    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; published code accepts them, and
+    leaves the codes unchanged.
 
     ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as ``VectorQuantizer``.
     Source: arXiv:1711.00937, appendix A.1.
     """
+
+    embedding: EMACodebook
 
     def __init__(
         self,
@@ -100,19 +100,6 @@ class EMAVectorQuantizer(CodebookQuantizer):
         self.beta = beta
         self.embedding = EMACodebook(n_embed, embedding_dim, decay, eps)
 
-    def codes_of(self, latent: Tensor) -> Tensor:
-        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
-        return self._entries_to_codes(self._nearest_entries(latent))
-
-    def _nearest_entries(self, latent: Tensor) -> Tensor:
-        self._check_channels(latent)
-        codebook = self.embedding.weight.detach().float()
-        return search(latent, codebook, codebook.square().sum(1), -2)
-
-    def _vectors(self, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.embedding(self._codes_to_entries(codes))
-        return vectors
-
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss; moves the codebook in training."""
         entries = self._nearest_entries(latent)
@@ -122,6 +109,5 @@ class EMAVectorQuantizer(CodebookQuantizer):
         if self.training:
             rows = latent.detach().movedim(1, -1).reshape(-1, self.dim)
             self.embedding.follow(rows, entries.flatten())
-        codes = self._entries_to_codes(entries)
-        codes = codes.flatten() if self.used is None else codes.reshape(-1, 1)
+        codes = self._flat(self._entries_to_codes(entries))
         return Quantized(straight_through(latent, vectors), codes, loss)

@@ -12,15 +12,15 @@ from tokpipe.models.quantizers.base import Quantized, straight_through
 from tokpipe.models.quantizers.scalar import ScalarQuantizer
 
 MAX_LEVELS = 2**22
-"""Levels of a channel: beyond, float32 cannot tell the middle of one from its edge."""
+"""Levels of a channel: with more, float32 cannot tell the middle of a level from its edge."""
 
 
 class FSQ(ScalarQuantizer):
     """Finite scalar quantization: each channel is squashed and rounded to one of its levels.
 
     The code is a mixed-radix number whose first channel is the lowest digit. Vectors lie in
-    [-1, 1], before ``project_out`` where there is one. Gradients pass straight through the
-    rounding, and through the squashing as it is. There is no loss. ``dim``, ``num_codebooks`` and
+    [-1, 1], before ``project_out`` if there is one. Gradients pass straight through the rounding,
+    but not the squashing. There is no loss. ``dim``, ``num_codebooks`` and
     ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Source: arXiv:2309.15505.
     """
 
@@ -36,11 +36,11 @@ class FSQ(ScalarQuantizer):
     ) -> None:
         levels = tuple(levels)
         if not levels or min(levels) < 2:
-            raise ValueError(f"levels={list(levels)}: each channel needs two levels at least")
+            raise ValueError(f"levels={list(levels)}: each channel needs at least two")
         if max(levels) > MAX_LEVELS or math.prod(levels) > 2**62:
             raise ValueError(
-                f"levels={list(levels)}: float32 tells {MAX_LEVELS} levels of a channel apart, "
-                "and a code of int64 holds 2**62 in all"
+                f"levels={list(levels)}: at most {MAX_LEVELS} per channel, which float32 can tell "
+                "apart, and 2**62 codes in all, which int64 holds"
             )
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
@@ -49,18 +49,18 @@ class FSQ(ScalarQuantizer):
         self.register_buffer("place_values", torch.tensor(place_values), persistent=False)
 
     def bounded(self, latent: Tensor) -> Tensor:
-        """What is rounded: (B, dim, ...) -> (B, codebook_dim * num_codebooks, ...) float32.
+        """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
 
-        The unit is one level, so the middle of every level is an integer, and the distance to
-        the nearest one, 0 to about 0.5, says how near the code is to becoming another. Training
-        that pulls it down makes codes that survive reduced precision. Differentiable.
+        The unit is one level, so the middle of every level is an integer, and the distance to the
+        nearest one, 0 to about 0.5, says how close the code is to changing. Training that pulls
+        it down makes codes that survive reduced precision. Differentiable.
         """
         return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
 
     def codes_of_vectors(self, vectors: Tensor) -> Tensor:
         """The inverse of ``vectors_of``: (B, dim, ...) -> (B, ...), or (B, ..., n), int64.
 
-        Not ``codes_of``, which squashes. Vectors between levels get the nearest one.
+        Vectors between levels get the nearest one.
 
         Raises:
             ValueError: a quantizer with ``project_out``, which has no inverse, or vectors with
@@ -69,15 +69,15 @@ class FSQ(ScalarQuantizer):
         if self.dim != self.codebook_dim * self.num_codebooks:
             raise ValueError(
                 f"vectors of {self.dim} channels are projected from "
-                f"{self.codebook_dim * self.num_codebooks}: no code can be read off them. Keep "
-                "the codes instead"
+                f"{self.codebook_dim * self.num_codebooks}, so their codes cannot be recovered. "
+                "Keep the codes instead"
             )
         digits = self._round(self._inner(vectors) * (self.levels // 2))
         return self._shaped((digits * self.place_values).sum(-1))
 
     def _bound(self, inner: Tensor) -> Tensor:
-        # Half a level wider than the outermost rounding by a thousandth, so that both ends are
-        # reached; an even number of levels is centred between two of them.
+        # A thousandth wider than needed, so that both outermost levels are reached; an even number
+        # of levels is centred between two of them.
         half_width = (self.levels - 1).float() * 1.001 / 2
         offset = (self.levels % 2 == 0).float() * 0.5
         return (inner + (offset / half_width).atanh()).tanh() * half_width - offset

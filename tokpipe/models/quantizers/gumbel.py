@@ -13,18 +13,17 @@ from tokpipe.models.quantizers.projection import project
 
 
 class GumbelQuantizer(CodebookQuantizer):
-    """Names the code of the greatest logit; samples codes, by Gumbel noise, while it trains.
+    """Names the code of the greatest logit; in training, samples codes with Gumbel noise.
 
     Latents have ``num_hiddens`` channels, vectors ``embedding_dim``; there are ``n_embed`` codes.
-    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator. It then
-    returns the sampled codes and, as vectors, those codes' with the gradient of the softmax of
-    temperature ``temp_init`` or, without ``straight_through``, the softmax's own mixture of
-    vectors. The loss is ``kl_weight`` times the divergence of the codes' distribution from the
-    uniform one. (The published code samples in ``eval()`` mode as well, which makes codes that
-    differ from run to run.)
+    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator. It returns
+    the sampled codes, and their vectors with the gradient of the softmax at temperature
+    ``temp_init`` or, without ``straight_through``, the softmax's mixture of vectors. The loss is
+    ``kl_weight`` times the divergence of the codes' distribution from the uniform one. (Published
+    code samples in ``eval()`` mode as well, so its codes differ from run to run.)
 
-    ``remap`` leaves only the logits of the entries in use, so no entry is ever unknown, and
-    ``unknown_index="extra"`` adds a code that is never made.
+    ``remap`` keeps only the logits of the entries in use, so no entry is ever unknown, and
+    ``unknown_index="extra"`` adds a code that never occurs.
     Source: arXiv:1611.01144, and github.com/karpathy/deep-vector-quantization.
     """
 
@@ -53,7 +52,7 @@ class GumbelQuantizer(CodebookQuantizer):
         self.embed = nn.Embedding(n_embed, embedding_dim)
 
     def codes_of(self, latent: Tensor) -> Tensor:
-        """(B, num_hiddens, ...) -> (B, ...) int64; of logits equally great, the first."""
+        """(B, num_hiddens, ...) -> (B, ...) int64; of equal logits, the first."""
         self._check_channels(latent)
         weight, bias = self._projection()
         return search(latent, weight.detach(), -bias.detach(), -1)
@@ -74,7 +73,7 @@ class GumbelQuantizer(CodebookQuantizer):
         return vectors.float()
 
     def forward(self, latent: Tensor, temp: float | None = None) -> Quantized:
-        """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` stands in for ``temp_init``."""
+        """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` overrides ``temp_init``."""
         temp = self.temperature if temp is None else _positive(temp)
         logits = self.logits_of(latent).movedim(1, -1)
         shares = logits.softmax(-1)
@@ -91,7 +90,7 @@ class GumbelQuantizer(CodebookQuantizer):
         hard = self.straight_through or not self.training
         with exact_float32_products(latent.device):
             if hard:
-                # The first term has the value, the second, which is zero, the softmax's gradient.
+                # The second term is zero, and carries the gradient of the softmax.
                 vectors = self._vectors(codes) + (soft - soft.detach()) @ codebook
             else:
                 vectors = soft @ codebook
@@ -100,5 +99,5 @@ class GumbelQuantizer(CodebookQuantizer):
 
 def _positive(temperature: float) -> float:
     if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it divides the logits and must be above 0")
+        raise ValueError(f"temperature={temperature}: must be above 0")
     return temperature

@@ -14,19 +14,19 @@ from tokpipe.models.quantizers.base import Quantized, straight_through
 from tokpipe.models.quantizers.scalar import ScalarQuantizer
 
 JOINT_BITS = 18
-"""Bits whose joint distribution is held at once in the entropy loss: 2**18 floats, 1 MiB."""
+"""Bits whose joint distribution the entropy loss holds at once: 2**18 floats, 1 MiB."""
 
 
 class LFQ(ScalarQuantizer):
     """Lookup-free quantization: the sign of each channel is one bit of the code.
 
-    Give ``dim``, ``codebook_size`` (a power of two) or both; ``num_codebooks`` and
+    Pass ``dim``, ``codebook_size`` (a power of two) or both; ``num_codebooks`` and
     ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Vectors hold ``-codebook_scale`` and
-    ``codebook_scale``, before ``project_out`` where there is one.
+    ``codebook_scale``, before ``project_out`` if there is one.
 
-    ``bit_order="big"``, as published first, makes the first channel the highest bit, "little" the
+    ``bit_order="big"``, as first published, makes the first channel the highest bit, "little" the
     lowest, as in Open-MAGVIT2. The buffer ``mask`` (codebook_dim,) of the published state_dict
-    holds the bits' values, so strictly loaded weights of the other order are noticed.
+    holds the values of the bits, so that loading weights of the other order fails.
 
     In ``train()`` mode the loss is ``entropy_loss_weight`` times (the entropy of each latent's
     soft code, minus ``diversity_gamma`` times that of their mean), in nats, plus
@@ -50,16 +50,16 @@ class LFQ(ScalarQuantizer):
     ) -> None:
         if codebook_size is not None:
             if codebook_size < 2 or codebook_size & (codebook_size - 1):
-                raise ValueError(f"{codebook_size=}: the bits of a code make it a power of two")
+                raise ValueError(f"{codebook_size=}: must be a power of two, one bit per channel")
             num_bits = codebook_size.bit_length() - 1
         elif dim is not None:
             num_bits = dim
         else:
-            raise ValueError("dim and codebook_size are both missing: give either one or both")
+            raise ValueError("dim and codebook_size are both missing: pass at least one")
         if not 1 <= num_bits <= 62:
             raise ValueError(f"dim={num_bits}: a code of int64 holds 1 to 62 bits")
         if codebook_scale <= 0:
-            raise ValueError(f"{codebook_scale=}: must be above 0, or signs would be lost")
+            raise ValueError(f"{codebook_scale=}: must be above 0")
         if bit_order not in ("big", "little"):
             raise ValueError(f"{bit_order=}: use 'big' (first channel highest) or 'little'")
         super().__init__(2**num_bits, num_bits, dim, num_codebooks, keep_num_codebooks_dim)
@@ -103,7 +103,7 @@ class LFQ(ScalarQuantizer):
         entropy of each is a sum over bits.
         """
         logits = 4 * inv_temperature * self.codebook_scale * inner.flatten(0, -3)
-        # Entropy of a bit from its logit, finite for any.
+        # Entropy of a bit from its logit, finite for every logit.
         per_bit = F.softplus(logits) - logits * logits.sigmoid()
         of_mean = [entropy_of_mean(bits) for bits in logits.unbind(1)]
         return per_bit.sum(-1).mean(), torch.stack(of_mean).mean()
@@ -112,11 +112,11 @@ class LFQ(ScalarQuantizer):
 def entropy_of_mean(logits: Tensor) -> Tensor:
     """Entropy, in nats, of the mean of N distributions of codes, each of independent bits.
 
-    logits (N, num_bits) -> (). Exact up to 18 bits. The mean of products does not factorise, but
-    as a matrix, lower half of the bits by upper half, it is one matrix product. Wider codes are
-    cut into groups of at most 18 bits, whose entropies are summed: an upper bound, exact where
-    groups are independent in the batch. (Published implementations cut off probabilities below
-    1e-5, which for 17 bits and more makes even the uniform distribution look worse.)
+    logits (N, num_bits) -> (). Exact up to 18 bits: as a matrix, lower half of the bits by upper
+    half, the mean of the distributions is one matrix product. Wider codes are split into groups of
+    at most 18 bits, whose entropies are summed: an upper bound, exact where groups are independent
+    in the batch. (Published implementations cut off probabilities below 1e-5, which underestimates
+    the entropy from 17 bits on, even for the uniform distribution.)
     """
     num_groups = math.ceil(logits.shape[1] / JOINT_BITS)
     total = logits.new_zeros(())
@@ -124,7 +124,7 @@ def entropy_of_mean(logits: Tensor) -> Tensor:
         lower, upper = (_products(half) for half in group.tensor_split(2, dim=1))
         with exact_float32_products(logits.device):
             joint = lower.T @ upper / len(logits)
-        # Far below any probability that matters: keeps 0 log 0, and its gradient, finite.
+        # Far below any relevant probability; keeps 0 log 0 and its gradient finite.
         total = total - (joint * joint.clamp_min(1e-30).log()).sum()
     return total
 

@@ -1,4 +1,4 @@
-"""The search for the nearest code vector: exact, in blocks, the same for every batch."""
+"""The search for the nearest code vector: exact, in blocks, with a result independent of batch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from tokpipe.models.precision import exact_float32_products
 
 MAX_DISTANCES = 2**24
-"""Distances held at once: 64 MiB, where 5,120 latents by 262,144 vectors would take 5.4 GB."""
+"""Distances held at once: 64 MiB. All of 5,120 latents and 262,144 vectors would take 5.4 GB."""
 
 MIN_ROWS = 64
-"""Products of fewer rows are filled up: below 10, MKL rounded them by the number of threads."""
+"""Products are padded to this: below 10 rows, MKL rounded by the number of threads."""
 
 
 def nearest(latents: Tensor, codebook: Tensor, max_distances: int = MAX_DISTANCES) -> Tensor:
     """Index of the code vector nearest to each latent, the first of several.
 
-    latents (N, dim), codebook (K, dim), both float32 -> (N,) int64. The latent's own norm is left
-    out: it is the same for every code vector, and adding it would only round differences away.
+    latents (N, dim), codebook (K, dim), both float32 -> (N,) int64. The norm of the latent is left
+    out: it is the same for every code vector, and adding it would only lose precision.
     """
     return first_least(latents, codebook, codebook.square().sum(1), -2, max_distances)
 
@@ -33,10 +33,10 @@ def first_least(
     factor: float,
     max_values: int = MAX_DISTANCES,
 ) -> Tensor:
-    """For each latent, the k of the least ``offsets[k] + factor * (latent . vectors[k])``.
+    """For each latent, the k with the least ``offsets[k] + factor * (latent . vectors[k])``.
 
     latents (N, dim), vectors (K, dim), offsets (K,), all float32 -> (N,) int64, the first of
-    several. The vectors are searched in blocks, so memory stays at about ``max_values`` floats.
+    several. Searches in blocks of vectors, with memory for about ``max_values`` floats.
     """
     found = len(latents)
     if found < MIN_ROWS:
@@ -58,8 +58,8 @@ def first_least(
 def clip_rows(latent: Tensor) -> Tensor:
     """(B, C, ...) -> (B, N, C) float32: the positions of each clip as rows.
 
-    Products are then taken clip by clip, so that their shape, and by it their rounding, does not
-    depend on the batch. Latents without positions, (B, C), are the rows of one product.
+    Products are then computed clip by clip, so that their shape, and with it their rounding, does
+    not depend on the batch. Latents without positions, (B, C), are the rows of one product.
     """
     rows = latent.float()
     return rows.unsqueeze(0) if rows.ndim == 2 else rows.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Linear projections of latents whose result for one clip does not depend on the others."""
+"""Linear projections of latents whose result for one clip does not depend on other clips."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tokpipe.models.quantizers.nearest import MIN_ROWS
 def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(B, ..., C_in) -> (B, ..., C_out) float32, for a weight (C_out, C_in) and a bias (C_out,).
 
-    Products are taken clip by clip, as in the search for the nearest code vector. Latents without
-    positions, (B, C_in), are the rows of one product.
+    Products are computed clip by clip, as in the search for the nearest code vector. Latents
+    without positions, (B, C_in), are the rows of one product.
     """
     clips = x.float().unsqueeze(0) if x.ndim == 2 else x.float().flatten(1, -2)
     with exact_float32_products(x.device):

@@ -1,4 +1,4 @@
-"""What FSQ and LFQ share: each channel is rounded by itself, and there is no codebook to learn."""
+"""The base of FSQ and LFQ, which round each channel separately and learn no codebook."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tokpipe.models.quantizers.projection import project
 
 
 class ScalarQuantizer(Quantizer):
-    """Rounds ``codebook_dim`` channels, each by itself, to a code.
+    """Rounds ``codebook_dim`` channels, each separately, to one code.
 
-    Latents of ``dim`` channels are taken: by default as many as are rounded, otherwise
-    ``project_in`` and ``project_out`` lead there and back, as published.
+    ``dim`` is the number of channels of the latent. Where it is not the number that is rounded,
+    ``project_in`` and ``project_out`` convert there and back, as published.
 
-    With ``num_codebooks``, groups of ``codebook_dim`` channels get a code each, all in
-    ``range(codebook_size)``, and these stand in a last dimension of the codes, (B, ..., n), as
-    they also do for one codebook under ``keep_num_codebooks_dim``.
+    With ``num_codebooks = n``, groups of ``codebook_dim`` channels get a code each, in a last
+    dimension of the codes, (B, ..., n), which one codebook also has with
+    ``keep_num_codebooks_dim``.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class ScalarQuantizer(Quantizer):
         keep_num_codebooks_dim: bool | None,
     ) -> None:
         if num_codebooks < 1:
-            raise ValueError(f"{num_codebooks=}: at least one is needed")
+            raise ValueError(f"{num_codebooks=}: must be 1 or more")
         if num_codebooks > 1 and keep_num_codebooks_dim is False:
             raise ValueError(
-                f"{num_codebooks=} give as many codes per position, and keep_num_codebooks_dim="
+                f"{num_codebooks=} return as many codes per position, and keep_num_codebooks_dim="
                 "False leaves no dimension for them: leave it out"
             )
         channels = codebook_dim * num_codebooks
@@ -68,7 +68,7 @@ class ScalarQuantizer(Quantizer):
         return self._outer(self._inner_vectors(codes))
 
     def _inner(self, latent: Tensor) -> Tensor:
-        """(B, dim, ...) -> (B, ..., n, codebook_dim) float32: what is rounded."""
+        """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
         self._check_channels(latent)
         x = _projected(latent.float().movedim(1, -1), self.project_in)
         inner: Tensor = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))

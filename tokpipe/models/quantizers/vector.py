@@ -1,4 +1,4 @@
-"""The vector quantizer: a learnt codebook, moved by the gradient."""
+"""The vector quantizer: a learned codebook, moved by the gradient."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.quantizers.base import Quantized, straight_through
-from tokpipe.models.quantizers.codebook import CodebookQuantizer, Remap, UnknownIndex
-from tokpipe.models.quantizers.nearest import search
+from tokpipe.models.quantizers.codebook import NearestQuantizer, Remap, UnknownIndex
 
 
-class VectorQuantizer(CodebookQuantizer):
-    """Names the nearest code vector of a learnt codebook, by Euclidean distance.
+class VectorQuantizer(NearestQuantizer):
+    """Names the nearest code vector of a learned codebook.
 
-    ``n_e`` vectors of ``e_dim`` channels; vectors are unbounded. ``beta`` weighs the commitment
-    of the latent to its vector in the loss, against 1 for the pull of the vector to the latent;
-    with ``legacy``, a published mistake that published models were trained with and hence the
-    published default, it weighs the pull instead. The loss has the same value either way, other
-    gradients. ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
+    ``n_e`` vectors of ``e_dim`` channels, unbounded. The loss pulls each vector to its latents,
+    plus ``beta`` times the commitment of the latents to their vector. With ``legacy``, ``beta``
+    weighs the pull instead: a published mistake that published models were trained with, and so
+    the published default. The loss has the same value either way, with other gradients.
+    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
 
     ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
     ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
     Source: arXiv:1711.00937; published as ``VectorQuantizer2``, and as ``VectorQuantizer``
     without ``legacy``, which is ``legacy=False`` here.
     """
+
+    embedding: nn.Embedding
 
     def __init__(
         self,
@@ -42,19 +43,6 @@ class VectorQuantizer(CodebookQuantizer):
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
 
-    def codes_of(self, latent: Tensor) -> Tensor:
-        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
-        return self._entries_to_codes(self._nearest_entries(latent))
-
-    def _nearest_entries(self, latent: Tensor) -> Tensor:
-        self._check_channels(latent)
-        codebook = self.embedding.weight.detach().float()
-        return search(latent, codebook, codebook.square().sum(1), -2)
-
-    def _vectors(self, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.embedding(self._codes_to_entries(codes))
-        return vectors.float()
-
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss."""
         entries = self._nearest_entries(latent)
@@ -64,8 +52,7 @@ class VectorQuantizer(CodebookQuantizer):
         pull = F.mse_loss(vectors, latent.detach())
         loss = commitment + self.beta * pull if self.legacy else self.beta * commitment + pull
         codes = self._entries_to_codes(entries)
-        if not self.sane_index_shape:
-            codes = codes.flatten() if self.used is None else codes.reshape(-1, 1)
+        codes = codes if self.sane_index_shape else self._flat(codes)
         return Quantized(straight_through(latent, vectors), codes, loss)
 
 
