@@ -55,8 +55,7 @@ def _listed(folder: Path) -> Iterator[list[int]]:
 
 def _samples(output: Output) -> Iterator[bytes]:
     for clip in output.clips():
-        codes = clip.codes
-        codes = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
+        codes = clip.codes.astype(clip.codes.dtype.newbyteorder("<"), copy=False)
         head = np.array([_NUMBERS[codes.dtype], codes.ndim, *codes.shape], "<u4")
         yield sample_of(
             clip.clip_id.encode(),
