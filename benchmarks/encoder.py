@@ -33,7 +33,7 @@ FRAMES = 17
 CPU_SIZES = ((32, 64), (64, 128))
 """(channels, rows and columns) of the cases on a CPU."""
 GPU_CHANNELS, GPU_SIZE, GPU_BATCH = 128, 256, 4
-CHECKPOINT = Path(__file__).parents[1] / "models/pretrained/fsq-4x8x8/model.safetensors"
+CHECKPOINT = Path(__file__).parents[1] / "tokpipe/models/pretrained/fsq-4x8x8/model.safetensors"
 COPIED_BYTES = 2**28
 TURN_S = 2.0
 """So long at the least the eager form computes in its turn, and the others as often: as in a job,

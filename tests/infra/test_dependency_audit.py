@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _SPEC = importlib.util.spec_from_file_location("audit", ROOT / "infra/audit.py")
 assert _SPEC is not None
 assert _SPEC.loader is not None
