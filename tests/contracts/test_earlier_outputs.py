@@ -1,0 +1,42 @@
+"""Outputs written by earlier versions stay readable."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tokpipe.audit import audit
+from tokpipe.config.job import StoreOptions
+from tokpipe.export import FORMATS, export_output
+from tokpipe.reader import Output, open_output
+from tokpipe.storage import open_store
+
+WRITTEN_BY_0_1_0 = Path(__file__).parents[1] / "golden/output_0_1_0"
+CODES_SHA256 = "0b76f188b89e9af70f9303dae6c71b11fb814fe80b4919c403057b7bfab4451a"
+"""Over each clip's id and codes, in the order of ids, computed when the output was written."""
+
+
+@pytest.fixture
+def output() -> Output:
+    return open_output(str(WRITTEN_BY_0_1_0))
+
+
+def test_its_codes_are_the_same(output: Output) -> None:
+    seen = hashlib.sha256()
+    for clip in sorted(output.clips(), key=lambda one: one.clip_id):
+        seen.update(clip.clip_id.encode() + clip.codes.tobytes())
+    assert seen.hexdigest() == CODES_SHA256
+    assert [one.reason for one in output.rejected()] == ["not_a_video"]
+
+
+def test_its_audit_is_clean() -> None:
+    report = audit(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
+    assert report.is_clean, report.examples
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_can_be_exported(name: str, output: Output, tmp_path: Path) -> None:
+    exported = export_output(output, name, tmp_path / "export")
+    assert (exported.num_clips, exported.num_codes) == (15, 2560)
