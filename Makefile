@@ -1,9 +1,10 @@
-# `make demo` and `make test` need Python >= 3.11 and make; they install the rest into .venv.
+# `make demo` and `make test` need Python >= 3.11 and make; they install the rest into .venv: the
+# first what a job needs, the second the development tools too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types audit-dependencies docs unit chaos bench clean
+.PHONY: demo test lint types audit-dependencies docs unit chaos bench lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tokpipe.run jobs/demo.yaml
@@ -12,34 +13,37 @@ demo: $(VENV)/.installed
 
 test: lint types audit-dependencies docs unit
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-audit-dependencies: $(VENV)/.installed
+audit-dependencies: $(VENV)/.installed-dev
 	$(BIN)/python infra/audit.py
 
 # The site, into site/. A link or an anchor that leads nowhere fails it.
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# What starts clusters and servers has the machine to itself; the rest goes two by two.
-unit: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3"
-	$(BIN)/python -m pytest -m "ray or s3"
+# What starts clusters and servers has the machine to itself; the rest runs in two processes. Both
+# parts always run, and the target fails if either did.
+unit: $(VENV)/.installed-dev
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3" || status=1; \
+	$(BIN)/python -m pytest -m "ray or s3" || status=1; \
+	exit $$status
 
 # The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
-chaos: $(VENV)/.installed
+chaos: $(VENV)/.installed-dev
 	TOKPIPE_TEST_SEEDS=20000 $(BIN)/python -m pytest tests/runtime/test_simulation.py
 	TOKPIPE_TEST_PROFILE=explore $(BIN)/python -m pytest -n 2 -m "not ray and not s3"
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.hostile
 
 # An hour, on a machine that does nothing else. The results go into docs/performance.md.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	-$(BIN)/python -m benchmarks --json benchmarks/results
 	$(BIN)/python -m benchmarks.page benchmarks/results docs/performance.md
 
@@ -47,5 +51,18 @@ $(VENV)/.installed: pyproject.toml requirements.txt infra/install.sh
 	infra/install.sh $(VENV) $(PYTHON)
 	touch $@
 
+$(VENV)/.installed-dev: pyproject.toml requirements.txt requirements-dev.txt infra/install.sh
+	infra/install.sh $(VENV) $(PYTHON) requirements-dev.txt
+	touch $(VENV)/.installed $@
+
+# The suite with the lowest versions that pyproject.toml allows, in an environment that stays apart.
+# Installs PyPI's build of the lowest torch, several GB.
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) infra/lowest.py run > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --constraint .venv-lowest/constraints.txt --editable ".[run,dev]"
+	.venv-lowest/bin/python -m pytest -m "not ray and not s3"
+	.venv-lowest/bin/python -m pytest -m "ray or s3"
+
 clean:
-	rm -rf $(VENV) out build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest out build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

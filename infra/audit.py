@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 25
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 ACCEPTED: dict[str, str] = {}
 """Vulnerability ids that are known and do no harm here, with the reason."""
 UNPINNED = {"pip", "setuptools", "wheel", "tokpipe", "torch", "triton"}
@@ -37,7 +38,7 @@ def installed() -> dict[str, str]:
 
 
 def pinned(text: str) -> dict[str, set[str]]:
-    """Name -> the versions that a requirements file pins, one for each Python."""
+    """Name -> the versions that a requirements file pins, one for each platform."""
     pins: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE):
         pins.setdefault(canonical(name), set()).add(version)
@@ -74,7 +75,7 @@ def judge(report: dict[str, Any]) -> tuple[list[str], int, int]:
 
 def pip_audit() -> dict[str, Any] | None:
     """Return its report, or None where its service cannot be reached in time."""
-    requirements = str(ROOT / "requirements.txt")
+    requirements = str(ROOT / REQUIREMENTS[-1])  # which includes the others
     command = [sys.executable, "-m", "pip_audit", "--requirement", requirements, "--no-deps"]
     options = ["--disable-pip", "--format", "json", "--timeout", "5", "--progress-spinner", "off"]
     try:
@@ -89,9 +90,9 @@ def pip_audit() -> dict[str, Any] | None:
 
 def main() -> int:
     failed = subprocess.run([sys.executable, "-m", "pip", "check"]).returncode != 0
-    text = (ROOT / "requirements.txt").read_text()
+    text = "\n".join((ROOT / name).read_text() for name in REQUIREMENTS)
     if loose := not_pinned(installed(), pinned(text)):
-        print(f"not pinned in requirements.txt: {', '.join(loose)}")
+        print(f"not pinned in {' or '.join(REQUIREMENTS)}: {', '.join(loose)}")
         failed = True
     report = pip_audit()
     bad, num_known, num_unknown = judge(report) if report else ([], 0, 0)

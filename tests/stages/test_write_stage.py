@@ -137,7 +137,7 @@ def test_the_pieces_of_a_clip_become_one_clip(stage: WriteStage) -> None:
     assert receipt.clips == (before.ref, film.ref, after.ref)
     assert (receipt.num_rows, receipt.num_frames) == (9, 3 * 37)
     for wrong in ([pieces[1], pieces[0], pieces[2]], pieces[:1] + pieces[2:], pieces[:2] * 2):
-        with pytest.raises(ValueError, match="must follow"):
+        with pytest.raises(ValueError, match="must start at frame"):
             stage.process("p-3-c", [before, *wrong, after])
 
 

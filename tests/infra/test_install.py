@@ -1,0 +1,59 @@
+"""The installer finds a build of PyTorch wherever it can, and says what each choice costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PIP = """#!/usr/bin/env bash
+# Stands in for the environment's Python: notes each installation, and fails those of REFUSED.
+[[ "$*" == *"pip"*" show "* ]] && exit 1
+echo "$*" >> "$LOG"
+for word in $REFUSED; do [[ "$*" == *"$word"* ]] && exit 1; done
+exit 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("refused", "torch", "warns"),
+    [
+        ("", r"torch==[\d.]+\+cpu$", False),
+        ("+cpu", r"torch==[\d.]+ --index-url \S+/whl/cpu$", False),
+        ("+cpu --index-url", r"torch==[\d.]+$", True),
+    ],
+    ids=["where pip looks", "index of CPU builds", "PyPI"],
+)
+def test_the_cpu_build_is_preferred_and_pypi_is_the_last_resort(
+    refused: str, torch: str, warns: bool, tmp_path: Path
+) -> None:
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PIP)
+    python.chmod(0o755)
+    log = tmp_path / "log"
+    environment = {"PATH": "/usr/bin:/bin", "LOG": str(log), "REFUSED": refused}
+    command = [str(ROOT / "infra/install.sh"), str(tmp_path / "venv")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    installed = [line for line in log.read_text().splitlines() if "torch==" in line]
+    assert re.search(torch, installed[-1])
+    assert ("3 GB of CUDA packages" in ended.stdout) == warns
+    assert log.read_text().splitlines()[-1].endswith("--editable .")
+
+
+def test_a_job_needs_few_packages_and_the_tools_come_on_top() -> None:
+    run, dev = ((ROOT / f"requirements{name}.txt").read_text() for name in ("", "-dev"))
+    assert len(re.findall("^[\\w.-]+==", run, re.MULTILINE)) <= 60
+    assert "--requirement requirements.txt" in dev
+    assert "decord" in run
+    assert not {"pytest", "mkdocs", "duckdb"} & set(re.findall("^([\\w-]+)==", run, re.MULTILINE))
+
+
+def test_decord_is_left_out_where_it_has_no_wheel() -> None:
+    for text in ((ROOT / "requirements.txt").read_text(), (ROOT / "pyproject.toml").read_text()):
+        (line,) = [line for line in text.splitlines() if re.match(r"\W*decord[=>]", line)]
+        assert "platform_machine == " in line
