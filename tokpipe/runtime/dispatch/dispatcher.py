@@ -119,9 +119,9 @@ class Dispatcher:
             case ActorUp():
                 self.fleet.came_up(event.actor)
             case ActorLost():
-                if actor := self.fleet.lost(event, now):
+                if dead := self.fleet.lost(event, now):
                     blame = None if event.node_lost else event.message
-                    self._returns.lost(actor, now, blame=blame)
+                    self._returns.lost(dead, now, blame=blame)
             case ActorRefused():
                 self.fleet.refused(event, now)
             case Draining():

@@ -80,8 +80,9 @@ class Returns:
             return
         assert isinstance(answer, tuple)
         assert len(answer) == len(lease.items)
-        if all(isinstance(one, Failed) for one in answer):
-            self._blame.came_to_nothing(lease, answer[0].message)
+        failed = [one for one in answer if isinstance(one, Failed)]
+        if len(failed) == len(answer):
+            self._blame.came_to_nothing(lease, failed[0].message)
         else:
             self._blame.had_result()
         if lease.stream is not None:
