@@ -25,7 +25,7 @@ from tokpipe.runtime.job import limits_of
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.telemetry.speed import Seconds, speed_of
+from tokpipe.telemetry.speed import speed_of
 from tokpipe.types import DecodedClip, Stage
 from tokpipe.weights.read import read_weights
 
@@ -101,8 +101,7 @@ def _job_on_cpus(count: int, **sections: Any) -> _Job:
 def _summed_up(run: WatchedRun, count: int) -> _Job:
     assert run.totals.num_clips == count, run.totals
     assert run.ready is not None
-    up, spent = run.usage.up_s, run.progress.spent
-    speed = speed_of(Seconds(spent, up))
+    spent, speed = run.account.spent_s, speed_of(run.account)
     assert speed is not None
     return _Job(
         count / run.seconds,

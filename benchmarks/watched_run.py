@@ -22,13 +22,12 @@ from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatch import Dispatcher
-from tokpipe.runtime.dispatch.account import Progress
 from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.job import limits_of, ref_of, stages_of, start_output
 from tokpipe.runtime.shell import Shell, Stages
-from tokpipe.runtime.usage import Usage
 from tokpipe.storage import open_store
+from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES, Stage
 from tokpipe.weights.read import read_weights
 
@@ -62,8 +61,7 @@ class WatchedRun:
     probed: float = 0.0
     """How much what was to be probed has grown between all stages being up and the end."""
     samples: list[Sample] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    progress: Progress = field(default_factory=Progress)
+    account: Account = field(default_factory=Account)
     totals: Totals = field(default_factory=Totals)
 
     @property
@@ -123,7 +121,7 @@ def run_watched(
         stages = change(stages_of(job, record, plan, device, weights.encoding, driver))
 
         def sample() -> None:
-            committed = dispatcher.progress.committed
+            committed = dispatcher.ledger.account.clips.get("write", 0)
             run.samples.append(Sample(time.monotonic(), committed, resident_mb()))
 
         feed = Feed(PlanReader(store, plan), committer.state.committed)
@@ -132,7 +130,7 @@ def run_watched(
         finish = shell.run()
         run.ended = time.monotonic()
     assert finish.outcome == "done"
-    run.usage, run.progress, run.totals = shell.usage, dispatcher.progress, committer.state.totals
+    run.account, run.totals = dispatcher.ledger.account, committer.state.totals
     return run
 
 

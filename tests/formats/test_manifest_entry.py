@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import flipped
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.manifest import ActorUse, Claim, EncoderUse, ManifestEntry, Reopened
+from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened
 from tokpipe.formats.sealed_json import dump_lines, seal
+from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 REF = ClipRef("ab" * 16, 7, 0, 1, "s3://videos/7.mp4")
@@ -149,8 +150,7 @@ def test_only_withdrawn_rejections_require_format_2() -> None:
     reopening = replace(ENTRY, shards=(), rejected=(), reopened=(Reopened(REF, "truncated"),))
     paid = replace(
         ENTRY,
-        encoders=EncoderUse(paid_s=3.0, useful_s=2.0, lost_s=0.5),
-        actors=ActorUse({"decode": 1.5}, {"decode": 2.0}),
+        account=Account({"decode": 1.5}, {"decode": 2.0}, paid_s=3.0, useful_s=2.0, lost_s=0.5),
     )
     for entry, version in ((claim, 1), (reopening, 2), (paid, 1)):
         assert json.loads(entry.to_json())["format"] == version

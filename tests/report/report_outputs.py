@@ -15,7 +15,7 @@ from tests.end_to_end.jobs import SAMPLE
 from tests.formats.formats_helpers import DictStore, encoded_clip
 from tests.reader.reader_helpers import begin, put_shard
 from tokpipe.config.load import parse_job
-from tokpipe.formats.manifest import ActorUse, Claim, EncoderUse, ManifestEntry, append
+from tokpipe.formats.manifest import Claim, ManifestEntry, append
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.job import start_output
 from tokpipe.stages.chunks import pieces_of
@@ -23,6 +23,7 @@ from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store
+from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
 from tokpipe.weights.read import read_weights
 
@@ -38,7 +39,7 @@ def entry(seq: int, at_s: float, writer: str = "driver-1", **content: Any) -> Ma
     return ManifestEntry(seq, writer, time, **content)
 
 
-def with_history(*, actors: ActorUse | None = ActorUse(SPENT, UP)) -> DictStore:  # noqa: B008
+def with_history(*, actors: Account = Account(SPENT, UP)) -> DictStore:  # noqa: B008
     """Two drivers, a day apart, that commit a shard of three clips every ten seconds."""
     store = DictStore()
     begin(store)
@@ -57,8 +58,7 @@ def with_history(*, actors: ActorUse | None = ActorUse(SPENT, UP)) -> DictStore:
         content: dict[str, Any] = {
             "shards": (put_shard(store, f"s{number}", clips),),
             "rejected": (refused,) if number % 2 else (),
-            "encoders": EncoderUse(paid_s=10.0, useful_s=7.5),
-            "actors": actors,
+            "account": replace(actors, paid_s=10.0, useful_s=7.5),
         }
         assert append(store, entry(seq, at_s, writer, **content))
         seq += 1
@@ -104,6 +104,6 @@ def really_made(root: Path, **changes: Any) -> Path:
     decode.close()
     receipt = write.process("shard", clips)
     assert append(store, entry(0, 0, "driver", claim=Claim("host", 1, "0.1.0")))
-    spent = ActorUse({**SPENT, "encode": 9.0}, UP)
-    assert append(store, entry(1, 12, "driver", shards=(receipt,), actors=spent))
+    spent = Account({**SPENT, "encode": 9.0}, UP)
+    assert append(store, entry(1, 12, "driver", shards=(receipt,), account=spent))
     return root / "out"

@@ -32,6 +32,7 @@ from tokpipe.reader import open_output
 from tokpipe.reader.output import Output
 from tokpipe.reconstruct.command import decode_clip
 from tokpipe.report import Report, write_report
+from tokpipe.telemetry.account import Account
 
 NOW = BEGAN + timedelta(days=2)
 
@@ -187,7 +188,7 @@ def test_a_running_job_is_told_with_its_rate(tmp_path: Path) -> None:
 
 
 def test_an_early_output_does_not_tell_what_actors_did(tmp_path: Path) -> None:
-    page, report = page_of(with_history(actors=None), tmp_path)
+    page, report = page_of(with_history(actors=Account()), tmp_path)
     assert "is not recorded in this output" in page.text
     assert "Share of the speed of light" not in page.text
     assert json.loads(report.to_json())["speed_of_light"] is None

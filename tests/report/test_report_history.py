@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import encoded_clip, receipt_of
 from tests.report.report_outputs import SPENT, UP, entry, with_history
-from tokpipe.formats.manifest import ActorUse, ManifestEntry
+from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.reader.output import Output
 from tokpipe.report.groups import Group, read_groups
 from tokpipe.report.history import MAX_STEPS, History
+from tokpipe.telemetry.account import Account
 
 RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
 
@@ -27,7 +28,7 @@ def history(*entries: ManifestEntry) -> History:
 
 
 def commit(seq: int, at_s: float, writer: str) -> ManifestEntry:
-    return entry(seq, at_s, writer, shards=(RECEIPT,), actors=ActorUse(SPENT, UP))
+    return entry(seq, at_s, writer, shards=(RECEIPT,), account=Account(SPENT, UP))
 
 
 @given(

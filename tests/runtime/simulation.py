@@ -375,10 +375,10 @@ class _Driver:
             if command.outcome == "done":
                 assert not self.objects, "outputs are kept that nobody will ever need"
                 assert not self.states, "states are kept that nobody will ever need"
-                assert self.dispatcher.progress.useful_s <= self.busy_s + 1e-6
-                progress = self.dispatcher.progress
-                passed = {progress.passed(stage) for stage in STAGES}
-                assert len(passed) == 1, f"stages disagree on what is done: {progress}"
+                account = self.dispatcher.ledger.account
+                assert account.useful_s <= self.busy_s + 1e-6
+                passed = {account.passed(stage) for stage in STAGES}
+                assert len(passed) == 1, f"stages disagree on what is done: {account}"
             return command.outcome
         elif isinstance(command, Abort):
             return f"abort {command.kind}"
@@ -390,7 +390,7 @@ class _Driver:
             self.sim.zombies.append((self.committer, command))
             return "frozen"
         try:
-            self.committer.commit(command.receipts, command.rejected)
+            self.committer.commit(command.receipts, command.rejected, command.account)
         except Fenced:
             raise AssertionError("fenced, though there is one driver") from None
         except StorageError:

@@ -8,8 +8,9 @@ import pytest
 
 from tests.formats.formats_helpers import DictStore
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
-from tokpipe.formats.manifest import ActorUse, EncoderUse, iter_entries, iter_rejected, load_state
+from tokpipe.formats.manifest import iter_entries, iter_rejected, load_state
 from tokpipe.runtime.commit import Committer, claim_output
+from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 NUM_ROWS = 100
@@ -193,24 +194,24 @@ def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
 def test_seconds_of_actors_wait_for_the_next_entry_if_there_is_nothing_to_commit() -> None:
     store = DictStore()
     driver = claim_output(store, NUM_ROWS, "first")
-    driver.commit([receipt(1)], [], None, ActorUse({"decode": 1.0}, {"decode": 2.0}))
-    driver.commit([receipt(1, name="b")], [], None, ActorUse({"decode": 0.5}, {"decode": 1.0}))
-    driver.commit([receipt(2)], [], None, ActorUse({"encode": 4.0}, {"decode": 1.0}))
-    told = [entry.actors for entry in iter_entries(store) if entry.shards]
+    driver.commit([receipt(1)], [], Account({"decode": 1.0}, {"decode": 2.0}))
+    driver.commit([receipt(1, name="b")], [], Account({"decode": 0.5}, {"decode": 1.0}))
+    driver.commit([receipt(2)], [], Account({"encode": 4.0}, {"decode": 1.0}))
+    told = [entry.account for entry in iter_entries(store) if entry.shards]
     assert told == [
-        ActorUse({"decode": 1.0}, {"decode": 2.0}),
-        ActorUse({"decode": 0.5, "encode": 4.0}, {"decode": 2.0}),
+        Account({"decode": 1.0}, {"decode": 2.0}),
+        Account({"decode": 0.5, "encode": 4.0}, {"decode": 2.0}),
     ]
 
 
 def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:
     store = DictStore()
     first = claim_output(store, NUM_ROWS, "first")
-    first.commit([receipt(1)], [], EncoderUse(paid_s=10.0, useful_s=6.0))
-    first.commit([receipt(1, name="b")], [], EncoderUse(paid_s=2.0, lost_s=1.0))  # nothing new
-    first.commit([receipt(2)], [], EncoderUse(paid_s=3.0, useful_s=2.0))
+    first.commit([receipt(1)], [], Account(paid_s=10.0, useful_s=6.0))
+    first.commit([receipt(1, name="b")], [], Account(paid_s=2.0, lost_s=1.0))  # nothing new
+    first.commit([receipt(2)], [], Account(paid_s=3.0, useful_s=2.0))
     second = claim_output(store, NUM_ROWS, "second")
-    second.commit([receipt(3)], [], EncoderUse(paid_s=5.0, useful_s=2.0))
+    second.commit([receipt(3)], [], Account(paid_s=5.0, useful_s=2.0))
     totals = load_state(store, NUM_ROWS).totals
     assert (totals.paid_s, totals.useful_s, totals.lost_s) == (20.0, 10.0, 1.0)
     assert totals.goodput == 0.5

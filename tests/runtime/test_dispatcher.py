@@ -40,6 +40,7 @@ from tokpipe.runtime.dispatch.protocol import (
     Tick,
     WriteLease,
 )
+from tokpipe.telemetry.account import Account
 from tokpipe.types import Failed, Rejected, Stage, WorkItem
 
 LIMITS = Limits(
@@ -83,6 +84,10 @@ class Bench:
         if isinstance(dispatch.lease, DecodeLease):
             return tuple(DecodedInfo(ref, 5) for ref in refs)
         return tuple(EncodedInfo(ref, (4, 4), 1) for ref in refs)
+
+    @property
+    def account(self) -> Account:
+        return self.dispatcher.ledger.account
 
     def actor(self, stage: Stage) -> int:
         """The first actor of a stage."""
@@ -163,7 +168,7 @@ def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> No
     assert KillActor(first.actor) in bench.send(Tick())
     infos = tuple(DecodedInfo(ref_of(item), 5) for item in first.lease.items)
     assert not dispatches(bench.send(LeaseDone(first.attempt, infos)))
-    assert bench.dispatcher.progress.decoded == 0
+    assert bench.account.clips.get("decode", 0) == 0
 
 
 def test_segments_of_a_film_become_work_once() -> None:
@@ -180,7 +185,7 @@ def test_segments_of_a_film_become_work_once() -> None:
     ]
     assert item.segment == 0
     assert segments == [1, 2, 3, 4, 5]
-    assert bench.dispatcher.progress.extra_clips == 5
+    assert bench.account.num_extra_clips == 5
 
 
 def film_bench(num_pieces: int) -> tuple[Bench, list[Dispatch]]:
@@ -243,7 +248,7 @@ def test_a_lost_state_costs_the_film_all_it_had() -> None:
         assert dispatch.attempt in released(commands)
     (again,) = dispatches(commands)
     assert (again.lease.stage, again.lease.items[0].piece) == ("decode", 0)
-    assert bench.dispatcher.progress.decoded == 0
+    assert bench.account.clips.get("decode", 0) == 0
 
 
 def test_a_refused_piece_rejects_the_film_and_releases_all_of_it() -> None:
@@ -251,10 +256,10 @@ def test_a_refused_piece_rejects_the_film_and_releases_all_of_it() -> None:
     ref = ref_of(items(3)[0])
     commands = bench.send(LeaseDone(ahead.attempt, (Rejected(ref, "decode", "corrupt", ""),)))
     assert encode.lease.pick.source in released(commands)  # type: ignore[union-attr]
-    assert bench.dispatcher.progress.refused["decode"] == 1
+    assert bench.account.rejected_at["decode"] == 1
     # What is still in flight is moot: its answer is not used, its failure blames nobody.
     assert encode.attempt in released(encoded_piece(bench, encode))
-    assert not bench.dispatcher.progress.encoded
+    assert "encode" not in bench.account.clips
 
 
 def released(commands: Iterable[Command]) -> set[int]:
@@ -439,8 +444,7 @@ def test_seconds_of_encoders_are_useful_once_committed_and_lost_when_made_again(
     write = dispatches(bench.log)[-1]
     assert isinstance(write.lease, WriteLease)
     bench.send(LeaseFailed(write.attempt, "inputs_lost", "gone", (encode.attempt,)))
-    progress = bench.dispatcher.progress
-    assert (progress.useful_s, progress.lost_s) == (0.0, 6.0)
+    assert (bench.account.useful_s, bench.account.lost_s) == (0.0, 6.0)
     for _ in range(3):
         last = dispatches(bench.log)[-1]
         if isinstance(last.lease, WriteLease):
@@ -449,7 +453,7 @@ def test_seconds_of_encoders_are_useful_once_committed_and_lost_when_made_again(
         else:
             bench.send(LeaseDone(last.attempt, bench.answer(last), 5.0))
     (commit,) = (command for command in bench.log if isinstance(command, Commit))
-    assert (commit.useful_s, commit.lost_s) == (5.0, 6.0)
+    assert (commit.account.useful_s, commit.account.lost_s) == (5.0, 6.0)
 
 
 def finished(bench: Bench, dispatch: Dispatch, busy_s: float) -> list[Command]:
@@ -498,7 +502,7 @@ def test_seconds_are_told_apart_by_what_they_went_into() -> None:
     encode = dispatches(bench.log)[-1]
     bench.now += 3
     finished(bench, encode, 2.0)
-    spent = bench.dispatcher.progress.spent
+    spent = bench.account.spent_s
     assert (spent["download"], spent["decode"]) == (1.0, 3.0)
     assert (spent["transfer"], spent["encode"]) == (1.0, 2.0)
 
@@ -555,7 +559,7 @@ def test_what_happens_is_told() -> None:
     bench.send(ActorPlaced(encoder, "node-a"))
     bench.send(ActorLost(encoder, True, "its worker process died"))
     assert notes(bench)[0] == ("actor_lost", True)
-    assert bench.dispatcher.progress.lost_nodes == {"node-a"}
+    assert bench.account.num_lost_nodes == 1
     bench.log.clear()
     bench.send(Draining(frozenset({"node-b"})))
     bench.send(Draining(frozenset({"node-b"})))
@@ -574,6 +578,5 @@ def test_rows_are_opened_once() -> None:
     film = DecodedInfo(replace(refs[0], num_segments=4), 5)
     failed = Failed(refs[1], "unreachable", "no answer")
     bench.send(LeaseDone(decode.attempt, (film, failed, DecodedInfo(refs[2], 5))))
-    progress = bench.dispatcher.progress
-    assert (progress.opened, progress.extra_clips) == (2, 3)
-    assert progress.retried == {"decode": 1}
+    assert (bench.account.num_opened, bench.account.num_extra_clips) == (2, 3)
+    assert bench.account.retried == {"decode": 1}

@@ -6,18 +6,18 @@ import re
 from pathlib import Path
 
 from tokpipe.runtime.metrics import JOB_LABELS, MAX_REASONS, METRICS, Changes, metrics_table
-from tokpipe.runtime.snapshot import RunCounts, Snapshot
+from tokpipe.runtime.snapshot import Snapshot
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import events_table
-from tokpipe.telemetry.speed import Seconds
 from tokpipe.types import STAGES
 
 PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
 
 
-def snapshot(run: RunCounts | None = None) -> Snapshot:
+def snapshot(run: Account | None = None) -> Snapshot:
     none = dict.fromkeys(STAGES, 0)
     return Snapshot(
-        total=0, expected=0, passed=none, actors=none, rejected={}, run=run or RunCounts()
+        total=0, expected=0, passed=none, actors=none, rejected={}, run=run or Account()
     )
 
 
@@ -49,7 +49,7 @@ def raised(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:
 def test_counters_wait_while_lost_work_is_done_again() -> None:
     counts = raised(
         *(
-            snapshot(RunCounts(clips={"decode": decoded, "encode": 0, "write": 0}))
+            snapshot(Account(clips={"decode": decoded, "encode": 0, "write": 0}))
             for decoded in (3, 8, 5, 7, 9)
         )
     )
@@ -59,8 +59,8 @@ def test_counters_wait_while_lost_work_is_done_again() -> None:
 def test_reasons_beyond_a_bound_are_one_series() -> None:
     reasons = {f"reason{number}": 1 for number in range(MAX_REASONS + 5)}
     counts = raised(
-        snapshot(RunCounts(rejected=reasons)),
-        snapshot(RunCounts(rejected={**reasons, "reason1": 3, "late": 2})),
+        snapshot(Account(rejected=reasons)),
+        snapshot(Account(rejected={**reasons, "reason1": 3, "late": 2})),
     )
     assert len(counts) == MAX_REASONS + 1
     assert counts["tokpipe_rejected_clips", "reason1"] == 3
@@ -71,7 +71,7 @@ def test_busy_shares_are_those_of_the_progress_line() -> None:
     (busy,) = (metric for metric in METRICS if metric.name == "tokpipe_busy_ratio")
     (light,) = (metric for metric in METRICS if metric.name == "tokpipe_speed_of_light_ratio")
     up = dict.fromkeys(STAGES, 10.0)
-    recent = Seconds({"download": 2.0, "decode": 3.0, "encode": 9.0, "transfer": 4.0}, up)
+    recent = Account({"download": 2.0, "decode": 3.0, "encode": 9.0, "transfer": 4.0}, up)
     seen = Snapshot(total=0, expected=0, passed={}, actors={}, rejected={}, recent=recent)
     assert busy.read(seen) == {("decode",): 0.5, ("encode",): 1.0, ("write",): 0.0}
     assert light.read(seen) == {(): 0.9}

@@ -13,19 +13,19 @@ from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.progress import ProgressView, _bar
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
-from tokpipe.runtime.usage import Usage
-from tokpipe.telemetry.speed import Seconds
-from tokpipe.types import ClipRef, Rejected, Stage
+from tokpipe.telemetry.account import Account
+from tokpipe.types import ClipRef, Rejected
 
-UP: dict[Stage, float] = {"decode": 10.0, "encode": 10.0, "write": 10.0}
+UP: dict[str, float] = {"decode": 10.0, "encode": 10.0, "write": 10.0}
 SNAPSHOT = Snapshot(
     total=1_200,
     expected=3_000,
     passed={"decode": 40, "encode": 30, "write": 20},
     actors={"decode": 3, "encode": 1, "write": 1},
     rejected={"truncated": 3, "no_video": 1},
-    goodput=0.5,
-    recent=Seconds({"encode": 9.5}, UP),
+    run=Account(paid_s=10.0, useful_s=5.0),
+    recent=Account({"encode": 9.5}, UP, clips={"decode": 60}),
+    recent_s=8.0,
 )
 
 
@@ -54,7 +54,7 @@ def test_a_bar_is_as_long_as_what_is_done() -> None:
 
 def test_elsewhere_one_line_says_the_same() -> None:
     (line,) = shown(SNAPSHOT, on_terminal=False).splitlines()
-    assert line.startswith("of ~3,000 clips: decode 40 (0.0/s, 3 actors), encode 30")
+    assert line.startswith("of ~3,000 clips: decode 40 (7.5/s, 3 actors), encode 30")
     assert "rejected 4, goodput 50%, ETA -; speed of light 95%" in line
 
 
@@ -68,12 +68,13 @@ def test_what_nobody_has_opened_is_taken_to_be_like_the_rest() -> None:
     refused = Rejected(ClipRef("a", 0, 0, 1, "u"), "decode", "empty", "")
     state.apply(ManifestEntry(0, "w", "now", rejected=(refused,)))
     limits = Limits(RuntimeConfig(), False, 8, 1000, 60.0, 1.0)
-    dispatcher = Dispatcher(limits, ref_of)
     snapshots = Snapshots(state)
 
     def expected(opened: int, extra_clips: int) -> tuple[int, int]:
-        dispatcher.progress.opened, dispatcher.progress.extra_clips = opened, extra_clips
-        snapshot = snapshots.take(dispatcher, Usage())
+        dispatcher = Dispatcher(limits, ref_of)
+        dispatcher.ledger.add("num_opened", opened)
+        dispatcher.ledger.add("num_extra_clips", extra_clips)
+        snapshot = snapshots.take(dispatcher)
         return snapshot.total, snapshot.expected
 
     assert expected(0, 0) == (100, 100)

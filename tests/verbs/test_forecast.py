@@ -20,11 +20,11 @@ from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
-from tokpipe.formats.manifest.entry import EncoderUse
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.storage import open_store
+from tokpipe.telemetry.account import Account
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 from tokpipe.verbs.forecast import Forecast, _estimate, forecast
 
@@ -139,9 +139,9 @@ def finished(uri: str, job: JobConfig) -> None:
     store = open_store(uri, job.storage)
     write_once(store, record(num_rows=1))
     receipt = receipt_of("s", [encoded_clip(0, [5, 5], (2, 4))], b"x" * 64)
-    use = EncoderUse(paid_s=4, useful_s=3)
+    use = Account(paid_s=4, useful_s=3)
     assert append(
-        store, ManifestEntry(0, "d", "2026-01-01T00:00:00+00:00", (receipt,), encoders=use)
+        store, ManifestEntry(0, "d", "2026-01-01T00:00:00+00:00", (receipt,), account=use)
     )
 
 

@@ -19,7 +19,8 @@ from tokpipe.formats.manifest import (
     load_state,
     write_checkpoint,
 )
-from tokpipe.formats.manifest.entry import Claim, EncoderUse
+from tokpipe.formats.manifest.entry import Claim
+from tokpipe.telemetry.account import Account
 from tokpipe.types import Rejected
 from tokpipe.verbs.status import Status, status
 
@@ -52,7 +53,7 @@ class Log:
     def shard(self, at_s: float, *rows: int) -> None:
         clips = [encoded_clip(row, [5, 5]) for row in rows]
         receipt = receipt_of(f"shard-{self.seq}", clips)
-        self.add(at_s, shards=(receipt,), encoders=EncoderUse(10, 8, 1))
+        self.add(at_s, shards=(receipt,), account=Account(paid_s=10, useful_s=8, lost_s=1))
 
 
 def seen(store: DictStore, at_s: float) -> Status:

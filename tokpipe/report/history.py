@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.report.groups import Group
-from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Seconds, Speed, speed_of
+from tokpipe.telemetry.account import Account
+from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Speed, speed_of
 from tokpipe.types import STAGES, Stage
 from tokpipe.verbs.status import time_of
 
@@ -41,11 +42,11 @@ class Step:
         return float(self.amounts[_COLUMNS[name]])
 
     @property
-    def seconds(self) -> Seconds:
+    def account(self) -> Account:
         """What the actors spent, as far as the manifest tells."""
-        return Seconds(
-            {one: self[f"spent {one}"] for one in ACTIVITIES},
-            {one: self[f"up {one}"] for one in STAGES},
+        return Account(
+            spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
+            up_s={one: self[f"up {one}"] for one in STAGES},
         )
 
     @property
@@ -55,7 +56,7 @@ class Step:
     @property
     def speed(self) -> Speed | None:
         """None where the manifest does not tell what actors did."""
-        return speed_of(self.seconds)
+        return speed_of(self.account)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class History:
         timed_s, frames = whole["timed_s"], whole["timed_frames"]
         if timed_s <= 0:
             return []
-        return [_stage_use(stage, whole.seconds, timed_s, frames) for stage in STAGES]
+        return [_stage_use(stage, whole.account, timed_s, frames) for stage in STAGES]
 
     def _step_at(self, at_s: float) -> int:
         return min(int(at_s / self.step_s), MAX_STEPS - 1)
@@ -166,10 +167,10 @@ class History:
 def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
     amounts = np.zeros(len(_COLUMNS))
     counts: dict[str, float] = {"clips": group.clips, "frames": group.frames}
-    actors = group.entry.actors
-    if actors is not None and actors.up_s:
+    account = group.entry.account
+    if account is not None and account.up_s:
         counts |= {"timed_s": elapsed_s, "timed_frames": group.frames}
-        for kind, seconds in (("spent", actors.spent_s), ("up", actors.up_s)):
+        for kind, seconds in (("spent", account.spent_s), ("up", account.up_s)):
             counts |= {f"{kind} {one}": value * group.num_entries for one, value in seconds.items()}
     for name, value in counts.items():
         if name in _COLUMNS:  # a later version may tell more
@@ -177,9 +178,9 @@ def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
     return amounts
 
 
-def _stage_use(stage: Stage, seconds: Seconds, timed_s: float, frames: float) -> StageUse:
-    up_s = seconds.up[stage]
-    spent = {one: seconds.spent[one] for one in OF_STAGE[stage]}
+def _stage_use(stage: Stage, account: Account, timed_s: float, frames: float) -> StageUse:
+    up_s = account.up_s[stage]
+    spent = {one: account.spent_s[one] for one in OF_STAGE[stage]}
     # Actors that end with the job, or die, told of work that counts, but were not seen to the end.
     known_s = max(up_s, sum(spent.values()))
     working_s = sum(value for one, value in spent.items() if one != "transfer")

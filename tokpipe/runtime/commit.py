@@ -15,9 +15,7 @@ from tokpipe.errors import Fenced, RuntimeFault, StorageError
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
-    ActorUse,
     Claim,
-    EncoderUse,
     ManifestEntry,
     ManifestState,
     Reopened,
@@ -27,6 +25,7 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import events_are_logged, log_event
 from tokpipe.types import ClipRef, Receipt, Rejected
 
@@ -97,15 +96,14 @@ class Committer:
         self.state = state
         self.writer = writer
         self.checkpoint_every = checkpoint_every
-        self._untold = EncoderUse(), ActorUse()
-        """Seconds of commits that had nothing to add."""
+        self._unwritten = Account()
+        """Of commits that had nothing to add."""
 
     def commit(
         self,
         receipts: Sequence[Receipt],
         rejected: Sequence[Rejected],
-        encoders: EncoderUse | None = None,
-        actors: ActorUse | None = None,
+        account: Account | None = None,
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
@@ -115,15 +113,11 @@ class Committer:
             Fenced: another driver took the sequence number.
             StorageError: the store gave no answer; the entry may or may not exist.
         """
-        self._untold = (
-            self._untold[0] + (encoders or EncoderUse()),
-            self._untold[1] + (actors or ActorUse()),
-        )
+        self._unwritten += account or Account()
         entry = self.entry(
             shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
             rejected=tuple(one for one in rejected if not self._has(one.ref)),
-            encoders=self._untold[0],
-            actors=self._untold[1],
+            account=self._unwritten,
         )
         if not (entry.shards or entry.rejected):
             return
@@ -135,7 +129,7 @@ class Committer:
             )
         began = time.monotonic()
         self.append(entry)
-        self._untold = EncoderUse(), ActorUse()
+        self._unwritten = Account()
         if events_are_logged():
             _log_entry(entry, time.monotonic() - began)
 

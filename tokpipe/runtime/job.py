@@ -32,23 +32,22 @@ from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import connected, has_gpu
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatch import Dispatcher, Limits
-from tokpipe.runtime.dispatch.account import Progress
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell, Stages
 from tokpipe.runtime.snapshot import Snapshots
-from tokpipe.runtime.usage import Usage
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store, probe_store
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName, driver_log, log_event
 from tokpipe.telemetry.redact import redact
-from tokpipe.telemetry.speed import Seconds, Speed, speed_of
+from tokpipe.telemetry.speed import Speed, speed_of
 from tokpipe.types import ClipRef, Rejected, WorkItem
 from tokpipe.weights.read import TokenizerWeights, read_weights
 
@@ -69,8 +68,7 @@ class Outcome:
     elapsed_s: float
     num_left: int
     """Plan rows that are not settled."""
-    usage: Usage = field(default_factory=Usage)
-    progress: Progress = field(default_factory=Progress)
+    account: Account = field(default_factory=Account)
     """What this run did."""
     signal: int | None = None
     """The signal that stopped the run, or SIGTERM if a notice did."""
@@ -83,14 +81,9 @@ class Outcome:
         return self.totals.num_rejected / clips if clips else 0.0
 
     @property
-    def goodput(self) -> float | None:
-        """Share of the encoders' seconds of this run that went into committed codes."""
-        return self.usage.goodput(self.progress.useful_s)
-
-    @property
     def speed(self) -> Speed | None:
         """How near this run was to the speed of its encoders, and what limited it."""
-        return speed_of(Seconds(self.progress.spent, self.usage.up_s))
+        return speed_of(self.account)
 
 
 @dataclass(frozen=True)
@@ -153,7 +146,7 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
             )
 
             def show_progress() -> None:
-                snapshot = snapshots.take(dispatcher, shell.usage)
+                snapshot = snapshots.take(dispatcher)
                 for one in shown_by:
                     one.show(snapshot)
 
@@ -168,8 +161,7 @@ def run_job(job: JobConfig, console: Console, retry: Retry | None = None) -> Out
         state.totals,
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
-        shell.usage,
-        dispatcher.progress,
+        dispatcher.ledger.account,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
     )

@@ -56,9 +56,8 @@ def _one(value: float | None) -> dict[Labels, float | None]:
 
 
 def _stage_seconds(snapshot: Snapshot) -> dict[Labels, float | None]:
-    spent = snapshot.run.seconds.spent
     return {
-        (stage, activity): spent.get(activity, 0.0)
+        (stage, activity): snapshot.run.spent_s.get(activity, 0.0)
         for stage in STAGES
         for activity in OF_STAGE[stage]
     }
@@ -86,7 +85,7 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_clips",
         "counter",
         "Clips that a stage has done; of `write`, those that are committed.",
-        lambda s: _by(s.run.clips),
+        lambda s: _by({stage: s.run.clips.get(stage, 0) for stage in STAGES}),
         ("stage",),
     ),
     Metric(
@@ -152,7 +151,7 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_actor_seconds",
         "counter",
         "Seconds that actors were up, busy or not.",
-        lambda s: _by({stage: s.run.seconds.up.get(stage, 0.0) for stage in STAGES}),
+        lambda s: _by({stage: s.run.up_s.get(stage, 0.0) for stage in STAGES}),
         ("stage",),
     ),
     Metric(
@@ -180,7 +179,7 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_goodput_ratio",
         "gauge",
         "Share of the seconds that this run has held encoders for that went into committed codes.",
-        lambda s: _one(s.goodput),
+        lambda s: _one(s.run.goodput),
     ),
     Metric(
         "tokpipe_lost_actors",

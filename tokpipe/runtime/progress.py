@@ -1,10 +1,8 @@
-"""What a person sees while a job runs: one line per stage, and a summary at the end."""
+"""What people see while a job runs: a line per stage, or one plain line now and then."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tokpipe.runtime.snapshot import RECENT_S, Snapshot
+from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.human import counts_text, duration
 from tokpipe.telemetry.logs import events_are_logged, log_event
 from tokpipe.telemetry.redact import redact
@@ -22,24 +20,7 @@ from tokpipe.types import STAGES, Stage
 
 BAR_WIDTH = 24
 NO_ACTOR_S = 60.0
-"""A stage without actors for so long is mentioned: the cluster may have no room for one."""
-
-
-@dataclass
-class _Rate:
-    """Clips per second over a sliding window."""
-
-    points: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def add(self, now: float, count: int) -> None:
-        self.points.append((now, count))
-        while len(self.points) > 2 and self.points[1][0] < now - RECENT_S:
-            self.points.popleft()
-
-    @property
-    def per_s(self) -> float:
-        (begin, first), (end, last) = self.points[0], self.points[-1]
-        return (last - first) / (end - begin) if end > begin else 0.0
+"""A stage that has had no actor for this long is mentioned: the cluster may lack room for one."""
 
 
 class ProgressView:
@@ -48,7 +29,6 @@ class ProgressView:
     def __init__(self, console: Console, interval_s: float) -> None:
         self.console = console
         self.interval_s = interval_s
-        self._rates: dict[Stage, _Rate] = {stage: _Rate() for stage in STAGES}
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._next_line = 0.0
         self._had_actors: dict[Stage, float] = dict.fromkeys(STAGES, time.monotonic())
@@ -72,15 +52,12 @@ class ProgressView:
         self.console.print(redact(message), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, snapshot: Snapshot) -> None:
-        now = time.monotonic()
-        for stage in STAGES:
-            self._rates[stage].add(now, snapshot.passed[stage])
         if self._live is not None:
             lines = [_rejected_line(snapshot), Text(_speed_text(snapshot))]
             shown = (line for line in lines if line)
             self._live.update(Group(self._table(snapshot), *shown), refresh=True)
-        elif now >= self._next_line:
-            self._next_line = now + self.interval_s
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self.interval_s
             self.say(self._line(snapshot))
 
     def _table(self, snapshot: Snapshot) -> Table:
@@ -88,7 +65,7 @@ class ProgressView:
         for justify in ("left", "left", "right", "right", "right", "right"):
             table.add_column(justify=justify, no_wrap=True)
         for stage in STAGES:
-            done, rate = snapshot.passed[stage], self._rates[stage].per_s
+            done, rate = snapshot.passed[stage], snapshot.clips_per_s(stage)
             table.add_row(
                 Text(stage, style="bold"),
                 _bar(done, snapshot.expected),
@@ -102,7 +79,7 @@ class ProgressView:
         return table
 
     def _idle_stages(self, snapshot: Snapshot) -> list[Stage]:
-        """Stages that have had no actor for long enough to say so."""
+        """Stages that have had no actor for NO_ACTOR_S."""
         now = time.monotonic()
         for stage in STAGES:
             if snapshot.actors[stage]:
@@ -111,11 +88,11 @@ class ProgressView:
 
     def _line(self, snapshot: Snapshot) -> str:
         parts = [
-            f"{stage} {snapshot.passed[stage]:,} ({self._rates[stage].per_s:,.1f}/s, "
+            f"{stage} {snapshot.passed[stage]:,} ({snapshot.clips_per_s(stage):,.1f}/s, "
             f"{snapshot.actors[stage]} actors)"
             for stage in STAGES
         ]
-        eta = _eta(snapshot.expected - snapshot.passed["write"], self._rates["write"].per_s)
+        eta = _eta(snapshot.expected - snapshot.passed["write"], snapshot.clips_per_s("write"))
         idle = self._idle_stages(snapshot)
         notes = [note for note in (_speed_text(snapshot), _no_room(idle) if idle else "") if note]
         return (
@@ -125,7 +102,7 @@ class ProgressView:
 
 
 def _rejected_line(snapshot: Snapshot) -> Text:
-    """How many and why; empty if none is."""
+    """How many clips are rejected and why; empty if none is."""
     line = Text(no_wrap=True, overflow="ellipsis")
     if snapshot.rejected:
         reasons = counts_text(snapshot.rejected)
@@ -134,22 +111,23 @@ def _rejected_line(snapshot: Snapshot) -> Text:
 
 
 def _speed_text(snapshot: Snapshot) -> str:
-    """How near the last minute was to the speed of the encoders; empty before there are any."""
+    """How close the last minute was to the encoders' speed; empty before there are any."""
     speed = speed_of(snapshot.recent)
     return "" if speed is None else speed_text(speed)
 
 
 def _total(snapshot: Snapshot) -> str:
-    """All clips; ``~`` while sources are still to be opened, and others turned out to be cut."""
+    """All clips; with ``~`` while it is an estimate from the sources opened so far."""
     return f"{'~' if snapshot.expected > snapshot.total else ''}{snapshot.expected:,}"
 
 
 def _goodput(snapshot: Snapshot) -> str:
-    return "" if snapshot.goodput is None else f"goodput {snapshot.goodput:.0%}, "
+    goodput = snapshot.run.goodput
+    return "" if goodput is None else f"goodput {goodput:.0%}, "
 
 
 class ProgressLog:
-    """The same as an event, now and then."""
+    """Logs the same as a ``progress`` event now and then."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -172,7 +150,7 @@ class ProgressLog:
             written_bytes=run.written_bytes,
             num_rejected=sum(run.rejected.values()),
             actors=snapshot.actors,
-            goodput=snapshot.goodput,
+            goodput=run.goodput,
             speed_of_light=None if speed is None else round(speed.share, 4),
             limit=None if speed is None else speed.limit,
         )

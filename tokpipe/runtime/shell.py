@@ -19,7 +19,6 @@ from ray.exceptions import (
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
-from tokpipe.formats.manifest import ActorUse, EncoderUse
 from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
 from tokpipe.runtime.cluster import draining_nodes
 from tokpipe.runtime.commit import Committer
@@ -58,12 +57,10 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.runtime.encode_actor import EncodeActor
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.usage import Usage
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.telemetry.logs import WorkerLog, log_event
-from tokpipe.telemetry.speed import Seconds
 from tokpipe.types import Stage
 
 TICK_S = 0.5
@@ -132,13 +129,8 @@ class Shell:
         self.stages = stages
         self.config = config
         self.on_progress = on_progress
-        self.usage = Usage()
         self.was_drained = False
         """The run was stopped because the driver's own node is about to go."""
-        self._paid_before_s = 0.0
-        """What of ``usage.encoders_paid_s`` earlier commits have told."""
-        self._seconds_before = Seconds()
-        """The same of the seconds of all actors."""
         self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
         self._handles: dict[ActorId, _Handle] = {}
         self._payloads: dict[AttemptId, Any] = {}
@@ -166,8 +158,8 @@ class Shell:
             self._plans.shutdown(wait=False, cancel_futures=True)
 
     def _loop(self) -> Finish:
-        next_tick = next_capacity = last = time.monotonic()
-        next_watch = last + WATCH_EVERY_S
+        next_tick = next_capacity = time.monotonic()
+        next_watch = next_tick + WATCH_EVERY_S
         moved_at = time.time()  # by the clock that goes on while a machine is suspended
         while True:
             _check_moving(moved_at)
@@ -181,8 +173,6 @@ class Shell:
                 self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
             if now >= next_tick:
                 next_tick = now + TICK_S
-                self._account(now - last)
-                last = now
                 self._events.put(Tick())
                 self.on_progress()
             try:
@@ -197,13 +187,6 @@ class Shell:
                 if isinstance(command, Finish):
                     return command
                 self._carry_out(command)
-
-    def _account(self, elapsed_s: float) -> None:
-        for actor in self.dispatcher.fleet.actors.values():
-            if actor.up:
-                self.usage.up_s[actor.stage] += elapsed_s
-            if actor.placed and actor.stage == "encode":
-                self.usage.encoders_paid_s += elapsed_s
 
     def _look_at_nodes(self) -> None:
         draining = draining_nodes()
@@ -234,9 +217,7 @@ class Shell:
             future = self._plans.submit(self.feed.fetch, command.num_items)
             future.add_done_callback(self._post_result)
         elif isinstance(command, Commit):
-            # Counted here, because the next event may go on counting while the thread commits.
-            seconds = Seconds(dict(self.dispatcher.progress.spent), dict(self.usage.up_s))
-            done = self._commits.submit(self._commit, command, seconds, time.time())
+            done = self._commits.submit(self._commit, command, time.time())
             done.add_done_callback(self._post_result)
         elif isinstance(command, Note):
             level = logging.WARNING if command.is_warning else logging.INFO
@@ -248,18 +229,9 @@ class Shell:
                 else RuntimeFault(command.message)
             )
 
-    def _commit(self, command: Commit, seconds: Seconds, ordered_at: float) -> Committed:
+    def _commit(self, command: Commit, ordered_at: float) -> Committed:
         _check_moving(ordered_at)
-        paid_s = self.usage.encoders_paid_s
-        use = EncoderUse(paid_s - self._paid_before_s, command.useful_s, command.lost_s)
-        self._paid_before_s = paid_s
-        since = seconds.since(self._seconds_before)
-        self._seconds_before = seconds
-        actors = ActorUse(
-            {activity: round(spent, 3) for activity, spent in since.spent.items()},
-            {stage: round(up, 3) for stage, up in since.up.items()},
-        )
-        self.committer.commit(command.receipts, command.rejected, use, actors)
+        self.committer.commit(command.receipts, command.rejected, command.account)
         return Committed()
 
     def _post_result(self, future: Future[Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.telemetry.speed import speed_text
 
@@ -22,11 +23,11 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     yield f"  {size_text(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
     if totals.num_rejected:
         yield f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)}"
-    if marked := outcome.progress.marked:
+    if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
     if speed := outcome.speed:
         yield f"  {speed_text(speed)}"
-    yield from _goodput_lines(outcome)
+    yield from _goodput_lines(outcome.account)
     if outcome.was_drained:
         yield "  stopped because the driver's node is about to be taken away"
     if outcome.ended == "stopped":
@@ -39,18 +40,16 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         )
 
 
-def _goodput_lines(outcome: Outcome) -> Iterator[str]:
-    """What encoders were paid for, and what losses cost."""
-    progress = outcome.progress
-    if outcome.goodput is not None:
-        paid_s = outcome.usage.encoders_paid_s
+def _goodput_lines(account: Account) -> Iterator[str]:
+    """How much encoder time was productive, and what losses cost."""
+    if account.goodput is not None:
         yield (
-            f"  goodput {outcome.goodput:.0%}: {progress.useful_s:,.0f} of {paid_s:,.0f} encoder "
-            "seconds made the codes committed by this run"
+            f"  goodput {account.goodput:.0%}: {account.useful_s:,.0f} of {account.paid_s:,.0f} "
+            "encoder seconds made the codes committed by this run"
         )
-    if progress.lost_actors or progress.lost_s:
-        actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(progress.lost_actors.items()))
+    if account.lost_actors or account.lost_s:
+        actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(account.lost_actors.items()))
         yield (
-            f"  lost workers: {actors or 'none'}; {progress.lost_s:,.0f} encoder seconds had to "
+            f"  lost workers: {actors or 'none'}; {account.lost_s:,.0f} encoder seconds had to "
             "be spent again"
         )

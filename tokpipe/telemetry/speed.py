@@ -1,18 +1,19 @@
-"""How near a job is to the speed of its encoders, and what keeps it from being nearer."""
+"""How close a job is to the speed of its encoders, and what limits it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES, Stage
 
 Activity = Literal["download", "decode", "transfer", "encode", "write"]
 ACTIVITIES: tuple[Activity, ...] = ("download", "decode", "transfer", "encode", "write")
-"""What actors spend their seconds on. ``transfer``: an encoder had a lease and did not compute,
-because its pixels were on their way, or the lease was."""
+"""What actors spend their seconds on. ``transfer``: an encoder had a lease but did not compute,
+because the lease or its pixels were still on their way."""
 
 OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
     "decode": ("download", "decode"),
@@ -20,82 +21,68 @@ OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
     "write": ("write",),
 }
 AS_BUSY = 0.02
-"""Shares that differ by less are the same: encoders are then named, since they cannot be helped."""
+"""Fractions that differ by less count as equal; encode is then named as the limit, since nothing
+but more encoders would help."""
 IDLE = 0.5
-"""A stage that works less than this does not limit anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """Seconds of all actors together: spent by activity, and up by stage."""
-
-    spent: Mapping[Activity, float] = field(default_factory=dict)
-    up: Mapping[Stage, float] = field(default_factory=dict)
-
-    def since(self, earlier: Seconds) -> Seconds:
-        """What came after ``earlier``."""
-        return Seconds(
-            {one: self.spent.get(one, 0.0) - earlier.spent.get(one, 0.0) for one in ACTIVITIES},
-            {one: self.up.get(one, 0.0) - earlier.up.get(one, 0.0) for one in STAGES},
-        )
+"""A stage that is busy for a smaller fraction of its time does not limit anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Where a job stands between idle and the speed of light."""
+    """How fast a job is, compared with its encoders alone."""
 
     share: float
-    """Share of the time of encoders in which they computed: what part of its encoders' own speed
-    the whole job reaches."""
+    """Fraction of encoder time in which encoders computed (0 to 1)."""
     limit: Activity | None
-    """What to have more of for more speed; None if no stage is busy, as while a job starts."""
+    """The activity that limits the job; None if no stage is busy, as while a job starts."""
     limit_share: float
-    """Share of their time that the limiting stage's actors were busy with all they do."""
+    """Fraction of its time that the limiting stage was busy (0 to 1)."""
 
 
-def speed_of(seconds: Seconds) -> Speed | None:
-    """The limiting stage is the one whose actors are busiest; within it, what takes them longest.
+def speed_of(account: Account) -> Speed | None:
+    """The limiting stage is the one whose actors are busiest; within it, the longest activity.
 
     None before any encoder is up.
     """
-    if seconds.up.get("encode", 0.0) <= 0:
+    if account.up_s.get("encode", 0.0) <= 0:
         return None
-    busy = busy_shares(seconds)
-    share = min(1.0, seconds.spent.get("encode", 0.0) / seconds.up["encode"])
+    busy = busy_shares(account)
+    share = min(1.0, account.spent_s.get("encode", 0.0) / account.up_s["encode"])
     most = max(busy.values())
     if most < IDLE:
         return Speed(share, None, most)
     stage = max(STAGES, key=lambda one: busy[one])
     if busy["encode"] >= most - AS_BUSY:
         stage = "encode"
-    limit = max(OF_STAGE[stage], key=lambda one: seconds.spent.get(one, 0.0))
+    limit = max(OF_STAGE[stage], key=lambda one: account.spent_s.get(one, 0.0))
     return Speed(share, limit, busy[stage])
 
 
-def busy_shares(seconds: Seconds) -> dict[Stage, float]:
-    """Share of their time, from 0 to 1, that the actors of each stage were busy."""
+def busy_shares(account: Account) -> dict[Stage, float]:
+    """Fraction of their time (0 to 1) that the actors of each stage were busy."""
     busy: dict[Stage, float] = {}
     for stage in STAGES:
-        spent = sum(seconds.spent.get(one, 0.0) for one in OF_STAGE[stage])
-        up = seconds.up.get(stage, 0.0)
-        # What is told when a lease ends was in part spent before the window began.
+        spent = sum(account.spent_s.get(one, 0.0) for one in OF_STAGE[stage])
+        up = account.up_s.get(stage, 0.0)
+        # A lease is counted when it ends, so part of it may lie before the time in question.
         busy[stage] = min(1.0, spent / up) if up > 0 else 0.0
     return busy
 
 
-class RecentSeconds:
-    """What actors spent over the last while. A slow start does not stay in it."""
+class RecentAccount:
+    """The account of the last ``window_s`` seconds."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._points: deque[tuple[float, Seconds]] = deque()
+        self._points: deque[tuple[float, Account]] = deque()
 
-    def add(self, now: float, seconds: Seconds) -> Seconds:
-        """Take in all that was spent by ``now``, and return what of it is recent."""
-        self._points.append((now, seconds))
+    def add(self, now: float, account: Account) -> tuple[Account, float]:
+        """Add the account of the whole run so far; return the recent part and its seconds."""
+        self._points.append((now, account))
         while len(self._points) > 2 and self._points[1][0] < now - self._window_s:
             self._points.popleft()
-        return seconds.since(self._points[0][1])
+        begin, earlier = self._points[0]
+        return account - earlier, now - begin
 
 
 def speed_text(speed: Speed) -> str:

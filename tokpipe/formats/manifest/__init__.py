@@ -7,7 +7,7 @@ streams entries, ``committed`` tracks which plan rows are settled, ``state`` sum
 
 from tokpipe.formats.manifest.checkpoint import CHECKPOINT_INTERVAL, write_checkpoint
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
-from tokpipe.formats.manifest.entry import ActorUse, Claim, EncoderUse, ManifestEntry, Reopened
+from tokpipe.formats.manifest.entry import Claim, ManifestEntry, Reopened
 from tokpipe.formats.manifest.load import load_state
 from tokpipe.formats.manifest.log import (
     append,
@@ -20,10 +20,8 @@ from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
     "CHECKPOINT_INTERVAL",
-    "ActorUse",
     "Claim",
     "CommittedRows",
-    "EncoderUse",
     "ManifestEntry",
     "ManifestState",
     "PartialRow",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.sealed_json import dump_lines, object_text, seal, unseal
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 MANIFEST_FORMAT = 2
 """2 since entries can withdraw rejections. An entry that withdraws none is written as 1."""
+
+_RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s"), "actors": ("spent_s", "up_s")}
+"""What an entry records of an account, and under which keys."""
 
 _CLIP_FIELDS = [one.name for one in fields(ClipRef)]
 
@@ -39,40 +43,6 @@ class Reopened:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderUse:
-    """Encoder time since the driver's previous entry: what the run has cost."""
-
-    paid_s: float = 0.0
-    """Seconds that encode actors existed, busy or not."""
-    useful_s: float = 0.0
-    """Seconds spent on codes that this entry lists."""
-    lost_s: float = 0.0
-    """Seconds spent on codes that were lost with a worker or node, and made again."""
-
-    def __add__(self, other: EncoderUse) -> EncoderUse:
-        return EncoderUse(
-            self.paid_s + other.paid_s, self.useful_s + other.useful_s, self.lost_s + other.lost_s
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ActorUse:
-    """Seconds of all actors since the driver's previous entry: what limits the job's speed."""
-
-    spent_s: dict[str, float] = field(default_factory=dict)
-    """By activity: download, decode, transfer, encode, write."""
-    up_s: dict[str, float] = field(default_factory=dict)
-    """By stage: how long its actors were ready, busy or not."""
-
-    def __add__(self, other: ActorUse) -> ActorUse:
-        return ActorUse(_summed(self.spent_s, other.spent_s), _summed(self.up_s, other.up_s))
-
-
-def _summed(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in {**one, **other}}
-
-
-@dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """What one commit adds to the output, or the claim of a driver that starts."""
 
@@ -87,9 +57,9 @@ class ManifestEntry:
     claim: Claim | None = None
     """Set in a driver's first entry. It takes the next number of any older driver."""
     reopened: tuple[Reopened, ...] = ()
-    """Applied before the rest of the entry."""
-    encoders: EncoderUse | None = None
-    actors: ActorUse | None = None
+    """Unsettled before anything else in this entry counts."""
+    account: Account | None = None
+    """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -107,9 +77,11 @@ class ManifestEntry:
         optional: dict[str, Any] = {}
         if self.reopened:
             optional["reopened"] = [asdict(one) for one in self.reopened]
-        for name in ("claim", "encoders", "actors"):
-            if (value := getattr(self, name)) is not None:
-                optional[name] = asdict(value)
+        if self.claim is not None:
+            optional["claim"] = asdict(self.claim)
+        if self.account is not None:
+            for key, names in _RECORDED.items():
+                optional[key] = {name: _rounded(getattr(self.account, name)) for name in names}
         sealed = seal(
             {
                 "format": MANIFEST_FORMAT if self.reopened else 1,
@@ -144,12 +116,21 @@ class ManifestEntry:
             for shard in body["shards"]:
                 clips = shard["clips"]
                 shard["clips"] = [dict(zip(clip_fields, clip, strict=True)) for clip in clips]
+            seconds = [body.pop(key, {}) for key in _RECORDED]
+            if any(seconds):
+                body["account"] = {key: value for one in seconds for key, value in one.items()}
             return _ENTRY.validate_python(body)
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(uri, f"it does not parse as a manifest entry: {error}") from error
 
 
 _ENTRY = TypeAdapter(ManifestEntry)
+
+
+def _rounded(seconds: Any) -> Any:
+    if isinstance(seconds, Mapping):
+        return {key: round(value, 3) for key, value in seconds.items()}
+    return round(seconds, 3)
 
 
 def _rejection_json(rejection: Rejected) -> dict[str, Any]:

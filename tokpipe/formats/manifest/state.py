@@ -51,7 +51,7 @@ class Totals:
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected clips by reason, without withdrawn rejections."""
     paid_s: float = 0.0
-    """Encoder seconds of all runs. See ``EncoderUse``."""
+    """Seconds of encode actors, of all runs together. See ``Account``."""
     useful_s: float = 0.0
     lost_s: float = 0.0
 
@@ -74,11 +74,11 @@ class Totals:
             self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
         self.rejected.update(rejection.reason for rejection in entry.rejected)
         self.rejected.subtract(one.reason for one in entry.reopened)
-        self.rejected = +self.rejected  # drops zero counts
-        if entry.encoders is not None:
-            self.paid_s += entry.encoders.paid_s
-            self.useful_s += entry.encoders.useful_s
-            self.lost_s += entry.encoders.lost_s
+        self.rejected = +self.rejected  # leaves out what has come to zero
+        if entry.account is not None:
+            self.paid_s += entry.account.paid_s
+            self.useful_s += entry.account.useful_s
+            self.lost_s += entry.account.lost_s
 
 
 class ManifestState:

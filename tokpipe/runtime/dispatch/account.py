@@ -1,48 +1,38 @@
-"""What a run has done and cost so far."""
+"""Counts up the account of a run."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import defaultdict
+from typing import Any
 
-from tokpipe.runtime.dispatch.protocol import NodeId
-from tokpipe.telemetry.speed import ACTIVITIES, Activity
-from tokpipe.types import Stage
+from tokpipe.telemetry.account import Account
 
 
-@dataclass(slots=True)
-class Progress:
-    """Counts for people, of this run alone. Work that has to be done again is taken off."""
+class Ledger:
+    """Where the parts of the dispatcher write down what they see, by the names of ``Account``.
 
-    extra_clips: int = 0
-    """Clips beyond one per plan row, found as sources turned out to need cutting."""
-    opened: int = 0
-    """Plan rows of which it is known by now how many clips they are."""
-    decoded: int = 0
-    encoded: int = 0
-    committed: int = 0
-    useful_s: float = 0.0
-    """Seconds of encoders that went into committed codes."""
-    lost_s: float = 0.0
-    """Seconds of encoders whose codes were lost before they were committed."""
-    spent: dict[Activity, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
-    """Seconds of actors by what they went into, whatever became of it."""
-    marked: Counter[str] = field(default_factory=Counter)
-    """Encoded clips by mark."""
-    lost_actors: Counter[Stage] = field(default_factory=Counter)
-    """Actors that were up and died, or had to be killed."""
-    lost_nodes: set[NodeId] = field(default_factory=set)
-    """Nodes that went with actors which were up."""
-    retried: Counter[Stage] = field(default_factory=Counter)
-    """Times that a clip was given again on its own account, by stage."""
-    download_bytes: int = 0
-    """Bytes of sources that decoders have fetched, or found on local disk."""
-    refused: Counter[Stage] = field(default_factory=Counter)
-    """Rejected clips, committed or not, by the stage that they did not get past."""
+    It changes in place, because a new ``Account`` for every lease would cost too much.
+    """
 
-    def passed(self, stage: Stage) -> int:
-        """Clips that a stage is done with: they went on, or will never come to it."""
-        if stage == "decode":
-            return self.decoded + self.refused["decode"]
-        went_on = self.encoded if stage == "encode" else self.committed
-        return went_on + self.refused["decode"] + self.refused["encode"]
+    def __init__(self) -> None:
+        self._past = Account()
+        self._amounts: dict[tuple[str, str | None], float] = defaultdict(int)
+
+    def add(self, name: str, amount: float = 1, *, by: str | None = None) -> None:
+        """Add to a field; ``by``: to this key of it, such as a stage."""
+        self._amounts[name, by] += amount
+
+    def add_account(self, account: Account) -> None:
+        """Add a whole account."""
+        self._past += account
+
+    @property
+    def account(self) -> Account:
+        """All that was added so far."""
+        values: dict[str, Any] = {}
+        for (name, by), amount in self._amounts.items():
+            if by is None:
+                values[name] = amount
+            else:
+                values.setdefault(name, {})[by] = amount
+        return self._past + Account(**values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.account import Ledger
 from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ClipLease,
@@ -38,12 +38,12 @@ class Blame:
         self,
         max_attempts: int,
         ref_of: Callable[[WorkItem], ClipRef],
-        progress: Progress,
+        ledger: Ledger,
         emit: Emit,
     ) -> None:
         self._max_attempts = max_attempts
         self._ref_of = ref_of
-        self._progress = progress
+        self._ledger = ledger
         self._emit = emit
         self._strikes: Counter[Key] = Counter()
         self._store_strikes: Counter[Key] = Counter()
@@ -131,7 +131,7 @@ class Blame:
         return self._strikes[_key(lease)]
 
     def _note_retry(self, ref: ClipRef, stage: Stage, reason: str, why: str, strikes: int) -> None:
-        self._progress.retried[stage] += 1
+        self._ledger.add("retried", by=stage)
         self._emit(
             Note(
                 "clip_retried",

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 
-from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.account import Ledger
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
@@ -59,14 +59,14 @@ class Dispatcher:
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         new_id = count(1)
-        self.progress = Progress()
+        self.ledger = Ledger()
         self.pools = Pools(limits, self._emit)
-        self.fleet = Fleet(limits.runtime, new_id, self.progress, self._emit)
+        self.fleet = Fleet(limits.runtime, new_id, self.ledger, self._emit)
         self.flights = Flights(self._emit)
         self.queues = Queues(self._emit)
         self.streams = StreamedClips()
-        self.blame = Blame(limits.runtime.max_attempts, ref_of, self.progress, self._emit)
-        self.settlement = Settlement(limits, self.queues, new_id, self.progress, self._emit)
+        self.blame = Blame(limits.runtime.max_attempts, ref_of, self.ledger, self._emit)
+        self.settlement = Settlement(limits, self.queues, new_id, self.ledger, self._emit)
         self._leasing = Leasing(
             self.fleet, self.flights, self.queues, self.streams, self.pools, new_id, self._emit
         )
@@ -79,7 +79,7 @@ class Dispatcher:
             self.settlement,
             self.pools,
             new_id,
-            self.progress,
+            self.ledger,
             self._emit,
         )
         self._commands: list[Command] = []
@@ -110,6 +110,7 @@ class Dispatcher:
             case Committed():
                 self.settlement.committed()
             case Tick():
+                self.fleet.count_time(now)
                 for actor, why in self.fleet.remove_overdue(now):
                     self._returns.lost(actor, now, blame=why)
             case Capacity():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tokpipe.config.job import RuntimeConfig
-from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.account import Ledger
 from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ActorId,
@@ -141,12 +141,12 @@ class Fleet:
     """
 
     def __init__(
-        self, config: RuntimeConfig, new_id: Iterator[int], progress: Progress, emit: Emit
+        self, config: RuntimeConfig, new_id: Iterator[int], ledger: Ledger, emit: Emit
     ) -> None:
         self.actors: dict[ActorId, Actor] = {}
         self._config = config
         self._new_id = new_id
-        self._progress = progress
+        self._ledger = ledger
         self._emit = emit
         self._starts = _Starts(emit)
         self._idle: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
@@ -159,6 +159,8 @@ class Fleet:
         self._none_up_since: dict[Stage, float] = {}
         self._leaving: set[ActorId] = set()
         self._draining: frozenset[NodeId] = frozenset()
+        self._lost_nodes: set[NodeId] = set()
+        self._counted_until: float | None = None
 
     def num(self, stage: Stage) -> int:
         """Actors of a stage that are up or starting, without those that are leaving."""
@@ -265,6 +267,16 @@ class Fleet:
             self._shelve(actor_id)
             self._note("actor_up", actor_id, "is up")
 
+    def count_time(self, now: float) -> None:
+        """Count the seconds that actors were up, and encoders paid for, since the last call."""
+        elapsed_s = now - (now if self._counted_until is None else self._counted_until)
+        self._counted_until = now
+        actors = self.actors.values()
+        for stage, number in Counter(actor.stage for actor in actors if actor.up).items():
+            self._ledger.add("up_s", number * elapsed_s, by=stage)
+        num_paid = sum(actor.placed for actor in actors if actor.stage == "encode")
+        self._ledger.add("paid_s", num_paid * elapsed_s)
+
     # --- actors go ------------------------------------------------------------------------------
 
     def remove(self, actor_id: ActorId, *, kill: bool = True) -> Actor:
@@ -290,9 +302,10 @@ class Fleet:
         self._note("actor_lost", event.actor, what, reason=message, node_lost=event.node_lost)
         self.remove(event.actor, kill=False)
         if actor.up:
-            self._progress.lost_actors[actor.stage] += 1
-            if event.node_lost and actor.node is not None:
-                self._progress.lost_nodes.add(actor.node)
+            self._ledger.add("lost_actors", by=actor.stage)
+            if event.node_lost and actor.node is not None and actor.node not in self._lost_nodes:
+                self._lost_nodes.add(actor.node)
+                self._ledger.add("num_lost_nodes")
         elif not event.node_lost:
             self._starts.failed(actor.stage, message, now, refused=False)
         return actor
@@ -320,7 +333,7 @@ class Fleet:
             deadline_s = deadlines[actor.stage]
             if actor.leases and now - actor.head_since > deadline_s:
                 why = f"its {actor.stage} worker gave no answer for {deadline_s:g} s"
-                self._progress.lost_actors[actor.stage] += 1
+                self._ledger.add("lost_actors", by=actor.stage)
                 what = f"was killed: {why}"
                 self._note("actor_lost", actor_id, what, reason=why, node_lost=False)
                 yield self.remove(actor_id), why

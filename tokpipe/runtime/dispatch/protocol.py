@@ -12,10 +12,11 @@ encoding the previous one left. Its leases carry its stream id, which changes wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tokpipe.config.job import RuntimeConfig
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
 from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Stage, Travels, WorkItem
 
@@ -306,10 +307,8 @@ class Commit:
 
     receipts: tuple[Receipt, ...]
     rejected: tuple[Rejected, ...]
-    useful_s: float = 0.0
-    """Seconds that encoders spent on the receipts' codes."""
-    lost_s: float = 0.0
-    """Encoder seconds that were lost since the previous commit."""
+    account: Account = field(default_factory=Account)
+    """What the run did and spent since the previous commit, this one included."""
 
 
 @dataclass(frozen=True, slots=True)

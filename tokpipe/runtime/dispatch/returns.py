@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.account import Ledger
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Actor, Fleet
 from tokpipe.runtime.dispatch.flights import Flight, Flights
@@ -48,7 +48,7 @@ class Returns:
         settlement: Settlement,
         pools: Pools,
         new_id: Iterator[int],
-        progress: Progress,
+        ledger: Ledger,
         emit: Emit,
     ) -> None:
         self._fleet = fleet
@@ -59,7 +59,7 @@ class Returns:
         self._settlement = settlement
         self._pools = pools
         self._new_id = new_id
-        self._progress = progress
+        self._ledger = ledger
         self._emit = emit
 
     # --- done -----------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ class Returns:
             return
         assert isinstance(answer, tuple)
         assert len(answer) == len(lease.items)
-        failures = [one for one in answer if isinstance(one, Failed)]
-        if len(failures) == len(answer):
-            self._blame.came_to_nothing(lease, failures[0].message)
+        failed = [one for one in answer if isinstance(one, Failed)]
+        if len(failed) == len(answer):
+            self._blame.came_to_nothing(lease, failed[0].message)
         else:
             self._blame.had_result()
         if lease.stream is not None:
@@ -103,12 +103,12 @@ class Returns:
         """Note where an actor's seconds went."""
         stage, busy_s = lease.stage, event.busy_s
         self._pools.measure(stage, len(lease.items), busy_s)
-        spent = self._progress.spent
-        spent[stage] += busy_s - event.download_s
-        spent["download"] += event.download_s
-        self._progress.download_bytes += event.download_bytes
-        if stage == "encode":  # it had a lease, and did not compute
-            spent["transfer"] += max(0.0, held_s - busy_s)
+        self._ledger.add("spent_s", busy_s - event.download_s, by=stage)
+        if stage == "decode":
+            self._ledger.add("spent_s", event.download_s, by="download")
+            self._ledger.add("download_bytes", event.download_bytes)
+        elif stage == "encode":  # it had a lease, and did not compute
+            self._ledger.add("spent_s", max(0.0, held_s - busy_s), by="transfer")
 
     def _written(self, lease: WriteLease, receipt: Receipt) -> None:
         self._blame.had_result()
@@ -125,11 +125,12 @@ class Returns:
         num_streamed = 0
         for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
             total = result.ref.num_segments
-            self._progress.opened += item.num_segments is None and not isinstance(result, Failed)
+            if item.num_segments is None and not isinstance(result, Failed):
+                self._ledger.add("num_opened")
             if item.num_segments is None and total > 1:
                 item = replace(item, num_segments=total)
                 self._queues.add_segments(item, total)
-                self._progress.extra_clips += total - 1
+                self._ledger.add("num_extra_clips", total - 1)
             if isinstance(result, Rejected):
                 self._reject(result, now)
             elif isinstance(result, Failed):
@@ -141,7 +142,7 @@ class Returns:
             else:
                 items.append(item)
                 positions.append(position)
-        self._progress.decoded += len(items)
+        self._ledger.add("clips", len(items), by="decode")
         if items:
             pixels = Pick(attempt, tuple(positions))
             self._queues.add_decoded(EncodeLease(tuple(items), pixels))
@@ -164,10 +165,11 @@ class Returns:
             else:
                 assert isinstance(result, EncodedInfo)
                 by_grid.setdefault(result.grid, []).append((at, item, result))
-                self._progress.marked.update(result.marks)
+                for mark in result.marks:
+                    self._ledger.add("marked", by=mark)
         self._flights.use_up(Pick(source, tuple(used)))
         num_clips = sum(map(len, by_grid.values()))
-        self._progress.encoded += num_clips
+        self._ledger.add("clips", num_clips, by="encode")
         self._flights.keep(event.attempt, num_clips)
         num_codes = sum(info.num_codes for clips in by_grid.values() for _, _, info in clips)
         for grid, clips in by_grid.items():
@@ -190,7 +192,7 @@ class Returns:
         elif isinstance(result, DecodedInfo):
             self._flights.keep(attempt, 1)
             self._streams.decoded(clip, lease.items[0].piece, attempt)
-            self._progress.decoded += clip.is_decoded
+            self._ledger.add("clips", clip.is_decoded, by="decode")
         else:
             self._flights.keep(attempt, 1)
             pixels, state = self._streams.encoded(clip, attempt, result, event.busy_s)
@@ -198,7 +200,7 @@ class Returns:
             if state is not None:
                 self._emit(ReleaseState(state))
             if clip.is_encoded:
-                self._progress.encoded += 1
+                self._ledger.add("clips", by="encode")
                 self._settlement.add_codes(clip.result, result.grid, clip.num_codes, now)
 
     # --- failed ---------------------------------------------------------------------------------
@@ -287,7 +289,7 @@ class Returns:
             kept: list[EncodedClips] = []
             for part in lease.parts:
                 if any(pick.source in lost for pick in part.picks):
-                    self._progress.encoded -= len(part.items)
+                    self._ledger.add("clips", -len(part.items), by="encode")
                     self._settlement.lose(part.encode_s)
                     self._decode_again(part.items, part.picks)
                 else:
@@ -302,7 +304,7 @@ class Returns:
 
     def _decode_again(self, items: tuple[WorkItem, ...], picks: tuple[Pick, ...]) -> None:
         self._queues.decode_again(items)
-        self._progress.decoded -= len(items)
+        self._ledger.add("clips", -len(items), by="decode")
         for pick in picks:
             self._flights.use_up(pick)
 
@@ -320,14 +322,14 @@ class Returns:
     def _reject_streamed(self, clip: StreamedClip, rejected: Rejected, now: float) -> None:
         self._end_streamed(clip)
         # What the encode stage rejects counts as decoded, though not all pieces may have been.
-        self._progress.decoded += rejected.stage == "encode"
+        self._ledger.add("clips", rejected.stage == "encode", by="decode")
         self._reject(rejected, now)
 
     def _end_streamed(self, clip: StreamedClip) -> None:
         """Let go of all that a streamed clip has. Answers to its leases in flight are ignored."""
         self._streams.end(clip)
         self._queues.forget(clip.stream_id)
-        self._progress.decoded -= clip.is_decoded
+        self._ledger.add("clips", -clip.is_decoded, by="decode")
         self._settlement.lose(clip.encode_s)
         for pick in clip.held:
             self._flights.use_up(pick)

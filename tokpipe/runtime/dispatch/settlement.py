@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tokpipe.runtime.dispatch.account import Progress
+from tokpipe.runtime.dispatch.account import Ledger
 from tokpipe.runtime.dispatch.protocol import (
     AttemptId,
     Commit,
@@ -18,6 +19,7 @@ from tokpipe.runtime.dispatch.protocol import (
     WriteLease,
 )
 from tokpipe.runtime.dispatch.queues import Queues
+from tokpipe.telemetry.account import Account
 from tokpipe.types import Receipt, Rejected
 
 REJECTED_PER_COMMIT = 1000
@@ -46,13 +48,13 @@ class Settlement:
         limits: Limits,
         queues: Queues,
         new_id: Iterator[int],
-        progress: Progress,
+        ledger: Ledger,
         emit: Emit,
     ) -> None:
         self._limits = limits
         self._queues = queues
         self._new_id = new_id
-        self._progress = progress
+        self._ledger = ledger
         self._emit = emit
         self._open: dict[tuple[int, int], _OpenShard] = {}
         self._receipts: list[Receipt] = []
@@ -60,8 +62,10 @@ class Settlement:
         self._rejected_since: float | None = None
         self._useful_s = 0.0
         """Encoder seconds behind the receipts."""
-        self._lost_s = 0.0
-        self._is_committing = False
+        self._reported = Account()
+        """What commits so far have reported of the ledger."""
+        self._committing: Account | None = None
+        """What the commit in flight will add to it."""
         self._encode_until: float | None = None
         """Set when the job is asked to stop."""
         self._end_by = 0.0
@@ -109,32 +113,44 @@ class Settlement:
         if self._rejected_since is None:
             self._rejected_since = now
         self._rejected.append(rejected)
-        self._progress.refused["encode" if rejected.stage == "encode" else "decode"] += 1
+        stage = "encode" if rejected.stage == "encode" else "decode"
+        self._ledger.add("rejected_at", by=stage)
 
     def lose(self, encode_s: float) -> None:
         """An encoder's seconds came to nothing."""
-        self._lost_s += encode_s
-        self._progress.lost_s += encode_s
+        self._ledger.add("lost_s", encode_s)
 
     def commit_due(self, now: float, *, is_last: bool) -> None:
         """Commit if there is enough, or if nothing else will come; one commit at a time."""
-        if self._is_committing or not (self._receipts or self._rejected):
+        if self._committing is not None or not (self._receipts or self._rejected):
             return
         since = self._rejected_since
         waited = since is not None and now - since >= self._limits.shard_max_age_s
         if self._receipts or is_last or waited or len(self._rejected) >= REJECTED_PER_COMMIT:
-            commit = Commit(
-                tuple(self._receipts), tuple(self._rejected), self._useful_s, self._lost_s
-            )
+            self._commit(tuple(self._receipts), tuple(self._rejected))
             self._receipts, self._rejected, self._rejected_since = [], [], None
-            self._progress.committed += sum(len(receipt.clips) for receipt in commit.receipts)
-            self._progress.useful_s += self._useful_s
-            self._useful_s = self._lost_s = 0.0
-            self._is_committing = True
-            self._emit(commit)
+
+    def _commit(self, receipts: tuple[Receipt, ...], rejected: tuple[Rejected, ...]) -> None:
+        self._committing = Account(
+            useful_s=self._useful_s,
+            clips={"write": sum(len(one.clips) for one in receipts)},
+            rejected=Counter(one.reason for one in rejected),
+            num_frames=sum(one.num_frames for one in receipts),
+            num_codes=sum(one.num_codes for one in receipts),
+            written_bytes=sum(one.size_bytes + one.side_table_size_bytes for one in receipts),
+            num_shards=len(receipts),
+            num_commits=1,
+        )
+        self._useful_s = 0.0
+        account = self._ledger.account + self._committing
+        self._emit(Commit(receipts, rejected, account - self._reported))
+        self._reported = account
 
     def committed(self) -> None:
-        self._is_committing = False
+        """The commit in flight is in the manifest."""
+        assert self._committing is not None
+        self._ledger.add_account(self._committing)
+        self._committing = None
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -162,7 +178,7 @@ class Settlement:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
         if self.is_stopping and now >= self._end_by:
             self._emit(Finish("stopped"))
-        elif all_written and not (self._is_committing or self._receipts or self._rejected):
+        elif all_written and not (self._committing or self._receipts or self._rejected):
             if all_encoded:
                 self._emit(Finish("done"))
             elif self.is_stopping and not encoding:

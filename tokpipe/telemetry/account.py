@@ -1,0 +1,91 @@
+"""What a run has done and cost: one value that adds and subtracts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from tokpipe.types import Stage
+
+
+def _none() -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """All that is counted of a run, or of a part of one. Work that has to be repeated is taken
+    off again, so an account of a short time may hold negative counts.
+
+    ``a + b`` and ``a - b`` work field by field; a key that is missing counts as 0.
+    """
+
+    spent_s: Mapping[str, float] = field(default_factory=_none)
+    """Seconds of actors by activity (see ``speed``), whatever became of the work."""
+    up_s: Mapping[str, float] = field(default_factory=_none)
+    """Seconds that actors were up, by stage."""
+    paid_s: float = 0.0
+    """Seconds that encode actors occupied their share of a node, from their placement on."""
+    useful_s: float = 0.0
+    """Encoder seconds that produced committed codes."""
+    lost_s: float = 0.0
+    """Encoder seconds whose codes were lost before they were committed."""
+    clips: Mapping[str, int] = field(default_factory=_none)
+    """Clips that a stage has finished; for ``write``, committed ones."""
+    rejected_at: Mapping[str, int] = field(default_factory=_none)
+    """Rejected clips, committed or not, by the stage that rejected them."""
+    num_opened: int = 0
+    """Plan rows whose number of clips is known."""
+    num_extra_clips: int = 0
+    """Clips beyond one per plan row, from sources that turned out to be cut."""
+    rejected: Mapping[str, int] = field(default_factory=_none)
+    """Committed rejections by reason."""
+    num_frames: int = 0
+    """Frames of committed clips; codes, bytes and shards are counted likewise."""
+    num_codes: int = 0
+    written_bytes: int = 0
+    num_shards: int = 0
+    num_commits: int = 0
+    download_bytes: int = 0
+    """Bytes of sources that decoders fetched, or found on local disk."""
+    marked: Mapping[str, int] = field(default_factory=_none)
+    """Encoded clips by mark."""
+    retried: Mapping[str, int] = field(default_factory=_none)
+    """Retries of single clips, by stage."""
+    lost_actors: Mapping[str, int] = field(default_factory=_none)
+    """Actors that were up and died or were killed at a deadline, by stage."""
+    num_lost_nodes: int = 0
+    """Nodes that were lost with actors that were up."""
+
+    def __add__(self, other: Account) -> Account:
+        return self._plus(other, 1)
+
+    def __sub__(self, other: Account) -> Account:
+        return self._plus(other, -1)
+
+    def _plus(self, other: Account, sign: int) -> Account:
+        pairs = ((getattr(self, name), getattr(other, name)) for name in NAMES)
+        return Account(*(_summed(one, more, sign) for one, more in pairs))
+
+    @property
+    def goodput(self) -> float | None:
+        """Fraction of encoder time that produced committed codes; None before there was any."""
+        return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
+
+    def passed(self, stage: Stage) -> int:
+        """Clips that a stage is done with: they went on, or will never reach it."""
+        rejected = self.rejected_at.get("decode", 0)
+        if stage != "decode":
+            rejected += self.rejected_at.get("encode", 0)
+        return self.clips.get(stage, 0) + rejected
+
+
+NAMES = tuple(one.name for one in fields(Account))
+"""The fields of an account, in order."""
+
+
+def _summed(one: Any, more: Any, sign: int) -> Any:
+    if isinstance(one, Mapping):
+        return {key: one.get(key, 0) + sign * more.get(key, 0) for key in {**one, **more}}
+    return one + sign * more
