@@ -142,7 +142,7 @@ def test_a_wrong_layout_is_refused_by_name(
 
 
 def test_a_file_of_another_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no whole safetensors file"):
+    with pytest.raises(ConfigError, match="not a complete safetensors file"):
         build_tokenizer(CONFIG, b"PK\x03\x04 and so on")
     other = safetensors.torch.save({"encoder.conv_in.conv.weight": torch.zeros(1)})
     with pytest.raises(WeightsMismatch, match=r"missing encoder.conv_in.bias.*unexpected encoder"):

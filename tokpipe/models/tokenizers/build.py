@@ -1,4 +1,4 @@
-"""From a tokenizer's config and the bytes of its weights to the tokenizer."""
+"""Builds a tokenizer from its config and the bytes of its weights."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def build_tokenizer(
 ) -> VideoTokenizer:
     """Return the tokenizer of ``config`` on the CPU, in float32 and eval mode.
 
-    ``weights`` are the bytes of the file that ``config.weights`` names, with exactly the keys of
-    the model. Without them the parameters of a ``native`` tokenizer are random, each a pure
-    function of ``config.seed`` and its key. The global random state is left as it was.
+    ``weights`` are the bytes of the file at ``config.weights``, with exactly the keys of the
+    model. Without them a ``native`` tokenizer gets random parameters, each a pure function of
+    ``config.seed`` and its key. The global random state does not change.
 
     Raises:
-        ConfigError: weights that do not fit the model, or that the config names but are not given.
+        ConfigError: weights that do not fit the model, or whose bytes are missing.
     """
     if config.weights is not None and weights is None:
         raise ConfigError(
-            f"tokenizer.weights names {config.weights}, but its bytes were not given; random "
-            "weights in their place would give meaningless codes"
+            f"tokenizer.weights names {config.weights}, but its bytes were not passed; random "
+            "weights would make meaningless codes"
         )
-    # Layers draw initial values from the global generator: give it back as it was.
+    # Layers draw their initial values from the global generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         tokenizer = _build(config, weights, with_decoder, decoder_weights)
     return tokenizer.eval().requires_grad_(False)
@@ -76,7 +76,7 @@ def _build(
         return build_native(config, weights, with_decoder=with_decoder)
     if isinstance(config, CustomConfig):
         return build_custom(config, weights, with_decoder=with_decoder)
-    assert weights is not None, "the other kinds must name theirs"
+    assert weights is not None, "the other kinds require weights"
     if isinstance(config, MoVQGANConfig):
         return build_movqgan(config, weights, with_decoder=with_decoder)
     if isinstance(config, Emu3Config):
