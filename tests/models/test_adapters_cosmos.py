@@ -156,9 +156,15 @@ def test_sizes_that_the_program_would_take_and_cut_are_refused(
         (lambda: b"not a file", "not a TorchScript file"),
         (lambda: program(Encoder())[:-100], "not a TorchScript file"),
         (lambda: _saved({"a": torch.zeros(1)}), "not a TorchScript file"),
-        (lambda: program(FloatCodes()), r"returned torch.float32 of shape .*, not integers of \(2, 2,"),
+        (
+            lambda: program(FloatCodes()),
+            r"returned torch.float32 of shape .*, not integers of \(2, 2,",
+        ),
         (lambda: program(OneOutput()), "returned a Tensor, not .indices, code vectors, loss."),
-        (lambda: program(Encoder(2, 8)), r"returned torch.int32 of shape \(2, 3, 4, 5\), not integers"),
+        (
+            lambda: program(Encoder(2, 8)),
+            r"returned torch.int32 of shape \(2, 3, 4, 5\), not integers",
+        ),
         (lambda: program(Encoder(4, 4)), r"returned torch.int32 of shape \(2, 2, 8, 10\), not"),
         (lambda: program(FromOne()), "codes from 64000 to 64000, but its codebook has 0 to 63999"),
         (lambda: program(Raises()), "needs large frames"),
