@@ -62,24 +62,19 @@ def build_tokenizer(
         )
     # Layers draw their initial values from the global generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        tokenizer = _build(config, weights, with_decoder, decoder_weights)
+        if isinstance(config, NativeConfig):
+            tokenizer: VideoTokenizer = build_native(config, weights, with_decoder=with_decoder)
+        elif isinstance(config, CustomConfig):
+            tokenizer = build_custom(config, weights, with_decoder=with_decoder)
+        else:
+            assert weights is not None, "the other kinds require weights"
+            if isinstance(config, MoVQGANConfig):
+                tokenizer = build_movqgan(config, weights, with_decoder=with_decoder)
+            elif isinstance(config, Emu3Config):
+                tokenizer = build_emu3(config, weights, with_decoder=with_decoder)
+            else:
+                assert isinstance(config, CosmosDVConfig), config
+                tokenizer = build_cosmos_dv(
+                    config, weights, decoder_weights, with_decoder=with_decoder
+                )
     return tokenizer.eval().requires_grad_(False)
-
-
-def _build(
-    config: TokenizerConfig,
-    weights: bytes | None,
-    with_decoder: bool,
-    decoder_weights: bytes | None,
-) -> VideoTokenizer:
-    if isinstance(config, NativeConfig):
-        return build_native(config, weights, with_decoder=with_decoder)
-    if isinstance(config, CustomConfig):
-        return build_custom(config, weights, with_decoder=with_decoder)
-    assert weights is not None, "the other kinds require weights"
-    if isinstance(config, MoVQGANConfig):
-        return build_movqgan(config, weights, with_decoder=with_decoder)
-    if isinstance(config, Emu3Config):
-        return build_emu3(config, weights, with_decoder=with_decoder)
-    assert isinstance(config, CosmosDVConfig), config
-    return build_cosmos_dv(config, weights, decoder_weights, with_decoder=with_decoder)
