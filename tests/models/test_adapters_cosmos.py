@@ -153,16 +153,22 @@ def test_sizes_that_the_program_would_take_and_cut_are_refused(
 @pytest.mark.parametrize(
     ("weights", "problem"),
     [
-        (lambda: b"not a file", "is no TorchScript file"),
-        (lambda: program(Encoder())[:-100], "is no TorchScript file"),
-        (lambda: _saved({"a": torch.zeros(1)}), "is no TorchScript file"),
-        (lambda: program(FloatCodes()), r"gave torch.float32 of shape .*, not integers of \(2, 2,"),
-        (lambda: program(OneOutput()), "gave a Tensor, not .indices, code vectors, loss."),
-        (lambda: program(Encoder(2, 8)), r"gave torch.int32 of shape \(2, 3, 4, 5\), not integers"),
-        (lambda: program(Encoder(4, 4)), r"gave torch.int32 of shape \(2, 2, 8, 10\), not"),
-        (lambda: program(FromOne()), "codes from 64000 to 64000 where its codebook has 0 to 63999"),
+        (lambda: b"not a file", "not a TorchScript file"),
+        (lambda: program(Encoder())[:-100], "not a TorchScript file"),
+        (lambda: _saved({"a": torch.zeros(1)}), "not a TorchScript file"),
+        (
+            lambda: program(FloatCodes()),
+            r"returned torch.float32 of shape .*, not integers of \(2, 2,",
+        ),
+        (lambda: program(OneOutput()), "returned a Tensor, not .indices, code vectors, loss."),
+        (
+            lambda: program(Encoder(2, 8)),
+            r"returned torch.int32 of shape \(2, 3, 4, 5\), not integers",
+        ),
+        (lambda: program(Encoder(4, 4)), r"returned torch.int32 of shape \(2, 2, 8, 10\), not"),
+        (lambda: program(FromOne()), "codes from 64000 to 64000, but its codebook has 0 to 63999"),
         (lambda: program(Raises()), "needs large frames"),
-        (lambda: program(Decoder()), "Cosmos-DV4x8x8, tried out"),
+        (lambda: program(Decoder()), "Cosmos-DV4x8x8, probed"),
     ],
 )
 def test_a_wrong_file_is_refused_before_any_batch(
@@ -179,7 +185,7 @@ def _saved(content: object) -> bytes:
 
 
 def test_a_wrong_decoder_is_refused_before_any_batch(encoder: Encoder) -> None:
-    with pytest.raises(ConfigError, match="decoder_weights: is not given"):
+    with pytest.raises(ConfigError, match="decoder_weights: missing"):
         build_tokenizer(CONFIG, program(encoder), with_decoder=True)
     with pytest.raises(ConfigError, match=r"decoding codes of shape .* raised"):
         build_tokenizer(
@@ -197,7 +203,7 @@ def test_computing_in_another_type_is_tried_out_first(encoder: Encoder) -> None:
     bound.compute_in(torch.bfloat16)
     assert bound.encode(noise(1, 5, 16, 16, 3)).shape == (1, 2, 2, 2)
     with pytest.raises(
-        ConfigError, match=r"(?s)^encode.dtype: .*expects bfloat16.*set encode.dtype to that"
+        ConfigError, match=r"(?s)^encode.dtype: .*expects bfloat16.*Set encode.dtype to that"
     ):
         bound.compute_in(torch.float32)
 

@@ -86,17 +86,17 @@ def test_pixels_come_in_the_layout_and_range_declared(
     ("name", "problem"),
     [
         ("nowhere.at_all:Thing", "nowhere.at_all cannot be imported: ModuleNotFoundError"),
-        ("Missing", "has nothing by the name Missing"),
-        ("not_a_class", "has <function not_a_class .*where a subclass of torch.nn.Module"),
-        ("NotAModule", "has <class .*NotAModule'> by the name NotAModule, where a subclass"),
-        ("subprocess:Popen", "has <class 'subprocess.Popen'> by the name Popen, where a subclass"),
+        ("Missing", "Missing in .* is nothing"),
+        ("not_a_class", "is <function not_a_class .*must be a subclass of torch.nn.Module"),
+        ("NotAModule", "is <class .*NotAModule'>, but must be a subclass"),
+        ("subprocess:Popen", "is <class 'subprocess.Popen'>, but must be a subclass"),
         ("WithoutEncode", r"has no method encode\(x\)"),
-        ("Flat", r"gave torch.int64 of shape \(288,\), not integers of \(2, 2, 8, 9\)"),
-        ("Transposed", r"gave torch.int64 of shape \(2, 2, 9, 8\), not integers"),
-        ("Floats", "gave torch.float32 of shape"),
-        ("FromOne", r"codes from \d+ to \d+ where its codebook has 0 to 15"),
-        ("Samples", "gave other codes the second time"),
-        ("MixesClips", "gave the second clip other codes than it has alone"),
+        ("Flat", r"returned torch.int64 of shape \(288,\), not integers of \(2, 2, 8, 9\)"),
+        ("Transposed", r"returned torch.int64 of shape \(2, 2, 9, 8\), not integers"),
+        ("Floats", "returned torch.float32 of shape"),
+        ("FromOne", r"codes from \d+ to \d+, but its codebook has 0 to 15"),
+        ("Samples", "returned other codes the second time"),
+        ("MixesClips", "returned other codes for the second clip than alone"),
         ("Raises", "raised KeyError: 'no such layer'"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_class_that_is_not_as_declared_is_refused(name: str, problem: str) -> 
     ("name", "problem"),
     [
         ("WithoutDecode", r"has no method decode\(codes\)"),
-        ("DecodesSmall", r"gave torch.float32 of shape .*not floats of \(2, 3, 3, 32, 36\)"),
+        ("DecodesSmall", r"returned torch.float32 of shape .*not floats of \(2, 3, 3, 32, 36\)"),
         ("DecodesNaN", "decoding gave NaN or infinity"),
     ],
 )
@@ -124,7 +124,7 @@ def test_pieces_are_held_against_the_whole() -> None:
     streamable = {"why_not_streamable": None}
     with pytest.raises(ConfigError, match=r"has no method encode_piece\(x, state\)"):
         build_tokenizer(config_of("Blocks", traits=streamable), None)
-    with pytest.raises(ConfigError, match="gave other codes in pieces than whole"):
+    with pytest.raises(ConfigError, match="returned other codes in pieces than whole"):
         build_tokenizer(config_of("StreamsBadly", traits=streamable), None)
     tokenizer = build_tokenizer(config_of("Streams", traits=streamable), None)
     pixels = noise(1, 7, 8, 8, 3)

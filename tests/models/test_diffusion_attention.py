@@ -66,7 +66,7 @@ def test_none_is_the_input_and_has_no_keys() -> None:
 
 
 def test_names_that_cannot_be_honoured_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"published code gives linear .* use 'linear'"):
+    with pytest.raises(ValueError, match=r"published code returns linear .* use 'linear'"):
         make_attn(64, "memory-efficient-cross-attn")
     with pytest.raises(ValueError, match=r"attn_type='flash': use 'vanilla', 'vanilla-xformers'"):
         make_attn(64, "flash")

@@ -64,7 +64,7 @@ def test_an_embedding_too_small_for_a_series_is_refused(dim: int) -> None:
 
 @pytest.mark.parametrize("timesteps", [torch.tensor(3), torch.tensor([[3], [4]])])
 def test_timesteps_are_one_number_per_image(timesteps: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"timesteps have shape .* give \(B,\)"):
+    with pytest.raises(ValueError, match=r"timesteps have shape .* pass \(B,\)"):
         get_timestep_embedding(timesteps, 32)
 
 
@@ -214,7 +214,7 @@ def test_arguments_that_cannot_be_honoured_are_refused() -> None:
         unet(z_channels=4)
     with pytest.raises(ValueError, match=r"ch_mult=\(\) with num_res_blocks=1"):
         unet(ch_mult=())
-    with pytest.raises(ValueError, match=r"published code gives linear"):
+    with pytest.raises(ValueError, match=r"published code returns linear"):
         unet(attn_type="memory-efficient-cross-attn")
     with pytest.raises(ValueError, match=r"num_channels \(48\) must be divisible"):
         unet(ch=48)

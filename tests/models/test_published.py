@@ -140,14 +140,14 @@ def test_an_empty_name_adds_a_beginning() -> None:
 
 def test_two_keys_renamed_to_one_are_refused() -> None:
     error = refusal({**weights(), "kernel": weights()["scale"]}, rename={"kernel": "scale"})
-    assert error.misfits == {"scale": "is what scale and kernel are both renamed to"}
+    assert error.misfits == {"scale": "is the new name of both scale and kernel"}
 
 
 @pytest.mark.parametrize(
     ("given", "advice"),
     [
         ({f"model.{key}": value for key, value in weights().items()}, r"rename=\{'model': ''\}$"),
-        ({"epoch": 3, "state_dict": weights()}, "give its entry 'state_dict'$"),
+        ({"epoch": 3, "state_dict": weights()}, "pass its entry 'state_dict'$"),
         ({}, "Build the model with the settings of the weights, or rename the keys$"),
     ],
 )

@@ -278,7 +278,7 @@ def test_the_state_of_another_network_is_refused() -> None:
     ours, other = encoder(), encoder(num_res_blocks=2)
     first, second = cut(ours, clip_for(ours, 2), [1, 1])
     _, state = other.stream(first, None)
-    with pytest.raises(ValueError, match=r"made by Encoder3D of [\d,]+ parameters, and given to"):
+    with pytest.raises(ValueError, match=r"made by Encoder3D of [\d,]+ parameters, but passed to"):
         ours.stream(second, state)
     renamed = StreamState(ours.stream(first, None)[1].network, state.tensors)
     with pytest.raises(ValueError, match=r"carries|used \d+"):

@@ -163,7 +163,7 @@ def test_what_overflows_float16_gets_no_code_and_no_colour() -> None:
     [
         (torch.zeros(1, 1, 4, 4), r"codes are torch.float32 of shape"),
         (torch.zeros(1, 4, 4, dtype=torch.int64), r"of shape \(1, 4, 4\)"),
-        (torch.zeros(1, 0, 4, 4, dtype=torch.int64), "one at least"),
+        (torch.zeros(1, 0, 4, 4, dtype=torch.int64), "at least one integer"),
         (torch.full((1, 1, 4, 4), 200), "codes from 200 to 200, but the codebook has 0 to 199"),
         (torch.full((1, 1, 4, 4), -1), "codes from -1 to -1"),
         (torch.zeros(1, 1, 4, 4, dtype=torch.bool), "codes are torch.bool"),

@@ -1,6 +1,6 @@
-"""Encoders and quantizers of the CogVideo VQ-VAE/MoVQ family. Needs torch alone.
+"""Encoders, decoders and quantizers of the CogVideo VQ-VAE and MoVQ family. Needs torch alone.
 
-Tokenizers, which are built from a job's settings, stand in ``tokpipe.models.tokenizers``.
+Tokenizers, which are built from a job's settings, are in ``tokpipe.models.tokenizers``.
 """
 
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D

@@ -17,19 +17,19 @@ PadMode = Literal["first", "constant", "reflect"]
 
 
 class CausalConv3d(nn.Module):
-    """3D convolution whose past is made up, so that output ``j`` ends at frame ``s * (j+1) - 1``.
+    """3D convolution padded in time so that output ``j`` ends at frame ``s * (j+1) - 1``.
 
-    With the usual stride ``s = 1`` as many frames come out as go in.
-    What stands before frame 0, by ``pad_mode``:
+    With the usual stride ``s = 1`` it returns as many frames as it takes. ``pad_mode`` says what
+    comes before frame 0:
 
-    - ``first``: frame 0 again. A single frame is then a valid clip. Causal.
+    - ``first``: copies of frame 0, so a single frame is a valid clip. Causal.
     - ``constant``: zeros. Causal.
-    - ``reflect``: frames 1, 2, ... mirrored, with zeros before them where the clip is too short.
-      Not causal at the start: frame 0 sees the frames that are mirrored.
+    - ``reflect``: frames 1, 2, ... mirrored, after zeros where the clip is too short. Not causal at
+      the start, since frame 0 sees the mirrored frames.
 
-    Rows and columns are padded by zeros on both sides. ``stride`` and ``dilation`` act on time
-    alone. Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo, whose own
-    ``constant`` pads width in place of time and is not reproduced.
+    Rows and columns are padded with zeros on both sides. ``stride`` and ``dilation`` only apply to
+    time. Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo, except that its
+    ``constant`` pads width instead of time.
 
     Raises:
         ValueError: even spatial kernel, unknown mode, or a stride that would skip frame 0.
@@ -49,7 +49,7 @@ class CausalConv3d(nn.Module):
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
         if len(kernel) != 3 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
             raise ValueError(
-                f"kernel_size={kernel_size}: rows and columns are padded alike on both sides, "
+                f"kernel_size={kernel_size}: rows and columns are padded equally on both sides, "
                 "which needs three sizes with the last two odd"
             )
         if pad_mode not in ("first", "constant", "reflect"):
@@ -76,8 +76,8 @@ class CausalConv3d(nn.Module):
         With ``stream``, ``x`` is one piece of a clip, and its past is the end of the piece before.
 
         Raises:
-            ValueError: frames that do not fill one output, or a piece whose last output they do
-                not fill, or a piece under ``reflect``.
+            ValueError: too few frames for one output, a piece that ends within an output, or a
+                piece under ``reflect``.
         """
         self._check_frames(x, stream)
         if self.past_frames:
@@ -90,8 +90,8 @@ class CausalConv3d(nn.Module):
     def of_silu(self, norm: GroupNorm, x: Tensor, stream: Stream | None = None) -> Tensor:
         """The same as ``self(silu(norm(x)), stream)``, in fewer passes over memory.
 
-        Where ``is_fused(x)``, norm and SiLU write to the place from which the convolution reads
-        them, behind the past. ``x`` may be of a wider dtype than the convolution's.
+        Where ``is_fused(x)``, norm and SiLU write directly behind the past in the convolution's
+        input. ``x`` may have a wider dtype than the convolution.
         """
         if not is_fused(x):
             plain: Tensor = self(as_weights(self.conv, silu(norm(x))), stream)
@@ -115,22 +115,18 @@ class CausalConv3d(nn.Module):
         return y
 
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
-        stride = self.conv.stride[0]
-        if x.shape[2] < stride:
-            raise ValueError(f"{x.shape[2]} frames do not fill one output of stride {stride}")
-        if stream is not None:
-            self._check_piece(x.shape[2])
-
-    def _check_piece(self, frames: int) -> None:
-        if self.pad_mode == "reflect":
+        frames, stride = x.shape[2], self.conv.stride[0]
+        if frames < stride:
+            raise ValueError(f"{frames} frames do not fill one output of stride {stride}")
+        if stream is not None and self.pad_mode == "reflect":
             raise ValueError(
-                "pad_mode='reflect' shows frame 0 the frames after it, which a piece may not hold "
-                "yet: the outputs would depend on the cuts. Use 'first' or 'constant'"
+                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
+                "piece: the outputs would depend on the cuts. Use 'first' or 'constant'"
             )
-        if frames % self.conv.stride[0]:
+        if stream is not None and frames % stride:
             raise ValueError(
-                f"a piece of {frames} frames ends within an output of stride "
-                f"{self.conv.stride[0]}, which would be lost: cut the clip at multiples of it"
+                f"a piece of {frames} frames ends within an output of stride {stride}, which would "
+                f"be lost: cut the clip at multiples of {stride}"
             )
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:

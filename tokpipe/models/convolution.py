@@ -1,4 +1,4 @@
-"""Convolutions whose result for one clip does not depend on the clips beside it."""
+"""Convolutions whose result for one clip does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def conv3d(
 ) -> Tensor:
     """``F.conv3d``, but on CPUs always by oneDNN.
 
-    Left to itself PyTorch chooses between oneDNN and its own kernel by batch size, input size
-    and number of threads. The two round differently: latents then moved by up to 6e-6, which now
-    and then flips a code, when a clip was encoded alone, beside another, or on more threads.
-    oneDNN's own results were the same, bit for bit, for every batch size and thread count tried,
-    as long as the memory layout is always the same. It is channels-last: what group norm and
-    bfloat16 kernels want.
+    PyTorch chooses between oneDNN and its own kernel by batch size, input size and number of
+    threads, and the two round differently: latents changed by up to 6e-6, which now and then flips
+    a code, when a clip was encoded alone, in a batch, or on more threads. oneDNN's results were
+    the same, bit for bit, for every batch size and thread count tried, as long as the memory
+    layout is always the same. It is channels-last here, which group norm and bfloat16 kernels
+    prefer.
     """
     by_onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if by_onednn and x.dtype != torch.float64:  # which oneDNN does not have
-        if torch.is_autocast_enabled("cpu"):  # which knows F.conv3d, and not what is called here
+    if by_onednn and x.dtype != torch.float64:  # which oneDNN lacks
+        if torch.is_autocast_enabled("cpu"):  # which does not know mkldnn_convolution
             narrow = torch.get_autocast_dtype("cpu")
             x, weight, bias = _converted(narrow, x, weight, bias)
         dtype = x.dtype
         if dtype == torch.float16 or (dtype == torch.bfloat16 and not _has_bfloat16()):
-            # The same sums, rounded once at the end; PyTorch's own kernel takes 130 times longer.
+            # The same sums, rounded once at the end. PyTorch's kernel takes 130 times as long.
             x, weight, bias = _converted(torch.float32, x, weight, bias)
         y: Tensor = torch.mkldnn_convolution(
             *(_channels_last(x), _channels_last(weight), bias, padding, stride, dilation, 1)
@@ -42,9 +42,10 @@ def conv3d(
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Channels innermost, with the strides that follow from the shape.
+    """Channels innermost, with strides that only depend on the shape.
 
-    Any strides will do for dimensions of size one, and oneDNN chose its kernel by them.
+    PyTorch leaves the strides of dimensions of size one open, but oneDNN chooses its kernel by
+    them.
     """
     _, channels, frames, height, width = x.shape
     row, frame = width * channels, height * width * channels
@@ -66,7 +67,7 @@ def _has_bfloat16() -> bool:
 
 
 def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
-    """``x`` in the dtype of a layer's weights, unless autocast sees to that."""
+    """``x`` in the dtype of a layer's weights, unless autocast converts it."""
     assert isinstance(layer.weight, Tensor)
     if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return x
@@ -74,10 +75,7 @@ def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def order_weights(module: nn.Module) -> None:
-    """Lay the weights of all 3D convolutions out as ``conv3d`` takes them. Changes no value.
-
-    Saves the copy that each call would make.
-    """
+    """Store the weights of 3D convolutions in the layout of ``conv3d``, to save a copy per call."""
     for part in module.modules():
         if isinstance(part, nn.Conv3d):
             weight = part.weight.data
@@ -85,7 +83,7 @@ def order_weights(module: nn.Module) -> None:
 
 
 class Conv3d(nn.Conv3d):
-    """``nn.Conv3d`` by way of ``conv3d``: zero padding, one group."""
+    """``nn.Conv3d`` computed by ``conv3d``: zero padding, one group."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
@@ -104,43 +102,36 @@ class Conv3d(nn.Conv3d):
 class FrameConv(nn.Conv2d):
     """A 2D convolution of every frame, with the state_dict of ``nn.Conv2d``.
 
-    Zero padding, one group. Runs as a 3D one of depth 1: folding the frames into the batch would
-    copy the clip.
+    Zero padding, one group. Runs as a 3D convolution of depth 1, since folding the frames into the
+    batch would copy the clip.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_out, T, H', W')."""
-        padding = self.padding
-        assert not isinstance(padding, str)
-        return conv3d(
-            x,
-            self.weight.unsqueeze(2),
-            self.bias,
-            stride=(1, *self.stride),
-            padding=(0, *padding),
-            dilation=(1, *self.dilation),
-        )
+        return _conv_frames(self, x)
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose result for one image does not depend on those beside it, on CPUs.
+    """``nn.Conv2d`` whose result for one image does not depend on the rest of the batch.
 
-    Zero padding, one group. On CPUs it runs as a 3D one of depth 1, at the same speed, and other
-    devices use their own 2D kernels.
+    Zero padding, one group. On CPUs it runs as a 3D convolution of depth 1, at the same speed;
+    other devices use their 2D kernels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
         if x.device.type != "cpu":
             return super().forward(x)
-        padding = self.padding
-        assert not isinstance(padding, str)
-        y = conv3d(
-            x.unsqueeze(2),
-            self.weight.unsqueeze(2),
-            self.bias,
-            stride=(1, *self.stride),
-            padding=(0, *padding),
-            dilation=(1, *self.dilation),
-        )
-        return y.squeeze(2)
+        return _conv_frames(self, x.unsqueeze(2)).squeeze(2)
+
+
+def _conv_frames(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    assert not isinstance(layer.padding, str)
+    return conv3d(
+        x,
+        layer.weight.unsqueeze(2),
+        layer.bias,
+        stride=(1, *layer.stride),
+        padding=(0, *layer.padding),
+        dilation=(1, *layer.dilation),
+    )

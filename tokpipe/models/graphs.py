@@ -1,4 +1,4 @@
-"""Calls on a GPU that are replayed as one graph: hundreds of small kernels, and one launch."""
+"""Replays calls on a GPU as CUDA graphs: one launch in place of hundreds of small kernels."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _log = logging.getLogger(__name__)
 Call = Callable[[Tensor], Tensor]
 
 MOST_SHAPES = 8
-"""Graphs that are kept, those used last. Each holds its input and its result; the memory between is
-shared, since no two run at once."""
+"""Graphs that are kept, the most recently used. Each holds its input and result; they share the
+memory in between, since no two run at once."""
 
 CAPTURED_AT = 3
-"""A shape that has come so often comes again."""
+"""Calls with one shape after which it is captured."""
 
 
 class GraphedCall:
-    """``call`` with one tensor, from a graph where its shape comes again and again.
+    """``call`` with one tensor, replayed as a graph for shapes that recur.
 
-    A graph is used only if, when it was captured, it gave the bits that ``call`` gives; else, and
-    where capturing fails, that shape is called as before. Results are copies: the next replay does
-    not touch them.
+    A graph is only used if it reproduced the bits of ``call`` when captured. Otherwise, and where
+    capturing fails, that shape is called directly. Results are copies, which the next replay does
+    not change.
     """
 
     def __init__(self, call: Call, capture: Callable[[Call, Tensor], Call] | None = None) -> None:
-        """``capture`` makes a replaying function of a call and its first input, for tests."""
+        """``capture`` makes a replaying function from a call and its first input, for tests."""
         self._call = call
         self._capture = capture or _Capture()
         self._counts: Counter[tuple[torch.Size, torch.dtype]] = Counter()
         self._graphs: OrderedDict[tuple[torch.Size, torch.dtype], Call | None] = OrderedDict()
-        """By shape; None where a graph would not do."""
+        """By shape; None where capturing failed."""
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """What ``call(x)`` gives, and raises."""
+        """The result of ``call(x)``; raises what it raises."""
         shape = x.shape, x.dtype
         self._counts[shape] += 1
         if shape not in self._graphs:
@@ -57,8 +57,8 @@ class GraphedCall:
             replay = self._capture(self._call, x)
             if torch.equal(replay(x), wanted):
                 return replay
-            problem = "it gave other results"
-        except Exception as error:  # out of memory, or something that a graph cannot hold
+            problem = "its results differ"
+        except Exception as error:  # out of memory, or an operation that a graph cannot hold
             problem = f"{type(error).__name__}: {error}"
         _log.warning("shape %s is not replayed as a graph: %s", tuple(x.shape), problem)
         return None
@@ -71,13 +71,13 @@ class GraphedCall:
 
 
 class _Capture:
-    """Captures CUDA graphs that share the memory between their inputs and outputs.
+    """Captures CUDA graphs that share their intermediate memory.
 
-    Source: PyTorch's notes on CUDA graphs: a warm-up on a stream of its own, then the capture.
+    Source: PyTorch's notes on CUDA graphs: a warm-up on a side stream, then the capture.
     """
 
     def __init__(self) -> None:
-        self._pool: Any = None  # PyTorch has a type for it that it does not export
+        self._pool: Any = None  # PyTorch does not export its type
 
     def __call__(self, call: Call, x: Tensor) -> Call:
         if self._pool is None:
@@ -88,7 +88,7 @@ class _Capture:
         with torch.cuda.stream(side):
             call(given)
         torch.cuda.current_stream(x.device).wait_stream(side)
-        torch.cuda.empty_cache()  # what plain calls have kept, the graph needs for itself
+        torch.cuda.empty_cache()  # the graph needs what plain calls have cached
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = call(given)

@@ -1,4 +1,4 @@
-"""Group norms of clips: over all of time, or over each frame alone.
+"""Group norms of clips: over all frames, or over each frame separately.
 
 Shape letters: B clips, C channels, T frames, H rows, W columns.
 """
@@ -21,20 +21,20 @@ _log = logging.getLogger(__name__)
 
 Norm = Literal["clip", "frame"]
 """What the statistics of a norm span. ``clip``: all of (T, H, W), as published, so every frame
-sees the later ones. ``frame``: the (H, W) of one frame, so none sees another. The parameters and
-their keys are the same, but weights trained under one are not good under the other."""
+sees the later ones. ``frame``: the (H, W) of one frame, so no frame sees another. Parameters and
+keys are the same, but weights trained with one do not work with the other."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` that takes groups of one value, which become the bias, in any batch.
+    """``nn.GroupNorm`` that accepts groups of one value, which become the bias, in any batch.
 
-    PyTorch refuses them in a batch of one and takes them in a batch of two. The statistics are
-    float32 whatever the dtype, and the parameters may be of a wider one than the input. Without
+    PyTorch rejects them in a batch of one and accepts them in a batch of two. The statistics are
+    float32 whatever the dtype, and the parameters may have a wider one than the input. Without
     gradients, channels-last tensors stay channels-last.
     """
 
     sample_dims = 1
-    """Leading dimensions of (B, T, H, W, C) that count samples with statistics of their own."""
+    """Leading dimensions of (B, T, H, W, C) that count samples with separate statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
@@ -46,7 +46,7 @@ class GroupNorm(nn.GroupNorm):
         return self._by_torch(x)
 
     def write_silu(self, x: Tensor, out: Tensor) -> None:
-        """Write the SiLU of what ``forward`` gives to ``out``, in one go, where ``is_fused(x)``.
+        """Write the SiLU of ``forward(x)`` to ``out``, in one pass, where ``is_fused(x)``.
 
         x and out (B, C, T, H, W). The channels of ``out`` are innermost in memory.
         """
@@ -68,31 +68,31 @@ class GroupNorm(nn.GroupNorm):
 
     def _by_torch(self, x: Tensor) -> Tensor:
         given = as_weights(self, x)
-        # Contiguous, because its kernel for other layouts adds up by the number of threads.
+        # Contiguous: the kernel for other layouts sums in an order that depends on the threads.
         y = torch.group_norm(given.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
         return y if given is x else y.to(x.dtype)
 
 
 class FrameGroupNorm(GroupNorm):
-    """Group norm of each frame alone, with the parameters and keys of ``nn.GroupNorm``.
+    """Group norm of each frame separately, with the parameters and keys of ``nn.GroupNorm``.
 
-    A frame comes out with the same bits whatever frames and clips stand beside it.
+    A frame's result has the same bits whatever other frames and clips there are.
     """
 
     sample_dims = 2
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        # PyTorch's fused kernel wants frames as a batch. The copy there is a fraction of the time
-        # that statistics by plain tensor arithmetic take, forward and backward.
+        # PyTorch's fused kernel needs frames as a batch. The copy takes a fraction of the time of
+        # statistics by plain tensor arithmetic, forward and backward.
         frames = x.transpose(1, 2)
         y = super()._by_torch(frames.flatten(0, 1))
         return y.view(frames.shape).transpose(1, 2)
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether norms of ``x`` are computed with what follows them, in few passes over memory.
+    """Whether norms of ``x`` are computed together with their SiLU, in few passes over memory.
 
-    Not where a gradient is wanted, nor on GPUs that Triton does not work on.
+    Not where gradients are enabled, nor on GPUs where Triton does not work.
     """
     device = x.device.type
     if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
@@ -104,7 +104,7 @@ def is_fused(x: Tensor) -> bool:
 
 @lru_cache
 def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
-    """The kernel for a GPU, once it was seen to give what PyTorch gives there; else None."""
+    """The kernel for a GPU, if it agrees with PyTorch's result there; else None."""
     try:
         from tokpipe.models.triton_norm import norm_triton
 
@@ -121,10 +121,10 @@ def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
         )
         wanted = F.silu(F.group_norm(x.movedim(-1, 1).contiguous(), 32, weight, bias, 1e-6))
         torch.testing.assert_close(y.movedim(-1, 1), wanted, rtol=1e-4, atol=1e-4)
-    except Exception as error:  # a compiler, a driver and a GPU: anything may be wrong with them
+    except Exception as error:  # compiler, driver or GPU: anything may fail
         _log.warning(
-            "group norm on %s goes by PyTorch's own kernels, which are slower: Triton's did not "
-            "work there (%s: %s)",
+            "group norm on %s uses PyTorch's kernels, which are slower: Triton's did not work "
+            "there (%s: %s)",
             *(device, type(error).__name__, error),
         )
         return None
@@ -146,6 +146,6 @@ def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
     """The norm of this family: 32 groups of channels, epsilon 1e-6.
 
     Raises:
-        ValueError: an unknown kind of norm, or channels that 32 groups cannot share.
+        ValueError: an unknown kind of norm, or channels that are not a multiple of 32.
     """
     return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)

@@ -1,4 +1,4 @@
-"""Memory that a process gives back is memory that it has to ask for again."""
+"""Keeps freed memory in the process, which needs it again for the next batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _PAD_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed, for this process and for good; whether it does.
+    """Stop the C library from returning freed memory to the kernel; return whether it did.
 
-    glibc maps every large tensor afresh and unmaps it when it is freed, and the kernel has to make
-    each of its pages anew. For tensors of 70 MB, where a virtual machine made that slow, adding two
-    of them took 80 ms, and 11 ms once the memory was kept. A worker that does the same thing for
-    hours needs as much memory the next time anyway. Does nothing where there is no glibc.
+    glibc maps every large tensor anew and unmaps it when freed, so the kernel has to make each of
+    its pages again. On a virtual machine where that is slow, adding two tensors of 70 MB took
+    80 ms, and 11 ms once memory was kept. A worker that repeats the same work for hours needs as
+    much memory the next time anyway. Has no effect without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

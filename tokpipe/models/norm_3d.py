@@ -1,4 +1,4 @@
-"""The norm of a decoder's blocks, which looks at the quantized latent.
+"""The norm of a 3D decoder's blocks, which reads the quantized latent.
 
 Shape letters: B clips, C channels, T frames, H rows, W columns.
 """
@@ -20,11 +20,11 @@ from tokpipe.models.streaming import Stream
 class SpatialNorm3D(nn.Module):
     """A norm whose scale and shift at each position come from the quantized latent ``zq``.
 
-    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` stretched to the size of ``f`` by
-    repetition: its first frame to the first frame, the others to the others. ``add_conv`` puts a
-    causal 3x3x3 convolution on the stretched ``zq``. ``norm_layer`` is called with
-    ``num_channels`` and ``norm_layer_params``; ``freeze_norm_layer`` keeps its parameters out of
-    training. Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
+    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` resized to ``f`` by repetition: its
+    first frame to the first frame, the others to the others. ``add_conv`` adds a causal 3x3x3
+    convolution of the resized ``zq``. ``norm_layer`` is called with ``num_channels`` and
+    ``norm_layer_params``; ``freeze_norm_layer`` keeps its parameters out of training.
+    Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
     """
 
     def __init__(
@@ -48,27 +48,27 @@ class SpatialNorm3D(nn.Module):
         """f (B, C_f, T, H, W), zq (B, C_zq, t, h, w) -> (B, C_f, T, H, W).
 
         Raises:
-            ValueError: the first frame of ``zq`` would have no frame of ``f``, or the others none.
+            ValueError: ``zq`` has several frames and ``f`` one.
         """
         size = f.shape[2:]
         is_first = stream is None or stream.is_first
         if is_first and zq.shape[2] > 1 and size[0] == 1:
             raise ValueError(
-                f"zq has {zq.shape[2]} frames for the single frame of f, which belongs to the "
-                "first of them; the others have nothing to scale. Give zq one frame, or f more"
+                f"zq has {zq.shape[2]} frames for the single frame of f, so all but the first have "
+                "nothing to scale. Pass one frame of zq, or more of f"
             )
         if self.conv is not None:
-            zq = self.conv(_stretched(zq, size, is_first), stream)
-        # Without that convolution each position of zq counts alone: scale and shift are computed
-        # before they are stretched, on a fraction of the positions.
-        scale = _stretched(self.conv_y(zq), size, is_first)
-        shift = _stretched(self.conv_b(zq), size, is_first)
+            zq = self.conv(_resized(zq, size, is_first), stream)
+        # Otherwise no position of zq depends on another: scale and shift are computed before the
+        # resize, on a fraction of the positions.
+        scale = _resized(self.conv_y(zq), size, is_first)
+        shift = _resized(self.conv_b(zq), size, is_first)
         y: Tensor = self.norm_layer(f) * scale + shift
         return y
 
 
-def _stretched(x: Tensor, size: torch.Size, is_first: bool) -> Tensor:
-    """Repeat the values of (B, C, t, h, w) to ``size`` = (T, H, W), frame 0 apart from the rest."""
+def _resized(x: Tensor, size: torch.Size, is_first: bool) -> Tensor:
+    """Repeat the values of (B, C, t, h, w) to ``size`` = (T, H, W), frame 0 separately."""
     if x.shape[2:] == size:
         return x
     if not is_first or x.shape[2] == 1:

@@ -1,4 +1,4 @@
-"""Says where float32 keeps its 24 bits, and where PyTorch may round it to TF32."""
+"""Controls where PyTorch may round float32 to TF32."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-# The stubs do not know the switches of single operations.
+# The type stubs lack the switches of single operations.
 _backends: Any = torch.backends
 
 
 def forbid_reduced_float32() -> None:
-    """Let no convolution or matrix product of this process round float32, on any device."""
+    """Keep full float32 in all convolutions and matrix products of this process."""
     for operation in (
         _backends.cuda.matmul,
         _backends.cudnn.conv,
@@ -25,8 +25,7 @@ def forbid_reduced_float32() -> None:
 
 @contextmanager
 def tf32_convolutions(device: torch.device) -> Iterator[None]:
-    """Convolutions of float32 within may round their factors to 11 bits, on GPUs, which do that
-    several times as fast."""
+    """Let float32 convolutions on GPUs round their inputs to 11 bits, several times as fast."""
     if device.type != "cuda":
         yield
         return
@@ -40,7 +39,7 @@ def tf32_convolutions(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact_float32_products(device: torch.device) -> Iterator[None]:
-    """Matrix products within are of whole float32 numbers, whatever autocast or TF32 say."""
+    """Compute matrix products in full float32, whatever autocast and TF32 settings say."""
     matmul = _backends.cuda.matmul if device.type == "cuda" else _backends.mkldnn.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "ieee"

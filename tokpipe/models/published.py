@@ -1,4 +1,4 @@
-"""Strict loading of weights that others trained."""
+"""Strict loading of published weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokpipe.errors import WeightsMismatch
 
 MAX_NAMED = 8
-"""Keys of each kind of trouble that a message names; the error's attributes have them all."""
+"""Keys of each kind of problem in a message; the attributes of the error have all of them."""
 
 
 def load_published(
@@ -22,25 +22,25 @@ def load_published(
 ) -> None:
     """Fill every parameter and persistent buffer of ``module``, or none of them.
 
-    Values may come in any floating dtype and from any device, and take those of the module.
-    Buffers of whole numbers (the bit values of a quantizer) follow from the constructor's
-    arguments: the given ones must equal them. Floating ones are learnt, and loaded.
+    Values of any floating dtype and device are converted to those of the module. Integer buffers
+    (such as the bit values of a quantizer) follow from the constructor's arguments, and the values
+    passed must equal them. Floating buffers are learned, and loaded.
 
-    ``rename`` maps published names to those of the module. A name is the beginning of a key up
-    to a dot, or all of it, and the longest that fits is replaced: ``{"quantize": "quantizer"}``
-    moves ``quantize.embedding.weight``. An empty name adds a beginning to every other key, or
-    takes one away. ``source`` is what a message calls the weights, such as their URI.
+    ``rename`` maps published names to those of the module. A name is a whole key, or its beginning
+    up to a dot, and the longest match is replaced: ``{"quantize": "quantizer"}`` moves
+    ``quantize.embedding.weight``. An empty name adds a prefix to every other key, or removes one.
+    Messages call the weights ``source``, for example their URI.
 
     Raises:
         WeightsMismatch: a key is missing, unexpected, of another shape or kind of number, not
             finite in the module's dtype, or a constant of another value. Its attributes name all.
-        ValueError: the module is on the meta device, where it has nothing to fill.
+        ValueError: the module is on the meta device, which has no memory to fill.
     """
     wanted = module.state_dict()
     if any(value.is_meta for value in wanted.values()):
         raise ValueError(
-            f"{type(module).__name__} is on the meta device, where weights would be dropped "
-            "without a word: move it by to_empty(device=...) first"
+            f"{type(module).__name__} is on the meta device, where weights would be silently "
+            "dropped: move it with to_empty(device=...) first"
         )
     given, misfits = _renamed(state_dict, rename or {})
     constants = {
@@ -62,8 +62,8 @@ def load_published(
         ]
         raise WeightsMismatch(
             f"{source}: the weights do not fit the {type(module).__name__} they are for: "
-            f"{'; '.join(problems)}. Nothing was loaded, since what a half-loaded model gives is "
-            f"noise. {_advice(missing, unexpected)}",
+            f"{'; '.join(problems)}. Nothing was loaded, since a half-loaded model returns noise. "
+            f"{_advice(missing, unexpected)}",
             missing=missing,
             unexpected=unexpected,
             misfits=misfits,
@@ -74,13 +74,13 @@ def load_published(
 def _renamed(
     state_dict: Mapping[str, Tensor], table: Mapping[str, str]
 ) -> tuple[dict[str, tuple[str, Tensor]], dict[str, str]]:
-    """Return (published key, value) by the module's key, and the keys that two would take."""
+    """Return (published key, value) by the module's key, and the keys that two map to."""
     renamed: dict[str, tuple[str, Tensor]] = {}
     clashes: dict[str, str] = {}
     for published, value in state_dict.items():
         key = _rename(str(published), table)
         if key in renamed:
-            clashes[key] = f"is what {renamed[key][0]} and {published} are both renamed to"
+            clashes[key] = f"is the new name of both {renamed[key][0]} and {published}"
         renamed[key] = (str(published), value)
     return renamed, clashes
 
@@ -94,7 +94,7 @@ def _rename(key: str, table: Mapping[str, str]) -> str:
 
 
 def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
-    """Say what keeps ``given`` from standing in place of ``wanted``, if anything does."""
+    """Why ``given`` cannot replace ``wanted``, if it cannot."""
     if not isinstance(given, Tensor):
         return f"is a {type(given).__name__}, not a tensor"
     if given.is_meta or given.layout != torch.strided:
@@ -119,13 +119,13 @@ def _kind(dtype: torch.dtype) -> str:
 
 
 def _values(tensor: Tensor) -> str:
-    """The values, or where there are many, the first ones."""
+    """The values, or the first of many."""
     values = tensor.flatten()[:16].tolist()
     return f"{values}" if len(values) == tensor.numel() else f"{values} and so on"
 
 
 def _some(problems: Iterable[str]) -> list[str]:
-    """Shorten a list, so that a message shows every kind of trouble there is."""
+    """Shorten a list, so that a message has room for every kind of problem."""
     named = list(problems)
     if len(named) <= MAX_NAMED:
         return named
@@ -133,18 +133,18 @@ def _some(problems: Iterable[str]) -> list[str]:
 
 
 def _advice(missing: list[str], unexpected: list[str]) -> str:
-    """What to do, above all where one beginning too many or too few explains every key."""
+    """What to do, in particular where one extra or missing prefix explains every key."""
     if "state_dict" in unexpected:
-        return "This is a whole training checkpoint: give its entry 'state_dict'"
+        return "This is a whole training checkpoint: pass its entry 'state_dict'"
     if prefix := _prefix(missing, unexpected):
-        return f"Every missing key is there below {prefix!r}: rename={ {prefix: ''} }"
+        return f"Every missing key exists below {prefix!r}: rename={ {prefix: ''} }"
     if prefix := _prefix(unexpected, missing):
         return f"Every unexpected key is missing below {prefix!r}: rename={ {'': prefix} }"
     return "Build the model with the settings of the weights, or rename the keys"
 
 
 def _prefix(bare: list[str], prefixed: list[str]) -> str | None:
-    """The one beginning that ``bare`` keys all have among ``prefixed`` ones, up to its dot."""
+    """The prefix, up to its dot, under which all ``bare`` keys are among the ``prefixed`` ones."""
     for key in prefixed:
         if bare and key.endswith(f".{bare[0]}"):
             prefix = key.removesuffix(f".{bare[0]}")

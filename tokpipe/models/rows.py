@@ -1,9 +1,9 @@
-"""Arithmetic on CPUs of tensors whose channels are innermost, piece by piece in cache.
+"""Arithmetic on CPUs for tensors whose channels are innermost, piece by piece in cache.
 
-PyTorch's operations each read and write the whole tensor, which costs as much as it costs to
-compute a convolution in bfloat16, and its group norm of such tensors adds up by the number of
-threads. Here a piece stays in the cache for all that is done to it, and no bit depends on threads
-or on the other clips of the batch.
+Each of PyTorch's operations reads and writes the whole tensor, which takes as long as a convolution
+in bfloat16, and its group norm of such tensors sums in an order that depends on the threads. Here a
+piece stays in the cache for all that is done to it, and no bit depends on threads or on the other
+clips of the batch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PIECE_ELEMENTS = 2**17
-"""Elements of a piece for each thread: half a MiB of float32, so that a piece and what is made of
-it fit a cache, and that it takes longer to compute than threads take to meet."""
+"""Elements of a piece for each thread: half a MiB of float32, small enough that input and result
+fit a cache, and large enough to outweigh the synchronization of threads."""
 
 BLOCK_ELEMENTS = 2**14
-"""Elements that are added up in float32, by one thread."""
+"""Elements that one thread sums in float32."""
 
 GRAIN_ELEMENTS = 32768
-"""Elements that PyTorch gives to a thread at the least."""
+"""The fewest elements that PyTorch assigns to a thread."""
 
 
 def norm_rows(
@@ -39,9 +39,9 @@ def norm_rows(
     """Write the group norm of ``x``, and with ``with_silu`` the SiLU of that, to ``out``.
 
     x and out (B, ..., C), the same shape, channels innermost; their dtypes may differ. The first
-    ``sample_dims`` dimensions count the samples that have statistics of their own; each sample of
-    ``out`` is contiguous. Statistics and arithmetic are float32 or better, whatever the dtypes;
-    values are rounded once, at the end.
+    ``sample_dims`` dimensions count the samples with separate statistics; each sample of ``out`` is
+    contiguous. Statistics and arithmetic are float32 or better whatever the dtypes; values are
+    rounded once, at the end.
     """
     channels = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -64,7 +64,7 @@ def norm_rows(
             y = result if is_wide else buffer[: len(result)]
             given = rows[span] if rows.dtype == wide else y.copy_(rows[span])
             if is_wide:
-                # Not by the shift: it loses the digits of a mean that is far from zero.
+                # Not with the shift, which loses the digits of a mean far from zero.
                 torch.sub(given, center[number], out=y)
                 torch.addcmul(bias, y, scale[number], out=y)
             else:
@@ -78,7 +78,7 @@ def norm_rows(
 def add_rows(x: Tensor, h: Tensor) -> Tensor:
     """``x + h`` of (B, C, ...) whose channels are innermost, ``h`` of a narrower dtype.
 
-    PyTorch would convert all of ``h`` first, in memory of its own.
+    PyTorch would first convert all of ``h``, in extra memory.
     """
     out = torch.empty_like(x)
     x, h, rows = (one.movedim(1, -1).flatten(0, -2) for one in (x, h, out))
@@ -88,7 +88,7 @@ def add_rows(x: Tensor, h: Tensor) -> Tensor:
 
 
 def _samples(x: Tensor, dims: int) -> Iterator[Tensor]:
-    """Each sample of ``x``: views, also where samples do not follow each other in memory."""
+    """Each sample of ``x``, as a view, even if samples are not adjacent in memory."""
     for part in x.unbind():
         if dims == 1:
             yield part
@@ -99,7 +99,7 @@ def _samples(x: Tensor, dims: int) -> Iterator[Tensor]:
 def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
     """(2, C) float64: sums of the differences of rows (N, C) from ``pivot``, and of their squares.
 
-    Differences, because a mean far from zero would otherwise cancel most digits of the variance.
+    A mean far from zero would otherwise cancel most digits of the variance.
     """
     channels = rows.shape[1]
     block = max(1, BLOCK_ELEMENTS // channels)
@@ -111,7 +111,7 @@ def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
         difference = buffer[: len(piece)]
         if piece.dtype == pivot.dtype:
             torch.sub(piece, pivot, out=difference)
-        else:  # PyTorch would convert to memory of its own first
+        else:  # sub would first convert the piece, in extra memory
             difference.copy_(piece).sub_(pivot)
         sums += _block_sums(difference, block)
         squares += _block_sums(difference.square_(), block)
@@ -119,10 +119,10 @@ def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
 
 
 def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
-    """Sums over each ``block`` of rows (N, C), together (n, C), and over what is left of them.
+    """Sums over each ``block`` of rows (N, C), as (n, C), and over the remaining rows.
 
-    PyTorch divides blocks among its threads, so that each adds up what it has just computed. Of
-    one sum over all rows it would give each thread some of the channels.
+    PyTorch divides blocks among its threads, so each sums what it has just computed. It would
+    divide a single sum over all rows by channels.
     """
     whole = len(rows) - len(rows) % block
     blocks, rest = rows[:whole].view(-1, block, rows.shape[1]), rows[whole:]
@@ -132,7 +132,7 @@ def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
 def center_and_scale(
     pivot: Tensor, sums: Tensor, num_rows: int, num_groups: int, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """What to subtract from each channel, and then to multiply by; of sums over ``num_rows`` rows.
+    """The values to subtract from each channel and to multiply it by, from ``num_rows`` rows.
 
     pivot and results (..., C). ``sums`` (2, ..., C), float64, are those of the differences from
     ``pivot`` and of their squares.
@@ -150,8 +150,8 @@ def center_and_scale(
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:
     """Cut rows into pieces that PyTorch's threads share by whole rows.
 
-    A thread that begins or ends within a row does the rest of it by other instructions than whole
-    vectors, which round otherwise.
+    A thread that starts or ends within a row processes part of it with scalar instead of vector
+    instructions, which round differently.
     """
     threads = torch.get_num_threads()
     most = max(threads, threads * PIECE_ELEMENTS // channels)

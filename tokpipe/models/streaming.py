@@ -1,4 +1,4 @@
-"""What a causal network carries from one piece of a clip to the next."""
+"""The state that a causal network carries from one piece of a clip to the next."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """All that a network needs of the pieces before: the last inputs of its causal convolutions.
+    """The last inputs of a network's causal convolutions: all it needs of the pieces before.
 
     Its size depends on the network and the size of the frames, never on the length of the clip.
-    The tensors are copies of their own, without history of gradients, so a state can be pickled,
-    kept, and used more than once: no call changes it.
+    The tensors are copies without gradient history, and no call changes them, so a state can be
+    pickled, kept, and used more than once.
     """
 
     network: str
-    """Which network made it, for the error when another one is given it."""
+    """The network that made it, for the error when it is passed to another."""
     tensors: tuple[Tensor, ...]
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the tensors hold."""
+        """Memory of the tensors."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
 
     def to(self, device: torch.device | str) -> StreamState:
@@ -35,8 +35,8 @@ class StreamState:
         return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As arrays of bytes, which pickle can hand on without a copy where tensors are copied
-        # several times: between processes, 240 MB in 0.2 s rather than 1.7 s.
+        # As byte arrays, which pickle passes on without a copy, where it copies tensors several
+        # times: between processes, 240 MB in 0.2 s instead of 1.7 s.
         arrays = [tensor.cpu().contiguous().view(torch.uint8).numpy() for tensor in self.tensors]
         return _unpickled, (self.network, arrays, [tensor.dtype for tensor in self.tensors])
 
@@ -45,7 +45,7 @@ def _unpickled(
     network: str, arrays: list[NDArray[np.uint8]], dtypes: list[torch.dtype]
 ) -> StreamState:
     with warnings.catch_warnings():
-        # Arrays may lie in memory shared with other processes. No call writes to a state.
+        # Arrays may be in memory shared with other processes. No call writes to a state.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensors = [torch.from_numpy(array) for array in arrays]
     pairs = zip(tensors, dtypes, strict=True)
@@ -53,7 +53,7 @@ def _unpickled(
 
 
 def why_not_streamable(norm: str, pad_mode: str) -> str | None:
-    """Why a network of these settings cannot take a clip in pieces, or None if it can."""
+    """Why a network with these settings cannot take a clip in pieces, or None if it can."""
     if norm != "frame":
         return (
             f"norm={norm!r} takes statistics over all frames, later ones included, so a piece "
@@ -62,17 +62,17 @@ def why_not_streamable(norm: str, pad_mode: str) -> str | None:
         )
     if pad_mode == "reflect":
         return (
-            "pad_mode='reflect' shows frame 0 the frames after it, which a piece may not hold "
-            "yet; 'first' and 'constant' do not"
+            "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later piece; "
+            "'first' and 'constant' do not"
         )
     return None
 
 
 class Stream:
-    """One piece on its way through a network: hands each layer its old frames, takes its new ones.
+    """One piece on its way through a network: hands each layer its old frames, keeps its new ones.
 
-    Layers come in the order in which they run, which is the same for every piece. Without a state
-    before it, the piece is the first of its clip.
+    Layers call it in the order in which they run, which is the same for every piece. Without a
+    state, the piece is the first of its clip.
     """
 
     def __init__(self, module: nn.Module, state: StreamState | None) -> None:
@@ -80,9 +80,8 @@ class Stream:
         network = f"{type(module).__name__} of {num_parameters:,} parameters"
         if state is not None and state.network != network:
             raise ValueError(
-                f"the state was made by {state.network}, and given to {network}: its frames mean "
-                "nothing here. Pass the state that this network returned for the piece before, "
-                "or None to start a clip"
+                f"the state was made by {state.network}, but passed to {network}. Pass the state "
+                "that this network returned for the piece before, or None to start a clip"
             )
         self.network = network
         self.is_first = state is None
@@ -101,22 +100,22 @@ class Stream:
             found = "nothing" if past is None else _described(past.shape, past)
             raise ValueError(
                 f"the state of {self.network} carries {found} where this piece needs "
-                f"{_described(wanted, x)}: it belongs to another clip, batch or frame size, or "
-                "was moved. Pass the state that was returned for the piece before, on the same "
-                "device and in the same dtype, or None to start a clip"
+                f"{_described(wanted, x)}: it is of another clip, batch or frame size, or was "
+                "moved. Pass the state that was returned for the piece before, on the same device "
+                "and in the same dtype, or None to start a clip"
             )
         return past
 
     def keep(self, x: Tensor, frames: int) -> None:
-        """Carry the last ``frames`` of ``x`` to the next piece. Copied: a view would pin ``x``."""
+        """Carry a copy of the last ``frames`` of ``x``; a view would keep all of ``x`` alive."""
         last = x.detach()[:, :, x.shape[2] - frames :]
         self._new.append(last.clone(memory_format=torch.contiguous_format))
 
     def state(self) -> StreamState:
-        """What the next piece needs, once every layer has run."""
+        """The state for the next piece, once every layer has run."""
         if not self.is_first and len(self._old) != len(self._new):
             raise ValueError(
-                f"the state of {self.network} carries {len(self._old)} tensors, and the network "
+                f"the state of {self.network} carries {len(self._old)} tensors, but the network "
                 f"used {len(self._new)}: it was made by another network. Pass the state that this "
                 "network returned for the piece before, or None to start a clip"
             )

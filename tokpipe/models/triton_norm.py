@@ -1,7 +1,7 @@
 """Group norm and SiLU on GPUs in two passes over memory: one for the sums, one for the values.
 
-Triton comes with PyTorch's CUDA builds. Sums are taken in blocks of rows whose size depends on
-nothing but the number of channels, and added up in float64, so no bit depends on the batch.
+Triton comes with PyTorch's CUDA builds. Rows are summed in blocks whose size depends only on the
+number of channels, and blocks in float64, so no bit depends on the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokpipe.models.rows import center_and_scale
 TILE_ELEMENTS = 4096
 """Elements that a program holds at a time."""
 TILES = 16
-"""Tiles that one program adds up."""
+"""Tiles that one program sums."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -32,7 +32,7 @@ def _sum_kernel(
     tile_channels: tl.constexpr,
     tiles: tl.constexpr,
 ) -> None:
-    """Add up one block of rows of one sample, by channel, as differences from its first row."""
+    """Sum one block of rows of one sample, by channel, as differences from its first row."""
     sample = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     columns = tl.arange(0, tile_channels)

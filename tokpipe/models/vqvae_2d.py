@@ -81,13 +81,7 @@ class BaseEncoder2D(nn.Module):
             if level.downsample is not None:
                 h = level.downsample(h)
                 keep(f"down{i}_downsample", h)
-        h = self.norm_out(self.mid(h, keep=keep))
-        keep("norm_out", h)
-        h = silu(h)
-        keep("nonlinearity", h)
-        h = self.conv_out(h)
-        keep("conv_out", h)
-        return h
+        return _finish(self.norm_out(self.mid(h, keep=keep)), self.conv_out, keep)
 
 
 class Encoder(BaseEncoder2D):
@@ -195,13 +189,7 @@ class BaseDecoder2D(nn.Module):
                 keep(f"up_{i}_upsample", h)
         if self.give_pre_end:
             return h
-        h = normalized(self.norm_out, h, zq)
-        keep("norm_out", h)
-        h = silu(h)
-        keep("nonlinearity", h)
-        h = self.conv_out(h)
-        keep("conv_out", h)
-        return h
+        return _finish(normalized(self.norm_out, h, zq), self.conv_out, keep)
 
 
 class Decoder(BaseDecoder2D):
@@ -265,6 +253,15 @@ class Decoder(BaseDecoder2D):
         """
         features: dict[str, Tensor] = {}
         return self._decode(z, features.__setitem__), features
+
+
+def _finish(h: Tensor, conv_out: nn.Module, keep: Keep) -> Tensor:
+    keep("norm_out", h)
+    h = silu(h)
+    keep("nonlinearity", h)
+    h = conv_out(h)
+    keep("conv_out", h)
+    return h
 
 
 def check_input(x: Tensor, conv: Conv2d, name: str) -> None:

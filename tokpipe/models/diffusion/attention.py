@@ -1,4 +1,4 @@
-"""The kinds of attention among the positions of an image, chosen by name.
+"""Kinds of attention among the positions of an image, chosen by name.
 
 Shape letters: B images, C channels, H rows, W columns, N = H * W positions.
 """
@@ -16,7 +16,7 @@ AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
 
 def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
-    """The attention that ``attn_type`` names, (B, in_channels, H, W) -> the same shape.
+    """Return the attention named ``attn_type``, (B, in_channels, H, W) -> the same shape.
 
     - ``vanilla``: ``AttnBlock``, softmax over all positions, by PyTorch.
     - ``vanilla-xformers``: ``XFormersAttnBlock``, the same function and keys, by xformers.
@@ -24,8 +24,8 @@ def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
     - ``none``: the input, unchanged.
 
     Raises:
-        ValueError: any other name. The published ``memory-efficient-cross-attn`` gives linear
-            attention, by a slip, and is refused, with the name of what it computes.
+        ValueError: any other name, such as ``memory-efficient-cross-attn``, for which published
+            code mistakenly returns linear attention.
         ImportError: ``vanilla-xformers`` without xformers.
     """
     if attn_type == "vanilla":
@@ -38,9 +38,9 @@ def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
         return nn.Identity()
     if attn_type == "memory-efficient-cross-attn":
         raise ValueError(
-            "attn_type='memory-efficient-cross-attn': the published code gives linear attention "
-            "under this name and ignores what it says. For weights trained by that code (keys "
-            "to_qkv and to_out) use 'linear', for attention among all positions use 'vanilla'"
+            "attn_type='memory-efficient-cross-attn': published code returns linear attention for "
+            "this name. For weights trained with it (keys to_qkv and to_out) use 'linear', for "
+            "attention among all positions use 'vanilla'"
         )
     raise ValueError(
         f"attn_type={attn_type!r}: use 'vanilla', 'vanilla-xformers', 'linear' or 'none'"
@@ -48,11 +48,11 @@ def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
 
 
 class XFormersAttnBlock(AttnBlock):
-    """``AttnBlock`` whose softmax over all positions is computed by xformers, on a GPU.
+    """``AttnBlock`` computed by xformers, on a GPU.
 
-    The keys are the same, and so are the values up to rounding, so that weights move freely
-    between the two. Source: ``MemoryEfficientAttnBlock`` of CogVideo's
-    ``sgm.modules.diffusionmodules.model``; arXiv:2112.05682.
+    Keys are the same, and values agree up to rounding, so weights can move between the two.
+    Source: ``MemoryEfficientAttnBlock`` of CogVideo's ``sgm.modules.diffusionmodules.model``;
+    arXiv:2112.05682.
 
     Raises:
         ImportError: xformers is not installed.
@@ -65,8 +65,8 @@ class XFormersAttnBlock(AttnBlock):
         except ImportError as error:
             raise ImportError(
                 "attn_type='vanilla-xformers' needs xformers, which cannot be imported "
-                f"({error}): install it (pip install xformers, of a version that was built for "
-                "this PyTorch), or use attn_type='vanilla', which loads the same weights"
+                f"({error}): install it (pip install xformers, in the version built for this "
+                "PyTorch), or use attn_type='vanilla', which loads the same weights"
             ) from error
         self._attention = memory_efficient_attention
 
@@ -78,21 +78,21 @@ class XFormersAttnBlock(AttnBlock):
         """
         if not q.is_cuda:
             raise ValueError(
-                f"x is on {q.device}, where xformers computes nothing: move the network and x to "
-                "a GPU, or use attn_type='vanilla', which loads the same weights"
+                f"x is on {q.device}, but xformers needs a GPU: move the network and x to one, or "
+                "use attn_type='vanilla', which loads the same weights"
             )
-        # One head, because a fourth dimension would be taken for several.
+        # Three dimensions mean one head.
         y: Tensor = self._attention(q.contiguous(), k.contiguous(), v.contiguous())
         return y
 
 
 class LinearAttention(nn.Module):
-    """Attention whose cost grows with N, not with its square.
+    """Attention whose cost grows with N instead of its square.
 
-    Keys are normalized over the positions and weigh the values into one (dim_head, dim_head)
-    matrix per head, which every query then reads. No norm, no scale and no residual: what comes
-    out replaces the input, so magnitudes and rounding errors grow with each one in a row. Behind
-    five, float32 was good to 2e-4, here and in the published code alike. ``to_qkv`` has no bias.
+    Keys are normalized over the positions and weight the values into one (dim_head, dim_head)
+    matrix per head, which every query reads. There is no norm, scale or residual, so magnitudes
+    and rounding errors grow with each layer: after five, float32 was accurate to 2e-4, here and in
+    the published code. ``to_qkv`` has no bias.
     Source: Efficient Attention, arXiv:1812.01243, without the normalization of queries;
     arguments and keys as in CogVideo's ``sgm.modules.attention.LinearAttention``.
     """

@@ -1,4 +1,4 @@
-"""How a diffusion model is told the noise level of its input."""
+"""Embeds the timestep, by which a diffusion model knows the noise level of its input."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
 
     Raises:
         ValueError: timesteps that are not one number per input, or an ``embedding_dim`` below 4,
-            whose single period has no geometric series to be part of.
+            which has no room for two periods.
     """
     if timesteps.ndim != 1:
         raise ValueError(
-            f"timesteps have shape {tuple(timesteps.shape)}, but each input has one: give (B,)"
+            f"timesteps have shape {tuple(timesteps.shape)}, but each input has one: pass (B,)"
         )
     half = embedding_dim // 2
     if half < 2:
         raise ValueError(
-            f"embedding_dim={embedding_dim} leaves room for {half} period(s), but a "
-            "series from the first to the last has at least two: use 4 or more"
+            f"embedding_dim={embedding_dim} leaves room for {half} period(s), but the series "
+            "needs two at least: use 4 or more"
         )
     # On the CPU, so that the periods are the same bits on every device.
     steps = torch.arange(half, dtype=torch.float32, device="cpu")

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from tokpipe.models.precision import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized
 from tokpipe.models.quantizers.codebook import CodebookQuantizer, Remap, UnknownIndex
-from tokpipe.models.quantizers.nearest import search
-from tokpipe.models.quantizers.projection import project
+from tokpipe.models.quantizers.nearest import project, search
 
 
 class GumbelQuantizer(CodebookQuantizer):

@@ -1,4 +1,7 @@
-"""The search for the nearest code vector: exact, in blocks, with a result independent of batch."""
+"""Products with a codebook, clip by clip, so that no result depends on the rest of the batch.
+
+Their shape, and with it their rounding, is then the same for a clip in any batch.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,7 @@ def first_least(
     several. Searches in blocks of vectors, with memory for about ``max_values`` floats.
     """
     found = len(latents)
-    if found < MIN_ROWS:
-        latents = F.pad(latents, (0, 0, 0, MIN_ROWS - found))
+    latents = _padded(latents)
     best = torch.full_like(latents[:, 0], math.inf)
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     block = max(1, max_values // len(latents))
@@ -55,11 +57,14 @@ def first_least(
     return indices[:found]
 
 
+def _padded(rows: Tensor) -> Tensor:
+    return F.pad(rows, (0, 0, 0, max(0, MIN_ROWS - len(rows))))
+
+
 def clip_rows(latent: Tensor) -> Tensor:
     """(B, C, ...) -> (B, N, C) float32: the positions of each clip as rows.
 
-    Products are then computed clip by clip, so that their shape, and with it their rounding, does
-    not depend on the batch. Latents without positions, (B, C), are the rows of one product.
+    Latents without positions, (B, C), are the rows of one product.
     """
     rows = latent.float()
     return rows.unsqueeze(0) if rows.ndim == 2 else rows.flatten(2).transpose(1, 2)
@@ -74,3 +79,16 @@ def search(latent: Tensor, vectors: Tensor, offsets: Tensor, factor: float) -> T
         for clip, found in zip(rows, codes, strict=True):
             found.copy_(first_least(clip, vectors, offsets, factor))
     return codes.view(latent.shape[:1] + latent.shape[2:])
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, ..., C_in) -> (B, ..., C_out) float32, for a weight (C_out, C_in) and a bias (C_out,).
+
+    Latents without positions, (B, C_in), are the rows of one product.
+    """
+    clips = x.float().unsqueeze(0) if x.ndim == 2 else x.float().flatten(1, -2)
+    weight, bias = weight.float(), bias.float()
+    with exact_float32_products(x.device):
+        projected = [F.linear(_padded(clip), weight, bias)[: len(clip)] for clip in clips]
+    shape = (*x.shape[:-1], len(weight))
+    return torch.stack(projected).view(shape) if projected else x.new_zeros(shape).float()

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from tokpipe.models.quantizers.base import Quantizer
-from tokpipe.models.quantizers.projection import project
+from tokpipe.models.quantizers.nearest import project
 
 
 class ScalarQuantizer(Quantizer):

@@ -1,4 +1,4 @@
-"""What every tokenizer is to the rest of tokpipe, and the checks that none of them can forget."""
+"""The interface of every tokenizer, and the checks that all of them share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.models.quantizers import Quantizer
+from tokpipe.models.quantizers.base import check_range
 from tokpipe.models.streaming import StreamState
 
 NOT_FINITE = -1
-"""Stands in place of a code where the latent holds NaN or infinity."""
+"""In place of a code where the latent has NaN or infinity."""
 
 
 class VideoTokenizer(nn.Module, ABC):
     """Turns pixels into codes and codes into pixels, on the device of its weights.
 
     Shape letters: B clips, T frames, H rows and W columns of pixels; t, h, w the latent grid.
-    A kind of tokenizer implements ``_encode`` and ``_decode`` on floats, in the layout and range
-    that its ``traits`` declare; shapes and types are checked here, before and after.
+    Subclasses implement ``_encode`` and ``_decode`` on floats, in the layout and range that their
+    ``traits`` declare; shapes and types are checked here, before and after.
     """
 
     def __init__(self, traits: TokenizerTraits) -> None:
@@ -34,12 +35,12 @@ class VideoTokenizer(nn.Module, ABC):
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 RGB -> (B, t, h, w) int64 codes, or ``NOT_FINITE``.
 
-        T is ``first_frames + temporal_stride * k`` and gives ``t = 1 + k``; H and W are multiples
-        of the traits' ``side_multiple``.
+        T is ``first_frames + temporal_stride * k``, and then ``t = 1 + k``; H and W are multiples
+        of ``traits.side_multiple``.
 
         Raises:
             ValueError: pixels of another shape or dtype.
-            TypeError: the model returned no codes of that shape.
+            TypeError: the model returned something other than codes of that shape.
         """
         self._check_pixels(pixels)
         self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
@@ -51,9 +52,9 @@ class VideoTokenizer(nn.Module, ABC):
         """(B, t, h, w) of any integer type -> (B, T, H, W, 3) uint8 RGB.
 
         Raises:
-            ValueError: codes of another shape or type, that the codebook does not have, or of a
-                chunk that the tokenizer cannot have made; no decoder; pixels that are not finite.
-            TypeError: the model returned no pixels of that shape.
+            ValueError: codes of another shape or type, outside the codebook, or of a chunk that
+                the tokenizer cannot have made; no decoder; pixels that are not finite.
+            TypeError: the model returned something other than pixels of that shape.
         """
         codes = self._checked_input_codes(codes)
         num_frames = self.traits.num_frames(codes.shape[1])
@@ -62,14 +63,14 @@ class VideoTokenizer(nn.Module, ABC):
 
     @torch.inference_mode()
     def encode_piece(self, pixels: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Encode the next frames of a clip; the codes of all pieces are those of the clip whole.
+        """Encode the next frames of a clip; together the codes are those of the whole clip.
 
         The first piece (``state=None``) has as many frames as ``encode`` takes, each later one a
         multiple of the temporal stride. Returns the codes, and the state for the next piece.
 
         Raises:
             ValueError: pixels of another shape or dtype, a state of another tokenizer or frame
-                size, or a tokenizer that cannot encode by pieces, with the reason.
+                size, or a tokenizer that cannot encode in pieces, with the reason.
         """
         self._check_streamable()
         self._check_pixels(pixels)
@@ -82,7 +83,7 @@ class VideoTokenizer(nn.Module, ABC):
         """Decode the next latent frames of a clip: the inverse of ``encode_piece``.
 
         Raises:
-            ValueError: as ``decode``, or a tokenizer that cannot decode by pieces.
+            ValueError: as ``decode``, or a tokenizer that cannot decode in pieces.
         """
         self._check_streamable()
         codes = self._checked_input_codes(codes)
@@ -95,7 +96,7 @@ class VideoTokenizer(nn.Module, ABC):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Let the networks compute in ``dtype``; searching a codebook stays in float32.
 
-        Rounds the weights, for good: a wider type afterwards does not bring back what they were.
+        Rounds the weights irreversibly.
 
         Raises:
             ConfigError: a dtype that this tokenizer cannot compute in, with the reason.
@@ -120,22 +121,22 @@ class VideoTokenizer(nn.Module, ABC):
         """
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Like ``_encode``; only called if the traits say that the tokenizer is streamable.
+        """Like ``_encode``; only called if the traits declare the tokenizer streamable.
 
-        As it stands here, for tokenizers whose frames know nothing of each other.
+        This default is for tokenizers that encode each frame alone.
         """
         return self._encode(x), StreamState(type(self).__name__, ())
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Like ``_decode``; only called if the traits say that the tokenizer is streamable."""
+        """Like ``_decode``; only called if the traits declare the tokenizer streamable."""
         return self._decode(codes), StreamState(type(self).__name__, ())
 
     @abstractmethod
     def _cast(self, dtype: torch.dtype) -> None:
-        """Convert what may be converted to ``dtype``; the quantizer may not."""
+        """Convert everything but the quantizer to ``dtype``."""
 
     def _input_dtype(self) -> torch.dtype:
-        """Of the floats that ``_encode`` is given."""
+        """The type of the input of ``_encode``."""
         return self.dtype
 
     # --- checks and conversions ---
@@ -143,8 +144,8 @@ class VideoTokenizer(nn.Module, ABC):
     @staticmethod
     def _no_decoder() -> ValueError:
         return ValueError(
-            "this tokenizer was built without its decoder, and cannot give pixels: build it by "
-            "build_tokenizer(..., with_decoder=True)"
+            "this tokenizer was built without its decoder, so it cannot return pixels: build it "
+            "with build_tokenizer(..., with_decoder=True)"
         )
 
     def _check_streamable(self) -> None:
@@ -152,7 +153,7 @@ class VideoTokenizer(nn.Module, ABC):
         if reason is not None:
             raise ValueError(
                 f"this tokenizer cannot take a clip piece by piece: {reason}. The codes would not "
-                "be those of the whole clip; encode chunks that know nothing of each other"
+                "be those of the whole clip; encode independent chunks instead"
             )
 
     def _check_pixels(self, pixels: Tensor) -> None:
@@ -162,7 +163,9 @@ class VideoTokenizer(nn.Module, ABC):
                 "tokenizer takes uint8 of (B, T, H, W, 3)"
             )
         if not pixels.numel():
-            raise ValueError(f"pixels of shape {tuple(pixels.shape)} are none: give some")
+            raise ValueError(
+                f"pixels of shape {tuple(pixels.shape)}: the clip is empty, pass at least one frame"
+            )
         self.traits.check_size(*pixels.shape[2:4])
 
     def _num_latents_of_piece(self, num_frames: int, state: StreamState | None) -> int:
@@ -172,8 +175,8 @@ class VideoTokenizer(nn.Module, ABC):
         latents, extra = divmod(num_frames, self.traits.temporal_stride)
         if extra:
             raise ValueError(
-                f"a later piece of {num_frames} frames does not fill whole latent frames, which "
-                f"stand for {self.traits.temporal_stride} each: give a multiple"
+                f"a later piece of {num_frames} frames does not fill whole latent frames: pass a "
+                f"multiple of {self.traits.temporal_stride}"
             )
         return latents
 
@@ -188,19 +191,16 @@ class VideoTokenizer(nn.Module, ABC):
         return x if self.traits.layout == "BTCHW" else x.flatten(0, 1)
 
     def _checked_codes(self, codes: Tensor, pixels: Tensor, latents: int) -> Tensor:
-        """Hold what ``_encode`` returned to the declared grid; its range is for callers to see."""
+        """Check the result of ``_encode`` against the declared grid, but not its range."""
         clips, frames, height, width = pixels.shape[:4]
         stride = self.traits.spatial_stride
         shape: tuple[int, ...] = (clips, latents, height // stride, width // stride)
         if self.traits.layout == "BCHW":
             shape = (clips * frames, *shape[2:])
-        if not isinstance(codes, Tensor):
-            raise TypeError(f"encoding gave a {type(codes).__name__}, not a tensor of {shape}")
-        if codes.shape != shape or not _is_integer(codes):
+        if not isinstance(codes, Tensor) or codes.shape != shape or not _is_integer(codes):
             raise TypeError(
-                f"encoding {frames} frames of {height}x{width} gave {codes.dtype} of shape "
-                f"{tuple(codes.shape)}, not integers of {shape}, as the traits say: correct the "
-                "traits, or the model"
+                f"encoding {frames} frames of {height}x{width} returned {_kind(codes)}, not "
+                f"integers of {shape}, as its traits declare: correct the traits or the model"
             )
         return codes.long().view(clips, latents, *shape[-2:])
 
@@ -209,17 +209,11 @@ class VideoTokenizer(nn.Module, ABC):
         if codes.ndim != 4 or not _is_integer(codes) or not codes.numel():
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer takes "
-                "integers of (B, t, h, w), one at least"
+                "at least one integer of (B, t, h, w)"
             )
         if codes.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            codes = codes.to(torch.int64)  # which are barely supported as they are
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.traits.codebook_size:
-            raise ValueError(
-                f"codes from {low} to {high}, but the codebook has 0 to "
-                f"{self.traits.codebook_size - 1}: they were made by another tokenizer, or are "
-                "damaged"
-            )
+            codes = codes.to(torch.int64)  # few operations support these types
+        check_range(codes, self.traits.codebook_size, "tokenizer")
         stride = self.traits.spatial_stride
         self.traits.check_size(codes.shape[2] * stride, codes.shape[3] * stride)
         return codes.long()
@@ -228,7 +222,7 @@ class VideoTokenizer(nn.Module, ABC):
         return codes.flatten(0, 1) if self.traits.layout == "BCHW" else codes
 
     def _pixels(self, floats: Tensor, codes: Tensor, num_frames: int) -> Tensor:
-        """What ``_decode`` returned for (B, t, h, w) codes -> (B, T, H, W, 3) uint8."""
+        """The result of ``_decode`` for (B, t, h, w) codes -> (B, T, H, W, 3) uint8."""
         clips, stride = codes.shape[0], self.traits.spatial_stride
         height, width = codes.shape[2] * stride, codes.shape[3] * stride
         shape: tuple[int, ...] = {
@@ -236,13 +230,14 @@ class VideoTokenizer(nn.Module, ABC):
             "BTCHW": (clips, num_frames, 3, height, width),
             "BCHW": (clips * num_frames, 3, height, width),
         }[self.traits.layout]
-        if not isinstance(floats, Tensor):
-            raise TypeError(f"decoding gave a {type(floats).__name__}, not a tensor of {shape}")
-        if floats.shape != shape or not floats.is_floating_point():
+        if (
+            not isinstance(floats, Tensor)
+            or floats.shape != shape
+            or not floats.is_floating_point()
+        ):
             raise TypeError(
-                f"decoding codes of shape {tuple(codes.shape)} gave {floats.dtype} of shape "
-                f"{tuple(floats.shape)}, not floats of {shape}, as the traits say: correct the "
-                "traits, or the model"
+                f"decoding codes of shape {tuple(codes.shape)} returned {_kind(floats)}, not "
+                f"floats of {shape}, as its traits declare: correct the traits or the model"
             )
         if self.traits.layout == "BCTHW":
             frames_first = floats.movedim(1, -1)
@@ -252,8 +247,8 @@ class VideoTokenizer(nn.Module, ABC):
         x = frames_first.float().sub(low).mul(255 / (high - low))
         if not x.isfinite().all():
             raise ValueError(
-                f"decoding gave NaN or infinity in {self.dtype}, which is no colour: check the "
-                "weights, or compute in float32"
+                f"decoding gave NaN or infinity in {self.dtype}, which cannot become uint8 pixels: "
+                "check the weights, or compute in float32"
             )
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
@@ -266,5 +261,18 @@ def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
     return codes.where(finite, NOT_FINITE)
 
 
+def cast_parts(dtype: torch.dtype, *parts: nn.Module | None) -> None:
+    """Convert the parts that there are to ``dtype``."""
+    for part in parts:
+        if part is not None:
+            part.to(dtype)
+
+
 def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{value.dtype} of shape {tuple(value.shape)}"

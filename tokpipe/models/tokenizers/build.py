@@ -1,4 +1,4 @@
-"""From a tokenizer's config and the bytes of its weights to the tokenizer."""
+"""Builds a tokenizer from its config and the bytes of its weights."""
 
 from __future__ import annotations
 
@@ -48,38 +48,33 @@ def build_tokenizer(
 ) -> VideoTokenizer:
     """Return the tokenizer of ``config`` on the CPU, in float32 and eval mode.
 
-    ``weights`` are the bytes of the file that ``config.weights`` names, with exactly the keys of
-    the model. Without them the parameters of a ``native`` tokenizer are random, each a pure
-    function of ``config.seed`` and its key. The global random state is left as it was.
+    ``weights`` are the bytes of the file at ``config.weights``, with exactly the keys of the
+    model. Without them a ``native`` tokenizer gets random parameters, each a pure function of
+    ``config.seed`` and its key. The global random state does not change.
 
     Raises:
-        ConfigError: weights that do not fit the model, or that the config names but are not given.
+        ConfigError: weights that do not fit the model, or whose bytes are missing.
     """
     if config.weights is not None and weights is None:
         raise ConfigError(
-            f"tokenizer.weights names {config.weights}, but its bytes were not given; random "
-            "weights in their place would give meaningless codes"
+            f"tokenizer.weights names {config.weights}, but its bytes were not passed; random "
+            "weights would make meaningless codes"
         )
-    # Layers draw initial values from the global generator: give it back as it was.
+    # Layers draw their initial values from the global generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        tokenizer = _build(config, weights, with_decoder, decoder_weights)
+        if isinstance(config, NativeConfig):
+            tokenizer: VideoTokenizer = build_native(config, weights, with_decoder=with_decoder)
+        elif isinstance(config, CustomConfig):
+            tokenizer = build_custom(config, weights, with_decoder=with_decoder)
+        else:
+            assert weights is not None, "the other kinds require weights"
+            if isinstance(config, MoVQGANConfig):
+                tokenizer = build_movqgan(config, weights, with_decoder=with_decoder)
+            elif isinstance(config, Emu3Config):
+                tokenizer = build_emu3(config, weights, with_decoder=with_decoder)
+            else:
+                assert isinstance(config, CosmosDVConfig), config
+                tokenizer = build_cosmos_dv(
+                    config, weights, decoder_weights, with_decoder=with_decoder
+                )
     return tokenizer.eval().requires_grad_(False)
-
-
-def _build(
-    config: TokenizerConfig,
-    weights: bytes | None,
-    with_decoder: bool,
-    decoder_weights: bytes | None,
-) -> VideoTokenizer:
-    if isinstance(config, NativeConfig):
-        return build_native(config, weights, with_decoder=with_decoder)
-    if isinstance(config, CustomConfig):
-        return build_custom(config, weights, with_decoder=with_decoder)
-    assert weights is not None, "the other kinds must name theirs"
-    if isinstance(config, MoVQGANConfig):
-        return build_movqgan(config, weights, with_decoder=with_decoder)
-    if isinstance(config, Emu3Config):
-        return build_emu3(config, weights, with_decoder=with_decoder)
-    assert isinstance(config, CosmosDVConfig), config
-    return build_cosmos_dv(config, weights, decoder_weights, with_decoder=with_decoder)

@@ -17,13 +17,13 @@ from tokpipe.models.tokenizers.probe import probe
 
 
 class CosmosDVTokenizer(VideoTokenizer):
-    """``encoder.jit`` and, to decode, ``decoder.jit``: programs with weights, run as they are.
+    """``encoder.jit`` and, to decode, ``decoder.jit``: programs with weights, run as published.
 
-    The encoder takes (B, 3, T, H, W) in [-1, 1] and gives (indices int32 (B, t, h, w), code
-    vectors, loss); the decoder takes indices and gives pixels. The files accept any size and lose
-    what does not fit, so the rules are enforced here. Published in bfloat16; ``compute_in`` casts
-    the whole program and tries it out on its device, since nothing tells beforehand whether that
-    can be done. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
+    The encoder takes (B, 3, T, H, W) in [-1, 1] and returns (indices int32 (B, t, h, w), code
+    vectors, loss); the decoder takes indices and returns pixels. The programs accept any size and
+    drop what does not fit, so the size rules are enforced here. Published in bfloat16;
+    ``compute_in`` casts the whole program and probes it on its device, since some programs cannot
+    be cast. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
     """
 
     def __init__(self, config: CosmosDVConfig, encoder: Any, decoder: Any | None) -> None:
@@ -39,8 +39,8 @@ class CosmosDVTokenizer(VideoTokenizer):
         outputs = self.encoder(x)
         if not isinstance(outputs, tuple | list) or not outputs:
             raise TypeError(
-                f"its encoder gave a {type(outputs).__name__}, not (indices, code vectors, loss): "
-                "it is none of a discrete tokenizer, or not the encoder's file"
+                f"its encoder returned a {type(outputs).__name__}, not (indices, code vectors, "
+                "loss): it is not the encoder of a discrete tokenizer"
             )
         codes: Tensor = outputs[0]
         return codes
@@ -59,30 +59,30 @@ class CosmosDVTokenizer(VideoTokenizer):
             self.prove()
         except ConfigError as error:
             raise ConfigError(
-                f"encode.dtype: {error}. Its file is of {self.file_dtype}: set encode.dtype to that"
+                f"encode.dtype: {error}. Set encode.dtype to that of its file, {self.file_dtype}"
             ) from error
 
     def prove(self) -> None:
-        """Try the program out where it is, and as it is.
+        """Probe the program on its device, in its current type.
 
         Raises:
-            ConfigError: it raises, or gives what a discrete tokenizer of this variant does not.
+            ConfigError: it raises, or returns something else than this variant does.
         """
         device = next((p.device for p in self.encoder.parameters()), None)
         probe(self, self.what, with_decoder=self.decoder is not None, device=device)
         self._proven = self.dtype
 
     def prove_on_cpu(self) -> None:
-        """Try the program out in float32, unless it is one that only its own type can run.
+        """Probe the program in float32, unless it only runs in the type of its file.
 
-        A program that was traced in bfloat16 may hold steps that insist on it, and others that
-        CPUs do not have in it. It is then left as it was, to be tried out by ``compute_in``.
+        A program traced in bfloat16 may have steps that require it, and others that CPUs lack in
+        it. It is then left unchanged, for ``compute_in`` to probe.
         """
         self._convert(torch.float32)
         try:
             self.prove()
         except ConfigError as error:
-            # Wrong outputs, whose cause is ours or none, are as wrong in any type.
+            # Outputs that are wrong in float32 are wrong in any type.
             if self.file_dtype == torch.float32 or isinstance(error.__cause__, TypeError | None):
                 raise
             self._convert(self.file_dtype)
@@ -101,14 +101,14 @@ def build_cosmos_dv(
     *,
     with_decoder: bool,
 ) -> CosmosDVTokenizer:
-    """Build on the CPU, in float32 where the program lets it; see ``build_tokenizer``."""
+    """Build on the CPU, in float32 if the program allows; see ``build_tokenizer``."""
     if with_decoder and decoder_weights is None:
         raise ConfigError(
-            "tokenizer.decoder_weights: is not given, and Cosmos keeps its decoder in a file of "
-            "its own, without which codes cannot become pixels: name its decoder.jit"
+            "tokenizer.decoder_weights: missing. Cosmos keeps its decoder in a separate file: name "
+            "its decoder.jit"
         )
-    # The fuser makes the first calls round unlike later ones (pytorch#74534); Cosmos' own code
-    # turns it off, too.
+    # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
+    # code turns it off, too.
     torch._C._jit_set_texpr_fuser_enabled(False)
     encoder = _load(weights, f"tokenizer.weights {config.weights}")
     decoder = None
@@ -123,19 +123,18 @@ def build_cosmos_dv(
 def _load(data: bytes, where: str) -> Any:
     if not _is_torchscript(data):
         raise ConfigError(
-            f"{where}: is no TorchScript file, which holds a program beside its weights; these "
-            "bytes alone make no model. Name the .jit file of the checkpoint, and copy it again if "
-            "it was cut short"
+            f"{where}: not a TorchScript file, which holds a program and its weights. Name the "
+            ".jit file of the checkpoint; copy it again if it was cut short"
         )
     try:
         with warnings.catch_warnings():
-            # PyTorch asks everyone to leave TorchScript, but these files are published in it.
+            # PyTorch deprecates TorchScript, but these files are published in it.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             return torch.jit.load(io.BytesIO(data), map_location="cpu")
     except RuntimeError as error:
         raise ConfigError(
-            f"{where}: is a TorchScript file that PyTorch {torch.__version__} cannot load: "
-            f"{str(error).strip()[:400]}. Copy it again, or load it with the PyTorch that wrote it"
+            f"{where}: PyTorch {torch.__version__} cannot load this TorchScript file: "
+            f"{str(error).strip()[:400]}. Copy it again, or use the PyTorch that wrote it"
         ) from error
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,117 +18,79 @@ from tokpipe.models.tokenizers.probe import probe
 from tokpipe.models.tokenizers.weights import read_safetensors
 
 
-@runtime_checkable
-class Encodes(Protocol):
-    """What a class must do, beside being an ``nn.Module``: pixels to codes."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Floats in the declared layout and range -> (B, t, h, w) codes of any integer type.
-
-        Under layout ``BCHW``, which has B * T frames in place of B clips, (B * T, h, w).
-        """
-
-
-@runtime_checkable
-class Decodes(Protocol):
-    """What it must do to be decoded: codes to pixels."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """(B, t, h, w) int64, or (B * T, h, w) -> floats in the declared layout and range."""
-
-
-@runtime_checkable
-class EncodesPieces(Protocol):
-    """What it must do to be streamed, unless its layout is ``BCHW``."""
-
-    def encode_piece(
-        self, x: Tensor, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next frames of a clip, and the state returned before them -> codes and state."""
-
-
-@runtime_checkable
-class DecodesPieces(Protocol):
-    """What it must do to be decoded piece by piece, unless its layout is ``BCHW``."""
-
-    def decode_piece(
-        self, codes: Tensor, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next codes of a clip, and the state returned before them -> floats and state."""
-
-
-@runtime_checkable
-class ComputesIn(Protocol):
-    """What it must do to compute in another type than float32."""
-
-    def compute_in(self, dtype: torch.dtype) -> None:
-        """Cast what may be cast. ``encode`` is given this type from then on."""
-
-
 class CustomTokenizer(VideoTokenizer):
-    """A class of someone else's, held to what was declared of it. Its keys are below ``model.``."""
+    """A user's ``nn.Module``, held to its declared traits. Its keys are below ``model.``.
+
+    It must have ``encode(x)`` and, to decode, ``decode(codes)``, in the declared layout and range;
+    to stream, unless its layout is ``BCHW``, ``encode_piece(x, state)`` and
+    ``decode_piece(codes, state)``, whose state is a tuple of tensors, None before the first piece;
+    and to compute in other types than float32, ``compute_in(dtype)``.
+    """
 
     def __init__(self, config: CustomConfig, model: nn.Module) -> None:
         super().__init__(config.traits)
         self.name = config.implementation
         self.model = model
 
+    def _method(self, name: str) -> Callable[..., Any] | None:
+        method: Callable[..., Any] | None = getattr(self.model, name, None)
+        return method
+
     def _encode(self, x: Tensor) -> Tensor:
-        assert isinstance(self.model, Encodes)
-        return self.model.encode(x)
+        codes: Tensor = self.model.encode(x)  # type: ignore[operator]
+        return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if not isinstance(self.model, Decodes):
-            raise ValueError(f"{self.name} has no method decode(codes), so it gives no pixels")
-        return self.model.decode(codes)
+        if (decode := self._method("decode")) is None:
+            raise ValueError(f"{self.name} has no method decode(codes), so it returns no pixels")
+        floats: Tensor = decode(codes)
+        return floats
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        if not isinstance(self.model, EncodesPieces):
+        if (encode_piece := self._method("encode_piece")) is None:
             return super()._encode_piece(x, state)
-        codes, tensors = self.model.encode_piece(x, self._tensors(state))
+        codes, tensors = encode_piece(x, self._tensors(state))
         return codes, StreamState(self.name, tuple(tensors))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        if not isinstance(self.model, DecodesPieces):
+        if (decode_piece := self._method("decode_piece")) is None:
             if self.traits.layout == "BCHW":
                 return super()._decode_piece(codes, state)
             raise ValueError(f"{self.name} has no method decode_piece(codes, state)")
-        floats, tensors = self.model.decode_piece(codes, self._tensors(state))
+        floats, tensors = decode_piece(codes, self._tensors(state))
         return floats, StreamState(self.name, tuple(tensors))
 
     def _tensors(self, state: StreamState | None) -> tuple[Tensor, ...] | None:
-        if state is None:
-            return None
-        if state.network != self.name:
+        if state is not None and state.network != self.name:
             raise ValueError(
-                f"the state was made by {state.network}, and given to {self.name}, to which it "
-                "means nothing: pass the one that it returned for the piece before"
+                f"the state was made by {state.network}, but passed to {self.name}: pass the state "
+                "that it returned for the piece before"
             )
-        return state.tensors
+        return None if state is None else state.tensors
 
     def _cast(self, dtype: torch.dtype) -> None:
-        if isinstance(self.model, ComputesIn):
-            self.model.compute_in(dtype)
+        if (compute_in := self._method("compute_in")) is not None:
+            compute_in(dtype)
         elif dtype != torch.float32:
             raise ConfigError(
-                f"encode.dtype: {self.name} has no method compute_in(dtype), so nothing tells "
-                f"which of its parts may be rounded to {dtype}: give it one, or use float32"
+                f"encode.dtype: {self.name} has no method compute_in(dtype), so it is unknown "
+                f"which of its parts may be rounded to {dtype}: add one, or use float32"
             )
 
 
 def build_custom(
     config: CustomConfig, weights: bytes | None, *, with_decoder: bool
 ) -> CustomTokenizer:
-    """Build on the CPU and try it out; see ``build_tokenizer``."""
+    """Build on the CPU and probe it; see ``build_tokenizer``."""
     what = f"tokenizer.implementation {config.implementation}"
     kind = _imported(config.implementation, what)
     _check_methods(kind, config, what, with_decoder=with_decoder)
     try:
         model = kind(**config.arguments)
-    except Exception as error:  # the code is someone else's: it may raise anything
+    except Exception as error:  # user code may raise anything
         raise ConfigError(
             f"{what}: could not be built with tokenizer.arguments {config.arguments}: "
-            f"{type(error).__name__}: {error}. Correct the arguments, or the class"
+            f"{type(error).__name__}: {error}. Correct the arguments or the class"
         ) from error
     if weights is not None:
         source = config.weights or "tokenizer.weights"
@@ -144,16 +107,16 @@ def _imported(path: str, what: str) -> type[nn.Module]:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(
-            f"{what}: {module_name} cannot be imported: {type(error).__name__}: {error}. Every "
-            "node that encodes must have it: install it there, or add its folder to PYTHONPATH"
+            f"{what}: {module_name} cannot be imported: {type(error).__name__}: {error}. Install "
+            "it on every node that encodes, or add its folder to PYTHONPATH there"
         ) from error
     found: Any = getattr(module, name, None)
-    # Checked before it is called: a checkpoint's config names it, and must not name just anything.
+    # Checked before it is called: a checkpoint's config must not be able to call just anything.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         described = "nothing" if found is None else f"{found!r}"
         raise ConfigError(
-            f"{what}: {module_name} has {described} by the name {name}, where a subclass of "
-            "torch.nn.Module is needed, which can be moved to a device: correct the path"
+            f"{what}: {name} in {module_name} is {described}, but must be a subclass of "
+            "torch.nn.Module: correct the path"
         )
     return found
 
@@ -165,10 +128,10 @@ def _check_methods(
     if with_decoder:
         wanted["decode"] = "decode(codes)"
     if config.traits.why_not_streamable is None and config.traits.layout != "BCHW":
-        wanted["encode_piece"] = "encode_piece(x, state), as it is declared to be streamable"
+        wanted["encode_piece"] = "encode_piece(x, state), although it is declared streamable"
     for method, described in wanted.items():
         if not callable(getattr(kind, method, None)):
             raise ConfigError(
-                f"{what}: has no method {described}, which tokpipe calls: add it, or name another "
-                "class; docs/tokenizers.md shows one"
+                f"{what}: has no method {described}: add it, or name another class; "
+                "docs/tokenizers.md has an example"
             )

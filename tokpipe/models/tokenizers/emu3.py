@@ -1,4 +1,4 @@
-"""Emu3's video tokenizer, as the package transformers has it."""
+"""Emu3's video tokenizer, from the package transformers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from tokpipe.config.tokenizer import Emu3Config
 from tokpipe.errors import ConfigError
 from tokpipe.models.convolution import Conv2d, Conv3d
-from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import VectorQuantizer
-from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
-from tokpipe.models.tokenizers.weights import read_safetensors
+from tokpipe.models.tokenizers.base import VideoTokenizer, cast_parts, codes_or_not_finite
+from tokpipe.models.tokenizers.weights import load_weights
 
 _TO_TRANSFORMERS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Attention of 1x1 convolutions became linear layers, whose norm stands beside them.
+        # Attention of 1x1 convolutions became linear layers, with their norm beside them.
         (r"\.mid\.attn_1\.norm\.", ".mid.attn_norm."),
         (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
         (r"\.(q|k|v)\.(weight|bias)$", r".\1_proj.\2"),
@@ -30,15 +29,15 @@ _TO_TRANSFORMERS = tuple(
         (r"^(encoder|decoder)\.mid\.", r"\1.middle_block."),
     )
 )
-"""From the keys of BAAI/Emu3-VisionTokenizer to those of transformers, which had them renamed."""
+"""From the keys of BAAI/Emu3-VisionTokenizer to those of transformers."""
 
 
 class Emu3Tokenizer(VideoTokenizer):
     """Four frames to one latent frame: 2D encoder, convolutions over time, codebook.
 
-    The model is transformers' ``Emu3VQVAE``, and its keys are those of the state_dict, but the
-    codebook is searched here, in float32: transformers would in the type of the weights, which in
-    bfloat16 names other code vectors. Source: arXiv:2409.18869; transformers,
+    Model and state_dict keys are those of transformers' ``Emu3VQVAE``. The codebook is searched
+    here, in float32: transformers searches in the type of the weights, which in bfloat16 names
+    other code vectors. Source: arXiv:2409.18869; transformers,
     ``models/emu3/modeling_emu3.py``.
     """
 
@@ -65,9 +64,7 @@ class Emu3Tokenizer(VideoTokenizer):
         return frames.view(len(codes), num_frames, *frames.shape[1:])
 
     def _cast(self, dtype: torch.dtype) -> None:
-        for part in (self.encoder, self.quant_conv, self.post_quant_conv, self.decoder):
-            if part is not None:
-                part.to(dtype)
+        cast_parts(dtype, self.encoder, self.quant_conv, self.post_quant_conv, self.decoder)
 
 
 def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu3Tokenizer:
@@ -88,21 +85,20 @@ def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu
             channel_multiplier=list(config.channel_multiplier),
             num_res_blocks=config.num_res_blocks,
             attn_resolutions=list(config.attn_resolutions),
-            # Attention's width, and transformers' default is that of the published settings.
+            # The width of attention, which transformers sets for the published settings only.
             hidden_size=config.base_channels * config.channel_multiplier[-1],
             temporal_downsample_factor=config.traits.temporal_stride,
         )
     )
     tokenizer = Emu3Tokenizer(config, model, with_decoder=with_decoder).float()
-    state = read_safetensors(weights, config.weights)
-    if not with_decoder:
-        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
-    load_published(tokenizer, in_transformers_layout(state), source=config.weights)
+    load_weights(
+        tokenizer, weights, config, with_decoder=with_decoder, rename=in_transformers_layout
+    )
     return tokenizer
 
 
 def _use_own_convolutions(module: nn.Module) -> None:
-    """Put this project's convolutions, which round alike in any batch, in place of torch's."""
+    """Replace torch's convolutions by this project's, which round alike in any batch."""
     for name, child in module.named_children():
         if type(child) is nn.Conv2d:
             own: nn.Conv2d | nn.Conv3d = Conv2d(*_arguments(child))
@@ -122,7 +118,7 @@ def _arguments(conv: nn.Conv2d | nn.Conv3d) -> tuple[Any, ...]:
 
 
 def in_transformers_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of BAAI/Emu3-VisionTokenizer; keys of transformers stay as they are."""
+    """Rename the keys of BAAI/Emu3-VisionTokenizer; leave keys of transformers unchanged."""
     renamed = {}
     for key, value in state.items():
         new = key

@@ -9,7 +9,7 @@ from tokpipe.config.tokenizer import MoVQGANConfig
 from tokpipe.models.convolution import Conv2d
 from tokpipe.models.movq_2d import MOVQDecoder
 from tokpipe.models.quantizers import VectorQuantizer
-from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
+from tokpipe.models.tokenizers.base import VideoTokenizer, cast_parts, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
 from tokpipe.models.vqvae_2d import Encoder
 
@@ -18,24 +18,18 @@ class MoVQGANTokenizer(VideoTokenizer):
     """2D encoder, 1x1 convolution, codebook, 1x1 convolution, 2D MoVQ decoder.
 
     Keys of the state_dict are the published ones: ``encoder.*``, ``quant_conv.*``,
-    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``. The codebook is searched in
-    float32; the published code adds the latent's own norm to every distance, which only rounds,
-    so of two code vectors all but equally near it may name the other.
+    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``. The codebook is searched
+    in float32; published code adds the latent's norm to every distance, which only rounds, so it
+    may choose the other of two code vectors at nearly the same distance.
     Source: github.com/ai-forever/MoVQGAN, ``movqgan.models.vqgan.MOVQ``.
     """
 
     def __init__(self, config: MoVQGANConfig, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
-        self.encoder = Encoder(
-            ch=config.ch,
-            ch_mult=config.ch_mult,
-            num_res_blocks=config.num_res_blocks,
-            attn_resolutions=config.attn_resolutions,
-            in_channels=3,
-            resolution=config.resolution,
-            z_channels=config.z_channels,
-            double_z=False,
+        shape = config.model_dump(
+            include={"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution"}
         )
+        self.encoder = Encoder(**shape, in_channels=3, z_channels=config.z_channels, double_z=False)
         self.quant_conv = Conv2d(config.z_channels, config.embed_dim, 1)
         self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim)
         self.post_quant_conv: Conv2d | None = None
@@ -43,14 +37,7 @@ class MoVQGANTokenizer(VideoTokenizer):
         if with_decoder:
             self.post_quant_conv = Conv2d(config.embed_dim, config.z_channels, 1)
             self.decoder = MOVQDecoder(
-                ch=config.ch,
-                out_ch=3,
-                ch_mult=config.ch_mult,
-                num_res_blocks=config.num_res_blocks,
-                attn_resolutions=config.attn_resolutions,
-                resolution=config.resolution,
-                z_channels=config.z_channels,
-                zq_ch=config.embed_dim,
+                **shape, out_ch=3, z_channels=config.z_channels, zq_ch=config.embed_dim
             )
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -64,9 +51,7 @@ class MoVQGANTokenizer(VideoTokenizer):
         return frames
 
     def _cast(self, dtype: torch.dtype) -> None:
-        for part in (self.encoder, self.quant_conv, self.post_quant_conv, self.decoder):
-            if part is not None:
-                part.to(dtype)
+        cast_parts(dtype, self.encoder, self.quant_conv, self.post_quant_conv, self.decoder)
 
 
 def build_movqgan(config: MoVQGANConfig, weights: bytes, *, with_decoder: bool) -> MoVQGANTokenizer:

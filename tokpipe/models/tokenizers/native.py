@@ -1,4 +1,4 @@
-"""Tokenizers made of this project's own encoder, quantizer and decoder."""
+"""Tokenizers built from this project's encoder, quantizer and decoder."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from tokpipe.models.tokenizers.weights import load_weights
 class NativeTokenizer(VideoTokenizer):
     """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
 
-    Keys of the state_dict are ``encoder.*``, ``quantizer.*`` and ``decoder.*``. The decoder has the
-    dtype of ``compute_in``, and so has most of the encoder's work; the quantizer has float32. With
-    patches, ``patch_size`` squared pixels of each colour become channels before the encoder, by
-    ``pixel_unshuffle``, and return after the decoder.
+    Keys of the state_dict are ``encoder.*``, ``quantizer.*`` and ``decoder.*``. ``compute_in``
+    applies to the decoder and most of the encoder's work; the quantizer stays float32. Squares of
+    ``patch_size`` pixels become channels before the encoder, by ``pixel_unshuffle``, and pixels
+    again after the decoder.
     """
 
     def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
@@ -52,9 +52,8 @@ class NativeTokenizer(VideoTokenizer):
         if with_decoder:
             if config.decoder is None:
                 raise ConfigError(
-                    "tokenizer: has no decoder section, so its codes cannot be turned back into "
-                    "pixels: give the settings and weights of one that was trained with this "
-                    "encoder"
+                    "tokenizer: has no decoder section, so its codes cannot become pixels again: "
+                    "add the settings and weights of the decoder trained with this encoder"
                 )
             self.decoder = _decoder(config, config.decoder)
 
@@ -127,35 +126,18 @@ def build_native(
 
 
 def _encoder(config: NativeConfig) -> Encoder3D:
-    encoder = config.encoder
+    settings = config.encoder.model_dump(exclude={"kind", "in_channels"})
     return Encoder3D(
-        ch=encoder.ch,
-        ch_mult=encoder.ch_mult,
-        num_res_blocks=encoder.num_res_blocks,
-        attn_resolutions=encoder.attn_resolutions,
-        in_channels=config.pixel_channels,
-        resolution=encoder.resolution,
-        z_channels=encoder.z_channels,
-        double_z=False,
-        pad_mode=encoder.pad_mode,
-        temporal_compress_times=encoder.temporal_compress_times,
-        norm=config.norm,
+        **settings, in_channels=config.pixel_channels, double_z=False, norm=config.norm
     )
 
 
 def _decoder(config: NativeConfig, decoder: Movq3DConfig) -> MOVQDecoder3D:
     return MOVQDecoder3D(
-        ch=decoder.ch,
+        **decoder.model_dump(exclude={"kind"}),
         out_ch=config.pixel_channels,
-        ch_mult=decoder.ch_mult,
-        num_res_blocks=decoder.num_res_blocks,
-        attn_resolutions=decoder.attn_resolutions,
-        resolution=decoder.resolution,
         z_channels=config.quantizer.codebook_dim,
-        add_conv=decoder.add_conv,
-        pad_mode=decoder.pad_mode,
         temporal_compress_times=config.encoder.temporal_compress_times,
-        post_quant_conv=decoder.post_quant_conv,
         norm=config.norm,
     )
 
@@ -170,16 +152,16 @@ def _quantizer(config: QuantizerConfig) -> Quantizer:
         return EMAVectorQuantizer(size, dim, beta=0.25)
     if isinstance(config, GumbelConfig):
         return GumbelQuantizer(config.latent_dim, dim, size)
-    # The loss as the paper has it; the published default is a mistake that only old runs need.
+    # The loss of the paper; the published default is a mistake that only old runs need.
     return VectorQuantizer(size, dim, legacy=False)
 
 
 def _randomize(tokenizer: nn.Module, seed: int) -> None:
-    """Fill every parameter from a generator of its own, seeded by ``seed`` and its key.
+    """Fill each parameter from a generator seeded by ``seed`` and the parameter's key.
 
-    Uniform numbers, because they are made from the generator's bits alone: normal ones go
-    through logarithms that differ between CPUs. Matrices keep the variance of their input, so
-    latents spread over many codes.
+    With uniform numbers, which are made from the generator's bits alone: normal ones go through
+    logarithms that differ between CPUs. Matrices keep the variance of their input, so latents
+    spread over many codes.
     """
     for key, parameter in tokenizer.named_parameters():
         if parameter.ndim < 2:

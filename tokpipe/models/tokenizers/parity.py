@@ -1,8 +1,8 @@
-"""Whether a device gives the codes that the CPU gives in float32.
+"""Whether a device returns the codes that the CPU returns in float32.
 
-Not every build of its libraries does. cuDNN 9.10 convolved bfloat16 in three dimensions to wrong
-sums without a word (github.com/pytorch/pytorch/issues/163539), and PyTorch 2.9 steers round it at
-ten times the cost.
+Not every build of its libraries does. cuDNN 9.10 silently computes wrong sums in 3D convolutions
+of bfloat16 (github.com/pytorch/pytorch/issues/163539), and PyTorch 2.9 avoids it at ten times the
+cost.
 """
 
 from __future__ import annotations
@@ -18,31 +18,30 @@ from tokpipe.errors import NodeTrouble
 from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
 
 FLOAT32_AGREEMENT = 0.9
-"""Rounding in another order moves few codes of any tokenizer: fewer than 1 in 1,000 of those tried.
-"""
+"""Rounding in another order changes few codes: fewer than 1 in 1,000 with every tokenizer tried."""
 
 NARROW_AGREEMENT = 0.5
-"""Types of 8 or 11 bits move more, by how fine the codebook is: 1 to 15 codes of 100. Wrong sums
-leave hardly any, where codebooks are large."""
+"""Types of 8 or 11 bits change 1 to 15 codes of 100, depending on how fine the codebook is. After
+wrong sums hardly any code stays, where codebooks are large."""
 
 _SOUND_CUDNN = 91500
-"""From this version on PyTorch lets cuDNN convolve bfloat16 and float16 in three dimensions."""
+"""From this version on, PyTorch lets cuDNN compute 3D convolutions of bfloat16 and float16."""
 
 _log = logging.getLogger(__name__)
 
 
 class Parity:
-    """The codes of a small picture that a tokenizer gives on the CPU in float32."""
+    """A tokenizer's codes of a small test picture, on the CPU in float32."""
 
     def __init__(self, tokenizer: VideoTokenizer) -> None:
         self._pixels = moving_picture(tokenizer.traits)
         self._wanted = tokenizer.encode(self._pixels)
 
     def agreement(self, tokenizer: VideoTokenizer, device: torch.device) -> float:
-        """Share of codes that the tokenizer, now on ``device``, gives as before.
+        """Share of codes that stay the same with the tokenizer on ``device``, 0 to 1.
 
-        Codes of latents that are not finite do not count: narrow types overflow by themselves,
-        and the clips that it happens to are rejected for it.
+        Codes of latents that are not finite do not count: narrow types may overflow, and clips
+        where they do are rejected.
         """
         found = tokenizer.encode(self._pixels.to(device)).cpu()
         finite = found != NOT_FINITE
@@ -51,7 +50,7 @@ class Parity:
         return float((found == self._wanted)[finite].float().mean())
 
     def check(self, tokenizer: VideoTokenizer, device: torch.device) -> None:
-        """Refuse a device that computes something else.
+        """Reject a device that computes something else.
 
         Raises:
             NodeTrouble: fewer codes agree than rounding explains.
@@ -63,15 +62,15 @@ class Parity:
         if share < least:
             raise NodeTrouble(
                 f"encode: {share:.0%} of the codes of a test picture in {tokenizer.dtype} on "
-                f"{_name(device)} are those of float32 on the CPU, where rounding leaves "
-                f"{least:.0%} or more. Codes made here would be wrong and look right. The likely "
-                "cause is the build of PyTorch or cuDNN, or the device's memory: use another "
-                "version, or encode.dtype: float32"
+                f"{_name(device)} are those of float32 on the CPU; rounding leaves {least:.0%} or "
+                "more. Codes made here would be silently wrong. The likely cause is the build of "
+                "PyTorch or cuDNN, or the device's memory: use another version, or encode.dtype: "
+                "float32"
             )
 
 
 def moving_picture(traits: TokenizerTraits) -> Tensor:
-    """(1, T, H, W, 3) uint8 of two latent frames or a whole chunk, always the same."""
+    """(1, T, H, W, 3) uint8 of two latent frames or a whole chunk, the same in every call."""
     side = traits.side_multiple * -(-64 // traits.side_multiple)
     frames = traits.chunk_frames or traits.num_frames(2)
     coarse = torch.rand((1, 3, 2, 12, 12), generator=torch.Generator().manual_seed(0))
@@ -89,7 +88,7 @@ def _warn_of_slow_convolutions(dtype: torch.dtype, device: torch.device) -> None
     version = torch.backends.cudnn.version() if device.type == "cuda" else None
     if version is not None and version < _SOUND_CUDNN and dtype != torch.float32:
         _log.warning(
-            "cuDNN %d is not trusted by PyTorch to convolve %s in three dimensions: encoding will "
-            "take many times as long and as much memory; install nvidia-cudnn-cu12>=9.15",
+            "PyTorch does not trust cuDNN %d with 3D convolutions of %s: encoding will take many "
+            "times as long and as much memory; install nvidia-cudnn-cu12>=9.15",
             *(version, dtype),
         )

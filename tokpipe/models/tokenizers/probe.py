@@ -1,4 +1,4 @@
-"""Tries a tokenizer out on noise, before any video is, against what its traits declare."""
+"""Checks a tokenizer against its declared traits, on noise, before it sees any video."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers.base import VideoTokenizer
 
 MOST_UNLIKE = 0.1
-"""Share of codes that rounding may change when a clip is encoded beside another."""
+"""Share of codes that rounding may change when a clip is encoded together with another."""
 
 
 def probe(
@@ -22,11 +22,11 @@ def probe(
 ) -> None:
     """Encode two clips of noise, together, again and alone; decode them if there is a decoder.
 
-    ``what`` is what a message calls the tokenizer. ``size`` is (height, width), by default a few
-    latents high and, unless only squares are taken, more of them wide.
+    Messages call the tokenizer ``what``. ``size`` is (height, width), by default a few latents
+    high and, unless only squares are allowed, one more wide.
 
     Raises:
-        ConfigError: it raises, or gives something else than its traits say.
+        ConfigError: it raises, or returns something other than its traits declare.
     """
     traits = tokenizer.traits
     side = traits.side_multiple * -(-32 // traits.side_multiple)
@@ -39,26 +39,26 @@ def probe(
     try:
         codes = tokenizer.encode(pixels)
         again, alone = tokenizer.encode(pixels), tokenizer.encode(pixels[1:])
-    except Exception as error:  # the code is someone else's: it may raise anything
-        raise _refused(what, f"encoding {call}, raised {_told(error)}") from error
+    except Exception as error:  # user code may raise anything
+        raise _rejected(what, f"encoding {call}, raised {_text(error)}") from error
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= traits.codebook_size:
-        raise _refused(
+        raise _rejected(
             what,
-            f"encoding {call}, gave codes from {low} to {high} where its codebook has 0 to "
+            f"encoding {call}, returned codes from {low} to {high}, but its codebook has 0 to "
             f"{traits.codebook_size - 1}",
         )
     if not torch.equal(codes, again):
-        raise _refused(
+        raise _rejected(
             what,
-            f"encoding {call}, gave other codes the second time: it must sample nothing, and keep "
-            "nothing from one call to the next",
+            f"encoding {call}, returned other codes the second time: it must not sample, or keep "
+            "state between calls",
         )
     if _share_unlike(codes[1:], alone) > MOST_UNLIKE:
-        raise _refused(
+        raise _rejected(
             what,
-            f"encoding {call}, gave the second clip other codes than it has alone: a clip's codes "
-            "must not depend on the clips beside it",
+            f"encoding {call}, returned other codes for the second clip than alone: a clip's codes "
+            "must not depend on other clips of the batch",
         )
     if traits.why_not_streamable is None:
         _probe_pieces(tokenizer, what, pixels, call)
@@ -66,8 +66,8 @@ def probe(
         try:
             tokenizer.decode(codes)
         except Exception as error:
-            raise _refused(
-                what, f"decoding codes of shape {tuple(codes.shape)}, raised {_told(error)}"
+            raise _rejected(
+                what, f"decoding codes of shape {tuple(codes.shape)}, raised {_text(error)}"
             ) from error
 
 
@@ -78,11 +78,12 @@ def _probe_pieces(tokenizer: VideoTokenizer, what: str, pixels: Tensor, call: st
         head, state = tokenizer.encode_piece(pixels[:, :first], None)
         tail, _ = tokenizer.encode_piece(pixels[:, first:], state)
     except Exception as error:
-        raise _refused(what, f"encoding {call}, in pieces, raised {_told(error)}") from error
+        raise _rejected(what, f"encoding {call}, in pieces, raised {_text(error)}") from error
     if _share_unlike(whole, torch.cat([head, tail], dim=1)) > MOST_UNLIKE:
-        raise _refused(
+        raise _rejected(
             what,
-            f"encoding {call}, gave other codes in pieces than whole: declare why_not_streamable",
+            f"encoding {call}, returned other codes in pieces than whole: declare "
+            "why_not_streamable",
         )
 
 
@@ -90,12 +91,12 @@ def _share_unlike(codes: Tensor, others: Tensor) -> float:
     return float((codes != others).float().mean())
 
 
-def _told(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()[-800:]}"
 
 
-def _refused(what: str, problem: str) -> ConfigError:
+def _rejected(what: str, problem: str) -> ConfigError:
     return ConfigError(
-        f"{what}, tried out by {problem}. Its codes would be wrong, or the job would end at its "
-        "first batch: correct the tokenizer, or what is declared of it"
+        f"{what}, probed by {problem}. Its codes would be wrong, or the job would fail at its "
+        "first batch: correct the tokenizer or its declared traits"
     )

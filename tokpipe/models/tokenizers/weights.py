@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import safetensors
 import safetensors.torch
 from torch import Tensor, nn
@@ -12,11 +14,16 @@ from tokpipe.models.published import load_published
 
 
 def load_weights(
-    module: nn.Module, weights: bytes, config: TokenizerConfig, *, with_decoder: bool
+    module: nn.Module,
+    weights: bytes,
+    config: TokenizerConfig,
+    *,
+    with_decoder: bool,
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
 ) -> None:
-    """Fill ``module`` from a safetensors file, of which it must be every key.
+    """Fill ``module`` from a safetensors file that has exactly its keys, once renamed.
 
-    Keys that only decoding needs may be there or not when the module was built without decoder.
+    Keys that only decoding needs are optional for a module without a decoder.
 
     Raises:
         ConfigError: the file is damaged, or does not fit, with the keys that do not.
@@ -25,14 +32,14 @@ def load_weights(
     state = read_safetensors(weights, source)
     if not with_decoder:
         state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
-    load_published(module, state, source=source)
+    load_published(module, rename(state), source=source)
 
 
 def read_safetensors(weights: bytes, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; ``source`` is what a message calls it.
+    """Return the tensors of a safetensors file, which messages call ``source``.
 
     Raises:
-        ConfigError: it is no such file, or not a whole one.
+        ConfigError: not a safetensors file, or an incomplete one.
     """
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(weights)
