@@ -20,7 +20,16 @@ PAGE = (REPOSITORY / "docs/troubleshooting.md").read_text()
 PACKAGE = Path(tokpipe.__file__).parent
 RAY = ("_private/utils.py", "_private/authentication/authentication_constants.py")
 """Where Ray's own words come from that the page quotes."""
-REFUSALS = {"SourceError", "Undecodable", "Rejected", "Failed", "_Lost", "_rejected", "_suspect", "_blame_worker_loss"}
+REFUSALS = {
+    "SourceError",
+    "Undecodable",
+    "Rejected",
+    "Failed",
+    "_Lost",
+    "_rejected",
+    "_suspect",
+    "_blame_worker_loss",
+}
 """Calls that give a reason, by position or by name."""
 
 

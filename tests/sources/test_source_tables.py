@@ -331,9 +331,7 @@ def test_tables_of_one_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
     rows = read(tmp_path / "*.csv")
     assert [(row["source_uri"], row["name"]) for row in rows] == [("/1.mp4", "a"), ("/2.mp4", "b")]
     write(tmp_path / "c.csv", "url,title\n/3.mp4,c\n")
-    with pytest.raises(
-        ConfigError, match=r"c\.csv have different columns.*\(name, title\)"
-    ):
+    with pytest.raises(ConfigError, match=r"c\.csv have different columns.*\(name, title\)"):
         read(tmp_path / "*.csv")
 
 
