@@ -26,7 +26,8 @@ def test_the_worked_example_works(tmp_path: Path) -> None:
     kept = shutil.ignore_patterns("__pycache__", "*.safetensors")
     for name in ("tokpipe", "tests/media"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=kept)
-    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    for name in ("pyproject.toml", "tests/videos.py"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
     blocks = blocks_of("CONTRIBUTING.md")
     (example,) = (block for block in blocks if block.title is not None)
     (change,) = (block for block in blocks if block.language == "diff")

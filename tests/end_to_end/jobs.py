@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import yaml
 
+from tests.videos import encode
 from tokpipe.config import load_job
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
@@ -36,14 +36,7 @@ def write_video(
     rng = np.random.default_rng(seed)
     pattern = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     picture = pattern.repeat(8, axis=0).repeat(8, axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(np.roll(picture, index, axis=1), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    encode(path, (np.roll(picture, index, axis=1) for index in range(num_frames)), size, fps=8)
 
 
 def write_videos(folder: Path, count: int, num_frames: int = 20) -> list[Path]:

@@ -14,11 +14,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-
 from tests.end_to_end.jobs import SAMPLE
-from tests.media.media_helpers import (
-    cut_without_coding,
+from tests.videos import (
+    FAST_VP,
+    FASTSTART,
+    FRAGMENTED,
+    HEVC,
+    VP9,
+    copy_from,
+    cut_short,
+    spoil_packet,
     write_silence,
     write_size_change,
     write_video,
@@ -73,18 +78,15 @@ def video_cases(count: int, seed: int) -> list[VideoCase]:
 
 _X264 = {"crf": "20", "preset": "ultrafast", "bf": "2", "threads": "1"}
 _FORMATS: dict[str, dict[str, Any]] = {
-    "index-first.mp4": {"options": _X264, "container_options": {"movflags": "faststart"}},
+    "index-first.mp4": {"options": _X264, **FASTSTART},
     "index-last.mp4": {"options": _X264},
-    "fragments.mp4": {
-        "options": _X264,
-        "container_options": {"movflags": "frag_keyframe+empty_moov"},
-    },
+    "fragments.mp4": {"options": _X264, **FRAGMENTED},
     "h264.mkv": {"options": _X264},
     "h264.ts": {"options": _X264},
     "h264.flv": {"options": _X264},
-    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:pools=1"}},
-    "vp8.webm": {"codec": "libvpx", "options": {"deadline": "realtime", "cpu-used": "8"}},
-    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "hevc.mp4": HEVC,
+    "vp8.webm": {"codec": "libvpx", "options": FAST_VP},
+    "vp9.webm": VP9,
     "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
     "mpeg4.avi": {"codec": "mpeg4"},
     "mpeg4.mp4": {"codec": "mpeg4"},
@@ -286,26 +288,18 @@ def _link_to_file(path: Path) -> None:
 
 def _between_packets(path: Path) -> None:
     _of("index-first.mp4")(path)
-    with av.open(str(path)) as container:
-        offsets = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
-    os.truncate(path, offsets[20])
+    cut_short(path, 20, inside=False)
 
 
 def _with_edit_list(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = write_video(Path(folder) / "source.mp4", 40, fps=FPS, options=_X264)
-        cut_without_coding(source, path, 0.5)
+        copy_from(source, path, 0.5)
 
 
 def _lost_frame(path: Path) -> None:
-    """One packet's payload is overwritten: decord would repeat another frame in its place."""
-    suffix = path.suffix
-    source = "h264.mkv" if suffix == ".mkv" else "vp9.webm"
-    path.write_bytes(whole(source))
-    with av.open(str(path)) as container:
-        payload = bytes([packet for packet in container.demux(video=0) if packet.size][12])
-    assert payload in whole(source)
-    path.write_bytes(whole(source).replace(payload, b"\xff" * len(payload)))
+    path.write_bytes(whole("h264.mkv" if path.suffix == ".mkv" else "vp9.webm"))
+    spoil_packet(path, 12)
 
 
 _NOT_A_VIDEO = {"not_a_video", "no_video"}
@@ -322,8 +316,7 @@ _FAMILIES: dict[str, _Cases] = {
         "wide.mkv": (_video(3, size=(48, 2000)), _OK),
         "high.mkv": (_video(3, size=(2000, 64)), _OK),
         "ten_bits.mkv": (
-            _video(codec="libx265", pix_fmt="yuv420p10le",
-                   options={"x265-params": "log-level=none:pools=1"}), _OK,
+            _video(pix_fmt="yuv420p10le", **HEVC), _OK,
         ),
         "ten_bits.mp4": (_video(options=_X264, pix_fmt="yuv420p10le"), _OK),
         "twelve_bits.mkv": (_video(codec="ffv1", pix_fmt="yuv420p12le"), _OK),
@@ -331,8 +324,7 @@ _FAMILIES: dict[str, _Cases] = {
         "grey.mkv": (_video(codec="ffv1", pix_fmt="gray"), _OK),
         "alpha.mkv": (_video(codec="ffv1", pix_fmt="yuva420p"), _OK),
         "alpha.mov": (_video(codec="qtrle", pix_fmt="argb"), _OK),
-        "alpha.webm": (_video(codec="libvpx-vp9", pix_fmt="yuva420p",
-                              options={"deadline": "realtime", "cpu-used": "8"}), _OK),
+        "alpha.webm": (_video(pix_fmt="yuva420p", **VP9), _OK),
         "prores.mov": (_video(codec="prores_ks", pix_fmt="yuv422p10le"), _OK),
         "full_range.mkv": (_video(codec="mjpeg", pix_fmt="yuvj444p"), _OK),
         "anamorphic.mp4": (_video(pixel_aspect=Fraction(40, 33)), _OK),

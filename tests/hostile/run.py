@@ -23,7 +23,7 @@ from tests.end_to_end.jobs import (
 from tests.hostile.corpus import FPS, REASONS, TOKENIZED, VideoCase
 from tests.hostile.memory import PeakWatch, decoding_children, forget_peak, peak_bytes
 from tests.hostile.tables import TableCase
-from tests.media.media_helpers import numbers_of
+from tests.videos import numbers_of
 from tokpipe.config import load_job
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError

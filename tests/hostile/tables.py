@@ -200,9 +200,9 @@ _NAMED = [
     TableCase("bytes_uri.parquet", "types", _parquet({"url": [b"/v"]}), "not text"),
     TableCase("number_uri.parquet", "types", _parquet({"url": [1]}), "not text"),
     TableCase("list_template.parquet", "types", _parquet(
-        {"a": [[1]]}, uri_template="/v/{a}.mp4"), "no part of a URI"),
+        {"a": [[1]]}, uri_template="/v/{a}.mp4"), "cannot be part of a URI"),
     TableCase("bytes_template.parquet", "types", _parquet(
-        {"a": [b"\xff"]}, uri_template="/v/{a}.mp4"), "no part of a URI"),
+        {"a": [b"\xff"]}, uri_template="/v/{a}.mp4"), "cannot be part of a URI"),
     TableCase("struct_column.parquet", "types", _parquet(
         {"url": ["/v"], "a": [{"b": [1], "c": {"d": None}}]}), None, 1, 0),
     TableCase("not_utf8.parquet", "types", _parquet({"url": pa.StringArray.from_buffers(
@@ -232,12 +232,12 @@ _NAMED = [
     TableCase("endless_line.csv", "huge",
               _table("t.csv", lambda: b"url\n" + b"x" * 20_000_000), None, 1, 1),
     TableCase("endless_header.csv", "huge",
-              _table("t.csv", lambda: b"x" * 20_000_000), "no header"),
+              _table("t.csv", lambda: b"x" * 20_000_000), "not a header"),
     TableCase("open_quote.csv", "quotes", _table(
         "t.csv", 'url,b\n"/v.mp4,1\n' + "/w.mp4,2\n" * 3), None, None, 1),
     TableCase("open_quotes.csv", "quotes", _table(
         "t.csv", "url,b\n" + "".join(f'"/v{i}.mp4,1\n' for i in range(301))), None, None, None),
-    TableCase("open_header.csv", "quotes", _table("t.csv", '"url\n/v.mp4\n'), "no header"),
+    TableCase("open_header.csv", "quotes", _table("t.csv", '"url\n/v.mp4\n'), "not a header"),
     TableCase("deep.jsonl", "bombs",
               _table("t.jsonl", b'{"url": "/v"}\n' + _BOMB_LINE), None, 2, 1),
     TableCase("deep_closed.jsonl", "bombs", _table("t.jsonl", "".join(
@@ -256,7 +256,7 @@ _NAMED = [
     TableCase("not_gzip.csv.gz", "cut tables", _table("t.csv.gz", b"\x1f\x8bjunk"), "gzip"),
     TableCase("cut.parquet", "cut tables", _parquet({"url": ["/v"] * 99}, 0.7), "as Parquet"),
     TableCase("text.parquet", "cut tables", _table("t.parquet", "url\n/v\n"), "as Parquet"),
-    TableCase("no_format.dat", "cut tables", _table("t.dat", "url\n"), "does not tell its format"),
+    TableCase("no_format.dat", "cut tables", _table("t.dat", "url\n"), "does not show its format"),
     # Tars.
     TableCase("names.tar", "tars", _tar(_hostile_names), None, 9, 0, in_job=True),
     TableCase("special.tar", "tars", _tar(_special_members), None, 1, 0, in_job=True),

@@ -1,51 +1,48 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pytest
+from pydantic import BaseModel
 
-from tests.media.media_helpers import MakeDecoder
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.media.decoder import VideoDecoder
+
+MakeDecoder = Callable[..., VideoDecoder]
+"""The fixture ``make_decoder``, which takes settings of a job as keywords."""
+
+M = TypeVar("M", bound=BaseModel)
+
+DEFAULTS: dict[str, Any] = {
+    "deadline_s": 20.0,
+    "memory_bytes": 2**31,
+    "fps": None,
+    "max_clip_frames": 1000,
+    "min_clip_frames": 1,
+    "fit": "stretch",
+    "size": (48, 64),
+}
+
+
+def section(model: type[M], settings: dict[str, Any]) -> M:
+    """The settings that belong to one section of a job."""
+    return model.model_validate({k: v for k, v in settings.items() if k in model.model_fields})
 
 
 @pytest.fixture(scope="module")
 def make_decoder() -> Iterator[MakeDecoder]:
-    """Decoders that keep every frame unless told otherwise; one of a kind for a whole module."""
-    made: dict[Any, VideoDecoder] = {}
+    """Make decoders that keep every frame by default; equal settings share one per module."""
+    made: dict[str, VideoDecoder] = {}
 
-    def make(
-        *,
-        backends: Sequence[str] | None = None,
-        backend: str = "auto",
-        on_damage: str = "reject",
-        fps: float | None = None,
-        max_clip_frames: int = 1000,
-        min_clip_frames: int = 1,
-        fit: str = "stretch",
-        size: tuple[int, int] | None = (48, 64),
-        buckets: tuple[tuple[int, int], ...] | None = None,
-        deadline_s: float = 20.0,
-        memory_bytes: int = 2**31,
-    ) -> VideoDecoder:
-        key = tuple(
-            sorted((name, str(value)) for name, value in locals().items() if name != "made")
-        )
+    def make(*, backends: Sequence[str] | None = None, **changes: Any) -> VideoDecoder:
+        settings = {**DEFAULTS, **changes}
+        key = f"{backends} {settings}"
         if key not in made:
             made[key] = VideoDecoder(
-                DecodeConfig.model_validate(
-                    {
-                        "backend": backend,
-                        "on_damage": on_damage,
-                        "deadline_s": deadline_s,
-                        "memory_bytes": memory_bytes,
-                    }
-                ),
-                SamplingConfig(
-                    fps=fps, max_clip_frames=max_clip_frames, min_clip_frames=min_clip_frames
-                ),
-                FramesConfig.model_validate({"size": size, "buckets": buckets, "fit": fit}),
+                section(DecodeConfig, settings),
+                section(SamplingConfig, settings),
+                section(FramesConfig, settings),
                 backends=backends,
             )
         return made[key]

@@ -1,4 +1,4 @@
-"""All backends agree on which frame is which, and to the byte on what is in it."""
+"""All backends agree on which frame is which, and on every byte of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -16,11 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.media.media_helpers import (
-    MakeDecoder,
-    cut_without_coding,
+from tests.media.conftest import MakeDecoder
+from tests.videos import (
+    FAST_VP,
+    FRAGMENTED,
+    QUIET_X265,
+    copy_from,
+    encode,
     numbers_of,
-    write_pictures,
     write_size_change,
     write_video,
 )
@@ -30,8 +32,7 @@ _steps = random.Random(1)
 VFR = list(accumulate(_steps.choices([1, 2, 5, 9], k=30)))
 
 X265 = {"preset": "ultrafast", "crf": "12"}
-QUIET = "log-level=none:pools=1:frame-threads=1"
-VP = {"deadline": "realtime", "cpu-used": "8"}
+QUIET = QUIET_X265 + ":frame-threads=1"
 
 # name: (expected numbers, backend that ``auto`` ends with, settings of write_video)
 CASES: dict[str, tuple[range, str, dict[str, Any]]] = {
@@ -40,54 +41,36 @@ CASES: dict[str, tuple[range, str, dict[str, Any]]] = {
     "vfr.mkv": (range(30), "decord", {"pts": VFR, "time_base": Fraction(1, 90)}),
     "late.mp4": (range(30), "decord", {"pts": range(7, 37)}),
     "b-pyramid.mp4": (
-        range(30),
-        "decord",
+        range(30), "decord",
         {"options": {"bf": "3", "preset": "medium", "x264-params": "b-pyramid=normal:ref=4"}},
     ),
     "open-gop.mp4": (
-        range(60),
-        "decord",
+        range(60), "decord",
         {"gop": 12, "options": {"bf": "3", "preset": "medium", "x264-params": "open-gop=1"}},
     ),
-    "fragmented.mp4": (
-        range(30),
-        "decord",
-        {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
-    ),
+    "fragmented.mp4": (range(30), "decord", FRAGMENTED),
     "audio.mp4": (range(30), "decord", {"audio": True}),
     "hevc.mp4": (
         range(30), "decord", {"codec": "libx265", "options": {**X265, "x265-params": QUIET}},
     ),
     "hevc-open-gop.mp4": (
-        range(40),
-        "decord",
-        {
-            "codec": "libx265",
-            "options": {**X265, "bf": "3", "x265-params": QUIET + ":open-gop=1:keyint=10"},
-        },
+        range(40), "decord",
+        {"codec": "libx265",
+         "options": {**X265, "bf": "3", "x265-params": QUIET + ":open-gop=1:keyint=10"}},
     ),
-    "vp9.webm": (range(30), "decord", {"codec": "libvpx-vp9", "options": VP}),
+    "vp9.webm": (range(30), "decord", {"codec": "libvpx-vp9", "options": FAST_VP}),
     "vp9-altref.webm": (
-        range(60),
-        "decord",
-        {
-            "codec": "libvpx-vp9",
-            "gop": 30,
-            "options": {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16"},
-        },
+        range(60), "decord",
+        {"codec": "libvpx-vp9", "gop": 30,
+         "options": {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16"}},
     ),
     "vp8-altref.webm": (
-        range(60),
-        "pyav",
-        {
-            "codec": "libvpx",
-            "gop": 30,
-            "options": {"auto-alt-ref": "1", "cpu-used": "5", "lag-in-frames": "16"},
-        },
+        range(60), "pyav",
+        {"codec": "libvpx", "gop": 30,
+         "options": {"auto-alt-ref": "1", "cpu-used": "5", "lag-in-frames": "16"}},
     ),
     "av1.mp4": (
-        range(20),
-        "pyav",
+        range(20), "pyav",
         {"codec": "libsvtav1", "size": (64, 64), "options": {"preset": "12", "crf": "20"}},
     ),
     "mpeg4-b.mp4": (range(30), "pyav", {"codec": "mpeg4", "options": {"bf": "2"}}),
@@ -104,7 +87,7 @@ CASES: dict[str, tuple[range, str, dict[str, Any]]] = {
     "17x13.mp4": (range(30), "decord", {"size": (13, 17), "pix_fmt": "yuv444p"}),
     "321x241.mp4": (range(30), "decord", {"size": (241, 321), "pix_fmt": "yuv444p"}),
     "321x241.webm": (
-        range(10), "decord", {"size": (241, 321), "codec": "libvpx-vp9", "options": VP},
+        range(10), "decord", {"size": (241, 321), "codec": "libvpx-vp9", "options": FAST_VP},
     ),
     "fps-1000.mp4": (range(30), "decord", {"fps": 1000}),
     "one-frame.mp4": (range(1), "decord", {}),
@@ -121,7 +104,7 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_frame_comes_in_order_whoever_decodes(
+def test_every_backend_returns_every_frame_in_order(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     expected, backend, settings = CASES[name]
@@ -142,16 +125,16 @@ def test_every_frame_comes_in_order_whoever_decodes(
     ("name", "first", "backend"),
     [("cut.mp4", 33, "pyav"), ("cut.mkv", 20, "decord"), ("cut.ts", 20, "pyav")],
 )
-def test_a_copied_cut_shows_what_its_container_shows(
+def test_a_cut_without_coding_shows_what_its_container_shows(
     name: str, first: int, backend: str, tmp_path: Path, long_video: Path, make_decoder: MakeDecoder
 ) -> None:
-    path = cut_without_coding(long_video, tmp_path / name, 1.3)
+    path = copy_from(long_video, tmp_path / name, 1.3)
     video = make_decoder().decode(path)
     assert (numbers_of(video.frames), video.backend) == (list(range(first, 100)), backend)
     np.testing.assert_allclose(video.pts_s, np.arange(100 - first) / 25, atol=1e-3)
 
 
-def test_a_stream_that_begins_in_the_middle_starts_at_its_first_whole_frame(
+def test_a_stream_without_its_beginning_starts_at_its_first_whole_frame(
     tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     whole = write_video(tmp_path / "whole.ts", 60, gop=20, options={"bf": "0"}).read_bytes()
@@ -161,10 +144,10 @@ def test_a_stream_that_begins_in_the_middle_starts_at_its_first_whole_frame(
     assert numbers_of(make_decoder().decode(path).frames) == list(range(20, 60))
 
 
-def decord_turns(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """decord's frames, which it turns by code of its own.
+def decoded_by_decord(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Frames from decord, which has its own code for rotation.
 
-    In another process, for its libvpx takes the place of the one that encodes here.
+    This takes another process, because decord's libvpx would replace the one that encodes here.
     """
     code = (
         "import sys, numpy, decord\n"
@@ -187,38 +170,38 @@ def test_a_rotated_video_is_shown_upright(
     shown = (48, 64) if degrees == 180 else (64, 50)  # decord cannot do 48 columns
     video = make_decoder(size=shown).decode(path)
     assert video.backend == "pyav"
-    for ours, theirs in zip(video.frames, decord_turns(path, shown), strict=True):
+    for ours, theirs in zip(video.frames, decoded_by_decord(path, shown), strict=True):
         assert np.abs(ours.astype(int) - theirs).mean() < 4
 
 
 @pytest.mark.parametrize(
     ("name", "codec"), [("change.webm", "libvpx-vp9"), ("change.ts", "libx264")]
 )
-def test_a_size_that_changes_on_the_way_changes_no_frame(
+def test_a_change_of_size_within_a_stream_costs_no_frame(
     name: str, codec: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_size_change(tmp_path / name, codec, 20)
     assert numbers_of(make_decoder().decode(path).frames) == list(range(20))
 
 
-SPANS: dict[str, Callable[[Path], Path]] = {
-    "open-gop.mp4": lambda path: write_video(path, 72, **CASES["open-gop.mp4"][2]),
-    "hevc-open-gop.mp4": lambda path: write_video(path, 72, **CASES["hevc-open-gop.mp4"][2]),
-    "open-gop.mkv": lambda path: write_video(path, 72, **CASES["open-gop.mp4"][2]),
-    "vfr.mp4": lambda path: write_video(path, 30, **CASES["vfr.mp4"][2]),
-    "vp9.webm": lambda path: write_video(path, 72, **CASES["vp9-altref.webm"][2]),
-    "av1.mp4": lambda path: write_video(path, 40, **CASES["av1.mp4"][2]),
-    "fragmented.mp4": lambda path: write_video(path, 72, **CASES["fragmented.mp4"][2]),
-    "h264.ts": lambda path: write_video(path, 72),
-    "h264-b.avi": lambda path: write_video(path, 72),
-}
-
-
-@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize(
+    ("name", "num_frames", "case"),
+    [
+        ("open-gop.mp4", 72, "open-gop.mp4"),
+        ("hevc-open-gop.mp4", 72, "hevc-open-gop.mp4"),
+        ("open-gop.mkv", 72, "open-gop.mp4"),
+        ("vfr.mp4", 30, "vfr.mp4"),
+        ("vp9.webm", 72, "vp9-altref.webm"),
+        ("av1.mp4", 40, "av1.mp4"),
+        ("fragmented.mp4", 72, "fragmented.mp4"),
+        ("h264.ts", 72, "h264.ts"),
+        ("h264-b.avi", 72, "h264-b.avi"),
+    ],
+)
 def test_a_span_deep_in_a_video_equals_its_part_of_the_whole(
-    name: str, tmp_path: Path, make_decoder: MakeDecoder
+    name: str, num_frames: int, case: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    path = SPANS[name](tmp_path / name)
+    path = write_video(tmp_path / name, num_frames, **CASES[case][2])
     decoder = make_decoder(backend="pyav")
     whole = decoder.decode(path)
     for first in range(0, len(whole.frames) - 3, 4):
@@ -228,7 +211,9 @@ def test_a_span_deep_in_a_video_equals_its_part_of_the_whole(
         assert np.array_equal(part.pts_s, whole.pts_s[first : first + 3])
 
 
-def test_segments_of_a_film_are_the_film(long_video: Path, make_decoder: MakeDecoder) -> None:
+def test_segments_of_a_cut_source_add_up_to_the_whole(
+    long_video: Path, make_decoder: MakeDecoder
+) -> None:
     whole = make_decoder(fps=10).decode(long_video)
     assert (len(whole.frames), whole.num_segments, whole.fps) == (40, 1, 10)
     decoder = make_decoder(fps=10, max_clip_frames=17)
@@ -249,7 +234,7 @@ def test_resampling_follows_true_times(tmp_path: Path, make_decoder: MakeDecoder
     assert video.pts_s[:20].tolist() == [pts[number] / 100 for number in expected]
 
 
-def test_backends_are_chosen_by_what_a_clip_needs(
+def test_the_backend_depends_on_how_many_frames_a_clip_needs(
     long_video: Path, make_decoder: MakeDecoder
 ) -> None:
     assert make_decoder(fps=25).decode(long_video).backend == "decord"
@@ -262,7 +247,7 @@ def test_a_named_backend_is_the_only_one(
 ) -> None:
     decoder = make_decoder(backend="decord")
     assert decoder.decode(long_video).backend == "decord"
-    path = cut_without_coding(long_video, tmp_path / "cut.mp4", 1.3)
+    path = copy_from(long_video, tmp_path / "cut.mp4", 1.3)
     with pytest.raises(SourceError, match="decord counts 80 frames, the file lists 67") as caught:
         decoder.decode(path)
     assert caught.value.reason == "corrupt"
@@ -287,7 +272,9 @@ def test_frames_are_fitted_into_the_nearest_bucket(
     }  # fmt: skip
 
 
-def test_crop_and_pad_give_what_they_promise(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_crop_fills_the_frame_and_pad_adds_black_margins(
+    tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
     path = write_video(tmp_path / "wide.mp4", 2, size=(48, 128), first_number=4095)
     padded = make_decoder(size=(64, 64), fit="pad").decode(path).frames[0]
     assert padded[20:44].min() > 200
@@ -312,19 +299,19 @@ def test_odd_shapes_are_fitted(
 
 
 def test_shrinking_averages_what_a_pixel_covers(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    """One column in two is white: without antialiasing all of them would be one or the other."""
+    """Every other column is white; without antialiasing the result would be all black or white."""
     stripes = np.zeros((64, 128, 3), np.uint8)
     stripes[:, ::2] = 255
-    path = write_pictures(tmp_path / "stripes.mkv", [stripes])
+    path = encode(tmp_path / "stripes.mkv", [stripes], (64, 128), codec="ffv1", pix_fmt="bgr0")
     frame = make_decoder(size=(8, 16)).decode(path).frames[0]
-    assert np.abs(frame[:, 1:-1].astype(int) - 127).max() < 3  # at the border, a column has half
+    assert np.abs(frame[:, 1:-1].astype(int) - 127).max() < 3  # columns at the border have half
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="an optional decoder")
 @pytest.mark.parametrize(
     "name", ["vfr.mp4", "b-pyramid.mp4", "hevc-open-gop.mp4", "av1.mp4", "vp9.webm", "h264.mkv"]
 )
-def test_torchcodec_gives_the_same_frames(
+def test_torchcodec_returns_the_same_frames(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     expected, _, settings = CASES[name]

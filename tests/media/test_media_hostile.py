@@ -1,4 +1,4 @@
-"""Whatever a file holds, decoding ends soon: with the right frames, or with a known reason."""
+"""Whatever a file contains, decoding ends soon, with the right frames or a known reason."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import av
 import numpy as np
 import pytest
 
-from tests.media.media_helpers import MakeDecoder, numbers_of, write_silence, write_video
+from tests.media.conftest import MakeDecoder
+from tests.videos import (
+    FASTSTART,
+    FRAGMENTED,
+    HEVC,
+    VP9,
+    cut_short,
+    numbers_of,
+    spoil_packet,
+    write_silence,
+    write_video,
+)
 from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Video, VideoDecoder
 
@@ -24,25 +35,21 @@ REASONS = {
 }  # fmt: skip
 
 
-def refusal(decoder: VideoDecoder, path: Path) -> SourceError:
+def rejection(decoder: VideoDecoder, path: Path) -> SourceError:
     with pytest.raises(SourceError) as caught:
         decoder.decode(path)
     return caught.value
 
 
 def outcome(decoder: VideoDecoder, path: Path) -> Video | SourceError:
-    """What decoding ends with; fails the test if that is anything else."""
+    """A video, or a rejection with a known reason and a readable message."""
     try:
         return decoder.decode(path)
     except SourceError as error:
-        refused = error
-    assert refused.reason in REASONS
-    assert len(str(refused)) > 20, "a person can read it"
-    return refused
-
-
-def rng(seed: int) -> random.Random:
-    return random.Random(seed)
+        rejected = error
+    assert rejected.reason in REASONS
+    assert len(str(rejected)) > 20
+    return rejected
 
 
 def _directory(path: Path) -> None:
@@ -67,76 +74,69 @@ NOT_VIDEOS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "zeros": ("not_a_video", "no video container", lambda path: path.write_bytes(bytes(99_999))),
     "text": ("not_a_video", "no video container", lambda path: path.write_text("a\n" * 9999)),
     "random bytes": (
-        "not_a_video", "no video container", lambda path: path.write_bytes(rng(0).randbytes(99_999))
+        "not_a_video", "no video container",
+        lambda path: path.write_bytes(random.Random(0).randbytes(99_999)),
     ),
     "ftyp alone": (
-        "truncated",
-        "cut short",
+        "truncated", "cut short",
         lambda path: path.write_bytes(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2"),
     ),
     "playlist of other files": (
-        "not_a_video",
-        "no video container",
+        "not_a_video", "no video container",
         lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n"),
     ),
     "script of other files": (
-        "not_a_video",
-        "no video container",
+        "not_a_video", "no video container",
         lambda path: path.write_text("ffconcat version 1.0\nfile other.mp4\n"),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NOT_VIDEOS)
-def test_what_is_no_video_is_refused_by_name(
+def test_a_file_that_is_not_a_video_is_rejected_with_its_reason(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    reason, words, make = NOT_VIDEOS[name]
+    reason, message, make = NOT_VIDEOS[name]
     path = tmp_path / "clip.mp4"
     make(path)
-    error = refusal(make_decoder(), path)
+    error = rejection(make_decoder(), path)
     assert error.reason == reason
-    assert re.search(words, str(error))
+    assert re.search(message, str(error))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_an_unreadable_file_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     path = write_video(tmp_path / "clip.mp4", 3)
     path.chmod(0)
-    assert refusal(make_decoder(), path).reason == "access_denied"
+    assert rejection(make_decoder(), path).reason == "access_denied"
 
 
-def test_sound_alone_is_no_video(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    error = refusal(make_decoder(), write_silence(tmp_path / "sound.mp4"))
+def test_sound_alone_is_not_a_video(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+    error = rejection(make_decoder(), write_silence(tmp_path / "sound.mp4"))
     assert error.reason == "no_video"
     assert "no video stream (its streams: audio)" in str(error)
 
 
 @pytest.mark.parametrize("name", ["none.mp4", "none.avi"])
-def test_a_video_without_frames_is_refused(
+def test_a_video_without_frames_is_rejected(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_video(tmp_path / name, 0, codec="mpeg4")
-    assert refusal(make_decoder(), path).reason == "no_video"
+    assert rejection(make_decoder(), path).reason == "no_video"
 
 
-def test_names_are_taken_literally(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_special_characters_in_names_have_no_meaning(
+    tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
     source = write_video(tmp_path / "source.mp4", 3).read_bytes()
-    for name in (
-        "%03d.mp4",
-        "a:b.mp4",
-        "http:x.mp4",
-        "-i.mp4",
-        "ä b'\"$.mp4",
-        "x?y#z.mp4",
-        "plain",
-    ):
+    names = ["%03d.mp4", "a:b.mp4", "http:x.mp4", "-i.mp4", "ä b'\"$.mp4", "x?y#z.mp4", "plain"]
+    for name in names:
         path = tmp_path / name
         path.write_bytes(source)
         assert numbers_of(make_decoder(backend="pyav").decode(path).frames) == [0, 1, 2]
 
 
-def test_a_span_that_is_too_short_is_refused(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_a_span_with_too_few_frames_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     path = write_video(tmp_path / "clip.mp4", 10)
     decoder = make_decoder(min_clip_frames=5)
     assert len(decoder.decode(path, start_s=0.2).frames) == 5
@@ -147,30 +147,30 @@ def test_a_span_that_is_too_short_is_refused(tmp_path: Path, make_decoder: MakeD
         make_decoder().decode(path, start_s=7)
 
 
-def test_a_film_that_has_changed_is_refused(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_a_source_that_changed_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     path = write_video(tmp_path / "clip.mp4", 10)
     with pytest.raises(SourceError, match="now has 3 clips and had 2") as caught:
         make_decoder(max_clip_frames=4).decode(path, segment=1, num_segments=2)
     assert caught.value.reason == "source_changed"
 
 
-FORMATS = {
-    "index-first.mp4": {"container_options": {"movflags": "faststart"}},
+FORMATS: dict[str, dict[str, Any]] = {
+    "index-first.mp4": FASTSTART,
     "index-last.mp4": {},
-    "fragmented.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "fragmented.mp4": FRAGMENTED,
     "clip.mkv": {},
-    "clip.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}},
+    "clip.webm": VP9,
     "clip.ts": {},
     "clip.avi": {"codec": "mpeg4"},
-    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:pools=1"}},
+    "hevc.mp4": HEVC,
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_truncated_file_gives_its_first_frames_or_a_reason(
+def test_a_truncated_file_yields_its_first_frames_or_a_reason(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    whole = write_video(tmp_path / name, 60, **FORMATS[name]).read_bytes()  # type: ignore[arg-type]
+    whole = write_video(tmp_path / name, 60, **FORMATS[name]).read_bytes()
     path = tmp_path / f"cut-{name}"
     for percent in (1, 5, 10, 25, 40, 50, 60, 75, 90, 97):
         path.write_bytes(whole[: len(whole) * percent // 100])
@@ -178,36 +178,34 @@ def test_a_truncated_file_gives_its_first_frames_or_a_reason(
         if isinstance(result, Video):
             numbers = numbers_of(result.frames)
             assert numbers == np.rint(result.pts_s * 25).tolist(), percent
-            # Other containers do not say how much there should be.
+            # Other containers do not list how many frames there should be.
             assert numbers == list(range(60)) or not name.startswith("index"), percent
 
 
 def test_a_file_that_ends_between_two_packets_is_truncated(
     tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    path = write_video(tmp_path / "clip.mp4", 30, container_options={"movflags": "faststart"})
-    with av.open(str(path)) as container:
-        offsets = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
-    os.truncate(path, offsets[20])
-    error = refusal(make_decoder(), path)
+    path = write_video(tmp_path / "clip.mp4", 30, **FASTSTART)
+    cut_short(path, 20, inside=False)
+    error = rejection(make_decoder(), path)
     assert error.reason == "truncated"
     assert "10 of 30 packets" in str(error)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_flipped_bits_give_every_frame_or_a_reason(
+def test_flipped_bits_yield_every_frame_or_a_reason(
     name: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    """Damage that the codec cannot notice may change pixels, but no frame is lost or doubled."""
-    path = write_video(tmp_path / name, 20, **FORMATS[name])  # type: ignore[arg-type]
+    """Damage that the codec cannot notice may change pixels but never loses or repeats a frame."""
+    path = write_video(tmp_path / name, 20, **FORMATS[name])
     whole = path.read_bytes()
     clean = make_decoder().decode(path)
-    where = rng(5)
+    rng = random.Random(5)
     decoded = 0
     for _ in range(25):
         damaged = bytearray(whole)
-        for _ in range(where.choice([1, 1, 5])):
-            damaged[where.randrange(len(whole))] ^= 1 << where.randrange(8)
+        for _ in range(rng.choice([1, 1, 5])):
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         result = outcome(make_decoder(), path)
         again = outcome(make_decoder(), path)
@@ -222,21 +220,16 @@ def test_flipped_bits_give_every_frame_or_a_reason(
 
 @pytest.mark.parametrize("backend", ["auto", "decord", "pyav"])
 @pytest.mark.parametrize("name", ["clip.mkv", "clip.webm"])
-def test_a_frame_that_cannot_be_decoded_costs_the_clip(
+def test_an_undecodable_frame_rejects_the_clip(
     name: str, backend: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     """decord would repeat another frame in its place."""
-    path = write_video(tmp_path / name, 30, **FORMATS[name])  # type: ignore[arg-type]
-    with av.open(str(path)) as container:
-        payload = bytes([packet for packet in container.demux(video=0) if packet.size][12])
-    whole = path.read_bytes()
-    assert payload in whole
-    path.write_bytes(whole.replace(payload, b"\xff" * len(payload)))
-    error = refusal(make_decoder(backend=backend), path)
-    assert error.reason == "corrupt"
+    path = write_video(tmp_path / name, 30, **FORMATS[name])
+    spoil_packet(path, 12)
+    assert rejection(make_decoder(backend=backend), path).reason == "corrupt"
 
 
-def test_huge_declared_dimensions_change_nothing_or_are_refused(
+def test_huge_dimensions_in_the_container_change_nothing(
     tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_video(tmp_path / "clip.mp4", 5)
@@ -249,19 +242,19 @@ def test_huge_declared_dimensions_change_nothing_or_are_refused(
     assert numbers_of(result.frames) == list(range(5))
 
 
-def test_a_video_too_large_for_the_child_is_refused_and_the_next_is_fine(
+def test_a_video_too_large_for_the_child_is_rejected_and_the_next_one_decoded(
     tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     decoder = make_decoder(memory_bytes=256 * 2**20)
     huge = write_video(
         tmp_path / "huge.mkv", 1, size=(8000, 8000), codec="mjpeg", pix_fmt="yuvj444p"
     )
-    assert refusal(decoder, huge).reason in {"too_large", "no_video"}
+    assert rejection(decoder, huge).reason in {"too_large", "no_video"}
     assert len(decoder.decode(write_video(tmp_path / "clip.mp4", 3)).frames) == 3
 
 
-def test_a_timestamp_hours_away_is_damage(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_a_frame_that_lasts_for_hours_is_damage(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     path = write_video(tmp_path / "clip.mkv", 3, pts=[0, 1, 25 * 5000])
-    error = refusal(make_decoder(), path)
+    error = rejection(make_decoder(), path)
     assert error.reason == "corrupt"
     assert "one frame lasts 5000 s" in str(error)

@@ -331,7 +331,7 @@ def test_tables_of_one_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
     rows = read(tmp_path / "*.csv")
     assert [(row["source_uri"], row["name"]) for row in rows] == [("/1.mp4", "a"), ("/2.mp4", "b")]
     write(tmp_path / "c.csv", "url,title\n/3.mp4,c\n")
-    with pytest.raises(ConfigError, match=r"a\.csv and .*c\.csv differ.*\(name, title\)"):
+    with pytest.raises(ConfigError, match=r"c\.csv have different columns.*\(name, title\)"):
         read(tmp_path / "*.csv")
 
 
@@ -340,7 +340,7 @@ def test_parquet_parts_that_lack_values_still_agree(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": pa.array([1.5]), "url": ["/2.mp4"]}), tmp_path / "b.parquet")
     assert [row["n"] for row in read(tmp_path / "*.parquet")] == [1.0, 1.5]
     pq.write_table(pa.table({"url": ["/3.mp4"], "n": ["x"]}), tmp_path / "c.parquet")
-    with pytest.raises(ConfigError, match="give one column different types"):
+    with pytest.raises(ConfigError, match="a column has different types"):
         read(tmp_path / "*.parquet")
 
 
@@ -348,16 +348,16 @@ def test_parquet_parts_that_lack_values_still_agree(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("t.csv", b"", "is empty"),
-        ("t.csv", b"PAR1\xff\xfe\x00", r"is no UTF-8 text \(it starts with b'PAR1"),
-        ("t.csv", '"never closed\na,b\n', "its first line is no header"),
+        ("t.csv", b"PAR1\xff\xfe\x00", r"is not UTF-8 text \(it starts with b'PAR1"),
+        ("t.csv", '"never closed\na,b\n', "its first line is not a header"),
         ("t.csv", "link,name\n", r"uri_column names a column 'url'.*link, name"),
         ("t.csv", "urls,name\n", r"did you mean 'urls'\?"),
-        ("t.csv", ",".join(map(str, range(1001))), "has 1001 columns, and 1000 is the most"),
+        ("t.csv", ",".join(map(str, range(1001))), "has 1001 columns, more than the limit of 1000"),
         ("t.csv.gz", gzip.compress(b"url\n" + b"/1.mp4\n" * 9999)[:-20], "is cut or damaged"),
         ("t.jsonl", "1\n[]\n", "none of its 2 lines is a JSON object"),
         ("t.jsonl", "\n".join(json.dumps({str(i): 1}) for i in range(1001)), "more than 1000"),
         ("t.parquet", "not parquet", "cannot be read as Parquet"),
-        ("t.txt", "url\n", "does not tell its format"),
+        ("t.txt", "url\n", "does not show its format"),
     ],
 )
 def test_a_table_that_is_broken_as_a_whole_is_the_job_files_fault(

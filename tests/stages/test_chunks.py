@@ -229,10 +229,10 @@ def test_settings_that_leave_the_grid_are_refused() -> None:
     with pytest.raises(ValueError, match=r"chunk_frames=16 .* stride 4.* use 13 or 17"):
         plan_chunks(20, ChunkingConfig(chunk_frames=16), traits(4))
     overlap = ChunkingConfig(policy="overlap", chunk_frames=17, overlap_latents=4)
-    with pytest.raises(ValueError, match=r"overlap_latents=4 leaves nothing new"):
+    with pytest.raises(ValueError, match="leaves no new frames"):
         plan_chunks(20, overlap, traits(4))
     streaming = ChunkingConfig(policy="streaming", chunk_frames=1)
-    with pytest.raises(ValueError, match=r"chunk_frames=1 leaves no frames .* use 5 or more"):
+    with pytest.raises(ValueError, match="chunk_frames=1 leaves no new frames"):
         plan_chunks(20, streaming, traits(4))
     streaming = ChunkingConfig(policy="streaming", chunk_frames=17)
     with pytest.raises(ValueError, match=r"no chunk starts at frame 18: the first has 17, .* 16"):

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import fsspec
 import numpy as np
 import pytest
 
-from tests.media.media_helpers import numbers_of, write_video
+from tests.videos import FASTSTART, cut_short, numbers_of, packets_of, spoil_end, write_video
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import clip_id
@@ -109,11 +108,8 @@ def test_items_become_clips_in_order(tmp_path: Path, make_stage: MakeStage) -> N
 def test_a_damaged_video_is_rejected_or_marked_by_the_jobs_rule(
     tmp_path: Path, make_stage: MakeStage
 ) -> None:
-    path = write_video(
-        tmp_path / "cut.mp4", 30, container_options={"movflags": "faststart"}, options={"bf": "0"}
-    )
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) * 3 // 4])
+    path = write_video(tmp_path / "cut.mp4", 30, options={"bf": "0"}, **FASTSTART)
+    cut_short(path, 20, inside=True)
     (rejected,) = make_stage().process([item(path)])
     assert isinstance(rejected, Rejected)
     assert (rejected.reason, rejected.error) == ("truncated", None)
@@ -250,10 +246,7 @@ def test_refused_items_stand_in_their_own_places(tmp_path: Path, make_stage: Mak
 
 
 def test_a_rejection_names_the_backend_that_gave_it(tmp_path: Path, make_stage: MakeStage) -> None:
-    path = write_video(tmp_path / "clip.mp4", 30, options={"bf": "0"})
-    whole = path.read_bytes()
-    at = whole.index(b"moov") - 150
-    path.write_bytes(whole[:at] + b"\xff" * 100 + whole[at + 100 :])
+    path = spoil_end(write_video(tmp_path / "clip.mp4", 30, options={"bf": "0"}))
     (result,) = make_stage().process([item(path)])
     assert isinstance(result, Rejected)
     assert (result.reason, result.backend) == ("corrupt", "pyav")
@@ -264,8 +257,7 @@ def test_damage_in_the_first_segment_costs_the_film_no_other(
 ) -> None:
     path = write_video(tmp_path / "film.mp4", 40, gop=10, options={"bf": "0"})
     whole = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        third = [packet.pos for packet in container.demux(video=0) if packet.size][2]
+    third = packets_of(path)[2].position
     whole[third : third + 8] = b"\xff" * 8
     path.write_bytes(whole)
     stage = make_stage(max_clip_frames=10)

@@ -245,7 +245,7 @@ def test_a_clip_whose_latents_are_not_finite_is_refused_alone(value: float) -> N
     assert len(calls) == 2
     assert isinstance(found[1], Rejected)
     assert (found[1].stage, found[1].reason) == ("encode", "non_finite")
-    assert "s3://raw/1.mp4: the encoder gave NaN or infinity in float32" in found[1].message
+    assert "s3://raw/1.mp4: the encoder produced NaN or infinity in float32" in found[1].message
     assert_same_codes(found[0], wanted[0])
     assert_same_codes(found[2], wanted[2])
 
@@ -389,9 +389,9 @@ def test_a_piece_depends_on_the_state_that_it_is_given(streamer: EncodeStage) ->
     _, foreign = streamer.process_piece(other[0], None)
     right, wrong = (streamer.process_piece(one[1], past)[0] for past in (state, foreign))
     assert (codes_of(right)[0] != codes_of(wrong)[0]).any()
-    with pytest.raises(ValueError, match="piece 1 of clip clip-0 was given no state"):
+    with pytest.raises(ValueError, match="piece 1 of clip clip-0 came with no state"):
         streamer.process_piece(one[1], None)
-    with pytest.raises(ValueError, match="piece 0 of clip clip-0 was given a state"):
+    with pytest.raises(ValueError, match="piece 0 of clip clip-0 came with a state"):
         streamer.process_piece(one[0], state)
     with pytest.raises(ValueError, match=r"the state of .* carries"):
         streamer.process_piece(replace(one[1], frames=one[1].frames[:, :4, :4]), state)

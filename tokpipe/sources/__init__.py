@@ -1,1 +1,1 @@
-"""Turns the sources of a job file into streams of plan rows."""
+"""Turns the sources of a job file into streams of rows for the plan."""

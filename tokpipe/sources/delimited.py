@@ -1,7 +1,7 @@
-"""CSV and TSV, read so that one bad row costs one row.
+"""CSV and TSV, read so that a bad row costs only itself.
 
 A quote that is never closed makes an ordinary reader swallow every line up to the next quote.
-Here a record that turns out malformed gives back its later lines, and only its first is lost.
+Here a malformed record loses only its first line; its later lines are read again.
 """
 
 from __future__ import annotations
@@ -9,90 +9,79 @@ from __future__ import annotations
 import csv
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
-from tokpipe.sources.rows import MAX_COLUMNS, unique_names
-from tokpipe.sources.table_files import RECORD_BYTES, RawBatch, TextRows, open_text
+from tokpipe.sources.rows import check_num_columns, unique_names
+from tokpipe.sources.table_files import RECORD_BYTES, RawBatch, open_text, read_line, text_batches
 
 _RECORD_LINES = 1000
-"""A quoted field that spans more lines is taken for a quote that is never closed."""
+"""A quoted field that spans more lines counts as a quote that is never closed."""
 
 
+@dataclass(frozen=True)
 class DelimitedFile:
-    """One CSV or TSV table, ``.gz`` or plain, UTF-8, with a header.
+    """A UTF-8 CSV or TSV table with a header, plain or gzipped.
 
-    Every value is text exactly as written: no guessing of types, so ``007`` stays ``007``, and
-    an empty field is an empty text. Quotes follow RFC 4180 (a quote within quotes is doubled).
-    In a TSV, a line whose quotes make no sense under that rule is split at its tabs instead.
+    Every value is text exactly as written, without type inference: ``007`` stays ``007``, and an
+    empty field is an empty string. Quotes follow RFC 4180 (a quote within quotes is doubled). A
+    TSV line whose quotes are invalid under that rule is split at its tabs instead.
     """
 
-    place = "line"
-
-    def __init__(self, uri: str, options: StoreOptions, delimiter: str) -> None:
-        self._uri = uri
-        self._options = options
-        self._delimiter = delimiter
+    uri: str
+    options: StoreOptions
+    delimiter: str
+    place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:
-        with open_text(self._uri, self._options) as file:
+        with open_text(self.uri, self.options) as file:
             return pa.schema([(name, pa.string()) for name in self._header(_Lines(file))])
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        with open_text(self._uri, self._options) as file:
+        with open_text(self.uri, self.options) as file:
             lines = _Lines(file)
             names = self._header(lines)
-            rows = TextRows(names)
-            for line, fields in _records(lines, self._delimiter, len(names)):
-                if isinstance(fields, str):
-                    rows.add_problem(line, fields)
-                else:
-                    rows.add(line, fields, lines.record_bytes)  # type: ignore[arg-type]
-                if rows.is_full:
-                    yield rows.take()
-            yield rows.take()
+            yield from text_batches(names, _records(lines, self.delimiter, len(names)))
 
     def _header(self, lines: _Lines) -> list[str]:
         try:
-            fields = next(csv.reader(lines, delimiter=self._delimiter, strict=True), None)
+            fields = next(csv.reader(lines, delimiter=self.delimiter, strict=True), None)
         except UnicodeDecodeError as error:
             start = lines.record[0][:16] if lines.record else b""
             raise ConfigError(
-                f"{self._uri}: is no UTF-8 text (it starts with {start!r}). Its columns cannot "
-                "be known: save it as UTF-8, or set the source's format to what it is."
+                f"{self.uri}: is not UTF-8 text (it starts with {start!r}), so its columns are "
+                "unknown. Save it as UTF-8, or set the source's format."
             ) from error
         except (csv.Error, _BrokenRecord) as error:
             raise ConfigError(
-                f"{self._uri}: its first line is no header ({error}). Its columns cannot be "
-                "known: give it a first line with the columns' names."
+                f"{self.uri}: its first line is not a header ({error}), so its columns are "
+                "unknown. Add a first line with the column names."
             ) from error
         if not fields:
             raise ConfigError(
-                f"{self._uri}: starts with an empty line or is empty. Its columns cannot be "
-                "known: give it a first line with the columns' names."
+                f"{self.uri}: is empty or starts with an empty line, so its columns are "
+                "unknown. Add a first line with the column names."
             )
-        if len(fields) > MAX_COLUMNS:
-            raise ConfigError(
-                f"{self._uri}: has {len(fields)} columns, and {MAX_COLUMNS} is the most. Drop "
-                "those that nobody needs beside the codes."
-            )
-        lines.mark()
+        check_num_columns(self.uri, len(fields))
+        lines.end_record()
         return unique_names(fields)
 
 
 class _BrokenRecord(Exception):
-    """A record that cannot end well: an open quote, or far too long."""
+    """A record with an open quote, or far too long."""
 
 
 class _Lines:
-    """Physical lines for ``csv.reader``, remembering those of the record being read."""
+    """Physical lines for ``csv.reader``, remembering those of the current record."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
-        self._given_back: deque[bytes] = deque()
+        self._put_back: deque[bytes] = deque()
         self.record: list[bytes] = []
         self.record_bytes = 0
         self.first_line = 1
@@ -102,7 +91,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._given_back.popleft() if self._given_back else self._read_line()
+        line = self._put_back.popleft() if self._put_back else read_line(self._file)
         if not line:
             if self.record:
                 raise _BrokenRecord("a quote is never closed")
@@ -115,42 +104,34 @@ class _Lines:
             raise _BrokenRecord(f"a quote is not closed within {_RECORD_LINES} lines")
         return line.decode("utf-8")
 
-    def mark(self) -> None:
-        """Say that the record is complete."""
+    def end_record(self) -> None:
         self.first_line += len(self.record)
         self.record = []
         self.record_bytes = 0
 
-    def give_back(self) -> bytes:
-        """End the record after its first line, which is returned; the others are read again."""
+    def end_record_early(self) -> bytes:
+        """End the record after its first line and return that line; the others are read again."""
         first, *others = self.record
-        self._given_back.extendleft(reversed(others))
+        self._put_back.extendleft(reversed(others))
         self.record = [first]
-        self.mark()
+        self.end_record()
         return first
-
-    def _read_line(self) -> bytes:
-        line = self._file.readline(RECORD_BYTES + 1)
-        rest = line
-        while len(rest) > RECORD_BYTES and not rest.endswith(b"\n"):
-            rest = self._file.readline(RECORD_BYTES + 1)  # drop the rest of a monstrous line
-        return line
 
 
 def _records(
     lines: _Lines, delimiter: str, num_fields: int
-) -> Iterator[tuple[int, list[str] | str]]:
-    """Yield (first line, fields, or what is wrong) per record; blank lines are none."""
+) -> Iterator[tuple[int, Sequence[str] | str, int]]:
+    """Yield (first line, fields or problem, bytes) for each record that is not blank."""
     while True:
         problem = None
         try:
             for fields in csv.reader(lines, delimiter=delimiter, strict=True):
                 if len(fields) == num_fields:
-                    yield lines.first_line, fields
+                    yield lines.first_line, fields, lines.record_bytes
                 elif fields:
                     problem = f"has {len(fields)} fields, the header has {num_fields}"
                     break
-                lines.mark()
+                lines.end_record()
         except csv.Error as error:
             problem = f"is malformed: {error}"
         except _BrokenRecord as error:
@@ -160,12 +141,12 @@ def _records(
         if problem is None:
             return
         line = lines.first_line
-        first = lines.give_back()
-        yield line, _split_literally(first, delimiter, num_fields) or problem
+        first = lines.end_record_early()
+        yield line, _split_literally(first, delimiter, num_fields) or problem, len(first)
 
 
 def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] | None:
-    """Read a TSV line whose quotes are no quoting: many tools write captions as they are."""
+    """Split a TSV line whose quotes are part of the text: many tools write captions unquoted."""
     if delimiter != "\t" or len(line) > RECORD_BYTES:
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,23 +12,23 @@ import pyarrow.compute as pc
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import FilesSource
 from tokpipe.errors import ConfigError
-from tokpipe.sources.rows import ROW_SCHEMA, make_batch
+from tokpipe.sources.rows import ROW_SCHEMA, make_batch, printable
 from tokpipe.storage.listing import iter_matches
 
 _BATCH_ROWS = 65_536
 
 
+@dataclass(frozen=True)
 class FilesRows:
     """One row per name that a glob matches, in the order of the names' UTF-8 bytes.
 
-    What is no regular file (a pipe, a dangling link, a folder called ``x.mp4``) is a row too,
-    to be rejected with its reason: vanishing would hide a broken dataset.
+    A pipe, a dangling link or a folder called ``x.mp4`` is a row too, which is rejected with its
+    reason. Skipping it would hide that the dataset is broken.
     """
 
-    def __init__(self, label: str, config: FilesSource, options: StoreOptions) -> None:
-        self.label = label
-        self._config = config
-        self._options = options
+    label: str
+    config: FilesSource
+    options: StoreOptions
 
     def carried(self) -> pa.Schema:
         return pa.schema([])
@@ -43,33 +44,23 @@ class FilesRows:
 
     def _sorted_names(self) -> tuple[pa.Array, dict[str, str]]:
         chunks, problems = [], {}
-        matches = iter_matches(self._config.uri, self._options)
+        matches = iter_matches(self.config.uri, self.options)
         while some := list(itertools.islice(matches, _BATCH_ROWS)):
             names = []
             for match in some:
-                name = _printable(match.uri)
+                name = printable(match.uri)
                 names.append(name)
                 if match.is_folder:
                     problems[name] = f"{name} is a folder, not a video file"
                 elif name != match.uri:
                     problems[name] = f"the file name {name} is not valid UTF-8; rename the file"
-            chunks.append(pa.array(names, pa.large_string()))  # 10 M names pass 2 GB
+            chunks.append(pa.array(names, pa.large_string()))  # 10 M names exceed 2 GB
         if not chunks:
             raise ConfigError(
-                f"{self.label}: nothing matches {self._config.uri}. A job without clips is "
-                "surely a mistake: check the path; '**' crosses folders, '*' does not, and "
-                "{a,b} is not expanded (write one source per pattern)."
+                f"{self.label}: nothing matches {self.config.uri}, so the job would have no "
+                "clips. Check the path; '**' crosses folders, '*' does not, and {a,b} is not "
+                "expanded (write one source per pattern)."
             )
         names = pa.chunked_array(chunks).combine_chunks()
         del chunks
-        order = pc.array_sort_indices(names)
-        return names.take(order), problems
-
-
-def _printable(name: str) -> str:
-    """Return a name that UTF-8 can hold; its undecodable bytes become ``\\xNN``."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return name
+        return names.take(pc.array_sort_indices(names)), problems

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.sources.rows import MAX_COLUMNS, unique_names
+from tokpipe.sources.rows import check_num_columns, unique_names
 from tokpipe.sources.table_files import RawBatch
 from tokpipe.storage.ranged import open_ranged
 
@@ -22,14 +23,13 @@ _BUFFERS_BYTES = 64 * 2**20
 """Read-ahead of all columns together."""
 
 
+@dataclass(frozen=True)
 class ParquetFile:
-    """One Parquet table. Columns keep their types, in plain form (dictionaries are decoded)."""
+    """A Parquet table. Columns keep their types; dictionaries are decoded."""
 
-    place = "row"
-
-    def __init__(self, uri: str, options: StoreOptions) -> None:
-        self._uri = uri
-        self._options = options
+    uri: str
+    options: StoreOptions
+    place: ClassVar[str] = "row"
 
     def columns(self) -> pa.Schema:
         with self._open() as file:
@@ -37,8 +37,8 @@ class ParquetFile:
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
         with self._open() as file:
-            own = self._columns_of(file)
-            chosen = [own.names.index(name) for name in columns.names]
+            own = self._columns_of(file).names
+            chosen = [own.index(name) for name in columns.names]
             place = 1
             for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=True):
                 places = range(place, place + batch.num_rows)
@@ -54,7 +54,7 @@ class ParquetFile:
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with open_ranged(self._uri, self._options, buffer_bytes=64 * 1024) as file:
+            with open_ranged(self.uri, self.options, buffer_bytes=64 * 1024) as file:
                 metadata = pq.read_metadata(file)
                 buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
                 file.seek(0)
@@ -68,17 +68,13 @@ class ParquetFile:
             raise ConfigError(str(error)) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{self._uri}: cannot be read as Parquet ({error}). Clips behind that place would "
-                "be missing without a word: write the table again, or set the source's format."
+                f"{self.uri}: cannot be read as Parquet ({error}). The clips behind that place "
+                "would silently be missing: write the table again, or set the source's format."
             ) from error
 
     def _columns_of(self, file: Any) -> pa.Schema:
         schema = file.schema_arrow
-        if len(schema) > MAX_COLUMNS:
-            raise ConfigError(
-                f"{self._uri}: has {len(schema)} columns, and {MAX_COLUMNS} is the most. Drop "
-                "those that nobody needs beside the codes."
-            )
+        check_num_columns(self.uri, len(schema))
         names = unique_names(schema.names)
         return pa.schema(
             [(name, _plain_type(kind)) for name, kind in zip(names, schema.types, strict=True)]
@@ -86,7 +82,7 @@ class ParquetFile:
 
 
 def _batch_rows(metadata: Any) -> int:
-    """Rows per batch, so that wide rows make small batches."""
+    """Rows per batch: fewer where rows are wide."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
     return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, widest))))
@@ -98,7 +94,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
-        return pa.string()  # a column of nulls alone most often is text that is missing
+        return pa.string()  # a column of nulls is most often missing text
     return kind
 
 
@@ -109,14 +105,14 @@ def _plain(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.Arr
         array = pc.cast(array, field.type)
     if pa.types.is_string(field.type):
         try:
-            array.validate(full=True)  # Parquet files are read without looking at their text
+            array.validate(full=True)  # reading Parquet does not check that text is UTF-8
         except pa.ArrowInvalid:
             return _decode(array, field.name, problems)
     return array
 
 
 def _decode(array: pa.Array, name: str, problems: dict[int, str]) -> pa.Array:
-    """Return text with null in place of what is not UTF-8, noting a problem for each."""
+    """Return text with null where it is not UTF-8, noting a problem for each such row."""
     texts: list[str | None] = []
     for i, value in enumerate(array.cast(pa.binary()).to_pylist()):
         try:

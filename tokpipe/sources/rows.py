@@ -1,4 +1,4 @@
-"""The columns that every source gives, and the names that columns carried along may take."""
+"""What every source produces: its columns, and the names that carried columns may have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import ConfigError
+from tokpipe.storage.listing import iter_matches
 
 ROW_SCHEMA = pa.schema(
     [
@@ -18,14 +22,14 @@ ROW_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-"""What tokpipe needs to know of a clip; the meaning is that of ``WorkItem``'s fields.
+"""What tokpipe needs to know about a clip, with the meaning of ``WorkItem``'s fields.
 
-A row with a problem is no clip. It is named by the place it was found at, such as
+A row with a problem is not a clip. It is named after the place where it was found, such as
 ``videos.csv#line=17``, because its video may be unknown, or be a good clip of another row.
 """
 
 MAX_COLUMNS = 1000
-"""A wider table is refused: each column costs memory in every part of the plan and every shard."""
+"""A wider table is rejected: each column costs memory in every part of the plan and every shard."""
 
 _OWN_NAMES = frozenset(
     {
@@ -54,7 +58,36 @@ class RowSource(Protocol):
         """
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows, in an order that is the same every time, as ``ROW_SCHEMA`` + carried."""
+        """Yield all rows as ``ROW_SCHEMA`` + carried, in the same order every time."""
+
+
+def matching_uris(label: str, what: str, pattern: str, options: StoreOptions) -> list[str]:
+    """Return what a glob matches, in order.
+
+    Raises:
+        ConfigError: nothing matches.
+    """
+    uris = sorted(match.uri for match in iter_matches(pattern, options))
+    if not uris:
+        raise ConfigError(
+            f"{label}: there is no {what} {pattern}, so the job would have no clips. Check the "
+            "path; '**' crosses folders, '*' does not, and {000..999} is not expanded: write *."
+        )
+    return uris
+
+
+def check_num_columns(uri: str, num_columns: int) -> None:
+    """Raise a ``ConfigError`` for a table with too many columns."""
+    if num_columns > MAX_COLUMNS:
+        raise ConfigError(
+            f"{uri}: has {num_columns} columns, more than the limit of {MAX_COLUMNS}. Drop "
+            "columns that are not needed with the codes."
+        )
+
+
+def printable(name: str) -> str:
+    r"""Return a name that UTF-8 can hold; bytes that cannot be decoded become ``\xNN``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -72,9 +105,9 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def carried_names(names: Sequence[str]) -> list[str]:
-    """Names under which columns are carried: their own, or ``src_<name>`` if that is tokpipe's.
+    """Return the names that columns are carried under; ``src_<name>`` if tokpipe uses the name.
 
-    DuckDB and others take ``FPS`` and ``fps`` for one column, so case makes no difference here.
+    Case is ignored, because DuckDB and others treat ``FPS`` and ``fps`` as one column.
     """
     taken = {name.lower() for name in names} | _OWN_NAMES
     chosen = []
@@ -91,7 +124,7 @@ def carried_names(names: Sequence[str]) -> list[str]:
 def make_batch(
     columns: dict[str, Any], carried: Sequence[pa.Array], schema: pa.Schema
 ) -> pa.RecordBatch:
-    """Assemble a batch from some of ``ROW_SCHEMA``'s columns (the others are null) and carried."""
+    """Assemble a batch from carried columns and some of ``ROW_SCHEMA``'s; the others are null."""
     num_rows = len(columns["source_uri"])
     own = []
     for field in ROW_SCHEMA:
@@ -103,8 +136,3 @@ def make_batch(
         else:
             own.append(pa.array(values, field.type))
     return pa.RecordBatch.from_arrays([*own, *carried], schema=schema)
-
-
-def row_schema(carried: pa.Schema) -> pa.Schema:
-    """Return ``ROW_SCHEMA`` followed by the carried columns."""
-    return pa.schema([*ROW_SCHEMA, *carried])

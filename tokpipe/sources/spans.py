@@ -1,4 +1,4 @@
-"""Reads the start and end of clips: seconds, as numbers or as text."""
+"""Reads the start and end times of clips, given as numbers or as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 def holds_seconds(kind: pa.DataType) -> bool:
-    """Say whether a column of this type can hold times at all."""
+    """Whether a column of this type can hold times."""
     return bool(
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
@@ -23,12 +23,11 @@ def holds_seconds(kind: pa.DataType) -> bool:
 
 
 def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return (seconds as float64, is the value unusable).
+    """Return (seconds as float64, whether the value is unusable).
 
-    Numbers, durations and times of day count as they are; text is a number or
-    ``[HH:]MM:SS[.mmm]``, as tables of scene cuts have it. Null and empty text give null, which
-    means the beginning or the end of the video. Unusable are other text, NaN, infinities and
-    negative times.
+    Numbers are seconds. Durations and times of day are converted. Text is a number or
+    ``[HH:]MM:SS[.mmm]``, as in tables of scene cuts. Null and empty text become null, which means
+    the start or the end of the video. Other text, NaN, infinities and negative times are unusable.
     """
     kind = values.type
     if pa.types.is_string(kind):
@@ -44,7 +43,7 @@ def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
         pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0.0)), False
     )
     unusable = pc.or_(is_text, out_of_range)
-    # -0.0 and 0.0 are one time, and must be one clip id.
+    # -0.0 and 0.0 are the same time, so they must have the same clip id.
     seconds = pc.add(pc.if_else(unusable, pa.scalar(None, pa.float64()), seconds), 0.0)
     return seconds, unusable
 

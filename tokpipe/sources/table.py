@@ -19,10 +19,9 @@ from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.delimited import DelimitedFile
 from tokpipe.sources.json_lines import JsonLinesFile
 from tokpipe.sources.parquet import ParquetFile
-from tokpipe.sources.rows import carried_names, make_batch, row_schema
+from tokpipe.sources.rows import ROW_SCHEMA, carried_names, make_batch, matching_uris
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.table_files import RawBatch, TableFile
-from tokpipe.storage.listing import iter_matches
 from tokpipe.telemetry.redact import redact
 
 _ENDINGS = {
@@ -39,18 +38,19 @@ _HEADER_THREADS = 16
 
 
 class TableRows:
-    """One row per row of a table, or of several with the same columns, in order of their names.
+    """One row per row of a table, or of several tables with the same columns, in name order.
 
-    A URI in the table stands as it is when it has a scheme or starts with ``/``; else it is
-    relative to the folder of its table. Every column but those of the URI and the span is
-    carried. A row that cannot be a clip, or names a video that the table may not name, is a row
-    with a problem, called after its place.
+    A URI is used as it is if it has a scheme or starts with ``/``; otherwise it is relative to the
+    folder of its table. All columns except the URI and the span are carried. A row that cannot be
+    a clip, or names a video that the table may not name, becomes a row with a problem that is
+    named after its place.
     """
 
     def __init__(self, label: str, config: TableSource, options: StoreOptions) -> None:
         self.label = label
         self._config = config
         self._options = options
+        self._prefixes_key = f"{label.partition(' ')[0]}.allowed_prefixes"
         self._tables: list[tuple[str, TableFile]] = []
         self._columns = pa.schema([])
 
@@ -58,16 +58,11 @@ class TableRows:
         if not self._tables:
             self._open()
         names = self._carried_columns()
-        fields = [self._columns.field(name) for name in names]
-        return pa.schema(
-            [
-                pa.field(new, field.type)
-                for new, field in zip(carried_names(names), fields, strict=True)
-            ]
-        )
+        types = [self._columns.field(name).type for name in names]
+        return pa.schema(list(zip(carried_names(names), types, strict=True)))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        schema = row_schema(self.carried())
+        schema = pa.schema([*ROW_SCHEMA, *self.carried()])
         self._num_named = self._num_outside = 0
         self._outside_example = ""
         for uri, table in self._tables:
@@ -75,28 +70,16 @@ class TableRows:
             for raw in table.batches(self._columns):
                 yield self._rows(uri, table.place, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
-            self._refuse_all()
-
-    def _refuse_all(self) -> None:
-        example = redact(self._outside_example)
-        prefix = redact(example_prefix(self._outside_example))
-        raise ConfigError(
-            f"{self.label}: all {self._num_outside} videos that it names are outside what it may "
-            f"name, such as {example}. A table could otherwise make the job read any file of a "
-            f"node. If they are meant, allow them: {self._setting}: [{json.dumps(prefix)}]."
-        )
-
-    @property
-    def _setting(self) -> str:
-        return f"{self.label.partition(' ')[0]}.allowed_prefixes"
+            example = redact(self._outside_example)
+            prefix = redact(example_prefix(self._outside_example))
+            raise ConfigError(
+                f"{self.label}: all {self._num_outside} videos that it names are outside what it "
+                f"may name, such as {example}. Otherwise a table could make the job read any file "
+                f"of a node. To allow them: {self._prefixes_key}: [{json.dumps(prefix)}]."
+            )
 
     def _open(self) -> None:
-        uris = sorted(match.uri for match in iter_matches(self._config.uri, self._options))
-        if not uris:
-            raise ConfigError(
-                f"{self.label}: there is no table {self._config.uri}. A job without clips is "
-                "surely a mistake: check the path; '**' crosses folders, '*' does not."
-            )
+        uris = matching_uris(self.label, "table", self._config.uri, self._options)
         tables = [(uri, self._table_file(uri)) for uri in uris]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             schemas = list(pool.map(lambda table: table[1].columns(), tables))
@@ -105,15 +88,13 @@ class TableRows:
         self._tables = tables
 
     def _table_file(self, uri: str) -> TableFile:
-        kind = self._config.format
+        ending = uri.lower().removesuffix(".gz").rpartition(".")[2]
+        kind = self._config.format or _ENDINGS.get(ending)
         if kind is None:
-            ending = uri.lower().removesuffix(".gz").rpartition(".")[2]
-            if ending not in _ENDINGS:
-                raise ConfigError(
-                    f"{self.label}: the name of {uri} does not tell its format. Set the source's "
-                    "format to csv, tsv, jsonl or parquet."
-                )
-            kind = _ENDINGS[ending]  # type: ignore[assignment]
+            raise ConfigError(
+                f"{self.label}: the name of {uri} does not show its format. Set the source's "
+                "format to csv, tsv, jsonl or parquet."
+            )
         if kind == "parquet":
             return ParquetFile(uri, self._options)
         if kind == "jsonl":
@@ -121,12 +102,12 @@ class TableRows:
         return DelimitedFile(uri, self._options, delimiter="\t" if kind == "tsv" else ",")
 
     def _unify(self, tables: list[tuple[str, TableFile]], schemas: list[pa.Schema]) -> pa.Schema:
-        """One schema for all tables; keys of JSON objects may differ from table to table."""
+        """Return one schema for all tables; keys of JSON objects may differ between tables."""
         for (uri, table), schema in zip(tables, schemas, strict=True):
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonLinesFile):
                 raise ConfigError(
-                    f"{self.label}: {tables[0][0]} and {uri} differ in their columns "
+                    f"{self.label}: {tables[0][0]} and {uri} have different columns "
                     f"({', '.join(sorted(apart)[:10])}). Tables of one glob are read as one: "
                     "write one source per kind of table."
                 )
@@ -134,52 +115,42 @@ class TableRows:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
-                f"{self.label}: the tables of {self._config.uri} give one column different types "
+                f"{self.label}: a column has different types in the tables of {self._config.uri} "
                 f"({error}). Tables of one glob are read as one: write one source per kind."
             ) from error
 
     def _check_columns(self) -> None:
         config = self._config
-        wanted = {
-            "uri_column": [config.uri_column] if config.uri_column is not None else [],
-            "uri_template": _PLACEHOLDER.findall(config.uri_template or ""),
-            "start_column": [config.start_column] if config.start_column is not None else [],
-            "end_column": [config.end_column] if config.end_column is not None else [],
-        }
-        for key, names in wanted.items():
-            for name in names:
-                if name not in self._columns.names:
-                    self._refuse_column(key, name)
+        for name in _PLACEHOLDER.findall(config.uri_template or ""):
+            if not _is_printable(self._type_of("uri_template", name)):
+                raise ConfigError(
+                    f"{self.label}: uri_template names column {name!r} of {config.uri}, which "
+                    f"holds {self._columns.field(name).type} and cannot be part of a URI. Name "
+                    "columns of text or numbers."
+                )
         if config.uri_column is not None:
-            kind = self._columns.field(config.uri_column).type
+            kind = self._type_of("uri_column", config.uri_column)
             if not pa.types.is_string(kind):
                 raise ConfigError(
                     f"{self.label}: uri_column {config.uri_column!r} of {config.uri} "
                     f"holds {kind}, not text. Name the column with the videos' URIs."
                 )
-        for name in wanted["uri_template"]:
-            kind = self._columns.field(name).type
-            if not _is_printable(kind):
-                raise ConfigError(
-                    f"{self.label}: uri_template names column {name!r}, and {config.uri} holds "
-                    f"{kind} there, which is no part of a URI. Name columns of text or numbers."
-                )
         for key in ("start_column", "end_column"):
-            for name in wanted[key]:
-                kind = self._columns.field(name).type
-                if not holds_seconds(kind):
-                    raise ConfigError(
-                        f"{self.label}: {key} {name!r} of {config.uri} holds {kind}, not "
-                        "seconds. Name a column with one time per row; a list of spans has to be "
-                        "spread over rows first."
-                    )
+            name = getattr(config, key)
+            if name is not None and not holds_seconds(kind := self._type_of(key, name)):
+                raise ConfigError(
+                    f"{self.label}: {key} {name!r} of {config.uri} holds {kind}, not seconds. "
+                    "Name a column with one time per row; write a list of spans as one row each."
+                )
 
-    def _refuse_column(self, key: str, name: str) -> None:
-        config, names = self._config, self._columns.names
+    def _type_of(self, key: str, name: str) -> pa.DataType:
+        names = self._columns.names
+        if name in names:
+            return self._columns.field(name).type
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "write one of those."
         raise ConfigError(
-            f"{self.label}: {key} names a column {name!r} that {config.uri} does not "
+            f"{self.label}: {key} names a column {name!r} that {self._config.uri} does not "
             f"have; its columns are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}; "
             f"{hint}"
         )
@@ -199,16 +170,16 @@ class TableRows:
             for name in (self._config.start_column, self._config.end_column)
         )
         empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), True)
-        for i in np.flatnonzero(empty.to_numpy(zero_copy_only=False)):
-            problems.setdefault(int(i), "names no video: its URI, or a part of it, is empty")
+        for i in _positions(empty):
+            problems.setdefault(i, "names no video: its URI, or a part of it, is empty")
         self._find_outside(uris, allowed, empty, problems)
         backwards = pc.fill_null(pc.less_equal(ends, pc.fill_null(starts, 0.0)), False)
-        for i in np.flatnonzero(backwards.to_numpy(zero_copy_only=False)):
+        for i in _positions(backwards):
             span = f"{starts[i].as_py() or 0.0} to {ends[i].as_py()}"
-            problems.setdefault(int(i), f"ends before it starts: {span} seconds")
+            problems.setdefault(i, f"ends before it starts: {span} seconds")
         columns = {"source_uri": uris, "start_s": starts, "end_s": ends}
         if problems:
-            columns |= self._mark(uri, place, raw, problems, columns)
+            columns = self._marked(columns, problems, uri, place, raw)
         arrays = [raw.columns.column(name) for name in self._carried_columns()]
         return make_batch(columns, arrays, schema)
 
@@ -220,9 +191,8 @@ class TableRows:
         is_relative = pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
         if not pc.any(is_relative).as_py():
             return uris
-        folder = table_uri.rpartition("/")[0]
-        absolute = pc.binary_join_element_wise(folder, uris, "/")
-        # An empty URI stays empty, to be found.
+        absolute = pc.binary_join_element_wise(table_uri.rpartition("/")[0], uris, "/")
+        # An empty URI stays empty, so that it is found.
         is_empty = pc.equal(pc.utf8_trim_whitespace(uris), "")
         return pc.if_else(pc.and_(is_relative, pc.invert(is_empty)), absolute, uris)
 
@@ -230,20 +200,18 @@ class TableRows:
         self, uris: pa.Array, allowed: AllowedUris, empty: pa.Array, problems: dict[int, str]
     ) -> None:
         named = pc.invert(empty)
-        outside = pc.and_(named, pc.fill_null(allowed.outside(uris), False))
-        positions = np.flatnonzero(outside.to_numpy(zero_copy_only=False))
+        outside = _positions(pc.and_(named, pc.fill_null(allowed.outside(uris), False)))
         self._num_named += pc.sum(named).as_py() or 0
-        self._num_outside += len(positions)
-        if not len(positions):
+        self._num_outside += len(outside)
+        if not outside:
             return
-        self._outside_example = self._outside_example or uris[int(positions[0])].as_py()
+        self._outside_example = self._outside_example or uris[outside[0]].as_py()
         problem = (
-            "names a video outside what its table may name. A table could otherwise make the job "
-            f"read any file of a node. If it is meant, add its folder to {self._setting}, and "
+            "names a video outside what its table may name. Otherwise a table could make the job "
+            f"read any file of a node. To allow it, add its folder to {self._prefixes_key}, and "
             "write it without '..'"
         )
-        for i in positions.tolist():
-            problems[i] = problem
+        problems |= dict.fromkeys(outside, problem)
 
     def _times(
         self, columns: pa.RecordBatch, name: str | None, problems: dict[int, str]
@@ -252,37 +220,44 @@ class TableRows:
             return pa.nulls(columns.num_rows, pa.float64())
         values = columns.column(name)
         seconds, unusable = to_seconds(values)
-        for i in np.flatnonzero(unusable.to_numpy(zero_copy_only=False)):
+        for i in _positions(unusable):
             found = str(values[i].as_py())[:100]
-            problems.setdefault(int(i), f"its {name} is {found!r}, not a number of seconds")
+            problems.setdefault(i, f"its {name} is {found!r}, not a number of seconds")
         return seconds
 
-    def _mark(
+    def _marked(
         self,
+        columns: dict[str, pa.Array],
+        problems: dict[int, str],
         uri: str,
         place: str,
         raw: RawBatch,
-        problems: dict[int, str],
-        columns: dict[str, pa.Array],
     ) -> dict[str, pa.Array]:
-        """Rename rows with problems after their places, and take their spans away."""
-        names, texts = columns["source_uri"].to_pylist(), [None] * len(raw.places)
+        """Name rows with problems after their places, and remove their spans."""
+        names = columns["source_uri"].to_pylist()
+        texts: list[str | None] = [None] * len(names)
         for i, problem in problems.items():
             of_video = f" (video {names[i][:200]})" if names[i] else ""
-            texts[i] = f"{place} {raw.places[i]} of {uri} {problem}{of_video}"  # type: ignore[call-overload]
+            texts[i] = f"{place} {raw.places[i]} of {uri} {problem}{of_video}"
             names[i] = f"{uri}#{place}={raw.places[i]}"
-        texts = pa.array(texts, pa.string())
+        has_problem = pa.array([text is not None for text in texts])
         no_time = pa.scalar(None, pa.float64())
         return {
             "source_uri": pa.array(names, pa.string()),
-            "problem": texts,
-            "start_s": pc.if_else(pc.is_valid(texts), no_time, columns["start_s"]),
-            "end_s": pc.if_else(pc.is_valid(texts), no_time, columns["end_s"]),
+            "problem": pa.array(texts, pa.string()),
+            "start_s": pc.if_else(has_problem, no_time, columns["start_s"]),
+            "end_s": pc.if_else(has_problem, no_time, columns["end_s"]),
         }
 
 
+def _positions(mask: pa.Array) -> list[int]:
+    """Return the positions at which a mask without nulls is true."""
+    positions: list[int] = np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist()
+    return positions
+
+
 def _is_printable(kind: pa.DataType) -> bool:
-    """Say whether every value of this type has a text, which random bytes have not."""
+    """Whether every value of this type can be written as text, unlike bytes."""
     try:
         pc.cast(pa.nulls(1, kind), pa.string())
     except pa.ArrowException:
@@ -296,10 +271,10 @@ def _is_printable(kind: pa.DataType) -> bool:
 
 
 def _fill_template(template: str, columns: pa.RecordBatch) -> pa.Array:
-    """Fill ``{column}``; a row in which one of them is null or empty gets an empty result."""
+    """Fill ``{column}``; a row in which one of the columns is null or empty becomes empty."""
     pieces: list[pa.Array | str] = []
     is_empty = pa.repeat(False, columns.num_rows)
-    # Split at the placeholders: text and column names take turns.
+    # Splitting at the placeholders alternates text and column names.
     for i, piece in enumerate(_PLACEHOLDER.split(template)):
         if i % 2 == 0:
             pieces.append(piece)

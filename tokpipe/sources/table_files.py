@@ -1,14 +1,14 @@
-"""What reading one table file gives, whatever its format."""
+"""What reading one table file produces, whatever its format."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import pyarrow as pa
 
@@ -26,73 +26,75 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Some rows of one table, before it is known which column means what."""
+    """Some rows of one table, before columns get their meaning."""
 
     columns: pa.RecordBatch
-    """All columns, by name, in any order; null throughout a broken row."""
+    """All columns, by name, in any order; a broken row is null throughout."""
     places: Sequence[int]
-    """Line of a text table, or row of a Parquet file, each counted from 1."""
+    """Line of a text table or row of a Parquet file, counted from 1."""
     problems: dict[int, str]
     """Broken rows, by position in this batch."""
 
 
 class TableFile(Protocol):
-    """One table of any format. A broken row is a problem; a broken table a ``ConfigError``."""
+    """A table of any format. A broken row is a problem, a broken table a ``ConfigError``."""
 
-    place: str
+    place: ClassVar[str]
     """What ``RawBatch.places`` counts: ``line`` or ``row``."""
 
     def columns(self) -> pa.Schema:
         """Return the table's columns."""
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        """Yield the table's rows, as ``columns`` (those of all tables of a glob together)."""
+        """Yield the table's rows with ``columns``, those of all tables of the glob together."""
 
 
-class TextRows:
-    """Collects rows of text into batches of bounded size."""
+def text_batches(
+    names: list[str], rows: Iterable[tuple[int, Sequence[str | None] | str, int]]
+) -> Iterator[RawBatch]:
+    """Collect rows of text into batches of bounded size.
 
-    def __init__(self, names: list[str]) -> None:
-        self._schema = pa.schema([(name, pa.string()) for name in names])
-        self._empty: list[str | None] = [None] * len(names)
-        self._clear()
+    Args:
+        rows: (place, one value per name or the row's problem, size in bytes).
+    """
+    schema = pa.schema([(name, pa.string()) for name in names])
+    values: list[Sequence[str | None]] = []
+    places: list[int] = []
+    problems: dict[int, str] = {}
+    num_bytes = 0
 
-    def _clear(self) -> None:
-        self._rows: list[list[str | None]] = []
-        self._places: list[int] = []
-        self._problems: dict[int, str] = {}
-        self._num_bytes = 0
-
-    def add(self, place: int, row: list[str | None], num_bytes: int) -> None:
-        self._rows.append(row)
-        self._places.append(place)
-        self._num_bytes += num_bytes
-
-    def add_problem(self, place: int, problem: str) -> None:
-        self._problems[len(self._rows)] = problem
-        self.add(place, self._empty, len(problem))
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._rows) >= _BATCH_ROWS or self._num_bytes >= _BATCH_BYTES
-
-    def take(self) -> RawBatch:
-        """Return what was collected, and start afresh."""
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
+    def batch() -> RawBatch:
+        columns = list(zip(*values, strict=True)) or [()] * len(names)
         arrays = [pa.array(column, pa.string()) for column in columns]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        raw = RawBatch(batch, self._places, self._problems)
-        self._clear()
-        return raw
+        return RawBatch(pa.RecordBatch.from_arrays(arrays, schema=schema), places, problems)
+
+    for place, row, size in rows:
+        if isinstance(row, str):
+            problems[len(values)] = row
+            row = [None] * len(names)
+        values.append(row)
+        places.append(place)
+        num_bytes += size
+        if len(values) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+            yield batch()
+            values, places, problems, num_bytes = [], [], {}, 0
+    yield batch()
+
+
+def read_line(file: io.BufferedReader) -> bytes:
+    """Return the next line, empty at the end. The rest of a line beyond the limit is skipped."""
+    line = rest = file.readline(RECORD_BYTES + 1)
+    while len(rest) > RECORD_BYTES and not rest.endswith(b"\n"):
+        rest = file.readline(RECORD_BYTES + 1)
+    return line
 
 
 @contextmanager
 def open_text(uri: str, options: StoreOptions) -> Iterator[io.BufferedReader]:
-    """Open a text table, unpacked if it is gzip, behind any byte order mark.
+    """Open a text table, decompressed if it is gzip, after any byte order mark.
 
     Raises:
-        ConfigError: it cannot be opened, or its gzip stream is cut or damaged. Half a table
-            would silently be half a dataset.
+        ConfigError: it cannot be opened, or its gzip stream is cut or damaged.
     """
     try:
         with open_ranged(uri, options, buffer_bytes=8 * 2**20) as file:
@@ -106,6 +108,6 @@ def open_text(uri: str, options: StoreOptions) -> Iterator[io.BufferedReader]:
         raise ConfigError(str(error)) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ConfigError(
-            f"{uri}: its gzip stream is cut or damaged ({error}). Clips behind that place would "
-            "be missing without a word: fetch or write the table again."
+            f"{uri}: its gzip stream is cut or damaged ({error}). The clips behind that place "
+            "would silently be missing: fetch or write the table again."
         ) from error

@@ -1,32 +1,34 @@
-"""WebDataset tars: one row per video member, indexed by headers alone."""
+"""WebDataset tars: one row per video member, indexed from headers alone."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import WebDatasetSource
-from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.sources.rows import make_batch, row_schema
-from tokpipe.storage.listing import iter_matches
+from tokpipe.errors import AccessDenied, NotFound
+from tokpipe.sources.rows import ROW_SCHEMA, make_batch, matching_uris, printable
 from tokpipe.storage.ranged import open_ranged
 
 TEXT_BYTES = 2**20
 """A longer ``.json`` or ``.txt`` member is not carried: its column is null."""
 
 _CARRIED = pa.schema([("key", pa.string()), ("txt", pa.string()), ("json", pa.string())])
+_SCHEMA = pa.schema([*ROW_SCHEMA, *_CARRIED])
 _HEADER_BYTES = 4 * 2**20
-"""The most that a header with a long name or pax records may take."""
+"""Maximum size of a header with a long name or pax records."""
 _WINDOW_BYTES = 128 * 1024
-"""Read at once: a header, and the small members around it, in one request."""
+"""Read at once: a header and the small members around it, in one request."""
 _PENDING_CLIPS = 10_000
 _PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
@@ -37,10 +39,10 @@ class WebDatasetRows:
     """One row per member with a video extension, tar by tar, in the order of the tars' names.
 
     The texts ``KEY.txt`` and ``KEY.json`` of a video ``KEY.mp4`` become columns, where KEY is
-    the name up to the first dot of its last part. They are found within ``_PENDING_CLIPS`` keys
-    of the video, not only next to it. Member names are identity and never a path.
+    the name up to the first dot of its last part. They may be up to ``_PENDING_CLIPS`` keys away
+    from the video. Member names identify clips and are never used as paths.
 
-    A tar that is cut or damaged gives its whole members, and one row with a problem for the rest.
+    A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
 
     def __init__(self, label: str, config: WebDatasetSource, options: StoreOptions) -> None:
@@ -53,13 +55,9 @@ class WebDatasetRows:
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        uris = sorted(match.uri for match in iter_matches(self._config.uri, self._options))
-        if not uris:
-            raise ConfigError(
-                f"{self.label}: there is no tar {self._config.uri}. A job without clips is surely "
-                "a mistake: check the path; {000..999} is not expanded, write * for it."
-            )
-        # Reading headers is waiting for one small answer after the other, so many tars at once.
+        uris = matching_uris(self.label, "tar", self._config.uri, self._options)
+        # Reading headers means waiting for one small answer after another, so read many tars at
+        # once.
         pool = ThreadPoolExecutor(min(_THREADS, len(uris)))
         waiting: deque[Future[list[pa.RecordBatch]]] = deque()
         try:
@@ -73,32 +71,39 @@ class WebDatasetRows:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _index(self, uri: str) -> list[pa.RecordBatch]:
-        rows = _TarRows(uri)
+        rows, batches = self._rows(uri), []
+        while some := list(itertools.islice(rows, _BATCH_ROWS)):
+            columns: dict[str, Any] = dict(zip(_Row._fields, zip(*some, strict=True), strict=True))
+            carried = [pa.array(columns[name], pa.string()) for name in _CARRIED.names]
+            batches.append(make_batch(columns, carried, _SCHEMA))
+        return batches
+
+    def _rows(self, uri: str) -> Iterator[_Row]:
+        clips = _Clips(uri, self._extensions)
         try:
             with open_ranged(uri, self._options, _WINDOW_BYTES) as file:
-                clips = _Clips(self._extensions)
                 for member in _members(file):
                     clips.add(member, file)
-                    rows.extend(clips.settled())
-                rows.extend(clips.rest())
+                    yield from clips.settled()
+            yield from clips.rest()
         except _Damaged as error:
-            rows.extend(clips.rest())
-            rows.add_problem(f"{uri} {error}")
+            yield from clips.rest()
+            yield _Row(uri, problem=f"{uri} {error}")
         except (NotFound, AccessDenied) as error:
-            rows.add_problem(str(error))
-        return rows.batches()
+            yield _Row(uri, problem=str(error))
 
 
-@dataclass
-class _Clip:
-    """A video member, with the texts of its key."""
+class _Row(NamedTuple):
+    """A video member with the texts of its key, or the problem of a tar."""
 
-    name: str
-    key: str
-    offset: int
-    size: int
-    txt: str | None
-    json: str | None
+    source_uri: str
+    archive_uri: str | None = None
+    member_offset: int | None = None
+    member_size: int | None = None
+    key: str | None = None
+    txt: str | None = None
+    json: str | None = None
+    problem: str | None = None
 
 
 @dataclass
@@ -109,20 +114,12 @@ class _Group:
     texts: dict[str, str] = field(default_factory=dict)
     """By what follows the key: ``txt``, ``json``, or ``1.txt`` beside ``1.mp4``."""
 
-    def clips(self, key: str) -> Iterator[_Clip]:
-        for member in self.videos:
-            stem = _split_name(member.name)[1].lower().rpartition(".")[0]
-            txt, json = (
-                self.texts.get(f"{stem}.{kind}", self.texts.get(kind)) for kind in ("txt", "json")
-            )
-            name, size = _printable(member.name), member.size
-            yield _Clip(name, _printable(key), member.offset_data, size, txt, json)
-
 
 class _Clips:
     """Joins videos and texts by key, over a bounded stretch of one tar."""
 
-    def __init__(self, extensions: frozenset[str]) -> None:
+    def __init__(self, uri: str, extensions: frozenset[str]) -> None:
+        self._uri = uri
         self._extensions = extensions
         self._groups: dict[str, _Group] = {}
         self._text_chars = 0
@@ -141,64 +138,35 @@ class _Clips:
             group.texts[ending.lower()] = text
             self._text_chars += len(text)
 
-    def settled(self) -> Iterator[_Clip]:
-        """Give up the oldest keys while too much is held."""
+    def settled(self) -> Iterator[_Row]:
+        """Release the oldest keys while too much is held."""
         while len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS:
             key = next(iter(self._groups))
             group = self._groups.pop(key)
             self._text_chars -= sum(map(len, group.texts.values()))
-            yield from group.clips(key)
+            yield from self._clips_of(key, group)
 
-    def rest(self) -> Iterator[_Clip]:
+    def rest(self) -> Iterator[_Row]:
         for key, group in self._groups.items():
-            yield from group.clips(key)
-        self._groups = {}
+            yield from self._clips_of(key, group)
 
-
-class _TarRows:
-    """Collects the rows of one tar."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._batches: list[pa.RecordBatch] = []
-        self._clips: list[_Clip] = []
-
-    def extend(self, clips: Iterator[_Clip]) -> None:
-        for clip in clips:
-            self._clips.append(clip)
-            if len(self._clips) >= _BATCH_ROWS:
-                self._flush()
-
-    def add_problem(self, problem: str) -> None:
-        self._flush()
-        columns = {"source_uri": [self._uri], "problem": [problem]}
-        nothing = [pa.nulls(1, kind) for kind in _CARRIED.types]
-        self._batches.append(make_batch(columns, nothing, row_schema(_CARRIED)))
-
-    def batches(self) -> list[pa.RecordBatch]:
-        self._flush()
-        return self._batches
-
-    def _flush(self) -> None:
-        clips, self._clips = self._clips, []
-        if not clips:
-            return
-        columns = {
-            "source_uri": [f"{self._uri}#{clip.name}" for clip in clips],
-            "archive_uri": [self._uri] * len(clips),
-            "member_offset": [clip.offset for clip in clips],
-            "member_size": [clip.size for clip in clips],
-        }
-        carried = [pa.array([getattr(c, n) for c in clips], pa.string()) for n in _CARRIED.names]
-        self._batches.append(make_batch(columns, carried, row_schema(_CARRIED)))
+    def _clips_of(self, key: str, group: _Group) -> Iterator[_Row]:
+        for member in group.videos:
+            stem = _split_name(member.name)[1].lower().rpartition(".")[0]
+            texts = [
+                group.texts.get(f"{stem}.{kind}", group.texts.get(kind)) for kind in ("txt", "json")
+            ]
+            source_uri = f"{self._uri}#{printable(member.name)}"
+            place = self._uri, member.offset_data, member.size
+            yield _Row(source_uri, *place, printable(key), *texts)
 
 
 class _Damaged(Exception):
-    """A tar that cannot be read on; the text completes a sentence that begins with its name."""
+    """A tar that cannot be read further; the message completes a sentence about the tar."""
 
 
 class _Headers:
-    """What ``tarfile`` reads of an archive: headers, so no single read is large."""
+    """What ``tarfile`` reads from an archive: headers, so no single read is large."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
@@ -211,10 +179,10 @@ class _Headers:
 
 
 def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular members that are there whole.
+    """Yield the regular members that are complete.
 
     Raises:
-        _Damaged: after those, when something is left that is no member.
+        _Damaged: after those, if something else than a member follows.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -228,7 +196,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
                 offset = archive.offset
                 if member.offset_data + member.size > size:
                     raise _Damaged(
-                        f"ends at byte {size}, within member {_printable(member.name)}: it was "
+                        f"ends at byte {size}, inside member {printable(member.name)}: it was "
                         "cut, and the members from there on are lost"
                     )
                 if member.isreg() and not member.issparse():
@@ -237,20 +205,16 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
     except (tarfile.TarError, ValueError, RecursionError) as error:
         file.seek(0)
         packed = file.read(2) == b"\x1f\x8b"
-        what = "is compressed, so no member can be read in place" if packed else "is no whole tar"
+        what = "is compressed, so members cannot be read in place" if packed else "is not a tar"
         raise _Damaged(f"{what} ({error})") from error
-    # tarfile takes any block that is no header for the end.
+    # tarfile takes any block that is not a header for the end.
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise _Damaged(f"has no header at byte {end}, where one must be: members may be lost")
+        raise _Damaged(f"has no header at byte {end}, where one is due: members may be lost")
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Split into (key, ending) at the first dot of the last part; no key for hidden names."""
+    """Split into (key, ending) at the first dot of the last part; hidden names have no key."""
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
     return (folder + slash + stem, ending) if stem and dot else ("", "")
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,9 +1,8 @@
-"""Cuts a clip into the chunks that the encoder eats. Pure arithmetic.
+"""Cuts a clip into the chunks that are encoded at once. Pure arithmetic.
 
-A tokenizer with temporal stride ``r`` turns ``f + r * j`` frames into ``1 + j`` latent frames: the
-first stands for ``f`` frames (1 for a causal one, ``r`` for one that groups from the start), each
-later one for the ``r`` frames that follow. Other lengths lose frames, so every chunk planned here
-has a length of that form.
+A tokenizer with temporal stride ``r`` turns ``f + r * j`` frames into ``1 + j`` latent frames. The
+first covers ``f`` frames (1 if it is causal, ``r`` if it groups frames from the start), each later
+one the next ``r`` frames. Any other length loses frames, so every chunk has a length of that form.
 """
 
 from __future__ import annotations
@@ -18,33 +17,32 @@ def plan_chunks(
 ) -> tuple[ChunkSpan, ...]:
     """Return the chunks of a clip of ``num_frames`` frames, in order.
 
-    Every frame stands in exactly one kept latent frame. The last chunk is as short as its real
-    frames allow, and filled to the next ``f + r * j`` frames by repeats of the clip's last one; a
-    tokenizer that takes chunks of one length only has it filled to that length.
+    Every frame belongs to exactly one kept latent frame. The last chunk is as short as possible:
+    it is padded with repeats of the clip's last frame to the next ``f + r * j`` frames, or to the
+    tokenizer's only chunk length if it has one.
 
     - ``independent``: a chunk every ``chunk_frames`` frames, each with its own first latent.
     - ``overlap``: with ``k`` latent frames after a chunk's first and ``m = overlap_latents``, a
-      chunk every ``r * (k - m)`` frames. Later chunks see ``f + r * m`` frames again and drop the
-      ``1 + m`` latent frames of those, so the kept ones are as many as ``whole`` gives, and
-      stand for the same frames.
-    - ``streaming``: chunk 0 has ``chunk_frames`` frames, later ones ``chunk_frames - f``, since the
-      encoder remembers what came before. The kept latent frames are those of ``whole``.
+      chunk every ``r * (k - m)`` frames. Later chunks see ``f + r * m`` frames again and drop
+      their ``1 + m`` latent frames, so the kept ones are those of ``whole``.
+    - ``streaming``: chunk 0 has ``chunk_frames`` frames, later ones ``chunk_frames - f``, because
+      the encoder remembers what came before. The kept latent frames are those of ``whole``.
     - ``whole``: one chunk.
 
     Args:
-        first_frame: under ``streaming``, the place in the clip of a piece of ``num_frames`` frames
-            (``pieces_of``), whose chunks are returned.
+        first_frame: under ``streaming``, position in the clip of a piece of ``num_frames`` frames
+            (see ``pieces_of``), whose chunks are returned.
 
     Raises:
-        ValueError: no frames, or settings that leave the grid (a checked job never has them).
+        ValueError: no frames, or settings that do not fit the grid (never in a checked job).
     """
     if num_frames < 1:
-        raise ValueError(f"a clip of {num_frames} frames has no chunks: it needs one at least")
+        raise ValueError(f"a clip of {num_frames} frames has no chunks: it needs one or more")
     if first_frame and chunking.policy != "streaming":
         raise ValueError(f"first_frame={first_frame}: only policy streaming takes clips in pieces")
     if chunking.policy == "whole":
         return (_first_chunk(0, 0, num_frames, traits),)
-    _check_grid(chunking, traits)
+    traits.check_num_frames(chunking.chunk_frames, "chunk_frames")
     if chunking.policy == "independent":
         size = chunking.chunk_frames
         return tuple(
@@ -58,16 +56,16 @@ def plan_chunks(
 
 
 def num_kept_latents(span: ChunkSpan, traits: TokenizerTraits) -> int:
-    """Latent frames of a chunk that are kept: an image is one alone, other frames share them."""
+    """Return how many latent frames of a chunk are kept."""
     alone = 1 if span.first_is_image else 0
     rest = span.num_frames + span.num_pad_frames - alone
     return alone + rest // traits.temporal_stride
 
 
 def pieces_of(job: JobConfig) -> Cut | None:
-    """Return how clips are decoded in pieces, if the job streams them.
+    """Return how clips are divided into pieces, or None if the job does not stream.
 
-    A piece is as many whole chunks as fit ``sampling.max_clip_frames``.
+    A piece has as many whole chunks as fit into ``sampling.max_clip_frames``.
     """
     if job.chunking.policy != "streaming":
         return None
@@ -87,11 +85,13 @@ def _gapless(
 ) -> tuple[ChunkSpan, ...]:
     """Chunks of frames ``start`` to ``stop`` whose kept latent frames are those of ``whole``.
 
-    Later chunks see ``context`` frames again and drop the ``dropped`` latent frames of those;
-    without context the encoder remembers, and what it makes of a chunk has no first latent frame.
+    Later chunks see ``context`` frames again and drop their ``dropped`` latent frames. Without
+    context the encoder continues from its state, and later chunks have no first latent frame.
     """
     size = chunking.chunk_frames
     step = size - (context or traits.first_frames)
+    if step < 1:
+        raise ValueError(f"chunk_frames={size} leaves no new frames for chunks after the first")
     chunks = []
     if start == 0:
         chunks.append(_first_chunk(0, 0, min(size, stop), traits))
@@ -114,7 +114,7 @@ def _gapless(
 
 
 def _first_chunk(index: int, first: int, frames: int, traits: TokenizerTraits) -> ChunkSpan:
-    """A chunk that keeps all it encodes: its own first latent frame, then groups of the stride."""
+    """A chunk that starts afresh and keeps all of its latent frames."""
     beyond = max(frames - traits.first_frames, 0)
     filled = traits.first_frames + beyond + -beyond % traits.temporal_stride
     return ChunkSpan(
@@ -126,18 +126,3 @@ def _first_chunk(index: int, first: int, frames: int, traits: TokenizerTraits) -
         num_dropped_latents=0,
         first_is_image=traits.first_frames == 1,
     )
-
-
-def _check_grid(chunking: ChunkingConfig, traits: TokenizerTraits) -> None:
-    traits.check_num_frames(chunking.chunk_frames, "chunk_frames")
-    latents = traits.num_latent_frames(chunking.chunk_frames) - 1
-    if chunking.policy == "overlap" and chunking.overlap_latents >= latents:
-        raise ValueError(
-            f"overlap_latents={chunking.overlap_latents} leaves nothing new in a chunk of "
-            f"{latents} latent frames after the first: use fewer, or longer chunks"
-        )
-    if chunking.policy == "streaming" and not latents:
-        raise ValueError(
-            f"chunk_frames={chunking.chunk_frames} leaves no frames for the chunks after the "
-            f"first: use {traits.num_frames(2)} or more"
-        )

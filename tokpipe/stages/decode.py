@@ -1,10 +1,10 @@
-"""The decode stage: work items -> pixels, resampled and resized, or rejections."""
+"""The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -27,43 +27,36 @@ from tokpipe.types import (
 )
 
 KEPT_SOURCES = 8
-"""Films that one decoder may be in the middle of, and so files that it may hold."""
+"""Source files that one decoder may hold for the next pieces of streamed clips."""
 
 T = TypeVar("T")
 _Source = tuple[str, ArchiveMember | None]
 
 
+@dataclass
 class DecodeStage:
-    """Turns work items into decoded clips, one for one and in order.
+    """Turns each work item into a decoded clip, in order.
 
-    A clip that cannot be decoded through its own fault becomes a ``Rejected`` in its place, and one
-    whose web server does not answer a ``Failed``; anything else that goes wrong raises. Between
-    calls it keeps source files and the decoding child, which change no result: any item can be run
-    again after a crash.
+    A clip that cannot be decoded through its own fault becomes a ``Rejected``, and one whose web
+    server does not answer a ``Failed``; every other problem raises. Source files and the decoding
+    child are kept between calls but do not affect results, so any item can be repeated after a
+    crash.
 
-    With ``pieces`` no source is cut into clips: an item is a piece of its row's one clip.
+    With ``pieces``, sources are not cut into clips: an item is a piece of its row's one clip.
     """
 
-    def __init__(
-        self,
-        sampling: SamplingConfig,
-        frames: FramesConfig,
-        decode: DecodeConfig,
-        storage: StoreOptions,
-        pieces: Cut | None = None,
-    ) -> None:
-        self.sampling = sampling
-        self.frames = frames
-        self.decode = decode
-        self.storage = storage
-        self.pieces = pieces
-        self.fetched_s = 0.0
-        """Seconds that this process has spent on fetching sources."""
-        self.fetched_bytes = 0
-        """Bytes of the sources that it has fetched, or found on local disk."""
+    sampling: SamplingConfig
+    frames: FramesConfig
+    decode: DecodeConfig
+    storage: StoreOptions
+    pieces: Cut | None = None
+    fetched_s: float = field(default=0.0, init=False)
+    """Seconds that this process has spent fetching sources."""
+    fetched_bytes: int = field(default=0, init=False)
+    """Bytes of the sources that it has fetched or found on local disk."""
 
     def setup(self, scratch: Path) -> None:
-        """Runs once, inside the actor. ``scratch`` is a local folder for this actor alone.
+        """Start up inside the actor. ``scratch`` is a local folder that only this actor uses.
 
         Raises:
             ConfigError: the decoder that the job names is not installed.
@@ -72,7 +65,7 @@ class DecodeStage:
         self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
-        """End the decoding child and remove what was fetched."""
+        """End the decoding child and remove fetched files."""
         self._decoder.close()
         self._sources.release()
 
@@ -86,14 +79,13 @@ class DecodeStage:
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
-        """Say what the item's row will give, without decoding it.
+        """Return what decoding the item's row would produce, from its container alone.
 
         Raises:
-            As ``process``.
+            StorageError, RuntimeFault: as ``process``.
         """
-        return self._tried(
-            item, partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
-        )
+        probe = partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
+        return self._tried(item, probe)
 
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
         in_pieces = self.pieces is not None
@@ -114,9 +106,8 @@ class DecodeStage:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if not piece.is_last:
                 self._sources.keep()
-        ref = self._ref(item, video.num_segments)
         return DecodedClip(
-            ref,
+            self._ref(item, video.num_segments),
             video.frames,
             video.pts_s,
             video.fps,
@@ -127,26 +118,19 @@ class DecodeStage:
         )
 
     def _tried(self, item: WorkItem, call: Callable[[Path], T]) -> T | Rejected | Failed:
-        """Fetch an item's source and give it to ``call``; what they refuse is told as a value."""
+        """Fetch an item's source and call ``call`` with its path; rejections are returned."""
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
             return call(self._fetch(item))
-        except Undecodable as refusal:
-            ref = self._ref(item, refusal.num_segments)
-            return Rejected(
-                ref,
-                "decode",
-                refusal.reason,
-                str(refusal),
-                refusal.backend,
-                error=refusal.error,
-            )
-        except SourceError as refusal:
-            ref, error = self._ref(item, None), _error_behind(refusal)
-            if refusal.reason == "unreachable":  # now; perhaps not for good
-                return Failed(ref, refusal.reason, str(refusal), error)
-            return Rejected(ref, "decode", refusal.reason, str(refusal), error=error)
+        except Undecodable as fault:
+            ref, backend = self._ref(item, fault.num_segments), fault.backend
+            return Rejected(ref, "decode", fault.reason, str(fault), backend, error=fault.error)
+        except SourceError as fault:
+            ref, error = self._ref(item, None), _error_behind(fault)
+            if fault.reason == "unreachable":  # perhaps only for now
+                return Failed(ref, fault.reason, str(fault), error)
+            return Rejected(ref, "decode", fault.reason, str(fault), error=error)
 
     def _fetch(self, item: WorkItem) -> Path:
         started = time.monotonic()
@@ -159,9 +143,9 @@ class DecodeStage:
         return path
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
-        """Name the clip. A row whose source could not be read counts as one clip.
+        """Name the clip, with secrets removed from its URI; only the plan keeps them.
 
-        Only the plan keeps a URI by which a source behind a signature or a password is fetched.
+        A row whose source could not be read counts as one clip.
         """
         total = 1 if self.pieces else item.num_segments or found_segments or 1
         sampling = self.sampling
@@ -169,20 +153,20 @@ class DecodeStage:
         return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
-def _error_behind(refusal: SourceError) -> str | None:
-    """Class name of the error that began it all, which is nearest to the truth."""
-    error: BaseException = refusal
+def _error_behind(fault: SourceError) -> str | None:
+    """Return the class name of the original error, if there is one."""
+    error: BaseException = fault
     while error.__cause__ is not None:
         error = error.__cause__
-    return None if error is refusal else type(error).__name__
+    return None if error is fault else type(error).__name__
 
 
 class _SourceFiles:
-    """Local copies: of the source last asked for, which serves all segments of a film, and of
-    those whose next pieces will be asked for.
+    """Local copies of the last source, for all segments of a cut source, and of those kept for
+    the next pieces of streamed clips.
 
-    A film may be finished elsewhere, so copies that were kept go when others are: there are never
-    more than ``KEPT_SOURCES`` of them.
+    Another decoder may finish a streamed clip, so at most ``KEPT_SOURCES`` copies are kept, and the
+    oldest are dropped.
     """
 
     def __init__(self, folder: Path, options: StoreOptions, max_bytes: int) -> None:
@@ -190,16 +174,15 @@ class _SourceFiles:
         self._options = options
         self._max_bytes = max_bytes
         self._paths: dict[_Source, Path] = {}
-        """By source, the one last asked for at the end."""
+        """By source; the last one requested is at the end."""
         self._kept: set[_Source] = set()
 
     def fetch(self, uri: str, member: ArchiveMember | None) -> tuple[Path, bool]:
-        """Return a source's local file, and whether it was not at hand before."""
+        """Return a source's local file, and whether it was newly fetched."""
         source = uri, member
-        self._kept.discard(source)  # unless the piece now asked for is not the last
-        for other in [other for other in self._paths if other not in self._kept]:
-            if other != source:
-                self._drop(other)
+        self._kept.discard(source)  # kept again if further pieces follow
+        for other in self._paths.keys() - self._kept - {source}:
+            self._drop(other)
         path = self._paths.pop(source, None)
         is_new = path is None
         if path is None:
@@ -210,7 +193,7 @@ class _SourceFiles:
         return path, is_new
 
     def keep(self) -> None:
-        """Keep the source last asked for until it is asked for again."""
+        """Keep the last source until it is requested again."""
         self._kept.add(next(reversed(self._paths)))
         if len(self._kept) > KEPT_SOURCES:
             self._drop(next(source for source in self._paths if source in self._kept))
@@ -221,9 +204,8 @@ class _SourceFiles:
             self._drop(source)
 
     def _drop(self, source: _Source) -> None:
-        """Remove a copy; a source that lies on local disk is used in place, and stays."""
+        """Remove a copy; a source on local disk is used in place and stays."""
         self._kept.discard(source)
         path = self._paths.pop(source)
         if path.parent == self._folder:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)

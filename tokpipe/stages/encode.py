@@ -1,13 +1,14 @@
-"""The encode stage: pixels of clips to codes of clips, on one device."""
+"""The encode stage: turns the pixels of clips into codes, on one device."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
@@ -22,22 +23,18 @@ from tokpipe.models.tokenizers.parity import Parity
 from tokpipe.stages.chunks import plan_chunks
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
 _log = logging.getLogger(__name__)
 
 
 class _Chunk(NamedTuple):
-    """One chunk of a call to ``process``: which clip of the call, and what part of it."""
+    """A chunk of a call to ``process``: the clip's index in the call, and the part of the clip."""
 
     clip: int
     span: ChunkSpan
 
 
 class _Launched(NamedTuple):
-    """A batch on the device: how many rows it was filled up to, and its codes or what it raised."""
+    """A batch on the device: its size with filling, and its codes or the error it raised."""
 
     batch: list[_Chunk]
     num_rows: int
@@ -45,7 +42,7 @@ class _Launched(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """One chunk of a batch of so many rows, and its codes (t, h, w) or the error it caused."""
+    """A chunk, the size of its batch, and its codes (t, h, w) or the error it caused."""
 
     chunk: _Chunk
     num_rows: int
@@ -55,46 +52,47 @@ class _Encoded(NamedTuple):
 class EncodeStage:
     """Turns clips into codes, chunk by chunk.
 
-    A clip's codes are the same whatever clips it comes with: chunks of one shape are encoded in
-    batches of one size, the last of which is filled up, and no chunk of a batch sees another.
-    Streamed clips are encoded one by one, chunk after chunk, so that no shape depends on how long
-    a piece is. Nothing is kept between calls, so any call can be made again after a crash, but for
-    one thing: when a GPU's memory runs out, batches are half as large from then on.
+    A clip's codes do not depend on the other clips of the call. Chunks of one shape are encoded in
+    batches of a fixed size, the last one filled up with zeros, and no chunk of a batch affects
+    another. Streamed clips are encoded one chunk at a time, so shapes do not depend on the length
+    of pieces. Any call can be repeated after a crash. The only state that remains: once a GPU runs
+    out of memory, later batches are half as large.
 
-    A batch that fails is bisected until the chunks that fail are alone: their clips come back as
-    ``Failed``, the others with the codes that they would have had anyway.
+    A batch that fails is split in halves until the failing chunks are alone. Their clips come back
+    as ``Failed``; the other clips get their usual codes.
     """
 
     def __init__(
         self, tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig
     ) -> None:
-        # Built on the driver: small and picklable until setup.
+        # Created on the driver: small and picklable until setup.
         self.tokenizer_config = tokenizer
         self.chunking = chunking
         self.encode_config = encode
 
     def setup(self, device: str, weights: bytes | None) -> None:
-        """Runs once, inside the actor: builds the tokenizer on ``device``, such as ``"cuda"``.
+        """Build the tokenizer on ``device``, such as ``"cuda"``. Runs once, inside the actor.
 
-        Also sets the switches of the whole process that make results repeatable and memory cheap.
+        Also changes settings of the whole process, for repeatable results and less memory.
 
         Raises:
             ConfigError: the weights do not fit the tokenizer.
-            NodeTrouble: the device does not give the codes that the CPU gives in float32.
+            NodeTrouble: the device's codes differ from those of the CPU in float32.
         """
-        _make_repeatable()
+        torch.backends.cudnn.benchmark = False  # choose no kernel by timing
+        torch.backends.cudnn.deterministic = True
+        forbid_reduced_float32()
         keep_freed_memory()
         self.device = torch.device(device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
         dtype = getattr(torch, self.encode_config.dtype)
-        # Where nothing would differ, there is nothing to compare.
         is_reference = self.device.type == "cpu" and dtype == torch.float32
         parity = None if is_reference else Parity(self.tokenizer)
         self.tokenizer.to(self.device)
         self.tokenizer.compute_in(dtype)
         if parity is not None:
             parity.check(self.tokenizer, self.device)
-        # Only of this package's own models is it known that they hold no surprise for a graph.
+        # Only this package's models are known to be safe to capture in a CUDA graph.
         is_graphed = self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer)
         self._graphed = GraphedCall(self.tokenizer.encode) if is_graphed else None
         self.batch_rows = self.encode_config.batch_chunks
@@ -103,35 +101,37 @@ class EncodeStage:
         """Return the codes of each clip, or why it has none, in order.
 
         Raises:
-            RuntimeFault: a code that the codebook does not have.
-            Exception: the device does not work any more; the process must be replaced.
+            RuntimeFault: a code lies outside the codebook.
+            Exception: the device has stopped working; the process must be replaced.
         """
         if self.chunking.policy == "streaming":
             return [self.process_piece(clip, None)[0] for clip in clips]
-        refusals = [self._refusal(clip) for clip in clips]
+        problems: dict[int, Rejected | Failed] = {
+            index: rejection
+            for index, clip in enumerate(clips)
+            if (rejection := self._rejection(clip)) is not None
+        }
         traits = self.tokenizer_config.traits
         plans = [
-            plan_chunks(len(clip.frames), self.chunking, traits) if refusal is None else ()
-            for clip, refusal in zip(clips, refusals, strict=True)
+            () if index in problems else plan_chunks(len(clip.frames), self.chunking, traits)
+            for index, clip in enumerate(clips)
         ]
         codes: dict[_Chunk, NDArray[np.int64]] = {}
-        failures: dict[int, Failed] = {}
         in_small_batches: set[int] = set()
         for chunk, num_rows, block in self._encode_all(clips, plans):
             if isinstance(block, Exception):
-                failures[chunk.clip] = _failed(clips[chunk.clip], block)
+                problems[chunk.clip] = _failed(clips[chunk.clip], block)
             else:
                 codes[chunk] = block[chunk.span.num_dropped_latents :]
             if num_rows < self.encode_config.batch_chunks:
                 in_small_batches.add(chunk.clip)
         return [
-            refusals[index]
-            or failures.get(index)
+            problems.get(index)
             or self._result(
                 clip,
                 plan,
                 [codes[_Chunk(index, s)] for s in plan],
-                # Kernels are chosen by shape, so these may be rounded otherwise than the rest.
+                # Kernels are chosen by shape, so these codes may be rounded differently.
                 marks=("small_batch",) if index in in_small_batches else (),
             )
             for index, (clip, plan) in enumerate(zip(clips, plans, strict=True))
@@ -140,25 +140,26 @@ class EncodeStage:
     def process_piece(
         self, piece: DecodedClip, state: StreamState | None
     ) -> tuple[EncodedClip | Rejected, StreamState | None]:
-        """Return the codes of the next piece of a streamed clip, or why the clip has none.
+        """Encode the next piece of a streamed clip.
 
         Args:
-            state: what was returned with the piece before; None for the first.
+            state: the state returned with the previous piece; None for the first.
 
         Returns:
-            The state for the next piece beside it, on the CPU; None where there is no next.
+            The codes of the piece, or why the clip has none; and the state for the next piece, on
+            the CPU, or None if there is no next piece.
 
         Raises:
-            RuntimeFault: a code that the codebook does not have.
-            ValueError: a state that is not that of the piece before.
+            RuntimeFault: a code lies outside the codebook.
+            ValueError: the state does not belong to the previous piece.
         """
-        if (refusal := self._refusal(piece)) is not None:
-            return refusal, None
+        if (rejection := self._rejection(piece)) is not None:
+            return rejection, None
         if (state is None) != (piece.piece.index == 0):
             raise ValueError(
-                f"encode: piece {piece.piece.index} of clip {piece.ref.clip_id} was given "
-                f"{'no' if state is None else 'a'} state: codes depend on the pieces before, and "
-                "on nothing else. Give what was returned for the piece before it"
+                f"encode: piece {piece.piece.index} of clip {piece.ref.clip_id} came with "
+                f"{'no' if state is None else 'a'} state, but its codes depend on the pieces "
+                "before it. Pass the state that was returned for the previous piece"
             )
         plan = plan_chunks(
             len(piece.frames),
@@ -191,19 +192,19 @@ class EncodeStage:
             yield from self._cut(chunks, at_most=len(chunks))
 
     def _cut(self, chunks: list[_Chunk], *, at_most: int) -> Iterator[list[_Chunk]]:
-        """Cut chunks into batches of ``at_most`` chunks that fit the device's memory."""
+        """Cut chunks into batches of ``at_most`` chunks that fit into the device's memory."""
         while chunks:
-            size = min(at_most, self.batch_rows)  # may fall on the way
+            size = min(at_most, self.batch_rows)  # may shrink between two batches
             yield chunks[:size]
             chunks = chunks[size:]
 
     def _encode_all(
         self, clips: Sequence[DecodedClip], plans: Sequence[Sequence[ChunkSpan]]
     ) -> Iterator[_Encoded]:
-        """Yield each chunk with its codes, or with the error that it alone causes.
+        """Yield each chunk with its codes, or with the error that it causes by itself.
 
-        A GPU computes while the caller goes on, so the next batch is put together and copied there
-        before the codes of the last are asked for.
+        A GPU computes in the background, so the next batch is assembled and copied before the
+        codes of the previous one are read.
         """
         before: _Launched | None = None
         for batch in self._batches(clips, plans):
@@ -215,7 +216,7 @@ class EncodeStage:
             yield from self._land(clips, before)
 
     def _launch(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> _Launched:
-        """Start to encode equal-shaped chunks; what it raises is told when the batch lands."""
+        """Start encoding chunks of one shape; errors are raised when the batch lands."""
         num_rows = self.batch_rows
         try:
             pixels = self._pixels(clips, batch, num_rows=num_rows)
@@ -225,7 +226,7 @@ class EncodeStage:
             return _Launched(batch, num_rows, error)
 
     def _land(self, clips: Sequence[DecodedClip], launched: _Launched) -> Iterator[_Encoded]:
-        """Wait for the codes of a batch; one that failed is bisected."""
+        """Wait for the codes of a batch. A failed batch is split in halves."""
         batch, num_rows, codes = launched
         try:
             if isinstance(codes, Exception):
@@ -252,7 +253,7 @@ class EncodeStage:
             yield from self._land(clips, self._launch(clips, part))
 
     def _works(self) -> bool:
-        """Whether the device still computes: some errors leave a GPU's context of no use."""
+        """Whether the device still computes: some errors make a GPU context unusable."""
         try:
             return bool(torch.ones(1, device=self.device).add_(1).item() == 2)
         except RuntimeError:
@@ -261,10 +262,7 @@ class EncodeStage:
     def _pixels(
         self, clips: Sequence[DecodedClip], batch: list[_Chunk], *, num_rows: int
     ) -> torch.Tensor:
-        """(num_rows, T, H, W, 3) uint8 on the device: chunks of one shape, and zeros after them.
-
-        Only here are pixels put together, one batch at a time, in pinned memory for a GPU.
-        """
+        """(num_rows, T, H, W, 3) uint8 on the device: chunks of one shape, filled up with zeros."""
         frames, pixel_shape = batch[0].span.num_input_frames, clips[batch[0].clip].frames.shape[1:]
         pixels = torch.empty(
             (num_rows, frames, *pixel_shape),
@@ -293,8 +291,8 @@ class EncodeStage:
             return _rejected(
                 clip,
                 "non_finite",
-                f"the encoder gave NaN or infinity in {self.encode_config.dtype}, which no code "
-                "stands for; if many clips are refused so, check the weights, or use float32",
+                f"the encoder produced NaN or infinity in {self.encode_config.dtype}, which has no "
+                "code; if this rejects many clips, check the weights or use float32",
             )
         return EncodedClip(
             ref=clip.ref,
@@ -310,25 +308,23 @@ class EncodeStage:
     def _narrowed(
         self, clip: DecodedClip, block: NDArray[np.int64]
     ) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """(t, h, w) codes in the dtype of the output, which would wrap them round in silence."""
+        """(t, h, w) codes in the output's dtype, checked first because it would wrap silently."""
         low, high = int(block.min()), int(block.max())
         size = self.tokenizer_config.traits.codebook_size
         if low < 0 or high >= size:
             raise RuntimeFault(
                 f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
-                f"has 0 to {size - 1}. Written, they would be wrong codes that look right. The "
-                f"tokenizer or the device {self.device} is at fault, not the clip: check its "
-                "memory, then run again"
+                f"has 0 to {size - 1}. In the output they would look like valid codes. The fault "
+                f"lies with the tokenizer or the device {self.device}, not with the clip: check "
+                "the device's memory, then run again"
             )
         return block.astype(self.tokenizer_config.traits.code_dtype)
 
-    def _refusal(self, clip: DecodedClip) -> Rejected | None:
-        """Why the tokenizer cannot take the clip, if it cannot."""
+    def _rejection(self, clip: DecodedClip) -> Rejected | None:
+        """Return a rejection if the tokenizer cannot take the clip."""
         frames, height, width, _ = clip.frames.shape
         if frames == 0:
-            return _rejected(
-                clip, "no_frames", "it has no frames, so there is nothing to encode; see its span"
-            )
+            return _rejected(clip, "no_frames", "it has no frames to encode; check its span")
         try:
             self.tokenizer_config.traits.check_size(height, width)
         except ValueError as problem:
@@ -351,22 +347,15 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
 
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
-    """A clip at which the tokenizer raised; what it said is told in one line."""
+    """Return a failure with the first line of the tokenizer's error."""
     is_memory = isinstance(error, torch.OutOfMemoryError)
-    said = (str(error).strip().splitlines() or [""])[0]
+    first_line = (str(error).strip().splitlines() or [""])[0]
     hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
     return Failed(
         ref=clip.ref,
         reason="out_of_memory" if is_memory else "encode_error",
-        message=f"{clip.ref.source_uri}: encoding one of its chunks alone raised "
-        f"{type(error).__name__}: {said}; {hint}",
+        message=f"{clip.ref.source_uri}: encoding one of its chunks by itself raised "
+        f"{type(error).__name__}: {first_line}; {hint}",
         error=type(error).__name__,
         backend=clip.backend,
     )
-
-
-def _make_repeatable() -> None:
-    """Let no kernel be chosen by timing, and no float32 be rounded to TF32 or bfloat16."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    forbid_reduced_float32()

@@ -1,4 +1,4 @@
-"""The write stage: encoded clips -> one shard and its side table in the store -> a receipt."""
+"""The write stage: puts encoded clips into the store as a shard and a side table."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tokpipe.types import EncodedClip, Receipt
 
 
 class WriteStage:
-    """Writes shards and vouches for them. Lists none, so nothing here changes the dataset.
+    """Writes and checks shards. It does not list them, so it never changes the dataset.
 
-    Objects are built whole and put in one call: an exception inside an open remote file would
-    publish the half of it. Keeps nothing between shards, so any can be written again.
+    Objects are complete before they are put, because an exception inside an open remote file would
+    publish half of it. Nothing is kept between shards, so any shard can be written again.
     """
 
     def __init__(
@@ -40,24 +40,24 @@ class WriteStage:
         self.plan = plan
 
     def setup(self) -> None:
-        """Runs once, inside the actor. Connections belong here."""
+        """Connect to the store. Runs once, inside the actor."""
         self.store = open_store(self.output.uri, self.storage)
         self.plan_reader = PlanReader(self.store, self.plan)
 
     def process(self, shard_name: str, clips: Sequence[EncodedClip]) -> Receipt:
         """Put one shard of whole clips of one grid, and its side table.
 
-        The shard is read back from its bytes before they are put, and every row of it compared
-        with the CRC of the codes given here.
+        Before it is put, the shard is parsed again and every row is compared with the CRC of the
+        codes passed here.
 
         Args:
             shard_name: ``<plan>-<lease>-<attempt>``, which no other attempt writes to.
-            clips: at least one, in any order; the pieces of a streamed clip one after the other.
+            clips: at least one, in any order; the pieces of a streamed clip must be in sequence.
 
         Raises:
-            ValueError: the clips do not belong into one shard of this output.
-            CorruptOutput: what was built does not read back; nothing was put.
-            StorageError: the store kept failing; what it took stays unlisted.
+            ValueError: the clips cannot share a shard of this output.
+            CorruptOutput: the shard does not read back; nothing was put.
+            StorageError: the store kept failing; objects it accepted stay unlisted.
         """
         clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
         shard = build_shard(clips, self.metadata)
@@ -83,7 +83,7 @@ class WriteStage:
 
 
 def _joined(pieces: list[EncodedClip]) -> EncodedClip:
-    """The clip that was encoded in these pieces, which ``build_shard`` checks to be gapless."""
+    """Join the pieces of a clip; ``build_shard`` checks that none is missing."""
     if len(pieces) == 1:
         return pieces[0]
     return EncodedClip(

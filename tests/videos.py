@@ -1,26 +1,31 @@
-"""Small videos whose pixels say which frame they are."""
+"""Makes small videos. Numbered ones show in each frame which frame it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.decoder import VideoDecoder
-
-MakeDecoder = Callable[..., VideoDecoder]
-"""The fixture ``make_decoder``, with the settings of a job as keywords."""
+Picture = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
 
 ROWS, COLUMNS = 3, 4  # cells of one bit each: numbers up to 4095
 
+FASTSTART: dict[str, Any] = {"container_options": {"movflags": "faststart"}}
+FRAGMENTED: dict[str, Any] = {"container_options": {"movflags": "frag_keyframe+empty_moov"}}
+QUIET_X265 = "log-level=none:pools=1"
+HEVC: dict[str, Any] = {"codec": "libx265", "options": {"x265-params": QUIET_X265}}
+FAST_VP = {"deadline": "realtime", "cpu-used": "8"}
+VP9: dict[str, Any] = {"codec": "libvpx-vp9", "options": FAST_VP}
 
-def numbered(number: int, height: int, width: int) -> NDArray[np.uint8]:
-    """An (H, W, 3) picture that spells ``number`` in black and white cells."""
+
+def numbered(number: int, height: int, width: int) -> Picture:
+    """Draw ``number`` in black and white cells."""
     bits = [(number >> bit) & 1 for bit in range(ROWS * COLUMNS)]
     rows = np.arange(height) * ROWS // height
     columns = np.arange(width) * COLUMNS // width
@@ -28,8 +33,8 @@ def numbered(number: int, height: int, width: int) -> NDArray[np.uint8]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def number_of(frame: NDArray[np.uint8]) -> int:
-    """Read the number of a picture that ``numbered`` drew, after coding and resizing."""
+def number_of(frame: Picture) -> int:
+    """Read the number that ``numbered`` drew, after coding and resizing."""
     height, width = frame.shape[:2]
     number = 0
     for bit in range(ROWS * COLUMNS):
@@ -49,6 +54,23 @@ def write_video(
     num_frames: int,
     *,
     size: tuple[int, int] = (48, 64),
+    first_number: int = 0,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    **settings: Any,
+) -> Path:
+    """Encode ``num_frames`` numbered pictures of ``size`` (height, width); see ``encode``."""
+    pictures = (numbered(first_number + index, *size) for index in range(num_frames))
+    if codec == "libx264":
+        options = {"crf": "12", "preset": "ultrafast", "bf": "2", **(options or {})}
+    return encode(path, pictures, size, codec=codec, options=options, **settings)
+
+
+def encode(
+    path: Path,
+    pictures: Iterable[Picture],
+    size: tuple[int, int],
+    *,
     codec: str = "libx264",
     fps: Fraction | int = 25,
     pix_fmt: str = "yuv420p",
@@ -59,20 +81,14 @@ def write_video(
     container_options: dict[str, str] | None = None,
     rotation: int = 0,
     pixel_aspect: Fraction | None = None,
-    first_number: int = 0,
-    sizes: Sequence[tuple[int, int]] | None = None,
     audio: bool = False,
 ) -> Path:
-    """Encode ``num_frames`` numbered pictures; ``size`` is (height, width).
-
-    ``pts`` are in units of ``time_base`` (default: one frame of ``fps``).
-    """
-    height, width = size
-    settings = {"libx264": {"crf": "12", "preset": "ultrafast", "bf": "2"}}.get(codec, {})
-    settings = {**settings, **(options or {})}
+    """Encode pictures of ``size``; ``pts`` are in units of ``time_base`` (default: one frame)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=fps, options=settings)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream.height, stream.width = size
+        stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
         unit = time_base or 1 / Fraction(fps)
@@ -85,26 +101,25 @@ def write_video(
             stream.codec_context.bit_rate = 2_000_000
         sound = container.add_stream("aac", rate=16_000) if audio else None
         container.start_encoding()
-        for index in range(num_frames):
-            picture = numbered(first_number + index, height, width)
+        for index, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pix_fmt)
             frame.pts = index if pts is None else pts[index]
             frame.time_base = unit
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            _write_silence(container, sound)
+            _add_silence(container, sound)
     return path
 
 
 def write_silence(path: Path) -> Path:
     """A file with sound and no video."""
     with av.open(str(path), "w") as container:
-        _write_silence(container, container.add_stream("aac", rate=16_000))
+        _add_silence(container, container.add_stream("aac", rate=16_000))
     return path
 
 
-def _write_silence(container: Any, stream: Any) -> None:
+def _add_silence(container: Any, stream: Any) -> None:
     for index in range(8):
         block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", layout="mono")
         block.pts, block.rate = index * 1024, 16_000
@@ -112,10 +127,10 @@ def _write_silence(container: Any, stream: Any) -> None:
     container.mux(stream.encode(None))
 
 
-def cut_without_coding(source: Path, target: Path, start_s: float) -> Path:
+def copy_from(source: Path, target: Path, start_s: float) -> Path:
     """Copy packets from the key frame before ``start_s`` on, as ``ffmpeg -ss S -c copy`` does.
 
-    Times begin at ``start_s``, so that frames before it become negative: MP4 hides them with an
+    Times start at ``start_s``, so frames before it have negative times: MP4 hides them with an
     edit list, and other containers show them.
     """
     with av.open(str(source)) as before, av.open(str(target), "w") as after:
@@ -133,7 +148,7 @@ def cut_without_coding(source: Path, target: Path, start_s: float) -> Path:
 
 
 def write_size_change(path: Path, codec: str, num_frames: int) -> Path:
-    """Numbered pictures that change their size halfway, within one stream."""
+    """Numbered pictures whose size changes halfway through the stream."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -157,15 +172,39 @@ def write_size_change(path: Path, codec: str, num_frames: int) -> Path:
     return path
 
 
-def write_pictures(path: Path, pictures: Sequence[NDArray[np.uint8]]) -> Path:
-    """Encode (H, W, 3) pictures without loss."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=25)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "bgr0"
-        for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="bgr0")
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+# Damage.
+
+
+class Packet(NamedTuple):
+    """Where a video packet is in its file, and its bytes."""
+
+    position: int
+    data: bytes
+
+
+def packets_of(path: Path) -> list[Packet]:
+    """The video packets of a file, in decoding order."""
+    with av.open(str(path)) as container:
+        return [Packet(one.pos, bytes(one)) for one in container.demux(video=0) if one.size]
+
+
+def cut_short(path: Path, num_packets: int, *, inside: bool) -> None:
+    """End a file after ``num_packets`` packets, or in the middle of the packet that follows."""
+    position, data = sorted(packets_of(path))[num_packets]
+    path.write_bytes(path.read_bytes()[: position + inside * (len(data) // 2)])
+
+
+def spoil_packet(path: Path, number: int) -> None:
+    """Overwrite one packet. decord repeats another frame in its place."""
+    position, data = packets_of(path)[number]
+    whole = path.read_bytes()
+    at = whole.index(data, max(0, position))
+    path.write_bytes(whole[:at] + b"\xff" * len(data) + whole[at + len(data) :])
+
+
+def spoil_end(path: Path) -> Path:
+    """Overwrite some of the last frames of an MP4, about which FFmpeg complains at length."""
+    whole = path.read_bytes()
+    at = whole.index(b"moov") - 150
+    path.write_bytes(whole[:at] + b"\xff" * 100 + whole[at + 100 :])
     return path
