@@ -96,8 +96,8 @@ class _Starts:
         self._emit(
             Abort(
                 "runtime",
-                f"{stage} actors: {in_a_row} in a row did not start, the last because: {message}. "
-                "Without them no clip can be finished. What is committed stays; mend the cause "
+                f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
+                "Without them no clip can be finished. What is committed stays; fix the cause "
                 "and run the job again.",
             )
         )
@@ -109,7 +109,7 @@ class _Starts:
             before, _ = self._nodes.get(node, (0, 0.0))
             rest_s = NODE_REST_S * 2**before
             self._nodes[node] = before + 1, now + rest_s
-            text = f"node {node[:12]} is avoided for {rest_s:g} s: {message}"
+            text = f"node {node[:12]}: not used for {rest_s:g} s: {message}"
             fields = {"node": node, "stage": stage, "reason": message, "rest_s": rest_s}
             self._emit(Note("node_avoided", text, fields, is_warning=True))
         self._troubles_in_a_row[stage] += 1
@@ -119,10 +119,9 @@ class _Starts:
             self._emit(
                 Abort(
                     "runtime",
-                    f"{stage} actors: {in_a_row} times in a row their nodes had trouble of their "
-                    f"own, the last time because: {message}. Nothing can be finished so, and no "
-                    "clip is to blame. What is committed stays; mend the nodes and run the job "
-                    "again.",
+                    f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
+                    f"last error: {message}. No clip is to blame, and none can be finished. What "
+                    "is committed stays; fix the nodes and run the job again.",
                 )
             )
 
@@ -331,14 +330,14 @@ class Fleet:
         for actor_id, actor in list(self.actors.items()):
             deadline_s = deadlines[actor.stage]
             if actor.leases and now - actor.head_since > deadline_s:
-                why = f"its {actor.stage} worker gave no answer for {deadline_s:g} s"
+                why = f"its {actor.stage} worker did not answer within {deadline_s:g} s"
                 self._ledger.add("lost_actors", by=actor.stage)
                 what = f"was killed: {why}"
                 self._note("actor_lost", actor_id, what, reason=why, node_lost=False)
                 yield self.remove(actor_id), why
             elif not actor.up and now - actor.since > timeout_s:
-                why = f"it was not ready after {timeout_s:g} s"
-                self._note("actor_refused", actor_id, f"is given up: {why}", reason=why)
+                why = f"it was not ready within {timeout_s:g} s"
+                self._note("actor_refused", actor_id, f"was given up: {why}", reason=why)
                 yield self.remove(actor_id), why
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
@@ -375,7 +374,7 @@ class Fleet:
             if actor.node in nodes:
                 self._leave(actor_id)
         if news:
-            text, fields = f"{len(news)} nodes are about to be taken away", {"nodes": sorted(news)}
+            text, fields = f"{len(news)} nodes are draining", {"nodes": sorted(news)}
             self._emit(Note("nodes_draining", text, fields, is_warning=True))
         return bool(news)
 

@@ -70,7 +70,7 @@ class Returns:
         assert len(answer) == len(lease.items)
         failed = [one for one in answer if isinstance(one, Failed)]
         if len(failed) == len(answer):
-            self.blame.came_to_nothing(lease, failed[0].message)
+            self.blame.failed(lease, failed[0].message)
         else:
             self.blame.had_result()
         if lease.stream is not None:
