@@ -1,13 +1,13 @@
-"""What a job tells Prometheus, through the endpoint that Ray has on every node.
+"""Metrics of a job for Prometheus, exported through the endpoint that Ray runs on every node.
 
-All of it is read from the snapshot that progress lines show too, in the driver, twice a second:
-nothing is counted a second time, and no clip costs anything. ``python -m tokpipe.runtime.metrics``
-prints the table of docs/monitoring.md.
+They are read in the driver, twice a second, from the snapshot that progress lines show: nothing is
+counted twice, and no clip costs anything. ``python -m tokpipe.runtime.metrics`` prints the table
+in docs/monitoring.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,44 +18,56 @@ from tokpipe.telemetry.speed import OF_STAGE, busy_shares, speed_of
 from tokpipe.types import STAGES
 
 JOB_LABELS = ("dataset", "plan_id")
-"""Of every metric. ``plan_id`` is its first PLAN_ID_CHARS digits, as in the names of shards."""
+"""Labels of every metric. ``plan_id`` is its first PLAN_ID_CHARS digits, as in shard names."""
 PLAN_ID_CHARS = 12
 MAX_REASONS = 40
-"""Series of one label that comes from outside. There are some thirty reasons to reject a clip;
-tokenizers of users may add more, and from here on they count as ``other``."""
+"""Series per metric by ``reason``. There are about thirty reasons to reject a clip, and custom
+tokenizers may add more; further ones count as ``other``."""
 
 Labels = tuple[str, ...]
-"""Values of a metric's own labels, in their order."""
+"""Values of a metric's labels besides JOB_LABELS, in order."""
+Values = Mapping[Labels, float | None]
+Read = Callable[[Snapshot], Values]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, and where in a snapshot its values are."""
+    """One metric, and how to read its values from a snapshot."""
 
     name: str
-    """As Ray is told; see ``exposed``."""
+    """As passed to Ray; see ``exposed``."""
     kind: Literal["counter", "gauge"]
-    """Counters begin at 0 with each driver; Prometheus takes that for a restart, which it is."""
+    """Counters start at 0 with each driver; Prometheus treats that as a restart, which it is."""
     description: str
-    read: Callable[[Snapshot], Mapping[Labels, float | None]]
+    read: Read
     labels: tuple[str, ...] = ()
-    """Beside JOB_LABELS."""
+    """Besides JOB_LABELS."""
 
     @property
     def exposed(self) -> str:
-        """As Prometheus sees it: Ray puts ``ray_`` before names, and ``_total`` behind counters."""
+        """The name in Prometheus: Ray prepends ``ray_``, and appends ``_total`` to counters."""
         return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
 
-def _by(counts: Mapping[Any, float]) -> dict[Labels, float | None]:
-    return {(key,): value for key, value in counts.items()}
-
-
-def _one(value: float | None) -> dict[Labels, float | None]:
+def _one(value: float | None) -> Values:
     return {(): value}
 
 
-def _stage_seconds(snapshot: Snapshot) -> dict[Labels, float | None]:
+def _by(counts: Mapping[Any, float]) -> Values:
+    return {(key,): value for key, value in counts.items()}
+
+
+def _run(name: str) -> Read:
+    """Read a number of the run's account."""
+    return lambda snapshot: _one(getattr(snapshot.run, name))
+
+
+def _run_by(name: str, keys: Iterable[str] = STAGES) -> Read:
+    """Read what the run's account holds for each of ``keys``."""
+    return lambda snapshot: {(key,): getattr(snapshot.run, name).get(key, 0) for key in keys}
+
+
+def _stage_seconds(snapshot: Snapshot) -> Values:
     return {
         (stage, activity): snapshot.run.spent_s.get(activity, 0.0)
         for stage in STAGES
@@ -63,7 +75,7 @@ def _stage_seconds(snapshot: Snapshot) -> dict[Labels, float | None]:
     }
 
 
-def _speed_of_light(snapshot: Snapshot) -> dict[Labels, float | None]:
+def _speed_of_light(snapshot: Snapshot) -> Values:
     speed = speed_of(snapshot.recent)
     return _one(None if speed is None else speed.share)
 
@@ -72,78 +84,57 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "tokpipe_plan_rows",
         "gauge",
-        "Rows of the plan: clips, or films that are cut into several.",
-        lambda s: _one(s.num_rows),
+        "Rows of the plan: clips, or sources that are cut into several clips.",
+        lambda snapshot: _one(snapshot.num_rows),
     ),
     Metric(
         "tokpipe_plan_rows_done",
         "gauge",
         "Rows of which every clip is tokenized or rejected, by any run.",
-        lambda s: _one(s.num_rows_done),
+        lambda snapshot: _one(snapshot.num_rows_done),
     ),
     Metric(
         "tokpipe_clips",
         "counter",
-        "Clips that a stage has done; of `write`, those that are committed.",
-        lambda s: _by({stage: s.run.clips.get(stage, 0) for stage in STAGES}),
+        "Clips that a stage has finished; for `write`, committed clips.",
+        _run_by("clips"),
         ("stage",),
     ),
-    Metric(
-        "tokpipe_frames",
-        "counter",
-        "Frames of committed clips.",
-        lambda s: _one(s.run.num_frames),
-    ),
-    Metric(
-        "tokpipe_codes",
-        "counter",
-        "Codes of committed clips.",
-        lambda s: _one(s.run.num_codes),
-    ),
+    Metric("tokpipe_frames", "counter", "Frames of committed clips.", _run("num_frames")),
+    Metric("tokpipe_codes", "counter", "Codes of committed clips.", _run("num_codes")),
     Metric(
         "tokpipe_source_bytes",
         "counter",
-        "Bytes of source videos that decoders have fetched, or found on local disk.",
-        lambda s: _one(s.run.download_bytes),
+        "Bytes of source videos that decoders fetched, or found on local disk.",
+        _run("download_bytes"),
     ),
     Metric(
         "tokpipe_written_bytes",
         "counter",
         "Bytes of committed shards and their side tables.",
-        lambda s: _one(s.run.written_bytes),
+        _run("written_bytes"),
     ),
-    Metric(
-        "tokpipe_shards",
-        "counter",
-        "Committed shards.",
-        lambda s: _one(s.run.num_shards),
-    ),
-    Metric(
-        "tokpipe_commits",
-        "counter",
-        "Entries that the manifest has got.",
-        lambda s: _one(s.run.num_commits),
-    ),
+    Metric("tokpipe_shards", "counter", "Committed shards.", _run("num_shards")),
+    Metric("tokpipe_commits", "counter", "Commits to the manifest.", _run("num_commits")),
     Metric(
         "tokpipe_rejected_clips",
         "counter",
         "Clips whose rejection is committed.",
-        lambda s: _by(s.run.rejected),
+        lambda snapshot: _by(snapshot.run.rejected),
         ("reason",),
     ),
     Metric(
         "tokpipe_retried_clips",
         "counter",
-        "Times that a clip was tried again after it failed, or after a worker that had it alone "
-        "did.",
-        lambda s: _by({stage: s.run.retried.get(stage, 0) for stage in STAGES}),
+        "Retries of single clips, after the clip failed or a worker that held only it was lost.",
+        _run_by("retried"),
         ("stage",),
     ),
     Metric(
         "tokpipe_stage_seconds",
         "counter",
-        "Seconds of actors by what they went into: download, decode, transfer (an encoder had a "
-        "lease and no pixels), encode, write.",
+        "Seconds of actors by activity: download, decode, transfer (an encoder had a lease but no "
+        "pixels yet), encode, write.",
         _stage_seconds,
         ("stage", "activity"),
     ),
@@ -151,65 +142,65 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_actor_seconds",
         "counter",
         "Seconds that actors were up, busy or not.",
-        lambda s: _by({stage: s.run.up_s.get(stage, 0.0) for stage in STAGES}),
+        _run_by("up_s"),
         ("stage",),
     ),
     Metric(
         "tokpipe_actors",
         "gauge",
         "Actors that take leases.",
-        lambda s: _by(s.actors),
+        lambda snapshot: _by(snapshot.actors),
         ("stage",),
     ),
     Metric(
         "tokpipe_busy_ratio",
         "gauge",
-        "Share of the last minute that a stage's actors were busy, 0 to 1.",
-        lambda s: _by(busy_shares(s.recent)),
+        "Fraction of the last minute in which a stage's actors were busy, 0 to 1.",
+        lambda snapshot: _by(busy_shares(snapshot.recent)),
         ("stage",),
     ),
     Metric(
         "tokpipe_speed_of_light_ratio",
         "gauge",
-        "Share of the last minute in which encoders computed, 0 to 1: what part of its encoders' "
-        "own speed the job reaches.",
+        "Fraction of the last minute in which encoders computed, 0 to 1: how close the job is to "
+        "the speed of its encoders alone.",
         _speed_of_light,
     ),
     Metric(
         "tokpipe_goodput_ratio",
         "gauge",
-        "Share of the seconds that this run has held encoders for that went into committed codes.",
-        lambda s: _one(s.run.goodput),
+        "Fraction of this run's encoder time that produced committed codes, 0 to 1.",
+        _run("goodput"),
     ),
     Metric(
         "tokpipe_lost_actors",
         "counter",
         "Actors that were up and died, or were killed at a deadline.",
-        lambda s: _by({stage: s.run.lost_actors.get(stage, 0) for stage in STAGES}),
+        _run_by("lost_actors"),
         ("stage",),
     ),
     Metric(
         "tokpipe_lost_nodes",
         "counter",
         "Nodes that were lost with actors on them.",
-        lambda s: _one(s.run.num_lost_nodes),
+        _run("num_lost_nodes"),
     ),
 )
 
 
 class Changes:
-    """What Ray is to be told of one snapshot after the other: pure, and all there is to decide."""
+    """Turns snapshots into updates of metrics. Pure: ``JobMetrics`` passes them to Ray."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, Labels], float] = {}
-        """What counters stand at."""
+        self._sent: dict[tuple[str, Labels], float] = {}
+        """Present values of counters."""
         self._reasons: set[str] = set()
 
     def of(self, snapshot: Snapshot) -> Iterator[tuple[Metric, Labels, float]]:
-        """Yield what gauges are now, and what to add to counters, where there is anything.
+        """Yield the values of gauges, and what to add to counters if anything.
 
-        Work that has to be done again is taken off the counts that people see; counters cannot
-        fall, so they wait until it is done again.
+        Work that has to be repeated is taken off the counts of a run, but counters cannot fall:
+        they wait until the work is done again.
         """
         for metric in METRICS:
             values = metric.read(snapshot)
@@ -220,12 +211,12 @@ class Changes:
                     continue
                 if metric.kind == "gauge":
                     yield metric, labels, value
-                elif value > (told := self._told.get((metric.name, labels), 0.0)):
-                    self._told[metric.name, labels] = value
-                    yield metric, labels, value - told
+                elif value > (sent := self._sent.get((metric.name, labels), 0.0)):
+                    self._sent[metric.name, labels] = value
+                    yield metric, labels, value - sent
 
-    def _bounded(self, values: Mapping[Labels, float | None]) -> Mapping[Labels, float | None]:
-        """Let reasons beyond MAX_REASONS be one."""
+    def _bounded(self, values: Values) -> Values:
+        """Merge reasons beyond MAX_REASONS into one."""
         bounded: dict[Labels, float | None] = {}
         others = 0.0
         for (reason,), value in values.items():
@@ -240,7 +231,7 @@ class Changes:
 
 
 class JobMetrics:
-    """Hands snapshots of one run to Ray. Where Ray exports no metrics, nothing comes of it."""
+    """Passes snapshots of one run to Ray. Where Ray exports no metrics, this has no effect."""
 
     def __init__(self, dataset: str, plan_id: str) -> None:
         job = {"dataset": dataset, "plan_id": plan_id[:PLAN_ID_CHARS]}
