@@ -22,9 +22,9 @@ from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers.native import build_native
+from tokpipe.storage.local_files import write_file
 from tokpipe.train.config import TrainConfig
 from tokpipe.train.data import Ahead, TrainingData
-from tokpipe.train.files import write_atomically
 from tokpipe.train.reconstruction import initialize, losses, scaled
 
 _log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
 def _save(trainer: Trainer, output: Path) -> None:
     buffer = io.BytesIO()
     torch.save(trainer.state(), buffer)
-    write_atomically(output / STATE_NAME, buffer.getvalue())
+    write_file(output / STATE_NAME, buffer.getvalue())
     save_tokenizer(trainer.config, trainer.average, output / TOKENIZER_FOLDER)
 
 
@@ -176,9 +176,10 @@ def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path
     }
     section = config.tokenizer.model_dump(mode="json", exclude_unset=True)
     section = {"kind": config.tokenizer.kind, **section, "weights": WEIGHTS_NAME}
-    write_atomically(folder / WEIGHTS_NAME, safetensors.torch.save(stored))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / WEIGHTS_NAME, safetensors.torch.save(stored))
     text = yaml.safe_dump(section, sort_keys=False)
-    write_atomically(folder / CONFIG_NAME, text.encode())
+    write_file(folder / CONFIG_NAME, text.encode())
 
 
 class _Log:
@@ -188,7 +189,7 @@ class _Log:
         self.path, self.config = path, config
         if path.exists():  # lines of steps that a kill undid
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+            write_file(path, "".join(f"{line}\n" for line in lines).encode())
         self._start()
 
     def _start(self) -> None:
