@@ -5,24 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.models.checks import assert_same_bits
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
 from tokpipe.models.rows import norm_rows
 
 SHAPES = [(1, 32, 1, 1, 1), (2, 64, 5, 7, 9), (1, 96, 3, 33, 31), (1, 32, 17, 64, 64)]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def filled(norm: GroupNorm) -> GroupNorm:
@@ -52,7 +45,6 @@ def test_values_are_those_of_torch(
     torch.testing.assert_close(activated.double(), F.silu(wanted), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", [GroupNorm, FrameGroupNorm])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_no_bit_depends_on_threads_or_neighbours(
@@ -60,15 +52,13 @@ def test_no_bit_depends_on_threads_or_neighbours(
 ) -> None:
     torch.manual_seed(0)
     norm, x = filled(kind(32, shape[1], eps=1e-6)), torch.randn(3, *shape[1:])
-    seen = []
-    for count in (1, 2, 3, 5):
-        torch.set_num_threads(count)
-        for batch in ([1], [1, 0], [1, 2, 0]):
-            y = torch.empty((len(batch), *shape[1:]), memory_format=torch.channels_last_3d)
-            with torch.inference_mode():
-                norm.write_silu(x[batch], y)
-            seen.append(y[0])
-    assert all(torch.equal(y, seen[0]) for y in seen)
+
+    def run(batch: list[int]) -> torch.Tensor:
+        y = torch.empty((len(batch), *shape[1:]), memory_format=torch.channels_last_3d)
+        norm.write_silu(x[batch], y)
+        return y
+
+    assert_same_bits(run, ([0], [0, 1], [2, 0, 1]), threads=(1, 2, 3, 5))
 
 
 TRITON = """

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor
 
 from tests.models import golden_fixtures as golden
+from tests.models.checks import assert_same_bits
 from tests.models.quantizer_cases import every_quantizer
 from tokpipe.models.quantizers import (
     FSQ,
@@ -20,21 +18,14 @@ from tokpipe.models.quantizers import (
     VectorQuantizer2,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY = pytest.mark.parametrize("name", every_quantizer())
 
 
 @pytest.fixture
 def quantizer(name: str) -> Quantizer:
     return every_quantizer()[name]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Many small products: threads that wait for each other would only slow them down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +147,8 @@ def test_codes_and_vectors_are_the_same_in_any_batch_on_any_number_of_threads(
 ) -> None:
     torch.manual_seed(0)
     latents = torch.randn(4, 3, positions)
-    seen: list[tuple[Tensor, Tensor]] = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for batch in ([0], [1, 0], [3, 2, 0, 1]):
-            codes = quantizer.codes_of(latents[batch])
-            seen.append((codes[batch.index(0)], quantizer.vectors_of(codes)[batch.index(0)]))
-    for codes, vectors in seen:
-        assert torch.equal(codes, seen[0][0])
-        assert torch.equal(vectors, seen[0][1])
+    assert_same_bits(lambda batch: quantizer.codes_of(latents[batch]))
+    assert_same_bits(lambda batch: quantizer.vectors_of(quantizer.codes_of(latents[batch])))
 
 
 @EVERY
@@ -237,16 +221,3 @@ def test_gradients_pass_straight_through(quantizer: Quantizer) -> None:
     latent = torch.randn(2, 3, 4, 4, requires_grad=True)
     quantizer(latent).vectors.sum().backward()
     assert torch.equal(latent.grad, torch.ones_like(latent))  # type: ignore[arg-type]
-
-
-def test_misspelt_arguments_are_refused() -> None:
-    with pytest.raises(TypeError, match="bta"):
-        VectorQuantizer(8, 4, bta=0.25)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="loss_key"):
-        EMAVectorQuantizer(8, 4, 0.25, loss_key="loss/vq")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="use_vqinterface"):
-        GumbelQuantizer(8, 4, 16, use_vqinterface=True)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="scale"):
-        FSQ([8, 5], scale=2.0)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="endian"):
-        LFQ(8, endian="big")  # type: ignore[call-arg]

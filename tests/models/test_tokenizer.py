@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tests.models.adapter_helpers import noise
 from tokpipe.config.tokenizer import (
     Encoder3DConfig,
     FSQConfig,
@@ -43,12 +44,6 @@ def weights_of(config: NativeConfig, **changes: Tensor | None) -> dict[str, Tens
     """Valid weights for ``config``, with some keys changed or, by None, left out."""
     state: dict[str, Tensor | None] = {**build_tokenizer(config, None).state_dict(), **changes}
     return {key: value for key, value in state.items() if value is not None}
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randint(
-        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +182,6 @@ KEY = "encoder.mid.block_1.conv1.conv.bias"
     ("changes", "problem"),
     [
         ({KEY: None}, f"missing {KEY}"),
-        ({KEY: None, "encoder.mid.b": torch.zeros(1)}, f"missing {KEY}; unexpected encoder.mid.b"),
-        ({KEY: torch.zeros(31)}, rf"{KEY} is \(31,\), not \(32,\)"),
-        ({KEY: torch.zeros(32, dtype=torch.int32)}, f"{KEY} is torch.int32, not torch.float32"),
-        ({KEY: torch.full((32,), torch.nan)}, f"{KEY} holds NaN or infinity"),
-        ({KEY: torch.full((32,), 1e300, dtype=torch.float64)}, f"{KEY} holds NaN or infinity"),
         ({"quantizer.mask": None}, "missing quantizer.mask"),
         ({"quantizer.mask": 2 ** torch.arange(12)}, r"quantizer.mask is \[1, 2, 4.*, not \[2048, "),
     ],
@@ -203,14 +193,6 @@ def test_weights_that_do_not_fit_are_refused_by_key(
     weights = safetensors.torch.save(weights_of(config, **changes))
     with pytest.raises(ConfigError, match=rf"^tokenizer.weights: .*{problem}.*rename"):
         build_tokenizer(config, weights)
-
-
-def test_many_misfits_are_counted_not_listed() -> None:
-    weights = safetensors.torch.save({"model.x": torch.zeros(1)})
-    with pytest.raises(
-        ConfigError, match=r"missing encoder\.\S+; \d+ more such; unexpected model\.x\."
-    ):
-        build_tokenizer(small_config(), weights)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 1000, -1])
