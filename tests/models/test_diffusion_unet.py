@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models import AttnBlock, LinearAttention, UNet, get_timestep_embedding
+from tokpipe.models import UNet, get_timestep_embedding
 
 SMALL: dict[str, Any] = {
     "ch": 32,
@@ -104,25 +104,6 @@ def test_every_skip_carries_its_activation() -> None:
     assert all(torch.equal(s, m) for s, m in zip(seen, reversed(made), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("changes", "kind"),
-    [
-        ({}, AttnBlock),
-        ({"attn_type": "linear"}, LinearAttention),
-        ({"use_linear_attn": True, "attn_type": "none"}, LinearAttention),
-        ({"attn_type": "none"}, nn.Identity),
-    ],
-)
-def test_attention_is_of_the_named_kind_at_the_nominal_sizes(
-    changes: dict[str, Any], kind: type[nn.Module]
-) -> None:
-    network = unet(num_res_blocks=2, **changes)
-    for levels, blocks in ((network.down, 2), (network.up, 3)):
-        assert [type(attn) for attn in levels[0].attn] == []
-        assert [type(attn) for attn in levels[1].attn] == [kind] * blocks
-    assert type(network.mid.attn_1) is kind
-
-
 def test_the_timestep_of_each_image_changes_it_alone() -> None:
     network, x = unet(), torch.randn(3, 3, 16, 16)
     with torch.no_grad():
@@ -173,9 +154,5 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         network(x, t, torch.randn(2, 2, 4, 8))
     with pytest.raises(ValueError, match=r"x with context is .* of \(2, 5, 8, 8\)"):
         network(x, t, torch.randn(2, 2, 8, 8))
-    with pytest.raises(ValueError, match=r"x is torch.float32 of \(2, 2, 8, 8\)"):
-        network(x[:, :2], t)
-    with pytest.raises(ValueError, match=r"x is torch.float64 of"):
-        network(x.double(), t)
     with pytest.raises(TypeError, match="timesteps"):
         network(x, timesteps=t)

@@ -123,19 +123,6 @@ def test_narrow_branches_stream_to_the_same_bits() -> None:
     assert torch.equal(torch.cat([first, second], dim=2), whole)
 
 
-def test_autocast_runs_float32_weights_in_bfloat16() -> None:
-    torch.manual_seed(0)
-    encoder, clip = small_encoder(attn_resolutions=(8,)), torch.rand(1, 3, 5, 32, 32) * 2 - 1
-    wide = encoder(clip)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        narrow = encoder(clip)
-    assert narrow.dtype == torch.bfloat16
-    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
-    narrow.float().square().mean().backward()
-    gradients = [parameter.grad for parameter in encoder.parameters()]
-    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
-
-
 @pytest.mark.parametrize("size", [(9, 14), (7, 4), (11, 13)])
 def test_odd_and_oblong_frames_give_the_latents_that_they_fill(size: tuple[int, int]) -> None:
     """As published: what is beyond a multiple of the stride gives no latent of its own."""
@@ -155,19 +142,15 @@ def test_frames_of_a_single_latent_need_no_batch_of_two() -> None:
         assert torch.equal(encoder(clips[:1]), encoder(clips)[:1])
 
 
-def test_clips_that_cannot_be_taken_are_refused() -> None:
-    encoder = small_encoder()
-    for shape in [(3, 1, 8, 8), (1, 4, 1, 8, 8), (0, 3, 1, 8, 8), (1, 3, 0, 8, 8)]:
-        with pytest.raises(ValueError, match=r"takes torch.float32 of \(B, 3, T, H, W\)"):
-            encoder(torch.zeros(shape))
-    for dtype in (torch.uint8, torch.float64, torch.bfloat16):
-        with pytest.raises(ValueError, match=rf"the input is {dtype} .* takes torch.float32"):
-            encoder(torch.zeros(1, 3, 1, 8, 8, dtype=dtype))
+@pytest.mark.parametrize("size", [(3, 8), (8, 3), (1, 1)])
+def test_frames_smaller_than_one_latent_are_rejected(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
+        small_encoder()(torch.zeros(1, 3, 1, *size))
+
+
+def test_autocast_does_not_convert_integers() -> None:
     with (
         pytest.raises(ValueError, match=r"takes torch\.float32"),
         torch.autocast("cpu", dtype=torch.bfloat16),
     ):
-        encoder(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))
-    for size in [(3, 8), (8, 3), (1, 1)]:
-        with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
-            encoder(torch.zeros(1, 3, 1, *size))
+        small_encoder()(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))

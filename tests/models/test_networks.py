@@ -26,6 +26,7 @@ from tokpipe.models import (
     Encoder,
     Encoder3D,
     GumbelQuantizer,
+    LinearAttention,
     MOVQDecoder,
     MOVQDecoder3D,
     ResnetBlock,
@@ -34,6 +35,7 @@ from tokpipe.models import (
     UNet,
     VectorQuantizer,
 )
+from tokpipe.models.levels import Pyramid
 
 SHARED: dict[str, Any] = {
     "ch": 32,
@@ -157,6 +159,80 @@ def test_gradients_reach_every_parameter_and_the_input(name: str, with_conv: boo
             # A norm or a softmax may cancel a bias, and with it all that is added to a channel.
             if tensor.ndim > 1 and "temb_proj" not in str(key):
                 assert tensor.grad.abs().max() > 1e-8, key
+
+
+@EVERY
+def test_autocast_runs_float32_weights_in_bfloat16(name: str) -> None:
+    network, given = built(name), inputs(name, 2)
+    with torch.no_grad():
+        wide = network(*given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = network(*given)
+    assert narrow.dtype == torch.bfloat16
+    assert difference(narrow, wide) < 0.06
+    narrow.float().square().mean().backward()
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in network.parameters())
+
+
+@EVERY
+def test_inputs_that_do_not_fit_are_rejected(name: str) -> None:
+    network, (x, *others) = built(name), inputs(name, 1)
+    wrong = [x[..., 0], x[:, 1:], x[:0], x[..., :0], x.double(), x.byte(), x.half()]
+    for given in wrong:
+        with pytest.raises(ValueError, match=rf"{given.dtype} of .* takes torch.float32 of \(B, "):
+            network(given, *others)
+    if "3D" in name:
+        with pytest.raises(ValueError, match="none of them 0"):
+            network(x[:, :, :0])
+
+
+@pytest.mark.parametrize(
+    ("attn_resolutions", "down", "up"),
+    [
+        ((), [0, 0, 0], [0, 0, 0]),
+        ((18, 9), [1, 1, 0], [0, 0, 0]),
+        ((16, 8), [0, 0, 0], [0, 1, 1]),
+        ((4, 64), [0, 0, 1], [1, 0, 0]),
+    ],
+)
+def test_nominal_sizes_halve_rounding_down_and_double_from_the_coarsest(
+    attn_resolutions: tuple[int, ...], down: list[int], up: list[int]
+) -> None:
+    """18 halves to 9 and 4, which doubles to 8 and 16."""
+    pyramid = Pyramid(32, (1, 2, 4), 2, 18, attn_resolutions)
+    assert [plan.attends for plan in pyramid.down()] == down
+    assert [plan.attends for plan in pyramid.up()] == up
+    assert [plan.inputs for plan in pyramid.down()] == [[32, 32], [32, 64], [64, 128]]
+    assert [plan.inputs for plan in pyramid.up()] == [[128] * 3, [128, 64, 64], [64, 32, 32]]
+    assert [plan.index for plan in pyramid.up()] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["AutoencoderEncoder", "AutoencoderDecoder", "UNet"])
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"attn_type": "vanilla"}, AttnBlock),
+        ({"attn_type": "linear"}, LinearAttention),
+        ({"use_linear_attn": True, "attn_type": "vanilla"}, LinearAttention),
+        ({"use_linear_attn": True, "attn_type": "none"}, LinearAttention),
+        ({"attn_type": "none"}, nn.Identity),
+    ],
+)
+def test_attention_is_of_the_named_kind(
+    name: str, changes: dict[str, Any], kind: type[nn.Module]
+) -> None:
+    network: Any = built(name, num_res_blocks=2, **changes)
+    for levels, blocks in ((getattr(network, "down", ()), 2), (getattr(network, "up", ()), 3)):
+        for level, attends in zip(levels, (0, 1), strict=False):
+            assert [type(attn) for attn in level.attn] == [kind] * blocks * attends
+    assert type(network.mid.attn_1) is kind
+
+
+@pytest.mark.parametrize("cls", [Encoder, Encoder3D, AutoencoderEncoder])
+def test_encoders_return_mean_and_variance_by_default(cls: type[nn.Module]) -> None:
+    changes = TIME if cls is Encoder3D else {}
+    state = cls(**SHARED, **changes, z_channels=4).state_dict()
+    assert len(state["conv_out.conv.bias" if cls is Encoder3D else "conv_out.bias"]) == 8
 
 
 @EVERY
