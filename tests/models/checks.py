@@ -31,3 +31,11 @@ def assert_same_bits(
 def difference(found: Tensor, wanted: Tensor) -> float:
     """The norm of the difference, relative to that of ``wanted``."""
     return float((found.detach().float() - wanted.detach()).norm() / wanted.detach().norm())
+
+
+def changed_frames(module: Callable[[Tensor], Tensor], x: Tensor, frame: int) -> list[int]:
+    """The output frames that differ when input frame ``frame`` and all later ones do."""
+    edited = x.clone()
+    edited[:, :, frame:] += 1.0
+    before, after = module(x), module(edited)
+    return (before != after).any(dim=(0, 1, 3, 4)).nonzero().flatten().tolist()

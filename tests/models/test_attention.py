@@ -25,7 +25,7 @@ def test_results_have_the_same_bits_in_any_batch_on_any_number_of_threads(
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 6, 32), (1, 3, 6, 32), (2, 1, 40, 32)])
-def test_values_are_averaged_by_likeness(shape: tuple[int, ...]) -> None:
+def test_attention_averages_values_by_similarity(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
     found = attention(q, k, v)

@@ -36,7 +36,7 @@ def test_vanilla_is_the_attention_of_the_vqvae() -> None:
     assert type(make_attn(64)) is AttnBlock
 
 
-def test_linear_has_one_head_as_wide_as_its_input_and_defaults_are_published() -> None:
+def test_linear_has_one_head_as_wide_as_its_input() -> None:
     one = make_attn(64, "linear")
     assert one.state_dict().keys() == {"to_qkv.weight", "to_out.weight", "to_out.bias"}
     assert isinstance(one, LinearAttention)
@@ -47,13 +47,13 @@ def test_linear_has_one_head_as_wide_as_its_input_and_defaults_are_published() -
     assert default.to_qkv.weight.shape == (3 * 4 * 32, 64, 1, 1)
 
 
-def test_none_is_the_input_and_has_no_keys() -> None:
+def test_none_returns_the_input_and_has_no_keys() -> None:
     attn, x = make_attn(64, "none"), torch.randn(1, 64, 2, 2)
     assert torch.equal(attn(x), x)
     assert not attn.state_dict()
 
 
-def test_names_that_cannot_be_honoured_are_refused() -> None:
+def test_unknown_names_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"published code returns linear .* use 'linear'"):
         make_attn(64, "memory-efficient-cross-attn")
     with pytest.raises(ValueError, match=r"attn_type='flash': use 'vanilla', 'vanilla-xformers'"):
@@ -69,7 +69,7 @@ def test_without_xformers_the_message_says_what_to_install_or_use() -> None:
 
 
 @pytest.mark.skipif(not HAS_XFORMERS, reason="xformers is not installed (it needs a GPU)")
-def test_xformers_has_the_keys_of_vanilla_and_refuses_to_run_off_a_gpu() -> None:
+def test_xformers_has_the_keys_of_vanilla_and_needs_a_gpu() -> None:
     attn, vanilla = make_attn(64, "vanilla-xformers"), make_attn(64)
     assert isinstance(attn, XFormersAttnBlock)
     vanilla.load_state_dict(attn.state_dict())

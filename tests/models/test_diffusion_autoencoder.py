@@ -42,7 +42,7 @@ def decoder(cls: type[AutoencoderDecoder] = AutoencoderDecoder, **changes: Any) 
     ("ch_mult", "blocks", "resamp_with_conv"),
     [((1,), 1, True), ((1, 2), 2, False), ((2, 1, 1), 1, True)],
 )
-def test_vanilla_attention_is_the_vqvae_with_its_keys_and_bits(
+def test_with_vanilla_attention_it_equals_the_vqvae(
     ch_mult: tuple[int, ...], blocks: int, resamp_with_conv: bool
 ) -> None:
     changes: dict[str, Any] = {
@@ -125,7 +125,7 @@ def test_a_subclass_makes_every_residual_block() -> None:
         assert not torch.allclose(own(z), stock(z))
 
 
-def test_a_subclass_makes_every_attention_and_is_told_the_kind() -> None:
+def test_a_subclass_makes_every_attention_and_gets_its_kind() -> None:
     asked: list[tuple[int, str]] = []
 
     class Recording(OwnAttention):
@@ -157,7 +157,7 @@ def test_a_subclass_makes_the_last_convolution_and_no_other() -> None:
         torch.testing.assert_close(own(z), 3 * stock(z))
 
 
-def test_losses_can_be_weighed_by_the_gradient_at_the_last_layer() -> None:
+def test_the_gradient_at_the_last_layer_can_balance_losses() -> None:
     network = decoder().train()
     loss = network(torch.randn(1, 4, 4, 4)).square().mean()
     (gradient,) = torch.autograd.grad(loss, network.get_last_layer())

@@ -29,7 +29,9 @@ def small_encoder(**changes: Any) -> Encoder3D:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int) -> None:
+def test_every_length_gives_the_published_latents_or_says_what_fits(
+    stride: int,
+) -> None:
     """The published pooling keeps frame 0 and halves the rest, rounding down, level by level."""
     encoder = small_encoder(temporal_compress_times=stride)
     for frames in range(1, 11):
@@ -46,7 +48,7 @@ def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int)
 
 
 @pytest.mark.parametrize("mode", ["first", "constant"])
-def test_with_norms_of_one_frame_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
+def test_with_frame_norms_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
     torch.manual_seed(0)
     encoder = small_encoder(pad_mode=mode, norm="frame").double()
     clip = torch.randn(1, 3, 17, 8, 8, dtype=torch.float64)
@@ -57,8 +59,8 @@ def test_with_norms_of_one_frame_a_prefix_gives_the_same_leading_latents(mode: P
             torch.testing.assert_close(prefix, whole[:, :, :latents])
 
 
-def test_norms_over_time_let_later_frames_change_the_first_latent() -> None:
-    """Why no overlap is exact for this family, and the chunk policy is part of the fingerprint."""
+def test_with_clip_norms_later_frames_change_the_first_latent() -> None:
+    """So no overlap is exact, and the chunk policy is part of the fingerprint."""
     torch.manual_seed(0)
     encoder, clip = small_encoder(), torch.randn(1, 3, 9, 8, 8)
     with torch.no_grad():
@@ -66,7 +68,7 @@ def test_norms_over_time_let_later_frames_change_the_first_latent() -> None:
     assert not torch.allclose(alone, within, atol=1e-3)
 
 
-def test_one_clip_that_is_not_finite_leaves_its_neighbours_alone() -> None:
+def test_a_clip_that_is_not_finite_does_not_affect_the_others() -> None:
     torch.manual_seed(0)
     encoder, clips = small_encoder(), torch.rand(2, 3, 5, 8, 8)
     broken = clips.clone()
@@ -77,7 +79,7 @@ def test_one_clip_that_is_not_finite_leaves_its_neighbours_alone() -> None:
     assert after[0].isnan().any()
 
 
-def test_averaging_in_place_of_strided_convolution_has_no_weights() -> None:
+def test_downsampling_by_averaging_has_no_weights() -> None:
     encoder = small_encoder(resamp_with_conv=False)
     assert not [key for key in encoder.state_dict() if "downsample" in key]
     x = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(1, 2, 3, 4, 4)
@@ -90,9 +92,7 @@ def test_averaging_in_place_of_strided_convolution_has_no_weights() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("norm", ["clip", "frame"])
-def test_only_branches_are_narrow_and_latents_are_nearer_for_it(
-    norm: Norm, dtype: torch.dtype
-) -> None:
+def test_narrow_branches_alone_are_more_accurate(norm: Norm, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     encoder = small_encoder(attn_resolutions=(8,), norm=norm)
     clip = torch.rand(1, 3, 9, 32, 32) * 2 - 1
@@ -124,8 +124,8 @@ def test_narrow_branches_stream_to_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("size", [(9, 14), (7, 4), (11, 13)])
-def test_odd_and_oblong_frames_give_the_latents_that_they_fill(size: tuple[int, int]) -> None:
-    """As published: what is beyond a multiple of the stride gives no latent of its own."""
+def test_odd_and_oblong_frames_get_the_latents_that_they_fill(size: tuple[int, int]) -> None:
+    """As published: rows beyond a multiple of the stride get no latent."""
     for with_conv in (True, False):
         encoder = small_encoder(resamp_with_conv=with_conv)
         with torch.no_grad():
@@ -134,8 +134,8 @@ def test_odd_and_oblong_frames_give_the_latents_that_they_fill(size: tuple[int, 
         assert latent.isfinite().all()
 
 
-def test_frames_of_a_single_latent_need_no_batch_of_two() -> None:
-    """The norms then have groups of one value, which PyTorch refuses in a batch of one."""
+def test_frames_of_a_single_latent_work_in_a_batch_of_one() -> None:
+    """The norms then have groups of one value, which PyTorch rejects in a batch of one."""
     torch.manual_seed(0)
     encoder, clips = small_encoder(ch_mult=(1, 1, 1)), torch.rand(2, 3, 1, 4, 4)
     with torch.no_grad():

@@ -29,7 +29,7 @@ def small_decoder(**changes: Any) -> MOVQDecoder:
 
 @pytest.mark.parametrize("add_conv", [False, True])
 @pytest.mark.parametrize("size", [(3, 3), (6, 7), (9, 14), (5, 20)])
-def test_spatial_norm_scales_and_shifts_by_the_stretched_latent(
+def test_a_spatial_norm_scales_and_shifts_by_the_resized_latent(
     add_conv: bool, size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def test_spatial_norm_scales_and_shifts_by_the_stretched_latent(
         torch.testing.assert_close(found, F.group_norm(f, 8, eps=1e-3) * scale + shift)
 
 
-def test_a_frozen_norm_is_left_out_of_training_and_nothing_else_is() -> None:
+def test_only_the_frozen_norm_is_left_out_of_training() -> None:
     norm = SpatialNorm(32, 3, freeze_norm_layer=True, num_groups=32)
     frozen = {name for name, p in norm.named_parameters() if not p.requires_grad}
     assert frozen == {"norm_layer.weight", "norm_layer.bias"}
@@ -55,7 +55,7 @@ def test_a_frozen_norm_is_left_out_of_training_and_nothing_else_is() -> None:
     assert all(p.requires_grad for p in SpatialNorm(32, 3, num_groups=32).parameters())
 
 
-def test_another_norm_layer_gets_its_own_arguments() -> None:
+def test_another_norm_layer_gets_its_arguments() -> None:
     def batch_norm(num_channels: int, momentum: float) -> nn.Module:
         return nn.BatchNorm2d(num_channels, momentum=momentum)
 
@@ -66,7 +66,7 @@ def test_another_norm_layer_gets_its_own_arguments() -> None:
         SpatialNorm(32, 3, num_group=32)
 
 
-def test_the_latent_of_the_norms_is_as_wide_as_the_decoders_unless_told() -> None:
+def test_zq_ch_defaults_to_z_channels() -> None:
     keys = {
         key: tuple(value.shape)
         for key, value in small_decoder().state_dict().items()
@@ -79,7 +79,7 @@ def test_the_latent_of_the_norms_is_as_wide_as_the_decoders_unless_told() -> Non
         assert wide(torch.randn(2, 4, 5, 7), torch.randn(2, 6, 5, 7)).shape == (2, 3, 10, 14)
 
 
-def test_constant_scale_and_no_shift_make_it_the_plain_decoder() -> None:
+def test_with_scale_one_and_no_shift_it_is_the_plain_decoder() -> None:
     torch.manual_seed(0)
     movq, plain = small_decoder(), Decoder(**SMALL).eval()
     weights = {
@@ -108,7 +108,7 @@ def test_constant_scale_and_no_shift_make_it_the_plain_decoder() -> None:
     ],
 )
 @pytest.mark.parametrize("add_conv", [False, True])
-def test_latents_that_do_not_fit_are_refused(
+def test_latents_that_do_not_fit_are_rejected(
     z: Tensor, zq: Tensor, problem: str, add_conv: bool
 ) -> None:
     with pytest.raises(ValueError, match=problem):

@@ -31,7 +31,7 @@ def small_decoder(**changes: Any) -> MOVQDecoder3D:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_every_latent_gives_one_frame_and_then_as_many_as_the_stride(stride: int) -> None:
+def test_the_first_latent_gives_one_frame_and_each_later_one_a_stride(stride: int) -> None:
     decoder = small_decoder(temporal_compress_times=stride)
     for latents in range(1, 5):
         frames = decoder(torch.zeros(2, 4, latents, 3, 1))
@@ -44,14 +44,14 @@ def test_time_is_doubled_at_the_coarsest_levels() -> None:
     assert doubles == [False, True]  # from the finest level, which has none, to the coarsest
 
 
-def test_the_features_before_the_end_are_those_that_the_end_is_made_of() -> None:
+def test_give_pre_end_returns_the_input_of_the_last_norm() -> None:
     z = torch.rand(1, 4, 2, 2, 2)
     whole, features = small_decoder(), small_decoder(give_pre_end=True)(z)
     assert features.shape == (1, 32, 5, 8, 8)
     assert torch.equal(whole.conv_out(F.silu(whole.norm_out(features, z))), whole(z))
 
 
-def test_a_post_quant_convolution_changes_the_latent_but_not_what_the_norms_see() -> None:
+def test_a_post_quant_convolution_does_not_affect_the_latent_of_the_norms() -> None:
     decoder = small_decoder(z_channels=6, zq_ch=4, post_quant_conv=True)
     inner = small_decoder(z_channels=4)
     z = torch.rand(1, 4, 2, 2, 2)
@@ -83,7 +83,7 @@ def test_frame_norms_are_group_norms_of_each_frame() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (32, 32)])
-def test_a_frame_has_the_same_bits_after_a_frame_norm_whatever_stands_beside_it(
+def test_a_frame_norm_gives_a_frame_the_same_bits_among_any_others(
     size: tuple[int, int],
 ) -> None:
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_a_frame_has_the_same_bits_after_a_frame_norm_whatever_stands_beside_it(
 
 @pytest.mark.parametrize("norm", ["clip", "frame"])
 def test_a_group_of_a_single_value_becomes_the_bias_in_any_batch(norm: Norm) -> None:
-    """``nn.GroupNorm`` raises for a batch of one here, and takes a batch of two."""
+    """``nn.GroupNorm`` raises for a batch of one here, and accepts a batch of two."""
     layer = group_norm(32, norm)
     golden.fill(layer)
     for batch in (1, 2):
@@ -106,7 +106,7 @@ def test_a_group_of_a_single_value_becomes_the_bias_in_any_batch(norm: Norm) -> 
         torch.testing.assert_close(found.flatten(1), wanted, atol=1e-3, rtol=0)
 
 
-def test_scale_and_shift_come_from_the_latent_stretched_by_repetition() -> None:
+def test_a_3d_spatial_norm_repeats_the_latent() -> None:
     norm = SpatialNorm3D(32, 4, num_groups=32, eps=1e-6)
     golden.fill(norm)
     f, zq = torch.randn(2, 32, 5, 4, 6), torch.randn(2, 4, 2, 2, 3)
@@ -118,7 +118,7 @@ def test_scale_and_shift_come_from_the_latent_stretched_by_repetition() -> None:
 
 
 def test_the_convolution_of_a_spatial_norm_sees_zeros_before_the_first_frame() -> None:
-    """By default, and in every decoder, whose pad mode is not handed on to it."""
+    """By default, and in every decoder, which does not pass its pad mode on."""
     for norm in (
         SpatialNorm3D(32, 4, add_conv=True, num_groups=32),
         small_decoder(add_conv=True, pad_mode="first").norm_out,
@@ -130,7 +130,7 @@ def test_the_convolution_of_a_spatial_norm_sees_zeros_before_the_first_frame() -
         assert norm.conv.pad_mode == "constant"
 
 
-def test_a_spatial_norm_takes_any_norm_and_refuses_what_it_does_not_know() -> None:
+def test_a_spatial_norm_accepts_any_norm_and_checks_its_arguments() -> None:
     frozen = SpatialNorm3D(64, 4, FrameGroupNorm, freeze_norm_layer=True, num_groups=16)
     assert not any(parameter.requires_grad for parameter in frozen.norm_layer.parameters())
     assert all(parameter.requires_grad for parameter in frozen.conv_y.parameters())

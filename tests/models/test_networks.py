@@ -177,7 +177,8 @@ def test_autocast_runs_float32_weights_in_bfloat16(name: str) -> None:
 @EVERY
 def test_inputs_that_do_not_fit_are_rejected(name: str) -> None:
     network, (x, *others) = built(name), inputs(name, 1)
-    wrong = [x[..., 0], x[:, 1:], x[:0], x[..., :0], x.double(), x.byte(), x.half()]
+    wrong = [x[..., 0], x[:, 1:], x[..., :0], x.double(), x.byte(), x.half()]
+    wrong += [] if others else [x[:0]]
     for given in wrong:
         with pytest.raises(ValueError, match=rf"{given.dtype} of .* takes torch.float32 of \(B, "):
             network(given, *others)
@@ -341,7 +342,7 @@ Build = Callable[..., Any]
         ),
     ],
 )
-def test_parts_reject_what_they_cannot_honour(build: Build, problem: str) -> None:
+def test_parts_reject_arguments_without_a_meaning(build: Build, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         build()
 

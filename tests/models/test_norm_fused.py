@@ -1,4 +1,4 @@
-"""Norm and SiLU in one go: the same values as PyTorch's, the same bits on any number of threads."""
+"""Norm and SiLU in one pass: PyTorch's values, with the same bits on any number of threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def filled(norm: GroupNorm) -> GroupNorm:
 @pytest.mark.parametrize("kind", [GroupNorm, FrameGroupNorm])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_values_are_those_of_torch(
+def test_values_agree_with_pytorch(
     kind: type[GroupNorm], shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -88,8 +88,8 @@ print("equal")
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with CUDA builds of torch")
-def test_triton_gives_what_rows_give() -> None:
-    """By Triton's interpreter, in a process of its own: the choice is made when it is imported."""
+def test_the_triton_kernel_agrees_with_the_cpu() -> None:
+    """By Triton's interpreter, which has to be chosen before the import: in another process."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, timeout=240
@@ -97,7 +97,7 @@ def test_triton_gives_what_rows_give() -> None:
     assert done.stdout.strip() == "equal", done.stderr
 
 
-def test_samples_of_the_target_need_not_follow_each_other() -> None:
+def test_samples_of_the_target_need_not_be_adjacent() -> None:
     x = torch.randn(2, 3, 4, 5, 32)
     whole, wide = torch.empty_like(x), torch.zeros(2, 5, 4, 5, 32)
     for out in (whole, wide[:, 2:]):

@@ -69,7 +69,7 @@ def test_the_published_name_with_all_arguments_is_the_same_class() -> None:
 
 @EVERY
 @pytest.mark.parametrize("grid", [(), (7,), (2, 3), (2, 3, 4)])
-def test_channels_stand_second_in_any_number_of_dimensions(
+def test_channels_are_second_in_any_number_of_dimensions(
     quantizer: Quantizer, grid: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_nothing_to_quantize_gives_no_codes(quantizer: Quantizer, shape: tuple[i
 
 
 @EVERY
-def test_forward_gives_the_codes_of_codes_of_and_float32(quantizer: Quantizer) -> None:
+def test_forward_agrees_with_codes_of_in_float32(quantizer: Quantizer) -> None:
     torch.manual_seed(0)
     latent = torch.randn(2, 3, 3, 4, 5)
     for given in (latent, latent.double(), latent.bfloat16(), latent.half()):
@@ -162,7 +162,7 @@ def test_the_memory_layout_of_latents_changes_nothing(quantizer: Quantizer) -> N
 
 @EVERY
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
-def test_latents_that_are_not_finite_get_a_code_and_leave_the_others_alone(
+def test_latents_that_are_not_finite_get_a_code_and_do_not_affect_the_others(
     quantizer: Quantizer, value: float
 ) -> None:
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_latents_that_are_not_finite_get_a_code_and_leave_the_others_alone(
 
 
 @EVERY
-def test_codes_that_the_codebook_lacks_are_refused(quantizer: Quantizer) -> None:
+def test_codes_outside_the_codebook_are_rejected(quantizer: Quantizer) -> None:
     quantizer.vectors_of(torch.tensor([0, quantizer.codebook_size - 1], dtype=torch.uint16))
     for wrong in (-1, quantizer.codebook_size, 2**62):
         with pytest.raises(ValueError, match=r"codes from .* but the codebook has 0 to \d+:"):
@@ -186,7 +186,7 @@ def test_codes_that_the_codebook_lacks_are_refused(quantizer: Quantizer) -> None
 
 
 @EVERY
-def test_latents_of_other_channels_are_refused(quantizer: Quantizer) -> None:
+def test_latents_with_other_channels_are_rejected(quantizer: Quantizer) -> None:
     for shape in ((2, 4, 4), (3,), (2, 4, 4, 3)):
         with pytest.raises(ValueError, match=rf"shape \({shape[0]},.* takes \(B, 3, \.\.\.\)"):
             quantizer.codes_of(torch.zeros(shape))
@@ -195,7 +195,7 @@ def test_latents_of_other_channels_are_refused(quantizer: Quantizer) -> None:
 
 
 @EVERY
-def test_state_survives_the_way_through_a_file(quantizer: Quantizer, name: str) -> None:
+def test_state_survives_a_file(quantizer: Quantizer, name: str) -> None:
     torch.manual_seed(5)
     fresh, latent = every_quantizer()[name], torch.randn(2, 3, 6)
     for parameter in fresh.parameters():

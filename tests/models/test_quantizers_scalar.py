@@ -62,7 +62,7 @@ def test_the_first_fsq_channel_is_the_lowest_digit_and_an_even_one_reaches_no_1(
 @pytest.mark.parametrize("levels", [[2], [3], [8, 5], [1000], [4096, 4097]], ids=str)
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e30, 3e38])
 def test_every_finite_latent_has_an_fsq_code(levels: list[int], size: float) -> None:
-    """From 1,001 levels on the published rounding leaves the codebook at both ends."""
+    """From 1,001 levels on, the published rounding leaves the codebook at both ends."""
     fsq = FSQ(levels)
     ends = torch.tensor([-size, size]).expand(len(levels), 2).T
     codes = fsq.codes_of(ends)
@@ -134,7 +134,7 @@ def test_little_endian_codes_are_the_big_endian_ones_with_their_bits_reversed(di
     assert big[0] == int("".join("1" if x > 0 else "0" for x in latent[0, :, 0]), 2)
 
 
-def test_the_mask_of_the_state_tells_the_bit_orders_apart() -> None:
+def test_the_mask_of_the_state_differs_between_bit_orders() -> None:
     assert LFQ(4).state_dict()["mask"].tolist() == [8, 4, 2, 1]
     assert LFQ(4, bit_order="little").state_dict()["mask"].tolist() == [1, 2, 4, 8]
 
@@ -192,7 +192,7 @@ def test_the_entropy_of_wide_codes_is_that_of_their_groups_summed() -> None:
 
 
 def test_even_use_of_eighteen_bits_has_eighteen_bits_of_entropy() -> None:
-    """There the published cut at 1e-5 falls short by 0.96 nats."""
+    """The published cut at 1e-5 underestimates it by 0.96 nats."""
     found = entropy_of_mean(torch.zeros(3, 18))
     assert found.item() == pytest.approx(18 * math.log(2), rel=1e-5)
 
@@ -218,7 +218,7 @@ def test_several_codebooks_have_their_codes_in_a_last_dimension(
         assert torch.equal(found.vectors, many.vectors_of(found.codes))
 
 
-def test_projections_have_the_published_keys_and_lead_there_and_back() -> None:
+def test_projections_have_the_published_keys_and_convert_both_ways() -> None:
     torch.manual_seed(0)
     latent = torch.randn(2, 5, 3, 4, 4)
     for quantizer, inner in (

@@ -55,7 +55,7 @@ def test_sizes_are_rounded_down_to_multiples_of_the_stride(
             assert decoder(latent).shape == (2, 3, rows * stride, columns * stride)
 
 
-def test_the_row_that_fills_no_latent_is_seen_by_the_last_one() -> None:
+def test_the_last_latent_sees_the_row_left_over() -> None:
     torch.manual_seed(0)
     down, image = Downsample(32, with_conv=True), torch.randn(1, 32, 9, 8)
     edited = image.clone()
@@ -65,7 +65,7 @@ def test_the_row_that_fills_no_latent_is_seen_by_the_last_one() -> None:
     assert same.tolist() == [[True, True, True, False]]
 
 
-def test_images_too_small_for_one_latent_are_refused() -> None:
+def test_images_too_small_for_one_latent_are_rejected() -> None:
     encoder = small_encoder(ch_mult=(1, 1, 1))
     assert encoder(torch.zeros(1, 3, 4, 4)).shape == (1, 4, 1, 1)
     with pytest.raises(ValueError, match=r"images of 3x8 are halved .* at least 4 rows"):
@@ -109,7 +109,7 @@ DECODER_FEATURES = {
         (small_movq(), [(2, 4, 8, 6), (2, 4, 8, 6)], DECODER_FEATURES),
     ],
 )
-def test_features_are_named_as_published_and_end_in_the_plain_output(
+def test_features_have_their_published_names_and_end_in_the_output(
     module: Any, inputs: list[tuple[int, ...]], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_give_pre_end_stops_before_the_last_norm() -> None:
     assert list(features) == list(whole)[:-3]
 
 
-def test_no_activation_outlives_the_step_that_reads_it() -> None:
+def test_activations_are_freed_once_they_were_read() -> None:
     encoder = small_encoder(ch_mult=(1, 1, 1), num_res_blocks=2)
     made: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
@@ -156,7 +156,7 @@ def test_no_activation_outlives_the_step_that_reads_it() -> None:
     assert alive == [1, *[2] * 10, 3, 3]
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_agree_with_finite_differences() -> None:
     torch.manual_seed(0)
     block = ResnetBlock(in_channels=32, dropout=0.0, temb_channels=3).double()
     attention = AttnBlock(32).double()
@@ -168,8 +168,8 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("zq_ch", [None, 4])
-def test_attention_in_float16_never_forms_unscaled_products(zq_ch: int | None) -> None:
-    """Their products reach 160,000, and float16 ends at 65,504."""
+def test_attention_in_float16_never_computes_unscaled_products(zq_ch: int | None) -> None:
+    """They would reach 160,000, and float16 ends at 65,504."""
     torch.manual_seed(0)
     block, x = AttnBlock(64, zq_ch), torch.randn(1, 64, 3, 3)
     arguments = [x] if zq_ch is None else [x, torch.randn(1, 4, 3, 3)]
@@ -183,7 +183,7 @@ def test_attention_in_float16_never_forms_unscaled_products(zq_ch: int | None) -
     assert difference(narrow, wide) < 0.01
 
 
-def test_attention_weighs_the_values_of_all_positions() -> None:
+def test_attention_weights_the_values_of_all_positions() -> None:
     torch.manual_seed(0)
     block, x = AttnBlock(32).double(), torch.randn(2, 32, 3, 5, dtype=torch.float64)
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_the_shortcut_convolves_where_channels_change(
         torch.testing.assert_close(block(x), wanted)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_only_acts_in_training() -> None:
     torch.manual_seed(0)
     encoder, image = small_encoder(dropout=0.5), torch.rand(1, 3, 8, 8)
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_upsampling_repeats_and_downsampling_averages() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1}, {"dilation": 2}])
-def test_conv2d_is_the_convolution_of_pytorch(options: dict[str, Any]) -> None:
+def test_conv2d_agrees_with_pytorch(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     conv, x = Conv2d(3, 5, 3, **options), torch.randn(2, 3, 9, 8)
     wanted = F.conv2d(x, conv.weight, conv.bias, **options)
@@ -267,7 +267,7 @@ def test_conv2d_is_the_convolution_of_pytorch(options: dict[str, Any]) -> None:
 
 
 def test_torch_compile_sees_one_graph() -> None:
-    """On other devices than CPUs, where kernels are chosen by hand."""
+    """On devices other than CPUs, where the code chooses kernels itself."""
     with torch.device("meta"):
         encoder = small_encoder()
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
