@@ -101,9 +101,8 @@ def test_every_missing_unexpected_and_misshapen_key_is_named_at_once() -> None:
 
 
 def test_the_message_names_some_keys_and_the_error_has_all() -> None:
-    error = rejection(
-        {**weights(), **{f"more.{n:02}": torch.ones(1) for n in range(30)}}, source="w"
-    )
+    more = {f"more.{n:02}": torch.ones(1) for n in range(30)}
+    error = rejection({**weights(), **more}, source="w")
     assert error.unexpected == tuple(more)
     assert str(error).startswith("w: the weights do not fit the Small they are for: unexpected")
     assert "unexpected more.07; 22 more such. Nothing was loaded" in str(error)
@@ -128,7 +127,7 @@ def test_keys_are_renamed_by_the_longest_match() -> None:
     load_published(module, published, rename=table)
     for key, value in module.state_dict().items():
         assert torch.equal(value, weights()[key])
-    # A name is no beginning of a longer word, and unexpected keys keep the name they came by.
+    # A name does not match part of a word, and unexpected keys keep their published name.
     error = rejection({**published, "model.conv_ones": torch.ones(1)}, rename=table)
     assert error.unexpected == ("model.conv_ones",)
     assert error.misfits == {}
