@@ -100,8 +100,8 @@ def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
             {"kind": "movqgna"},
             r"tokenizer \(in .*\): kind 'movqgna' is none of 'native', 'movqgan'",
         ),
-        ({"checkpoint": "other"}, "config.yaml: is no tokenizer section"),
-        (["encoder"], "config.yaml: is no tokenizer section"),
+        ({"checkpoint": "other"}, "config.yaml: .* names another checkpoint"),
+        (["encoder"], "config.yaml: holds list, not a mapping of settings"),
         ("a: [", "config.yaml: is not valid YAML"),
         (
             "name: a\nname: b",
@@ -109,7 +109,7 @@ def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
         ),
         (
             {**NATIVE, "weights": "${HOME}/w"},
-            "weights is '.{HOME}/w': variables are expanded in job",
+            "weights is '.{HOME}/w', but variables are expanded in job",
         ),
     ],
 )
@@ -128,14 +128,14 @@ def test_a_config_that_cannot_be_used_is_named(
             {"checkpoint": "nowhere"},
             r"nowhere/config.yaml cannot be read: No such file.*config.yaml",
         ),
-        ({"checkpoint": "small", "name": "mine"}, "name beside it would contradict"),
-        ({"checkpoint": 3}, "checkpoint is 3: give the path"),
+        ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
+        ({"checkpoint": 3}, "checkpoint is 3, but must be the path"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
         (
             {"checkpoint": "builtin://no-such-one"},
             "builtin://no-such-one/config.yaml cannot be read",
         ),
-        ({"checkpoint": "builtin://../../config"}, "is no name of a checkpoint that ships"),
+        ({"checkpoint": "builtin://../../config"}, "does not name a built-in checkpoint"),
         ("small", "found 'small' in place of a section, whose kind is one of 'native'"),
         ({"kind": 3}, "kind 3 is none of 'native'"),
     ],
@@ -152,5 +152,5 @@ def test_names_of_checkpoints_that_ship_stay_within_the_package() -> None:
     path = builtin_path("builtin://one/model.safetensors")
     assert path == REPOSITORY / "tokpipe/models/pretrained/one/model.safetensors"
     for name in ("", "..", "a/../b", "/etc", "a//b", "a\n"):
-        with pytest.raises(ConfigError, match="is no name of a checkpoint"):
+        with pytest.raises(ConfigError, match="does not name a built-in checkpoint"):
             builtin_path(f"builtin://{name}")
