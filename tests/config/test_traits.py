@@ -9,20 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tokpipe.config.tokenizer import (
-    CosmosDVConfig,
-    CustomConfig,
+from tokpipe.config.native_parts import (
     EMAVQConfig,
-    Emu3Config,
     Encoder3DConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
     Movq3DConfig,
+    VQConfig,
+)
+from tokpipe.config.tokenizer import (
+    CosmosDVConfig,
+    CustomConfig,
+    Emu3Config,
     MoVQGANConfig,
     NativeConfig,
     TokenizerConfig,
-    VQConfig,
 )
 from tokpipe.config.traits import TokenizerTraits
 

@@ -10,13 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tokpipe.config.tokenizer import (
-    Encoder3DConfig,
-    FSQConfig,
-    LFQConfig,
-    NativeConfig,
-    VQConfig,
-)
+from tokpipe.config.native_parts import Encoder3DConfig, FSQConfig, LFQConfig, VQConfig
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 

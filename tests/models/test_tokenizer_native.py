@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.adapter_helpers import noise
-from tokpipe.config.tokenizer import (
+from tokpipe.config.native_parts import (
     EMAVQConfig,
     Encoder3DConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
     Movq3DConfig,
-    NativeConfig,
     VQConfig,
 )
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.blocks import ResnetBlock3D
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.stages.test_encode_stage import CHUNKINGS, FSQ, VQ, tokenizer_config
 from tokpipe.config.job import EncodeConfig
-from tokpipe.config.tokenizer import FSQConfig, LFQConfig, VQConfig
+from tokpipe.config.native_parts import FSQConfig, LFQConfig, VQConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import NodeTrouble
 from tokpipe.models import convolution

@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
-from tokpipe.config.tokenizer import (
-    Encoder3DConfig,
-    FSQConfig,
-    LFQConfig,
-    NativeConfig,
-    VQConfig,
-)
+from tokpipe.config.native_parts import Encoder3DConfig, FSQConfig, LFQConfig, VQConfig
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer

@@ -20,8 +20,9 @@ from pydantic import (
 )
 
 from tokpipe.config.base import Frozen, Uri
+from tokpipe.config.native_parts import FSQConfig
 from tokpipe.config.strict_yaml import StrictLoader
-from tokpipe.config.tokenizer import FSQConfig, NativeConfig
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 
 Share = Annotated[float, Field(gt=0)]
