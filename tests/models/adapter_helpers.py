@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tokpipe.config.tokenizer import Encoder3DConfig, NativeConfig
+from tokpipe.config.native_parts import Encoder3DConfig
+from tokpipe.config.tokenizer import NativeConfig
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
