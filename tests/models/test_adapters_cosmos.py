@@ -139,8 +139,8 @@ def test_every_variant_keeps_its_grid(variant: Any, strides: tuple[int, int]) ->
     [
         ((1, 2, 16, 16, 3), "=2 does not fit temporal stride 4: use 1 or 5"),
         ((1, 16, 16, 16, 3), "=16 does not fit temporal stride 4: use 13 or 17"),
-        ((1, 5, 20, 16, 3), "height 20 is no multiple"),
-        ((1, 5, 16, 4, 3), "width 4 is no multiple .*: use 8"),
+        ((1, 5, 20, 16, 3), "height 20 is not a multiple"),
+        ((1, 5, 16, 4, 3), "width 4 is not a multiple .*: use 8"),
     ],
 )
 def test_sizes_that_the_program_would_crop_are_rejected(
