@@ -209,5 +209,5 @@ def test_another_dtype_is_probed_first(encoder: Encoder) -> None:
 
 
 def test_it_cannot_be_streamed(tokenizer: VideoTokenizer) -> None:
-    with pytest.raises(ValueError, match="attention spans all frames"):
+    with pytest.raises(ValueError, match="attention covers all earlier frames"):
         tokenizer.encode_piece(noise(1, 5, 16, 16, 3), None)
