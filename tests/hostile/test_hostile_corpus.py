@@ -47,7 +47,9 @@ def test_a_job_over_hostile_files_completes_with_a_reason_for_each(
 ) -> None:
     report = Report()
     cases = few_of_each(video_cases(len(named_cases()) + NUM_GENERATED, seed=1), 2)
-    job = corpus_job(tmp_path, cases, [case for case in table_cases(0, 1) if case.in_job])
+    # Only the long form waits half a minute for a server that does not answer, in schemes.csv.
+    tables = [case for case in table_cases(0, 1) if case.in_job and case.name != "schemes.csv"]
+    job = corpus_job(tmp_path, cases, tables)
     alone = decode_corpus(job, cases, report, again_every=1000)
     run_corpus_job(job, alone, ray_address, report, timeout_s=180)
     assert report.num_cases == len(cases) > 40
