@@ -1,4 +1,4 @@
-"""Hostile tables and tars: each a source of a job, with what planning must make of it."""
+"""Hostile tables and tars: sources of a job, and what planning must find in them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class TableCase:
     name: str
     family: str
     make: Make
-    """Writes it into a folder of its own, and returns the source's part of a job file."""
-    refused: str | None = None
-    """What the ``ConfigError`` says (a pattern); None if there are rows."""
+    """Writes it into its own folder, and returns the source for a job file."""
+    error: str | None = None
+    """Pattern of the ``ConfigError``; None if there are rows."""
     num_rows: int | None = None
     num_problems: int | None = None
-    """Rows that planning must find unusable, where that is certain."""
+    """Number of unusable rows, where that is certain."""
     in_job: bool = False
-    """Also read by the one whole job."""
+    """Whether the whole job reads it too."""
 
 
 def table_cases(num_damaged: int, seed: int) -> list[TableCase]:
-    """Every case with a name, and so many damaged tables; number k depends on seed and k alone."""
+    """Return all named cases and ``num_damaged`` generated ones; case k depends on seed and k."""
     kinds = list(WHOLE)
     return [*_NAMED, *(_damaged(seed, k, kinds[k % len(kinds)]) for k in range(num_damaged))]
 
@@ -50,7 +50,7 @@ def _table(name: str, data: str | bytes | Callable[[], str | bytes], **config: A
         path.write_bytes(found.encode() if isinstance(found, str) else found)
         if "uri_template" not in config:
             config.setdefault("uri_column", "url")
-        # Most of these cases are about something else: their videos lie anywhere.
+        # Most cases are about something else, so videos may be anywhere.
         config.setdefault("allowed_prefixes", ["/"])
         return {"kind": "table", "uri": str(path), **config}
 
@@ -85,7 +85,7 @@ def _tar(data: Callable[[], bytes]) -> Make:
 
 
 def _special_members() -> bytes:
-    """Links, devices and pipes that are called like videos, beside one video."""
+    """Links, devices and pipes named like videos, next to one video."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         for number, kind in enumerate(
@@ -108,7 +108,7 @@ def _hostile_names() -> bytes:
 
 
 def _huge_member() -> bytes:
-    """A header that promises 8 EiB."""
+    """A header that announces 8 EiB."""
     member = tarfile.TarInfo("huge.mp4")
     member.size = 2**63 - 1
     return member.tobuf(tarfile.GNU_FORMAT) + bytes(10_240)
@@ -151,7 +151,7 @@ _NAMED = [
               lambda folder: {"kind": "table", "uri": f"{folder}/no.csv", "uri_column": "url"},
               "no table"),
     TableCase("folder.csv", "missing columns", _folder, "."),
-    # Rows that are no clips.
+    # Rows that cannot be clips.
     TableCase("nulls.csv", "nulls", _table("t.csv", "url,b\n,1\n  ,2\n/v.mp4,3\n"), None, 3, 2,
               in_job=True),
     TableCase("nulls.jsonl", "nulls", _table(
@@ -198,7 +198,7 @@ _NAMED = [
         {"url": ["/v"], "a": [{"b": [1], "c": {"d": None}}]}), None, 1, 0),
     TableCase("not_utf8.parquet", "types", _parquet({"url": pa.StringArray.from_buffers(
         2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffv"))}), None, 2, 1),
-    # Text that is none, and too much of it.
+    # Bytes that are not text, and too much text.
     TableCase("utf16.csv", "encodings", _table("t.csv", "url\n/v.mp4\n".encode("utf-16")), "UTF-8"),
     TableCase("latin1.csv", "encodings", _table("t.csv", b"url\n/v\xe9.mp4\n/w.mp4\n"), None, 2, 1),
     TableCase("bom.csv", "encodings", _table("t.csv", b"\xef\xbb\xbfurl\n/v.mp4\n"), None, 1, 0),
@@ -281,7 +281,7 @@ WHOLE: dict[str, bytes] = {
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-    """Some of the ways in which a table goes bad on its way."""
+    """Damage a table in one of several ways."""
     damaged = bytearray(data)
     start = rng.randrange(len(data))
     match rng.randrange(5):
@@ -304,4 +304,4 @@ def _damaged(seed: int, number: int, name: str) -> TableCase:
         data = damage(WHOLE[name], random.Random(f"table {seed} {number}"))
         return (_tar(lambda: data) if name.endswith("tar") else _table(name, data))(folder)
 
-    return TableCase(f"d{number:03}_{name}", "damaged tables", make, refused="")
+    return TableCase(f"d{number:03}_{name}", "damaged tables", make, error="")
