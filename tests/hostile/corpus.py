@@ -8,7 +8,8 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -71,6 +72,14 @@ def video_cases(count: int, seed: int) -> list[VideoCase]:
     order = sorted(kinds, key=lambda kind: random.Random(f"{kind}").random())
     generated = [_damaged(seed, number, *order[number % len(order)]) for number in range(count)]
     return [*named, *generated][: max(count, len(named))]
+
+
+def few_of_each(cases: Sequence[VideoCase], count: int) -> list[VideoCase]:
+    """Return the first ``count`` cases of each family."""
+    families: defaultdict[str, list[VideoCase]] = defaultdict(list)
+    for case in cases:
+        families[case.family].append(case)
+    return [case for family in families.values() for case in family[:count]]
 
 
 # Formats to damage.

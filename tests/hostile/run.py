@@ -162,7 +162,7 @@ _SETTINGS: dict[str, Any] = {
     "on_duplicate": "keep_first",
     "frames": {"size": [32, 32], "fit": "stretch"},
     "decode": {"deadline_s": DEADLINE_S, "memory_bytes": DECODER_BYTES},
-    "storage": {"deadline_s": 5},
+    "storage": {"deadline_s": 1},
     "max_rejected_fraction": 1.0,
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.corpus import named_cases, video_cases
+from tests.hostile.corpus import few_of_each, named_cases, video_cases
 from tests.hostile.run import Report, corpus_job, decode_corpus, plan_tables, run_corpus_job
 from tests.hostile.tables import table_cases
 
@@ -33,14 +33,24 @@ def test_a_hostile_table_yields_rows_or_a_config_error(tmp_path: Path) -> None:
     assert not report.violations, "\n".join(report.lines())
 
 
+def test_every_hostile_file_is_decoded_or_rejected_for_an_allowed_reason(tmp_path: Path) -> None:
+    report = Report()
+    cases = video_cases(len(named_cases()) + NUM_GENERATED, seed=1)
+    decode_corpus(corpus_job(tmp_path, cases), cases, report, again_every=5)
+    assert report.num_cases == len(cases) > 150
+    assert not report.violations, "\n".join(report.lines())
+
+
 @pytest.mark.ray
 def test_a_job_over_hostile_files_completes_with_a_reason_for_each(
     tmp_path: Path, ray_address: str
 ) -> None:
     report = Report()
-    cases = video_cases(len(named_cases()) + NUM_GENERATED, seed=1)
-    job = corpus_job(tmp_path, cases, [case for case in table_cases(0, 1) if case.in_job])
-    alone = decode_corpus(job, cases, report, again_every=5)
+    cases = few_of_each(video_cases(len(named_cases()) + NUM_GENERATED, seed=1), 2)
+    # Only the long form waits half a minute for a server that does not answer, in schemes.csv.
+    tables = [case for case in table_cases(0, 1) if case.in_job and case.name != "schemes.csv"]
+    job = corpus_job(tmp_path, cases, tables)
+    alone = decode_corpus(job, cases, report, again_every=1000)
     run_corpus_job(job, alone, ray_address, report, timeout_s=180)
-    assert report.num_cases == len(cases) > 150
+    assert report.num_cases == len(cases) > 40
     assert not report.violations, "\n".join(report.lines())
