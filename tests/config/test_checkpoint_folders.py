@@ -1,4 +1,4 @@
-"""``tokenizer: {checkpoint: URI}``: the folder's section takes its place, with whole URIs."""
+"""``tokenizer: {checkpoint: URI}`` is replaced by the section in that folder, with full URIs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(path: Path, section: object) -> Path:
     return path
 
 
-def test_a_folder_stands_for_its_section_and_its_weights(tmp_path: Path) -> None:
+def test_a_checkpoint_is_replaced_by_its_section_and_weights(tmp_path: Path) -> None:
     folder(tmp_path / "tokenizers/small", NATIVE)
     for uri in ("tokenizers/small", "tokenizers/small/", f"{tmp_path}/tokenizers/${{WHICH}}"):
         job = job_with({"checkpoint": uri}, tmp_path, WHICH="small")
@@ -45,7 +45,7 @@ def test_a_folder_stands_for_its_section_and_its_weights(tmp_path: Path) -> None
     assert JobConfig.model_validate_json(job.model_dump_json()) == job
 
 
-def test_weights_are_beside_the_config_unless_they_say_where(tmp_path: Path) -> None:
+def test_weights_are_next_to_the_config_unless_they_have_a_full_uri(tmp_path: Path) -> None:
     cosmos = {
         "kind": "cosmos_dv",
         "variant": "4x8x8",
@@ -63,7 +63,7 @@ def test_weights_are_beside_the_config_unless_they_say_where(tmp_path: Path) -> 
     assert tokenizer.weights == "s3://models/m.safetensors"
 
 
-def test_a_folder_in_a_store_is_read_by_the_caller(tmp_path: Path) -> None:
+def test_a_folder_in_a_store_is_read_by_the_callers_function(tmp_path: Path) -> None:
     seen = []
 
     def read(uri: str, options: StoreOptions) -> bytes:
@@ -80,7 +80,7 @@ def test_a_folder_in_a_store_is_read_by_the_caller(tmp_path: Path) -> None:
         job_with({"checkpoint": "s3://models/small"}, tmp_path)
 
 
-def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_in_a_store_is_reported(tmp_path: Path) -> None:
     def read(uri: str, options: StoreOptions) -> bytes:
         raise NotFound(f"nothing at {uri}")
 
@@ -113,9 +113,7 @@ def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_config_that_cannot_be_used_is_named(
-    tmp_path: Path, section: object, problem: str
-) -> None:
+def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: str) -> None:
     folder(tmp_path / "small", section)
     with pytest.raises(ConfigError, match=rf"(?s)^job.yaml: .*{problem}"):
         job_with({"checkpoint": "small"}, tmp_path, HOME="/root")
@@ -140,7 +138,7 @@ def test_a_config_that_cannot_be_used_is_named(
         ({"kind": 3}, "kind 3 is none of 'native'"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_found_is_told(
+def test_an_unusable_checkpoint_is_reported(
     tmp_path: Path, tokenizer: object, problem: str
 ) -> None:
     folder(tmp_path / "small", NATIVE)
@@ -148,7 +146,7 @@ def test_a_checkpoint_that_cannot_be_found_is_told(
         job_with(tokenizer, tmp_path)
 
 
-def test_names_of_checkpoints_that_ship_stay_within_the_package() -> None:
+def test_names_of_builtin_checkpoints_cannot_leave_the_package() -> None:
     path = builtin_path("builtin://one/model.safetensors")
     assert path == REPOSITORY / "tokpipe/models/pretrained/one/model.safetensors"
     for name in ("", "..", "a/../b", "/etc", "a//b", "a\n"):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.hostile.corpus import whole
+from tests.sources.reading import tar
 
 Make = Callable[[Path], dict[str, Any]]
 
@@ -81,16 +82,6 @@ def _tar(data: Callable[[], bytes]) -> Make:
         return {"kind": "webdataset", "uri": str(folder / "t.tar")}
 
     return make
-
-
-def tar(members: Mapping[str, bytes], kind: int = tarfile.PAX_FORMAT) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=kind) as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return sink.getvalue()
 
 
 def _special_members() -> bytes:

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from tokpipe.train.film import read_film
 
 from tokpipe.errors import ConfigError
 from tokpipe.media.quality import psnr_db
@@ -19,7 +20,6 @@ from tokpipe.train.evaluate import (
     scenes,
     side_by_side,
 )
-from tokpipe.train.film import read_film
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "bigbuckbunny.mp4"
 SHIPPED = "builtin://fsq-4x8x8"

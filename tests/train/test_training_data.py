@@ -100,11 +100,11 @@ def test_clips_come_from_whole_videos_and_leave_the_buffer_in_order(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phase = {"steps": 40, "size": 16, "batches": [{"frames": 1, "clips": 1}]}
-    data = TrainingData(config(phases=[{**phase, "learning_rate": [0, 0]}], fresh_clips=0.5))
+    data = TrainingData(config(phases=[{**phase, "learning_rate": [0, 0]}], fresh_clips=1.5))
     buffers = recorded(data, monkeypatch)
     assert {len(buffer) for buffer in buffers} == {4}
     for step, (earlier, later) in enumerate(itertools.pairwise(buffers)):
-        shift = (step + 1) // 2 - step // 2
+        shift = 3 * (step + 1) // 2 - 3 * step // 2
         assert all(a is b for a, b in zip(earlier[shift:], later[: 4 - shift], strict=True))
     numbers = [tuple(numbers_of(clip)) for buffer in buffers for clip in buffer]
     assert set(numbers) == {

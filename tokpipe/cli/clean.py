@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import asdict
 
 from tokpipe.cli.telling import print_lines
 from tokpipe.cli.verb import Verb, add_json_argument, add_output_argument
@@ -31,7 +32,7 @@ def _command(parsed: argparse.Namespace) -> int:
     store = open_store(parsed.output, StoreOptions())
     removed = clean(store, older_than_s=parsed.older_than, dry_run=parsed.dry_run)
     if parsed.json:
-        line = json.dumps({**removed.to_json(), "dry_run": parsed.dry_run})
+        line = json.dumps({**asdict(removed), "dry_run": parsed.dry_run})
     else:
         line = (
             f"{store.uri}: {'would remove' if parsed.dry_run else 'removed'} "

@@ -11,6 +11,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.storage.local_files import write_file
+
 CRF = 12
 """x264's quality: far less loss than any tokenizer, at a tenth of the lossless size."""
 
@@ -28,7 +30,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self.rate = Fraction(fps).limit_denominator(60_000)
-        self._part = _part_of(path)
+        self._part = path.with_name(f".{path.name}.part")
 
     def __enter__(self) -> VideoWriter:
         self._container = av.open(os.fspath(self._part), "w", format="mp4")
@@ -66,22 +68,12 @@ class VideoWriter:
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write one (H, W, 3) RGB picture losslessly; the file appears once it is complete."""
-    data = _encoded(picture, "png", "rgb24", {})
-    part = _part_of(path)
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_file(path, _encoded(picture, "png", "rgb24", {}))
 
 
 def jpeg_bytes(picture: NDArray[np.uint8]) -> bytes:
     """Return one (H, W, 3) RGB picture as a JPEG of the best quality, in 4:4:4."""
     return _encoded(picture, "mjpeg", "yuvj444p", {"qmin": "1", "qmax": "2"})
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def _encoded(

@@ -18,10 +18,10 @@ from pydantic import (
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
+from tokpipe.config.native_parts import FSQConfig
 from tokpipe.config.sources import Source
 from tokpipe.config.strict_yaml import read_mapping
-from tokpipe.config.native import NativeConfig
-from tokpipe.config.quantizers import FSQConfig
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

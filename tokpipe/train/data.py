@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.errors import ConfigError
-from tokpipe.reader.read_ahead import read_ahead
 from tokpipe.sources.open import open_source
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.stages.decode import DecodeStage
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.train.config import TrainConfig
 from tokpipe.types import ArchiveMember, DecodedClip, Failed, Rejected, WorkItem
 

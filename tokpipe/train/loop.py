@@ -22,7 +22,7 @@ from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers.native import build_native
-from tokpipe.storage.local_files import replace_file
+from tokpipe.storage.local_files import write_file
 from tokpipe.train.config import TrainConfig, parse_training
 from tokpipe.train.data import TrainingData
 from tokpipe.train.reconstruction import initialize, losses, scaled
@@ -175,7 +175,7 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
 def _save(trainer: Trainer, rows: str, output: Path) -> None:
     buffer = io.BytesIO()
     torch.save({**trainer.state(), "rows": rows}, buffer)
-    replace_file(output, output / STATE_NAME, buffer.getvalue())
+    write_file(output / STATE_NAME, buffer.getvalue())
     save_tokenizer(trainer.config, trainer.average, output / TOKENIZER_FOLDER)
 
 
@@ -188,9 +188,10 @@ def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path
     }
     section = config.tokenizer.model_dump(mode="json", exclude_unset=True)
     section = {"kind": config.tokenizer.kind, **section, "weights": WEIGHTS_NAME}
-    replace_file(folder.parent, folder / WEIGHTS_NAME, safetensors.torch.save(stored))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / WEIGHTS_NAME, safetensors.torch.save(stored))
     text = yaml.safe_dump(section, sort_keys=False)
-    replace_file(folder.parent, folder / CONFIG_NAME, text.encode())
+    write_file(folder / CONFIG_NAME, text.encode())
 
 
 class _Log:
@@ -200,7 +201,7 @@ class _Log:
         self.path, self.config = path, config
         if path.exists():  # drop the lines of steps that a kill undid
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            replace_file(path.parent, path, "".join(f"{line}\n" for line in lines).encode())
+            write_file(path, "".join(f"{line}\n" for line in lines).encode())
         self._start()
 
     def _start(self) -> None:
