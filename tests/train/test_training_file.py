@@ -29,7 +29,7 @@ def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"learning_rte": 1}, "unknown key 'learning_rte'; did you mean"),
+        ({"weight_decy": 1}, "unknown key 'weight_decy'; did you mean 'weight_decay'"),
         ({"phases": [phase(size=20)]}, "test.yaml: height 20 is"),
         ({"phases": [phase(size=32)]}, "crops of 32x32 do not fit .* side is 24: raise frames"),
         ({"phases": [phase(batches=[{"frames": 3, "clips": 1}])]}, "phases: frames"),

@@ -68,8 +68,8 @@ class TrainingData:
         digest = hashlib.sha256()
         for table in self._sources:
             for batch in table.to_batches():
-                for column in batch.columns:
-                    digest.update(repr(column.to_pylist()).encode())
+                for row in batch.to_pylist():
+                    digest.update(repr(row).encode())
         return digest.hexdigest()
 
     def batches(self, first_step: int) -> Iterator[Tensor]:

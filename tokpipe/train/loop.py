@@ -152,6 +152,11 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
     rows, state_path = data.digest(), output / STATE_NAME
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
+        if "rows" not in state:
+            raise ConfigError(
+                f"{state_path} is from an earlier version of tokpipe, in which training files had "
+                "films and scenes, and cannot be continued. Choose another output"
+            )
         trainer.load(state, str(state_path))
         if state["rows"] != rows:
             raise ConfigError(
