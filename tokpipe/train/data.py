@@ -136,7 +136,8 @@ class TrainingData:
             _log.warning("clip not used: %s", problem)
         raise ConfigError(
             f"{_MAX_ATTEMPTS} clips in a row could not be used; the last: {problem}. Training "
-            f"needs clips of at least {self.config.longest_batch} frames, the longest batch: check sources and sampling"
+            f"needs clips of at least {self.config.longest_batch} frames, the longest batch: check "
+            "sources and sampling"
         )
 
 
