@@ -113,25 +113,6 @@ def test_a_file_with_only_sound_is_rejected(tmp_path: Path, make_decoder: MakeDe
     assert "no video stream (its streams: audio)" in str(error)
 
 
-@pytest.mark.parametrize("name", ["none.mp4", "none.avi"])
-def test_a_video_without_frames_is_rejected(
-    name: str, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    path = write_video(tmp_path / name, 0, codec="mpeg4")
-    assert rejection(make_decoder(), path).reason == "no_video"
-
-
-def test_special_characters_in_file_names_are_taken_literally(
-    tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    source = write_video(tmp_path / "source.mp4", 3).read_bytes()
-    names = ["%03d.mp4", "a:b.mp4", "http:x.mp4", "-i.mp4", "ä b'\"$.mp4", "x?y#z.mp4", "plain"]
-    for name in names:
-        path = tmp_path / name
-        path.write_bytes(source)
-        assert numbers_of(make_decoder(backend="pyav").decode(path).frames) == [0, 1, 2]
-
-
 def test_a_span_with_too_few_frames_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     path = write_video(tmp_path / "clip.mp4", 10)
     decoder = make_decoder(min_clip_frames=5)
