@@ -68,7 +68,7 @@ class Report:
         ends = ", ".join(f"{what} {count}" for what, count in totals.most_common())
         yield f"{'all':28} {self.num_cases:5}  {ends}"
         yield f"decoded again with the same result: {self.num_decoded_twice}"
-        yield f"peak of the decoding child: {self.peak[0] >> 20} MiB ({self.peak[1]})"
+        yield f"peak of the decoding child: {self.peak[0] >> 20} MiB ({self.peak[1]!r})"
         yield (
             f"planning took at most {self.planning_peak[0] >> 20} MiB more "
             f"({self.planning_peak[1]})"
