@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
     "export": {"reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
-    "train": {"config", "media", "models", "storage"},
+    "train": {"config", "media", "models", "sources", "stages", "storage"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
         *("verbs", "weights"),
@@ -58,7 +58,7 @@ HOMES: dict[str, set[str]] = {
     "av": {"media"},
     "torchcodec": {"media"},
     "xformers": {"models"},
-    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
+    "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

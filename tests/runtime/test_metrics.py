@@ -70,7 +70,7 @@ def test_reasons_beyond_a_bound_are_one_series() -> None:
 def test_busy_shares_are_those_of_the_progress_line() -> None:
     (busy,) = (metric for metric in METRICS if metric.name == "tokpipe_busy_ratio")
     (light,) = (metric for metric in METRICS if metric.name == "tokpipe_speed_of_light_ratio")
-    up = dict.fromkeys(STAGES, 10.0)
+    up: dict[str, float] = dict.fromkeys(STAGES, 10.0)
     recent = Account({"download": 2.0, "decode": 3.0, "encode": 9.0, "transfer": 4.0}, up)
     seen = Snapshot(total=0, expected=0, passed={}, actors={}, rejected={}, recent=recent)
     assert busy.read(seen) == {("decode",): 0.5, ("encode",): 1.0, ("write",): 0.0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -112,9 +111,9 @@ class FrameGrid:
 
     def picture(self) -> NDArray[np.uint8]:
         """Return (rows * H, columns * W, 3); places without a frame are black."""
-        return np.concatenate([np.concatenate(row, axis=1) for row in self._rows()])
-
-    def _rows(self) -> Iterator[list[NDArray[np.uint8]]]:
-        for first in range(0, len(self._kept), self._columns):
-            row = self._kept[first : first + self._columns]
-            yield row + [np.zeros_like(row[0])] * (self._columns - len(row))
+        height, width, _ = self._kept[0].shape
+        num_rows = -(-len(self._kept) // self._columns)
+        cells = np.zeros((num_rows * self._columns, height, width, 3), np.uint8)
+        cells[: len(self._kept)] = self._kept
+        rows = cells.reshape(num_rows, self._columns, height, width, 3).swapaxes(1, 2)
+        return rows.reshape(num_rows * height, self._columns * width, 3)
