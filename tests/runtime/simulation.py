@@ -1,9 +1,9 @@
-"""A whole cluster in one thread: the real dispatcher and committer, everything else pretended.
+"""A whole cluster in one thread: the real dispatcher and committer, everything else simulated.
 
-One seed fixes everything that happens: when actors start, how long leases take, which actors
+A seed decides everything that happens: when actors start, how long leases take, which actors
 and nodes are lost or frozen, which answers come late from zombies, which stored objects vanish,
-which clips poison their worker, and when the driver dies and is started again. Time is virtual,
-so a job of many minutes takes milliseconds.
+which clips kill their worker, and when the driver dies and restarts. Time is virtual, so a job
+of many minutes takes milliseconds.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Trouble:
     stop: float = 0.0
     store_fails: float = 0.0
     gives_up: float = 0.0
-    """A stage fails at one clip of a lease, and goes on with the others."""
+    """A stage fails at one clip of a lease and continues with the others."""
     node_trouble: float = 0.0
     drain: float = 0.0
     retry: float = 0.0
@@ -85,32 +85,32 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Flaw:
-    """What is wrong with one piece of a film."""
+    """What is wrong with one piece of a streamed clip."""
 
     stage: Stage
     piece: int
     kills: bool
-    """It takes down every worker of the stage that touches it; else it is rejected there."""
+    """It kills every worker of the stage that touches it; otherwise it is rejected there."""
 
 
 @dataclass
 class World:
-    """The dataset and its fate: what an undisturbed job would give."""
+    """The dataset and its fate: the result of an undisturbed job."""
 
     num_rows: int
     segments: dict[int, int]
     bad_rows: set[int]
     bad_to_encode: set[Key]
     poison: set[Key]
-    """Take down every decode worker that touches them."""
+    """Kill every decode worker that touches them."""
     poison_encode: set[Key]
     hopeless: set[tuple[Stage, Key]]
-    """A stage fails at them every time, and lives."""
+    """A stage fails at them every time and survives."""
     grids: dict[int, tuple[int, int]]
     pieces: dict[int, int]
-    """Rows that are streamed in several pieces. Nothing above but the grids is about them."""
+    """Rows that are streamed in several pieces. Of the fields above only ``grids`` has them."""
     flaws: dict[int, Flaw]
-    """By row, of films."""
+    """By row, of streamed clips."""
 
     def is_flawed(self, item: WorkItem, stage: Stage, *, kills: bool) -> bool:
         return self.flaws.get(item.row) == Flaw(stage, item.piece, kills)
@@ -123,7 +123,7 @@ class World:
             elif row in self.bad_rows:
                 fate[row, 0] = "bad"
             elif (row, 0) in self.poison or ("decode", (row, 0)) in self.hopeless:
-                # Nobody lives to tell how many segments the source has.
+                # No worker survives to report how many segments the source has.
                 fate[row, 0] = "lost"
             else:
                 for segment in range(self.segments.get(row, 1)):
@@ -146,18 +146,18 @@ def ref_of(item: WorkItem) -> ClipRef:
 
 @dataclass(frozen=True)
 class Output:
-    """What an attempt made of one clip, or of one piece of a film."""
+    """What an attempt made of one clip, or of one piece of a streamed clip."""
 
     ref: ClipRef
     piece: int = 0
     num_pieces: int = 1
     codes: int = 0
-    """Of a piece: they depend on the pieces before it."""
+    """Codes of a piece: they depend on the pieces before it."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What the next piece of a film goes on from. On node -1 it is lost."""
+    """What the next piece of a streamed clip continues from. On node -1 it is lost."""
 
     node: int
     stream: StreamId | None
@@ -165,12 +165,12 @@ class State:
 
 
 def codes_after(before: int, row: int, piece: int) -> int:
-    """The codes of a piece, and the state after it: another one for every other past."""
+    """The codes of a piece, and the state after it: different for every different past."""
     return hash((before, row, piece))
 
 
-def codes_of_film(row: int, num_pieces: int) -> list[int]:
-    """What encoding the pieces in order gives, each from the state after the one before."""
+def codes_of_stream(row: int, num_pieces: int) -> list[int]:
+    """The right codes: every piece encoded in order, each from the state after the previous one."""
     pieces = range(num_pieces)
     chain = itertools.accumulate(pieces, lambda now, k: codes_after(now, row, k), initial=0)
     return list(chain)[1:]
@@ -183,13 +183,13 @@ class _SimActor:
     busy_until: float = 0.0
     alive: bool = True
     knows: bool = False
-    """The dispatcher has heard that its node will go."""
+    """The dispatcher knows that its node is draining."""
     alone: set[Key] = field(default_factory=set)
-    """Clips that it was given as leases of one."""
+    """Clips that it got as leases of one."""
 
 
 class FlakyStore(DictStore):
-    """A store whose create sometimes gives up, with or without effect."""
+    """A store whose create sometimes fails, with or without effect."""
 
     def __init__(self, rng: random.Random, chance: float) -> None:
         super().__init__()
@@ -216,10 +216,10 @@ class Simulation:
         self.seen: Counter[str] = Counter()
         """What went wrong, by kind."""
         self.zombies: list[tuple[Committer, Commit]] = []
-        """Drivers that were replaced and do not know, and what each would commit next."""
+        """Drivers that were replaced without knowing it, and what each would commit next."""
         self.is_retried = False
         self.lost_alone: Counter[Key] = Counter()
-        """How often a clip's worker was lost or failed while the clip was there alone."""
+        """How often a clip's worker was lost or failed while it held only that clip."""
 
     def run(self) -> dict[Key, str]:
         """Run drivers until one ends the job; return the fate of every clip in the manifest."""
@@ -230,7 +230,7 @@ class Simulation:
                 self.store.chance = 0.0
             try:
                 self.outcome = _Driver(self).run()
-            except StorageError:  # before it had begun
+            except StorageError:  # before it began
                 self.outcome = "storage"
             if self.outcome == "done":
                 if self.is_retried or self.rng.random() > self.trouble.retry:
@@ -298,14 +298,14 @@ class _Driver:
         self.objects: dict[AttemptId, tuple[int, list[Output]]] = {}
         """Output of each attempt: the node that holds it, and its clips by position."""
         self.states: dict[AttemptId, State] = {}
-        """What encoding a piece left, beside its codes."""
+        """States that encoding pieces left, besides their codes."""
         self.known_lost: set[StreamId | tuple[int, AttemptId]] = set()
-        """Films that the dispatcher was told have lost something; outputs lost to a write lease."""
+        """Streams that the dispatcher knows have lost something; outputs lost to a write lease."""
         self.reached: Counter[StreamId] = Counter()
-        """Pieces of each film that were given to an encoder."""
+        """Pieces of each streamed clip that were leased to an encoder."""
         self.draining: set[int] = set()
         self.busy_s = 0.0
-        """Of encoders, as far as the dispatcher heard of it."""
+        """Seconds of encoders that were reported to the dispatcher."""
         self.nodes = {0: 2.0, 1: 2.0, 2: 2.0}
         self.next_node = 3
 
@@ -352,37 +352,42 @@ class _Driver:
         return Capacity(cpus=sum(there), gpus=0.0)
 
     def carry_out(self, command: Command) -> str:
-        """Do what the dispatcher orders; return how the driver ended, if it did."""
-        if isinstance(command, StartActor):
-            self.start(command)
-        elif isinstance(command, KillActor):
-            if command.actor in self.actors:
-                self.actors[command.actor].alive = False
-        elif isinstance(command, Dispatch):
-            self.check_lease(command.lease)
-            self.work(command)
-        elif isinstance(command, Release):
-            self.objects.pop(command.attempt, None)
-            self.states.pop(command.attempt, None)
-        elif isinstance(command, ReleaseState):
-            assert command.attempt in self.states, "a state was released twice"
-            del self.states[command.attempt]
-        elif isinstance(command, FetchPlan):
-            self.post(0.1, self.feed.fetch(command.num_items))
-        elif isinstance(command, Commit):
-            return self.commit(command)
-        elif isinstance(command, Finish):
-            if command.outcome == "done":
-                assert not self.objects, "outputs are kept that nobody will ever need"
-                assert not self.states, "states are kept that nobody will ever need"
-                account = self.dispatcher.ledger.account
-                assert account.useful_s <= self.busy_s + 1e-6
-                passed = {account.passed(stage) for stage in STAGES}
-                assert len(passed) == 1, f"stages disagree on what is done: {account}"
-            return command.outcome
-        elif isinstance(command, Abort):
-            return f"abort {command.kind}"
+        """Do what the dispatcher orders; return how the driver ended, or an empty string."""
+        match command:
+            case StartActor():
+                self.start(command)
+            case KillActor():
+                if command.actor in self.actors:
+                    self.actors[command.actor].alive = False
+            case Dispatch():
+                self.check_lease(command.lease)
+                self.work(command)
+            case Release():
+                self.objects.pop(command.attempt, None)
+                self.states.pop(command.attempt, None)
+            case ReleaseState():
+                assert command.attempt in self.states, "a state was released twice"
+                del self.states[command.attempt]
+            case FetchPlan():
+                self.post(0.1, self.feed.fetch(command.num_items))
+            case Commit():
+                return self.commit(command)
+            case Finish():
+                if command.outcome == "done":
+                    self.check_end()
+                return command.outcome
+            case Abort():
+                return f"abort {command.kind}"
         return ""
+
+    def check_end(self) -> None:
+        """Nothing is kept, and all stages have passed the same clips."""
+        assert not self.objects, "outputs are kept that nothing will ever need"
+        assert not self.states, "states are kept that nothing will ever need"
+        account = self.dispatcher.ledger.account
+        assert account.useful_s <= self.busy_s + 1e-6
+        passed = {account.passed(stage) for stage in STAGES}
+        assert len(passed) == 1, f"stages disagree on what is done: {account}"
 
     def commit(self, command: Commit) -> str:
         if self.rng.random() < self.sim.trouble.driver_dies / 10:
@@ -399,7 +404,7 @@ class _Driver:
         return ""
 
     def note_lost(self, event: LeaseFailed) -> None:
-        """Remember what the dispatcher is about to hear, if it still listens to this attempt."""
+        """Remember what the dispatcher is about to learn, unless it gave this attempt up."""
         flight = self.dispatcher.flights.find(event.attempt)
         if flight is None:
             return
@@ -409,8 +414,8 @@ class _Driver:
             self.known_lost.add(flight.lease.stream)
 
     def check_lease(self, lease: Lease) -> None:
-        """Nobody is given what is known to be lost. Pieces go to encoders in order, and no film
-        runs ahead of its encoder by far, or keeps more than its last state."""
+        """No lease needs what is known to be lost. Pieces go to encoders in order, and a streamed
+        clip is neither decoded far ahead nor keeps more than its last state."""
         if isinstance(lease, WriteLease):
             needed = {(lease.lease_id, pick.source) for pick in lease.picks}
             assert not self.known_lost & needed, "known to be lost"
@@ -418,7 +423,7 @@ class _Driver:
         if lease.stream is None:
             return
         assert lease.stream not in self.known_lost, "known to be lost"
-        assert not self.dispatcher.streams.has_ended(lease), "the film has ended"
+        assert not self.dispatcher.streams.has_ended(lease), "the streamed clip has ended"
         (item,) = lease.items
         reached = self.reached[lease.stream]
         if isinstance(lease, DecodeLease):
@@ -431,7 +436,7 @@ class _Driver:
 
     def start(self, command: StartActor) -> None:
         fit = [n for n in self.nodes if str(n) not in command.avoid and n not in self.draining]
-        if not fit:  # it waits for room
+        if not fit:  # it waits for capacity
             return
         node = self.rng.choice(fit)
         self.actors[command.actor] = _SimActor(command.stage, node)
@@ -444,20 +449,18 @@ class _Driver:
             self.post(self.rng.uniform(1, 4), ActorUp(command.actor))
 
     def work(self, command: Dispatch) -> None:
-        """Decide how this attempt ends, and post what the driver hears of it."""
+        """Decide how this attempt ends, and post what the driver learns about it."""
         trouble, lease, actor = self.sim.trouble, command.lease, self.actors[command.actor]
         assert actor.alive, "dispatched to an actor that the dispatcher killed"
-        assert not (actor.node in self.draining and actor.knows), "given work on a node that goes"
+        assert not (actor.node in self.draining and actor.knows), "given work on a draining node"
         begin = max(self.sim.now, actor.busy_until)
         end = begin + self.rng.expovariate(1 / 3.0)
         actor.busy_until = end
         keys = [(item.row, item.segment) for item in lease.items]
-        kills = isinstance(lease, DecodeLease) and any(key in self.sim.world.poison for key in keys)
-        kills |= isinstance(lease, EncodeLease) and any(
-            key in self.sim.world.poison_encode for key in keys
-        )
-        kills |= any(
-            self.sim.world.is_flawed(item, lease.stage, kills=True) for item in lease.items
+        world = self.sim.world
+        poison = {"decode": world.poison, "encode": world.poison_encode, "write": set()}
+        kills = not poison[lease.stage].isdisjoint(keys) or any(
+            world.is_flawed(item, lease.stage, kills=True) for item in lease.items
         )
         late = end - self.sim.now
         roll = self.rng.random()
@@ -466,14 +469,14 @@ class _Driver:
         if kills:
             self.lose(command.actor, late, node_lost=False)
         elif roll < trouble.lose_actor:
-            # Half of them had finished: their answer may arrive before or after the loss.
+            # Half of them had finished: the answer may arrive before or after the loss.
             if self.rng.random() < 0.5:
                 self.post(late + self.rng.uniform(-0.5, 0.5), self.answer(command))
             self.lose(command.actor, late, node_lost=self.rng.random() < 0.7)
         elif roll < trouble.lose_actor + trouble.lose_node and len(self.nodes) > 1:
             self.lose_node(command.actor, late)
         elif roll < trouble.lose_actor + trouble.lose_node + trouble.freeze:
-            actor.busy_until += 300.0  # a zombie: killed at its deadline, answers all the same
+            actor.busy_until += 300.0  # a zombie: killed at its deadline, but it answers anyway
             self.sim.seen["zombie"] += 1
             self.blame(actor)
             self.post(late + 300.0, self.answer(command))
@@ -494,7 +497,7 @@ class _Driver:
             self.post(late, self.answer(command))
 
     def drain(self, actor_id: ActorId) -> None:
-        """The node of an actor will be taken away in half a minute, and the driver hears of it."""
+        """The node of an actor will be taken away in half a minute, and the driver is notified."""
         node = self.actors[actor_id].node
         if node in self.draining or node not in self.nodes:
             return
@@ -514,7 +517,7 @@ class _Driver:
 
     def lose_node(self, actor_id: ActorId, delay: float) -> None:
         node = self.actors[actor_id].node
-        if node not in self.nodes:  # it is on its way out already
+        if node not in self.nodes:  # it is already going
             self.lose(actor_id, delay, node_lost=True)
             return
         del self.nodes[node]
@@ -541,7 +544,7 @@ class _Driver:
         if isinstance(lease, DecodeLease):
             decoded = [self.decoded(item) for item in lease.items]
             self.objects[attempt] = (node, [output for output, _ in decoded])
-            # What could not even be fetched does not tell how many segments it has.
+            # A source that could not be fetched does not show how many segments it has.
             infos = (
                 self.or_failed("decode", info, ref_of(item))
                 for item, (_, info) in zip(lease.items, decoded, strict=True)
@@ -572,7 +575,7 @@ class _Driver:
         )
 
     def piece_encoded(self, command: Dispatch, lease: EncodeLease, node: int) -> Event:
-        """Encode one piece of a film from whatever state the dispatcher says."""
+        """Encode one piece of a streamed clip from the state that the dispatcher names."""
         attempt, (item,) = command.attempt, lease.items
         if self.is_lost(lease.pick):
             return LeaseFailed(attempt, "inputs_lost", "gone")
@@ -595,7 +598,7 @@ class _Driver:
         return LeaseDone(attempt, (self.encoded(pixels.ref),), 1.0)
 
     def joined(self, outputs: list[Output]) -> list[ClipRef]:
-        """What the write stage makes of them: films whole, their pieces in order and right."""
+        """The clips that the write stage makes: streamed ones whole, with the right codes."""
         refs = []
         while outputs:
             first = outputs[0]
@@ -603,8 +606,8 @@ class _Driver:
             assert [one.ref for one in pieces] == [first.ref] * first.num_pieces
             if first.num_pieces > 1:
                 codes = [one.codes for one in pieces]
-                assert codes == codes_of_film(first.ref.row, first.num_pieces), "wrong codes"
-                self.sim.seen["film"] += 1
+                assert codes == codes_of_stream(first.ref.row, first.num_pieces), "wrong codes"
+                self.sim.seen["streamed"] += 1
             refs.append(first.ref)
         return refs
 
@@ -635,7 +638,7 @@ class _Driver:
         return output, DecodedInfo(ref, 5, num_pieces)
 
     def or_failed(self, stage: Stage, info: Any, ref: ClipRef) -> Any:
-        """The answer for a clip, or that the stage gave it up."""
+        """The answer for a clip, or that the stage failed at it."""
         key = (ref.row, ref.segment)
         if isinstance(info, Rejected):
             return info
@@ -654,7 +657,7 @@ class _Driver:
 
 
 class _Rows:
-    """Stands for the stored plan."""
+    """A stored plan."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from tests.runtime.bench import LIMITS, Bench, only
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.pools import Need, PoolSizes, size_pools
-from tokpipe.runtime.dispatch.protocol import Capacity
+from tokpipe.runtime.dispatch.protocol import Capacity, Dispatch
+from tokpipe.types import STAGES
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,24 @@ def test_one_decoder_works_on_the_cpus_of_others() -> None:
         assert sizes.decode - 1 + sizes.encode == cpus
     assert not size_pools(Capacity(0, 0), RuntimeConfig(), on_gpu=False).decode_shares
     assert not size_pools(Capacity(8, 1), RuntimeConfig(), on_gpu=True).decode_shares
+
+
+def test_leases_grow_only_where_clips_take_little_time() -> None:
+    for clip_s, num_clips in ((0.00025, 32), (0.125, 8), (2.5, 4)):
+        limits = replace(LIMITS, clips_per_lease=32, usual_clips=4, shard_bytes=10**9)
+        bench = Bench(*range(1000), limits=limits)
+        bench.play(60, clip_s)
+        decodes = [one for one in only(Dispatch, bench.log) if one.lease.stage == "decode"]
+        assert len(decodes[0].lease.items) == 4
+        assert len(decodes[-1].lease.items) == num_clips
+
+
+def test_pools_follow_the_measured_pace_of_clips() -> None:
+    pools = RuntimeConfig(write=PoolConfig(cpus=0, max_actors=1))
+    bench = Bench(*range(1000), limits=replace(LIMITS, runtime=pools, shard_bytes=10**9))
+    fleet = bench.dispatcher.fleet
+    assert [fleet.num(stage) for stage in STAGES] == [2, 7, 1]
+    bench.play(60, 0.25)  # both stages need the same
+    bench.now += 100
+    bench.send(Capacity(8, 0))
+    assert [fleet.num(stage) for stage in STAGES] == [4, 5, 1]

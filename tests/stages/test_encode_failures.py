@@ -1,4 +1,4 @@
-"""A batch that fails: who is to blame is found out, and nobody else loses a code."""
+"""When a batch fails, the failing clips are found and no other clip loses a code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokpipe.types import EncodedClip, Failed, Rejected
 def spoil(
     stage: EncodeStage, monkeypatch: pytest.MonkeyPatch, problem: Callable[[Tensor], None]
 ) -> list[int]:
-    """Let ``problem`` look at each batch of pixels first; returns the rows of each batch."""
+    """Call ``problem`` with each batch of pixels first; return the number of rows of each batch."""
     encode, rows = stage.tokenizer.encode, []
 
     def spoiled(pixels: Tensor) -> Tensor:
@@ -28,14 +28,14 @@ def spoil(
     return rows
 
 
-def no_room_for_three(pixels: Tensor) -> None:
-    """A device on which batches of two chunks fit."""
+def no_memory_for_three(pixels: Tensor) -> None:
+    """A device that has memory for batches of two chunks."""
     if len(pixels) > 2:
         raise torch.OutOfMemoryError("no room")
 
 
 @pytest.mark.parametrize("bad", [{0}, {3}, {6}, {1, 5}, set(range(7))], ids=str)
-def test_clips_that_the_encoder_fails_at_are_found_among_the_others(
+def test_clips_that_make_the_encoder_fail_are_found_among_others(
     bad: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = [clip(name, 7) for name in range(7)]
@@ -58,16 +58,16 @@ def test_clips_that_the_encoder_fails_at_are_found_among_the_others(
             assert "this picture divides by zero; see" in result.message
         else:
             assert_same_codes(result, wanted[name])
-    assert set(rows) == {4}, "batches keep their shape, and codes their rounding"
+    assert set(rows) == {4}, "a batch changed its shape, and so perhaps its rounding"
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(
+def test_running_out_of_memory_halves_later_batches(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clips = [clip(name, 7) for name in range(5)]
     wanted = ready_stage(batch_chunks=8).process(clips)
     stage = ready_stage(batch_chunks=8)
-    rows = spoil(stage, monkeypatch, no_room_for_three)
+    rows = spoil(stage, monkeypatch, no_memory_for_three)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert isinstance(found, EncodedClip)
         assert isinstance(want, EncodedClip)
@@ -77,22 +77,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     assert "batches are 2 now" in caplog.text
     rows.clear()
     stage.process(clips)
-    assert set(rows) == {2}, "it does not run out of memory again with each call"
+    assert set(rows) == {2}, "each call runs out of memory again"
 
 
-def test_memory_that_runs_out_twice_within_a_batch_loses_no_chunk(
+def test_running_out_of_memory_twice_within_a_batch_loses_no_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clips = [clip(name, 5) for name in range(8)]
     wanted = ready_stage(batch_chunks=8).process(clips)
     stage = ready_stage(batch_chunks=8)
-    rows = spoil(stage, monkeypatch, no_room_for_three)
+    rows = spoil(stage, monkeypatch, no_memory_for_three)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert_same_codes(found, want)
     assert rows == [8, 4, 2, 2, 2, 2]
 
 
-def test_a_chunk_too_large_for_the_memory_fails_its_clip_alone(
+def test_a_chunk_too_large_for_the_memory_fails_only_its_clip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = ready_stage(batch_chunks=2)
@@ -109,7 +109,7 @@ def test_a_chunk_too_large_for_the_memory_fails_its_clip_alone(
     assert (large.reason, large.error) == ("out_of_memory", "OutOfMemoryError")
 
 
-def test_a_device_that_does_not_compute_any_more_blames_no_clip(
+def test_a_broken_device_is_not_blamed_on_a_clip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = ready_stage(batch_chunks=2)
@@ -123,7 +123,7 @@ def test_a_device_that_does_not_compute_any_more_blames_no_clip(
         stage.process([clip(0, 5), clip(1, 5)])
 
 
-def test_refused_and_failed_clips_stand_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_and_failed_clips_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ready_stage(batch_chunks=2)
 
     def problem(pixels: Tensor) -> None:

@@ -61,4 +61,4 @@ def test_the_line_names_the_limit() -> None:
         "speed of light 97%, limited by encode (busy 98%): as fast as its encoders"
     )
     assert line(encode=60, decode=100) == "speed of light 60%, limited by decode (busy 100%)"
-    assert line(encode=10) == "speed of light 10%, no stage is busy for long"
+    assert line(encode=10) == "speed of light 10%, no stage was busy long enough to name a limit"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import asdict
 
 from tokpipe.cli.output import print_json, print_lines
 from tokpipe.cli.verb import Verb, add_output_arguments
@@ -34,7 +35,7 @@ def _command(parsed: argparse.Namespace) -> int:
     store = open_store(parsed.output, StoreOptions())
     removed = clean(store, older_than_s=parsed.older_than, dry_run=parsed.dry_run)
     if parsed.json:
-        print_json({**removed.to_json(), "dry_run": parsed.dry_run})
+        print_json({**asdict(removed), "dry_run": parsed.dry_run})
     else:
         done = "would remove" if parsed.dry_run else "removed"
         size = f"{removed.size_bytes / 1e6:,.1f} MB"

@@ -39,11 +39,12 @@ def _command(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         return check_job(parsed.job)
     job = load_job(parsed.job, read=read_checkpoint)
-    # Imported late: torch and ray take seconds, and a wrong job file is reported without them.
-    from tokpipe.runtime.job import Retry, run_job
+    # Imported late: ray takes seconds, and a wrong job file is reported without it.
+    from tokpipe.runtime.job import run_job
+    from tokpipe.runtime.output import RetryRejected
     from tokpipe.runtime.summary import summary_lines
 
-    retry = Retry(parsed.reason) if parsed.retry_rejected else None
+    retry = RetryRejected(parsed.reason) if parsed.retry_rejected else None
     outcome = run_job(job, console, retry)
     print_lines(summary_lines(job, outcome), console)
     if outcome.signal is not None:

@@ -106,14 +106,13 @@ def fit_frame(
             min(out_height, max(1, round(height * scale))),
             min(out_width, max(1, round(shown_width * scale))),
         )
-        margin = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
-        return Fit(None, resized, margin, size)
-    scale = max(by_height, by_width)
-    resized = max(out_height, round(height * scale)), max(out_width, round(shown_width * scale))
-    if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
-        box_height = min(height, max(1, round(out_height / scale)))
-        box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
-        box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
-        return Fit(box, size, (0, 0), size)
-    middle = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
-    return Fit(None, resized, middle, size)
+    else:
+        scale = max(by_height, by_width)
+        resized = max(out_height, round(height * scale)), max(out_width, round(shown_width * scale))
+        if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
+            box_height = min(height, max(1, round(out_height / scale)))
+            box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
+            box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+            return Fit(box, size, (0, 0), size)
+    offset = (resized[0] - out_height) // 2, (resized[1] - out_width) // 2
+    return Fit(None, resized, offset, size)

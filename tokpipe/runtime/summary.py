@@ -14,8 +14,8 @@ from tokpipe.telemetry.speed import speed_text
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     """Yield the summary of a run, line by line."""
     totals = outcome.totals
-    ended = "done" if outcome.ended == "done" else f"stopped, {outcome.num_left:,} plan rows left"
-    yield f"{ended} in {duration(outcome.elapsed_s)}: {job.output.uri}"
+    left = f" with {outcome.num_left:,} plan rows left" if outcome.ended == "stopped" else ""
+    yield f"{outcome.ended} after {duration(outcome.elapsed_s)}{left}: {job.output.uri}"
     bits = f", {8 * totals.size_bytes / totals.num_codes:.1f} bits each" if totals.num_codes else ""
     yield (
         f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} codes"
@@ -29,14 +29,14 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"  {speed_text(speed)}"
     yield from _goodput_lines(outcome.account)
     if outcome.was_drained:
-        yield "  stopped because the driver's node is about to be taken away"
+        yield "  stopped because the driver's node is draining"
     if outcome.ended == "stopped":
-        yield "  run the same command again to go on"
+        yield "  run the same command again to continue"
     elif outcome.rejected_fraction > job.max_rejected_fraction:
         yield (
             f"  failed: {outcome.rejected_fraction:.1%} of the clips are rejected, more than "
-            f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the others are "
-            "right and stay; look at the reasons, then raise the limit or mend the sources"
+            f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the other clips "
+            "are valid and stay; check the reasons, then raise the limit or fix the sources"
         )
 
 
@@ -45,11 +45,11 @@ def _goodput_lines(account: Account) -> Iterator[str]:
     if account.goodput is not None:
         yield (
             f"  goodput {account.goodput:.0%}: {account.useful_s:,.0f} of {account.paid_s:,.0f} "
-            "encoder seconds made the codes committed by this run"
+            "encoder seconds produced the codes committed by this run"
         )
     if account.lost_actors or account.lost_s:
         actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(account.lost_actors.items()))
         yield (
             f"  lost workers: {actors or 'none'}; {account.lost_s:,.0f} encoder seconds had to "
-            "be spent again"
+            "be repeated"
         )

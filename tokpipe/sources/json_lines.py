@@ -14,6 +14,8 @@ from tokpipe.errors import ConfigError
 from tokpipe.sources.rows import MAX_COLUMNS
 from tokpipe.sources.table_files import RECORD_BYTES, RawBatch, open_text, read_line, text_batches
 
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True)
 class JsonLinesFile:
@@ -84,4 +86,4 @@ def _parse(line: bytes) -> dict[str, str | None] | str:
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _compact(value)

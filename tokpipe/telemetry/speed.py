@@ -88,7 +88,7 @@ class RecentAccount:
 def speed_text(speed: Speed) -> str:
     """One line for people: ``speed of light 97%, limited by encode (busy 98%)``."""
     if speed.limit is None:
-        why = "no stage is busy for long"
+        why = "no stage was busy long enough to name a limit"
     elif speed.limit == "encode":
         why = f"limited by encode (busy {speed.limit_share:.0%}): as fast as its encoders"
     else:

@@ -68,26 +68,26 @@ class Blame:
         for item in lease.items:
             self.settled((item.row, item.segment))
 
-    def came_to_nothing(self, lease: Lease, why: str) -> None:
+    def failed(self, lease: Lease, why: str) -> None:
         """A lease had no result; abort if too many in a row have none."""
         self._faults += 1
         if self._faults >= MAX_FAULTS:
             self._abort(
-                f"{lease.stage}: {MAX_FAULTS} leases in a row came to nothing, the last because: "
-                f"{why}. So many are not the clips' fault. What is committed stays; mend the "
-                "cause (a worker that is only slow needs a longer "
-                f"runtime.{lease.stage}.lease_deadline_s), then run the job again.",
+                f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
+                "many failures are not the clips' fault. What is committed stays; fix the cause "
+                f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
+                "run the job again.",
             )
 
     def worker_failed(self, lease: Lease, reason: str, why: str) -> Sequence[Lease] | Rejected:
         """A worker went down with this lease: what to run alone, or its one clip rejected."""
-        self.came_to_nothing(lease, why)
+        self.failed(lease, why)
         if isinstance(lease, WriteLease):
             if (strikes := self._strike(lease)) >= self._max_attempts:
                 self._abort(
                     f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
-                    f"times, the last time because: {why}. What is committed stays; if memory ran "
-                    "out, lower output.shard_bytes, then run the job again.",
+                    f"times; the last error: {why}. What is committed stays; if memory ran out, "
+                    "lower output.shard_bytes, then run the job again.",
                 )
             return [lease]
         if len(lease.items) > 1:

@@ -58,29 +58,19 @@ class Dispatcher:
     """
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
-        new_id = count(1)
-        self.ledger = Ledger()
-        self.pools = Pools(limits, self._emit)
-        self.fleet = Fleet(limits.runtime, new_id, self.ledger, self._emit)
-        self.flights = Flights(self._emit)
-        self.queues = Queues(self._emit)
+        new_id, emit = count(1), self._emit
+        self.ledger = ledger = Ledger()
+        self.pools = Pools(limits, emit)
+        self.fleet = Fleet(limits.runtime, new_id, ledger, emit)
+        self.flights = Flights(emit)
+        self.queues = Queues(emit)
         self.streams = StreamedClips()
-        self.blame = Blame(limits.runtime.max_attempts, ref_of, self.ledger, self._emit)
-        self.settlement = Settlement(limits, self.queues, new_id, self.ledger, self._emit)
-        self._leasing = Leasing(
-            self.fleet, self.flights, self.queues, self.streams, self.pools, new_id, self._emit
-        )
+        self.blame = Blame(limits.runtime.max_attempts, ref_of, ledger, emit)
+        self.settlement = Settlement(limits, self.queues, new_id, ledger, emit)
+        owners = self.fleet, self.flights, self.queues, self.streams
+        self._leasing = Leasing(*owners, self.pools, new_id, emit)
         self._returns = Returns(
-            self.fleet,
-            self.flights,
-            self.queues,
-            self.streams,
-            self.blame,
-            self.settlement,
-            self.pools,
-            new_id,
-            self.ledger,
-            self._emit,
+            *owners, self.blame, self.settlement, self.pools, new_id, ledger, emit
         )
         self._commands: list[Command] = []
         self._is_over = False

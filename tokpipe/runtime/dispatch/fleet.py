@@ -60,12 +60,6 @@ class Actor:
     """When its first lease got to the front, which is when its deadline started."""
 
 
-@dataclass(slots=True)
-class _NodeTrouble:
-    count: int = 0
-    avoid_until: float = 0.0
-
-
 class _Starts:
     """When and where actors may start, after others failed to or their nodes had trouble."""
 
@@ -74,15 +68,15 @@ class _Starts:
         self._after: dict[Stage, float] = {}
         self._refused: Counter[Stage] = Counter()
         self._died: Counter[Stage] = Counter()
-        self._nodes: dict[NodeId, _NodeTrouble] = {}
+        self._nodes: dict[NodeId, tuple[int, float]] = {}
+        """How often each node had trouble, and until when it is avoided."""
         self._troubles_in_a_row: Counter[Stage] = Counter()
 
     def may_start(self, stage: Stage, now: float) -> bool:
         return now >= self._after.get(stage, 0.0)
 
     def nodes_to_avoid(self, now: float) -> tuple[NodeId, ...]:
-        troubles = self._nodes.items()
-        return tuple(sorted(node for node, trouble in troubles if now < trouble.avoid_until))
+        return tuple(sorted(node for node, (_, until) in self._nodes.items() if now < until))
 
     def came_up(self, stage: Stage) -> None:
         self._refused[stage] = self._died[stage] = 0
@@ -102,8 +96,8 @@ class _Starts:
         self._emit(
             Abort(
                 "runtime",
-                f"{stage} actors: {in_a_row} in a row did not start, the last because: {message}. "
-                "Without them no clip can be finished. What is committed stays; mend the cause "
+                f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
+                "Without them no clip can be finished. What is committed stays; fix the cause "
                 "and run the job again.",
             )
         )
@@ -112,11 +106,10 @@ class _Starts:
         """Trouble of its node cost an actor: avoid the node for a while, or abort."""
         stage, node = actor.stage, actor.node
         if node is not None:
-            trouble = self._nodes.setdefault(node, _NodeTrouble())
-            rest_s = NODE_REST_S * 2**trouble.count
-            trouble.avoid_until = now + rest_s
-            trouble.count += 1
-            text = f"node {node[:12]} is avoided for {rest_s:g} s: {message}"
+            before, _ = self._nodes.get(node, (0, 0.0))
+            rest_s = NODE_REST_S * 2**before
+            self._nodes[node] = before + 1, now + rest_s
+            text = f"node {node[:12]}: not used for {rest_s:g} s: {message}"
             fields = {"node": node, "stage": stage, "reason": message, "rest_s": rest_s}
             self._emit(Note("node_avoided", text, fields, is_warning=True))
         self._troubles_in_a_row[stage] += 1
@@ -126,10 +119,9 @@ class _Starts:
             self._emit(
                 Abort(
                     "runtime",
-                    f"{stage} actors: {in_a_row} times in a row their nodes had trouble of their "
-                    f"own, the last time because: {message}. Nothing can be finished so, and no "
-                    "clip is to blame. What is committed stays; mend the nodes and run the job "
-                    "again.",
+                    f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
+                    f"last error: {message}. No clip is to blame, and none can be finished. What "
+                    "is committed stays; fix the nodes and run the job again.",
                 )
             )
 
@@ -156,6 +148,9 @@ class Fleet:
         self._num: Counter[Stage] = Counter()
         self._num_up: Counter[Stage] = Counter()
         self._num_zero_cpu: Counter[Stage] = Counter()
+        self._num_placed: Counter[Stage] = Counter()
+        """Actors that occupy resources, those that are leaving included; so too the next."""
+        self._num_ready: Counter[Stage] = Counter()
         self._none_up_since: dict[Stage, float] = {}
         self._leaving: set[ActorId] = set()
         self._draining: frozenset[NodeId] = frozenset()
@@ -253,6 +248,7 @@ class Fleet:
 
     def placed(self, event: ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
+            self._num_placed[actor.stage] += not actor.placed
             actor.placed, actor.node = True, event.node
             if event.node in self._draining:
                 self._leave(event.actor)
@@ -260,8 +256,10 @@ class Fleet:
     def came_up(self, actor_id: ActorId) -> None:
         actor = self.actors.get(actor_id)
         if actor is not None and not actor.up and not actor.is_leaving:
-            actor.placed = actor.up = True
+            self._num_placed[actor.stage] += not actor.placed
             self._num_up[actor.stage] += 1
+            self._num_ready[actor.stage] += 1
+            actor.placed = actor.up = True
             self._starts.came_up(actor.stage)
             self._none_up_since.pop(actor.stage, None)
             self._shelve(actor_id)
@@ -271,11 +269,9 @@ class Fleet:
         """Count the seconds that actors were up, and encoders paid for, since the last call."""
         elapsed_s = now - (now if self._counted_until is None else self._counted_until)
         self._counted_until = now
-        actors = self.actors.values()
-        for stage, number in Counter(actor.stage for actor in actors if actor.up).items():
-            self._ledger.add("up_s", number * elapsed_s, by=stage)
-        num_paid = sum(actor.placed for actor in actors if actor.stage == "encode")
-        self._ledger.add("paid_s", num_paid * elapsed_s)
+        for stage in STAGES:
+            self._ledger.add("up_s", self._num_ready[stage] * elapsed_s, by=stage)
+        self._ledger.add("paid_s", self._num_placed["encode"] * elapsed_s)
 
     # --- actors go ------------------------------------------------------------------------------
 
@@ -286,6 +282,8 @@ class Fleet:
             self._leaving.discard(actor_id)
         else:
             self._discount(actor)
+        self._num_placed[actor.stage] -= actor.placed
+        self._num_ready[actor.stage] -= actor.up
         self._idle[actor.stage].pop(actor_id, None)
         self._spare[actor.stage].pop(actor_id, None)
         if kill:
@@ -332,14 +330,14 @@ class Fleet:
         for actor_id, actor in list(self.actors.items()):
             deadline_s = deadlines[actor.stage]
             if actor.leases and now - actor.head_since > deadline_s:
-                why = f"its {actor.stage} worker gave no answer for {deadline_s:g} s"
+                why = f"its {actor.stage} worker did not answer within {deadline_s:g} s"
                 self._ledger.add("lost_actors", by=actor.stage)
                 what = f"was killed: {why}"
                 self._note("actor_lost", actor_id, what, reason=why, node_lost=False)
                 yield self.remove(actor_id), why
             elif not actor.up and now - actor.since > timeout_s:
-                why = f"it was not ready after {timeout_s:g} s"
-                self._note("actor_refused", actor_id, f"is given up: {why}", reason=why)
+                why = f"it was not ready within {timeout_s:g} s"
+                self._note("actor_refused", actor_id, f"was given up: {why}", reason=why)
                 yield self.remove(actor_id), why
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
@@ -376,7 +374,7 @@ class Fleet:
             if actor.node in nodes:
                 self._leave(actor_id)
         if news:
-            text, fields = f"{len(news)} nodes are about to be taken away", {"nodes": sorted(news)}
+            text, fields = f"{len(news)} nodes are draining", {"nodes": sorted(news)}
             self._emit(Note("nodes_draining", text, fields, is_warning=True))
         return bool(news)
 

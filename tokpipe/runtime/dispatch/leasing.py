@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
@@ -16,6 +17,7 @@ SHARDS_AHEAD = 4
 """Shards per write actor that may wait before encoders pause: codes are small, but they add up."""
 
 
+@dataclass(frozen=True, slots=True)
 class Leasing:
     """Which work goes out next, and to whom.
 
@@ -24,23 +26,13 @@ class Leasing:
     be what the end of the job waits for.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        flights: Flights,
-        queues: Queues,
-        streams: StreamedClips,
-        pools: Pools,
-        new_id: Iterator[int],
-        emit: Emit,
-    ) -> None:
-        self._fleet = fleet
-        self._flights = flights
-        self._queues = queues
-        self._streams = streams
-        self._pools = pools
-        self._new_id = new_id
-        self._emit = emit
+    fleet: Fleet
+    flights: Flights
+    queues: Queues
+    streams: StreamedClips
+    pools: Pools
+    new_id: Iterator[int]
+    emit: Emit
 
     def decodes(self, now: float) -> None:
         """Lease to decoders, as far as credits go: pixels that wait for encoders stay few.
@@ -50,32 +42,32 @@ class Leasing:
         """
         self._suspects("decode", now)
         self._pieces_to_decode(now)
-        pixels = self._queues.num_decoded + self._streams.num_waiting
-        bound = 2 * max(1, self._fleet.num_up("encode")) + self._fleet.num_up("decode")
-        while pixels + self._flights.num("decode") < bound and self._has_room("decode"):
-            if (lease := self._queues.next_decode(self._pools.lease_clips)) is None:
+        pixels = self.queues.num_decoded + self.streams.num_waiting
+        bound = 2 * max(1, self.fleet.num_up("encode")) + self.fleet.num_up("decode")
+        while pixels + self.flights.num("decode") < bound and self._has_room("decode"):
+            if (lease := self.queues.next_decode(self.pools.lease_clips)) is None:
                 return
             self._send(lease, now)
 
     def encodes(self, now: float) -> None:
         """Lease to encoders, unless codes pile up because the output's store is slow."""
-        if self._queues.num_shards > SHARDS_AHEAD * self._fleet.num("write"):
+        if self.queues.num_shards > SHARDS_AHEAD * self.fleet.num("write"):
             return
         self._suspects("encode", now)
-        while self._has_room("encode") and (clip := self._streams.next_to_encode()):
-            actor = self._fleet.same_actor("encode", clip.last_actor.get("encode"))
+        while self._has_room("encode") and (clip := self.streams.next_to_encode()):
+            actor = self.fleet.same_actor("encode", clip.last_actor.get("encode"))
             assert actor is not None
-            self._send(self._streams.lease_encode(clip, actor), now, actor)
-        while self._has_room("encode") and (lease := self._queues.next_encode()):
+            self._send(self.streams.lease_encode(clip, actor), now, actor)
+        while self._has_room("encode") and (lease := self.queues.next_encode()):
             self._send(lease, now)
 
     def writes(self, now: float) -> None:
         self._suspects("write", now)
-        while self._has_room("write") and (lease := self._queues.next_write()):
+        while self._has_room("write") and (lease := self.queues.next_write()):
             self._send(lease, now)
 
     def _suspects(self, stage: Stage, now: float) -> None:
-        while self._fleet.has_idle(stage) and (lease := self._queues.next_suspect(stage)):
+        while self.fleet.has_idle(stage) and (lease := self.queues.next_suspect(stage)):
             self._send(lease, now, alone=True)
 
     def _pieces_to_decode(self, now: float) -> None:
@@ -83,23 +75,23 @@ class Leasing:
         has_leased = True
         while has_leased and self._has_room("decode"):
             has_leased = False
-            for clip in self._streams.to_decode():
-                actor = self._fleet.same_actor("decode", clip.last_actor.get("decode"))
+            for clip in self.streams.to_decode():
+                actor = self.fleet.same_actor("decode", clip.last_actor.get("decode"))
                 if actor is not None:
-                    self._send(self._streams.lease_decode(clip, actor), now, actor)
+                    self._send(self.streams.lease_decode(clip, actor), now, actor)
                     has_leased = True
 
     def _has_room(self, stage: Stage) -> bool:
         """Whether an ordinary lease may go out."""
-        return self._fleet.has_room(stage) and not self._queues.has_suspects(stage)
+        return self.fleet.has_room(stage) and not self.queues.has_suspects(stage)
 
     def _send(
         self, lease: Lease, now: float, actor: ActorId | None = None, *, alone: bool = False
     ) -> None:
         if actor is None:
-            actor = self._fleet.actor_with_room(lease.stage)
+            actor = self.fleet.actor_with_room(lease.stage)
             assert actor is not None
-        attempt = next(self._new_id)
-        self._fleet.assign(actor, attempt, now, alone=alone)
-        self._flights.start(attempt, lease, actor)
-        self._emit(Dispatch(attempt, actor, lease))
+        attempt = next(self.new_id)
+        self.fleet.assign(actor, attempt, now, alone=alone)
+        self.flights.start(attempt, lease, actor)
+        self.emit(Dispatch(attempt, actor, lease))

@@ -142,8 +142,14 @@ Answer = (
 # --- events -------------------------------------------------------------------------------------
 
 
+class Event:
+    """Something that happened, for the dispatcher to react to."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(Event):
     """CPUs and GPUs of the cluster's live nodes in total."""
 
     cpus: float
@@ -151,7 +157,7 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
-class ActorPlaced:
+class ActorPlaced(Event):
     """The cluster found room for an actor; it is setting up."""
 
     actor: ActorId
@@ -159,14 +165,14 @@ class ActorPlaced:
 
 
 @dataclass(frozen=True, slots=True)
-class ActorUp:
+class ActorUp(Event):
     """An actor is set up and takes leases."""
 
     actor: ActorId
 
 
 @dataclass(frozen=True, slots=True)
-class ActorLost:
+class ActorLost(Event):
     """An actor died. ``node_lost``: its whole node died, so no clip is to blame."""
 
     actor: ActorId
@@ -175,7 +181,7 @@ class ActorLost:
 
 
 @dataclass(frozen=True, slots=True)
-class ActorRefused:
+class ActorRefused(Event):
     """An actor's setup raised: weights, packages or settings are wrong, or its node is."""
 
     actor: ActorId
@@ -184,14 +190,14 @@ class ActorRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
+class Draining(Event):
     """All nodes that the cluster is known to be taking away soon."""
 
     nodes: frozenset[NodeId]
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(Event):
     """More of the plan, in answer to FetchPlan; ``exhausted`` when there is no more."""
 
     items: tuple[WorkItem, ...]
@@ -199,7 +205,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseDone:
+class LeaseDone(Event):
     attempt: AttemptId
     answer: Answer
     busy_s: float = 0.0
@@ -210,7 +216,7 @@ class LeaseDone:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseFailed:
+class LeaseFailed(Event):
     """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (a full
     disk, say) blame no clip."""
 
@@ -222,43 +228,33 @@ class LeaseFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Event):
     """The commit in flight is in the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(Event):
     """Commit what is finished and end: ``grace_s`` for encoders at work, as much for writers."""
 
     grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Event):
     """Time has passed."""
-
-
-Event = (
-    Capacity
-    | ActorPlaced
-    | ActorUp
-    | ActorLost
-    | ActorRefused
-    | Draining
-    | Planned
-    | LeaseDone
-    | LeaseFailed
-    | Committed
-    | StopRequested
-    | Tick
-)
 
 
 # --- commands -----------------------------------------------------------------------------------
 
 
+class Command:
+    """Something that the dispatcher wants done."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
-class StartActor:
+class StartActor(Command):
     """``zero_cpu``: request no CPUs, since the stage has no actor and none fits."""
 
     actor: ActorId
@@ -269,40 +265,40 @@ class StartActor:
 
 
 @dataclass(frozen=True, slots=True)
-class KillActor:
+class KillActor(Command):
     actor: ActorId
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(Command):
     attempt: AttemptId
     actor: ActorId
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Release(Command):
     """The output of an attempt is no longer needed, nor any state that it left."""
 
     attempt: AttemptId
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseState:
+class ReleaseState(Command):
     """The state that encoding a piece left is no longer needed; its codes are."""
 
     attempt: AttemptId
 
 
 @dataclass(frozen=True, slots=True)
-class FetchPlan:
+class FetchPlan(Command):
     """Answer with Planned, holding about this many items."""
 
     num_items: int
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Command):
     """Append to the manifest; answer with Committed. Only one at a time."""
 
     receipts: tuple[Receipt, ...]
@@ -312,7 +308,7 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class Note(Command):
     """Something happened that people and logs want to know; nothing has to be done."""
 
     event: EventName
@@ -324,31 +320,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Command):
     """The job is over: ``done``, or ``stopped`` on request with work left."""
 
     outcome: Literal["done", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Command):
     """The job cannot continue. What is committed stays."""
 
     kind: Literal["storage", "runtime"]
     message: str
 
 
-Command = (
-    StartActor
-    | KillActor
-    | Dispatch
-    | Release
-    | ReleaseState
-    | FetchPlan
-    | Commit
-    | Note
-    | Finish
-    | Abort
-)
 Emit = Callable[[Command], None]
 """How the parts of the dispatcher order something."""

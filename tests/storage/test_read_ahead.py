@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tokpipe.reader.read_ahead import read_ahead
+from tokpipe.storage.read_ahead import read_ahead
 
 
 @pytest.mark.parametrize("num_ahead", [0, 1, 3, 100])

@@ -1,4 +1,4 @@
-"""Does the next few of a row of tasks in threads, while the results are used in order."""
+"""Works on the next few items in threads, while the results are used in order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ R = TypeVar("R")
 
 
 def read_ahead(task: Callable[[T], R], items: Iterable[T], num_ahead: int) -> Iterator[R]:
-    """Yield ``task(item)`` of each item in order; ``num_ahead`` more are done or being done."""
-    pool = ThreadPoolExecutor(max(1, num_ahead), thread_name_prefix="reader")
+    """Yield ``task(item)`` for each item, in order, while up to ``num_ahead`` more are in progress.
+
+    An error is raised in place of its result. Closing the iterator early does not wait for tasks.
+    """
+    pool = ThreadPoolExecutor(max(1, num_ahead), thread_name_prefix="read-ahead")
     ahead: deque[Future[R]] = deque()
     try:
         for item in items:

@@ -1,0 +1,138 @@
+"""A dispatcher whose cluster is played by hand, event by event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from tests.runtime.simulation import receipt_of, ref_of
+from tokpipe.config.job import PoolConfig, RuntimeConfig
+from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.dispatch.protocol import (
+    ActorLost,
+    ActorUp,
+    Capacity,
+    Command,
+    DecodedInfo,
+    DecodeLease,
+    Dispatch,
+    EncodedInfo,
+    Event,
+    LeaseDone,
+    LeaseFailed,
+    Note,
+    Planned,
+    Release,
+    Tick,
+    WriteLease,
+)
+from tokpipe.telemetry.account import Account
+from tokpipe.types import ClipRef, Stage, WorkItem
+
+C = TypeVar("C", bound=Command)
+LIMITS = Limits(
+    runtime=RuntimeConfig(
+        decode=PoolConfig(max_actors=1, lease_deadline_s=100),
+        encode=PoolConfig(max_actors=1, lease_deadline_s=100),
+        write=PoolConfig(cpus=0, max_actors=1),
+        clips_per_lease=4,
+    ),
+    on_gpu=False,
+    clips_per_lease=4,
+    shard_bytes=1000,
+    shard_max_age_s=50,
+    bytes_per_code=1.0,
+)
+
+
+def items(*rows: int) -> tuple[WorkItem, ...]:
+    return tuple(WorkItem(row=row, row_id=f"id{row}", source_uri=f"mem://{row}") for row in rows)
+
+
+class Bench:
+    """A dispatcher with one actor per stage, up, and every command it gave."""
+
+    def __init__(self, *rows: int, exhausted: bool = True, limits: Limits = LIMITS) -> None:
+        self.dispatcher = Dispatcher(limits, ref_of)
+        self.now = 0.0
+        self.log: list[Command] = []
+        self.send(Capacity(8, 0))
+        self.send(Planned(items(*rows), exhausted))
+        self.bring_up()
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def send(self, event: Event) -> list[Command]:
+        commands = self.dispatcher.handle(event, self.now)
+        self.log.extend(commands)
+        return commands
+
+    def tick(self, seconds: float = 0.0) -> list[Command]:
+        self.now += seconds
+        return self.send(Tick())
+
+    def bring_up(self) -> list[Command]:
+        """Let every actor that is starting come up."""
+        starting = [i for i, actor in self.dispatcher.fleet.actors.items() if not actor.up]
+        return [command for actor in starting for command in self.send(ActorUp(actor))]
+
+    def done(self, dispatch: Dispatch, *infos: Any, **seconds: float) -> list[Command]:
+        """Answer a lease: with ``infos``, or as if all went well."""
+        answer: Any = infos or tuple(map(answer_for(dispatch), refs_of(dispatch)))
+        if isinstance(dispatch.lease, WriteLease):
+            answer = receipt_of(tuple(refs_of(dispatch)))
+        return self.send(LeaseDone(dispatch.attempt, answer, **seconds))  # type: ignore[arg-type]
+
+    def fail(self, dispatch: Dispatch, kind: Any, why: str = "broke", *lost: int) -> list[Command]:
+        return self.send(LeaseFailed(dispatch.attempt, kind, why, lost))
+
+    def lose(self, actor: int, *, with_node: bool = False) -> list[Command]:
+        return self.send(ActorLost(actor, with_node, "killed"))
+
+    # --- what came of them ----------------------------------------------------------------------
+
+    def in_flight(self, *stages: Stage) -> list[Dispatch]:
+        """Attempts that are out, of these stages or of all, oldest first."""
+        actors = self.dispatcher.fleet.actors.values()
+        attempts = {attempt for actor in actors for attempt in actor.leases}
+        return [
+            one
+            for one in only(Dispatch, self.log)
+            if one.attempt in attempts and (not stages or one.lease.stage in stages)
+        ]
+
+    def play(self, num_leases: int, busy_s: float = 0.0) -> None:
+        """Finish leases. Encoders first, so that decoders never run out of credits."""
+        for _ in range(num_leases):
+            one = min(self.in_flight(), key=lambda one: one.lease.stage == "decode")
+            self.done(one, busy_s=busy_s * len(one.lease.items))
+
+    def actor(self, stage: Stage) -> int:
+        """The first actor of a stage."""
+        return next(i for i, actor in self.dispatcher.fleet.actors.items() if actor.stage == stage)
+
+    @property
+    def account(self) -> Account:
+        return self.dispatcher.ledger.account
+
+    @property
+    def notes(self) -> list[tuple[str, bool]]:
+        return [(one.event, one.is_warning) for one in only(Note, self.log)]
+
+
+def refs_of(dispatch: Dispatch) -> list[ClipRef]:
+    return [ref_of(item) for item in dispatch.lease.items]
+
+
+def answer_for(dispatch: Dispatch) -> Any:
+    if isinstance(dispatch.lease, DecodeLease):
+        return lambda ref: DecodedInfo(ref, 5)
+    return lambda ref: EncodedInfo(ref, (4, 4), 1)
+
+
+def only(kind: type[C], commands: Iterable[Command]) -> list[C]:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+def released(commands: Iterable[Command]) -> set[int]:
+    return {command.attempt for command in only(Release, commands)}

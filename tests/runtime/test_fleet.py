@@ -1,0 +1,143 @@
+"""Which actors there are, who has room, and which nodes are left alone."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from tests.runtime.bench import LIMITS, Bench, items, only
+from tests.runtime.simulation import ref_of
+from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.dispatch.account import Ledger
+from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_REFUSALS, Fleet
+from tokpipe.runtime.dispatch.protocol import (
+    Abort,
+    ActorLost,
+    ActorPlaced,
+    ActorRefused,
+    Capacity,
+    Command,
+    Draining,
+    KillActor,
+    Planned,
+    StartActor,
+    Tick,
+    WriteLease,
+)
+from tokpipe.types import STAGES
+
+
+def fleet_of(num_decoders: int) -> tuple[Fleet, list[Command]]:
+    commands: list[Command] = []
+    fleet = Fleet(LIMITS.runtime, count(1), Ledger(), commands.append)
+    fleet.fill("decode", num_decoders, 0.0, one_shares=False)
+    for actor in fleet.actors:
+        fleet.came_up(actor)
+    return fleet, commands
+
+
+def test_idle_actors_come_before_those_with_a_free_slot() -> None:
+    fleet, _ = fleet_of(2)
+    given = []
+    for attempt in range(4):
+        given.append(fleet.actor_with_room("decode"))
+        fleet.assign(given[-1], attempt, 0.0, alone=False)  # type: ignore[arg-type]
+    assert given == [1, 2, 1, 2]
+    assert not fleet.has_room("decode")
+    assert fleet.free(2, 1, 5.0) == 5.0
+    assert fleet.same_actor("decode", 2) == 2
+    assert fleet.same_actor("decode", 1) is None, "it is worth waiting for the source file"
+
+
+def test_actors_that_cost_least_are_let_go_first() -> None:
+    fleet, _ = fleet_of(3)
+    fleet.assign(3, 1, 0.0, alone=False)
+    fleet.start("decode", 1.0, zero_cpu=False)
+    assert fleet.surplus("decode", 1) == [4, 2, 1], "not up yet, then idle, newest first"
+
+
+def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> None:
+    bench = Bench(0, 1)
+    (first,) = bench.in_flight()
+    assert KillActor(first.actor) in bench.tick(101.0)
+    bench.done(first)
+    assert not bench.in_flight()
+    assert "decode" not in bench.account.clips
+
+
+def test_the_job_ends_if_actors_never_start() -> None:
+    bench = Bench(0)
+    for attempt in range(MAX_REFUSALS):
+        commands = bench.send(ActorRefused(bench.actor("encode"), "weights: no such key"))
+        if attempt < MAX_REFUSALS - 1:
+            assert not only(StartActor, commands), "no pause before the next"
+            bench.tick(30)
+    (abort,) = only(Abort, commands)
+    assert "weights: no such key" in abort.message
+
+
+def test_an_actor_with_zero_cpus_is_not_replaced_while_it_starts() -> None:
+    dispatcher = Dispatcher(LIMITS, ref_of)
+    commands = dispatcher.handle(Capacity(8, 0), 0.0)
+    for now in range(1, 200):  # a slow disk, from which torch takes minutes to import
+        commands += dispatcher.handle(Tick(), float(now))
+    started = only(StartActor, commands)
+    assert [one.zero_cpu for one in started if one.stage == "encode"] == [False, True]
+
+
+def test_on_cpus_one_decoder_has_zero_cpus_and_so_does_its_replacement() -> None:
+    dispatcher = Dispatcher(LIMITS, ref_of)
+    started = only(StartActor, dispatcher.handle(Capacity(4, 0), 0.0))
+    (decoder,) = (one.actor for one in started if one.stage == "decode")
+    assert [one.actor for one in started if one.zero_cpu] == [decoder]
+    (again,) = only(StartActor, dispatcher.handle(ActorLost(decoder, True, "node"), 1.0))
+    assert (again.stage, again.zero_cpu) == ("decode", True)
+
+
+def test_a_draining_node_gets_nothing_new_and_its_codes_are_written() -> None:
+    bench = Bench(0, 1, 2, 3, exhausted=False)
+    encoder = bench.actor("encode")
+    bench.send(ActorPlaced(encoder, "node-a"))
+    bench.done(bench.in_flight()[0])
+    (encode,) = bench.in_flight("encode")
+    assert encode.actor == encoder
+    started = only(StartActor, bench.send(Draining(frozenset({"node-a"}))))
+    assert [one.stage for one in started] == ["encode"]
+    # Its codes would be lost with it, so they are written although the shard is not full.
+    assert KillActor(encoder) in bench.done(encode)
+    assert isinstance(bench.in_flight()[-1].lease, WriteLease)
+    bench.send(Planned(items(4, 5), exhausted=True))
+    bench.bring_up()
+    assert not any(one.actor == encoder for one in bench.in_flight())
+
+
+def test_a_node_with_trouble_is_avoided_and_no_clip_is_blamed() -> None:
+    bench = Bench(0, 1, 2)
+    (decode,) = bench.in_flight()
+    bench.send(ActorPlaced(decode.actor, "full-disk"))
+    assert KillActor(decode.actor) in bench.fail(decode, "node", "no space left")
+    (start,) = only(StartActor, bench.tick(5))
+    assert start.avoid == ("full-disk",)
+    bench.bring_up()
+    (again,) = bench.in_flight()
+    assert [item.row for item in again.lease.items] == [0, 1, 2]
+    assert not bench.account.retried
+
+
+def test_the_job_ends_if_all_nodes_have_trouble() -> None:
+    bench = Bench(0)
+    for _ in range(MAX_NODE_TROUBLES):
+        bench.tick(100)
+        bench.bring_up()
+        bench.fail(bench.in_flight()[-1], "node", "no space left")
+    (abort,) = only(Abort, bench.log)
+    assert "times in a row because of their nodes" in abort.message
+
+
+def test_the_seconds_of_actors_are_counted_from_tick_to_tick() -> None:
+    bench = Bench(0)
+    bench.tick()
+    bench.tick(2.0)
+    bench.lose(bench.actor("write"), with_node=True)
+    bench.tick(3.0)
+    assert [bench.account.up_s[stage] for stage in STAGES] == [5.0, 5.0, 2.0]
+    assert bench.account.paid_s == 5.0

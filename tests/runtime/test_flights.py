@@ -1,0 +1,43 @@
+"""Which outputs are kept, and for how long."""
+
+from __future__ import annotations
+
+from tests.runtime.bench import Bench, refs_of, released
+from tokpipe.runtime.dispatch.blame import RETRY_PAUSE_S
+from tokpipe.runtime.dispatch.flights import Flights
+from tokpipe.runtime.dispatch.protocol import Command, DecodeLease, EncodedInfo, EncodeLease, Pick
+from tokpipe.types import Failed
+
+
+def test_an_output_is_released_with_its_last_clip() -> None:
+    commands: list[Command] = []
+    flights = Flights(commands.append)
+    flights.keep(7, 3)
+    flights.use_up(Pick(7, (0, 2)))
+    assert not commands
+    flights.use_up(Pick(7, (1,)))
+    flights.keep(8, 0)
+    assert released(commands) == {7, 8}
+
+
+def test_an_attempt_that_was_given_up_is_unknown() -> None:
+    flights, lease = Flights(lambda command: None), DecodeLease(())
+    flights.start(1, lease, actor=5)
+    flights.start(2, lease, actor=5)
+    assert flights.end(1) is lease
+    assert (flights.find(1), flights.num("decode")) == (None, 1)
+
+
+def test_pixels_of_a_clip_that_failed_to_encode_are_kept_for_the_retry() -> None:
+    bench = Bench(0, 1)
+    (decode,) = bench.in_flight()
+    bench.done(decode)
+    (encode,) = bench.in_flight()
+    good, bad = refs_of(encode)
+    codes, failed = EncodedInfo(good, (4, 4), 1), Failed(bad, "encode_error", "broke")
+    assert decode.attempt not in released(bench.done(encode, codes, failed))
+    bench.tick(RETRY_PAUSE_S + 0.1)
+    (again,) = bench.in_flight("encode")
+    assert isinstance(again.lease, EncodeLease)
+    assert again.lease.pick == Pick(decode.attempt, (1,))
+    assert decode.attempt in released(bench.done(again))

@@ -1,0 +1,61 @@
+"""What waits for actors, and in which order it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.runtime.bench import LIMITS, Bench, items, only
+from tests.runtime.simulation import ref_of
+from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.dispatch.fleet import SLOTS
+from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD
+from tokpipe.runtime.dispatch.protocol import Capacity, DecodedInfo, DecodeLease, FetchPlan, Planned
+from tokpipe.runtime.dispatch.queues import Queues
+
+
+def test_what_is_put_back_leaves_first() -> None:
+    queues = Queues(lambda command: None)
+    queues.planned(Planned(items(0, 1, 2, 3), exhausted=True))
+    first = queues.next_decode(2)
+    assert first is not None
+    queues.put_back(first)
+    assert queues.next_decode(3) == DecodeLease(items(0, 1, 2))
+    assert not queues.nothing_before_write
+    assert queues.next_decode(3) == DecodeLease(items(3))
+    assert queues.next_decode(3) is None
+    assert queues.nothing_before_write
+
+
+def test_retries_leave_when_they_are_due_earliest_first() -> None:
+    queues = Queues(lambda command: None)
+    leases = [DecodeLease(items(row), stream=row) for row in range(3)]
+    for number, (due, lease) in enumerate(zip((9.0, 3.0, 5.0), leases, strict=True)):
+        queues.add_retry(due, number, lease)
+    assert list(queues.due_retries(5.0)) == [leases[1], leases[2]]
+    queues.forget(stream_id=0)
+    assert not list(queues.due_retries(100.0))
+
+
+def test_segments_of_a_cut_source_become_work_once() -> None:
+    bench = Bench(3)
+    (first,) = bench.in_flight()
+    ref = ref_of(replace(first.lease.items[0], num_segments=6))
+    bench.done(first, DecodedInfo(ref, 5))
+    leased = [item.segment for one in bench.in_flight("decode") for item in one.lease.items]
+    assert leased == [1, 2, 3, 4, 5]
+    assert bench.account.num_extra_clips == 5
+
+
+def test_the_plan_is_fetched_in_small_parts() -> None:
+    (fetch,) = only(FetchPlan, Dispatcher(LIMITS, ref_of).handle(Capacity(1000, 0), 0.0))
+    assert fetch.num_items <= 100
+
+
+def test_encoders_wait_for_a_slow_store() -> None:
+    bench = Bench(*range(400), exhausted=False, limits=replace(LIMITS, shard_bytes=1))
+    while waiting := bench.in_flight("decode", "encode"):
+        bench.done(waiting[0])
+    assert bench.dispatcher.queues.num_shards <= SHARDS_AHEAD + 1 + SLOTS["encode"]
+    for _ in range(4):
+        bench.done(bench.in_flight("write")[-1])
+    assert bench.in_flight("encode")

@@ -1,0 +1,94 @@
+"""When shards are closed, and what is committed."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
+from tests.runtime.simulation import receipt_of, ref_of
+from tokpipe.runtime.dispatch.account import Ledger
+from tokpipe.runtime.dispatch.protocol import (
+    Command,
+    Commit,
+    Draining,
+    EncodedClips,
+    Pick,
+    WriteLease,
+)
+from tokpipe.runtime.dispatch.queues import Queues
+from tokpipe.runtime.dispatch.settlement import Settlement
+from tokpipe.types import Rejected
+
+
+def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
+    queues = Queues(lambda command: None)
+    settlement = Settlement(LIMITS, queues, count(1), Ledger(), lambda command: None)
+
+    def add(attempt: int, num_codes: int) -> None:
+        part = EncodedClips(items(attempt), (Pick(attempt, (0,)),))
+        settlement.add_codes(part, (4, 4), num_codes, now=0.0)
+
+    add(1, 999)
+    waiting = [queues.num_shards]
+    add(2, 1)
+    waiting.append(queues.num_shards)
+    assert waiting == [0, 1]
+    add(3, 1)
+    settlement.endanger(2)
+    settlement.close_due(LIMITS.shard_max_age_s - 1, hurry=False)
+    assert queues.num_shards == 1
+    settlement.endanger(3)
+    settlement.close_due(0.0, hurry=False)
+    assert queues.num_shards == 2
+    add(4, 1)
+    settlement.close_due(LIMITS.shard_max_age_s, hurry=False)
+    assert queues.num_shards == 3
+    assert not settlement.has_open_shards
+
+
+def test_one_commit_at_a_time_counts_once_it_is_in_the_manifest() -> None:
+    commands: list[Command] = []
+    ledger = Ledger()
+    settlement = Settlement(LIMITS, Queues(lambda _: None), count(1), ledger, commands.append)
+    receipt = receipt_of(tuple(map(ref_of, items(0, 1))))
+    for encode_s in (2.0, 3.0):
+        settlement.written(receipt, encode_s)
+        settlement.commit_due(0.0, is_last=False)
+    assert [one.account.useful_s for one in only(Commit, commands)] == [2.0]
+    assert ledger.account.clips == {}
+    settlement.committed()
+    assert (ledger.account.clips, ledger.account.num_shards) == ({"write": 2}, 1)
+    settlement.commit_due(0.0, is_last=False)
+    assert [one.account.useful_s for one in only(Commit, commands)] == [2.0, 3.0]
+
+
+def test_a_single_rejection_is_committed_before_the_end() -> None:
+    bench = Bench(0, exhausted=False)
+    (first,) = bench.in_flight()
+    bench.done(first, Rejected(refs_of(first)[0], "decode", "empty", ""))
+    assert only(Commit, bench.tick(LIMITS.shard_max_age_s + 1))
+
+
+def test_open_shards_are_written_when_any_node_starts_draining() -> None:
+    bench = Bench(0, 1, exhausted=False)
+    bench.done(bench.in_flight()[0])
+    bench.done(bench.in_flight()[0], busy_s=3.0)
+    assert not bench.in_flight("write")
+    bench.send(Draining(frozenset({"elsewhere"})))
+    (write,) = bench.in_flight("write")
+    assert isinstance(write.lease, WriteLease)
+    assert write.lease.encode_s == 3.0
+
+
+def test_encoder_seconds_are_useful_once_committed_and_lost_if_codes_are() -> None:
+    bench = Bench(0, 1)
+    bench.done(bench.in_flight()[0])
+    (encode,) = bench.in_flight()
+    bench.done(encode, busy_s=6.0)
+    bench.fail(bench.in_flight("write")[0], "inputs_lost", "gone", encode.attempt)
+    assert (bench.account.useful_s, bench.account.lost_s) == (0.0, 6.0)
+    bench.done(bench.in_flight()[0], busy_s=1.0)
+    bench.done(bench.in_flight()[0], busy_s=5.0)
+    bench.done(bench.in_flight()[0])
+    (commit,) = only(Commit, bench.log)
+    assert (commit.account.useful_s, commit.account.lost_s) == (5.0, 6.0)
