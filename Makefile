@@ -31,14 +31,15 @@ docs: $(VENV)/.installed-dev
 # parts always run, and the target fails if either did.
 unit: $(VENV)/.installed-dev
 	@status=0; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3" || status=1; \
-	$(BIN)/python -m pytest -m "ray or s3" || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3 and not slow" || status=1; \
+	$(BIN)/python -m pytest -m "(ray or s3) and not slow" || status=1; \
 	exit $$status
 
 # The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
 chaos: $(VENV)/.installed-dev
 	TOKPIPE_TEST_SEEDS=20000 $(BIN)/python -m pytest tests/runtime/test_simulation.py
-	TOKPIPE_TEST_PROFILE=explore $(BIN)/python -m pytest -n 2 -m "not ray and not s3"
+	TOKPIPE_TEST_PROFILE=explore $(BIN)/python -m pytest -n 2 -m "not ray and not s3 and not slow"
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.hostile
 

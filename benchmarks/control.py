@@ -25,9 +25,9 @@ from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
 from benchmarks.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
+from tokpipe.runtime.assemble import Stages
 from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatch.protocol import Capacity
-from tokpipe.runtime.shell import Stages
 from tokpipe.storage import open_store
 
 CORES = 2
@@ -136,7 +136,7 @@ def free_job(
 
 
 def _freed(stages: Stages) -> Stages:
-    return replace(stages, decode=FreeDecode(), encode=FreeEncode(), write=FreeWrite())
+    return replace(stages, decode=FreeDecode(), encode=FreeEncode, write=FreeWrite())
 
 
 def _by_ray_data(num_clips: int) -> float:

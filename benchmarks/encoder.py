@@ -23,11 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.eager import encode_eagerly
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.timing import Times, by_turns, ratio
+from examples.demo_tokenizer.scenes import make_palette, render_scene
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.quantizers.fsq import FSQ
-from tokpipe.train.scenes import make_palette, render_scene
 
 FRAMES = 17
 CPU_SIZES = ((32, 64), (64, 128))

@@ -20,8 +20,8 @@ from benchmarks.sample_job import sample_job, work_items
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
 from benchmarks.watched_run import WatchedRun, cluster_of, run_watched
 from tokpipe.config import JobConfig
+from tokpipe.runtime.assemble import limits_of
 from tokpipe.runtime.dispatch.protocol import Capacity
-from tokpipe.runtime.job import limits_of
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage

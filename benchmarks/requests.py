@@ -12,18 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.pipeline import decoder_of
 from benchmarks.sample_job import SAMPLE, sample_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.runtime.commit import claim_output
-from tokpipe.runtime.job import start_output
-from tokpipe.stages.encode import EncodeStage
-from tokpipe.stages.write import WriteStage
+from tokpipe.runtime.assemble import assemble
+from tokpipe.runtime.output import look_up, start_output
 from tokpipe.storage import open_store
 from tokpipe.storage.client import Client
 from tokpipe.types import DecodedClip, EncodedClip
-from tokpipe.weights.read import read_weights
 
 
 def requests_of(num_clips: int) -> dict[str, float]:
@@ -44,28 +39,24 @@ def requests_of(num_clips: int) -> dict[str, float]:
             frames={"size": [32, 32]},
             sampling={"fps": 2, "max_clip_frames": 129},
         )
-        store = open_store(job.output.uri, job.storage)
-        weights = read_weights(job.tokenizer, job.storage)
-        record = start_output(store, job, weights.hash, "bench", Console(quiet=True))
-        committer = claim_output(store, record.num_rows, "bench")
-        plan = StoredPlan.from_json(record.plan)
-        items = PlanReader(store, plan).items(0)
+        output, console = look_up(job), Console(quiet=True)
+        run = assemble(job, output, start_output(job, output, console), console)
+        items = run.feed.fetch(num_clips).items
         parts = {"start": counts.total()}
 
-        decoder = decoder_of(job, folder)
-        decoded = [one for one in decoder.process(items) if isinstance(one, DecodedClip)]
-        decoder.close()
+        decode, encode, write = run.stages.decode, run.stages.encode(), run.stages.write
+        decode.setup(folder)
+        decoded = [one for one in decode.process(list(items)) if isinstance(one, DecodedClip)]
+        decode.close()
         parts["source"] = counts.total() - sum(parts.values())
 
-        encode = EncodeStage(job.tokenizer, job.chunking, job.encode)
-        encode.setup("cpu", weights.encoding)
+        encode.setup("cpu", run.stages.weights)
         encoded = [one for one in encode.process(decoded) if isinstance(one, EncodedClip)]
-        write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
         write.setup()
         receipt = write.process("bench-1-1", encoded)
         parts["shard"] = counts.total() - sum(parts.values())
 
-        committer.commit([receipt], [])
+        run.committer.commit([receipt], [])
         parts["commit"] = counts.total() - sum(parts.values())
     assert len(encoded) == num_clips
     return {**parts, "source": parts["source"] / num_clips}

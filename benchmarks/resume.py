@@ -11,7 +11,8 @@ from rich.console import Console
 from benchmarks.figures import Figure, Result
 from benchmarks.processes import measured
 from benchmarks.synthetic import job_of_table, write_output
-from tokpipe.runtime.job import look_up, take_up
+from tokpipe.runtime.assemble import assemble
+from tokpipe.runtime.output import look_up
 from tokpipe.storage import probe_store
 
 CLIPS = 10_047_000
@@ -35,8 +36,9 @@ def run(quick: bool) -> Iterator[Result]:
 
 def _resume(folder: str) -> int:
     """What ``run_job`` does with an output that has begun; returns the row of its first item."""
-    store, _, record, state = look_up(job_of_table(Path(folder)))
-    assert record is not None
-    probe_store(store)
-    _, feed = take_up(store, record, "driver-2", Console(quiet=True), known=state)
-    return feed.fetch(1).items[0].row
+    job = job_of_table(Path(folder))
+    output = look_up(job)
+    assert output.record is not None
+    probe_store(output.store)
+    run = assemble(job, output, output.record, Console(quiet=True))
+    return run.feed.fetch(1).items[0].row

@@ -14,7 +14,7 @@ from benchmarks.watched_run import job_of
 from tokpipe.config import JobConfig
 from tokpipe.types import WorkItem
 
-SAMPLE = Path(__file__).parents[2] / "examples/data/bigbuckbunny.mp4"
+SAMPLE = Path(__file__).parents[1] / "examples/data/bigbuckbunny.mp4"
 """132 frames of 1280x720, H.264, 25 per second."""
 FPS = 8.0
 CLIP_FRAMES = 17

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,14 @@ from rich.console import Console
 from benchmarks.processes import resident_mb
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats.manifest import Totals
-from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.runtime.assemble import Stages, assemble
 from tokpipe.runtime.cluster import connected
-from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
-from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.job import limits_of, ref_of, stages_of, start_output
-from tokpipe.runtime.shell import Shell, Stages
-from tokpipe.storage import open_store
+from tokpipe.runtime.output import look_up, start_output
+from tokpipe.runtime.shell import Shell
 from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES, Stage
-from tokpipe.weights.read import read_weights
 
 START_ATTEMPTS = 3
 
@@ -71,27 +66,27 @@ class WatchedRun:
         return self.ended - self.ready
 
 
-class _WatchedDispatcher(Dispatcher):
-    """Notes when what happened."""
+def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) -> None:
+    """Let ``run`` record what the dispatcher handles, and when."""
+    handle = dispatcher.handle
 
-    run: WatchedRun
-    probe: Callable[[], float]
-
-    def handle(self, event: Event, now: float) -> list[Command]:
-        run = self.run
+    def watched(event: Event, now: float) -> list[Command]:
         run.num_events += 1
-        if isinstance(event, LeaseDone) and (flight := self.flights.find(event.attempt)):
+        if isinstance(event, LeaseDone) and (flight := dispatcher.flights.find(event.attempt)):
             stage = flight.lease.stage
             run.num_leases[stage] += 1
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
-        commands = super().handle(event, now)
-        if isinstance(event, ActorUp) and run.ready is None and all(map(self.fleet.num_up, STAGES)):
+        commands = handle(event, now)
+        are_up = isinstance(event, ActorUp) and all(map(dispatcher.fleet.num_up, STAGES))
+        if are_up and run.ready is None:
             run.ready = now
-            run.probed = -self.probe()
+            run.probed = -probe()
         if commands and isinstance(commands[-1], Finish):
-            run.probed += self.probe()
+            run.probed += probe()
         return commands
+
+    dispatcher.handle = watched  # type: ignore[method-assign]
 
 
 def run_watched(
@@ -106,32 +101,22 @@ def run_watched(
         change: puts other stages in the place of the job's.
         probe: called when all stages are up, and at the end.
     """
-    driver = secrets.token_hex(4)
-    store = open_store(job.output.uri, job.storage)
-    weights = read_weights(job.tokenizer, job.storage)
-    run = WatchedRun()
+    watched, console = WatchedRun(), Console(quiet=True)
+    output = look_up(job)
     with connected(job.runtime.cluster):
-        record = start_output(store, job, weights.hash, driver, Console(quiet=True))
-        device = job.encode.device
-        assert device != "auto", "a benchmark says what it runs on"
-        committer = claim_output(store, record.num_rows, driver)
-        plan = StoredPlan.from_json(record.plan)
-        dispatcher = _WatchedDispatcher(limits_of(job, device), lambda item: ref_of(item, job))
-        dispatcher.run, dispatcher.probe = run, probe
-        stages = change(stages_of(job, record, plan, device, weights.encoding, driver))
+        run = assemble(job, output, start_output(job, output, console), console)
+        _watch(run.dispatcher, watched, probe)
 
         def sample() -> None:
-            committed = dispatcher.ledger.account.clips.get("write", 0)
-            run.samples.append(Sample(time.monotonic(), committed, resident_mb()))
+            committed = run.dispatcher.ledger.account.clips.get("write", 0)
+            watched.samples.append(Sample(time.monotonic(), committed, resident_mb()))
 
-        feed = Feed(PlanReader(store, plan), committer.state.committed)
-        shell = Shell(dispatcher, feed, committer, stages, job.runtime, sample)
-        run.began = time.monotonic()
-        finish = shell.run()
-        run.ended = time.monotonic()
+        watched.began = time.monotonic()
+        finish = Shell(replace(run, stages=change(run.stages))).run(sample)
+        watched.ended = time.monotonic()
     assert finish.outcome == "done"
-    run.account, run.totals = dispatcher.ledger.account, committer.state.totals
-    return run
+    watched.account, watched.totals = run.dispatcher.ledger.account, run.committer.state.totals
+    return watched
 
 
 def job_of(settings: Mapping[str, Any]) -> JobConfig:

@@ -147,14 +147,14 @@ def test_the_report_names_what_is_wrong_and_what_to_do(
     printed = capsys.readouterr().out
     assert "30 rows, 0 not settled" in printed
     assert "30 clips tokenized, 2 rejected" in printed
-    assert "8 of 8 shards read" in printed
+    assert "8 of 8 shards and side tables read" in printed
     assert "clean: no defect found" in printed
 
     output.store.delete("shards/shard3.parquet")
     assert main(["audit", output.store.uri]) == 8
     printed = capsys.readouterr().out
     assert "1 defects: object_missing 1" in printed
-    assert "shard3.parquet is damaged: it is missing, though the manifest lists it" in printed
+    assert "shard3.parquet is damaged: it is missing, although the manifest lists it" in printed
     assert "tokenize the dataset again" in printed
 
 
@@ -171,4 +171,4 @@ def test_the_report_is_one_line_of_json_on_request(
 
 def test_what_is_no_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(tmp_path / "nothing")]) == 2
-    assert "check the URI" in capsys.readouterr().err
+    assert "Check the URI" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_a_gap_in_the_manifest_stops_cleaning(output: Made) -> None:
 def test_an_age_at_which_a_driver_may_be_at_work_is_refused(
     output: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="give an hour or more"):
+    with pytest.raises(ConfigError, match="use an hour or more"):
         clean(output.store, older_than_s=60)
     assert main(["clean", output.store.uri, "--older-than", "59m"]) == 2
     capsys.readouterr()

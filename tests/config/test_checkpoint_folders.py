@@ -1,4 +1,4 @@
-"""``tokenizer: {checkpoint: URI}``: the folder's section takes its place, with whole URIs."""
+"""``tokenizer: {checkpoint: URI}`` is replaced by the section in that folder, with full URIs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(path: Path, section: object) -> Path:
     return path
 
 
-def test_a_folder_stands_for_its_section_and_its_weights(tmp_path: Path) -> None:
+def test_a_checkpoint_is_replaced_by_its_section_and_weights(tmp_path: Path) -> None:
     folder(tmp_path / "tokenizers/small", NATIVE)
     for uri in ("tokenizers/small", "tokenizers/small/", f"{tmp_path}/tokenizers/${{WHICH}}"):
         job = job_with({"checkpoint": uri}, tmp_path, WHICH="small")
@@ -45,7 +45,7 @@ def test_a_folder_stands_for_its_section_and_its_weights(tmp_path: Path) -> None
     assert JobConfig.model_validate_json(job.model_dump_json()) == job
 
 
-def test_weights_are_beside_the_config_unless_they_say_where(tmp_path: Path) -> None:
+def test_weights_are_next_to_the_config_unless_they_have_a_full_uri(tmp_path: Path) -> None:
     cosmos = {
         "kind": "cosmos_dv",
         "variant": "4x8x8",
@@ -63,7 +63,7 @@ def test_weights_are_beside_the_config_unless_they_say_where(tmp_path: Path) -> 
     assert tokenizer.weights == "s3://models/m.safetensors"
 
 
-def test_a_folder_in_a_store_is_read_by_the_caller(tmp_path: Path) -> None:
+def test_a_folder_in_a_store_is_read_by_the_callers_function(tmp_path: Path) -> None:
     seen = []
 
     def read(uri: str, options: StoreOptions) -> bytes:
@@ -80,7 +80,7 @@ def test_a_folder_in_a_store_is_read_by_the_caller(tmp_path: Path) -> None:
         job_with({"checkpoint": "s3://models/small"}, tmp_path)
 
 
-def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_in_a_store_is_reported(tmp_path: Path) -> None:
     def read(uri: str, options: StoreOptions) -> bytes:
         raise NotFound(f"nothing at {uri}")
 
@@ -100,8 +100,8 @@ def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
             {"kind": "movqgna"},
             r"tokenizer \(in .*\): kind 'movqgna' is none of 'native', 'movqgan'",
         ),
-        ({"checkpoint": "other"}, "config.yaml: is no tokenizer section"),
-        (["encoder"], "config.yaml: is no tokenizer section"),
+        ({"checkpoint": "other"}, "config.yaml: .* names another checkpoint"),
+        (["encoder"], "config.yaml: holds list, not a mapping of settings"),
         ("a: [", "config.yaml: is not valid YAML"),
         (
             "name: a\nname: b",
@@ -109,13 +109,11 @@ def test_a_store_that_has_no_such_folder_is_told(tmp_path: Path) -> None:
         ),
         (
             {**NATIVE, "weights": "${HOME}/w"},
-            "weights is '.{HOME}/w': variables are expanded in job",
+            "weights is '.{HOME}/w', but variables are expanded in job",
         ),
     ],
 )
-def test_a_config_that_cannot_be_used_is_named(
-    tmp_path: Path, section: object, problem: str
-) -> None:
+def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: str) -> None:
     folder(tmp_path / "small", section)
     with pytest.raises(ConfigError, match=rf"(?s)^job.yaml: .*{problem}"):
         job_with({"checkpoint": "small"}, tmp_path, HOME="/root")
@@ -128,19 +126,19 @@ def test_a_config_that_cannot_be_used_is_named(
             {"checkpoint": "nowhere"},
             r"nowhere/config.yaml cannot be read: No such file.*config.yaml",
         ),
-        ({"checkpoint": "small", "name": "mine"}, "name beside it would contradict"),
-        ({"checkpoint": 3}, "checkpoint is 3: give the path"),
+        ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
+        ({"checkpoint": 3}, "checkpoint is 3, but must be the path"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
         (
             {"checkpoint": "builtin://no-such-one"},
             "builtin://no-such-one/config.yaml cannot be read",
         ),
-        ({"checkpoint": "builtin://../../config"}, "is no name of a checkpoint that ships"),
+        ({"checkpoint": "builtin://../../config"}, "does not name a built-in checkpoint"),
         ("small", "found 'small' in place of a section, whose kind is one of 'native'"),
         ({"kind": 3}, "kind 3 is none of 'native'"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_found_is_told(
+def test_an_unusable_checkpoint_is_reported(
     tmp_path: Path, tokenizer: object, problem: str
 ) -> None:
     folder(tmp_path / "small", NATIVE)
@@ -148,9 +146,9 @@ def test_a_checkpoint_that_cannot_be_found_is_told(
         job_with(tokenizer, tmp_path)
 
 
-def test_names_of_checkpoints_that_ship_stay_within_the_package() -> None:
+def test_names_of_builtin_checkpoints_cannot_leave_the_package() -> None:
     path = builtin_path("builtin://one/model.safetensors")
     assert path == REPOSITORY / "tokpipe/models/pretrained/one/model.safetensors"
     for name in ("", "..", "a/../b", "/etc", "a//b", "a\n"):
-        with pytest.raises(ConfigError, match="is no name of a checkpoint"):
+        with pytest.raises(ConfigError, match="does not name a built-in checkpoint"):
             builtin_path(f"builtin://{name}")

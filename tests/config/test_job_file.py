@@ -1,4 +1,4 @@
-"""Job files: what is refused, in which words, and what relative paths and variables mean."""
+"""Job files: what is rejected and how, and what relative paths and variables mean."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse(text: str, environ: dict[str, str] | None = None) -> JobConfig:
     return parse_job(text, name="job.yaml", root=Path("/project"), environ=environ or {})
 
 
-def test_the_shipped_jobs_are_valid() -> None:
+def test_the_example_jobs_are_valid() -> None:
     assert load_job(REPOSITORY / "jobs/demo.yaml").dataset == "demo"
     webvid = load_job(REPOSITORY / "jobs/webvid.yaml", environ=WEBVID_VARIABLES)
     assert webvid.output.uri == "s3://b/out"
@@ -48,9 +48,9 @@ def test_the_shipped_jobs_are_valid() -> None:
         ("fps: 8", 'fps: "8"', r"sampling\.fps: Input should be a valid number \(found '8'\)"),
         ("kind: fsq", "kind: fsqq", r"tokenizer\.quantizer: .*'fsqq'.*'vq', 'fsq', 'lfq'"),
         ("chunk_frames: 17", "chunk_frames: 18", r"chunk_frames=18 .* stride 4: use 17 or 21"),
-        ("[128, 128]", "[100, 128]", r"height 100 is no multiple .* stride 8: use 96 or 104"),
+        ("[128, 128]", "[100, 128]", r"height 100 is not a multiple .* stride 8: use 96 or 104"),
         ("z_channels: 6", "z_channels: 5", r"quantizer takes 6 channels but .*z_channels=5"),
-        ("ch: 32", "ch: 33", r"ch=33 .* no multiple of 32"),
+        ("ch: 32", "ch: 33", r"ch=33 .* not a multiple of 32"),
         ("max_clip_frames: 17", "max_clip_frames: 99999", r"more than 128 MiB: use 2730 or fewer"),
         ("dataset: demo", "dataset: demo\ndataset: demo", r"key 'dataset' is given twice"),
         ("dataset: demo", "dataset: [", r"not valid YAML"),
@@ -63,7 +63,7 @@ def test_the_shipped_jobs_are_valid() -> None:
         ),
     ],
 )
-def test_a_wrong_job_names_the_key_and_the_remedy(old: str, new: str, message: str) -> None:
+def test_an_error_names_the_key_and_the_fix(old: str, new: str, message: str) -> None:
     assert old in JOB
     with pytest.raises(ConfigError, match=message):
         parse(JOB.replace(old, new, 1))
@@ -80,7 +80,7 @@ def test_relative_paths_start_at_the_project(tmp_path: Path) -> None:
     assert job.sources[0].uri == str(tmp_path / "examples/data/*.mp4")
 
 
-def test_without_a_project_paths_start_beside_the_jobs_folder(tmp_path: Path) -> None:
+def test_without_a_project_paths_start_next_to_the_jobs_folder(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     assert project_root(tmp_path / "jobs" / "job.yaml") == tmp_path
     assert project_root(tmp_path / "job.yaml") == tmp_path
@@ -92,14 +92,14 @@ def test_variables_are_expanded_in_uris() -> None:
     assert parse(text, {"BUCKET": "s3://b", "RUN": "2"}).output.uri == "s3://b/2"
 
 
-def test_uris_with_a_scheme_and_absolute_paths_stay_as_they_are() -> None:
+def test_uris_and_absolute_paths_are_kept_as_written() -> None:
     for uri in ("s3://bucket/a*b", "memory://x", "/abs/**/*.mp4"):
         job = parse(JOB.replace("examples/data/*.mp4", uri))
         assert isinstance(job.sources[0], FilesSource)
         assert job.sources[0].uri == uri
 
 
-def test_a_resolved_job_survives_its_own_json() -> None:
+def test_a_resolved_job_round_trips_through_json() -> None:
     job = parse(JOB)
     assert JobConfig.model_validate_json(job.model_dump_json()) == job
 
@@ -116,17 +116,17 @@ def test_checking_a_job_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == ""
 
 
-def test_streamed_clips_cannot_go_on_from_a_damaged_piece() -> None:
+def test_streamed_clips_cannot_continue_from_a_damaged_piece() -> None:
     settings = parse(JOB).model_dump()
     settings["decode"]["on_damage"] = "mark"
     JobConfig.model_validate(settings)
     settings["chunking"]["policy"] = "streaming"
     settings["tokenizer"]["norm"] = "frame"
-    with pytest.raises(ValueError, match=r"on_damage=mark does not go with .*streaming"):
+    with pytest.raises(ValueError, match=r"on_damage=mark does not work with .*streaming"):
         JobConfig.model_validate(settings)
 
 
-def test_the_rule_for_damage_is_part_of_the_fingerprint_where_it_is_not_the_default() -> None:
+def test_a_damage_rule_other_than_the_default_is_part_of_the_fingerprint() -> None:
     job = parse(JOB)
     settings = fingerprint_settings(job, weights_hash="w", device="cpu")
     assert settings["decode"] == {"backend": "auto"}
@@ -147,7 +147,7 @@ def test_the_rule_for_damage_is_part_of_the_fingerprint_where_it_is_not_the_defa
         ("${LOGS}/run.jsonl", "/logs/run.jsonl"),
     ],
 )
-def test_logs_are_local_and_decide_no_code(written: str, meant: str | None) -> None:
+def test_logs_are_local_and_do_not_change_the_fingerprint(written: str, meant: str | None) -> None:
     job = parse(f"{JOB}\nruntime:\n  log_path: {written}\n", {"LOGS": "/logs"})
     assert job.runtime.log_path == meant
 
@@ -157,6 +157,6 @@ def test_logs_are_local_and_decide_no_code(written: str, meant: str | None) -> N
     assert settings(job) == settings(parse(JOB))
 
 
-def test_a_log_in_a_store_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.log_path: is a URI, and stores cannot add"):
+def test_a_log_in_a_store_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.log_path: is a URI, and stores cannot append"):
         parse(f"{JOB}\nruntime:\n  log_path: s3://b/run.jsonl\n")

@@ -1,4 +1,4 @@
-"""A job file with a secret in it is refused, in words that do not repeat it."""
+"""A job file that contains a secret is rejected, and the message does not repeat it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOB = yaml.safe_load((Path(__file__).parent / "native_job.yaml").read_text())
 SIGNED = f"https://h/t.csv?X-Amz-Signature={PLANTED}"
 
 
-def refusal(changes: dict[str, Any], environ: dict[str, str] | None = None) -> str:
+def rejection(changes: dict[str, Any], environ: dict[str, str] | None = None) -> str:
     text = yaml.safe_dump({**JOB, **changes})
     with pytest.raises(ConfigError) as raised:
         parse_job(text, name="job.yaml", root=Path("/p"), environ=environ or {})
@@ -41,11 +41,11 @@ def refusal(changes: dict[str, Any], environ: dict[str, str] | None = None) -> s
         ("tokenizer.weights", {"tokenizer": {**JOB["tokenizer"], "weights": SIGNED}}),
     ],
 )
-def test_a_uri_with_a_secret_is_refused_without_printing_it(
+def test_a_uri_with_a_secret_is_rejected_without_printing_it(
     key: str, changes: dict[str, Any]
 ) -> None:
-    message = refusal(changes, {"MY_TOKEN": PLANTED, "LOGIN": f"me:{PLANTED}"})
-    assert f"{key}: holds a password, a signature or another secret" in message
+    message = rejection(changes, {"MY_TOKEN": PLANTED, "LOGIN": f"me:{PLANTED}"})
+    assert f"{key}: contains a password, a signature or another secret" in message
     assert PLANTED not in message
 
 
@@ -63,9 +63,9 @@ def test_a_uri_with_a_secret_is_refused_without_printing_it(
         ("az.connection_string", {"az": {"connection_string": PLANTED}}),
     ],
 )
-def test_a_secret_anywhere_in_the_options_is_refused_without_printing_it(
+def test_a_secret_anywhere_in_the_options_is_rejected_without_printing_it(
     key: str, options: dict[str, Any]
 ) -> None:
-    message = refusal({"storage": {"options": options}})
+    message = rejection({"storage": {"options": options}})
     assert f"storage.options.{key} looks like a credential" in message
     assert PLANTED not in message

@@ -1,12 +1,13 @@
-"""The page that explains job files says what the models say."""
+"""docs/jobs.md documents every setting, in the words of the models' docstrings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tokpipe.config.reference import reference
+from tokpipe.config.reference import START, reference
 
 
-def test_the_page_is_what_the_models_say() -> None:
-    page = Path(__file__).parents[2] / "docs/jobs.md"
-    assert page.read_text() == reference(), "run: python -m tokpipe.config.reference > docs/jobs.md"
+def test_the_tables_of_the_page_are_up_to_date() -> None:
+    page = (Path(__file__).parents[2] / "docs/jobs.md").read_text()
+    _, start, tables = page.partition(START)
+    assert start + tables == reference(), "run: python -m tokpipe.config.reference docs/jobs.md"

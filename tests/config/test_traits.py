@@ -1,4 +1,4 @@
-"""What tokenizers declare, and the checks that follow from it alone."""
+"""What tokenizers declare, and the checks that follow from it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tokpipe.config.tokenizer import (
-    CosmosDVConfig,
-    CustomConfig,
+from tokpipe.config.native_parts import (
     EMAVQConfig,
-    Emu3Config,
     Encoder3DConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
     Movq3DConfig,
+    VQConfig,
+)
+from tokpipe.config.tokenizer import (
+    CosmosDVConfig,
+    CustomConfig,
+    Emu3Config,
     MoVQGANConfig,
     NativeConfig,
     TokenizerConfig,
-    VQConfig,
 )
 from tokpipe.config.traits import TokenizerTraits
 
@@ -43,7 +45,7 @@ def native(**changes: Any) -> NativeConfig:
 
 
 @given(stride=st.integers(1, 9), k=st.integers(0, 50), grouped=st.booleans())
-def test_frames_and_latent_frames_are_inverse(stride: int, k: int, grouped: bool) -> None:
+def test_frames_and_latent_frames_convert_both_ways(stride: int, k: int, grouped: bool) -> None:
     declared = traits(temporal_stride=stride, first_frames=stride if grouped else 1)
     frames = declared.first_frames + stride * k
     declared.check_num_frames(frames)
@@ -52,7 +54,7 @@ def test_frames_and_latent_frames_are_inverse(stride: int, k: int, grouped: bool
 
 
 @given(stride=st.integers(1, 9), frames=st.integers(0, 100), grouped=st.booleans())
-def test_other_lengths_are_refused_with_lengths_that_are_right(
+def test_an_invalid_length_is_rejected_with_valid_ones(
     stride: int, frames: int, grouped: bool
 ) -> None:
     declared = traits(temporal_stride=stride, first_frames=stride if grouped else 1)
@@ -67,26 +69,26 @@ def test_other_lengths_are_refused_with_lengths_that_are_right(
 
 
 @given(height=st.integers(0, 60), width=st.integers(1, 60), multiple=st.sampled_from([4, 8, 12]))
-def test_other_sizes_are_refused_with_sizes_that_are_right(
+def test_an_invalid_size_is_rejected_with_valid_ones(
     height: int, width: int, multiple: int
 ) -> None:
     declared = traits(spatial_stride=4, size_multiple=multiple)
     if height and not height % multiple and not width % multiple:
         declared.check_size(height, width)
         return
-    with pytest.raises(ValueError, match=rf"no multiple of .* {multiple}: use") as error:
+    with pytest.raises(ValueError, match=rf"not a multiple of .* {multiple}: use") as error:
         declared.check_size(height, width)
     advised = str(error.value).partition("use ")[2].partition(".")[0].split(" or ")
     assert all(int(side) % multiple == 0 and int(side) > 0 for side in advised)
 
 
-def test_only_squares_where_only_they_are_taken() -> None:
+def test_a_tokenizer_may_accept_squares_only() -> None:
     traits().check_size(8, 16)
     with pytest.raises(ValueError, match=r"frames of 8x16 are not square.* use 8x8"):
         traits(square_only=True).check_size(8, 16)
 
 
-def test_policies_that_cannot_be_kept_are_refused() -> None:
+def test_policies_that_a_tokenizer_cannot_keep_are_rejected() -> None:
     streamable = traits(why_not_streamable=None)
     for policy in ("independent", "overlap", "whole", "streaming"):
         streamable.check_policy(policy)
@@ -103,21 +105,19 @@ def test_policies_that_cannot_be_kept_are_refused() -> None:
     ("changes", "problem"),
     [
         ({"first_frames": 2}, "first_frames=2 is neither 1 nor temporal_stride=4"),
-        ({"size_multiple": 12}, "size_multiple=12 is no multiple of spatial_stride=8"),
+        ({"size_multiple": 12}, "size_multiple=12 is not a multiple of spatial_stride=8"),
         ({"value_range": (1.0, -1.0)}, r"value_range \[1, -1\] is empty"),
         ({"layout": "BCHW"}, "layout BCHW takes frames one by one"),
         ({"chunk_frames": 16}, "chunk_frames=16 does not fit temporal stride 4: use 13 or 17"),
         ({"codebook_size": 2**32 + 1}, "less than or equal to 4294967296"),
     ],
 )
-def test_traits_that_contradict_themselves_are_refused(
-    changes: dict[str, Any], problem: str
-) -> None:
+def test_contradictory_traits_are_rejected(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         traits(**changes)
 
 
-def test_codes_are_as_narrow_as_they_can_be() -> None:
+def test_codes_use_the_smallest_dtype() -> None:
     assert traits(codebook_size=65_536).code_dtype == "uint16"
     assert traits(codebook_size=65_537).code_dtype == "uint32"
 
@@ -132,7 +132,7 @@ ALL: dict[str, TokenizerConfig] = {
 }
 
 
-def test_every_kind_knows_its_numbers() -> None:
+def test_every_kind_knows_its_traits() -> None:
     found = {
         name: (
             t.temporal_stride, t.first_frames, t.chunk_frames, t.spatial_stride, t.codebook_size,
@@ -150,7 +150,7 @@ def test_every_kind_knows_its_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_decides_no_code_is_not_in_the_fingerprint(name: str) -> None:
+def test_settings_that_do_not_affect_codes_stay_out_of_the_fingerprint(name: str) -> None:
     config = ALL[name]
     changes: dict[str, Any] = {"name": "another", "weights": "s3://elsewhere/w"}
     if "licence" in type(config).model_fields:
@@ -165,7 +165,7 @@ def test_what_decides_no_code_is_not_in_the_fingerprint(name: str) -> None:
     assert changed.codes_settings() == config.codes_settings()
 
 
-def test_what_decides_codes_is_in_the_fingerprint() -> None:
+def test_settings_that_affect_codes_are_in_the_fingerprint() -> None:
     base = native(quantizer=LFQConfig(kind="lfq", dim=6))
     others = [
         native(quantizer=LFQConfig(kind="lfq", dim=6, bit_order="little")),
@@ -181,14 +181,14 @@ def test_what_decides_codes_is_in_the_fingerprint() -> None:
     assert len(set(seen)) == len(seen)
 
 
-def test_native_tokenizers_stream_under_norms_of_one_frame() -> None:
+def test_native_tokenizers_with_frame_norms_are_streamable() -> None:
     assert native(norm="frame").traits.why_not_streamable is None
     assert "norm=clip" in str(native().traits.why_not_streamable)
     reflected = Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, pad_mode="reflect")
     assert "reflect" in str(native(norm="frame", encoder=reflected).traits.why_not_streamable)
 
 
-def test_patches_widen_the_stride() -> None:
+def test_patches_multiply_the_stride() -> None:
     assert native(patch_size=2).traits.spatial_stride == 8
     assert native(patch_size=4).pixel_channels == 48
     named = Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, in_channels=12)
@@ -200,7 +200,7 @@ def test_patches_widen_the_stride() -> None:
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda: native(decoder=Movq3DConfig()), "decoder.ch_mult has 4 levels and encoder"),
+        (lambda: native(decoder=Movq3DConfig()), "decoder.ch_mult has 4 levels but encoder"),
         (
             lambda: native(
                 quantizer=GumbelConfig(kind="gumbel", codebook_size=9, codebook_dim=6, latent_dim=5)
@@ -215,16 +215,16 @@ def test_patches_widen_the_stride() -> None:
         (lambda: MoVQGANConfig(kind="movqgan", weights=URI, ch=33), "ch=33 times ch_mult=1"),
         (
             lambda: CustomConfig(kind="custom", implementation="a.b", declares=traits()),
-            "'a.b' does not say where a class is",
+            "'a.b' does not name a class",
         ),
         (
             lambda: CustomConfig(
                 kind="custom", implementation="a:B", declares=traits(), probe_size=(9, 8)
             ),
-            "height 9 is no multiple",
+            "height 9 is not a multiple",
         ),
     ],
 )
-def test_settings_that_do_not_fit_each_other_are_refused(make: Any, problem: str) -> None:
+def test_settings_that_do_not_fit_together_are_rejected(make: Any, problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         make()

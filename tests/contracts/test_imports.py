@@ -12,20 +12,19 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "identity", "telemetry", "types", "usage"}
+LIGHT = {"errors", "identity", "telemetry", "types"}
 """Every room may use these."""
 ARROWS: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
-    "usage": set(),
     "telemetry": {"errors", "types"},
-    "config": LIGHT - {"identity", "usage"},
+    "config": LIGHT - {"identity"},
     "identity": {"config", "errors", "types"},
     "storage": {"config"},
     "formats": {"config", "storage"},
     "sources": {"config", "formats", "storage"},
     "plan": {"config", "sources", "storage"},
-    "media": {"config"},
+    "media": {"config", "storage"},
     "models": {"config"},
     "weights": {"config", "models", "storage"},
     "stages": {"config", "formats", "media", "models", "plan", "storage"},
@@ -40,8 +39,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
     "export": {"reader"},
-    "report": {"formats", "media", "reader", "reconstruct", "verbs"},
-    "train": {"config", "media", "models"},
+    "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
+    "train": {"config", "media", "models", "sources", "stages", "storage"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
         *("verbs", "weights"),
@@ -58,7 +57,7 @@ HOMES: dict[str, set[str]] = {
     "av": {"media"},
     "torchcodec": {"media"},
     "xformers": {"models"},
-    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
+    "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

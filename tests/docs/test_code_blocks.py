@@ -88,7 +88,7 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             if hasattr(found, "__path__"):
                 module = f"{module}.__main__"
                 found = importlib.import_module(module)
-            if "ArgumentParser" in inspect.getsource(found):
+            if re.search("ArgumentParser|tokpipe.cli", inspect.getsource(found)):
                 parse(module, rest, monkeypatch)
             else:
                 assert not rest, f"{module} takes no arguments"

@@ -68,4 +68,4 @@ def test_a_job_that_was_killed_and_finished_is_clean_and_its_clips_come_out_the_
     assert main(["audit", out]) == 0
     capsys.readouterr()
     assert main(["audit", out, "--sample", "2"]) == 8
-    assert "gives other codes when it is encoded again" in capsys.readouterr().out
+    assert "produces other codes when it is encoded again" in capsys.readouterr().out

@@ -122,4 +122,4 @@ def test_an_audit_encodes_a_streamed_clip_to_the_same_codes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", str(folder / "out"), "--sample", "3"]) == 0
-    assert "100.00% of its codes come out the same, PSNR" in capsys.readouterr().out
+    assert "100.00% of its codes are the same, PSNR" in capsys.readouterr().out

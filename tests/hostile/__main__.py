@@ -14,14 +14,14 @@ from tests.hostile.run import Report, corpus_job, decode_corpus, plan_tables, ru
 from tests.hostile.tables import table_cases
 
 TABLES_SHARE = 0.2
-"""Damaged tables among the generated cases."""
+"""Share of damaged tables among the cases."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
-    parser.add_argument("--cases", type=int, default=1200, help="cases in all")
-    parser.add_argument("--seed", type=int, default=0, help="other damage of the same kinds")
-    parser.add_argument("--only", help="cases whose names hold this, without the whole job")
+    parser.add_argument("--cases", type=int, default=1200, help="number of cases")
+    parser.add_argument("--seed", type=int, default=0, help="selects the generated damage")
+    parser.add_argument("--only", help="only cases with this in their names, and no job")
     options = parser.parse_args()
 
     tables = table_cases(round(options.cases * TABLES_SHARE), options.seed)
@@ -46,7 +46,7 @@ def main() -> int:
                 cluster.shutdown()
     print(f"{report.num_cases} hostile cases, seed {options.seed}")
     print("\n".join(report.lines()))
-    return 1 if report.dishonest else 0
+    return 1 if report.violations else 0
 
 
 if __name__ == "__main__":

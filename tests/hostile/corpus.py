@@ -1,4 +1,4 @@
-"""Hostile videos, each made from its number alone: what may come of it, and how to make it."""
+"""Hostile videos: how to make each one reproducibly, and its allowed outcomes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -31,17 +32,17 @@ from tests.videos import (
 
 TOKENIZED = "tokenized"
 NOT_OPENED = frozenset({"not_a_video", "truncated", "no_video", "unsupported", "corrupt"})
-"""Reasons for a file in which no video is found."""
+"""Reasons for a file that contains no readable video."""
 DAMAGED = NOT_OPENED | {"too_large", "too_short"}
-"""Reasons for what was a video once."""
+"""Reasons for a file that used to be a video."""
 REASONS = DAMAGED | {
     *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),
     *("source_changed", "timeout", "unreachable"),
 }
-"""Every reason that a clip of the corpus may be rejected for."""
+"""Every reason for which a clip of the corpus may be rejected."""
 
 FPS = 25
-"""Of the videos made here; frame k of them shows the number k."""
+"""Frame rate of the videos made here; their frame k shows the number k."""
 
 Make = Callable[[Path], object]
 
@@ -51,21 +52,20 @@ class VideoCase:
     """One hostile file."""
 
     name: str
-    """File name, unlike that of any other case."""
+    """File name, unique among the cases."""
     family: str
     make: Make
-    """Writes the file to the path given."""
-    honest: frozenset[str]
-    """What may become of its clips, or of the worst of them: ``tokenized``, or a reason."""
+    """Writes the file to a path."""
+    allowed: frozenset[str]
+    """Allowed outcomes of its worst clip: ``tokenized``, or a reason."""
     is_numbered: bool = False
-    """Whatever is decoded must be frames of which each shows its number: damage of this kind
-    takes frames away and changes none."""
+    """Every decoded frame must show its number: this damage removes frames but changes none."""
 
 
 def video_cases(count: int, seed: int) -> list[VideoCase]:
-    """Every case with a name, and generated damage until there are ``count``.
+    """Return all named cases, and generated damage until there are ``count``.
 
-    Generated case k depends on ``seed`` and k alone.
+    Generated case k depends only on ``seed`` and k.
     """
     named = named_cases()
     kinds = itertools.product(_FORMATS, _DAMAGE)
@@ -74,7 +74,15 @@ def video_cases(count: int, seed: int) -> list[VideoCase]:
     return [*named, *generated][: max(count, len(named))]
 
 
-# Formats: what to damage.
+def few_of_each(cases: Sequence[VideoCase], count: int) -> list[VideoCase]:
+    """Return the first ``count`` cases of each family."""
+    families: defaultdict[str, list[VideoCase]] = defaultdict(list)
+    for case in cases:
+        families[case.family].append(case)
+    return [case for family in families.values() for case in family[:count]]
+
+
+# Formats to damage.
 
 _X264 = {"crf": "20", "preset": "ultrafast", "bf": "2", "threads": "1"}
 _FORMATS: dict[str, dict[str, Any]] = {
@@ -99,7 +107,7 @@ _FORMATS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def whole(name: str) -> bytes:
-    """A sound file of 40 numbered frames in one of the formats."""
+    """A valid file of 40 numbered frames in one of the formats."""
     settings = dict(_FORMATS[name])
     # Matroska would write a random id and the date.
     container = {"fflags": "+bitexact", **settings.pop("container_options", {})}
@@ -110,87 +118,78 @@ def whole(name: str) -> bytes:
         return path.read_bytes()
 
 
-# Damage: how to harm them. Each takes the file's bytes, its header's length and a generator.
+# Damage: each changes the bytes of a file in place.
+
+Damage = Callable[[bytearray, random.Random], None]
 
 
 def _header_bytes(data: bytearray) -> int:
-    """About how many bytes lead up to the first frame."""
+    """Approximate number of bytes before the first frame."""
     return min(1000, len(data) // 4)
 
 
-def _cut(data: bytearray, rng: random.Random) -> bytes:
-    return bytes(data[: rng.randrange(1, len(data))])
+def _cut(data: bytearray, rng: random.Random) -> None:
+    del data[rng.randrange(1, len(data)) :]
 
 
-def _lose_head(data: bytearray, rng: random.Random) -> bytes:
-    return bytes(data[rng.randrange(1, len(data)) :])
+def _lose_head(data: bytearray, rng: random.Random) -> None:
+    del data[: rng.randrange(1, len(data))]
 
 
-def _flip_header(data: bytearray, rng: random.Random) -> bytes:
-    for _ in range(rng.choice([1, 1, 3, 20])):
-        data[rng.randrange(_header_bytes(data))] ^= 1 << rng.randrange(8)
-    return bytes(data)
+def _flip(counts: list[int], place: Callable[[bytearray, random.Random], int]) -> Damage:
+    def flip(data: bytearray, rng: random.Random) -> None:
+        for _ in range(rng.choice(counts)):
+            data[place(data, rng)] ^= 1 << rng.randrange(8)
+
+    return flip
 
 
-def _flip_end(data: bytearray, rng: random.Random) -> bytes:
-    for _ in range(rng.choice([1, 1, 3, 20])):
-        data[-1 - rng.randrange(_header_bytes(data))] ^= 1 << rng.randrange(8)
-    return bytes(data)
-
-
-def _flip_frames(data: bytearray, rng: random.Random) -> bytes:
-    start = _header_bytes(data)
-    for _ in range(rng.choice([1, 1, 5, 50])):
-        data[rng.randrange(start, len(data))] ^= 1 << rng.randrange(8)
-    return bytes(data)
-
-
-def _zero(data: bytearray, rng: random.Random) -> bytes:
+def _zero(data: bytearray, rng: random.Random) -> None:
     start = rng.randrange(len(data))
     end = min(len(data), start + rng.choice([1, 16, 512, 4096]))
     data[start:end] = bytes(end - start)
-    return bytes(data)
 
 
-def _noise(data: bytearray, rng: random.Random) -> bytes:
+def _noise(data: bytearray, rng: random.Random) -> None:
     start = rng.randrange(len(data))
     end = min(len(data), start + rng.choice([16, 512, 4096]))
     data[start:end] = rng.randbytes(end - start)
-    return bytes(data)
 
 
-def _remove(data: bytearray, rng: random.Random) -> bytes:
+def _remove(data: bytearray, rng: random.Random) -> None:
     start = rng.randrange(len(data))
     del data[start : start + rng.choice([1, 16, 188, 2048])]
-    return bytes(data)
 
 
-def _repeat(data: bytearray, rng: random.Random) -> bytes:
+def _repeat(data: bytearray, rng: random.Random) -> None:
     start = rng.randrange(len(data))
-    piece = data[start : start + rng.choice([16, 188, 2048])]
-    data[start:start] = piece
-    return bytes(data)
+    data[start:start] = data[start : start + rng.choice([16, 188, 2048])]
 
 
-def _huge_numbers(data: bytearray, rng: random.Random) -> bytes:
-    """Sizes, counts and dimensions in the header become enormous."""
+def _huge_numbers(data: bytearray, rng: random.Random) -> None:
+    """Make sizes, counts and dimensions in the header enormous."""
     start = rng.randrange(_header_bytes(data))
     data[start : start + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4)])
-    return bytes(data)
 
 
-def _splice(data: bytearray, rng: random.Random) -> bytes:
-    """The beginning of one file with the end of another."""
+def _splice(data: bytearray, rng: random.Random) -> None:
+    """Join the beginning of one file and the end of another."""
     other = whole(rng.choice(list(_FORMATS)))
-    return bytes(data[: rng.randrange(1, len(data))] + other[rng.randrange(1, len(other)) :])
+    data[rng.randrange(1, len(data)) :] = other[rng.randrange(1, len(other)) :]
 
 
-_DAMAGE: dict[str, Callable[[bytearray, random.Random], bytes]] = {
+_DAMAGE: dict[str, Damage] = {
     "cut": _cut,
     "lost head": _lose_head,
-    "bits flipped in the header": _flip_header,
-    "bits flipped at the end": _flip_end,
-    "bits flipped in frames": _flip_frames,
+    "bits flipped in the header": _flip(
+        [1, 1, 3, 20], lambda data, rng: rng.randrange(_header_bytes(data))
+    ),
+    "bits flipped at the end": _flip(
+        [1, 1, 3, 20], lambda data, rng: -1 - rng.randrange(_header_bytes(data))
+    ),
+    "bits flipped in frames": _flip(
+        [1, 1, 5, 50], lambda data, rng: rng.randrange(_header_bytes(data), len(data))
+    ),
     "zeroed": _zero,
     "noise": _noise,
     "bytes removed": _remove,
@@ -202,23 +201,23 @@ _DAMAGE: dict[str, Callable[[bytearray, random.Random], bytes]] = {
 
 def _damaged(seed: int, number: int, kind: str, damage: str) -> VideoCase:
     def make(path: Path) -> None:
-        rng = random.Random(f"{seed} {number}")
-        path.write_bytes(_DAMAGE[damage](bytearray(whole(kind)), rng))
+        data = bytearray(whole(kind))
+        _DAMAGE[damage](data, random.Random(f"{seed} {number}"))
+        path.write_bytes(data)
 
-    stem, _, suffix = kind.rpartition(".")
-    name = f"g{number:04} {damage} {stem}.{suffix}".replace(" ", "_")
+    name = f"g{number:04} {damage} {kind}".replace(" ", "_")
     return VideoCase(name, damage, make, DAMAGED | {TOKENIZED}, is_numbered=damage == "cut")
 
 
-# Cases with a name.
+# Named cases.
 
 
 def named_cases() -> list[VideoCase]:
-    """The kinds of files that are no matter of chance."""
+    """The cases that are not generated."""
     return [
-        VideoCase(name, family, make, frozenset(honest), is_numbered=family in _NUMBERED)
+        VideoCase(name, family, make, frozenset(allowed), is_numbered=family in _NUMBERED)
         for family, cases in _FAMILIES.items()
-        for name, (make, honest) in cases.items()
+        for name, (make, allowed) in cases.items()
     ]
 
 
@@ -236,25 +235,19 @@ def _video(num_frames: int = 20, **settings: Any) -> Make:
 
 
 def _sample_cut(share: float) -> Make:
-    def make(path: Path) -> None:
-        data = SAMPLE.read_bytes()
-        path.write_bytes(data[: int(len(data) * share)])
-
-    return make
+    data = SAMPLE.read_bytes()
+    return _bytes(data[: int(len(data) * share)])
 
 
 def _sample_flipped(seed: int, begin: int, end: int, count: int) -> Make:
-    def make(path: Path) -> None:
-        rng, data = random.Random(seed), bytearray(SAMPLE.read_bytes())
-        for _ in range(count):
-            data[rng.randrange(begin, min(end, len(data)))] ^= 1 << rng.randrange(8)
-        path.write_bytes(data)
-
-    return make
+    rng, data = random.Random(seed), bytearray(SAMPLE.read_bytes())
+    for _ in range(count):
+        data[rng.randrange(begin, min(end, len(data)))] ^= 1 << rng.randrange(8)
+    return _bytes(bytes(data))
 
 
 def _patched(name: str, old: bytes, new: bytes, offset: int = 0) -> Make:
-    """Write ``new`` at ``offset`` behind the first ``old``."""
+    """Write ``new`` at ``offset`` from the first ``old``."""
 
     def make(path: Path) -> None:
         data = bytearray(whole(name))
@@ -268,13 +261,13 @@ def _patched(name: str, old: bytes, new: bytes, offset: int = 0) -> Make:
 def _sparse(head: bytes = b"") -> Make:
     def make(path: Path) -> None:
         path.write_bytes(head)
-        os.truncate(path, 1 << 30)
+        os.truncate(path, 1 << 28)
 
     return make
 
 
 def _socket(path: Path) -> None:
-    # The path of a socket may be a hundred bytes long, so it is bound from its own folder.
+    # The path of a socket is limited to a hundred bytes, so it is bound in a short folder.
     with socket.socket(socket.AF_UNIX) as bound, tempfile.TemporaryDirectory() as folder:
         bound.bind(f"{folder}/s")
         Path(folder, "s").rename(path)
@@ -305,19 +298,17 @@ def _lost_frame(path: Path) -> None:
 _NOT_A_VIDEO = {"not_a_video", "no_video"}
 _OK = {TOKENIZED}
 _Cases = Mapping[str, tuple[Make, set[str] | frozenset[str]]]
-_NUMBERED = ("sound formats", "odd pictures")
+_NUMBERED = ("intact formats", "odd pictures", "names", "wrong suffixes")
 _FAMILIES: dict[str, _Cases] = {
-    "sound formats": {f"whole_{name}": (_of(name), _OK) for name in _FORMATS},
+    "intact formats": {f"whole_{name}": (_of(name), _OK) for name in _FORMATS},
     "odd pictures": {
         "one_frame.mp4": (_video(1), _OK),
         "two_frames.mkv": (_video(2), _OK),
         "odd_size.mp4": (_video(size=(49, 65), pix_fmt="yuv444p"), _OK),
         "odd_size.mkv": (_video(size=(47, 63), codec="ffv1", pix_fmt="yuv420p"), _OK),
         "wide.mkv": (_video(3, size=(48, 2000)), _OK),
-        "high.mkv": (_video(3, size=(2000, 64)), _OK),
-        "ten_bits.mkv": (
-            _video(pix_fmt="yuv420p10le", **HEVC), _OK,
-        ),
+        "tall.mkv": (_video(3, size=(2000, 64)), _OK),
+        "ten_bits.mkv": (_video(pix_fmt="yuv420p10le", **HEVC), _OK),
         "ten_bits.mp4": (_video(options=_X264, pix_fmt="yuv420p10le"), _OK),
         "twelve_bits.mkv": (_video(codec="ffv1", pix_fmt="yuv420p12le"), _OK),
         "sixteen_bits_grey.mkv": (_video(codec="ffv1", pix_fmt="gray16le"), _OK),
@@ -335,10 +326,10 @@ _FAMILIES: dict[str, _Cases] = {
         "raw.nut": (_video(codec="rawvideo"), _OK),
         "raw.y4m": (_video(codec="wrapped_avframe"), _OK),
     },
-    "turned and resized": {
-        "turned_90.mp4": (_video(rotation=90), _OK),
-        "turned_180.mp4": (_video(rotation=180), _OK),
-        "turned_17.mp4": (_video(rotation=17), {TOKENIZED, "unsupported"}),
+    "rotated and resized": {
+        "rotated_90.mp4": (_video(rotation=90), _OK),
+        "rotated_180.mp4": (_video(rotation=180), _OK),
+        "rotated_17.mp4": (_video(rotation=17), {TOKENIZED, "unsupported"}),
         "size_change.webm": (
             lambda path: write_size_change(path, "libvpx-vp9", 20), {TOKENIZED, "corrupt"},
         ),
@@ -356,7 +347,7 @@ _FAMILIES: dict[str, _Cases] = {
         "late_start.ts": (_video(20, pts=range(10_000, 10_020)), {TOKENIZED}),
     },
     "no video": {
-        "empty.mp4": (lambda path: path.touch(), {"empty"}),
+        "empty.mp4": (Path.touch, {"empty"}),
         "one_byte.mp4": (_bytes(b"x"), {"not_a_video"}),
         "text.mp4": (_bytes(b"not a video\n" * 99), {"not_a_video"}),
         "html.mp4": (_bytes(b"<html>404</html>"), {"not_a_video"}),
@@ -371,12 +362,8 @@ _FAMILIES: dict[str, _Cases] = {
         "zip.mp4": (_bytes(b"PK\x03\x04" + bytes(500)), {"not_a_video"}),
         "gzip.mp4": (_bytes(b"\x1f\x8b\x08" + bytes(500)), {"not_a_video"}),
         "elf.mp4": (lambda path: path.write_bytes(Path("/bin/true").read_bytes()), NOT_OPENED),
-        "png.mp4": (
-            lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), NOT_OPENED,
-        ),
-        "huge_box.mp4": (
-            _bytes(b"\0\0\0\x01moov\x7f" + b"\xff" * 7 + bytes(99)), NOT_OPENED,
-        ),
+        "png.mp4": (_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), NOT_OPENED),
+        "huge_box.mp4": (_bytes(b"\0\0\0\x01moov\x7f" + b"\xff" * 7 + bytes(99)), NOT_OPENED),
         "nested_boxes.mp4": (
             _bytes(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2" + b"\0\x0f\xff\xffmoov" * 50_000),
             NOT_OPENED,
@@ -405,7 +392,7 @@ _FAMILIES: dict[str, _Cases] = {
         "image%03d.mp4": (_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99)), NOT_OPENED),
     },
     "no files": {
-        "folder.mp4": (lambda path: path.mkdir(), {"bad_row"}),
+        "folder.mp4": (Path.mkdir, {"bad_row"}),
         "fifo.mp4": (os.mkfifo, {"not_a_file"}),
         "socket.mp4": (_socket, {"not_a_file"}),
         "device.mp4": (lambda path: path.symlink_to("/dev/zero"), {"not_a_file"}),
@@ -416,7 +403,7 @@ _FAMILIES: dict[str, _Cases] = {
     "names": {
         name: (_of("index-first.mp4"), _OK)
         for name in ("%03d.mp4", "a:b.mp4", "-i.mp4", "ä b'\"$;`.mp4", "x?y#z.mp4", "no suffix",
-                     "pipe:0", "concat:a|b.mp4", "new\nline.mp4", "n" * 250 + ".mp4")
+                     "pipe:0", "http:x.mp4", "concat:a|b.mp4", "new\nline.mp4", "n" * 250 + ".mp4")
     },
     "wrong suffixes": {
         "vp9_called.mp4": (_of("vp9.webm"), _OK),

@@ -1,4 +1,4 @@
-"""What processes take: peaks of resident memory, as Linux counts them."""
+"""The peak of resident memory of processes, as Linux measures it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DECODER = "tokpipe.media.child"
-"""What the command line of a decoding child holds."""
+"""Part of the command line of a decoding child."""
 
 
 def peak_bytes(pid: int | str = "self") -> int:
-    """The most that a process has held since its peak was last forgotten; 0 if it is gone."""
+    """Peak of a process since it was last reset; 0 if the process is gone."""
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text()
         if found := re.search(r"VmHWM:\s+(\d+) kB", status):
@@ -22,14 +22,14 @@ def peak_bytes(pid: int | str = "self") -> int:
     return 0
 
 
-def forget_peak(pid: int | str = "self") -> None:
-    """Let the peak of a process start again from what it holds now."""
+def reset_peak(pid: int | str = "self") -> None:
+    """Reset the peak of a process to its current memory."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def decoding_children() -> list[int]:
-    """Process ids of the decoding children that this process has now."""
+    """Process ids of this process's decoding children."""
     return [pid for pid in _children(os.getpid()) if DECODER in _command(pid)]
 
 
@@ -56,7 +56,7 @@ def _command(pid: int) -> str:
 
 
 def _kind(command: str) -> str | None:
-    """Which part of a job a process is, by its command line."""
+    """Return what a process does in a job, by its command line."""
     if DECODER in command:
         return "decoding child"
     if "tokpipe.run" in command:
@@ -67,9 +67,9 @@ def _kind(command: str) -> str | None:
 
 
 class PeakWatch:
-    """Watches the processes below this one, and keeps the peak of each kind of them.
+    """Watches the descendants of this process, and records the peak of each kind.
 
-    A process that comes and goes between two looks is not seen; actors and drivers stay.
+    It may miss a process that ends within one interval, but not actors and drivers.
     """
 
     def __init__(self, every_s: float = 0.5) -> None:

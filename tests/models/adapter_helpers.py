@@ -1,10 +1,15 @@
-"""What the tests of tokenizers share: noise, and weights with some keys changed."""
+"""Helpers of the tests of tokenizers: noise, small configs, changed weights."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from tokpipe.config.native_parts import Encoder3DConfig
+from tokpipe.config.tokenizer import NativeConfig
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -14,7 +19,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def randomize(module: nn.Module, seed: int = 0) -> None:
-    """Fill every parameter so that activations keep about their size, and codebooks are spread."""
+    """Fill every parameter so that activations keep their size and codebooks are spread out."""
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in module.named_parameters():
         if "embedding" in key:
@@ -27,8 +32,20 @@ def randomize(module: nn.Module, seed: int = 0) -> None:
         parameter.data.copy_(values)
 
 
+def small_native(quantizer: Any, **changes: Any) -> NativeConfig:
+    """Two levels, time halved once; without a decoder unless ``changes`` have one."""
+    encoder = Encoder3DConfig(
+        ch=32,
+        ch_mult=(1, 1),
+        num_res_blocks=1,
+        z_channels=quantizer.latent_dim,
+        temporal_compress_times=2,
+    )
+    return NativeConfig(**{"encoder": encoder, "quantizer": quantizer, **changes})
+
+
 def file_of(state: dict[str, Tensor], **changes: Tensor | None) -> bytes:
-    """A safetensors file of ``state``; a change to None leaves a key out. ``__`` means a dot."""
+    """A safetensors file of ``state``; a change to None drops a key. ``__`` means a dot."""
     changed = {key.replace("__", "."): value for key, value in changes.items()}
     merged = {key: value for key, value in {**state, **changed}.items() if value is not None}
     return safetensors.torch.save({key: value.contiguous() for key, value in merged.items()})

@@ -1,4 +1,4 @@
-"""Classes for the tests of custom tokenizers, right in all but one thing each."""
+"""Classes for the tests of custom tokenizers, each with one mistake at most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 built: list[str] = []
-"""Names of the functions below that were called, which none may be."""
+"""Names of the functions below that were called, which must not happen."""
 
 
 def not_a_class(**arguments: Any) -> nn.Module:

@@ -21,11 +21,11 @@ OUR_NAMES = {
     "diffusion Decoder": "AutoencoderDecoder",
     "diffusion Encoder": "AutoencoderEncoder",
 }
-"""Classes that are named otherwise here than where they were published."""
+"""Classes with another name here than where they were published."""
 
 
 def parameter(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The float32 array that belongs at state_dict ``key``, from its own generator."""
+    """The float32 array for state_dict ``key``, from a generator seeded by it."""
     rng = np.random.RandomState(zlib.crc32(key.encode()))
     noise = rng.standard_normal(shape)
     if len(shape) >= 2:
@@ -44,7 +44,7 @@ def tensor_input(case: str, name: str, shape: tuple[int, ...]) -> NDArray[np.flo
 
 
 def fill(module: nn.Module) -> None:
-    """Give every floating-point entry its golden parameter; constants stay."""
+    """Set every floating-point entry to its golden parameter; keep constants."""
     module.load_state_dict(
         {
             key: torch.from_numpy(parameter(key, tuple(value.shape)))
@@ -62,7 +62,7 @@ def spec(case: str) -> dict[str, Any]:
 
 
 def inputs(case: str) -> list[Tensor]:
-    """What the module is fed, in order."""
+    """The inputs of the module, in order."""
     return [
         torch.from_numpy(tensor_input(case, name, tuple(shape)))
         for name, shape in spec(case)["inputs"].items()
@@ -70,7 +70,7 @@ def inputs(case: str) -> list[Tensor]:
 
 
 def outputs(case: str) -> dict[str, Tensor]:
-    """What must come out, by name."""
+    """The expected outputs, by name."""
     with np.load(FOLDER / f"{case}.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 

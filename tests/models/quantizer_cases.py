@@ -15,7 +15,7 @@ from tokpipe.models.quantizers import (
 
 
 def random_vq(n_e: int, e_dim: int) -> VectorQuantizer:
-    """A codebook spread as widely as the latents of these tests, from a fixed seed."""
+    """A codebook spread as far as the latents of these tests, from a fixed seed."""
     quantizer = VectorQuantizer(n_e, e_dim)
     generator = torch.Generator().manual_seed(1)
     quantizer.embedding.weight.data = torch.randn(n_e, e_dim, generator=generator)

@@ -139,11 +139,11 @@ def test_every_variant_keeps_its_grid(variant: Any, strides: tuple[int, int]) ->
     [
         ((1, 2, 16, 16, 3), "=2 does not fit temporal stride 4: use 1 or 5"),
         ((1, 16, 16, 16, 3), "=16 does not fit temporal stride 4: use 13 or 17"),
-        ((1, 5, 20, 16, 3), "height 20 is no multiple"),
-        ((1, 5, 16, 4, 3), "width 4 is no multiple .*: use 8"),
+        ((1, 5, 20, 16, 3), "height 20 is not a multiple"),
+        ((1, 5, 16, 4, 3), "width 4 is not a multiple .*: use 8"),
     ],
 )
-def test_sizes_that_the_program_would_take_and_cut_are_refused(
+def test_sizes_that_the_program_would_crop_are_rejected(
     tokenizer: VideoTokenizer, shape: tuple[int, ...], problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):
@@ -171,7 +171,7 @@ def test_sizes_that_the_program_would_take_and_cut_are_refused(
         (lambda: program(Decoder()), "Cosmos-DV4x8x8, probed"),
     ],
 )
-def test_a_wrong_file_is_refused_before_any_batch(
+def test_a_wrong_file_is_rejected_before_any_batch(
     weights: Callable[[], bytes], problem: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)s3://models/encoder.jit.*{problem}"):
@@ -184,7 +184,7 @@ def _saved(content: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_wrong_decoder_is_refused_before_any_batch(encoder: Encoder) -> None:
+def test_a_wrong_decoder_is_rejected_before_any_batch(encoder: Encoder) -> None:
     with pytest.raises(ConfigError, match="decoder_weights: missing"):
         build_tokenizer(CONFIG, program(encoder), with_decoder=True)
     with pytest.raises(ConfigError, match=r"decoding codes of shape .* raised"):
@@ -193,7 +193,7 @@ def test_a_wrong_decoder_is_refused_before_any_batch(encoder: Encoder) -> None:
         )
 
 
-def test_computing_in_another_type_is_tried_out_first(encoder: Encoder) -> None:
+def test_another_dtype_is_probed_first(encoder: Encoder) -> None:
     tokenizer = build_tokenizer(CONFIG, program(encoder))
     wide = tokenizer.encode(noise(1, 5, 32, 32, 3))
     tokenizer.compute_in(torch.bfloat16)
@@ -209,5 +209,5 @@ def test_computing_in_another_type_is_tried_out_first(encoder: Encoder) -> None:
 
 
 def test_it_cannot_be_streamed(tokenizer: VideoTokenizer) -> None:
-    with pytest.raises(ValueError, match="attention spans all frames"):
+    with pytest.raises(ValueError, match="attention covers all earlier frames"):
         tokenizer.encode_piece(noise(1, 5, 16, 16, 3), None)

@@ -1,4 +1,4 @@
-"""Tokenizers by import path: what is declared of them is held against what they do."""
+"""Tokenizers by import path: what they do is compared with what they declare."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_class_is_built_with_its_arguments_and_encodes_and_decodes() -> None:
         ("BCHW", (-1.0, 1.0), (6, 3, 8, 12)),
     ],
 )
-def test_pixels_come_in_the_layout_and_range_declared(
+def test_pixels_arrive_in_the_declared_layout_and_range(
     layout: str,
     value_range: tuple[float, float],
     wanted: tuple[int, ...],
@@ -100,7 +100,7 @@ def test_pixels_come_in_the_layout_and_range_declared(
         ("Raises", "raised KeyError: 'no such layer'"),
     ],
 )
-def test_a_class_that_is_not_as_declared_is_refused(name: str, problem: str) -> None:
+def test_a_class_that_breaks_its_declaration_is_rejected(name: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)^tokenizer.implementation \S*{name}.*{problem}"):
         build_tokenizer(config_of(name), None)
     assert custom_tokenizers.built == []
@@ -114,13 +114,13 @@ def test_a_class_that_is_not_as_declared_is_refused(name: str, problem: str) -> 
         ("DecodesNaN", "decoding gave NaN or infinity"),
     ],
 )
-def test_a_decoder_is_tried_out_where_one_is_needed(name: str, problem: str) -> None:
+def test_a_decoder_is_probed_where_one_is_needed(name: str, problem: str) -> None:
     assert build_tokenizer(config_of(name), None).traits.codebook_size == 16
     with pytest.raises(ConfigError, match=problem):
         build_tokenizer(config_of(name), None, with_decoder=True)
 
 
-def test_pieces_are_held_against_the_whole() -> None:
+def test_pieces_are_compared_with_the_whole() -> None:
     streamable = {"why_not_streamable": None}
     with pytest.raises(ConfigError, match=r"has no method encode_piece\(x, state\)"):
         build_tokenizer(config_of("Blocks", traits=streamable), None)
@@ -152,12 +152,12 @@ def test_weights_load_strictly() -> None:
         build_tokenizer(config, wrong)
 
 
-def test_wrong_arguments_are_told() -> None:
+def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ConfigError, match=r"arguments \{'sclae': 2\}: TypeError: .*sclae"):
         build_tokenizer(config_of("Blocks", arguments={"sclae": 2}), None)
 
 
-def test_only_a_class_that_can_is_computed_in_another_type() -> None:
+def test_another_dtype_needs_compute_in() -> None:
     tokenizer = build_tokenizer(config_of("Blocks"), None)
     tokenizer.compute_in(torch.float32)
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_only_a_class_that_can_is_computed_in_another_type() -> None:
     assert narrow.encode(noise(1, 1, 8, 8, 3)).shape == (1, 1, 2, 2)
 
 
-def test_the_probe_takes_the_size_and_the_frames_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_uses_the_declared_size_and_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     encode = custom_tokenizers.Blocks.encode
 
@@ -185,6 +185,6 @@ def test_the_probe_takes_the_size_and_the_frames_declared(monkeypatch: pytest.Mo
     assert seen[0] == (2, 3, 9, 32, 32)
 
 
-def test_nothing_of_a_config_is_imported_before_it_is_built() -> None:
+def test_a_config_imports_nothing() -> None:
     config_of("antigravity:Nothing")
     assert "antigravity" not in sys.modules

@@ -115,7 +115,7 @@ def test_chunks_have_four_frames(tokenizer: VideoTokenizer) -> None:
         tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64))
 
 
-def test_more_frames_at_once_would_get_other_codes(reference: Any) -> None:
+def test_more_frames_at_once_would_change_the_codes(reference: Any) -> None:
     x = (noise(1, 12, 16, 16, 3) / 127.5 - 1).permute(0, 1, 4, 2, 3)
     sizes = torch.tensor([[16, 16]] * 3)
     whole = reference.encode(x, image_sizes=sizes[:1]).image_tokens[0]
@@ -152,7 +152,7 @@ def test_both_published_layouts_load(reference: Any, tokenizer: VideoTokenizer) 
         ({"encoder__conv_in__bias": torch.zeros(5)}, r"conv_in.bias is \(5,\), not \(32,\)"),
     ],
 )
-def test_a_wrong_layout_is_refused_by_name(
+def test_keys_that_do_not_fit_are_named(
     reference: Any, changes: dict[str, Tensor | None], problem: str
 ) -> None:
     weights = file_of(reference.state_dict(), **changes)
@@ -160,13 +160,13 @@ def test_a_wrong_layout_is_refused_by_name(
         build_tokenizer(CONFIG, weights)
 
 
-def test_weights_of_a_whole_language_model_name_their_beginning(reference: Any) -> None:
+def test_weights_of_a_whole_language_model_name_their_prefix(reference: Any) -> None:
     weights = file_of({f"model.vqmodel.{k}": v for k, v in reference.state_dict().items()})
     with pytest.raises(WeightsMismatch, match=r"below 'model\.vqmodel'"):
         build_tokenizer(CONFIG, weights, with_decoder=True)
 
 
-def test_without_transformers_it_says_what_to_install(
+def test_without_transformers_the_error_says_what_to_install(
     reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -175,9 +175,7 @@ def test_without_transformers_it_says_what_to_install(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_types_compute_and_leave_the_codebook_alone(
-    reference: Any, dtype: torch.dtype
-) -> None:
+def test_narrow_dtypes_leave_the_codebook_in_float32(reference: Any, dtype: torch.dtype) -> None:
     tokenizer = build_tokenizer(CONFIG, file_of(reference.state_dict()), with_decoder=True)
     pixels = noise(2, 4, 32, 32, 3)
     wide = tokenizer.encode(pixels)

@@ -41,7 +41,7 @@ def tokenizer(state: dict[str, Tensor]) -> VideoTokenizer:
     [({"ch": 128}, 67.8), ({"ch": 128, "num_res_blocks": 4}, 101.6), ({}, 270.7)],
     ids=["67M", "102M", "270M"],
 )
-def test_the_published_sizes_have_the_parameters_of_their_names(
+def test_the_published_sizes_have_as_many_parameters_as_their_names_say(
     settings: dict[str, int], millions: float
 ) -> None:
     config = MoVQGANConfig(kind="movqgan", weights="s3://models/m.safetensors", **settings)  # type: ignore[arg-type]
@@ -105,9 +105,7 @@ def test_pieces_of_a_clip_have_the_codes_of_the_whole(tokenizer: VideoTokenizer)
     assert torch.equal(torch.cat([first, rest], dim=1), tokenizer.decode(whole))
 
 
-def test_encoding_needs_no_decoder_and_says_so_when_asked_to_decode(
-    state: dict[str, Tensor], tokenizer: VideoTokenizer
-) -> None:
+def test_encoding_needs_no_decoder(state: dict[str, Tensor], tokenizer: VideoTokenizer) -> None:
     encoding = {
         key: value
         for key, value in state.items()
@@ -134,14 +132,14 @@ def test_encoding_needs_no_decoder_and_says_so_when_asked_to_decode(
         ({"quantize__embedding__weight": torch.zeros(9, 4)}, r"embedding.weight is \(9, 4\)"),
     ],
 )
-def test_a_wrong_layout_is_refused_by_name(
+def test_keys_that_do_not_fit_are_named(
     state: dict[str, Tensor], changes: dict[str, Tensor | None], problem: str
 ) -> None:
     with pytest.raises(WeightsMismatch, match=rf"^s3://models/movqgan.safetensors: .*{problem}"):
         build_tokenizer(CONFIG, file_of(state, **changes), with_decoder=True)
 
 
-def test_a_file_of_another_kind_is_refused() -> None:
+def test_a_file_of_another_kind_is_rejected() -> None:
     with pytest.raises(ConfigError, match="not a complete safetensors file"):
         build_tokenizer(CONFIG, b"PK\x03\x04 and so on")
     other = safetensors.torch.save({"encoder.conv_in.conv.weight": torch.zeros(1)})
@@ -150,7 +148,7 @@ def test_a_file_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_types_change_few_codes(state: dict[str, Tensor], dtype: torch.dtype) -> None:
+def test_narrow_dtypes_change_few_codes(state: dict[str, Tensor], dtype: torch.dtype) -> None:
     tokenizer = build_tokenizer(CONFIG, file_of(state), with_decoder=True)
     pixels = noise(1, 2, 32, 32, 3)
     wide = tokenizer.encode(pixels)

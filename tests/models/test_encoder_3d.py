@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tests.models import golden_fixtures as golden
 from tokpipe.models.blocks import DownSample3D
 from tokpipe.models.causal_conv import PadMode
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import Norm
-
-CASES = ["constant_t9", "first_t1", "first_t9", "first_t16_attn", "reflect_t9"]
 
 
 def small_encoder(**changes: Any) -> Encoder3D:
@@ -32,23 +28,10 @@ def small_encoder(**changes: Any) -> Encoder3D:
     return Encoder3D(**(settings | changes)).eval()
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_matches_the_published_values(case: str) -> None:
-    case = f"encoder_3d_{case}"
-    with torch.no_grad():
-        found = golden.build(case, Encoder3D)(*golden.inputs(case))
-    golden.assert_agree(found, golden.outputs(case)["output"])
-
-
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int) -> None:
+def test_every_length_gives_the_published_latents_or_says_what_fits(
+    stride: int,
+) -> None:
     """The published pooling keeps frame 0 and halves the rest, rounding down, level by level."""
     encoder = small_encoder(temporal_compress_times=stride)
     for frames in range(1, 11):
@@ -65,7 +48,7 @@ def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int)
 
 
 @pytest.mark.parametrize("mode", ["first", "constant"])
-def test_with_norms_of_one_frame_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
+def test_with_frame_norms_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
     torch.manual_seed(0)
     encoder = small_encoder(pad_mode=mode, norm="frame").double()
     clip = torch.randn(1, 3, 17, 8, 8, dtype=torch.float64)
@@ -76,8 +59,8 @@ def test_with_norms_of_one_frame_a_prefix_gives_the_same_leading_latents(mode: P
             torch.testing.assert_close(prefix, whole[:, :, :latents])
 
 
-def test_norms_over_time_let_later_frames_change_the_first_latent() -> None:
-    """Why no overlap is exact for this family, and the chunk policy is part of the fingerprint."""
+def test_with_clip_norms_later_frames_change_the_first_latent() -> None:
+    """So no overlap is exact, and the chunk policy is part of the fingerprint."""
     torch.manual_seed(0)
     encoder, clip = small_encoder(), torch.randn(1, 3, 9, 8, 8)
     with torch.no_grad():
@@ -85,25 +68,7 @@ def test_norms_over_time_let_later_frames_change_the_first_latent() -> None:
     assert not torch.allclose(alone, within, atol=1e-3)
 
 
-@pytest.mark.parametrize("attention", [(), (16,)])
-@pytest.mark.parametrize("shape", [(1, 32, 32), (5, 12, 20)])
-@pytest.mark.usefixtures("threads")
-def test_latents_are_the_same_bits_in_any_batch_at_any_place_on_any_number_of_threads(
-    attention: tuple[int, ...], shape: tuple[int, int, int]
-) -> None:
-    torch.manual_seed(0)
-    encoder = small_encoder(attn_resolutions=attention)
-    clips = torch.rand(4, 3, *shape)
-    seen: list[Tensor] = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for batch in ([0], [0, 1], [1, 0], [3, 2, 0, 1], [0, 0, 0, 0]):
-            with torch.inference_mode():
-                seen.append(encoder(clips[batch])[batch.index(0)])
-    assert all(torch.equal(latent, seen[0]) for latent in seen)
-
-
-def test_one_clip_that_is_not_finite_leaves_its_neighbours_alone() -> None:
+def test_a_clip_that_is_not_finite_does_not_affect_the_others() -> None:
     torch.manual_seed(0)
     encoder, clips = small_encoder(), torch.rand(2, 3, 5, 8, 8)
     broken = clips.clone()
@@ -114,7 +79,7 @@ def test_one_clip_that_is_not_finite_leaves_its_neighbours_alone() -> None:
     assert after[0].isnan().any()
 
 
-def test_averaging_in_place_of_strided_convolution_has_no_weights() -> None:
+def test_downsampling_by_averaging_has_no_weights() -> None:
     encoder = small_encoder(resamp_with_conv=False)
     assert not [key for key in encoder.state_dict() if "downsample" in key]
     x = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(1, 2, 3, 4, 4)
@@ -126,21 +91,8 @@ def test_averaging_in_place_of_strided_convolution_has_no_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_dtypes_stay_near_float32(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    encoder, clip = small_encoder(attn_resolutions=(8,)), torch.rand(1, 3, 9, 32, 32) * 2 - 1
-    with torch.inference_mode():
-        wide = encoder(clip)
-        narrow = encoder.to(dtype)(clip.to(dtype))
-    assert narrow.dtype == dtype
-    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("norm", ["clip", "frame"])
-def test_only_branches_are_narrow_and_latents_are_nearer_for_it(
-    norm: Norm, dtype: torch.dtype
-) -> None:
+def test_narrow_branches_alone_are_more_accurate(norm: Norm, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     encoder = small_encoder(attn_resolutions=(8,), norm=norm)
     clip = torch.rand(1, 3, 9, 32, 32) * 2 - 1
@@ -171,22 +123,9 @@ def test_narrow_branches_stream_to_the_same_bits() -> None:
     assert torch.equal(torch.cat([first, second], dim=2), whole)
 
 
-def test_autocast_runs_float32_weights_in_bfloat16() -> None:
-    torch.manual_seed(0)
-    encoder, clip = small_encoder(attn_resolutions=(8,)), torch.rand(1, 3, 5, 32, 32) * 2 - 1
-    wide = encoder(clip)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        narrow = encoder(clip)
-    assert narrow.dtype == torch.bfloat16
-    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
-    narrow.float().square().mean().backward()
-    gradients = [parameter.grad for parameter in encoder.parameters()]
-    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
-
-
 @pytest.mark.parametrize("size", [(9, 14), (7, 4), (11, 13)])
-def test_odd_and_oblong_frames_give_the_latents_that_they_fill(size: tuple[int, int]) -> None:
-    """As published: what is beyond a multiple of the stride gives no latent of its own."""
+def test_odd_and_oblong_frames_get_the_latents_that_they_fill(size: tuple[int, int]) -> None:
+    """As published: rows beyond a multiple of the stride get no latent."""
     for with_conv in (True, False):
         encoder = small_encoder(resamp_with_conv=with_conv)
         with torch.no_grad():
@@ -195,42 +134,23 @@ def test_odd_and_oblong_frames_give_the_latents_that_they_fill(size: tuple[int, 
         assert latent.isfinite().all()
 
 
-def test_frames_of_a_single_latent_need_no_batch_of_two() -> None:
-    """The norms then have groups of one value, which PyTorch refuses in a batch of one."""
+def test_frames_of_a_single_latent_work_in_a_batch_of_one() -> None:
+    """The norms then have groups of one value, which PyTorch rejects in a batch of one."""
     torch.manual_seed(0)
     encoder, clips = small_encoder(ch_mult=(1, 1, 1)), torch.rand(2, 3, 1, 4, 4)
     with torch.no_grad():
         assert torch.equal(encoder(clips[:1]), encoder(clips)[:1])
 
 
-def test_clips_that_cannot_be_taken_are_refused() -> None:
-    encoder = small_encoder()
-    for shape in [(3, 1, 8, 8), (1, 4, 1, 8, 8), (0, 3, 1, 8, 8), (1, 3, 0, 8, 8)]:
-        with pytest.raises(ValueError, match=r"takes torch.float32 of \(B, 3, T, H, W\)"):
-            encoder(torch.zeros(shape))
-    for dtype in (torch.uint8, torch.float64, torch.bfloat16):
-        with pytest.raises(ValueError, match=rf"the input is {dtype} .* takes torch.float32"):
-            encoder(torch.zeros(1, 3, 1, 8, 8, dtype=dtype))
+@pytest.mark.parametrize("size", [(3, 8), (8, 3), (1, 1)])
+def test_frames_smaller_than_one_latent_are_rejected(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
+        small_encoder()(torch.zeros(1, 3, 1, *size))
+
+
+def test_autocast_does_not_convert_integers() -> None:
     with (
         pytest.raises(ValueError, match=r"takes torch\.float32"),
         torch.autocast("cpu", dtype=torch.bfloat16),
     ):
-        encoder(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))
-    for size in [(3, 8), (8, 3), (1, 1)]:
-        with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
-            encoder(torch.zeros(1, 3, 1, *size))
-
-
-def test_arguments_that_cannot_be_honoured_are_refused() -> None:
-    with pytest.raises(TypeError, match="temporal_compress_time"):
-        small_encoder(temporal_compress_time=4)
-    with pytest.raises(ValueError, match=r"temporal_compress_times=8 .* one of \[1, 2, 4\]"):
-        small_encoder(temporal_compress_times=8)
-    with pytest.raises(ValueError, match=r"norm='layer': use 'clip' .* or 'frame'"):
-        small_encoder(norm="layer")
-    with pytest.raises(ValueError, match=r"num_res_blocks=0: .* at least one block"):
-        small_encoder(num_res_blocks=0)
-    with pytest.raises(ValueError, match=r"temporal_compress_times=3 "):
-        small_encoder(temporal_compress_times=3)
-    with pytest.raises(ValueError, match=r"num_channels \(48\) must be divisible"):
-        small_encoder(ch=48)
+        small_encoder()(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))

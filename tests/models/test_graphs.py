@@ -1,4 +1,4 @@
-"""Which calls are replayed, and that no replay is trusted unseen. Captures here are plain calls."""
+"""Which calls are replayed, and only once checked. Captures here are plain calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokpipe.models.graphs import CAPTURED_AT, MOST_SHAPES, Call, GraphedCall
 
 
 class Captures:
-    """Captures as a GPU would, by one input and one output in fixed places."""
+    """Captures as a GPU would, with one input and one output at fixed addresses."""
 
     def __init__(self, wrong: float = 0.0) -> None:
         self.made: Counter[tuple[int, ...]] = Counter()
@@ -36,7 +36,7 @@ def double(x: Tensor) -> Tensor:
     return x * 2
 
 
-def test_shapes_that_come_again_are_replayed() -> None:
+def test_recurring_shapes_are_replayed() -> None:
     captures = Captures()
     graphed = GraphedCall(double, captures)
     results = []
@@ -50,7 +50,7 @@ def test_shapes_that_come_again_are_replayed() -> None:
     assert captures.replayed == {(3,): 1 + 4}
 
 
-def test_few_graphs_are_kept_and_those_used_last() -> None:
+def test_the_most_recently_used_graphs_are_kept() -> None:
     captures = Captures()
     graphed = GraphedCall(double, captures)
     for size in range(1, MOST_SHAPES + 2):
@@ -63,14 +63,14 @@ def test_few_graphs_are_kept_and_those_used_last() -> None:
     assert captures.made[(MOST_SHAPES + 1,)] == 1
 
 
-def test_a_graph_that_gives_something_else_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_graph_with_other_results_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     graphed = GraphedCall(double, Captures(wrong=1.0))
     for _ in range(CAPTURED_AT + 3):
         assert torch.equal(graphed(torch.ones(2)), torch.full((2,), 2.0))
     assert caplog.text.count("its results differ") == 1
 
 
-def test_what_cannot_be_captured_is_called(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_cannot_be_captured_runs_directly(caplog: pytest.LogCaptureFixture) -> None:
     def capture(call: Call, x: Tensor) -> Call:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_captured_is_called(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.text.count("not permitted") == 1
 
 
-def test_errors_of_the_call_are_its_own() -> None:
+def test_errors_of_the_call_pass_through() -> None:
     def fails(x: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("no room")
 

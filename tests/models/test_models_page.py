@@ -1,4 +1,4 @@
-"""The page on models: every name on it exists, and its code runs."""
+"""docs/models.md: every name on it exists, and its code runs."""
 
 from __future__ import annotations
 

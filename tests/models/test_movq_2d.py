@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models import golden_fixtures as golden
-from tokpipe.models.blocks_2d import AttnBlock, ResnetBlock, SpatialNorm
+from tokpipe.models.blocks_2d import SpatialNorm
 from tokpipe.models.movq_2d import MOVQDecoder
-from tokpipe.models.quantizers import VectorQuantizer
-from tokpipe.models.vqvae_2d import Decoder, Encoder
+from tokpipe.models.vqvae_2d import Decoder
 
 SMALL: dict[str, Any] = {
     "ch": 32,
@@ -29,18 +27,9 @@ def small_decoder(**changes: Any) -> MOVQDecoder:
     return MOVQDecoder(**(SMALL | changes)).eval()
 
 
-@pytest.mark.parametrize(
-    ("case", "cls"), [("movq_decoder_2d", MOVQDecoder), ("spatial_norm_2d", SpatialNorm)]
-)
-def test_matches_the_published_values(case: str, cls: type[nn.Module]) -> None:
-    with torch.no_grad():
-        found = golden.build(case, cls)(*golden.inputs(case))
-    golden.assert_agree(found, golden.outputs(case)["output"])
-
-
 @pytest.mark.parametrize("add_conv", [False, True])
 @pytest.mark.parametrize("size", [(3, 3), (6, 7), (9, 14), (5, 20)])
-def test_spatial_norm_scales_and_shifts_by_the_stretched_latent(
+def test_a_spatial_norm_scales_and_shifts_by_the_resized_latent(
     add_conv: bool, size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -57,7 +46,7 @@ def test_spatial_norm_scales_and_shifts_by_the_stretched_latent(
         torch.testing.assert_close(found, F.group_norm(f, 8, eps=1e-3) * scale + shift)
 
 
-def test_a_frozen_norm_is_left_out_of_training_and_nothing_else_is() -> None:
+def test_only_the_frozen_norm_is_left_out_of_training() -> None:
     norm = SpatialNorm(32, 3, freeze_norm_layer=True, num_groups=32)
     frozen = {name for name, p in norm.named_parameters() if not p.requires_grad}
     assert frozen == {"norm_layer.weight", "norm_layer.bias"}
@@ -66,7 +55,7 @@ def test_a_frozen_norm_is_left_out_of_training_and_nothing_else_is() -> None:
     assert all(p.requires_grad for p in SpatialNorm(32, 3, num_groups=32).parameters())
 
 
-def test_another_norm_layer_gets_its_own_arguments() -> None:
+def test_another_norm_layer_gets_its_arguments() -> None:
     def batch_norm(num_channels: int, momentum: float) -> nn.Module:
         return nn.BatchNorm2d(num_channels, momentum=momentum)
 
@@ -77,7 +66,7 @@ def test_another_norm_layer_gets_its_own_arguments() -> None:
         SpatialNorm(32, 3, num_group=32)
 
 
-def test_the_latent_of_the_norms_is_as_wide_as_the_decoders_unless_told() -> None:
+def test_zq_ch_defaults_to_z_channels() -> None:
     keys = {
         key: tuple(value.shape)
         for key, value in small_decoder().state_dict().items()
@@ -90,7 +79,7 @@ def test_the_latent_of_the_norms_is_as_wide_as_the_decoders_unless_told() -> Non
         assert wide(torch.randn(2, 4, 5, 7), torch.randn(2, 6, 5, 7)).shape == (2, 3, 10, 14)
 
 
-def test_constant_scale_and_no_shift_make_it_the_plain_decoder() -> None:
+def test_with_scale_one_and_no_shift_it_is_the_plain_decoder() -> None:
     torch.manual_seed(0)
     movq, plain = small_decoder(), Decoder(**SMALL).eval()
     weights = {
@@ -109,21 +98,9 @@ def test_constant_scale_and_no_shift_make_it_the_plain_decoder() -> None:
         torch.testing.assert_close(movq(z, torch.randn(2, 4, 5, 7)), plain(z))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    decoder, z = small_decoder(add_conv=True), torch.randn(1, 4, 8, 12)
-    with torch.inference_mode():
-        wide = decoder(z, z)
-        narrow = decoder.to(dtype)(z.to(dtype), z.to(dtype))
-    assert narrow.dtype == dtype
-    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
-
-
 @pytest.mark.parametrize(
     ("z", "zq", "problem"),
     [
-        (torch.zeros(1, 5, 4, 4), torch.zeros(1, 4, 4, 4), r"z is .* of \(1, 5, 4, 4\)"),
         (torch.zeros(1, 4, 4, 4), torch.zeros(1, 3, 4, 4), r"zq is .*\(1, 3, 4, 4\).*\(B, 4, H"),
         (torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, 0), r"zq is .* of \(1, 4, 4, 0\)"),
         (torch.zeros(2, 4, 4, 4), torch.zeros(1, 4, 4, 4), "z has 2 images and zq 1"),
@@ -131,65 +108,8 @@ def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
     ],
 )
 @pytest.mark.parametrize("add_conv", [False, True])
-def test_latents_that_do_not_fit_are_refused(
+def test_latents_that_do_not_fit_are_rejected(
     z: Tensor, zq: Tensor, problem: str, add_conv: bool
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         small_decoder(add_conv=add_conv)(z, zq)
-
-
-def test_arguments_that_cannot_be_honoured_are_refused() -> None:
-    with pytest.raises(TypeError, match="zq_channels"):
-        small_decoder(zq_channels=4)
-    with pytest.raises(ValueError, match=r"add_conv=True without zq_ch.*Pass zq_ch"):
-        AttnBlock(32, add_conv=True)
-    x, zq = torch.zeros(1, 32, 4, 4), torch.zeros(1, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"built with zq_ch, .* pass zq"):
-        ResnetBlock(in_channels=32, dropout=0.0, zq_ch=4)(x)
-    with pytest.raises(ValueError, match=r"built without zq_ch, .* leave it out"):
-        AttnBlock(32)(x, zq)
-
-
-@pytest.mark.parametrize(
-    ("ch", "num_res_blocks", "millions"), [(256, 2, 270), (128, 2, 67), (128, 4, 102)]
-)
-def test_sber_movqgan_has_the_size_it_is_named_after(
-    ch: int, num_res_blocks: int, millions: int
-) -> None:
-    config: dict[str, Any] = {
-        "double_z": False,
-        "z_channels": 4,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": ch,
-        "ch_mult": [1, 2, 2, 4],
-        "num_res_blocks": num_res_blocks,
-        "attn_resolutions": [32],
-        "dropout": 0.0,
-    }
-    with torch.device("meta"):
-        model = nn.ModuleDict(
-            {
-                "encoder": Encoder(**config),
-                "decoder": MOVQDecoder(zq_ch=4, **config),
-                "quantize": VectorQuantizer(16384, 4),
-                "quant_conv": nn.Conv2d(4, 4, 1),
-                "post_quant_conv": nn.Conv2d(4, 4, 1),
-            }
-        )
-        assert model["encoder"](torch.zeros(2, 3, 64, 48)).shape == (2, 4, 8, 6)
-        z = torch.zeros(2, 4, 8, 6)
-        assert model["decoder"](z, z).shape == (2, 3, 64, 48)
-    state = model.state_dict()
-    assert abs(sum(value.numel() for value in state.values()) / 1e6 - millions) < 1
-    assert {key.split(".")[0] for key in state} == set(model.keys())
-    assert state["quantize.embedding.weight"].shape == (16384, 4)
-    # Attention at 32 of the nominal 256, which is the coarsest level, and between its blocks.
-    attentions = {key.rpartition(".")[0] for key in state if ".q." in key}
-    assert attentions == {
-        "encoder.mid.attn_1.q",
-        "decoder.mid.attn_1.q",
-        *(f"encoder.down.3.attn.{n}.q" for n in range(num_res_blocks)),
-        *(f"decoder.up.3.attn.{n}.q" for n in range(num_res_blocks + 1)),
-    }

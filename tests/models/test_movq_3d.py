@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from tests.models import golden_fixtures as golden
 from tokpipe.models.blocks import AttnBlock2D, ResnetBlock3D, Upsample3D
@@ -31,22 +30,8 @@ def small_decoder(**changes: Any) -> MOVQDecoder3D:
     return decoder
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("case", ["movq_decoder_3d", "movq_decoder_3d_post_quant_conv"])
-def test_matches_the_published_values(case: str) -> None:
-    with torch.no_grad():
-        found = golden.build(case, MOVQDecoder3D)(*golden.inputs(case))
-    golden.assert_agree(found, golden.outputs(case)["output"])
-
-
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_every_latent_gives_one_frame_and_then_as_many_as_the_stride(stride: int) -> None:
+def test_the_first_latent_gives_one_frame_and_each_later_one_a_stride(stride: int) -> None:
     decoder = small_decoder(temporal_compress_times=stride)
     for latents in range(1, 5):
         frames = decoder(torch.zeros(2, 4, latents, 3, 1))
@@ -59,27 +44,14 @@ def test_time_is_doubled_at_the_coarsest_levels() -> None:
     assert doubles == [False, True]  # from the finest level, which has none, to the coarsest
 
 
-@pytest.mark.parametrize(
-    ("resolution", "attn_resolutions", "levels"),
-    [(32, (8,), [2]), (32, (32, 16), [0, 1]), (33, (32,), [0]), (33, (33,), []), (16, (64,), [])],
-)
-def test_attention_stands_where_the_nominal_resolution_says(
-    resolution: int, attn_resolutions: tuple[int, ...], levels: list[int]
-) -> None:
-    """The published decoder doubles the coarsest size, so that 33 becomes 8, 16, 32."""
-    decoder = small_decoder(resolution=resolution, attn_resolutions=attn_resolutions)
-    found = {int(key.split(".")[1]) for key in decoder.state_dict() if ".attn." in key}
-    assert sorted(found) == levels
-
-
-def test_the_features_before_the_end_are_those_that_the_end_is_made_of() -> None:
+def test_give_pre_end_returns_the_input_of_the_last_norm() -> None:
     z = torch.rand(1, 4, 2, 2, 2)
     whole, features = small_decoder(), small_decoder(give_pre_end=True)(z)
     assert features.shape == (1, 32, 5, 8, 8)
     assert torch.equal(whole.conv_out(F.silu(whole.norm_out(features, z))), whole(z))
 
 
-def test_a_post_quant_convolution_changes_the_latent_but_not_what_the_norms_see() -> None:
+def test_a_post_quant_convolution_does_not_affect_the_latent_of_the_norms() -> None:
     decoder = small_decoder(z_channels=6, zq_ch=4, post_quant_conv=True)
     inner = small_decoder(z_channels=4)
     z = torch.rand(1, 4, 2, 2, 2)
@@ -89,63 +61,6 @@ def test_a_post_quant_convolution_changes_the_latent_but_not_what_the_norms_see(
     assert decoder.norm_out.conv_y.conv.in_channels == 4
     nn.init.zeros_(decoder.post_quant_conv.conv.weight)  # type: ignore[union-attr]
     assert not torch.equal(decoder(z), decoder(-z))
-
-
-@pytest.mark.parametrize(("norm", "shape"), [("clip", (1, 8, 8)), ("frame", (3, 3, 5))])
-@pytest.mark.usefixtures("threads")
-def test_frames_are_the_same_bits_in_any_batch_on_any_number_of_threads(
-    norm: Norm, shape: tuple[int, int, int]
-) -> None:
-    torch.manual_seed(0)
-    decoder, latents = small_decoder(norm=norm, attn_resolutions=(8,)), torch.rand(3, 4, *shape)
-    seen: list[Tensor] = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for batch in ([0], [2, 0, 1]):
-            with torch.inference_mode():
-                seen.append(decoder(latents[batch])[batch.index(0)])
-    assert all(torch.equal(frames, seen[0]) for frames in seen)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_dtypes_stay_near_float32(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    decoder, z = small_decoder(attn_resolutions=(8,), add_conv=True), torch.rand(1, 4, 3, 4, 4)
-    wide = decoder(z)
-    narrow = decoder.to(dtype)(z.to(dtype))
-    assert narrow.dtype == dtype
-    assert (narrow.float() - wide).norm() < 0.03 * wide.norm()
-
-
-def test_float64_is_computed_in_float64() -> None:
-    decoder, z = small_decoder(), torch.rand(1, 4, 2, 2, 2)
-    single = decoder(z)
-    double = decoder.double()(z.double())
-    assert double.dtype == torch.float64
-    torch.testing.assert_close(double.float(), single, atol=1e-4, rtol=1e-4)
-    assert not torch.equal(double.float().double(), double)
-
-
-def test_latents_that_cannot_be_taken_are_refused() -> None:
-    decoder = small_decoder()
-    for shape in [(4, 2, 2, 2), (1, 3, 2, 2, 2), (0, 4, 1, 2, 2), (1, 4, 0, 2, 2), (1, 4, 1, 0, 2)]:
-        with pytest.raises(ValueError, match=r"takes torch.float32 of \(B, 4, T, H, W\)"):
-            decoder(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"^the input is torch.float64 .* takes torch.float32"):
-        decoder(torch.zeros(1, 4, 1, 2, 2, dtype=torch.float64))
-
-
-def test_arguments_that_cannot_be_honoured_are_refused() -> None:
-    for name in ("tanh_out", "attn_type", "ignored"):
-        with pytest.raises(TypeError, match=name):
-            small_decoder(**{name: False})
-    with pytest.raises(ValueError, match=r"temporal_compress_times=8 .* one of \[1, 2, 4\]"):
-        small_decoder(temporal_compress_times=8)
-    with pytest.raises(ValueError, match=r"zq_ch=3 with z_channels=4.* post_quant_conv=True"):
-        small_decoder(zq_ch=3)
-    with pytest.raises(ValueError, match=r"norm='layer': use 'clip' .* or 'frame'"):
-        small_decoder(norm="layer")
-    assert small_decoder(in_channels=3).state_dict().keys() == small_decoder().state_dict().keys()
 
 
 # Norms
@@ -168,7 +83,7 @@ def test_frame_norms_are_group_norms_of_each_frame() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (32, 32)])
-def test_a_frame_has_the_same_bits_after_a_frame_norm_whatever_stands_beside_it(
+def test_a_frame_norm_gives_a_frame_the_same_bits_among_any_others(
     size: tuple[int, int],
 ) -> None:
     torch.manual_seed(0)
@@ -182,7 +97,7 @@ def test_a_frame_has_the_same_bits_after_a_frame_norm_whatever_stands_beside_it(
 
 @pytest.mark.parametrize("norm", ["clip", "frame"])
 def test_a_group_of_a_single_value_becomes_the_bias_in_any_batch(norm: Norm) -> None:
-    """``nn.GroupNorm`` raises for a batch of one here, and takes a batch of two."""
+    """``nn.GroupNorm`` raises for a batch of one here, and accepts a batch of two."""
     layer = group_norm(32, norm)
     golden.fill(layer)
     for batch in (1, 2):
@@ -191,7 +106,7 @@ def test_a_group_of_a_single_value_becomes_the_bias_in_any_batch(norm: Norm) -> 
         torch.testing.assert_close(found.flatten(1), wanted, atol=1e-3, rtol=0)
 
 
-def test_scale_and_shift_come_from_the_latent_stretched_by_repetition() -> None:
+def test_a_3d_spatial_norm_repeats_the_latent() -> None:
     norm = SpatialNorm3D(32, 4, num_groups=32, eps=1e-6)
     golden.fill(norm)
     f, zq = torch.randn(2, 32, 5, 4, 6), torch.randn(2, 4, 2, 2, 3)
@@ -203,7 +118,7 @@ def test_scale_and_shift_come_from_the_latent_stretched_by_repetition() -> None:
 
 
 def test_the_convolution_of_a_spatial_norm_sees_zeros_before_the_first_frame() -> None:
-    """By default, and in every decoder, whose pad mode is not handed on to it."""
+    """By default, and in every decoder, which does not pass its pad mode on."""
     for norm in (
         SpatialNorm3D(32, 4, add_conv=True, num_groups=32),
         small_decoder(add_conv=True, pad_mode="first").norm_out,
@@ -215,7 +130,7 @@ def test_the_convolution_of_a_spatial_norm_sees_zeros_before_the_first_frame() -
         assert norm.conv.pad_mode == "constant"
 
 
-def test_a_spatial_norm_takes_any_norm_and_refuses_what_it_does_not_know() -> None:
+def test_a_spatial_norm_accepts_any_norm_and_checks_its_arguments() -> None:
     frozen = SpatialNorm3D(64, 4, FrameGroupNorm, freeze_norm_layer=True, num_groups=16)
     assert not any(parameter.requires_grad for parameter in frozen.norm_layer.parameters())
     assert all(parameter.requires_grad for parameter in frozen.conv_y.parameters())
@@ -241,33 +156,3 @@ def test_upsampling_repeats_every_position_and_every_frame_but_the_first(
     source = [0, *(j for j in range(1, frames) for _ in range(2 if compress_time else 1))]
     wanted = x[:, :, source].repeat_interleave(2, 3).repeat_interleave(2, 4)
     assert torch.equal(found, wanted)
-
-
-def test_embeddings_move_the_channels_of_a_block_alike_everywhere() -> None:
-    block = ResnetBlock3D(in_channels=32, dropout=0.0)
-    golden.fill(block.requires_grad_(False))
-    x, temb = torch.randn(2, 32, 3, 4, 4), torch.randn(2, 512)
-    h = block.conv1(F.silu(block.norm1(x)))
-    assert block.temb_proj is not None
-    h = h + block.temb_proj(F.silu(temb)).view(2, 32, 1, 1, 1)
-    torch.testing.assert_close(block(x, temb), x + block.conv2(F.silu(block.norm2(h))))
-    plain = ResnetBlock3D(in_channels=32, dropout=0.0, temb_channels=0)
-    with pytest.raises(ValueError, match="temb_channels=0"):
-        plain(x, temb)
-
-
-def test_a_convolution_carries_the_input_over_if_asked() -> None:
-    block = ResnetBlock3D(in_channels=32, out_channels=64, conv_shortcut=True, dropout=0.0)
-    golden.fill(block.requires_grad_(False))
-    assert "nin_shortcut.weight" not in block.state_dict()
-    x = torch.randn(1, 32, 3, 4, 4)
-    inner = block.conv2(F.silu(block.norm2(block.conv1(F.silu(block.norm1(x))))))
-    torch.testing.assert_close(block(x), block.conv_shortcut(x) + inner)  # type: ignore[misc]
-
-
-def test_blocks_say_which_latent_they_miss() -> None:
-    block = ResnetBlock3D(in_channels=32, dropout=0.0, temb_channels=0, zq_ch=4)
-    with pytest.raises(ValueError, match="built with zq_ch"):
-        block(torch.zeros(1, 32, 1, 2, 2))
-    with pytest.raises(ValueError, match="add_conv=True without zq_ch"):
-        AttnBlock2D(32, add_conv=True)

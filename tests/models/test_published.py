@@ -13,7 +13,7 @@ from tokpipe.models.quantizers import LFQ
 
 
 class Small(nn.Module):
-    """A convolution, a learnt statistic, and constants that follow from the arguments."""
+    """A convolution, a learned statistic, and constants that follow from the arguments."""
 
     scale: Tensor
 
@@ -25,13 +25,13 @@ class Small(nn.Module):
 
 
 def weights(**changes: Any) -> dict[str, Any]:
-    """Weights that fit ``Small``, with some keys changed or, by None, left out."""
+    """Weights that fit ``Small``, with some keys changed or, with None, dropped."""
     torch.manual_seed(1)
     state = {**Small().state_dict(), "scale": torch.tensor([3.0, 4.0]), **changes}
     return {key: value for key, value in state.items() if value is not None}
 
 
-def refusal(state: Any, **options: Any) -> WeightsMismatch:
+def rejection(state: Any, **options: Any) -> WeightsMismatch:
     """The error, after checking that nothing was loaded."""
     module = Small()
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -83,14 +83,14 @@ def test_every_value_is_loaded_in_the_dtype_of_the_module(dtype: torch.dtype) ->
 def test_a_value_that_does_not_fit_is_named(
     changes: dict[str, Any], key: str, problem: str
 ) -> None:
-    error = refusal(weights(**changes))
+    error = rejection(weights(**changes))
     assert (error.missing, error.unexpected, list(error.misfits)) == ((), (), [key])
     assert error.misfits[key].startswith(problem)
     assert f"{key} {problem}" in str(error)
 
 
 def test_every_missing_unexpected_and_misshapen_key_is_named_at_once() -> None:
-    error = refusal(
+    error = rejection(
         {**weights(**{"conv.weight": None, "scale": torch.ones(3)}), "b": 1, "a": torch.ones(1)}
     )
     assert error.missing == ("conv.weight",)
@@ -100,21 +100,22 @@ def test_every_missing_unexpected_and_misshapen_key_is_named_at_once() -> None:
     assert isinstance(error, ConfigError)
 
 
-def test_a_message_names_some_keys_and_the_error_all() -> None:
-    error = refusal({**weights(), **{f"more.{n:02}": torch.ones(1) for n in range(30)}}, source="w")
-    assert error.unexpected == tuple(f"more.{n:02}" for n in range(30))
+def test_the_message_names_some_keys_and_the_error_has_all() -> None:
+    more = {f"more.{n:02}": torch.ones(1) for n in range(30)}
+    error = rejection({**weights(), **more}, source="w")
+    assert error.unexpected == tuple(more)
     assert str(error).startswith("w: the weights do not fit the Small they are for: unexpected")
     assert "unexpected more.07; 22 more such. Nothing was loaded" in str(error)
 
 
 def test_the_error_survives_being_sent_between_processes() -> None:
-    error = refusal(weights(scale=None))
+    error = rejection(weights(scale=None))
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is WeightsMismatch
     assert (str(again), again.missing) == (str(error), ("scale",))
 
 
-def test_keys_are_renamed_by_the_longest_name_that_fits() -> None:
+def test_keys_are_renamed_by_the_longest_match() -> None:
     published = {
         "model.conv_one.weight": weights()["conv.weight"],
         "model.conv_one.bias": weights()["conv.bias"],
@@ -126,20 +127,20 @@ def test_keys_are_renamed_by_the_longest_name_that_fits() -> None:
     load_published(module, published, rename=table)
     for key, value in module.state_dict().items():
         assert torch.equal(value, weights()[key])
-    # A name is no beginning of a longer word, and unexpected keys keep the name they came by.
-    error = refusal({**published, "model.conv_ones": torch.ones(1)}, rename=table)
+    # A name does not match part of a word, and unexpected keys keep their published name.
+    error = rejection({**published, "model.conv_ones": torch.ones(1)}, rename=table)
     assert error.unexpected == ("model.conv_ones",)
     assert error.misfits == {}
 
 
-def test_an_empty_name_adds_a_beginning() -> None:
+def test_an_empty_name_adds_a_prefix() -> None:
     module = nn.ModuleDict({"small": Small()})
     load_published(module, weights(), rename={"": "small"})
     assert torch.equal(module["small"].state_dict()["scale"], weights()["scale"])
 
 
-def test_two_keys_renamed_to_one_are_refused() -> None:
-    error = refusal({**weights(), "kernel": weights()["scale"]}, rename={"kernel": "scale"})
+def test_two_keys_renamed_to_one_are_rejected() -> None:
+    error = rejection({**weights(), "kernel": weights()["scale"]}, rename={"kernel": "scale"})
     assert error.misfits == {"scale": "is the new name of both scale and kernel"}
 
 
@@ -152,7 +153,7 @@ def test_two_keys_renamed_to_one_are_refused() -> None:
     ],
 )
 def test_the_message_says_how_the_keys_would_fit(given: dict[str, Any], advice: str) -> None:
-    assert refusal(given).missing == tuple(sorted(weights()))
+    assert rejection(given).missing == tuple(sorted(weights()))
     with pytest.raises(WeightsMismatch, match=advice):
         load_published(Small(), given)
 
@@ -163,13 +164,13 @@ def test_the_message_says_under_what_name_a_part_would_fit() -> None:
         load_published(whole, weights())
 
 
-def test_counters_of_batches_are_no_constants() -> None:
+def test_batch_counters_are_not_constants() -> None:
     module, given = nn.BatchNorm2d(2), nn.BatchNorm2d(2).state_dict()
     given["num_batches_tracked"] = torch.tensor(7)
     load_published(module, given)
     assert module.state_dict()["num_batches_tracked"] == 7
 
 
-def test_a_module_without_storage_is_refused() -> None:
+def test_a_module_without_storage_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"Small is on the meta device.*to_empty"):
         load_published(Small().to("meta"), weights())

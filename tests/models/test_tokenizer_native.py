@@ -11,17 +11,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.adapter_helpers import noise
-from tokpipe.config.tokenizer import (
+from tests.models.adapter_helpers import noise, small_native
+from tokpipe.config.native_parts import (
     EMAVQConfig,
-    Encoder3DConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
     Movq3DConfig,
-    NativeConfig,
     VQConfig,
 )
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.blocks import ResnetBlock3D
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
@@ -39,17 +38,8 @@ QUANTIZERS = [
 
 
 def config_of(quantizer: Any = FSQ, **changes: Any) -> NativeConfig:
-    encoder = Encoder3DConfig(
-        ch=32,
-        ch_mult=(1, 1),
-        num_res_blocks=1,
-        z_channels=quantizer.latent_dim,
-        temporal_compress_times=2,
-    )
     decoder = Movq3DConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
-    return NativeConfig(
-        **{"encoder": encoder, "quantizer": quantizer, "decoder": decoder, **changes}
-    )
+    return small_native(quantizer, **{"decoder": decoder, **changes})
 
 
 def built(config: NativeConfig, *, with_decoder: bool = True) -> NativeTokenizer:
@@ -70,7 +60,7 @@ def test_every_quantizer_encodes_and_decodes(quantizer: Any, patch_size: int) ->
     assert shown.unique().numel() > 10
 
 
-def test_bit_orders_name_the_same_latents_by_mirrored_codes() -> None:
+def test_bit_orders_mirror_the_bits_of_the_codes() -> None:
     big, little = (built(config_of(quantizer)) for quantizer in QUANTIZERS[1:3])
     pixels = noise(1, 3, 16, 16, 3)
     codes, mirrored = big.encode(pixels), little.encode(pixels)
@@ -123,16 +113,16 @@ def test_pieces_of_a_clip_have_the_codes_and_pixels_of_the_whole(cuts: list[int]
     assert (torch.cat(shown, dim=1).int() - tokenizer.decode(whole).int()).abs().max() <= 1
 
 
-def test_under_norms_of_the_whole_clip_no_piece_is_taken() -> None:
+def test_with_clip_norms_pieces_are_rejected() -> None:
     tokenizer = built(config_of())
-    with pytest.raises(ValueError, match=r"piece by piece: .*norm=clip .* span all frames"):
+    with pytest.raises(ValueError, match=r"piece by piece: .*norm=clip .* over all frames"):
         tokenizer.encode_piece(noise(1, 3, 8, 8, 3), None)
     with pytest.raises(ValueError, match=r"piece by piece: .*norm=clip"):
         tokenizer.decode_piece(torch.zeros(1, 1, 4, 4, dtype=torch.int64), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_networks_compute_in_narrow_types_and_the_quantizer_does_not(dtype: torch.dtype) -> None:
+def test_compute_in_applies_to_networks_but_not_the_quantizer(dtype: torch.dtype) -> None:
     tokenizer = built(config_of(QUANTIZERS[3]))
     pixels = noise(1, 3, 16, 16, 3)
     wide = tokenizer.encode(pixels)
@@ -146,7 +136,7 @@ def test_networks_compute_in_narrow_types_and_the_quantizer_does_not(dtype: torc
     assert (tokenizer.decode(wide).int() - shown.int()).abs().float().mean() < 4
 
 
-def test_what_overflows_float16_gets_no_code_and_no_colour() -> None:
+def test_overflow_in_float16_gets_no_code_and_no_pixels() -> None:
     tokenizer = built(config_of())
     assert tokenizer.decoder is not None
     assert isinstance(tokenizer.encoder.mid.block_2, ResnetBlock3D)
@@ -169,19 +159,19 @@ def test_what_overflows_float16_gets_no_code_and_no_colour() -> None:
         (torch.zeros(1, 1, 4, 4, dtype=torch.bool), "codes are torch.bool"),
     ],
 )
-def test_codes_that_cannot_be_its_own_are_refused(codes: torch.Tensor, problem: str) -> None:
+def test_codes_that_do_not_fit_are_rejected(codes: torch.Tensor, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         built(config_of()).decode(codes)
 
 
-def test_a_decoder_is_asked_for_by_config_and_by_call() -> None:
+def test_a_decoder_must_be_configured_and_requested() -> None:
     with pytest.raises(ConfigError, match="has no decoder section"):
         build_tokenizer(config_of(decoder=None), None, with_decoder=True)
     with pytest.raises(ValueError, match="built without its decoder"):
         built(config_of(), with_decoder=False).decode(torch.zeros(1, 1, 4, 4, dtype=torch.int64))
 
 
-def test_the_decoder_changes_no_code_and_may_be_left_out_of_the_weights() -> None:
+def test_decoder_weights_are_optional_and_change_no_code() -> None:
     config = config_of()
     whole = built(config)
     state = whole.state_dict()

@@ -17,15 +17,13 @@ from tests.reader.reader_helpers import begin, put_shard
 from tokpipe.config.load import parse_job
 from tokpipe.formats.manifest import Claim, ManifestEntry, append
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.runtime.job import start_output
+from tokpipe.runtime.output import look_up, start_output
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import open_store
 from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip, Rejected
-from tokpipe.weights.read import read_weights
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>&a.mp4'
@@ -80,15 +78,14 @@ def really_made(root: Path, **changes: Any) -> Path:
         **changes,
     }
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
-    store = open_store(job.output.uri, job.storage)
-    weights = read_weights(job.tokenizer, job.storage)
-    record = start_output(store, job, weights.hash, "driver", Console(quiet=True))
+    output = look_up(job)
+    record, store = start_output(job, output, Console(quiet=True)), output.store
     plan = StoredPlan.from_json(record.plan)
     decode = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
     encode = EncodeStage(job.tokenizer, job.chunking, job.encode)
     write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
     decode.setup(root / "scratch")
-    encode.setup("cpu", weights.encoding)
+    encode.setup("cpu", output.weights.encoding)
     write.setup()
     (item,) = PlanReader(store, plan).items(0)
     clips: list[EncodedClip] = []

@@ -94,7 +94,7 @@ def only_once(method: Callable[..., Any]) -> Callable[..., Any]:
     return changed
 
 
-BUGS: list[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
+BUGS: list[tuple[type, str, Callable[[Callable[..., Any]], object]]] = [
     (Fleet, "_leave", without),
     (Fleet, "_discount", without),
     (Fleet, "remove_overdue", lambda old: lambda self, now: ()),

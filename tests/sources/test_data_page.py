@@ -1,4 +1,4 @@
-"""docs/data.md: its tables and tars are made, and its sources planned from real videos."""
+"""docs/data.md: builds its tables and tars, and plans its sources over real videos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokpipe.verbs.forecast import forecast
 SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
 JOB = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
 CLIPS = {
-    # By what a source is; the sample is cut into 3 clips, of 17, 17 and 9 frames.
+    # The sample is cut into 3 clips, of 17, 17 and 9 frames.
     "videos/**/*.mp4": 4 * 3 + 3,  # also the one with another ending
     "videos/clips.csv": 2 + 2 + 3,  # 2.5 s and 2.78 s of the dog, and the cat
     "videos/list.jsonl": 2 * 3,
@@ -26,7 +26,7 @@ CLIPS = {
 }
 
 
-def test_every_source_on_the_page_gives_its_clips(
+def test_every_source_on_the_page_has_its_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("dog.mp4", "cat.mp4", "a/7.mp4", "a/8.mp4", "new.webm"):
@@ -44,13 +44,13 @@ def test_every_source_on_the_page_gives_its_clips(
             exec(compile(block.code, str(block), "exec"), {})
         elif block.language == "sh":
             if commands_of(block.code)[0][0] == "tokpipe":
-                continue  # of a job that has run: tests/docs holds them against the parser
+                continue  # needs a finished job; tests/docs checks them against the parser
             subprocess.run(["bash", "-ec", block.code], cwd=tmp_path, check=True)
         elif block.language == "yaml":
             section = yaml.safe_load(block.code)
             uri = section["sources"][0]["uri"] if "sources" in section else "$"
             if "$" in uri:
-                continue  # no sources, or in a store: tests/docs holds them against the models
+                continue  # no sources, or in a store; tests/docs checks them against the models
             path.write_text(yaml.safe_dump({**JOB, **section}))
             found = forecast(load_job(path))
             assert (found.clips.value, found.rejected.value) == (CLIPS[uri], 0), str(block)
@@ -60,7 +60,7 @@ def test_every_source_on_the_page_gives_its_clips(
     assert "carrying key, txt, json" in capsys.readouterr().out
 
 
-def test_what_the_page_says_is_refused_is_refused(
+def test_what_the_page_says_is_rejected_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "videos"

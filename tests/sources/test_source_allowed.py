@@ -1,4 +1,4 @@
-"""A table names videos where it may, and nothing else on any machine."""
+"""A table can name only the videos that it may name, never other files of a node."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import TableSource
+from tests.sources.reading import Rows, problems, read
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
-from tokpipe.sources.table import TableRows
 
 LOCAL, REMOTE = "/data/tables/t.csv", "s3://b/tables/t.csv"
 MIXED = [
@@ -34,12 +32,8 @@ def is_outside(uri: str, table: str, *prefixes: str) -> bool:
     "uri",
     [
         *("/etc/passwd", "//etc/passwd", "/data/tablesx/a.mp4", "/data/tables/../a.mp4"),
-        *(
-            "/data/tables/x/../../../../etc/passwd",
-            "/data/tables/..",
-            "/data/a.mp4",
-            "/data/tables",
-        ),
+        *("/data/tables/x/../../../../etc/passwd", "/data/tables/..", "/data/a.mp4"),
+        "/data/tables",
         *("file:///etc/passwd", "FILE:///etc/passwd", "local:///etc/passwd", "file://etc/passwd"),
         *("file:///data/tables/../x", "file://data/tables/a.mp4", "/data//tables/../x"),
         *("simplecache::file:///etc/passwd", "/data/tables/simplecache::file:///etc/passwd"),
@@ -48,14 +42,14 @@ def is_outside(uri: str, table: str, *prefixes: str) -> bool:
         *("ssh://h/a", "github://o:r@/a", "jupyter://h/a", "arrow_hdfs://h/a", "data://x"),
     ],
 )
-def test_nothing_else_on_the_machine_may_be_named_by_default(uri: str, table: str) -> None:
+def test_other_files_of_the_node_are_outside_by_default(uri: str, table: str) -> None:
     assert is_outside(uri, table)
 
 
 @pytest.mark.parametrize("prefixes", [None, ["s3://b"]])
 @pytest.mark.parametrize("table", [LOCAL, REMOTE])
 @given(uris=st.lists(st.sampled_from(MIXED), max_size=4))
-def test_a_uris_neighbours_do_not_matter(
+def test_whether_a_uri_is_allowed_does_not_depend_on_other_uris(
     table: str, prefixes: list[str] | None, uris: list[str | None]
 ) -> None:
     allowed = AllowedUris(table, prefixes)
@@ -73,7 +67,7 @@ def test_a_uris_neighbours_do_not_matter(
         *("s3://b/what/is/../a/name", "s3://b/a::b.mp4"),
     ],
 )
-def test_remote_stores_may_be_named_by_default(uri: str, table: str) -> None:
+def test_remote_stores_are_allowed_by_default(uri: str, table: str) -> None:
     assert not is_outside(uri, table)
 
 
@@ -84,7 +78,7 @@ def test_remote_stores_may_be_named_by_default(uri: str, table: str) -> None:
         *("/data/tables/a..b.mp4", "/data/tables/...mp4", "/data/tables/a::b.mp4"),
     ],
 )
-def test_a_local_table_may_name_what_lies_below_its_folder_and_a_remote_one_not(uri: str) -> None:
+def test_only_a_local_table_may_name_files_below_its_folder(uri: str) -> None:
     assert not is_outside(uri, LOCAL)
     assert not is_outside(uri, f"file://{LOCAL}")
     assert is_outside(uri, REMOTE)
@@ -114,27 +108,21 @@ def test_a_local_table_may_name_what_lies_below_its_folder_and_a_remote_one_not(
         ("simplecache::s3://b/vid/a.mp4", False),
     ],
 )
-def test_prefixes_allow_what_is_below_them_by_whole_parts_and_no_more(
-    uri: str, allowed: bool
-) -> None:
+def test_prefixes_are_compared_by_whole_path_parts(uri: str, allowed: bool) -> None:
     prefixes = ["s3://b/vid", "https://h/v/", "file:///videos", "hdfs://nn/v"]
     assert is_outside(uri, LOCAL, *prefixes) != allowed
 
 
 @pytest.mark.parametrize("uri", ["/v/a.mp4", "s3://b/v/a.mp4", "s3://b", "https://h/v/a?x=/1"])
-def test_the_example_that_a_message_gives_would_do(uri: str) -> None:
+def test_the_prefix_that_a_message_suggests_works(uri: str) -> None:
     assert not is_outside(uri, REMOTE, example_prefix(uri))
 
 
-def rows_of(table: Path, **config: Any) -> list[dict[str, Any]]:
-    if "uri_template" not in config:
-        config["uri_column"] = "url"
-    source = TableSource(kind="table", uri=str(table), **config)
-    rows = TableRows(f"sources[3] (table {table})", source, StoreOptions(deadline_s=10))
-    return [row for batch in rows.batches() for row in batch.to_pylist()]
+def rows_of(table: Path, **config: Any) -> Rows:
+    return read("table", table, **{"allowed_prefixes": None, **config})
 
 
-def test_a_row_outside_costs_that_row_and_its_message_names_the_setting(tmp_path: Path) -> None:
+def test_a_row_outside_is_rejected_and_its_message_names_the_setting(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("url\na.mp4\n/etc/passwd\n../a.mp4\ns3://b/a.mp4\n")
     rows = rows_of(table)
@@ -142,16 +130,13 @@ def test_a_row_outside_costs_that_row_and_its_message_names_the_setting(tmp_path
         f"{tmp_path}/a.mp4",
         "s3://b/a.mp4",
     ]
-    assert [row["source_uri"] for row in rows if row["problem"]] == [
-        f"{table}#line=3",
-        f"{table}#line=4",
-    ]
+    assert list(problems(rows)) == [f"{table}#line=3", f"{table}#line=4"]
     assert rows[1]["problem"].startswith(f"line 3 of {table} names a video outside")
-    assert "add its folder to sources[3].allowed_prefixes" in rows[1]["problem"]
+    assert "add its folder to sources[0].allowed_prefixes" in rows[1]["problem"]
     assert rows[1]["problem"].endswith("(video /etc/passwd)")
 
 
-def test_what_fills_a_template_cannot_lead_out_of_it(tmp_path: Path) -> None:
+def test_values_in_a_template_cannot_lead_outside(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("id\na\n../../etc/passwd\n")
     good, bad = rows_of(table, uri_template=f"{tmp_path}/videos/{{id}}.mp4")
@@ -162,12 +147,12 @@ def test_what_fills_a_template_cannot_lead_out_of_it(tmp_path: Path) -> None:
     assert "outside what its table may name" in bad["problem"]
 
 
-def test_a_table_wholly_outside_is_an_error_whose_example_works(tmp_path: Path) -> None:
+def test_a_table_entirely_outside_is_a_config_error_with_a_working_example(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("url\n/v/1.mp4\n/v/2.mp4\n\n")
     with pytest.raises(ConfigError, match=r"all 2 videos .*such as /v/1\.mp4\. .*") as raised:
         rows_of(table)
     setting, _, value = str(raised.value).rstrip(".").rpartition(": ")
-    assert setting.endswith("sources[3].allowed_prefixes")
+    assert setting.endswith("sources[0].allowed_prefixes")
     rows = rows_of(table, allowed_prefixes=tuple(json.loads(value)))
     assert [row["problem"] for row in rows] == [None, None]

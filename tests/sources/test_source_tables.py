@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -15,50 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import S3Bucket
-from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import TableSource
+from tests.sources.reading import OPTIONS, opened, problems, uris, write
+from tests.sources.reading import read as read_source
 from tokpipe.errors import ConfigError
 from tokpipe.sources.rows import ROW_SCHEMA
-from tokpipe.sources.table import TableRows
 from tokpipe.sources.table_files import RECORD_BYTES
 from tokpipe.storage import open_store
 
-OPTIONS = StoreOptions(deadline_s=10)
+read = functools.partial(read_source, "table")
 
 
-def open_rows(uri: object, **config: Any) -> TableRows:
-    if "uri_template" not in config:
-        config.setdefault("uri_column", "url")
-    # What these tests are about is elsewhere: their videos lie anywhere.
-    config.setdefault("allowed_prefixes", ("/", "s3://", "https://"))
-    source = TableSource(kind="table", uri=str(uri), **config)
-    return TableRows(f"sources[0] (table {uri})", source, OPTIONS)
-
-
-def read(uri: object, **config: Any) -> list[dict[str, Any]]:
-    rows = open_rows(uri, **config)
-    carried = rows.carried()
-    batches = list(rows.batches())
-    for batch in batches:
-        batch.validate(full=True)
-        assert batch.schema == pa.schema([*ROW_SCHEMA, *carried])
-    return [row for batch in batches for row in batch.to_pylist()]
-
-
-def uris(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["source_uri"] for row in rows]
-
-
-def problems(rows: list[dict[str, Any]]) -> dict[str, str]:
-    return {row["source_uri"]: row["problem"] for row in rows if row["problem"] is not None}
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def test_a_csv_carries_every_value_as_it_is_written(tmp_path: Path) -> None:
+def test_csv_values_are_carried_as_written(tmp_path: Path) -> None:
     table = write(
         tmp_path / "t.csv",
         '\ufeffvideoid,url,page_dir,name\r\n007,/v/1.mp4,000001_000050,"a ""big"" dog, running"\r\n'
@@ -74,7 +43,7 @@ def test_a_csv_carries_every_value_as_it_is_written(tmp_path: Path) -> None:
     ]
 
 
-def test_a_tsv_takes_captions_with_quotes_that_quote_nothing(tmp_path: Path) -> None:
+def test_tsv_captions_may_contain_stray_quotes(tmp_path: Path) -> None:
     table = write(
         tmp_path / "t.tsv",
         'url\tname\n/1.mp4\t12" vinyl\n/2.mp4\t"Hello" he said\n/3.mp4\t"never closed\n'
@@ -83,16 +52,11 @@ def test_a_tsv_takes_captions_with_quotes_that_quote_nothing(tmp_path: Path) -> 
     rows = read(table)
     assert problems(rows) == {}
     assert [row["name"] for row in rows] == [
-        '12" vinyl',
-        '"Hello" he said',
-        '"never closed',
-        "quoted\ttab",
-        'a "b" c',
-        "plain",
-    ]
+        '12" vinyl', '"Hello" he said', '"never closed', "quoted\ttab", 'a "b" c', "plain",
+    ]  # fmt: skip
 
 
-def test_a_broken_csv_row_costs_that_row_alone(tmp_path: Path) -> None:
+def test_a_broken_csv_row_does_not_affect_other_rows(tmp_path: Path) -> None:
     lines = [
         b"url,name",
         b"/2.mp4,ok",
@@ -106,11 +70,8 @@ def test_a_broken_csv_row_costs_that_row_alone(tmp_path: Path) -> None:
         b"/10.mp4,ok",
     ]
     rows = read(write(tmp_path / "t.csv", b"\n".join(lines)))
-    assert [row["source_uri"] for row in rows if row["problem"] is None] == [
-        "/2.mp4",
-        "/4.mp4",
-        "/10.mp4",
-    ]
+    good = [row["source_uri"] for row in rows if row["problem"] is None]
+    assert good == ["/2.mp4", "/4.mp4", "/10.mp4"]
     found = problems(rows)
     assert [uri.rpartition("=")[2] for uri in found] == ["3", "5", "6", "7", "8", "9"]
     table = tmp_path / "t.csv"
@@ -120,17 +81,17 @@ def test_a_broken_csv_row_costs_that_row_alone(tmp_path: Path) -> None:
     assert rows[7]["name"] == "no uri"
 
 
-def test_a_monstrous_line_costs_itself_alone(tmp_path: Path) -> None:
-    monster = b"x" * (RECORD_BYTES + 100)
-    table = write(tmp_path / "t.csv", b"url\n/2.mp4\n" + monster + b"\n/4.mp4\n")
+def test_an_endless_line_does_not_affect_other_rows(tmp_path: Path) -> None:
+    endless = b"x" * (RECORD_BYTES + 100)
+    table = write(tmp_path / "t.csv", b"url\n/2.mp4\n" + endless + b"\n/4.mp4\n")
     assert uris(read(table)) == ["/2.mp4", f"{table}#line=3", "/4.mp4"]
     table = write(
-        tmp_path / "t.jsonl", b'{"url": "/1.mp4"}\n"' + monster + b'"\n{"url": "/3.mp4"}\n'
+        tmp_path / "t.jsonl", b'{"url": "/1.mp4"}\n"' + endless + b'"\n{"url": "/3.mp4"}\n'
     )
     assert uris(read(table)) == ["/1.mp4", f"{table}#line=2", "/3.mp4"]
 
 
-def test_json_lines_carry_text_as_it_is_and_the_rest_as_json(tmp_path: Path) -> None:
+def test_json_values_other_than_text_are_carried_as_json(tmp_path: Path) -> None:
     lines = [
         '{"url": "/1.mp4", "name": "ünï", "n": 7, "tags": ["a", {"b": null}]}',
         '{"url": "/2.mp4", "late": true, "name": null}',
@@ -145,12 +106,8 @@ def test_json_lines_carry_text_as_it_is_and_the_rest_as_json(tmp_path: Path) -> 
     table = write(tmp_path / "t.jsonl", "\n".join(lines))
     rows = read(table)
     assert uris(rows)[:2] == ["/1.mp4", "/2.mp4"]
-    assert [rows[0][name] for name in ("name", "n", "tags", "late")] == [
-        "ünï",
-        "7",
-        '["a",{"b":null}]',
-        None,
-    ]
+    values = [rows[0][name] for name in ("name", "n", "tags", "late")]
+    assert values == ["ünï", "7", '["a",{"b":null}]', None]
     assert [rows[1][name] for name in ("name", "late")] == [None, "true"]
     found = problems(rows)
     assert [uri.rpartition("=")[2] for uri in found] == ["4", "5", "6", "8", "9"]
@@ -170,8 +127,8 @@ def test_parquet_columns_keep_their_types(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "t.parquet")
-    opened = open_rows(tmp_path / "t.parquet")
-    assert {field.name: str(field.type) for field in opened.carried()} == {
+    source = opened("table", tmp_path / "t.parquet")
+    assert {field.name: str(field.type) for field in source.carried()} == {
         "id": "int32",
         "tags": "list<element: string>",
         "kind": "string",
@@ -184,7 +141,7 @@ def test_parquet_columns_keep_their_types(tmp_path: Path) -> None:
     assert list(problems(rows)) == [f"{tmp_path}/t.parquet#row={row}" for row in (2, 3)]
 
 
-def test_parquet_text_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
     raw = pa.array([b"good", b"\xff\xfe", None], pa.binary())
     bad = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
     pq.write_table(
@@ -195,23 +152,23 @@ def test_parquet_text_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
     assert list(problems(rows)) == [f"{tmp_path}/t.parquet#row=2"]
 
 
-def test_wide_parquet_rows_come_in_small_batches(tmp_path: Path) -> None:
+def test_wide_parquet_rows_make_small_batches(tmp_path: Path) -> None:
     table = pa.table(
         {"url": [f"/{i}.mp4" for i in range(100)], "blob": [bytes([i]) * 2**20 for i in range(100)]}
     )
     pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
-    opened = open_rows(tmp_path / "t.parquet")
-    sizes = [batch.num_rows for batch in opened.batches()]
+    source = opened("table", tmp_path / "t.parquet")
+    sizes = [batch.num_rows for batch in source.batches()]
     assert sum(sizes) == 100
     assert max(sizes) <= 32
 
 
-def test_packed_tables_are_unpacked(tmp_path: Path) -> None:
+def test_gzipped_tables_are_decompressed(tmp_path: Path) -> None:
     for name, text in {
         "t.csv.gz": "url\n/1.mp4\n",
         "t.tsv.gz": "url\tx\n/1.mp4\t\n",
         "t.jsonl.gz": '{"url": "/1.mp4"}\n',
-        "packed-without-saying.csv": "url\n/1.mp4\n",
+        "gzip-by-content.csv": "url\n/1.mp4\n",
     }.items():
         write(tmp_path / name, gzip.compress(text.encode()))
         assert uris(read(tmp_path / name)) == ["/1.mp4"]
@@ -221,16 +178,11 @@ def test_relative_uris_are_relative_to_their_table(tmp_path: Path) -> None:
     table = write(
         tmp_path / "t.csv", "url\na.mp4\nx/b.mp4\n/c.mp4\ns3://b/d.mp4\nhttps://h/e.mp4\n"
     )
-    assert uris(read(table)) == [
-        f"{tmp_path}/a.mp4",
-        f"{tmp_path}/x/b.mp4",
-        "/c.mp4",
-        "s3://b/d.mp4",
-        "https://h/e.mp4",
-    ]
+    local = [f"{tmp_path}/a.mp4", f"{tmp_path}/x/b.mp4", "/c.mp4"]
+    assert uris(read(table)) == [*local, "s3://b/d.mp4", "https://h/e.mp4"]
 
 
-def test_a_template_is_filled_from_any_column(tmp_path: Path) -> None:
+def test_a_template_can_use_any_column(tmp_path: Path) -> None:
     write(tmp_path / "t.csv", "page,id\n0001,007\n,8\n0002,9\n")
     rows = read(tmp_path / "t.csv", uri_template="s3://b/{page}/{id}.mp4")
     assert uris(rows) == ["s3://b/0001/007.mp4", f"{tmp_path}/t.csv#line=3", "s3://b/0002/9.mp4"]
@@ -252,7 +204,7 @@ def test_a_template_is_filled_from_any_column(tmp_path: Path) -> None:
         ("01:02", "100:00:00", (62.0, 360000.0)),
     ],
 )
-def test_spans_are_seconds_or_clock_times(
+def test_times_are_seconds_or_clock_times(
     tmp_path: Path, start: str, end: str, seconds: tuple[float | None, float | None]
 ) -> None:
     write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n")
@@ -275,17 +227,14 @@ def test_spans_are_seconds_or_clock_times(
         ("", "0", "ends before it starts: 0.0 to 0.0"),
     ],
 )
-def test_a_span_that_is_none_costs_its_row(
+def test_an_invalid_span_is_a_problem_of_its_row(
     tmp_path: Path, start: str, end: str, problem: str
 ) -> None:
     write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n/2.mp4,0,1\n")
     bad, good = read(tmp_path / "t.csv", start_column="from", end_column="to")
     assert problem in bad["problem"]
-    assert (bad["source_uri"], bad["start_s"], bad["end_s"]) == (
-        f"{tmp_path}/t.csv#line=2",
-        None,
-        None,
-    )
+    place = f"{tmp_path}/t.csv#line=2"
+    assert (bad["source_uri"], bad["start_s"], bad["end_s"]) == (place, None, None)
     assert good["problem"] is None
 
 
@@ -301,7 +250,7 @@ def test_a_span_that_is_none_costs_its_row(
     ],
     ids=lambda values: str(values.type),
 )
-def test_typed_times_of_parquet_are_understood(tmp_path: Path, values: pa.Array) -> None:
+def test_parquet_times_may_have_any_type(tmp_path: Path, values: pa.Array) -> None:
     table = pa.table({"url": ["/1.mp4", "/2.mp4", "/3.mp4"], "from": values})
     pq.write_table(table, tmp_path / "t.parquet")
     rows = read(tmp_path / "t.parquet", start_column="from")
@@ -309,7 +258,7 @@ def test_typed_times_of_parquet_are_understood(tmp_path: Path, values: pa.Array)
     assert (rows[2]["problem"] is None) == (values[2].as_py() is None)
 
 
-def test_names_that_are_tokpipes_own_are_changed_and_others_kept(tmp_path: Path) -> None:
+def test_only_columns_with_names_that_tokpipe_uses_are_renamed(tmp_path: Path) -> None:
     write(
         tmp_path / "t.csv", "url,FPS,clip_id,src_clip_id,,name,name,end_s\n/1.mp4,1,2,3,4,5,6,7\n"
     )
@@ -325,7 +274,7 @@ def test_names_that_are_tokpipes_own_are_changed_and_others_kept(tmp_path: Path)
     }
 
 
-def test_tables_of_one_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
+def test_tables_of_a_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", "name,url\nb,/2.mp4\n")
     write(tmp_path / "a.csv", "url,name\n/1.mp4,a\n")
     rows = read(tmp_path / "*.csv")
@@ -335,7 +284,7 @@ def test_tables_of_one_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
         read(tmp_path / "*.csv")
 
 
-def test_parquet_parts_that_lack_values_still_agree(tmp_path: Path) -> None:
+def test_parquet_parts_may_differ_in_number_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["/1.mp4"], "n": pa.array([1])}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"n": pa.array([1.5]), "url": ["/2.mp4"]}), tmp_path / "b.parquet")
     assert [row["n"] for row in read(tmp_path / "*.parquet")] == [1.0, 1.5]
@@ -360,7 +309,7 @@ def test_parquet_parts_that_lack_values_still_agree(tmp_path: Path) -> None:
         ("t.txt", "url\n", "does not show its format"),
     ],
 )
-def test_a_table_that_is_broken_as_a_whole_is_the_job_files_fault(
+def test_a_broken_table_is_a_config_error(
     tmp_path: Path, name: str, content: bytes | str, message: str
 ) -> None:
     table = write(tmp_path / name, content)
@@ -369,12 +318,13 @@ def test_a_table_that_is_broken_as_a_whole_is_the_job_files_fault(
     assert str(table) in str(caught.value)
 
 
-def test_a_missing_table_is_the_job_files_fault(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no table"):
-        read(tmp_path / "*.csv")
+@pytest.mark.parametrize(("kind", "name"), [("table", "*.csv"), ("webdataset", "*.tar")])
+def test_a_missing_source_is_a_config_error(tmp_path: Path, kind: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no ta\w+ matches"):
+        read_source(kind, tmp_path / name)
 
 
-def test_a_parquet_file_cut_short_or_damaged_is_the_job_files_fault(tmp_path: Path) -> None:
+def test_a_cut_or_damaged_parquet_file_is_a_config_error(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"url": [f"/{i}.mp4" for i in range(10_000)]}), path)
     data = bytearray(path.read_bytes())
@@ -392,8 +342,8 @@ def test_a_parquet_file_cut_short_or_damaged_is_the_job_files_fault(tmp_path: Pa
         ({"uri_template": "{ur}.mp4"}, r"uri_template names a column 'ur'.*did you mean 'url'"),
     ],
 )
-def test_a_column_of_the_wrong_kind_is_named(
-    tmp_path: Path, config: dict[str, str], message: str
+def test_a_column_of_the_wrong_type_is_named(
+    tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     table = pa.table({"url": ["/1.mp4"], "id": [1], "spans": [[1.0]]})
     pq.write_table(table, tmp_path / "t.parquet")
@@ -409,23 +359,19 @@ def test_tables_are_read_from_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     store.put("tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
     store.put("tables/t.csv.gz", gzip.compress(b"url\na.mp4\n"))
     rows = read(f"{s3_bucket.uri}/tables/*.parquet")
-    assert uris(rows)[::69_999] == [
-        f"{s3_bucket.uri}/tables/000000.mp4",
-        f"{s3_bucket.uri}/tables/069999.mp4",
-    ]
+    ends = [f"{s3_bucket.uri}/tables/{name}.mp4" for name in ("000000", "069999")]
+    assert uris(rows)[::69_999] == ends
     assert uris(read(f"{s3_bucket.uri}/tables/t.csv.gz")) == [f"{s3_bucket.uri}/tables/a.mp4"]
 
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0.:%"), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=8), tab=st.booleans())
-def test_whatever_a_csv_writer_writes_is_read_as_it_was(
+def test_the_output_of_a_csv_writer_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], tab: bool
 ) -> None:
-    import csv
-
     path = tmp_path_factory.mktemp("csv") / ("t.tsv" if tab else "t.csv")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t" if tab else ",", quoting=csv.QUOTE_ALL)
@@ -437,19 +383,19 @@ def test_whatever_a_csv_writer_writes_is_read_as_it_was(
     ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     junk=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=6),
     kind=st.sampled_from(["csv", "tsv", "jsonl"]),
 )
-def test_no_bytes_make_a_reader_crash_or_swallow_what_follows_a_bad_row(
+def test_rows_after_a_bad_row_are_read_whatever_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, junk: list[bytes], kind: str
 ) -> None:
     path = tmp_path_factory.mktemp("junk") / f"t.{kind}"
     good = b'{"url": "/good.mp4"}' if kind == "jsonl" else b"/good.mp4,x"
     good = good.replace(b",", b"\t") if kind == "tsv" else good
     header = [] if kind == "jsonl" else [b"url\tn" if kind == "tsv" else b"url,n"]
-    # A junk line may well open a quote that the next junk line closes; the good ones stand alone.
+    # A junk line may open a quote that the next junk line closes.
     lines = [*header, good, *(line for bad in junk for line in (bad, good))]
     rows = read(write(path, b"\n".join(lines)))
     if not any(b'"' in line for line in junk) and not any(b"\r" in line for line in junk):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,16 @@ import fsspec
 import numpy as np
 import pytest
 
-from tests.videos import FASTSTART, cut_short, numbers_of, packets_of, spoil_end, write_video
+from tests.media.conftest import section
+from tests.videos import FASTSTART, cut_short, numbers_of, packets_of, write_video
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
-from tokpipe.errors import ConfigError, StorageError
+from tokpipe.errors import ConfigError, SourceError, StorageError
+from tokpipe.formats.manifest.entry import ManifestEntry
 from tokpipe.identity.ids import clip_id
 from tokpipe.stages import decode as decode_module
 from tokpipe.stages.decode import KEPT_SOURCES, DecodeStage
 from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.telemetry.redact import MASK
 from tokpipe.types import (
     ArchiveMember,
     ClipRef,
@@ -30,6 +34,8 @@ from tokpipe.types import (
 )
 
 MakeStage = Callable[..., DecodeStage]
+OPTIONS = StoreOptions(deadline_s=1.0)
+SECRET = "pl4nted-s3cret"
 
 
 @pytest.fixture
@@ -43,106 +49,83 @@ def scratch(tmp_path: Path) -> Path:
 def make_stage(scratch: Path) -> Iterator[MakeStage]:
     stages = []
 
-    def make(
-        *,
-        fps: float | None = None,
-        max_clip_frames: int = 100,
-        backend: str = "auto",
-        max_source_bytes: int = 2**30,
-        min_clip_frames: int = 1,
-        on_damage: str = "reject",
-        pieces: Cut | None = None,
-    ) -> DecodeStage:
-        config = DecodeStage(
-            SamplingConfig(
-                fps=fps, max_clip_frames=max_clip_frames, min_clip_frames=min_clip_frames
-            ),
+    def make(pieces: Cut | None = None, **changes: Any) -> DecodeStage:
+        settings = {"fps": None, "max_clip_frames": 100, "min_clip_frames": 1, **changes}
+        stage = DecodeStage(
+            section(SamplingConfig, settings),
             FramesConfig(size=(48, 64), fit="stretch"),
-            DecodeConfig.model_validate(
-                {
-                    "backend": backend,
-                    "max_source_bytes": max_source_bytes,
-                    "on_damage": on_damage,
-                }
-            ),
-            StoreOptions(deadline_s=1.0),
+            section(DecodeConfig, settings),
+            OPTIONS,
             pieces,
         )
-        stage: DecodeStage = pickle.loads(pickle.dumps(config))  # as Ray carries it to the actor
-        stage.setup(scratch)
-        stages.append(stage)
-        return stage
+        arrived: DecodeStage = pickle.loads(pickle.dumps(stage))  # as Ray carries it to the actor
+        arrived.setup(scratch)
+        stages.append(arrived)
+        return arrived
 
     yield make
     for stage in stages:
         stage.close()
 
 
+@pytest.fixture
+def dead_address() -> str:
+    """An address of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return f"127.0.0.1:{held.getsockname()[1]}"
+
+
 def item(source: Path | str, row: int = 0, **settings: object) -> WorkItem:
     return WorkItem(row, f"row-{row}", str(source), **settings)  # type: ignore[arg-type]
 
 
-def decoded(results: list[DecodedClip | Rejected | Failed]) -> list[DecodedClip]:
+def decoded(stage: DecodeStage, items: list[WorkItem]) -> list[DecodedClip]:
+    results = stage.process(items)
     clips = [result for result in results if isinstance(result, DecodedClip)]
-    assert len(clips) == len(results), results
+    assert len(clips) == len(items), results
     return clips
+
+
+def rejected(stage: DecodeStage, one: WorkItem) -> Rejected:
+    (result,) = stage.process([one])
+    assert isinstance(result, Rejected)
+    return result
 
 
 def test_items_become_clips_in_order(tmp_path: Path, make_stage: MakeStage) -> None:
     first = write_video(tmp_path / "first.mp4", 5)
     second = write_video(tmp_path / "second.mp4", 8, first_number=50)
-    results = decoded(
-        make_stage().process(
-            [item(first, 3), item(second, 4), item(second, 5, start_s=0.04, end_s=0.12)]
-        )
-    )
-    numbers = [numbers_of(clip.frames) for clip in results]
+    items = [item(first, 3), item(second, 4), item(second, 5, start_s=0.04, end_s=0.12)]
+    clips = decoded(make_stage(), items)
+    numbers = [numbers_of(clip.frames) for clip in clips]
     assert numbers == [[*range(5)], [*range(50, 58)], [51, 52]]
-    assert results[0].ref == ClipRef("row-3", 3, 0, 1, str(first))
-    assert results[0].frames.dtype == np.uint8
-    assert results[0].frames.shape == (5, 48, 64, 3)
-    assert results[2].pts_s.tolist() == [0.04, 0.08]
-    assert (results[0].fps, results[0].backend) == (25.0, "decord")
+    assert clips[0].ref == ClipRef("row-3", 3, 0, 1, str(first))
+    assert clips[0].frames.dtype == np.uint8
+    assert clips[0].frames.shape == (5, 48, 64, 3)
+    assert clips[2].pts_s.tolist() == [0.04, 0.08]
+    assert (clips[0].fps, clips[0].backend) == (25.0, "decord")
 
 
-def test_a_damaged_video_is_rejected_or_marked_by_the_jobs_rule(
+def test_a_damaged_video_is_rejected_or_marked_as_the_job_says(
     tmp_path: Path, make_stage: MakeStage
 ) -> None:
     path = write_video(tmp_path / "cut.mp4", 30, options={"bf": "0"}, **FASTSTART)
     cut_short(path, 20, inside=True)
-    (rejected,) = make_stage().process([item(path)])
-    assert isinstance(rejected, Rejected)
-    assert (rejected.reason, rejected.error) == ("truncated", None)
-    (clip,) = decoded(make_stage(on_damage="mark").process([item(path)]))
+    result = rejected(make_stage(), item(path))
+    assert (result.reason, result.error) == ("truncated", None)
+    (clip,) = decoded(make_stage(on_damage="mark"), [item(path)])
     assert clip.marks == ("damaged",)
     assert clip.damage is not None
     assert "the file ends" in clip.damage
     assert numbers_of(clip.frames) == list(range(len(clip.frames)))
 
 
-def test_a_rejection_names_the_class_of_the_error_behind_it(
-    tmp_path: Path, make_stage: MakeStage
-) -> None:
-    text = tmp_path / "text.mp4"
-    text.write_text("no video " * 100)
-    results = make_stage().process([item(text), item(tmp_path / "gone.mp4")])
-    assert [result.error for result in results if isinstance(result, Rejected)] == [
-        "InvalidDataError",
-        "FileNotFoundError",
-    ]
-
-
-def test_a_film_is_found_at_its_first_segment(tmp_path: Path, make_stage: MakeStage) -> None:
-    film = write_video(tmp_path / "film.mp4", 25)
+def test_the_first_segment_says_how_many_there_are(tmp_path: Path, make_stage: MakeStage) -> None:
+    path = write_video(tmp_path / "long.mp4", 25)
     stage = make_stage(fps=10.0, max_clip_frames=4)
-    (first,) = decoded(stage.process([item(film)]))
-    assert first.ref == ClipRef(clip_id("row-0", 0, 3, 4, 10.0), 0, 0, 3, str(film))
-    others = decoded(
-        stage.process(
-            [item(film, segment=1, num_segments=3), item(film, segment=2, num_segments=3)]
-        )
-    )
-    clips = [first, *others]
+    clips = decoded(stage, [item(path)])
+    assert clips[0].ref == ClipRef(clip_id("row-0", 0, 3, 4, 10.0), 0, 0, 3, str(path))
+    clips += decoded(stage, [item(path, segment=j, num_segments=3) for j in (1, 2)])
     assert [numbers_of(clip.frames) for clip in clips] == [[0, 2, 5, 7], [10, 12, 15, 17], [20, 22]]
     assert len({clip.ref.clip_id for clip in clips}) == 3
     assert all(clip.fps == 10.0 for clip in clips)
@@ -150,25 +133,22 @@ def test_a_film_is_found_at_its_first_segment(tmp_path: Path, make_stage: MakeSt
 
 @pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "2", "x264-params": "open-gop=1"}])
 @pytest.mark.parametrize("fps", [None, 10.0, 40.0])
-def test_pieces_of_a_clip_are_the_clip(
+def test_pieces_of_a_streamed_clip_add_up_to_the_clip(
     fps: float | None, options: dict[str, str], tmp_path: Path, make_stage: MakeStage
 ) -> None:
-    film = write_video(tmp_path / "film.mp4", 60, gop=12, options=options)
+    path = write_video(tmp_path / "long.mp4", 60, gop=12, options=options)
     span: dict[str, Any] = {"start_s": 0.2, "end_s": 2.2}
-    (whole,) = decoded(make_stage(fps=fps, pieces=Cut(1000, 1000)).process([item(film, **span)]))
+    (whole,) = decoded(make_stage(Cut(1000, 1000), fps=fps), [item(path, **span)])
     assert whole.piece == Piece(0, 1, 0)
     assert whole.backend == "pyav"
     cut = Cut(9, 8)
-    stage = make_stage(fps=fps, pieces=cut, min_clip_frames=10)
-    (first,) = decoded(stage.process([item(film, **span)]))
-    total = first.piece.num_pieces
+    stage = make_stage(cut, fps=fps, min_clip_frames=10)
+    pieces = decoded(stage, [item(path, **span)])
+    total = pieces[0].piece.num_pieces
     assert total == cut.num_parts(len(whole.frames))
-    later = decoded(
-        stage.process(
-            [item(film, piece=piece, num_pieces=total, **span) for piece in range(1, total)]
-        )
+    pieces += decoded(
+        stage, [item(path, piece=piece, num_pieces=total, **span) for piece in range(1, total)]
     )
-    pieces = [first, *later]
     assert {one.ref for one in pieces} == {whole.ref}
     assert {one.fps for one in pieces} == {whole.fps}
     assert [one.piece.first_frame for one in pieces] == [cut.bounds(k)[0] for k in range(total)]
@@ -176,27 +156,24 @@ def test_pieces_of_a_clip_are_the_clip(
     assert np.array_equal(np.concatenate([one.pts_s for one in pieces]), whole.pts_s)
 
 
-def test_a_streamed_clip_is_measured_whole(tmp_path: Path, make_stage: MakeStage) -> None:
-    film = write_video(tmp_path / "film.mp4", 20)
-    stage = make_stage(pieces=Cut(5, 4), min_clip_frames=21)
-    (result,) = stage.process([item(film)])
-    assert isinstance(result, Rejected)
+def test_limits_apply_to_the_whole_streamed_clip(tmp_path: Path, make_stage: MakeStage) -> None:
+    path = write_video(tmp_path / "long.mp4", 20)
+    result = rejected(make_stage(Cut(5, 4), min_clip_frames=21), item(path))
     assert (result.reason, result.ref.num_segments) == ("too_short", 1)
     assert "the span has 20 frames" in result.message
-    (result,) = make_stage(pieces=Cut(5, 4)).process([item(film, piece=2, num_pieces=9)])
-    assert isinstance(result, Rejected)
+    result = rejected(make_stage(Cut(5, 4)), item(path, piece=2, num_pieces=9))
     assert result.reason == "source_changed"
     assert "now has 5 pieces and had 9" in result.message
 
 
-def test_films_that_take_turns_are_fetched_once(
+def test_sources_of_interleaved_streamed_clips_are_fetched_once(
     tmp_path: Path, scratch: Path, make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, uris = fsspec.filesystem("memory"), []
     for index in range(KEPT_SOURCES + 2):
         video = write_video(tmp_path / f"{index}.mp4", 12)
-        memory.pipe_file(f"/films/{index}.mp4", video.read_bytes())
-        uris.append(f"memory://films/{index}.mp4")
+        memory.pipe_file(f"/streamed/{index}.mp4", video.read_bytes())
+        uris.append(f"memory://streamed/{index}.mp4")
     fetched: list[str] = []
 
     def counted(uri: str, *args: Any, **kwargs: Any) -> Path:
@@ -204,19 +181,21 @@ def test_films_that_take_turns_are_fetched_once(
         return fetch_to_file(uri, *args, **kwargs)
 
     monkeypatch.setattr(decode_module, "fetch_to_file", counted)
-    stage = make_stage(pieces=Cut(5, 4))
+    stage = make_stage(Cut(5, 4))
     try:
         for piece in range(3):
-            decoded(stage.process([item(uri, piece=piece, num_pieces=3) for uri in uris[:4]]))
+            decoded(stage, [item(uri, piece=piece, num_pieces=3) for uri in uris[:4]])
         assert fetched == uris[:4]
-        assert len(list(scratch.iterdir())) == 1, "films that are done are not kept"
+        assert len(list(scratch.iterdir())) == 1, "sources of finished clips are kept"
         stage.process([item(uri, piece=0) for uri in uris])
         assert len(list(scratch.iterdir())) == KEPT_SOURCES
     finally:
-        memory.rm("/films", recursive=True)
+        memory.rm("/streamed", recursive=True)
 
 
-def test_refused_items_stand_in_their_own_places(tmp_path: Path, make_stage: MakeStage) -> None:
+def test_rejections_keep_their_places_and_name_the_error_behind_them(
+    tmp_path: Path, make_stage: MakeStage
+) -> None:
     good = write_video(tmp_path / "good.mp4", 5)
     text = tmp_path / "text.mp4"
     text.write_text("not a video, " * 100)
@@ -231,44 +210,36 @@ def test_refused_items_stand_in_their_own_places(tmp_path: Path, make_stage: Mak
         item(good, 7, start_s=99.0),
     ]
     results = make_stage().process(items)
-    rejected = {r.ref.row: (r.stage, r.reason) for r in results if isinstance(r, Rejected)}
-    assert rejected == {
-        0: ("decode", "not_a_video"),
-        2: ("decode", "missing"),
-        3: ("plan", "bad_row"),
-        5: ("decode", "not_a_file"),
-        6: ("decode", "source_changed"),
-        7: ("decode", "too_short"),
+    found = {r.ref.row: (r.stage, r.reason, r.error) for r in results if isinstance(r, Rejected)}
+    assert found == {
+        0: ("decode", "not_a_video", "InvalidDataError"),
+        2: ("decode", "missing", "FileNotFoundError"),
+        3: ("plan", "bad_row", None),
+        5: ("decode", "not_a_file", None),
+        6: ("decode", "source_changed", None),
+        7: ("decode", "too_short", None),
     }
     assert [result.ref.row for result in results] == list(range(8))
     assert results[3].ref == ClipRef("row-3", 3, 0, 1, str(good))
     assert results[6].ref.num_segments == 2
 
 
-def test_a_rejection_names_the_backend_that_gave_it(tmp_path: Path, make_stage: MakeStage) -> None:
-    path = spoil_end(write_video(tmp_path / "clip.mp4", 30, options={"bf": "0"}))
-    (result,) = make_stage().process([item(path)])
-    assert isinstance(result, Rejected)
-    assert (result.reason, result.backend) == ("corrupt", "pyav")
-
-
-def test_damage_in_the_first_segment_costs_the_film_no_other(
+def test_damage_in_the_first_segment_leaves_the_others_intact(
     tmp_path: Path, make_stage: MakeStage
 ) -> None:
-    path = write_video(tmp_path / "film.mp4", 40, gop=10, options={"bf": "0"})
+    path = write_video(tmp_path / "long.mp4", 40, gop=10, options={"bf": "0"})
     whole = bytearray(path.read_bytes())
     third = packets_of(path)[2].position
     whole[third : third + 8] = b"\xff" * 8
     path.write_bytes(whole)
     stage = make_stage(max_clip_frames=10)
-    (first,) = stage.process([item(path)])
-    assert isinstance(first, Rejected)
-    assert (first.reason, first.ref.num_segments) == ("corrupt", 4)
-    (second,) = decoded(stage.process([item(path, segment=1, num_segments=4)]))
+    first = rejected(stage, item(path))
+    assert (first.reason, first.backend, first.ref.num_segments) == ("corrupt", "pyav", 4)
+    (second,) = decoded(stage, [item(path, segment=1, num_segments=4)])
     assert numbers_of(second.frames) == list(range(10, 20))
 
 
-def test_members_of_archives_are_decoded_and_their_copies_removed(
+def test_archive_members_are_decoded_and_their_copies_removed(
     tmp_path: Path, scratch: Path, make_stage: MakeStage
 ) -> None:
     videos = [write_video(tmp_path / f"{k}.mp4", 6, first_number=10 * k) for k in range(2)]
@@ -286,17 +257,15 @@ def test_members_of_archives_are_decoded_and_their_copies_removed(
         item(f"{archive}#1.mp4", 1, member=members[1]),
     ]
     stage = make_stage(max_clip_frames=4)
-    results = decoded(stage.process(items))
-    assert [numbers_of(clip.frames) for clip in results] == [
-        [0, 1, 2, 3], [4, 5], [10, 11, 12, 13],
-    ]  # fmt: skip
+    numbers = [numbers_of(clip.frames) for clip in decoded(stage, items)]
+    assert numbers == [[0, 1, 2, 3], [4, 5], [10, 11, 12, 13]]
     assert len(list(scratch.iterdir())) == 1  # the last source, for its next segment
     stage.close()
     assert list(scratch.iterdir()) == []
     assert all(path.exists() for path in (archive, *videos))
 
 
-def test_remote_sources_are_fetched(tmp_path: Path, scratch: Path, make_stage: MakeStage) -> None:
+def test_remote_sources_are_fetched(tmp_path: Path, make_stage: MakeStage) -> None:
     video = write_video(tmp_path / "clip.mp4", 4)
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/decode-stage/clip.mp4", video.read_bytes())
@@ -312,14 +281,12 @@ def test_remote_sources_are_fetched(tmp_path: Path, scratch: Path, make_stage: M
     assert gone.reason == "missing"
 
 
-def test_a_source_beyond_the_limit_is_refused(tmp_path: Path, make_stage: MakeStage) -> None:
+def test_a_source_above_the_size_limit_is_rejected(tmp_path: Path, make_stage: MakeStage) -> None:
     path = write_video(tmp_path / "clip.mp4", 4)
-    (result,) = make_stage(max_source_bytes=1000).process([item(path)])
-    assert isinstance(result, Rejected)
-    assert result.reason == "too_large"
+    assert rejected(make_stage(max_source_bytes=1000), item(path)).reason == "too_large"
 
 
-def test_a_store_that_fails_is_nobodys_rejection(make_stage: MakeStage) -> None:
+def test_a_failing_store_is_not_blamed_on_the_clip(make_stage: MakeStage) -> None:
     class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
         protocol = "brokenstore"
 
@@ -333,7 +300,9 @@ def test_a_store_that_fails_is_nobodys_rejection(make_stage: MakeStage) -> None:
         make_stage().process([item("brokenstore://bucket/clip.mp4")])
 
 
-def test_any_item_can_be_run_again(tmp_path: Path, make_stage: MakeStage) -> None:
+def test_decoding_an_item_again_returns_the_same_result(
+    tmp_path: Path, make_stage: MakeStage
+) -> None:
     path = write_video(tmp_path / "clip.mp4", 25)
     items = [item(path), item(tmp_path / "gone.mp4", 1), item(path, 2, start_s=0.4)]
     once, again = (make_stage(fps=10.0).process(items) for _ in range(2))
@@ -352,18 +321,31 @@ def test_a_decoder_that_is_not_installed_is_named(make_stage: MakeStage) -> None
         make_stage(backend="torchcodec")
 
 
-def test_a_web_server_that_does_not_answer_is_no_verdict_on_its_video(tmp_path: Path) -> None:
-    stage = DecodeStage(
-        SamplingConfig(),
-        FramesConfig(size=(32, 32)),
-        DecodeConfig(),
-        StoreOptions(deadline_s=1),
+@pytest.mark.parametrize("uri", ["http://me:{s}@{a}/a.mp4", "http://{a}/a.mp4?sig={s}"])
+def test_the_message_of_an_unreachable_source_hides_its_secret(
+    uri: str, dead_address: str, tmp_path: Path
+) -> None:
+    uri = uri.format(s=SECRET, a=dead_address)
+    with pytest.raises(SourceError) as raised:
+        fetch_to_file(uri, None, tmp_path, options=OPTIONS, max_bytes=100)
+    assert raised.value.reason == "unreachable"
+    assert SECRET not in str(raised.value)
+    assert MASK in str(raised.value)
+
+
+def test_an_unreachable_source_only_fails_and_its_secret_is_hidden(
+    dead_address: str, make_stage: MakeStage
+) -> None:
+    uri = f"http://{dead_address}/a.mp4?X-Amz-Signature={SECRET}"
+    problem = f"line 2 of t.csv names a video outside (video {uri})"
+    failed, bad_row = make_stage().process([item(uri), item("t.csv#line=2", 1, problem=problem)])
+    assert isinstance(failed, Failed)
+    assert (failed.reason, failed.error) == ("unreachable", "ConnectionRefusedError")
+    assert failed.ref.source_uri == f"http://{dead_address}/a.mp4?X-Amz-Signature={MASK}"
+    assert isinstance(bad_row, Rejected)
+    given_up = Rejected(failed.ref, "decode", failed.reason, failed.message)
+    entry = ManifestEntry(
+        seq=0, writer="w", written_at="2026-01-01T00:00:00+00:00", rejected=(given_up, bad_row)
     )
-    stage.setup(tmp_path)
-    try:
-        (result,) = stage.process([WorkItem(0, "id", "http://127.0.0.1:9/a.mp4")])
-    finally:
-        stage.close()
-    assert isinstance(result, Failed)
-    assert result.reason == "unreachable"
-    assert result.error == "ConnectionRefusedError"
+    assert SECRET not in entry.to_json().decode()
+    assert MASK in entry.to_json().decode()

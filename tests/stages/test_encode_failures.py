@@ -1,4 +1,4 @@
-"""A batch that fails: who is to blame is found out, and nobody else loses a code."""
+"""When a batch fails, the clips that cause it are found and no other clip loses a code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokpipe.types import EncodedClip, Failed, Rejected
 def spoil(
     stage: EncodeStage, monkeypatch: pytest.MonkeyPatch, problem: Callable[[Tensor], None]
 ) -> list[int]:
-    """Let ``problem`` look at each batch of pixels first; returns the rows of each batch."""
+    """Call ``problem`` with each batch of pixels first; return the number of rows of each batch."""
     encode, rows = stage.tokenizer.encode, []
 
     def spoiled(pixels: Tensor) -> Tensor:
@@ -28,14 +28,14 @@ def spoil(
     return rows
 
 
-def no_room_for_three(pixels: Tensor) -> None:
-    """A device on which batches of two chunks fit."""
+def no_memory_for_three(pixels: Tensor) -> None:
+    """Fail like a device with memory for two chunks at a time."""
     if len(pixels) > 2:
         raise torch.OutOfMemoryError("no room")
 
 
 @pytest.mark.parametrize("bad", [{0}, {3}, {6}, {1, 5}, set(range(7))], ids=str)
-def test_clips_that_the_encoder_fails_at_are_found_among_the_others(
+def test_clips_that_make_the_encoder_fail_are_found_among_others(
     bad: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = [clip(name, 7) for name in range(7)]
@@ -58,41 +58,29 @@ def test_clips_that_the_encoder_fails_at_are_found_among_the_others(
             assert "this picture divides by zero; see" in result.message
         else:
             assert_same_codes(result, wanted[name])
-    assert set(rows) == {4}, "batches keep their shape, and codes their rounding"
+    assert set(rows) == {4}, "a batch of another shape may be rounded differently"
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(
+def test_running_out_of_memory_halves_later_batches(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clips = [clip(name, 7) for name in range(5)]
     wanted = ready_stage(batch_chunks=8).process(clips)
     stage = ready_stage(batch_chunks=8)
-    rows = spoil(stage, monkeypatch, no_room_for_three)
+    rows = spoil(stage, monkeypatch, no_memory_for_three)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert isinstance(found, EncodedClip)
         assert isinstance(want, EncodedClip)
         assert (found.marks, want.marks) == (("small_batch",), ())
         assert_same_codes(found, want)
-    assert stage.batch_rows == 2
+    assert rows == [8, 8, 4, *[2] * 6]
     assert "batches are 2 now" in caplog.text
     rows.clear()
     stage.process(clips)
-    assert set(rows) == {2}, "it does not run out of memory again with each call"
+    assert set(rows) == {2}, "each call runs out of memory again"
 
 
-def test_memory_that_runs_out_twice_within_a_batch_loses_no_chunk(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clips = [clip(name, 5) for name in range(8)]
-    wanted = ready_stage(batch_chunks=8).process(clips)
-    stage = ready_stage(batch_chunks=8)
-    rows = spoil(stage, monkeypatch, no_room_for_three)
-    for found, want in zip(stage.process(clips), wanted, strict=True):
-        assert_same_codes(found, want)
-    assert rows == [8, 4, 2, 2, 2, 2]
-
-
-def test_a_chunk_too_large_for_the_memory_fails_its_clip_alone(
+def test_a_chunk_too_large_for_the_memory_fails_only_its_clip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = ready_stage(batch_chunks=2)
@@ -103,15 +91,12 @@ def test_a_chunk_too_large_for_the_memory_fails_its_clip_alone(
 
     spoil(stage, monkeypatch, problem)
     small, large, other = stage.process([clip(0, 5), clip(1, 5, height=8), clip(2, 5)])
-    assert isinstance(small, EncodedClip)
-    assert isinstance(other, EncodedClip)
+    assert [type(one) for one in (small, other)] == [EncodedClip] * 2
     assert isinstance(large, Failed)
     assert (large.reason, large.error) == ("out_of_memory", "OutOfMemoryError")
 
 
-def test_a_device_that_does_not_compute_any_more_blames_no_clip(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_broken_device_is_not_blamed_on_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ready_stage(batch_chunks=2)
 
     def problem(pixels: Tensor) -> None:
@@ -123,7 +108,7 @@ def test_a_device_that_does_not_compute_any_more_blames_no_clip(
         stage.process([clip(0, 5), clip(1, 5)])
 
 
-def test_refused_and_failed_clips_stand_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_and_failed_clips_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ready_stage(batch_chunks=2)
 
     def problem(pixels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the encode stage does at its start about a device that computes something else."""
+"""On start-up, the encode stage checks that the device computes the right codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.stages.test_encode_stage import CHUNKINGS, FSQ, VQ, tokenizer_config
 from tokpipe.config.job import EncodeConfig
-from tokpipe.config.tokenizer import FSQConfig, LFQConfig, VQConfig
+from tokpipe.config.native_parts import FSQConfig, LFQConfig, VQConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import NodeTrouble
 from tokpipe.models import convolution
@@ -29,7 +29,7 @@ def setup(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> None
 
 @pytest.fixture
 def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions of bfloat16 add up half of the channels, as a broken library might."""
+    """Convolutions in bfloat16 sum half of the channels, as a broken library might."""
     right = convolution.conv3d
 
     def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
@@ -43,7 +43,7 @@ def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_rounding_is_no_trouble(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
+def test_rounding_passes_the_check(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
     tokenizer = build_tokenizer(tokenizer_config(quantizer), None)
     parity = Parity(tokenizer)
     assert parity.agreement(tokenizer, CPU) == 1
@@ -54,14 +54,16 @@ def test_rounding_is_no_trouble(dtype: str, quantizer: FSQConfig | LFQConfig | V
 
 @pytest.mark.usefixtures("wrong_sums")
 @pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
-def test_wrong_sums_are_refused(quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
+def test_a_device_that_computes_wrong_sums_is_rejected(
+    quantizer: FSQConfig | LFQConfig | VQConfig,
+) -> None:
     setup("float32", quantizer)
     with pytest.raises(NodeTrouble, match=r"% of the codes of a test picture in torch.bfloat16"):
         setup("bfloat16", quantizer)
 
 
 class Fixed(VideoTokenizer):
-    """Gives the same codes for whatever it is shown, but what a test makes of them."""
+    """Returns the same codes for every clip, with changes made by a test."""
 
     wrong = 0.0
     overflowing = 0.0
@@ -83,7 +85,7 @@ TRAITS = TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=256)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wrong", "is_refused"),
+    ("dtype", "wrong", "is_rejected"),
     [
         (torch.float32, 0.05, False),
         (torch.float32, 0.2, True),
@@ -91,12 +93,14 @@ TRAITS = TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=256)
         (torch.bfloat16, 0.6, True),
     ],
 )
-def test_how_many_codes_may_differ(dtype: torch.dtype, wrong: float, is_refused: bool) -> None:
+def test_the_check_allows_few_wrong_codes_and_more_in_narrow_dtypes(
+    dtype: torch.dtype, wrong: float, is_rejected: bool
+) -> None:
     tokenizer = Fixed(TRAITS)
     parity = Parity(tokenizer)
     tokenizer.wrong = wrong
     tokenizer.compute_in(dtype)
-    if is_refused:
+    if is_rejected:
         with pytest.raises(NodeTrouble, match="would be silently wrong"):
             parity.check(tokenizer, CPU)
     else:
@@ -104,7 +108,7 @@ def test_how_many_codes_may_differ(dtype: torch.dtype, wrong: float, is_refused:
 
 
 @pytest.mark.parametrize("share", [0.6, 1.0])
-def test_overflow_is_for_the_clips_to_show(share: float) -> None:
+def test_overflow_passes_the_check_and_is_left_to_the_clips(share: float) -> None:
     tokenizer = Fixed(TRAITS)
     parity = Parity(tokenizer)
     tokenizer.overflowing = share
@@ -121,7 +125,7 @@ def test_overflow_is_for_the_clips_to_show(share: float) -> None:
         TokenizerTraits(temporal_stride=1, spatial_stride=16, codebook_size=2, layout="BCHW"),
     ],
 )
-def test_the_picture_suits_the_tokenizer(traits: TokenizerTraits) -> None:
+def test_the_test_picture_fits_the_tokenizer(traits: TokenizerTraits) -> None:
     picture = moving_picture(traits)
     traits.check_num_frames(picture.shape[1])
     traits.check_size(*picture.shape[2:4])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tests.formats.formats_helpers import encoded_clip, shard_metadata
@@ -12,13 +12,12 @@ from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.errors import CorruptOutput, StorageError
 from tokpipe.formats import shard as shard_module
-from tokpipe.formats.checks import sha256
 from tokpipe.formats.shard_reader import ShardReader, check_shard
 from tokpipe.formats.side_table import read_side_table
 from tokpipe.plan import write_plan
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store
-from tokpipe.types import EncodedClip
+from tokpipe.types import EncodedClip, Receipt
 
 JOB = """
 dataset: demo
@@ -46,7 +45,7 @@ def stage(job: JobConfig) -> WriteStage:
     plan = write_plan(job, open_store(job.output.uri, job.storage), "attempt")
     metadata = shard_metadata(job.tokenizer.traits.codebook_size)
     built = WriteStage(job.output, job.storage, metadata.tokenizer, metadata.fingerprint, plan)
-    sent: WriteStage = pickle.loads(pickle.dumps(built))  # as it goes to its actor
+    sent: WriteStage = pickle.loads(pickle.dumps(built))  # as Ray carries it to the actor
     sent.setup()
     return sent
 
@@ -59,31 +58,36 @@ def keys(stage: WriteStage) -> set[str]:
     return {key for key in sizes(stage.store, "") if not key.startswith("plan/")}
 
 
-def test_a_receipt_is_the_truth_about_what_was_put(stage: WriteStage) -> None:
-    given = clips()
-    receipt = stage.process("p-3-a", given)
-    assert keys(stage) == {"shards/p-3-a.parquet", "clips/p-3-a.parquet"}
-    assert (receipt.shard, receipt.side_table) == ("shards/p-3-a.parquet", "clips/p-3-a.parquet")
-    assert (receipt.num_rows, receipt.num_frames, receipt.grid) == (3, 21, (4, 6))
-    assert receipt.num_codes == (5 + 2 + 1) * 24
-    assert receipt.clips == tuple(clip.ref for clip in given)
-    shard = stage.store.get(receipt.shard)
-    check_shard("mem://s", shard, receipt, stage.metadata)
-    side_table = stage.store.get(receipt.side_table)
-    assert (len(side_table), sha256(side_table)) == (
-        receipt.side_table_size_bytes,
-        receipt.side_table_sha256,
-    )
-
-
-def test_source_columns_follow_their_clips(stage: WriteStage) -> None:
-    receipt = stage.process("p-3-a", clips())
-    side_table = read_side_table(
+def side_table_of(stage: WriteStage, receipt: Receipt) -> pa.Table:
+    return read_side_table(
         "mem://t",
         stage.store.get(receipt.side_table),
         size_bytes=receipt.side_table_size_bytes,
         sha256_hex=receipt.side_table_sha256,
     )
+
+
+def test_a_receipt_describes_what_was_put(stage: WriteStage) -> None:
+    written = clips()
+    receipt = stage.process("p-3-a", written)
+    assert keys(stage) == {"shards/p-3-a.parquet", "clips/p-3-a.parquet"}
+    assert (receipt.shard, receipt.side_table) == ("shards/p-3-a.parquet", "clips/p-3-a.parquet")
+    assert (receipt.num_rows, receipt.num_frames, receipt.grid) == (3, 21, (4, 6))
+    assert receipt.num_codes == (5 + 2 + 1) * 24
+    assert receipt.clips == tuple(clip.ref for clip in written)
+    shard = stage.store.get(receipt.shard)
+    check_shard("mem://s", shard, receipt, stage.metadata)
+    rows = list(ShardReader("mem://s", shard).rows())
+    blocks = [
+        block for clip in sorted(written, key=lambda c: c.ref.clip_id) for block in clip.codes
+    ]
+    assert [row.codes.tolist() for row in rows] == [block.tolist() for block in blocks]
+    side_table_of(stage, receipt)  # compares size and hash
+
+
+def test_source_columns_follow_their_clips(stage: WriteStage) -> None:
+    receipt = stage.process("p-3-a", clips())
+    side_table = side_table_of(stage, receipt)
     by_row = {row["plan_row"]: row for row in side_table.to_pylist()}
     assert by_row.keys() == {1, 4}
     for row, values in by_row.items():
@@ -101,12 +105,7 @@ def test_segments_of_one_row_share_its_columns(stage: WriteStage) -> None:
         )
         segments.append(dataclasses.replace(clip, ref=ref))
     receipt = stage.process("p-3-a", segments)
-    side_table = read_side_table(
-        "mem://t",
-        stage.store.get(receipt.side_table),
-        size_bytes=receipt.side_table_size_bytes,
-        sha256_hex=receipt.side_table_sha256,
-    )
+    side_table = side_table_of(stage, receipt)
     assert side_table.column("caption").to_pylist() == ["caption 2"] * 3
     assert side_table.column("segment").to_pylist() == [0, 1, 2]
 
@@ -124,62 +123,57 @@ def pieces_of_clip(whole: EncodedClip) -> list[EncodedClip]:
     ]
 
 
-def test_the_pieces_of_a_clip_become_one_clip(stage: WriteStage) -> None:
-    before, film, after = (encoded_clip(row, (17, 17, 3), (4, 6)) for row in (0, 1, 2))
-    film = dataclasses.replace(film, marks=("a", "b"))
-    pieces = pieces_of_clip(film)
+def test_pieces_of_a_streamed_clip_become_one_clip(stage: WriteStage) -> None:
+    before, streamed, after = (encoded_clip(row, (17, 17, 3), (4, 6)) for row in (0, 1, 2))
+    streamed = dataclasses.replace(streamed, marks=("a", "b"))
+    pieces = pieces_of_clip(streamed)
     for number, marks in enumerate([("a",), (), ("b", "a")]):
         pieces[number] = dataclasses.replace(pieces[number], marks=marks)
     receipt = stage.process("p-3-a", [before, *pieces, after])
-    whole = stage.process("p-3-b", [before, film, after])
+    whole = stage.process("p-3-b", [before, streamed, after])
     assert stage.store.get(receipt.shard) == stage.store.get(whole.shard)
     assert stage.store.get(receipt.side_table) == stage.store.get(whole.side_table)
-    assert receipt.clips == (before.ref, film.ref, after.ref)
+    assert receipt.clips == (before.ref, streamed.ref, after.ref)
     assert (receipt.num_rows, receipt.num_frames) == (9, 3 * 37)
     for wrong in ([pieces[1], pieces[0], pieces[2]], pieces[:1] + pieces[2:], pieces[:2] * 2):
         with pytest.raises(ValueError, match="must start at frame"):
             stage.process("p-3-c", [before, *wrong, after])
 
 
-def test_another_attempt_writes_the_same_bytes_beside_the_first(stage: WriteStage) -> None:
+def test_every_attempt_writes_the_same_bytes_and_only_under_its_own_names(
+    stage: WriteStage,
+) -> None:
     first, second = stage.process("p-3-a", clips()), stage.process("p-3-b", clips()[::-1])
     assert first.sha256 == second.sha256
     assert first.side_table_sha256 == second.side_table_sha256
+    assert stage.process("p-3-a", clips()) == first
     assert len(keys(stage)) == 4
 
 
-def test_the_same_attempt_may_be_made_again(stage: WriteStage) -> None:
-    assert stage.process("p-3-a", clips()) == stage.process("p-3-a", clips())
-    assert len(keys(stage)) == 2
-
-
-def test_clips_that_do_not_belong_together_put_nothing(stage: WriteStage) -> None:
+def test_clips_of_different_grids_are_not_put(stage: WriteStage) -> None:
     with pytest.raises(ValueError, match="grid of"):
         stage.process("p-3-a", [*clips(), encoded_clip(0, (1,), (6, 4))])
     assert keys(stage) == set()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b"])
-def test_a_name_that_would_leave_the_shards_folder_is_refused(stage: WriteStage, name: str) -> None:
+def test_a_name_that_leaves_the_shards_folder_is_rejected(stage: WriteStage, name: str) -> None:
     with pytest.raises(ValueError, match="shard name"):
         stage.process(name, clips())
     assert keys(stage) == set()
 
 
-def test_bytes_that_do_not_read_back_are_never_put(
+def test_a_shard_with_wrong_codes_is_not_put(
     stage: WriteStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cosmic_ray(codes: Any) -> int:
-        return shard_crc(codes) ^ 1
-
-    shard_crc = shard_module.codes_crc32
-    monkeypatch.setattr(shard_module, "codes_crc32", cosmic_ray)
+    crc32 = shard_module.codes_crc32
+    monkeypatch.setattr(shard_module, "codes_crc32", lambda codes: crc32(codes) ^ 1)
     with pytest.raises(CorruptOutput, match="CRC-32"):
         stage.process("p-3-a", clips())
     assert keys(stage) == set()
 
 
-def test_a_failed_put_gives_no_receipt(stage: WriteStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_put_raises(stage: WriteStage, monkeypatch: pytest.MonkeyPatch) -> None:
     put = stage.store.put
 
     def put_no_shard(key: str, data: bytes) -> None:
@@ -191,12 +185,3 @@ def test_a_failed_put_gives_no_receipt(stage: WriteStage, monkeypatch: pytest.Mo
     with pytest.raises(StorageError, match="down"):
         stage.process("p-3-a", clips())
     assert not any(key.startswith("shards/") for key in keys(stage))
-
-
-def test_codes_in_the_store_are_the_codes_given(stage: WriteStage) -> None:
-    receipt = stage.process("p-3-a", clips())
-    rows = list(ShardReader("mem://s", stage.store.get(receipt.shard)).rows())
-    blocks = [
-        block for clip in sorted(clips(), key=lambda c: c.ref.clip_id) for block in clip.codes
-    ]
-    assert [row.codes.tolist() for row in rows] == [block.tolist() for block in blocks]

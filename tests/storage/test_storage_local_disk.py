@@ -14,7 +14,7 @@ from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, StorageError
 from tokpipe.storage import open_store
-from tokpipe.storage.local_files import TEMPORARY_FOLDER
+from tokpipe.storage.local_files import TEMPORARY_FOLDER, write_file
 
 OPTIONS = StoreOptions(deadline_s=5)
 
@@ -55,6 +55,24 @@ def test_temporary_files_are_cleaned_when_written_and_when_abandoned(tmp_path: P
     os.utime(old, (0, time.time() - 2 * 86400))
     open_store(str(tmp_path), OPTIONS)
     assert list(temporary.iterdir()) == [new]
+
+
+def test_a_file_is_replaced_whole_with_the_mode_of_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    before = os.umask(0o027)
+    try:
+        write_file(path, b"one")
+        write_file(path, b"two")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda file: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            write_file(path, b"three")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("report.html", b"two")]
 
 
 def test_a_file_in_a_folders_place_is_an_error_that_ends(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokpipe.telemetry.redact import redact, says_secret
+from tokpipe.telemetry.redact import redact, redact_nested, says_secret
 
 ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+K7MDENG",
@@ -72,3 +72,16 @@ def test_names_of_secrets_are_known(name: str) -> None:
 @pytest.mark.parametrize("name", ["endpoint_url", "region_name", "tokenizer", "monkey", "anon"])
 def test_other_names_are_left_alone(name: str) -> None:
     assert not says_secret(name)
+
+
+def test_nested_values_are_masked_by_content_and_by_name() -> None:
+    settings = {
+        "sources": [{"uri": "ftp://ann:pw@host/a.mp4"}],
+        "options": {"secret": "plain", "keys": ["a"], "api_key": ["b", "c"]},
+        "fps": 8.0,
+    }
+    assert redact_nested(settings) == {
+        "sources": [{"uri": "ftp://***@host/a.mp4"}],
+        "options": {"secret": "***", "keys": ["a"], "api_key": ["***", "***"]},
+        "fps": 8.0,
+    }

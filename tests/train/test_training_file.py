@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.train.training_helpers import config, settings
+from tests.train.conftest import Config, Settings
+from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.train.config import load_training, parse_training
 
@@ -17,27 +18,33 @@ def phase(**changes: Any) -> dict[str, Any]:
     return {"steps": 4, "size": 16, "batches": BATCHES, "learning_rate": [0.1, 0.1], **changes}
 
 
-def test_the_file_of_the_shipped_checkpoint_is_valid() -> None:
-    loaded = load_training(REPO / "examples" / "train.yaml")
-    assert loaded.films[0].path == str(REPO / "examples" / "data" / "bigbuckbunny.mp4")
-    assert loaded.films[0].last_frame == 92  # what comes after it is held out
+def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:
+    loaded = load_training(REPO / "examples" / "demo_tokenizer" / "train.yaml")
+    video, scenes = loaded.sources
+    assert isinstance(video, TableSource)
+    assert video.uri == str(REPO / "examples" / "data" / "training_span.csv")
+    assert scenes.uri == str(REPO / "out" / "scenes" / "*.mp4")
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"learning_rte": 1}, "learning_rte: Extra inputs"),
-        ({"phases": [phase(size=20)]}, "test.yaml: height 20 is no multiple"),
+        ({"weight_decy": 1}, "unknown key 'weight_decy'; did you mean 'weight_decay'"),
+        ({"phases": [phase(size=20)]}, "test.yaml: height 20 is"),
+        ({"phases": [phase(size=32)]}, "crops of 32x32 do not fit .* side is 24: raise frames"),
         ({"phases": [phase(batches=[{"frames": 3, "clips": 1}])]}, "phases: frames"),
+        ({"phases": [phase(batches=[{"frames": 9, "clips": 1}])]}, "9 frames are more than samp"),
         ({"phases": []}, "phases"),
-        ({"scenes": None}, "nothing to train on"),
+        ({"sources": []}, "sources"),
+        ({"shares": [1, 1]}, "shares: 2 numbers for 1 sources"),
+        ({"films": [], "scenes": None}, "films and scenes left the training file. List your vid"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"betas": [0.9, 1]}, "betas"),
     ],
 )
-def test_a_wrong_setting_is_named(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_a_wrong_setting_is_named(config: Config, changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        config(tmp_path, **changes)
+        config(**changes)
 
 
 @pytest.mark.parametrize(
@@ -51,35 +58,35 @@ def test_a_wrong_setting_is_named(tmp_path: Path, changes: dict[str, Any], compl
         ),
     ],
 )
-def test_a_tokenizer_that_cannot_be_trained_is_refused(
-    tmp_path: Path, changes: dict[str, Any], complaint: str
+def test_a_tokenizer_that_cannot_be_trained_is_rejected(
+    settings: Settings, config: Config, changes: dict[str, Any], complaint: str
 ) -> None:
-    tokenizer = settings(tmp_path)["tokenizer"] | changes
+    tokenizer = settings()["tokenizer"] | changes
     with pytest.raises(ConfigError, match=complaint):
-        config(tmp_path, tokenizer=tokenizer, loss={"rounding": 0.1})
+        config(tokenizer=tokenizer, loss={"rounding": 0.1})
 
 
-def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
-    data = settings(tmp_path, output="out", films=[{"path": "a.mp4", "size": [16, 16]}])
+def test_relative_paths_start_at_the_folder_of_the_file(settings: Settings, tmp_path: Path) -> None:
+    data = settings(output="out", sources=[{"kind": "files", "uri": "*.mp4"}])
     parsed = parse_training(data, name="t.yaml", root=tmp_path)
     assert parsed.output == str(tmp_path / "out")
-    assert parsed.films[0].path == str(tmp_path / "a.mp4")
+    assert parsed.sources[0].uri == str(tmp_path / "*.mp4")
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "output: a\noutput: b\n"])
-def test_a_file_that_holds_no_settings_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "train.yaml").write_text(text)
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "output: a\noutput: b\n", "\xff"])
+def test_a_file_without_settings_is_rejected_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=r"train\.yaml"):
         load_training(tmp_path / "train.yaml")
 
 
-def test_learning_rates_go_by_half_a_cosine_from_phase_to_phase(tmp_path: Path) -> None:
+def test_learning_rates_follow_half_a_cosine_from_phase_to_phase(config: Config) -> None:
     phases = [
         phase(steps=2, learning_rate=[0, 1]),
         phase(steps=3, learning_rate=[1, 1]),
         phase(steps=4, learning_rate=[1, 0.2]),
     ]
-    parsed = config(tmp_path, phases=phases)
+    parsed = config(phases=phases)
     assert parsed.num_steps == 9
     rates = [parsed.phase_at(step)[1] for step in range(9)]
     assert rates == pytest.approx(

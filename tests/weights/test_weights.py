@@ -10,13 +10,8 @@ import safetensors.torch
 import torch
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.tokenizer import (
-    CosmosDVConfig,
-    Encoder3DConfig,
-    FSQConfig,
-    Movq3DConfig,
-    NativeConfig,
-)
+from tokpipe.config.native_parts import Encoder3DConfig, FSQConfig, Movq3DConfig
+from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig
 from tokpipe.errors import ConfigError
 from tokpipe.weights.read import find_weights, read_object, read_weights
 

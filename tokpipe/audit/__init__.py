@@ -1,8 +1,8 @@
-"""Holds an output against what it promises: nothing lost, nothing doubled, every byte as listed.
+"""Checks an output against what it promises: nothing lost, nothing doubled, every byte as listed.
 
-Nothing here stops at the first defect. ``planned`` and ``manifest`` count clips off the stored
-plan, ``objects`` reads what is listed, ``leftovers`` finds (and removes) what is not, ``report``
-says what was found.
+An audit does not stop at the first defect. ``planned`` and ``manifest`` compare the manifest with
+the stored plan, ``objects`` reads the listed objects, ``leftovers`` finds and removes unlisted
+ones, ``sample`` encodes clips again, and ``report`` presents the result.
 """
 
 from tokpipe.audit.audit import audit

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,17 +21,17 @@ from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.identity.fingerprint import fingerprint
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store
+from tokpipe.types import Receipt
 
 _SAY_EVERY_S = 10.0
 
 _SAY_ABOVE_ROWS = 2**20
-"""A plan of so many rows takes seconds to read."""
+"""Reading a larger plan takes seconds."""
 
 
 def audit(
@@ -42,19 +43,19 @@ def audit(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> AuditReport:
-    """Check an output and report every defect.
+    """Check an output and report every defect. Writes nothing.
 
-    What is committed while this runs may be left out; nothing is written.
+    May leave out what is committed while it runs.
 
     Args:
-        depth: how much is read: the manifest and the plan, or listed objects as well.
-        partial: the job is not finished, so rows without outcome are no defect.
-        sample: encode this many tokenized clips again and compare their codes.
-        seed: decides which clips those are.
-        say: takes a line about progress every few seconds.
+        depth: what to read: the manifest and the plan, or listed objects as well.
+        partial: the job is unfinished, so rows without an outcome are not a defect.
+        sample: number of tokenized clips to encode again, to compare their codes.
+        seed: selects those clips.
+        say: receives a progress line every few seconds.
 
     Raises:
-        ConfigError: there is no output below the store's URI.
+        ConfigError: there is no output at the store's URI.
         StorageError: the store kept failing.
     """
     started = time.monotonic()
@@ -62,15 +63,17 @@ def audit(
     listing = list_output(store)
     if not listing.num_objects:
         raise ConfigError(
-            f"{store.uri}: holds no output of tokpipe, and nothing else. There is nothing to "
-            "audit: check the URI"
+            f"{store.uri}: there are no objects here, so there is nothing to audit. Check the URI"
         )
     record = _record(store, findings)
     if record is None:
         return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
-    plan = _plan(store, record, findings)
-    clips = None
-    if plan is not None:
+    plan = clips = None
+    try:
+        plan = StoredPlan.from_json(record.plan)
+    except CorruptOutput as error:
+        findings.add("plan", store.uri_of(JOB_RECORD), error)
+    else:
         if record.num_rows > _SAY_ABOVE_ROWS:
             say(f"reading the plan of {record.num_rows:,} rows")
         check_plan(store, record, plan, findings)
@@ -78,23 +81,23 @@ def audit(
     manifest = ManifestAudit(store, record.num_rows, clips, findings)
     chosen = _Sample(sample, seed)
     metadata = ShardMetadata(record.fingerprint, record.tokenizer)
-    with ObjectChecks(store, listing, metadata, depth, findings) as objects:
-        said_s = time.monotonic()
+    objects = ObjectChecks(store, listing, metadata, depth, findings)
 
-        def on_entry(entry: ManifestEntry) -> None:
-            nonlocal said_s
+    def receipts() -> Iterator[Receipt]:
+        said_s = time.monotonic()
+        for entry in manifest.entries(listing):
             for receipt in entry.shards:
-                objects.check(receipt)
                 chosen.offer([clip.clip_id for clip in receipt.clips])
+                yield receipt
             if time.monotonic() - said_s > _SAY_EVERY_S:
                 said_s = time.monotonic()
                 say(
                     f"entry {entry.seq:,} of {len(listing.entries):,}: "
                     f"{manifest.state.totals.num_clips:,} clips, {objects.num_shards:,} shards "
-                    f"read, {len(findings):,} defects"
+                    f"checked, {len(findings):,} defects"
                 )
 
-        manifest.run(listing.entries, listing.checkpoints, on_entry)
+    objects.check_all(receipts())
     num_left = record.num_rows - manifest.state.committed.num_done
     if num_left and not partial:
         findings.add(
@@ -102,7 +105,7 @@ def audit(
             store.uri,
             f"{store.uri}: {num_left:,} of {record.num_rows:,} plan rows are neither tokenized nor "
             f"rejected, such as {manifest.unsettled()}. They are missing from the dataset. Run the "
-            "job again to finish it, or audit with --partial if it is not meant to be finished yet",
+            "job again to finish it, or audit with --partial if it is still unfinished on purpose",
             count=num_left,
         )
     parts = () if plan is None else {part.key for part in plan.parts}
@@ -111,7 +114,8 @@ def audit(
     if sample and not findings:
         from tokpipe.audit.sample import encode_again  # imports torch
 
-        sampled = encode_again(store, record, chosen.clip_ids, findings, say)
+        clip_ids = [clip_id for _, clip_id in chosen.kept]
+        sampled = encode_again(store, record, clip_ids, findings, say)
     return AuditReport(
         store.uri,
         depth,
@@ -133,41 +137,25 @@ def _record(store: Store, findings: Findings) -> JobRecord | None:
     try:
         record = job_record.read(store)
         if CHECKSUM not in json.loads(store.get(JOB_RECORD)):
-            raise damaged(uri, "it carries no checksum, which every record of this version has")
+            raise damaged(uri, "it has no checksum, which every record of this version has")
     except (CorruptOutput, NotFound) as error:
         findings.add("job_record", uri, error)
         return None
     if fingerprint(record.settings) != record.fingerprint:
         problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
-        findings.add("job_record", uri, damaged(uri, problem))
+        findings.add_damage("job_record", uri, problem)
     return record
 
 
-def _plan(store: Store, record: JobRecord, findings: Findings) -> StoredPlan | None:
-    uri = store.uri_of(JOB_RECORD)
-    try:
-        return StoredPlan.from_json(record.plan)
-    except CorruptOutput as error:
-        findings.add("plan", uri, error)
-        return None
-
-
 class _Sample:
-    """A random choice among clips that pass by, of which it keeps only those chosen so far."""
+    """A random choice of ``size`` clips among all that are offered; keeps no more than those."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
         self._rng = np.random.default_rng(seed)
-        self._kept: list[tuple[float, str]] = []
-
-    @property
-    def clip_ids(self) -> list[str]:
-        return [clip_id for _, clip_id in self._kept]
+        self.kept: list[tuple[float, str]] = []
+        """Clip ids with their random numbers."""
 
     def offer(self, clip_ids: list[str]) -> None:
-        if not self._size:
-            return
-        keys = self._rng.random(len(clip_ids))
-        largest = self._kept[-1][0] if len(self._kept) == self._size else 1.0
-        near = [(float(keys[i]), clip_ids[i]) for i in (keys < largest).nonzero()[0].tolist()]
-        self._kept = sorted([*self._kept, *near])[: self._size]
+        keys = self._rng.random(len(clip_ids)).tolist()
+        self.kept = heapq.nsmallest(self._size, [*self.kept, *zip(keys, clip_ids, strict=True)])

@@ -1,4 +1,4 @@
-"""Defects that an audit has found: all counted, some of each kind kept as examples."""
+"""Defects found by an audit: all are counted, and some of each kind are kept as examples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tokpipe.formats.checks import damaged
+
 EXAMPLES = 20
-"""Kept of each kind: a damaged output may have a defect per clip."""
+"""Examples kept of each kind: a damaged output may have one defect per clip."""
 
 Kind = Literal[
     "job_record",
@@ -27,7 +29,7 @@ Kind = Literal[
     "side_table",
     "codes_differ",
 ]
-"""``job_record`` to ``codes_differ``: what is wrong, in a word that stays the same."""
+"""What is wrong, as a stable identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Finding:
 
 
 class Findings:
-    """Gathers defects from several threads."""
+    """Collects defects, from several threads."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -53,14 +55,18 @@ class Findings:
         return self.counts.total()
 
     def __iter__(self) -> Iterator[Finding]:
-        """Yield the examples, kind by kind."""
+        """Yield the examples, grouped by kind."""
         for examples in self._examples.values():
             yield from examples
 
     def add(self, kind: Kind, where: str, message: object, *, count: int = 1) -> None:
-        """Take in a defect; ``message`` may be the error that told of it."""
+        """Add a defect; ``message`` may be the error that reported it."""
         with self._lock:
             self.counts[kind] += count
             examples = self._examples.setdefault(kind, [])
             if len(examples) < EXAMPLES:
                 examples.append(Finding(kind, where, str(message)))
+
+    def add_damage(self, kind: Kind, where: str, problem: str, *, count: int = 1) -> None:
+        """Add a defect of an object that is not what was written."""
+        self.add(kind, where, damaged(where, problem), count=count)

@@ -7,22 +7,21 @@ from dataclasses import dataclass, field
 
 from tokpipe.storage.store import Store, StoredObject
 
-_ENTRY = re.compile(r"manifest/(\d{8,})\.json")
-_CHECKPOINT = re.compile(r"manifest/(\d{8,})\.checkpoint\.json")
+_MANIFEST = re.compile(r"manifest/(\d{8,})(\.checkpoint)?\.json")
 
 
 @dataclass(slots=True)
 class Listing:
-    """What one listing of an output has shown."""
+    """The objects of an output, from one listing."""
 
     num_objects: int = 0
     entries: list[int] = field(default_factory=list)
-    """Numbers of manifest entries, in order."""
+    """Numbers of the manifest entries, ascending."""
     checkpoints: set[int] = field(default_factory=set)
-    """Numbers that a checkpoint sums up to."""
+    """For each checkpoint, the number of entries that it sums up."""
     data: dict[str, StoredObject] = field(default_factory=dict)
     """Shards and side tables, by key."""
-    passing: list[StoredObject] = field(default_factory=list)
+    temporary: list[StoredObject] = field(default_factory=list)
     """Plans and probes, which may be leftovers."""
 
 
@@ -35,10 +34,11 @@ def list_output(store: Store) -> Listing:
         if folder in ("shards", "clips"):
             listing.data[found.key] = found
         elif folder in ("plan", "probe"):
-            listing.passing.append(found)
-        elif match := _ENTRY.fullmatch(found.key):
-            listing.entries.append(int(match[1]))
-        elif match := _CHECKPOINT.fullmatch(found.key):
-            listing.checkpoints.add(int(match[1]))
+            listing.temporary.append(found)
+        elif match := _MANIFEST.fullmatch(found.key):
+            if match[2]:
+                listing.checkpoints.add(int(match[1]))
+            else:
+                listing.entries.append(int(match[1]))
     listing.entries.sort()
     return listing

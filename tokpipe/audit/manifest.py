@@ -1,39 +1,37 @@
-"""Streams the manifest, counts its clips off the plan, and goes on after whatever is wrong."""
+"""Reads the manifest entry by entry, compares it with the plan, and continues after defects."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 from tokpipe.audit.findings import Findings
+from tokpipe.audit.listing import Listing
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.errors import CorruptOutput, NotFound
-from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
 from tokpipe.formats.manifest.checkpoint import read_checkpoint
+from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt
 
-_PARALLEL_READS = 16
-"""Entries on their way or in memory at once."""
-
 _ROWS_NAMED = 3
-"""Of the rows that are not settled, those that a message names."""
+"""How many unsettled rows a message names."""
+_ROWS_AT_ONCE = 2**20
 
-
-_ONLY_A_SHORTCUT = (
-    "But a checkpoint is only a shortcut: it may as well be deleted, .json and .parquet both, and "
-    "the next resume adds the manifest up by itself."
+_SHORTCUT = (
+    "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
+    "resume reads the entries instead."
 )
 
 
 class ManifestAudit:
     """What the manifest says, entry by entry, and what contradicts it.
 
-    Holds two bits per plan row, two keys per shard and a columnar row per shard.
+    Holds two bits per plan row, and two keys and one row of a table per shard.
 
     Args:
         clips: the plan's clips; None if the plan cannot be read.
@@ -50,97 +48,64 @@ class ManifestAudit:
         self.listed: dict[str, int] = {}
         """Key of each listed object, and the entry that lists it."""
 
-    def run(
-        self,
-        entries: Sequence[int],
-        checkpoints: set[int],
-        on_entry: Callable[[ManifestEntry], None],
-    ) -> None:
-        """Take in all entries, and hand each that reads on to ``on_entry``.
-
-        Args:
-            entries: numbers of those that are there, in order.
-            checkpoints: numbers that checkpoints sum up to.
-        """
-        self._find_gaps(entries)
-        for seq, entry in self._read(entries):
-            # Once something was wrong, sums differ for that reason, which has been told.
-            if seq in checkpoints and not self._findings:
+    def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
+        """Yield every readable entry after checking it, and check all checkpoints."""
+        self._find_gaps(listing.entries)
+        for seq, found in read_ahead(self._read, listing.entries, READ_AHEAD):
+            # After a defect the sums differ because of it, and it has been reported.
+            if seq in listing.checkpoints and not self._findings:
                 self._check_checkpoint(seq)
-            if entry is not None:
-                self._take(entry)
-                on_entry(entry)
-        end = entries[-1] + 1 if entries else 0
-        for seq in sorted(checkpoints):
+            if isinstance(found, CorruptOutput):
+                self._findings.add("entry_damaged", self._store.uri_of(entry_key(seq)), found)
+            else:
+                self._add(found)
+                yield found
+        end = listing.entries[-1] + 1 if listing.entries else 0
+        for seq in sorted(listing.checkpoints):
             if seq == end and not self._findings:
                 self._check_checkpoint(seq)
             elif seq > end:
-                uri = self._store.uri_of(entry_key(seq - 1))
-                problem = f"it is missing, though a checkpoint sums up {seq} entries"
-                self._findings.add("entry_missing", uri, damaged(uri, problem), count=seq - end)
+                problem = f"it is missing, although a checkpoint sums up {seq} entries"
+                self._add_missing(seq - 1, problem, count=seq - end)
 
     def _find_gaps(self, entries: Sequence[int]) -> None:
         for before, seq in pairwise([-1, *entries]):
-            if seq > before + 1:
-                uri = self._store.uri_of(entry_key(before + 1))
-                missing = seq - before - 1
-                problem = (
-                    f"{'it is' if missing == 1 else f'{missing} entries from it on are'} missing, "
-                    "though later entries of the manifest exist"
-                )
-                self._findings.add("entry_missing", uri, damaged(uri, problem), count=missing)
+            if (missing := seq - before - 1) > 0:
+                it = "it is" if missing == 1 else f"it and the {missing - 1} entries after it are"
+                problem = f"{it} missing, although later entries of the manifest exist"
+                self._add_missing(before + 1, problem, count=missing)
 
-    def _read(self, entries: Iterable[int]) -> Iterator[tuple[int, ManifestEntry | None]]:
-        """Yield each entry with its number; None, and a finding, for one that does not read."""
-        pool = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="manifest")
-        ahead: deque[tuple[int, Future[bytes]]] = deque()
-        numbers = iter(entries)
-        try:
-            while True:
-                while len(ahead) < _PARALLEL_READS and (seq := next(numbers, None)) is not None:
-                    ahead.append((seq, pool.submit(self._store.get, entry_key(seq))))
-                if not ahead:
-                    return
-                seq, future = ahead.popleft()
-                yield seq, self._parse(seq, future)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _parse(self, seq: int, data: Future[bytes]) -> ManifestEntry | None:
+    def _add_missing(self, seq: int, problem: str, *, count: int) -> None:
         uri = self._store.uri_of(entry_key(seq))
-        try:
-            entry = ManifestEntry.from_json(uri, data.result())
-            if entry.seq != seq:
-                raise damaged(uri, f"it holds entry {entry.seq}")
-        except NotFound as error:
-            self._findings.add("entry_missing", uri, error)
-        except CorruptOutput as error:
-            self._findings.add("entry_damaged", uri, error)
-        else:
-            return entry
-        return None
+        self._findings.add_damage("entry_missing", uri, problem, count=count)
 
-    def _take(self, entry: ManifestEntry) -> None:
+    def _read(self, seq: int) -> tuple[int, ManifestEntry | CorruptOutput]:
+        try:
+            return seq, read_entry(self._store, seq)
+        except CorruptOutput as error:
+            return seq, error
+
+    def _add(self, entry: ManifestEntry) -> None:
         uri = self._store.uri_of(entry_key(entry.seq))
         for one in entry.reopened:
             self._reopen(uri, one.ref)
         for receipt in entry.shards:
             self._list(uri, entry.seq, receipt)
-        refs = list(entry.refs())
-        self._settle(uri, refs)
+        self._settle(uri, list(entry.refs()))
         for rejection in entry.rejected:
-            self._add(self._rejected, rejection.ref)
+            with suppress(CorruptOutput):  # reported by _settle
+                self._rejected.add(rejection.ref)
         self.state.count(entry)
 
     def _list(self, uri: str, seq: int, receipt: Receipt) -> None:
         name = receipt.shard.removeprefix("shards/")
         if receipt.shard != f"shards/{name}" or receipt.side_table != f"clips/{name}":
             problem = f"it lists {receipt.shard} with the side table {receipt.side_table}"
-            self._findings.add("entry_damaged", uri, damaged(uri, problem))
+            self._findings.add_damage("entry_damaged", uri, problem)
         for key in (receipt.shard, receipt.side_table):
             if key in self.listed:
-                problem = f"it lists {key}, which entry {self.listed[key]} lists already"
-                self._findings.add("shard_twice", uri, damaged(uri, problem))
+                problem = f"it lists {key}, which entry {self.listed[key]} already lists"
+                self._findings.add_damage("shard_twice", uri, problem)
             self.listed[key] = seq
 
     def _settle(self, uri: str, refs: list[ClipRef]) -> None:
@@ -149,54 +114,48 @@ class ManifestAudit:
                 if not self.state.committed.add(ref):
                     problem = (
                         f"it settles clip {ref.clip_id} ({ref.source_uri}, segment {ref.segment} "
-                        f"of plan row {ref.row}), which is settled already"
+                        f"of plan row {ref.row}), which is already settled"
                     )
-                    self._findings.add("clip_twice", uri, damaged(uri, problem))
+                    self._findings.add_damage("clip_twice", uri, problem)
             except CorruptOutput as error:
                 self._findings.add("not_planned", uri, f"{uri}: {error}")
         if self._clips is not None:
             for ref, found in self._clips.mismatches(refs):
                 problem = f"it settles plan row {ref.row} with the {found}"
-                self._findings.add("not_planned", uri, damaged(uri, problem))
+                self._findings.add_damage("not_planned", uri, problem)
 
     def _reopen(self, uri: str, ref: ClipRef) -> None:
         try:
             if self._rejected.reopen(ref) and self.state.committed.reopen(ref):
                 return
             problem = f"it withdraws the rejection of clip {ref.clip_id}, which is not rejected"
-            self._findings.add("not_rejected", uri, damaged(uri, problem))
+            self._findings.add_damage("not_rejected", uri, problem)
         except CorruptOutput as error:
             self._findings.add("not_planned", uri, f"{uri}: {error}")
-
-    @staticmethod
-    def _add(rows: CommittedRows, ref: ClipRef) -> None:
-        try:
-            rows.add(ref)
-        except CorruptOutput:
-            return  # told when it was settled
 
     def _check_checkpoint(self, seq: int) -> None:
         uri = self._store.uri_of(f"manifest/{seq:08d}.checkpoint.json")
         state = self.state
         try:
             saved = read_checkpoint(self._store, seq, state.committed.num_rows)
-            same = (
-                saved.committed.bitmap == state.committed.bitmap
-                and dict(saved.committed.partial) == dict(state.committed.partial)
-                and saved.totals == state.totals
-                and saved.shards.equals(state.shards)
-            )
-            if not same:
-                raise damaged(uri, "it does not sum up the entries before it")
         except (CorruptOutput, NotFound) as error:
-            self._findings.add("checkpoint", uri, f"{error} {_ONLY_A_SHORTCUT}")
+            self._findings.add("checkpoint", uri, f"{error} {_SHORTCUT}")
+            return
+        if not (
+            saved.committed.bitmap == state.committed.bitmap
+            and dict(saved.committed.partial) == dict(state.committed.partial)
+            and saved.totals == state.totals
+            and saved.shards.equals(state.shards)
+        ):
+            problem = f"{uri} is damaged: it does not sum up the entries before it."
+            self._findings.add("checkpoint", uri, f"{problem} {_SHORTCUT}")
 
-    def unsettled(self) -> str | None:
-        """Name some of the rows that are not settled; None if all are."""
+    def unsettled(self) -> str:
+        """Name some of the rows that are not settled."""
         committed = self.state.committed
         named: list[str] = []
-        for start in range(0, committed.num_rows, 2**20):
-            done = committed.done(start, min(start + 2**20, committed.num_rows))
+        for start in range(0, committed.num_rows, _ROWS_AT_ONCE):
+            done = committed.done(start, min(start + _ROWS_AT_ONCE, committed.num_rows))
             for row in (start + (~done).nonzero()[0][:_ROWS_NAMED]).tolist():
                 partial = committed.partial.get(row)
                 named.append(
@@ -206,4 +165,4 @@ class ManifestAudit:
                 )
             if len(named) >= _ROWS_NAMED:
                 break
-        return ", ".join(named[:_ROWS_NAMED]) or None
+        return ", ".join(named[:_ROWS_NAMED])

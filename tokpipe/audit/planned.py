@@ -1,10 +1,10 @@
-"""The stored plan as an audit sees it: its parts, and which clip each row must give."""
+"""The stored plan, as an audit sees it: its parts, and the clip that each row must produce."""
 
 from __future__ import annotations
 
 import binascii
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,26 +15,27 @@ from numpy.typing import NDArray
 from tokpipe.audit.findings import Findings
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.identity.ids import clip_id, digest
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef
 
 _KEPT_PARTS = 8
-"""The manifest nearly follows the plan, so few parts are in use at a time: about 6 MB each."""
+"""Parts of about 6 MB in memory. The manifest nearly follows the plan, so few are in use."""
 
 
 def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Findings) -> None:
-    """Read every part of the plan once. Holds 8 bytes per row, to see that no id stands twice."""
-    where = store.uri_of("job.json")
+    """Read every part of the plan once. Holds 8 bytes per row, to find repeated ids."""
+    where = store.uri_of(JOB_RECORD)
     if plan.plan_id != digest([part.sha256 for part in plan.parts]):
-        findings.add("plan", where, f"{where}: its plan_id is not that of the parts it names")
+        findings.add("plan", where, f"{where}: its plan_id does not match the parts it names")
     if not record.num_rows == plan.num_rows == sum(part.num_rows for part in plan.parts):
         findings.add(
             "plan", where, f"{where}: num_rows={record.num_rows} is not the sum of the plan's parts"
         )
     reader = PlanReader(store, plan)
-    hashes: list[NDArray[np.uint64]] = []
+    hashes: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
     for index, part in enumerate(plan.parts):
         uri = store.uri_of(part.key)
         try:
@@ -43,48 +44,44 @@ def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Find
             findings.add("plan", uri, error)
             continue
         if table.num_rows != part.num_rows:
-            findings.add(
-                "plan", uri, f"{uri}: has {table.num_rows} rows where {part.num_rows} were planned"
-            )
+            message = f"{uri}: has {table.num_rows} rows, but {part.num_rows} were planned"
+            findings.add("plan", uri, message)
         hashes += (_first_8_bytes(chunk) for chunk in table.column("row_id").chunks)
-    every = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0, np.uint64)
+    every = np.sort(np.concatenate(hashes))
     if repeated := int((every[1:] == every[:-1]).sum()):
         findings.add(
             "plan",
             where,
-            f"{where}: {repeated:,} rows of its plan repeat an earlier row's id. Their clips stand "
-            "in the dataset twice: tokenize again to a new output prefix",
+            f"{where}: {repeated:,} rows of its plan repeat an earlier row's id, so their clips "
+            "are in the dataset twice. Tokenize again to a new output prefix",
             count=repeated,
         )
 
 
 def _first_8_bytes(ids: pa.StringArray) -> NDArray[np.uint64]:
-    """(n,) of n ids of 32 hex digits."""
+    """(n,) from n ids of 32 hex digits."""
     text = b"".join(ids.cast(pa.binary()).to_pylist())
     return np.array(np.frombuffer(binascii.unhexlify(text), np.dtype("<u8"))[::2], np.uint64)
 
 
 class PlannedClips:
-    """Says of clips whether they are those that the plan's rows must give.
+    """Compares clips with what the plan's rows must produce.
 
-    Compares whole columns, part by part, and keeps few parts: no object per clip remains.
+    Works on whole columns, part by part, with a few parts in memory and no object per clip.
     """
 
     def __init__(self, store: Store, plan: StoredPlan, sampling: dict[str, Any]) -> None:
         self._reader = PlanReader(store, plan)
         self._max_clip_frames: int = sampling["max_clip_frames"]
         self._fps: float | None = sampling["fps"]
-        self._parts: OrderedDict[int, pa.Table | None] = OrderedDict()
+        self._part = lru_cache(_KEPT_PARTS)(self._read_part)
 
     def mismatches(self, refs: Sequence[ClipRef]) -> Iterator[tuple[ClipRef, str]]:
-        """Yield each clip that contradicts its row, and what is wrong with it.
+        """Yield each clip that contradicts its row, and what differs.
 
-        Rows outside the plan are left out: counting them off has told of them. So are rows of
-        parts that cannot be read.
+        Skips rows outside the plan and rows of unreadable parts, which are reported elsewhere.
         """
         inside = [ref for ref in refs if 0 <= ref.row < self._reader.num_rows]
-        if not inside:
-            return
         rows = np.fromiter((ref.row for ref in inside), np.int64, len(inside))
         order = np.argsort(rows, kind="stable")
         at = 0
@@ -96,23 +93,15 @@ class PlannedClips:
             table = self._part(index)
             if table is not None and table.num_rows == stop - start:
                 planned = table.take(pa.array(rows[chosen] - start))
-                yield from self._compared([inside[i] for i in chosen.tolist()], planned)
+                yield from self._compare([inside[i] for i in chosen.tolist()], planned)
             at = end
 
-    def _compared(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
-        row_ids = planned.column("row_id")
-        cut = [i for i, ref in enumerate(refs) if ref.num_segments > 1]
-        expected: Any = row_ids
-        if cut:
-            ids = row_ids.to_pylist()
-            for i in cut:
-                ref = refs[i]
-                ids[i] = clip_id(
-                    ids[i], ref.segment, ref.num_segments, self._max_clip_frames, self._fps
-                )
-            expected = pa.array(ids, pa.string())
+    def _compare(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
+        ids: Any = planned.column("row_id")
+        if any(ref.num_segments > 1 for ref in refs):
+            ids = pa.array(map(self._clip_id, refs, ids.to_pylist()), pa.string())
         for found, wanted, what in (
-            ([ref.clip_id for ref in refs], expected, "clip id"),
+            ([ref.clip_id for ref in refs], ids, "clip id"),
             ([ref.source_uri for ref in refs], planned.column("source_uri"), "source"),
         ):
             equal = pc.equal(pa.array(found, pa.string()), wanted)
@@ -120,15 +109,13 @@ class PlannedClips:
                 continue
             wrong = ~equal.fill_null(False).to_numpy(zero_copy_only=False)
             for i in np.flatnonzero(wrong).tolist():
-                yield refs[i], f"{what} {found[i]}, where the plan has {wanted[i].as_py()}"
+                yield refs[i], f"{what} {found[i]}, but the plan has {wanted[i].as_py()}"
 
-    def _part(self, index: int) -> pa.Table | None:
-        if index not in self._parts:
-            try:
-                self._parts[index] = self._reader.identities(index).combine_chunks()
-            except (CorruptOutput, NotFound, pa.ArrowException):  # which check_plan has told
-                self._parts[index] = None
-            if len(self._parts) > _KEPT_PARTS:
-                self._parts.popitem(last=False)
-        self._parts.move_to_end(index)
-        return self._parts[index]
+    def _clip_id(self, ref: ClipRef, row_id: str) -> str:
+        return clip_id(row_id, ref.segment, ref.num_segments, self._max_clip_frames, self._fps)
+
+    def _read_part(self, index: int) -> pa.Table | None:
+        try:
+            return self._reader.identities(index).combine_chunks()
+        except (CorruptOutput, NotFound, pa.ArrowException):  # check_plan has reported it
+            return None

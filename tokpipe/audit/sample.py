@@ -1,9 +1,10 @@
-"""Encodes some clips of an output again: the one check that does not take the codes' word."""
+"""Encodes some clips of an output again: the one check that does not trust the stored codes."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def encode_again(
     findings: Findings,
     say: Callable[[str], None],
 ) -> tuple[Sampled, ...]:
-    """Encode clips again from their sources and compare their codes; others are a finding.
+    """Encode clips again from their sources. Codes that differ are a finding.
 
     Raises:
         ConfigError: this machine cannot run the job's tokenizer as the job did.
@@ -34,42 +35,41 @@ def encode_again(
     plan = PlanReader(store, StoredPlan.from_json(record.plan))
     device = str(record.settings["encode"]["device"])
     sampled = []
-    with tempfile.TemporaryDirectory() as scratch:
-        reencoder = Reencoder(job, record.tokenizer, plan, device, Path(scratch))
-        try:
-            for number, clip_id in enumerate(clip_ids):
-                say(f"encoding clip {number + 1} of {len(clip_ids)} again")
-                clip = output.clip(clip_id)
-                where = f"{store.uri}: clip {clip_id} of {clip.source_uri}"
-                try:
-                    codes = list(reencoder.codes(clip))
-                    same = equal_fraction(clip, codes)
-                    psnr = reencoder.psnr_db(clip, codes) if same else None
-                except (SourceError, NotFound) as error:
-                    findings.add(
-                        "codes_differ",
-                        store.uri,
-                        f"{where} cannot be made again ({error}), so its codes are not confirmed. "
-                        "Bring its source back, or sample other clips with --seed",
-                    )
-                    continue
-                sampled.append(Sampled(clip_id, clip.source_uri, same, *(psnr or (None, None))))
-                if same < 1:
-                    findings.add(
-                        "codes_differ",
-                        store.uri,
-                        f"{where} gives other codes when it is encoded again: {same:.2%} are the "
-                        "same. Training would see another video than its source. Other hardware, "
-                        f"or other versions ({_versions(record)}), can round a tie differently; "
-                        "else tokenize it again to a new output prefix",
-                    )
-        finally:
-            reencoder.close()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        closing(Reencoder(job, record.tokenizer, plan, device, Path(scratch))) as reencoder,
+    ):
+        for number, clip_id in enumerate(clip_ids):
+            say(f"encoding clip {number + 1} of {len(clip_ids)} again")
+            clip = output.clip(clip_id)
+            where = f"{store.uri}: clip {clip_id} of {clip.source_uri}"
+            try:
+                codes = list(reencoder.codes(clip))
+                same = equal_fraction(clip, codes)
+                psnr = reencoder.psnr_db(clip, codes) if same else None
+            except (SourceError, NotFound) as error:
+                findings.add(
+                    "codes_differ",
+                    store.uri,
+                    f"{where} cannot be encoded again ({error}), so its codes are not confirmed. "
+                    "Restore its source, or sample other clips with --seed",
+                )
+                continue
+            sampled.append(Sampled(clip_id, clip.source_uri, same, *(psnr or (None, None))))
+            if same < 1:
+                findings.add(
+                    "codes_differ",
+                    store.uri,
+                    f"{where} produces other codes when it is encoded again: {same:.2%} are the "
+                    "same. Training would see a video that differs from the source. Other "
+                    f"hardware or library versions ({_versions(record)}) can break ties "
+                    "differently; otherwise tokenize it again to a new output prefix",
+                )
     return tuple(sampled)
 
 
 def _versions(record: JobRecord) -> str:
-    """Name the libraries that are not those that encoded."""
+    """Name the libraries whose versions are not those that encoded."""
     changed = []
     for name, before in sorted(record.settings["libraries"].items()):
         try:
@@ -78,4 +78,4 @@ def _versions(record: JobRecord) -> str:
             now = "not installed"
         if now != before:
             changed.append(f"{name} {before}, here {now}")
-    return "; ".join(changed) or "none here, all are as they were"
+    return "; ".join(changed) or "here all versions are the same"

@@ -1,4 +1,4 @@
-"""What every section of a job file shares: strictness and URIs."""
+"""What all sections of a job file share: strictness and URIs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Frozen(BaseModel):
-    """A section of the job file: immutable, typed strictly, no unknown keys."""
+    """A section of the job file: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
@@ -26,10 +26,14 @@ class Frozen(BaseModel):
 
 
 def expand_variables(text: str, environ: Mapping[str, str]) -> str:
-    """Replace ``${NAME}`` and ``${NAME:-default}``; a variable that is not set is an error."""
+    """Replace ``${NAME}`` and ``${NAME:-default}``.
+
+    Raises:
+        ValueError: a variable is not set and has no default.
+    """
 
     def value(match: re.Match[str]) -> str:
-        name, default = match.group(1), match.group(2)
+        name, default = match.groups()
         found = environ.get(name, default)
         if found is None:
             raise ValueError(
@@ -41,59 +45,62 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 
 
 def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> str:
-    """Expand variables, then make a path without scheme absolute, from ``root`` if there is one.
+    """Expand variables, and make a path without a scheme absolute, starting at ``root``.
 
     Raises:
         ValueError: nothing is left, or a variable is not set.
     """
     text = expand_variables(text, environ)
     if not text:
-        raise ValueError("is empty; give a path or a URI such as s3://bucket/prefix")
+        raise ValueError("is empty; use a path or a URI such as s3://bucket/prefix")
     if _SCHEME.match(text):
         return text
     path = Path(text).expanduser()
-    # normpath, not resolve(): a glob's characters and symbolic links stay as written.
+    # normpath, not resolve(): wildcards and symbolic links stay as written.
     return os.path.normpath(path if root is None else root / path)
 
 
-def _resolve_uri(text: str, info: ValidationInfo) -> str:
-    context = info.context or {}
-    environ = context.get("environ", os.environ)
-    return _without_secrets(resolve_uri(text, root=context.get("root"), environ=environ), environ)
+def _validate_uri(text: str, info: ValidationInfo) -> str:
+    root = (info.context or {}).get("root")
+    return _check_no_secret(resolve_uri(text, root=root, environ=_environ(info)), info)
 
 
-def _expand_text(text: str, info: ValidationInfo) -> str:
-    environ = (info.context or {}).get("environ", os.environ)
-    return _without_secrets(expand_variables(text, environ), environ)
+def _validate_template(text: str, info: ValidationInfo) -> str:
+    return _check_no_secret(expand_variables(text, _environ(info)), info)
 
 
-def _resolve_log_path(text: str | None, info: ValidationInfo) -> str | None:
-    text = None if text is None else _expand_text(text, info)
-    if text in (None, "", STDERR):
+def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
+    text = _validate_template(text or "", info)
+    if text in ("", STDERR):
         return text or None
-    uri = _resolve_uri(text, info)
+    uri = _validate_uri(text, info)
     if _SCHEME.match(uri):
         raise ValueError(
-            "is a URI, and stores cannot add lines to an object; give a local path, or - for "
+            "is a URI, and stores cannot append lines to an object; use a local path, or - for "
             "standard error"
         )
     return uri
 
 
-def _without_secrets(uri: str, environ: Mapping[str, str]) -> str:
-    if redact(uri, environ) != uri:
+def _environ(info: ValidationInfo) -> Mapping[str, str]:
+    environ: Mapping[str, str] = (info.context or {}).get("environ", os.environ)
+    return environ
+
+
+def _check_no_secret(uri: str, info: ValidationInfo) -> str:
+    if redact(uri, _environ(info)) != uri:
         raise ValueError(
-            "holds a password, a signature or another secret, and job files are copied into "
-            "outputs; take it out, and use the environment of the nodes or an instance role"
+            "contains a password, a signature or another secret, and job files are copied into "
+            "outputs; remove it, and use the nodes' environment or an instance role"
         )
     return uri
 
 
-Uri = Annotated[str, AfterValidator(_resolve_uri)]
+Uri = Annotated[str, AfterValidator(_validate_uri)]
 """A path or fsspec URI. Relative paths start at the project; ``${VAR}`` is expanded."""
 
-LogPath = Annotated[str | None, AfterValidator(_resolve_log_path)]
+LogPath = Annotated[str | None, AfterValidator(_validate_log_path)]
 """A local path, ``-`` for standard error, or nothing."""
 
-UriTemplate = Annotated[str, AfterValidator(_expand_text)]
-"""Text with ``${VAR}``, expanded at load, and ``{column}``, filled in for each row."""
+UriTemplate = Annotated[str, AfterValidator(_validate_template)]
+"""Text with ``${VAR}``, expanded when the job is loaded, and ``{column}``, filled in per row."""

@@ -1,7 +1,7 @@
-"""Checkpoint folders: ``config.yaml``, which is a tokenizer section, beside the weights it names.
+"""Checkpoint folders: ``config.yaml`` holds a tokenizer section, next to the weights it names.
 
-``tokenizer: {checkpoint: URI}`` in a job file stands for that section. It is put in its place when
-the job is loaded, so whoever sees a job sees explicit settings and whole URIs.
+``tokenizer: {checkpoint: URI}`` in a job file stands for that section. It is replaced when the job
+is loaded, so everything after sees explicit settings and full URIs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tokpipe.config.base import resolve_uri
-from tokpipe.config.strict_yaml import StrictLoader
+from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError, TokpipeError
 
 CONFIG_NAME = "config.yaml"
@@ -26,26 +24,26 @@ BUILTIN = "builtin://"
 _BUILTIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 ReadObject = Callable[[str], bytes]
-"""From a URI to the bytes that are there."""
+"""Reads the object at a URI."""
 
 
 def builtin_path(uri: str) -> Path:
-    """Return where the file or folder ``builtin://...`` was installed.
+    """Return where the file or folder ``builtin://...`` is installed.
 
     Raises:
-        ConfigError: the name is none that a checkpoint that ships could have.
+        ConfigError: the name is not one that a built-in checkpoint could have.
     """
     name = uri.removeprefix(BUILTIN)
     if not _BUILTIN_NAME.fullmatch(name):
         raise ConfigError(
-            f"{uri} is no name of a checkpoint that ships with tokpipe: write "
-            f"{BUILTIN}NAME; there are: {', '.join(builtin_names()) or 'none'}"
+            f"{uri} does not name a built-in checkpoint: write {BUILTIN}NAME with one of "
+            f"{', '.join(builtin_names()) or '(none are installed)'}"
         )
     return _pretrained() / name
 
 
 def builtin_names() -> list[str]:
-    """Names of the checkpoints that ship."""
+    """Return the names of the built-in checkpoints."""
     return sorted(path.parent.name for path in _pretrained().glob(f"*/{CONFIG_NAME}"))
 
 
@@ -54,13 +52,13 @@ def _pretrained() -> Path:
 
 
 def read_local(uri: str) -> bytes:
-    """Read a file of this machine, or one that ships.
+    """Read a file on this machine, or one of a built-in checkpoint.
 
     Raises:
-        ConfigError: the URI is of another store, or there is no such file.
+        ConfigError: the URI is in a store, or the file cannot be read.
     """
     if "://" in uri and not uri.startswith((BUILTIN, "file://")):
-        raise ConfigError(f"{uri} is in a store, and only files of this machine can be read here")
+        raise ConfigError(f"{uri} is in a store, but only local files can be read here")
     path = builtin_path(uri) if uri.startswith(BUILTIN) else Path(uri.removeprefix("file://"))
     try:
         return path.read_bytes()
@@ -76,53 +74,51 @@ def resolve_checkpoint(
     Raises:
         ConfigError: the folder or its config cannot be used, and why.
     """
-    extra = sorted(section.keys() - {"checkpoint"})
-    if extra:
+    if extra := sorted(section.keys() - {"checkpoint"}):
         raise ConfigError(
-            f"tokenizer.checkpoint stands for a whole tokenizer, and {', '.join(extra)} beside it "
-            "would contradict its folder: give one or the other"
+            f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
+            "it could contradict it: keep one or the other"
         )
-    given = section["checkpoint"]
-    if not isinstance(given, str):
-        raise ConfigError(f"tokenizer.checkpoint is {given!r}: give the path or URI of a folder")
+    checkpoint = section["checkpoint"]
+    if not isinstance(checkpoint, str):
+        raise ConfigError(
+            f"tokenizer.checkpoint is {checkpoint!r}, but must be the path or URI of a folder"
+        )
     try:
-        folder = resolve_uri(given, root=root, environ=environ).rstrip("/")
+        folder = resolve_uri(checkpoint, root=root, environ=environ).rstrip("/")
     except ValueError as error:
         raise ConfigError(f"tokenizer.checkpoint: {error}") from error
     config_uri = f"{folder}/{CONFIG_NAME}"
     try:
         data = read(config_uri)
     except TokpipeError as error:
-        known = f" These ship: {', '.join(builtin_names())}." if given.startswith(BUILTIN) else ""
+        is_builtin = checkpoint.startswith(BUILTIN)
+        names = f" Built-in checkpoints: {', '.join(builtin_names())}." if is_builtin else ""
         raise ConfigError(
             f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
-            f"weights, and without it there is no tokenizer.{known} Correct the URI, or make the "
-            "folder by `tokpipe convert`"
+            f"weights; the job has no tokenizer without it.{names} Correct the URI, or create the "
+            "folder with `tokpipe convert`"
         ) from error
-    return _parsed(data, config_uri, folder), config_uri
+    return _parse_config(data, config_uri, folder), config_uri
 
 
-def _parsed(data: bytes, uri: str, folder: str) -> dict[str, Any]:
-    try:
-        config = yaml.load(data.decode("utf-8"), Loader=StrictLoader)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{uri}: is not valid YAML: {error}") from error
-    if not isinstance(config, dict) or "checkpoint" in config:
+def _parse_config(data: bytes, uri: str, folder: str) -> dict[str, Any]:
+    config = read_mapping(data, uri)
+    if "checkpoint" in config:
         raise ConfigError(
-            f"{uri}: is no tokenizer section. It must hold the settings themselves, such as kind "
-            "and encoder, as they would stand below tokenizer in a job file"
+            f"{uri}: must hold the tokenizer's own settings, such as kind and encoder, but names "
+            "another checkpoint"
         )
     if config.get("kind", "native") != "custom":
         config.setdefault("weights", WEIGHTS_NAME)
     for key in WEIGHTS_KEYS:
         if isinstance(name := config.get(key), str):
-            config[key] = _beside(folder, name, f"{uri}: {key}")
+            if "${" in name:
+                # Users write job files themselves, but download checkpoints from strangers, who
+                # could copy secrets from the environment into a job's record.
+                raise ConfigError(
+                    f"{uri}: {key} is {name!r}, but variables are expanded in job files only"
+                )
+            is_full = "://" in name or name.startswith("/")
+            config[key] = name if is_full else f"{folder}/{name}"
     return config
-
-
-def _beside(folder: str, name: str, where: str) -> str:
-    if "${" in name:
-        # Job files are their author's own; checkpoints are passed on by strangers, and could
-        # have the environment's secrets copied into a job's record.
-        raise ConfigError(f"{where} is {name!r}: variables are expanded in job files only")
-    return name if "://" in name or name.startswith("/") else f"{folder}/{name}"

@@ -1,7 +1,8 @@
-"""One file under jobs/: what to tokenize, how, where to, and with what."""
+"""One file under jobs/: what to tokenize, how, and where the codes go."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,23 +20,24 @@ from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.telemetry.redact import redact, says_secret
 
 MAX_CLIP_BYTES = 128 * 2**20
-"""Most pixels of one clip, so that a stage holds clips by count and not by luck."""
+"""Limit on the pixels of one clip, so that stages can bound their memory by counting clips."""
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
 
 class OutputConfig(Frozen):
-    """Where codes go, and in what pieces."""
+    """Where codes go, and how they are divided into shards."""
 
     uri: Uri
-    """Prefix that belongs to this job alone."""
+    """Prefix that no other job writes to."""
     shard_bytes: Annotated[int, Field(ge=1024)] = 128 * 2**20
-    """Shards are closed at about this size on disk."""
+    """A shard is closed at about this size on disk."""
     shard_max_age_s: PositiveFloat = 300.0
-    """... or when their oldest clip has waited this long: the most work that a kill can cost."""
+    """A shard is also closed when its oldest clip has waited this long. This is the most work
+    that a kill can lose."""
     accept_unsafe_store: bool = False
-    """Go on with a store that lets a second exclusive create through. Two drivers started on
-    one output by mistake could then both commit."""
+    """Continue with a store that does not honour exclusive creates. Two drivers started on one
+    output by mistake could then both commit."""
 
 
 class SamplingConfig(Frozen):
@@ -44,26 +46,27 @@ class SamplingConfig(Frozen):
     fps: PositiveFloat | None = 8.0
     """Frames per second after resampling by true timestamps; null keeps every frame."""
     max_clip_frames: PositiveInt = 129
-    """Longer sources are cut into clips of this many resampled frames. Under policy ``streaming``
-    none is cut: this is then the most that is decoded at a time, and decides no code."""
+    """Longer sources are cut into clips of this many resampled frames. Policy ``streaming`` does
+    not cut them: it decodes this many frames at a time, and codes do not depend on it."""
     min_clip_frames: PositiveInt = 1
     """Shorter clips are rejected."""
 
 
 class FramesConfig(Frozen):
-    """What a frame looks like to the encoder."""
+    """The size of the frames that the encoder sees. Set either ``size`` or ``buckets``."""
 
     size: Size | None = None
     """(height, width) of every frame."""
     buckets: tuple[Size, ...] | None = None
-    """Or several sizes: each clip takes the one nearest in aspect ratio."""
+    """Several sizes; each clip gets the one closest to its aspect ratio."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """Cover the size and cut the middle out, fit inside on black, or ignore the aspect."""
+    """``crop`` covers the size and cuts out the middle, ``pad`` fits the frame inside on black,
+    ``stretch`` ignores the aspect ratio."""
 
     @model_validator(mode="after")
     def _one_way_to_a_size(self) -> Self:
         if (self.size is None) == (not self.buckets):
-            raise ValueError("give exactly one of size and buckets")
+            raise ValueError("set exactly one of size and buckets")
         return self
 
     @property
@@ -75,133 +78,140 @@ class DecodeConfig(Frozen):
     """How videos are decoded, in a child process that can be killed."""
 
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``auto``: decord where it was measured to be right and pays, and PyAV afresh on any
-    complaint; a backend that is named here decodes every clip or rejects it."""
+    """``auto`` uses decord where it was measured to be correct and faster, and decodes again with
+    PyAV if decord reports anything. A backend that is named here decodes every clip or rejects
+    it."""
     on_damage: Literal["reject", "mark"] = "reject"
-    """A video that is cut short or cannot be decoded to its end: reject its clips, or keep the
-    intact frames up to the damage and mark the clip ``damaged`` in its side table. Only PyAV keeps
-    frames (``auto`` comes to it); not for policy ``streaming``."""
+    """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
+    clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
+    side table. Only PyAV keeps frames (``auto`` falls back to it). Not for policy
+    ``streaming``."""
     deadline_s: PositiveFloat = 120.0
-    """Longest time that decoding one clip may take, per backend tried."""
+    """Time limit for decoding one clip, for each backend that is tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
     """Address space that the decoding child may use."""
     max_source_bytes: PositiveInt = 64 * 2**30
-    """A larger source file is rejected, not copied to the node."""
+    """Larger source files are rejected before they are copied to the node."""
 
 
 class ChunkingConfig(Frozen):
-    """How a clip is cut for the encoder."""
+    """How a clip is divided into chunks for the encoder."""
 
     policy: Literal["independent", "overlap", "streaming", "whole"] = "independent"
-    """Chunks that know nothing of each other; chunks that see frames of the one before and give
-    one gapless grid; chunks of which each goes on where the one before ended, whose codes are
-    those of the whole clip, however long; or one chunk per clip."""
+    """``independent`` encodes each chunk alone. ``overlap`` also shows each chunk frames of the
+    one before, and the latents form one grid without gaps. ``streaming`` continues each chunk from
+    the state of the one before, with the same codes as encoding the whole clip, however long it
+    is. ``whole`` makes one chunk per clip."""
     chunk_frames: PositiveInt = 17
-    """Frames of the first latent frame (mostly 1) + temporal stride x k; unused under ``whole``.
-    Under ``streaming`` chunks after the first have ``temporal stride x k`` frames."""
+    """Frames of the first latent frame (usually 1) plus a multiple of the temporal stride. Under
+    ``streaming``, chunks after the first leave the first latent frame's frames out. Unused under
+    ``whole``."""
     overlap_latents: NonNegativeInt = 1
-    """Latent frames after the first that a chunk shares with the one before (``overlap``)."""
+    """Under ``overlap``, latent frames (not counting the first) that a chunk shares with the one
+    before."""
 
 
 class EncodeConfig(Frozen):
     """How the encoder runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: GPUs when the cluster has any, else CPUs. Part of the fingerprint once known."""
+    """``auto`` uses GPUs if the cluster has any, else CPUs. The choice is part of the
+    fingerprint."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Compute type of the encoder's work; the quantizer is always float32, and so is, in the models
-    of this package's own, what results are added to. ``float16``, for GPUs without bfloat16,
-    overflows beyond 65,504: clips in which it does are rejected."""
+    """Type that the encoder computes in. The quantizer always uses float32, and tokpipe's own
+    models accumulate in float32. ``float16`` is for GPUs without bfloat16; it overflows above
+    65,504, and clips in which that happens are rejected."""
     batch_chunks: PositiveInt = 4
-    """Chunks per forward pass on a GPU; the last batch is filled up, so that shapes never change.
-    CPUs encode chunk by chunk."""
+    """Chunks per forward pass on a GPU. The last batch is padded, so shapes never change. CPUs
+    encode one chunk at a time."""
 
 
 class PoolConfig(Frozen):
-    """Bounds of one stage's actors, and what one actor needs."""
+    """How many actors a stage has, and what each needs."""
 
     min_actors: PositiveInt = 1
-    """Asked for even when they do not fit, which makes a cluster's autoscaler add nodes."""
+    """Requested even if they do not fit, so that a cluster's autoscaler adds nodes."""
     max_actors: PositiveInt = 10_000
+    """Never more than this, however large the cluster."""
     cpus: NonNegativeFloat = 1.0
-    """CPUs that Ray sets aside for one actor. With 0 no number fits better than another: decoders
-    and encoders then keep to ``min_actors``. Writers come one to 16 encoders anyway."""
+    """CPUs that Ray reserves for one actor. With 0, decoders and encoders stay at ``min_actors``,
+    because any number would fit. There is one writer per 16 encoders."""
     gpus: NonNegativeFloat = 0.0
     """GPUs, or a fraction of one, for one actor."""
     lease_deadline_s: PositiveFloat = 900.0
-    """An actor that holds a lease for longer is killed, and the lease given again."""
+    """An actor that holds a lease for longer is killed, and the lease goes to another actor."""
 
 
 class RuntimeConfig(Frozen):
-    """How the job uses the cluster. None of it changes a code."""
+    """How the job uses the cluster. Codes do not depend on any of it."""
 
     cluster: str = "auto"
-    """``auto``: the cluster that this driver was submitted to, else a local one; ``local``;
-    or an address."""
+    """``auto`` (the cluster that the driver was submitted to, else a local one), ``local``, or an
+    address."""
     decode: PoolConfig = PoolConfig()
-    """With GPUs decoders take the CPUs that encoders leave. Without, CPUs are divided by how long
-    clips were measured to take, and one decoder has no CPU of its own."""
+    """With GPUs, decoders take the CPUs that encoders leave. Without GPUs, CPUs are divided by
+    the measured time per clip, and one decoder requests no CPU."""
     encode: PoolConfig = PoolConfig(lease_deadline_s=3600.0)
-    """``gpus`` counts only when encoding on GPUs; 0 there means a whole one."""
+    """``gpus`` only applies when encoding on GPUs; 0 then means a whole one."""
     write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
+    """Writers build shards and put them into the store."""
     clips_per_lease: PositiveInt = 64
-    """Most clips that travel together. There are eight until it is known how long they take, and
-    more if eight take less than a second; fewer when clips are large."""
+    """Most clips in a lease. Leases start with eight clips, grow if eight take less than a
+    second, and shrink if clips are large."""
     max_attempts: PositiveInt = 3
-    """A clip that takes down its worker this often is rejected."""
+    """A clip that takes down its worker this many times is rejected."""
     start_timeout_s: PositiveFloat = 300.0
-    """An actor that is not ready by then is given up."""
+    """An actor that is not ready after this time is abandoned."""
     progress_interval_s: PositiveFloat = 10.0
-    """Between progress lines when the output is no terminal, and between ``progress`` events."""
+    """Seconds between progress lines when output is not a terminal, and between ``progress``
+    events."""
     log_path: LogPath = None
-    """Local file of the driver's node to which each event adds a line of JSON, ``-`` for standard
-    error; the actors' own lines are then JSON too. Nothing when null or empty, so that
-    ``${TOKPIPE_LOG:-}`` leaves it to the environment. See [monitoring.md](monitoring.md)."""
+    """File on the driver's node that every event is appended to as a line of JSON, or ``-`` for
+    standard error. Actors then log JSON too. Null or empty for no log, so ``${TOKPIPE_LOG:-}``
+    leaves the choice to the environment. See [monitoring.md](monitoring.md)."""
 
 
 class StoreOptions(Frozen):
-    """How stores are reached. Credentials come from the environment, never from a job file."""
+    """How stores are accessed. Credentials come from the environment, never from a job file."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``."""
     deadline_s: PositiveFloat = 120.0
-    """One request, all its retries included, takes at most this long."""
+    """Time limit for one request, including all its retries."""
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        if (place := _secret_place("storage.options", self.options)) is not None:
-            raise ValueError(
-                f"{place} looks like a credential: job files are copied into outputs; use the "
-                "environment or an instance role"
-            )
+        for place, name, value in _leaves("storage.options", self.options):
+            if says_secret(name) or (isinstance(value, str) and redact(value) != value):
+                raise ValueError(
+                    f"{place} looks like a credential, and job files are copied into outputs; use "
+                    "the environment or an instance role"
+                )
         return self
 
 
-def _secret_place(place: str, value: Any) -> str | None:
-    """Dotted key of the first value within ``value`` that is a secret, by its name or itself."""
+def _leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the dotted key, the last name and the value of each plain value within ``value``."""
     if isinstance(value, dict):
-        items = [(f"{place}.{name}", name, inner) for name, inner in value.items()]
+        for key, inner in value.items():
+            yield from _leaves(f"{place}.{key}", inner, key)
     elif isinstance(value, (list, tuple)):
-        items = [(f"{place}[{index}]", "", inner) for index, inner in enumerate(value)]
+        for index, inner in enumerate(value):
+            yield from _leaves(f"{place}[{index}]", inner)
     else:
-        return place if isinstance(value, str) and redact(value) != value else None
-    for where, name, inner in items:
-        is_leaf = not isinstance(inner, (dict, list, tuple))
-        if is_leaf and says_secret(name):
-            return where
-        if (found := _secret_place(where, inner)) is not None:
-            return found
-    return None
+        yield place, name, value
 
 
 class JobConfig(Frozen):
     """A whole job."""
 
     dataset: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
-    """Name of the dataset: part of every clip id."""
+    """Name of the dataset; part of every clip id."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Where clips come from: one or more sections of the kinds below."""
     on_duplicate: Literal["refuse", "keep_first"] = "refuse"
-    """Two rows for one clip: stop before any work, or keep the first and report the others."""
+    """If two rows name the same clip: ``refuse`` stops before any work, ``keep_first`` keeps the
+    first and reports the others."""
     output: OutputConfig
     sampling: SamplingConfig = SamplingConfig()
     frames: FramesConfig
@@ -212,7 +222,7 @@ class JobConfig(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     storage: StoreOptions = StoreOptions()
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The job fails (exit code 4) when a larger share of the planned clips is rejected."""
+    """The job fails (exit code 4) if a larger fraction of the planned clips is rejected."""
 
     @model_validator(mode="after")
     def _sizes_fill_the_latent_grid(self) -> Self:
@@ -235,7 +245,7 @@ class JobConfig(Frozen):
         if chunking.policy == "overlap" and chunking.overlap_latents >= latents:
             raise ValueError(
                 f"chunking.overlap_latents={chunking.overlap_latents} leaves nothing new in a "
-                f"chunk of {latents} latent frames after the first: use fewer"
+                f"chunk of {latents} latent frames after the first: use a smaller number"
             )
         if chunking.policy == "streaming" and not latents:
             raise ValueError(
@@ -245,30 +255,30 @@ class JobConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _streams_are_whole(self) -> Self:
+    def _streamed_clips_are_whole(self) -> Self:
         if self.chunking.policy == "streaming" and self.decode.on_damage == "mark":
             raise ValueError(
-                "decode.on_damage=mark does not go with chunking.policy=streaming: a clip's later "
-                "pieces go on from the damaged one. Use reject, or another policy"
+                "decode.on_damage=mark does not work with chunking.policy=streaming: later pieces "
+                "of a clip would continue from the damaged one. Use reject, or another policy"
             )
         return self
 
     @model_validator(mode="after")
     def _clips_stay_small(self) -> Self:
+        sampling, streams = self.sampling, self.chunking.policy == "streaming"
         height, width = max(self.frames.sizes, key=lambda size: size[0] * size[1])
         most = MAX_CLIP_BYTES // (height * width * 3)
-        if self.sampling.max_clip_frames > most:
+        if sampling.max_clip_frames > most:
             raise ValueError(
-                f"sampling.max_clip_frames={self.sampling.max_clip_frames} of {height}x{width} "
-                f"pixels are more than {MAX_CLIP_BYTES >> 20} MiB: use {most} or fewer"
+                f"sampling.max_clip_frames={sampling.max_clip_frames} at {height}x{width} pixels "
+                f"takes more than {MAX_CLIP_BYTES >> 20} MiB: use {most} or fewer"
             )
-        if self.chunking.policy == "streaming":
-            if self.sampling.max_clip_frames < self.chunking.chunk_frames:
-                raise ValueError(
-                    f"sampling.max_clip_frames={self.sampling.max_clip_frames} does not hold a "
-                    f"chunk of chunking.chunk_frames={self.chunking.chunk_frames}, and under "
-                    "policy streaming clips are decoded by whole chunks: use as many or more"
-                )
-        elif self.sampling.min_clip_frames > self.sampling.max_clip_frames:
+        if streams and sampling.max_clip_frames < self.chunking.chunk_frames:
+            raise ValueError(
+                f"sampling.max_clip_frames={sampling.max_clip_frames} is less than "
+                f"chunking.chunk_frames={self.chunking.chunk_frames}, but policy streaming decodes "
+                f"whole chunks: use {self.chunking.chunk_frames} or more"
+            )
+        if not streams and sampling.min_clip_frames > sampling.max_clip_frames:
             raise ValueError("sampling.min_clip_frames exceeds sampling.max_clip_frames")
         return self

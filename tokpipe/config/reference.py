@@ -1,48 +1,32 @@
-"""The job file's reference, written from the models themselves: ``docs/jobs.md``.
+"""The tables of docs/jobs.md, written from the models' own docstrings.
 
-``python -m tokpipe.config.reference`` prints it; a test holds the page to it.
+``python -m tokpipe.config.reference docs/jobs.md`` updates the page; a test checks that it is up
+to date.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from tokpipe.config.job import JobConfig
 
-INTRODUCTION = """\
-# Job files
-
-One YAML file says what to tokenize, how, where to, and with what. A wrong file is refused with the
-key, what was found and what would be right; `tokpipe check` looks at sources and output as well.
-
-- **Paths** without a scheme start at the project: the nearest folder at or above the job file that
-  holds `pyproject.toml` or `.git`, else the folder that holds `jobs/`.
-- **Environment variables** stand in URIs as `${NAME}` or `${NAME:-default}`.
-- **Tokenizers** are of several kinds, `native` when a section names none;
-  [tokenizers.md](tokenizers.md) explains them. `tokenizer: {checkpoint: URI}` stands for the
-  section of a checkpoint folder.
-- **Credentials** are never in a job file: they come from the environment of each node, or its role.
-- What decides the codes is part of the output's fingerprint and cannot change on a resume:
-  `sampling`, `frames`, `tokenizer` (but not its name, licence and decoder), `chunking`,
-  `decode.backend` and `on_damage`, `encode`. Nor can `dataset`, `sources` and `on_duplicate`.
-  Everything else can.
-
-[jobs/demo.yaml](../jobs/demo.yaml) and [jobs/webvid.yaml](../jobs/webvid.yaml) are complete.
-
-This page is written by `python -m tokpipe.config.reference > docs/jobs.md`.
-"""
+START = "## The whole file\n"
+"""The page's prose ends where this line begins."""
 
 
 def reference() -> str:
-    """Return the page, in Markdown."""
-    lines = [INTRODUCTION]
-    for title, model in _sections("", JobConfig):
+    """Return the page from ``START`` on, in Markdown."""
+    lines = []
+    for title, model in _sections("", JobConfig, set()):
         lines.append(f"## {title or 'The whole file'}\n\n{_paragraph(model.__doc__)}\n")
         lines.append("| key | type | default | |\n|---|---|---|---|")
         lines.extend(_row(name, field) for name, field in model.model_fields.items())
@@ -50,22 +34,19 @@ def reference() -> str:
     return "\n".join(lines)
 
 
-def _sections(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield (dotted key, model) of a section and of all below it, each model once."""
-    seen: set[type[BaseModel]] = set()
-
-    def walk(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-        if model in seen:
-            return
-        seen.add(model)
-        yield path, model
-        for name, field in model.model_fields.items():
-            for inner in _models(field.annotation):
-                kind = inner.model_fields.get("kind")
-                tag = f" (kind: {get_args(kind.annotation)[0]})" if kind else ""
-                yield from walk(f"{path}.{name}{tag}" if path else f"{name}{tag}", inner)
-
-    yield from walk(path, model)
+def _sections(
+    path: str, model: type[BaseModel], seen: set[type[BaseModel]]
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the dotted key and the model of a section and of all below it, each model once."""
+    if model in seen:
+        return
+    seen.add(model)
+    yield path, model
+    for name, field in model.model_fields.items():
+        for inner in _models(field.annotation):
+            kind = inner.model_fields.get("kind")
+            tag = f" (kind: {get_args(kind.annotation)[0]})" if kind else ""
+            yield from _sections(f"{path}.{name}{tag}".lstrip("."), inner, seen)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -92,28 +73,22 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{_yaml(value)}`" for value in inner)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_type(member) for member in inner))
+        return " or ".join(dict.fromkeys(map(_type, inner)))
     if origin is tuple:
         if inner[-1] is Ellipsis:
             return f"list of {_type(inner[0])}"
-        return f"[{', '.join(_type(member) for member in inner)}]"
+        return f"[{', '.join(map(_type, inner))}]"
     if origin is dict:
         return "mapping"
-    if annotation is NoneType:
-        return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
-    return {str: "text", int: "integer", float: "number", bool: "true, false"}[annotation]
+    names = {str: "text", int: "integer", float: "number", bool: "true, false", NoneType: "null"}
+    return names[annotation]
 
 
 def _yaml(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return str(value)
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=1000)
+    return text.removesuffix("...\n").strip()
 
 
 def _paragraph(text: str | None) -> str:
@@ -121,4 +96,6 @@ def _paragraph(text: str | None) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    page = Path(sys.argv[1])
+    prose, _, _ = page.read_text().partition(START)
+    page.write_text(prose + reference())

@@ -1,4 +1,4 @@
-"""Where clips come from: files by glob, a table, or WebDataset tars."""
+"""Where clips come from: files that match a glob, tables, or WebDataset tars."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ class FilesSource(Frozen):
 
 
 class TableSource(Frozen):
-    """One clip per row of a table: CSV, TSV, JSONL or Parquet, by its file name's ending."""
+    """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
 
     kind: Literal["table"]
     uri: Uri
-    """The table, or a glob of tables with the same columns. ``.gz`` is read as it is."""
+    """The table, or a glob of tables with the same columns. ``.gz`` is decompressed on the fly."""
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
-    """Only for a name whose ending does not tell."""
+    """Format of a file whose extension does not say."""
     uri_column: str | None = None
-    """Column that holds each video's URI (WebVid: ``contentUrl``). One without a scheme and
-    without a leading ``/`` is relative to the folder of its table."""
+    """Column with each video's URI (WebVid: ``contentUrl``). A URI without a scheme or a leading
+    ``/`` is relative to the table's folder. Set this or ``uri_template``."""
     uri_template: UriTemplate | None = None
-    """Or a pattern over columns, such as ``s3://bucket/{page_dir}/{videoid}.mp4``."""
+    """Pattern over columns, such as ``s3://bucket/{page_dir}/{videoid}.mp4``."""
     start_column: str | None = None
-    """Column with the clip's first second in the video, or its ``[HH:]MM:SS.mmm``; null means
-    from the beginning."""
+    """Column with the time in the video where the clip starts, in seconds or as
+    ``[HH:]MM:SS.mmm``; null means at the beginning."""
     end_column: str | None = None
-    """Column with the second at which the clip ends; null means to the end."""
+    """Column with the time where the clip ends; null means at the end of the video."""
     allowed_prefixes: Annotated[tuple[Uri, ...], Field(min_length=1)] | None = None
-    """Where the videos that the table names must lie, such as ``[s3://bucket/raw, /data/videos]``;
-    others are rejected, and so is any path with ``..`` in it. When left out: anywhere in remote
-    stores and on the web, and for a local table also below its own folder, but nowhere else on
-    this machine."""
+    """Where the table's videos may be, such as ``[s3://bucket/raw, /data/videos]``. Others are
+    rejected, and so is any path with ``..`` in it. By default videos may be in any remote store
+    or on the web, and a local table's videos may also be below its own folder, but nowhere else
+    on this machine."""
 
     @model_validator(mode="after")
     def _one_way_to_a_uri(self) -> Self:
         if (self.uri_column is None) == (self.uri_template is None):
-            raise ValueError("give exactly one of uri_column and uri_template")
+            raise ValueError("set exactly one of uri_column and uri_template")
         return self
 
 
 class WebDatasetSource(Frozen):
-    """One clip per video member of tar files, as video2dataset writes them."""
+    """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]
     uri: Uri
-    """A tar, or a glob of tars. Members are read in place, by byte range."""
+    """A tar, or a glob of tars. Videos are read in place, by byte range."""
     video_extensions: tuple[str, ...] = ("mp4", "mkv", "webm", "mov", "avi")
+    """Members with other extensions are not clips."""
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

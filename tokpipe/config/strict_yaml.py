@@ -1,4 +1,4 @@
-"""YAML as job files and checkpoints are written in it."""
+"""The YAML of job files and checkpoints: safe, without duplicate keys."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from typing import Any
 
 import yaml
 
+from tokpipe.errors import ConfigError
+
 
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error and dates stay text."""
+    """Safe YAML in which a duplicate key is an error and dates stay text."""
 
 
 def _unique_mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
+        problem = "is not text" if not isinstance(key, str) else "is given twice"
+        if not isinstance(key, str) or key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not text", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is given twice", key_node.start_mark
+                None, None, f"key {key!r} {problem}", key_node.start_mark
             )
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
@@ -32,3 +31,18 @@ StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+def read_mapping(text: str | bytes, name: str) -> dict[str, Any]:
+    """Parse YAML that must hold a mapping at its top level.
+
+    Raises:
+        ConfigError: it does not; the message starts with ``name``.
+    """
+    try:
+        data = yaml.load(text, Loader=StrictLoader)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{name}: is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: holds {type(data).__name__}, not a mapping of settings")
+    return data

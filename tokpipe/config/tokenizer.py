@@ -1,11 +1,10 @@
-"""Tokenizers: which there are, what their numbers are, where their weights are.
+"""Tokenizers: which kinds there are, what their shapes are, where their weights are.
 
-Every kind knows its ``traits``, so that a job is checked and planned without torch.
+Every kind knows its ``traits``, so a job is checked and planned without torch.
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
@@ -20,18 +19,34 @@ from pydantic import (
 )
 
 from tokpipe.config.base import Frozen, Uri
+from tokpipe.config.native_parts import (
+    AttentionSizes,
+    ChannelMultiples,
+    Encoder3DConfig,
+    FinestChannels,
+    LFQConfig,
+    Movq3DConfig,
+    NominalSize,
+    QuantizerConfig,
+    check_channels,
+)
 from tokpipe.config.traits import TokenizerTraits
 
-ChannelMultiples = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-PadMode = Literal["first", "constant", "reflect"]
+Name = Annotated[
+    str,
+    Field(
+        description="Label in every shard, for people. Programs identify a tokenizer by the "
+        "fingerprint."
+    ),
+]
+Licence = Annotated[str | None, Field(description="Licence of the weights, for people.")]
 
 
 class TokenizerConfig(Frozen):
-    """What all kinds of tokenizers have."""
+    """What all kinds of tokenizers have in common."""
 
     kind: str
-    name: str = "unnamed"
-    """Written to every shard, for people; the fingerprint is what identifies it."""
+    name: Name = "unnamed"
     weights: Uri | None = None
 
     @property
@@ -39,214 +54,54 @@ class TokenizerConfig(Frozen):
     def traits(self) -> TokenizerTraits:
         """Shapes, ranges and rules."""
 
-    @abstractmethod
     def codes_settings(self) -> dict[str, Any]:
-        """What decides the codes, beside the weights: no names, no decoder, no licence."""
+        """Return the settings that decide the codes: no names, weights, decoder or licence."""
+        return self.model_dump(
+            mode="json", exclude={"name", "weights", "decoder_weights", "licence"}
+        )
 
     @property
     def decoder_keys(self) -> tuple[str, ...]:
-        """Beginnings of the weights' keys that only decoding needs."""
+        """Prefixes of the weights' keys that only decoding needs."""
         return ()
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Packages beside torch whose version can change a code."""
+        """Packages, besides torch, whose version can change a code."""
         return ()
 
 
-# --- the project's own models --------------------------------------------------------------------
-
-
-class Encoder3DConfig(Frozen):
-    """Causal 3D encoder of the CogVideo VQ-VAE/MoVQ family; names as published."""
-
-    kind: Literal["encoder_3d"] = "encoder_3d"
-    ch: PositiveInt = 128
-    """Channels of the finest level."""
-    ch_mult: ChannelMultiples = (1, 2, 4, 4)
-    """Channels of each level, in multiples of ``ch``; each level but the last halves the size."""
-    num_res_blocks: PositiveInt = 2
-    """Residual blocks per level."""
-    attn_resolutions: tuple[int, ...] = ()
-    """Sizes at which attention follows each residual block."""
-    resolution: PositiveInt = 256
-    """Nominal size: decides at which level ``attn_resolutions`` put attention, nothing else."""
-    in_channels: Literal[3, 12, 48] | None = None
-    """3 times the square of ``patch_size``, which it is when left out."""
-    z_channels: PositiveInt = 16
-    """Channels of the latent, as many as the quantizer takes."""
-    temporal_compress_times: Literal[1, 2, 4, 8, 16] = 4
-    """Frames per latent frame, after the first."""
-    pad_mode: PadMode = "first"
-    """What stands before the first frame: repeats of it, zeros, or the frames after it mirrored."""
-
-    @model_validator(mode="after")
-    def _published_limits(self) -> Self:
-        _check_channels(self.ch, self.ch_mult)
-        if self.temporal_compress_times > self.spatial_stride:
-            raise ValueError(
-                f"temporal_compress_times={self.temporal_compress_times} needs more levels than "
-                f"the {len(self.ch_mult)} of ch_mult: at most {self.spatial_stride} here"
-            )
-        return self
-
-    @property
-    def spatial_stride(self) -> int:
-        """Inputs (pixels, or patches of them) per latent row and column."""
-        return int(2 ** (len(self.ch_mult) - 1))
-
-
-class Movq3DConfig(Frozen):
-    """3D decoder of the MoVQ family, whose every norm sees the code vectors; names as published.
-
-    Channels of the latent, temporal stride and patches are those of the encoder.
-    """
-
-    kind: Literal["movq_3d"] = "movq_3d"
-    ch: PositiveInt = 128
-    """Channels of the finest level."""
-    ch_mult: ChannelMultiples = (1, 2, 4, 4)
-    """Channels of each level, in multiples of ``ch``; as many levels as the encoder has."""
-    num_res_blocks: PositiveInt = 2
-    """Residual blocks per level, less the one that decoders have on top."""
-    attn_resolutions: tuple[int, ...] = ()
-    """Sizes at which attention follows each residual block."""
-    resolution: PositiveInt = 256
-    """Nominal size: decides at which level ``attn_resolutions`` put attention, nothing else."""
-    add_conv: bool = False
-    """Norms convolve the code vectors before they use them."""
-    pad_mode: PadMode = "first"
-    """What stands before the first frame: repeats of it, zeros, or the frames after it mirrored."""
-    post_quant_conv: bool = False
-    """A convolution of the code vectors before the first layer."""
-
-    @model_validator(mode="after")
-    def _published_limits(self) -> Self:
-        _check_channels(self.ch, self.ch_mult)
-        return self
-
-
-def _check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
-    if bad := [mult for mult in ch_mult if ch * mult % 32]:
-        raise ValueError(
-            f"ch={ch} times ch_mult={bad[0]} is no multiple of 32, which GroupNorm needs"
-        )
-
-
-class VQConfig(Frozen):
-    """Nearest code vector of a learnt codebook, arXiv:1711.00937."""
-
-    kind: Literal["vq"]
-    codebook_size: PositiveInt
-    codebook_dim: PositiveInt
-
-    @property
-    def latent_dim(self) -> int:
-        """Channels of the latent."""
-        return self.codebook_dim
-
-
-class EMAVQConfig(Frozen):
-    """Nearest code vector of a codebook that was learnt by moving averages, arXiv:1711.00937."""
-
-    kind: Literal["ema_vq"]
-    codebook_size: PositiveInt
-    codebook_dim: PositiveInt
-
-    @property
-    def latent_dim(self) -> int:
-        return self.codebook_dim
-
-
-class GumbelConfig(Frozen):
-    """Greatest of one logit per code, arXiv:1611.01144."""
-
-    kind: Literal["gumbel"]
-    codebook_size: PositiveInt
-    codebook_dim: PositiveInt
-    """Channels of a code vector, which the decoder takes."""
-    latent_dim: PositiveInt
-    """Channels of the latent, which are projected to the logits."""
-
-
-class FSQConfig(Frozen):
-    """Finite scalar quantization, arXiv:2309.15505."""
-
-    kind: Literal["fsq"]
-    levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (
-        8, 8, 8, 5, 5, 5,
-    )  # fmt: skip
-
-    @property
-    def codebook_size(self) -> int:
-        return math.prod(self.levels)
-
-    @property
-    def codebook_dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def latent_dim(self) -> int:
-        return self.codebook_dim
-
-
-class LFQConfig(Frozen):
-    """Lookup-free quantization, arXiv:2310.05737: one bit per channel."""
-
-    kind: Literal["lfq"]
-    dim: Annotated[int, Field(ge=1, le=31)]
-    bit_order: Literal["big", "little"] = "big"
-    """``big``: the first channel is the highest bit of a code; ``little``: the lowest."""
-
-    @property
-    def codebook_size(self) -> int:
-        return int(2**self.dim)
-
-    @property
-    def codebook_dim(self) -> int:
-        return self.dim
-
-    @property
-    def latent_dim(self) -> int:
-        return self.dim
-
-
-QuantizerConfig = Annotated[
-    VQConfig | FSQConfig | LFQConfig | EMAVQConfig | GumbelConfig, Field(discriminator="kind")
-]
-
-
 class NativeConfig(TokenizerConfig):
-    """Encoder, quantizer and decoder of this project, in any combination of their settings."""
+    """tokpipe's own encoder, quantizer and decoder, in any combination of their settings."""
 
     kind: Literal["native"] = "native"
     encoder: Encoder3DConfig
     quantizer: QuantizerConfig
     decoder: Movq3DConfig | None = None
-    """Only decoding needs it; no code depends on it."""
+    """Only needed to decode; codes do not depend on it."""
     patch_size: Literal[1, 2, 4] = 1
-    """Squares of so many pixels a side become channels before the encoder."""
+    """Fold squares of this many pixels per side into channels before the encoder."""
     norm: Literal["clip", "frame"] = "clip"
-    """Whether the norms of encoder and decoder take their statistics over all frames of a chunk, as
-    published, or over each frame alone, which makes the tokenizer streamable."""
+    """Whether the norms of encoder and decoder compute their statistics over all frames of a
+    chunk, as published, or over each frame alone, which makes the tokenizer streamable."""
     weights: Uri | None = None
-    """safetensors with keys ``encoder.*``, ``quantizer.*`` and, if there is a decoder,
-    ``decoder.*``. Without: random, from ``seed``."""
+    """safetensors with keys ``encoder.*``, ``quantizer.*`` and, with a decoder, ``decoder.*``.
+    Without it, weights are random, from ``seed``."""
     seed: int = 0
-    """Seed of the random weights used when ``weights`` is not given (for tests and demos)."""
-    licence: str | None = None
-    """Licence of the weights, for people."""
+    """Seed of the random weights that are used without ``weights``, for tests and demos."""
+    licence: Licence = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        got, want = self.quantizer.latent_dim, self.encoder.z_channels
-        if got != want:
+        needed, given = self.quantizer.latent_dim, self.encoder.z_channels
+        if needed != given:
             raise ValueError(
-                f"quantizer takes {got} channels but encoder.z_channels={want}; make them equal"
+                f"quantizer takes {needed} channels but encoder.z_channels={given}: make them equal"
             )
         if self.quantizer.codebook_size > 2**32:
             raise ValueError(
-                f"codebook of {self.quantizer.codebook_size} codes does not fit uint32"
+                f"a codebook of {self.quantizer.codebook_size} codes does not fit uint32: use at "
+                f"most {2**32}"
             )
         channels = self.encoder.in_channels
         if channels is not None and channels != self.pixel_channels:
@@ -256,9 +111,9 @@ class NativeConfig(TokenizerConfig):
             )
         if self.decoder and len(self.decoder.ch_mult) != len(self.encoder.ch_mult):
             raise ValueError(
-                f"decoder.ch_mult has {len(self.decoder.ch_mult)} levels and encoder.ch_mult "
-                f"{len(self.encoder.ch_mult)}, so frames would come back in another size: give "
-                "both as many"
+                f"decoder.ch_mult has {len(self.decoder.ch_mult)} levels but encoder.ch_mult has "
+                f"{len(self.encoder.ch_mult)}, so decoded frames would have another size: use the "
+                "same number of levels"
             )
         return self
 
@@ -282,13 +137,13 @@ class NativeConfig(TokenizerConfig):
     def _why_not_streamable(self) -> str | None:
         if self.norm == "clip":
             return (
-                "under tokenizer.norm=clip the statistics of each norm span all frames of a chunk, "
-                "so no frame's codes are known before the last frame"
+                "under tokenizer.norm=clip each norm computes statistics over all frames of a "
+                "chunk, so no codes are known before the last frame"
             )
         if self.encoder.pad_mode == "reflect":
             return (
-                "under encoder.pad_mode=reflect the first frames see the frames after them, which "
-                "a piece may not hold yet"
+                "under encoder.pad_mode=reflect the first frames depend on later frames, which "
+                "may not be decoded yet"
             )
         return None
 
@@ -306,43 +161,36 @@ class NativeConfig(TokenizerConfig):
         }
 
 
-# --- published ones -------------------------------------------------------------------------------
-
-
 class MoVQGANConfig(TokenizerConfig):
-    """SBER-MoVQGAN: images, or the frames of a video one by one, with its published keys.
+    """SBER-MoVQGAN, for images or for the frames of a video one by one.
 
-    As they stand the settings are those of the 270M model; 67M has ``ch: 128``, 102M ``ch: 128``
-    and ``num_res_blocks: 4``.
+    Defaults are the 270M model. 67M has ``ch: 128``; 102M has ``ch: 128`` and
+    ``num_res_blocks: 4``.
     """
 
     kind: Literal["movqgan"]
-    name: str = "sber-movqgan"
-    """Written to every shard, for people; the fingerprint is what identifies it."""
+    name: Name = "sber-movqgan"
     weights: Uri
-    """safetensors with keys ``encoder.*``, ``quant_conv.*``, ``quantize.embedding.weight``,
-    ``post_quant_conv.*`` and ``decoder.*``; `tokpipe convert` makes them of the published .ckpt."""
-    ch: PositiveInt = 256
-    """Channels of the finest level."""
+    """safetensors with the published keys (``encoder.*``, ``quant_conv.*``,
+    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``). `tokpipe convert` makes
+    it from the published .ckpt."""
+    ch: FinestChannels = 256
     ch_mult: ChannelMultiples = (1, 2, 2, 4)
-    """Channels of each level, in multiples of ``ch``; each level but the last halves the size."""
     num_res_blocks: PositiveInt = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
-    attn_resolutions: tuple[int, ...] = (32,)
-    """Sizes at which attention follows each residual block."""
-    resolution: PositiveInt = 256
-    """Nominal size: decides at which level ``attn_resolutions`` put attention, nothing else."""
+    attn_resolutions: AttentionSizes = (32,)
+    resolution: NominalSize = 256
     z_channels: PositiveInt = 4
     """Channels between the encoder and ``quant_conv``."""
     embed_dim: PositiveInt = 4
     """Channels of a code vector."""
     codebook_size: PositiveInt = 16_384
-    licence: str | None = None
+    licence: Licence = None
     """Licence of the weights, for people; their repository names none."""
 
     @model_validator(mode="after")
-    def _published_limits(self) -> Self:
-        _check_channels(self.ch, self.ch_mult)
+    def _channels_fill_groups(self) -> Self:
+        check_channels(self.ch, self.ch_mult)
         return self
 
     @property
@@ -360,28 +208,20 @@ class MoVQGANConfig(TokenizerConfig):
     def decoder_keys(self) -> tuple[str, ...]:
         return ("decoder.", "post_quant_conv.")
 
-    def codes_settings(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"name", "weights", "licence"})
-
 
 class Emu3Config(TokenizerConfig):
-    """Emu3's video tokenizer, by way of the package transformers: four frames per latent frame.
+    """Emu3's video tokenizer, through the package transformers: four frames per latent frame.
 
-    Its authors encode four frames at a time, and others give other codes, so every chunk has
-    four. Names as in transformers' ``Emu3VQVAEConfig``; as they stand the settings are the
-    published ones.
+    Every chunk has four frames, because its authors encode four at a time and other lengths
+    produce other codes. Names and defaults are those of transformers' ``Emu3VQVAEConfig``.
     """
 
     kind: Literal["emu3"]
-    name: str = "emu3-vision-tokenizer"
-    """Written to every shard, for people; the fingerprint is what identifies it."""
+    name: Name = "emu3-vision-tokenizer"
     weights: Uri
-    """safetensors with the keys of transformers' ``Emu3VQVAE``, or of BAAI/Emu3-VisionTokenizer."""
-    base_channels: PositiveInt = 256
-    """Channels of the finest level."""
+    """safetensors with the keys of transformers' ``Emu3VQVAE`` or of BAAI/Emu3-VisionTokenizer."""
+    base_channels: FinestChannels = 256
     channel_multiplier: ChannelMultiples = (1, 2, 2, 4)
-    """Channels of each level, in multiples of ``base_channels``; each but the last halves the
-    size."""
     num_res_blocks: PositiveInt = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
     attn_resolutions: tuple[int, ...] = (3,)
@@ -389,13 +229,12 @@ class Emu3Config(TokenizerConfig):
     embed_dim: PositiveInt = 4
     """Channels of the latent and of a code vector."""
     codebook_size: PositiveInt = 32_768
-    licence: str | None = None
-    """Licence of the weights, for people."""
+    licence: Licence = None
 
     @model_validator(mode="after")
-    def _published_limits(self) -> Self:
-        _check_channels(self.base_channels, self.channel_multiplier)
+    def _attention_fits(self) -> Self:
         multiples = self.channel_multiplier
+        check_channels(self.base_channels, multiples)
         for level in self.attn_resolutions:
             if not 0 <= level < len(multiples) or multiples[level] != multiples[-1]:
                 raise ValueError(
@@ -415,8 +254,8 @@ class Emu3Config(TokenizerConfig):
             layout="BTCHW",
             licence=self.licence,
             why_not_streamable=(
-                "Emu3 encodes every four frames alone, and a clip that is encoded whole gets other "
-                "codes than its authors give it"
+                "Emu3 encodes every four frames separately; encoding a clip whole produces other "
+                "codes than its authors get"
             ),
         )
 
@@ -428,27 +267,22 @@ class Emu3Config(TokenizerConfig):
     def libraries(self) -> tuple[str, ...]:
         return ("transformers",)
 
-    def codes_settings(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"name", "weights", "licence"})
-
 
 class CosmosDVConfig(TokenizerConfig):
     """NVIDIA's Cosmos discrete video tokenizers, from their TorchScript files.
 
-    A TorchScript file is a program: name only files that you trust as you trust code.
+    A TorchScript file is a program: use only files from sources whose code you would run.
     """
 
     kind: Literal["cosmos_dv"]
-    name: str = "cosmos-dv"
-    """Written to every shard, for people; the fingerprint is what identifies it."""
+    name: Name = "cosmos-dv"
     variant: Literal["4x8x8", "8x8x8", "8x16x16"]
     """Frames x rows x columns of pixels per code, as in the model's name."""
     weights: Uri
     """``encoder.jit``."""
     decoder_weights: Uri | None = None
-    """``decoder.jit``; only decoding needs it."""
-    licence: str | None = "NVIDIA Open Model License"
-    """Licence of the weights, for people."""
+    """``decoder.jit``; only needed to decode."""
+    licence: Licence = "NVIDIA Open Model License"
 
     @property
     def traits(self) -> TokenizerTraits:
@@ -459,29 +293,23 @@ class CosmosDVConfig(TokenizerConfig):
             codebook_size=64_000,
             licence=self.licence,
             why_not_streamable=(
-                "its attention spans all frames of a chunk before each, so no cache of bounded "
-                "size gives the codes of the whole clip"
+                "its attention covers all earlier frames of a chunk, so no cache of bounded size "
+                "reproduces the codes of the whole clip"
             ),
         )
-
-    def codes_settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, "variant": self.variant}
-
-
-# --- any other ------------------------------------------------------------------------------------
 
 
 def _check_import_path(text: str) -> str:
     module, _, name = text.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise ValueError(f"{text!r} does not say where a class is: write package.module:ClassName")
+        raise ValueError(f"{text!r} does not name a class: write package.module:ClassName")
     return text
 
 
 class CustomConfig(TokenizerConfig):
-    """Any tokenizer: a class of your own, found by its import path, and what it declares.
+    """Any tokenizer: your own class, found by its import path, and what it declares.
 
-    docs/tokenizers.md says what the class must do, with an example.
+    [tokenizers.md](tokenizers.md) says what the class must do, with an example.
     """
 
     kind: Literal["custom"]
@@ -490,11 +318,11 @@ class CustomConfig(TokenizerConfig):
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of the class."""
     declares: TokenizerTraits
-    """Shapes, ranges and rules; the class is tried out against them before any video is."""
+    """Shapes, ranges and rules. The class is tested against them before any video is encoded."""
     probe_size: tuple[PositiveInt, PositiveInt] | None = None
-    """(height, width) of the noise that it is tried out on; small when left out."""
+    """(height, width) of the random frames that it is tested on; small by default."""
     weights: Uri | None = None
-    """safetensors with the keys of the class; without, it must bring its own."""
+    """safetensors with the keys of the class. Without it, the class must bring its own."""
 
     @model_validator(mode="after")
     def _probe_fits(self) -> Self:
@@ -517,11 +345,8 @@ class CustomConfig(TokenizerConfig):
         }
 
 
-# --- all of them ----------------------------------------------------------------------------------
-
-
 def _kind(section: Any) -> str | None:
-    """The kind of a tokenizer section, as read or built; one that names none is ``native``."""
+    """Return the kind of a tokenizer section, as read or built; without one it is ``native``."""
     if isinstance(section, dict):
         section = section.get("kind", "native")
     kind = getattr(section, "kind", section)

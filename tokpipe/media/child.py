@@ -1,13 +1,14 @@
 """The process that decodes videos. ``VideoDecoder`` starts it, and kills it when it must.
 
-The child answers one request after another. Whatever a file does to it, the parent sees only a
-message, a closed channel or a missed deadline.
+The child answers one request after another. No file can do more to the parent than send a message,
+close the channel or make it miss a deadline.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import mmap
 import os
 import resource
@@ -16,7 +17,6 @@ import signal
 import socket
 import sys
 import traceback
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
     av.logging.set_level(None)
     _limit_address_space(memory_bytes)
     channel = socket.socket(fileno=channel_fd)
-    timelines = _Timelines()
     with contextlib.suppress(wire.Closed):
         wire.send(channel, {"ready": os.getpid()})
         while True:
@@ -61,7 +60,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
             try:
                 wire.send(channel, {"started": request["path"]})
                 os.lseek(2, 0, os.SEEK_SET)
-                _answer(channel, request, memory, timelines)
+                _answer(channel, request, memory)
             except wire.Closed:
                 raise
             except Exception:  # a bug or a failing disk, which the parent raises
@@ -70,23 +69,21 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
                 os.close(memory)
 
 
-def _answer(
-    channel: socket.socket, request: dict[str, Any], memory: int, timelines: _Timelines
-) -> None:
+def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
     """Send ``trying`` before each backend, then ``decoded``, ``rejected`` or ``unavailable``.
 
     ``memory``, which holds the frames, is sent with ``decoded``. A request with ``only_probe`` is
     answered by ``probed`` or ``rejected``.
     """
     try:
-        clip = _Clip(request, timelines)
+        clip = _Clip(request)
     except (SourceError, MemoryError) as error:
         wire.send(channel, _rejected(error, None, None))
         return
     if request["only_probe"]:
         wire.send(channel, {"probed": clip.probed})
         return
-    verdict: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     *first_choices, last = request["backends"]
     for name in [*(name for name in first_choices if is_worthwhile(name, clip.share)), last]:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
@@ -94,13 +91,13 @@ def _answer(
         try:
             clip.decode(name, memory)
         except BackendUnavailable as error:
-            verdict = {"unavailable": str(error)}
+            outcome = {"unavailable": str(error)}
         except (SourceError, MemoryError) as error:
-            verdict = _rejected(error, name, clip.num_segments)
+            outcome = _rejected(error, name, clip.num_segments)
         else:
             wire.send(channel, {"decoded": {**clip.description, "backend": name}}, memory)
             return
-    wire.send(channel, verdict)
+    wire.send(channel, outcome)
 
 
 def _rejected(
@@ -125,12 +122,15 @@ def _rejected(
 class _Clip:
     """The part of a request that is the same for every backend: which frames, in what size."""
 
-    def __init__(self, request: dict[str, Any], timelines: _Timelines) -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         is_clip = request["segment_is"] == "clip"
         self.path = Path(request["path"])
         self.salvage: bool = request["salvage"]
         self.min_frames = max(1, request["min_clip_frames"])
-        self.timeline = timelines.read(self.path, in_pieces=not is_clip, salvage=self.salvage)
+        check_regular_file(self.path)
+        status = self.path.stat()
+        version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        self.timeline = _timeline(self.path, self.salvage, version)
         selection = select_frames(
             self.timeline.times_s,
             self.timeline.end_s,
@@ -216,23 +216,10 @@ def _mapped(memory: int, size: int) -> mmap.mmap:
     return mmap.mmap(memory, size, flags=flags)
 
 
-class _Timelines:
-    """Remembers the timelines of the last files, for further segments of the same sources."""
-
-    def __init__(self) -> None:
-        self._by_file: OrderedDict[tuple[Any, ...], Timeline] = OrderedDict()
-
-    def read(self, path: Path, *, in_pieces: bool, salvage: bool) -> Timeline:
-        check_regular_file(path)
-        status = path.stat()
-        key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if key not in self._by_file:
-            # Clips of a cut source arrive in a row; pieces of streamed clips are interleaved.
-            while len(self._by_file) >= (_MAX_TIMELINES if in_pieces else 1):
-                self._by_file.popitem(last=False)
-            self._by_file[key] = read_timeline(path, salvage=salvage)
-        self._by_file.move_to_end(key)
-        return self._by_file[key]
+@functools.lru_cache(_MAX_TIMELINES)
+def _timeline(path: Path, salvage: bool, version: tuple[int, ...]) -> Timeline:
+    """Read a timeline, and remember it for further segments of the same source."""
+    return read_timeline(path, salvage=salvage)
 
 
 def _die_with_parent(lifeline_fd: int) -> None:

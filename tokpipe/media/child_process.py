@@ -162,10 +162,14 @@ def _environment() -> dict[str, str]:
     """This process's environment with the current import path, which an actor may have extended.
 
     Linear algebra gets one thread: it is not used, and idle thread pools take address space.
+    Without malloc's per-thread cache, memory stays flat; with it, aligned blocks that decoders
+    free are not reused (measured with glibc 2.36: 40 MB more after 800 clips).
     """
+    tunables = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        "GLIBC_TUNABLES": tunables,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import mmap
 import os
 import signal
 from collections.abc import Sequence
@@ -59,7 +58,7 @@ class Undecodable(SourceError):
     """A clip that cannot be decoded, through its own fault.
 
     Attributes:
-        backend: the backend that gave the verdict; None if none was tried.
+        backend: the backend that decided; None if none was tried.
         num_segments: number of segments of the row, if it is known.
         error: class name of the exception behind it, or the signal's name; None where no library
             complained.
@@ -86,8 +85,8 @@ class _Lost(Undecodable):
     before it saw the clip.
     """
 
-    def __init__(self, *verdict: Any, is_innocent: bool = False) -> None:
-        super().__init__(*verdict)
+    def __init__(self, *fields: Any, is_innocent: bool = False) -> None:
+        super().__init__(*fields)
         self.is_innocent = is_innocent
 
 
@@ -154,16 +153,11 @@ class VideoDecoder:
             ConfigError: a library of the backend that the job names does not load.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
-        video = self._answer(
-            path,
-            start_s=start_s,
-            end_s=end_s,
-            segment=segment,
-            num_segments=num_segments,
-            only_probe=False,
-        )
-        assert isinstance(video, Video)
-        return video
+        asked = {"start_s": start_s, "end_s": end_s, "segment": segment, "only_probe": False}
+        video, fd = self._answer(path, {**asked, "num_segments": num_segments})
+        shape, pts_s = video.pop("shape"), video.pop("pts_s")
+        pixels = np.frombuffer(self._spares.lend(fd), np.uint8, int(np.prod(shape)))
+        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), **video)
 
     def probe(
         self, path: Path, *, start_s: float | None = None, end_s: float | None = None
@@ -173,11 +167,9 @@ class VideoDecoder:
         Raises:
             Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
-        probe = self._answer(
-            path, start_s=start_s, end_s=end_s, segment=0, num_segments=None, only_probe=True
-        )
-        assert isinstance(probe, Probe)
-        return probe
+        asked = {"start_s": start_s, "end_s": end_s, "segment": 0, "only_probe": True}
+        probe, _ = self._answer(path, {**asked, "num_segments": None})
+        return Probe(**{**probe, "size": tuple(probe["size"])})
 
     def close(self) -> None:
         """End the child and free its memory. The next ``decode`` starts another."""
@@ -187,9 +179,13 @@ class VideoDecoder:
             self._child.kill()
             self._child = None
 
-    def _answer(self, path: Path, **asked: Any) -> Video | Probe:
-        """Ask one child after another until one answers or no backend is left."""
-        request = {**self._settings, "path": os.fspath(path.absolute()), **asked}
+    def _answer(self, path: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Ask one child after another until one answers or no backend is left.
+
+        Returns:
+            What was decoded or probed, and the descriptor of the frames, or -1 without frames.
+        """
+        request = {**self._settings, **asked, "path": os.fspath(path.absolute())}
         backends = self._backends
         outside_kills = 0
         while True:
@@ -212,7 +208,7 @@ class VideoDecoder:
                 _log.info("%s: %s by %s; trying %s", path, lost.reason, lost.backend, rest[0])
                 backends = rest
 
-    def _attempt(self, request: dict[str, Any]) -> Video | Probe:
+    def _attempt(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Have one child work on a request.
 
         Raises:
@@ -254,9 +250,9 @@ class VideoDecoder:
             self.close()  # an answer may still be on its way
             raise
         if "decoded" in answer and fd is not None:
-            return _video(answer["decoded"], self._spares.lend(fd))
+            return answer["decoded"], fd
         if "probed" in answer:
-            return Probe(**{**answer["probed"], "size": tuple(answer["probed"]["size"])})
+            return answer["probed"], -1
         if "rejected" in answer:
             raise Undecodable(**answer["rejected"])
         if "unavailable" in answer:
@@ -282,9 +278,3 @@ def _backends_of(config: DecodeConfig, *, in_pieces: bool) -> tuple[str, ...]:
     if in_pieces or not importlib.util.find_spec("decord"):
         return ("pyav",)
     return ("decord", "pyav")
-
-
-def _video(description: dict[str, Any], memory: mmap.mmap) -> Video:
-    shape, pts_s = description.pop("shape"), description.pop("pts_s")
-    frames = np.frombuffer(memory, np.uint8, int(np.prod(shape))).reshape(shape)
-    return Video(frames, np.array(pts_s, np.float64), **description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def nearest_size(
     return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
 
 
+@functools.lru_cache  # called for every frame, and as slow as decoding a small one
 def fit_frame(
     height: int, width: int, pixel_aspect: Fraction, size: tuple[int, int], mode: FitMode
 ) -> Fit:
@@ -106,14 +108,13 @@ def fit_frame(
             min(out_height, max(1, round(height * scale))),
             min(out_width, max(1, round(shown_width * scale))),
         )
-        margin = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
-        return Fit(None, resized, margin, size)
-    scale = max(by_height, by_width)
-    resized = max(out_height, round(height * scale)), max(out_width, round(shown_width * scale))
-    if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
-        box_height = min(height, max(1, round(out_height / scale)))
-        box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
-        box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
-        return Fit(box, size, (0, 0), size)
-    middle = ((resized[0] - out_height) // 2, (resized[1] - out_width) // 2)
-    return Fit(None, resized, middle, size)
+    else:
+        scale = max(by_height, by_width)
+        resized = max(out_height, round(height * scale)), max(out_width, round(shown_width * scale))
+        if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
+            box_height = min(height, max(1, round(out_height / scale)))
+            box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
+            box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+            return Fit(box, size, (0, 0), size)
+    offset = (resized[0] - out_height) // 2, (resized[1] - out_width) // 2
+    return Fit(None, resized, offset, size)

@@ -29,12 +29,15 @@ MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFrame:
-    """A packet from which decoding can start."""
+class Packet(NamedTuple):
+    """One packet of the video stream, with times in units of the stream."""
 
     pts: int
-    dts: int
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_shown: bool
+    has_pts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Timeline:
     """Resolution of the times."""
     pts: tuple[int, ...] | None
     """The same times in units of the stream; None where decoded frames do not carry them."""
-    key_frames: tuple[KeyFrame, ...]
+    key_frames: tuple[Packet, ...]
     """Where decoding may start, increasing; empty where seeking is unreliable."""
     from_packets: bool
     """Whether the packets list the frames; otherwise they were counted by decoding."""
@@ -98,7 +101,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
             raise damage
         codec = stream.codec_context.codec.canonical_name
         trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and _are_frames(packets)
-        key_frames: tuple[KeyFrame, ...] = ()
+        key_frames: tuple[Packet, ...] = ()
         if trusted:
             # A lost packet is shown no earlier than it is decoded, so whatever is shown after the
             # last packet was decoded may have a gap before it.
@@ -106,11 +109,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
             shown = (one.pts for one in packets if one.is_shown)
             pts = sorted(value for value in shown if last is None or value <= last)
             if name in _SEEKABLE_FORMATS:
-                key_frames = tuple(
-                    KeyFrame(one.pts, one.dts)
-                    for one in sorted(packets, key=lambda packet: packet.pts)
-                    if one.is_key and one.dts is not None
-                )
+                starts = (one for one in packets if one.is_key and one.dts is not None)
+                key_frames = tuple(sorted(starts, key=lambda packet: packet.pts))
             durations = {packet.pts: packet.duration for packet in packets}
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         aspect = stream.sample_aspect_ratio
@@ -160,22 +160,13 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     )
 
 
-class _Packet(NamedTuple):
-    pts: int
-    dts: int | None
-    duration: int
-    is_key: bool
-    is_shown: bool
-    has_pts: bool
-
-
-def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, SourceError | None]:
+def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, SourceError | None]:
     """Read every whole packet of the stream, decoding until one frame is seen.
 
     Returns:
         The packets, the frame, and what is wrong with the file if it was cut short.
     """
-    packets: list[_Packet] = []
+    packets: list[Packet] = []
     first = None
     latest_s = 0.0
     is_matroska = container.format.name.startswith("matroska")
@@ -193,7 +184,7 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[_Packet], Any, Sour
                     where = f"the file ends inside video packet {len(packets)}"
                     return packets, first, SourceError("truncated", where)
                 packets.append(
-                    _Packet(
+                    Packet(
                         pts=packet.pts or 0,
                         dts=packet.dts,
                         duration=packet.duration or 0,
@@ -223,7 +214,7 @@ def _first_frame(packet: Any) -> Any:
     return next((frame for frame in frames if not frame.is_corrupt), None)
 
 
-def _are_frames(packets: list[_Packet]) -> bool:
+def _are_frames(packets: list[Packet]) -> bool:
     """Whether each packet that is not hidden is one frame, shown at the time it carries."""
     if not packets or not all(packet.has_pts for packet in packets):
         return False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from tokpipe.storage.local_files import write_file
 
 CRF = 12
 """x264's quality: far less loss than any tokenizer, at a tenth of the lossless size."""
@@ -28,7 +29,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self.rate = Fraction(fps).limit_denominator(60_000)
-        self._part = _part_of(path)
+        self._part = path.with_name(f".{path.name}.part")
 
     def __enter__(self) -> VideoWriter:
         self._container = av.open(os.fspath(self._part), "w", format="mp4")
@@ -66,22 +67,12 @@ class VideoWriter:
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write one (H, W, 3) RGB picture losslessly; the file appears once it is complete."""
-    data = _encoded(picture, "png", "rgb24", {})
-    part = _part_of(path)
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_file(path, _encoded(picture, "png", "rgb24", {}))
 
 
 def jpeg_bytes(picture: NDArray[np.uint8]) -> bytes:
     """Return one (H, W, 3) RGB picture as a JPEG of the best quality, in 4:4:4."""
     return _encoded(picture, "mjpeg", "yuvj444p", {"qmin": "1", "qmax": "2"})
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def _encoded(
@@ -120,9 +111,9 @@ class FrameGrid:
 
     def picture(self) -> NDArray[np.uint8]:
         """Return (rows * H, columns * W, 3); places without a frame are black."""
-        return np.concatenate([np.concatenate(row, axis=1) for row in self._rows()])
-
-    def _rows(self) -> Iterator[list[NDArray[np.uint8]]]:
-        for first in range(0, len(self._kept), self._columns):
-            row = self._kept[first : first + self._columns]
-            yield row + [np.zeros_like(row[0])] * (self._columns - len(row))
+        height, width, _ = self._kept[0].shape
+        num_rows = -(-len(self._kept) // self._columns)
+        cells = np.zeros((num_rows * self._columns, height, width, 3), np.uint8)
+        cells[: len(self._kept)] = self._kept
+        rows = cells.reshape(num_rows, self._columns, height, width, 3).swapaxes(1, 2)
+        return rows.reshape(num_rows * height, self._columns * width, 3)

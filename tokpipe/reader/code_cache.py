@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.output import Output
-from tokpipe.reader.read_ahead import read_ahead
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
 from tokpipe.reader.values import ShardInfo
+from tokpipe.storage.read_ahead import read_ahead
 
 _MAPPED_SHARDS = 16_384
 """Kept open at once: the kernel allows a process 65,530 maps."""

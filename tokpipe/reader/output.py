@@ -28,11 +28,11 @@ from tokpipe.formats.shard_reader import ShardReader, ShardRow, check_same_token
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.clip_index import ClipIndex
-from tokpipe.reader.read_ahead import read_ahead
 from tokpipe.reader.shard_list import ShardList
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 from tokpipe.storage import open_store
 from tokpipe.storage.ranged import RangedFile
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts, gather
 from tokpipe.report.page import page
+from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.human import size_text
 
 
@@ -81,11 +81,5 @@ def write_report(
         output, num_shards=num_shards, num_pairs=num_pairs, seed=seed, device=device, now=now
     )
     data = page(facts).encode()
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+    write_file(path, data)
     return Report(path, len(data), facts)

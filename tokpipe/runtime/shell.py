@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,10 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from tokpipe.config.job import RuntimeConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
-from tokpipe.runtime.actors import DecodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import draining_nodes
-from tokpipe.runtime.commit import Committer
-from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import (
     Abort,
@@ -54,12 +52,7 @@ from tokpipe.runtime.dispatch.protocol import (
     Tick,
     WriteLease,
 )
-from tokpipe.runtime.encode_actor import EncodeActor
-from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.packing import Packed
-from tokpipe.stages.decode import DecodeStage
-from tokpipe.stages.encode import EncodeStage
-from tokpipe.stages.write import WriteStage
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
 
@@ -80,22 +73,6 @@ _REMOTE: dict[Stage, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Stages:
-    """The three stages as the job configures them, and what encoders need beside."""
-
-    decode: DecodeStage
-    encode: EncodeStage
-    write: WriteStage
-    device: str
-    weights: Any
-    """Reference to the weights' bytes in the object store, or to None."""
-    shard_prefix: str
-    """``<plan>-<driver>``: makes shard names unlike those of any other driver."""
-    log_context: Mapping[str, object]
-    """What every line of this run's log says, of actors too."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Death:
     """An actor died; whether with its node is for the loop to find out, not for Ray's threads."""
@@ -114,21 +91,9 @@ class _Handle:
 class Shell:
     """One run of the job on a Ray cluster that the process is connected to."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        feed: Feed,
-        committer: Committer,
-        stages: Stages,
-        config: RuntimeConfig,
-        on_progress: Callable[[], None],
-    ) -> None:
-        self.dispatcher = dispatcher
-        self.feed = feed
-        self.committer = committer
-        self.stages = stages
-        self.config = config
-        self.on_progress = on_progress
+    def __init__(self, run: Run) -> None:
+        self.config, self.stages = run.config, run.stages
+        self.dispatcher, self.feed, self.committer = run.dispatcher, run.feed, run.committer
         self.was_drained = False
         """The run was stopped because the driver's own node is about to go."""
         self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
@@ -143,21 +108,25 @@ class Shell:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
         self._events.put(StopRequested(STOP_GRACE_S))
 
-    def run(self) -> Finish:
+    def run(self, on_progress: Callable[[], None]) -> Finish:
         """Work until every clip is committed, or until stopped.
+
+        Args:
+            on_progress: called twice a second.
 
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot go on; what is committed stays.
         """
+        self._weights = ray.put(self.stages.weights)
         try:
-            return self._loop()
+            return self._loop(on_progress)
         finally:
             for handle in self._handles.values():
                 ray.kill(handle.actor)
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
-    def _loop(self) -> Finish:
+    def _loop(self, on_progress: Callable[[], None]) -> Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
         moved_at = time.time()  # by the clock that goes on while a machine is suspended
@@ -174,7 +143,7 @@ class Shell:
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._events.put(Tick())
-                self.on_progress()
+                on_progress()
             try:
                 event = self._events.get(timeout=max(0.0, next_tick - now))
             except queue.Empty:
@@ -267,7 +236,7 @@ class Shell:
             if stages.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(self.config)
             actor = _REMOTE[stage].options(**options).remote(stages.encode, log, stages.device)
-            arguments = (stages.weights,)
+            arguments = (self._weights,)
         else:
             actor = _REMOTE[stage].options(**options).remote(stages.write, log)
         self._handles[command.actor] = _Handle(stage, actor)

@@ -14,6 +14,8 @@ from tokpipe.errors import ConfigError
 from tokpipe.sources.rows import MAX_COLUMNS
 from tokpipe.sources.table_files import RECORD_BYTES, RawBatch, open_text, read_line, text_batches
 
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True)
 class JsonLinesFile:
@@ -69,7 +71,7 @@ class JsonLinesFile:
 
 def _parse(line: bytes) -> dict[str, str | None] | str:
     try:
-        # Given bytes, ``json`` guesses UTF-16 and accepts half a surrogate pair.
+        # From bytes, ``json`` guesses UTF-16 and accepts half a surrogate pair.
         value = json.loads(line.decode("utf-8"))
         if not isinstance(value, dict):
             return f"is not a JSON object but {type(value).__name__}"
@@ -84,4 +86,4 @@ def _parse(line: bytes) -> dict[str, str | None] | str:
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _compact(value)

@@ -20,9 +20,19 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _ABANDONED_AFTER_S = 24 * 3600.0
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, in a folder that exists; readers see the old file or the new one.
+
+    A new file gets the mode that the umask leaves.
+    """
+    with _temporary(path.with_name(f".{path.name}.{uuid.uuid4().hex}.part"), data) as temporary:
+        os.replace(temporary, path)  # noqa: PTH105
+    _sync_folder(path.parent)
+
+
 def replace_file(root: Path, path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one."""
-    with _temporary(root, data) as temporary:
+    with _temporary_below(root, data) as temporary:
         _make_folder(path.parent)
         os.replace(temporary, path)  # noqa: PTH105 (one way of naming the two calls)
     _sync_folder(path.parent)
@@ -38,7 +48,7 @@ def create_file(root: Path, path: Path, data: bytes) -> None:
         FileExistsError: something is there.
         StorageError: the file system cannot do this.
     """
-    with _temporary(root, data) as temporary:
+    with _temporary_below(root, data) as temporary:
         _make_folder(path.parent)
         try:
             os.link(temporary, path)
@@ -64,11 +74,14 @@ def remove_abandoned(root: Path, now_s: float | None = None) -> None:
                     os.unlink(entry.path)  # noqa: PTH108
 
 
+def _temporary_below(root: Path, data: bytes) -> contextlib.AbstractContextManager[Path]:
+    _make_folder(root / TEMPORARY_FOLDER)
+    return _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data)
+
+
 @contextlib.contextmanager
-def _temporary(root: Path, data: bytes) -> Iterator[Path]:
-    folder = root / TEMPORARY_FOLDER
-    _make_folder(folder)
-    path = folder / uuid.uuid4().hex
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """Write a file that is removed at the end, unless it was moved."""
     try:
         with path.open("xb") as file:
             file.write(data)

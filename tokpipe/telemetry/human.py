@@ -1,7 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers for people, and for JSON."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 
@@ -28,3 +29,8 @@ def counts_text(counts: Mapping[str, int]) -> str:
     """``truncated 1,200, no_video 3``: the most frequent first; empty if there are none."""
     most_first = sorted(counts.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{name} {count:,}" for name, count in most_first)
+
+
+def finite(number: float | None) -> float | None:
+    """Return the number, or None for infinity and NaN, which JSON cannot hold."""
+    return number if number is not None and math.isfinite(number) else None

@@ -17,10 +17,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Literal, TextIO, get_args
 
 from tokpipe.errors import ConfigError
-from tokpipe.telemetry.redact import redact
+from tokpipe.telemetry.redact import redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
 STDERR = "-"
@@ -147,7 +147,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(_redacted(line), default=str)
+        return json.dumps(redact_nested(line), default=str)
 
 
 class _WarningLines(logging.Handler):
@@ -193,16 +193,6 @@ def _opened(path: str) -> TextIO:
             "is wanted should not run without. Give a path on a local disk, or - for standard "
             "error."
         ) from error
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {key: _redacted(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_redacted(one) for one in value]
-    return value
 
 
 def events_table() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 MASK = "***"
@@ -39,6 +40,17 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     if "=" in text:
         text = _PARAMETER.sub(rf"\g<1>{MASK}", text)
     return text
+
+
+def redact_nested(value: Any, name: str = "") -> Any:
+    """Redact every string in nested mappings and lists; mask those whose key names a secret."""
+    if isinstance(value, Mapping):
+        return {key: redact_nested(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_nested(inner, name) for inner in value]
+    if isinstance(value, str):
+        return MASK if value and says_secret(name) else redact(value)
+    return value
 
 
 def says_secret(name: str) -> bool:

@@ -1,1 +1,1 @@
-"""Trains tokenizers, and measures them: ``python -m tokpipe.train`` and ``... .evaluate``."""
+"""Trains tokenizers and measures them: ``python -m tokpipe.train`` and ``... .evaluate``."""

@@ -15,13 +15,13 @@ from tokpipe.train.loop import train
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when training is done, 1 when it was stopped, 2 when the file is wrong.
+    """Return 0 when training is done, 1 when it was stopped, 2 when the training file is wrong.
 
-    SIGINT and SIGTERM stop it after the step at hand, with a checkpoint.
+    SIGINT and SIGTERM stop it after the current step, with a checkpoint.
     """
     parser = argparse.ArgumentParser(
         prog="python -m tokpipe.train",
-        description="Train a tokenizer, going on from the last checkpoint in its output.",
+        description="Train a tokenizer, continuing from the last checkpoint in its output.",
     )
     parser.add_argument("config", type=Path, help="training file (YAML)")
     given = parser.parse_args(arguments)
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if folder is None:
-        sys.stderr.write("stopped; the same command goes on from here\n")
+        sys.stderr.write("stopped; run the same command to continue\n")
         return 1
     sys.stdout.write(f"{folder}\n")
     return 0

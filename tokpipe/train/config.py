@@ -1,77 +1,53 @@
-"""A training file: what to train, on what, for how long."""
+"""A training file: which tokenizer to train, on which videos, for how many steps."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
 from tokpipe.config.base import Frozen, Uri
-from tokpipe.config.strict_yaml import StrictLoader
-from tokpipe.config.tokenizer import FSQConfig, NativeConfig
+from tokpipe.config.explain import validate_settings
+from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
+from tokpipe.config.native_parts import FSQConfig
+from tokpipe.config.sources import Source
+from tokpipe.config.strict_yaml import read_mapping
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 
-Share = Annotated[float, Field(gt=0)]
-Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
-
-
-class FilmConfig(Frozen):
-    """Frames of one video file, from which crops of any place, scale and speed are taken."""
-
-    path: Uri
-    size: Size
-    """(height, width) at which the film is read, and kept in memory: its own size is best."""
-    first_frame: NonNegativeInt = 0
-    last_frame: PositiveInt | None = None
-    """The first frame that is not used; null for all there are."""
-    share: Share = 1.0
-    """How many of the clips are of this film, relative to the other sources."""
-
-
-class ScenesConfig(Frozen):
-    """Scenes drawn by the program: moving textures, shapes and text."""
-
-    textures: PositiveInt = 400
-    """How many textures scenes choose from; each takes 0.8 MB."""
-    shapes: PositiveInt = 200
-    share: Share = 1.0
-    """How many of the clips are such scenes, relative to the other sources."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LossConfig(Frozen):
-    """Weights of what is made small. Pixels are in [-1, 1]."""
+    """Weights of the loss terms. Pixels are in [-1, 1]."""
 
     l1: NonNegativeFloat = 1.0
-    """Mean absolute difference."""
+    """Mean absolute error."""
     mse: NonNegativeFloat = 0.0
-    """Mean squared difference."""
+    """Mean squared error."""
     gradient: NonNegativeFloat = 0.0
-    """Mean absolute difference of neighbouring pixels' differences: keeps edges sharp."""
+    """Mean absolute error of the differences between neighbouring pixels: keeps edges sharp."""
     quantizer: NonNegativeFloat = 1.0
-    """The quantizer's own loss (VQ: codebook and commitment), where it has one."""
+    """The quantizer's own loss, if it has one (VQ: codebook and commitment)."""
     guide: NonNegativeFloat = 0.0
-    """Mean squared distance of the latent from a few cosine coefficients of its block of pixels.
-    For some hundred steps early on: left alone, all channels learn the block's mean colour first,
-    and stay with it for thousands of steps."""
+    """Mean squared distance between the latent and a few cosine coefficients of its block of
+    pixels. Use it for the first few hundred steps: without it, all channels first learn the mean
+    colour of the block and can stay there for thousands of steps."""
     saturation: NonNegativeFloat = 0.0
-    """FSQ: mean square of what latents have beyond -1.5 and 1.5, where squashing is so flat that
-    they would stay for good, and all but the outermost levels fall out of use."""
+    """FSQ only: mean square of how far latents exceed [-1.5, 1.5]. Squashing is so flat there that
+    they would not return, and only the outermost levels would stay in use."""
     rounding: NonNegativeFloat = 0.0
-    """FSQ: mean squared distance to the middle of the rounding level, in levels. Latents that stay
-    off the edges between levels give the same codes at lower precision."""
+    """FSQ only: mean squared distance to the centre of the rounding level, in levels. Latents away
+    from the edges between levels keep their code at lower precision."""
 
 
 class BatchConfig(Frozen):
@@ -83,81 +59,118 @@ class BatchConfig(Frozen):
 
 
 class PhaseConfig(Frozen):
-    """Some steps on clips of one size. Phases follow each other."""
+    """A number of steps on crops of one size. Phases run in order."""
 
     steps: PositiveInt
     size: PositiveInt
     """Rows and columns of the crops."""
     batches: Annotated[tuple[BatchConfig, ...], Field(min_length=1)]
-    """Every step draws one of these. Longer clips in smaller batches cost the same."""
+    """Each step draws one of these. Longer clips in smaller batches cost the same."""
     learning_rate: tuple[NonNegativeFloat, NonNegativeFloat]
-    """At the phase's first step and after its last one; half a cosine between."""
+    """At the first step and after the last, with half a cosine in between."""
     loss: LossConfig | None = None
-    """Other weights than those of the run."""
+    """Replaces the loss weights of the run."""
 
 
 class TrainConfig(Frozen):
-    """One training file. The same file and number of threads give the same losses."""
+    """One training file. The same file, videos and number of threads give the same losses."""
 
     output: Uri
-    """Folder of the checkpoint, the log and the trained tokenizer; continued if it has some."""
+    """Folder for the checkpoint, the log and the trained tokenizer. A run that it holds is
+    continued."""
     tokenizer: NativeConfig
-    films: tuple[FilmConfig, ...] = ()
-    scenes: ScenesConfig | None = ScenesConfig()
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """As in a job file: files, tables and tars of videos."""
+    shares: tuple[PositiveFloat, ...] | None = None
+    """How often each source is drawn, relative to the others; by default by its number of rows."""
+    sampling: SamplingConfig = SamplingConfig()
+    """As in a job file. Clips shorter than the longest batch are not used."""
+    frames: FramesConfig
+    """As in a job file: the size of decoded clips, from which crops are taken at random places and
+    scales."""
+    decode: DecodeConfig = DecodeConfig()
+    storage: StoreOptions = StoreOptions()
+    buffer_clips: PositiveInt = 32
+    """Decoded clips held in memory, from which each step takes its crops."""
+    fresh_clips: PositiveFloat = 1.0
+    """Clips decoded per step, on average. Each replaces the oldest in the buffer, after
+    ``buffer_clips / fresh_clips`` steps. Lower it if training waits for decoding."""
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
     loss: LossConfig = LossConfig()
     seed: NonNegativeInt = 0
-    """Decides initial weights, scenes, crops and their order."""
+    """Decides initial weights, clips, crops and their order."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW, on weights of two dimensions or more."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.95,
-    )
+    """AdamW's, on weights with two or more dimensions."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW's."""
     clip_norm: PositiveFloat = 1.0
-    """Largest norm of all gradients together; longer ones are scaled down."""
+    """Gradients with a larger total norm are scaled down to it."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Of the average of the weights, which is what is kept. Starts lower, to forget the start."""
+    """Decay of the moving average of the weights, which becomes the trained tokenizer. It is lower
+    at first, to forget the initial weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16``: by autocast; weights, quantizer and loss stay float32."""
+    """``bfloat16``: with autocast; weights, quantizer and loss stay float32."""
     threads: NonNegativeInt = 0
-    """Of the CPU; 0 leaves the choice to torch. Losses differ in the last digits between numbers
-    of threads."""
+    """CPU threads of torch; 0 leaves the choice to torch. The number of threads changes the last
+    digits of losses."""
     data_threads: NonNegativeInt = 0
-    """Threads that make batches ahead of their steps, for GPUs; 0 makes each at its step. Changes
-    no batch."""
+    """Threads that prepare batches ahead of their steps, each with a decoding process; 0 prepares
+    each batch when its step needs it. The batches are the same."""
     checkpoint_every_s: PositiveFloat = 240.0
     log_every_steps: PositiveInt = 20
     weights_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """How the trained tokenizer is stored."""
 
     @model_validator(mode="after")
-    def _can_be_trained(self) -> Self:
-        if not self.films and self.scenes is None:
-            raise ValueError("there is nothing to train on: give films, scenes or both")
+    def _tokenizer_can_be_trained(self) -> Self:
         if self.tokenizer.decoder is None:
             raise ValueError("tokenizer.decoder is missing: reconstruction needs a decoder")
         if self.tokenizer.weights is not None:
             raise ValueError("tokenizer.weights: training starts from random weights; leave it out")
-        traits = self.tokenizer.traits
-        for phase in self.phases:
-            loss = phase.loss or self.loss
-            is_fsq = isinstance(self.tokenizer.quantizer, FSQConfig)
-            if (loss.rounding or loss.saturation) and not is_fsq:
+        if not isinstance(self.tokenizer.quantizer, FSQConfig):
+            losses = [self.loss, *(phase.loss for phase in self.phases if phase.loss)]
+            if any(loss.rounding or loss.saturation for loss in losses):
                 raise ValueError("loss.rounding and loss.saturation are for fsq only: leave them 0")
+        return self
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> Self:
+        traits = self.tokenizer.traits
+        largest = min(min(size) for size in self.frames.sizes)
+        for phase in self.phases:
             traits.check_size(phase.size, phase.size)
+            if phase.size > largest:
+                raise ValueError(
+                    f"phases: crops of {phase.size}x{phase.size} do not fit into frames whose "
+                    f"shorter side is {largest}: raise frames, or lower phases.size"
+                )
             for batch in phase.batches:
                 traits.check_num_frames(batch.frames, "phases: frames")
+        if self.longest_batch > self.sampling.max_clip_frames:
+            raise ValueError(
+                f"phases: {self.longest_batch} frames are more than "
+                f"sampling.max_clip_frames={self.sampling.max_clip_frames}: use fewer, or raise it"
+            )
+        if self.shares is not None and len(self.shares) != len(self.sources):
+            raise ValueError(
+                f"shares: {len(self.shares)} numbers for {len(self.sources)} sources: write one "
+                "for each source, or leave shares out"
+            )
         return self
 
     @property
     def num_steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def longest_batch(self) -> int:
+        """Frames per clip in the longest batch of any phase."""
+        return max(batch.frames for phase in self.phases for batch in phase.batches)
+
     def phase_at(self, step: int) -> tuple[PhaseConfig, float]:
-        """The phase of a step, and the learning rate there."""
+        """Return the phase and the learning rate of a step."""
         first = 0
         for phase in self.phases:
             if step < first + phase.steps:
@@ -169,33 +182,29 @@ class TrainConfig(Frozen):
 
 
 def load_training(path: Path) -> TrainConfig:
-    """Read and check a training file. Paths in it start at the file's folder.
+    """Read and check a training file. Relative paths in it start at the file's folder.
 
     Raises:
         ConfigError: naming the file, the key and what was found.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a training file: {error}") from error
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of settings")
-    return parse_training(dict(data), name=str(path), root=path.resolve().parent)
+    return parse_training(read_mapping(text, str(path)), name=str(path), root=path.resolve().parent)
 
 
 def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfig:
-    """Check the settings of a training file; ``name`` stands in messages.
+    """Check the settings of a training file; error messages start with ``name``.
 
     Raises:
         ConfigError: naming the key and what was found.
     """
-    try:
-        # By way of JSON, because strictness there still lets a list be a tuple.
-        return TrainConfig.model_validate_json(json.dumps(data), context={"root": root})
-    except ValidationError as error:
-        problems = []
-        for detail in error.errors(include_url=False, include_input=False):
-            where = ".".join(str(part) for part in detail["loc"])
-            message = detail["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}: {message}" if where else message)
-        raise ConfigError(f"{name}: {'; '.join(problems)}") from error
+    if old := sorted(data.keys() & {"films", "scenes"}):
+        raise ConfigError(
+            f"{name}: {' and '.join(old)} left the training file. List your videos under sources "
+            "and their size under frames, as in a job file; drawn scenes can be rendered to videos "
+            "first, as examples/demo_tokenizer does"
+        )
+    config: TrainConfig = validate_settings(TrainConfig, data, name=name, context={"root": root})
+    return config

@@ -1,82 +1,231 @@
-"""The batches of a training run: each a pure function of the seed and the step."""
+"""The batches of a training run: random crops of clips that are drawn from its sources."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import hashlib
+import itertools
+import logging
+import math
+import tempfile
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokpipe.errors import ConfigError
+from tokpipe.sources.open import open_source
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.train.config import TrainConfig
-from tokpipe.train.film import Film, read_film
-from tokpipe.train.scenes import Palette, make_palette, render_scene
+from tokpipe.types import ArchiveMember, DecodedClip, Failed, Rejected, WorkItem
 
+_log = logging.getLogger(__name__)
 
-class Ahead:
-    """Batches of the coming steps, made by threads while the step at hand runs.
+Frames = NDArray[np.uint8]
+"""(T, H, W, 3) RGB."""
 
-    Gives the same batches as ``data.batch``. Without threads each is made when it is asked for.
-    """
-
-    def __init__(self, data: TrainingData, threads: int) -> None:
-        self._data = data
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads) if threads else None
-        self._coming: dict[int, Future[Tensor]] = {}
-
-    def batch(self, step: int) -> Tensor:
-        """See ``TrainingData.batch``. Steps should be asked for in order."""
-        if self._pool is None:
-            return self._data.batch(step)
-        end = min(step + 2 * self._threads, self._data.config.num_steps)
-        for coming in range(step, end):
-            if coming not in self._coming:
-                self._coming[coming] = self._pool.submit(self._data.batch, coming)
-        return self._coming.pop(step).result()
-
-    def close(self) -> None:
-        """End the threads; batches that nobody asked for are dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+_MAX_ATTEMPTS = 32
+"""Unusable clips in a row after which a run gives up."""
+_TIME_STRIDES = (1, 1, 2, 3)
+"""Crops take every, every second or every third frame of their clip."""
+_BATCH, _CLIP = 0, 1
+"""Keep the random numbers of batches and of clips apart."""
 
 
 class TrainingData:
-    """Clips of films and drawn scenes, in their shares. Nothing is kept between batches."""
+    """Crops of the videos in a run's sources.
+
+    Clip k of a run is a random segment of a random row, decided by the seed and k. Step s takes
+    its crops from clips ``s * fresh_clips`` to ``s * fresh_clips + buffer_clips``, so its batch
+    depends only on the seed and the step, and memory holds one buffer of clips, and the rows.
+
+    Raises:
+        ConfigError: a source cannot be used, or has no usable row.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.films = [
-            Film(read_film(Path(film.path), *film.size, film.first_frame, film.last_frame))
-            for film in config.films
+        self._sources = [
+            _usable_rows(open_source(index, source, config.storage))
+            for index, source in enumerate(config.sources)
         ]
-        self.palette: Palette | None = None
-        shares = [film.share for film in config.films]
-        if config.scenes is not None:
-            scenes = config.scenes
-            self.palette = make_palette(config.seed, scenes.textures, scenes.shapes)
-            shares.append(scenes.share)
-        self.shares = np.array(shares) / sum(shares)
+        shares = config.shares or [table.num_rows for table in self._sources]
+        self._shares = np.array(shares) / sum(shares)
 
-    def batch(self, step: int) -> Tensor:
-        """The clips of one step: (B, T, H, W, 3) uint8."""
+    def digest(self) -> str:
+        """Return a hash of all rows. Runs with equal settings and digests get equal batches."""
+        digest = hashlib.sha256()
+        for table in self._sources:
+            for batch in table.to_batches():
+                for row in batch.to_pylist():
+                    digest.update(repr(row).encode())
+        return digest.hexdigest()
+
+    def batches(self, first_step: int) -> Generator[Tensor]:
+        """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8.
+
+        Raises:
+            ConfigError: too many clips in a row cannot be used.
+            StorageError, RuntimeFault: as ``DecodeStage.process``.
+        """
+        num_ahead = self.config.data_threads
+        with (
+            closing(_Decoders(self.config)) as decoders,
+            closing(
+                read_ahead(
+                    lambda number: self._clip(decoders, number),
+                    itertools.count(self._first_clip(first_step)),
+                    num_ahead,
+                )
+            ) as clips,
+            closing(
+                read_ahead(
+                    lambda step_and_clips: self._batch(*step_and_clips),
+                    self._buffers(first_step, clips),
+                    num_ahead,
+                )
+            ) as batches,
+        ):
+            yield from batches
+
+    def _first_clip(self, step: int) -> int:
+        return int(step * self.config.fresh_clips)
+
+    def _buffers(
+        self, first_step: int, clips: Iterator[Frames]
+    ) -> Iterator[tuple[int, list[Frames]]]:
+        """Yield each step with the clips in its buffer."""
+        buffer: deque[Frames] = deque(maxlen=self.config.buffer_clips)
+        end = self._first_clip(first_step)
+        for step in range(first_step, self.config.num_steps):
+            needed = self._first_clip(step) + self.config.buffer_clips
+            buffer.extend(itertools.islice(clips, needed - end))
+            end = needed
+            yield step, list(buffer)
+
+    def _batch(self, step: int, clips: Sequence[Frames]) -> Tensor:
         phase, _ = self.config.phase_at(step)
-        # 0 here and 1 + clip below: the batch and each of its clips have a generator of their own.
-        rng = np.random.default_rng((self.config.seed, step, 0))
-        batch = phase.batches[int(rng.integers(len(phase.batches)))]
-        clips = [
-            self._clip(
-                np.random.default_rng((self.config.seed, step, 1 + i)), batch.frames, phase.size
-            )
-            for i in range(batch.clips)
+        rng = np.random.default_rng((self.config.seed, _BATCH, step))
+        shape = phase.batches[int(rng.integers(len(phase.batches)))]
+        crops = [
+            random_crop(clips[int(rng.integers(len(clips)))], rng, shape.frames, phase.size)
+            for _ in range(shape.clips)
         ]
-        return torch.from_numpy(np.stack(clips))
+        return torch.from_numpy(np.stack(crops))
 
-    def _clip(self, rng: np.random.Generator, frames: int, size: int) -> NDArray[np.uint8]:
-        source = int(rng.choice(len(self.shares), p=self.shares))
-        if source < len(self.films):
-            return self.films[source].crop(rng, frames=frames, height=size, width=size)
-        assert self.palette is not None
-        return render_scene(self.palette, rng, frames=frames, height=size, width=size)
+    def _clip(self, decoders: _Decoders, number: int) -> Frames:
+        """Decode clip ``number``. In place of one that cannot be used, another is drawn."""
+        for attempt in range(_MAX_ATTEMPTS):
+            rng = np.random.default_rng((self.config.seed, _CLIP, number, attempt))
+            rows = self._sources[int(rng.choice(len(self._shares), p=self._shares))]
+            clip = decoders.decode(_item(rows, int(rng.integers(rows.num_rows))), rng)
+            if isinstance(clip, DecodedClip):
+                return clip.frames
+            problem = f"{clip.ref.source_uri}: {clip.message}"
+            _log.warning("clip not used: %s", problem)
+        raise ConfigError(
+            f"{_MAX_ATTEMPTS} clips in a row could not be used; the last: {problem}. Training "
+            f"needs clips of at least {self.config.longest_batch} frames, the longest batch: check "
+            "sources and sampling"
+        )
+
+
+class _Decoders:
+    """A decode stage for each data thread."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="tokpipe-train-")
+        self._idle: SimpleQueue[DecodeStage] = SimpleQueue()
+        self._number = max(1, config.data_threads)
+        self._is_closed = False
+        shortest = max(config.sampling.min_clip_frames, config.longest_batch)
+        sampling = config.sampling.model_copy(update={"min_clip_frames": shortest})
+        for _ in range(self._number):
+            stage = DecodeStage(sampling, config.frames, config.decode, config.storage)
+            stage.setup(Path(tempfile.mkdtemp(dir=self._scratch.name)))
+            self._idle.put(stage)
+
+    def decode(self, item: WorkItem, rng: np.random.Generator) -> DecodedClip | Rejected | Failed:
+        """Decode a random segment of an item's row."""
+        stage = self._idle.get()
+        try:
+            if self._is_closed:  # the thread started this clip after the last batch was taken
+                raise RuntimeError("the decoders are closed")
+            probe = stage.probe(item)
+            if isinstance(probe, Rejected | Failed):
+                return probe
+            segment = int(rng.integers(probe.num_segments))
+            part = replace(item, segment=segment, num_segments=probe.num_segments)
+            return stage.process([part])[0]
+        finally:
+            self._idle.put(stage)
+
+    def close(self) -> None:
+        """Wait for clips that are being decoded, then end the decoding processes."""
+        self._is_closed = True
+        for stage in [self._idle.get() for _ in range(self._number)]:
+            stage.close()
+            self._idle.put(stage)
+        self._scratch.cleanup()
+
+
+def _usable_rows(source: RowSource) -> pa.Table:
+    batches = (batch.select(ROW_SCHEMA.names) for batch in source.batches())
+    rows = pa.Table.from_batches(batches, ROW_SCHEMA)
+    usable = rows.filter(pc.is_null(rows["problem"]))
+    if not usable.num_rows:
+        raise ConfigError(f"{source.label}: none of its {rows.num_rows} rows can be used")
+    if problems := rows.num_rows - usable.num_rows:
+        _log.warning("%s: %d of %d rows cannot be used", source.label, problems, rows.num_rows)
+    return usable
+
+
+def _item(rows: pa.Table, row: int) -> WorkItem:
+    (values,) = rows.slice(row, 1).to_pylist()
+    place = values["archive_uri"], values["member_offset"], values["member_size"]
+    return WorkItem(
+        row,
+        row_id=f"{row:032x}",
+        source_uri=values["source_uri"],
+        member=None if place[0] is None else ArchiveMember(*place),
+        start_s=values["start_s"],
+        end_s=values["end_s"],
+    )
+
+
+def random_crop(clip: Frames, rng: np.random.Generator, frames: int, size: int) -> Frames:
+    """Crop a clip at a random place, scale, speed and direction: (frames, size, size, 3).
+
+    Args:
+        clip: at least ``frames`` frames, with sides of at least ``size``.
+    """
+    length, height, width = clip.shape[:3]
+    stride = int(rng.choice(_TIME_STRIDES))
+    stride = max(1, min(stride, (length - 1) // max(1, frames - 1)))
+    span = 1 + stride * (frames - 1)
+    side = round(size * math.exp(rng.uniform(0, math.log(min(height, width) / size))))
+    start, top, left = (
+        int(rng.integers(room + 1)) for room in (length - span, height - side, width - side)
+    )
+    crop = clip[start : start + span : stride, top : top + side, left : left + side]
+    if rng.random() < 0.5:
+        crop = crop[:, :, ::-1]
+    if rng.random() < 0.5:
+        crop = crop[::-1]
+    if side == size:
+        return crop
+    planes = torch.from_numpy(np.ascontiguousarray(crop)).permute(0, 3, 1, 2)
+    resized = F.interpolate(planes.float(), (size, size), mode="bilinear", antialias=True)
+    pixels = resized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return np.asarray(pixels.numpy())

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step after the other, from where the last run stopped."""
+"""The training loop: optimizer steps, checkpoints and the log."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers.native import build_native
-from tokpipe.train.config import TrainConfig
-from tokpipe.train.data import Ahead, TrainingData
-from tokpipe.train.files import write_atomically
+from tokpipe.storage.local_files import write_file
+from tokpipe.train.config import TrainConfig, parse_training
+from tokpipe.train.data import TrainingData
 from tokpipe.train.reconstruction import initialize, losses, scaled
 
 _log = logging.getLogger(__name__)
@@ -35,15 +35,14 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 class Trainer:
-    """Weights, their average, the optimizer and the number of steps done.
+    """Weights, their moving average, the optimizer and the number of steps done.
 
-    Nothing else is carried from step to step: batches and random numbers are made from the seed
-    and the step. A run that was stopped and continued has the losses of one that was not.
+    Nothing else is carried from step to step: random numbers depend only on the seed and the step.
+    So a run that was stopped and continued has the same losses as one that was not.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.batches = Ahead(data, config.data_threads)
         self.device = _device(config)
         self.tokenizer = build_native(config.tokenizer, None, with_decoder=True)
         initialize(self.tokenizer, config.seed)
@@ -57,20 +56,24 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
         self.step = 0
 
-    def train_step(self) -> dict[str, float | Tensor]:
-        """Do one step. Returns the terms of the loss, and the codes."""
+    def train_step(self, pixels: Tensor) -> dict[str, float | Tensor]:
+        """Do one step on (B, T, H, W, 3) uint8 pixels; return the loss terms and the codes.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite. No weight has changed.
+        """
         config = self.config
         phase, learning_rate = config.phase_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        x = scaled(self.batches.batch(self.step).to(self.device, non_blocking=True))
+        x = scaled(pixels.to(self.device, non_blocking=True))
         narrow = config.dtype == "bfloat16"
         gpus = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(gpus),
             torch.autocast(self.device.type, torch.bfloat16, enabled=narrow),
         ):
-            # Whatever a quantizer draws, or dropout, is decided by the step too.
+            # Random numbers in quantizers and dropout depend on the step too.
             torch.manual_seed(_hashed(config.seed, self.step))
             terms, quantized = losses(self.tokenizer, x, phase.loss or config.loss)
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,9 +83,9 @@ class Trainer:
         measured["gradient_norm"] = float(norm)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
-                f"step {self.step}: loss {measured['loss']} with gradients of norm {float(norm)}. "
-                "Going on would ruin the weights. Lower learning_rate, or lengthen the warmup, and "
-                "start from the last checkpoint"
+                f"step {self.step}: loss {measured['loss']}, gradient norm {float(norm)}. Another "
+                "step would ruin the weights. Lower learning_rate or lengthen the warmup, and "
+                "continue from the last checkpoint"
             )
         self.optimizer.step()
         self._update_average()
@@ -94,7 +97,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # The first steps are soon forgotten: after n of them the average spans about n / 10.
+        # After n early steps the average spans about n / 10 of them: initial weights fade soon.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for key, value in self.tokenizer.state_dict().items():
             if value.is_floating_point():
@@ -103,7 +106,7 @@ class Trainer:
                 self.average[key].copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """All that a later run needs to go on."""
+        """Return everything that a later run needs to continue."""
         return {
             "step": self.step,
             "config": self.config.model_dump_json(),
@@ -113,12 +116,12 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Go on from a state.
+        """Continue from a state that was read from ``source``.
 
         Raises:
-            ConfigError: it is of a run with other settings.
+            ConfigError: the state belongs to a run with other settings.
         """
-        before = TrainConfig.model_validate_json(state["config"])
+        before = parse_training(json.loads(state["config"]), name=source, root=Path())
         _check_same_run(before, self.config, state["step"], source)
         self.tokenizer.load_state_dict(state["weights"])
         self.average = {key: value.to(self.device) for key, value in state["average"].items()}
@@ -127,43 +130,57 @@ class Trainer:
 
 
 def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | None:
-    """Train to the last step, from the last checkpoint if there is one.
+    """Train to the last step, starting from the last checkpoint if there is one.
 
     Args:
-        stop: once set, the run is saved after the step at hand and ends.
+        stop: once set, the run is saved after the current step and ends.
 
     Returns:
         The folder of the trained tokenizer, or None if the run was stopped before its last step.
 
     Raises:
-        ConfigError: the output is of a run with other settings.
+        ConfigError: the output belongs to a run with other settings or other rows, or a source
+            cannot be used.
         FloatingPointError: the loss is no longer finite.
+        StorageError, RuntimeFault: videos cannot be read or decoded, through no fault of theirs.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, TrainingData(config))
-    state_path = output / STATE_NAME
+    data, trainer = TrainingData(config), Trainer(config)
+    rows, state_path = data.digest(), output / STATE_NAME
     if state_path.exists():
-        trainer.load(torch.load(state_path, weights_only=True), str(state_path))
-        _log.info("going on from step %d of %d", trainer.step, config.num_steps)
+        state = torch.load(state_path, weights_only=True)
+        if "rows" not in state:
+            raise ConfigError(
+                f"{state_path} is from an earlier version of tokpipe, in which training files had "
+                "films and scenes, and cannot be continued. Choose another output"
+            )
+        trainer.load(state, str(state_path))
+        if state["rows"] != rows:
+            raise ConfigError(
+                f"{state_path}: the sources list other rows than when this run began. Continuing "
+                "would train on clips that no seed describes. Choose another output, or restore "
+                "the sources"
+            )
+        _log.info("continuing from step %d of %d", trainer.step, config.num_steps)
     log = _Log(output / LOG_NAME, trainer.step, config)
     saved_s = time.monotonic()
-    with contextlib.closing(trainer.batches):
+    with contextlib.closing(data.batches(trainer.step)) as batches:
         while trainer.step < config.num_steps and not (stop and stop.is_set()):
-            log.add(trainer.step, trainer.train_step())
+            log.add(trainer.step, trainer.train_step(next(batches)))
             if time.monotonic() - saved_s >= config.checkpoint_every_s:
-                _save(trainer, output)
+                _save(trainer, rows, output)
                 saved_s = time.monotonic()
-    _save(trainer, output)
+    _save(trainer, rows, output)
     return output / TOKENIZER_FOLDER if trainer.step == config.num_steps else None
 
 
-def _save(trainer: Trainer, output: Path) -> None:
+def _save(trainer: Trainer, rows: str, output: Path) -> None:
     buffer = io.BytesIO()
-    torch.save(trainer.state(), buffer)
-    write_atomically(output / STATE_NAME, buffer.getvalue())
+    torch.save({**trainer.state(), "rows": rows}, buffer)
+    write_file(output / STATE_NAME, buffer.getvalue())
     save_tokenizer(trainer.config, trainer.average, output / TOKENIZER_FOLDER)
 
 
@@ -176,19 +193,20 @@ def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path
     }
     section = config.tokenizer.model_dump(mode="json", exclude_unset=True)
     section = {"kind": config.tokenizer.kind, **section, "weights": WEIGHTS_NAME}
-    write_atomically(folder / WEIGHTS_NAME, safetensors.torch.save(stored))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / WEIGHTS_NAME, safetensors.torch.save(stored))
     text = yaml.safe_dump(section, sort_keys=False)
-    write_atomically(folder / CONFIG_NAME, text.encode())
+    write_file(folder / CONFIG_NAME, text.encode())
 
 
 class _Log:
-    """JSON lines of means since the line before."""
+    """Appends a line of JSON every few steps, with means over the steps since the last line."""
 
     def __init__(self, path: Path, step: int, config: TrainConfig) -> None:
         self.path, self.config = path, config
-        if path.exists():  # lines of steps that a kill undid
+        if path.exists():  # drop the lines of steps that a kill undid
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+            write_file(path, "".join(f"{line}\n" for line in lines).encode())
         self._start()
 
     def _start(self) -> None:
@@ -208,7 +226,7 @@ class _Log:
         line = {
             "step": step + 1,
             **{name: round(value, 6) for name, value in means.items()},
-            # Of the mean squared error, whose full range is 2.
+            # Pixels span [-1, 1], so the largest squared error is 4.
             "psnr_db": round(10 * math.log10(4 / max(means["mse"], 1e-10)), 3),
             "codes_used": self.usage.num_used,
             "code_entropy_bits": round(self.usage.entropy_bits, 3),
@@ -228,9 +246,9 @@ def _step_of(line: str) -> int:
 
 
 def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:
-    """What the steps done depended on must be as it was; what is still to come may change."""
+    """Check that everything the finished steps depended on is unchanged; later steps may change."""
     free = {
-        *("output", "phases", "loss", "data_threads"),
+        *("output", "phases", "loss", "data_threads", "storage"),
         *("checkpoint_every_s", "log_every_steps", "weights_dtype"),
     }
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
@@ -245,7 +263,7 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
         changed.append(f"phases: of the {step} steps that are done")
     if changed:
         raise ConfigError(
-            f"{source} is of a run with other settings ({'; '.join(changed)}). Going on from it "
+            f"{source} belongs to a run with other settings ({'; '.join(changed)}). Continuing it "
             "would give weights that no training file describes. Choose another output, or "
             "restore the settings; phases may change from the next step on"
         )
@@ -260,7 +278,7 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda, but torch sees no GPU here: write cpu or auto")
+        raise ConfigError("device: cuda, but torch finds no GPU here: write cpu or auto")
     return torch.device(config.device)
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer in training: pixels to pixels through the codes, with gradients, and its losses."""
+"""Reconstruction with gradients through the codes, its losses, and initial weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def reconstruct(tokenizer: NativeTokenizer, x: Tensor) -> tuple[Tensor, Quantized, Tensor]:
-    """(B, 3, T, H, W) in [-1, 1] -> the same shape, what the quantizer gave, and the latent."""
+    """(B, 3, T, H, W) in [-1, 1] -> the reconstruction, the quantizer's output, the latent."""
     latent = tokenizer.latent_of(x)
     with torch.autocast(x.device.type, enabled=False):
         quantized: Quantized = tokenizer.quantizer(latent.float())
@@ -32,7 +32,7 @@ def reconstruct(tokenizer: NativeTokenizer, x: Tensor) -> tuple[Tensor, Quantize
 def losses(
     tokenizer: NativeTokenizer, x: Tensor, weights: LossConfig
 ) -> tuple[dict[str, Tensor], Quantized]:
-    """Every term of the loss that has a weight, unweighted but for ``loss``, their weighted sum."""
+    """Return ``mse``, each other term that has a weight, and ``loss``, the weighted sum of all."""
     y, quantized, latent = reconstruct(tokenizer, x)
     error = y - x
     terms = {"mse": error.square().mean()}
@@ -59,10 +59,10 @@ def losses(
 
 
 def guide(x: Tensor, temporal_stride: int, spatial_stride: int) -> Tensor:
-    """Cosine coefficients of each latent's block of pixels, averaged over its frames.
+    """Compute cosine coefficients of each latent's block of pixels, averaged over its frames.
 
-    (B, 3, T, H, W) in [-1, 1] -> (B, 8, t, h, w), within about -1.5 and 1.5: of the light its
-    mean, both slopes, then both colour differences, then the diagonal and both curvatures.
+    (B, 3, T, H, W) in [-1, 1] -> (B, 8, t, h, w) in about [-1.5, 1.5]: mean and both slopes of the
+    brightness, then both colour differences, then the brightness's diagonal and both curvatures.
     """
     first, rest = x[:, :, :1], x[:, :, 1:]
     rest = rest.unflatten(2, (-1, temporal_stride)).mean(3)
@@ -77,7 +77,7 @@ def guide(x: Tensor, temporal_stride: int, spatial_stride: int) -> Tensor:
         wave = waves[down][:, None, None] * waves[across]
         return (gain * (values * wave).mean((3, 5))).tanh() * 1.5
 
-    # Each gain makes its coefficient's deviation about 0.7 in natural pictures.
+    # Each gain gives its coefficient a standard deviation of about 0.7 in natural images.
     coefficients = [
         coefficient(light, 0, 0, 1.2),
         coefficient(light, 0, 1, 11.0),
@@ -92,10 +92,10 @@ def guide(x: Tensor, temporal_stride: int, spatial_stride: int) -> Tensor:
 
 
 def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
-    """Give every parameter the value that training starts from, by ``seed`` and its key.
+    """Set every parameter to its initial value, which depends on ``seed`` and its key.
 
-    Convolutions keep the variance of their input; residual blocks begin as the identity and the
-    decoder's norms nearly as plain ones, so that deep stacks learn from the first step.
+    Convolutions preserve the variance of their input. Residual blocks start as the identity and
+    the decoder's norms close to plain ones, so that deep stacks learn from the first step.
     """
     for key, parameter in tokenizer.named_parameters():
         if key.endswith("bias") or key.startswith("quantizer."):
@@ -117,8 +117,8 @@ def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
 
 
 _UNSATURATED = 1.5
-"""Latents that FSQ does not squash much: of 8 levels, the last begins at 1.14, and the first ends
+"""FSQ hardly squashes latents up to here: with 8 levels, the last begins at 1.14 and the first ends
 at -1.42."""
 
 _NORM_GAIN = 0.3
-"""How much the code vectors bend the decoder's norms at first."""
+"""Initial influence of the code vectors on the decoder's norms."""

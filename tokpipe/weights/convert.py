@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import StrictLoader
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
@@ -310,15 +309,10 @@ def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[in
 
 
 def _parse(section: dict[str, Any], source: Path) -> TokenizerConfig:
-    try:
-        adapter: TypeAdapter[TokenizerConfig] = TypeAdapter(AnyTokenizer)
-        return adapter.validate_json(json.dumps(section))
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, detail['loc'][1:]))}: {detail['msg']}"
-            for detail in error.errors(include_url=False)
-        )
-        raise ConfigError(f"{source} does not describe a tokenizer: {problems}") from error
+    config: TokenizerConfig = validate_settings(
+        AnyTokenizer, section, name=f"{source} does not describe a tokenizer"
+    )
+    return config
 
 
 def _verify(config: TokenizerConfig, weights: Path) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from tokpipe.errors import NotFound
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest.entry import ManifestEntry
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 
-_PARALLEL_READS = 16
-"""A store takes tens of milliseconds to return one entry."""
+READ_AHEAD = 15
+"""Entries fetched while one is used: a store takes tens of milliseconds to return one."""
 
 
 def append(store: Store, entry: ManifestEntry) -> bool:
@@ -72,17 +72,7 @@ def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
     Raises:
         CorruptOutput: as ``iter_entries``.
     """
-    pool = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="manifest")
-    ahead: deque[Future[ManifestEntry]] = deque()
-    try:
-        for seq in seqs:
-            ahead.append(pool.submit(_read, store, seq))
-            if len(ahead) == _PARALLEL_READS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return read_ahead(partial(read_entry, store), seqs, READ_AHEAD)
 
 
 def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]:
@@ -103,7 +93,12 @@ def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]
         withdrawn.update((one.ref.row, one.ref.segment) for one in entry.reopened)
 
 
-def _read(store: Store, seq: int) -> ManifestEntry:
+def read_entry(store: Store, seq: int) -> ManifestEntry:
+    """Return the entry with this number, which is known to exist.
+
+    Raises:
+        CorruptOutput: it is damaged, missing, or stored under the wrong number.
+    """
     key = entry_key(seq)
     uri = store.uri_of(key)
     try:

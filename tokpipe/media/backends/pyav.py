@@ -1,4 +1,4 @@
-"""PyAV: FFmpeg's own libraries and every codec. Its verdict on a file is final."""
+"""PyAV: FFmpeg's own libraries and every codec. It is tried last, so its answer is final."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.container import damaged, open_video
 from tokpipe.media.framing import Painter
-from tokpipe.media.timeline import KeyFrame, Timeline, decode_frames
+from tokpipe.media.timeline import Packet, Timeline, decode_frames
 
 
 class Stopped(SourceError):
@@ -46,7 +46,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     return _decode_from(None, task, out)
 
 
-def _entry(timeline: Timeline, first_wanted: int) -> KeyFrame | None:
+def _entry(timeline: Timeline, first_wanted: int) -> Packet | None:
     """The last key frame at or before a frame; None to start at the beginning of the file."""
     if timeline.pts is None:
         return None
@@ -54,7 +54,7 @@ def _entry(timeline: Timeline, first_wanted: int) -> KeyFrame | None:
     return timeline.key_frames[at - 1] if at > 1 else None
 
 
-def _decode_from(entry: KeyFrame | None, task: Task, out: NDArray[np.uint8]) -> None:
+def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> None:
     painter = Painter(task.framing)
     timeline, wanted = task.timeline, task.wanted
     with open_video(task.path) as (container, stream):

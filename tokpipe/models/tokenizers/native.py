@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.config.tokenizer import (
+from tokpipe.config.native_parts import (
     EMAVQConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
     Movq3DConfig,
-    NativeConfig,
     QuantizerConfig,
 )
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D

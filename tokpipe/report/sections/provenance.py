@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import yaml
 
 from tokpipe.formats.job_record import flatten
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
 from tokpipe.report.parts import UNKNOWN, counted, definitions, details, moment, section, table
-from tokpipe.telemetry.redact import MASK, redact, says_secret
+from tokpipe.telemetry.redact import redact_nested
 
 
 def provenance(facts: Facts) -> Markup:
@@ -39,8 +36,8 @@ def provenance(facts: Facts) -> Markup:
         ("this report", f"{moment(facts.made_at)} by tokpipe {facts.made_by}"),
     ]
     libraries = ((name, version) for name, version in sorted(record.libraries.items()))
-    job = yaml.safe_dump(masked(record.job), sort_keys=False, allow_unicode=True, width=88)
-    settings = ((key, str(value)) for key, value in flatten(masked(record.settings)).items())
+    job = yaml.safe_dump(redact_nested(record.job), sort_keys=False, allow_unicode=True, width=88)
+    settings = ((key, str(value)) for key, value in flatten(redact_nested(record.settings)).items())
     return section(
         "provenance",
         "Provenance",
@@ -62,14 +59,3 @@ def provenance(facts: Facts) -> Markup:
             ),
         ),
     )
-
-
-def masked(value: Any, name: str = "") -> Any:
-    """A setting without its secrets: neither in what it says nor under a name that promises one."""
-    if isinstance(value, Mapping):
-        return {key: masked(inner, str(key)) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [masked(inner, name) for inner in value]
-    if isinstance(value, str):
-        return MASK if value and says_secret(name) else redact(value)
-    return value

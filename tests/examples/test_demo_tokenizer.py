@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokpipe.train.bitmap_font import CELL_HEIGHT, CELL_WIDTH, CHARACTERS, draw_text
-from tokpipe.train.scenes import _spectral_noise, make_palette, render_scene
+from examples.demo_tokenizer.bitmap_font import CELL_HEIGHT, CELL_WIDTH, CHARACTERS, draw_text
+from examples.demo_tokenizer.scenes import _spectral_noise, make_palette, render_scene
 
 PALETTE = make_palette(seed=0, num_textures=8, num_masks=8)
 

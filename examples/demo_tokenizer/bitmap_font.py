@@ -24,19 +24,19 @@ _COLUMNS = {
     "4": "1814127F10", "5": "2745454539", "6": "3C4A494930", "7": "0171090503",
     "8": "3649494936", "9": "064949291E", " ": "0000000000",
 }  # fmt: skip
-"""Five columns of each character, left to right; the lowest bit is the top row."""
+"""Five columns per character, left to right; the lowest bit is the top row."""
 
 CHARACTERS = "".join(_COLUMNS)
 
 CELL_HEIGHT, CELL_WIDTH = 9, 6
-"""A character with the gap to its neighbours."""
+"""A character with its margin."""
 
 
 def draw_text(lines: list[str]) -> NDArray[np.float32]:
-    """Lines of text -> (9 * lines, 6 * longest line) of 0 and 1, one cell for each character.
+    """Draw lines of text: (9 * lines, 6 * longest line), 0 or 1, one cell per character.
 
     Raises:
-        KeyError: a character that the font does not have.
+        KeyError: the font does not have a character.
     """
     width = max((len(line) for line in lines), default=0)
     page = np.zeros((CELL_HEIGHT * len(lines), CELL_WIDTH * width), np.float32)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tokpipe.reader.read_ahead import read_ahead
+from tokpipe.storage.read_ahead import read_ahead
 
 
 @pytest.mark.parametrize("num_ahead", [0, 1, 3, 100])
@@ -35,5 +35,5 @@ def test_who_stops_early_waits_for_nothing() -> None:
     started: list[int] = []
     results = read_ahead(started.append, range(1000), 1)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(started) < 4

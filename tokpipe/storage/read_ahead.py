@@ -1,9 +1,9 @@
-"""Does the next few of a row of tasks in threads, while the results are used in order."""
+"""Works on the next few items in threads, while the results are used in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,9 +11,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_ahead(task: Callable[[T], R], items: Iterable[T], num_ahead: int) -> Iterator[R]:
-    """Yield ``task(item)`` of each item in order; ``num_ahead`` more are done or being done."""
-    pool = ThreadPoolExecutor(max(1, num_ahead), thread_name_prefix="reader")
+def read_ahead(task: Callable[[T], R], items: Iterable[T], num_ahead: int) -> Generator[R]:
+    """Yield ``task(item)`` for each item, in order, while up to ``num_ahead`` more are in progress.
+
+    An error is raised in place of its result. Closing the iterator early does not wait for tasks.
+    """
+    pool = ThreadPoolExecutor(max(1, num_ahead), thread_name_prefix="read-ahead")
     ahead: deque[Future[R]] = deque()
     try:
         for item in items:

@@ -1,8 +1,8 @@
 """Procedural video: textures, shapes and text that move under a moving camera.
 
-Meant to have what a tokenizer must learn to keep and films are full of: spectra that fall off as
-1/f, sharp and soft edges at every scale, occlusion, shadows, dull and bright colours, text, grain,
-pans, zooms, turns, changing light and cuts. Everything is a pure function of a seed.
+Scenes have what real videos have and a tokenizer must learn to keep: spectra that fall off as 1/f,
+sharp and soft edges at every scale, occlusion, shadows, dull and bright colours, text, grain, pans,
+zooms, rotations, changing light and cuts. Everything depends on a seed alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokpipe.train.bitmap_font import CHARACTERS, draw_text
+from examples.demo_tokenizer.bitmap_font import CHARACTERS, draw_text
 
 Floats = NDArray[np.float32]
 Times = NDArray[np.floating[Any]]
@@ -26,21 +26,21 @@ Times = NDArray[np.floating[Any]]
 TEXTURE_SIZE = 256
 MASK_SIZE = 128
 OVERSAMPLING = 2
-"""Rows and columns drawn for each one that is shown, against jagged edges."""
+"""Rows and columns drawn per row and column shown, to smooth edges."""
 
 
 @dataclass(frozen=True)
 class Palette:
-    """What scenes are made of."""
+    """Textures and shapes that scenes choose from."""
 
     textures: Tensor
     """(N, 3, 256, 256) float32 in [0, 1]."""
     masks: Tensor
-    """(M, 1, 128, 128) float32 in [0, 1], nothing at the border."""
+    """(M, 1, 128, 128) float32 in [0, 1], 0 at the border."""
 
 
 def make_palette(seed: int, num_textures: int, num_masks: int) -> Palette:
-    """Draw the textures and shapes that scenes choose from, each by its own number alone."""
+    """Draw textures and shapes. Each depends only on the seed and its number."""
     textures = [_texture(np.random.default_rng((seed, 1, i))) for i in range(num_textures)]
     masks = [_mask(np.random.default_rng((seed, 2, i))) for i in range(num_masks)]
     return Palette(
@@ -53,7 +53,7 @@ def make_palette(seed: int, num_textures: int, num_masks: int) -> Palette:
 
 
 def _spectral_noise(rng: np.random.Generator, size: int, slope: float, stretch: float) -> Floats:
-    """Noise whose amplitude falls as frequency**-slope: 1 is like nature. Mean 0, deviation 1."""
+    """Noise with amplitude frequency**-slope (1 as in nature), mean 0 and deviation 1."""
     fy, fx = np.fft.fftfreq(size)[:, None] * stretch, np.fft.rfftfreq(size)[None] / stretch
     angle = rng.uniform(0, math.pi)
     along = fx * math.cos(angle) + fy * math.sin(angle)
@@ -182,7 +182,7 @@ def _texture(rng: np.random.Generator) -> Floats:
 
 
 def _mask(rng: np.random.Generator) -> Floats:
-    """(128, 128) in [0, 1]: a shape within its middle, with a hard or a soft edge."""
+    """(128, 128) in [0, 1]: a shape in the middle, with a hard or soft edge."""
     size = MASK_SIZE
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
     kind = rng.integers(5)
@@ -221,7 +221,7 @@ def _mask(rng: np.random.Generator) -> Floats:
 def render_scene(
     palette: Palette, rng: np.random.Generator, *, frames: int, height: int, width: int
 ) -> NDArray[np.uint8]:
-    """Film one scene: (frames, height, width, 3) uint8 RGB. Now and then it is cut in two."""
+    """Render one scene, sometimes with a cut: (frames, height, width, 3) uint8 RGB."""
     if frames >= 5 and rng.random() < 0.08:
         first = int(rng.integers(1, frames))
         parts = [_shot(palette, rng, n, height, width) for n in (first, frames - first)]
@@ -240,13 +240,13 @@ def _shot(
     """(frames, 3, height, width) float32, about [0, 1]."""
     tall, wide = height * OVERSAMPLING, width * OVERSAMPLING
     time = np.arange(frames) - rng.uniform(0, frames)
-    # Speeds in pixels of the shown frame: still, slow and fast cameras.
+    # Speed in shown pixels per frame: still, slow and fast cameras.
     camera = _Motion(rng, rng.choice([0.0, 0.6, 2.0]), shown=min(height, width))
     shake = rng.choice([0.0, 0.0, 0.15, 0.5])
     jitter = rng.normal(0, shake, (frames, 2)).cumsum(0) * 0.7 if shake else np.zeros((frames, 2))
 
     ground = _recoloured(palette.textures, rng)
-    # Texture pixels per drawn pixel: seldom above one, so that sampling does not alias.
+    # Texture pixels per drawn pixel: rarely above 1, so that sampling does not alias.
     scale = math.exp(rng.uniform(math.log(0.2), math.log(1.1)))
     start = rng.uniform(-1, 1, 2)
     video = _sampled(
@@ -281,7 +281,7 @@ def _shot(
 
 
 def _lit(video: Tensor, rng: np.random.Generator, time: Times) -> Tensor:
-    """Light that changes over time and across the frame, motion blur, grain."""
+    """Add motion blur, grain, and light that changes over time and across the frame."""
     frames, _, height, width = video.shape
     if frames > 1 and rng.random() < 0.15:
         video = torch.cat([video[:1], (video[1:] + video[:-1]) / 2])
@@ -301,7 +301,7 @@ def _lit(video: Tensor, rng: np.random.Generator, time: Times) -> Tensor:
 
 
 class _Motion:
-    """A steady movement with some acceleration: shift, zoom and turn as functions of time."""
+    """A movement with some acceleration: shift, zoom and rotation as functions of time."""
 
     def __init__(self, rng: np.random.Generator, speed: float, shown: int) -> None:
         self.velocity = rng.normal(0, 1, 2) * speed
@@ -311,14 +311,14 @@ class _Motion:
         self.angle = rng.uniform(0, 2 * math.pi) if rng.random() < 0.7 else 0.0
 
     def followed_by(self, other: _Motion) -> _Motion:
-        """The other one, as seen by this camera."""
+        """Return the other motion as seen by this camera."""
         other.velocity = other.velocity + self.velocity
         other.zoom += self.zoom
         other.turn += self.turn
         return other
 
     def at(self, time: Times, jitter: Times) -> NDArray[np.float64]:
-        """(T, 2, 3): where each frame looks, from shown pixels around the middle."""
+        """(T, 2, 3): the affine map of each frame, from shown pixels around the middle."""
         angle = self.angle + self.turn * time
         scale = np.exp(np.clip(self.zoom * time, -0.7, 0.7))
         c, s = np.cos(angle) * scale, np.sin(angle) * scale
@@ -336,9 +336,11 @@ def _sampled(
     start: NDArray[np.float64],
     outside: str,
 ) -> Tensor:
-    """(C, S, S) seen through each matrix -> (T, C, tall, wide).
+    """Sample an image (C, S, S) through each matrix: (T, C, tall, wide).
 
-    ``scale`` is in image pixels per drawn pixel; ``start`` in [-1, 1] is what the middle sees.
+    Args:
+        scale: image pixels per drawn pixel.
+        start: the point of the image in the middle of the frame, in [-1, 1].
     """
     theta = matrices.copy()
     theta[:, :, 0] *= wide * scale / size
@@ -353,7 +355,7 @@ def _sampled(
 
 
 def _recoloured(textures: Tensor, rng: np.random.Generator) -> Tensor:
-    """One texture (3, S, S) with its channels in any order, its contrast and light changed."""
+    """Return a random texture (3, S, S) with its channels, contrast and brightness changed."""
     texture = textures[int(rng.integers(len(textures)))][torch.from_numpy(rng.permutation(3))]
     gain = rng.uniform(0.5, 1.2) * (-1 if rng.random() < 0.25 else 1)
     offset = rng.normal(0, 0.04, 3) + rng.normal(0, 0.12) + (0.5 - 0.5 * gain)

@@ -1,0 +1,12 @@
+"""Which libraries a driver does without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_a_driver_does_not_import_torch() -> None:
+    """Importing torch takes seconds, and only encode actors need it."""
+    script = "import sys, tokpipe.runtime.job; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,67 @@
+"""Reads a source as planning does, and makes tars."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import Source
+from tokpipe.sources.open import open_source
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource
+
+OPTIONS = StoreOptions(deadline_s=10)
+Rows = list[dict[str, Any]]
+
+
+def opened(kind: str, uri: object, options: StoreOptions = OPTIONS, **config: Any) -> RowSource:
+    if kind == "table":
+        if "uri_template" not in config:
+            config.setdefault("uri_column", "url")
+        # Most tests are about something else, so videos may be anywhere.
+        config.setdefault("allowed_prefixes", ("/", "s3://", "https://"))
+    source: Any = TypeAdapter(Source).validate_python({"kind": kind, "uri": str(uri), **config})
+    return open_source(0, source, options)
+
+
+def read(kind: str, uri: object, options: StoreOptions = OPTIONS, **config: Any) -> Rows:
+    source = opened(kind, uri, options, **config)
+    schema = pa.schema([*ROW_SCHEMA, *source.carried()])
+    rows: Rows = []
+    for batch in source.batches():
+        batch.validate(full=True)
+        assert batch.schema == schema
+        assert batch.column("source_uri").null_count == 0
+        rows += batch.to_pylist()
+    return rows
+
+
+def uris(rows: Rows) -> list[str]:
+    return [row["source_uri"] for row in rows]
+
+
+def problems(rows: Rows) -> dict[str, str]:
+    return {row["source_uri"]: row["problem"] for row in rows if row["problem"] is not None}
+
+
+def tar(
+    members: Mapping[str, bytes] | Iterable[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT
+) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=kind) as archive:
+        for name, data in dict(members).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path

@@ -1,0 +1,178 @@
+"""Encoder, decoder and quantizers of the ``native`` tokenizer; names as published."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from tokpipe.config.base import Frozen
+
+ChannelMultiples = Annotated[
+    tuple[PositiveInt, ...],
+    Field(
+        min_length=1,
+        description="Channels of each level, in multiples of those of the finest. Each level but "
+        "the last halves the size.",
+    ),
+]
+FinestChannels = Annotated[PositiveInt, Field(description="Channels of the finest level.")]
+AttentionSizes = Annotated[
+    tuple[int, ...], Field(description="Sizes at which attention follows each residual block.")
+]
+NominalSize = Annotated[
+    PositiveInt,
+    Field(
+        description="Nominal size of a frame. It only decides at which levels `attn_resolutions` "
+        "put attention."
+    ),
+]
+
+
+def check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
+    """Raise ValueError if GroupNorm cannot divide the channels of a level into its 32 groups."""
+    if bad := [mult for mult in ch_mult if ch * mult % 32]:
+        raise ValueError(
+            f"ch={ch} times ch_mult={bad[0]} is not a multiple of 32, which GroupNorm needs"
+        )
+
+
+class _Levels(Frozen):
+    """What the encoder and the decoder have in common."""
+
+    kind: str
+    ch: FinestChannels = 128
+    ch_mult: ChannelMultiples = (1, 2, 4, 4)
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    attn_resolutions: AttentionSizes = ()
+    resolution: NominalSize = 256
+    pad_mode: Literal["first", "constant", "reflect"] = "first"
+    """Padding in front of the first frame: ``first`` repeats it, ``constant`` is zero,
+    ``reflect`` mirrors the frames after it."""
+
+    @model_validator(mode="after")
+    def _channels_fill_groups(self) -> Self:
+        check_channels(self.ch, self.ch_mult)
+        return self
+
+
+class Encoder3DConfig(_Levels):
+    """Causal 3D encoder of the CogVideo VQ-VAE/MoVQ family; names as published."""
+
+    kind: Literal["encoder_3d"] = "encoder_3d"
+    in_channels: Literal[3, 12, 48] | None = None
+    """3 times the square of ``patch_size``, which is also the default."""
+    z_channels: PositiveInt = 16
+    """Channels of the latent; must match the quantizer."""
+    temporal_compress_times: Literal[1, 2, 4, 8, 16] = 4
+    """Frames per latent frame, after the first."""
+
+    @model_validator(mode="after")
+    def _time_is_halved_with_space(self) -> Self:
+        if self.temporal_compress_times > self.spatial_stride:
+            raise ValueError(
+                f"temporal_compress_times={self.temporal_compress_times} needs more levels than "
+                f"the {len(self.ch_mult)} of ch_mult: use at most {self.spatial_stride}"
+            )
+        return self
+
+    @property
+    def spatial_stride(self) -> int:
+        """Inputs (pixels, or patches of them) per latent row and column."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+
+class Movq3DConfig(_Levels):
+    """3D decoder of the MoVQ family, whose norms all see the code vectors; names as published.
+
+    Latent channels, temporal stride and patch size are those of the encoder.
+    """
+
+    kind: Literal["movq_3d"] = "movq_3d"
+    add_conv: bool = False
+    """Norms convolve the code vectors before they use them."""
+    post_quant_conv: bool = False
+    """Convolve the code vectors before the first layer."""
+
+
+class VQConfig(Frozen):
+    """Nearest code vector of a learned codebook, arXiv:1711.00937."""
+
+    kind: Literal["vq"]
+    codebook_size: PositiveInt
+    codebook_dim: PositiveInt
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the latent."""
+        return self.codebook_dim
+
+
+class EMAVQConfig(Frozen):
+    """Nearest code vector of a codebook learned by moving averages, arXiv:1711.00937."""
+
+    kind: Literal["ema_vq"]
+    codebook_size: PositiveInt
+    codebook_dim: PositiveInt
+
+    @property
+    def latent_dim(self) -> int:
+        return self.codebook_dim
+
+
+class GumbelConfig(Frozen):
+    """Argmax of one logit per code, arXiv:1611.01144."""
+
+    kind: Literal["gumbel"]
+    codebook_size: PositiveInt
+    codebook_dim: PositiveInt
+    """Channels of a code vector, which the decoder takes."""
+    latent_dim: PositiveInt
+    """Channels of the latent, which are projected to the logits."""
+
+
+class FSQConfig(Frozen):
+    """Finite scalar quantization, arXiv:2309.15505."""
+
+    kind: Literal["fsq"]
+    levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (
+        8, 8, 8, 5, 5, 5,
+    )  # fmt: skip
+    """Values that each channel is rounded to."""
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def codebook_dim(self) -> int:
+        return len(self.levels)
+
+    latent_dim = codebook_dim
+
+
+class LFQConfig(Frozen):
+    """Lookup-free quantization, arXiv:2310.05737: one bit per channel."""
+
+    kind: Literal["lfq"]
+    dim: Annotated[int, Field(ge=1, le=31)]
+    """Channels of the latent, and bits of a code."""
+    bit_order: Literal["big", "little"] = "big"
+    """``big``: the first channel is the highest bit of a code; ``little``: the lowest."""
+
+    @property
+    def codebook_size(self) -> int:
+        return int(2**self.dim)
+
+    @property
+    def codebook_dim(self) -> int:
+        return self.dim
+
+    latent_dim = codebook_dim
+
+
+QuantizerConfig = Annotated[
+    VQConfig | FSQConfig | LFQConfig | EMAVQConfig | GumbelConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,149 @@
+"""From a job to a run: each section of the job goes to the part that it configures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
+from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import iter_rejected
+from tokpipe.formats.shard import estimated_bytes
+from tokpipe.identity.ids import clip_id
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.runtime.commit import Committer, claim_output
+from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.feed import Feed
+from tokpipe.runtime.output import JobOutput, RetryRejected, device_of
+from tokpipe.stages.chunks import pieces_of
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.write import WriteStage
+from tokpipe.telemetry.logs import log_event
+from tokpipe.telemetry.redact import redact
+from tokpipe.types import ClipRef, WorkItem
+
+if TYPE_CHECKING:
+    from tokpipe.stages.encode import EncodeStage
+
+LEASE_BYTES = 64 * 2**20
+"""Most bytes of pixels in one lease, unless one clip has more: a fraction of a second on a GPU."""
+USUAL_CLIPS = 8
+USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
+"""The same until the cost of a clip has been measured. On a CPU, 4 MiB can take seconds."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The three stages as the job configures them, and what their actors need besides."""
+
+    decode: DecodeStage
+    encode: Callable[[], EncodeStage]
+    """Builds the stage in its actor, because importing it imports torch."""
+    write: WriteStage
+    device: str
+    """``cpu`` or ``cuda``: where to encode."""
+    weights: bytes | None
+    """Of the encoder and quantizer; None for random ones."""
+    shard_prefix: str
+    """``<plan>-<driver>``: no other driver writes shards of this name."""
+    log_context: Mapping[str, object]
+    """Fields of every line in the logs of the driver and its actors."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of one run, ready for ``Shell``. Its driver has claimed the output."""
+
+    config: RuntimeConfig
+    committer: Committer
+    feed: Feed
+    dispatcher: Dispatcher
+    stages: Stages
+
+
+def assemble(
+    job: JobConfig,
+    output: JobOutput,
+    record: JobRecord,
+    console: Console,
+    retry: RetryRejected | None = None,
+) -> Run:
+    """Claim the output of a job and put together the parts that do what is left. Needs no Ray.
+
+    Args:
+        output: what ``look_up`` returned.
+        record: of the same output, from ``look_up`` or ``start_output``.
+        retry: rejections to withdraw, so that their clips are work again.
+
+    Raises:
+        TokpipeError: see ``errors``.
+    """
+    store, plan = output.store, StoredPlan.from_json(record.plan)
+    committer = claim_output(store, record.num_rows, output.driver, known=output.state)
+    if retry is not None:
+        rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
+        num_clips = committer.reopen(rejected)
+        line = f"{num_clips:,} rejected clips will be tried again"
+        console.print(line, highlight=False)
+        log_event("rejections_reopened", line, num_clips=num_clips)
+    feed = Feed(PlanReader(store, plan), committer.state.committed)
+    dispatcher = Dispatcher(limits_of(job, device_of(record)), lambda item: _ref(item, job))
+    return Run(job.runtime, committer, feed, dispatcher, _stages(job, output, record, plan))
+
+
+def limits_of(job: JobConfig, device: str) -> Limits:
+    """The bounds within which the dispatcher leases work to encoders on a kind of device."""
+    height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
+    clip_bytes = job.sampling.max_clip_frames * height * width * 3
+    million = 10**6
+    most = max(1, min(job.runtime.clips_per_lease, LEASE_BYTES // clip_bytes))
+    return Limits(
+        runtime=job.runtime,
+        on_gpu=device == "cuda",
+        clips_per_lease=most,
+        usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
+        shard_bytes=job.output.shard_bytes,
+        shard_max_age_s=job.output.shard_max_age_s,
+        bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
+    )
+
+
+def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
+    """Fields of every line in the log of a run."""
+    plan_id = record.plan["plan_id"]
+    return {"dataset": record.dataset, "plan_id": plan_id, "driver": output.driver}
+
+
+def _stages(job: JobConfig, output: JobOutput, record: JobRecord, plan: StoredPlan) -> Stages:
+    device = device_of(record)
+    # A CPU gains nothing from batches, and would only wait for them to fill.
+    encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
+    return Stages(
+        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
+        write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
+        device=device,
+        weights=output.weights.encoding,
+        shard_prefix=f"{plan.plan_id[:12]}-{output.driver}",
+        log_context=log_context(output, record),
+    )
+
+
+def _encode_stage(
+    tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig
+) -> EncodeStage:
+    from tokpipe.stages.encode import EncodeStage
+
+    return EncodeStage(tokenizer, chunking, encode)
+
+
+def _ref(item: WorkItem, job: JobConfig) -> ClipRef:
+    total = item.num_segments or 1
+    sampling = job.sampling
+    name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
+    return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))

@@ -1,0 +1,146 @@
+"""A job's output before any work: look it up, check that it matches the job, or start it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+import tokpipe
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import NotFound
+from tokpipe.formats import job_record
+from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import ManifestState, iter_rejected, load_state
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.plan import write_plan
+from tokpipe.runtime.cluster import has_gpu
+from tokpipe.storage import open_store
+from tokpipe.storage.store import Store
+from tokpipe.types import Rejected
+from tokpipe.weights.read import TokenizerWeights, read_weights
+
+
+@dataclass(frozen=True)
+class RetryRejected:
+    """Which rejected clips to try again: those with this reason, or all of them if it is None."""
+
+    reason: str | None = None
+
+    def selects(self, rejected: Rejected) -> bool:
+        # A row that the plan rejected stays rejected, because the plan does not change.
+        return rejected.stage != "plan" and self.reason in (None, rejected.reason)
+
+
+@dataclass(frozen=True)
+class JobOutput:
+    """A job's output and weights as one run finds them, and the id of that run's driver."""
+
+    store: Store
+    weights: TokenizerWeights
+    record: JobRecord | None = None
+    """None before the first run."""
+    state: ManifestState | None = None
+    """The manifest when the output was looked up; None before the first run."""
+    driver: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Marks the plan, manifest entries and shards of this run."""
+
+    def is_done(self, retry: RetryRejected | None) -> bool:
+        """Whether every plan row is settled and no rejection is to be tried again."""
+        if self.record is None or self.state is None:
+            return False
+        if self.state.committed.num_done < self.record.num_rows:
+            return False
+        return retry is None or not any(map(retry.selects, iter_rejected(self.store)))
+
+
+def look_up(job: JobConfig) -> JobOutput:
+    """Open a job's output and check that the job may resume it. Writes nothing.
+
+    Raises:
+        PlanMismatch: the output was started with other settings or sources.
+        TokpipeError: see ``errors``.
+    """
+    store = open_store(job.output.uri, job.storage)
+    try:
+        record = job_record.read(store)
+    except NotFound:
+        record = None
+    weights = read_weights(job.tokenizer, job.storage)
+    if record is None:
+        return JobOutput(store, weights)
+    _check_same(store, record, job, weights.hash)
+    return JobOutput(store, weights, record, load_state(store, record.num_rows))
+
+
+def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobRecord:
+    """Plan a new output and write its record. If another driver was first, use its record.
+
+    Raises:
+        PlanMismatch: another driver started the output with other settings.
+        TokpipeError: see ``errors``.
+    """
+    store, driver, weights_hash = output.store, output.driver, output.weights.hash
+    device = job.encode.device
+    if device == "auto":
+        device = "cuda" if has_gpu() else "cpu"
+    settings = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    console.print("planning ...", highlight=False)
+    plan = write_plan(job, store, driver)
+    if plan.num_duplicates:
+        console.print(
+            f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first), such as "
+            f"{'; '.join(plan.duplicate_examples)}",
+            markup=False,
+            soft_wrap=True,
+        )
+    record = job_record.write_once(
+        store,
+        JobRecord(
+            tokpipe_version=tokpipe.__version__,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            writer=driver,
+            dataset=job.dataset,
+            fingerprint=fingerprint(settings),
+            settings=settings,
+            tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
+            num_rows=plan.num_rows,
+            plan=plan.to_json(),
+            libraries=dict(settings["libraries"]),
+            job=job.model_dump(mode="json"),
+        ),
+    )
+    if record.writer != driver:
+        _check_same(store, record, job, weights_hash)
+    return record
+
+
+def device_of(record: JobRecord) -> str:
+    """The kind of device that encodes for an output, ``cpu`` or ``cuda``, from its first run on."""
+    return str(record.settings["encode"]["device"])
+
+
+def _check_same(store: Store, record: JobRecord, job: JobConfig, weights_hash: str) -> None:
+    """Raise PlanMismatch rather than mix two kinds of codes, or two plans, in one output."""
+    device = device_of(record) if job.encode.device == "auto" else job.encode.device
+    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    job_record.check_same(
+        store.uri,
+        {**record.settings, **_plan_inputs(record.job)},
+        {**wanted, **_plan_inputs(job.model_dump(mode="json"))},
+    )
+
+
+def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a resolved job that decide the rows of its plan."""
+    sources = [
+        # Not allowed_prefixes: it is checked while planning, and older jobs did not have it.
+        {key: value for key, value in source.items() if key != "allowed_prefixes"}
+        for source in job["sources"]
+    ]
+    return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}
