@@ -78,7 +78,7 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = handle(event, now)
-        are_up = isinstance(event, ActorUp) and all(map(dispatcher.fleet.num_up, STAGES))
+        are_up = isinstance(event, ActorUp) and all(map(dispatcher.num_up, STAGES))
         if are_up and run.ready is None:
             run.ready = now
             run.probed = -probe()
@@ -108,14 +108,14 @@ def run_watched(
         _watch(run.dispatcher, watched, probe)
 
         def sample() -> None:
-            committed = run.dispatcher.ledger.account.clips.get("write", 0)
+            committed = run.dispatcher.account.clips.get("write", 0)
             watched.samples.append(Sample(time.monotonic(), committed, resident_mb()))
 
         watched.began = time.monotonic()
         finish = Shell(replace(run, stages=change(run.stages))).run(sample)
         watched.ended = time.monotonic()
     assert finish.outcome == "done"
-    watched.account, watched.totals = run.dispatcher.ledger.account, run.committer.state.totals
+    watched.account, watched.totals = run.dispatcher.account, run.committer.state.totals
     return watched
 
 

@@ -20,7 +20,7 @@ def test_encoders_are_busy_if_decoders_have_a_fifth_to_spare(encoders: int, deco
     )
     run = cluster.play()
     assert run.steady_share > 0.98
-    assert cluster.dispatcher.ledger.account.clips["write"] == 1500 * encoders
+    assert cluster.dispatcher.account.clips["write"] == 1500 * encoders
 
 
 def test_what_slow_decoders_give_is_all_used() -> None:

@@ -26,7 +26,6 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorId,
     ActorLost,
     ActorPlaced,
-    ActorRefused,
     ActorUp,
     AttemptId,
     Capacity,
@@ -49,6 +48,7 @@ from tokpipe.runtime.dispatch.protocol import (
     Pick,
     Release,
     ReleaseState,
+    SetupFailed,
     StartActor,
     StopRequested,
     StreamId,
@@ -384,7 +384,7 @@ class _Driver:
         """Nothing is kept, and all stages have passed the same clips."""
         assert not self.objects, "outputs are kept that nothing will ever need"
         assert not self.states, "states are kept that nothing will ever need"
-        account = self.dispatcher.ledger.account
+        account = self.dispatcher.account
         assert account.useful_s <= self.busy_s + 1e-6
         passed = {account.passed(stage) for stage in STAGES}
         assert len(passed) == 1, f"stages disagree on what is done: {account}"
@@ -405,7 +405,7 @@ class _Driver:
 
     def note_lost(self, event: LeaseFailed) -> None:
         """Remember what the dispatcher is about to learn, unless it gave this attempt up."""
-        flight = self.dispatcher.flights.find(event.attempt)
+        flight = self.dispatcher.parts.flights.attempts.get(event.attempt)
         if flight is None:
             return
         if isinstance(flight.lease, WriteLease):
@@ -423,7 +423,7 @@ class _Driver:
         if lease.stream is None:
             return
         assert lease.stream not in self.known_lost, "known to be lost"
-        assert not self.dispatcher.streams.has_ended(lease), "the streamed clip has ended"
+        assert not self.dispatcher.parts.streams.has_ended(lease), "the streamed clip has ended"
         (item,) = lease.items
         reached = self.reached[lease.stream]
         if isinstance(lease, DecodeLease):
@@ -443,7 +443,7 @@ class _Driver:
         if self.rng.random() < self.sim.trouble.lose_actor / 3:
             self.post(2.0, ActorLost(command.actor, False, "died while starting"))
         elif self.rng.random() < self.sim.trouble.fault / 10:
-            self.post(2.0, ActorRefused(command.actor, "cannot", self.rng.random() < 0.5))
+            self.post(2.0, SetupFailed(command.actor, "cannot", self.rng.random() < 0.5))
         elif command.zero_cpu or self.rng.random() > 0.1:
             self.post(0.5, ActorPlaced(command.actor, str(node)))
             self.post(self.rng.uniform(1, 4), ActorUp(command.actor))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 from tests.runtime.bench import LIMITS, Bench, items, only
 from tests.runtime.simulation import ref_of
 from tokpipe.runtime.dispatch import Dispatcher
-from tokpipe.runtime.dispatch.account import Ledger
-from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_REFUSALS, Fleet
+from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_SETUP_FAILURES, Fleet
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ActorLost,
     ActorPlaced,
-    ActorRefused,
     Capacity,
-    Command,
     Draining,
     KillActor,
     Planned,
+    SetupFailed,
     StartActor,
     Tick,
     WriteLease,
@@ -26,17 +23,16 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.types import STAGES
 
 
-def fleet_of(num_decoders: int) -> tuple[Fleet, list[Command]]:
-    commands: list[Command] = []
-    fleet = Fleet(LIMITS.runtime, count(1), Ledger(), commands.append)
+def fleet_of(num_decoders: int) -> Fleet:
+    fleet = Fleet(LIMITS.runtime, Outbox())
     fleet.fill("decode", num_decoders, 0.0, one_shares=False)
     for actor in fleet.actors:
         fleet.came_up(actor)
-    return fleet, commands
+    return fleet
 
 
 def test_idle_actors_come_before_those_with_a_free_slot() -> None:
-    fleet, _ = fleet_of(2)
+    fleet = fleet_of(2)
     given = []
     for attempt in range(4):
         given.append(fleet.actor_with_room("decode"))
@@ -49,7 +45,7 @@ def test_idle_actors_come_before_those_with_a_free_slot() -> None:
 
 
 def test_actors_that_cost_least_are_let_go_first() -> None:
-    fleet, _ = fleet_of(3)
+    fleet = fleet_of(3)
     fleet.assign(3, 1, 0.0, alone=False)
     fleet.start("decode", 1.0, zero_cpu=False)
     assert fleet.surplus("decode", 1) == [4, 2, 1], "not up yet, then idle, newest first"
@@ -66,9 +62,9 @@ def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> No
 
 def test_the_job_ends_if_actors_never_start() -> None:
     bench = Bench(0)
-    for attempt in range(MAX_REFUSALS):
-        commands = bench.send(ActorRefused(bench.actor("encode"), "weights: no such key"))
-        if attempt < MAX_REFUSALS - 1:
+    for attempt in range(MAX_SETUP_FAILURES):
+        commands = bench.send(SetupFailed(bench.actor("encode"), "weights: no such key"))
+        if attempt < MAX_SETUP_FAILURES - 1:
             assert not only(StartActor, commands), "no pause before the next"
             bench.tick(30)
     (abort,) = only(Abort, commands)

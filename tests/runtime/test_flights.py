@@ -5,27 +5,27 @@ from __future__ import annotations
 from tests.runtime.bench import Bench, refs_of, released
 from tokpipe.runtime.dispatch.blame import RETRY_PAUSE_S
 from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.protocol import Command, DecodeLease, EncodedInfo, EncodeLease, Pick
+from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.protocol import DecodeLease, Dispatch, EncodedInfo, EncodeLease, Pick
 from tokpipe.types import Failed
 
 
 def test_an_output_is_released_with_its_last_clip() -> None:
-    commands: list[Command] = []
-    flights = Flights(commands.append)
+    flights = Flights(out := Outbox())
     flights.keep(7, 3)
     flights.use_up(Pick(7, (0, 2)))
-    assert not commands
+    assert not out.take()
     flights.use_up(Pick(7, (1,)))
     flights.keep(8, 0)
-    assert released(commands) == {7, 8}
+    assert released(out.take()) == {7, 8}
 
 
 def test_an_attempt_that_was_given_up_is_unknown() -> None:
-    flights, lease = Flights(lambda command: None), DecodeLease(())
-    flights.start(1, lease, actor=5)
-    flights.start(2, lease, actor=5)
-    assert flights.end(1) is lease
-    assert (flights.find(1), flights.num("decode")) == (None, 1)
+    flights, lease = Flights(Outbox()), DecodeLease(())
+    for flight in (first := Dispatch(1, 5, lease), Dispatch(2, 5, lease)):
+        flights.start(flight)
+    assert flights.end(1) is first
+    assert (flights.end(1), flights.num("decode")) == (None, 1)
 
 
 def test_pixels_of_a_clip_that_failed_to_encode_are_kept_for_the_retry() -> None:

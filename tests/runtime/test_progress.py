@@ -72,8 +72,8 @@ def test_what_nobody_has_opened_is_taken_to_be_like_the_rest() -> None:
 
     def expected(opened: int, extra_clips: int) -> tuple[int, int]:
         dispatcher = Dispatcher(limits, ref_of)
-        dispatcher.ledger.add("num_opened", opened)
-        dispatcher.ledger.add("num_extra_clips", extra_clips)
+        dispatcher.parts.out.count("num_opened", opened)
+        dispatcher.parts.out.count("num_extra_clips", extra_clips)
         snapshot = snapshots.take(dispatcher)
         return snapshot.total, snapshot.expected
 

@@ -9,12 +9,13 @@ from tests.runtime.simulation import ref_of
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.fleet import SLOTS
 from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import Capacity, DecodedInfo, DecodeLease, FetchPlan, Planned
 from tokpipe.runtime.dispatch.queues import Queues
 
 
 def test_what_is_put_back_leaves_first() -> None:
-    queues = Queues(lambda command: None)
+    queues = Queues(Outbox())
     queues.planned(Planned(items(0, 1, 2, 3), exhausted=True))
     first = queues.next_decode(2)
     assert first is not None
@@ -27,7 +28,7 @@ def test_what_is_put_back_leaves_first() -> None:
 
 
 def test_retries_leave_when_they_are_due_earliest_first() -> None:
-    queues = Queues(lambda command: None)
+    queues = Queues(Outbox())
     leases = [DecodeLease(items(row), stream=row) for row in range(3)]
     for number, (due, lease) in enumerate(zip((9.0, 3.0, 5.0), leases, strict=True)):
         queues.add_retry(due, number, lease)
@@ -55,7 +56,7 @@ def test_encoders_wait_for_a_slow_store() -> None:
     bench = Bench(*range(400), exhausted=False, limits=replace(LIMITS, shard_bytes=1))
     while waiting := bench.in_flight("decode", "encode"):
         bench.done(waiting[0])
-    assert bench.dispatcher.queues.num_shards <= SHARDS_AHEAD + 1 + SLOTS["encode"]
+    assert bench.dispatcher.parts.queues.num_waiting("write") <= SHARDS_AHEAD + 1 + SLOTS["encode"]
     for _ in range(4):
         bench.done(bench.in_flight("write")[-1])
     assert bench.in_flight("encode")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
 from tests.runtime.simulation import receipt_of, ref_of
-from tokpipe.runtime.dispatch.account import Ledger
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
-    Command,
     Commit,
     Draining,
     EncodedClips,
@@ -21,45 +18,43 @@ from tokpipe.types import Rejected
 
 
 def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
-    queues = Queues(lambda command: None)
-    settlement = Settlement(LIMITS, queues, count(1), Ledger(), lambda command: None)
+    queues = Queues(out := Outbox())
+    settlement = Settlement(LIMITS, queues, out)
 
     def add(attempt: int, num_codes: int) -> None:
         part = EncodedClips(items(attempt), (Pick(attempt, (0,)),))
         settlement.add_codes(part, (4, 4), num_codes, now=0.0)
 
     add(1, 999)
-    waiting = [queues.num_shards]
+    waiting = [queues.num_waiting("write")]
     add(2, 1)
-    waiting.append(queues.num_shards)
+    waiting.append(queues.num_waiting("write"))
     assert waiting == [0, 1]
     add(3, 1)
     settlement.endanger(2)
-    settlement.close_due(LIMITS.shard_max_age_s - 1, hurry=False)
-    assert queues.num_shards == 1
+    settlement.close_due(LIMITS.shard_max_age_s - 1, all_of_them=False)
+    assert queues.num_waiting("write") == 1
     settlement.endanger(3)
-    settlement.close_due(0.0, hurry=False)
-    assert queues.num_shards == 2
+    settlement.close_due(0.0, all_of_them=False)
+    assert queues.num_waiting("write") == 2
     add(4, 1)
-    settlement.close_due(LIMITS.shard_max_age_s, hurry=False)
-    assert queues.num_shards == 3
+    settlement.close_due(LIMITS.shard_max_age_s, all_of_them=False)
+    assert queues.num_waiting("write") == 3
     assert not settlement.has_open_shards
 
 
 def test_one_commit_at_a_time_counts_once_it_is_in_the_manifest() -> None:
-    commands: list[Command] = []
-    ledger = Ledger()
-    settlement = Settlement(LIMITS, Queues(lambda _: None), count(1), ledger, commands.append)
+    settlement = Settlement(LIMITS, Queues(out := Outbox()), out)
     receipt = receipt_of(tuple(map(ref_of, items(0, 1))))
     for encode_s in (2.0, 3.0):
         settlement.written(receipt, encode_s)
         settlement.commit_due(0.0, is_last=False)
-    assert [one.account.useful_s for one in only(Commit, commands)] == [2.0]
-    assert ledger.account.clips == {}
+    assert [one.account.useful_s for one in only(Commit, out.take())] == [2.0]
+    assert out.account.clips == {}
     settlement.committed()
-    assert (ledger.account.clips, ledger.account.num_shards) == ({"write": 2}, 1)
+    assert (out.account.clips, out.account.num_shards) == ({"write": 2}, 1)
     settlement.commit_due(0.0, is_last=False)
-    assert [one.account.useful_s for one in only(Commit, commands)] == [2.0, 3.0]
+    assert [one.account.useful_s for one in only(Commit, out.take())] == [3.0]
 
 
 def test_a_single_rejection_is_committed_before_the_end() -> None:
@@ -77,7 +72,7 @@ def test_open_shards_are_written_when_any_node_starts_draining() -> None:
     bench.send(Draining(frozenset({"elsewhere"})))
     (write,) = bench.in_flight("write")
     assert isinstance(write.lease, WriteLease)
-    assert write.lease.encode_s == 3.0
+    assert [part.encode_s for part in write.lease.parts] == [3.0]
 
 
 def test_encoder_seconds_are_useful_once_committed_and_lost_if_codes_are() -> None:

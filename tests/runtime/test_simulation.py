@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.runtime.simulation import Simulation
+from tokpipe.runtime.dispatch import failures, leasing
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.leasing import Leasing
 from tokpipe.runtime.dispatch.queues import Queues
-from tokpipe.runtime.dispatch.returns import Returns
 from tokpipe.runtime.dispatch.settlement import Settlement
 from tokpipe.runtime.dispatch.streams import StreamedClip, StreamedClips
 
@@ -94,13 +94,13 @@ def only_once(method: Callable[..., Any]) -> Callable[..., Any]:
     return changed
 
 
-BUGS: list[tuple[type, str, Callable[[Callable[..., Any]], object]]] = [
+BUGS: list[tuple[type | ModuleType, str, Callable[[Callable[..., Any]], object]]] = [
     (Fleet, "_leave", without),
     (Fleet, "_discount", without),
     (Fleet, "remove_overdue", lambda old: lambda self, now: ()),
     (Flights, "keep", lambda old: lambda self, attempt, n: old(self, attempt, max(1, n))),
     (Flights, "use_up", without),
-    (Flights, "find", lambda old: lambda self, attempt: None),
+    (Flights, "end", lambda old: lambda self, attempt: old(self, attempt) and None),
     (Queues, "add_segments", lambda old: lambda self, item, total: old(self, item, total - 1)),
     (Queues, "forget", without),
     (Queues, "put_back", without),
@@ -113,15 +113,15 @@ BUGS: list[tuple[type, str, Callable[[Callable[..., Any]], object]]] = [
     (StreamedClip, "can_encode", lambda old: property(lambda self: self.next_piece in self.pixels)),
     (StreamedClips, "take_back", without),
     (StreamedClips, "has_ended", lambda old: lambda self, lease: False),
-    (Leasing, "_suspects", without),
-    (Returns, "_decode_again", without),
-    (Returns, "_end_streamed", lambda old: lambda self, clip: self.streams.end(clip)),
+    (leasing, "_suspects", without),
+    (failures, "_decode_again", without),
+    (failures, "_end_streamed", lambda old: lambda parts, clip: parts.streams.end(clip)),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name", "plant"), BUGS)
 def test_a_planted_bug_is_found(
-    owner: type, name: str, plant: Any, monkeypatch: pytest.MonkeyPatch
+    owner: type | ModuleType, name: str, plant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, plant(getattr(owner, name)))
     with pytest.raises(AssertionError, match="seed"):

@@ -113,7 +113,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         state.totals,
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
-        run.dispatcher.ledger.account,
+        run.dispatcher.account,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
     )

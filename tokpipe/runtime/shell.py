@@ -27,7 +27,6 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorId,
     ActorLost,
     ActorPlaced,
-    ActorRefused,
     ActorUp,
     AttemptId,
     Capacity,
@@ -47,6 +46,7 @@ from tokpipe.runtime.dispatch.protocol import (
     Note,
     Release,
     ReleaseState,
+    SetupFailed,
     StartActor,
     StopRequested,
     Tick,
@@ -159,7 +159,7 @@ class Shell:
 
     def _look_at_nodes(self) -> None:
         draining = draining_nodes()
-        if draining or self.dispatcher.fleet.knows_of_draining:
+        if draining or self.dispatcher.parts.fleet.knows_of_draining:
             self._events.put(Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
@@ -283,11 +283,11 @@ class Shell:
             if isinstance(cause, ConfigError):
                 self._events.put(cause)  # weights that do not fit do not fit any other actor
             else:
-                self._events.put(ActorRefused(actor, _say(error), isinstance(cause, NodeTrouble)))
+                self._events.put(SetupFailed(actor, _say(error), isinstance(cause, NodeTrouble)))
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = str(error).strip().splitlines()[-1]
-            self._events.put(ActorRefused(actor, f"it could not be built: {last_line}"))
+            self._events.put(SetupFailed(actor, f"it could not be built: {last_line}"))
         else:
             self._events.put(_Death(actor, _say(error)))
 

@@ -58,7 +58,7 @@ class Snapshots:
         self._recent = RecentAccount(RECENT_S)
 
     def take(self, dispatcher: Dispatcher) -> Snapshot:
-        run, committed = dispatcher.ledger.account, self._state.committed
+        run, committed = dispatcher.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
         recent, recent_s = self._recent.add(time.monotonic(), run)
@@ -66,7 +66,7 @@ class Snapshots:
             total=total,
             expected=total + round(unopened * run.num_extra_clips / max(1, run.num_opened)),
             passed={stage: self._settled_before + run.passed(stage) for stage in STAGES},
-            actors={stage: dispatcher.fleet.num_up(stage) for stage in STAGES},
+            actors={stage: dispatcher.num_up(stage) for stage in STAGES},
             rejected=dict(self._state.totals.rejected),  # a copy: another thread counts commits
             num_rows=committed.num_rows,
             num_rows_done=committed.num_done,

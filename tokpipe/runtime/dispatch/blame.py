@@ -1,7 +1,7 @@
 """Who is at fault when work fails: retry a lease, run it alone, give a clip up, or end the job.
 
 A clip is blamed for a lost or failing worker only if it was there alone. After ``max_attempts``
-such losses it is rejected. Leases that fail in a row, whatever they hold, are not the clips'
+such losses it is rejected. Many leases that fail in a row, whatever they hold, are not the clips'
 fault: they end the job.
 """
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from tokpipe.runtime.dispatch.account import Ledger
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ClipLease,
     DecodeLease,
-    Emit,
     EncodeLease,
     Key,
     Lease,
-    Note,
     Pick,
     WriteLease,
 )
@@ -35,53 +33,35 @@ class Blame:
     """Counts strikes, and decides what they mean. ``ref_of`` names the clip of an unseen item."""
 
     def __init__(
-        self,
-        max_attempts: int,
-        ref_of: Callable[[WorkItem], ClipRef],
-        ledger: Ledger,
-        emit: Emit,
+        self, max_attempts: int, ref_of: Callable[[WorkItem], ClipRef], out: Outbox
     ) -> None:
         self._max_attempts = max_attempts
         self._ref_of = ref_of
-        self._ledger = ledger
-        self._emit = emit
+        self._out = out
         self._strikes: Counter[Key] = Counter()
         self._store_strikes: Counter[Key] = Counter()
         """Counted apart: trouble with a store must never add up to a rejection."""
         self._faults = 0
 
-    def answered(self, lease: Lease) -> None:
-        """A lease was answered: its store works."""
+    def answered(self, lease: Lease, failure: Failed | None) -> None:
+        """A lease was answered, so its store works. ``failure``: all its clips were given up."""
         self._store_strikes.pop(_key(lease), None)
-
-    def had_result(self) -> None:
-        """A lease was of use, so not everything fails."""
-        self._faults = 0
+        if failure is None:
+            self._faults = 0
+        else:
+            self._failed(lease, failure.message)
+        if isinstance(lease, WriteLease):
+            self._strikes.pop(_key(lease), None)
+            for item in lease.items:
+                self.settled((item.row, item.segment))
 
     def settled(self, key: Key) -> None:
         """A clip is rejected or in a shard; forget its strikes."""
         self._strikes.pop(key, None)
 
-    def written(self, lease: WriteLease) -> None:
-        """A shard and all its clips are settled."""
-        self.settled(_key(lease))
-        for item in lease.items:
-            self.settled((item.row, item.segment))
-
-    def failed(self, lease: Lease, why: str) -> None:
-        """A lease had no result; abort if too many in a row have none."""
-        self._faults += 1
-        if self._faults >= MAX_FAULTS:
-            self._abort(
-                f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
-                "many failures are not the clips' fault. What is committed stays; fix the cause "
-                f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
-                "run the job again.",
-            )
-
     def worker_failed(self, lease: Lease, reason: str, why: str) -> Sequence[Lease] | Rejected:
         """A worker went down with this lease: what to run alone, or its one clip rejected."""
-        self.failed(lease, why)
+        self._failed(lease, why)
         if isinstance(lease, WriteLease):
             if (strikes := self._strike(lease)) >= self._max_attempts:
                 self._abort(
@@ -96,13 +76,8 @@ class Blame:
         if strikes < self._max_attempts:
             self._note_retry(ref, lease.stage, reason, why, strikes)
             return [lease]
-        return Rejected(
-            ref=ref,
-            stage=lease.stage,
-            reason=reason,
-            message=f"gave up after {strikes} attempts alone: {why}",
-            attempts=strikes,
-        )
+        message = f"gave up after {strikes} attempts alone: {why}"
+        return Rejected(ref, lease.stage, reason, message, attempts=strikes)
 
     def stage_gave_up(self, lease: ClipLease, failed: Failed) -> float | Rejected:
         """A stage gave up the one clip of a lease: seconds until the next try, or its rejection."""
@@ -124,30 +99,37 @@ class Blame:
         """A store failed under a lease; abort if it does so again and again."""
         self._store_strikes[_key(lease)] += 1
         if self._store_strikes[_key(lease)] >= self._max_attempts:
-            self._emit(Abort("storage", why))
+            self._out.emit(Abort("storage", why))
+
+    def _failed(self, lease: Lease, why: str) -> None:
+        """A lease had no result; abort if too many in a row have none."""
+        self._faults += 1
+        if self._faults >= MAX_FAULTS:
+            self._abort(
+                f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
+                "many failures are not the clips' fault. What is committed stays; fix the cause "
+                f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
+                "run the job again.",
+            )
 
     def _strike(self, lease: Lease) -> int:
         self._strikes[_key(lease)] += 1
         return self._strikes[_key(lease)]
 
     def _note_retry(self, ref: ClipRef, stage: Stage, reason: str, why: str, strikes: int) -> None:
-        self._ledger.add("retried", by=stage)
-        self._emit(
-            Note(
-                "clip_retried",
-                f"{stage}: {ref.source_uri} will be tried again: {why}",
-                {
-                    "clip_id": ref.clip_id,
-                    "source_uri": ref.source_uri,
-                    "stage": stage,
-                    "reason": reason,
-                    "attempts": strikes,
-                },
-            )
+        self._out.count("retried", by=stage)
+        self._out.note(
+            "clip_retried",
+            f"{stage}: {ref.source_uri} will be tried again: {why}",
+            clip_id=ref.clip_id,
+            source_uri=ref.source_uri,
+            stage=stage,
+            reason=reason,
+            attempts=strikes,
         )
 
     def _abort(self, message: str) -> None:
-        self._emit(Abort("runtime", message))
+        self._out.emit(Abort("runtime", message))
 
 
 def _one_by_one(lease: ClipLease) -> list[Lease]:

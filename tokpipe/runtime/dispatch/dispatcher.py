@@ -1,10 +1,10 @@
 """Who works on what: a pure state machine.
 
-``handle(event, now)`` takes one event and returns the commands that follow. There is no ray, no
+``handle(event, now)`` takes one event and returns the commands that follow. There is no Ray, no
 clock and no I/O in here: the Ray shell and the simulation drive the same object. It guarantees:
 
-- Every planned clip ends in exactly one commit, tokenized or rejected, whatever actors do, as
-  long as some actor of each stage makes progress.
+- Every planned clip ends in exactly one commit, tokenized or rejected, whatever actors do,
+  provided that some actor of each stage makes progress.
 - An answer counts only while its attempt is in flight, so a zombie's work is never used.
 - A clip is blamed for a lost or failing worker only if it was there alone. After
   ``max_attempts`` such losses it is rejected, alone. A clip that a stage gives up
@@ -16,159 +16,120 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
-from tokpipe.runtime.dispatch.account import Ledger
-from tokpipe.runtime.dispatch.blame import Blame
-from tokpipe.runtime.dispatch.fleet import Fleet
-from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.leasing import Leasing
-from tokpipe.runtime.dispatch.pools import Pools
-from tokpipe.runtime.dispatch.protocol import (
-    Abort,
-    ActorLost,
-    ActorPlaced,
-    ActorRefused,
-    ActorUp,
-    Capacity,
-    Command,
-    Committed,
-    Draining,
-    Event,
-    Finish,
-    LeaseDone,
-    LeaseFailed,
-    Limits,
-    Planned,
-    StopRequested,
-    Tick,
-)
-from tokpipe.runtime.dispatch.queues import Queues
-from tokpipe.runtime.dispatch.returns import Returns
-from tokpipe.runtime.dispatch.settlement import Settlement
-from tokpipe.runtime.dispatch.streams import StreamedClips
-from tokpipe.types import STAGES, ClipRef, WorkItem
+from tokpipe.runtime.dispatch import answers, failures, leasing, protocol
+from tokpipe.runtime.dispatch.parts import Parts
+from tokpipe.runtime.dispatch.protocol import Command, Event, Limits
+from tokpipe.telemetry.account import Account
+from tokpipe.types import STAGES, ClipRef, Stage, WorkItem
 
 
 class Dispatcher:
-    """See the module. ``ref_of`` names the clip of an item that is rejected unseen.
-
-    Each part owns its state: ``fleet`` the actors, ``flights`` the attempts in flight, ``queues``
-    and ``streams`` what waits, ``blame`` the strikes, ``settlement`` what is to be committed.
-    """
+    """See the module. ``ref_of`` names the clip of an item that is rejected unseen."""
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
-        new_id, emit = count(1), self._emit
-        self.ledger = ledger = Ledger()
-        self.pools = Pools(limits, emit)
-        self.fleet = Fleet(limits.runtime, new_id, ledger, emit)
-        self.flights = Flights(emit)
-        self.queues = Queues(emit)
-        self.streams = StreamedClips()
-        self.blame = Blame(limits.runtime.max_attempts, ref_of, ledger, emit)
-        self.settlement = Settlement(limits, self.queues, new_id, ledger, emit)
-        owners = self.fleet, self.flights, self.queues, self.streams
-        self._leasing = Leasing(*owners, self.pools, new_id, emit)
-        self._returns = Returns(
-            *owners, self.blame, self.settlement, self.pools, new_id, ledger, emit
-        )
-        self._commands: list[Command] = []
-        self._is_over = False
+        self.parts = Parts(limits, ref_of)
+
+    @property
+    def account(self) -> Account:
+        """What the run has done and spent so far."""
+        return self.parts.out.account
+
+    def num_up(self, stage: Stage) -> int:
+        """Actors of a stage that take leases."""
+        return self.parts.fleet.num_up(stage)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
-        self._commands = []
-        if not self._is_over:
+        if not self.parts.out.is_over:
             self._react(event, now)
             self._advance(now)
-        return self._commands
-
-    def _emit(self, command: Command) -> None:
-        """Nothing follows the command that ends the job."""
-        if not self._is_over:
-            self._commands.append(command)
-            self._is_over = isinstance(command, Abort | Finish)
+        return self.parts.out.take()
 
     def _react(self, event: Event, now: float) -> None:
+        parts = self.parts
         match event:
-            case LeaseDone():
-                self._returns.done(event, now)
-            case LeaseFailed():
-                self._returns.failed(event, now)
-            case Planned():
-                self.queues.planned(event)
-            case Committed():
-                self.settlement.committed()
-            case Tick():
-                self.fleet.count_time(now)
-                for actor, why in self.fleet.remove_overdue(now):
-                    self._returns.lost(actor, now, blame=why)
-            case Capacity():
-                self.pools.resize(event, now)
-            case ActorPlaced():
-                self.fleet.placed(event)
-            case ActorUp():
-                self.fleet.came_up(event.actor)
-            case ActorLost():
-                if (dead := self.fleet.lost(event, now)) is not None:
+            case protocol.LeaseDone():
+                answers.done(parts, event, now)
+            case protocol.LeaseFailed():
+                failures.failed(parts, event, now)
+            case protocol.Planned():
+                parts.queues.planned(event)
+            case protocol.Committed():
+                parts.settlement.committed()
+            case protocol.Tick():
+                parts.fleet.count_time(now)
+                for actor, why in parts.fleet.remove_overdue(now):
+                    failures.lost(parts, actor, now, blame=why)
+            case protocol.Capacity():
+                parts.pools.resize(event, now)
+            case protocol.ActorPlaced():
+                parts.fleet.placed(event)
+            case protocol.ActorUp():
+                parts.fleet.came_up(event.actor)
+            case protocol.ActorLost():
+                if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message
-                    self._returns.lost(dead, now, blame=blame)
-            case ActorRefused():
-                self.fleet.refused(event, now)
-            case Draining():
-                if self.fleet.drain(event.nodes):
-                    self.settlement.close_all()  # nobody knows which nodes hold its codes
-            case StopRequested():
-                self.settlement.stop(event, now)
-
-    # --- what follows from the state ------------------------------------------------------------
+                    failures.lost(parts, dead, now, blame=blame)
+            case protocol.SetupFailed():
+                parts.fleet.setup_failed(event, now)
+            case protocol.Draining():
+                if parts.fleet.drain(event.nodes):
+                    # No one knows which nodes hold the codes of open shards.
+                    parts.settlement.close_due(now, all_of_them=True)
+            case protocol.StopRequested():
+                parts.settlement.stop(event, now)
 
     def _advance(self, now: float) -> None:
-        self.fleet.remove_left()
-        if not self.settlement.is_stopping:
+        """Do what follows from the state, whatever the event was."""
+        parts = self.parts
+        parts.fleet.remove_left()
+        if not parts.settlement.is_stopping:
             self._follow_capacity(now)
             # A few leases' worth of items wait, and no more.
-            self.queues.ask_for_plan(self.pools.lease_clips * 2 * max(1, self.fleet.num("decode")))
-            self.streams.admit(self.fleet.num_up("encode"))
-            self._returns.retry_due(now)
-            self._leasing.decodes(now)
-            self._leasing.encodes(now)
+            num_decoders = max(1, parts.fleet.num("decode"))
+            parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
+            parts.streams.admit(parts.fleet.num_up("encode"))
+            failures.retry_due(parts, now)
+            leasing.decodes(parts, now)
+            leasing.encodes(parts, now)
         self._settle(now)
 
     def _follow_capacity(self, now: float) -> None:
         """Start and remove actors until each stage has as many as it should have."""
-        if (sizes := self.pools.sizes) is None:
+        if (sizes := self.parts.pools.sizes) is None:
             return
+        fleet = self.parts.fleet
         for stage in STAGES:
             target = sizes.of(stage)
-            self.fleet.replace_starved(stage, now)
-            for actor_id in self.fleet.surplus(stage, target):
-                self._returns.lost(self.fleet.remove(actor_id), now, blame=None)
+            fleet.replace_starved(stage, now)
+            for actor_id in fleet.surplus(stage, target):
+                failures.lost(self.parts, fleet.remove(actor_id), now, blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
-            self.fleet.fill(stage, target, now, one_shares=one_shares)
+            fleet.fill(stage, target, now, one_shares=one_shares)
 
     def _settle(self, now: float) -> None:
         """Write what is due, commit what is written, and end if that was all."""
-        encoding = self.flights.num("encode") > 0
+        flights, queues, settlement = self.parts.flights, self.parts.queues, self.parts.settlement
+        encoding, is_stopping = flights.num("encode") > 0, settlement.is_stopping
         all_encoded = (
             not encoding
-            and not self.flights.num("decode")
-            and not len(self.streams)
-            and self.queues.nothing_before_write
+            and not flights.num("decode")
+            and not len(self.parts.streams)
+            and queues.nothing_before_write
         )
-        is_stopping = self.settlement.is_stopping
         no_more_codes = all_encoded or (
-            is_stopping and (not encoding or self.settlement.encoding_is_over(now))
+            is_stopping and (not encoding or settlement.encoding_is_over(now))
         )
-        self.settlement.close_due(now, hurry=no_more_codes)
-        self._leasing.writes(now)
+        settlement.close_due(now, all_of_them=no_more_codes)
+        leasing.writes(self.parts, now)
         all_written = not (
-            self.settlement.has_open_shards
-            or self.queues.num_shards
-            or self.queues.has_suspects("write")
-            or self.flights.num("write")
+            settlement.has_open_shards
+            or queues.num_waiting("write")
+            or queues.has_suspects("write")
+            or flights.num("write")
         )
-        self.settlement.commit_due(now, is_last=all_written and (all_encoded or is_stopping))
-        self.settlement.finish_if_over(
+        settlement.commit_due(now, is_last=all_written and (all_encoded or is_stopping))
+        settlement.finish_if_over(
             now, all_written=all_written, all_encoded=all_encoded, encoding=encoding
         )

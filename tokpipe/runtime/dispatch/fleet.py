@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tokpipe.config.job import RuntimeConfig
-from tokpipe.runtime.dispatch.account import Ledger
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     Abort,
     ActorId,
     ActorLost,
     ActorPlaced,
-    ActorRefused,
     AttemptId,
-    Emit,
     KillActor,
     NodeId,
-    Note,
+    SetupFailed,
     StartActor,
 )
 from tokpipe.telemetry.logs import EventName
@@ -29,7 +27,7 @@ SLOTS = {"decode": 2, "encode": 2, "write": 1}
 that no actor idles during a round trip."""
 ZERO_CPU_AFTER_S = 20.0
 """A stage without any actor waits this long for capacity before it starts one with zero CPUs."""
-MAX_REFUSALS = 3
+MAX_SETUP_FAILURES = 3
 """Actors of one stage whose setup raises, in a row, before the job is given up."""
 MAX_LOST_STARTING = 10
 """The same for actors that die while they start, as on a node that is short of memory."""
@@ -49,22 +47,23 @@ class Actor:
     since: float
     zero_cpu: bool
     """It requested zero CPUs, so it is not waiting for capacity."""
-    placed: bool = False
     node: NodeId | None = None
-    """Known once it is placed."""
     up: bool = False
-    is_leaving: bool = False
-    """Its node is draining: it finishes what it holds, and no longer counts."""
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
     """When its first lease got to the front, which is when its deadline started."""
+
+    @property
+    def is_placed(self) -> bool:
+        """It occupies resources. An actor may be up before its node is known."""
+        return self.up or self.node is not None
 
 
 class _Starts:
     """When and where actors may start, after others failed to or their nodes had trouble."""
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+    def __init__(self, out: Outbox) -> None:
+        self._out = out
         self._after: dict[Stage, float] = {}
         self._refused: Counter[Stage] = Counter()
         self._died: Counter[Stage] = Counter()
@@ -85,22 +84,17 @@ class _Starts:
     def did_a_lease(self, stage: Stage) -> None:
         self._troubles_in_a_row[stage] = 0
 
-    def failed(self, stage: Stage, message: str, now: float, *, refused: bool) -> None:
-        """An actor did not start: pause before the next, or abort."""
-        (self._refused if refused else self._died)[stage] += 1
-        num_refused, num_died = self._refused[stage], self._died[stage]
-        in_a_row = num_refused + num_died
-        if num_refused < MAX_REFUSALS and num_died < MAX_LOST_STARTING:
-            self._after[stage] = now + min(MAX_PAUSE_S, 2.0**in_a_row)
-            return
-        self._emit(
-            Abort(
-                "runtime",
+    def failed(self, stage: Stage, message: str, now: float, *, died: bool) -> None:
+        """An actor died or raised while it started: pause before the next, or abort."""
+        (self._died if died else self._refused)[stage] += 1
+        in_a_row = self._refused[stage] + self._died[stage]
+        self._after[stage] = now + min(MAX_PAUSE_S, 2.0**in_a_row)
+        if self._refused[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
+            self._abort(
                 f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
                 "Without them no clip can be finished. What is committed stays; fix the cause "
-                "and run the job again.",
+                "and run the job again."
             )
-        )
 
     def node_trouble(self, actor: Actor, message: str, now: float) -> None:
         """Trouble of its node cost an actor: avoid the node for a while, or abort."""
@@ -111,48 +105,41 @@ class _Starts:
             self._nodes[node] = before + 1, now + rest_s
             text = f"node {node[:12]}: not used for {rest_s:g} s: {message}"
             fields = {"node": node, "stage": stage, "reason": message, "rest_s": rest_s}
-            self._emit(Note("node_avoided", text, fields, is_warning=True))
+            self._out.note("node_avoided", text, is_warning=True, **fields)
         self._troubles_in_a_row[stage] += 1
         in_a_row = self._troubles_in_a_row[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 1.5**in_a_row)
         if in_a_row >= MAX_NODE_TROUBLES:
-            self._emit(
-                Abort(
-                    "runtime",
-                    f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
-                    f"last error: {message}. No clip is to blame, and none can be finished. What "
-                    "is committed stays; fix the nodes and run the job again.",
-                )
+            self._abort(
+                f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
+                f"last error: {message}. No clip is to blame, and none can be finished. What "
+                "is committed stays; fix the nodes and run the job again."
             )
+
+    def _abort(self, message: str) -> None:
+        self._out.emit(Abort("runtime", message))
 
 
 class Fleet:
-    """Every actor, and who of them has room.
+    """Every actor, and which of them have room.
 
-    What a removed actor held is the caller's to hand out again.
+    The caller hands out again what a removed actor held.
     """
 
-    def __init__(
-        self, config: RuntimeConfig, new_id: Iterator[int], ledger: Ledger, emit: Emit
-    ) -> None:
+    def __init__(self, config: RuntimeConfig, out: Outbox) -> None:
         self.actors: dict[ActorId, Actor] = {}
         self._config = config
-        self._new_id = new_id
-        self._ledger = ledger
-        self._emit = emit
-        self._starts = _Starts(emit)
+        self._out = out
+        self._starts = _Starts(out)
         self._idle: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
         """Actors that are up and hold no lease, longest idle first."""
         self._spare: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
         """Actors that hold a lease and have a slot for another."""
         self._num: Counter[Stage] = Counter()
         self._num_up: Counter[Stage] = Counter()
-        self._num_zero_cpu: Counter[Stage] = Counter()
-        self._num_placed: Counter[Stage] = Counter()
-        """Actors that occupy resources, those that are leaving included; so too the next."""
-        self._num_ready: Counter[Stage] = Counter()
-        self._none_up_since: dict[Stage, float] = {}
         self._leaving: set[ActorId] = set()
+        """Their nodes are draining: they finish what they hold, and no longer count."""
+        self._none_up_since: dict[Stage, float] = {}
         self._draining: frozenset[NodeId] = frozenset()
         self._lost_nodes: set[NodeId] = set()
         self._counted_until: float | None = None
@@ -187,7 +174,7 @@ class Fleet:
     def same_actor(self, stage: Stage, last: ActorId | None) -> ActorId | None:
         """``last`` again if it has room, else another.
 
-        A decoder that is busy is waited for while no other is idle: it has the source file, and
+        A busy decoder is worth waiting for unless another is idle: it has the source file, and
         fetching that again costs more than waiting.
         """
         if last in self._idle[stage] or last in self._spare[stage]:
@@ -197,7 +184,7 @@ class Fleet:
         return self.actor_with_room(stage)
 
     def assign(self, actor_id: ActorId, attempt: AttemptId, now: float, *, alone: bool) -> None:
-        """An actor gets a lease; ``alone``: and no other beside it."""
+        """Give an actor a lease; ``alone``: it gets no other beside it."""
         actor = self.actors[actor_id]
         if not actor.leases:
             actor.head_since = now
@@ -223,7 +210,7 @@ class Fleet:
         idle, spare = self._idle[actor.stage], self._spare[actor.stage]
         idle.pop(actor_id, None)
         spare.pop(actor_id, None)
-        if actor.is_leaving:
+        if actor_id in self._leaving:
             return
         if not actor.leases:
             idle[actor_id] = None
@@ -233,61 +220,58 @@ class Fleet:
     # --- actors come ----------------------------------------------------------------------------
 
     def start(self, stage: Stage, now: float, *, zero_cpu: bool) -> None:
-        actor_id = next(self._new_id)
+        actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
         self._num[stage] += 1
-        self._num_zero_cpu[stage] += zero_cpu
-        self._emit(StartActor(actor_id, stage, zero_cpu, self._starts.nodes_to_avoid(now)))
+        self._out.emit(StartActor(actor_id, stage, zero_cpu, self._starts.nodes_to_avoid(now)))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
-        if self._starts.may_start(stage, now):
-            while self._num[stage] < target:
-                zero_cpu = one_shares and not self._num_zero_cpu[stage]
-                self.start(stage, now, zero_cpu=zero_cpu)
+        lacking = target - self._num[stage]
+        if lacking <= 0 or not self._starts.may_start(stage, now):
+            return
+        zero_cpu = one_shares and not any(one.zero_cpu for one in self._staying(stage).values())
+        for _ in range(lacking):
+            self.start(stage, now, zero_cpu=zero_cpu)
+            zero_cpu = False
 
     def placed(self, event: ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
-            self._num_placed[actor.stage] += not actor.placed
-            actor.placed, actor.node = True, event.node
+            actor.node = event.node
             if event.node in self._draining:
                 self._leave(event.actor)
 
     def came_up(self, actor_id: ActorId) -> None:
         actor = self.actors.get(actor_id)
-        if actor is not None and not actor.up and not actor.is_leaving:
-            self._num_placed[actor.stage] += not actor.placed
+        if actor is not None and not actor.up and actor_id not in self._leaving:
+            actor.up = True
             self._num_up[actor.stage] += 1
-            self._num_ready[actor.stage] += 1
-            actor.placed = actor.up = True
             self._starts.came_up(actor.stage)
             self._none_up_since.pop(actor.stage, None)
             self._shelve(actor_id)
             self._note("actor_up", actor_id, "is up")
 
     def count_time(self, now: float) -> None:
-        """Count the seconds that actors were up, and encoders paid for, since the last call."""
+        """Count the seconds since the last call that actors were up, and encoders paid for."""
         elapsed_s = now - (now if self._counted_until is None else self._counted_until)
         self._counted_until = now
+        up = Counter(actor.stage for actor in self.actors.values() if actor.up)
         for stage in STAGES:
-            self._ledger.add("up_s", self._num_ready[stage] * elapsed_s, by=stage)
-        self._ledger.add("paid_s", self._num_placed["encode"] * elapsed_s)
+            self._out.count("up_s", up[stage] * elapsed_s, by=stage)
+        encoders = (one for one in self.actors.values() if one.stage == "encode")
+        self._out.count("paid_s", sum(one.is_placed for one in encoders) * elapsed_s)
 
     # --- actors go ------------------------------------------------------------------------------
 
     def remove(self, actor_id: ActorId, *, kill: bool = True) -> Actor:
         """Forget an actor; return it, with what it held."""
+        self._discount(actor_id)
         actor = self.actors.pop(actor_id)
-        if actor.is_leaving:
-            self._leaving.discard(actor_id)
-        else:
-            self._discount(actor)
-        self._num_placed[actor.stage] -= actor.placed
-        self._num_ready[actor.stage] -= actor.up
+        self._leaving.discard(actor_id)
         self._idle[actor.stage].pop(actor_id, None)
         self._spare[actor.stage].pop(actor_id, None)
         if kill:
-            self._emit(KillActor(actor_id))
+            self._out.emit(KillActor(actor_id))
         return actor
 
     def lost(self, event: ActorLost, now: float) -> Actor | None:
@@ -300,16 +284,15 @@ class Fleet:
         self._note("actor_lost", event.actor, what, reason=message, node_lost=event.node_lost)
         self.remove(event.actor, kill=False)
         if actor.up:
-            self._ledger.add("lost_actors", by=actor.stage)
+            self._out.count("lost_actors", by=actor.stage)
             if event.node_lost and actor.node is not None and actor.node not in self._lost_nodes:
                 self._lost_nodes.add(actor.node)
-                self._ledger.add("num_lost_nodes")
+                self._out.count("num_lost_nodes")
         elif not event.node_lost:
-            self._starts.failed(actor.stage, message, now, refused=False)
+            self._starts.failed(actor.stage, message, now, died=True)
         return actor
 
-    def refused(self, event: ActorRefused, now: float) -> None:
-        """An actor's setup raised."""
+    def setup_failed(self, event: SetupFailed, now: float) -> None:
         if event.actor in self.actors:
             what = f"did not start: {event.message}"
             self._note("actor_refused", event.actor, what, reason=event.message)
@@ -317,7 +300,7 @@ class Fleet:
             if event.is_node_trouble:
                 self._starts.node_trouble(actor, event.message, now)
             else:
-                self._starts.failed(actor.stage, event.message, now, refused=True)
+                self._starts.failed(actor.stage, event.message, now, died=False)
 
     def node_trouble(self, actor: Actor, message: str, now: float) -> None:
         """An actor was removed because its node had trouble."""
@@ -326,12 +309,11 @@ class Fleet:
     def remove_overdue(self, now: float) -> Iterator[tuple[Actor, str]]:
         """Kill actors that missed a deadline; yield each with what it held, and why."""
         timeout_s = self._config.start_timeout_s
-        deadlines = {stage: getattr(self._config, stage).lease_deadline_s for stage in STAGES}
         for actor_id, actor in list(self.actors.items()):
-            deadline_s = deadlines[actor.stage]
+            deadline_s = getattr(self._config, actor.stage).lease_deadline_s
             if actor.leases and now - actor.head_since > deadline_s:
                 why = f"its {actor.stage} worker did not answer within {deadline_s:g} s"
-                self._ledger.add("lost_actors", by=actor.stage)
+                self._out.count("lost_actors", by=actor.stage)
                 what = f"was killed: {why}"
                 self._note("actor_lost", actor_id, what, reason=why, node_lost=False)
                 yield self.remove(actor_id), why
@@ -346,8 +328,9 @@ class Fleet:
         if number <= 0:
             return []
         staying = self._staying(stage)
-        staying.sort(key=lambda one: (one[1].up, len(one[1].leases), -one[0]))
-        return [actor_id for actor_id, _ in staying[:number]]
+        return sorted(staying, key=lambda one: (staying[one].up, len(staying[one].leases), -one))[
+            :number
+        ]
 
     def replace_starved(self, stage: Stage, now: float) -> None:
         """If all actors of a stage have long waited for capacity, start one with zero CPUs."""
@@ -356,13 +339,16 @@ class Fleet:
         if now - self._none_up_since.setdefault(stage, now) > ZERO_CPU_AFTER_S:
             self._none_up_since[stage] = now
             staying = self._staying(stage)
-            if staying and not any(actor.placed or actor.zero_cpu for _, actor in staying):
-                self.remove(staying[0][0])
+            if staying and not any(one.is_placed or one.zero_cpu for one in staying.values()):
+                self.remove(next(iter(staying)))
                 self.start(stage, now, zero_cpu=True)
 
-    def _staying(self, stage: Stage) -> list[tuple[ActorId, Actor]]:
-        actors = self.actors.items()
-        return [one for one in actors if one[1].stage == stage and not one[1].is_leaving]
+    def _staying(self, stage: Stage) -> dict[ActorId, Actor]:
+        return {
+            actor_id: actor
+            for actor_id, actor in self.actors.items()
+            if actor.stage == stage and actor_id not in self._leaving
+        }
 
     # --- nodes that will go ---------------------------------------------------------------------
 
@@ -374,36 +360,35 @@ class Fleet:
             if actor.node in nodes:
                 self._leave(actor_id)
         if news:
-            text, fields = f"{len(news)} nodes are draining", {"nodes": sorted(news)}
-            self._emit(Note("nodes_draining", text, fields, is_warning=True))
+            text = f"{len(news)} nodes are draining"
+            self._out.note("nodes_draining", text, is_warning=True, nodes=sorted(news))
         return bool(news)
 
     def is_leaving(self, actor_id: ActorId) -> bool:
         return actor_id in self._leaving
 
     def remove_left(self) -> None:
-        """Kill the actors on draining nodes that hold nothing any more."""
+        """Kill the actors on draining nodes that no longer hold anything."""
         for actor_id in sorted(self._leaving):
             if not self.actors[actor_id].leases:
                 self.remove(actor_id)
 
     def _leave(self, actor_id: ActorId) -> None:
-        """Give an actor nothing new; it is replaced at once."""
-        actor = self.actors[actor_id]
-        if not actor.is_leaving:
-            actor.is_leaving = True
-            self._leaving.add(actor_id)
-            self._discount(actor)
-            self._shelve(actor_id)
+        """An actor gets nothing new, and is replaced at once."""
+        self._discount(actor_id)
+        self._leaving.add(actor_id)
+        self._shelve(actor_id)
 
-    def _discount(self, actor: Actor) -> None:
-        self._num[actor.stage] -= 1
-        self._num_up[actor.stage] -= actor.up
-        self._num_zero_cpu[actor.stage] -= actor.zero_cpu
+    def _discount(self, actor_id: ActorId) -> None:
+        """Stop counting an actor, unless it is leaving and so is not counted."""
+        if actor_id not in self._leaving:
+            actor = self.actors[actor_id]
+            self._num[actor.stage] -= 1
+            self._num_up[actor.stage] -= actor.up
 
     def _note(self, event: EventName, actor_id: ActorId, what: str, **more: object) -> None:
-        """Say what happened to an actor; a warning unless it is good news."""
-        actor = self.actors[actor_id]
-        fields = {"actor": actor_id, "stage": actor.stage, "node": actor.node, **more}
-        message = f"{actor.stage} actor {actor_id} {what}"
-        self._emit(Note(event, message, fields, is_warning=event != "actor_up"))
+        """Log what happened to an actor; a warning unless it is good news."""
+        stage, node = self.actors[actor_id].stage, self.actors[actor_id].node
+        text, is_bad = f"{stage} actor {actor_id} {what}", event != "actor_up"
+        fields = {"actor": actor_id, "stage": stage, "node": node, **more}
+        self._out.note(event, text, is_warning=is_bad, **fields)

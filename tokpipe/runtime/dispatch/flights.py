@@ -3,62 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
-from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Emit, Lease, Pick, Release
+from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.protocol import AttemptId, Dispatch, Pick, Release
 from tokpipe.types import Stage
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """One attempt: which lease which actor holds."""
-
-    lease: Lease
-    actor: ActorId
 
 
 class Flights:
     """Knows every attempt in flight, and how many clips of each kept output are still unread.
 
-    An output is released with its last clip. An attempt that is not in flight is not listened to.
+    An output is released with its last clip.
     """
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._flights: dict[AttemptId, Flight] = {}
+    def __init__(self, out: Outbox) -> None:
+        self._out = out
+        self.attempts: dict[AttemptId, Dispatch] = {}
         self._num: Counter[Stage] = Counter()
         self._unread: Counter[AttemptId] = Counter()
 
-    def start(self, attempt: AttemptId, lease: Lease, actor: ActorId) -> None:
-        self._flights[attempt] = Flight(lease, actor)
-        self._num[lease.stage] += 1
+    def start(self, flight: Dispatch) -> None:
+        self.attempts[flight.attempt] = flight
+        self._num[flight.lease.stage] += 1
 
-    def find(self, attempt: AttemptId) -> Flight | None:
-        """None for an attempt that was given up."""
-        return self._flights.get(attempt)
-
-    def end(self, attempt: AttemptId) -> Lease:
-        """The attempt has an outcome, or is given up; return its lease."""
-        lease = self._flights.pop(attempt).lease
-        self._num[lease.stage] -= 1
-        return lease
+    def end(self, attempt: AttemptId) -> Dispatch | None:
+        """End an attempt and return it; None if it was abandoned, so its answer does not count."""
+        if (flight := self.attempts.pop(attempt, None)) is not None:
+            self._num[flight.lease.stage] -= 1
+        return flight
 
     def num(self, stage: Stage) -> int:
-        """Attempts of a stage that are in flight."""
+        """Number of attempts of a stage in flight."""
         return self._num[stage]
 
     def keep(self, attempt: AttemptId, num_clips: int) -> None:
-        """Keep an output until so many clips of it are used up; release it now if none is."""
+        """Keep an output until this many of its clips are used; with 0, release it now."""
         if num_clips:
             self._unread[attempt] = num_clips
         else:
-            self._emit(Release(attempt))
+            self._out.emit(Release(attempt))
 
     def use_up(self, pick: Pick) -> None:
-        """Nobody needs these clips of an output any more."""
+        """These clips of an output are no longer needed."""
         if not pick.positions:
             return
         self._unread[pick.source] -= len(pick.positions)
         if self._unread[pick.source] == 0:
             del self._unread[pick.source]
-            self._emit(Release(pick.source))
+            self._out.emit(Release(pick.source))

@@ -1,97 +1,85 @@
-"""Hands waiting work to actors with room."""
+"""Hands waiting work to actors with room.
+
+Suspects first: each needs an idle actor. While any waits, nothing else of its stage goes out, or no
+actor would ever be idle. Then pieces of streamed clips, since the longest of them may be what the
+end of the job waits for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from tokpipe.runtime.dispatch.fleet import Fleet
-from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.pools import Pools
-from tokpipe.runtime.dispatch.protocol import ActorId, Dispatch, Emit, Lease
-from tokpipe.runtime.dispatch.queues import Queues
-from tokpipe.runtime.dispatch.streams import StreamedClips
+from tokpipe.runtime.dispatch.parts import Parts
+from tokpipe.runtime.dispatch.protocol import ActorId, Dispatch, Lease
 from tokpipe.types import Stage
 
 SHARDS_AHEAD = 4
 """Shards per write actor that may wait before encoders pause: codes are small, but they add up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leasing:
-    """Which work goes out next, and to whom.
+def decodes(parts: Parts, now: float) -> None:
+    """Lease to decoders as far as credits go, so that few pixels wait for encoders.
 
-    Suspects first: each needs an idle actor. While any waits, nothing else of its stage goes out,
-    or no actor would ever be idle. Then pieces of streamed clips, since the longest of them may
-    be what the end of the job waits for.
+    Suspects need no credits, because there are never more of them than one lease had clips;
+    nor do the later pieces of streamed clips, of which each has few out.
     """
-
-    fleet: Fleet
-    flights: Flights
-    queues: Queues
-    streams: StreamedClips
-    pools: Pools
-    new_id: Iterator[int]
-    emit: Emit
-
-    def decodes(self, now: float) -> None:
-        """Lease to decoders, as far as credits go: pixels that wait for encoders stay few.
-
-        Suspects need no credits, because there are never more of them than one lease had clips;
-        nor do the later pieces of streamed clips, of which each has few out.
-        """
-        self._suspects("decode", now)
-        self._pieces_to_decode(now)
-        pixels = self.queues.num_decoded + self.streams.num_waiting
-        bound = 2 * max(1, self.fleet.num_up("encode")) + self.fleet.num_up("decode")
-        while pixels + self.flights.num("decode") < bound and self._has_room("decode"):
-            if (lease := self.queues.next_decode(self.pools.lease_clips)) is None:
-                return
-            self._send(lease, now)
-
-    def encodes(self, now: float) -> None:
-        """Lease to encoders, unless codes pile up because the output's store is slow."""
-        if self.queues.num_shards > SHARDS_AHEAD * self.fleet.num("write"):
+    fleet, queues = parts.fleet, parts.queues
+    _suspects(parts, "decode", now)
+    _pieces_to_decode(parts, now)
+    pixels = queues.num_waiting("encode") + parts.streams.num_waiting
+    bound = 2 * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
+    while pixels + parts.flights.num("decode") < bound and _has_room(parts, "decode"):
+        if (lease := queues.next_decode(parts.pools.lease_clips)) is None:
             return
-        self._suspects("encode", now)
-        while self._has_room("encode") and (clip := self.streams.next_to_encode()):
-            actor = self.fleet.same_actor("encode", clip.last_actor.get("encode"))
-            assert actor is not None
-            self._send(self.streams.lease_encode(clip, actor), now, actor)
-        while self._has_room("encode") and (lease := self.queues.next_encode()):
-            self._send(lease, now)
+        _send(parts, lease, now)
 
-    def writes(self, now: float) -> None:
-        self._suspects("write", now)
-        while self._has_room("write") and (lease := self.queues.next_write()):
-            self._send(lease, now)
 
-    def _suspects(self, stage: Stage, now: float) -> None:
-        while self.fleet.has_idle(stage) and (lease := self.queues.next_suspect(stage)):
-            self._send(lease, now, alone=True)
+def encodes(parts: Parts, now: float) -> None:
+    """Lease to encoders, unless codes pile up because the output's store is slow."""
+    if parts.queues.num_waiting("write") > SHARDS_AHEAD * parts.fleet.num("write"):
+        return
+    _suspects(parts, "encode", now)
+    while _has_room(parts, "encode") and (clip := parts.streams.next_to_encode()):
+        actor = parts.fleet.same_actor("encode", clip.last_actor.get("encode"))
+        assert actor is not None
+        _send(parts, parts.streams.lease_encode(clip, actor), now, actor)
+    while _has_room(parts, "encode") and (lease := parts.queues.next("encode")):
+        _send(parts, lease, now)
 
-    def _pieces_to_decode(self, now: float) -> None:
-        """Let streamed clips in progress have their next pieces decoded, in turns."""
-        has_leased = True
-        while has_leased and self._has_room("decode"):
-            has_leased = False
-            for clip in self.streams.to_decode():
-                actor = self.fleet.same_actor("decode", clip.last_actor.get("decode"))
-                if actor is not None:
-                    self._send(self.streams.lease_decode(clip, actor), now, actor)
-                    has_leased = True
 
-    def _has_room(self, stage: Stage) -> bool:
-        """Whether an ordinary lease may go out."""
-        return self.fleet.has_room(stage) and not self.queues.has_suspects(stage)
+def writes(parts: Parts, now: float) -> None:
+    _suspects(parts, "write", now)
+    while _has_room(parts, "write") and (lease := parts.queues.next("write")):
+        _send(parts, lease, now)
 
-    def _send(
-        self, lease: Lease, now: float, actor: ActorId | None = None, *, alone: bool = False
-    ) -> None:
-        if actor is None:
-            actor = self.fleet.actor_with_room(lease.stage)
-            assert actor is not None
-        attempt = next(self.new_id)
-        self.fleet.assign(actor, attempt, now, alone=alone)
-        self.flights.start(attempt, lease, actor)
-        self.emit(Dispatch(attempt, actor, lease))
+
+def _suspects(parts: Parts, stage: Stage, now: float) -> None:
+    while parts.fleet.has_idle(stage) and (lease := parts.queues.next_suspect(stage)):
+        _send(parts, lease, now, alone=True)
+
+
+def _pieces_to_decode(parts: Parts, now: float) -> None:
+    """Let streamed clips in progress have their next pieces decoded, in turns."""
+    has_leased = True
+    while has_leased and _has_room(parts, "decode"):
+        has_leased = False
+        for clip in parts.streams.to_decode():
+            actor = parts.fleet.same_actor("decode", clip.last_actor.get("decode"))
+            if actor is not None:
+                _send(parts, parts.streams.lease_decode(clip, actor), now, actor)
+                has_leased = True
+
+
+def _has_room(parts: Parts, stage: Stage) -> bool:
+    """Whether an ordinary lease may go out."""
+    return parts.fleet.has_room(stage) and not parts.queues.has_suspects(stage)
+
+
+def _send(
+    parts: Parts, lease: Lease, now: float, actor: ActorId | None = None, *, alone: bool = False
+) -> None:
+    if actor is None:
+        actor = parts.fleet.actor_with_room(lease.stage)
+        assert actor is not None
+    flight = Dispatch(parts.out.new_id(), actor, lease)
+    parts.fleet.assign(actor, flight.attempt, now, alone=alone)
+    parts.flights.start(flight)
+    parts.out.emit(flight)

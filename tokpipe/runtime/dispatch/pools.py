@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import floor
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.dispatch.protocol import Capacity, Emit, Limits, Note
+from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.protocol import Capacity, Limits
 from tokpipe.types import STAGES, Stage
 
 WORTH_CHANGING = 1.1
@@ -34,7 +35,7 @@ class PoolSizes:
     """One of the decoders requests zero CPUs."""
 
     def of(self, stage: Stage) -> int:
-        return {"decode": self.decode, "encode": self.encode, "write": self.write}[stage]
+        return int(getattr(self, stage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class _Pace:
 class Pools:
     """Target sizes of the stages' pools, and the size of leases."""
 
-    def __init__(self, limits: Limits, emit: Emit) -> None:
+    def __init__(self, limits: Limits, out: Outbox) -> None:
         self._limits = limits
-        self._emit = emit
+        self._out = out
         self._capacity: Capacity | None = None
         self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}
         self._resize_after = 0.0
@@ -100,13 +101,9 @@ class Pools:
         )
         if self.sizes != before:
             wanted = {stage: self.sizes.of(stage) for stage in STAGES}
-            self._emit(
-                Note(
-                    "pools_resized",
-                    ", ".join(f"{number} {stage}" for stage, number in wanted.items()),
-                    {"actors": wanted, "cpus": capacity.cpus, "gpus": capacity.gpus},
-                )
-            )
+            text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())
+            fields = {"actors": wanted, "cpus": capacity.cpus, "gpus": capacity.gpus}
+            self._out.note("pools_resized", text, **fields)
 
     @property
     def lease_clips(self) -> int:

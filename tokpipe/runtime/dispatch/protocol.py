@@ -1,9 +1,8 @@
 """What goes into the dispatcher (limits, events) and what comes out (commands). Plain values.
 
-An *actor* is one worker process of one stage. A *lease* is work that one actor holds. Each time a
-lease is handed out is an *attempt* with a new id, so a late answer to an attempt that was given
-up is recognized and ignored. The output of an attempt stays in the object store under the
-attempt's id until it is released.
+An *actor* is a worker process of one stage. A *lease* is work for one actor. Each time a lease is
+handed out is an *attempt* with a new id, so a late answer to an abandoned attempt is recognized
+and ignored. The output of an attempt stays in the object store under its id until it is released.
 
 A *streamed clip* is decoded and encoded in pieces; each piece continues from the state that
 encoding the previous one left. Its leases carry its stream id, which changes when it restarts.
@@ -11,8 +10,8 @@ encoding the previous one left. Its leases carry its stream id, which changes wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokpipe.config.job import RuntimeConfig
@@ -42,29 +41,6 @@ class Limits:
     """Expected size of one code in a shard."""
     usual_clips: int = 8
     """Clips per lease until their duration is known, and the fewest afterwards."""
-
-
-# --- what stages answer -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedInfo(Travels):
-    """One clip in the output of a decode attempt; the pixels stay in the object store."""
-
-    ref: ClipRef
-    num_frames: int
-    num_pieces: int = 1
-    """More than one if this is a piece of a streamed clip."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedInfo(Travels):
-    """One clip in the output of an encode attempt; the codes stay in the object store."""
-
-    ref: ClipRef
-    grid: tuple[int, int]
-    num_codes: int
-    marks: tuple[str, ...] = ()
 
 
 # --- leases -------------------------------------------------------------------------------------
@@ -115,6 +91,7 @@ class WriteLease:
     lease_id: int
     """Part of the shard's name, next to the attempt."""
     stage: Stage = "write"
+    stream: None = None
 
     @property
     def items(self) -> tuple[WorkItem, ...]:
@@ -124,20 +101,39 @@ class WriteLease:
     def picks(self) -> tuple[Pick, ...]:
         return tuple(pick for part in self.parts for pick in part.picks)
 
-    @property
-    def encode_s(self) -> float:
-        return sum(part.encode_s for part in self.parts)
-
 
 ClipLease = DecodeLease | EncodeLease
 Lease = ClipLease | WriteLease
+
+# --- what stages answer -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedInfo(Travels):
+    """One clip in the output of a decode attempt; the pixels stay in the object store."""
+
+    ref: ClipRef
+    num_frames: int
+    num_pieces: int = 1
+    """More than one if this is a piece of a streamed clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInfo(Travels):
+    """One clip in the output of an encode attempt; the codes stay in the object store."""
+
+    ref: ClipRef
+    grid: tuple[int, int]
+    num_codes: int
+    marks: tuple[str, ...] = ()
+
+
 Info = DecodedInfo | EncodedInfo | Rejected | Failed
 Answer = (
     tuple[DecodedInfo | Rejected | Failed, ...]
     | tuple[EncodedInfo | Rejected | Failed, ...]
     | Receipt
 )
-
 
 # --- events -------------------------------------------------------------------------------------
 
@@ -150,7 +146,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Capacity(Event):
-    """CPUs and GPUs of the cluster's live nodes in total."""
+    """Total CPUs and GPUs of the cluster's live nodes."""
 
     cpus: float
     gpus: float
@@ -181,7 +177,7 @@ class ActorLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ActorRefused(Event):
+class SetupFailed(Event):
     """An actor's setup raised: weights, packages or settings are wrong, or its node is."""
 
     actor: ActorId
@@ -191,7 +187,7 @@ class ActorRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class Draining(Event):
-    """All nodes that the cluster is known to be taking away soon."""
+    """All nodes that the cluster is about to take away."""
 
     nodes: frozenset[NodeId]
 
@@ -206,25 +202,24 @@ class Planned(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseDone(Event):
+    """A stage answered. Of ``busy_s`` seconds of work, ``download_s`` went into fetching."""
+
     attempt: AttemptId
     answer: Answer
     busy_s: float = 0.0
-    """Seconds that the stage worked on it."""
     download_s: float = 0.0
-    """The part of ``busy_s`` in which a decoder fetched sources."""
     download_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailed(Event):
-    """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (a full
-    disk, say) blame no clip."""
+    """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (such as a
+    full disk) blame no clip. ``lost``, with ``inputs_lost``: the outputs that vanished."""
 
     attempt: AttemptId
     kind: Literal["fault", "storage", "inputs_lost", "node"]
     message: str
     lost: tuple[AttemptId, ...] = ()
-    """With ``inputs_lost``: the outputs that vanished with the node that held them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +229,7 @@ class Committed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StopRequested(Event):
-    """Commit what is finished and end: ``grace_s`` for encoders at work, as much for writers."""
+    """Commit what is finished and end. Encoders get ``grace_s`` to finish, then writers too."""
 
     grace_s: float
 
@@ -255,13 +250,12 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class StartActor(Command):
-    """``zero_cpu``: request no CPUs, since the stage has no actor and none fits."""
+    """Start an actor away from the nodes to ``avoid``. ``zero_cpu``: it requests no CPUs."""
 
     actor: ActorId
     stage: Stage
     zero_cpu: bool
     avoid: tuple[NodeId, ...] = ()
-    """Nodes to keep away from, because they had trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +265,8 @@ class KillActor(Command):
 
 @dataclass(frozen=True, slots=True)
 class Dispatch(Command):
+    """Have an actor work on a lease; answer with LeaseDone or LeaseFailed."""
+
     attempt: AttemptId
     actor: ActorId
     lease: Lease
@@ -303,19 +299,17 @@ class Commit(Command):
 
     receipts: tuple[Receipt, ...]
     rejected: tuple[Rejected, ...]
-    account: Account = field(default_factory=Account)
+    account: Account
     """What the run did and spent since the previous commit, this one included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note(Command):
-    """Something happened that people and logs want to know; nothing has to be done."""
+    """Log that something happened: ``message`` for people, ``fields`` for programs."""
 
     event: EventName
     message: str
-    """For people."""
     fields: Mapping[str, Any]
-    """For programs."""
     is_warning: bool = False
 
 
@@ -332,7 +326,3 @@ class Abort(Command):
 
     kind: Literal["storage", "runtime"]
     message: str
-
-
-Emit = Callable[[Command], None]
-"""How the parts of the dispatcher order something."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     ClipLease,
     DecodeLease,
-    Emit,
     EncodeLease,
     FetchPlan,
     Lease,
@@ -21,42 +21,28 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.types import STAGES, Stage, WorkItem
 
 
-@dataclass(slots=True)
-class _CutSource:
-    """Segments of a cut source that are not leased yet."""
-
-    item: WorkItem
-    next: int
-    total: int
-
-
 class Queues:
     """All work that is not in flight, in the order in which it is handed out.
 
     Pieces of streamed clips wait in ``StreamedClips``, except suspects and retries.
     """
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+    def __init__(self, out: Outbox) -> None:
+        self._out = out
         self._plan_is_asked = False
         self._plan_is_exhausted = False
         self._items: deque[WorkItem] = deque()
-        self._cut_sources: deque[_CutSource] = deque()
-        self._decoded: deque[EncodeLease] = deque()
-        self._shards: deque[WriteLease] = deque()
+        self._segments: deque[tuple[WorkItem, range]] = deque()
+        """Cut sources, and their segments that are not leased yet."""
+        self._waiting: dict[Stage, deque[Lease]] = {"encode": deque(), "write": deque()}
+        """Decoded clips that wait for an encoder, and shards that wait for a writer."""
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
         self._retries: list[tuple[float, int, ClipLease]] = []
         """A heap, by when each is due."""
 
-    @property
-    def num_decoded(self) -> int:
-        """Leases of decoded clips that wait for an encoder."""
-        return len(self._decoded)
-
-    @property
-    def num_shards(self) -> int:
-        """Shards that wait for a writer."""
-        return len(self._shards)
+    def num_waiting(self, stage: Stage) -> int:
+        """Leases that wait for an encoder or writer, without suspects and retries."""
+        return len(self._waiting[stage])
 
     def has_suspects(self, stage: Stage) -> bool:
         return bool(self._suspects[stage])
@@ -68,8 +54,8 @@ class Queues:
             self._plan_is_exhausted
             and not self._plan_is_asked
             and not self._items
-            and not self._cut_sources
-            and not self._decoded
+            and not self._segments
+            and not self._waiting["encode"]
             and not self._retries
             and not self._suspects["decode"]
             and not self._suspects["encode"]
@@ -81,7 +67,7 @@ class Queues:
         """Fetch more of the plan if fewer than ``low`` items wait."""
         if not self._plan_is_exhausted and not self._plan_is_asked and len(self._items) < low:
             self._plan_is_asked = True
-            self._emit(FetchPlan(2 * low))
+            self._out.emit(FetchPlan(2 * low))
 
     def planned(self, event: Planned) -> None:
         self._plan_is_asked = False
@@ -90,15 +76,12 @@ class Queues:
 
     # --- in -------------------------------------------------------------------------------------
 
+    def add(self, lease: EncodeLease | WriteLease) -> None:
+        self._waiting[lease.stage].append(lease)
+
     def add_segments(self, item: WorkItem, total: int) -> None:
         """A source turned out to be cut: its segments after the first become work too."""
-        self._cut_sources.append(_CutSource(item, 1, total))
-
-    def add_decoded(self, lease: EncodeLease) -> None:
-        self._decoded.append(lease)
-
-    def add_shard(self, lease: WriteLease) -> None:
-        self._shards.append(lease)
+        self._segments.append((item, range(1, total)))
 
     def add_suspects(self, leases: Iterable[Lease]) -> None:
         """Run each of these alone on an actor, because the last one to hold it was lost."""
@@ -114,12 +97,10 @@ class Queues:
 
     def put_back(self, lease: Lease) -> None:
         """Put a lease, not of a streamed clip, in front of all that waits for its stage."""
-        if isinstance(lease, WriteLease):
-            self._shards.appendleft(lease)
-        elif isinstance(lease, DecodeLease):
+        if isinstance(lease, DecodeLease):
             self.decode_again(lease.items)
         else:
-            self._decoded.appendleft(lease)
+            self._waiting[lease.stage].appendleft(lease)
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -129,25 +110,17 @@ class Queues:
 
     def next_decode(self, max_clips: int) -> DecodeLease | None:
         """Consecutive segments of one source, or single clips."""
-        if self._cut_sources:
-            return DecodeLease(tuple(self._next_segments(max_clips)))
+        if self._segments:
+            item, segments = self._segments.popleft()
+            if rest := segments[max_clips:]:
+                self._segments.appendleft((item, rest))
+            return DecodeLease(tuple(replace(item, segment=one) for one in segments[:max_clips]))
         count = min(max_clips, len(self._items))
         return DecodeLease(tuple(self._items.popleft() for _ in range(count))) if count else None
 
-    def _next_segments(self, max_clips: int) -> Iterator[WorkItem]:
-        source = self._cut_sources[0]
-        last = min(source.next + max_clips, source.total)
-        for segment in range(source.next, last):
-            yield replace(source.item, segment=segment)
-        source.next = last
-        if last == source.total:
-            self._cut_sources.popleft()
-
-    def next_encode(self) -> EncodeLease | None:
-        return self._decoded.popleft() if self._decoded else None
-
-    def next_write(self) -> WriteLease | None:
-        return self._shards.popleft() if self._shards else None
+    def next(self, stage: Stage) -> Lease | None:
+        """The next lease for an encoder or writer."""
+        return self._waiting[stage].popleft() if self._waiting[stage] else None
 
     def due_retries(self, now: float) -> Iterator[ClipLease]:
         """Take out the leases whose pause is over."""
@@ -158,8 +131,5 @@ class Queues:
         """Drop the suspects and retries of a streamed clip that has ended."""
         self._retries = [one for one in self._retries if one[2].stream != stream_id]
         heapify(self._retries)
-        for stage in ("decode", "encode"):
-            suspects = self._suspects[stage]
-            self._suspects[stage] = deque(
-                one for one in suspects if isinstance(one, WriteLease) or one.stream != stream_id
-            )
+        for stage, suspects in self._suspects.items():
+            self._suspects[stage] = deque(one for one in suspects if one.stream != stream_id)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tokpipe.runtime.dispatch.account import Ledger
+from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     AttemptId,
     Commit,
-    Emit,
     EncodedClips,
     Finish,
     Limits,
-    Note,
     StopRequested,
     WriteLease,
 )
@@ -40,22 +37,13 @@ class _OpenShard:
 class Settlement:
     """Collects codes into shards, and what is written or rejected into commits, one at a time.
 
-    Only it ends a job in good order: when all is committed, or when a stop's grace is over.
+    It ends a job in good order: when everything is committed, or when a stop's grace is over.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        queues: Queues,
-        new_id: Iterator[int],
-        ledger: Ledger,
-        emit: Emit,
-    ) -> None:
+    def __init__(self, limits: Limits, queues: Queues, out: Outbox) -> None:
         self._limits = limits
         self._queues = queues
-        self._new_id = new_id
-        self._ledger = ledger
-        self._emit = emit
+        self._out = out
         self._open: dict[tuple[int, int], _OpenShard] = {}
         self._receipts: list[Receipt] = []
         self._rejected: list[Rejected] = []
@@ -63,9 +51,9 @@ class Settlement:
         self._useful_s = 0.0
         """Encoder seconds behind the receipts."""
         self._reported = Account()
-        """What commits so far have reported of the ledger."""
+        """What commits so far have reported."""
         self._committing: Account | None = None
-        """What the commit in flight will add to it."""
+        """What the commit in flight will add to the account of the run."""
         self._encode_until: float | None = None
         """Set when the job is asked to stop."""
         self._end_by = 0.0
@@ -88,24 +76,21 @@ class Settlement:
             picks = (pick for part in shard.parts for pick in part.picks)
             shard.is_endangered |= any(pick.source == attempt for pick in picks)
 
-    def close_all(self) -> None:
-        for grid in list(self._open):
-            self._close(grid)
-
-    def close_due(self, now: float, *, hurry: bool) -> None:
-        """Close shards that are old or endangered; ``hurry``: no more codes will come."""
+    def close_due(self, now: float, *, all_of_them: bool) -> None:
+        """Close shards that are old or endangered, or all of them."""
+        max_age_s = self._limits.shard_max_age_s
         for grid, shard in list(self._open.items()):
-            if hurry or shard.is_endangered or now - shard.since >= self._limits.shard_max_age_s:
+            if all_of_them or shard.is_endangered or now - shard.since >= max_age_s:
                 self._close(grid)
 
     def _close(self, grid: tuple[int, int]) -> None:
         parts = tuple(self._open.pop(grid).parts)
-        self._queues.add_shard(WriteLease(parts, next(self._new_id)))
+        self._queues.add(WriteLease(parts, self._out.new_id()))
 
     # --- commits --------------------------------------------------------------------------------
 
     def written(self, receipt: Receipt, encode_s: float) -> None:
-        """A shard is stored, and can be committed."""
+        """A shard is stored and can be committed."""
         self._receipts.append(receipt)
         self._useful_s += encode_s
 
@@ -113,12 +98,7 @@ class Settlement:
         if self._rejected_since is None:
             self._rejected_since = now
         self._rejected.append(rejected)
-        stage = "encode" if rejected.stage == "encode" else "decode"
-        self._ledger.add("rejected_at", by=stage)
-
-    def lose(self, encode_s: float) -> None:
-        """An encoder's seconds came to nothing."""
-        self._ledger.add("lost_s", encode_s)
+        self._out.count("rejected_at", by="encode" if rejected.stage == "encode" else "decode")
 
     def commit_due(self, now: float, *, is_last: bool) -> None:
         """Commit if there is enough, or if nothing else will come; one commit at a time."""
@@ -142,21 +122,21 @@ class Settlement:
             num_commits=1,
         )
         self._useful_s = 0.0
-        account = self._ledger.account + self._committing
-        self._emit(Commit(receipts, rejected, account - self._reported))
+        account = self._out.account + self._committing
+        self._out.emit(Commit(receipts, rejected, account - self._reported))
         self._reported = account
 
     def committed(self) -> None:
         """The commit in flight is in the manifest."""
         assert self._committing is not None
-        self._ledger.add_account(self._committing)
+        self._out.add_account(self._committing)
         self._committing = None
 
     # --- the end --------------------------------------------------------------------------------
 
     def stop(self, event: StopRequested, now: float) -> None:
         """Let encoders finish for a grace period, and writers for another."""
-        self._emit(Note("stop_requested", "stopping", {"grace_s": event.grace_s}))
+        self._out.note("stop_requested", "stopping", grace_s=event.grace_s)
         self._encode_until = now + event.grace_s
         self._end_by = now + 2 * event.grace_s
 
@@ -177,9 +157,9 @@ class Settlement:
     ) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
         if self.is_stopping and now >= self._end_by:
-            self._emit(Finish("stopped"))
+            self._out.emit(Finish("stopped"))
         elif all_written and not (self._committing or self._receipts or self._rejected):
             if all_encoded:
-                self._emit(Finish("done"))
+                self._out.emit(Finish("done"))
             elif self.is_stopping and not encoding:
-                self._emit(Finish("stopped"))
+                self._out.emit(Finish("stopped"))

@@ -28,7 +28,6 @@ from tokpipe.runtime.dispatch.protocol import (
     Lease,
     Pick,
     StreamId,
-    WriteLease,
 )
 from tokpipe.types import Stage, WorkItem
 
@@ -134,15 +133,13 @@ class StreamedClips:
             self._in_progress[clip.stream_id] = clip
             self._queue(clip)
 
-    def of(self, lease: ClipLease) -> StreamedClip | None:
+    def of(self, lease: Lease) -> StreamedClip | None:
         """The clip that a lease is a piece of; None once it has ended, and for other leases."""
         return None if lease.stream is None else self._in_progress.get(lease.stream)
 
     def has_ended(self, lease: Lease) -> bool:
         """Whether a lease is a piece of a clip that has ended since."""
-        if isinstance(lease, WriteLease) or lease.stream is None:
-            return False
-        return lease.stream not in self._in_progress
+        return lease.stream is not None and lease.stream not in self._in_progress
 
     def to_decode(self) -> list[StreamedClip]:
         """Clips with a piece for a decoder, longest waiting first."""

@@ -1,0 +1,33 @@
+"""The owners of the dispatcher's state, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tokpipe.runtime.dispatch.blame import Blame
+from tokpipe.runtime.dispatch.fleet import Fleet
+from tokpipe.runtime.dispatch.flights import Flights
+from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.pools import Pools
+from tokpipe.runtime.dispatch.protocol import Limits
+from tokpipe.runtime.dispatch.queues import Queues
+from tokpipe.runtime.dispatch.settlement import Settlement
+from tokpipe.runtime.dispatch.streams import StreamedClips
+from tokpipe.types import ClipRef, WorkItem
+
+
+class Parts:
+    """Each part owns its state: ``fleet`` the actors, ``flights`` the attempts in flight,
+    ``queues`` and ``streams`` what waits, ``blame`` the strikes, ``settlement`` what is to be
+    committed. The functions of ``leasing``, ``answers`` and ``failures`` move work between them.
+    """
+
+    def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
+        self.out = out = Outbox()
+        self.pools = Pools(limits, out)
+        self.fleet = Fleet(limits.runtime, out)
+        self.flights = Flights(out)
+        self.queues = Queues(out)
+        self.streams = StreamedClips()
+        self.blame = Blame(limits.runtime.max_attempts, ref_of, out)
+        self.settlement = Settlement(limits, self.queues, out)
