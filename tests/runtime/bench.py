@@ -137,4 +137,4 @@ def only(kind: type[C], commands: Iterable[Command]) -> list[C]:
 
 
 def released(commands: Iterable[Command]) -> set[int]:
-    return {command.attempt for command in only(Release, commands)}
+    return {command.attempt for command in only(Release, commands) if not command.state_only}

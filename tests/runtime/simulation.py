@@ -47,7 +47,6 @@ from tokpipe.runtime.dispatch.protocol import (
     LeaseFailed,
     Pick,
     Release,
-    ReleaseState,
     SetupFailed,
     StartActor,
     StopRequested,
@@ -362,12 +361,12 @@ class _Driver:
             case Dispatch():
                 self.check_lease(command.lease)
                 self.work(command)
-            case Release():
-                self.objects.pop(command.attempt, None)
-                self.states.pop(command.attempt, None)
-            case ReleaseState():
-                assert command.attempt in self.states, "a state was released twice"
-                del self.states[command.attempt]
+            case Release(attempt, state_only=True):
+                assert attempt in self.states, "a state was released twice"
+                del self.states[attempt]
+            case Release(attempt):
+                self.objects.pop(attempt, None)
+                self.states.pop(attempt, None)
             case FetchPlan():
                 self.post(0.1, self.feed.fetch(command.num_items))
             case Commit():

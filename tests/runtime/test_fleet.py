@@ -38,7 +38,7 @@ def test_idle_actors_come_before_those_with_a_free_slot() -> None:
         given.append(fleet.actor_with_room("decode"))
         fleet.assign(given[-1], attempt, 0.0, alone=False)  # type: ignore[arg-type]
     assert given == [1, 2, 1, 2]
-    assert not fleet.has_room("decode")
+    assert fleet.actor_with_room("decode") is None
     assert fleet.free(2, 1, 5.0) == 5.0
     assert fleet.same_actor("decode", 2) == 2
     assert fleet.same_actor("decode", 1) is None, "it is worth waiting for the source file"

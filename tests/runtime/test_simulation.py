@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.simulation import Simulation
-from tokpipe.runtime.dispatch import failures, leasing
+from tokpipe.runtime.dispatch import leasing, returns
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
@@ -114,8 +114,8 @@ BUGS: list[tuple[type | ModuleType, str, Callable[[Callable[..., Any]], object]]
     (StreamedClips, "take_back", without),
     (StreamedClips, "has_ended", lambda old: lambda self, lease: False),
     (leasing, "_suspects", without),
-    (failures, "_decode_again", without),
-    (failures, "_end_streamed", lambda old: lambda parts, clip: parts.streams.end(clip)),
+    (returns, "_decode_again", without),
+    (returns, "_end_streamed", lambda old: lambda parts, clip: parts.streams.end(clip)),
 ]
 
 

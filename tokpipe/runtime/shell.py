@@ -159,8 +159,7 @@ class Shell:
 
     def _look_at_nodes(self) -> None:
         draining = draining_nodes()
-        if draining or self.dispatcher.parts.fleet.knows_of_draining:
-            self._events.put(Draining(draining))
+        self._events.put(Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()

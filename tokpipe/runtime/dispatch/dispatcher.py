@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tokpipe.runtime.dispatch import answers, failures, leasing, protocol
+from tokpipe.runtime.dispatch import leasing, protocol, returns
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.protocol import Command, Event, Limits
 from tokpipe.telemetry.account import Account
@@ -50,9 +50,9 @@ class Dispatcher:
         parts = self.parts
         match event:
             case protocol.LeaseDone():
-                answers.done(parts, event, now)
+                returns.done(parts, event, now)
             case protocol.LeaseFailed():
-                failures.failed(parts, event, now)
+                returns.failed(parts, event, now)
             case protocol.Planned():
                 parts.queues.planned(event)
             case protocol.Committed():
@@ -60,7 +60,7 @@ class Dispatcher:
             case protocol.Tick():
                 parts.fleet.count_time(now)
                 for actor, why in parts.fleet.remove_overdue(now):
-                    failures.lost(parts, actor, now, blame=why)
+                    returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():
                 parts.pools.resize(event, now)
             case protocol.ActorPlaced():
@@ -70,7 +70,7 @@ class Dispatcher:
             case protocol.ActorLost():
                 if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message
-                    failures.lost(parts, dead, now, blame=blame)
+                    returns.lost(parts, dead, now, blame=blame)
             case protocol.SetupFailed():
                 parts.fleet.setup_failed(event, now)
             case protocol.Draining():
@@ -90,7 +90,7 @@ class Dispatcher:
             num_decoders = max(1, parts.fleet.num("decode"))
             parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
             parts.streams.admit(parts.fleet.num_up("encode"))
-            failures.retry_due(parts, now)
+            returns.retry_due(parts, now)
             leasing.decodes(parts, now)
             leasing.encodes(parts, now)
         self._settle(now)
@@ -104,7 +104,7 @@ class Dispatcher:
             target = sizes.of(stage)
             fleet.replace_starved(stage, now)
             for actor_id in fleet.surplus(stage, target):
-                failures.lost(self.parts, fleet.remove(actor_id), now, blame=None)
+                returns.lost(self.parts, fleet.remove(actor_id), now, blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
             fleet.fill(stage, target, now, one_shares=one_shares)
 

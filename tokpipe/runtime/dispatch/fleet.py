@@ -82,6 +82,7 @@ class _Starts:
         self._after.pop(stage, None)
 
     def did_a_lease(self, stage: Stage) -> None:
+        """An actor answered a lease, so its node works."""
         self._troubles_in_a_row[stage] = 0
 
     def failed(self, stage: Stage, message: str, now: float, *, died: bool) -> None:
@@ -130,7 +131,7 @@ class Fleet:
         self.actors: dict[ActorId, Actor] = {}
         self._config = config
         self._out = out
-        self._starts = _Starts(out)
+        self.starts = _Starts(out)
         self._idle: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
         """Actors that are up and hold no lease, longest idle first."""
         self._spare: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
@@ -152,23 +153,14 @@ class Fleet:
         """Those of them that take leases."""
         return self._num_up[stage]
 
-    @property
-    def knows_of_draining(self) -> bool:
-        """Whether the last notice named any node."""
-        return bool(self._draining)
-
     # --- who has room ---------------------------------------------------------------------------
 
-    def has_room(self, stage: Stage) -> bool:
-        """Whether any actor has room for a lease."""
-        return bool(self._idle[stage] or self._spare[stage])
-
-    def has_idle(self, stage: Stage) -> bool:
-        """Whether any actor holds nothing."""
-        return bool(self._idle[stage])
+    def idle_actor(self, stage: Stage) -> ActorId | None:
+        """The actor that has held nothing for longest."""
+        return next(iter(self._idle[stage]), None)
 
     def actor_with_room(self, stage: Stage) -> ActorId | None:
-        """The idle actor, or else the one that has had a free slot longest."""
+        """The idle actor, or else the one that has had a free slot for longest."""
         return next(iter(self._idle[stage] or self._spare[stage]), None)
 
     def same_actor(self, stage: Stage, last: ActorId | None) -> ActorId | None:
@@ -200,10 +192,6 @@ class Fleet:
         self._shelve(actor_id)
         return held_s
 
-    def did_a_lease(self, stage: Stage) -> None:
-        """An actor answered a lease, so its node works."""
-        self._starts.did_a_lease(stage)
-
     def _shelve(self, actor_id: ActorId, *, alone: bool = False) -> None:
         """List an actor with those that have as much room."""
         actor = self.actors[actor_id]
@@ -223,12 +211,12 @@ class Fleet:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
         self._num[stage] += 1
-        self._out.emit(StartActor(actor_id, stage, zero_cpu, self._starts.nodes_to_avoid(now)))
+        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.nodes_to_avoid(now)))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
         lacking = target - self._num[stage]
-        if lacking <= 0 or not self._starts.may_start(stage, now):
+        if lacking <= 0 or not self.starts.may_start(stage, now):
             return
         zero_cpu = one_shares and not any(one.zero_cpu for one in self._staying(stage).values())
         for _ in range(lacking):
@@ -246,7 +234,7 @@ class Fleet:
         if actor is not None and not actor.up and actor_id not in self._leaving:
             actor.up = True
             self._num_up[actor.stage] += 1
-            self._starts.came_up(actor.stage)
+            self.starts.came_up(actor.stage)
             self._none_up_since.pop(actor.stage, None)
             self._shelve(actor_id)
             self._note("actor_up", actor_id, "is up")
@@ -289,7 +277,7 @@ class Fleet:
                 self._lost_nodes.add(actor.node)
                 self._out.count("num_lost_nodes")
         elif not event.node_lost:
-            self._starts.failed(actor.stage, message, now, died=True)
+            self.starts.failed(actor.stage, message, now, died=True)
         return actor
 
     def setup_failed(self, event: SetupFailed, now: float) -> None:
@@ -298,13 +286,9 @@ class Fleet:
             self._note("actor_refused", event.actor, what, reason=event.message)
             actor = self.remove(event.actor)
             if event.is_node_trouble:
-                self._starts.node_trouble(actor, event.message, now)
+                self.starts.node_trouble(actor, event.message, now)
             else:
-                self._starts.failed(actor.stage, event.message, now, died=False)
-
-    def node_trouble(self, actor: Actor, message: str, now: float) -> None:
-        """An actor was removed because its node had trouble."""
-        self._starts.node_trouble(actor, message, now)
+                self.starts.failed(actor.stage, event.message, now, died=False)
 
     def remove_overdue(self, now: float) -> Iterator[tuple[Actor, str]]:
         """Kill actors that missed a deadline; yield each with what it held, and why."""
@@ -327,10 +311,8 @@ class Fleet:
         number = self._num[stage] - target
         if number <= 0:
             return []
-        staying = self._staying(stage)
-        return sorted(staying, key=lambda one: (staying[one].up, len(staying[one].leases), -one))[
-            :number
-        ]
+        staying = [(one.up, len(one.leases), -i) for i, one in self._staying(stage).items()]
+        return [-i for _, _, i in sorted(staying)[:number]]
 
     def replace_starved(self, stage: Stage, now: float) -> None:
         """If all actors of a stage have long waited for capacity, start one with zero CPUs."""

@@ -52,8 +52,8 @@ def writes(parts: Parts, now: float) -> None:
 
 
 def _suspects(parts: Parts, stage: Stage, now: float) -> None:
-    while parts.fleet.has_idle(stage) and (lease := parts.queues.next_suspect(stage)):
-        _send(parts, lease, now, alone=True)
+    while (actor := parts.fleet.idle_actor(stage)) and (lease := parts.queues.next_suspect(stage)):
+        _send(parts, lease, now, actor, alone=True)
 
 
 def _pieces_to_decode(parts: Parts, now: float) -> None:
@@ -70,7 +70,7 @@ def _pieces_to_decode(parts: Parts, now: float) -> None:
 
 def _has_room(parts: Parts, stage: Stage) -> bool:
     """Whether an ordinary lease may go out."""
-    return parts.fleet.has_room(stage) and not parts.queues.has_suspects(stage)
+    return parts.fleet.actor_with_room(stage) is not None and not parts.queues.has_suspects(stage)
 
 
 def _send(

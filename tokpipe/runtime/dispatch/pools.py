@@ -102,8 +102,9 @@ class Pools:
         if self.sizes != before:
             wanted = {stage: self.sizes.of(stage) for stage in STAGES}
             text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())
-            fields = {"actors": wanted, "cpus": capacity.cpus, "gpus": capacity.gpus}
-            self._out.note("pools_resized", text, **fields)
+            self._out.note(
+                "pools_resized", text, actors=wanted, cpus=capacity.cpus, gpus=capacity.gpus
+            )
 
     @property
     def lease_clips(self) -> int:

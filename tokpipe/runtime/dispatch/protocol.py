@@ -274,16 +274,10 @@ class Dispatch(Command):
 
 @dataclass(frozen=True, slots=True)
 class Release(Command):
-    """The output of an attempt is no longer needed, nor any state that it left."""
+    """The output of an attempt is no longer needed, nor any state that it left; or only that."""
 
     attempt: AttemptId
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseState(Command):
-    """The state that encoding a piece left is no longer needed; its codes are."""
-
-    attempt: AttemptId
+    state_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

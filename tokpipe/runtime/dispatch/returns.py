@@ -1,0 +1,310 @@
+"""What becomes of a lease that comes back: done, failed, or lost with its actor.
+
+Pixels go on to encoders, codes to shards, receipts to commits. What failed goes out again, or its
+clip is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tokpipe.runtime.dispatch.fleet import Actor
+from tokpipe.runtime.dispatch.parts import Parts
+from tokpipe.runtime.dispatch.protocol import (
+    AttemptId,
+    ClipLease,
+    DecodedInfo,
+    DecodeLease,
+    Dispatch,
+    EncodedClips,
+    EncodedInfo,
+    EncodeLease,
+    Info,
+    Lease,
+    LeaseDone,
+    LeaseFailed,
+    Pick,
+    Release,
+    WriteLease,
+)
+from tokpipe.runtime.dispatch.streams import StreamedClip
+from tokpipe.types import Failed, Receipt, Rejected, WorkItem
+
+
+def done(parts: Parts, event: LeaseDone, now: float) -> None:
+    """A stage answered."""
+    attempt, answer = event.attempt, event.answer
+    if (flight := parts.flights.end(attempt)) is None:
+        parts.out.emit(Release(attempt))
+        return
+    lease = flight.lease
+    held_s = parts.fleet.free(flight.actor, attempt, now)
+    _count_seconds(parts, event, lease, held_s)
+    parts.fleet.starts.did_a_lease(lease.stage)
+    if isinstance(lease, WriteLease):
+        assert isinstance(answer, Receipt)
+        parts.blame.answered(lease, None)
+        parts.settlement.written(answer, sum(part.encode_s for part in lease.parts))
+        for pick in lease.picks:
+            parts.flights.use_up(pick)
+        return
+    assert isinstance(answer, tuple)
+    assert len(answer) == len(lease.items)
+    failed = [one for one in answer if isinstance(one, Failed)]
+    parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
+    if lease.stream is not None:
+        _piece_done(parts, event, lease, answer[0], now)
+    elif isinstance(lease, DecodeLease):
+        _decoded(parts, attempt, lease, answer, now)
+    else:
+        _encoded(parts, event, lease, answer, now)
+    if parts.fleet.is_leaving(flight.actor):
+        parts.settlement.endanger(attempt)
+
+
+def _count_seconds(parts: Parts, event: LeaseDone, lease: Lease, held_s: float) -> None:
+    """Count an actor's seconds by activity; ``held_s``: since it could begin."""
+    stage, busy_s, out = lease.stage, event.busy_s, parts.out
+    parts.pools.measure(stage, len(lease.items), busy_s)
+    out.count("spent_s", busy_s - event.download_s, by=stage)
+    if stage == "decode":
+        out.count("spent_s", event.download_s, by="download")
+        out.count("download_bytes", event.download_bytes)
+    elif stage == "encode":  # it had a lease, but no pixels yet
+        out.count("spent_s", max(0.0, held_s - busy_s), by="transfer")
+
+
+def _decoded(
+    parts: Parts, attempt: AttemptId, lease: DecodeLease, answer: Sequence[Info], now: float
+) -> None:
+    items: list[WorkItem] = []
+    positions: list[int] = []
+    num_streamed = 0
+    for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
+        total = result.ref.num_segments
+        if item.num_segments is None and not isinstance(result, Failed):
+            parts.out.count("num_opened")
+        if item.num_segments is None and total > 1:
+            item = replace(item, num_segments=total)
+            parts.queues.add_segments(item, total)
+            parts.out.count("num_extra_clips", total - 1)
+        if isinstance(result, Rejected):
+            _reject(parts, result, now)
+        elif isinstance(result, Failed):
+            _try_later(parts, DecodeLease((item,)), result, now)
+        elif isinstance(result, DecodedInfo) and result.num_pieces > 1:
+            pixels = Pick(attempt, (position,))
+            parts.streams.start(parts.out.new_id(), item, result.num_pieces, pixels)
+            num_streamed += 1
+        else:
+            items.append(item)
+            positions.append(position)
+    parts.out.count("clips", len(items), by="decode")
+    if items:
+        parts.queues.add(EncodeLease(tuple(items), Pick(attempt, tuple(positions))))
+    parts.flights.keep(attempt, len(items) + num_streamed)
+
+
+def _encoded(
+    parts: Parts, event: LeaseDone, lease: EncodeLease, answer: Sequence[Info], now: float
+) -> None:
+    source, used = lease.pick.source, []
+    by_grid: dict[tuple[int, int], list[tuple[int, WorkItem, EncodedInfo]]] = {}
+    for at, (item, place, result) in enumerate(
+        zip(lease.items, lease.pick.positions, answer, strict=True)
+    ):
+        if isinstance(result, Failed):  # its pixels are still needed
+            again = EncodeLease((item,), Pick(source, (place,)))
+            _try_later(parts, again, result, now)
+            continue
+        used.append(place)
+        if isinstance(result, Rejected):
+            _reject(parts, result, now)
+        else:
+            assert isinstance(result, EncodedInfo)
+            by_grid.setdefault(result.grid, []).append((at, item, result))
+            for mark in result.marks:
+                parts.out.count("marked", by=mark)
+    parts.flights.use_up(Pick(source, tuple(used)))
+    num_clips = sum(map(len, by_grid.values()))
+    parts.out.count("clips", num_clips, by="encode")
+    parts.flights.keep(event.attempt, num_clips)
+    num_codes = sum(info.num_codes for clips in by_grid.values() for _, _, info in clips)
+    for grid, clips in by_grid.items():
+        pick = Pick(event.attempt, tuple(at for at, _, _ in clips))
+        codes = sum(info.num_codes for _, _, info in clips)
+        encode_s = event.busy_s * codes / max(1, num_codes)
+        part = EncodedClips(tuple(item for _, item, _ in clips), (pick,), encode_s)
+        parts.settlement.add_codes(part, grid, codes, now)
+
+
+def _piece_done(parts: Parts, event: LeaseDone, lease: ClipLease, result: Info, now: float) -> None:
+    """A piece of a streamed clip was decoded or encoded."""
+    attempt, clip = event.attempt, parts.streams.of(lease)
+    is_useful = clip is not None and isinstance(result, DecodedInfo | EncodedInfo)
+    parts.flights.keep(attempt, num_clips=int(is_useful))
+    if clip is None:
+        return  # it ended while this was in flight
+    if isinstance(result, Rejected):
+        _give_up(parts, lease, result, now)
+    elif isinstance(result, Failed):
+        _try_later(parts, lease, result, now)
+    elif isinstance(result, DecodedInfo):
+        parts.streams.decoded(clip, lease.items[0].piece, attempt)
+        parts.out.count("clips", clip.is_decoded, by="decode")
+    else:
+        pixels, state = parts.streams.encoded(clip, attempt, result, event.busy_s)
+        parts.flights.use_up(pixels)
+        if state is not None:
+            parts.out.emit(Release(state, state_only=True))
+        if clip.is_encoded:
+            parts.out.count("clips", by="encode")
+            parts.settlement.add_codes(clip.result, result.grid, clip.num_codes, now)
+
+
+# --- failed -------------------------------------------------------------------------------------
+
+
+def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
+    """A stage raised."""
+    if (flight := parts.flights.end(event.attempt)) is None:
+        return
+    lease, kind, message = flight.lease, event.kind, event.message
+    parts.fleet.free(flight.actor, event.attempt, now)
+    _note_failure(parts, flight, event)
+    parts.out.emit(Release(event.attempt))
+    if kind == "inputs_lost":
+        assert not isinstance(lease, DecodeLease)
+        _start_over(parts, lease, frozenset(event.lost))
+    elif kind == "storage":
+        _put_back(parts, lease)
+        parts.blame.store_failed(lease, message)
+    else:
+        # An exception can leave a device or a library unusable, so the worker is replaced.
+        actor = parts.fleet.remove(flight.actor)
+        lost(parts, actor, now, blame=None)
+        if kind == "node":
+            _put_back(parts, lease)
+            parts.fleet.starts.node_trouble(actor, message, now)
+        else:
+            _blame_worker_loss(parts, lease, "fault", message, now)
+
+
+def _note_failure(parts: Parts, flight: Dispatch, event: LeaseFailed) -> None:
+    stage, num_clips = flight.lease.stage, len(flight.lease.items)
+    parts.out.note(
+        "lease_failed",
+        f"{stage}: a lease of {num_clips} clips failed ({event.kind}): {event.message}",
+        is_warning=event.kind != "inputs_lost",  # the loss of the node was a warning already
+        stage=stage,
+        actor=flight.actor,
+        kind=event.kind,
+        reason=event.message,
+        num_clips=num_clips,
+    )
+
+
+def lost(parts: Parts, actor: Actor, now: float, *, blame: str | None) -> None:
+    """An actor is gone; hand out its leases again. Only the first can be the cause (``blame``)."""
+    if actor.stage == "encode" and actor.leases:
+        parts.out.count("lost_s", now - actor.head_since)
+    for position, attempt in enumerate(actor.leases):
+        flight = parts.flights.end(attempt)
+        assert flight is not None
+        parts.out.emit(Release(attempt))
+        if blame is not None and position == 0:
+            _blame_worker_loss(parts, flight.lease, "worker_lost", blame, now)
+        else:
+            _put_back(parts, flight.lease)
+
+
+def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: float) -> None:
+    if parts.streams.has_ended(lease):
+        return
+    verdict = parts.blame.worker_failed(lease, reason, why)
+    if isinstance(verdict, Rejected):
+        assert not isinstance(lease, WriteLease)
+        _give_up(parts, lease, verdict, now)
+    else:
+        parts.queues.add_suspects(verdict)
+
+
+def _try_later(parts: Parts, lease: ClipLease, failed: Failed, now: float) -> None:
+    """A stage gave up a clip: try it again after a pause, or reject it."""
+    verdict = parts.blame.stage_gave_up(lease, failed)
+    if isinstance(verdict, Rejected):
+        _give_up(parts, lease, verdict, now)
+    else:
+        parts.queues.add_retry(now + verdict, parts.out.new_id(), lease)
+
+
+def retry_due(parts: Parts, now: float) -> None:
+    """Hand out again what has paused. It took down no worker, so it need not be alone."""
+    for lease in parts.queues.due_retries(now):
+        _put_back(parts, lease)
+
+
+def _put_back(parts: Parts, lease: Lease) -> None:
+    if isinstance(lease, WriteLease) or lease.stream is None:
+        parts.queues.put_back(lease)
+    else:
+        parts.streams.take_back(lease)
+
+
+def _start_over(
+    parts: Parts, lease: EncodeLease | WriteLease, lost_outputs: frozenset[AttemptId]
+) -> None:
+    """Pixels, codes or a state vanished with their node: decode the clips again."""
+    if isinstance(lease, WriteLease):
+        kept: list[EncodedClips] = []
+        for part in lease.parts:
+            if any(pick.source in lost_outputs for pick in part.picks):
+                parts.out.count("clips", -len(part.items), by="encode")
+                parts.out.count("lost_s", part.encode_s)
+                _decode_again(parts, part.items, part.picks)
+            else:
+                kept.append(part)
+        if kept:
+            parts.queues.put_back(replace(lease, parts=tuple(kept)))
+    elif lease.stream is None:
+        _decode_again(parts, lease.items, (lease.pick,))
+    elif (clip := parts.streams.of(lease)) is not None:
+        _end_streamed(parts, clip)
+        parts.queues.decode_again((clip.item,))
+
+
+def _decode_again(parts: Parts, items: tuple[WorkItem, ...], picks: tuple[Pick, ...]) -> None:
+    parts.queues.decode_again(items)
+    parts.out.count("clips", -len(items), by="decode")
+    for pick in picks:
+        parts.flights.use_up(pick)
+
+
+# --- rejected -----------------------------------------------------------------------------------
+
+
+def _reject(parts: Parts, rejected: Rejected, now: float) -> None:
+    parts.settlement.reject(rejected, now)
+    parts.blame.settled((rejected.ref.row, rejected.ref.segment))
+
+
+def _give_up(parts: Parts, lease: ClipLease, rejected: Rejected, now: float) -> None:
+    """Reject the one clip of a lease, and release what it holds."""
+    if (clip := parts.streams.of(lease)) is not None:
+        _end_streamed(parts, clip)
+        # What the encode stage rejects counts as decoded, though not all pieces may have been.
+        parts.out.count("clips", rejected.stage == "encode", by="decode")
+    elif isinstance(lease, EncodeLease):
+        parts.flights.use_up(lease.pick)
+    _reject(parts, rejected, now)
+
+
+def _end_streamed(parts: Parts, clip: StreamedClip) -> None:
+    """Release everything that a streamed clip holds. Answers to its open leases are ignored."""
+    parts.streams.end(clip)
+    parts.queues.forget(clip.stream_id)
+    parts.out.count("clips", -clip.is_decoded, by="decode")
+    parts.out.count("lost_s", clip.encode_s)
+    for pick in clip.held:
+        parts.flights.use_up(pick)
