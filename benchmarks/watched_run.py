@@ -72,7 +72,9 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
 
     def watched(event: Event, now: float) -> list[Command]:
         run.num_events += 1
-        if isinstance(event, LeaseDone) and (flight := dispatcher.parts.flights.attempts.get(event.attempt)):
+        if isinstance(event, LeaseDone) and (
+            flight := dispatcher.parts.flights.attempts.get(event.attempt)
+        ):
             stage = flight.lease.stage
             run.num_leases[stage] += 1
             run.first_done.setdefault(stage, now - event.busy_s)

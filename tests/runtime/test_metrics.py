@@ -29,7 +29,7 @@ def test_names_are_those_of_prometheus() -> None:
         assert not metric.name.endswith("_total"), "Ray adds it"
         assert metric.description.endswith(".")
         assert not set(metric.labels) & set(JOB_LABELS)
-        for labels in metric.read(snapshot()):
+        for labels in metric.values(snapshot()):
             assert len(labels) == len(metric.labels)
 
 
@@ -73,8 +73,8 @@ def test_busy_shares_are_those_of_the_progress_line() -> None:
     up: dict[str, float] = dict.fromkeys(STAGES, 10.0)
     recent = Account({"download": 2.0, "decode": 3.0, "encode": 9.0, "transfer": 4.0}, up)
     seen = Snapshot(total=0, expected=0, passed={}, actors={}, rejected={}, recent=recent)
-    assert busy.read(seen) == {("decode",): 0.5, ("encode",): 1.0, ("write",): 0.0}
-    assert light.read(seen) == {(): 0.9}
+    assert busy.values(seen) == {("decode",): 0.5, ("encode",): 1.0, ("write",): 0.0}
+    assert light.values(seen) == {(): 0.9}
 
 
 def test_the_page_is_what_is_declared() -> None:

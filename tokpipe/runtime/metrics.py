@@ -7,7 +7,8 @@ in docs/monitoring.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,20 +27,19 @@ tokenizers may add more; further ones count as ``other``."""
 
 Labels = tuple[str, ...]
 """Values of a metric's labels besides JOB_LABELS, in order."""
-Values = Mapping[Labels, float | None]
-Read = Callable[[Snapshot], Values]
+Kind = Literal["counter", "gauge"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, and how to read its values from a snapshot."""
+    """One metric, and how to read it from a snapshot: one value, or values by label."""
 
     name: str
     """As passed to Ray; see ``exposed``."""
-    kind: Literal["counter", "gauge"]
+    kind: Kind
     """Counters start at 0 with each driver; Prometheus treats that as a restart, which it is."""
     description: str
-    read: Read
+    read: Callable[[Snapshot], float | Mapping[Any, float] | None]
     labels: tuple[str, ...] = ()
     """Besides JOB_LABELS."""
 
@@ -48,36 +48,26 @@ class Metric:
         """The name in Prometheus: Ray prepends ``ray_``, and appends ``_total`` to counters."""
         return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
-
-def _one(value: float | None) -> Values:
-    return {(): value}
-
-
-def _by(counts: Mapping[Any, float]) -> Values:
-    return {(key,): value for key, value in counts.items()}
-
-
-def _run(name: str) -> Read:
-    """Read a number of the run's account."""
-    return lambda snapshot: _one(getattr(snapshot.run, name))
+    def values(self, snapshot: Snapshot) -> dict[Labels, float]:
+        """Values by labels. Empty while there is nothing to measure."""
+        value = self.read(snapshot)
+        if isinstance(value, Mapping):
+            return {key if isinstance(key, tuple) else (key,): one for key, one in value.items()}
+        return {} if value is None else {(): value}
 
 
-def _run_by(name: str, keys: Iterable[str] = STAGES) -> Read:
-    """Read what the run's account holds for each of ``keys``."""
-    return lambda snapshot: {(key,): getattr(snapshot.run, name).get(key, 0) for key in keys}
+def _by_stage(counts: Mapping[str, float]) -> Mapping[str, float]:
+    return {stage: counts.get(stage, 0) for stage in STAGES}
 
 
-def _stage_seconds(snapshot: Snapshot) -> Values:
-    return {
-        (stage, activity): snapshot.run.spent_s.get(activity, 0.0)
-        for stage in STAGES
-        for activity in OF_STAGE[stage]
-    }
+def _stage_seconds(snapshot: Snapshot) -> Mapping[Labels, float]:
+    spent_s = snapshot.run.spent_s
+    return {(stage, of): spent_s.get(of, 0.0) for stage in STAGES for of in OF_STAGE[stage]}
 
 
-def _speed_of_light(snapshot: Snapshot) -> Values:
+def _speed_of_light(snapshot: Snapshot) -> float | None:
     speed = speed_of(snapshot.recent)
-    return _one(None if speed is None else speed.share)
+    return None if speed is None else speed.share
 
 
 METRICS: tuple[Metric, ...] = (
@@ -85,49 +75,53 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_plan_rows",
         "gauge",
         "Rows of the plan: clips, or sources that are cut into several clips.",
-        lambda snapshot: _one(snapshot.num_rows),
+        lambda now: now.num_rows,
     ),
     Metric(
         "tokpipe_plan_rows_done",
         "gauge",
         "Rows of which every clip is tokenized or rejected, by any run.",
-        lambda snapshot: _one(snapshot.num_rows_done),
+        lambda now: now.num_rows_done,
     ),
     Metric(
         "tokpipe_clips",
         "counter",
         "Clips that a stage has finished; for `write`, committed clips.",
-        _run_by("clips"),
+        lambda now: _by_stage(now.run.clips),
         ("stage",),
     ),
-    Metric("tokpipe_frames", "counter", "Frames of committed clips.", _run("num_frames")),
-    Metric("tokpipe_codes", "counter", "Codes of committed clips.", _run("num_codes")),
+    Metric(
+        "tokpipe_frames", "counter", "Frames of committed clips.", lambda now: now.run.num_frames
+    ),
+    Metric("tokpipe_codes", "counter", "Codes of committed clips.", lambda now: now.run.num_codes),
     Metric(
         "tokpipe_source_bytes",
         "counter",
         "Bytes of source videos that decoders fetched, or found on local disk.",
-        _run("download_bytes"),
+        lambda now: now.run.download_bytes,
     ),
     Metric(
         "tokpipe_written_bytes",
         "counter",
         "Bytes of committed shards and their side tables.",
-        _run("written_bytes"),
+        lambda now: now.run.written_bytes,
     ),
-    Metric("tokpipe_shards", "counter", "Committed shards.", _run("num_shards")),
-    Metric("tokpipe_commits", "counter", "Commits to the manifest.", _run("num_commits")),
+    Metric("tokpipe_shards", "counter", "Committed shards.", lambda now: now.run.num_shards),
+    Metric(
+        "tokpipe_commits", "counter", "Commits to the manifest.", lambda now: now.run.num_commits
+    ),
     Metric(
         "tokpipe_rejected_clips",
         "counter",
         "Clips whose rejection is committed.",
-        lambda snapshot: _by(snapshot.run.rejected),
+        lambda now: now.run.rejected,
         ("reason",),
     ),
     Metric(
         "tokpipe_retried_clips",
         "counter",
         "Retries of single clips, after the clip failed or a worker that held only it was lost.",
-        _run_by("retried"),
+        lambda now: _by_stage(now.run.retried),
         ("stage",),
     ),
     Metric(
@@ -142,21 +136,17 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_actor_seconds",
         "counter",
         "Seconds that actors were up, busy or not.",
-        _run_by("up_s"),
+        lambda now: _by_stage(now.run.up_s),
         ("stage",),
     ),
     Metric(
-        "tokpipe_actors",
-        "gauge",
-        "Actors that take leases.",
-        lambda snapshot: _by(snapshot.actors),
-        ("stage",),
+        "tokpipe_actors", "gauge", "Actors that take leases.", lambda now: now.actors, ("stage",)
     ),
     Metric(
         "tokpipe_busy_ratio",
         "gauge",
         "Fraction of the last minute in which a stage's actors were busy, 0 to 1.",
-        lambda snapshot: _by(busy_shares(snapshot.recent)),
+        lambda now: busy_shares(now.recent),
         ("stage",),
     ),
     Metric(
@@ -170,20 +160,20 @@ METRICS: tuple[Metric, ...] = (
         "tokpipe_goodput_ratio",
         "gauge",
         "Fraction of this run's encoder time that produced committed codes, 0 to 1.",
-        _run("goodput"),
+        lambda now: now.run.goodput,
     ),
     Metric(
         "tokpipe_lost_actors",
         "counter",
         "Actors that were up and died, or were killed at a deadline.",
-        _run_by("lost_actors"),
+        lambda now: _by_stage(now.run.lost_actors),
         ("stage",),
     ),
     Metric(
         "tokpipe_lost_nodes",
         "counter",
         "Nodes that were lost with actors on them.",
-        _run("num_lost_nodes"),
+        lambda now: now.run.num_lost_nodes,
     ),
 )
 
@@ -193,40 +183,33 @@ class Changes:
 
     def __init__(self) -> None:
         self._sent: dict[tuple[str, Labels], float] = {}
-        """Present values of counters."""
-        self._reasons: set[str] = set()
+        """Current values of counters."""
+        self._reasons: set[Labels] = set()
 
     def of(self, snapshot: Snapshot) -> Iterator[tuple[Metric, Labels, float]]:
         """Yield the values of gauges, and what to add to counters if anything.
 
-        Work that has to be repeated is taken off the counts of a run, but counters cannot fall:
-        they wait until the work is done again.
+        Work that has to be repeated is subtracted from the counts of a run, but counters cannot
+        fall: they wait until the work is done again.
         """
         for metric in METRICS:
-            values = metric.read(snapshot)
+            values = metric.values(snapshot)
             if metric.labels == ("reason",):
                 values = self._bounded(values)
             for labels, value in values.items():
-                if value is None:
-                    continue
                 if metric.kind == "gauge":
                     yield metric, labels, value
                 elif value > (sent := self._sent.get((metric.name, labels), 0.0)):
                     self._sent[metric.name, labels] = value
                     yield metric, labels, value - sent
 
-    def _bounded(self, values: Values) -> Values:
+    def _bounded(self, values: dict[Labels, float]) -> dict[Labels, float]:
         """Merge reasons beyond MAX_REASONS into one."""
-        bounded: dict[Labels, float | None] = {}
-        others = 0.0
-        for (reason,), value in values.items():
-            if reason not in self._reasons and len(self._reasons) >= MAX_REASONS:
-                others += value or 0.0
-                continue
-            self._reasons.add(reason)
-            bounded[(reason,)] = value
-        if others:
-            bounded[("other",)] = others
+        bounded: dict[Labels, float] = defaultdict(float)
+        for labels, value in values.items():
+            if len(self._reasons) < MAX_REASONS:
+                self._reasons.add(labels)
+            bounded[labels if labels in self._reasons else ("other",)] += value
         return bounded
 
 

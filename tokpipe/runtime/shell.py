@@ -11,47 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-)
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
-from tokpipe.runtime.actors import DecodeActor, EncodeActor, InputsLost, Report, WriteActor
+from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import draining_nodes
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
-from tokpipe.runtime.dispatch.protocol import (
-    Abort,
-    ActorId,
-    ActorLost,
-    ActorPlaced,
-    ActorUp,
-    AttemptId,
-    Capacity,
-    Command,
-    Commit,
-    Committed,
-    DecodeLease,
-    Dispatch,
-    Draining,
-    Event,
-    FetchPlan,
-    Finish,
-    KillActor,
-    LeaseDone,
-    LeaseFailed,
-    NodeId,
-    Note,
-    Release,
-    ReleaseState,
-    SetupFailed,
-    StartActor,
-    StopRequested,
-    Tick,
-    WriteLease,
-)
+from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
@@ -59,11 +27,11 @@ from tokpipe.types import Stage
 TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
 WATCH_EVERY_S = 15.0
-"""How often it is looked whether another driver has claimed the output."""
+"""How often to check whether another driver has claimed the output."""
 STOP_GRACE_S = 30.0
 MAX_STANDSTILL_S = 1800.0
-"""A driver that was frozen for longer commits nothing that it has: ``tokpipe clean`` removes shards
-that nothing lists from twice this age on."""
+"""A driver that was frozen for longer commits nothing that it has: from twice this age on,
+``tokpipe clean`` removes shards that nothing lists."""
 
 
 _REMOTE: dict[Stage, Any] = {
@@ -75,17 +43,10 @@ _REMOTE: dict[Stage, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """An actor died; whether with its node is for the loop to find out, not for Ray's threads."""
+    """An actor died. Whether its node did too is for the loop to find out, not Ray's threads."""
 
     actor: ActorId
     message: str
-
-
-@dataclass
-class _Handle:
-    stage: Stage
-    actor: Any
-    node_id: str | None = None
 
 
 class Shell:
@@ -95,41 +56,41 @@ class Shell:
         self.config, self.stages = run.config, run.stages
         self.dispatcher, self.feed, self.committer = run.dispatcher, run.feed, run.committer
         self.was_drained = False
-        """The run was stopped because the driver's own node is about to go."""
+        """The run was stopped because the driver's own node is draining."""
         self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
-        self._handles: dict[ActorId, _Handle] = {}
+        self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}
         self._states: dict[AttemptId, Any] = {}
-        # Both write or read the store, and both are ordered: one thread each.
+        # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
-        self._events.put(StopRequested(STOP_GRACE_S))
+        self._events.put(protocol.StopRequested(STOP_GRACE_S))
 
-    def run(self, on_progress: Callable[[], None]) -> Finish:
+    def run(self, on_progress: Callable[[], None]) -> protocol.Finish:
         """Work until every clip is committed, or until stopped.
 
         Args:
             on_progress: called twice a second.
 
         Raises:
-            StorageError, Fenced, RuntimeFault: the job cannot go on; what is committed stays.
+            StorageError, Fenced, RuntimeFault: the job cannot continue; what is committed stays.
         """
         self._weights = ray.put(self.stages.weights)
         try:
             return self._loop(on_progress)
         finally:
-            for handle in self._handles.values():
-                ray.kill(handle.actor)
+            for actor in self._actors.values():
+                ray.kill(actor)
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
-    def _loop(self, on_progress: Callable[[], None]) -> Finish:
+    def _loop(self, on_progress: Callable[[], None]) -> protocol.Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
-        moved_at = time.time()  # by the clock that goes on while a machine is suspended
+        moved_at = time.time()  # the clock that keeps running while a machine is suspended
         while True:
             _check_moving(moved_at)
             moved_at = time.time()
@@ -142,7 +103,7 @@ class Shell:
                 self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
             if now >= next_tick:
                 next_tick = now + TICK_S
-                self._events.put(Tick())
+                self._events.put(protocol.Tick())
                 on_progress()
             try:
                 event = self._events.get(timeout=max(0.0, next_tick - now))
@@ -151,63 +112,70 @@ class Shell:
             if isinstance(event, TokpipeError):
                 raise event
             if isinstance(event, _Death):
-                event = ActorLost(event.actor, self._node_is_lost(event.actor), event.message)
+                node_lost = self._node_is_lost(event.actor)
+                event = protocol.ActorLost(event.actor, node_lost, event.message)
             for command in self.dispatcher.handle(event, time.monotonic()):
-                if isinstance(command, Finish):
+                if isinstance(command, protocol.Finish):
                     return command
                 self._carry_out(command)
 
     def _look_at_nodes(self) -> None:
         draining = draining_nodes()
-        self._events.put(Draining(draining))
+        self._events.put(protocol.Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
-        self._events.put(_capacity(without=draining))
+        alive = [
+            node["Resources"]
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] not in draining
+        ]
+        cpus, gpus = (sum(one.get(kind, 0.0) for one in alive) for kind in ("CPU", "GPU"))
+        self._events.put(protocol.Capacity(cpus, gpus))
+
+    def _node_is_lost(self, actor_id: ActorId) -> bool:
+        actor = self.dispatcher.parts.fleet.actors.get(actor_id)
+        if actor is None or actor.node is None:
+            return False
+        return actor.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     # --- commands -------------------------------------------------------------------------------
 
     def _carry_out(self, command: Command) -> None:
-        if isinstance(command, Dispatch):
-            self._dispatch(command)
-        elif isinstance(command, Release):
-            self._payloads.pop(command.attempt, None)
-            self._states.pop(command.attempt, None)
-        elif isinstance(command, ReleaseState):
-            self._states.pop(command.attempt, None)
-        elif isinstance(command, StartActor):
-            self._start(command)
-        elif isinstance(command, KillActor):
-            handle = self._handles.pop(command.actor, None)
-            if handle is not None:
-                ray.kill(handle.actor)
-        elif isinstance(command, FetchPlan):
-            future = self._plans.submit(self.feed.fetch, command.num_items)
-            future.add_done_callback(self._post_result)
-        elif isinstance(command, Commit):
-            done = self._commits.submit(self._commit, command, time.time())
-            done.add_done_callback(self._post_result)
-        elif isinstance(command, Note):
-            level = logging.WARNING if command.is_warning else logging.INFO
-            log_event(command.event, command.message, level=level, **command.fields)
-        elif isinstance(command, Abort):
-            raise (
-                StorageError(command.message)
-                if command.kind == "storage"
-                else RuntimeFault(command.message)
-            )
+        match command:
+            case protocol.Dispatch():
+                self._dispatch(command)
+            case protocol.Release(attempt, state_only):
+                self._states.pop(attempt, None)
+                if not state_only:
+                    self._payloads.pop(attempt, None)
+            case protocol.StartActor():
+                self._start(command)
+            case protocol.KillActor(actor):
+                if (handle := self._actors.pop(actor, None)) is not None:
+                    ray.kill(handle)
+            case protocol.FetchPlan(num_items):
+                planned = self._plans.submit(self.feed.fetch, num_items)
+                planned.add_done_callback(self._post_result)
+            case protocol.Commit():
+                committed = self._commits.submit(self._commit, command, time.time())
+                committed.add_done_callback(self._post_result)
+            case protocol.Note(event, message, fields, is_warning):
+                level = logging.WARNING if is_warning else logging.INFO
+                log_event(event, message, level=level, **fields)
+            case protocol.Abort(kind, message):
+                raise StorageError(message) if kind == "storage" else RuntimeFault(message)
 
-    def _commit(self, command: Commit, ordered_at: float) -> Committed:
+    def _commit(self, command: protocol.Commit, ordered_at: float) -> protocol.Committed:
         _check_moving(ordered_at)
         self.committer.commit(command.receipts, command.rejected, command.account)
-        return Committed()
+        return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
-        """Hand on what the store threads return; their errors end the run."""
-        error = None if future.cancelled() else future.exception()
+        """Post what a store thread returned. Its errors end the run."""
         if future.cancelled():
             return
-        if error is None:
+        if (error := future.exception()) is None:
             if (event := future.result()) is not None:
                 self._events.put(event)
         elif isinstance(error, TokpipeError):
@@ -217,118 +185,84 @@ class Shell:
             fault.__cause__ = error
             self._events.put(fault)
 
-    def _start(self, command: StartActor) -> None:
-        stage, stages = command.stage, self.stages
-        pool = getattr(self.config, stage)
-        cpus = 0.0 if command.zero_cpu else pool.cpus
+    def _start(self, command: protocol.StartActor) -> None:
+        actor_id, stage, stages = command.actor, command.stage, self.stages
+        cpus = 0.0 if command.zero_cpu else getattr(self.config, stage).cpus
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if command.avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
-        arguments: tuple[Any, ...] = ()
-        log = WorkerLog(
-            as_json=self.config.log_path is not None,
-            context={**stages.log_context, "stage": stage, "actor": command.actor},
-        )
-        if stage == "decode":
-            actor = _REMOTE[stage].options(**options).remote(stages.decode, log)
-        elif stage == "encode":
+        setup = [getattr(stages, stage)]
+        if stage == "encode":
+            setup += stages.device, self._weights
             if stages.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(self.config)
-            actor = _REMOTE[stage].options(**options).remote(stages.encode, log, stages.device)
-            arguments = (self._weights,)
-        else:
-            actor = _REMOTE[stage].options(**options).remote(stages.write, log)
-        self._handles[command.actor] = _Handle(stage, actor)
-        placed = actor.node_id.remote()
-        ready = actor.setup.remote(*arguments)
-        placed.future().add_done_callback(lambda f: self._heard_placed(command.actor, f))
-        ready.future().add_done_callback(lambda f: self._heard_ready(command.actor, f))
+        log = WorkerLog(
+            as_json=self.config.log_path is not None,
+            context={**stages.log_context, "stage": stage, "actor": actor_id},
+        )
+        actor = _REMOTE[stage].options(**options).remote(log)
+        self._actors[actor_id] = actor
+        placed, ready = actor.node_id.remote(), actor.setup.remote(*setup)
+        placed.future().add_done_callback(lambda f: self._heard_placed(actor_id, f))
+        ready.future().add_done_callback(lambda f: self._heard_ready(actor_id, f))
 
-    def _dispatch(self, command: Dispatch) -> None:
-        lease, attempt = command.lease, command.attempt
-        handle = self._handles[command.actor]
-        if isinstance(lease, WriteLease):
+    def _dispatch(self, command: protocol.Dispatch) -> None:
+        lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
+        if isinstance(lease, protocol.WriteLease):
             name = f"{self.stages.shard_prefix}.{lease.lease_id}-{attempt}"
-            picks = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
-            report = handle.actor.work.remote(name, picks)
-        elif isinstance(lease, DecodeLease):
-            self._payloads[attempt], report = handle.actor.work.remote(Packed(lease.items))
+            codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
+            done = actor.work.remote(attempt, name, codes)
+        elif isinstance(lease, protocol.DecodeLease):
+            self._payloads[attempt], done = actor.work.remote(attempt, Packed(lease.items))
         elif lease.stream is None:
-            pixels = self._payloads[lease.pick.source]
-            outputs = handle.actor.work.remote(lease.pick.positions, pixels)
-            self._payloads[attempt], report = outputs
+            positions, pixels = lease.pick.positions, self._payloads[lease.pick.source]
+            self._payloads[attempt], done = actor.work.remote(attempt, positions, pixels)
         else:
             (position,), pixels = lease.pick.positions, self._payloads[lease.pick.source]
             state = None if lease.state is None else self._states[lease.state]
-            outputs = handle.actor.work_piece.remote(position, pixels, state)
-            self._payloads[attempt], self._states[attempt], report = outputs
-        report.future().add_done_callback(lambda future: self._heard_report(command, future))
+            outputs = actor.work_piece.remote(attempt, position, pixels, state)
+            self._payloads[attempt], self._states[attempt], done = outputs
+        done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
     # --- answers (on Ray's threads: they only post events) --------------------------------------
 
     def _heard_placed(self, actor: ActorId, future: Future[str]) -> None:
         if future.exception() is None:
-            handle = self._handles.get(actor)
-            if handle is not None:
-                handle.node_id = future.result()
-            self._events.put(ActorPlaced(actor, future.result()))
+            self._events.put(protocol.ActorPlaced(actor, future.result()))
 
     def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
         error = future.exception()
         if error is None:
-            self._events.put(ActorUp(actor))
+            self._events.put(protocol.ActorUp(actor))
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
             if isinstance(cause, ConfigError):
-                self._events.put(cause)  # weights that do not fit do not fit any other actor
+                self._events.put(cause)  # weights that do not fit will not fit any other actor
             else:
-                self._events.put(SetupFailed(actor, _say(error), isinstance(cause, NodeTrouble)))
+                is_node_trouble = isinstance(cause, NodeTrouble)
+                self._events.put(protocol.SetupFailed(actor, _say(error), is_node_trouble))
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = str(error).strip().splitlines()[-1]
-            self._events.put(SetupFailed(actor, f"it could not be built: {last_line}"))
+            self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
         else:
             self._events.put(_Death(actor, _say(error)))
 
-    def _heard_report(self, command: Dispatch, future: Future[Report | InputsLost]) -> None:
+    def _heard_done(self, command: protocol.Dispatch, future: Future[Event]) -> None:
         attempt, error = command.attempt, future.exception()
+        cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
         if error is None:
-            report = future.result()
-            if isinstance(report, InputsLost):
-                self._events.put(
-                    LeaseFailed(attempt, "inputs_lost", "a node was lost", report.attempts)
-                )
-            else:
-                self._events.put(
-                    LeaseDone(
-                        attempt,
-                        report.answer,
-                        report.busy_s,
-                        report.download_s,
-                        report.download_bytes,
-                    )
-                )
-        elif isinstance(error, RayTaskError):
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, ObjectLostError):
-                self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
-            elif isinstance(cause, StorageError):
-                self._events.put(LeaseFailed(attempt, "storage", _say(error)))
-            elif isinstance(cause, NodeTrouble):
-                self._events.put(LeaseFailed(attempt, "node", _say(error)))
-            else:
-                self._events.put(LeaseFailed(attempt, "fault", _say(error)))
-        elif isinstance(error, ObjectLostError):
+            self._events.put(future.result())
+        elif isinstance(cause, ObjectLostError):
             self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
-        else:
+        elif not isinstance(error, RayTaskError):
             self._events.put(_Death(command.actor, _say(error)))
-
-    def _node_is_lost(self, actor: ActorId) -> bool:
-        handle = self._handles.get(actor)
-        if handle is None or handle.node_id is None:
-            return False
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return handle.node_id not in alive
+        elif isinstance(cause, StorageError):
+            self._events.put(LeaseFailed(attempt, "storage", _say(error)))
+        elif isinstance(cause, NodeTrouble):
+            self._events.put(LeaseFailed(attempt, "node", _say(error)))
+        else:
+            self._events.put(LeaseFailed(attempt, "fault", _say(error)))
 
 
 def _check_moving(since: float) -> None:
@@ -336,23 +270,13 @@ def _check_moving(since: float) -> None:
     if stood_still_s > MAX_STANDSTILL_S:
         raise RuntimeFault(
             f"this driver stood still for {stood_still_s / 3600:.1f} hours: it was frozen, or its "
-            "machine was suspended. Shards that it knows of may have been cleaned away since, so "
-            "it lists none of them. Run the job again; what was committed stays."
+            "machine was suspended. Its unlisted shards may have been cleaned away since, so it "
+            "lists none of them. Run the job again; what was committed stays."
         )
 
 
-def _capacity(*, without: frozenset[NodeId]) -> Capacity:
-    alive = [
-        node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without
-    ]
-    return Capacity(
-        cpus=sum(resources.get("CPU", 0.0) for resources in alive),
-        gpus=sum(resources.get("GPU", 0.0) for resources in alive),
-    )
-
-
 def _say(error: BaseException) -> str:
-    """One line about an error that crossed Ray: the cause's own words where there is one."""
+    """One line about an error that crossed Ray: that of its cause if there is one."""
     cause = getattr(error, "cause", None) or error
     if isinstance(error, RayActorError):
         return f"its worker process died ({type(error).__name__})"

@@ -201,7 +201,7 @@ class Planned(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseDone(Event):
+class LeaseDone(Event, Travels):
     """A stage answered. Of ``busy_s`` seconds of work, ``download_s`` went into fetching."""
 
     attempt: AttemptId
@@ -212,7 +212,7 @@ class LeaseDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseFailed(Event):
+class LeaseFailed(Event, Travels):
     """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (such as a
     full disk) blame no clip. ``lost``, with ``inputs_lost``: the outputs that vanished."""
 
