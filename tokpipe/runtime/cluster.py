@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that the driver was submitted to, or one of its own."""
+"""Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tokpipe.errors import RuntimeFault
 def connected(cluster: str) -> Iterator[None]:
     """Be connected to Ray within the block.
 
-    ``auto`` is the cluster named by ``RAY_ADDRESS``, which a submitted job is given, else a
-    new local one; ``local`` always a new one; anything else an address.
+    ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
+    local one; ``local`` is always a new one; anything else is an address.
 
     Raises:
         RuntimeFault: there is no cluster at that address.
@@ -47,10 +47,8 @@ def connected(cluster: str) -> Iterator[None]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that the cluster has been told to empty: by ``ray drain-node``, by an
-    autoscaler, or by a cloud's notice that it will take a spot instance back.
-
-    Ray gives this to its own libraries, and to nobody else in public.
+    """Ids of the nodes that are being drained: by ``ray drain-node``, by an autoscaler, or because
+    a cloud is about to reclaim a spot instance. Ray has no public function for this.
     """
     return frozenset(ray._private.state.state.get_draining_nodes())
 

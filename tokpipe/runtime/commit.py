@@ -1,4 +1,4 @@
-"""The only writer of the manifest: one driver, one exclusive sequence of entries."""
+"""The only writer of the manifest: one driver, in one exclusive sequence of entries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tokpipe.formats.manifest import (
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import events_are_logged, log_event
-from tokpipe.types import ClipRef, Receipt, Rejected
+from tokpipe.types import Receipt, Rejected
 
 _CLAIM_ATTEMPTS = 10
 REOPENED_PER_ENTRY = 10_000
@@ -41,19 +41,19 @@ def claim_output(
     known: ManifestState | None = None,
     checkpoint_every: int = CHECKPOINT_INTERVAL,
 ) -> Committer:
-    """Become the one driver of an output: from now on every older one finds itself replaced.
+    """Become the one driver of an output, and fence every older one.
 
-    A driver that is frozen or cut off cannot be asked whether it still lives, so the newer one
-    always wins. Of two that start at the same moment, one does.
+    A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one always
+    wins. Of two that start at the same moment, one does.
 
     Args:
-        known: the manifest as it was loaded earlier, which is brought up to date and then
-            belongs to the committer.
+        known: the manifest as it was loaded earlier. It is brought up to date, and then belongs
+            to the committer.
 
     Raises:
-        Fenced: another driver starts at this moment.
+        Fenced: another driver is starting at this moment.
         CorruptOutput: the manifest is damaged.
-        StorageError: the store gave no answer.
+        StorageError: the store did not answer.
     """
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
     state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
@@ -67,7 +67,7 @@ def claim_output(
             (theirs,) = iter_entries(store, state.next_seq, state.next_seq + 1)
             if theirs.claim is not None:
                 raise
-            continue  # an older driver has just committed: what it added counts
+            continue  # an older driver has just committed: take that in, and try again
         seq = state.next_seq - 1
         log_event("output_claimed", f"claimed by manifest entry {seq}", seq=seq)
         return committer
@@ -78,10 +78,10 @@ def claim_output(
 
 
 class Committer:
-    """Appends to the manifest of one output, as long as no other driver does.
+    """Appends to the manifest of one output until another driver does.
 
-    ``writer`` is this driver's attempt id: what tells its entries from another driver's. After
-    ``Fenced`` or ``StorageError`` the outcome belongs to others: make a new one from the store.
+    ``writer`` marks the entries of this driver. After ``Fenced`` or ``StorageError`` the outcome
+    is unknown here: claim the output again.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Committer:
         self.writer = writer
         self.checkpoint_every = checkpoint_every
         self._unwritten = Account()
-        """Of commits that had nothing to add."""
+        """From commits that had nothing to add."""
 
     def commit(
         self,
@@ -107,16 +107,16 @@ class Committer:
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
-        What is committed already is left out, so that giving the same work twice adds nothing.
+        What is committed already is left out, so committing the same work twice adds nothing.
 
         Raises:
             Fenced: another driver took the sequence number.
-            StorageError: the store gave no answer; the entry may or may not exist.
+            StorageError: the store did not answer; the entry may or may not exist.
         """
         self._unwritten += account or Account()
         entry = self.entry(
             shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
-            rejected=tuple(one for one in rejected if not self._has(one.ref)),
+            rejected=tuple(one for one in rejected if one.ref not in self.state.committed),
             account=self._unwritten,
         )
         if not (entry.shards or entry.rejected):
@@ -134,29 +134,24 @@ class Committer:
             _log_entry(entry, time.monotonic() - began)
 
     def reopen(self, rejected: Iterable[Rejected]) -> int:
-        """Withdraw rejections, so that their clips are work again; returns how many.
+        """Withdraw rejections, so that their clips are work again; return how many.
 
         Raises:
-            Fenced, StorageError: as ``commit``. Those in entries before stay withdrawn.
+            Fenced, StorageError: as ``commit``. Those in earlier entries stay withdrawn.
         """
         withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
         for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
-            some = tuple(withdrawn[start : start + REOPENED_PER_ENTRY])
-            self.append(self.entry(reopened=some))
+            self.append(self.entry(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY])))
         return len(withdrawn)
 
     def watch(self) -> None:
-        """Find out whether another driver has claimed the output, before the next commit would.
-
-        Raises:
-            Fenced: it has.
-        """
-        with contextlib.suppress(StorageError):  # a commit will say it, if it lasts
+        """Raise Fenced if another driver has claimed the output, without waiting for a commit."""
+        with contextlib.suppress(StorageError):  # if it lasts, a commit will report it
             if self.store.size(entry_key(self.state.next_seq)) is not None:
                 raise self._fenced(self.state.next_seq)
 
     def entry(self, **content: Any) -> ManifestEntry:
-        """The next entry of this driver, with this content."""
+        """Return the next entry of this driver, with this content."""
         return ManifestEntry(
             seq=self.state.next_seq,
             writer=self.writer,
@@ -165,11 +160,7 @@ class Committer:
         )
 
     def append(self, entry: ManifestEntry) -> None:
-        """Put an entry in its place, or find that it is taken.
-
-        Raises:
-            Fenced, StorageError: as ``commit``.
-        """
+        """Write an entry. Raise Fenced if its place is taken, StorageError as ``commit``."""
         if not append(self.store, entry):
             raise self._fenced(entry.seq)
         self.state.apply(entry)
@@ -182,16 +173,13 @@ class Committer:
         return Fenced(
             f"{self.store.uri}: manifest entry {seq} was written by another driver, "
             f"{theirs.writer}{where}, at {theirs.written_at}. "
-            "Two drivers on one output would tokenize everything twice, so this one stops; "
-            "what it had not committed is left to the other. If no other driver should be "
+            "Two drivers on one output would tokenize everything twice, so this one stops and "
+            "leaves what it had not committed to the other. If no other driver should be "
             "running, find and stop it, then run this job again."
         )
 
-    def _has(self, ref: ClipRef) -> bool:
-        return ref in self.state.committed
-
     def _is_new(self, receipt: Receipt) -> bool:
-        known = sum(self._has(ref) for ref in receipt.clips)
+        known = sum(ref in self.state.committed for ref in receipt.clips)
         if 0 < known < len(receipt.clips):
             raise RuntimeFault(
                 f"{self.store.uri}: {known} of the {len(receipt.clips)} clips of {receipt.shard} "

@@ -1,4 +1,4 @@
-"""From the stored plan to work items, leaving out what is committed."""
+"""From the stored plan to work items, without what is committed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Feed:
     """
 
     def __init__(self, rows: Rows, committed: CommittedRows) -> None:
-        # Taken once: what this driver commits later was handed out before, and must not come
-        # back; and the committer's thread is free to go on changing the set.
+        # Copied, because the committer's thread changes it. What this driver commits later was
+        # handed out before, so it cannot come again.
         self._partial = {
             row: (part.num_segments, frozenset(part.done))
             for row, part in committed.partial.items()
@@ -41,7 +41,7 @@ class Feed:
         self._ready: deque[WorkItem] = deque()
 
     def fetch(self, num_items: int) -> Planned:
-        """Return at least ``num_items`` items if there are as many."""
+        """Return ``num_items`` items, or all that are left."""
         while len(self._ready) < num_items:
             batch = next(self._batches, None)
             if batch is None:

@@ -1,4 +1,4 @@
-"""Values made ready for Ray, whose own pickler looks at every object inside in Python."""
+"""Fast pickling for Ray, whose pickler visits every object in Python."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ T = TypeVar("T")
 
 
 class Packed(Generic[T]):
-    """Carries a value across Ray: who gets it finds the value itself, not this.
+    """Carries a value across Ray: the receiver gets the value itself.
 
-    The inside is pickled in C, and what is left for Ray is some bytes and the buffers of arrays,
-    which stay where they are in the object store.
+    The value is pickled in C. Ray sees some bytes and the buffers of arrays, which are not copied.
     """
 
     def __init__(self, value: T) -> None:

@@ -1,4 +1,4 @@
-"""Scratch folders that do not pile up, even when their owners are killed."""
+"""Scratch folders that do not pile up, even if their owners are killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _NAME = re.compile(r"tokpipe-\w+-(\d+)-\w+")
 
 
 def make_scratch(purpose: str) -> Path:
-    """Return a new empty folder for this process; folders of processes that died are removed.
+    """Return a new empty folder for this process below ``TMPDIR``.
 
-    Honours ``TMPDIR``. A worker that is killed cannot clean up, so the next one on the same
-    machine does it for the dead.
+    A killed worker cannot clean up, so this removes the folders of processes that have died.
 
     Raises:
         NodeTrouble: the disk is full or fails.
@@ -37,5 +36,5 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
