@@ -16,13 +16,14 @@ from tokpipe.runtime.dispatch.protocol import (
     ClipLease,
     DecodeLease,
     EncodeLease,
-    Key,
     Lease,
     Pick,
     WriteLease,
 )
 from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
 
+Key = tuple[int, int]
+"""Plan row and segment of a clip, or -1 and the id of a shard's lease."""
 MAX_FAULTS = 30
 """Leases in a row that fail or take down their workers before the job is given up."""
 RETRY_PAUSE_S = 5.0
@@ -64,7 +65,7 @@ class Blame:
         self._failed(lease, why)
         if isinstance(lease, WriteLease):
             if (strikes := self._strike(lease)) >= self._max_attempts:
-                self._abort(
+                self._out.abort(
                     f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
                     f"times; the last error: {why}. What is committed stays; if memory ran out, "
                     "lower output.shard_bytes, then run the job again.",
@@ -105,7 +106,7 @@ class Blame:
         """A lease had no result; abort if too many in a row have none."""
         self._faults += 1
         if self._faults >= MAX_FAULTS:
-            self._abort(
+            self._out.abort(
                 f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
                 "many failures are not the clips' fault. What is committed stays; fix the cause "
                 f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
@@ -128,9 +129,6 @@ class Blame:
             attempts=strikes,
         )
 
-    def _abort(self, message: str) -> None:
-        self._out.emit(Abort("runtime", message))
-
 
 def _one_by_one(lease: ClipLease) -> list[Lease]:
     """Split a lease into one lease per clip."""
@@ -141,7 +139,6 @@ def _one_by_one(lease: ClipLease) -> list[Lease]:
 
 
 def _key(lease: Lease) -> Key:
-    """What strikes are counted by: the shard, or the first clip."""
     if isinstance(lease, WriteLease):
         return -1, lease.lease_id
     return lease.items[0].row, lease.items[0].segment

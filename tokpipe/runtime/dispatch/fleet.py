@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
-    Abort,
     ActorId,
     ActorLost,
     ActorPlaced,
@@ -55,7 +54,7 @@ class Actor:
 
     @property
     def is_placed(self) -> bool:
-        """It occupies resources. An actor may be up before its node is known."""
+        """Whether it occupies resources. It may be up before its node is known."""
         return self.up or self.node is not None
 
 
@@ -91,7 +90,7 @@ class _Starts:
         in_a_row = self._refused[stage] + self._died[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 2.0**in_a_row)
         if self._refused[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
-            self._abort(
+            self._out.abort(
                 f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
                 "Without them no clip can be finished. What is committed stays; fix the cause "
                 "and run the job again."
@@ -104,28 +103,28 @@ class _Starts:
             before, _ = self._nodes.get(node, (0, 0.0))
             rest_s = NODE_REST_S * 2**before
             self._nodes[node] = before + 1, now + rest_s
-            text = f"node {node[:12]}: not used for {rest_s:g} s: {message}"
-            fields = {"node": node, "stage": stage, "reason": message, "rest_s": rest_s}
-            self._out.note("node_avoided", text, is_warning=True, **fields)
+            self._out.note(
+                "node_avoided",
+                f"node {node[:12]}: not used for {rest_s:g} s: {message}",
+                is_warning=True,
+                node=node,
+                stage=stage,
+                reason=message,
+                rest_s=rest_s,
+            )
         self._troubles_in_a_row[stage] += 1
         in_a_row = self._troubles_in_a_row[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 1.5**in_a_row)
         if in_a_row >= MAX_NODE_TROUBLES:
-            self._abort(
+            self._out.abort(
                 f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
                 f"last error: {message}. No clip is to blame, and none can be finished. What "
                 "is committed stays; fix the nodes and run the job again."
             )
 
-    def _abort(self, message: str) -> None:
-        self._out.emit(Abort("runtime", message))
-
 
 class Fleet:
-    """Every actor, and which of them have room.
-
-    The caller hands out again what a removed actor held.
-    """
+    """Every actor, and which of them have room. The caller hands out what a removed one held."""
 
     def __init__(self, config: RuntimeConfig, out: Outbox) -> None:
         self.actors: dict[ActorId, Actor] = {}
@@ -267,8 +266,7 @@ class Fleet:
         actor, message = self.actors.get(event.actor), event.message
         if actor is None:
             return None
-        where = " with its node" if event.node_lost else ""
-        what = f"was lost{where}: {message}"
+        what = f"was lost{' with its node' if event.node_lost else ''}: {message}"
         self._note("actor_lost", event.actor, what, reason=message, node_lost=event.node_lost)
         self.remove(event.actor, kill=False)
         if actor.up:
@@ -282,13 +280,13 @@ class Fleet:
 
     def setup_failed(self, event: SetupFailed, now: float) -> None:
         if event.actor in self.actors:
-            what = f"did not start: {event.message}"
-            self._note("actor_refused", event.actor, what, reason=event.message)
+            message = event.message
+            self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
             if event.is_node_trouble:
-                self.starts.node_trouble(actor, event.message, now)
+                self.starts.node_trouble(actor, message, now)
             else:
-                self.starts.failed(actor.stage, event.message, now, died=False)
+                self.starts.failed(actor.stage, message, now, died=False)
 
     def remove_overdue(self, now: float) -> Iterator[tuple[Actor, str]]:
         """Kill actors that missed a deadline; yield each with what it held, and why."""
@@ -372,5 +370,6 @@ class Fleet:
         """Log what happened to an actor; a warning unless it is good news."""
         stage, node = self.actors[actor_id].stage, self.actors[actor_id].node
         text, is_bad = f"{stage} actor {actor_id} {what}", event != "actor_up"
-        fields = {"actor": actor_id, "stage": stage, "node": node, **more}
-        self._out.note(event, text, is_warning=is_bad, **fields)
+        self._out.note(
+            event, text, is_warning=is_bad, actor=actor_id, stage=stage, node=node, **more
+        )

@@ -35,6 +35,10 @@ class Outbox:
     ) -> None:
         self.emit(Note(event, message, fields, is_warning))
 
+    def abort(self, message: str) -> None:
+        """End the job: there is no way to finish it."""
+        self.emit(Abort("runtime", message))
+
     def take(self) -> list[Command]:
         """Return the commands since the last call."""
         commands, self._commands = self._commands, []

@@ -54,14 +54,6 @@ class _Pace:
     clips: float = 0.0
     seconds: float = 0.0
 
-    def add(self, clips: int, seconds: float) -> None:
-        self.leases += 1
-        self.clips += clips
-        self.seconds += seconds
-        if self.clips > NEED_CLIPS:
-            self.clips /= 2
-            self.seconds /= 2
-
     @property
     def clip_s(self) -> float:
         return self.seconds / max(1.0, self.clips)
@@ -80,8 +72,14 @@ class Pools:
         """None until the cluster's capacity is known."""
 
     def measure(self, stage: Stage, num_clips: int, busy_s: float) -> None:
-        """An actor of a stage has worked this long on a lease of so many clips."""
-        self._pace[stage].add(num_clips, busy_s)
+        """An actor of a stage has worked this long on a lease with this many clips."""
+        pace = self._pace[stage]
+        pace.leases += 1
+        pace.clips += num_clips
+        pace.seconds += busy_s
+        if pace.clips > NEED_CLIPS:
+            pace.clips /= 2
+            pace.seconds /= 2
 
     def resize(self, capacity: Capacity, now: float) -> None:
         """Divide the cluster again: at once if it has changed, otherwise now and then."""
@@ -91,13 +89,10 @@ class Pools:
         if need is not None:
             self._resize_after = now + RESIZE_EVERY_S
         self._capacity = capacity
-        before = self.sizes
+        before, limits = self.sizes, self._limits
+        now_has = None if before is None else before.decode
         self.sizes = size_pools(
-            capacity,
-            self._limits.runtime,
-            on_gpu=self._limits.on_gpu,
-            need=need,
-            num_decoders=None if before is None else before.decode,
+            capacity, limits.runtime, on_gpu=limits.on_gpu, need=need, num_decoders=now_has
         )
         if self.sizes != before:
             wanted = {stage: self.sizes.of(stage) for stage in STAGES}
@@ -125,7 +120,7 @@ class Pools:
 
 
 def gpus_per_encoder(config: RuntimeConfig) -> float:
-    """GPUs that one encode actor requests when encoding on GPUs."""
+    """GPUs that an encode actor requests when encoding on GPUs."""
     return config.encode.gpus or 1.0
 
 

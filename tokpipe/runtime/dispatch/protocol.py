@@ -23,8 +23,6 @@ ActorId = int
 AttemptId = int
 StreamId = int
 NodeId = str
-Key = tuple[int, int]
-"""Plan row and segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +103,6 @@ class WriteLease:
 ClipLease = DecodeLease | EncodeLease
 Lease = ClipLease | WriteLease
 
-# --- what stages answer -------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class DecodedInfo(Travels):
@@ -129,11 +125,6 @@ class EncodedInfo(Travels):
 
 
 Info = DecodedInfo | EncodedInfo | Rejected | Failed
-Answer = (
-    tuple[DecodedInfo | Rejected | Failed, ...]
-    | tuple[EncodedInfo | Rejected | Failed, ...]
-    | Receipt
-)
 
 # --- events -------------------------------------------------------------------------------------
 
@@ -205,7 +196,7 @@ class LeaseDone(Event, Travels):
     """A stage answered. Of ``busy_s`` seconds of work, ``download_s`` went into fetching."""
 
     attempt: AttemptId
-    answer: Answer
+    answer: tuple[Info, ...] | Receipt
     busy_s: float = 0.0
     download_s: float = 0.0
     download_bytes: int = 0

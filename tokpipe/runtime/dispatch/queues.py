@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
@@ -83,10 +83,9 @@ class Queues:
         """A source turned out to be cut: its segments after the first become work too."""
         self._segments.append((item, range(1, total)))
 
-    def add_suspects(self, leases: Iterable[Lease]) -> None:
-        """Run each of these alone on an actor, because the last one to hold it was lost."""
-        for lease in leases:
-            self._suspects[lease.stage].append(lease)
+    def add_suspect(self, lease: Lease) -> None:
+        """Run a lease alone on an actor, because the last one to hold it was lost."""
+        self._suspects[lease.stage].append(lease)
 
     def add_retry(self, due: float, number: int, lease: ClipLease) -> None:
         """Try a lease again at a later time; ``number`` orders leases that are due together."""

@@ -160,7 +160,8 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: ClipLease, result: Info, 
             parts.out.emit(Release(state, state_only=True))
         if clip.is_encoded:
             parts.out.count("clips", by="encode")
-            parts.settlement.add_codes(clip.result, result.grid, clip.num_codes, now)
+            whole = EncodedClips((clip.item,), tuple(clip.codes), clip.encode_s)
+            parts.settlement.add_codes(whole, result.grid, clip.num_codes, now)
 
 
 # --- failed -------------------------------------------------------------------------------------
@@ -227,7 +228,8 @@ def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: f
         assert not isinstance(lease, WriteLease)
         _give_up(parts, lease, verdict, now)
     else:
-        parts.queues.add_suspects(verdict)
+        for suspect in verdict:
+            parts.queues.add_suspect(suspect)
 
 
 def _try_later(parts: Parts, lease: ClipLease, failed: Failed, now: float) -> None:

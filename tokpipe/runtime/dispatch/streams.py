@@ -2,13 +2,12 @@
 
 Piece 0 is decoded like any clip, and its answer says how many pieces there are. After that:
 
-- Pieces are encoded in order, one at a time, each from its own pixels and the state that encoding
-  the previous piece left. A state is kept until the next one exists, and no longer.
+- Pieces are encoded in order, one at a time, each from its pixels and the state that encoding the
+  previous piece left. A state is kept until the next one exists.
 - At most ``AHEAD`` pieces beyond the one to encode next are decoded or being decoded.
-- A lost worker costs the piece it was working on: the inputs are still held, so the lease is
-  handed out again. Lost pixels, codes or states cost the clip everything: it ends, and restarts
-  from its first piece under a new stream id. Answers to leases with the old id are ignored.
-- However a streamed clip ends, everything it holds is released: see ``held``.
+- A lost worker costs one piece: its inputs are still held, so its lease is handed out again. Lost
+  pixels, codes or states cost the whole clip: it restarts from its first piece under a new stream
+  id, and answers to leases with the old id are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from tokpipe.runtime.dispatch.protocol import (
     AttemptId,
     ClipLease,
     DecodeLease,
-    EncodedClips,
     EncodedInfo,
     EncodeLease,
     Lease,
@@ -54,10 +52,9 @@ class StreamedClip:
     codes: list[Pick] = field(default_factory=list)
     """The codes of each encoded piece, in order."""
     state: AttemptId | None = None
-    """The attempt that left the latest state; None before the first and after the last piece."""
+    """The attempt that left the latest state; None before the first piece."""
     num_codes: int = 0
     encode_s: float = 0.0
-    """Seconds that encoders have spent on it."""
     last_actor: dict[Stage, ActorId] = field(default_factory=dict)
     """Who had the latest piece, by stage: that actor has the source file, or is near the state."""
 
@@ -86,11 +83,6 @@ class StreamedClip:
     @property
     def can_encode(self) -> bool:
         return not self.is_encoding and self.next_piece in self.pixels
-
-    @property
-    def result(self) -> EncodedClips:
-        """The whole clip, once every piece is encoded."""
-        return EncodedClips((self.item,), tuple(self.codes), self.encode_s)
 
     @property
     def held(self) -> Iterator[Pick]:
@@ -134,15 +126,14 @@ class StreamedClips:
             self._queue(clip)
 
     def of(self, lease: Lease) -> StreamedClip | None:
-        """The clip that a lease is a piece of; None once it has ended, and for other leases."""
+        """The clip that a lease is a piece of, if it is of one that has not ended."""
         return None if lease.stream is None else self._in_progress.get(lease.stream)
 
     def has_ended(self, lease: Lease) -> bool:
-        """Whether a lease is a piece of a clip that has ended since."""
+        """Whether a lease is a piece of a clip that has ended."""
         return lease.stream is not None and lease.stream not in self._in_progress
 
     def to_decode(self) -> list[StreamedClip]:
-        """Clips with a piece for a decoder, longest waiting first."""
         return list(self._to_decode.values())
 
     def next_to_encode(self) -> StreamedClip | None:
@@ -162,9 +153,8 @@ class StreamedClips:
         clip.is_encoding = True
         clip.last_actor["encode"] = actor
         self._queue(clip)
-        piece = clip.next_piece
-        item = replace(clip.item, piece=piece)
-        return EncodeLease((item,), clip.pixels[piece], clip.stream_id, clip.state)
+        item = replace(clip.item, piece=clip.next_piece)
+        return EncodeLease((item,), clip.pixels[clip.next_piece], clip.stream_id, clip.state)
 
     def take_back(self, lease: ClipLease) -> None:
         """A lease had no result; hand it out again, unless its clip has ended."""
@@ -177,7 +167,6 @@ class StreamedClips:
         self._queue(clip)
 
     def decoded(self, clip: StreamedClip, piece: int, attempt: AttemptId) -> None:
-        """An attempt has decoded a piece."""
         clip.decoding.discard(piece)
         clip.pixels[piece] = Pick(attempt, (0,))
         self._queue(clip)
@@ -194,10 +183,10 @@ class StreamedClips:
         clip.codes.append(Pick(attempt, (0,)))
         clip.num_codes += info.num_codes
         clip.encode_s += encode_s
-        clip.state = None if clip.is_encoded else attempt
         if clip.is_encoded:
             self.end(clip)
         else:
+            clip.state = attempt
             self._queue(clip)
         return pixels, state
 
@@ -207,7 +196,7 @@ class StreamedClips:
             clips.pop(clip.stream_id, None)
 
     def _queue(self, clip: StreamedClip) -> None:
-        """Move a clip to the end of the queues that it now belongs to, and out of the others."""
+        """Move a clip to the end of the queues that it belongs to now, and out of the others."""
         self._to_decode.pop(clip.stream_id, None)
         self._to_encode.pop(clip.stream_id, None)
         if clip.piece_to_decode is not None:
