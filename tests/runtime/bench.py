@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from tests.runtime.simulation import receipt_of, ref_of
+from tests.runtime.simulation import item_of, receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import (
@@ -46,7 +46,7 @@ LIMITS = Limits(
 
 
 def items(*rows: int) -> tuple[WorkItem, ...]:
-    return tuple(WorkItem(row=row, row_id=f"id{row}", source_uri=f"mem://{row}") for row in rows)
+    return tuple(map(item_of, rows))
 
 
 class Bench:

@@ -20,39 +20,15 @@ from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import ManifestState, iter_entries, iter_rejected
 from tokpipe.runtime.commit import Committer, claim_output
-from tokpipe.runtime.dispatch import Dispatcher, Limits
+from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.runtime.dispatch.protocol import (
-    Abort,
     ActorId,
-    ActorLost,
-    ActorPlaced,
-    ActorUp,
     AttemptId,
-    Capacity,
     Command,
-    Commit,
-    Committed,
-    DecodedInfo,
     DecodeLease,
-    Dispatch,
-    Draining,
-    EncodedInfo,
     EncodeLease,
     Event,
-    FetchPlan,
-    Finish,
-    KillActor,
     Lease,
-    LeaseDone,
-    LeaseFailed,
-    Pick,
-    Release,
-    SetupFailed,
-    StartActor,
-    StopRequested,
-    StreamId,
-    Tick,
-    WriteLease,
 )
 from tokpipe.runtime.dispatch.streams import AHEAD
 from tokpipe.runtime.feed import Feed
@@ -159,7 +135,7 @@ class State:
     """What the next piece of a streamed clip continues from. On node -1 it is lost."""
 
     node: int
-    stream: StreamId | None
+    stream: protocol.StreamId | None
     value: int
 
 
@@ -214,7 +190,7 @@ class Simulation:
         self.outcome = ""
         self.seen: Counter[str] = Counter()
         """What went wrong, by kind."""
-        self.zombies: list[tuple[Committer, Commit]] = []
+        self.zombies: list[tuple[Committer, protocol.Commit]] = []
         """Drivers that were replaced without knowing it, and what each would commit next."""
         self.is_retried = False
         self.lost_alone: Counter[Key] = Counter()
@@ -298,9 +274,9 @@ class _Driver:
         """Output of each attempt: the node that holds it, and its clips by position."""
         self.states: dict[AttemptId, State] = {}
         """States that encoding pieces left, besides their codes."""
-        self.known_lost: set[StreamId | tuple[int, AttemptId]] = set()
+        self.known_lost: set[protocol.StreamId | tuple[int, AttemptId]] = set()
         """Streams that the dispatcher knows have lost something; outputs lost to a write lease."""
-        self.reached: Counter[StreamId] = Counter()
+        self.reached: Counter[protocol.StreamId] = Counter()
         """Pieces of each streamed clip that were leased to an encoder."""
         self.draining: set[int] = set()
         self.busy_s = 0.0
@@ -311,9 +287,9 @@ class _Driver:
     def run(self) -> str:
         sim = self.sim
         self.post(0.0, self.capacity())
-        self.post(1.0, Tick())
+        self.post(1.0, protocol.Tick())
         if self.rng.random() < sim.trouble.stop:
-            self.post(self.rng.uniform(5, 60), StopRequested(grace_s=10.0))
+            self.post(self.rng.uniform(5, 60), protocol.StopRequested(grace_s=10.0))
             sim.seen["stopped"] += 1
         dies_at = (
             sim.now + self.rng.expovariate(1 / 40.0)
@@ -329,13 +305,13 @@ class _Driver:
                 return "killed"
             steps += 1
             assert steps < 50_000, "no progress"
-            if isinstance(event, Tick):
-                self.post(1.0, Tick())
-            if isinstance(event, ActorLost) and not event.node_lost:
+            if isinstance(event, protocol.Tick):
+                self.post(1.0, protocol.Tick())
+            if isinstance(event, protocol.ActorLost) and not event.node_lost:
                 self.blame(self.actors[event.actor])
-            if isinstance(event, LeaseFailed) and event.kind == "inputs_lost":
+            if isinstance(event, protocol.LeaseFailed) and event.kind == "inputs_lost":
                 self.note_lost(event)
-            if isinstance(event, Draining):
+            if isinstance(event, protocol.Draining):
                 for actor in self.actors.values():
                     actor.knows |= str(actor.node) in event.nodes
             for command in self.dispatcher.handle(event, sim.now):
@@ -346,36 +322,36 @@ class _Driver:
     def post(self, delay: float, event: Event) -> None:
         heapq.heappush(self.events, (self.sim.now + delay, next(self.order), event))
 
-    def capacity(self) -> Capacity:
+    def capacity(self) -> protocol.Capacity:
         there = (cpus for node, cpus in self.nodes.items() if node not in self.draining)
-        return Capacity(cpus=sum(there), gpus=0.0)
+        return protocol.Capacity(cpus=sum(there), gpus=0.0)
 
     def carry_out(self, command: Command) -> str:
         """Do what the dispatcher orders; return how the driver ended, or an empty string."""
         match command:
-            case StartActor():
+            case protocol.StartActor():
                 self.start(command)
-            case KillActor():
+            case protocol.KillActor():
                 if command.actor in self.actors:
                     self.actors[command.actor].alive = False
-            case Dispatch():
+            case protocol.Dispatch():
                 self.check_lease(command.lease)
                 self.work(command)
-            case Release(attempt, state_only=True):
+            case protocol.Release(attempt, state_only=True):
                 assert attempt in self.states, "a state was released twice"
                 del self.states[attempt]
-            case Release(attempt):
+            case protocol.Release(attempt):
                 self.objects.pop(attempt, None)
                 self.states.pop(attempt, None)
-            case FetchPlan():
+            case protocol.FetchPlan():
                 self.post(0.1, self.feed.fetch(command.num_items))
-            case Commit():
+            case protocol.Commit():
                 return self.commit(command)
-            case Finish():
+            case protocol.Finish():
                 if command.outcome == "done":
                     self.check_end()
                 return command.outcome
-            case Abort():
+            case protocol.Abort():
                 return f"abort {command.kind}"
         return ""
 
@@ -388,7 +364,7 @@ class _Driver:
         passed = {account.passed(stage) for stage in STAGES}
         assert len(passed) == 1, f"stages disagree on what is done: {account}"
 
-    def commit(self, command: Commit) -> str:
+    def commit(self, command: protocol.Commit) -> str:
         if self.rng.random() < self.sim.trouble.driver_dies / 10:
             self.sim.seen["driver froze"] += 1
             self.sim.zombies.append((self.committer, command))
@@ -399,15 +375,15 @@ class _Driver:
             raise AssertionError("fenced, though there is one driver") from None
         except StorageError:
             return "storage"
-        self.post(self.rng.uniform(0.01, 2.0), Committed())
+        self.post(self.rng.uniform(0.01, 2.0), protocol.Committed())
         return ""
 
-    def note_lost(self, event: LeaseFailed) -> None:
+    def note_lost(self, event: protocol.LeaseFailed) -> None:
         """Remember what the dispatcher is about to learn, unless it gave this attempt up."""
         flight = self.dispatcher.parts.flights.attempts.get(event.attempt)
         if flight is None:
             return
-        if isinstance(flight.lease, WriteLease):
+        if isinstance(flight.lease, protocol.WriteLease):
             self.known_lost.update((flight.lease.lease_id, attempt) for attempt in event.lost)
         elif flight.lease.stream is not None:
             self.known_lost.add(flight.lease.stream)
@@ -415,7 +391,7 @@ class _Driver:
     def check_lease(self, lease: Lease) -> None:
         """No lease needs what is known to be lost. Pieces go to encoders in order, and a streamed
         clip is neither decoded far ahead nor keeps more than its last state."""
-        if isinstance(lease, WriteLease):
+        if isinstance(lease, protocol.WriteLease):
             needed = {(lease.lease_id, pick.source) for pick in lease.picks}
             assert not self.known_lost & needed, "known to be lost"
             return
@@ -433,21 +409,21 @@ class _Driver:
         kept = {attempt for attempt, state in self.states.items() if state.stream == lease.stream}
         assert kept == {lease.state} - {None}, "states pile up"
 
-    def start(self, command: StartActor) -> None:
+    def start(self, command: protocol.StartActor) -> None:
         fit = [n for n in self.nodes if str(n) not in command.avoid and n not in self.draining]
         if not fit:  # it waits for capacity
             return
         node = self.rng.choice(fit)
         self.actors[command.actor] = _SimActor(command.stage, node)
         if self.rng.random() < self.sim.trouble.lose_actor / 3:
-            self.post(2.0, ActorLost(command.actor, False, "died while starting"))
+            self.post(2.0, protocol.ActorLost(command.actor, False, "died while starting"))
         elif self.rng.random() < self.sim.trouble.fault / 10:
-            self.post(2.0, SetupFailed(command.actor, "cannot", self.rng.random() < 0.5))
+            self.post(2.0, protocol.SetupFailed(command.actor, "cannot", self.rng.random() < 0.5))
         elif command.zero_cpu or self.rng.random() > 0.1:
-            self.post(0.5, ActorPlaced(command.actor, str(node)))
-            self.post(self.rng.uniform(1, 4), ActorUp(command.actor))
+            self.post(0.5, protocol.ActorPlaced(command.actor, str(node)))
+            self.post(self.rng.uniform(1, 4), protocol.ActorUp(command.actor))
 
-    def work(self, command: Dispatch) -> None:
+    def work(self, command: protocol.Dispatch) -> None:
         """Decide how this attempt ends, and post what the driver learns about it."""
         trouble, lease, actor = self.sim.trouble, command.lease, self.actors[command.actor]
         assert actor.alive, "dispatched to an actor that the dispatcher killed"
@@ -482,13 +458,13 @@ class _Driver:
         elif self.rng.random() < trouble.fault:
             self.sim.seen["fault"] += 1
             self.blame(actor)
-            self.post(late, LeaseFailed(command.attempt, "fault", "broke"))
+            self.post(late, protocol.LeaseFailed(command.attempt, "fault", "broke"))
         elif self.rng.random() < trouble.storage:
             self.sim.seen["storage"] += 1
-            self.post(late, LeaseFailed(command.attempt, "storage", "no answer"))
+            self.post(late, protocol.LeaseFailed(command.attempt, "storage", "no answer"))
         elif self.rng.random() < trouble.node_trouble:
             self.sim.seen["node trouble"] += 1
-            self.post(late, LeaseFailed(command.attempt, "node", "disk full"))
+            self.post(late, protocol.LeaseFailed(command.attempt, "node", "disk full"))
         elif self.rng.random() < trouble.drain and len(self.nodes) > 1:
             self.post(late, self.answer(command))
             self.drain(command.actor)
@@ -502,14 +478,14 @@ class _Driver:
             return
         self.sim.seen["drained"] += 1
         self.draining.add(node)
-        self.post(0.0, Draining(frozenset(map(str, self.draining))))
+        self.post(0.0, protocol.Draining(frozenset(map(str, self.draining))))
         self.post(0.0, self.capacity())
         self.lose_node(actor_id, 30.0)
 
     def lose(self, actor_id: ActorId, delay: float, *, node_lost: bool) -> None:
         if not node_lost:
             self.sim.seen["actor lost"] += 1
-        self.post(delay, ActorLost(actor_id, node_lost, "killed"))
+        self.post(delay, protocol.ActorLost(actor_id, node_lost, "killed"))
 
     def blame(self, actor: _SimActor) -> None:
         self.sim.lost_alone.update(actor.alone)
@@ -537,7 +513,7 @@ class _Driver:
             self.next_node += 1
             self.post(delay + self.rng.uniform(5, 60), self.capacity())
 
-    def answer(self, command: Dispatch) -> Event:
+    def answer(self, command: protocol.Dispatch) -> Event:
         lease, attempt = command.lease, command.attempt
         node = self.actors[command.actor].node
         if isinstance(lease, DecodeLease):
@@ -548,12 +524,12 @@ class _Driver:
                 self.or_failed("decode", info, ref_of(item))
                 for item, (_, info) in zip(lease.items, decoded, strict=True)
             )
-            return LeaseDone(attempt, tuple(infos))
+            return protocol.LeaseDone(attempt, tuple(infos))
         if isinstance(lease, EncodeLease) and lease.stream is not None:
             return self.piece_encoded(command, lease, node)
         if isinstance(lease, EncodeLease):
             if self.is_lost(lease.pick):
-                return LeaseFailed(attempt, "inputs_lost", "gone", (lease.pick.source,))
+                return protocol.LeaseFailed(attempt, "inputs_lost", "gone", (lease.pick.source,))
             outputs = self.read(lease.pick)
             self.check(lease.items, [output.ref for output in outputs])
             self.objects[attempt] = (node, outputs)
@@ -561,23 +537,23 @@ class _Driver:
             infos = (
                 self.or_failed("encode", self.encoded(output.ref), output.ref) for output in outputs
             )
-            return LeaseDone(attempt, tuple(infos), 2.0)
+            return protocol.LeaseDone(attempt, tuple(infos), 2.0)
         lost = tuple(pick.source for pick in lease.picks if self.is_lost(pick))
         if lost:
-            return LeaseFailed(attempt, "inputs_lost", "gone", lost)
+            return protocol.LeaseFailed(attempt, "inputs_lost", "gone", lost)
         refs = self.joined([output for pick in lease.picks for output in self.read(pick)])
         self.check(lease.items, refs)
         grids = {self.sim.world.grids[ref.row] for ref in refs}
         assert len(grids) == 1, "a shard holds one grid"
-        return LeaseDone(
+        return protocol.LeaseDone(
             attempt, receipt_of(tuple(refs), f"plan-{lease.lease_id}-{attempt}", grids.pop())
         )
 
-    def piece_encoded(self, command: Dispatch, lease: EncodeLease, node: int) -> Event:
+    def piece_encoded(self, command: protocol.Dispatch, lease: EncodeLease, node: int) -> Event:
         """Encode one piece of a streamed clip from the state that the dispatcher names."""
         attempt, (item,) = command.attempt, lease.items
         if self.is_lost(lease.pick):
-            return LeaseFailed(attempt, "inputs_lost", "gone")
+            return protocol.LeaseFailed(attempt, "inputs_lost", "gone")
         (pixels,) = self.read(lease.pick)
         assert (pixels.ref.row, pixels.piece) == (item.row, item.piece), "pixels of another piece"
         before = 0
@@ -585,16 +561,18 @@ class _Driver:
             assert lease.state in self.states, "a state was released while it was needed"
             state = self.states[lease.state]
             if state.node == -1:
-                return LeaseFailed(attempt, "inputs_lost", "gone")
+                return protocol.LeaseFailed(attempt, "inputs_lost", "gone")
             before = state.value
         codes = codes_after(before, item.row, item.piece)
         self.objects[attempt] = (node, [replace(pixels, codes=codes)])
         if self.sim.world.is_flawed(item, "encode", kills=False):
-            return LeaseDone(attempt, (Rejected(pixels.ref, "encode", "non_finite", "bad"),))
+            return protocol.LeaseDone(
+                attempt, (Rejected(pixels.ref, "encode", "non_finite", "bad"),)
+            )
         if item.piece < pixels.num_pieces - 1:
             self.states[attempt] = State(node, lease.stream, codes)
         self.busy_s += 1.0
-        return LeaseDone(attempt, (self.encoded(pixels.ref),), 1.0)
+        return protocol.LeaseDone(attempt, (self.encoded(pixels.ref),), 1.0)
 
     def joined(self, outputs: list[Output]) -> list[ClipRef]:
         """The clips that the write stage makes: streamed ones whole, with the right codes."""
@@ -610,11 +588,11 @@ class _Driver:
             refs.append(first.ref)
         return refs
 
-    def is_lost(self, pick: Pick) -> bool:
+    def is_lost(self, pick: protocol.Pick) -> bool:
         assert pick.source in self.objects, "an output was released while it was needed"
         return self.objects[pick.source][0] == -1
 
-    def read(self, pick: Pick) -> list[Output]:
+    def read(self, pick: protocol.Pick) -> list[Output]:
         outputs = self.objects[pick.source][1]
         return [outputs[position] for position in pick.positions]
 
@@ -622,7 +600,7 @@ class _Driver:
     def check(items: tuple[WorkItem, ...], refs: list[ClipRef]) -> None:
         assert [(i.row, i.segment) for i in items] == [(r.row, r.segment) for r in refs]
 
-    def decoded(self, item: WorkItem) -> tuple[Output, DecodedInfo | Rejected]:
+    def decoded(self, item: WorkItem) -> tuple[Output, protocol.DecodedInfo | Rejected]:
         world = self.sim.world
         total, num_pieces = world.segments.get(item.row, 1), world.pieces.get(item.row, 1)
         assert item.num_segments in (None, total)
@@ -634,7 +612,7 @@ class _Driver:
         output = Output(ref, item.piece, num_pieces)
         if item.row in world.bad_rows or world.is_flawed(item, "decode", kills=False):
             return output, Rejected(ref, "decode", "corrupt", "bad")
-        return output, DecodedInfo(ref, 5, num_pieces)
+        return output, protocol.DecodedInfo(ref, 5, num_pieces)
 
     def or_failed(self, stage: Stage, info: Any, ref: ClipRef) -> Any:
         """The answer for a clip, or that the stage failed at it."""
@@ -649,10 +627,10 @@ class _Driver:
             return Failed(ref, "gave_up", "broke")
         return info
 
-    def encoded(self, ref: ClipRef) -> EncodedInfo | Rejected:
+    def encoded(self, ref: ClipRef) -> protocol.EncodedInfo | Rejected:
         if (ref.row, ref.segment) in self.sim.world.bad_to_encode:
             return Rejected(ref, "encode", "non_finite", "bad")
-        return EncodedInfo(ref, self.sim.world.grids[ref.row], 100)
+        return protocol.EncodedInfo(ref, self.sim.world.grids[ref.row], 100)
 
 
 class _Rows:
@@ -663,10 +641,10 @@ class _Rows:
 
     def iter_undone(self, done):  # type: ignore[no-untyped-def]
         mask = done(0, self.num_rows)
-        yield [_item(row) for row in range(self.num_rows) if not mask[row]]
+        yield [item_of(row) for row in range(self.num_rows) if not mask[row]]
 
 
-def _item(row: int) -> WorkItem:
+def item_of(row: int) -> WorkItem:
     return WorkItem(row=row, row_id=f"id{row}", source_uri=f"mem://{row}")
 
 

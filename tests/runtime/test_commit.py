@@ -7,67 +7,47 @@ import os
 import pytest
 
 from tests.formats.formats_helpers import DictStore
+from tests.runtime.simulation import item_of, receipt_of, ref_of
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected, load_state
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.telemetry.account import Account
-from tokpipe.types import ClipRef, Receipt, Rejected
+from tokpipe.types import Receipt, Rejected
 
 NUM_ROWS = 100
 
 
 def receipt(*rows: int, name: str = "a") -> Receipt:
-    return Receipt(
-        shard=f"shards/{name}.parquet",
-        size_bytes=10,
-        sha256="0" * 64,
-        num_rows=len(rows),
-        num_codes=len(rows),
-        num_frames=len(rows),
-        grid=(4, 4),
-        side_table=f"clips/{name}.parquet",
-        side_table_sha256="0" * 64,
-        side_table_size_bytes=10,
-        clips=tuple(ClipRef(f"id{row}", row, 0, 1, f"mem://{row}") for row in rows),
-    )
+    return receipt_of(tuple(ref_of(item_of(row)) for row in rows), name)
 
 
 def rejection(row: int, reason: str = "empty") -> Rejected:
-    return Rejected(ClipRef(f"id{row}", row, 0, 1, f"mem://{row}"), "decode", reason, "")
+    return Rejected(ref_of(item_of(row)), "decode", reason, "")
 
 
 def committer(store: DictStore, writer: str) -> Committer:
-    state = load_state(store, NUM_ROWS)
-    return Committer(store, state, writer)
+    return Committer(store, load_state(store, NUM_ROWS), writer)
 
 
 def settled(store: DictStore) -> list[int]:
     return [ref.row for entry in iter_entries(store) for ref in entry.refs()]
 
 
-def test_of_two_drivers_one_commits_and_the_other_is_told() -> None:
+def test_a_driver_that_was_replaced_cannot_commit_again() -> None:
     store = DictStore()
     first, second = committer(store, "first"), committer(store, "second")
     first.commit([receipt(1)], [])
     with pytest.raises(Fenced, match="written by another driver"):
         second.commit([receipt(1)], [])
-    first.commit([receipt(2)], [])
-    assert settled(store) == [1, 2]
-
-
-def test_a_driver_that_was_replaced_cannot_come_back() -> None:
-    store = DictStore()
-    zombie = committer(store, "zombie")
-    zombie.commit([receipt(1)], [])
     heir = committer(store, "heir")
     heir.commit([receipt(2)], [])
     with pytest.raises(Fenced):
-        zombie.commit([receipt(3)], [])
+        first.commit([receipt(3)], [])
     heir.commit([receipt(3)], [])
     assert settled(store) == [1, 2, 3]
 
 
-def test_what_is_committed_already_is_left_out() -> None:
+def test_committing_the_same_work_twice_adds_nothing() -> None:
     store = DictStore()
     driver = committer(store, "driver")
     driver.commit([receipt(1, 2)], [rejection(5)])
@@ -76,7 +56,7 @@ def test_what_is_committed_already_is_left_out() -> None:
     assert driver.state.next_seq == 1
 
 
-def test_a_shard_that_is_half_known_is_a_fault() -> None:
+def test_a_partly_committed_shard_is_a_fault() -> None:
     driver = committer(DictStore(), "driver")
     driver.commit([receipt(1)], [])
     with pytest.raises(RuntimeFault, match="1 of the 2 clips"):
@@ -122,7 +102,7 @@ def test_a_claim_fences_every_older_driver_at_once() -> None:
     assert settled(store) == [1, 2]
 
 
-def test_of_two_that_claim_at_the_same_moment_one_is_told() -> None:
+def test_of_two_drivers_that_claim_at_once_one_is_fenced() -> None:
     class Beaten(DictStore):
         """Another driver is quicker, once."""
 
@@ -140,7 +120,7 @@ def test_of_two_that_claim_at_the_same_moment_one_is_told() -> None:
     assert [entry.writer for entry in iter_entries(store)] == ["quick"]
 
 
-def test_a_claim_takes_in_what_an_older_driver_commits_meanwhile() -> None:
+def test_a_claim_includes_what_an_older_driver_commits_meanwhile() -> None:
     class Busy(DictStore):
         older: Committer | None = None
 
@@ -191,27 +171,18 @@ def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
         driver.reopen([rejection(6, "truncated")])
 
 
-def test_seconds_of_actors_wait_for_the_next_entry_if_there_is_nothing_to_commit() -> None:
-    store = DictStore()
-    driver = claim_output(store, NUM_ROWS, "first")
-    driver.commit([receipt(1)], [], Account({"decode": 1.0}, {"decode": 2.0}))
-    driver.commit([receipt(1, name="b")], [], Account({"decode": 0.5}, {"decode": 1.0}))
-    driver.commit([receipt(2)], [], Account({"encode": 4.0}, {"decode": 1.0}))
-    told = [entry.account for entry in iter_entries(store) if entry.shards]
-    assert told == [
-        Account({"decode": 1.0}, {"decode": 2.0}),
-        Account({"decode": 0.5, "encode": 4.0}, {"decode": 2.0}),
-    ]
-
-
-def test_seconds_of_encoders_add_up_over_commits_and_drivers() -> None:
+def test_seconds_add_up_over_commits_and_drivers() -> None:
     store = DictStore()
     first = claim_output(store, NUM_ROWS, "first")
     first.commit([receipt(1)], [], Account(paid_s=10.0, useful_s=6.0))
-    first.commit([receipt(1, name="b")], [], Account(paid_s=2.0, lost_s=1.0))  # nothing new
-    first.commit([receipt(2)], [], Account(paid_s=3.0, useful_s=2.0))
+    # This has nothing new, so its seconds wait for the next entry.
+    first.commit([receipt(1, name="b")], [], Account({"decode": 0.5}, paid_s=2.0, lost_s=1.0))
+    first.commit([receipt(2)], [], Account({"encode": 4.0}, paid_s=3.0, useful_s=2.0))
     second = claim_output(store, NUM_ROWS, "second")
     second.commit([receipt(3)], [], Account(paid_s=5.0, useful_s=2.0))
+    accounts = [entry.account for entry in iter_entries(store) if entry.shards]
+    both = {"decode": 0.5, "encode": 4.0}
+    assert accounts[1] == Account(both, paid_s=5.0, useful_s=2.0, lost_s=1.0)
     totals = load_state(store, NUM_ROWS).totals
     assert (totals.paid_s, totals.useful_s, totals.lost_s) == (20.0, 10.0, 1.0)
     assert totals.goodput == 0.5
