@@ -102,7 +102,7 @@ def test_what_cannot_be_decoded_is_said(
         return capsys.readouterr().err.replace("\n", " ")
 
     path = str(tmp_path / "clip.mp4")
-    assert "holds no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
+    assert "no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
     assert "ends in .gif" in complaint("-o", str(tmp_path / "clip.gif"))
     assert "its folder does not exist" in complaint("-o", str(tmp_path / "none/clip.mp4"))
     film = folder / "videos/film.mp4"
