@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe import usage
-from tokpipe.usage import CodeUsage
+from tokpipe.telemetry import usage
+from tokpipe.telemetry.usage import CodeUsage
 
 
 @pytest.fixture(params=[1, 2**18], ids=["sorted at once", "sorted late"])
