@@ -31,7 +31,7 @@ TOKENIZER = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished job that streamed a video of four pieces."""
     folder: Path = tmp_path_factory.mktemp("decode")
-    write_video(folder / "videos/film.mp4", num_frames=30)
+    write_video(folder / "videos/a.mp4", num_frames=30)
     job = write_job(
         folder / "job.yaml",
         files(folder / "videos"),
@@ -102,18 +102,18 @@ def test_what_cannot_be_decoded_is_said(
         return capsys.readouterr().err.replace("\n", " ")
 
     path = str(tmp_path / "clip.mp4")
-    assert "holds no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
+    assert "no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
     assert "ends in .gif" in complaint("-o", str(tmp_path / "clip.gif"))
     assert "its folder does not exist" in complaint("-o", str(tmp_path / "none/clip.mp4"))
-    film = folder / "videos/film.mp4"
-    kept = film.read_bytes()
+    video = folder / "videos/a.mp4"
+    kept = video.read_bytes()
     try:
-        write_video(film, num_frames=20)
+        write_video(video, num_frames=20)
         assert "it was replaced by another video" in complaint("-o", path, "--compare")
-        film.unlink()
+        video.unlink()
         assert "does not decode any more" in complaint("-o", path, "--compare")
     finally:
-        film.write_bytes(kept)
+        video.write_bytes(kept)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,8 @@
-"""What litdata and MosaicML's streaming write themselves, of the samples that exports have.
+"""Writes with litdata and MosaicML's streaming the samples that exports have.
 
     python -m tests.export.by_libraries
 
-makes tests/export/written/ anew, in an environment that has both (litdata 0.2.76, streaming 0.13).
+regenerates tests/export/written/. Needs both libraries (litdata 0.2.76, streaming 0.13).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from tests.formats.formats_helpers import DictStore, encoded_clip
 from tests.reader.reader_helpers import begin, commit, put_shard
-from tokpipe.export.described import described
 from tokpipe.export.packed import FILE_BYTES
+from tokpipe.export.sidecar import sidecar
 from tokpipe.reader.output import Output
 
 WRITTEN = Path(__file__).parent / "written"
@@ -23,7 +23,7 @@ CODEBOOK_SIZES = {"uint16": 8192, "uint32": 262_144}
 
 
 def output_of(grids: list[tuple[int, int]], codebook_size: int = 8192) -> Output:
-    """A shard of three clips for each grid."""
+    """An output with a shard of three clips for each grid."""
     store = DictStore()
     begin(store, codebook_size)
     receipts = []
@@ -43,7 +43,7 @@ def small_output(dtype: str) -> Output:
 
 def samples_of(output: Output) -> list[dict[str, Any]]:
     return [
-        {"clip_id": clip.clip_id, "codes": clip.codes, "json": described(clip, output)}
+        {"clip_id": clip.clip_id, "codes": clip.codes, "json": sidecar(clip, output)}
         for clip in output.clips()
     ]
 

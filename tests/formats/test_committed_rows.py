@@ -91,12 +91,6 @@ def test_a_source_whose_length_changed_is_rejected(num_segments: int) -> None:
         committed.add(clip_ref(4, 0, num_segments))
 
 
-def test_an_empty_plan_is_fully_settled() -> None:
-    committed = CommittedRows(0)
-    assert committed.num_done == 0
-    assert committed.done(0, 0).tolist() == []
-
-
 def test_a_bitmap_of_another_plan_is_rejected() -> None:
     for num_rows, bitmap in [(8, b""), (8, b"\0\0"), (0, b"\0"), (7, b"\x80"), (9, b"\0\2")]:
         with pytest.raises(ValueError, match="a bitmap"):

@@ -1,10 +1,11 @@
-"""The manifest against a dictionary: commits, crashes at any write, zombies, lost checkpoints."""
+"""The manifest agrees with a dictionary over commits, crashes, stale drivers and damage."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ Clip = tuple[int, int]
 
 
 class Driver:
-    """What a driver does around the manifest: drop what is committed, append, checkpoint."""
+    """Commits as a driver does: skips settled clips, appends, writes checkpoints."""
 
     def __init__(self, store: DictStore, name: str) -> None:
         self.store = store
@@ -74,12 +75,11 @@ def ref_of(clip: Clip) -> ClipRef:
 
 def encoded(clip: Clip) -> EncodedClip:
     whole = encoded_clip(clip[0], frames=(1,), grid=(1, 1))
-    return EncodedClip(
-        ref_of(clip), whole.chunks, whole.codes, whole.pts_s, whole.fps, whole.backend
-    )
+    return replace(whole, ref=ref_of(clip))
 
 
 work = st.sets(st.sampled_from(CLIPS), max_size=8)
+crashes: st.SearchStrategy[Any] = st.sampled_from(["before", "after"])
 
 
 class ManifestMachine(RuleBasedStateMachine):
@@ -103,23 +103,18 @@ class ManifestMachine(RuleBasedStateMachine):
         for rejection in entry.rejected:
             self.rejected[rejection.ref.row, rejection.ref.segment] = rejection.reason
 
-    @rule(done=work, refused=work)
-    def commit(self, done: set[Clip], refused: set[Clip]) -> None:
-        entry = self.driver.entry(done, refused - done)
+    @rule(done=work, rejected=work)
+    def commit(self, done: set[Clip], rejected: set[Clip]) -> None:
+        entry = self.driver.entry(done, rejected - done)
         assert self.driver.commit(entry)
         self.remember(entry)
 
-    @rule(
-        done=work,
-        refused=work,
-        write=st.integers(0, 2),
-        crash=st.sampled_from(["before", "after"]),
-    )
+    @rule(done=work, rejected=work, write=st.integers(0, 2), crash=crashes)
     def crash_and_resume(
-        self, done: set[Clip], refused: set[Clip], write: int, crash: Literal["before", "after"]
+        self, done: set[Clip], rejected: set[Clip], write: int, crash: Literal["before", "after"]
     ) -> None:
-        """The writes of a commit are the entry, then both halves of a checkpoint, if it is due."""
-        entry = self.driver.entry(done, refused - done)
+        """A commit writes the entry, then both halves of a checkpoint if one is due."""
+        entry = self.driver.entry(done, rejected - done)
         self.store.writes_to_crash, self.store.crash = write, crash
         with contextlib.suppress(Crash):
             assert self.driver.commit(entry)
@@ -144,7 +139,7 @@ class ManifestMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.zombie is not None)
     @rule(done=work)
     def thaw(self, done: set[Clip]) -> None:
-        """The old driver goes on where it was: first come takes the number, never both."""
+        """The old driver continues: only one of the two can take the next number."""
         assert self.zombie is not None
         stale = self.zombie.state.next_seq < self.driver.state.next_seq
         entry = self.zombie.entry(done, set())
@@ -152,7 +147,7 @@ class ManifestMachine(RuleBasedStateMachine):
         assert won == (not stale)
         if won:
             self.remember(entry)
-            # Now the other one is behind, sees so at its next commit, and is started again.
+            # The other driver is now stale. Its next commit fails, and it restarts.
             assert not self.driver.commit(self.driver.entry(set(), set()))
             self.start()
         self.zombie = None
@@ -169,7 +164,7 @@ class ManifestMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_manifest_is_the_dictionary(self) -> None:
-        # With checkpoints, without any, and as the running driver believes it to be.
+        # With checkpoints, without any, and in the running driver.
         self.check(load_state(self.store, NUM_ROWS, interval=INTERVAL))
         self.check(load_state(self.store, NUM_ROWS, interval=10**9))
         self.check(self.driver.state)

@@ -6,9 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -227,23 +225,6 @@ def test_all_columns_but_codes_have_statistics_and_a_page_index() -> None:
     assert "RLE_DICTIONARY" in columns["source_uri"].encodings
 
 
-@pytest.mark.parametrize("codebook_size", [8192, 65_536, 262_144])
-def test_uniform_codes_are_stored_as_byte_planes(codebook_size: int) -> None:
-    clip = encoded_clip(0, (17,) * 8, (32, 32), codebook_size)
-    column = parquet_of([clip], codebook_size).metadata.row_group(0).column(15)
-    assert column.path_in_schema == "codes.list.element"
-    assert "BYTE_STREAM_SPLIT" in column.encodings
-
-
-def test_codes_that_repeat_are_stored_as_a_dictionary() -> None:
-    clip = encoded_clip(0, (17,) * 8, (32, 32))
-    few = np.array([7, 4321, 999, 8191], np.uint16)
-    clip = dataclasses.replace(clip, codes=tuple(few[block % 4] for block in clip.codes))
-    column = parquet_of([clip]).metadata.row_group(0).column(15)
-    assert "RLE_DICTIONARY" in column.encodings
-    assert column.total_compressed_size * 8 < 2.1 * clip.num_codes
-
-
 def uniform(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
     return rng.integers(0, codebook_size, num)
 
@@ -254,15 +235,20 @@ def zipf(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
     return rng.permutation(codebook_size)[ranks]
 
 
+def few(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
+    return rng.choice([7, 999, 4321, codebook_size - 1], num)
+
+
 @pytest.mark.parametrize(
     ("codes_of", "codebook_size", "most_bits"),
     [
-        (uniform, 8192, 13.14),
+        (uniform, 8192, 13.14),  # byte planes
         (uniform, 64_000, 16.1),
         (uniform, 65_536, 16.1),
         (uniform, 262_144, 18.6),
         (zipf, 8192, 12.0),
         (zipf, 64_000, 14.4),
+        (few, 8192, 2.1),  # a dictionary
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -276,27 +262,6 @@ def test_bits_on_disk_per_code(codes_of: Any, codebook_size: int, most_bits: flo
     bits = len(data) * 8 / clip.num_codes  # footer and all other columns included
     assert bits <= most_bits
     assert len(data) <= estimated_bytes(clip.num_codes, codebook_size)
-
-
-def test_duckdb_reads_a_shard_without_tokpipe(tmp_path: Any) -> None:
-    clips = [encoded_clip(0, (17, 5)), encoded_clip(1, (1,))]
-    path = tmp_path / "shard.parquet"
-    path.write_bytes(build_shard(clips, shard_metadata()))
-    query = f"select clip_id, t, h, w, codes from '{path}' order by clip_id, chunk_index"
-    rows = duckdb.connect().execute(query).fetchall()
-    blocks = [(clip, block) for clip in clips for block in clip.codes]
-    assert rows == [
-        (clip.ref.clip_id, *block.shape, block.ravel().tolist()) for clip, block in blocks
-    ]
-
-
-def test_pyarrow_reads_codes_as_lists_of_integers(tmp_path: Any) -> None:
-    clip = encoded_clip()
-    path = tmp_path / "shard.parquet"
-    path.write_bytes(build_shard([clip], shard_metadata()))
-    column = pq.read_table(path, columns=["codes"]).column("codes")
-    assert column.type == pa.list_(pa.field("element", pa.uint16(), nullable=False))
-    assert column.to_pylist() == [block.ravel().tolist() for block in clip.codes]
 
 
 def changed(clip: EncodedClip, **fields: Any) -> EncodedClip:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.formats.formats_helpers import encoded_clip, flipped
+from tests.formats.formats_helpers import encoded_clip
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import sha256
 from tokpipe.formats.side_table import OWN_COLUMNS, build_side_table, read_side_table
@@ -29,46 +29,38 @@ def read(data: bytes) -> pa.Table:
 
 def test_a_row_is_a_clip_with_its_carried_columns() -> None:
     table = read(build_side_table(CLIPS, CARRIED))
-    assert table.to_pylist() == [
-        {
-            "clip_id": CLIPS[1].ref.clip_id,
-            "source_uri": "s3://videos/1.mp4",
-            "plan_row": 1,
-            "segment": 0,
-            "n_segments": 1,
-            "n_frames": 9,
-            "n_chunks": 1,
-            "fps": 8.0,
-            "decoder": "pyav",
-            "marks": [],
-            "damage": None,
-            "start_pts_s": 0.25,
-            "end_pts_s": 8 / 8 + 0.25,
-            "caption": None,
-            "score": 0.25,
-            "tags": [],
-            "src_fps": 30,
-        },
-        {
-            "clip_id": CLIPS[0].ref.clip_id,
-            "source_uri": "s3://videos/2.mp4",
-            "plan_row": 2,
-            "segment": 0,
-            "n_segments": 1,
-            "n_frames": 22,
-            "n_chunks": 2,
-            "fps": 8.0,
-            "decoder": "pyav",
-            "marks": [],
-            "damage": None,
-            "start_pts_s": 0.25,
-            "end_pts_s": 21 / 8 + 0.25,
-            "caption": "second",
-            "score": 0.5,
-            "tags": ["a"],
-            "src_fps": 25,
-        },
-    ]
+    first, second = table.to_pylist()
+    assert first == {
+        "clip_id": CLIPS[1].ref.clip_id,
+        "source_uri": "s3://videos/1.mp4",
+        "plan_row": 1,
+        "segment": 0,
+        "n_segments": 1,
+        "n_frames": 9,
+        "n_chunks": 1,
+        "fps": 8.0,
+        "decoder": "pyav",
+        "marks": [],
+        "damage": None,
+        "start_pts_s": 0.25,
+        "end_pts_s": 8 / 8 + 0.25,
+        "caption": None,
+        "score": 0.25,
+        "tags": [],
+        "src_fps": 30,
+    }
+    assert second == first | {
+        "clip_id": CLIPS[0].ref.clip_id,
+        "source_uri": "s3://videos/2.mp4",
+        "plan_row": 2,
+        "n_frames": 22,
+        "n_chunks": 2,
+        "end_pts_s": 21 / 8 + 0.25,
+        "caption": "second",
+        "score": 0.5,
+        "tags": ["a"],
+        "src_fps": 25,
+    }
 
 
 def test_carried_columns_keep_their_types_even_when_all_null() -> None:
@@ -76,12 +68,6 @@ def test_carried_columns_keep_their_types_even_when_all_null() -> None:
     nulls = pa.table({name: [None, None] for name in nulls}, schema=CARRIED.schema)
     table = read(build_side_table(CLIPS, nulls))
     assert table.schema.types[-4:] == CARRIED.schema.types
-
-
-def test_carried_columns_are_optional() -> None:
-    table = read(build_side_table(CLIPS, CARRIED.select([])))
-    assert table.num_rows == 2
-    assert table.column_names[-1] == "end_pts_s"
 
 
 def test_tokpipes_columns_are_required() -> None:
@@ -128,15 +114,6 @@ def test_carried_rows_must_match_the_clips() -> None:
         build_side_table(CLIPS, CARRIED.slice(1))
 
 
-def test_damage_is_detected() -> None:
-    data = build_side_table(CLIPS, CARRIED)
-    for bit in range(0, len(data) * 8, 997):
-        with pytest.raises(CorruptOutput, match="SHA-256"):
-            read_side_table(
-                "mem://t", flipped(data, bit), size_bytes=len(data), sha256_hex=sha256(data)
-            )
-
-
 def test_other_tables_are_rejected() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
@@ -144,3 +121,5 @@ def test_other_tables_are_rejected() -> None:
         read(sink.getvalue().to_pybytes())
     with pytest.raises(CorruptOutput, match="does not open as a side table"):
         read(b"text")
+    with pytest.raises(CorruptOutput, match="SHA-256"):
+        read_side_table("mem://t", b"text", size_bytes=4, sha256_hex=sha256(b"next"))

@@ -1,44 +1,51 @@
-"""An output of several shards, in memory and on disk, for tests of what trains from it."""
+"""Two outputs on disk, alone as a stream and together as a mix."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.formats.formats_helpers import DictStore, encoded_clip
-from tests.reader.reader_helpers import begin, commit, put_shard
+from tests.reader.reader_helpers import write_clips
 from tokpipe.config.job import StoreOptions
-from tokpipe.reader import CodeCache
-from tokpipe.reader.output import Output
+from tokpipe.reader import ClipMix, ClipStream, CodeCache, open_output
 from tokpipe.storage import open_store
 
-SHARD_CLIPS = (5, 1, 7, 4, 6)
-NUM_CLIPS = sum(SHARD_CLIPS)
+LARGE, SMALL = (9, 4, 10, 7), (3, 3)
+FIRST_SMALL = 500
+"""Plan rows of the small output begin here."""
 
 
-def _write(store: Any) -> None:
-    begin(store)
-    row = 0
-    receipts = []
-    for shard, number in enumerate(SHARD_CLIPS):
-        clips = [encoded_clip(row + i, [5] * (1 + (row + i) % 3)) for i in range(number)]
-        receipts.append(put_shard(store, f"s{shard}", clips))
-        row += number
-    commit(store, 0, *receipts)
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> list[CodeCache]:
+    """Of 30 clips, and of 6 that are three times as long."""
+    folder = tmp_path_factory.mktemp("outputs")
+    outputs = (("large", LARGE, 1, 0), ("small", SMALL, 3, FIRST_SMALL))
+    for name, sizes, chunks, first_row in outputs:
+        store = open_store(str(folder / name), StoreOptions())
+        write_clips(store, sizes, lambda row, chunks=chunks: chunks, first_row=first_row)
+    return [CodeCache(open_output(str(folder / one[0])), folder / "cache") for one in outputs]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> CodeCache:
-    store = DictStore()
-    _write(store)
-    return CodeCache(Output(store), tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output on disk, which the processes of a loader can open."""
+    """Of clips of one to three chunks."""
     folder = tmp_path_factory.mktemp("output")
-    _write(open_store(str(folder / "out"), StoreOptions()))
-    return folder
+    store = open_store(str(folder / "out"), StoreOptions())
+    write_clips(store, (5, 1, 7, 4, 6), lambda row: 1 + row % 3)
+    return CodeCache(open_output(str(folder / "out")), folder / "cache")
+
+
+@pytest.fixture(scope="module", params=["stream", "mix"])
+def open_stream(
+    request: pytest.FixtureRequest, cache: CodeCache, caches: list[CodeCache]
+) -> Callable[..., ClipMix]:
+    """Opens a stream of one output or a mix of two. Takes seed, rank and world_size."""
+
+    def stream(*, seed: int = 1, **settings: Any) -> ClipMix:
+        if request.param == "stream":
+            return ClipStream(cache, seed=seed, **settings)
+        return ClipMix(caches, [0.25, 0.75], epoch_clips=50, seed=seed, **settings)
+
+    return stream

@@ -1,4 +1,4 @@
-"""An output on disk whose shards differ in how their codes are encoded, with a leftover."""
+"""Writes an output with a leftover, whose shards encode their codes differently."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tokpipe.storage import open_store
 from tokpipe.types import EncodedClip
 
 ENCODINGS = ("BYTE_STREAM_SPLIT", "BYTE_STREAM_SPLIT", "dictionary")
-"""By shard: uniform codes, many skewed ones, and codes that hardly differ."""
+"""By shard: uniform codes, many skewed ones, and only two different codes."""
 
 _GRIDS = ((16, 16), (64, 64), (16, 16))
 
 
 def write_output(folder: Path, codebook_size: int = 8192) -> None:
-    """Three shards of four clips each, listed in two entries, and one that nobody lists."""
+    """Write three shards of four clips each, listed in two entries, and an unlisted one."""
     store = open_store(str(folder), StoreOptions())
     begin(store, codebook_size)
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def _clips(
 
 
 def encoding_of(file: Any) -> str:
-    """Which of ``ENCODINGS`` the codes of a Parquet file have."""
+    """Return which of ``ENCODINGS`` the codes of a Parquet file have."""
     group = file.metadata.row_group(0)
     columns = [group.column(index) for index in range(group.num_columns)]
     (codes,) = (one for one in columns if one.path_in_schema.startswith("codes."))

@@ -1,12 +1,13 @@
-"""Writes small outputs, the way that a job does, for tests of the reader."""
+"""Writes small outputs, as a job does, for tests of the reader."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
-from tests.formats.formats_helpers import receipt_of, shard_metadata
+from tests.formats.formats_helpers import DictStore, encoded_clip, receipt_of, shard_metadata
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestEntry, append
@@ -19,7 +20,7 @@ NUM_ROWS = 1000
 
 
 def begin(store: Store, codebook_size: int = 8192) -> None:
-    """Write the job's record: an output that has begun, and lists nothing."""
+    """Write the job's record. The output lists nothing yet."""
     metadata = shard_metadata(codebook_size)
     job_record.write_once(
         store,
@@ -42,7 +43,7 @@ def begin(store: Store, codebook_size: int = 8192) -> None:
 def put_shard(
     store: Store, name: str, clips: Sequence[EncodedClip], codebook_size: int = 8192
 ) -> Receipt:
-    """Put a shard and its side table, with the caption ``caption <plan row>``; list neither."""
+    """Put a shard and its side table, with the caption ``caption <plan row>``, without listing."""
     shard = build_shard(clips, shard_metadata(codebook_size))
     captions = [f"caption {clip.ref.row}" for clip in clips]
     side_table = build_side_table(clips, pa.table({"caption": captions}))
@@ -54,3 +55,34 @@ def put_shard(
 
 def commit(store: Store, seq: int, *receipts: Receipt, rejected: Sequence[Rejected] = ()) -> None:
     assert append(store, ManifestEntry(seq, "driver-1", "now", receipts, tuple(rejected)))
+
+
+def store_with(*shards: Sequence[EncodedClip], codebook_size: int = 8192) -> DictStore:
+    """A store with an output that has an entry for each shard: ``p-1-a``, ``p-2-a`` and so on."""
+    store = DictStore()
+    begin(store, codebook_size)
+    for seq, clips in enumerate(shards):
+        commit(store, seq, put_shard(store, f"p-{seq + 1}-a", clips, codebook_size))
+    return store
+
+
+def write_clips(
+    store: Store,
+    shard_sizes: Sequence[int],
+    num_chunks: Callable[[int], int] = lambda row: 1,
+    *,
+    first_row: int = 0,
+) -> None:
+    """Write an output with this many clips in each shard. Its rows begin with ``first_row``."""
+    begin(store)
+    row, receipts = first_row, []
+    for size in shard_sizes:
+        clips = [encoded_clip(one, [5] * num_chunks(one)) for one in range(row, row + size)]
+        receipts.append(put_shard(store, f"s{row}", clips))
+        row += size
+    if receipts:
+        commit(store, 0, *receipts)
+
+
+def ids(samples: Iterable[Any]) -> list[str]:
+    return [sample["clip_id"] for sample in samples]

@@ -1,4 +1,4 @@
-"""Codes on local disk are those of the shards, are made once, and survive whatever happens."""
+"""Code caches hold the codes of the shards, make each once, and survive crashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import tokpipe.reader.code_cache
 from tests.formats.formats_helpers import DictStore, encoded_clip, encoded_clips, flipped
-from tests.reader.reader_helpers import begin, commit, put_shard
+from tests.reader.reader_helpers import commit, put_shard, store_with
 from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.reader import CodeCache, Output, ShardCodes
 from tokpipe.reader.shard_codes import write_shard_codes
@@ -29,22 +29,16 @@ RAGGED = [encoded_clip(row, frames, (2, 6)) for row, frames in ((10, (17, 5)), (
 @pytest.fixture
 def store() -> DictStore:
     """One shard of six equal chunks, and one of three that differ."""
-    store = DictStore()
-    begin(store)
-    commit(store, 0, put_shard(store, "p-1-a", EVEN))
-    commit(store, 1, put_shard(store, "p-2-a", RAGGED))
-    return store
+    return store_with(EVEN, RAGGED)
 
 
 def assert_same(shard: ShardCodes, clips: list[EncodedClip]) -> None:
     wanted = [block for clip in clips for block in clip.codes]
     assert len(shard) == len(wanted)
-    for found, also, block in zip(
-        shard, map(shard.__getitem__, range(len(shard))), wanted, strict=True
-    ):
+    for index, (found, block) in enumerate(zip(shard, wanted, strict=True)):
         assert found.dtype == block.dtype
         np.testing.assert_array_equal(found, block)
-        np.testing.assert_array_equal(also, block)
+        np.testing.assert_array_equal(shard[index], block)
     np.testing.assert_array_equal(shard.flat, np.concatenate([block.ravel() for block in wanted]))
 
 
@@ -56,7 +50,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
-def test_shards_come_as_they_were_encoded(store: DictStore, tmp_path: Path) -> None:
+def test_shards_have_the_encoded_codes(store: DictStore, tmp_path: Path) -> None:
     output = Output(store)
     cache = CodeCache(output, tmp_path)
     assert (len(cache), cache.num_rows) == (2, 9)
@@ -74,42 +68,35 @@ def test_shards_come_as_they_were_encoded(store: DictStore, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("codebook_size", [65_536, 65_537])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
-def test_any_clips_make_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
-    store = DictStore()
-    begin(store, codebook_size)
+@settings(max_examples=25)
+def test_any_clips_survive_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
     clips: list[EncodedClip] = data.draw(encoded_clips(codebook_size))
-    commit(store, 0, put_shard(store, "p-1-a", clips, codebook_size))
+    store = store_with(clips, codebook_size=codebook_size)
     with TemporaryDirectory() as folder:
         (shard,) = CodeCache(Output(store), folder)
         assert_same(shard, sorted(clips, key=lambda clip: clip.ref.clip_id))
 
 
-def test_shards_of_several_row_groups_are_one_array(tmp_path: Path) -> None:
-    store = DictStore()
-    begin(store)
+def test_a_shard_of_several_row_groups_is_one_array(tmp_path: Path) -> None:
     clips = [encoded_clip(row, (17,) * 4, (256, 256)) for row in range(2)]
-    commit(store, 0, put_shard(store, "p-1-a", clips))
-    (shard,) = CodeCache(Output(store), tmp_path)
+    (shard,) = CodeCache(Output(store_with(clips)), tmp_path)
     assert_same(shard, clips)
 
 
-def test_plain_numpy_reads_the_files(store: DictStore, tmp_path: Path) -> None:
+def test_numpy_can_map_the_files(store: DictStore, tmp_path: Path) -> None:
     list(CodeCache(Output(store), tmp_path))
     path = tmp_path / f"{Output(store).shards[0].sha256}.codes"
     codes = np.memmap(path, "<u2", "r", shape=(6, 5, 4, 4))
     np.testing.assert_array_equal(codes[1], EVEN[0].codes[1])
 
 
-def test_codes_cannot_be_changed_by_accident(store: DictStore, tmp_path: Path) -> None:
+def test_codes_are_read_only(store: DictStore, tmp_path: Path) -> None:
     for shard in CodeCache(Output(store), tmp_path):
         with pytest.raises(ValueError, match="read-only"):
             shard[0][:] = 0
 
 
-def test_a_shard_is_fetched_once_by_all_processes_and_runs(
-    store: DictStore, tmp_path: Path
-) -> None:
+def test_processes_and_runs_fetch_a_shard_once(store: DictStore, tmp_path: Path) -> None:
     threads = [
         threading.Thread(target=lambda: list(CodeCache(Output(store), tmp_path))) for _ in range(4)
     ]
@@ -127,7 +114,7 @@ def test_a_shard_is_fetched_once_by_all_processes_and_runs(
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_what_is_damaged_never_enters_the_cache(
+def test_damaged_shards_never_enter_the_cache(
     store: DictStore, tmp_path: Path, verify: bool
 ) -> None:
     key = "shards/p-2-a.parquet"
@@ -142,7 +129,7 @@ def test_what_is_damaged_never_enters_the_cache(
     assert_same(cache.shard(1), RAGGED)
 
 
-def test_whoever_dies_while_writing_leaves_nothing_that_is_read(
+def test_a_killed_writer_leaves_no_readable_file(
     store: DictStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
@@ -158,7 +145,7 @@ def test_whoever_dies_while_writing_leaves_nothing_that_is_read(
         CodeCache(Output(store), tmp_path).shard(0)
     monkeypatch.undo()
     assert kept(tmp_path) == kept(tmp_path / "tmp") == []
-    # Nobody could clean up after these two; only one is old enough to be nobody's.
+    # Killed processes left these two. Only one is old enough to be removed.
     for name, age_s in (("young", 60), ("old", 2 * 24 * 3600)):
         (tmp_path / "tmp" / name).write_bytes(b"half")
         os.utime(tmp_path / "tmp" / name, (time.time() - age_s,) * 2)
@@ -167,7 +154,7 @@ def test_whoever_dies_while_writing_leaves_nothing_that_is_read(
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_file_that_was_cut_is_made_again(store: DictStore, tmp_path: Path, length: int) -> None:
+def test_a_truncated_file_is_made_again(store: DictStore, tmp_path: Path, length: int) -> None:
     CodeCache(Output(store), tmp_path).shard(0)
     (name,) = kept(tmp_path)
     sound = (tmp_path / name).read_bytes()
@@ -176,11 +163,9 @@ def test_a_file_that_was_cut_is_made_again(store: DictStore, tmp_path: Path, len
     assert (tmp_path / name).read_bytes() == sound
 
 
-def test_the_folder_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path: Path) -> None:
-    store = DictStore()
-    begin(store)
+def test_the_folder_stays_within_max_bytes_and_keeps_recent_files(tmp_path: Path) -> None:
     clips = [[encoded_clip(row, (17,) * 4, (16, 16))] for row in range(4)]
-    commit(store, 0, *(put_shard(store, f"p-{i}-a", some) for i, some in enumerate(clips)))
+    store = store_with(*clips)
     output = Output(store)
     names = [f"{shard.sha256}.codes" for shard in output.shards]
     CodeCache(output, tmp_path).shard(0)
@@ -188,17 +173,17 @@ def test_the_folder_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path
     cache = CodeCache(output, tmp_path, max_bytes=2 * size + size // 2)
     held = cache.shard(0)
     for number, left in ((1, {0, 1}), (2, {1, 2}), (3, {2, 3}), (2, {2, 3}), (0, {3, 0})):
-        time.sleep(0.01)  # file systems tell times apart by a few milliseconds
+        time.sleep(0.01)  # file times have a resolution of a few milliseconds
         assert_same(cache.shard(number), clips[number])
         assert set(kept(tmp_path)) == {names[i] for i in left}
     assert_same(held, clips[0])
-    # What this process has mapped already, no file is touched for.
-    assert [gets(store, f"p-{i}-a") for i in range(4)] == [2, 1, 1, 1]
-    with pytest.raises(ConfigError, match="Give the cache a larger max_bytes"):
+    # The second read of shard 2 did not fetch it: it was still mapped.
+    assert [gets(store, f"p-{i + 1}-a") for i in range(4)] == [2, 1, 1, 1]
+    with pytest.raises(ConfigError, match="Raise max_bytes"):
         CodeCache(output, tmp_path, max_bytes=size - 1).shard(1)
 
 
-def test_chunks_are_taken_from_anywhere_as_one_array(store: DictStore, tmp_path: Path) -> None:
+def test_take_returns_chunks_of_any_shards_as_one_array(store: DictStore, tmp_path: Path) -> None:
     commit(store, 2, put_shard(store, "p-3-a", [encoded_clip(20, (17,), (4, 4))]))
     cache = CodeCache(Output(store), tmp_path)
     blocks = [block for clip in EVEN for block in clip.codes]
@@ -210,21 +195,19 @@ def test_chunks_are_taken_from_anywhere_as_one_array(store: DictStore, tmp_path:
     taken[:] = 0  # a copy
     np.testing.assert_array_equal(cache.take(np.array([7]))[0], blocks[7])
     for rows in (np.array([0, 7]), np.array([], np.int64)):
-        with pytest.raises(ValueError, match="have not one shape"):
+        with pytest.raises(ValueError, match="different shapes"):
             cache.take(rows)
     for row in (-1, 10):
-        with pytest.raises(IndexError, match="outside the 10 there are"):
+        with pytest.raises(IndexError, match="outside 0 to 9"):
             cache.take(np.array([row]))
 
 
-def test_a_disk_that_takes_no_more_is_told_so(store: DictStore, tmp_path: Path) -> None:
+def test_a_disk_error_names_the_folder(store: DictStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="the cache of codes cannot be written"):
+    with pytest.raises(StorageError, match="cannot write the code cache"):
         CodeCache(Output(store), tmp_path / "file")
 
 
-def test_an_output_that_lists_nothing_has_no_shards(tmp_path: Path) -> None:
-    store = DictStore()
-    begin(store)
-    cache = CodeCache(Output(store), tmp_path)
+def test_an_empty_output_has_no_shards(tmp_path: Path) -> None:
+    cache = CodeCache(Output(store_with()), tmp_path)
     assert (len(cache), cache.num_rows, list(cache)) == (0, 0, [])

@@ -1,4 +1,4 @@
-"""Every item once, in an order that a few numbers decide, whoever reads how far."""
+"""An epoch has every item once, in a fixed order, for any number of readers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def order_of(sizes: list[int], **settings: int | bool) -> EpochOrder:
 
 
 @given(SIZES, st.integers(0, 5), st.integers(0, 3), st.integers(1, 4), st.booleans())
-def test_every_item_comes_once(
+def test_every_item_occurs_once(
     sizes: list[int], seed: int, epoch: int, window: int, shuffle: bool
 ) -> None:
     order = order_of(sizes, seed=seed, epoch=epoch, window_shards=window, shuffle=shuffle)
@@ -27,7 +27,7 @@ def test_every_item_comes_once(
     if not shuffle:
         assert items == wanted
     for start in range(0, len(items), max(1, len(items) // 5)):
-        assert order[start] == items[start], "whatever was asked for before"
+        assert order[start] == items[start], "does not depend on earlier reads"
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4))
@@ -39,19 +39,19 @@ def test_few_shards_are_needed_at_once(sizes: list[int], window: int) -> None:
         assert len(set(shards[places[0] : places[-1] + 1])) <= window
 
 
-def test_orders_differ_by_seed_and_epoch_and_are_known() -> None:
+def test_orders_depend_on_seed_and_epoch_and_never_change() -> None:
     def first(**settings: int) -> list[tuple[int, int]]:
         order = order_of([5] * 8, **settings)
         return [order[position] for position in range(40)]
 
     assert first() == first()
     assert len({tuple(first(seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    # Written down, because a resume years later has to find the same.
+    # Fixed here, because a run that resumes years later must find the same.
     assert first()[:4] == [(4, 2), (4, 0), (2, 2), (2, 1)]
 
 
 @pytest.mark.parametrize("position", [-1, 10])
-def test_positions_outside_are_refused(position: int) -> None:
+def test_positions_out_of_range_are_rejected(position: int) -> None:
     with pytest.raises(IndexError, match="of 10"):
         order_of([5, 5])[position]
     with pytest.raises(ValueError, match="must be at least 1"):
@@ -59,9 +59,7 @@ def test_positions_outside_are_refused(position: int) -> None:
 
 
 @given(st.integers(0, 60), st.data())
-def test_runs_with_any_numbers_of_readers_see_every_item_once(
-    num_items: int, data: st.DataObject
-) -> None:
+def test_any_numbers_of_readers_see_every_item_once(num_items: int, data: st.DataObject) -> None:
     remaining, seen = Remaining(num_items), []
     for _ in range(data.draw(st.integers(0, 4))):
         number = data.draw(st.integers(1, 7))
@@ -77,13 +75,13 @@ def test_runs_with_any_numbers_of_readers_see_every_item_once(
     assert sorted(seen) == list(range(num_items))
 
 
-def test_what_is_left_is_small_when_readers_keep_step() -> None:
+def test_readers_of_equal_speed_leave_few_pending_items() -> None:
     taken = [1000, 1001, 1000, 999]
     remaining = Remaining(10**8).after(taken)
     assert len(remaining.pending) <= 8
     assert len(remaining) == 10**8 - sum(taken)
 
 
-def test_states_of_several_moments_are_refused() -> None:
+def test_states_of_different_moments_are_rejected() -> None:
     with pytest.raises(ValueError, match="reader 1 of 2 cannot have taken 6 of 10 items"):
         Remaining(10).after([5, 6])

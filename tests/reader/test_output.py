@@ -20,7 +20,7 @@ from tests.formats.formats_helpers import (
     flipped,
     shard_metadata,
 )
-from tests.reader.reader_helpers import begin, commit, put_shard
+from tests.reader.reader_helpers import begin, commit, put_shard, store_with
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.shard import shard_schema
@@ -30,16 +30,14 @@ from tokpipe.types import EncodedClip, Rejected
 
 CLIPS = [encoded_clip(row, frames, (4, 4)) for row, frames in enumerate([(17, 17, 5), (1,), (9,)])]
 OTHERS = [encoded_clip(row, (17, 2), (2, 6)) for row in (10, 11)]
-REFUSED = Rejected(clip_ref(20), "decode", "truncated", "frame 7 of 9 is missing", "pyav")
+REJECTED = Rejected(clip_ref(20), "decode", "truncated", "frame 7 of 9 is missing", "pyav")
 
 
 @pytest.fixture
 def store() -> DictStore:
-    """Two shards of different grids in two entries, and a rejected clip."""
-    store = DictStore()
-    begin(store)
-    commit(store, 0, put_shard(store, "p-1-a", CLIPS))
-    commit(store, 1, put_shard(store, "p-2-a", OTHERS), rejected=[REFUSED])
+    """Two shards of different grids in their own entries, and a rejected clip in a third."""
+    store = store_with(CLIPS, OTHERS)
+    commit(store, 2, rejected=[REJECTED])
     return store
 
 
@@ -61,7 +59,7 @@ def assert_same(clip: Clip, encoded: EncodedClip) -> None:
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_clips_are_read_as_they_were_encoded(store: DictStore, verify: bool) -> None:
+def test_clips_have_the_encoded_codes(store: DictStore, verify: bool) -> None:
     output = Output(store, verify=verify)
     for clip, encoded in zip(output.clips(), [*CLIPS, *OTHERS], strict=True):
         assert_same(clip, encoded)
@@ -71,13 +69,10 @@ def test_clips_are_read_as_they_were_encoded(store: DictStore, verify: bool) -> 
 
 @pytest.mark.parametrize("codebook_size", [65_536, 65_537])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
-def test_any_clips_make_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
-    store = DictStore()
-    begin(store, codebook_size)
+@settings(max_examples=25)
+def test_any_clips_survive_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
     clips: list[EncodedClip] = data.draw(encoded_clips(codebook_size))
-    commit(store, 0, put_shard(store, "p-1-a", clips, codebook_size))
-    output = Output(store)
+    output = Output(store_with(clips, codebook_size=codebook_size))
     by_id = {clip.clip_id: clip for clip in output.clips()}
     assert list(by_id) == sorted(clip.ref.clip_id for clip in clips)
     for encoded in clips:
@@ -85,14 +80,14 @@ def test_any_clips_make_the_round_trip(codebook_size: int, data: st.DataObject) 
         assert_same(output.clip(encoded.ref.clip_id), encoded)
 
 
-def test_an_output_says_what_it_holds(store: DictStore) -> None:
+def test_an_output_reports_its_contents(store: DictStore) -> None:
     output = Output(store)
     assert output.fingerprint == "f" * 32
     assert output.tokenizer == shard_metadata().tokenizer
     assert output.num_clips == 5
     assert output.num_codes == sum(clip.num_codes for clip in [*CLIPS, *OTHERS])
     assert output.totals.rejected == {"truncated": 1}
-    assert list(output.rejected()) == [REFUSED]
+    assert list(output.rejected()) == [REJECTED]
 
 
 def test_shards_are_a_sequence(store: DictStore) -> None:
@@ -110,7 +105,7 @@ def test_shards_are_a_sequence(store: DictStore) -> None:
         shards[2]
 
 
-def test_unlisted_shards_do_not_exist(store: DictStore) -> None:
+def test_unlisted_shards_are_ignored(store: DictStore) -> None:
     put_shard(store, "p-3-a", [encoded_clip(30)])
     store.objects["shards/p-4-a.parquet"] = b"half of one"
     output = Output(store)
@@ -121,10 +116,10 @@ def test_unlisted_shards_do_not_exist(store: DictStore) -> None:
     assert output.num_clips == len(list(output.clips())) == 5
 
 
-def test_a_running_jobs_output_opens_as_far_as_it_is_committed(store: DictStore) -> None:
+def test_an_output_shows_what_was_committed_when_it_was_opened(store: DictStore) -> None:
     output = Output(store)
     late = encoded_clip(30)
-    commit(store, 2, put_shard(store, "p-3-a", [late]))
+    commit(store, 3, put_shard(store, "p-3-a", [late]))
     assert len(list(output.clips())) == output.num_clips == 5
     with pytest.raises(NotFound, match="open the output again"):
         output.clip(late.ref.clip_id)
@@ -132,25 +127,23 @@ def test_a_running_jobs_output_opens_as_far_as_it_is_committed(store: DictStore)
     assert_same(Output(store).clip(late.ref.clip_id), late)
 
 
-def test_an_output_that_lists_nothing_is_empty() -> None:
-    store = DictStore()
-    begin(store)
-    output = Output(store)
+def test_an_output_without_entries_is_empty() -> None:
+    output = Output(store_with())
     assert (output.num_clips, output.num_codes, len(output.shards)) == (0, 0, 0)
     assert list(output.clips()) == []
     assert list(output.rejected()) == []
     assert output.to_table().num_rows == 0
     assert output.to_table().schema == shard_schema("uint16")
-    with pytest.raises(NotFound, match="holds no tokenized clip 'x'"):
+    with pytest.raises(NotFound, match="no tokenized clip 'x'"):
         output.clip("x")
 
 
 def test_a_rejected_clip_is_not_found(store: DictStore) -> None:
     with pytest.raises(NotFound, match=r"It may be rejected"):
-        Output(store).clip(REFUSED.ref.clip_id)
+        Output(store).clip(REJECTED.ref.clip_id)
 
 
-def test_arrow_users_get_the_rows_as_they_stand_in_shards(store: DictStore) -> None:
+def test_arrow_tables_have_the_rows_of_the_shards(store: DictStore) -> None:
     output = Output(store)
     table = output.to_table()
     assert table.schema == shard_schema("uint16")
@@ -164,9 +157,9 @@ def test_arrow_users_get_the_rows_as_they_stand_in_shards(store: DictStore) -> N
     assert captions == ["caption 0", "caption 1", "caption 2", "caption 10", "caption 11"]
 
 
-def test_a_clips_codes_are_its_own(store: DictStore) -> None:
+def test_the_codes_of_a_clip_are_a_copy(store: DictStore) -> None:
     codes = next(iter(Output(store).clips())).chunks[0].codes
-    assert codes.base is None, "a view would keep a row group of two megabytes in memory"
+    assert codes.base is None, "a view would keep two megabytes in memory"
     assert codes.flags.writeable
 
 
@@ -180,28 +173,26 @@ def reads(output: Output) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("way", ["clips", "clip", "table", "one column"])
-def test_every_flipped_bit_is_noticed_whichever_way_a_shard_is_read(
-    store: DictStore, way: str
-) -> None:
+def test_every_way_to_read_a_shard_detects_flipped_bits(store: DictStore, way: str) -> None:
     key = "shards/p-1-a.parquet"
     sound = store.objects[key]
     reads(Output(store))[way]()
-    # All over the file: magic bytes, pages, page index and footer.
+    # Throughout the file: magic bytes, pages, page index and footer.
     for bit in [*range(0, len(sound) * 8, len(sound) * 8 // 40), len(sound) * 8 - 1]:
         store.objects[key] = flipped(sound, bit)
         with pytest.raises(CorruptOutput, match=r"p-1-a\.parquet is damaged: its SHA-256"):
             reads(Output(store))[way]()
 
 
-def test_a_row_group_damaged_after_the_first_look_is_noticed(store: DictStore) -> None:
+def test_a_row_group_damaged_after_the_first_access_is_detected(store: DictStore) -> None:
     output = Output(store)
-    output.clip(CLIPS[0].ref.clip_id)  # verifies the shard whole; later reads are by range
+    output.clip(CLIPS[0].ref.clip_id)  # verifies the whole shard; later reads are by range
     key = "shards/p-1-a.parquet"
     codes = CLIPS[0].codes[0].astype("<u2").tobytes()
     assert codes not in store.objects[key], "byte planes"
     plane = codes[::2][:16]
     at = store.objects[key].find(plane)
-    assert at > 0, "small pages of uniform codes are not worth compressing"
+    assert at > 0, "small pages of uniform codes are stored uncompressed"
     store.objects[key] = flipped(store.objects[key], at * 8)
     with pytest.raises(CorruptOutput, match="row group 0"):
         output.clip(CLIPS[0].ref.clip_id)
@@ -213,13 +204,13 @@ def test_a_listed_object_that_is_missing_is_damage(
     store: DictStore, key: str, verify: bool
 ) -> None:
     del store.objects[key]
-    with pytest.raises(CorruptOutput, match="it is missing, though the manifest lists it"):
+    with pytest.raises(CorruptOutput, match="it is missing, although the manifest lists it"):
         list(Output(store, verify=verify).clips())
-    with pytest.raises(CorruptOutput, match="it is missing, though the manifest lists it"):
+    with pytest.raises(CorruptOutput, match="it is missing, although the manifest lists it"):
         Output(store, verify=verify).clip(OTHERS[0].ref.clip_id)
 
 
-def test_damage_is_told_when_it_is_reached_and_not_before(store: DictStore) -> None:
+def test_clips_before_a_damaged_shard_are_returned(store: DictStore) -> None:
     key = "shards/p-2-a.parquet"
     store.objects[key] = flipped(store.objects[key], 0)
     clips = Output(store).clips()
@@ -229,14 +220,14 @@ def test_damage_is_told_when_it_is_reached_and_not_before(store: DictStore) -> N
         next(clips)
 
 
-def test_a_damaged_side_table_is_noticed(store: DictStore) -> None:
+def test_a_damaged_side_table_is_detected(store: DictStore) -> None:
     key = "clips/p-1-a.parquet"
     store.objects[key] = flipped(store.objects[key], len(store.objects[key]) * 4)
     with pytest.raises(CorruptOutput, match=r"clips/p-1-a\.parquet is damaged: its SHA-256"):
         list(Output(store).clips())
 
 
-def test_a_side_table_of_another_shard_is_noticed_even_unverified(store: DictStore) -> None:
+def test_another_shards_side_table_is_detected_even_unverified(store: DictStore) -> None:
     store.objects["clips/p-1-a.parquet"] = store.objects["clips/p-2-a.parquet"]
     with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
         list(Output(store, verify=False).clips())
@@ -244,37 +235,30 @@ def test_a_side_table_of_another_shard_is_noticed_even_unverified(store: DictSto
         Output(store, verify=False).clip(CLIPS[0].ref.clip_id)
 
 
-def test_a_shard_of_another_fingerprint_is_refused_even_unverified(store: DictStore) -> None:
+def test_a_shard_of_another_fingerprint_is_rejected_even_unverified(store: DictStore) -> None:
     small = [encoded_clip(30, (9,), (4, 4), 4096)]
-    commit(store, 2, put_shard(store, "p-3-a", small, codebook_size=4096))
+    commit(store, 3, put_shard(store, "p-3-a", small, codebook_size=4096))
     with pytest.raises(CorruptOutput, match="mean something different"):
         list(Output(store, verify=False).clips())
 
 
 def test_random_access_keeps_few_shards_open() -> None:
-    store = DictStore()
-    begin(store)
     clips = [encoded_clip(row, (1,)) for row in range(40)]
-    commit(store, 0, *(put_shard(store, f"p-{c.ref.row}-a", [c]) for c in clips))
+    store = store_with(*([clip] for clip in clips))
     output = Output(store)
     for _ in range(2):
         for clip in clips:
             assert_same(output.clip(clip.ref.clip_id), clip)
     assert len(output._open) == 16
-    whole = [r for r in store.requests if r == "get shards/p-3-a.parquet"]
+    assert "get shards/p-3-a.parquet" in store.requests, "verified once as a whole"
     store.requests.clear()
     output.clip(clips[39].ref.clip_id)
-    output.clip(clips[39].ref.clip_id)
-    assert "get clips/p-39-a.parquet" not in store.requests
-    assert whole, "verified once as a whole"
+    assert "get clips/p-40-a.parquet" not in store.requests
 
 
-def test_clips_that_are_far_larger_than_a_row_group_are_whole() -> None:
-    store = DictStore()
-    begin(store)
+def test_clips_larger_than_a_row_group_are_whole() -> None:
     clips = [encoded_clip(row, (17,) * 4, (256, 256)) for row in range(2)]
-    commit(store, 0, put_shard(store, "p-1-a", clips))
-    output = Output(store)
+    output = Output(store_with(clips))
     for clip, encoded in zip(output.clips(), clips, strict=True):
         assert_same(clip, encoded)
     assert_same(output.clip(clips[1].ref.clip_id), clips[1])
@@ -296,7 +280,7 @@ def test_outputs_open_by_uri(uri: str, verify: bool) -> None:
     assert_same(output.clip(CLIPS[1].ref.clip_id), CLIPS[1])
 
 
-def test_a_uri_without_an_output_is_named(uri: str) -> None:
+def test_a_uri_without_an_output_is_rejected(uri: str) -> None:
     with pytest.raises(NotFound, match=r"out has no job\.json"):
         open_output(uri)
 

@@ -1,4 +1,4 @@
-"""docs/reading.md, block by block, over shards of every encoding, with leftovers beside them."""
+"""Runs docs/reading.md block by block over shards of every encoding, and a leftover."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAINING, TOOLS = BLOCKS[:FIRST_OF_TOOLS], BLOCKS[FIRST_OF_TOOLS:]
 BOTH_WIDTHS = pytest.mark.parametrize("codebook_size", [8192, 262_144])
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # by torchdata
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on few cores
 ]
 
@@ -43,7 +43,7 @@ def output(codebook_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def assert_same(rows: Iterable[Mapping[str, Any]], output: Output, grid: Any) -> None:
-    """Rows are the chunks that tokpipe's reader gives, each once."""
+    """Check that rows are the chunks that tokpipe's reader returns, each once."""
     wanted = {
         (clip.clip_id, index): chunk.codes
         for clip in output.clips()
@@ -64,10 +64,10 @@ def test_shards_have_every_encoding(tmp_path: Path) -> None:
     write_output(tmp_path / "out")
     shards = [Path(info.uri) for info in open_output(str(tmp_path / "out")).shards]
     assert tuple(encoding_of(pq.ParquetFile(path)) for path in shards) == ENCODINGS
-    assert len([*shards[0].parent.iterdir()]) == len(shards) + 1, "and there is one more"
+    assert len([*shards[0].parent.iterdir()]) == len(shards) + 1, "and a leftover"
 
 
-def test_training_goes_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_blocks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("demo", "films"):
         write_output(tmp_path / "out" / name)
     monkeypatch.chdir(tmp_path)
@@ -87,12 +87,12 @@ def by_tool() -> dict[str, Block]:
         for tool in tools
         if re.search(rf"^(import|from) {tool}\b", block.code, re.MULTILINE)
     }
-    assert set(found) == set(tools), "a tool has lost its snippet"
+    assert set(found) == set(tools), "a tool has no snippet"
     return found
 
 
 def common(output: Output) -> dict[str, Any]:
-    """What the snippets share: the list of shards, and how a row becomes a grid."""
+    """Run the blocks that the snippets share: the list of shards, and ``grid``."""
     names: dict[str, Any] = {}
     for block in TOOLS:
         if block not in by_tool().values():
@@ -102,7 +102,7 @@ def common(output: Output) -> dict[str, Any]:
 
 
 @BOTH_WIDTHS
-def test_pyarrow_gives_the_same_codes(output: Output) -> None:
+def test_pyarrow_reads_the_same_codes(output: Output) -> None:
     names = common(output)
     run(by_tool()["pyarrow"], names)
     assert names["flat"].dtype == output.tokenizer.numpy_dtype
@@ -111,7 +111,7 @@ def test_pyarrow_gives_the_same_codes(output: Output) -> None:
 
 @BOTH_WIDTHS
 @pytest.mark.parametrize("tool", ["duckdb", "polars", "datasets"])
-def test_other_tools_give_the_same_codes(
+def test_other_tools_read_the_same_codes(
     tool: str, output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -127,13 +127,13 @@ def test_other_tools_give_the_same_codes(
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Data by itself
-def test_ray_data_gives_the_same_codes(
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # by Ray Data
+def test_ray_data_reads_the_same_codes(
     output: Output, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    pytest.importorskip("pandas", reason="Ray Data wants it")
+    pytest.importorskip("pandas", reason="Ray Data needs it")
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
     names = common(output)
     try:

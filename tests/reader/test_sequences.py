@@ -1,16 +1,17 @@
-"""Sequences hold every code of every clip once, in order, with its place and its clip."""
+"""Sequences hold every code of every clip once, in order, with its position and clip."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from tokpipe.errors import ConfigError
-from tokpipe.reader import ClipStream, CodeCache, TokenSequences, document_mask
+from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences, document_mask
 from tokpipe.reader.sequences import FlattenOrder
 
 LENGTHS = [1, 7, 64, 1000, 10_000]
@@ -22,10 +23,8 @@ def joined(items: list[dict[str, Any]], key: str) -> Any:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("order", get_args(FlattenOrder))
-def test_every_code_comes_once_and_in_its_place(
-    cache: CodeCache,
-    order: FlattenOrder,
-    length: int,
+def test_every_code_occurs_once_at_its_position(
+    cache: CodeCache, order: FlattenOrder, length: int
 ) -> None:
     stream = ClipStream(cache, seed=1)
     sequences = TokenSequences(stream, length, order=order)
@@ -47,7 +46,7 @@ def test_every_code_comes_once_and_in_its_place(
     assert len(list(TokenSequences(stream, length, drop_last=True))) == at // length
 
 
-def test_documents_tell_clips_apart(cache: CodeCache) -> None:
+def test_documents_separate_clips(cache: CodeCache) -> None:
     sequences = TokenSequences(ClipStream(cache), 100)
     for item in sequences:
         tokens, documents = item["tokens"], item["documents"]
@@ -61,26 +60,23 @@ def test_documents_tell_clips_apart(cache: CodeCache) -> None:
             assert mask[i, j] == allowed
 
 
-@pytest.mark.parametrize("length", [7, 64, 1000])
-def test_a_stop_at_any_sequence_changes_nothing(
-    cache: CodeCache,
-    length: int,
+@pytest.mark.parametrize("length", [7, 20, 64, 1000])
+def test_resuming_at_any_sequence_changes_nothing(
+    open_stream: Callable[..., ClipMix], length: int
 ) -> None:
     def fresh() -> TokenSequences:
-        return TokenSequences(ClipStream(cache, seed=5, rank=1, world_size=2), length)
+        return TokenSequences(open_stream(rank=1, world_size=2), length)
 
     whole = [item["tokens"].tolist() for item in fresh()]
     for stop in range(0, len(whole) + 1, max(1, len(whole) // 9)):
-        reader = iter(fresh())
+        reader, again = iter(fresh()), iter(fresh())
         for _ in range(stop):
             next(reader)
-        state = json.loads(json.dumps(reader.state_dict()))
-        again = iter(fresh())
-        again.load_state_dict(state)
+        again.load_state_dict(json.loads(json.dumps(reader.state_dict())))
         assert [item["tokens"].tolist() for item in again] == whole[stop:]
 
 
-def test_on_other_readers_a_clip_in_the_middle_begins_anew(cache: CodeCache) -> None:
+def test_other_readers_start_an_unfinished_clip_over(cache: CodeCache) -> None:
     readers = [
         iter(TokenSequences(ClipStream(cache, seed=5, rank=rank, world_size=2), 50))
         for rank in range(2)
@@ -97,6 +93,6 @@ def test_on_other_readers_a_clip_in_the_middle_begins_anew(cache: CodeCache) -> 
     assert (tokens == cache.tokenizer.codebook_size).sum() == len(stream)
 
 
-def test_no_length_is_refused(cache: CodeCache) -> None:
+def test_a_length_below_one_is_rejected(cache: CodeCache) -> None:
     with pytest.raises(ConfigError, match="length=0"):
         TokenSequences(ClipStream(cache), 0)

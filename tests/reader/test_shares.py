@@ -1,10 +1,10 @@
-"""Readers share out several sources: every item once, and in proportion at every moment."""
+"""Readers share several sources: every item once, in proportion at any moment."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokpipe.reader.order import Remaining
@@ -16,20 +16,19 @@ def of_sizes(sizes: list[int], seed: int = 0) -> MixRemaining:
 
 
 def items_of(share: Share, number: int | None = None) -> list[tuple[int, int]]:
-    """(source, position) of the first items that a reader takes, or of all."""
+    """(source, position) of the first ``number`` items that a reader takes, or of all."""
     counts = share.counts(0)
     found = []
     for _ in range(len(share) if number is None else number):
         source = share.next_source(counts)
         found.append((source, share.position(source, counts[source])))
         counts[source] += 1
-        assert share.counts(len(found)) == counts, "found by a search as by going there"
+        assert share.counts(len(found)) == counts, "a search and a walk agree"
     return found
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 3), st.data())
-def test_runs_with_any_numbers_of_readers_take_every_item_once(
+def test_any_numbers_of_readers_take_every_item_once(
     sizes: list[int], seed: int, data: st.DataObject
 ) -> None:
     left, seen = of_sizes(sizes, seed), []
@@ -51,7 +50,7 @@ def test_runs_with_any_numbers_of_readers_take_every_item_once(
     "weights", [[1, 1], [7, 3], [0.9, 0.1], [0.999, 0.001], [6, 3, 1], [4, 3, 2, 0.5, 0.5]], ids=str
 )
 @pytest.mark.parametrize("num_readers", [1, 2, 3, 8, 13, 24])
-def test_every_reader_is_in_proportion_at_every_moment(
+def test_every_reader_is_in_proportion_at_any_moment(
     weights: list[float], num_readers: int
 ) -> None:
     per_reader = 600
@@ -65,13 +64,13 @@ def test_every_reader_is_in_proportion_at_every_moment(
         for row in taken:
             counts[share.next_source(counts)] += 1
             row[:] = counts
-        assert np.abs(taken - due).max() < 2.5, "clips too many or too few"
+        assert np.abs(taken - due).max() < 2.5, "too many or too few clips"
         together += taken
-    # And all of them together, after every round: a batch over all ranks is a fair one.
+    # All readers together, after every round: batches over all ranks are in proportion.
     assert np.abs(together - num_readers * due).max() < 2.5 + num_readers / 4
 
 
-def test_a_state_far_into_an_epoch_is_found_at_once() -> None:
+def test_a_state_far_into_an_epoch_is_found_by_search() -> None:
     left = of_sizes([70_000_000_000, 30_000_000_001], seed=5)
     share = Share(left, 3, 7)
     counts = share.counts(10_000_000_000)
@@ -84,7 +83,7 @@ def test_a_state_far_into_an_epoch_is_found_at_once() -> None:
         Share(of_sizes([7, 3]), 0, 1).counts(11)
 
 
-def test_what_is_left_is_small_when_readers_keep_step() -> None:
+def test_readers_of_equal_speed_leave_few_pending_items() -> None:
     left = of_sizes([700_000, 300_000]).after([10_000] * 24)
     assert sum(len(part.pending) for part in left.parts) < 24 * 5
     assert [part.num_items - len(part) for part in left.parts] == pytest.approx(
@@ -93,15 +92,15 @@ def test_what_is_left_is_small_when_readers_keep_step() -> None:
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6), st.integers(0, 10_000))
-def test_quotas_are_whole_and_next_to_what_is_due(weights: list[float], number: int) -> None:
+def test_quotas_are_integers_next_to_what_is_due(weights: list[float], number: int) -> None:
     found = quotas(weights, number)
     assert sum(found) == number
     for weight, one in zip(weights, found, strict=True):
         assert abs(one - number * weight / sum(weights)) < 1 + 1e-6
 
 
-def test_orders_are_known() -> None:
-    # Written down, because a resume years later has to find the same.
+def test_orders_never_change() -> None:
+    # Fixed here, because a run that resumes years later must find the same.
     shares = [Share(of_sizes([6, 3], seed=1), reader, 2) for reader in range(2)]
     assert [items_of(share) for share in shares] == [
         [(0, 0), (1, 0), (0, 2), (0, 4), (1, 2)],
@@ -111,6 +110,6 @@ def test_orders_are_known() -> None:
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
-def test_weights_that_weigh_nothing_are_refused(weight: float) -> None:
+def test_weights_that_are_not_positive_numbers_are_rejected(weight: float) -> None:
     with pytest.raises(ValueError, match="each must be finite and above 0"):
         quotas([1, weight], 10)

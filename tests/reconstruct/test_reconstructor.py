@@ -1,4 +1,4 @@
-"""Codes come back to pixels by the policy that made them."""
+"""Codes decode to frames by the policy that encoded them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pixels(num_frames: int) -> NDArray[np.uint8]:
 
 
 def encoded(job: JobConfig, frames: NDArray[np.uint8]) -> tuple[Chunk, ...]:
-    """The chunks that a reader gives for a clip of these frames."""
+    """Encode frames to the chunks that a reader returns."""
     stage = EncodeStage(job.tokenizer, job.chunking, job.encode)
     stage.setup("cpu", None)
     pts_s = np.arange(len(frames)) / 8
@@ -98,7 +98,7 @@ def test_independent_chunks_are_decoded_alone_and_without_padding(num_frames: in
 
 
 @pytest.mark.parametrize("num_frames", [1, 12])
-def test_a_whole_clip_is_decoded_in_one_go(num_frames: int) -> None:
+def test_a_whole_clip_is_decoded_at_once(num_frames: int) -> None:
     job = job_config({"policy": "whole"})
     chunks = encoded(job, pixels(num_frames))
     (found,) = reconstructor(job).frames(chunks)
@@ -127,21 +127,21 @@ def test_overlapping_chunks_see_the_latent_frames_before_them(
 
 
 @pytest.mark.parametrize("num_frames", [1, 9, 12, 30])
-def test_a_streamed_clip_comes_back_as_if_decoded_whole(num_frames: int) -> None:
+def test_a_streamed_clip_decodes_as_if_it_were_whole(num_frames: int) -> None:
     job = job_config({"policy": "streaming", "chunk_frames": 9})
     chunks = encoded(job, pixels(num_frames))
     found = np.concatenate(list(reconstructor(job).frames(chunks)))
     whole = decoded(model(job), np.concatenate([chunk.codes for chunk in chunks]))
-    # The last frames stand for padding. Rounding to 8 bits may fall apart by one step.
+    # The last frames are padding. Rounding to 8 bits may differ by one.
     assert np.abs(found.astype(int) - whole[:num_frames]).max() <= 1
 
 
-def test_a_job_without_decoder_cannot_come_back() -> None:
+def test_a_tokenizer_without_decoder_raises() -> None:
     with pytest.raises(ConfigError, match="has no decoder"):
         reconstructor(job_config({}, decoder=None))
 
 
-def test_other_weights_than_those_that_encoded_are_refused() -> None:
+def test_other_weights_than_those_that_encoded_are_rejected() -> None:
     job = job_config({})
     spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 7")
     with pytest.raises(ConfigError, match=r"random, seed 0.* made by random, seed 7"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokpipe.cli.output import show
 from tokpipe.cli.verb import Verb, add_output_arguments
-from tokpipe.export.catalogue import FORMATS
+from tokpipe.export import FORMATS
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

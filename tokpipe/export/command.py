@@ -1,26 +1,46 @@
-"""Writes an export whole or not at all, and checks it against the manifest before it counts."""
+"""Writes an export, checks it against the manifest, and only then gives it its name."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.export.catalogue import FORMATS, load
-from tokpipe.export.counts import Counts
 from tokpipe.telemetry.human import size_text
 
-if TYPE_CHECKING:  # so that a list of formats costs no pyarrow
+if TYPE_CHECKING:  # importing FORMATS must not import pyarrow
     from tokpipe.reader import Output
+
+FORMATS: dict[str, str] = {
+    "memmap": "video.bin, segment_ids.bin and metadata.json: flat latent frames, as 1X's loader "
+    "maps them",
+    "webdataset": "tars of <clip id>.npy and <clip id>.json",
+    "litdata": "chunks and index.json for litdata's StreamingDataset",
+    "mds": "shards and index.json for MosaicML's StreamingDataset",
+}
+"""Each format is a module of this package, by name, with what it writes."""
+
+
+class Format(Protocol):
+    """A module that writes all clips, and counts (clips, codes) from the files alone."""
+
+    def write(self, output: Output, folder: Path) -> None: ...
+    def count(self, folder: Path) -> tuple[int, int]: ...
+
+
+def load(name: str) -> Format:
+    """Import the module of a format."""
+    return cast("Format", importlib.import_module(f"tokpipe.export.{name}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, counted again from the files."""
+    """What was written, counted from the files."""
 
     folder: str
     format: str
@@ -30,11 +50,11 @@ class Exported:
     size_bytes: int
 
     def to_json(self) -> str:
-        """All of it, on one line."""
+        """Return all fields on one line."""
         return json.dumps(asdict(self))
 
     def lines(self) -> Iterator[str]:
-        """The same for people."""
+        """Yield a summary for people."""
         yield (
             f"{self.folder}: {self.num_clips:,} clips, {self.num_codes:,} codes, "
             f"{size_text(self.size_bytes)} in {self.num_files:,} files ({self.format})"
@@ -44,36 +64,34 @@ class Exported:
 def export_output(output: Output, name: str, folder: Path) -> Exported:
     """Write ``output`` to ``folder``, which must not exist, in one of ``FORMATS``.
 
-    The folder appears under its name when everything was written, counted and found to be what
-    the manifest lists; before, it is called ``<folder>.partial``.
+    The export is called ``<folder>.partial`` until its clips and codes were counted and match the
+    manifest.
 
     Raises:
-        ConfigError: there is such a folder already, no such format, or the format cannot hold the
-            output, with the reason.
+        ConfigError: the folder exists, the format is unknown, or it cannot hold this output.
         CorruptOutput: a shard is damaged, or the counts differ.
     """
     if name not in FORMATS:
-        raise ConfigError(f"export: there is no format {name!r}. There are: {', '.join(FORMATS)}")
+        raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")
     if folder.exists():
         raise ConfigError(
-            f"export: {folder} exists. What is in it would be mixed with the export or lost: name "
+            f"export: {folder} exists. Its content would be mixed with the export or lost. Choose "
             "another folder, or remove it"
         )
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
-        shutil.rmtree(partial)  # of an export that was killed
+        shutil.rmtree(partial)  # left by an export that was killed
     partial.mkdir(parents=True)
     format = load(name)
     format.write(output, partial)
-    found = format.count(partial)
-    wanted = Counts(output.num_clips, output.num_codes)
-    if found != wanted:
+    num_clips, num_codes = format.count(partial)
+    if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
-            f"export: {partial} holds {found.num_clips:,} clips and {found.num_codes:,} codes, and "
-            f"the manifest of {output.store.uri} lists {wanted.num_clips:,} and "
-            f"{wanted.num_codes:,}. A training run would miss some or see others: look at "
-            "tokpipe audit, and at the disk"
+            f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
+            f"manifest of {output.store.uri} lists {output.num_clips:,} and {output.num_codes:,}. "
+            "Training on it would miss clips or read wrong ones. Run tokpipe audit, and check the "
+            "disk"
         )
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return Exported(str(folder), name, found.num_clips, found.num_codes, len(sizes), sum(sizes))
+    return Exported(str(folder), name, num_clips, num_codes, len(sizes), sum(sizes))

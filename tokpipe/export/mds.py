@@ -1,37 +1,46 @@
-"""Shards as MosaicML's ``StreamingDataset`` reads them, with ``index.json``.
+"""Shards and ``index.json`` for MosaicML's ``StreamingDataset``.
 
-Samples are dicts with ``clip_id``, ``codes`` (t, h, w) and ``json``, which describes the clip.
-Written without the library, which wants other versions of numpy and transformers than a job, byte
-for byte as its ``MDSWriter`` does (0.13), whose format is version 2: github.com/mosaicml/streaming,
-``base/format/mds/``. The index has a SHA-256 of each shard, which the library compares if it is
-given ``validate_hash="sha256"``.
+Samples are dicts with ``clip_id``, ``codes`` (t, h, w) and ``json``, which describes the clip. The
+files are byte for byte what its ``MDSWriter`` writes (0.13, format version 2:
+github.com/mosaicml/streaming, ``base/format/mds/``), without requiring the library, which needs
+other versions of numpy and transformers. The index has a SHA-256 of each shard, which the library
+checks with ``validate_hash="sha256"``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tokpipe.export.counts import Counts
-from tokpipe.export.described import described
-from tokpipe.export.packed import FILE_BYTES, Broken, counts_of, fields_in, files_of, sample_of
+from tokpipe.export import packed
 from tokpipe.reader import Output
 
 _SIDES: list[np.dtype[Any]] = [np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4")]
-"""Types that a shape is written in: the smallest that holds it."""
+"""Types of an array's shape: the smallest that holds it."""
 
 
 def write(output: Output, folder: Path) -> None:
-    """Write all clips, in the order of the manifest. Holds two shards and one of its own."""
-    config = _config(output.tokenizer.code_dtype)
-    head = _head(config)
+    """Write all clips, in the order of the manifest. Holds two shards and one of MDS in memory."""
+    config = {
+        "column_encodings": ["str", f"ndarray:{output.tokenizer.code_dtype}", "json"],
+        "column_names": ["clip_id", "codes", "json"],
+        "column_sizes": [None, None, None],
+        "compression": None,
+        "format": "mds",
+        "hashes": ["sha256"],
+        "size_limit": packed.FILE_BYTES,
+        "version": 2,
+    }
     shards = []
-    for number, (size, data) in enumerate(files_of(_samples(output), head, FILE_BYTES)):
+    samples = packed.samples_of(output, _array_head)
+    files = packed.files_of(samples, _head(config), packed.FILE_BYTES)
+    for number, (size, data) in enumerate(files):
         name = f"shard.{number:05}.mds"
         (folder / name).write_bytes(data)
         hashes = {"sha256": hashlib.sha256(data).hexdigest()}
@@ -41,64 +50,38 @@ def write(output: Output, folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
 
 
-def count(folder: Path) -> Counts:
-    """Count by reading every shard that the index names."""
-    return counts_of(_listed(folder))
-
-
-def _listed(folder: Path) -> Iterator[list[int]]:
-    """Yield the codes of each sample of each shard."""
+def count(folder: Path) -> tuple[int, int]:
+    """Return (clips, codes) by reading every shard that the index lists."""
+    num_clips = num_codes = 0
     for shard in json.loads((folder / "index.json").read_text())["shards"]:
-        raw = shard.pop("raw_data")
-        wanted = raw["bytes"], raw["hashes"]["sha256"], shard.pop("samples")
+        raw, num_samples = shard.pop("raw_data"), shard.pop("samples")
         del shard["zip_data"]
-        data = (folder / raw["basename"]).read_bytes()
         dtype = np.dtype(shard["column_encodings"][1].removeprefix("ndarray:"))
-        samples = [
-            _size_of(codes, dtype)
-            for _, codes, _ in fields_in(data, _head(shard), len(shard["column_names"]))
-        ]
-        if (len(data), hashlib.sha256(data).hexdigest(), len(samples)) != wanted:
-            raise Broken("a shard is not what the index says")
-        yield samples
-
-
-def _samples(output: Output) -> Iterator[bytes]:
-    for clip in output.clips():
-        codes = clip.codes
-        longest = max(codes.shape)
-        kind = next(kind for kind, sides in enumerate(_SIDES) if longest <= np.iinfo(sides).max)
-        yield sample_of(
-            clip.clip_id.encode(),
-            bytes([codes.ndim << 2 | kind])
-            + np.array(codes.shape, _SIDES[kind]).tobytes()
-            + codes.astype(codes.dtype.newbyteorder("<"), copy=False).tobytes(),
-            described(clip, output).encode(),
+        num_clips += num_samples
+        num_codes += packed.count_codes(
+            folder / raw["basename"],
+            partial(_size_of, dtype=dtype),
+            num_bytes=raw["bytes"],
+            num_samples=num_samples,
+            head=_head(shard),
+            sha256=raw["hashes"]["sha256"],
         )
-
-
-def _size_of(array: bytes, dtype: np.dtype[Any]) -> int:
-    """Elements of an array, which has as many as its shape says."""
-    num_sides, kind = array[0] >> 2, array[0] & 3
-    start = 1 + num_sides * _SIDES[kind].itemsize
-    size = int(np.frombuffer(array[1:start], _SIDES[kind]).prod(dtype=np.int64))
-    if len(array) != start + size * dtype.itemsize:
-        raise Broken("an array has not the shape that it should")
-    return size
-
-
-def _config(code_dtype: str) -> dict[str, Any]:
-    return {
-        "column_encodings": ["str", f"ndarray:{code_dtype}", "json"],
-        "column_names": ["clip_id", "codes", "json"],
-        "column_sizes": [None, None, None],
-        "compression": None,
-        "format": "mds",
-        "hashes": ["sha256"],
-        "size_limit": FILE_BYTES,
-        "version": 2,
-    }
+    return num_clips, num_codes
 
 
 def _head(config: dict[str, Any]) -> bytes:
     return json.dumps(config, sort_keys=True).encode()
+
+
+def _array_head(codes: NDArray[Any]) -> bytes:
+    longest = max(codes.shape)
+    kind = next(kind for kind, sides in enumerate(_SIDES) if longest <= np.iinfo(sides).max)
+    return bytes([codes.ndim << 2 | kind]) + np.array(codes.shape, _SIDES[kind]).tobytes()
+
+
+def _size_of(array: bytes, dtype: np.dtype[Any]) -> int:
+    ndim, sides = array[0] >> 2, _SIDES[array[0] & 3]
+    size = int(np.frombuffer(array, sides, ndim, 1).prod(dtype=np.int64))
+    if len(array) != 1 + ndim * sides.itemsize + size * dtype.itemsize:
+        raise ValueError("an array does not have the size of its shape")
+    return size

@@ -1,9 +1,9 @@
-"""Flat files that are mapped: latent frames one after the other.
+"""Flat files to memory-map: the latent frames of all clips in one array.
 
 The layout is that of 1X's world model challenge (github.com/1x-technologies/1xgpt, ``data.py``):
-``video.bin`` holds latent frames (num_images, h, w), ``segment_ids.bin`` an int32 for each, rising
-from clip to clip, and ``metadata.json`` says their shape and type. ``clips.jsonl`` says which clip
-a segment is.
+``video.bin`` holds latent frames (num_images, h, w), ``segment_ids.bin`` one int32 for each, which
+counts clips, and ``metadata.json`` their shape and type. ``clips.jsonl`` identifies the clip of
+each segment.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tokpipe.errors import ConfigError
-from tokpipe.export.counts import Counts
+from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.reader import Output
 
 
@@ -23,7 +22,7 @@ def write(output: Output, folder: Path) -> None:
     """Write all clips, in the order of the manifest. Holds two shards in memory.
 
     Raises:
-        ConfigError: clips of several grids, which one array cannot hold.
+        ConfigError: clips differ in grid, so one array cannot hold them.
     """
     spec = output.tokenizer
     grid: tuple[int, ...] | None = None
@@ -38,11 +37,11 @@ def write(output: Output, folder: Path) -> None:
             grid = grid or codes.shape[1:]
             if codes.shape[1:] != grid:
                 raise ConfigError(
-                    f"export: clip {clip.clip_id} has a grid of {codes.shape[1:]} where others "
-                    f"have {grid}, and video.bin is one array. Export such an output to "
-                    "another format, or tokenize with one frames.size"
+                    f"export: clip {clip.clip_id} has a grid of {codes.shape[1:]}, earlier clips "
+                    f"have {grid}, and video.bin is one array. Export this output to another "
+                    "format, or tokenize with one frames.size"
                 )
-            video.write(codes.astype(codes.dtype.newbyteorder("<"), copy=False).tobytes())
+            video.write(codes.tobytes())
             segment_ids.write(np.full(len(codes), number, "<i4").tobytes())
             line = {
                 "segment_id": number,
@@ -70,15 +69,17 @@ def write(output: Output, folder: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
 
 
-def count(folder: Path) -> Counts:
-    """Count by what a loader would map."""
+def count(folder: Path) -> tuple[int, int]:
+    """Return (clips, codes) of the arrays that a loader would map."""
     metadata = json.loads((folder / "metadata.json").read_text())
-    dtype = np.dtype(metadata["token_dtype"])
-    num_codes = (folder / "video.bin").stat().st_size // dtype.itemsize
-    if num_codes != metadata["num_images"] * metadata["h"] * metadata["w"]:
-        return Counts(-1, num_codes)
-    ids_path = folder / "segment_ids.bin"
-    ids = np.memmap(ids_path, "<i4", "r") if ids_path.stat().st_size else np.zeros(0, np.int32)
-    if len(ids) != metadata["num_images"]:
-        return Counts(-1, num_codes)
-    return Counts(int(ids[-1]) + 1 if len(ids) else 0, num_codes)
+    itemsize = np.dtype(metadata["token_dtype"]).itemsize
+    num_codes = metadata["num_images"] * metadata["h"] * metadata["w"]
+    ids = np.fromfile(folder / "segment_ids.bin", "<i4")
+    num_bytes = (folder / "video.bin").stat().st_size
+    if num_bytes != num_codes * itemsize or len(ids) != metadata["num_images"]:
+        raise CorruptOutput(
+            f"export: {folder} is damaged: metadata.json lists {metadata['num_images']} images, "
+            f"but video.bin has {num_bytes} bytes and segment_ids.bin {len(ids)} ids. A loader "
+            "would read wrong codes. Check the disk, and export again"
+        )
+    return int(ids[-1]) + 1 if len(ids) else 0, num_codes

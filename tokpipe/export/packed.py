@@ -1,35 +1,40 @@
-"""Files of samples that litdata and MDS both have, but for what stands between offsets and samples.
+"""Files of samples, in the form that litdata and MDS share.
 
-Each begins with how many samples it has, and where each begins and the last one ends, as uint32.
-A sample is the sizes of its fields, as uint32, and their bytes.
+A file starts with its number of samples and the offsets at which each begins and the last one ends,
+as uint32. A head follows, then the samples. A sample is the sizes of its fields, as uint32, and
+their bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tokpipe.export.counts import Counts
+from tokpipe.errors import CorruptOutput
+from tokpipe.export.sidecar import sidecar
+from tokpipe.reader import Output
 
 FILE_BYTES = 2**26
-"""No file becomes larger, unless by one sample alone. What both libraries take by default."""
+"""The default of both libraries. A file is larger only if a single sample is."""
 
 _WORD = np.dtype("<u4")
 
 
-class Broken(Exception):
-    """A file contradicts itself."""
-
-
-def sample_of(*fields: bytes) -> bytes:
-    """A sample of some fields."""
-    return _words([len(field) for field in fields]) + b"".join(fields)
+def samples_of(output: Output, array_head: Callable[[Any], bytes]) -> Iterator[bytes]:
+    """Yield each clip as a sample: id, codes after ``array_head(codes)``, and sidecar."""
+    for clip in output.clips():
+        array = array_head(clip.codes) + clip.codes.tobytes()
+        fields = clip.clip_id.encode(), array, sidecar(clip, output).encode()
+        yield _words(map(len, fields)) + b"".join(fields)
 
 
 def files_of(samples: Iterable[bytes], head: bytes, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield how many samples each file has, and its bytes; ``head`` stands after the offsets."""
+    """Yield the number of samples and the bytes of each file."""
     held: list[bytes] = []
     size = empty = 2 * _WORD.itemsize + len(head)
     for sample in samples:
@@ -43,52 +48,62 @@ def files_of(samples: Iterable[bytes], head: bytes, max_bytes: int) -> Iterator[
         yield len(held), _file_of(held, head)
 
 
-def fields_in(data: bytes, head: bytes, num_fields: int) -> Iterator[list[bytes]]:
-    """Yield the fields of each sample of a file.
+def count_codes(
+    path: Path,
+    size_of: Callable[[bytes], int],
+    *,
+    num_bytes: int,
+    num_samples: int,
+    head: bytes = b"",
+    sha256: str | None = None,
+) -> int:
+    """Return the number of codes in a file. ``size_of`` returns that of a field of codes.
 
     Raises:
-        Broken: it was cut, or its sizes do not fit together.
+        CorruptOutput: the file contradicts itself or the index, which gives the other arguments.
     """
+    data = path.read_bytes()
+    try:
+        sizes = [size_of(codes) for _, codes, _ in _samples_in(data, head)]
+        if (len(data), len(sizes)) != (num_bytes, num_samples):
+            raise ValueError(f"it has {len(data)} bytes and {len(sizes)} samples, unlike the index")
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise ValueError("its SHA-256 differs from the index")
+    except (ValueError, IndexError) as error:
+        raise CorruptOutput(
+            f"export: {path} is damaged: {error}. A loader would read wrong codes. Check the disk, "
+            "and export again"
+        ) from error
+    return sum(sizes)
+
+
+def _samples_in(data: bytes, head: bytes) -> Iterator[list[bytes]]:
+    """Yield the three fields of each sample of a file."""
     (number,) = _read_words(data, 0, 1)
     offsets = _read_words(data, _WORD.itemsize, number + 1)
     begin = (2 + number) * _WORD.itemsize
     if offsets[0] != begin + len(head) or offsets[-1] != len(data):
-        raise Broken("its samples are not where its offsets say")
+        raise ValueError("its samples are not where its offsets say")
     if data[begin : offsets[0]] != head:
-        raise Broken("its head is not that of the index")
+        raise ValueError("its head differs from the index")
     for start, end in pairwise(offsets):
-        sizes = _read_words(data, start, num_fields)
-        starts = list(accumulate(sizes, initial=start + num_fields * _WORD.itemsize))
+        sizes = _read_words(data, start, 3)
+        starts = list(accumulate(sizes, initial=start + 3 * _WORD.itemsize))
         if starts[-1] != end:
-            raise Broken("the fields of a sample do not fill it")
-        yield [data[at : at + size] for at, size in zip(starts, sizes, strict=False)]
-
-
-def counts_of(files: Iterable[list[int]]) -> Counts:
-    """Add up the codes of each sample of each file; fewer than no clips once one is ``Broken``."""
-    num_clips = num_codes = 0
-    try:
-        for samples in files:
-            num_clips += len(samples)
-            num_codes += sum(samples)
-    except Broken:
-        return Counts(-1, num_codes)
-    return Counts(num_clips, num_codes)
+            raise ValueError("the fields of a sample do not fill it")
+        yield [data[first:last] for first, last in pairwise(starts)]
 
 
 def _file_of(samples: list[bytes], head: bytes) -> bytes:
     first = (2 + len(samples)) * _WORD.itemsize + len(head)
-    offsets = list(accumulate(map(len, samples), initial=first))
-    return b"".join([_words([len(samples)]), _words(offsets), head, *samples])
+    offsets = accumulate(map(len, samples), initial=first)
+    return b"".join([_words([len(samples), *offsets]), head, *samples])
 
 
-def _words(numbers: list[int]) -> bytes:
-    return np.array(numbers, _WORD).tobytes()
+def _words(numbers: Iterable[int]) -> bytes:
+    return np.array(list(numbers), _WORD).tobytes()
 
 
 def _read_words(data: bytes, start: int, number: int) -> list[int]:
-    end = start + number * _WORD.itemsize
-    if end > len(data):
-        raise Broken("it ends too early")
-    found: list[int] = np.frombuffer(data[start:end], _WORD).tolist()
+    found: list[int] = np.frombuffer(data, _WORD, number, start).tolist()  # raises beyond the end
     return found

@@ -1,18 +1,15 @@
-"""Tars in the layout of WebDataset: the files of a clip stand together, called after its id."""
+"""Tars in the layout of WebDataset: ``<clip id>.npy``, then ``<clip id>.json``."""
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tokpipe.export.counts import Counts
-from tokpipe.export.described import described
-from tokpipe.reader import Output
-from tokpipe.reader.values import Clip
+from tokpipe.export.sidecar import sidecar
+from tokpipe.reader import Clip, Output
 
 TAR_BYTES = 2**28
 """A tar is closed at about this size."""
@@ -31,8 +28,8 @@ def write(output: Output, folder: Path) -> None:
         number += 1
 
 
-def count(folder: Path) -> Counts:
-    """Count by reading every array."""
+def count(folder: Path) -> tuple[int, int]:
+    """Return (clips, codes) by reading every array."""
     num_clips = num_codes = 0
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -40,24 +37,17 @@ def count(folder: Path) -> Counts:
                 file = tar.extractfile(member)
                 if file is not None and member.name.endswith(".npy"):
                     num_clips += 1
-                    num_codes += np.load(io.BytesIO(file.read())).size  # fails if it was cut
-    return Counts(num_clips, num_codes)
+                    num_codes += np.load(io.BytesIO(file.read())).size  # raises if truncated
+    return num_clips, num_codes
 
 
 def _add(tar: tarfile.TarFile, clip: Clip, output: Output) -> int:
-    """Add a clip's files; return their bytes."""
-    size = 0
-    for ending, data in _files_of(clip, output):
+    """Add a clip's files. Return their size in bytes."""
+    array = io.BytesIO()
+    np.save(array, clip.codes)
+    files = {"npy": array.getvalue(), "json": sidecar(clip, output).encode()}
+    for ending, data in files.items():
         header = tarfile.TarInfo(f"{clip.clip_id}.{ending}")
         header.size = len(data)
         tar.addfile(header, io.BytesIO(data))
-        size += len(data)
-    return size
-
-
-def _files_of(clip: Clip, output: Output) -> Iterator[tuple[str, bytes]]:
-    codes = clip.codes
-    array = io.BytesIO()
-    np.save(array, codes.astype(codes.dtype.newbyteorder("<"), copy=False))
-    yield "npy", array.getvalue()
-    yield "json", described(clip, output).encode()
+    return sum(map(len, files.values()))

@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
-from tokpipe.formats.checks import damaged, too_new
+from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.formats.sealed_json import CHECKSUM, seal
+from tokpipe.formats.sealed_json import seal, unseal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.ids import digest
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
@@ -73,18 +72,11 @@ class JobRecord(BaseModel):
         Raises:
             CorruptOutput: it is not a record, or has a newer format.
         """
+        # Early versions wrote no checksum; an audit reports it.
+        fields = unseal(uri, data, newest_format=JOB_RECORD_FORMAT, may_lack_checksum=True)
         try:
-            fields = json.loads(data)
-            version = fields["format"]
-            if not isinstance(version, int):
-                raise TypeError(f"its format is {version!r}")
-            if version > JOB_RECORD_FORMAT:
-                raise too_new(uri, version, JOB_RECORD_FORMAT)
-            # Early versions wrote none; an audit reports it.
-            if fields.pop(CHECKSUM, None) not in (None, digest(fields)):
-                raise damaged(uri, "its content does not match its checksum")
             return cls.model_validate(fields)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except ValueError as error:
             raise damaged(uri, f"it does not parse as a job record: {error}") from error
 
 
@@ -134,12 +126,7 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
     Raises:
         PlanMismatch: settings changed. The message names each by its dotted key.
     """
-    before, after = (flatten(json.loads(json.dumps(side))) for side in (written, wanted))
-    changed = [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
-        for key in sorted(before.keys() | after.keys())
-        if _shown(before, key) != _shown(after, key)
-    ]
+    changed = differences(json.loads(json.dumps(written)), json.loads(json.dumps(wanted)), "->")
     if changed:
         raise PlanMismatch(
             f"{uri} was written with other settings ({'; '.join(changed)}). "
@@ -148,5 +135,10 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
         )
 
 
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "(not set)"
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], between: str) -> list[str]:
+    """Return ``key: before -> after`` for each dotted key whose values differ."""
+    old, new = (
+        {key: repr(value) for key, value in flatten(side).items()} for side in (before, after)
+    )
+    pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in {**old, **new}}
+    return [f"{key}: {a} {between} {b}" for key, (a, b) in sorted(pairs.items()) if a != b]

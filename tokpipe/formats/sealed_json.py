@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokpipe.formats.checks import damaged, too_new
@@ -17,22 +17,30 @@ def seal(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, CHECKSUM: digest(body)}
 
 
-def dump_lines(values: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> bytes:
-    """Return JSON with one key per line, for people to grep and diff.
+def dump_lines(values: Mapping[str, Any]) -> bytes:
+    """Return JSON for people to grep and diff.
 
-    ``texts`` replaces the values of some keys by JSON that the caller has laid out.
+    Each key is on its own line, and so is each item of a list of objects or lists.
     """
-    dumped = {key: json.dumps(value) for key, value in values.items()}
-    return (object_text({**dumped, **(texts or {})}, separator=",\n") + "\n").encode()
+    return ("{" + ",\n".join(_pairs(values)) + "}\n").encode()
 
 
-def object_text(texts: Mapping[str, str], separator: str = ", ") -> str:
-    """Join keys and values that are already JSON."""
-    return "{" + separator.join(f'"{key}": {text}' for key, text in texts.items()) + "}"
+def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{json.dumps(key)}: {_text(value)}" for key, value in values.items())
 
 
-def unseal(uri: str, data: bytes, *, newest_format: int) -> dict[str, Any]:
-    """Parse a sealed object and return it without its checksum.
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(_pairs(value)) + "}"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping | list):
+        return "[\n" + ",\n".join(map(_text, value)) + "\n]"
+    return json.dumps(value)
+
+
+def unseal(
+    uri: str, data: bytes, *, newest_format: int, may_lack_checksum: bool = False
+) -> dict[str, Any]:
+    """Parse a sealed object and return it without its checksum and format.
 
     Raises:
         CorruptOutput: not a JSON object, a wrong checksum, or a newer ``format``.
@@ -43,7 +51,8 @@ def unseal(uri: str, data: bytes, *, newest_format: int) -> dict[str, Any]:
         raise damaged(uri, f"it does not parse as JSON: {error}") from error
     if not isinstance(body, dict):
         raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
-    if body.pop(CHECKSUM, None) != digest(body):
+    checksum = body.pop(CHECKSUM, None)
+    if checksum != digest(body) and not (may_lack_checksum and checksum is None):
         raise damaged(uri, "its content does not match its checksum")
     version = body.pop("format", 0)
     if not isinstance(version, int):

@@ -11,8 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 import tokpipe
 from tokpipe.formats.checks import damaged, too_new
+from tokpipe.formats.tables import required
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.types import EncodedClip
 
@@ -38,8 +38,6 @@ _ZSTD_LEVEL = 3
 _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
 
-Encoding = Literal["byte_stream_split", "dictionary"]
-
 
 def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
     """Return the Arrow schema of a shard. Every column is required.
@@ -47,26 +45,27 @@ def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
     Codes are lists: every engine tried reads them correctly, unlike binary and tensor columns.
     """
     code = pa.field("element", pa.type_for_alias(code_dtype), nullable=False)
-    columns: dict[str, pa.DataType] = {
-        "clip_id": pa.string(),
-        "chunk_index": pa.int32(),
-        "n_chunks": pa.int32(),
-        "source_uri": pa.string(),
-        "start_pts_s": pa.float64(),
-        "end_pts_s": pa.float64(),
-        "frame_start": pa.int32(),
-        "n_frames": pa.int32(),
-        "n_pad_frames": pa.int32(),
-        "n_context_frames": pa.int32(),
-        "first_is_image": pa.bool_(),
-        "fps": pa.float32(),
-        "t": pa.int16(),
-        "h": pa.int16(),
-        "w": pa.int16(),
-        "codes": pa.list_(code),
-        "codes_crc32": pa.uint32(),
-    }
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+    return required(
+        {
+            "clip_id": pa.string(),
+            "chunk_index": pa.int32(),
+            "n_chunks": pa.int32(),
+            "source_uri": pa.string(),
+            "start_pts_s": pa.float64(),
+            "end_pts_s": pa.float64(),
+            "frame_start": pa.int32(),
+            "n_frames": pa.int32(),
+            "n_pad_frames": pa.int32(),
+            "n_context_frames": pa.int32(),
+            "first_is_image": pa.bool_(),
+            "fps": pa.float32(),
+            "t": pa.int16(),
+            "h": pa.int16(),
+            "w": pa.int16(),
+            "codes": pa.list_(code),
+            "codes_crc32": pa.uint32(),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +74,6 @@ class ShardMetadata:
 
     fingerprint: str
     tokenizer: TokenizerSpec
-
-    def to_key_values(
-        self, *, grid: tuple[int, int], num_rows: int, num_codes: int
-    ) -> dict[str, str]:
-        """Return the footer's key-value pairs, for readers that have only the file."""
-        values: dict[str, Any] = {
-            "format_version": SHARD_FORMAT,
-            "version": tokpipe.__version__,
-            "fingerprint": self.fingerprint,
-            **{f"tokenizer.{key}": value for key, value in self.tokenizer.model_dump().items()},
-            "grid": f"{grid[0]},{grid[1]}",
-            "num_rows": num_rows,
-            "num_codes": num_codes,
-        }
-        return {_METADATA_PREFIX + key: str(value) for key, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +84,22 @@ class ShardFooter:
     grid: tuple[int, int]
     num_rows: int
     num_codes: int
+
+    def to_key_values(self) -> dict[str, str]:
+        """Return key-value pairs that describe the codes to readers that have only the file."""
+        values: dict[str, Any] = {
+            "format_version": SHARD_FORMAT,
+            "version": tokpipe.__version__,
+            "fingerprint": self.metadata.fingerprint,
+            **{
+                f"tokenizer.{key}": value
+                for key, value in self.metadata.tokenizer.model_dump().items()
+            },
+            "grid": f"{self.grid[0]},{self.grid[1]}",
+            "num_rows": self.num_rows,
+            "num_codes": self.num_codes,
+        }
+        return {_METADATA_PREFIX + key: str(value) for key, value in values.items()}
 
     @classmethod
     def of_key_values(cls, uri: str, key_values: Mapping[bytes, bytes]) -> ShardFooter:
@@ -142,17 +142,6 @@ def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
     return zlib.crc32(little_endian.data)
 
 
-def codes_crc32_of_rows(
-    codes: NDArray[np.uint16] | NDArray[np.uint32], offsets: NDArray[np.int32]
-) -> NDArray[np.uint32]:
-    """Return ``codes_crc32`` of each row ``codes[offsets[i] : offsets[i + 1]]``."""
-    little_endian = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
-    data = little_endian.data.cast("B")
-    ends = (offsets.astype(np.int64) * codes.itemsize).tolist()
-    crc32 = zlib.crc32
-    return np.array([crc32(data[start:end]) for start, end in pairwise(ends)], np.uint32)
-
-
 def estimated_bytes(num_codes: int, codebook_size: int) -> int:
     """Return an upper estimate of the bytes that ``num_codes`` codes take on disk.
 
@@ -174,27 +163,26 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     _check_clips(clips, metadata.tokenizer)
     schema = shard_schema(metadata.tokenizer.code_dtype)
     groups = list(_row_groups(clips))
-    encoding = _smallest_encoding(_table(groups[0], schema))
+    options = _writer_options(schema, with_dictionary=_prefers_dictionary(groups[0], schema))
+    footer = ShardFooter(
+        metadata,
+        grid=clips[0].grid,
+        num_rows=sum(len(group) for group in groups),
+        num_codes=sum(clip.num_codes for clip in clips),
+    )
     sink = io.BytesIO()  # getvalue() does not copy, unlike an Arrow buffer
-    with pq.ParquetWriter(sink, schema, **_writer_options(schema, encoding)) as writer:
+    with pq.ParquetWriter(sink, schema, **options) as writer:
         for group in groups:
             writer.write_table(_table(group, schema), row_group_size=len(group))
-        writer.add_key_value_metadata(
-            metadata.to_key_values(
-                grid=clips[0].grid,
-                num_rows=sum(len(group) for group in groups),
-                num_codes=sum(clip.num_codes for clip in clips),
-            )
-        )
+        writer.add_key_value_metadata(footer.to_key_values())
     return sink.getvalue()
 
 
 def _check_clips(clips: Sequence[EncodedClip], tokenizer: TokenizerSpec) -> None:
     if not clips:
         raise ValueError("a shard needs at least one clip")
-    for before, clip in pairwise(clips):
-        if before.ref.clip_id == clip.ref.clip_id:
-            raise ValueError(f"clip {clip.ref.clip_id} appears twice in one shard")
+    if len({clip.ref.clip_id for clip in clips}) < len(clips):
+        raise ValueError("a clip appears twice in one shard")
     for clip in clips:
         if problem := _problem(clip, clips[0], tokenizer):
             raise ValueError(f"clip {clip.ref.clip_id} of {clip.ref.source_uri}: {problem}")
@@ -236,60 +224,60 @@ def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[tuple[EncodedClip
 
 
 def _table(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> pa.Table:
-    chunks = [(clip, clip.chunks[index], clip.codes[index]) for clip, index in rows]
-    blocks = [block for _, _, block in chunks]
-    offsets = np.zeros(len(blocks) + 1, np.int64)
-    np.cumsum([block.size for block in blocks], out=offsets[1:])
-    codes = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()),  # raises on overflow
-        pa.array(np.concatenate([block.ravel() for block in blocks])),
-        type=schema.field("codes").type,
-    )
+    blocks = [clip.codes[index] for clip, index in rows]
+    offsets = np.cumsum([0, *(block.size for block in blocks)])
     columns: dict[str, Any] = {
-        "clip_id": [clip.ref.clip_id for clip, _, _ in chunks],
-        "chunk_index": [chunk.index for _, chunk, _ in chunks],
-        "n_chunks": [len(clip.chunks) for clip, _, _ in chunks],
-        "source_uri": [clip.ref.source_uri for clip, _, _ in chunks],
-        "start_pts_s": [float(clip.pts_s[chunk.first_frame]) for clip, chunk, _ in chunks],
-        "end_pts_s": [
-            float(clip.pts_s[chunk.first_frame + chunk.num_frames - 1]) for clip, chunk, _ in chunks
-        ],
-        "frame_start": [chunk.first_frame for _, chunk, _ in chunks],
-        "n_frames": [chunk.num_frames for _, chunk, _ in chunks],
-        "n_pad_frames": [chunk.num_pad_frames for _, chunk, _ in chunks],
-        "n_context_frames": [chunk.num_context_frames for _, chunk, _ in chunks],
-        "first_is_image": [chunk.first_is_image for _, chunk, _ in chunks],
-        "fps": [clip.fps for clip, _, _ in chunks],
-        "t": [block.shape[0] for block in blocks],
-        "h": [block.shape[1] for block in blocks],
-        "w": [block.shape[2] for block in blocks],
-        "codes": codes,
-        "codes_crc32": [codes_crc32(block) for block in blocks],
+        **{name: [] for name in schema.names},
+        "codes": pa.ListArray.from_arrays(
+            pa.array(offsets, pa.int32()),  # raises on overflow
+            pa.array(np.concatenate([block.ravel() for block in blocks])),
+            type=schema.field("codes").type,
+        ),
     }
+    for (clip, index), block in zip(rows, blocks, strict=True):
+        chunk = clip.chunks[index]
+        row = {
+            "clip_id": clip.ref.clip_id,
+            "chunk_index": index,
+            "n_chunks": len(clip.chunks),
+            "source_uri": clip.ref.source_uri,
+            "start_pts_s": float(clip.pts_s[chunk.first_frame]),
+            "end_pts_s": float(clip.pts_s[chunk.first_frame + chunk.num_frames - 1]),
+            "frame_start": chunk.first_frame,
+            "n_frames": chunk.num_frames,
+            "n_pad_frames": chunk.num_pad_frames,
+            "n_context_frames": chunk.num_context_frames,
+            "first_is_image": chunk.first_is_image,
+            "fps": clip.fps,
+            **dict(zip("thw", block.shape, strict=True)),
+            "codes_crc32": codes_crc32(block),
+        }
+        for name, value in row.items():
+            columns[name].append(value)
     return pa.table(columns, schema=schema)
 
 
-def _smallest_encoding(sample: pa.Table) -> Encoding:
-    """Write one row group each way and return the smaller: all codes of a shard are alike.
+def _prefers_dictionary(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> bool:
+    """Write a row group both ways and compare: all codes of a shard are alike.
 
     Byte planes win for uniform codes, a dictionary for skewed ones.
     """
-    codes = sample.select(["codes"])
+    codes = _table(rows, schema).select(["codes"])
 
-    def size(encoding: Encoding) -> int:
+    def size(with_dictionary: bool) -> int:
         sink = io.BytesIO()
-        pq.write_table(codes, sink, **_writer_options(codes.schema, encoding))
+        pq.write_table(codes, sink, **_writer_options(codes.schema, with_dictionary))
         return sink.tell()
 
-    return min(get_args(Encoding), key=size)
+    return size(True) < size(False)
 
 
-def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
+def _writer_options(schema: pa.Schema, with_dictionary: bool) -> dict[str, Any]:
     small = [name for name in schema.names if name != "codes"]
     # Booleans cannot have a dictionary, and values that never repeat gain nothing from one.
     plain = ("first_is_image", "start_pts_s", "end_pts_s", "codes_crc32")
     dictionary = [name for name in small if name not in plain]
-    if encoding == "dictionary":
+    if with_dictionary:
         dictionary.append(_CODES)
     return {
         "compression": "zstd",
@@ -297,7 +285,7 @@ def _writer_options(schema: pa.Schema, encoding: Encoding) -> dict[str, Any]:
         "use_dictionary": dictionary,
         "dictionary_pagesize_limit": _PAGE_BYTES,
         # Parquet has no 16-bit integers: plain ones would take 4 bytes a code.
-        "column_encoding": {_CODES: "BYTE_STREAM_SPLIT"} if encoding == "byte_stream_split" else {},
+        "column_encoding": {} if with_dictionary else {_CODES: "BYTE_STREAM_SPLIT"},
         "data_page_size": _PAGE_BYTES,
         "write_statistics": small,
         "write_page_index": True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import check_bytes, damaged
-from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32_of_rows, shard_schema
+from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
 from tokpipe.types import Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
@@ -92,12 +93,6 @@ class ShardReader:
         num: int = self._file.num_row_groups
         return num
 
-    def _may_hold(self, group: int, clip_id: str) -> bool:
-        statistics = self._file.metadata.row_group(group).column(0).statistics
-        if statistics is None or not statistics.has_min_max:
-            return True
-        return bool(statistics.min <= clip_id <= statistics.max)
-
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Return one row group as a single record batch, checked if ``verify``.
 
@@ -125,19 +120,17 @@ class ShardReader:
         offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
         t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))
         height, width = self.footer.grid
-        for row in _where((h != height) | (w != width)):
-            raise self._damaged_row(
-                group, row, f"has grid {(int(h[row]), int(w[row]))} in a shard of {height}x{width}"
-            )
-        num_codes = np.diff(offsets)
-        for row in _where(num_codes != t.astype(np.int64) * height * width):
-            shape = tuple(int(sides[row]) for sides in (t, h, w))
-            raise self._damaged_row(group, row, f"has {num_codes[row]} codes for a grid of {shape}")
-        found = codes_crc32_of_rows(flat, offsets)
-        for row in _where(found != crcs):
-            raise self._damaged_row(
-                group, row, f"has codes of CRC-32 {found[row]:08x}, not {crcs[row]:08x}"
-            )
+        for row, (start, end) in enumerate(pairwise(offsets.tolist())):
+            shape = int(t[row]), int(h[row]), int(w[row])
+            if shape[1:] != self.footer.grid:
+                found = f"has grid {shape[1:]} in a shard of {height}x{width}"
+            elif end - start != math.prod(shape):
+                found = f"has {end - start} codes for a grid of {shape}"
+            elif (crc := codes_crc32(flat[start:end])) != crcs[row]:
+                found = f"has codes of CRC-32 {crc:08x}, not {crcs[row]:08x}"
+            else:
+                continue
+            raise self._damaged_row(group, row, found)
         size = self.metadata.tokenizer.codebook_size
         if len(flat) and (largest := int(flat.max())) >= size:
             row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1
@@ -146,33 +139,24 @@ class ShardReader:
     def _damaged_row(self, group: int, row: int, found: str) -> CorruptOutput:
         return damaged(self.uri, f"row {row} of row group {group} {found}")
 
-    def _blocks(
-        self, group: int, batch: pa.RecordBatch
-    ) -> Iterator[NDArray[np.uint16] | NDArray[np.uint32]]:
-        codes = batch.column("codes")
-        offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
-        shapes = zip(*(batch.column(name).to_pylist() for name in "thw"), strict=True)
-        for row, shape in enumerate(shapes):
-            block = flat[offsets[row] : offsets[row + 1]]
-            try:
-                yield block.reshape(shape)
-            except ValueError as error:
-                found = f"has {block.size} codes for a grid of {shape}"
-                raise self._damaged_row(group, row, found) from error
-
     def rows(self, groups: Iterable[int] | None = None) -> Iterator[ShardRow]:
         """Yield rows in file order, from ``groups`` or from all row groups."""
         fields = [field for field in ShardRow.__slots__ if field != "codes"]
         for group in range(self.num_row_groups) if groups is None else groups:
             batch = self.read_row_group(group)
-            records = batch.select(fields).to_pylist()
-            for record, block in zip(records, self._blocks(group, batch), strict=True):
-                yield ShardRow(**record, codes=block)
+            codes, shapes = batch.column("codes"), batch.select(["t", "h", "w"]).to_pylist()
+            offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
+            for row, record in enumerate(batch.select(fields).to_pylist()):
+                block, shape = flat[offsets[row] : offsets[row + 1]], tuple(shapes[row].values())
+                if block.size != math.prod(shape):
+                    found = f"has {block.size} codes for a grid of {shape}"
+                    raise self._damaged_row(group, row, found)
+                yield ShardRow(**record, codes=block.reshape(shape))
 
     def clips(self) -> Iterator[tuple[ShardRow, ...]]:
         """Yield the rows of each clip, complete and in order."""
         previous = ""
-        for clip_id, group in itertools.groupby(self.rows(), key=lambda row: row.clip_id):
+        for clip_id, group in groupby(self.rows(), key=lambda row: row.clip_id):
             if clip_id <= previous:
                 raise damaged(self.uri, f"clip {clip_id} follows clip {previous}, out of order")
             yield self._whole(tuple(group))
@@ -180,7 +164,11 @@ class ShardReader:
 
     def clip(self, clip_id: str) -> tuple[ShardRow, ...] | None:
         """Return a clip's rows, or None. Reads only row groups that may hold it."""
-        groups = (group for group in range(self.num_row_groups) if self._may_hold(group, clip_id))
+        ids = [
+            self._file.metadata.row_group(i).column(0).statistics
+            for i in range(self.num_row_groups)
+        ]
+        groups = [i for i, one in enumerate(ids) if not one or one.min <= clip_id <= one.max]
         rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
         return self._whole(rows) if rows else None
 
@@ -189,11 +177,6 @@ class ShardReader:
         if found != [(index, len(rows)) for index in range(len(rows))]:
             raise damaged(self.uri, f"clip {rows[0].clip_id} has chunks (index, count) {found}")
         return rows
-
-
-def _where(wrong: NDArray[np.bool_]) -> list[int]:
-    rows: list[int] = np.flatnonzero(wrong).tolist()
-    return rows
 
 
 def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) -> None:

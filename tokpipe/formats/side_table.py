@@ -8,28 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tokpipe.formats.checks import check_bytes, damaged
+from tokpipe.formats.tables import from_parquet, required, to_parquet
 from tokpipe.types import EncodedClip
 
-_OWN = pa.schema(
-    [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("source_uri", pa.string(), nullable=False),
-        pa.field("plan_row", pa.int64(), nullable=False),
-        pa.field("segment", pa.int32(), nullable=False),
-        pa.field("n_segments", pa.int32(), nullable=False),
-        pa.field("n_frames", pa.int32(), nullable=False),
-        pa.field("n_chunks", pa.int32(), nullable=False),
-        pa.field("fps", pa.float64(), nullable=False),
-        pa.field("decoder", pa.string(), nullable=False),
-        pa.field("marks", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
-        pa.field("damage", pa.string()),
-        pa.field("start_pts_s", pa.float64(), nullable=False),
-        pa.field("end_pts_s", pa.float64(), nullable=False),
-    ]
+_REQUIRED = required(
+    {
+        "clip_id": pa.string(),
+        "source_uri": pa.string(),
+        "plan_row": pa.int64(),
+        "segment": pa.int32(),
+        "n_segments": pa.int32(),
+        "n_frames": pa.int32(),
+        "n_chunks": pa.int32(),
+        "fps": pa.float64(),
+        "decoder": pa.string(),
+        "marks": pa.list_(pa.field("item", pa.string(), nullable=False)),
+        "start_pts_s": pa.float64(),
+        "end_pts_s": pa.float64(),
+    }
 )
+_OWN = _REQUIRED.insert(10, pa.field("damage", pa.string()))
 
 # Side tables and plans written before clips had marks lack these.
 _LATER = frozenset({"marks", "damage"})
@@ -74,12 +74,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
     )
     carried = carried.take(pa.array(order, pa.int64()))
     schema = pa.schema([*_OWN, *carried.schema])
-    table = pa.Table.from_arrays([*own.columns, *carried.columns], schema=schema)
-    sink = pa.BufferOutputStream()
-    # Stores the Arrow schema: carried columns may have types that Parquet lacks.
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return to_parquet(pa.Table.from_arrays([*own.columns, *carried.columns], schema=schema))
 
 
 def read_side_table(
@@ -92,10 +87,7 @@ def read_side_table(
     """
     if verify:
         check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
-    try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=verify)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(uri, f"it does not open as a side table: {error}") from error
+    table = from_parquet(uri, data, "side table", verify=verify)
     before = [name for name in _OWN.names if name not in _LATER]
     if before == table.column_names[: len(before)]:
         return _with_marks(table)
@@ -115,10 +107,9 @@ def _with_marks(table: pa.Table) -> pa.Table:
 
 def _without_later_names(table: pa.Table) -> pa.Table:
     """Rename carried columns that have the name of a later column."""
-    names: list[str] = []
-    for name in table.column_names:
-        other = name
-        while other in _LATER or (other != name and other in table.column_names):
+    names = {name: f"src_{name}" for name in table.column_names if name in _LATER}
+    for name, other in names.items():
+        while other in table.column_names:
             other = f"src_{other}"
-        names.append(other)
+        names[name] = other
     return table.rename_columns(names)

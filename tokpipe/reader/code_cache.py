@@ -1,4 +1,4 @@
-"""Codes on local disk: every shard is verified and decoded once, and a mapped array ever after."""
+"""Codes on local disk: each shard is verified and decoded once, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokpipe.reader.values import ShardInfo
 from tokpipe.storage.read_ahead import read_ahead
 
 _MAPPED_SHARDS = 16_384
-"""Kept open at once: the kernel allows a process 65,530 maps."""
+"""The kernel allows a process 65,530 maps."""
 
 _ABANDONED_AFTER_S = 24 * 3600.0
 _SUFFIX = ".codes"
@@ -32,18 +32,17 @@ _SUFFIX = ".codes"
 class CodeCache:
     """The shards of an output as arrays, in the order of the manifest.
 
-    A shard is fetched, verified and decoded when it is first asked for, and stays in ``folder`` as
-    one raw file called after its SHA-256. So the processes of a node, several outputs and later
-    runs may share a folder; of two that want one shard, one waits for the other. Files appear
-    whole, by renaming, so that whoever is killed leaves nothing half made.
+    The first access to a shard fetches, verifies and decodes it into a raw file in ``folder``,
+    named by its SHA-256. The processes of a node, several outputs and later runs can share a
+    folder. If two processes need the same shard, one makes it and the other waits. Files appear
+    whole, by renaming, so a killed process leaves no partial file.
 
     Args:
         output: what to read. Shards are verified even if it was opened with ``verify=False``.
-        folder: on a local disk; each code takes 2 bytes there, or 4 with more than 65,536 codes.
-        max_bytes: most that the folder may hold, besides files that are just being written. What
-            was not opened for longest is removed; its space is free once no process maps it.
-        read_ahead: shards that iterating makes before they are asked for, each in a thread and
-            in memory.
+        folder: on a local disk. A code takes 2 bytes there, or 4 if there are more than 65,536.
+        max_bytes: limit on the size of the folder, not counting files that are being written. The
+            least recently opened files are removed; their space is free once no process maps them.
+        read_ahead: shards that iterating prepares in advance, each in a thread and in memory.
     """
 
     def __init__(
@@ -54,14 +53,14 @@ class CodeCache:
         max_bytes: int | None = None,
         read_ahead: int = 2,
     ) -> None:
-        self._output = output
+        self.output = output
         self._folder = Path(folder)
         self._max_bytes = max_bytes
         self._read_ahead = read_ahead
         self._starts = output.shards.row_starts
         self._mapped: OrderedDict[int, ShardCodes] = OrderedDict()
         self._numbers: dict[str, int] = {}
-        """Of shards that are or were mapped, by SHA-256."""
+        """Numbers of the shards that are or were mapped, by SHA-256."""
         self._lock = threading.Lock()
         self._temporary, self._locks = self._folder / "tmp", self._folder / "locks"
         with self._disk_trouble():
@@ -70,47 +69,40 @@ class CodeCache:
             _remove_abandoned(self._temporary)
 
     @property
-    def output(self) -> Output:
-        """What is read."""
-        return self._output
-
-    @property
     def num_rows(self) -> int:
-        """Chunks of all shards together."""
+        """Number of chunks in all shards."""
         return int(self._starts[-1])
 
     @property
     def tokenizer(self) -> TokenizerSpec:
-        """What the codes mean."""
-        return self._output.tokenizer
+        return self.output.tokenizer
 
     @property
     def clip_counts(self) -> NDArray[np.int64]:
-        """(shards,) clips of each shard."""
-        return self._output.shards.clip_counts
+        """(shards,) number of clips in each shard."""
+        return self.output.shards.clip_counts
 
     def __len__(self) -> int:
-        """How many shards there are."""
-        return len(self._output.shards)
+        """Number of shards."""
+        return len(self.output.shards)
 
     def __iter__(self) -> Iterator[ShardCodes]:
-        """Yield every shard, while the next ones are made ready."""
+        """Yield every shard, preparing the next ones meanwhile."""
         return read_ahead(self.shard, range(len(self)), self._read_ahead)
 
     def shard(self, number: int) -> ShardCodes:
         """Return one shard, from the cache if it is there.
 
         Raises:
-            CorruptOutput: it is not what the manifest lists.
-            ConfigError: it alone is larger than ``max_bytes``.
+            CorruptOutput: the shard is not what the manifest lists.
+            ConfigError: it alone exceeds ``max_bytes``.
             StorageError: the output's store or the local disk failed.
         """
         with self._lock:
-            known = self._mapped.get(number)
-            if known is not None:
+            if number in self._mapped:
                 self._mapped.move_to_end(number)
-                return known
-        info = self._output.shards[number]
+                return self._mapped[number]
+        info = self.output.shards[number]
         codes = self._find(info)
         with self._lock:
             self._mapped[number] = codes
@@ -120,31 +112,34 @@ class CodeCache:
         return codes
 
     def take(self, rows: NDArray[np.int64]) -> Codes:
-        """Return the codes of some chunks as one new array, (len(rows), t, h, w).
+        """Return the codes of the given chunks as one new array, (len(rows), t, h, w).
 
         Args:
             rows: positions among all chunks, 0 <= row < ``num_rows``, in any order.
 
         Raises:
-            ValueError: the chunks have several shapes, or there are none.
-            IndexError: a row is not there.
+            ValueError: the chunks differ in shape, or ``rows`` is empty.
+            IndexError: a row is out of range.
         """
         found = np.searchsorted(self._starts, rows, side="right") - 1
         numbers: list[int] = found.tolist()
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
-            raise IndexError(f"some of {len(rows)} rows are outside the {self.num_rows} there are")
+            raise IndexError(f"some of the {len(rows)} rows are outside 0 to {self.num_rows - 1}")
         places = zip(numbers, (rows - self._starts[found]).tolist(), strict=True)
         shards = {number: self.shard(number) for number in set(numbers)}
         shapes = {shard.shape for shard in shards.values()}
         if len(shapes) == 1 and None not in shapes:
-            # Rows that are flat are joined in half the time that blocks of three sides take.
+            # Concatenating flat rows takes half the time of (t, h, w) blocks.
             flat = {number: shard.flat_blocks for number, shard in shards.items()}
             blocks = [flat[number][row] for number, row in places]
         else:
             blocks = [shards[number][row] for number, row in places]
             shapes = {block.shape for block in blocks}
             if len(shapes) != 1:
-                raise ValueError(f"{len(rows)} chunks have not one shape: read them one by one")
+                raise ValueError(
+                    f"the {len(rows)} chunks have {len(shapes)} different shapes: read them one by "
+                    "one"
+                )
         joined: Codes = np.concatenate(blocks).reshape(len(rows), *(shapes.pop() or ()))
         return joined
 
@@ -153,28 +148,27 @@ class CodeCache:
         with contextlib.suppress(FileNotFoundError, ValueError):
             return self._open(path, info)
         with self._disk_trouble(), (self._locks / info.sha256[:2]).open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
             with contextlib.suppress(FileNotFoundError, ValueError):
-                return self._open(path, info)  # made while this one waited
+                return self._open(path, info)  # another process made it
             return self._make(path, info)
 
     def _open(self, path: Path, info: ShardInfo) -> ShardCodes:
-        codes = ShardCodes(path, self._output.tokenizer.code_dtype, info.grid)
-        with contextlib.suppress(OSError):  # removed since, or not ours
-            os.utime(path)  # so that it is known which were not used for longest
+        codes = ShardCodes(path, self.output.tokenizer.code_dtype, info.grid)
+        with contextlib.suppress(OSError):  # removed meanwhile, or another user's
+            os.utime(path)  # eviction removes the least recently used
         return codes
 
     def _make(self, path: Path, info: ShardInfo) -> ShardCodes:
-        self._check_size(info, info.num_codes * self._output.tokenizer.numpy_dtype.itemsize)
+        self._check_size(info, info.num_codes * self.output.tokenizer.numpy_dtype.itemsize)
         temporary = self._temporary / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
-                write_shard_codes(file, self._output.verified_shard(info))
+                write_shard_codes(file, self.output.verified_shard(info))
                 file.flush()
-                # A power cut may keep the name and lose the bytes.
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # a power cut could keep the name but lose the bytes
             self._make_room(info, temporary.stat().st_size)
-            codes = self._open(temporary, info)  # before another process may remove it
+            codes = self._open(temporary, info)  # before another process can remove it
             os.replace(temporary, path)  # noqa: PTH105
         finally:
             temporary.unlink(missing_ok=True)
@@ -200,7 +194,7 @@ class CodeCache:
             self._forget(path)
 
     def _forget(self, path: Path) -> None:
-        """Let go of a removed file, or its space would stay taken."""
+        """Unmap a removed file, to free its space."""
         with self._lock:
             number = self._numbers.get(path.name.removesuffix(_SUFFIX))
             if number is not None:
@@ -209,8 +203,8 @@ class CodeCache:
     def _check_size(self, info: ShardInfo, num_bytes: int) -> None:
         if self._max_bytes is not None and num_bytes > self._max_bytes:
             raise ConfigError(
-                f"{self._folder}: may hold {self._max_bytes} bytes, and the codes of {info.uri} "
-                f"alone take {num_bytes}. Give the cache a larger max_bytes."
+                f"{self._folder}: the codes of {info.uri} take {num_bytes} bytes, more than the "
+                f"max_bytes={self._max_bytes} of the cache. Raise max_bytes"
             )
 
     @contextlib.contextmanager
@@ -219,14 +213,14 @@ class CodeCache:
             yield
         except OSError as error:
             raise StorageError(
-                f"{self._folder}: the cache of codes cannot be written ({error.strerror}). Without "
-                "it every epoch would decode everything again. Free the disk, set max_bytes, or "
-                "choose another folder."
+                f"{self._folder}: cannot write the code cache ({error.strerror}). Without it, "
+                "every epoch would decode all shards again. Free disk space, set max_bytes, or "
+                "choose another folder"
             ) from error
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left more than a day ago."""
+    """Remove files that killed processes left more than a day ago."""
     oldest_s = time.time() - _ABANDONED_AFTER_S
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):

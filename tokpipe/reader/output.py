@@ -37,46 +37,46 @@ from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 
 _OPEN_SHARDS = 16
-"""Shards whose footer and side table are kept for random access: about 1 MB each."""
+"""Shards whose footer and side table are kept for random access, at about 1 MB each."""
 
 
 def open_output(uri: str, options: StoreOptions | None = None, *, verify: bool = True) -> Output:
-    """Open the output below ``uri`` as far as it is committed now.
+    """Open the output at ``uri`` as it is committed now.
 
     Args:
         uri: the job's ``output.uri``.
         options: how to reach the store, as in a job file.
-        verify: compare every object with the manifest's checksums, and every row with its own,
-            before any code is handed out. Costs about a second per GB.
+        verify: check every object against the manifest's checksums, and every row against its own,
+            before returning any code. Costs about a second per GB.
 
     Raises:
-        NotFound: there is no output below this URI.
+        NotFound: there is no output at this URI.
         CorruptOutput: its record or its manifest is damaged.
     """
     return Output(open_store(uri, options or StoreOptions()), verify=verify)
 
 
 class Output:
-    """A snapshot of an output: what is committed after this was made is not in it.
+    """A snapshot of an output, with what was committed when it was opened.
 
-    Only what the manifest lists exists here. Iterating holds two shards in memory: one that is
-    read and one that is fetched.
+    Objects that the manifest does not list are ignored. Iterating holds two shards in memory: the
+    one being read and the next.
     """
 
     def __init__(self, store: Store, *, verify: bool = True) -> None:
         self.store = store
         self.verify = verify
         self.record: JobRecord = job_record.read(store)
-        self._metadata = ShardMetadata(self.record.fingerprint, self.record.tokenizer)
-        self._state: ManifestState = load_state(store, self.record.num_rows)
-        self.shards = ShardList(store, self._state.shards)
+        self.state: ManifestState = load_state(store, self.record.num_rows)
+        """Totals, the list of shards, and which plan rows are settled."""
+        self.shards = ShardList(store, self.state.shards)
         self._index: ClipIndex | None = None
         self._open: OrderedDict[int, tuple[ShardReader, pa.Table]] = OrderedDict()
         self._verified: set[int] = set()
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decided which codes came out."""
+        """Hash of everything that determines the codes."""
         return self.record.fingerprint
 
     @property
@@ -85,60 +85,54 @@ class Output:
 
     @property
     def totals(self) -> Totals:
-        return self._state.totals
-
-    @property
-    def state(self) -> ManifestState:
-        """What the manifest comes to: totals, and which plan rows are settled."""
-        return self._state
+        return self.state.totals
 
     @property
     def num_clips(self) -> int:
-        """Tokenized clips."""
-        return self._state.totals.num_clips
+        """Number of tokenized clips."""
+        return self.totals.num_clips
 
     @property
     def num_codes(self) -> int:
-        return self._state.totals.num_codes
+        return self.totals.num_codes
 
     def rejected(self) -> Iterator[Rejected]:
-        """Yield every rejected clip, with its reason. Reads the whole manifest."""
-        return iter_rejected(self.store, to_seq=self._state.next_seq)
+        """Yield every rejected clip with its reason. Reads the whole manifest."""
+        return iter_rejected(self.store, to_seq=self.state.next_seq)
 
     def clips(self) -> Iterator[Clip]:
-        """Yield every clip, shard by shard in the order of the manifest, by id within each."""
+        """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
         for info, shard in self._opened():
-            table = self._side_table(info)
-            rows_of_clips = shard.clips()
-            for rows, record in zip_longest(rows_of_clips, _records(table)):
+            batches = self._side_table(info).to_batches(max_chunksize=1024)
+            records = (record for batch in batches for record in batch.to_pylist())
+            for rows, record in zip_longest(shard.clips(), records):
                 yield _clip(info, rows, record)
 
     def clip(self, clip_id: str) -> Clip:
         """Return one clip.
 
-        The first call reads the whole manifest, to index it. To be verified, each shard is
-        fetched whole once per process; from then on only row groups are fetched.
+        The first call reads the whole manifest to index it. With ``verify``, the first access to a
+        shard fetches all of it; later ones fetch only row groups.
 
         Raises:
-            NotFound: no clip here has this id; it may be rejected or not done yet.
+            NotFound: the clip is not tokenized; it may be rejected or not done yet.
         """
         if self._index is None:
-            entries = iter_entries(self.store, to_seq=self._state.next_seq)
-            self._index = ClipIndex.of_entries(entries)
+            self._index = ClipIndex.of_entries(iter_entries(self.store, to_seq=self.state.next_seq))
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
                 return clip
         raise NotFound(
-            f"{self.store.uri}: holds no tokenized clip {clip_id!r}. It may be rejected, or not be "
+            f"{self.store.uri}: no tokenized clip {clip_id!r}. It may be rejected, or was not yet "
             "committed when this output was opened. Look for it in rejected(), or open the output "
-            "again."
+            "again"
         )
 
     def clips_of(
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
     ) -> Iterator[Clip]:
-        """Yield those of the clips that a shard holds, which was opened already."""
+        """Yield the given clips as far as an open shard has them."""
         table = self._side_table(info)
         for clip_id in clip_ids:
             if clip := _clip_in(info, shard, table, clip_id):
@@ -167,20 +161,17 @@ class Output:
             yield self._side_table(info)
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
-        """Fetch a shard whole and compare it with the manifest, even where ``verify`` is off."""
+        """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
         return self._reader(info, self._verified_bytes(info), verify=True)
 
     def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
-        """Open one shard after the other, while the bytes of the next are fetched and hashed."""
-        if not self.verify:
-            for info in self.shards:
-                yield info, self._reader(info, self._ranged_file(info))
-            return
-        for info, data in read_ahead(self._with_bytes, self.shards, 1):
-            yield info, self._reader(info, data)
+        """Open each shard, fetching and hashing the next one meanwhile."""
 
-    def _with_bytes(self, info: ShardInfo) -> tuple[ShardInfo, bytes]:
-        return info, self._verified_bytes(info)
+        def source(info: ShardInfo) -> tuple[ShardInfo, bytes | RangedFile]:
+            return info, self._verified_bytes(info) if self.verify else self._ranged_file(info)
+
+        for info, data in read_ahead(source, self.shards, 1):
+            yield info, self._reader(info, data)
 
     def _kept_open(self, number: int) -> tuple[ShardReader, pa.Table]:
         """Open a shard for random access, verified whole the first time."""
@@ -199,13 +190,13 @@ class Output:
         return opened
 
     def _ranged_file(self, info: ShardInfo) -> RangedFile:
-        """The shard as a file, so that one row group of it is read without the rest."""
+        """Return the shard as a file whose row groups can be read one by one."""
         return RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
 
     def _reader(
         self, info: ShardInfo, source: bytes | RangedFile, *, verify: bool | None = None
     ) -> ShardReader:
-        """A shard's reader; bytes are those that the manifest lists, which has been checked."""
+        """Open a shard from a file, or from bytes that were checked against the manifest."""
         verify = self.verify if verify is None else verify
         try:
             shard = ShardReader(
@@ -213,7 +204,9 @@ class Output:
             )
         except NotFound as error:
             raise _missing(info.uri) from error
-        check_same_tokenizer(info.uri, shard.metadata, self._metadata)
+        check_same_tokenizer(
+            info.uri, shard.metadata, ShardMetadata(self.fingerprint, self.tokenizer)
+        )
         return shard
 
     def _verified_bytes(self, info: ShardInfo) -> bytes:
@@ -238,7 +231,7 @@ class Output:
 
 
 def _missing(uri: str) -> CorruptOutput:
-    return damaged(uri, "it is missing, though the manifest lists it")
+    return damaged(uri, "it is missing, although the manifest lists it")
 
 
 def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str) -> Clip | None:
@@ -247,11 +240,6 @@ def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str)
         return None
     records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
     return _clip(info, rows, records[0] if records else None)
-
-
-def _records(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=1024):
-        yield from batch.to_pylist()
 
 
 def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, Any] | None) -> Clip:
@@ -263,7 +251,7 @@ def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, An
         fps=record["fps"],
         chunks=tuple(
             Chunk(
-                codes=row.codes.copy(),  # or one clip would keep its whole row group in memory
+                codes=row.codes.copy(),  # a view would keep the whole row group in memory
                 first_is_image=row.first_is_image,
                 frame_start=row.frame_start,
                 n_frames=row.n_frames,

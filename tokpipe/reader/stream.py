@@ -1,4 +1,4 @@
-"""Clips for a training run: shuffled, shared out over ranks and workers, resumable to the clip."""
+"""Clips for training: shuffled, shared among ranks and workers, resumable to the clip."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ Sample = dict[str, Any]
 
 
 def sample_of(clip_id: str, codes: Codes) -> Sample:
-    """What a stream gives of a clip, unless told otherwise."""
+    """Return a clip as streams do by default."""
     return {"clip_id": clip_id, "codes": codes.astype(np.int64)}
 
 
 class ClipMix:
-    """Clips of several outputs, in proportion to their weights: an iterable for a data loader.
+    """Clips of several outputs in proportion to their weights, as an iterable for a data loader.
 
-    An epoch has a fixed number of clips of each output (``clips_per_epoch``). An output is gone
-    through in passes: each has every clip once, in an order of its own, and the next begins where
-    one ends, in the middle of an epoch or not; the next epoch goes on in it. So nothing comes
-    a second time before everything of its output came once, and nothing is left out for good.
+    Every epoch has the same number of clips of each output (``clips_per_epoch``). A reader goes
+    through an output in passes. Each pass has every clip once, in its own order; the next pass
+    begins where one ends, within an epoch or between two. So no clip repeats before all others of
+    its output were read.
 
-    Which clips an epoch has is a function of ``seed`` and epoch alone. Readers (the workers of all
-    ranks) take each output's clips by turns, so that no two see the same and none is lost, and
-    each has them evenly spread: after any number of clips, a reader has had of each output what is
-    due, give or take a few. A reader's state is how many it has taken; the states of all readers
-    together say what is left, for any number of them.
+    The clips of an epoch depend only on ``seed`` and the epoch. Readers (the workers of all ranks)
+    take turns at the clips of each output, so none is read twice or lost. Each reader gets them
+    evenly spread: after any number of clips, its count of each output is within a few of what is
+    due. A reader's state is the number of clips it has taken; the states of all readers determine
+    what is left, for any number of readers.
 
-    On its own it is read by one reader per rank; ``tokpipe.reader.dataset.ClipDataset`` gives it to
-    the workers of a PyTorch loader.
+    Iterating directly uses one reader per rank. ``tokpipe.reader.dataset.ClipDataset`` shares the
+    clips among the workers of a PyTorch loader.
 
     Args:
-        caches: the outputs' codes on local disk, which the workers of a node share.
-        weights: one for each output, above 0; only their proportions count.
-        by: what the weights weigh. ``"codes"`` allows for outputs whose clips are longer: of two
-            equal weights, each gives half of the codes, as far as its clips are of one length.
-        epoch_clips: clips of an epoch, in all; unless given, as many as the outputs have together.
-        seed: decides the order of every pass.
-        shuffle: False gives the clips of an output in the order of its manifest.
-        window_shards: shards of an output whose clips are mixed with each other.
-        rank: which of ``world_size`` processes this is.
-        make: clip id and codes (t, h, w), read-only, to what the stream gives.
+        caches: the outputs' codes on local disk, shared by the workers of a node.
+        weights: one per output, above 0. Only their proportions matter.
+        by: what to weigh. With ``"codes"``, two outputs of equal weight contribute the same number
+            of codes, even if the clips of one are longer (exact if each has clips of one length).
+        epoch_clips: clips per epoch; by default, as many as all outputs have together.
+        seed: determines the order of every pass.
+        shuffle: False returns the clips of an output in the order of its manifest.
+        window_shards: number of shards of an output whose clips are mixed.
+        rank: this process, 0 <= rank < ``world_size``.
+        make: called with the clip id and codes (t, h, w), read-only; returns the item to yield.
 
     Raises:
-        ConfigError: codes of one output mean something else in another, an output would have no
-            part in an epoch, or a rank is outside the world.
+        ConfigError: the outputs have different tokenizers, an output would have no clip in an
+            epoch, or the rank is out of range.
     """
 
     _format = "tokpipe.clip_mix.1"
@@ -79,7 +79,7 @@ class ClipMix:
         make: Callable[[str, Codes], Any] = sample_of,
     ) -> None:
         if not 0 <= rank < world_size:
-            raise ConfigError(f"rank={rank} is none of the {world_size} ranks, 0 and on")
+            raise ConfigError(f"rank={rank}: must be from 0 to {world_size - 1}")
         self.caches = tuple(caches)
         self.rank, self.world_size = rank, world_size
         self._make = make
@@ -89,7 +89,7 @@ class ClipMix:
             epoch_clips = sum(self._num_clips)
         outputs = [cache.output for cache in caches]
         self.clips_per_epoch = _clips_per_epoch(outputs, weights, by, epoch_clips)
-        """Clips that every epoch has of each output."""
+        """Clips of each output in every epoch."""
         self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
         self._settings: dict[str, Any] = {
             "seed": seed,
@@ -103,23 +103,20 @@ class ClipMix:
 
     @property
     def tokenizer(self) -> TokenizerSpec:
-        """What the codes mean."""
         return self.caches[0].tokenizer
 
     @property
     def epoch(self) -> int:
-        """The epoch that is read, or will be."""
+        """The current epoch."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch; what is left of another is forgotten."""
+        """Start an epoch from its beginning."""
         self._epoch = epoch
-        self._left = MixRemaining(
-            tuple(Remaining(number) for number in self.clips_per_epoch), self._seed
-        )
+        self._left = MixRemaining(tuple(map(Remaining, self.clips_per_epoch)), self._seed)
 
     def __len__(self) -> int:
-        """Clips that all ranks together have left in this epoch."""
+        """Number of clips left in this epoch, over all ranks."""
         return len(self._left)
 
     def __iter__(self) -> ClipIterator:
@@ -129,56 +126,54 @@ class ClipMix:
         )
 
     def resume(self, states: Iterable[Any]) -> None:
-        """Go on where the readers of another run stopped, however many they were.
+        """Continue where the readers of another run stopped, whatever their number.
 
         Args:
-            states: of all its readers: ``ClipIterator.state_dict()``, or what holds them, such as
-                the ``state_dict`` of each rank's ``StatefulDataLoader``.
+            states: the states of all its readers: ``ClipIterator.state_dict()``, or objects that
+                contain them, such as the ``state_dict`` of each rank's ``StatefulDataLoader``.
 
         Raises:
-            ConfigError: a state is missing, or they are of another output, order or epoch.
+            ConfigError: a state is missing, or they have different outputs, orders or epochs.
         """
         found = [state for one in states for state in _states_in(one, self._format)]
         if not found:
-            raise ConfigError(f"resume: there is no state of a {self._kind} in what was given")
+            raise ConfigError(f"resume: the argument contains no state of a {self._kind}")
         first = found[0]
         self._check(first)
         for state in found:
             for key in ("epoch", "start", "pending", "num_readers"):
                 if state[key] != first[key]:
                     raise ConfigError(
-                        f"resume: of two states, one has {key}={first[key]} and one {state[key]}: "
-                        "they are not of one moment of one run. Clips would be lost or doubled"
+                        f"resume: one state has {key}={first[key]}, another {key}={state[key]}, so "
+                        "they were not saved at the same moment of one run. Clips would be lost or "
+                        "repeated"
                     )
         taken = {state["reader"]: state["taken"] for state in found}
-        if sorted(taken) != list(range(first["num_readers"])):
+        num_readers = first["num_readers"]
+        if sorted(taken) != list(range(num_readers)):
             raise ConfigError(
-                f"resume: states of {len(taken)} readers were given, and there were "
-                f"{first['num_readers']}. What the others have read is not known: give the states "
-                "of all ranks"
+                f"resume: got the states of {len(taken)} of {num_readers} readers. What the others "
+                "have read is unknown: pass the states of all ranks"
             )
-        self._epoch = first["epoch"]
-        left = self._left_of(first)
-        self._left = left.after([taken[reader] for reader in range(first["num_readers"])])
+        left = self._left_of(first).after([taken[reader] for reader in range(num_readers)])
+        self._epoch, self._left = first["epoch"], left
 
     def _left_of(self, state: Mapping[str, Any]) -> MixRemaining:
         parts = zip(self.clips_per_epoch, state["start"], state["pending"], strict=True)
-        return MixRemaining(
-            tuple(Remaining(number, start, tuple(pending)) for number, start, pending in parts),
-            self._seed,
-        )
+        left = (Remaining(number, start, tuple(pending)) for number, start, pending in parts)
+        return MixRemaining(tuple(left), self._seed)
 
     def _check(self, state: Mapping[str, Any]) -> None:
         for key, value in self._settings.items():
             if state[key] != value:
                 raise ConfigError(
-                    f"the state has {key}={state[key]}, and this stream {value}: they do not read "
-                    "the same clips in the same order. Open the outputs as far as they were then, "
-                    "with the same settings"
+                    f"the state has {key}={state[key]}, but this stream has {key}={value}, so they "
+                    "read different clips or another order. Open the outputs as of when the state "
+                    "was saved, and use the same settings"
                 )
 
     def _order(self, source: int, number: int) -> EpochOrder:
-        """Order of one pass over an output."""
+        """Return the order of one pass over an output."""
         return EpochOrder(
             self._sizes[source],
             seed=(self._seed, source),
@@ -189,21 +184,12 @@ class ClipMix:
 
 
 class ClipStream(ClipMix):
-    """All clips of an output, each once an epoch: an iterable dataset for a data loader.
+    """All clips of one output, each once per epoch, as an iterable for a data loader.
 
-    It is a mix of one output, whose epochs are its passes: all of ``ClipMix`` holds for it, and the
-    order of an epoch is a function of ``seed`` and epoch alone.
+    A mix of one output: see ``ClipMix`` for readers, states and the other arguments.
 
     Args:
-        cache: the output's codes on local disk, which the workers of a node share.
-        seed: decides the order of every epoch.
-        shuffle: False gives clips in the order of the manifest.
-        window_shards: shards whose clips are mixed with each other.
-        rank: which of ``world_size`` processes this is.
-        make: clip id and codes (t, h, w), read-only, to what the stream gives.
-
-    Raises:
-        ConfigError: a rank outside the world.
+        cache: the output's codes on local disk, shared by the workers of a node.
     """
 
     _format = "tokpipe.clip_stream.2"
@@ -233,7 +219,7 @@ class ClipStream(ClipMix):
 
 
 class ClipIterator(Iterator[Any]):
-    """What one reader takes of an epoch."""
+    """The clips that one reader takes from an epoch."""
 
     def __init__(self, stream: ClipMix, *, reader: int, num_readers: int) -> None:
         self._stream = stream
@@ -246,7 +232,7 @@ class ClipIterator(Iterator[Any]):
         self._share = Share(self._left, self._reader, self._num_readers)
         self._taken, self._counts = taken, self._share.counts(taken)
         self._orders: OrderedDict[tuple[int, int], EpochOrder] = OrderedDict()
-        """Of the passes that are read, by source and number."""
+        """Orders of the current passes, by source and number of the pass."""
 
     def __next__(self) -> Any:
         if self._taken >= len(self._share):
@@ -259,21 +245,21 @@ class ClipIterator(Iterator[Any]):
         return self._stream._make(clip_id, codes)
 
     def _clip(self, source: int, position: int) -> tuple[str, Codes]:
-        """Read a clip by its position among those that the epoch has of its output."""
+        """Read a clip by its position among the epoch's clips of its output."""
         stream = self._stream
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
         key = source, number
         if key not in self._orders:
             self._orders[key] = stream._order(*key)
-            if len(self._orders) > 2 * len(stream.caches):  # two where one ends and one begins
+            if len(self._orders) > 2 * len(stream.caches):  # a pass that ends, and the next
                 self._orders.popitem(last=False)
         self._orders.move_to_end(key)
         shard, item = self._orders[key][place]
         return clip_of(stream.caches[source].shard(shard), item)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this reader came, as plain values."""
+        """Return this reader's position, as plain values."""
         return {
             "format": self._stream._format,
             **self._stream._settings,
@@ -286,18 +272,18 @@ class ClipIterator(Iterator[Any]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a reader of the same number among as many stopped.
+        """Continue from the state of the same reader, with the same number of readers.
 
         Raises:
-            ConfigError: it was another, or of another stream. ``resume`` of the stream takes the
-                states of any number of readers.
+            ConfigError: the state is another reader's or another stream's. For another number of
+                readers, use ``resume`` of the stream.
         """
         self._stream._check(state)
         place = state["reader"], state["num_readers"]
         if place != (self._reader, self._num_readers):
             raise ConfigError(
-                f"this is reader {self._reader} of {self._num_readers}, and the state is of reader "
-                f"{place[0]} of {place[1]}: use resume with the states of all of them"
+                f"this is reader {self._reader} of {self._num_readers}, but the state is of reader "
+                f"{place[0]} of {place[1]}: call resume with the states of all readers"
             )
         self._stream._epoch = state["epoch"]
         self._stream._left = self._stream._left_of(state)
@@ -305,15 +291,11 @@ class ClipIterator(Iterator[Any]):
 
 
 def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
-    """Id and codes (t, h, w) of a shard's clip, all its chunks one after the other in time."""
-    starts = shard.clip_starts
-    first, last = int(starts[number]), int(starts[number + 1])
+    """Return the id and codes (t, h, w) of a shard's clip, its chunks concatenated in time."""
+    first, last = shard.clip_starts[number : number + 2].tolist()
     clip_id: str = shard.rows.column("clip_id")[first].as_py()
-    blocks = [shard[row] for row in range(first, last)]
-    if len(blocks) == 1:
-        return clip_id, blocks[0]
-    joined: Any = np.concatenate(blocks)
-    return clip_id, joined
+    blocks: list[Any] = [shard[row] for row in range(first, last)]
+    return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _clips_per_epoch(
@@ -322,20 +304,20 @@ def _clips_per_epoch(
     by: Literal["clips", "codes"],
     epoch_clips: int,
 ) -> list[int]:
-    """Clips that an epoch has of each output."""
+    """Divide the clips of an epoch among the outputs."""
     if not outputs or len(outputs) != len(weights):
         raise ConfigError(
-            f"{len(weights)} weights for {len(outputs)} outputs: give one for each, and one output "
-            "or more"
+            f"{len(weights)} weights for {len(outputs)} outputs: pass one weight per output, and "
+            "at least one output"
         )
-    check_same_codes(outputs)
+    _check_same_codes(outputs)
     if len(outputs) == 1:
-        return [epoch_clips]  # which may be none, of an output that has none yet
+        return [epoch_clips]  # 0 if the output has no clips yet
     for output in outputs:
         if not output.num_clips:
             raise ConfigError(
-                f"{output.store.uri} has no clips, and cannot have a part in a mix. Wait for its "
-                "job, or leave it out"
+                f"{output.store.uri} has no clips, so it cannot be mixed. Wait for its job, or "
+                "leave it out"
             )
     if by == "codes":
         weights = [
@@ -349,17 +331,17 @@ def _clips_per_epoch(
     for output, number in zip(outputs, found, strict=True):
         if not number:
             raise ConfigError(
-                f"{output.store.uri} has so little weight that none of the {epoch_clips} clips of "
-                "an epoch would be its own. Raise epoch_clips or its weight, or leave it out"
+                f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips "
+                "would have none of it. Raise epoch_clips or its weight, or leave it out"
             )
     return found
 
 
-def check_same_codes(outputs: Sequence[Output]) -> None:
-    """Compare what the codes of outputs mean, which is their tokenizers' doing.
+def _check_same_codes(outputs: Sequence[Output]) -> None:
+    """Check that codes mean the same in all outputs.
 
     Raises:
-        ConfigError: those of two mean different things, with what they differ in.
+        ConfigError: two outputs have different tokenizers. The message lists the differences.
     """
     first, *others = outputs
     wanted = _meaning(first)
@@ -373,34 +355,34 @@ def check_same_codes(outputs: Sequence[Output]) -> None:
         if changed:
             raise ConfigError(
                 f"{first.store.uri} and {other.store.uri} come from different tokenizers "
-                f"({'; '.join(changed)}). In a mix the same code would stand for other pixels in "
-                "each, and a model could tell neither. Mix outputs of one tokenizer: tokenize one "
-                "of them again"
+                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "
+                "a model could not tell which. Mix outputs of one tokenizer: tokenize one of these "
+                "again"
             )
 
 
 def _meaning(output: Output) -> dict[str, Any]:
-    """What decides the meaning of a code. Sampling and chunking may differ: they choose pixels."""
+    """Return the settings that give codes their meaning. Sampling and chunking are not among them:
+    they choose pixels."""
     spec = output.tokenizer.model_dump(exclude={"name", "licence", "chunk_policy"})
     settings = {key: output.record.settings.get(key) for key in ("tokenizer", "weights")}
     return flatten({**spec, **settings})
 
 
 def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:
-    """Find the states of readers in what a loader made of them."""
+    """Yield the readers' states, however a loader has nested them."""
     if isinstance(value, Mapping):
         if value.get("format") == wanted:
             yield value
             return
-        for inner in value.values():
-            yield from _states_in(inner, wanted)
-    elif isinstance(value, list | tuple):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for inner in value:
             yield from _states_in(inner, wanted)
 
 
 def _worker() -> tuple[int, int]:
-    """Which worker of a data loader this process is, of how many."""
-    data = sys.modules.get("torch.utils.data")  # whoever is its worker has it loaded
+    """Return the index of this data loader worker, and the number of workers."""
+    data = sys.modules.get("torch.utils.data")  # loaded in every worker
     info = None if data is None else data.get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)

@@ -1,4 +1,4 @@
-"""From codes back to pixels, by the policy that encoded them; compared with the source."""
+"""Decodes codes back to frames, and compares them with their sources."""
 
 from tokpipe.reconstruct.reconstructor import Reconstructor
 from tokpipe.reconstruct.side_by_side import SideBySide

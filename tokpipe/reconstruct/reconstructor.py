@@ -14,7 +14,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.reader import Chunk
-from tokpipe.weights.read import read_weights
+from tokpipe.weights.read import TokenizerWeights, read_weights
 
 
 class Reconstructor:
@@ -22,26 +22,20 @@ class Reconstructor:
 
     Args:
         job: the resolved job of the output.
-        spec: what the output says of its tokenizer.
+        spec: the output's record of its tokenizer.
         device: a torch device, such as ``"cuda"``.
 
     Raises:
-        ConfigError: the tokenizer has no decoder, or its weights are not those that encoded.
+        ConfigError: the tokenizer has no decoder, or its weights differ from those that encoded.
     """
 
     def __init__(self, job: JobConfig, spec: TokenizerSpec, device: str) -> None:
-        weights = read_weights(job.tokenizer, job.storage, with_decoder=True)
-        if weights.hash != spec.weights_hash:
-            raise ConfigError(
-                f"{job.tokenizer.weights}: holds {weights.hash}, but the codes were made by "
-                f"{spec.weights_hash}. The decoder of another model would show noise. Bring the "
-                "earlier file back to where the job names it"
-            )
+        weights = weights_of(job, spec, with_decoder=True)
         self.device = torch.device(device)
         self.tokenizer: VideoTokenizer = build_tokenizer(
             job.tokenizer, weights.encoding, with_decoder=True, decoder_weights=weights.decoding
         ).to(self.device)
-        # Colours gain nothing from the types that save time on a GPU, but its memory does.
+        # A smaller dtype saves GPU memory; on a CPU it saves nothing.
         on_gpu = self.device.type == "cuda"
         self.tokenizer.compute_in(getattr(torch, job.encode.dtype) if on_gpu else torch.float32)
         self.policy = spec.chunk_policy
@@ -49,8 +43,8 @@ class Reconstructor:
     def frames(self, chunks: Iterable[Chunk]) -> Iterator[NDArray[np.uint8]]:
         """Yield the (T, H, W, 3) real frames of each chunk of a clip, in order.
 
-        Each chunk is decoded as it was encoded: alone (``independent``, ``whole``), with the
-        latent frames before it in view (``overlap``), or with the decoder's state carried over
+        Each chunk is decoded as it was encoded: alone (``independent``, ``whole``), after the
+        latent frames before it (``overlap``), or with the decoder's state carried over
         (``streaming``). Padding and context are cut off. Memory does not grow with the clip.
         """
         state: StreamState | None = None
@@ -60,11 +54,10 @@ class Reconstructor:
                 pixels, state = self.tokenizer.decode_piece(self._on_device(chunk.codes), state)
                 first = 0
             else:
-                # Under overlap the first latent frame in view stood for several frames, and is
-                # now taken for one that stands for one: those frames are cut off below.
-                num_context = self._num_context_latents(chunk)
+                # Under overlap, the first latent frame covered several frames when it was encoded,
+                # but decodes to one. The frames it affects are context, cut off below.
                 codes = chunk.codes
-                if num_context:
+                if num_context := self._num_context_latents(chunk):
                     assert before is not None, "a clip's first chunk has no context"
                     codes = np.concatenate([before[-num_context:], codes])
                 before = codes
@@ -80,3 +73,21 @@ class Reconstructor:
 
     def _on_device(self, codes: NDArray[np.uint16] | NDArray[np.uint32]) -> torch.Tensor:
         return torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)
+
+
+def weights_of(
+    job: JobConfig, spec: TokenizerSpec, *, with_decoder: bool = False
+) -> TokenizerWeights:
+    """Read the weights that encoded an output.
+
+    Raises:
+        ConfigError: the weights have changed, or ``with_decoder`` and there is no decoder.
+    """
+    weights = read_weights(job.tokenizer, job.storage, with_decoder=with_decoder)
+    if weights.hash != spec.weights_hash:
+        raise ConfigError(
+            f"{job.tokenizer.weights}: holds {weights.hash}, but the codes were made by "
+            f"{spec.weights_hash}. Other weights encode to other codes, and decode these codes to "
+            "noise. Restore the earlier file at the location in the job"
+        )
+    return weights

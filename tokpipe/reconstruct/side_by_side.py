@@ -1,34 +1,31 @@
-"""Clips of an output as frames, beside those that their sources gave."""
+"""Clips of an output as frames, next to the frames of their sources."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from tokpipe.media.quality import Frames
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Clip, Output
 from tokpipe.reconstruct.reconstructor import Reconstructor
-from tokpipe.reconstruct.source import Rechunked, SourceFrames
-
-Frames = NDArray[np.uint8]
+from tokpipe.reconstruct.source import SourceFrames
 
 
 class SideBySide:
-    """Used as a context manager, which ends with the decoder of sources and what it fetched.
+    """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
 
     Args:
         device: ``"auto"``, or a torch device.
 
     Raises:
-        ConfigError: the tokenizer has no decoder, or its weights are not those that encoded.
+        ConfigError: the tokenizer has no decoder, or its weights differ from those that encoded.
     """
 
     def __init__(self, output: Output, device: str = "auto") -> None:
@@ -43,25 +40,19 @@ class SideBySide:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
-        """Yield the (T, H, W, 3) frames of each chunk of a clip, and the same of its source.
+        """Yield the (T, H, W, 3) frames of each chunk of a clip, and the same frames of its source.
 
         Sources are decoded again as the job did.
 
         Raises:
-            SourceError, NotFound: the source is gone, or is not what it was.
+            SourceError, NotFound: the source is missing, or has changed.
         """
-        sources = Rechunked(self._opened().frames(clip)) if with_source else None
-        for block in self._reconstructor.frames(clip.chunks):
-            yield block, None if sources is None else sources.take(len(block), clip)
+        sources = self._opened().blocks(clip) if with_source else repeat(None)
+        return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)
 
     def _opened(self) -> SourceFrames:
         if self._sources is None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import NotFound, SourceError
+from tokpipe.media.quality import Frames
 from tokpipe.plan import PlanReader
 from tokpipe.reader import Clip
 from tokpipe.stages.chunks import pieces_of
@@ -19,10 +19,10 @@ from tokpipe.types import DecodedClip
 
 
 class SourceFrames:
-    """Decodes sources as the job did: the same sampling, size and decoder.
+    """Decodes sources as the job did: with the same sampling, size and decoder.
 
     Args:
-        scratch: a local folder for what has to be fetched.
+        scratch: a local folder for sources that must be fetched.
     """
 
     def __init__(self, job: JobConfig, plan: PlanReader, scratch: Path) -> None:
@@ -31,23 +31,44 @@ class SourceFrames:
         self._stage.setup(scratch)
 
     def close(self) -> None:
-        """End the decoding child and remove what was fetched."""
+        """Stop the decoding process and remove fetched sources."""
         self._stage.close()
 
-    def frames(self, clip: Clip) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, clip: Clip) -> Iterator[Frames]:
         """Yield the clip's (T, H, W, 3) frames, in one piece or several.
 
         Raises:
-            SourceError: the source is gone, or is not what it was.
+            SourceError: the source is missing, or does not decode.
         """
         for decoded in self.decoded(clip):
             yield decoded.frames
 
-    def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
-        """Yield what an encoder gets of the clip: one piece, or several where clips are streamed.
+    def blocks(self, clip: Clip) -> Iterator[Frames]:
+        """Yield the (T, H, W, 3) frames of each chunk of the clip.
 
         Raises:
-            SourceError: the source is gone, or is not what it was.
+            SourceError: the source is missing, or does not decode.
+            NotFound: it has fewer frames than were encoded.
+        """
+        pieces = self.frames(clip)
+        rest = np.empty((0, 0, 0, 3), np.uint8)
+        for chunk in clip.chunks:
+            while len(rest) < chunk.n_frames:
+                if (piece := next(pieces, None)) is None:
+                    raise NotFound(
+                        f"{clip.source_uri}: has fewer frames than were encoded as clip "
+                        f"{clip.clip_id}, so it was replaced by another video. The comparison "
+                        "would be meaningless. Decode without comparing"
+                    )
+                rest = np.concatenate([rest, piece]) if len(rest) else piece
+            yield rest[: chunk.n_frames]
+            rest = rest[chunk.n_frames :]
+
+    def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
+        """Yield what an encoder receives of the clip: one piece, or several if it is streamed.
+
+        Raises:
+            SourceError: the source is missing, or does not decode.
         """
         (item,) = self._plan.items(
             self._plan.part_of(clip.plan_row), np.array([clip.plan_row], np.int64)
@@ -61,33 +82,8 @@ class SourceFrames:
                     decoded.reason,
                     f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "
                     f"does not decode any more: {decoded.message}. Decode without comparing, or "
-                    "bring back the file that was tokenized",
+                    "restore the file that was tokenized",
                 )
             yield decoded
             last = decoded.piece.is_last
             item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
-
-
-class Rechunked:
-    """A stream of frame blocks, taken by number of frames."""
-
-    def __init__(self, blocks: Iterator[NDArray[np.uint8]]) -> None:
-        self._blocks = blocks
-        self._rest: NDArray[np.uint8] | None = None
-
-    def take(self, count: int, clip: Clip) -> NDArray[np.uint8]:
-        taken: list[NDArray[np.uint8]] = []
-        missing = count
-        while missing:
-            if self._rest is None or not len(self._rest):
-                self._rest = next(self._blocks, None)
-                if self._rest is None:
-                    raise NotFound(
-                        f"{clip.source_uri}: gives fewer frames than were encoded as clip "
-                        f"{clip.clip_id}, so it was replaced by another video. Comparing the two "
-                        "would mean nothing. Decode without comparing"
-                    )
-            taken.append(self._rest[:missing])
-            self._rest = self._rest[missing:]
-            missing -= len(taken[-1])
-        return np.concatenate(taken)

@@ -2,13 +2,12 @@
 
 A shard that is not listed is unfinished. ``entry`` is one object of the log, ``log`` appends and
 streams entries, ``committed`` tracks which plan rows are settled, ``state`` sums up the log, and
-``checkpoint`` saves that sum so that a resume reads few objects.
+``checkpoint`` saves and loads that sum, so that a resume reads few objects.
 """
 
-from tokpipe.formats.manifest.checkpoint import CHECKPOINT_INTERVAL, write_checkpoint
+from tokpipe.formats.manifest.checkpoint import CHECKPOINT_INTERVAL, load_state, write_checkpoint
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Claim, ManifestEntry, Reopened
-from tokpipe.formats.manifest.load import load_state
 from tokpipe.formats.manifest.log import (
     append,
     count_entries,

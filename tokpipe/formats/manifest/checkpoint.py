@@ -7,25 +7,65 @@ a missing or damaged one costs only time.
 from __future__ import annotations
 
 import base64
+import logging
 import zlib
 from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tokpipe.errors import CorruptOutput
+from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import check_bytes, damaged, sha256
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
+from tokpipe.formats.manifest.log import count_entries, iter_entries
 from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, ManifestState, Totals
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
+from tokpipe.formats.tables import from_parquet, to_parquet
 from tokpipe.storage.store import Store
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
 
 CHECKPOINT_INTERVAL = 64
 """Checkpoints are at multiples of this many entries, so finding one needs no listing."""
+
+
+def load_state(
+    store: Store, num_rows: int, *, interval: int = CHECKPOINT_INTERVAL
+) -> ManifestState:
+    """Return the state of an output's manifest, over a plan of ``num_rows`` rows.
+
+    With checkpoints this takes a few dozen requests for a manifest of any length. It lists no
+    keys: a listing is slow on large outputs, and lags behind on some stores.
+
+    Raises:
+        CorruptOutput: an entry is damaged or missing, or contradicts others or the plan.
+    """
+    num_entries = count_entries(store)
+    state = _newest_checkpoint(store, num_rows, num_entries, interval)
+    for entry in iter_entries(store, state.next_seq, num_entries):
+        state.apply(entry)
+    return state
+
+
+def _newest_checkpoint(
+    store: Store, num_rows: int, num_entries: int, interval: int
+) -> ManifestState:
+    """Try checkpoints, newest first.
+
+    If none exists this costs one request per ``interval`` entries, all of which must then be
+    read anyway.
+    """
+    for seq in range(num_entries - num_entries % interval, 0, -interval):
+        try:
+            return read_checkpoint(store, seq, num_rows)
+        except NotFound:
+            continue
+        except CorruptOutput as error:
+            _log.warning("skipping a damaged checkpoint: %s", error)
+    return ManifestState(CommittedRows(num_rows))
 
 
 def write_checkpoint(store: Store, state: ManifestState) -> bool:
@@ -38,7 +78,7 @@ def write_checkpoint(store: Store, state: ManifestState) -> bool:
         True if this checkpoint is now in the store. False if another one, or half of a damaged
         one, is in its place: loading then uses whatever is intact.
     """
-    table = _parquet(state.shards)
+    table = to_parquet(state.shards)
     key = checkpoint_shards_key(state.next_seq)
     if not store.create(key, table):
         # Another driver's table of the same shards, perhaps from another version of pyarrow.
@@ -107,18 +147,8 @@ def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
     }
 
 
-def _parquet(shards: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(shards, sink, compression="zstd", write_page_checksum=True)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
 def _read_table(uri: str, data: bytes) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(uri, f"it does not open as a table of shards: {error}") from error
+    table = from_parquet(uri, data, "table of shards")
     if table.schema != SHARD_LIST_SCHEMA:
         raise damaged(uri, f"its columns are {table.schema.to_string()}")
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,25 +38,16 @@ class CommittedRows:
             ValueError: the bitmap does not fit ``num_rows`` rows.
         """
         num_bytes = (num_rows + 7) // 8
-        if bitmap is not None and len(bitmap) != num_bytes:
-            raise ValueError(f"a bitmap of {len(bitmap)} bytes for {num_rows} rows")
-        if bitmap and num_rows % 8 and bitmap[-1] >> (num_rows % 8):
-            raise ValueError(f"a bitmap with bits beyond row {num_rows - 1}")
+        beyond = int.from_bytes(bitmap or b"", "little") >> num_rows
+        if bitmap is not None and (len(bitmap) != num_bytes or beyond):
+            raise ValueError(f"a bitmap of {len(bitmap)} bytes does not fit {num_rows} rows")
         self.num_rows = num_rows
         # Setting a bit of a bytearray takes half the time of setting one of an array.
         self._bits = bytearray(num_bytes) if bitmap is None else bytearray(bitmap)
-        self._num_done = int.from_bytes(self._bits, "little").bit_count()
-        self._partial = dict(partial or {})
-
-    @property
-    def num_done(self) -> int:
+        self.num_done = int.from_bytes(self._bits, "little").bit_count()
         """Rows that are fully settled."""
-        return self._num_done
-
-    @property
-    def partial(self) -> Mapping[int, PartialRow]:
+        self.partial = dict(partial or {})
         """Partly settled rows, by row number."""
-        return MappingProxyType(self._partial)
 
     @property
     def bitmap(self) -> bytes:
@@ -90,15 +80,15 @@ class CommittedRows:
             return False
         if ref.num_segments > 1:
             if partial is None:
-                partial = self._partial[ref.row] = PartialRow(ref.num_segments)
+                partial = self.partial[ref.row] = PartialRow(ref.num_segments)
             if ref.segment in partial.done:
                 return False
             partial.done.add(ref.segment)
             if len(partial.done) < partial.num_segments:
                 return True
-            del self._partial[ref.row]
+            del self.partial[ref.row]
         self._bits[ref.row >> 3] |= 1 << (ref.row & 7)
-        self._num_done += 1
+        self.num_done += 1
         return True
 
     def reopen(self, ref: ClipRef) -> bool:
@@ -110,16 +100,16 @@ class CommittedRows:
         partial = self._check(ref)
         if self._is_done(ref.row):
             self._bits[ref.row >> 3] &= ~(1 << (ref.row & 7))
-            self._num_done -= 1
+            self.num_done -= 1
             if ref.num_segments > 1:
                 others = set(range(ref.num_segments)) - {ref.segment}
-                self._partial[ref.row] = PartialRow(ref.num_segments, others)
+                self.partial[ref.row] = PartialRow(ref.num_segments, others)
             return True
         if partial is None or ref.segment not in partial.done:
             return False
         partial.done.remove(ref.segment)
         if not partial.done:
-            del self._partial[ref.row]
+            del self.partial[ref.row]
         return True
 
     def _is_done(self, row: int) -> bool:
@@ -134,7 +124,7 @@ class CommittedRows:
                 "do not belong together. Restore both from one copy of the output, or tokenize to "
                 "a new output prefix."
             )
-        partial = self._partial.get(ref.row)
+        partial = self.partial.get(ref.row)
         if partial is not None and partial.num_segments != ref.num_segments:
             raise CorruptOutput(
                 f"clip {ref.clip_id} is one of {ref.num_segments} segments of plan row {ref.row} "

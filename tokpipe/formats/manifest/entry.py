@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
-from tokpipe.formats.sealed_json import dump_lines, object_text, seal, unseal
+from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
@@ -74,34 +73,24 @@ class ManifestEntry:
         A clip is a list of values in the order of ``clip_fields``: repeating the keys for each
         clip would double the manifest of a large output.
         """
-        optional: dict[str, Any] = {}
+        body: dict[str, Any] = {
+            "format": MANIFEST_FORMAT if self.reopened else 1,
+            "seq": self.seq,
+            "writer": self.writer,
+            "written_at": self.written_at,
+            "clip_fields": _CLIP_FIELDS,
+            "shards": [_shard_json(receipt) for receipt in self.shards],
+            # Every message passes here, whatever library it quotes.
+            "rejected": [{**asdict(one), "message": redact(one.message)} for one in self.rejected],
+        }
         if self.reopened:
-            optional["reopened"] = [asdict(one) for one in self.reopened]
+            body["reopened"] = [asdict(one) for one in self.reopened]
         if self.claim is not None:
-            optional["claim"] = asdict(self.claim)
+            body["claim"] = asdict(self.claim)
         if self.account is not None:
             for key, names in _RECORDED.items():
-                optional[key] = {name: _rounded(getattr(self.account, name)) for name in names}
-        sealed = seal(
-            {
-                "format": MANIFEST_FORMAT if self.reopened else 1,
-                "seq": self.seq,
-                "writer": self.writer,
-                "written_at": self.written_at,
-                "clip_fields": _CLIP_FIELDS,
-                "shards": [_shard_fields(receipt) for receipt in self.shards],
-                "rejected": [_rejection_json(rejection) for rejection in self.rejected],
-                **optional,
-            }
-        )
-        lists = {key: sealed[key] for key in ("rejected", "reopened") if key in sealed}
-        return dump_lines(
-            sealed,
-            texts={
-                "shards": _one_a_line(_shard_text(shard) for shard in sealed["shards"]),
-                **{key: _one_a_line(map(json.dumps, items)) for key, items in lists.items()},
-            },
-        )
+                body[key] = {name: _rounded(getattr(self.account, name)) for name in names}
+        return dump_lines(seal(body))
 
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> ManifestEntry:
@@ -133,22 +122,7 @@ def _rounded(seconds: Any) -> Any:
     return round(seconds, 3)
 
 
-def _rejection_json(rejection: Rejected) -> dict[str, Any]:
-    # Every message passes here, whatever library it quotes.
-    return {**asdict(rejection), "message": redact(rejection.message)}
-
-
-def _shard_fields(receipt: Receipt) -> dict[str, Any]:
+def _shard_json(receipt: Receipt) -> dict[str, Any]:
     own = {one.name: getattr(receipt, one.name) for one in fields(Receipt)}
     clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in receipt.clips]
     return {**own, "clips": clips}
-
-
-def _shard_text(shard: dict[str, Any]) -> str:
-    texts = {key: json.dumps(value) for key, value in shard.items()}
-    return object_text({**texts, "clips": _one_a_line(json.dumps(clip) for clip in shard["clips"])})
-
-
-def _one_a_line(items: Iterable[str]) -> str:
-    text = ",\n".join(items)
-    return f"[\n{text}\n]" if text else "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -26,30 +27,20 @@ def append(store: Store, entry: ManifestEntry) -> bool:
 
 
 def count_entries(store: Store, known: int = 0) -> int:
-    """Return the number of entries, in about 2 log2(n) requests and without listing.
+    """Return the number of entries, of which ``known`` are known to exist, without listing.
 
-    Entries have no gaps, so doubling and then halving finds the end. An entry deleted by hand may
-    hide those after it; reading the log, or the next append, then raises.
-
-    Args:
-        store: the output.
-        known: this many entries are known to exist; n counts the ones after them.
+    Entries have no gaps, so doubling and then bisecting finds the end in about 2 log2(n) requests
+    for n unknown entries. An entry deleted by hand may hide those after it; reading the log, or the
+    next append, then raises.
     """
 
-    def exists(seq: int) -> bool:
-        return store.size(entry_key(seq)) is not None
+    def is_missing(seq: int) -> bool:
+        return store.size(entry_key(seq)) is None
 
-    low, high = known, known + 1  # entries before `low` exist; `high - 1` is unknown
-    while exists(high - 1):
-        low, high = high, known + (high - known) * 2
-    high -= 1
-    while low < high:
-        middle = (low + high) // 2
-        if exists(middle):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    step = 1
+    while not is_missing(known + step - 1):
+        step *= 2
+    return bisect_left(range(known + step - 1), True, lo=known + step // 2, key=is_missing)
 
 
 def iter_entries(
@@ -57,21 +48,14 @@ def iter_entries(
 ) -> Iterator[ManifestEntry]:
     """Yield entries ``from_seq`` to ``to_seq`` (exclusive; default: the end) in order.
 
-    Entries before ``from_seq`` are assumed to exist.
-
-    Raises:
-        CorruptOutput: an entry is damaged, missing, or stored under the wrong number.
+    Entries before ``from_seq`` are assumed to exist. Raises CorruptOutput as ``read_entry``.
     """
     end = count_entries(store, from_seq) if to_seq is None else to_seq
     return read_entries(store, range(from_seq, end))
 
 
 def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
-    """Yield the entries with these numbers, fetching several at a time.
-
-    Raises:
-        CorruptOutput: as ``iter_entries``.
-    """
+    """Yield the entries with these numbers, fetching several at a time, as ``read_entry`` does."""
     return read_ahead(partial(read_entry, store), seqs, READ_AHEAD)
 
 

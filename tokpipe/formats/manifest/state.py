@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -10,27 +11,25 @@ import pyarrow as pa
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
 from tokpipe.formats.manifest.entry import ManifestEntry
+from tokpipe.formats.tables import required
 from tokpipe.types import Receipt
 
-SHARD_LIST_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "seq": pa.int64(),
-            "shard": pa.string(),
-            "size_bytes": pa.int64(),
-            "sha256": pa.string(),
-            "num_rows": pa.int64(),
-            "num_codes": pa.int64(),
-            "num_frames": pa.int64(),
-            "num_clips": pa.int64(),
-            "h": pa.int32(),
-            "w": pa.int32(),
-            "side_table": pa.string(),
-            "side_table_sha256": pa.string(),
-            "side_table_size_bytes": pa.int64(),
-        }.items()
-    ]
+SHARD_LIST_SCHEMA = required(
+    {
+        "seq": pa.int64(),
+        "shard": pa.string(),
+        "size_bytes": pa.int64(),
+        "sha256": pa.string(),
+        "num_rows": pa.int64(),
+        "num_codes": pa.int64(),
+        "num_frames": pa.int64(),
+        "num_clips": pa.int64(),
+        "h": pa.int32(),
+        "w": pa.int32(),
+        "side_table": pa.string(),
+        "side_table_sha256": pa.string(),
+        "side_table_size_bytes": pa.int64(),
+    }
 )
 """A listed shard: its receipt without the clips, and the number of the entry that lists it."""
 
@@ -150,18 +149,7 @@ class ManifestState:
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
-    return {
-        "seq": seq,
-        "shard": receipt.shard,
-        "size_bytes": receipt.size_bytes,
-        "sha256": receipt.sha256,
-        "num_rows": receipt.num_rows,
-        "num_codes": receipt.num_codes,
-        "num_frames": receipt.num_frames,
-        "num_clips": len(receipt.clips),
-        "h": receipt.grid[0],
-        "w": receipt.grid[1],
-        "side_table": receipt.side_table,
-        "side_table_sha256": receipt.side_table_sha256,
-        "side_table_size_bytes": receipt.side_table_size_bytes,
-    }
+    height, width = receipt.grid
+    fields = {one.name: getattr(receipt, one.name) for one in dataclasses.fields(receipt)}
+    del fields["clips"], fields["grid"]
+    return {"seq": seq, **fields, "num_clips": len(receipt.clips), "h": height, "w": width}

@@ -1,16 +1,15 @@
-"""What stands beside the codes of a clip in formats with a place for it."""
+"""What exports write about a clip besides its codes."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from tokpipe.reader import Output
-from tokpipe.reader.values import Clip
+from tokpipe.reader import Clip, Output
 
 
-def described(clip: Clip, output: Output) -> str:
-    """A clip without its codes, as JSON."""
+def sidecar(clip: Clip, output: Output) -> str:
+    """Describe a clip as JSON, for formats that have a place for it."""
     values: dict[str, Any] = {
         "clip_id": clip.clip_id,
         "source_uri": clip.source_uri,

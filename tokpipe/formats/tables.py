@@ -1,0 +1,38 @@
+"""Arrow tables as Parquet bytes, and the schemas of tokpipe's own columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokpipe.formats.checks import damaged
+
+
+def required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Return a schema of columns that are never null."""
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as Parquet, with page checksums.
+
+    Stores the Arrow schema: carried columns may have types that Parquet lacks.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def from_parquet(uri: str, data: bytes, kind: str, *, verify: bool = True) -> pa.Table:
+    """Parse what ``to_parquet`` wrote; ``kind`` names it in the error.
+
+    Raises:
+        CorruptOutput: it is not Parquet, or ``verify`` and a page has a wrong checksum.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=verify)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise damaged(uri, f"it does not open as a {kind}: {error}") from error
