@@ -19,7 +19,7 @@ _BAR = "▁▂▃▄▅▆▇█"
 _BINS = 64
 
 
-def spread(total: int, number: int) -> list[int]:
+def evenly_spread(total: int, number: int) -> list[int]:
     """Choose ``number`` of ``total`` places, evenly spread; all of them if it is 0."""
     chosen = min(number, total) or total
     return [index * total // chosen for index in range(chosen)]
@@ -116,7 +116,7 @@ def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspe
         num_shards: how many to count the codes of, spread evenly; 0 for all.
         num_clips: how many clips to show.
     """
-    chosen = spread(len(output.shards), num_shards)
+    chosen = evenly_spread(len(output.shards), num_shards)
     return Inspection(
         output,
         len(chosen),
