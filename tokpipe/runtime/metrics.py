@@ -72,7 +72,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "tokpipe_plan_rows",
         "gauge",
-        "Rows of the plan: clips, or films that are cut into several.",
+        "Rows of the plan: clips, or sources that are cut into several clips.",
         lambda s: _one(s.num_rows),
     ),
     Metric(
