@@ -1,4 +1,4 @@
-"""The report of a real output, written once."""
+"""A report on a real output, written once per session."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 
 from tests.report.report_outputs import really_made
 from tokpipe.reader import open_output
-from tokpipe.report import Report, write_report
+from tokpipe.report import WrittenReport, write_report
 
 
 @pytest.fixture(scope="session")
-def real_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def real_report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     folder = tmp_path_factory.mktemp("report")
     output = open_output(str(really_made(folder)))
     return write_report(output, folder / "report.html", num_pairs=2, device="cpu")
 
 
 @pytest.fixture(scope="session")
-def real_page(real_report: Report) -> Path:
+def real_page(real_report: WrittenReport) -> Path:
     return real_report.path

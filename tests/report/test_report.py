@@ -31,13 +31,13 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.reader import open_output
 from tokpipe.reader.output import Output
 from tokpipe.reconstruct.command import decode_clip
-from tokpipe.report import Report, write_report
+from tokpipe.report import WrittenReport, write_report
 from tokpipe.telemetry.account import Account
 
 NOW = BEGAN + timedelta(days=2)
 
 
-def page_of(store: DictStore, folder: Path, **options: int) -> tuple[Node, Report]:
+def page_of(store: DictStore, folder: Path, **options: int) -> tuple[Node, WrittenReport]:
     wanted = {"num_pairs": 0, "num_shards": 0, **options}
     report = write_report(Output(store), folder / "report.html", now=NOW, **wanted)  # type: ignore[arg-type]
     html = report.path.read_text("utf-8")
@@ -54,7 +54,9 @@ def tiles(page: Node) -> dict[str, str]:
     return found
 
 
-def test_a_real_output_is_told_with_pictures(real_report: Report, tmp_path: Path) -> None:
+def test_a_real_output_is_shown_with_figures_and_pictures(
+    real_report: WrittenReport, tmp_path: Path
+) -> None:
     page = parsed(real_report.path.read_text("utf-8"))
     output = open_output(str(real_report.path.parent / "out"))
     totals = output.totals
@@ -64,7 +66,7 @@ def test_a_real_output_is_told_with_pictures(real_report: Report, tmp_path: Path
     assert (found["clips"], found["frames"]) == (f"{totals.num_clips}", f"{totals.num_frames}")
     assert found["codes"] == f"{totals.num_codes:,}"
     assert found["bits per code"] == f"{8 * totals.size_bytes / totals.num_codes:.2f}"
-    assert found["time at work"] == "0:12"
+    assert found["working time"] == "0:12"
     assert "90% of the speed of light" in page.text
     assert "Frames per clip" in page.text
     assert output.fingerprint in page.text
@@ -80,47 +82,47 @@ def test_a_real_output_is_told_with_pictures(real_report: Report, tmp_path: Path
         with av.open(io.BytesIO(base64.b64decode(data))) as image:
             (frame,) = image.decode(video=0)
         assert (frame.width, frame.height) == (4 * 64, 64)
-    told = json.loads(real_report.to_json())
-    for pair in told["pairs"]["clips"]:
+    figures = json.loads(real_report.to_json())
+    for pair in figures["pairs"]["clips"]:
         decoded = decode_clip(
             output.store.uri, pair["clip_id"], tmp_path / "clip.png", compare=True, device="cpu"
         )
         assert decoded.quality is not None
         assert pair["psnr_db"] == pytest.approx(decoded.quality.psnr_db)
         assert f"PSNR {decoded.quality.psnr_db:.2f} dB" in page.text
-    assert told["speed_of_light"] == pytest.approx(0.9)
-    assert any("report of" in line for line in real_report.lines())
+    assert figures["speed_of_light"] == pytest.approx(0.9)
+    assert any("report on" in line for line in real_report.lines())
 
 
-def test_every_section_says_what_the_output_holds(tmp_path: Path) -> None:
+def test_each_section_shows_what_the_output_holds(tmp_path: Path) -> None:
     store = with_history()
     page, report = page_of(store, tmp_path)
     found = tiles(page)
     assert (found["clips"], found["rejected"]) == (str(3 * NUM_SHARDS), str(NUM_SHARDS // 2))
-    assert (found["goodput"], found["time at work"]) == ("75%", "1:20")
+    assert (found["goodput"], found["working time"]) == ("75%", "1:20")
     assert f"Settled: {3.5 * NUM_SHARDS:.0f} of {NUM_ROWS:,} plan rows." in page.text
     assert "80% of the speed of light , limited by encode (busy 81%)" in page.text
     tables = {one.one("caption").text: one.cells()[1:] for one in page.all("table")}
     over_time = tables["Throughput over time"]
     assert sum(float(row[1]) for row in over_time) == pytest.approx(3 * NUM_SHARDS, abs=1)
     assert {(row[3], row[4]) for row in over_time} == {("80%", "encode")}
-    assert tables["What each stage's actors did"] == [
+    assert tables["How each stage's actors spent their time"] == [
         ["decode", "1.0", "40.0%", "5.0%", "55.0%", "5.3"],
         ["encode", "1.0", "80.0%", "1.0%", "19.0%", "3.0"],
         ["write", "0.5", "4.0%", "0.0%", "96.0%", "60.0"],
     ]
-    refused = tables["Clips rejected for truncated, the newest"]
-    assert [row[3] for row in refused] == ["bad7", "bad5", "bad3"]
+    rejected = tables["Newest clips rejected for truncated"]
+    assert [row[3] for row in rejected] == ["bad7", "bad5", "bad3"]
     assert sum(int(row[1]) for row in tables["Frames per clip"]) == 3 * NUM_SHARDS
     assert sum(int(row[1]) for row in tables["How often codes occur"]) == Output(store).num_codes
     usage = report.facts.sample.usage
     assert found["perplexity"] == f"{usage.perplexity:,.0f}"
-    assert found["dead"] == f"{8192 - len(usage.codes):,}"
+    assert found["dead"] == f"{8192 - usage.num_used:,}"
     assert "the whole output (8 shards)" in page.text
     assert "a sample of 3 of 8 shards" in page_of(store, tmp_path, num_shards=3)[0].text
 
 
-def test_nothing_that_an_output_says_becomes_markup(tmp_path: Path) -> None:
+def test_text_from_an_output_never_becomes_markup(tmp_path: Path) -> None:
     page, _ = page_of(with_history(), tmp_path)
     assert HOSTILE in page.text
     assert "<b>cut short</b> at 7 s" in page.text
@@ -129,7 +131,7 @@ def test_nothing_that_an_output_says_becomes_markup(tmp_path: Path) -> None:
     assert all(not name.startswith("on") for node in page.all() for name in node.attributes)
 
 
-def test_the_page_needs_nothing_but_itself(real_page: Path) -> None:
+def test_the_page_is_self_contained(real_page: Path) -> None:
     html = real_page.read_text("utf-8")
     page = parsed(html)
     for node in page.all():
@@ -145,9 +147,7 @@ def test_the_page_needs_nothing_but_itself(real_page: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_secrets_are_masked_wherever_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_are_masked_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = with_history()
     fields = json.loads(store.objects[JOB_RECORD])
     del fields[CHECKSUM]
@@ -165,14 +165,14 @@ def test_secrets_are_masked_wherever_they_stand(
         assert secret not in html
 
 
-def test_an_output_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+def test_an_output_without_commits_has_a_report(tmp_path: Path) -> None:
     store = DictStore()
     begin(store)
     page, _ = page_of(store, tmp_path, num_pairs=2)
     for wanted in (
         "0.0% done",
-        "Nothing was committed yet.",
-        "No frames were committed yet.",
+        "Nothing has been committed yet.",
+        "No frames have been committed yet.",
         "No clip was rejected.",
         "There are no codes yet.",
         "There are no clips yet.",
@@ -180,21 +180,21 @@ def test_an_output_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
         assert wanted in page.text
 
 
-def test_a_running_job_is_told_with_its_rate(tmp_path: Path) -> None:
+def test_the_report_of_a_running_job_shows_its_rate(tmp_path: Path) -> None:
     page, _ = page_of(with_history(), tmp_path)
     assert re.search(
-        r"[\d.]+ clips/s lately, [\d:]+ to go\. Last commit 23:58:40 before", page.text
+        r"Recently [\d.]+ clips/s, [\d:]+ left\. Last commit 23:58:40 before", page.text
     )
 
 
-def test_an_early_output_does_not_tell_what_actors_did(tmp_path: Path) -> None:
+def test_an_output_of_an_early_version_has_no_speed_of_light(tmp_path: Path) -> None:
     page, report = page_of(with_history(actors=Account()), tmp_path)
-    assert "is not recorded in this output" in page.text
-    assert "Share of the speed of light" not in page.text
+    assert "does not record how actors spent their time" in page.text
+    assert "Fraction of the speed of light" not in page.text
     assert json.loads(report.to_json())["speed_of_light"] is None
 
 
-def test_a_damaged_shard_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_left_out_and_reported(tmp_path: Path) -> None:
     store = with_history()
     key = next(key for key in sorted(store.objects) if key.startswith("shards/"))
     store.objects[key] = store.objects[key][:-1] + b"?"
@@ -205,7 +205,7 @@ def test_a_damaged_shard_is_left_out_and_told(tmp_path: Path) -> None:
     assert any(key in line for line in report.lines())
 
 
-def test_of_a_damaged_manifest_there_is_no_page(tmp_path: Path) -> None:
+def test_a_damaged_manifest_leaves_no_file(tmp_path: Path) -> None:
     store = with_history()
     output = Output(store)
     store.objects[entry_key(2)] = store.objects[entry_key(2)].replace(b"driver-0", b"driver-9")
@@ -214,12 +214,12 @@ def test_of_a_damaged_manifest_there_is_no_page(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_in_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="its folder does not exist"):
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"folder .*/no does not exist"):
         write_report(Output(with_history()), tmp_path / "no/report.html")
 
 
-def test_withdrawn_rejections_are_no_examples(tmp_path: Path) -> None:
+def test_withdrawn_rejections_are_not_shown(tmp_path: Path) -> None:
     store = with_history()
     told = [one for one in Output(store).rejected() if one.ref.clip_id in ("bad5", "bad7")]
     withdrawn = tuple(Reopened(one.ref, one.reason) for one in told)
@@ -232,7 +232,7 @@ def test_withdrawn_rejections_are_no_examples(tmp_path: Path) -> None:
     assert "bad7" not in examples
 
 
-def test_a_lost_source_is_told_beside_what_the_codes_show(real_page: Path, tmp_path: Path) -> None:
+def test_a_clip_without_its_source_is_still_decoded(real_page: Path, tmp_path: Path) -> None:
     source = real_page.with_name("video.mp4")
     source.rename(tmp_path / "away.mp4")
     try:
@@ -247,7 +247,7 @@ def test_a_lost_source_is_told_beside_what_the_codes_show(real_page: Path, tmp_p
     assert "PSNR 2" not in page.text
 
 
-def test_where_torch_is_missing_the_page_says_so_and_ray_is_never_loaded(
+def test_a_report_without_torch_has_no_pictures_and_never_loads_ray(
     real_page: Path, tmp_path: Path
 ) -> None:
     script = (
@@ -262,12 +262,12 @@ def test_where_torch_is_missing_the_page_says_so_and_ray_is_never_loaded(
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "without pictures" in told
     page = parsed(path.read_text())
-    assert "No clip could be decoded here." in page.text
+    assert "Clips cannot be decoded here." in page.text
     assert "tokpipe[run]" in page.text
     assert "torch" in page.one("section", id="pairs").text
 
 
-def test_a_page_does_not_grow_with_its_output(tmp_path: Path) -> None:
+def test_the_page_stays_small_as_the_output_grows(tmp_path: Path) -> None:
     store = with_history()
     page_of(store, tmp_path)
     size = (tmp_path / "report.html").stat().st_size

@@ -1,4 +1,4 @@
-"""Time at work, in a bounded number of steps."""
+"""Working time and what was done in it, in a bounded number of steps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
 
 
 def history(*entries: ManifestEntry) -> History:
-    found = History()
-    for one in entries:
-        clips = sum(len(receipt.clips) for receipt in one.shards)
-        found.add(Group(one, 1, clips, sum(receipt.num_frames for receipt in one.shards)))
-    return found
+    return History(
+        Group(
+            one,
+            1,
+            sum(len(receipt.clips) for receipt in one.shards),
+            sum(receipt.num_frames for receipt in one.shards),
+        )
+        for one in entries
+    )
 
 
 def commit(seq: int, at_s: float, writer: str) -> ManifestEntry:
@@ -38,7 +42,7 @@ def commit(seq: int, at_s: float, writer: str) -> ManifestEntry:
         max_size=60,
     )
 )
-def test_whatever_the_times_nothing_is_lost(gaps: list[tuple[float, str]]) -> None:
+def test_steps_lose_nothing_whatever_the_times(gaps: list[tuple[float, str]]) -> None:
     at_s, entries = 0.0, []
     worked_s, before = 0.0, ""
     for seq, (gap_s, writer) in enumerate(gaps):
@@ -47,7 +51,7 @@ def test_whatever_the_times_nothing_is_lost(gaps: list[tuple[float, str]]) -> No
         before = writer
         entries.append(commit(seq, at_s, writer))
     found = history(*entries)
-    steps = list(found.steps())
+    steps = found.steps
     assert len(steps) <= MAX_STEPS
     assert found.worked_s == pytest.approx(worked_s, abs=0.01)
     for name, each in (("frames", 10), ("clips", 1), ("spent encode", 8), ("up write", 5)):
@@ -55,10 +59,10 @@ def test_whatever_the_times_nothing_is_lost(gaps: list[tuple[float, str]]) -> No
     assert all(one.end_s == two.begin_s for one, two in pairwise(steps))
 
 
-def test_work_is_spread_over_the_time_that_it_took() -> None:
+def test_work_is_spread_over_the_time_it_took() -> None:
     claim = entry(0, 0, "a")
     found = history(claim, commit(1, 4, "a"), commit(2, 6, "a"))
-    assert [step["frames"] for step in found.steps()] == pytest.approx([2.5] * 4 + [5] * 2)
+    assert [step["frames"] for step in found.steps] == pytest.approx([2.5] * 4 + [5] * 2)
 
 
 def test_the_time_between_drivers_is_left_out() -> None:
@@ -70,11 +74,11 @@ def test_the_time_between_drivers_is_left_out() -> None:
         entry(4, 5, "c"),  # by a clock that is far behind
         commit(5, 15, "c"),
     )
-    assert (found.worked_s, found.num_drivers) == (30, 3)
-    assert [step.begin_s for step in found.steps() if step.num_drivers] == [0, 10, 20]
+    assert found.worked_s == 30
+    assert found.starts_s == [0, 10, 20]
 
 
-def test_a_stage_would_do_so_much_if_it_never_waited() -> None:
+def test_stages_report_their_rate_without_waiting() -> None:
     entries = [entry(0, 0, "a"), *(commit(n, 10 * n, "a") for n in range(1, 4))]
     decode, encode, write = history(*entries).stages()
     assert encode.actors == pytest.approx(1)
@@ -84,7 +88,7 @@ def test_a_stage_would_do_so_much_if_it_never_waited() -> None:
     assert write.own_frames_per_s == pytest.approx(10 / 0.2 * 0.5)
 
 
-def test_entries_without_seconds_of_actors_do_not_dilute_those_with() -> None:
+def test_entries_without_actor_seconds_do_not_lower_the_averages() -> None:
     old = [entry(0, 0, "a"), entry(1, 1000, "a", shards=(RECEIPT,))]
     new = [entry(2, 2000, "b"), commit(3, 2010, "b")]
     assert history(*old).stages() == []
@@ -94,17 +98,15 @@ def test_entries_without_seconds_of_actors_do_not_dilute_those_with() -> None:
 
 
 @pytest.mark.parametrize("most", [2, 3, 5, 100])
-def test_of_a_long_manifest_a_part_tells_what_was_made_and_who_made_it(most: int) -> None:
+def test_a_sample_of_a_long_manifest_has_exact_totals_and_all_drivers(most: int) -> None:
     output = Output(with_history())
     groups = list(read_groups(output, most))
     assert [group.entry.seq for group in groups] == sorted({g.entry.seq for g in groups})
     assert sum(group.num_entries for group in groups) == output.state.next_seq
     assert sum(group.clips for group in groups) == output.num_clips
-    found = History()
-    for group in groups:
-        found.add(group)
-    whole = found.whole()
+    found = History(groups)
+    whole = found.whole
     assert whole["frames"] == pytest.approx(output.totals.num_frames)
-    assert (found.num_drivers, found.worked_s) == (2, 80)
+    assert (len(found.starts_s), found.worked_s) == (2, 80)
     assert whole.speed is not None
     assert whole.speed.share == pytest.approx(0.8)

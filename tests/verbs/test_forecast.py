@@ -1,4 +1,4 @@
-"""What ``tokpipe plan`` says before a job, against what its stages then make of the same videos."""
+"""``tokpipe plan`` against what a job's stages make of the same videos."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from tokpipe.stages.encode import EncodeStage
 from tokpipe.storage import open_store
 from tokpipe.telemetry.account import Account
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
-from tokpipe.verbs.forecast import Forecast, _estimate, forecast
+from tokpipe.verbs.forecast import Estimate, forecast
 
 LENGTHS = (1, 2, 8, 9, 10, 18, 21, 30)
-"""Frames of the videos: one and several clips of at most nine, and rests of every kind."""
+"""Frames of each video: one or several clips of at most nine, and remainders of every kind."""
 
+COUNTS = ("clips", "rejected", "frames", "chunks", "codes")
 POLICIES: list[dict[str, Any]] = [
     {"policy": "independent", "chunk_frames": 5},
     {"policy": "overlap", "chunk_frames": 9, "overlap_latents": 1},
@@ -53,17 +54,17 @@ def job_of(videos: Path, folder: Path, **changes: Any) -> JobConfig:
 
 
 def tokenized(job: JobConfig, videos: Path, scratch: Path) -> dict[str, int]:
-    """What the stages make of all videos, clip by clip and piece by piece."""
+    """Run the stages on all videos, clip by clip and piece by piece, and count the results."""
     scratch.mkdir()
     decode = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
     decode.setup(scratch)
     encode = EncodeStage(job.tokenizer, job.chunking, job.encode)
     encode.setup("cpu", None)
-    seen = dict.fromkeys(("clips", "rejected", "frames", "chunks", "codes"), 0)
+    seen = dict.fromkeys(COUNTS, 0)
+    streams = decode.pieces is not None
     for row, path in enumerate(sorted(videos.iterdir())):
         part, state, is_last = 0, None, False
         while not is_last:
-            streams = decode.pieces is not None
             item = WorkItem(row, f"{row:032x}", str(path))
             item = replace(item, piece=part) if streams else replace(item, segment=part)
             (clip,) = decode.process([item])
@@ -90,14 +91,9 @@ def tokenized(job: JobConfig, videos: Path, scratch: Path) -> dict[str, int]:
     return seen
 
 
-def told(found: Forecast) -> dict[str, int]:
-    names = ("clips", "rejected", "frames", "chunks", "codes")
-    return {name: int(getattr(found, name).value) for name in names}
-
-
 @pytest.mark.parametrize("least", [1, 3])
 @pytest.mark.parametrize("chunking", POLICIES, ids=lambda one: one["policy"])
-def test_what_is_told_is_what_the_stages_make(
+def test_a_forecast_from_all_videos_is_what_the_stages_make(
     chunking: dict[str, Any], least: int, videos: Path, tmp_path: Path
 ) -> None:
     job = job_of(
@@ -111,31 +107,31 @@ def test_what_is_told_is_what_the_stages_make(
         },
     )
     found = forecast(job)
-    assert told(found) == tokenized(job, videos, tmp_path / "scratch")
+    predicted = {name: int(getattr(found, name).value) for name in COUNTS}
+    assert predicted == tokenized(job, videos, tmp_path / "scratch")
     assert found.reasons["not_a_video"] == 1
-    assert not list((tmp_path / "out").glob("*")), "nothing is written"
+    assert not list((tmp_path / "out").glob("*")), "a forecast writes nothing"
 
 
-def test_a_sample_is_enough_for_a_good_guess(videos: Path, tmp_path: Path) -> None:
+def test_the_margin_of_a_sample_usually_holds_the_truth(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path)
     truth = forecast(job).codes.value
-    guesses = [forecast(job, num_sampled=5, seed=seed).codes for seed in range(12)]
-    assert len({guess.value for guess in guesses}) > 1
-    sure = [abs(guess.value - truth) <= guess.margin for guess in guesses]
-    assert np.mean(sure) >= 0.7
-    assert all(guess.margin > 0 and "±" in guess.text() for guess in guesses)
+    found = [forecast(job, num_sampled=5, seed=seed).codes for seed in range(12)]
+    assert len({one.value for one in found}) > 1
+    assert np.mean([abs(one.value - truth) <= one.margin for one in found]) >= 0.7
+    assert all(one.margin > 0 and "±" in one.text() for one in found)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=50), st.integers(0, 10**8))
-def test_estimates_are_exact_where_every_row_was_seen(values: list[int], more: int) -> None:
-    assert _estimate(values, len(values)).value == sum(values)
-    assert _estimate(values, len(values)).margin == 0
-    guess = _estimate(values, len(values) + more)
-    assert guess.value == pytest.approx(sum(values) / len(values) * (len(values) + more))
+def test_estimates_are_exact_if_every_row_is_sampled(values: list[int], more: int) -> None:
+    assert Estimate.of(values, len(values)).value == sum(values)
+    assert Estimate.of(values, len(values)).margin == 0
+    estimate = Estimate.of(values, len(values) + more)
+    assert estimate.value == pytest.approx(sum(values) / len(values) * (len(values) + more))
 
 
 def finished(uri: str, job: JobConfig) -> None:
-    """An output of one clip of 32 codes, which took an encoder 4 s."""
+    """Write an output with one clip of 32 codes, which took an encoder 4 s."""
     store = open_store(uri, job.storage)
     write_once(store, record(num_rows=1))
     receipt = receipt_of("s", [encoded_clip(0, [5, 5], (2, 4))], b"x" * 64)
@@ -145,7 +141,7 @@ def finished(uri: str, job: JobConfig) -> None:
     )
 
 
-def test_cost_is_that_of_an_output_like_it(videos: Path, tmp_path: Path) -> None:
+def test_time_size_and_cost_follow_a_similar_output(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path)
     finished(str(tmp_path / "trial"), job)
     found = forecast(job, like=str(tmp_path / "trial"), price_per_hour=2)
@@ -155,18 +151,18 @@ def test_cost_is_that_of_an_output_like_it(videos: Path, tmp_path: Path) -> None
     assert found.cost == pytest.approx(found.codes.value / 8 / 3600 * 2)
     assert forecast(job, codes_per_s=10).encoder_s == pytest.approx(found.codes.value / 10)
     assert forecast(job).encoder_s is None
-    with pytest.raises(ConfigError, match="no codes whose cost is known"):
+    with pytest.raises(ConfigError, match="no codes with a recorded encoder time"):
         forecast(job, like=str(tmp_path / "nothing"))
 
 
-def test_of_a_job_that_is_done_the_error_is_told(
+def test_the_forecast_of_a_finished_job_shows_its_errors(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = job_of(videos, tmp_path)
     finished(job.output.uri, job)
     assert main(["plan", str(tmp_path / "job.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "the error of this prediction" in printed
+    assert "error of this forecast" in printed
     assert "1 clips (+1400.0%)" in printed
     assert main(["plan", str(tmp_path / "job.yaml"), "--json", "--sample", "3"]) == 0
     line = json.loads(capsys.readouterr().out)

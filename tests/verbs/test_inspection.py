@@ -1,4 +1,4 @@
-"""What ``tokpipe inspect`` shows, against counts made by hand."""
+"""``tokpipe inspect`` against counts made by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_SHARDS = 5
 
 @pytest.fixture
 def clips() -> list[list[EncodedClip]]:
-    """Of each shard."""
+    """The clips of each shard."""
     return [[encoded_clip(10 * shard + row, [5, 9]) for row in range(3)] for shard in range(5)]
 
 
@@ -46,20 +46,20 @@ def test_codes_of_all_shards_are_counted(output: Output, clips: list[list[Encode
     assert found.num_shards == NUM_SHARDS
     assert len(found.clips) == 2
     text = "\n".join(found.lines())
-    assert f"codes of all, {counts.sum():,}:" in text
+    assert f"{counts.sum():,} codes of all shards:" in text
     assert f"{len(wanted):,} of 8,192 occur" in text
     assert "codes              list of uint16" in text
     assert "caption=caption 0" in text
-    told = json.loads(found.to_json())
-    assert sum(told["counted"]["histogram"]) == counts.sum() == told["num_codes"]
-    assert told["schema"]["clip_id"] == "string"
+    shown = json.loads(found.to_json())
+    assert sum(shown["counted"]["histogram"]) == counts.sum() == shown["num_codes"]
+    assert shown["schema"]["clip_id"] == "string"
 
 
-def test_some_shards_are_spread_evenly(output: Output, clips: list[list[EncodedClip]]) -> None:
+def test_sampled_shards_are_evenly_spread(output: Output, clips: list[list[EncodedClip]]) -> None:
     found = inspect(output, num_shards=2, num_clips=0)
     wanted = np.unique(codes_of(clips[0] + clips[2]))
     np.testing.assert_array_equal(found.usage.codes, wanted)
-    assert "codes of 2 shards" in "\n".join(found.lines())
+    assert "codes of 2 shards:" in "\n".join(found.lines())
     assert found.clips == []
 
 
@@ -72,7 +72,7 @@ def test_an_output_without_codes_says_so() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 8191), st.integers(1, 1000), min_size=1, max_size=50))
-def test_usage_is_that_of_the_counts(counts: dict[int, int]) -> None:
+def test_usage_follows_from_the_counts(counts: dict[int, int]) -> None:
     codes = np.array(sorted(counts))
     usage = CodeUsage(8192)
     usage.update(np.repeat(codes, [counts[code] for code in codes]))

@@ -1,4 +1,4 @@
-"""What ``tokpipe status`` says of outputs at any moment."""
+"""``tokpipe status`` of outputs at any moment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def store() -> DictStore:
 
 
 class Log:
-    """Appends entries, each so many seconds after the beginning."""
+    """Appends entries, each ``at_s`` seconds after ``BEGAN``."""
 
     def __init__(self, store: DictStore) -> None:
         self.store = store
@@ -64,12 +64,12 @@ def text(found: Status) -> str:
     return "\n".join(found.lines())
 
 
-def test_where_there_is_no_output_the_uri_is_named() -> None:
+def test_a_missing_output_is_an_error_that_names_the_uri() -> None:
     with pytest.raises(NotFound, match=r"mem://out has no job\.json"):
         status(DictStore())
 
 
-def test_before_the_first_commit_nothing_is_guessed(store: DictStore) -> None:
+def test_no_rate_is_guessed_before_the_first_commit(store: DictStore) -> None:
     found = seen(store, 5)
     assert (found.num_rows_done, found.clips_per_s, found.left_s) == (0, None, None)
     assert (found.driver, found.last_commit_age_s) == (None, None)
@@ -80,11 +80,11 @@ def test_before_the_first_commit_nothing_is_guessed(store: DictStore) -> None:
     assert found.driver == "process 4242 on head-node (tokpipe 1.2.3)"
 
 
-def test_rate_and_end_are_those_of_the_newest_driver(store: DictStore) -> None:
+def test_rate_and_time_left_are_those_of_the_newest_driver(store: DictStore) -> None:
     log = Log(store)
     log.claim(0)
     log.shard(1000, 0)
-    log.claim(5000)  # after a pause that says nothing of the rate
+    log.claim(5000)  # after a pause that does not count in the rate
     log.shard(5010, 1, 2, 3)
     rejected = Rejected(encoded_clip(4, [5]).ref, "decode", "truncated", "cut short")
     log.add(5020, rejected=(rejected,))
@@ -98,16 +98,16 @@ def test_rate_and_end_are_those_of_the_newest_driver(store: DictStore) -> None:
         "  5 of 20 plan rows are settled\n"
         "  4 clips, 40 frames, 96 codes, 0 B in 2 shards\n"
         "  1 rejected: truncated 1\n"
-        "  goodput 80% of 0:20 that encoders were paid for\n"
+        "  goodput 80% of 0:20 encoder time\n"
         "  last commit 0:40 ago, by process 4242 on head-node (tokpipe 1.2.3)\n"
-        "  0.2 clips/s lately, 1:15 to the end"
+        "  recently 0.2 clips/s, 1:15 left"
     )
-    told = json.loads(found.to_json())
-    assert (told["num_rows_done"], told["totals"]["rejected"]) == (5, {"truncated": 1})
-    assert (told["is_done"], told["totals"]["goodput"]) == (False, 0.8)
+    shown = json.loads(found.to_json())
+    assert (shown["num_rows_done"], shown["totals"]["rejected"]) == (5, {"truncated": 1})
+    assert (shown["is_done"], shown["totals"]["goodput"]) == (False, 0.8)
 
 
-def test_done_has_no_end_to_wait_for(store: DictStore) -> None:
+def test_a_finished_job_has_no_time_left(store: DictStore) -> None:
     log = Log(store)
     log.claim(0)
     log.shard(10, *range(ROWS))
@@ -115,10 +115,10 @@ def test_done_has_no_end_to_wait_for(store: DictStore) -> None:
     assert found.is_done
     assert found.left_s == 0
     assert "demo, done\n" in text(found)
-    assert "to the end" not in text(found)
+    assert " left" not in text(found)
 
 
-def test_of_a_long_manifest_only_the_end_is_read() -> None:
+def test_only_the_end_of_a_long_manifest_is_read() -> None:
     store = DictStore()
     write_once(store, record(num_rows=5000))
     log = Log(store)

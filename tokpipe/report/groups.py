@@ -1,89 +1,78 @@
-"""The commits of a manifest, all of them or one for many, and what each stands for."""
+"""The commits of a manifest: all of them, or a sample of a long one with exact totals."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.formats.manifest import ManifestEntry, read_entries
 from tokpipe.reader import Output
 
 MAX_ENTRIES = 2048
-"""Entries name every clip: those of 100 million clips would take half an hour to read."""
+"""Entries name every clip, so reading those of 100 million clips would take half an hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An entry, and those since the one before it that was read."""
+    """An entry that was read, together with the skipped ones just before it."""
 
     entry: ManifestEntry
     num_entries: int
     clips: int
-    """Tokenized by all of them; exact, since the list of shards has it."""
+    """Tokenized clips of all of these entries: exact, from the list of shards."""
     frames: int
 
 
-def read_groups(output: Output, most: int = MAX_ENTRIES) -> Iterator[Group]:
-    """Yield every entry of a manifest; of a long one a spread of them, and each driver's first.
+def read_groups(output: Output, max_entries: int = MAX_ENTRIES) -> Iterator[Group]:
+    """Yield groups that cover the whole manifest, in order.
+
+    Of a manifest with more than ``max_entries``, evenly spaced entries are read, and those
+    around each change of driver.
 
     Raises:
-        CorruptOutput: one is damaged or missing.
+        CorruptOutput: an entry is damaged or missing.
     """
+    shards = output.state.shards
+    seqs, clips, frames = (
+        shards.column(name).to_numpy() for name in ("seq", "num_clips", "num_frames")
+    )
+    start = 0
+    for entry in _entries(output, max_entries):
+        stop = entry.seq + 1
+        first, last = np.searchsorted(seqs, [start, stop])
+        yield Group(
+            entry, stop - start, int(clips[first:last].sum()), int(frames[first:last].sum())
+        )
+        start = stop
+
+
+def _entries(output: Output, max_entries: int) -> Iterator[ManifestEntry]:
     count = output.state.next_seq
-    if count <= most:
-        seqs: list[int] = list(range(count))
-    else:
-        seqs = np.linspace(0, count - 1, most).round().astype(int).tolist()
-    totals = _Totals(output)
+    seqs = np.linspace(0, count - 1, min(count, max_entries)).round().astype(int).tolist()
     before: ManifestEntry | None = None
     for entry in read_entries(output.store, seqs):
-        if before is not None and entry.seq > before.seq + 1 and entry.writer != before.writer:
-            for one in _change(output, before, entry):
-                yield totals.group(before, one)
-                before = one
-        yield totals.group(before, entry)
+        if before is not None and entry.writer != before.writer:
+            yield from _around_change(output, before, entry)
+        yield entry
         before = entry
 
 
-class _Totals:
-    def __init__(self, output: Output) -> None:
-        table = output.state.shards
-        self._seqs = table.column("seq").to_numpy()
-        self._clips, self._frames = (
-            np.concatenate([[0], np.cumsum(table.column(name).to_numpy(), dtype=np.int64)])
-            for name in ("num_clips", "num_frames")
-        )
+def _around_change(
+    output: Output, before: ManifestEntry, after: ManifestEntry
+) -> Iterator[ManifestEntry]:
+    """Yield the last entry before the driver of ``after``, and the first of that driver.
 
-    def group(self, before: ManifestEntry | None, entry: ManifestEntry) -> Group:
-        first = 0 if before is None else before.seq + 1
-        begin, end = np.searchsorted(self._seqs, [first, entry.seq + 1])
-        return Group(
-            entry,
-            entry.seq + 1 - first,
-            _sum(self._clips, begin, end),
-            _sum(self._frames, begin, end),
-        )
-
-
-def _sum(sums: NDArray[np.int64], begin: int, end: int) -> int:
-    return int(sums[end] - sums[begin])
-
-
-def _change(output: Output, before: ManifestEntry, after: ManifestEntry) -> Iterator[ManifestEntry]:
-    """Find where one driver ended and another began: entries of a driver follow each other.
-
-    Of several changes in between, the last is found.
+    Entries of a driver follow each other, so a binary search finds them. Drivers that began and
+    ended between ``before`` and ``after`` are missed.
     """
-    low, high = before.seq, after.seq  # not of the later driver, and of it
-    found = {before.seq: before, after.seq: after}
-    while high - low > 1:
-        middle = (low + high) // 2
-        (found[middle],) = read_entries(output.store, [middle])
-        if found[middle].writer == after.writer:
-            high = middle
-        else:
-            low = middle
-    yield from (found[seq] for seq in (low, high) if before.seq < seq < after.seq)
+
+    def is_later(seq: int) -> bool:
+        (entry,) = read_entries(output.store, [seq])
+        return entry.writer == after.writer
+
+    between = range(before.seq + 1, after.seq)
+    first = before.seq + 1 + bisect_left(between, True, key=is_later)
+    yield from read_entries(output.store, [seq for seq in (first - 1, first) if seq in between])

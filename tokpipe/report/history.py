@@ -1,10 +1,12 @@
-"""What a job did over the time that it worked, from its manifest, in a bounded number of steps."""
+"""What a job did over time, in a bounded number of steps, from its manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,34 +18,29 @@ from tokpipe.types import STAGES, Stage
 from tokpipe.verbs.status import time_of
 
 MAX_STEPS = 120
-"""When these are full, each two become one of twice the length."""
-FIRST_STEP_S = 1.0
+"""A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough."""
 
-_COUNTS = ("clips", "frames", "timed_s", "timed_frames")
-_COLUMNS = {
-    name: place
-    for place, name in enumerate(
-        [*_COUNTS, *(f"spent {one}" for one in ACTIVITIES), *(f"up {one}" for one in STAGES)]
-    )
-}
+_COLUMNS = [
+    *("clips", "frames", "timed_s", "timed_frames"),
+    *(f"spent {activity}" for activity in ACTIVITIES),
+    *(f"up {stage}" for stage in STAGES),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was done between two moments of working time."""
+    """What was done between two moments of working time, in seconds from the start."""
 
     begin_s: float
     end_s: float
     amounts: NDArray[np.float64]
-    num_drivers: int
-    """Drivers that began in it."""
 
     def __getitem__(self, name: str) -> float:
-        return float(self.amounts[_COLUMNS[name]])
+        return float(self.amounts[_COLUMNS.index(name)])
 
     @property
     def account(self) -> Account:
-        """What the actors spent, as far as the manifest tells."""
+        """Seconds of actors, as far as the manifest records them."""
         return Account(
             spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
             up_s={one: self[f"up {one}"] for one in STAGES},
@@ -55,140 +52,123 @@ class Step:
 
     @property
     def speed(self) -> Speed | None:
-        """None where the manifest does not tell what actors did."""
+        """None if the manifest does not record what actors did."""
         return speed_of(self.account)
 
 
 @dataclass(frozen=True, slots=True)
 class StageUse:
-    """What one stage's actors did with their time."""
+    """How one stage's actors spent their time."""
 
     stage: Stage
     actors: float
-    """Mean number of those that were up."""
-    up_s: float
-    shares: dict[str, float]
-    """Of ``up_s``, by what it went into; what is left of it they waited."""
+    """Mean number of actors that were up."""
+    fractions: dict[str, float]
+    """Fraction of the actors' time by activity, 0 to 1; they waited for the rest."""
     own_frames_per_s: float | None
-    """What this many actors would do if they never waited; None if they did nothing."""
+    """Rate of this many actors if they never waited; None if they did nothing."""
 
     @property
     def waiting(self) -> float:
-        return max(0.0, 1.0 - sum(self.shares.values()))
+        return max(0.0, 1.0 - sum(self.fractions.values()))
 
 
-@dataclass
 class History:
-    """The time at work of all drivers, one after the other; the time between them is left out.
+    """The working time of all drivers, one after the other, without the time between them.
 
-    What a group of entries tells is spread evenly over the time since the same driver's group
-    before: codes come to the manifest a shard at a time, but are made all the while. Where one
-    entry stands for many, its actors do. Clocks of different drivers need not agree.
+    What a group of entries reports is spread evenly over the time since the same driver's
+    previous group: a shard is committed at once, but its codes are made over all that time. Actor
+    seconds of an entry that was read also stand for the skipped ones of its group. Clocks of
+    different drivers need not agree.
     """
 
-    step_s: float = FIRST_STEP_S
-    worked_s: float = 0.0
-    first_at: str | None = None
-    last_at: str | None = None
-    """When the first and the last entry was written; None of an empty manifest."""
-    num_drivers: int = 0
-    versions: dict[str, None] = field(default_factory=dict)
-    """Versions of tokpipe that took part, in order."""
-    _amounts: NDArray[np.float64] = field(
-        default_factory=lambda: np.zeros((MAX_STEPS, len(_COLUMNS)))
-    )
-    _begun: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MAX_STEPS, np.int64))
-    _writer: str | None = None
-    _at: datetime | None = None
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self.first_at: str | None = None
+        """When the first entry was written (ISO 8601); None of an empty manifest."""
+        self.last_at: str | None = None
+        self.starts_s: list[float] = []
+        """When each driver began, in working time."""
+        self.versions: dict[str, None] = {}
+        """Versions of tokpipe that took part, in order."""
+        self._ends_s = [0.0]
+        writer: str | None = None
+        at: datetime | None = None
+        rows = [np.zeros(len(_COLUMNS))]
+        for group in groups:
+            entry = group.entry
+            now, elapsed_s = time_of(entry), 0.0
+            if at is not None and entry.writer == writer:
+                elapsed_s = max(0.0, (now - at).total_seconds())
+            else:
+                self.starts_s.append(self.worked_s)
+            if entry.claim is not None:
+                self.versions[entry.claim.tokpipe_version] = None
+            self.first_at = self.first_at or entry.written_at
+            self.last_at = entry.written_at
+            self._ends_s.append(self.worked_s + elapsed_s)
+            rows.append(_amounts_of(group, elapsed_s))
+            writer, at = entry.writer, now
+        self._done = np.cumsum(rows, axis=0)
 
-    def add(self, group: Group) -> None:
-        """Take in the next entry, or several."""
-        entry = group.entry
-        at = time_of(entry)
-        begin_s = self.worked_s
-        if entry.writer == self._writer and self._at is not None:
-            self.worked_s += max(0.0, (at - self._at).total_seconds())
-        else:
-            self.num_drivers += 1
-        while self.worked_s > MAX_STEPS * self.step_s:
-            self._halve()
-        if entry.writer != self._writer:
-            self._begun[self._step_at(begin_s)] += 1
-        if entry.claim is not None:
-            self.versions[entry.claim.tokpipe_version] = None
-        self._writer, self._at = entry.writer, at
-        self.first_at = self.first_at or entry.written_at
-        self.last_at = entry.written_at
-        self._spread(begin_s, _amounts_of(group, self.worked_s - begin_s))
+    @property
+    def worked_s(self) -> float:
+        return self._ends_s[-1]
 
-    def steps(self) -> Iterator[Step]:
-        """Yield what was done, step by step."""
-        count = self._step_at(self.worked_s) + 1 if self.num_drivers else 0
-        for index in range(count):
-            begin_s = index * self.step_s
-            end_s = min(begin_s + self.step_s, self.worked_s)
-            if end_s > begin_s or self._amounts[index].any():
-                yield Step(begin_s, end_s, self._amounts[index], int(self._begun[index]))
+    @property
+    def step_s(self) -> int:
+        step_s = 1
+        while step_s * MAX_STEPS < self.worked_s:
+            step_s *= 2
+        return step_s
 
+    @cached_property
+    def steps(self) -> list[Step]:
+        """Steps of ``step_s`` seconds, the last one shorter; none of an empty manifest."""
+        if not self.starts_s:
+            return []
+        count = max(1, math.ceil(self.worked_s / self.step_s))
+        edges = np.minimum(np.arange(count + 1) * self.step_s, self.worked_s)
+        done = np.stack([np.interp(edges, self._ends_s, one) for one in self._done.T], axis=1)
+        done[0], done[-1] = 0, self._done[-1]  # at equal times, interp may pick either value
+        amounts = np.diff(done, axis=0)
+        return [
+            Step(begin_s, end_s, row)
+            for begin_s, end_s, row in zip(edges.tolist(), edges[1:].tolist(), amounts)  # noqa: B905
+        ]
+
+    @cached_property
     def whole(self) -> Step:
-        """All of it as one step."""
-        return Step(0.0, self.worked_s, self._amounts.sum(axis=0), self.num_drivers)
+        """Everything as one step."""
+        return Step(0.0, self.worked_s, self._done[-1])
 
     def stages(self) -> list[StageUse]:
-        """What each stage's actors did; empty if the manifest does not tell."""
-        whole = self.whole()
-        timed_s, frames = whole["timed_s"], whole["timed_frames"]
-        if timed_s <= 0:
+        """How each stage's actors spent their time; empty if the manifest does not record it."""
+        if self.whole["timed_s"] <= 0:
             return []
-        return [_stage_use(stage, whole.account, timed_s, frames) for stage in STAGES]
-
-    def _step_at(self, at_s: float) -> int:
-        return min(int(at_s / self.step_s), MAX_STEPS - 1)
-
-    def _spread(self, begin_s: float, amounts: NDArray[np.float64]) -> None:
-        first, last = self._step_at(begin_s), self._step_at(self.worked_s)
-        edges = np.arange(first, last + 2) * self.step_s
-        edges[0], edges[-1] = begin_s, self.worked_s
-        lengths = np.diff(edges)
-        total = lengths.sum()
-        shares = lengths / total if total > 0 else np.eye(1, last - first + 1)[0]
-        self._amounts[first : last + 1] += shares[:, None] * amounts
-
-    def _halve(self) -> None:
-        """Make each two steps one, so that there is room for as many again."""
-        half = MAX_STEPS // 2
-        self._amounts[:half] = self._amounts[::2] + self._amounts[1::2]
-        self._amounts[half:] = 0
-        self._begun[:half] = self._begun[::2] + self._begun[1::2]
-        self._begun[half:] = 0
-        self.step_s *= 2
+        return [_stage_use(stage, self.whole) for stage in STAGES]
 
 
 def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
-    amounts = np.zeros(len(_COLUMNS))
-    counts: dict[str, float] = {"clips": group.clips, "frames": group.frames}
+    amounts: dict[str, float] = {"clips": group.clips, "frames": group.frames}
     account = group.entry.account
     if account is not None and account.up_s:
-        counts |= {"timed_s": elapsed_s, "timed_frames": group.frames}
+        amounts |= {"timed_s": elapsed_s, "timed_frames": group.frames}
         for kind, seconds in (("spent", account.spent_s), ("up", account.up_s)):
-            counts |= {f"{kind} {one}": value * group.num_entries for one, value in seconds.items()}
-    for name, value in counts.items():
-        if name in _COLUMNS:  # a later version may tell more
-            amounts[_COLUMNS[name]] = value
-    return amounts
+            for name, value in seconds.items():
+                amounts[f"{kind} {name}"] = value * group.num_entries
+    return np.array([amounts.get(name, 0.0) for name in _COLUMNS])
 
 
-def _stage_use(stage: Stage, account: Account, timed_s: float, frames: float) -> StageUse:
-    up_s = account.up_s[stage]
-    spent = {one: account.spent_s[one] for one in OF_STAGE[stage]}
-    # Actors that end with the job, or die, told of work that counts, but were not seen to the end.
+def _stage_use(stage: Stage, whole: Step) -> StageUse:
+    up_s, frames = whole[f"up {stage}"], whole["timed_frames"]
+    spent = {one: whole[f"spent {one}"] for one in OF_STAGE[stage]}
+    # The last seconds of an actor that ends or dies are not reported as up, but its work is.
     known_s = max(up_s, sum(spent.values()))
     working_s = sum(value for one, value in spent.items() if one != "transfer")
-    actors = up_s / timed_s
+    actors = up_s / whole["timed_s"]
     return StageUse(
         stage,
         actors,
-        up_s,
         {one: value / known_s if known_s > 0 else 0.0 for one, value in spent.items()},
         frames / working_s * actors if working_s > 0 and frames else None,
     )

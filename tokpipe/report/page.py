@@ -1,31 +1,39 @@
-"""The page around the sections: one file with its style in it, which fetches nothing."""
+"""The HTML page around the sections. Style and script are inline, so it fetches nothing."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 
-from tokpipe.report import sections
+import tokpipe
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el, joined
 from tokpipe.report.parts import moment
+from tokpipe.report.sections.headline import headline, state_line
+from tokpipe.report.sections.pictures import pictures
+from tokpipe.report.sections.provenance import provenance
+from tokpipe.report.sections.rejected import rejected
+from tokpipe.report.sections.sample import codes, lengths
+from tokpipe.report.sections.throughput import throughput
 
-_CONTENTS = {
-    "throughput": "Throughput",
-    "rejected": "Rejected",
-    "codes": "Codes",
-    "lengths": "Lengths",
-    "pairs": "Pictures",
-    "provenance": "Provenance",
+_SECTIONS: dict[str, tuple[str, Callable[[Facts], Markup]]] = {
+    "throughput": ("Throughput", throughput),
+    "rejected": ("Rejected", rejected),
+    "codes": ("Codes", codes),
+    "lengths": ("Lengths", lengths),
+    "pairs": ("Pictures", pictures),
+    "provenance": ("Provenance", provenance),
 }
+"""Title in the table of contents, and content, by anchor."""
 
 
 def page(facts: Facts) -> str:
     """Return the report as HTML.
 
-    Whatever the output says is escaped. Should that fail, the policy in the head lets a browser run
-    nothing but the script, and apply nothing but the style, that belong here, and fetch nothing.
+    All text from the output is escaped. In case that fails, a content security policy allows only
+    this page's script and style, and no requests.
     """
     style, script = (
         Markup(files("tokpipe.report").joinpath(name).read_text("utf-8"))
@@ -41,27 +49,17 @@ def page(facts: Facts) -> str:
         el("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("meta", name="generator", content=f"tokpipe {facts.made_by}"),
+        el("meta", name="generator", content=f"tokpipe {tokpipe.__version__}"),
         el("title", f"{facts.record.dataset}: tokpipe report"),
         el("style", style),
     )
+    sections = (content(facts) for _, content in _SECTIONS.values())
     body = el(
         "body",
         el("a", "Skip to the report", href="#report", class_="skip"),
         el("header", _masthead(facts)),
-        el(
-            "main",
-            sections.headline(facts),
-            sections.throughput(facts),
-            sections.rejected(facts),
-            sections.codes(facts),
-            sections.lengths(facts),
-            sections.pictures(facts),
-            sections.provenance(facts),
-            id="report",
-            tabindex=-1,
-        ),
-        el("footer", el("p", f"Made by tokpipe {facts.made_by} at {moment(facts.made_at)}.")),
+        el("main", headline(facts), *sections, id="report", tabindex=-1),
+        el("footer", el("p", f"Made by tokpipe {tokpipe.__version__} at {moment(facts.made_at)}.")),
         el("script", script),
     )
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
@@ -70,7 +68,7 @@ def page(facts: Facts) -> str:
 def _masthead(facts: Facts) -> Markup:
     links = (
         el("li", el("a", title, href=f"#{name}"))
-        for name, title in _CONTENTS.items()
+        for name, (title, _) in _SECTIONS.items()
         if name != "pairs" or facts.pairs is not None
     )
     return joined(
@@ -82,7 +80,7 @@ def _masthead(facts: Facts) -> Markup:
         ),
         el("h1", facts.record.dataset),
         el("p", facts.status.uri, class_="uri"),
-        sections.state_line(facts),
+        state_line(facts),
         el("nav", el("ul", *links), aria_label="Sections"),
     )
 

@@ -1,35 +1,32 @@
-"""Some clips as the source showed them and as their codes show them."""
+"""Clips next to their sources, as pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tokpipe.errors import TokpipeError
-from tokpipe.reader import Chunk, Clip, Output
+from tokpipe.reader import Clip, Output
 
 if TYPE_CHECKING:
     from tokpipe.reconstruct import SideBySide
 
 NUM_FRAMES = 4
-"""Frames that are shown of each clip."""
+"""Frames to show of each clip."""
 MAX_FRAMES = 256
-"""Of a longer clip only its first chunks are decoded and compared."""
+"""Only the first chunks of a longer clip are decoded and compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One clip. Pictures are JPEG files with some of its frames in a row."""
+    """One clip. Pictures are JPEG files with some of its frames side by side."""
 
     clip: Clip
     num_frames: int
-    """Those that were decoded."""
+    """Frames that were decoded."""
     size: tuple[int, int]
     """(height, width) of a frame."""
     shown: int
@@ -37,30 +34,31 @@ class Pair:
     decoded: bytes
     source: bytes | None = None
     psnr_db: float | None = None
-    """Mean over the frames; None if the source is out of reach, infinite if a frame is equal."""
+    """Mean over the frames; infinite if a frame is equal, None without the source."""
     ssim: float | None = None
     problem: str | None = None
-    """Why there is no source."""
+    """Why the source is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The clips, or the reason why there are none."""
+    """The clips, or why there are none."""
 
     pairs: list[Pair] = field(default_factory=list)
     problem: str | None = None
 
     @property
     def psnrs_db(self) -> list[float]:
-        """Those that are known and finite."""
+        """The known, finite ones."""
         known = [pair.psnr_db for pair in self.pairs if pair.psnr_db is not None]
         return [psnr for psnr in known if math.isfinite(psnr)]
 
 
 def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
-    """Decode clips, and their sources beside them.
+    """Decode clips and their sources.
 
-    Nothing that is out of reach is an error here: weights, sources or torch may well be elsewhere.
+    Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
+    missing.
     """
     try:
         from tokpipe.reconstruct import SideBySide
@@ -74,16 +72,13 @@ def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
 
 
 def _pair(both: SideBySide, clip: Clip) -> Pair:
-    clip = replace(clip, chunks=_first(clip.chunks))
+    ends = accumulate(chunk.n_frames for chunk in clip.chunks)
+    first = [chunk for chunk, end in zip(clip.chunks, ends, strict=True) if end <= MAX_FRAMES]
+    clip = replace(clip, chunks=tuple(first) or clip.chunks[:1])
     try:
         return _decoded(both, clip, with_source=True)
     except TokpipeError as error:
         return replace(_decoded(both, clip, with_source=False), problem=str(error))
-
-
-def _first(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
-    ends = accumulate(chunk.n_frames for chunk in chunks)
-    return chunks[: max(1, sum(1 for _ in takewhile(lambda end: end <= MAX_FRAMES, ends)))]
 
 
 def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
@@ -93,7 +88,6 @@ def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
     total = sum(chunk.n_frames for chunk in clip.chunks)
     decoded, source = (FrameGrid(total, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
     comparison = Comparison()
-    block: NDArray[np.uint8]
     for block, original in both.blocks(clip, with_source=with_source):
         decoded.add(block)
         if original is not None:
@@ -105,9 +99,5 @@ def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
     if not with_source:
         return pair
     quality = comparison.quality()
-    return replace(
-        pair,
-        source=jpeg_bytes(source.picture()),
-        psnr_db=quality.psnr_db,
-        ssim=quality.ssim,
-    )
+    shown = jpeg_bytes(source.picture())
+    return replace(pair, source=shown, psnr_db=quality.psnr_db, ssim=quality.ssim)

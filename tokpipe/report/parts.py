@@ -1,59 +1,50 @@
-"""Pieces that several sections of a report are made of."""
+"""HTML building blocks that several sections share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from tokpipe.report.markup import Markup, el, joined
+from tokpipe.report.markup import Markup, el
 
 UNKNOWN = "-"
-"""Stands where a number would."""
+"""Shown in place of a number that is not known."""
 
 
 def section(name: str, title: str, *content: str) -> Markup:
-    """A part of the page that the table of contents leads to."""
-    return el(
-        "section",
-        el("h2", title, id=f"{name}-title"),
-        *content,
-        id=name,
-        aria_labelledby=f"{name}-title",
-    )
+    """Return a section of the page; ``name`` is its anchor in the table of contents."""
+    heading = f"{name}-title"
+    return el("section", el("h2", title, id=heading), *content, id=name, aria_labelledby=heading)
 
 
-def figure(title: str, chart: Markup, note: str = "", *below: str) -> Markup:
-    """A chart under its name, with what to know of it."""
-    about = [el("span", note, class_="note")] if note else []
-    return el("figure", el("figcaption", el("strong", title), *about), chart, *below)
+def figure(title: str, chart: Markup, note: str, *below: str) -> Markup:
+    """Return a chart with its title, a note on how to read it, and what follows below."""
+    caption = el("figcaption", el("strong", title), el("span", note, class_="note"))
+    return el("figure", caption, chart, *below)
 
 
 def table(
-    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, is_numeric: bool = True
 ) -> Markup:
-    """A table that scrolls on narrow screens; columns from ``numbers_from`` on hold numbers."""
+    """Return a table that scrolls on narrow screens.
 
-    def cells(tag: str, row: Sequence[str]) -> Markup:
-        return joined(
-            *(
-                el(
-                    "th" if tag == "td" and place == 0 else tag,
-                    cell,
-                    class_="num" if place >= numbers_from else None,
-                    scope="col" if tag == "th" else "row" if place == 0 else None,
-                )
-                for place, cell in enumerate(row)
-            )
-        )
+    The first column holds row headers. ``is_numeric``: the other columns hold numbers.
+    """
+    kind = "num" if is_numeric else None
 
-    body = [el("tr", cells("td", row)) for row in rows]
+    def cells(tag: str, row: Sequence[str]) -> list[Markup]:
+        scope = "col" if tag == "th" else "row"
+        first = el("th", row[0], scope=scope)
+        others = {"class_": kind, "scope": scope if tag == "th" else None}
+        return [first, *(el(tag, cell, **others) for cell in row[1:])]
+
     return el(
         "div",
         el(
             "table",
             el("caption", caption, class_="unseen"),
-            el("thead", el("tr", cells("th", columns))),
-            el("tbody", *body),
+            el("thead", el("tr", *cells("th", columns))),
+            el("tbody", *(el("tr", *cells("td", row)) for row in rows)),
         ),
         class_="scroll",
         tabindex=0,
@@ -63,34 +54,17 @@ def table(
 
 
 def details(summary: str, *content: str, is_open: bool = False) -> Markup:
-    """Content that is shown when it is asked for."""
+    """Return content that a click on ``summary`` shows or hides."""
     return el("details", el("summary", summary), *content, open=is_open)
 
 
 def notice(*content: str) -> Markup:
-    """Something that the reader should not miss."""
+    """Return a paragraph that stands out."""
     return el("p", *content, class_="notice")
 
 
-def legend(entries: Iterable[tuple[str, str]]) -> Markup:
-    """What the colours of a chart stand for: (class, text) of each."""
-    return el(
-        "ul",
-        *(
-            el("li", el("span", class_=f"swatch {kind}", aria_hidden="true"), text)
-            for kind, text in entries
-        ),
-        class_="legend",
-    )
-
-
-def definitions(pairs: Iterable[tuple[str, str]]) -> Markup:
-    """Names and what they stand for."""
-    return el("dl", *(el("div", el("dt", name), el("dd", value)) for name, value in pairs))
-
-
 def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
-    """Numbers to know: what each is, its value, and what to know of it."""
+    """Return the key figures: (name, value, explanation) of each."""
     return el(
         "dl",
         *(
@@ -101,19 +75,20 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
     )
 
 
-def counted(number: int, one: str, more: str | None = None) -> str:
-    """``1 shard``, ``2 shards``."""
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return ``1 shard`` or ``2 shards``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def moment(time: str) -> str:
-    """A time in ISO 8601 as people read it, in UTC."""
+    """Return an ISO 8601 time for people, in UTC."""
     return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def short(number: float) -> str:
-    """``9,876,543`` as it is; more as ``12.3 M`` or ``4.6 B``."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= 10 * size or (number >= size and unit != "M"):
-            return f"{number / size:,.1f} {unit}"
-    return f"{number:,.0f}"
+def short(number: float, *, exact_below: float = 1e7) -> str:
+    """Return ``9,876,543`` below ``exact_below``, and ``12.35 M`` or ``4.6 B`` from there on."""
+    if number < exact_below:
+        return f"{number:,.10g}"
+    sizes = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+    size, unit = next(one for one in sizes if number >= one[0])
+    return f"{number / size:,.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Makes a report and puts it in its place."""
+"""Writes a report as one HTML file."""
 
 from __future__ import annotations
 
@@ -17,28 +17,25 @@ from tokpipe.telemetry.human import size_text
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What ``write_report`` wrote."""
+class WrittenReport:
+    """A report that ``write_report`` wrote."""
 
     path: Path
     size_bytes: int
     facts: Facts
 
     def to_json(self) -> str:
-        """The figures of the report, on one line."""
+        """Return the figures of the report as one line of JSON."""
         own = {"file": str(self.path), "size_bytes": self.size_bytes}
-        return json.dumps(
-            {**own, **self.facts.to_dict(), "status": json.loads(self.facts.status.to_json())}
-        )
+        status = json.loads(self.facts.status.to_json())
+        return json.dumps({**own, **self.facts.to_dict(), "status": status})
 
     def lines(self) -> Iterator[str]:
-        """What was written, and what could not be shown, for people."""
-        yield f"{self.path}: report of {self.facts.status.uri}, {size_text(self.size_bytes)}"
+        """Yield what was written, and what the report could not show."""
         sample, pairs = self.facts.sample, self.facts.pairs
-        yield (
-            f"  codes and lengths are those of {sample.num_shards:,} of "
-            f"{sample.num_shards_of:,} shards"
-        )
+        yield f"{self.path}: report on {self.facts.status.uri}, {size_text(self.size_bytes)}"
+        shards = f"{sample.num_shards:,} of {sample.num_shards_of:,} shards"
+        yield f"  codes and lengths were counted in {shards}"
         for message in sample.damaged:
             yield f"  left out: {message}"
         if pairs is not None:
@@ -58,28 +55,31 @@ def write_report(
     seed: int = 0,
     device: str = "auto",
     now: datetime | None = None,
-) -> Report:
-    """Write all about an output to one HTML file, which appears under its name once it is whole.
+) -> WrittenReport:
+    """Write a report on an output to one HTML file. The file appears when it is complete.
 
-    The manifest is read from end to end, and a sample of shards is fetched and verified. What is
-    out of reach, such as sources, weights or torch, is told in the report.
+    Reads the whole manifest (a sample of a long one), and fetches and verifies a sample of shards.
+    If sources, weights or torch are missing, the report says so.
 
     Args:
-        num_shards: how many shards to count codes and lengths of, spread evenly; 0 for all.
-        num_pairs: how many clips of these to show beside their sources; 0 for none.
-        seed: decides which clips are shown.
-        device: to decode on, ``"auto"`` or a torch device.
-        now: when the report is made.
+        num_shards: number of shards in which to count codes and lengths; 0 for all.
+        num_pairs: number of their clips to show next to their sources; 0 for none.
+        seed: selects these clips.
+        device: ``"auto"`` or the torch device that decodes.
+        now: time of the report; the current time by default.
 
     Raises:
         ConfigError: the file's folder does not exist.
         CorruptOutput: the manifest is damaged.
     """
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist, so nothing can be written: make it")
+        raise ConfigError(
+            f"{path}: the folder {path.parent} does not exist, so the report cannot be written. "
+            "Create it, or choose another place with -o"
+        )
     facts = gather(
         output, num_shards=num_shards, num_pairs=num_pairs, seed=seed, device=device, now=now
     )
     data = page(facts).encode()
     write_file(path, data)
-    return Report(path, len(data), facts)
+    return WrittenReport(path, len(data), facts)

@@ -1,1 +1,1 @@
-"""What the command line's read-only verbs compute, apart from arguments and printing."""
+"""What the read-only verbs of the command line compute, without arguments and printing."""

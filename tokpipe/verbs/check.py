@@ -1,9 +1,8 @@
-"""``tokpipe check``: everything about a job that can be known without torch, Ray or writing."""
+"""``tokpipe check``: everything about a job that can be checked without torch, Ray or writing."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,42 +18,36 @@ from tokpipe.weights.read import find_weights
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at and found good: ``subject`` is which, such as ``source``."""
+class CheckResult:
+    """One part of a job that was checked and can be used."""
 
     subject: str
+    """Which part, such as ``"source"``."""
     text: str
     facts: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return self.text
+    """What ``text`` says, for programs."""
 
 
-def findings_json(findings: Iterable[Finding]) -> str:
-    """All of them, on one line: a list with ``subject`` and the facts of each."""
-    return json.dumps([{"subject": one.subject, **one.facts} for one in findings])
-
-
-def check(job: JobConfig) -> Iterator[Finding]:
-    """Yield what is found: settings, tokenizer, sources, weights, and the state of the output.
+def check(job: JobConfig) -> Iterator[CheckResult]:
+    """Check settings, tokenizer, sources, weights and output, and yield what is found.
 
     Raises:
-        TokpipeError: the first thing that would keep the job from running.
+        TokpipeError: the first problem that would keep the job from running.
     """
-    tokenizer, traits, chunking = job.tokenizer, job.tokenizer.traits, job.chunking
+    tokenizer, traits, policy = job.tokenizer, job.tokenizer.traits, job.chunking.policy
     sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
     fps = "native" if job.sampling.fps is None else f"{job.sampling.fps:g}"
-    yield Finding(
+    yield CheckResult(
         "dataset",
-        f"dataset {job.dataset}: {sizes} pixels at {fps} frames/s, policy {chunking.policy}",
+        f"dataset {job.dataset}: {sizes} pixels at {fps} frames/s, policy {policy}",
         {
             "name": job.dataset,
             "sizes": [list(size) for size in job.frames.sizes],
             "fps": job.sampling.fps,
-            "policy": chunking.policy,
+            "policy": policy,
         },
     )
-    yield Finding(
+    yield CheckResult(
         "tokenizer",
         f"tokenizer {tokenizer.name} ({tokenizer.kind}): {traits.temporal_stride}x"
         f"{traits.spatial_stride}x{traits.spatial_stride} pixels per code, "
@@ -73,23 +66,20 @@ def check(job: JobConfig) -> Iterator[Finding]:
         columns = source.carried().names
         first = redact(_first_clip(source))
         carried = f", carrying {', '.join(columns)}" if columns else ""
-        yield Finding(
+        yield CheckResult(
             "source",
             f"{source.label}: first clip {first}{carried}",
             {"label": source.label, "first_clip": first, "columns": list(columns)},
         )
-    if tokenizer.weights is not None:
-        size = find_weights(tokenizer.weights, job.storage)
-        yield Finding(
-            "weights",
-            f"weights {tokenizer.weights}: {size:,} bytes",
-            {"uri": tokenizer.weights, "size_bytes": size},
-        )
-    yield _output(job)
+    if (uri := tokenizer.weights) is not None:
+        size = find_weights(uri, job.storage)
+        facts = {"uri": uri, "size_bytes": size}
+        yield CheckResult("weights", f"weights {uri}: {size:,} bytes", facts)
+    yield _check_output(job)
 
 
 def _first_clip(source: RowSource) -> str:
-    """URI of the first row without a problem, or of the first row if all have one."""
+    """Return the URI of the first usable row, or of the first row if all have problems."""
     first = None
     for batch in source.batches():
         for uri, problem in zip(batch["source_uri"], batch["problem"], strict=True):
@@ -97,25 +87,17 @@ def _first_clip(source: RowSource) -> str:
             if not problem.is_valid:
                 return str(uri)
     if first is None:
-        raise ConfigError(f"{source.label} has no rows: nothing to tokenize")
+        raise ConfigError(f"{source.label} has no rows, so there is nothing to tokenize")
     return str(first)
 
 
-def _output(job: JobConfig) -> Finding:
+def _check_output(job: JobConfig) -> CheckResult:
     uri = job.output.uri
     store = open_store(uri, job.storage)
     try:
-        record = job_record.read(store)
+        num_rows = job_record.read(store).num_rows
     except NotFound:
-        return Finding("output", f"output {uri}: new", {"uri": uri, "is_new": True})
-    settled = load_state(store, record.num_rows).committed.num_done
-    return Finding(
-        "output",
-        f"output {uri}: {settled:,} of {record.num_rows:,} plan rows settled",
-        {
-            "uri": uri,
-            "is_new": False,
-            "num_rows": record.num_rows,
-            "num_rows_done": settled,
-        },
-    )
+        return CheckResult("output", f"output {uri}: new", {"uri": uri, "is_new": True})
+    done = load_state(store, num_rows).committed.num_done
+    facts = {"uri": uri, "is_new": False, "num_rows": num_rows, "num_rows_done": done}
+    return CheckResult("output", f"output {uri}: {done:,} of {num_rows:,} plan rows settled", facts)

@@ -1,7 +1,7 @@
-"""``tokpipe plan``: what a job will give and cost, from the containers of a sample of its videos.
+"""``tokpipe plan``: what a job will produce and cost, estimated from a sample of its videos.
 
-Rows are counted exactly. Of a random sample of them the sources are fetched and their containers
-read; nothing is decoded, nothing is written to the output.
+Rows are counted exactly. A random sample of sources is fetched, and their containers are read.
+Nothing is decoded, and nothing is written to the output.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,140 +31,122 @@ from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
 from tokpipe.telemetry.human import counts_text, duration, size_text
-from tokpipe.types import ChunkSpan, Failed, Rejected, WorkItem
+from tokpipe.types import Cut, Failed, Rejected, WorkItem
 
-_SURE = 1.96
-"""Standard errors on either side that hold the truth 19 times of 20."""
+_STANDARD_ERRORS = 1.96
+"""Half the width of a 95 % confidence interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A sum over all rows, and by how much it may be off (19 times of 20)."""
+    """A sum over all rows, with the margin of error at 95 % confidence."""
 
     value: float
     margin: float
 
+    @classmethod
+    def of(cls, values: Sequence[int], num_rows: int) -> Self:
+        """Estimate the sum over ``num_rows`` rows from a sample drawn without replacement."""
+        sample = np.array(values, np.float64)
+        if len(sample) == num_rows:
+            return cls(float(sample.sum()), 0.0)
+        mean = float(sample.mean())
+        deviation = float(sample.std(ddof=1)) if len(sample) > 1 else mean
+        error = num_rows * deviation * math.sqrt((1 - len(sample) / num_rows) / len(sample))
+        return cls(mean * num_rows, _STANDARD_ERRORS * error)
+
     def text(self) -> str:
-        """``1,234,000 ±2%``; no margin where every row was looked at."""
+        """Return ``1,234,000 ±2%``, without the margin if every row was sampled."""
         if not self.margin or not self.value:
             return f"{self.value:,.0f}"
         return f"{self.value:,.0f} ±{self.margin / self.value:.0%}"
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """What codes cost: of one encoder, and where that is known from."""
+class EncoderSpeed:
+    """The speed of one encoder, and where the figure comes from."""
 
     codes_per_s: float
     bytes_per_code: float | None
-    """None where only the speed was given."""
+    """None if only the speed is known."""
     source: str
     is_own: bool = False
-    """Of the very job: it says nothing of how good a prediction by it is."""
+    """Measured on this same job, so it cannot validate the forecast."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a job will give and cost."""
+    """What a job will produce and cost."""
 
     dataset: str
     num_rows: int
     num_duplicates: int
     num_sampled: int
     clips: Estimate
-    """Tokenized ones."""
+    """Tokenized clips."""
     rejected: Estimate
-    """As far as containers show it; videos that fail while they are decoded come on top."""
+    """Rejections that containers show; decoding may reject more."""
     reasons: dict[str, int]
-    """Of rejections in the sample."""
+    """Rejections in the sample, by reason."""
     frames: Estimate
-    """Resampled ones that codes will stand for."""
+    """Frames to encode, after resampling."""
     chunks: Estimate
     codes: Estimate
     size_bytes: float
-    """Of shards; without a measured figure, the most that codes take."""
+    """Size of the shards: from a measured output, or the most that codes can take."""
     num_shards: int
-    speed: Speed | None
+    speed: EncoderSpeed | None
     encoder_s: float | None
-    """Seconds of encoders, one per GPU."""
+    """Total seconds of encoders; there is one per GPU."""
     price_per_hour: float | None
     actual: Totals | None
-    """What the output holds, if it is done."""
+    """What the output holds, if the job is done."""
 
     @property
     def cost(self) -> float | None:
-        """Money for encoders, at the given price of one for an hour."""
+        """Price of the encoder time; None if the speed or the hourly price is unknown."""
         if self.encoder_s is None or self.price_per_hour is None:
             return None
         return self.encoder_s / 3600 * self.price_per_hour
 
     def to_json(self) -> str:
-        """All of it, on one line."""
+        """Return the whole forecast as one line of JSON."""
         actual = None
         if (totals := self.actual) is not None:
-            actual = {
-                "num_clips": totals.num_clips,
-                "num_rejected": totals.num_rejected,
-                "num_frames": totals.num_frames,
-                "num_codes": totals.num_codes,
-                "size_bytes": totals.size_bytes,
-                "num_shards": totals.num_shards,
-                "encoder_s": totals.paid_s,
-            }
-        estimates = ("clips", "rejected", "frames", "chunks", "codes")
-        return json.dumps(
-            {
-                "dataset": self.dataset,
-                "num_rows": self.num_rows,
-                "num_duplicates": self.num_duplicates,
-                "num_sampled": self.num_sampled,
-                **{name: asdict(getattr(self, name)) for name in estimates},
-                "reasons": self.reasons,
-                "size_bytes": self.size_bytes,
-                "num_shards": self.num_shards,
-                "speed": None if self.speed is None else asdict(self.speed),
-                "encoder_s": self.encoder_s,
-                "price_per_hour": self.price_per_hour,
-                "cost": self.cost,
-                "actual": actual,
-            }
-        )
+            names = ("clips", "rejected", "frames", "codes", "shards")
+            actual = {f"num_{name}": getattr(totals, f"num_{name}") for name in names}
+            actual |= {"size_bytes": totals.size_bytes, "encoder_s": totals.paid_s}
+        own = asdict(replace(self, actual=None))
+        return json.dumps({**own, "cost": self.cost, "actual": actual})
 
     def lines(self) -> Iterator[str]:
-        """The same for people."""
-        left_out = f" ({self.num_duplicates:,} duplicates left out)" if self.num_duplicates else ""
-        rows = f"{self.num_rows:,} plan rows{left_out}"
-        yield f"{self.dataset}: {rows}; looked into {self.num_sampled:,}"
+        """Yield the forecast for people, and its errors if the job is done."""
+        dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
+        yield f"{self.dataset}: {self.num_rows:,} plan rows{dropped}; probed {self.num_sampled:,}"
         yield (
             f"  {self.clips.text()} clips, {self.frames.text()} frames, {self.chunks.text()} "
             f"chunks, {self.codes.text()} codes"
         )
-        reasons = counts_text(self.reasons)
-        yield (
-            f"  {self.rejected.text()} rejected{f' (in the sample: {reasons})' if reasons else ''}"
-            "; damage that only decoding shows comes on top"
-        )
+        reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
+        yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
         yield f"  {size_text(self.size_bytes)} in about {self.num_shards:,} shards"
         if self.speed is None or self.encoder_s is None:
             yield (
-                "  how long it takes is not known: give --like OUT, an output of the same "
-                "tokenizer and GPU, or --codes-per-s"
+                "  time unknown: pass --codes-per-s, or --like OUT with an output of the same "
+                "tokenizer and GPU"
             )
         else:
-            cost = (
-                "" if self.cost is None else f", {self.cost:,.2f} at {self.price_per_hour:g} each"
-            )
-            yield (
-                f"  {self.encoder_s / 3600:,.2f} encoder hours ({duration(self.encoder_s)} on one)"
-                f"{cost}"
-            )
+            hours = f"{self.encoder_s / 3600:,.2f} encoder hours"
+            cost = self.cost
+            price = "" if cost is None else f", {cost:,.2f} at {self.price_per_hour:g} per hour"
+            yield f"  {hours} ({duration(self.encoder_s)} on one encoder){price}"
             yield f"    at {self.speed.codes_per_s:,.0f} codes/s, {self.speed.source}"
-        yield from self._outcome()
+        yield from self._errors()
 
-    def _outcome(self) -> Iterator[str]:
+    def _errors(self) -> Iterator[str]:
         if (totals := self.actual) is None:
             return
-        yield "what the output holds now that the job is done, and the error of this prediction:"
+        yield "the job is done; its output holds (error of this forecast):"
         pairs: dict[str, tuple[float, float | None]] = {
             "clips": (totals.num_clips, self.clips.value),
             "rejected": (totals.num_rejected, self.rejected.value),
@@ -187,31 +171,36 @@ def forecast(
     codes_per_s: float | None = None,
     price_per_hour: float | None = None,
 ) -> Forecast:
-    """Plan a job, and look into some of its videos.
+    """Plan a job, and probe a sample of its videos.
 
     Args:
-        num_sampled: rows to fetch and look into; every one if there are no more.
-        seed: decides which.
-        like: an output whose speed and size per code will be those of the job. Left out, the job's
-            own output, if there is one.
-        codes_per_s: of one encoder; instead.
-        price_per_hour: of one encoder.
+        num_sampled: number of rows to probe, at most all.
+        seed: selects these rows.
+        like: URI of an output with the job's speed and size per code; by default the job's own
+            output, if it exists.
+        codes_per_s: speed of one encoder, instead of ``like``.
+        price_per_hour: price of one encoder.
 
     Raises:
-        TokpipeError: what would keep the job from starting; no speed in ``like``.
+        TokpipeError: a problem that would keep the job from starting, or no speed in ``like``.
     """
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as name:
         folder = Path(name)
         store = open_store(str(folder / "plan"), StoreOptions())
-        stored = write_plan(job, store, "forecast")
-        rows = np.random.default_rng(seed).permutation(stored.num_rows)[:num_sampled]
-        items = _items(PlanReader(store, stored), np.sort(rows))
-        yields = [_yield(job, found) for found in _probed(job, items, folder)]
+        plan = write_plan(job, store, "forecast")
+        rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
+        items = _items(PlanReader(store, plan), np.sort(rows))
+        stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
+        with closing(stage):
+            scratch = folder / "scratch"
+            scratch.mkdir()
+            stage.setup(scratch)
+            sample = [_row_forecast(job, stage.probe(item)) for item in items]
     own, is_done = _totals(job.output.uri, job.storage)
     speed = _speed(job, own, like, codes_per_s)
 
     def total(name: str) -> Estimate:
-        return _estimate([getattr(one, name) for one in yields], stored.num_rows)
+        return Estimate.of([getattr(one, name) for one in sample], plan.num_rows)
 
     codes = total("codes")
     if speed is not None and speed.bytes_per_code is not None:
@@ -221,12 +210,12 @@ def forecast(
         size_bytes = float(estimated_bytes(round(codes.value), size))
     return Forecast(
         dataset=job.dataset,
-        num_rows=stored.num_rows,
-        num_duplicates=stored.num_duplicates,
-        num_sampled=len(yields),
+        num_rows=plan.num_rows,
+        num_duplicates=plan.num_duplicates,
+        num_sampled=len(sample),
         clips=total("clips"),
         rejected=total("rejected"),
-        reasons=dict(Counter(one.reason for one in yields if one.reason).most_common()),
+        reasons=dict(Counter(one.reason for one in sample if one.reason).most_common()),
         frames=total("frames"),
         chunks=total("chunks"),
         codes=codes,
@@ -240,8 +229,8 @@ def forecast(
 
 
 @dataclass(frozen=True, slots=True)
-class _Yield:
-    """What one plan row gives."""
+class _RowForecast:
+    """What one plan row will produce."""
 
     clips: int = 0
     rejected: int = 0
@@ -249,77 +238,45 @@ class _Yield:
     chunks: int = 0
     codes: int = 0
     reason: str | None = None
-    """Why it is rejected, or some of its clips are."""
+    """Why the row, or some of its clips, will be rejected."""
 
 
 def _items(reader: PlanReader, rows: NDArray[np.int64]) -> Iterator[WorkItem]:
-    """The work items of some rows, which rise."""
+    """Yield the work items of ascending rows."""
     parts = np.array([reader.part_of(int(row)) for row in rows])
     for part in np.unique(parts):
         yield from reader.items(int(part), rows[parts == part])
 
 
-def _probed(
-    job: JobConfig, items: Iterator[WorkItem], folder: Path
-) -> Iterator[Probe | Rejected | Failed]:
-    stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    stage.setup(scratch)
-    try:
-        for item in items:
-            yield stage.probe(item)
-    finally:
-        stage.close()
-
-
-def _yield(job: JobConfig, found: Probe | Rejected | Failed) -> _Yield:
+def _row_forecast(job: JobConfig, found: Probe | Rejected | Failed) -> _RowForecast:
     if not isinstance(found, Probe):
-        return _Yield(rejected=1, reason=found.reason)
-    traits = job.tokenizer.traits
-    stride = traits.spatial_stride
-    codes_per_latent = found.size[0] // stride * (found.size[1] // stride)
-    most, least = job.sampling.max_clip_frames, job.sampling.min_clip_frames
-    if (cut := pieces_of(job)) is not None:
-        bounds = [cut.bounds(index) for index in range(found.num_segments)]
-        pieces = [(first, min(last, found.num_frames) - first) for first, last in bounds]
-        spans = [span for first, count in pieces for span in _chunks(job, count, first)]
-        clips, short, frames = 1, 0, found.num_frames
-    else:
-        counts = [
-            min(most, found.num_frames - segment * most) for segment in range(found.num_segments)
-        ]
-        kept = [count for count in counts if count >= least]
-        spans = [span for count in kept for span in _chunks(job, count, 0)]
-        clips, short, frames = len(kept), len(counts) - len(kept), sum(kept)
-    return _Yield(
-        clips=clips,
+        return _RowForecast(rejected=1, reason=found.reason)
+    traits, sampling = job.tokenizer.traits, job.sampling
+    pieces = pieces_of(job)
+    cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
+    bounds = [cut.bounds(index) for index in range(found.num_segments)]
+    parts = [(start, min(stop, found.num_frames) - start) for start, stop in bounds]
+    if pieces is None:  # each part is a clip, so its chunks count from its first frame
+        parts = [(0, length) for _, length in parts if length >= sampling.min_clip_frames]
+    short = found.num_segments - len(parts)
+    spans = [
+        span
+        for start, length in parts
+        for span in plan_chunks(length, job.chunking, traits, first_frame=start)
+    ]
+    codes_per_latent = math.prod(side // traits.spatial_stride for side in found.size)
+    return _RowForecast(
+        clips=len(parts) if pieces is None else 1,
         rejected=short,
-        frames=frames,
+        frames=sum(length for _, length in parts),
         chunks=len(spans),
-        codes=codes_per_latent
-        * sum(num_kept_latents(span, job.tokenizer.traits) for span in spans),
+        codes=codes_per_latent * sum(num_kept_latents(span, traits) for span in spans),
         reason="too_short" if short else None,
     )
 
 
-def _chunks(job: JobConfig, num_frames: int, first_frame: int) -> tuple[ChunkSpan, ...]:
-    return plan_chunks(num_frames, job.chunking, job.tokenizer.traits, first_frame=first_frame)
-
-
-def _estimate(values: Sequence[int], num_rows: int) -> Estimate:
-    """The sum over ``num_rows`` rows, of those that were sampled without putting any back."""
-    sample = np.array(values, np.float64)
-    if len(sample) == num_rows:
-        return Estimate(float(sample.sum()), 0.0)
-    spread = float(sample.std(ddof=1)) if len(sample) > 1 else float(sample.mean())
-    unseen = 1 - len(sample) / num_rows
-    error = num_rows * spread * math.sqrt(unseen / len(sample))
-    return Estimate(float(sample.mean()) * num_rows, _SURE * error)
-
-
 def _totals(uri: str, options: StoreOptions) -> tuple[Totals | None, bool]:
-    """What an output holds, if there is one, and whether it is done."""
+    """Return what an output holds, None if there is none, and whether it is done."""
     store = open_store(uri, options)
     try:
         record = job_record.read(store)
@@ -331,21 +288,20 @@ def _totals(uri: str, options: StoreOptions) -> tuple[Totals | None, bool]:
 
 def _speed(
     job: JobConfig, own: Totals | None, like: str | None, codes_per_s: float | None
-) -> Speed | None:
+) -> EncoderSpeed | None:
     if codes_per_s is not None:
-        return Speed(codes_per_s, None, "as given")
-    uri = like or job.output.uri
+        return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
     totals = own if like is None else _totals(like, job.storage)[0]
     if totals is not None and totals.paid_s > 0 and totals.num_codes:
-        return Speed(
+        return EncoderSpeed(
             totals.num_codes / totals.paid_s,
             totals.size_bytes / totals.num_codes,
-            f"as one encoder made those of {uri}",
+            f"measured on {like or job.output.uri}",
             is_own=like is None,
         )
     if like is not None:
         raise ConfigError(
-            f"--like {like}: holds no codes whose cost is known. Give an output that a run has "
-            "committed to, or --codes-per-s"
+            f"--like {like}: this output has no codes with a recorded encoder time, so it cannot "
+            "predict the job's. Name an output that a run has committed to, or pass --codes-per-s"
         )
     return None

@@ -1,10 +1,10 @@
-"""``tokpipe inspect``: what an output's codes mean and look like, from a few of its shards."""
+"""``tokpipe inspect``: an output's codes, columns and first clips, from a few of its shards."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,12 +15,12 @@ from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
 from tokpipe.telemetry.usage import CodeUsage
 
-_BAR = "▁▂▃▄▅▆▇█"
+_BAR = " ▁▂▃▄▅▆▇█"
 _BINS = 64
 
 
-def spread(total: int, number: int) -> list[int]:
-    """Choose ``number`` of ``total`` places, evenly spread; all of them if it is 0."""
+def evenly_spread(total: int, number: int) -> list[int]:
+    """Return ``number`` of ``total`` positions, evenly spread; all of them if it is 0."""
     chosen = min(number, total) or total
     return [index * total // chosen for index in range(chosen)]
 
@@ -31,24 +31,24 @@ class Inspection:
 
     output: Output
     num_shards: int
-    """Shards whose codes were counted, spread evenly over all."""
+    """Shards whose codes were counted, evenly spread."""
     usage: CodeUsage
-    clips: list[Clip] = field(default_factory=list)
-    """The first of the first shard."""
+    clips: list[Clip]
+    """The first clips of the output."""
 
     def to_json(self) -> str:
-        """All of it on one line, with the counts of 64 equal parts of the codebook."""
-        spec, usage = self.output.tokenizer, self.usage
+        """Return one line of JSON, with a histogram over 64 equal parts of the codebook."""
+        output, usage = self.output, self.usage
         return json.dumps(
             {
-                "uri": self.output.store.uri,
-                "dataset": self.output.record.dataset,
-                "fingerprint": self.output.fingerprint,
-                "tokenizer": spec.model_dump(mode="json"),
-                "schema": {one.name: str(one.type) for one in self.output.schema},
-                "num_clips": self.output.num_clips,
-                "num_codes": self.output.num_codes,
-                "num_shards": len(self.output.shards),
+                "uri": output.store.uri,
+                "dataset": output.record.dataset,
+                "fingerprint": output.fingerprint,
+                "tokenizer": output.tokenizer.model_dump(mode="json"),
+                "schema": {one.name: str(one.type) for one in output.schema},
+                "num_clips": output.num_clips,
+                "num_codes": output.num_codes,
+                "num_shards": len(output.shards),
                 "counted": {
                     "num_shards": self.num_shards,
                     "num_codes": usage.num_codes,
@@ -72,7 +72,7 @@ class Inspection:
         )
 
     def lines(self) -> Iterator[str]:
-        """The same for people."""
+        """Yield the same for people."""
         output, spec, usage = self.output, self.output.tokenizer, self.usage
         yield f"{output.store.uri}: {output.record.dataset}, fingerprint {output.fingerprint}"
         yield (
@@ -80,29 +80,27 @@ class Inspection:
             f"{spec.temporal_stride}x{spec.spatial_stride}x{spec.spatial_stride} pixels each, "
             f"chunks {spec.chunk_policy}"
         )
-        yield (
-            f"  {output.num_clips:,} clips, {output.num_codes:,} codes in "
-            f"{len(output.shards):,} shards"
-        )
-        yield "columns of shards/*.parquet, a row for each chunk:"
+        num_shards = len(output.shards)
+        yield f"  {output.num_clips:,} clips, {output.num_codes:,} codes in {num_shards:,} shards"
+        yield "columns of shards/*.parquet, one row per chunk:"
         for one in output.schema:
-            yield f"  {one.name:18} {_type(one.type)}"
+            inner: Any = getattr(one.type, "value_type", None)
+            yield f"  {one.name:18} {one.type if inner is None else f'list of {inner}'}"
         if self.clips:
             yield "clips:"
         for clip in self.clips:
             codes = " ".join(map(str, clip.codes.ravel()[:8].tolist()))
-            yield f"  {clip.clip_id} {clip.codes.shape}, {clip.fps:g}/s: {codes} ..."
+            yield f"  {clip.clip_id} {clip.codes.shape}, {clip.fps:g} frames/s: {codes} ..."
             carried = "".join(f", {key}={value!s:.60}" for key, value in clip.metadata.items())
             yield f"    {clip.source_uri}{carried}"
         if not usage.num_codes:
             yield "no codes yet"
             return
-        part = "all" if self.num_shards == len(output.shards) else f"{self.num_shards:,} shards"
-        yield f"codes of {part}, {usage.num_codes:,}:"
-        share = usage.num_used / spec.codebook_size
+        part = "all" if self.num_shards == num_shards else f"{self.num_shards:,}"
+        yield f"{usage.num_codes:,} codes of {part} shards:"
         yield (
-            f"  {usage.num_used:,} of {spec.codebook_size:,} occur ({share:.1%}); entropy "
-            f"{usage.entropy_bits:.2f} bits, perplexity {usage.perplexity:,.0f}"
+            f"  {usage.num_used:,} of {spec.codebook_size:,} occur ({usage.used_fraction:.1%}); "
+            f"entropy {usage.entropy_bits:.2f} bits, perplexity {usage.perplexity:,.0f}"
         )
         often = ", ".join(f"{code} ({share:.1%})" for code, share in usage.most_frequent())
         yield f"  most frequent: {often}"
@@ -110,22 +108,18 @@ class Inspection:
 
 
 def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
-    """Look at some shards of an output, which are fetched whole and verified.
+    """Fetch and verify some shards of an output, and count their codes.
 
     Args:
-        num_shards: how many to count the codes of, spread evenly; 0 for all.
-        num_clips: how many clips to show.
+        num_shards: number of shards, evenly spread; 0 for all.
+        num_clips: number of clips to show.
     """
-    chosen = spread(len(output.shards), num_shards)
-    return Inspection(
-        output,
-        len(chosen),
-        _usage(output, chosen),
-        list(islice(output.clips(), num_clips)) if num_clips else [],
-    )
+    chosen = evenly_spread(len(output.shards), num_shards)
+    usage = _usage(output, chosen)
+    return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))
 
 
-def _usage(output: Output, shards: list[int]) -> CodeUsage:
+def _usage(output: Output, shards: Sequence[int]) -> CodeUsage:
     usage = CodeUsage(output.tokenizer.codebook_size)
     for index in shards:
         shard = output.verified_shard(output.shards[index])
@@ -136,11 +130,6 @@ def _usage(output: Output, shards: list[int]) -> CodeUsage:
 
 
 def _bars(counts: NDArray[np.int64]) -> str:
-    top = max(1, int(counts.max()))
-    return "".join(" " if not one else _BAR[int((len(_BAR) - 1) * one / top)] for one in counts)
-
-
-def _type(kind: Any) -> str:
-    """Name a column's Arrow type."""
-    inner = getattr(kind, "value_type", None)
-    return str(kind) if inner is None else f"list of {inner}"
+    """Draw a histogram in one line; only empty bins are blank."""
+    top = int(counts.max())
+    return "".join(_BAR[int(7 * one / top) + 1 if one else 0] for one in counts)

@@ -1,4 +1,4 @@
-"""``tokpipe rejected``: the clips of an output that were refused, and why."""
+"""``tokpipe rejected``: the rejected clips of an output, with reasons."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tokpipe.types import Rejected
 def rejected_lines(
     output: Output, *, reason: str | None = None, stage: str | None = None, as_json: bool = False
 ) -> Iterator[str]:
-    """Yield a line or a few for each clip that stands rejected, the newest first.
+    """Yield the totals, then three lines per rejected clip, newest first.
 
     Reads the manifest backwards and holds one entry of it at a time.
 
     Args:
-        reason: only clips rejected for this reason.
-        stage: only clips rejected by this stage.
-        as_json: one JSON object a line, with every field of ``tokpipe.types.Rejected``.
+        reason: only clips that were rejected for this reason.
+        stage: only clips that this stage rejected.
+        as_json: yield one JSON object per clip, with every field of ``tokpipe.types.Rejected``.
     """
     if not as_json:
         totals = output.totals
@@ -29,10 +29,10 @@ def rejected_lines(
         yield f"{totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
     for rejected in output.rejected():
         if reason in (None, rejected.reason) and stage in (None, rejected.stage):
-            yield json.dumps(asdict(rejected)) if as_json else _described(rejected)
+            yield json.dumps(asdict(rejected)) if as_json else _text(rejected)
 
 
-def _described(rejected: Rejected) -> str:
+def _text(rejected: Rejected) -> str:
     ref = rejected.ref
     part = f" (segment {ref.segment} of {ref.num_segments})" if ref.num_segments > 1 else ""
     facts = {

@@ -1,7 +1,7 @@
 """``tokpipe status``: how far an output is, from its manifest alone.
 
-Works beside a running job and on any machine that reaches the store: nothing is asked of the
-driver, and nothing is listed.
+Works next to a running job, and on any machine that reaches the store. It does not contact the
+driver or list objects.
 """
 
 from __future__ import annotations
@@ -10,33 +10,28 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from typing import Any
 
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import (
-    ManifestEntry,
-    ManifestState,
-    Totals,
-    iter_entries,
-    load_state,
-)
+from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counts_text, duration, size_text
 
 RECENT_ENTRIES = 32
-"""The rate is that of so many commits, or fewer since the driver started."""
+"""Commits that the rate is measured over; fewer if the driver started later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An output at one moment. Rates and times are None where the manifest cannot tell them."""
+    """An output at one moment. Rates and times are None if the manifest does not show them."""
 
     uri: str
     dataset: str
     fingerprint: str
     created_at: str
     num_rows: int
-    """Rows of the plan: clips, or films that are cut into several."""
+    """Rows of the plan: clips, or sources that are cut into several clips."""
     num_rows_done: int
     """Rows of which every clip is tokenized or rejected."""
     totals: Totals
@@ -44,28 +39,24 @@ class Status:
     """Host, process and version of the newest driver."""
     last_commit_age_s: float | None
     clips_per_s: float | None
-    """Clips settled by the recent commits, by their times."""
+    """Clips settled per second by the recent commits."""
     left_s: float | None
-    """Seconds to the end at that rate; 0 when everything is done."""
+    """Seconds to the end at that rate; 0 if the job is done."""
 
     @property
     def is_done(self) -> bool:
         return self.num_rows_done == self.num_rows
 
     def to_json(self) -> str:
-        """All of it, on one line."""
-        totals = {
-            **{one.name: getattr(self.totals, one.name) for one in fields(self.totals)},
-            "goodput": self.totals.goodput,
-        }
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
-        return json.dumps({**own, "totals": totals, "is_done": self.is_done})
+        """Return everything as one line of JSON."""
+        totals = {**_fields(self.totals), "goodput": self.totals.goodput}
+        return json.dumps({**_fields(self), "totals": totals, "is_done": self.is_done})
 
     def lines(self) -> Iterator[str]:
-        """The same for people."""
+        """Yield the same for people."""
         totals = self.totals
-        share = self.num_rows_done / self.num_rows if self.num_rows else 1.0
-        yield f"{self.uri}: {self.dataset}, {'done' if self.is_done else f'{share:.1%} done'}"
+        share = "done" if self.is_done else f"{self.num_rows_done / self.num_rows:.1%} done"
+        yield f"{self.uri}: {self.dataset}, {share}"
         yield f"  {self.num_rows_done:,} of {self.num_rows:,} plan rows are settled"
         yield (
             f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} "
@@ -74,14 +65,11 @@ class Status:
         reasons = counts_text(totals.rejected)
         yield f"  {totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
         if totals.goodput is not None:
-            yield (
-                f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} that encoders were "
-                "paid for"
-            )
+            yield f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} encoder time"
         if self.driver is not None and self.last_commit_age_s is not None:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:
-            yield f"  {self.clips_per_s:,.1f} clips/s lately, {duration(self.left_s)} to the end"
+            yield f"  recently {self.clips_per_s:,.1f} clips/s, {duration(self.left_s)} left"
 
 
 def status(store: Store, *, now: datetime | None = None) -> Status:
@@ -98,24 +86,23 @@ def status(store: Store, *, now: datetime | None = None) -> Status:
 def status_of(
     store: Store, record: JobRecord, state: ManifestState, *, now: datetime | None = None
 ) -> Status:
-    """The same of a state that was loaded already; reads the end of the manifest again.
+    """Do the same for a state that is already loaded. Reads the end of the manifest again.
 
     Raises:
-        CorruptOutput: that is damaged.
+        CorruptOutput: the end of the manifest is damaged.
     """
-    first = max(0, state.next_seq - RECENT_ENTRIES)
-    recent = list(iter_entries(store, first, state.next_seq))
+    recent = list(iter_entries(store, max(0, state.next_seq - RECENT_ENTRIES), state.next_seq))
     clips_per_s = _rate(recent)
     done = state.committed.num_done
-    settled = state.totals.num_clips + state.totals.num_rejected
-    left_s: float | None = 0.0
-    if done < record.num_rows:
-        clips_left = (record.num_rows - done) * settled / done if done else None
-        left_s = clips_left / clips_per_s if clips_left is not None and clips_per_s else None
+    left_s: float | None = None
+    if done == record.num_rows:
+        left_s = 0.0
+    elif done and clips_per_s:
+        clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
+        left_s = (record.num_rows - done) * clips_per_row / clips_per_s
     age_s = None
     if recent:
-        now = now or datetime.now(UTC)
-        age_s = max(0.0, (now - time_of(recent[-1])).total_seconds())
+        age_s = max(0.0, ((now or datetime.now(UTC)) - time_of(recent[-1])).total_seconds())
     return Status(
         uri=store.uri,
         dataset=record.dataset,
@@ -131,6 +118,12 @@ def status_of(
     )
 
 
+def time_of(entry: ManifestEntry) -> datetime:
+    """When the entry was written, by its driver's clock."""
+    time = datetime.fromisoformat(entry.written_at)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 def _rate(entries: Sequence[ManifestEntry]) -> float | None:
     """Clips per second between the first and the last of the newest driver's entries."""
     claims = [number for number, entry in enumerate(entries) if entry.claim is not None]
@@ -143,15 +136,11 @@ def _rate(entries: Sequence[ManifestEntry]) -> float | None:
 
 
 def _driver(entries: Sequence[ManifestEntry]) -> str | None:
-    if not entries:
-        return None
     for entry in reversed(entries):
         if (claim := entry.claim) is not None:
             return f"process {claim.pid} on {claim.host} (tokpipe {claim.tokpipe_version})"
-    return f"driver {entries[-1].writer}"
+    return f"driver {entries[-1].writer}" if entries else None
 
 
-def time_of(entry: ManifestEntry) -> datetime:
-    """When the entry was written, by its driver's clock."""
-    time = datetime.fromisoformat(entry.written_at)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+def _fields(value: Any) -> dict[str, Any]:
+    return {one.name: getattr(value, one.name) for one in fields(value)}

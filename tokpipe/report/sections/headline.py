@@ -1,4 +1,4 @@
-"""The numbers to know first, and how far the job is."""
+"""The key figures, and how far the job is."""
 
 from __future__ import annotations
 
@@ -9,35 +9,32 @@ from tokpipe.telemetry.human import duration, size_text
 
 
 def headline(facts: Facts) -> Markup:
-    """Counts of the whole output."""
+    """Totals of the whole output."""
     totals, history = facts.status.totals, facts.history
     bits, rate, goodput = facts.bits_per_code, facts.frames_per_s, totals.goodput
+    drivers = counted(len(history.starts_s), "driver")
     return tiles(
         [
             ("clips", short(totals.num_clips), f"of {counted(facts.status.num_rows, 'plan row')}"),
             (
                 "frames",
                 short(totals.num_frames),
-                UNKNOWN if rate is None else f"{rate:,.1f} a second at work",
+                UNKNOWN if rate is None else f"{rate:,.1f} per second of working time",
             ),
             ("codes", short(totals.num_codes), f"in {counted(totals.num_rows, 'chunk')}"),
             (
                 "bits per code",
                 UNKNOWN if bits is None else f"{bits:.2f}",
-                f"stored, all told; plain: {facts.bits_at_most:.2f}",
+                f"stored, everything included; uncompressed: {facts.max_bits_per_code:.2f}",
             ),
             ("stored", size_text(totals.size_bytes), f"in {counted(totals.num_shards, 'shard')}"),
-            ("rejected", short(totals.num_rejected), f"{facts.rejected_share:.2%} of the clips"),
+            ("rejected", short(totals.num_rejected), f"{facts.rejected_fraction:.2%} of the clips"),
             (
                 "goodput",
                 UNKNOWN if goodput is None else f"{goodput:.0%}",
-                "of the encoders' time made listed codes",
+                "of encoder time produced committed codes",
             ),
-            (
-                "time at work",
-                duration(history.worked_s),
-                f"of {counted(history.num_drivers, 'driver')}",
-            ),
+            ("working time", duration(history.worked_s), f"of {drivers}"),
         ]
     )
 
@@ -53,9 +50,9 @@ def state_line(facts: Facts) -> Markup:
         kind, badge = "partly", f"{status.num_rows_done / status.num_rows:.1%} done"
         text = f"Settled: {status.num_rows_done:,} of {rows}."
         if status.clips_per_s is not None and status.left_s is not None:
-            text += f" {status.clips_per_s:,.1f} clips/s lately, {duration(status.left_s)} to go."
+            text += f" Recently {status.clips_per_s:,.1f} clips/s, {duration(status.left_s)} left."
     if status.last_commit_age_s is None:
-        text += " Nothing was committed yet."
+        text += " Nothing has been committed yet."
     else:
         text += f" Last commit {duration(status.last_commit_age_s)} before this report."
     return el("p", el("span", badge, class_=f"badge {kind}"), " ", text, class_="state")

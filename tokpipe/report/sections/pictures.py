@@ -1,4 +1,4 @@
-"""Clips as the source showed them, and as their codes show them."""
+"""Clips as the encoder saw them, and as their codes reconstruct them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tokpipe.report.parts import counted, notice, section
 
 
 def pictures(facts: Facts) -> Markup:
-    """Sources and what their codes show."""
+    """Clips next to their reconstructions; empty if no pictures were requested."""
     found = facts.pairs
     title = "Source and reconstruction"
     if found is None:
         return joined()
     if found.problem is not None:
-        return section("pairs", title, notice("No clip could be decoded here. ", found.problem))
+        return section("pairs", title, notice("Clips cannot be decoded here. ", found.problem))
     if not found.pairs:
         return section("pairs", title, el("p", "There are no clips yet."))
     psnrs = found.psnrs_db
@@ -27,17 +27,13 @@ def pictures(facts: Facts) -> Markup:
         if len(psnrs) > 1
         else ""
     )
+    text = (
+        f"{counted(len(found.pairs), 'clip')}, selected at random from the sample. Top: up to "
+        f"{NUM_FRAMES} evenly spaced frames of the source, as the encoder saw it. Bottom: the same "
+        f"frames, decoded from the codes. {summary}PSNR and SSIM are means over all decoded frames."
+    )
     return section(
-        "pairs",
-        title,
-        el(
-            "p",
-            f"{counted(len(found.pairs), 'clip')} of the sample, chosen at random. Above, up to "
-            f"{NUM_FRAMES} frames of the source as the encoder saw it, evenly spaced; below, what "
-            f"the decoder makes of their codes. {summary}PSNR and SSIM are means over all frames "
-            "that were decoded.",
-        ),
-        el("div", *map(_pair, found.pairs), class_="pairs"),
+        "pairs", title, el("p", text), el("div", *map(_pair, found.pairs), class_="pairs")
     )
 
 
@@ -48,15 +44,11 @@ def _pair(pair: Pair) -> Markup:
     if pair.psnr_db is not None and pair.ssim is not None:
         psnr = "equal" if math.isinf(pair.psnr_db) else f"{pair.psnr_db:.2f} dB"
         quality = [el("strong", f"PSNR {psnr}, SSIM {pair.ssim:.3f}"), " "]
-    pictures = [
-        (pair.source, "source", f"{pair.shown} frames of the source of clip {clip.clip_id}"),
-        (
-            pair.decoded,
-            "from its codes",
-            f"The same frames of clip {clip.clip_id}, decoded from its codes",
-        ),
-    ]
     shown = [
+        (pair.source, "source", f"{pair.shown} frames of the source of clip {clip.clip_id}"),
+        (pair.decoded, "from its codes", f"The same frames of {clip.clip_id}, from its codes"),
+    ]
+    rows = [
         el(
             "div",
             el("span", name, class_="which"),
@@ -67,23 +59,20 @@ def _pair(pair: Pair) -> Markup:
                 width=width * pair.shown,
                 height=height,
             ),
-            class_="film",
+            class_="frames",
         )
-        for data, name, text in pictures
+        for data, name, text in shown
         if data is not None
     ]
+    about = f"clip {clip.clip_id}, {counted(pair.num_frames, 'frame')} of {height}x{width}"
     return el(
         "figure",
-        *shown,
+        *rows,
         *([notice("Without its source. ", pair.problem)] if pair.problem else []),
         el(
             "figcaption",
             *quality,
             el("span", clip.source_uri, class_="uri"),
-            el(
-                "span",
-                f"clip {clip.clip_id}, {counted(pair.num_frames, 'frame')} of {height}x{width}",
-                class_="note",
-            ),
+            el("span", about, class_="note"),
         ),
     )

@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-from tokpipe.report.charts import Part, bars_chart
+from collections import Counter
+
+from tokpipe.report.charts import BarPart, bars_chart
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el, joined
+from tokpipe.report.markup import Markup, el
 from tokpipe.report.parts import details, figure, section, table
-from tokpipe.report.refusals import Refusal
 
 
 def rejected(facts: Facts) -> Markup:
-    """By reason, with examples."""
-    refusals = facts.refusals
-    if not refusals:
+    """Counts by reason, with examples."""
+    reasons = Counter(facts.status.totals.rejected).most_common()
+    if not reasons:
         return section("rejected", "Rejected clips", el("p", "No clip was rejected."))
-    most = refusals[0].count
+    most = reasons[0][1]
     total = facts.status.totals.num_rejected
-    chart = bars_chart(
-        "Rejected clips by reason",
-        [
-            (
-                one.reason,
-                f"{one.count:,}",
-                [Part(one.count / most, "bad", f"{one.reason}: {one.count / total:.1%} of them")],
-            )
-            for one in refusals
-        ],
-    )
+    bars = [
+        (
+            reason,
+            f"{count:,}",
+            [BarPart(count / most, "bad", f"{reason}: {count / total:.1%} of the rejected clips")],
+        )
+        for reason, count in reasons
+    ]
+    examples = [part for reason, count in reasons for part in _examples(facts, reason, count)]
     return section(
         "rejected",
         "Rejected clips",
         figure(
             f"{total:,} clips by reason",
-            chart,
-            f"{facts.rejected_share:.2%} of the clips. The verb rejected lists them all.",
+            bars_chart("Rejected clips by reason", bars),
+            f"{facts.rejected_fraction:.2%} of the clips. tokpipe rejected lists all of them.",
         ),
-        details("Examples of each reason", *map(_examples, refusals), is_open=len(refusals) <= 3),
+        details("Examples of each reason", *examples, is_open=len(reasons) <= 3),
     )
 
 
-def _examples(refusal: Refusal) -> Markup:
-    rows = (
-        (one.ref.source_uri, one.stage, one.message, one.ref.clip_id) for one in refusal.examples
-    )
-    return joined(
-        el("h3", f"{refusal.reason} ({refusal.count:,})"),
-        table(
-            f"Clips rejected for {refusal.reason}, the newest",
-            ("source", "stage", "message", "clip"),
-            rows,
-            numbers_from=9,
-        ),
-    )
+def _examples(facts: Facts, reason: str, count: int) -> list[Markup]:
+    examples = facts.examples.of(reason)
+    rows = ((one.ref.source_uri, one.stage, one.message, one.ref.clip_id) for one in examples)
+    columns = ("source", "stage", "message", "clip")
+    caption = f"Newest clips rejected for {reason}"
+    return [el("h3", f"{reason} ({count:,})"), table(caption, columns, rows, is_numeric=False)]

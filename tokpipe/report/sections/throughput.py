@@ -1,76 +1,70 @@
-"""Frames per second over time, and what each stage's actors did."""
+"""Frames per second over time, and how each stage's actors spent their time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from tokpipe.report.charts import Part, Span, bars_chart, count_ticks, share_ticks, steps_chart
+from tokpipe.report.charts import AxisTick, BarPart, Span, bars_chart, count_ticks, steps_chart
 from tokpipe.report.facts import Facts
-from tokpipe.report.history import History, StageUse, Step
-from tokpipe.report.markup import Markup, el, joined
-from tokpipe.report.parts import UNKNOWN, details, figure, legend, section, table
+from tokpipe.report.history import History, StageUse
+from tokpipe.report.markup import Markup, el
+from tokpipe.report.parts import UNKNOWN, details, figure, section, table
 from tokpipe.telemetry.human import duration
 from tokpipe.telemetry.speed import Speed
 
 _WORK = ("decode", "encode", "write")
-"""Activities that turn clips into something else; the others bring them somewhere."""
+"""Activities that process clips; the others (download, transfer) move them."""
 
 
 def throughput(facts: Facts) -> Markup:
-    """Over time, and by stage."""
+    """Throughput over time, and by stage."""
     history = facts.history
-    steps = list(history.steps())
-    if not any(step["frames"] for step in steps):
-        return section("throughput", "Throughput", el("p", "No frames were committed yet."))
+    if not history.whole["frames"]:
+        empty = el("p", "No frames have been committed yet.")
+        return section("throughput", "Throughput", empty)
+    partly = (
+        f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. Totals are exact; times are "
+        "interpolated between these commits, and their actors stand for all."
+    )
     return section(
         "throughput",
         "Throughput",
-        *_partly(facts),
-        _over_time(history, steps),
-        _by_stage(facts),
+        *([el("p", partly)] if facts.num_read < facts.num_entries else []),
+        *_over_time(history),
+        *_by_stage(history),
     )
 
 
-def _partly(facts: Facts) -> Iterator[Markup]:
-    if facts.num_read < facts.num_entries:
-        yield el(
-            "p",
-            f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. What was made is exact, "
-            "when it was made lies between these, and their actors stand for all.",
-        )
-
-
-def _over_time(history: History, steps: list[Step]) -> Markup:
-    starts = [step.begin_s for step in steps if step.num_drivers][1:]
-    resumed = f" Dashed lines: a driver began anew ({len(starts)})." if starts else ""
-    about = f"Steps of {duration(history.step_s)}; time between runs is left out.{resumed}"
+def _over_time(history: History) -> list[Markup]:
+    steps, step_s = history.steps, history.step_s
+    starts = sorted({at // step_s * step_s for at in history.starts_s} - {0})
+    resumed = f" Dashed lines: a driver started ({len(starts)})." if starts else ""
     charts = [
         figure(
             "Frames per second",
             steps_chart(
-                f"Frames per second over {duration(history.worked_s)} of work",
+                f"Frames per second over {duration(history.worked_s)} of working time",
                 [Span(one.begin_s, one.end_s, one.frames_per_s) for one in steps],
                 ticks=count_ticks(max(one.frames_per_s for one in steps)),
                 marks=starts,
             ),
-            about,
+            f"Steps of {duration(step_s)}, without the time between runs.{resumed}",
         )
     ]
     speeds = [step.speed for step in steps]
     if any(speeds):
+        spans = [
+            Span(step.begin_s, step.end_s, None if speed is None else speed.share)
+            for step, speed in zip(steps, speeds, strict=True)
+        ]
         charts.append(
             figure(
-                "Share of the speed of light",
+                "Fraction of the speed of light",
                 steps_chart(
-                    "Share of their time in which encoders computed",
-                    [
-                        Span(one.begin_s, one.end_s, None if speed is None else speed.share)
-                        for one, speed in zip(steps, speeds, strict=True)
-                    ],
-                    ticks=share_ticks(),
+                    "Fraction of their time in which encoders computed",
+                    spans,
+                    ticks=[AxisTick(at, f"{at:.0%}") for at in (0.0, 0.5, 1.0)],
                     marks=starts,
                 ),
-                "A job cannot be faster than its encoders: how much of their time they compute.",
+                "How busy the encoders were. A job cannot be faster than its encoders.",
             )
         )
     rows = (
@@ -83,77 +77,72 @@ def _over_time(history: History, steps: list[Step]) -> Markup:
         )
         for step, speed in zip(steps, speeds, strict=True)
     )
-    columns = ("time at work", "clips", "frames/s", "speed of light", "limited by")
-    return joined(
+    columns = ("working time", "clips", "frames/s", "speed of light", "limited by")
+    return [
         el("div", *charts, class_="pair"),
         details("Throughput over time as a table", table("Throughput over time", columns, rows)),
-    )
+    ]
 
 
-def _by_stage(facts: Facts) -> Markup:
-    stages, speed = facts.history.stages(), facts.speed
+def _by_stage(history: History) -> list[Markup]:
+    stages, speed = history.stages(), history.whole.speed
     if not stages or speed is None:
-        return el(
-            "p",
-            "What each stage's actors spent their time on is not recorded in this output: the "
-            "tokpipe that made it told only what its encoders cost.",
-        )
-    keys = [("work", "/".join(_WORK)), ("moving", "download/transfer"), ("track", "waiting")]
-    shown = figure(
-        "Where the actors' time went",
-        bars_chart("Share of each stage's time by what it went into", map(_stage_bar, stages)),
-        "How many actors were up on average, and for what part of their time they were busy.",
-        legend(keys),
+        return [
+            el(
+                "p",
+                "This output does not record how actors spent their time: the version of tokpipe "
+                "that wrote it recorded only encoder time.",
+            )
+        ]
+    kinds = ("work", "moving", "track")
+    activities = ("/".join(_WORK), "download/transfer", "waiting")
+    legend = (
+        el("li", el("span", class_=f"swatch {kind}", aria_hidden="true"), activity)
+        for kind, activity in zip(kinds, activities, strict=True)
     )
-    columns = ("stage", "actors", "/".join(_WORK), "download/transfer", "waiting")
-    return joined(
+    return [
         el("p", *_limit(speed), class_="limit"),
-        shown,
+        figure(
+            "How actors spent their time",
+            bars_chart("Fraction of each stage's time by activity", [*map(_stage_bar, stages)]),
+            "The mean number of actors that were up, and how busy they were.",
+            el("ul", *legend, class_="legend"),
+        ),
         details(
             "Stages as a table",
             table(
-                "What each stage's actors did",
-                (*columns, "frames/s if never waiting"),
-                (_stage_row(use) for use in stages),
+                "How each stage's actors spent their time",
+                ("stage", "actors", *activities, "frames/s if never waiting"),
+                map(_stage_row, stages),
             ),
         ),
-    )
-
-
-def _limit(speed: Speed) -> Iterator[str]:
-    yield "The whole job ran at "
-    yield el("strong", f"{speed.share:.0%} of the speed of light")
-    if speed.limit is None:
-        yield "; no stage was busy for long, as in small jobs, which mostly start and stop."
-        return
-    yield ", limited by "
-    yield el("strong", speed.limit)
-    yield f" (busy {speed.limit_share:.0%})"
-    yield ": as fast as its encoders." if speed.limit == "encode" else "."
-
-
-def _stage_bar(use: StageUse) -> tuple[str, str, list[Part]]:
-    own_first = sorted(use.shares, key=lambda name: name not in _WORK)
-    parts = [
-        Part(
-            use.shares[name],
-            "work" if name in _WORK else "moving",
-            f"{name} {use.shares[name]:.1%}",
-        )
-        for name in own_first
     ]
-    actors = f"{use.actors:,.1f} actor{'' if f'{use.actors:.1f}' == '1.0' else 's'}"
-    return f"{use.stage}: {actors}", f"busy {1 - use.waiting:.0%}", parts
+
+
+def _limit(speed: Speed) -> list[str]:
+    share = el("strong", f"{speed.share:.0%} of the speed of light")
+    if speed.limit is None:
+        why = ["; no stage was busy long enough to name a limit, as is usual for short jobs."]
+    else:
+        limit = el("strong", speed.limit)
+        end = ": as fast as its encoders." if speed.limit == "encode" else "."
+        why = [", limited by ", limit, f" (busy {speed.limit_share:.0%})", end]
+    return ["The whole job ran at ", share, *why]
+
+
+def _stage_bar(use: StageUse) -> tuple[str, str, list[BarPart]]:
+    parts = [
+        BarPart(fraction, "work" if name in _WORK else "moving", f"{name} {fraction:.1%}")
+        for name, fraction in sorted(use.fractions.items(), key=lambda one: one[0] not in _WORK)
+    ]
+    actors = f"{use.actors:,.1f}"
+    label = f"{use.stage}: {actors} actor{'' if actors == '1.0' else 's'}"
+    return label, f"busy {1 - use.waiting:.0%}", parts
 
 
 def _stage_row(use: StageUse) -> tuple[str, ...]:
-    working = sum(share for name, share in use.shares.items() if name in _WORK)
+    working = sum(fraction for name, fraction in use.fractions.items() if name in _WORK)
+    moving = 1 - use.waiting - working
     rate = UNKNOWN if use.own_frames_per_s is None else f"{use.own_frames_per_s:,.1f}"
-    return (
-        use.stage,
-        f"{use.actors:,.1f}",
-        f"{working:.1%}",
-        f"{1 - use.waiting - working:.1%}",
-        f"{use.waiting:.1%}",
-        rate,
-    )
+    fractions = (f"{fraction:.1%}" for fraction in (working, moving, use.waiting))
+    return (use.stage, f"{use.actors:,.1f}", *fractions, rate)
