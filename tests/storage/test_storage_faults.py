@@ -169,7 +169,7 @@ def test_refused_credentials_stop_the_job(spoiled: Spoiled, code: str) -> None:
         lambda: store.create("a", b""),
         lambda: store.size("a"),
     ):
-        with pytest.raises(StorageError, match=r"renew them") as caught:
+        with pytest.raises(StorageError, match=r"Renew them") as caught:
             attempt()
         assert not isinstance(caught.value, AccessDenied)
 
@@ -206,6 +206,6 @@ def test_a_store_that_ignores_the_condition_is_found_unsafe(
         if request.method == method and request.is_exclusive:
             spoiled.plain.delete(f"probe/{request.path.partition('?')[0].rpartition('/')[2]}")
 
-    with pytest.raises(UnsafeStore, match=rf"{how}, was accepted.*output\.accept_unsafe_store"):
+    with pytest.raises(UnsafeStore, match=rf"{how}, succeeded.*output\.accept_unsafe_store"):
         probe_store(spoiled.by(decide))
     assert sizes(spoiled.plain, "") == {}

@@ -64,7 +64,7 @@ def test_a_name_with_brackets_is_found_to_the_letter(root: str) -> None:
 
 
 def test_an_impossible_glob_is_the_job_files_fault(root: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no glob.*'\*\*' must be a whole part"):
+    with pytest.raises(ConfigError, match=r"is not a valid glob.*'\*\*' must be a whole part"):
         list(iter_matches(f"{root}/a**b/*.mp4", OPTIONS))
 
 

@@ -79,7 +79,7 @@ def test_a_file_in_a_folders_place_is_an_error_that_ends(tmp_path: Path) -> None
     store = open_store(str(tmp_path), OPTIONS)
     store.put("a", b"1")
     for write in (store.put, store.create):
-        with pytest.raises(StorageError, match="cannot be a folder"):
+        with pytest.raises(StorageError, match="a folder above it is a file"):
             write("a/b", b"2")
 
 
