@@ -100,7 +100,7 @@ def test_a_missing_folder_in_a_store_is_reported(tmp_path: Path) -> None:
             {"kind": "movqgna"},
             r"tokenizer \(in .*\): kind 'movqgna' is none of 'native', 'movqgan'",
         ),
-        ({"checkpoint": "other"}, "config.yaml: .* names another checkpoint"),
+        ({"checkpoint": "other"}, r"tokenizer \(in .*\): unknown key 'checkpoint'"),
         (["encoder"], "config.yaml: holds list, not a mapping of settings"),
         ("a: [", "config.yaml: is not valid YAML"),
         (
@@ -127,7 +127,7 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
             r"nowhere/config.yaml cannot be read: No such file.*config.yaml",
         ),
         ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
-        ({"checkpoint": 3}, "checkpoint is 3, but must be the path"),
+        ({"checkpoint": 3}, r"tokenizer.checkpoint: Input should be a valid string \(found 3\)"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
         (
             {"checkpoint": "builtin://no-such-one"},
