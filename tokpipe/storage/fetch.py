@@ -23,10 +23,8 @@ from tokpipe.errors import (
     StorageError,
 )
 from tokpipe.storage.client import Client, client_of, split_protocol
-from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
-_REASONS = {ConfigError: "bad_uri", NotFound: "missing", AccessDenied: "access_denied"}
 _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 PIECE_BYTES = 16 * 2**20
@@ -62,8 +60,12 @@ def fetch_to_file(
     try:
         client = client_of(source, options)
         return _copy(client, source, member, folder, _suffix(uri), max_bytes)
-    except (ConfigError, NotFound, AccessDenied) as error:
-        raise SourceError(_REASONS[type(error)], str(error)) from error
+    except ConfigError as error:
+        raise SourceError("bad_uri", str(error)) from error
+    except NotFound as error:
+        raise SourceError("missing", str(error)) from error
+    except AccessDenied as error:
+        raise SourceError("access_denied", str(error)) from error
     except StorageError as error:
         if split_protocol(source)[0] not in ("http", "https"):
             raise
@@ -75,10 +77,14 @@ def _local_file(path: Path, max_bytes: int) -> Path:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = {Trouble.NOT_FOUND: "missing", Trouble.DENIED: "access_denied"}
-        raise SourceError(
-            reason.get(classify(error), "bad_uri"), f"{path}: cannot be opened ({error})"
-        ) from error
+        match error:
+            case FileNotFoundError() | NotADirectoryError():
+                reason = "missing"
+            case PermissionError():
+                reason = "access_denied"
+            case _:
+                reason = "bad_uri"
+        raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         kind = stat.filemode(status.st_mode)[0]
         what = {"d": "folder", "p": "pipe", "s": "socket"}.get(kind, "device")
