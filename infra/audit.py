@@ -32,7 +32,7 @@ def canonical(name: str) -> str:
 
 def installed() -> dict[str, str]:
     """Name -> version of every package of this environment."""
-    # Not sys.path: Ray puts packages on it that it carries inside itself.
+    # Not sys.path: Ray adds the packages that it vendors.
     places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     return {canonical(d.metadata["Name"]): d.version for d in distributions(path=places)}
 
@@ -60,7 +60,7 @@ def judge(report: dict[str, Any]) -> tuple[list[str], int, int]:
     """Return (vulnerabilities not accepted, packages looked up, packages that were not)."""
     bad, num_known, num_unknown = [], 0, 0
     for package in report["dependencies"]:
-        # pip-audit says "no vulnerabilities found" of what it could not look up at all.
+        # pip-audit reports "no vulnerabilities found" for packages that it could not look up.
         if "skip_reason" in package:
             num_unknown += 1
             continue

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with pinned packages and this project in it.
+# Creates a virtual environment with pinned packages and this project.
 # usage: infra/install.sh VENV [PYTHON] [REQUIREMENTS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ fi
 if "${pip[@]}" show torch 2>/dev/null | grep -q "^Version: $torch"; then
     step "PyTorch $torch is there already"
 elif [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then
-    # PyPI's Linux build brings several GB of CUDA packages, useless without a GPU. The CPU build
+    # PyPI's Linux build installs several GB of CUDA packages, useless without a GPU. The CPU build
     # comes from wherever pip already looks, else from PyTorch's own index.
     step "PyTorch $torch, CPU build (about 200 MB)"
     "${pip[@]}" install "torch==$torch+cpu" 2>/dev/null ||

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A job on Slurm: sbatch infra/slurm.sh jobs/webvid.yaml
 #
-# One task per node; together they are a Ray cluster for as long as the job runs. On preemption Slurm
-# sends SIGTERM two minutes ahead, what is finished is committed, and the job is queued again.
+# One task per node; together they form a Ray cluster while the job runs. Slurm sends SIGTERM two minutes
+# before preemption; the job then commits finished work and is queued again.
 #SBATCH --job-name=tokpipe
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 job=${1:?usage: sbatch infra/slurm.sh JOB.yaml}
-# Not through `head`, which would now and then end the script with the pipe that it closes.
+# Not with `head`, which closes the pipe and would sometimes end the script.
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]:?scontrol names no node}
 port=$((20000 + SLURM_JOB_ID % 20000)) # so that jobs of several users on one node do not meet

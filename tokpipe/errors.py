@@ -1,21 +1,21 @@
-"""Every error that tokpipe raises on purpose, and who acts on it.
+"""All errors that tokpipe raises, and what follows from each.
 
 TokpipeError
-  ConfigError      the job file is wrong             its author edits it
-    WeightsMismatch  weights are of another model  other settings, or keys renamed
-  PlanMismatch     the output has another plan       new output prefix, or the old job file
-  SourceError      one video is unusable             recorded as rejected, the job goes on
-  StorageError     the store kept failing            retried inside storage, then the job stops
-    NotFound       the object is not there           the caller decides what that means
-    AccessDenied   the store refuses this object     the caller decides what that means
-    UnsafeStore    exclusive create does not hold    another store, or accept the risk by name
-  Fenced           another driver owns the output    this driver stops, the other goes on
-  CorruptOutput    an output object is damaged       restore it, or tokenize its clips again
-  RuntimeFault     no progress is possible           fix the cluster or the weights, run again
-    NodeTrouble    one node cannot work              the runtime keeps away from that node
+  ConfigError        the job file is wrong             edit the job file
+    WeightsMismatch  weights are for another model     change the settings, or rename keys
+  PlanMismatch       the output has another plan       use a new prefix, or the old job file
+  SourceError        one video is unusable             it is recorded as rejected; the job continues
+  StorageError       the store kept failing            storage retries, then the job stops
+    NotFound         the object does not exist         the caller decides
+    AccessDenied     the store denies this object      the caller decides
+    UnsafeStore      exclusive create does not work    use another store, or accept the risk
+  Fenced             another driver owns the output    this driver stops, the other continues
+  CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
+  RuntimeFault       no progress is possible           fix the cluster or the weights, run again
+    NodeTrouble      one node cannot work              the runtime avoids that node
 
-A message says where, what was found, why it matters and what to do. Code decides by type and
-attribute, never by an exception's text.
+A message says where, what was found, why it matters and what to do. Code checks types and
+attributes, never the text of a message.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from collections.abc import Iterable, Mapping
 
 
 class TokpipeError(Exception):
-    """Base of every error raised on purpose. ``exit_code`` is what the command line exits with."""
+    """Base class. ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(TokpipeError):
-    """The job file, or a source it names as a whole (a table without its column), is wrong."""
+    """The job file, or a whole source (such as a table without the named column), is wrong."""
 
     exit_code = 2
 
 
 class WeightsMismatch(ConfigError):
-    """Weights do not fit the model that they are for, none of which were loaded.
+    """Weights do not fit the model. None were loaded.
 
-    ``missing`` are the model's keys without a value, ``unexpected`` the keys that the model has
-    no place for, as they were given, and ``misfits`` says by key of the model what is wrong with
-    its value. All are complete, while the message names some of each.
+    Attributes:
+        missing: keys of the model without a value.
+        unexpected: keys of the weights that the model does not have.
+        misfits: what is wrong with a value, by key of the model.
+
+    The attributes are complete; the message lists only some keys.
     """
 
-    # Only the message is positional, so that the error survives being sent between processes.
+    # Only the message is positional, so that the error can be pickled.
     def __init__(
         self,
         message: str,
@@ -59,7 +62,7 @@ class WeightsMismatch(ConfigError):
 
 
 class PlanMismatch(TokpipeError):
-    """The output was started with other sources or settings than the job has now."""
+    """The output was started with other sources or settings than those of the job."""
 
     exit_code = 3
 
@@ -71,44 +74,44 @@ class StorageError(TokpipeError):
 
 
 class NotFound(StorageError):
-    """The object does not exist. Never retried."""
+    """The object does not exist. Not retried."""
 
 
 class AccessDenied(StorageError):
-    """The store is reachable and refuses this object to these credentials. Never retried."""
+    """The store is reachable, but denies access to this object. Not retried."""
 
 
 class UnsafeStore(StorageError):
-    """The store let a second exclusive create through: two drivers could both commit."""
+    """A second exclusive create succeeded, so two drivers could both commit."""
 
 
 class Fenced(TokpipeError):
-    """Another driver has committed to this output since this one started."""
+    """Another driver has committed to the output since this one started."""
 
     exit_code = 6
 
 
 class RuntimeFault(TokpipeError):
-    """The job cannot make progress: no room for a stage, or its actors do not start."""
+    """The job cannot make progress: no capacity for a stage, or its actors do not start."""
 
     exit_code = 7
 
 
 class NodeTrouble(RuntimeFault):
-    """A worker cannot work because of the node that it is on: its disk is full, or failing."""
+    """A worker cannot work because of its node, such as one with a full or failing disk."""
 
 
 class CorruptOutput(TokpipeError):
-    """An object of an output fails its checksum, or contradicts the manifest."""
+    """An object of the output fails its checksum or contradicts the manifest."""
 
     exit_code = 8
 
 
 class SourceError(TokpipeError):
-    """One clip cannot be turned into codes, through its own fault.
+    """One clip cannot be tokenized, because of its video.
 
-    ``reason`` is a short stable word that the summary groups by, such as ``"no_video"``;
-    the message is for a person.
+    ``reason`` is a short, stable word to group by, such as ``"no_video"``. The message is for
+    people.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -46,13 +46,8 @@ def test_a_checkpoint_is_replaced_by_its_section_and_weights(tmp_path: Path) -> 
 
 
 def test_weights_are_next_to_the_config_unless_they_have_a_full_uri(tmp_path: Path) -> None:
-    cosmos = {
-        "kind": "cosmos_dv",
-        "variant": "4x8x8",
-        "weights": "encoder.jit",
-        "decoder_weights": "parts/decoder.jit",
-    }
-    path = folder(tmp_path / "cosmos", cosmos)
+    files = {"weights": "encoder.jit", "decoder_weights": "parts/decoder.jit"}
+    path = folder(tmp_path / "cosmos", {"kind": "cosmos_dv", "variant": "4x8x8", **files})
     tokenizer = job_with({"checkpoint": "cosmos"}, tmp_path).tokenizer
     assert isinstance(tokenizer, CosmosDVConfig)
     assert tokenizer.weights == f"{path}/encoder.jit"
@@ -98,15 +93,12 @@ def test_a_missing_folder_in_a_store_is_reported(tmp_path: Path) -> None:
         ({**NATIVE, "encoder": {"chh": 3}}, r"tokenizer.encoder \(in .*\): unknown key 'chh'"),
         (
             {"kind": "movqgna"},
-            r"tokenizer \(in .*\): kind 'movqgna' is none of 'native', 'movqgan'",
+            r"tokenizer \(in .*\): kind 'movqgna' is none of 'native'",
         ),
-        ({"checkpoint": "other"}, "config.yaml: .* names another checkpoint"),
+        ({"checkpoint": "other"}, r"tokenizer \(in .*\): unknown key 'checkpoint'"),
         (["encoder"], "config.yaml: holds list, not a mapping of settings"),
         ("a: [", "config.yaml: is not valid YAML"),
-        (
-            "name: a\nname: b",
-            "config.yaml: is not valid YAML: key 'name' is given twice|given twice",
-        ),
+        ("name: a\nname: b", "config.yaml: is not valid YAML: key 'name' is given twice"),
         (
             {**NATIVE, "weights": "${HOME}/w"},
             "weights is '.{HOME}/w', but variables are expanded in job",
@@ -122,17 +114,11 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
 @pytest.mark.parametrize(
     ("tokenizer", "problem"),
     [
-        (
-            {"checkpoint": "nowhere"},
-            r"nowhere/config.yaml cannot be read: No such file.*config.yaml",
-        ),
+        ({"checkpoint": "nowhere"}, r"nowhere/config.yaml cannot be read: No such file"),
         ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
-        ({"checkpoint": 3}, "checkpoint is 3, but must be the path"),
+        ({"checkpoint": 3}, r"tokenizer.checkpoint: Input should be a valid string \(found 3\)"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
-        (
-            {"checkpoint": "builtin://no-such-one"},
-            "builtin://no-such-one/config.yaml cannot be read",
-        ),
+        ({"checkpoint": "builtin://other"}, "builtin://other/config.yaml cannot be read"),
         ({"checkpoint": "builtin://../../config"}, "does not name a built-in checkpoint"),
         ("small", "found 'small' in place of a section, whose kind is one of 'native'"),
         ({"kind": 3}, "kind 3 is none of 'native'"),

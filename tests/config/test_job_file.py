@@ -1,4 +1,4 @@
-"""Job files: what is rejected and how, and what relative paths and variables mean."""
+"""Job files: what is rejected and how; relative paths and variables."""
 
 from __future__ import annotations
 
@@ -40,11 +40,7 @@ def test_the_example_jobs_are_valid() -> None:
         ("dataset:", "datset:", r"unknown key 'datset'; did you mean 'dataset'\?"),
         ("    ch:", "    chh:", r"tokenizer\.encoder: unknown key 'chh'; did you mean 'ch'\?"),
         ("levels:", "level:", r"unknown key 'level'; did you mean 'levels'\?"),
-        (
-            "  fps: 8",
-            "  zzzzzzz: 8",
-            r"sampling: unknown key 'zzzzzzz'; the keys here are: fps, max",
-        ),
+        ("  fps: 8", "  zzzzzzz: 8", r"sampling: unknown key 'zzzzzzz'; the keys here are: fps"),
         ("fps: 8", 'fps: "8"', r"sampling\.fps: Input should be a valid number \(found '8'\)"),
         ("kind: fsq", "kind: fsqq", r"tokenizer\.quantizer: .*'fsqq'.*'vq', 'fsq', 'lfq'"),
         ("chunk_frames: 17", "chunk_frames: 18", r"chunk_frames=18 .* stride 4: use 17 or 21"),
@@ -56,11 +52,6 @@ def test_the_example_jobs_are_valid() -> None:
         ("dataset: demo", "dataset: [", r"not valid YAML"),
         ("uri: out/demo", "uri: ''", r"output\.uri: is empty"),
         ("uri: out/demo", "uri: out/${NOWHERE}", r"output\.uri: .* NOWHERE is not set"),
-        (
-            "dataset: demo",
-            "dataset: demo\nstorage: {options: {s3: {secret: x}}}",
-            r"s3\.secret looks like a credential",
-        ),
     ],
 )
 def test_an_error_names_the_key_and_the_fix(old: str, new: str, message: str) -> None:
@@ -131,8 +122,8 @@ def test_a_damage_rule_other_than_the_default_is_part_of_the_fingerprint() -> No
     settings = fingerprint_settings(job, weights_hash="w", device="cpu")
     assert settings["decode"] == {"backend": "auto"}
     decode = job.decode.model_copy(update={"on_damage": "mark"})
-    marking = job.model_copy(update={"decode": decode})
-    settings = fingerprint_settings(marking, weights_hash="w", device="cpu")
+    marked = job.model_copy(update={"decode": decode})
+    settings = fingerprint_settings(marked, weights_hash="w", device="cpu")
     assert settings["decode"] == {"backend": "auto", "on_damage": "mark"}
 
 

@@ -27,10 +27,7 @@ def rejection(changes: dict[str, Any], environ: dict[str, str] | None = None) ->
     ("key", "changes"),
     [
         ("sources.0.uri", {"sources": [{"kind": "files", "uri": f"ftp://u:{PLANTED}@h/*.mp4"}]}),
-        (
-            "sources.0.uri",
-            {"sources": [{"kind": "table", "uri": SIGNED, "uri_column": "u"}]},
-        ),
+        ("sources.0.uri", {"sources": [{"kind": "table", "uri": SIGNED, "uri_column": "u"}]}),
         (
             "sources.0.uri_template",
             {"sources": [{"kind": "table", "uri": "t.csv", "uri_template": SIGNED}]},

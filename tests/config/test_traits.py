@@ -1,4 +1,4 @@
-"""What tokenizers declare, and the checks that follow from it."""
+"""Traits that tokenizers declare, and the checks that follow from them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_tokenizer_may_accept_squares_only() -> None:
         traits(square_only=True).check_size(8, 16)
 
 
-def test_policies_that_a_tokenizer_cannot_keep_are_rejected() -> None:
+def test_policies_that_a_tokenizer_does_not_support_are_rejected() -> None:
     streamable = traits(why_not_streamable=None)
     for policy in ("independent", "overlap", "whole", "streaming"):
         streamable.check_policy(policy)

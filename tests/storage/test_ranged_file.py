@@ -19,9 +19,7 @@ steps = st.one_of(
 
 
 @given(st.binary(max_size=20), st.lists(steps, max_size=20))
-def test_it_reads_as_a_file_of_the_same_bytes_would(
-    data: bytes, steps: list[tuple[str, int]]
-) -> None:
+def test_it_reads_like_a_file_of_the_same_bytes(data: bytes, steps: list[tuple[str, int]]) -> None:
     store = DictStore()
     store.objects["key"] = data
     ranged, plain = RangedFile(len(data), partial(store.get_range, "key")), io.BytesIO(data)
@@ -41,7 +39,7 @@ def test_it_reads_as_a_file_of_the_same_bytes_would(
     assert ranged.seekable()
 
 
-def test_it_fetches_no_more_than_is_read() -> None:
+def test_it_fetches_only_what_is_read() -> None:
     class Watched(DictStore):
         def get_range(self, key: str, start: int, end: int) -> bytes:
             self.requests.append(f"{start}-{end}")

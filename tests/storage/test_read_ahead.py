@@ -8,7 +8,7 @@ from tokpipe.storage.read_ahead import read_ahead
 
 
 @pytest.mark.parametrize("num_ahead", [0, 1, 3, 100])
-def test_results_come_in_order_and_not_too_far_ahead(num_ahead: int) -> None:
+def test_results_are_in_order_and_tasks_do_not_run_too_far_ahead(num_ahead: int) -> None:
     started: list[int] = []
     lock = threading.Lock()
 
@@ -24,14 +24,14 @@ def test_results_come_in_order_and_not_too_far_ahead(num_ahead: int) -> None:
     assert list(results) == []
 
 
-def test_an_error_is_raised_where_its_result_would_be() -> None:
+def test_an_error_is_raised_in_place_of_its_result() -> None:
     results = read_ahead(lambda item: 1 // item, [1, 1, 0, 1], 2)
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_who_stops_early_waits_for_nothing() -> None:
+def test_closing_early_cancels_the_remaining_tasks() -> None:
     started: list[int] = []
     results = read_ahead(started.append, range(1000), 1)
     next(results)

@@ -1,4 +1,4 @@
-"""What local disk alone can go wrong with."""
+"""Failures that only occur on local disk."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tokpipe.storage.local_files import TEMPORARY_FOLDER, write_file
 OPTIONS = StoreOptions(deadline_s=5)
 
 
-def _write_without_end(folder: str) -> None:
+def _write_forever(folder: str) -> None:
     store = open_store(folder, OPTIONS)
     for number in range(1_000_000):
         store.put("shards/same", bytes([number % 256]) * 200_000)
         store.create(f"manifest/{number}", bytes([number % 256]) * 200_000)
 
 
-def test_killing_a_writer_leaves_whole_objects_and_no_others(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_only_complete_objects(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"), OPTIONS)
     context = multiprocessing.get_context("spawn")
-    writer = context.Process(target=_write_without_end, args=(str(tmp_path / "out"),))
+    writer = context.Process(target=_write_forever, args=(str(tmp_path / "out"),))
     writer.start()
     while not sizes(store, "manifest/"):
         time.sleep(0.01)
@@ -43,7 +43,7 @@ def test_killing_a_writer_leaves_whole_objects_and_no_others(tmp_path: Path) -> 
     assert not any(TEMPORARY_FOLDER in key for key in found)
 
 
-def test_temporary_files_are_cleaned_when_written_and_when_abandoned(tmp_path: Path) -> None:
+def test_temporary_files_are_removed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), OPTIONS)
     store.put("a", b"1")
     assert not store.create("a", b"2")
@@ -57,7 +57,7 @@ def test_temporary_files_are_cleaned_when_written_and_when_abandoned(tmp_path: P
     assert list(temporary.iterdir()) == [new]
 
 
-def test_a_file_is_replaced_whole_with_the_mode_of_the_umask(
+def test_a_file_is_replaced_atomically_with_the_umasks_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report.html"
@@ -75,15 +75,15 @@ def test_a_file_is_replaced_whole_with_the_mode_of_the_umask(
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("report.html", b"two")]
 
 
-def test_a_file_in_a_folders_place_is_an_error_that_ends(tmp_path: Path) -> None:
+def test_a_key_below_a_file_is_an_error(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), OPTIONS)
     store.put("a", b"1")
     for write in (store.put, store.create):
-        with pytest.raises(StorageError, match="cannot be a folder"):
+        with pytest.raises(StorageError, match="a folder above it is a file"):
             write("a/b", b"2")
 
 
-def test_a_folder_is_no_object(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_object(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), OPTIONS)
     store.put("a/b", b"1")
     with pytest.raises(StorageError):
@@ -101,8 +101,8 @@ def test_a_relative_prefix_and_a_file_uri_are_the_same_store(
     assert store.uri == f"{tmp_path}/out"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_refused_at_once(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
+def test_a_folder_without_permission_is_denied(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(AccessDenied):
         open_store(str(tmp_path), OPTIONS).put("a", b"1")
@@ -115,7 +115,7 @@ def test_a_folder_without_permission_is_refused_at_once(tmp_path: Path) -> None:
         ("s3://bucket", {"s3": {"endpont_url": "x"}}, r"storage\.options\.s3.*endpont_url"),
     ],
 )
-def test_what_cannot_be_opened_is_the_job_files_fault(
+def test_an_invalid_protocol_or_option_is_a_config_error(
     uri: str, options: dict[str, dict[str, str]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""The retry layer with a clock of its own."""
+"""The retry layer, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Clock:
         )
 
 
-class Passing(Exception):
+class Transient(Exception):
     pass
 
 
 def fail(_: float) -> None:
-    raise Passing
+    raise Transient
 
 
 def test_pauses_double_up_to_the_longest() -> None:
@@ -41,15 +41,15 @@ def test_pauses_double_up_to_the_longest() -> None:
     assert clock.pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0, 10.0])
 
 
-def test_giving_up_says_how_often_and_from_what() -> None:
+def test_giving_up_reports_the_attempts_and_the_last_error() -> None:
     with pytest.raises(GaveUp, match=r"3 attempts in 0\.6 s") as caught:
         Clock().retry(1).run(fail, lambda _: True)
-    assert isinstance(caught.value.__cause__, Passing)
+    assert isinstance(caught.value.__cause__, Transient)
 
 
-def test_what_is_not_transient_is_raised_at_once() -> None:
+def test_permanent_errors_are_raised_at_once() -> None:
     clock = Clock()
-    with pytest.raises(Passing):
+    with pytest.raises(Transient):
         clock.retry(60).run(fail, lambda _: False)
     assert clock.pauses == []
 
@@ -59,7 +59,7 @@ def test_what_is_not_transient_is_raised_at_once() -> None:
     draws=st.lists(st.floats(0, 1), min_size=1),
     costs=st.lists(st.floats(0, 1), min_size=1),
 )
-def test_no_attempt_starts_after_the_deadline_or_may_outlast_it(
+def test_no_attempt_outlasts_the_deadline(
     deadline_s: float, draws: list[float], costs: list[float]
 ) -> None:
     clock = Clock()
@@ -70,10 +70,10 @@ def test_no_attempt_starts_after_the_deadline_or_may_outlast_it(
         nonlocal num
         assert clock.now_s + timeout_s <= started + deadline_s + 1e-6
         assert timeout_s <= deadline_s / 2
-        # Each takes part of its time; a millisecond at least, or there would be no end.
+        # Each takes part of its time, and at least a thousandth of the deadline.
         clock.now_s += max(0.001 * deadline_s, costs[num % len(costs)] * timeout_s)
         num += 1
-        raise Passing
+        raise Transient
 
     retry = RetryPolicy(
         deadline_s,

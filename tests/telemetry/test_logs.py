@@ -18,7 +18,7 @@ from tokpipe.telemetry.logs import EVENTS, LOGGER, EventName, WorkerLog, driver_
 
 
 def nobody(_: str) -> None:
-    raise AssertionError("nothing is said to a person")
+    raise AssertionError("no warning is expected")
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -31,7 +31,7 @@ def test_every_event_is_explained() -> None:
 
 def test_an_event_is_a_line_with_its_context(tmp_path: Path) -> None:
     path = tmp_path / "new/run.jsonl"
-    for number in (1, 2):  # a second run goes on in the same file
+    for number in (1, 2):  # a second run appends to the same file
         with driver_log(str(path), nobody, {"plan_id": "p"}):
             log_event("committed", "entry\nof two lines", seq=number, shards=("a", "b"))
             logging.getLogger("tokpipe.media").info("%s of %d", "one", 2)
@@ -50,13 +50,10 @@ def test_an_event_is_a_line_with_its_context(tmp_path: Path) -> None:
     assert second["seq"] == 2
 
 
-def test_secrets_are_masked_wherever_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_are_masked_in_every_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", 'quo"ted-secret-1')
     path = tmp_path / "run.jsonl"
-    said: list[str] = []
-    with driver_log(str(path), said.append, {"plan_id": "p"}):
+    with driver_log(str(path), lambda _: None, {"plan_id": "p"}):
         secret = 'quo"ted-secret-1'
         log_event("lease_failed", secret, level=logging.WARNING, deep={"a": [f"x {secret}"]})
         try:
@@ -71,7 +68,7 @@ def test_secrets_are_masked_wherever_they_stand(
     assert "ted-secret" not in path.read_text()
 
 
-def test_without_a_path_warnings_alone_are_told_and_not_over_and_over() -> None:
+def test_without_a_path_only_warnings_are_shown_and_not_repeated() -> None:
     said: list[str] = []
     with driver_log(None, said.append, {}):
         log_event("actor_up", "is up")
@@ -83,7 +80,7 @@ def test_without_a_path_warnings_alone_are_told_and_not_over_and_over() -> None:
     assert not LOGGER.handlers
 
 
-def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"runtime\.log_path: .*/file/run.jsonl cannot be written"),
@@ -92,9 +89,7 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_workers_write_json_when_the_driver_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_write_json_when_the_driver_does(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(LOGGER, "handlers", [])

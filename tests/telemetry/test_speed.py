@@ -1,16 +1,22 @@
-"""Which stage limits a job, and how near it is to its encoders' own speed."""
+"""Which stage limits a job, and how close the job is to the speed of its encoders."""
 
 from __future__ import annotations
 
 import pytest
 
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.speed import ACTIVITIES, Activity, speed_of, speed_text
+from tokpipe.telemetry.speed import ACTIVITIES, Activity, Speed, speed_of, speed_text
 from tokpipe.types import STAGES
 
 
 def seconds(up: float = 100.0, **spent: float) -> Account:
     return Account({one: spent.get(one, 0.0) for one in ACTIVITIES}, dict.fromkeys(STAGES, up))
+
+
+def speed(account: Account) -> Speed:
+    found = speed_of(account)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -26,17 +32,14 @@ def seconds(up: float = 100.0, **spent: float) -> Account:
     ],
 )
 def test_the_busiest_stage_limits(spent: dict[str, float], limit: Activity | None) -> None:
-    speed = speed_of(seconds(**spent))
-    assert speed is not None
-    assert speed.limit == limit
-    assert speed.share == spent["encode"] / 100
+    found = speed(seconds(**spent))
+    assert (found.limit, found.share) == (limit, spent["encode"] / 100)
 
 
-def test_a_stage_counts_by_its_share_of_its_own_actors() -> None:
+def test_a_stage_is_as_busy_as_its_own_actors() -> None:
     up: dict[str, float] = {"decode": 1000.0, "encode": 100.0, "write": 10.0}
-    speed = speed_of(Account({"decode": 500.0, "encode": 60.0, "write": 9.0}, up))
-    assert speed is not None
-    assert (speed.limit, speed.limit_share) == ("write", 0.9)
+    found = speed(Account({"decode": 500.0, "encode": 60.0, "write": 9.0}, up))
+    assert (found.limit, found.limit_share) == ("write", 0.9)
 
 
 def test_there_is_no_speed_before_an_encoder_is_up() -> None:
@@ -44,18 +47,15 @@ def test_there_is_no_speed_before_an_encoder_is_up() -> None:
     assert speed_of(seconds(up=0.0)) is None
 
 
-def test_a_lease_that_began_before_the_window_makes_no_share_above_one() -> None:
+def test_a_share_is_at_most_one_even_if_a_lease_started_before_the_window() -> None:
     before, now = seconds(up=10.0), seconds(up=20.0, encode=30.0)
-    speed = speed_of(now - before)
-    assert speed is not None
-    assert (speed.share, speed.limit_share) == (1.0, 1.0)
+    found = speed(now - before)
+    assert (found.share, found.limit_share) == (1.0, 1.0)
 
 
 def test_the_line_names_the_limit() -> None:
     def line(**spent: float) -> str:
-        speed = speed_of(seconds(**spent))
-        assert speed is not None
-        return speed_text(speed)
+        return speed_text(speed(seconds(**spent)))
 
     assert line(encode=97, transfer=1) == (
         "speed of light 97%, limited by encode (busy 98%): as fast as its encoders"

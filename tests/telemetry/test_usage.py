@@ -34,20 +34,15 @@ def numpy_measures(codes: np.ndarray[Any, Any], size: int) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("_sorting")
-def test_measures_are_those_of_all_codes_together() -> None:
+def test_measures_are_those_of_all_batches_together() -> None:
     rng = np.random.default_rng(0)
     batches = [rng.zipf(1.3, (2, rng.integers(1, 9), 5)) % 500 for _ in range(40)]
     found = CodeUsage(500)
     for index, batch in enumerate(batches):
-        kind = index % 4
-        if kind == 0:
-            found.update(torch.from_numpy(batch))
-        elif kind == 1:
-            found.update(torch.from_numpy(batch.astype(np.uint16)))
-        else:
-            found.update(batch.astype(np.int32 if kind == 2 else np.uint32))
+        codes = batch.astype([np.int64, np.uint16, np.int32, np.uint32][index % 4])
+        found.update(torch.from_numpy(codes) if index % 4 < 2 else codes)
         if index == 20:
-            found.summary()  # looking changes nothing
+            found.summary()  # reading changes nothing
     codes = np.concatenate([batch.ravel() for batch in batches])
     assert found.summary() == pytest.approx(numpy_measures(codes, 500))
     assert all(type(value) is float for value in found.summary().values())
@@ -58,7 +53,7 @@ def test_measures_are_those_of_all_codes_together() -> None:
 @given(
     parts=st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=6), split=st.integers(0, 6)
 )
-def test_usages_of_workers_add_up(parts: list[list[int]], split: int) -> None:
+def test_counts_of_workers_add_up(parts: list[list[int]], split: int) -> None:
     workers = [CodeUsage(10), CodeUsage(10)]
     for index, part in enumerate(parts):
         workers[index >= split].update(np.array(part, dtype=np.int64))
@@ -68,7 +63,7 @@ def test_usages_of_workers_add_up(parts: list[list[int]], split: int) -> None:
     assert workers[0].histogram().tolist() == np.bincount(codes, minlength=10).tolist()
 
 
-def test_even_use_has_the_perplexity_of_the_codebook_and_one_code_has_one() -> None:
+def test_perplexity_is_the_number_of_equally_frequent_codes() -> None:
     even, one, none = CodeUsage(1024), CodeUsage(1024), CodeUsage(1024)
     even.update(torch.arange(1024).repeat(3))
     one.update(torch.full((5, 5), 7))
@@ -78,7 +73,7 @@ def test_even_use_has_the_perplexity_of_the_codebook_and_one_code_has_one() -> N
     assert (none.entropy_bits, none.perplexity, none.num_used, none.num_codes) == (0, 1, 0, 0)
 
 
-def test_memory_grows_with_distinct_codes_and_not_with_the_stream_or_the_codebook() -> None:
+def test_memory_depends_only_on_the_number_of_distinct_codes() -> None:
     found, rng = CodeUsage(2**62), np.random.default_rng(0)
     names = rng.integers(0, 2**62, 1000)
     for _ in range(40):
@@ -91,14 +86,14 @@ def test_memory_grows_with_distinct_codes_and_not_with_the_stream_or_the_codeboo
         found.histogram()
 
 
-def test_a_batch_may_be_overwritten_once_it_is_counted() -> None:
+def test_a_counted_batch_may_be_overwritten() -> None:
     found, buffer = CodeUsage(4), np.zeros(3, dtype=np.int64)
     found.update(buffer)
     buffer[:] = 3
     assert found.histogram().tolist() == [3, 0, 0, 0]
 
 
-def test_what_are_no_codes_of_the_codebook_is_refused_and_not_counted() -> None:
+def test_invalid_codes_are_rejected_and_not_counted() -> None:
     found = CodeUsage(8)
     for wrong in (-1, 8):
         with pytest.raises(ValueError, match=r"but the codebook has 0 to 7: leave out markers"):

@@ -10,13 +10,15 @@ import argparse
 
 from rich.console import Console
 
+from tokpipe.cli.arguments import add_output_arguments, add_seed_argument, count
 from tokpipe.cli.output import print_lines, show
-from tokpipe.cli.verb import Verb, add_output_arguments, count
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput
 
+EXAMPLE = "tokpipe audit out/demo --sample 10"
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     parser.add_argument(
         "--depth",
@@ -35,10 +37,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also encode N random clips again from their sources, and compare the codes",
     )
-    parser.add_argument("--seed", type=int, default=0, help="selects the random clips (default: 0)")
+    add_seed_argument(parser, "random clips")
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import audit
     from tokpipe.storage import open_store
 
@@ -53,13 +55,3 @@ def _command(parsed: argparse.Namespace) -> int:
     )
     show(report, as_json=parsed.json)
     return 0 if report.is_clean else CorruptOutput.exit_code
-
-
-VERB = Verb(
-    "audit",
-    summary="check that an output is complete and undamaged",
-    description=__doc__,
-    example="tokpipe audit out/demo --sample 10",
-    add_arguments=_add_arguments,
-    command=_command,
-)

@@ -9,12 +9,14 @@ import argparse
 import re
 from dataclasses import asdict
 
+from tokpipe.cli.arguments import add_output_arguments
 from tokpipe.cli.output import print_json, print_lines
-from tokpipe.cli.verb import Verb, add_output_arguments
 from tokpipe.config.job import StoreOptions
 
+EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     parser.add_argument(
         "--older-than",
@@ -28,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import clean
     from tokpipe.storage import open_store
 
@@ -48,13 +50,3 @@ def _seconds(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age: write 90m, 12h or 2d")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-VERB = Verb(
-    "clean",
-    summary="remove what killed workers left in an output",
-    description=__doc__,
-    example="tokpipe clean out/demo --older-than 2d --dry-run",
-    add_arguments=_add_arguments,
-    command=_command,
-)

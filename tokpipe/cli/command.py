@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Protocol
 
 import tokpipe
 from tokpipe.cli import (
@@ -22,25 +23,38 @@ from tokpipe.cli import (
     status,
 )
 from tokpipe.cli.output import exit_code_of
-from tokpipe.cli.verb import Verb
+
+
+class Verb(Protocol):
+    """A module for one word after ``tokpipe``. Its docstring is the help text, and the first
+    sentence of that is the summary in the list of verbs."""
+
+    __name__: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
+
+    def run(self, parsed: argparse.Namespace, /) -> int:
+        """Return the exit code."""
+
 
 VERBS: tuple[Verb, ...] = (
-    *(check.VERB, plan.VERB, run.VERB, status.VERB, inspect.VERB, decode.VERB, rejected.VERB),
-    *(report.VERB, audit.VERB, clean.VERB, export.VERB, convert.VERB, completion.VERB),
-)
+    check, plan, run, status, inspect, decode, rejected, report, audit, clean, export, convert,
+    completion,
+)  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code."""
     parsed = make_parser().parse_args(arguments)
-    return exit_code_of(parsed.command, parsed)
+    return exit_code_of(parsed.run, parsed)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs.
 
-    It sets ``command`` to the verb's function, and ``parser`` to itself, for ``completion``.
+    It sets ``run`` to the verb's function, and ``parser`` to itself, for ``completion``.
     """
     parser = argparse.ArgumentParser(
         prog="tokpipe", description="Pre-tokenize video datasets into discrete codes."
@@ -49,12 +63,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
+        summary, _, _ = (verb.__doc__ or "").partition(".")
         its_parser = verbs.add_parser(
-            verb.name,
-            help=verb.summary,
-            description=verb.description,
-            epilog=f"example: {verb.example}",
+            verb.__name__.rpartition(".")[2],
+            help=summary[:1].lower() + summary[1:],
+            description=verb.__doc__,
+            epilog=f"example: {verb.EXAMPLE}",
         )
         verb.add_arguments(its_parser)
-        its_parser.set_defaults(command=verb.command)
+        its_parser.set_defaults(run=verb.run)
     return parser

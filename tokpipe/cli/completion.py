@@ -1,4 +1,4 @@
-"""Print a script that lets a shell complete the verbs and options of tokpipe."""
+"""Print a script for shell completion of verbs and options."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ import argparse
 
 import shtab
 
-from tokpipe.cli.verb import Verb
+EXAMPLE = "tokpipe completion bash > ~/.local/share/bash-completion/completions/tokpipe"
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     print(shtab.complete(parsed.parser, parsed.shell))
     return 0
-
-
-VERB = Verb(
-    "completion",
-    summary="print a shell completion script",
-    description=__doc__,
-    example="tokpipe completion bash > ~/.local/share/bash-completion/completions/tokpipe",
-    add_arguments=_add_arguments,
-    command=_command,
-)

@@ -1,6 +1,6 @@
-"""Make a checkpoint folder (config.yaml and model.safetensors) from a training checkpoint.
+"""Make a checkpoint folder from a training checkpoint.
 
-Code in the checkpoint is never run.
+The folder holds config.yaml and model.safetensors. Code in the checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import argparse
 from pathlib import Path
 
 from tokpipe.cli.output import print_lines
-from tokpipe.cli.verb import Verb
+
+EXAMPLE = "tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan"
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=Path,
@@ -47,7 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.weights.convert import Choices, convert
 
     choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
@@ -57,13 +58,3 @@ def _command(parsed: argparse.Namespace) -> int:
         )
     )
     return 0
-
-
-VERB = Verb(
-    "convert",
-    summary="make a checkpoint folder from a training checkpoint",
-    description=__doc__,
-    example="tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan",
-    add_arguments=_add_arguments,
-    command=_command,
-)

@@ -1,15 +1,20 @@
-"""Decode the codes of one clip to a video or an image, to see what they kept."""
+"""Decode the codes of one clip to a video or an image.
+
+Shows what the codes preserve of a clip.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from tokpipe.cli.arguments import add_device_argument, add_output_arguments
 from tokpipe.cli.output import show
-from tokpipe.cli.verb import Verb, add_device_argument, add_output_arguments
+
+EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     parser.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
     parser.add_argument(
@@ -28,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reconstruct.command import decode_clip
 
     decoded = decode_clip(
@@ -36,13 +41,3 @@ def _command(parsed: argparse.Namespace) -> int:
     )
     show(decoded, as_json=parsed.json)
     return 0
-
-
-VERB = Verb(
-    "decode",
-    summary="decode the codes of one clip to a video or an image",
-    description=__doc__,
-    example="tokpipe decode out/demo --compare -o clip.mp4",
-    add_arguments=_add_arguments,
-    command=_command,
-)

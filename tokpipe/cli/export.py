@@ -1,6 +1,6 @@
-"""Write all clips of an output to a local folder in the format of another loader.
+"""Write all clips of an output to a local folder in another loader's format.
 
-Counts are checked, and the folder appears once it is complete.
+Checks the counts; the folder only appears once it is complete.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tokpipe.cli.arguments import add_output_arguments
 from tokpipe.cli.output import show
-from tokpipe.cli.verb import Verb, add_output_arguments
 from tokpipe.export import FORMATS
 
+EXAMPLE = "tokpipe export out/demo --to memmap -o out/demo-memmap"
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     parser.add_argument(
         "--to",
@@ -27,20 +29,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.export import export_output
     from tokpipe.reader import open_output
 
     exported = export_output(open_output(parsed.output), parsed.format, parsed.folder)
     show(exported, as_json=parsed.json)
     return 0
-
-
-VERB = Verb(
-    "export",
-    summary="write an output in the format of another loader",
-    description=__doc__,
-    example="tokpipe export out/demo --to memmap -o out/demo-memmap",
-    add_arguments=_add_arguments,
-    command=_command,
-)

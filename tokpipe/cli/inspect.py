@@ -1,14 +1,16 @@
-"""Show an output's columns, a few clips, and how often codes occur in some of its shards."""
+"""Show an output's columns, a few clips, and how often codes occur."""
 
 from __future__ import annotations
 
 import argparse
 
+from tokpipe.cli.arguments import add_output_arguments, add_shards_argument, count
 from tokpipe.cli.output import show
-from tokpipe.cli.verb import Verb, add_output_arguments, add_shards_argument, count
+
+EXAMPLE = "tokpipe inspect out/demo --shards 0"
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     add_shards_argument(parser)
     parser.add_argument(
@@ -16,20 +18,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
     from tokpipe.verbs.inspect import inspect
 
     found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
     show(found, as_json=parsed.json)
     return 0
-
-
-VERB = Verb(
-    "inspect",
-    summary="show an output's columns, clips and code usage",
-    description=__doc__,
-    example="tokpipe inspect out/demo --shards 0",
-    add_arguments=_add_arguments,
-    command=_command,
-)

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import argparse
 
+from tokpipe.cli.arguments import (
+    add_job_argument,
+    add_json_argument,
+    add_seed_argument,
+    count,
+    read_checkpoint,
+)
 from tokpipe.cli.output import show
-from tokpipe.cli.verb import Verb, add_job_argument, add_json_argument, count, read_checkpoint
 from tokpipe.config import load_job
 
+EXAMPLE = "tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5"
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
     add_json_argument(parser)
     parser.add_argument(
         "--sample", type=count, default=64, metavar="N", help="probe N videos (default: 64)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="selects the videos (default: 0)")
+    add_seed_argument(parser, "videos")
     parser.add_argument(
         "--like",
         metavar="OUT",
@@ -32,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", type=float, metavar="P", help="price of one encoder (GPU) hour")
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.forecast import forecast
 
     found = forecast(
@@ -45,13 +53,3 @@ def _command(parsed: argparse.Namespace) -> int:
     )
     show(found, as_json=parsed.json)
     return 0
-
-
-VERB = Verb(
-    "plan",
-    summary="estimate a job's output, time and cost",
-    description=__doc__,
-    example="tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5",
-    add_arguments=_add_arguments,
-    command=_command,
-)

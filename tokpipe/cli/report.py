@@ -1,6 +1,6 @@
 """Write a report on an output as one HTML file that works offline.
 
-It shows throughput and what limited it, rejections, code usage, clip lengths, some clips next to
+Shows throughput and what limited it, rejections, code usage, clip lengths, some clips next to
 their sources, and provenance.
 """
 
@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.output import show
-from tokpipe.cli.verb import (
-    Verb,
+from tokpipe.cli.arguments import (
     add_device_argument,
     add_output_arguments,
+    add_seed_argument,
     add_shards_argument,
     count,
 )
+from tokpipe.cli.output import show
+
+EXAMPLE = "tokpipe report out/demo -o report.html"
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     parser.add_argument(
         "-o", dest="path", type=Path, required=True, metavar="FILE.html", help="where to write"
@@ -32,11 +34,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show N clips next to their sources; 0 needs neither torch nor sources (default: 3)",
     )
     add_shards_argument(parser)
-    parser.add_argument("--seed", type=int, default=0, help="selects the clips (default: 0)")
+    add_seed_argument(parser, "clips")
     add_device_argument(parser)
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
     from tokpipe.report import write_report
 
@@ -50,13 +52,3 @@ def _command(parsed: argparse.Namespace) -> int:
     )
     show(written, as_json=parsed.json)
     return 0
-
-
-VERB = Verb(
-    "report",
-    summary="write a report on an output as one HTML page",
-    description=__doc__,
-    example="tokpipe report out/demo -o report.html",
-    add_arguments=_add_arguments,
-    command=_command,
-)

@@ -6,16 +6,18 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.check import check_job
+from tokpipe.cli import check
+from tokpipe.cli.arguments import add_job_argument, read_checkpoint
 from tokpipe.cli.output import print_lines
-from tokpipe.cli.verb import Verb, add_job_argument, read_checkpoint
 from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
 
 TOO_MANY_REJECTED = 4
 
+EXAMPLE = "tokpipe run jobs/demo.yaml"
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
     parser.add_argument(
         "--dry-run",
@@ -32,12 +34,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
     if parsed.dry_run:
-        return check_job(parsed.job)
+        return check.run(argparse.Namespace(job=parsed.job, json=False))
     job = load_job(parsed.job, read=read_checkpoint)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.job import run_job
@@ -52,13 +54,3 @@ def _command(parsed: argparse.Namespace) -> int:
     if outcome.rejected_fraction > job.max_rejected_fraction:
         return TOO_MANY_REJECTED
     return 0
-
-
-VERB = Verb(
-    "run",
-    summary="start or resume a job",
-    description=__doc__,
-    example="tokpipe run jobs/demo.yaml",
-    add_arguments=_add_arguments,
-    command=_command,
-)

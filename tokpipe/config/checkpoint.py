@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokpipe.config.base import resolve_uri
+from tokpipe.config.base import Uri
+from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError, TokpipeError
 
@@ -22,9 +23,6 @@ WEIGHTS_KEYS = ("weights", "decoder_weights")
 
 BUILTIN = "builtin://"
 _BUILTIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
-
-ReadObject = Callable[[str], bytes]
-"""Reads the object at a URI."""
 
 
 def builtin_path(uri: str) -> Path:
@@ -67,33 +65,33 @@ def read_local(uri: str) -> bytes:
 
 
 def resolve_checkpoint(
-    section: Mapping[str, Any], read: ReadObject, *, root: Path, environ: Mapping[str, str]
+    section: Mapping[str, Any], read: Callable[[str], bytes], context: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """Return the section that ``{checkpoint: URI}`` stands for, and the URI of its config.
 
+    Args:
+        read: reads the object at a URI.
+        context: what ``Uri`` is validated with.
+
     Raises:
-        ConfigError: the folder or its config cannot be used, and why.
+        ConfigError: the folder or its config cannot be used.
     """
     if extra := sorted(section.keys() - {"checkpoint"}):
         raise ConfigError(
             f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
             "it could contradict it: keep one or the other"
         )
-    checkpoint = section["checkpoint"]
-    if not isinstance(checkpoint, str):
-        raise ConfigError(
-            f"tokenizer.checkpoint is {checkpoint!r}, but must be the path or URI of a folder"
-        )
-    try:
-        folder = resolve_uri(checkpoint, root=root, environ=environ).rstrip("/")
-    except ValueError as error:
-        raise ConfigError(f"tokenizer.checkpoint: {error}") from error
+    uri = validate_settings(
+        Uri, section["checkpoint"], name="tokenizer.checkpoint", context=context
+    )
+    folder = uri.rstrip("/")
     config_uri = f"{folder}/{CONFIG_NAME}"
     try:
         data = read(config_uri)
     except TokpipeError as error:
-        is_builtin = checkpoint.startswith(BUILTIN)
-        names = f" Built-in checkpoints: {', '.join(builtin_names())}." if is_builtin else ""
+        names = ""
+        if folder.startswith(BUILTIN):
+            names = f" Built-in checkpoints: {', '.join(builtin_names())}."
         raise ConfigError(
             f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
             f"weights; the job has no tokenizer without it.{names} Correct the URI, or create the "
@@ -104,18 +102,12 @@ def resolve_checkpoint(
 
 def _parse_config(data: bytes, uri: str, folder: str) -> dict[str, Any]:
     config = read_mapping(data, uri)
-    if "checkpoint" in config:
-        raise ConfigError(
-            f"{uri}: must hold the tokenizer's own settings, such as kind and encoder, but names "
-            "another checkpoint"
-        )
     if config.get("kind", "native") != "custom":
         config.setdefault("weights", WEIGHTS_NAME)
     for key in WEIGHTS_KEYS:
         if isinstance(name := config.get(key), str):
             if "${" in name:
-                # Users write job files themselves, but download checkpoints from strangers, who
-                # could copy secrets from the environment into a job's record.
+                # Checkpoints are downloaded; a variable could copy a secret into a job's record.
                 raise ConfigError(
                     f"{uri}: {key} is {name!r}, but variables are expanded in job files only"
                 )

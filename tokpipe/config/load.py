@@ -70,23 +70,19 @@ def parse_job(
         ConfigError: naming the file, the key, what was found and what would be right.
     """
     data = read_mapping(text, name)
-    environ = os.environ if environ is None else environ
+    context = {"root": root, "environ": os.environ if environ is None else environ}
     config_uri = None
     section = data.get("tokenizer")
     if isinstance(section, dict) and "checkpoint" in section:
         try:
             options = validate_settings(StoreOptions, data.get("storage", {}), name="storage")
             data["tokenizer"], config_uri = resolve_checkpoint(
-                section, partial(_read, read, options), root=root, environ=environ
+                section, partial(_read, read, options), context
             )
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     job: JobConfig = validate_settings(
-        JobConfig,
-        data,
-        name=name,
-        context={"root": root, "environ": environ},
-        tokenizer_from=config_uri,
+        JobConfig, data, name=name, context=context, tokenizer_from=config_uri
     )
     return job
 

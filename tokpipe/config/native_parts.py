@@ -97,10 +97,8 @@ class Movq3DConfig(_Levels):
     """Convolve the code vectors before the first layer."""
 
 
-class VQConfig(Frozen):
-    """Nearest code vector of a learned codebook, arXiv:1711.00937."""
-
-    kind: Literal["vq"]
+class _Codebook(Frozen):
+    kind: str
     codebook_size: PositiveInt
     codebook_dim: PositiveInt
 
@@ -110,16 +108,16 @@ class VQConfig(Frozen):
         return self.codebook_dim
 
 
-class EMAVQConfig(Frozen):
+class VQConfig(_Codebook):
+    """Nearest code vector of a learned codebook, arXiv:1711.00937."""
+
+    kind: Literal["vq"]
+
+
+class EMAVQConfig(_Codebook):
     """Nearest code vector of a codebook learned by moving averages, arXiv:1711.00937."""
 
     kind: Literal["ema_vq"]
-    codebook_size: PositiveInt
-    codebook_dim: PositiveInt
-
-    @property
-    def latent_dim(self) -> int:
-        return self.codebook_dim
 
 
 class GumbelConfig(Frozen):

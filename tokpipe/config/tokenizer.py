@@ -6,7 +6,7 @@ Every kind knows its ``traits``, so a job is checked and planned without torch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -40,10 +40,20 @@ Name = Annotated[
     ),
 ]
 Licence = Annotated[str | None, Field(description="Licence of the weights, for people.")]
+_NOT_IN_CODES: dict[str, Any] = {
+    **dict.fromkeys(("name", "weights", "decoder", "decoder_weights", "licence", "seed"), True),
+    "probe_size": True,
+    "encoder": {"in_channels"},
+    "declares": {"licence", "why_not_streamable"},
+}
+"""Settings, of any kind, that no code depends on. Random weights have their seed in their hash."""
 
 
 class TokenizerConfig(Frozen):
     """What all kinds of tokenizers have in common."""
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages, besides torch, whose version can change a code."""
 
     kind: str
     name: Name = "unnamed"
@@ -55,19 +65,12 @@ class TokenizerConfig(Frozen):
         """Shapes, ranges and rules."""
 
     def codes_settings(self) -> dict[str, Any]:
-        """Return the settings that decide the codes: no names, weights, decoder or licence."""
-        return self.model_dump(
-            mode="json", exclude={"name", "weights", "decoder_weights", "licence"}
-        )
+        """Return the settings that determine the codes."""
+        return self.model_dump(mode="json", exclude=_NOT_IN_CODES)
 
     @property
     def decoder_keys(self) -> tuple[str, ...]:
         """Prefixes of the weights' keys that only decoding needs."""
-        return ()
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        """Packages, besides torch, whose version can change a code."""
         return ()
 
 
@@ -151,15 +154,6 @@ class NativeConfig(TokenizerConfig):
     def decoder_keys(self) -> tuple[str, ...]:
         return ("decoder.",) if self.decoder else ()
 
-    def codes_settings(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "encoder": self.encoder.model_dump(mode="json", exclude={"in_channels"}),
-            "quantizer": self.quantizer.model_dump(mode="json"),
-            "patch_size": self.patch_size,
-            "norm": self.norm,
-        }
-
 
 class MoVQGANConfig(TokenizerConfig):
     """SBER-MoVQGAN, for images or for the frames of a video one by one.
@@ -216,6 +210,8 @@ class Emu3Config(TokenizerConfig):
     produce other codes. Names and defaults are those of transformers' ``Emu3VQVAEConfig``.
     """
 
+    libraries = ("transformers",)
+
     kind: Literal["emu3"]
     name: Name = "emu3-vision-tokenizer"
     weights: Uri
@@ -262,10 +258,6 @@ class Emu3Config(TokenizerConfig):
     @property
     def decoder_keys(self) -> tuple[str, ...]:
         return ("decoder.", "post_quant_conv.")
-
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        return ("transformers",)
 
 
 class CosmosDVConfig(TokenizerConfig):
@@ -333,16 +325,6 @@ class CustomConfig(TokenizerConfig):
     @property
     def traits(self) -> TokenizerTraits:
         return self.declares
-
-    def codes_settings(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "implementation": self.implementation,
-            "arguments": self.arguments,
-            "declares": self.declares.model_dump(
-                mode="json", exclude={"licence", "why_not_streamable"}
-            ),
-        }
 
 
 def _kind(section: Any) -> str | None:

@@ -1,1 +1,1 @@
-"""Names that never change: ids of clips, and the fingerprint of what decides the codes."""
+"""Clip ids, and the fingerprint of everything that determines the codes."""

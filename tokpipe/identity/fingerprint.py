@@ -1,4 +1,4 @@
-"""The fingerprint: a hash of everything that decides which codes come out."""
+"""The fingerprint: a hash of everything that determines the codes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from tokpipe.config.job import JobConfig
 from tokpipe.identity.ids import digest
 
 CODES_VERSION = 2
-"""Raised whenever this package would give other codes for the same settings."""
+"""Increased whenever tokpipe would produce other codes for the same settings."""
 
 LIBRARIES = ("torch", "decord", "av", "torchcodec")
-"""Packages whose build can change a pixel or a rounding, and so a code."""
+"""Packages whose build can change a pixel or a rounding, and therefore a code."""
 
 
 def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> dict[str, Any]:
-    """Return what decides the codes, as nested settings that a mismatch can name.
+    """Return everything that determines the codes, as nested settings to compare one by one.
 
-    ``device`` is the kind that encodes, ``"cpu"`` or ``"cuda"``, never ``"auto"``. Not in here,
-    because no code depends on it: names, pools, shard sizes, stores, deadlines.
+    Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines.
+
+    Args:
+        device: the kind of device that encodes, ``"cpu"`` or ``"cuda"``.
     """
     versions = {name: _version(name) for name in (*LIBRARIES, *job.tokenizer.libraries)}
     return {
@@ -28,20 +30,20 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
         "tokenizer": job.tokenizer.codes_settings(),
         "sampling": job.sampling.model_dump(
             mode="json",
-            # Streamed clips are not cut: how much is decoded at a time changes no code.
+            # Streamed clips are not cut, so this does not change their codes.
             exclude={"max_clip_frames"} if job.chunking.policy == "streaming" else None,
         ),
         "frames": job.frames.model_dump(mode="json"),
         "chunking": job.chunking.model_dump(mode="json"),
         "decode": {
             "backend": job.decode.backend,
-            # Outputs that were made before there was a choice keep their fingerprint.
+            # Outputs from before this setting existed keep their fingerprint.
             **({} if job.decode.on_damage == "reject" else {"on_damage": job.decode.on_damage}),
         },
         "encode": {
             "device": device,
             "dtype": job.encode.dtype,
-            # Kernels are chosen by shape, so the size of a batch can decide a rounding.
+            # CUDA kernels are selected by shape, so the batch size can change a rounding.
             **({"batch_chunks": job.encode.batch_chunks} if device == "cuda" else {}),
         },
         "libraries": {name: found for name, found in versions.items() if found},
@@ -49,7 +51,7 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
-    """Hash of ``fingerprint_settings``, 32 hex digits."""
+    """Return the hash of ``fingerprint_settings``, as 32 hex digits."""
     return digest(settings)
 
 

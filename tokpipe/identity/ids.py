@@ -1,4 +1,4 @@
-"""Clip ids and fingerprints: identity as a pure function of content, never of position."""
+"""Clip ids: pure functions of content, never of position."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ def digest(value: Any) -> str:
 
 
 SPAN_BYTES = 18
-"""Per end of the span: one byte, 1 if it is set, and the seconds as a little-endian float64."""
+"""Start and end, each as a byte that is 1 if it is set and a little-endian float64 in seconds."""
 
 
 def span_bytes(start_s: float | None, end_s: float | None) -> bytes:
-    """Return a span as ``row_digests`` takes it; zeros stand for an end that is not set."""
-    ends = ((end_s is not None, end_s or 0.0) for end_s in (start_s, end_s))
-    return b"".join(struct.pack("<?d", is_set, seconds) for is_set, seconds in ends)
+    """Return a span as ``SPAN_BYTES`` bytes; a limit that is not set is all zeros."""
+    limits = (start_s, end_s)
+    return b"".join(struct.pack("<?d", limit is not None, limit or 0.0) for limit in limits)
 
 
 def row_digests(dataset: str, source_uris: Iterable[bytes], spans: bytes) -> bytes:
-    """Return 16 bytes per plan row: its id, in binary.
+    """Return the binary ids of plan rows, 16 bytes each.
 
-    Per row, the first 128 bits of SHA-256 over the dataset's name behind its length (4 bytes,
-    little-endian), the source uri (UTF-8) and the span. No two rows share these bytes: the
-    name's end is known, and so is the start of the span, which has a fixed size.
+    An id is the first 128 bits of SHA-256 over the length of the dataset's name (4 bytes,
+    little-endian), the name, the source uri and the span. The length in front and the fixed size
+    of the span make this input unique.
 
     Args:
         dataset: name of the dataset.
         source_uris: one UTF-8 text per row.
-        spans: ``SPAN_BYTES`` per row, as ``span_bytes`` gives them.
+        spans: the ``span_bytes`` of all rows, joined.
     """
     name = dataset.encode("utf-8", "surrogatepass")
     head = struct.pack("<I", len(name)) + name
@@ -49,7 +49,7 @@ def row_digests(dataset: str, source_uris: Iterable[bytes], spans: bytes) -> byt
 
 
 def row_id(dataset: str, source_uri: str, start_s: float | None, end_s: float | None) -> str:
-    """Id of one plan row: dataset name, source uri (with any member) and span in seconds."""
+    """Return the id of one plan row: of dataset, source uri (with any member) and span."""
     uri = source_uri.encode("utf-8", "surrogatepass")
     return row_digests(dataset, [uri], span_bytes(start_s, end_s)).hex()
 
@@ -57,10 +57,10 @@ def row_id(dataset: str, source_uri: str, start_s: float | None, end_s: float | 
 def clip_id(
     row_id: str, segment: int, num_segments: int, max_clip_frames: int, fps: float | None
 ) -> str:
-    """Id of one clip of a row.
+    """Return the id of one clip of a row.
 
-    A row that fits into one clip keeps its own id, so that its id does not depend on the cut.
-    A segment's id holds its span, which is counted in frames at ``fps``.
+    A row with a single clip keeps its own id, which does not depend on ``max_clip_frames``. Ids
+    of segments depend on their span in frames at ``fps``.
     """
     if num_segments == 1:
         return row_id

@@ -1,4 +1,4 @@
-"""Where objects live: one store interface over memory, disk, S3 and whatever fsspec reaches."""
+"""Objects below a URI prefix, in memory, on disk, in S3 and wherever else fsspec reaches."""
 
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.storage.fsspec_store import open_store

@@ -1,4 +1,4 @@
-"""Calls to one fsspec file system: bounded in time, retried once over, errors in our own terms."""
+"""Calls to one fsspec file system, with time limits, one layer of retries and tokpipe's errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.asyn import sync
@@ -24,35 +24,36 @@ from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.telemetry.redact import redact
 
+T = TypeVar("T")
+
 MULTIPART_BYTES = 16 * 2**20
-"""Objects of this size and more are put in parts of half of it (S3 allows 5 MiB and more)."""
+"""Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_LOCAL_PROTOCOLS = ("file", "local")
 
 
-class Refused(StorageError):
-    """An exclusive create met an object. Inside ``storage`` only: ``create`` returns False."""
+class AlreadyExists(StorageError):
+    """An exclusive create found an object. Never leaves ``storage``."""
 
 
 class BadRange(StorageError):
-    """A range starts beyond the object's end. Inside ``storage`` only."""
+    """A range starts beyond the object's end. Never leaves ``storage``."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object as its store describes it."""
+    """What a store says about one object."""
 
     size: int | None
-    """Bytes; None where an HTTP server does not say."""
+    """Size in bytes, or None if an HTTP server does not say."""
     version: str
-    """Changes with the content, as far as the store tells: an ETag, a generation, a time."""
+    """An ETag, a generation or a time, whichever the store provides; changes with the content."""
     takes_ranges: bool
-    """False for an HTTP server that answers a range with the whole object."""
+    """False for an HTTP server that ignores ranges and sends the whole object."""
 
 
 class Listed(NamedTuple):
-    """One object as a listing shows it, by the file system's own name."""
+    """One object in a listing, under the file system's own name."""
 
     path: str
     size_bytes: int
@@ -60,32 +61,27 @@ class Listed(NamedTuple):
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
-    """Return (protocol, rest) of a URI; a path without scheme, or ``file://``, is ``file``."""
+    """Return (protocol, rest) of a URI. For paths and ``file://`` that is ("file", path)."""
     match = _SCHEME.match(uri)
     if match is None:
         return "file", uri
     protocol = match.group(1).lower()
-    if protocol in _LOCAL_PROTOCOLS:
-        return "file", uri[match.end() :]
-    return protocol, uri
+    return ("file", uri[match.end() :]) if protocol in ("file", "local") else (protocol, uri)
 
 
 def client_of(uri: str, options: StoreOptions) -> Client:
-    """Return this process's client for a URI, made on first use.
+    """Return this process's client for a URI, creating it on first use.
 
-    A client belongs to the process that made it (its connections live on a thread, which a
-    fork loses) and to the credentials that the environment held.
+    Clients are cached per process, because connections live on a thread that a fork loses, and
+    per set of cloud credentials in the environment.
 
     Raises:
-        ConfigError: unknown protocol, missing package, or options that it does not take.
+        ConfigError: an unknown protocol, a missing package, or an unknown option.
     """
     protocol, _ = split_protocol(uri)
-    return _client(protocol, options.model_dump_json(), os.getpid(), _cloud_environment())
-
-
-def _cloud_environment() -> tuple[tuple[str, str], ...]:
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
-    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(prefixes)))
+    environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
+    return _client(protocol, options.model_dump_json(), os.getpid(), tuple(environment))
 
 
 @functools.lru_cache(maxsize=32)
@@ -98,8 +94,8 @@ def _client(
 class Client:
     """One fsspec file system, called through one retry layer.
 
-    Raises from every call: ``NotFound`` and ``AccessDenied`` at once; ``StorageError`` at once
-    for what cannot succeed (bad credentials, a full disk) and else after the deadline.
+    Every call raises ``NotFound`` and ``AccessDenied`` at once. It raises ``StorageError`` at once
+    for permanent errors (bad credentials, a full disk), and after the deadline for all others.
     """
 
     def __init__(self, protocol: str, options: StoreOptions) -> None:
@@ -112,58 +108,57 @@ class Client:
         return self.protocol == "file"
 
     def path_of(self, uri: str) -> str:
-        """The file system's own name for a URI, without trailing slash."""
+        """Return the file system's own name for a URI, without a trailing slash."""
         if self.is_local:
             return split_protocol(uri)[1].rstrip("/") or "/"
         return str(self.fs._strip_protocol(uri))
 
     def uri_of(self, path: str) -> str:
-        """The URI of a file system's own name."""
+        """Return the URI for a file system's own name."""
         if self.is_local or _SCHEME.match(path):
             return path
-        # unstrip_protocol() would write the protocol's first alias, not the one in use.
+        # Not unstrip_protocol(), which writes the protocol's first alias.
         return f"{self.protocol}://{path}"
 
     def call(self, doing: str, uri: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the file system by its public name; ``doing`` is for messages."""
+        """Call a method of the file system, with retries. ``doing`` is for error messages."""
         return self.run(doing, uri, functools.partial(self._attempt, method, args, kwargs))
 
-    def run(self, doing: str, uri: str, attempt: Callable[[float], Any]) -> Any:
-        """Run ``attempt(timeout_s)`` with retries, and raise what it ends with in our terms."""
+    def run(self, doing: str, uri: str, attempt: Callable[[float], T]) -> T:
+        """Run ``attempt(timeout_s)`` with retries, and translate its last error."""
         try:
             return self.retry.run(attempt, lambda error: classify(error) is Trouble.TRANSIENT)
         except GaveUp as gave_up:
             raise StorageError(
-                f"{redact(uri)}: {doing} kept failing ({gave_up}); the last answer was "
-                f"{_describe(gave_up.__cause__)}. The store is unreachable or overloaded: look "
-                "at it, then start the job again; storage.deadline_s sets how long to try."
+                f"{redact(uri)}: {doing} kept failing ({gave_up}); the last error was "
+                f"{_describe(gave_up.__cause__)}. The store is unreachable or overloaded: check "
+                "it, then start the job again. storage.deadline_s sets how long to retry."
             ) from gave_up.__cause__
         except Exception as error:
-            translated = _translate(doing, uri, error)
-            if translated is None:
-                raise
-            raise translated from error
+            if translated := _translate(doing, uri, error):
+                raise translated from error
+            raise
 
     def info(self, uri: str) -> ObjectInfo:
-        """Describe one object.
+        """Look up one object.
 
         Raises:
-            NotFound: there is none, or the name is a folder's.
+            NotFound: it does not exist, or is a folder.
         """
         try:
             return self._look_up(uri)
         except StorageError as error:
             if classify(error.__cause__ or error) not in (Trouble.DENIED, Trouble.PERMANENT):
                 raise
-            # The answer to a HEAD has no body, so a bare 403 or 400 does not say whether the
-            # object is refused or the credentials have expired. The answer to a GET does.
+            # HEAD responses have no body, so a bare 403 or 400 may mean a denied object or
+            # expired credentials. The response to a GET says which.
             self.read_range(uri, 0, 1)
             return self._look_up(uri)
 
     def _look_up(self, uri: str) -> ObjectInfo:
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
-            raise NotFound(f"{redact(uri)}: is a folder, not an object.")
+            raise NotFound(f"{redact(uri)}: is a folder, not an object")
         version = next(
             (found[key] for key in ("ETag", "etag", "generation", "mtime") if found.get(key)), ""
         )
@@ -175,53 +170,39 @@ class Client:
         )
 
     def read(self, uri: str) -> bytes:
-        """Return one object whole."""
-        # s3fs asks for the size first when it may read in parallel, and reads in parallel only
-        # what is larger than 50 MB: one connection saves a request per object.
+        """Return a whole object."""
+        # With several connections, s3fs first requests the size, to read objects above 50 MB in
+        # parallel. One connection saves that request.
         single = {"max_concurrency": 1} if self.protocol in ("s3", "s3a") else {}
         return bytes(self.call("reading it", uri, "cat_file", self.path_of(uri), **single))
 
     def read_range(self, uri: str, start: int, end: int) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends."""
-        if start >= end:
-            return b""
+        """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
         try:
-            data = bytes(
-                self.call(
-                    f"reading bytes {start} to {end}",
-                    uri,
-                    "cat_file",
-                    self.path_of(uri),
-                    start=start,
-                    end=end,
-                )
-            )
+            return self._read_range(uri, start, end, min_bytes=0) if start < end else b""
         except BadRange:
             return b""
-        # An HTTP server may ignore the range and send everything.
-        return data if len(data) <= end - start else data[start:end]
 
     def read_exactly(self, uri: str, start: int, end: int) -> bytes:
-        """Return bytes ``start`` to ``end``, which are known to be there; fewer is retried."""
-        path = self.path_of(uri)
+        """Return bytes ``start`` to ``end`` (exclusive), which must exist; retries short reads."""
+        return self._read_range(uri, start, end, min_bytes=end - start)
+
+    def _read_range(self, uri: str, start: int, end: int, *, min_bytes: int) -> bytes:
+        read = functools.partial(
+            self._attempt, "cat_file", (self.path_of(uri),), {"start": start, "end": end}
+        )
 
         def attempt(timeout_s: float) -> bytes:
-            data = bytes(
-                self._attempt("cat_file", (path,), {"start": start, "end": end}, timeout_s)
-            )
-            if len(data) < end - start:
-                raise ConnectionError(f"got {len(data)} of {end - start} bytes")
+            data = bytes(read(timeout_s))
+            if len(data) < min_bytes:
+                raise ConnectionError(f"got {len(data)} of {min_bytes} bytes")
             # An HTTP server may ignore the range and send everything.
-            return data if len(data) == end - start else data[start:end]
+            return data if len(data) <= end - start else data[start:end]
 
-        data: bytes = self.run(f"reading bytes {start} to {end}", uri, attempt)
-        return data
+        return self.run(f"reading bytes {start} to {end}", uri, attempt)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[Listed]:
-        """Yield each object below a folder whose name there starts with prefix.
-
-        S3 is read page by page: ``find`` of s3fs would hold about 1 KB per object.
-        """
+        """Yield the objects below a folder whose names, relative to it, start with ``prefix``."""
         folder = self.path_of(folder_uri)
         if self.protocol in ("s3", "s3a"):
             yield from self._iter_s3(folder_uri, folder, prefix)
@@ -239,6 +220,7 @@ class Client:
                 yield Listed(path, int(info["size"]), _modified_s(info))
 
     def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[Listed]:
+        # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
         bucket, key, _ = self.fs.split_path(folder)
         request: dict[str, Any] = {
             "Bucket": bucket,
@@ -247,12 +229,9 @@ class Client:
         while True:
             page = self.call("listing it", folder_uri, "call_s3", "list_objects_v2", **request)
             for entry in page.get("Contents", ()):
-                if not entry["Key"].endswith("/"):  # what consoles create for an empty folder
-                    yield Listed(
-                        f"{bucket}/{entry['Key']}",
-                        int(entry["Size"]),
-                        entry["LastModified"].timestamp(),
-                    )
+                if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
+                    path, modified_s = f"{bucket}/{entry['Key']}", entry["LastModified"].timestamp()
+                    yield Listed(path, int(entry["Size"]), modified_s)
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -265,14 +244,14 @@ class Client:
             return getattr(self.fs, method)(*args, **kwargs)
 
         async def bounded() -> Any:
-            # Cancels what hangs: the timeout of fsspec's sync() only stops waiting for it.
+            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
             return await asyncio.wait_for(coroutine(*args, **kwargs), timeout_s)
 
         return sync(self.fs.loop, bounded)
 
 
 def _iter_local(folder: str, prefix: str) -> Iterator[Listed]:
-    # fsspec's find() fails whole when a file vanishes while it looks.
+    # fsspec's find() fails if a file disappears meanwhile.
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)  # noqa: PTH118 (hot, and str is what is yielded)
@@ -283,7 +262,7 @@ def _iter_local(folder: str, prefix: str) -> Iterator[Listed]:
 
 
 def _modified_s(info: Mapping[str, Any]) -> float:
-    """Seconds since 1970 of a listed object; now, the safe side, where no time is given."""
+    """Return when an object was written, in seconds since 1970; now, to be safe, if unknown."""
     for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
         match info.get(key):
             case int() | float() as seconds:
@@ -301,7 +280,7 @@ def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
     if protocol in ("s3", "s3a"):
         chosen["config_kwargs"] = {
             "connect_timeout": min(5.0, options.deadline_s / 4),
-            # Between two bytes, so a black hole is noticed in time for another attempt.
+            # Between two bytes; short enough to leave time for another attempt.
             "read_timeout": min(20.0, options.deadline_s / 4),
             "max_pool_connections": 64,
             **chosen.get("config_kwargs", {}),
@@ -310,29 +289,29 @@ def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
     try:
         fs = fsspec.filesystem(
             protocol,
-            # A listing from before another process wrote would hide what it wrote, and an
-            # instance from fsspec's own cache may have been made with other credentials.
+            # Cached listings would hide what other processes write, and a cached instance may
+            # have other credentials.
             skip_instance_cache=True,
             use_listings_cache=False,
             **chosen,
         )
         if protocol in ("s3", "s3a"):
-            fs.retries = 1  # attempts, of which 0 would mean none at all
-            fs.connect()  # no request yet; only here do misspelled options show
+            fs.retries = 1  # attempts, despite the name
+            fs.connect()  # sends no request, but raises for misspelled options
     except ImportError as error:
         raise ConfigError(
             f"{protocol}:// needs a package that is not installed ({error}). "
-            "Install it: pip install 'tokpipe[s3]' for S3."
+            "Install it; for S3: pip install 'tokpipe[s3]'"
         ) from error
-    except (ValueError, OSError) as error:  # zip:// and its like open a file that nobody named
+    except (ValueError, OSError) as error:  # zip:// and others open a file here
         raise ConfigError(
-            f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol "
-            "that fsspec knows."
+            f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol of "
+            "fsspec"
         ) from error
     except TypeError as error:
         raise ConfigError(
-            f"storage.options.{protocol}: {error}. The keys are the arguments of fsspec's file "
-            "system for this protocol."
+            f"storage.options.{protocol}: {error}. Use arguments of fsspec's file system for this "
+            "protocol"
         ) from error
     return fs
 
@@ -342,29 +321,30 @@ def _translate(doing: str, uri: str, error: Exception) -> StorageError | None:
     if trouble is Trouble.FOREIGN:
         return None
     what, uri = _describe(error), redact(uri)
-    if trouble is Trouble.NOT_FOUND:
-        return NotFound(f"{uri}: does not exist ({what}).")
-    if trouble is Trouble.DENIED:
-        return AccessDenied(
-            f"{uri}: {doing} was refused ({what}). The store is reachable and this object is not "
-            "for these credentials: grant them access to it."
-        )
-    if trouble is Trouble.CREDENTIALS:
-        return StorageError(
-            f"{uri}: {doing} was refused, because the store does not accept the credentials "
-            f"({what}). Nothing can be read or written with them: renew them in the environment "
-            "or the instance role (a skewed clock also looks like this), then run again."
-        )
-    if trouble is Trouble.EXISTS:
-        return Refused(f"{uri}: exists already ({what}).")
-    if trouble is Trouble.BAD_RANGE:
-        return BadRange(f"{uri}: {doing} is beyond its end ({what}).")
+    match trouble:
+        case Trouble.NOT_FOUND:
+            return NotFound(f"{uri}: does not exist ({what})")
+        case Trouble.EXISTS:
+            return AlreadyExists(f"{uri}: already exists ({what})")
+        case Trouble.BAD_RANGE:
+            return BadRange(f"{uri}: {doing} failed, because the object ends earlier ({what})")
+        case Trouble.DENIED:
+            return AccessDenied(
+                f"{uri}: {doing} was denied ({what}). The store is reachable, but these "
+                "credentials may not access this object: grant them access"
+            )
+        case Trouble.CREDENTIALS:
+            return StorageError(
+                f"{uri}: {doing} failed, because the store does not accept the credentials "
+                f"({what}). Renew them in the environment or the instance role, then run again. A "
+                "wrong clock can also cause this"
+            )
     return StorageError(
-        f"{uri}: {doing} failed for good ({what}). Trying again would not help: fix the cause, "
-        "then run again."
+        f"{uri}: {doing} failed ({what}), and trying again would not help: fix the cause, then run "
+        "again"
     )
 
 
 def _describe(error: BaseException | None) -> str:
-    # Libraries quote the URL that they asked for, signature and all.
+    # Libraries quote the requested URL, including its signature.
     return redact(f"{type(error).__name__}: {error}")

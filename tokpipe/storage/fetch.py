@@ -1,4 +1,4 @@
-"""Brings one video to local disk, where decoders want it."""
+"""Copies one video to local disk, where decoders need it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tokpipe.errors import (
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import Client, ObjectInfo, client_of, split_protocol
+from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.types import ArchiveMember
 
 _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 PIECE_BYTES = 16 * 2**20
-"""Read, and held in memory, at a time."""
+"""Bytes that are read, and held in memory, at a time."""
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
@@ -43,17 +43,16 @@ def fetch_to_file(
 ) -> Path:
     """Return a local file that holds the video ``uri``.
 
-    A local video is used where it lies. Anything else, an archive's member included, becomes a
-    new file in ``folder``, with the video's suffix; it is the caller's to remove. On an error
-    none stays behind.
+    Local videos are used in place. Others, and members of archives, are copied to a new file in
+    ``folder`` that keeps the video's suffix; the caller removes it. No file is left after an error.
 
     Raises:
-        SourceError: for this video alone, with the reasons ``missing``, ``not_a_file``,
-            ``access_denied``, ``too_large``, ``truncated`` (a member beyond its archive's end),
-            ``changed`` (the object was replaced while being read), ``unreachable`` (an HTTP
+        SourceError: this video is unusable. The reason is ``missing``, ``not_a_file``,
+            ``access_denied``, ``too_large``, ``truncated`` (the archive ends before the member),
+            ``changed`` (the object was replaced during the copy), ``unreachable`` (an HTTP
             server) or ``bad_uri``.
-        StorageError: the store kept failing, which is nobody's fault but its own.
-        NodeTrouble: ``folder`` is on a disk that is full or fails.
+        StorageError: the store kept failing.
+        NodeTrouble: the disk of ``folder`` is full or failing.
     """
     if member is None and split_protocol(uri)[0] == "file":
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
@@ -70,28 +69,28 @@ def fetch_to_file(
     except StorageError as error:
         if split_protocol(source)[0] not in ("http", "https"):
             raise
-        # A list of web addresses spans many servers; one that is gone is no reason to stop.
+        # A list of web addresses spans many servers; a job can continue without one of them.
         raise SourceError("unreachable", str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> Path:
     try:
         status = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError("missing", f"{path}: does not exist ({error.strerror}).") from error
-    except PermissionError as error:
-        raise SourceError("access_denied", f"{path}: may not be read.") from error
-    except (OSError, ValueError) as error:  # a link to itself, a NUL in the name
-        raise SourceError("bad_uri", f"{path}: cannot be opened ({error}).") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        match error:
+            case FileNotFoundError() | NotADirectoryError():
+                reason = "missing"
+            case PermissionError():
+                reason = "access_denied"
+            case _:
+                reason = "bad_uri"
+        raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         kind = stat.filemode(status.st_mode)[0]
         what = {"d": "folder", "p": "pipe", "s": "socket"}.get(kind, "device")
-        raise SourceError(
-            "not_a_file",
-            f"{path}: is a {what}, not a regular file. Reading it could wait for ever.",
-        )
+        raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
     if not os.access(path, os.R_OK):
-        raise SourceError("access_denied", f"{path}: may not be read.")
+        raise SourceError("access_denied", f"{path}: permission denied")
     _check_size(str(path), status.st_size, max_bytes)
     return path
 
@@ -105,15 +104,15 @@ def _copy(
     max_bytes: int,
 ) -> Path:
     if client.is_local:
-        _local_file(Path(client.path_of(source)), max_bytes=2**63)  # an archive may be a pipe too
+        _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
     if member is not None:
         start, size = member.offset, member.size
         if info.size is not None and start + size > info.size:
             raise SourceError(
                 "truncated",
-                f"{source}: ends at byte {info.size}, but its member goes to byte "
-                f"{start + size}. The archive was cut or replaced after it was indexed.",
+                f"{source}: ends at byte {info.size}, but its member ends at byte {start + size}. "
+                "The archive was cut short or replaced after it was indexed",
             )
     else:
         start, size = 0, info.size or 0
@@ -130,8 +129,12 @@ def _copy(
                 for at in range(start, start + size, PIECE_BYTES):
                     piece_end = min(at + PIECE_BYTES, start + size)
                     file.write(client.read_exactly(source, at, piece_end))
-                if size > PIECE_BYTES:
-                    _check_unchanged(source, info, client.info(source))
+                if size > PIECE_BYTES and (after := client.info(source)) != info:
+                    raise SourceError(
+                        "changed",
+                        f"{source}: was replaced while it was read ({info} became {after}), so the "
+                        "copy would mix two files",
+                    )
     except BaseException:
         path.unlink()
         raise
@@ -140,25 +143,21 @@ def _copy(
 
 @contextlib.contextmanager
 def node_trouble(folder: Path) -> Iterator[None]:
-    """Tell a scratch disk that is full or fails from everything else that may go wrong.
-
-    Raises:
-        NodeTrouble: in place of the file system's error.
-    """
+    """Raise ``NodeTrouble`` in place of the errors of a scratch disk that is full or failing."""
     try:
         yield
     except OSError as error:
         if error.errno not in _NODE_ERRNOS:
             raise
         raise NodeTrouble(
-            f"{folder} on {socket.gethostname()}: the local disk takes no more ({error.strerror}). "
-            "Videos cannot be fetched there; other nodes go on. Free it, or set TMPDIR to a "
-            "larger disk on every node."
+            f"{folder} on {socket.gethostname()}: the local disk is full or failing "
+            f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
+            "or set TMPDIR to a larger disk on every node"
         ) from error
 
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:
-    """Copy from an HTTP server without ranges: in order, and any failure starts again."""
+    """Copy from an HTTP server without ranges; after an error, start again."""
 
     def attempt(_: float) -> None:
         file.seek(0)
@@ -166,7 +165,7 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
                 _check_size(source, file.tell() + len(piece), max_bytes)
-                with node_trouble(folder):  # or it would be taken for the store's
+                with node_trouble(folder):  # else it would look like the store's error
                     file.write(piece)
 
     client.run("reading it", source, attempt)
@@ -176,17 +175,8 @@ def _check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise SourceError(
             "too_large",
-            f"{source}: has {size} bytes or more, and decode.max_source_bytes is {max_bytes}. "
-            "Larger sources could fill a node's disk: raise the setting if it has the room.",
-        )
-
-
-def _check_unchanged(source: str, before: ObjectInfo, after: ObjectInfo) -> None:
-    if before != after:
-        raise SourceError(
-            "changed",
-            f"{source}: was replaced while it was read ({before} became {after}), so its pieces "
-            "do not belong together.",
+            f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}. "
+            "Larger sources could fill a node's disk: raise the setting if there is enough space",
         )
 
 

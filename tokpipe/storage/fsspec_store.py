@@ -1,4 +1,4 @@
-"""The one implementation of ``Store``: objects below a prefix of any fsspec file system."""
+"""Implements ``Store`` for any fsspec file system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import NotFound, StorageError
-from tokpipe.storage.client import MULTIPART_BYTES, Client, Refused, client_of
+from tokpipe.storage.client import MULTIPART_BYTES, AlreadyExists, Client, client_of
 from tokpipe.storage.local_files import (
     TEMPORARY_FOLDER,
     create_file,
@@ -27,7 +27,7 @@ _memory_lock = threading.Lock()
 
 
 def open_store(uri: str, options: StoreOptions) -> FsspecStore:
-    """Open the store of all objects below ``uri``; nothing is read or written yet.
+    """Open the store of all objects below ``uri``, without reading or writing anything.
 
     Raises:
         ConfigError: the URI's protocol or its options cannot be used.
@@ -36,10 +36,7 @@ def open_store(uri: str, options: StoreOptions) -> FsspecStore:
 
 
 class FsspecStore:
-    """Objects below a URI prefix; see ``Store`` for what each call promises.
-
-    May be pickled and sent to another process, which makes its own connections.
-    """
+    """Objects below a URI prefix. Can be pickled; each process opens its own connections."""
 
     def __init__(self, uri: str, options: StoreOptions) -> None:
         self._options = options
@@ -62,7 +59,7 @@ class FsspecStore:
     def uri_of(self, key: str) -> str:
         parts = key.split("/")
         if "" in parts or "." in parts or ".." in parts or parts[0] == TEMPORARY_FOLDER:
-            raise ValueError(f"{key!r} is no key: keys are relative names, such as 'shards/a'")
+            raise ValueError(f"{key!r} is not a key: keys are relative names, such as 'shards/a'")
         return f"{self._uri.rstrip('/')}/{key}"
 
     def get(self, key: str) -> bytes:
@@ -70,7 +67,7 @@ class FsspecStore:
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         if not 0 <= start <= end:
-            raise ValueError(f"bytes {start} to {end} of {key!r} are no range")
+            raise ValueError(f"invalid range of {key!r}: bytes {start} to {end}")
         return self._client.read_range(self.uri_of(key), start, end)
 
     def put(self, key: str, data: bytes) -> None:
@@ -80,16 +77,16 @@ class FsspecStore:
         for _ in range(_CREATE_ATTEMPTS):
             try:
                 self._write(key, data, exclusive=True)
-            except Refused:
-                # Perhaps by our own object: its answer was lost and the retry met it.
-                with contextlib.suppress(NotFound):  # deleted since, so the name is free again
+            except AlreadyExists:
+                # Perhaps it is ours: the answer was lost, and the retry found the object.
+                with contextlib.suppress(NotFound):  # deleted since, so try again
                     return self.get(key) == data
             else:
                 return True
         raise StorageError(
-            f"{self.uri_of(key)}: exists when it is to be created, and does not when it is read, "
-            f"{_CREATE_ATTEMPTS} times in a row. Something deletes it, or the store contradicts "
-            "itself: find out which before going on."
+            f"{self.uri_of(key)}: create says it exists, read says it does not, "
+            f"{_CREATE_ATTEMPTS} times in a row. Either something keeps deleting it, or the store "
+            "is inconsistent: find out which before you run again"
         )
 
     def size(self, key: str) -> int | None:
@@ -128,20 +125,17 @@ class FsspecStore:
             else:
                 self._pipe(client, doing, uri, data, exclusive=exclusive)
         except NotFound as error:
-            # Keys need no folder, so it is the bucket or the whole file system that is missing.
+            # Keys need no folder, so the bucket must be missing.
             raise StorageError(
                 f"{uri}: cannot be written, because its bucket or container does not exist "
                 f"({error.__cause__}). Create {self._uri.split('/')[2]!r} first, or correct "
-                "output.uri."
+                "output.uri"
             ) from error
 
     def _pipe(self, client: Client, doing: str, uri: str, data: bytes, *, exclusive: bool) -> None:
         keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
         if client.protocol in ("s3", "s3a"):
             keywords["chunksize"] = MULTIPART_BYTES // 2
-        path = client.path_of(uri)
-        if client.protocol == "memory":
-            with _memory_lock:  # fsspec looks first and then writes
-                client.call(doing, uri, "pipe_file", path, data, **keywords)
-        else:
-            client.call(doing, uri, "pipe_file", path, data, **keywords)
+        # In memory, fsspec checks first and then writes.
+        with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
+            client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)

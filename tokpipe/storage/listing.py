@@ -1,4 +1,4 @@
-"""Finds what a glob matches, on local disk and in object stores alike."""
+"""Finds what a glob matches, on local disk and in object stores."""
 
 from __future__ import annotations
 
@@ -26,46 +26,36 @@ class Match:
 
 
 def iter_matches(pattern: str, options: StoreOptions) -> Iterator[Match]:
-    """Yield what ``pattern`` matches, in no particular order; nothing if nothing does.
+    """Yield what ``pattern`` matches, in any order.
 
-    ``*`` and ``?`` stay within one folder and match a leading dot too, as in object stores;
-    ``**`` crosses folders. A pattern without such characters is one object's own name, and so
-    is one that matches nothing but exists to the letter (``[2019] trip.mp4``).
+    ``*`` and ``?`` stay within one folder and also match a leading dot, as in object stores;
+    ``**`` crosses folders. A pattern that matches nothing but is the exact name of an object
+    (``[2019] trip.mp4``) yields that object.
 
-    Local matches include what is no regular file (pipes, dangling links), for the caller to
-    refuse by name. A folder is yielded only where the pattern's last part has an extension,
-    which it then bears itself (``x.mp4/``): nobody means the folders that ``**`` or ``*`` cover.
+    Local matches include pipes, dangling links and the like, for the caller to reject by name.
+    Folders are included only if the last part of the pattern has an extension (``x.mp4/``).
 
     Raises:
         ConfigError: the pattern is malformed, or covers a whole object store.
         StorageError: the store cannot be listed.
     """
-    if not _MAGIC.search(pattern):
-        if _exists(pattern, options):
-            yield Match(pattern, _is_local_folder(pattern))
-        return
-    any_match = False
-    for match in _walk(pattern, options):
-        any_match = True
-        yield match
-    if not any_match and _exists(pattern, options):
-        yield Match(pattern, _is_local_folder(pattern))
+    matches = _walk(pattern, options) if _MAGIC.search(pattern) else iter(())
+    first = next(matches, None) or _exact(pattern, options)
+    if first is not None:
+        yield first
+        yield from matches
 
 
-def _exists(uri: str, options: StoreOptions) -> bool:
+def _exact(uri: str, options: StoreOptions) -> Match | None:
+    """Return the match of an object's own name, if it exists."""
     protocol, path = split_protocol(uri)
     if protocol == "file":
-        return os.path.lexists(path)
+        return Match(uri, Path(path).is_dir()) if os.path.lexists(path) else None
     try:
         client_of(uri, options).info(uri)
     except NotFound:
-        return False
-    return True
-
-
-def _is_local_folder(uri: str) -> bool:
-    protocol, path = split_protocol(uri)
-    return protocol == "file" and Path(path).is_dir()
+        return None
+    return Match(uri)
 
 
 def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
@@ -75,8 +65,8 @@ def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
         matches = re.compile(glob_translate(path)).match
     except (ValueError, re.error) as error:
         raise ConfigError(
-            f"{pattern}: is no glob ({error}). '*' and '?' match within one folder, "
-            "'**' must be a whole part of the path, as in videos/**/*.mp4."
+            f"{pattern}: is not a valid glob ({error}). '*' and '?' match within one folder; "
+            "'**' must be a whole part of the path, as in videos/**/*.mp4"
         ) from error
     fixed = path[: _MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
     if client.is_local:
@@ -88,7 +78,7 @@ def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
         return
     if not fixed.strip("/"):
         raise ConfigError(
-            f"{pattern}: covers a whole store. Name the bucket, as in s3://bucket/*.mp4."
+            f"{pattern}: covers a whole store. Name the bucket, as in s3://bucket/*.mp4"
         )
     in_fixed = path[len(fixed) + 1 :]
     stem = in_fixed[: _MAGIC.search(in_fixed).start()]  # type: ignore[union-attr]
@@ -100,7 +90,7 @@ def _walk(pattern: str, options: StoreOptions) -> Iterator[Match]:
 def _walk_local(
     folder: str, depth: int | None, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, bool]]:
-    """Yield (path, is it a folder) below a folder, following links but never round a loop."""
+    """Yield (path, is_folder) for everything below a folder; follows links, but not in loops."""
     try:
         status = os.stat(folder)  # noqa: PTH116
         here = (status.st_dev, status.st_ino)

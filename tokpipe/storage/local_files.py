@@ -1,4 +1,4 @@
-"""Whole files on local disk: there entirely or not at all, and never overwritten by a create."""
+"""Writes whole files on local disk: they appear complete, and a create never overwrites."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from pathlib import Path
 from tokpipe.errors import StorageError
 
 TEMPORARY_FOLDER = ".tokpipe-tmp"
-"""Below a store's root: files being written, on the same file system as their final names."""
-
+"""Folder below a store's root for files being written; on the same file system as their targets."""
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-
 _ABANDONED_AFTER_S = 24 * 3600.0
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, in a folder that exists; readers see the old file or the new one.
-
-    A new file gets the mode that the umask leaves.
-    """
+    """Write ``data`` to ``path``, whose folder exists; readers see the old file or the new one."""
     with _temporary(path.with_name(f".{path.name}.{uuid.uuid4().hex}.part"), data) as temporary:
         os.replace(temporary, path)  # noqa: PTH105
     _sync_folder(path.parent)
@@ -34,19 +29,19 @@ def replace_file(root: Path, path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one."""
     with _temporary_below(root, data) as temporary:
         _make_folder(path.parent)
-        os.replace(temporary, path)  # noqa: PTH105 (one way of naming the two calls)
+        os.replace(temporary, path)  # noqa: PTH105
     _sync_folder(path.parent)
 
 
 def create_file(root: Path, path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` below ``root`` if nothing is there.
+    """Write ``data`` to ``path`` below ``root`` unless the path exists.
 
-    A hard link appears whole or is refused, in one step, on NFS too; ``O_EXCL`` would leave a
-    torn file behind when its writer is killed.
+    Hard links are atomic, also on NFS. With ``O_EXCL``, a killed writer would leave an incomplete
+    file.
 
     Raises:
-        FileExistsError: something is there.
-        StorageError: the file system cannot do this.
+        FileExistsError: the path exists.
+        StorageError: the file system has no hard links.
     """
     with _temporary_below(root, data) as temporary:
         _make_folder(path.parent)
@@ -58,18 +53,17 @@ def create_file(root: Path, path: Path, data: bytes) -> None:
             raise StorageError(
                 f"{path}: cannot be created exclusively, because this file system has no hard "
                 f"links ({error.strerror}). Without them two drivers could both commit. Write to "
-                "another disk, or to the bucket behind this mount by its own URI (s3://...)."
+                "another disk, or to the bucket behind this mount by its own URI (s3://...)"
             ) from error
     _sync_folder(path.parent)
 
 
 def remove_abandoned(root: Path, now_s: float | None = None) -> None:
-    """Remove temporary files that a killed process left more than a day ago."""
+    """Remove temporary files that killed processes left more than a day ago."""
     oldest_s = (time.time() if now_s is None else now_s) - _ABANDONED_AFTER_S
     with contextlib.suppress(FileNotFoundError), os.scandir(root / TEMPORARY_FOLDER) as entries:
         for entry in entries:
-            # Another process may be cleaning up as well.
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # another process may clean up too
                 if entry.stat().st_mtime < oldest_s:
                     os.unlink(entry.path)  # noqa: PTH108
 
@@ -81,7 +75,7 @@ def _temporary_below(root: Path, data: bytes) -> contextlib.AbstractContextManag
 
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
-    """Write a file that is removed at the end, unless it was moved."""
+    """Write a file, and remove it at the end unless it was moved."""
     try:
         with path.open("xb") as file:
             file.write(data)
@@ -97,13 +91,13 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(
-            f"{folder}: cannot be a folder, because a file has its name or that of a folder above "
-            f"({error.strerror}). Nothing can be written below it: choose another output prefix."
+            f"{folder}: cannot be created, because it or a folder above it is a file "
+            f"({error.strerror}): use another output prefix"
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it a power cut may forget the name of a file whose bytes are safe.
+    # Otherwise a power cut may lose the file's name, although its bytes are safe.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

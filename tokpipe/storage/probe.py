@@ -1,4 +1,4 @@
-"""Finds out, before any work, whether a store keeps the promise that commits rest on."""
+"""Checks, before any work, that a store honours the exclusive creates that commits rely on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tokpipe.storage.store import Store
 
 
 def probe_store(store: Store) -> None:
-    """Check that a second exclusive create of one key is refused.
+    """Check that a second exclusive create of the same key fails.
 
-    Tried with one request, and on remote stores in parts too, since those end in another call
-    (Ceph 16 honours the condition on the first and ignores it on the second). That costs one
-    upload of ``MULTIPART_BYTES``, so it is done once, at the start of a job.
+    Remote stores are also tested with a multipart upload, which ends in another call: Ceph 16
+    honours the condition in single requests but ignores it there. This uploads
+    ``MULTIPART_BYTES``, so it is done once, when a job starts.
 
     Raises:
-        UnsafeStore: the second create went through.
+        UnsafeStore: the second create succeeded.
     """
     key = f"probe/{uuid.uuid4().hex}"
     attempts = {"in one request": b"second"}
@@ -26,14 +26,14 @@ def probe_store(store: Store) -> None:
     try:
         store.create(key, b"first")
         for how, data in attempts.items():
-            # The bytes differ from the first ones, so True can only mean that they replaced them.
+            # The bytes differ, so True means that they replaced the first ones.
             if store.create(key, data):
                 raise UnsafeStore(
-                    f"{store.uri}: a second exclusive create of one key, {how}, was accepted. "
-                    "Two drivers started on this output by mistake would both commit, and the "
-                    "manifest would lose one's clips. Use a store that honours 'If-None-Match: *' "
-                    "(AWS S3, SeaweedFS, MinIO, a local disk), or set output.accept_unsafe_store "
-                    "and make sure by other means that one driver runs at a time."
+                    f"{store.uri}: a second exclusive create of one key, {how}, succeeded. If two "
+                    "drivers were started on this output by mistake, both would commit, and the "
+                    "manifest would lose clips. Use a store that honours 'If-None-Match: *' (AWS "
+                    "S3, SeaweedFS, MinIO, a local disk), or set output.accept_unsafe_store and "
+                    "make sure yourself that only one driver runs at a time"
                 )
     finally:
         store.delete(key)

@@ -1,4 +1,4 @@
-"""A stored object as a read-only file, fetched by ranges that are retried one by one."""
+"""A stored object as a read-only file that fetches byte ranges."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage.client import Client, client_of
+from tokpipe.storage.client import client_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
 class RangedFile(io.RawIOBase):
-    """Lets a reader seek in a stored object and fetch only what it reads, a range per call.
+    """A seekable file that fetches one range per read.
 
-    Wrap it in ``io.BufferedReader`` for small reads. fsspec's own remote files read ahead by
-    50 MB and leave retrying to the caller.
+    Wrap it in ``io.BufferedReader`` for small reads. fsspec's own remote files read 50 MB ahead
+    and do not retry.
     """
 
     def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
-        """``read_range(start, end)`` gives the bytes from start to end, both within ``size``."""
+        """``read_range(start, end)`` returns the bytes from start to end, both within ``size``."""
         super().__init__()
         self.size = size
         self._read_range = read_range
@@ -56,24 +56,20 @@ class RangedFile(io.RawIOBase):
         return len(data)
 
 
-def _remote_file(uri: str, client: Client) -> RangedFile:
-    info = client.info(uri)
-    if info.size is not None and info.takes_ranges:
-        return RangedFile(info.size, functools.partial(client.read_range, uri))
-    # Without ranges there is no seeking, so the object has to be held.
-    whole = client.read(uri)
-    return RangedFile(len(whole), lambda start, end: whole[start:end])
-
-
 def open_ranged(uri: str, options: StoreOptions, buffer_bytes: int) -> io.BufferedReader:
-    """Open any object for reading; a local file is opened as it is.
+    """Open an object for reading.
 
     Raises:
-        NotFound, AccessDenied, StorageError: from the store, here or at a later read.
+        NotFound, AccessDenied, StorageError: from the store, now or during a later read.
     """
     client = client_of(uri, options)
     if not client.is_local:
-        return io.BufferedReader(_remote_file(uri, client), buffer_bytes)
+        info = client.info(uri)
+        if info.size is not None and info.takes_ranges:
+            file = RangedFile(info.size, functools.partial(client.read_range, uri))
+            return io.BufferedReader(file, buffer_bytes)
+        # Seeking needs ranges; without them the whole object is held in memory.
+        return io.BufferedReader(io.BytesIO(client.read(uri)), buffer_bytes)
 
     def attempt(_: float) -> io.BufferedReader:
         path = Path(client.path_of(uri))
@@ -81,5 +77,4 @@ def open_ranged(uri: str, options: StoreOptions, buffer_bytes: int) -> io.Buffer
             raise FileNotFoundError(errno.ENOENT, "is not a regular file", str(path))
         return io.BufferedReader(path.open("rb", 0), buffer_bytes)
 
-    file: io.BufferedReader = client.run("opening it", uri, attempt)
-    return file
+    return client.run("opening it", uri, attempt)

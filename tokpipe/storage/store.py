@@ -1,6 +1,6 @@
-"""What tokpipe asks of a store: whole immutable objects under one prefix.
+"""The interface to a store: whole, immutable objects below one prefix.
 
-Every output goes through this interface, so one contract suite covers memory, disk and S3.
+All outputs go through this interface, so one test suite covers memory, disk and S3.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object as a listing shows it."""
+    """One object in a listing."""
 
     key: str
     size_bytes: int
     modified_s: float
-    """When it was last written, in seconds since 1970 by the clock of the store."""
+    """Time of the last write, in seconds since 1970 by the store's clock."""
 
 
 class Store(Protocol):
     """Objects below one URI prefix. Keys are relative, with ``/`` between their parts.
 
-    Each call either takes effect whole or not at all, and retries transient trouble by itself
-    until the store's deadline. Errors: ``NotFound``, ``AccessDenied`` at once, else
-    ``StorageError`` when the deadline has passed.
+    Each call happens completely or not at all. It retries transient errors until the store's
+    deadline, then raises ``StorageError``. ``NotFound`` and ``AccessDenied`` are raised at once.
     """
 
     @property
@@ -33,30 +32,30 @@ class Store(Protocol):
         """The prefix, without a trailing slash."""
 
     def uri_of(self, key: str) -> str:
-        """Full URI of one object, for messages and for other readers."""
+        """Return the full URI of an object."""
 
     def get(self, key: str) -> bytes:
-        """Return an object whole."""
+        """Return a whole object."""
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive, clipped to the object's size)."""
+        """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object in one call, over any older one. Readers see the old or the new."""
+        """Write an object, replacing any older one. Readers see the old object or the new one."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object only if there is none; True if the object is now ours.
+        """Write an object only if the key is free. Return True if the object is now ours.
 
-        A refused create may be the echo of an own earlier attempt whose answer was lost: the
-        object is read back, and equal bytes count as ours. So ``data`` must be unlike any
-        other writer's (put an attempt id in).
+        If an earlier attempt succeeded but its answer was lost, the retry finds the key taken.
+        The object is then read back, and equal bytes count as ours. ``data`` must therefore
+        differ from what any other writer would write; include an attempt id.
         """
 
     def size(self, key: str) -> int | None:
-        """Size in bytes, or None if there is no such object."""
+        """Return the size in bytes, or None if there is no such object."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield what is below a prefix, in any order. For audits; no resume needs it."""
+        """Yield the objects whose keys start with ``prefix``, in any order."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Delete an object. Deleting one that does not exist is not an error."""

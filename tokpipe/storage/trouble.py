@@ -1,13 +1,14 @@
-"""What an exception of a store means, decided by type, status and error code, never by its text.
+"""Classifies exceptions of stores by type, status and error code, never by their text.
 
-The same answer arrives in different clothes: a refused exclusive create is ``FileExistsError``
-when the error body names the condition, and ``OSError(EINVAL)`` when it does not (SeaweedFS,
-Ceph). The HTTP answer stands in the exception's chain of causes, so that is where to look.
+Libraries report the same answer in different ways: a rejected exclusive create is a
+``FileExistsError`` if the error body names the condition, but ``OSError(EINVAL)`` if it does not
+(SeaweedFS, Ceph). The HTTP answer is in the exception's chain of causes, so classification starts
+there.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
 import functools
 from collections.abc import Iterator
@@ -17,81 +18,48 @@ from tokpipe.errors import TokpipeError
 
 
 class Trouble(Enum):
-    """Kinds of failure that a caller treats differently."""
+    """Kinds of failure that callers handle differently."""
 
     TRANSIENT = "transient"
     NOT_FOUND = "not found"
     DENIED = "denied"
+    """Access to this object is denied."""
     CREDENTIALS = "credentials"
-    """The store does not know the caller at all: every object would be refused."""
+    """The store does not accept the credentials for any object."""
     EXISTS = "exists"
-    """An exclusive create was refused."""
+    """An exclusive create found an object."""
     BAD_RANGE = "bad range"
-    """The range asked for starts at or beyond the object's end."""
+    """The range starts at or beyond the object's end."""
     PERMANENT = "permanent"
-    """The store will not do this, however often it is asked."""
+    """Trying again would not help."""
     FOREIGN = "foreign"
-    """No store's error: a bug, to be raised as it is."""
+    """Not an error of a store: a bug, or one of tokpipe's own errors. Raise it unchanged."""
 
 
-_TRANSIENT_CODES = frozenset(
-    {
-        "BadDigest",
-        "ConditionalRequestConflict",  # two creates met: AWS asks to try again
-        "IncompleteBody",
-        "InternalError",
-        "NoSuchUpload",  # the multipart upload is gone, so start another
-        "OperationAborted",
-        "RequestTimeout",  # comes with status 400
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "XAmzContentSHA256Mismatch",
-    }
-)
-_CREDENTIAL_CODES = frozenset(
-    {
-        "AccountProblem",
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidSecurity",
-        "InvalidToken",
-        "MissingSecurityHeader",
-        "NotSignedUp",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-    }
-)
-_PERMANENT_ERRNOS = frozenset(
-    {
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.EMLINK,
-        errno.ENAMETOOLONG,
-        errno.ENODEV,
-        errno.ENOSPC,
-        errno.ENOSYS,
-        errno.ENOTEMPTY,
-        errno.ENXIO,
-        errno.EOPNOTSUPP,
-        errno.EROFS,
-        errno.EXDEV,
-    }
-)
+_TRANSIENT_CODES = frozenset({
+    "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "ServiceUnavailable",
+    "SlowDown", "Throttling", "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict",  # two creates met; AWS says to try again
+    "NoSuchUpload",  # the multipart upload is gone, so start another
+    "RequestTimeout",  # has status 400
+})  # fmt: skip
+_CREDENTIAL_CODES = frozenset({
+    "AccountProblem", "AuthorizationHeaderMalformed", "ExpiredToken", "ExpiredTokenException",
+    "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "MissingSecurityHeader",
+    "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
+})  # fmt: skip
+_PERMANENT_ERRNOS = frozenset({
+    errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
+    errno.ENAMETOOLONG, errno.ENODEV, errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.ENXIO,
+    errno.EOPNOTSUPP, errno.EROFS, errno.EXDEV,
+})  # fmt: skip
 
 
 def classify(error: BaseException) -> Trouble:
-    """Say what ``error``, or the first thing that caused it, means."""
+    """Return what ``error`` means, judged by its innermost known cause."""
     if isinstance(error, TokpipeError):
-        return Trouble.FOREIGN  # in our own terms already, whatever caused it
-    # The innermost cause is nearest to the truth: fsspec's HTTP file system wraps a refused
-    # connection into FileNotFoundError.
+        return Trouble.FOREIGN
+    # Innermost first: fsspec's HTTP file system turns a rejected connection into FileNotFoundError.
     for link in reversed(list(_causes(error))):
         if trouble := _classify_one(link):
             return trouble
@@ -109,38 +77,30 @@ def _classify_one(error: BaseException) -> Trouble | None:
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's ClientError
         code = str(response.get("Error", {}).get("Code"))
+        if code in _TRANSIENT_CODES:
+            return Trouble.TRANSIENT
+        if code in _CREDENTIAL_CODES:
+            return Trouble.CREDENTIALS
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return _by_code(code) or _by_status(status if isinstance(status, int) else 500)
-    if trouble := _by_library(error):
+        return _by_status(status if isinstance(status, int) else 500)
+    known = (trouble for types, trouble in _library_types() if isinstance(error, types))
+    if trouble := next(known, None):
         return trouble
-    for holder, name in (
-        (error, "status"),
-        (error, "status_code"),
-        (error, "code"),
-        (response, "status_code"),
-    ):  # aiohttp, adlfs, gcsfs, requests
-        status = getattr(holder, name, None)
-        if isinstance(status, int) and 300 <= status < 600:
-            return _by_status(status)
+    # aiohttp, adlfs, gcsfs, requests
+    for holder in (error, response):
+        for name in ("status", "status_code", "code"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int) and 300 <= status < 600:
+                return _by_status(status)
     if isinstance(error, FileExistsError):
         return Trouble.EXISTS
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Trouble.NOT_FOUND
     if isinstance(error, PermissionError):
         return Trouble.DENIED
-    if isinstance(error, asyncio.TimeoutError):  # no TimeoutError before Python 3.11
-        return Trouble.TRANSIENT
     if isinstance(error, OSError):
         permanent = error.errno in _PERMANENT_ERRNOS
         return Trouble.PERMANENT if permanent else Trouble.TRANSIENT
-    return None
-
-
-def _by_code(code: str) -> Trouble | None:
-    if code in _TRANSIENT_CODES:
-        return Trouble.TRANSIENT
-    if code in _CREDENTIAL_CODES:
-        return Trouble.CREDENTIALS
     return None
 
 
@@ -158,46 +118,38 @@ def _by_status(status: int) -> Trouble:
     return Trouble.PERMANENT
 
 
-def _by_library(error: BaseException) -> Trouble | None:
-    for types, trouble in _library_types():
-        if isinstance(error, types):
-            return trouble
-    return None
-
-
 @functools.cache
-def _library_types() -> tuple[tuple[tuple[type[BaseException], ...], Trouble | None], ...]:
-    """Exception types of the optional store libraries that are installed."""
+def _library_types() -> list[tuple[tuple[type[BaseException], ...], Trouble | None]]:
+    """Return the exception types of the installed store libraries, the most specific first.
+
+    None means that the exception's HTTP status decides.
+    """
     known: list[tuple[tuple[type[BaseException], ...], Trouble | None]] = []
-    try:
+    with contextlib.suppress(ImportError):
         from botocore import exceptions as boto
         from botocore.parsers import ResponseParserError
-    except ImportError:
-        pass
-    else:
-        known.append(((boto.NoCredentialsError, boto.PartialCredentialsError), Trouble.CREDENTIALS))
-        known.append(
-            (
-                (
-                    boto.ConnectionError,
-                    boto.HTTPClientError,
-                    boto.IncompleteReadError,
-                    ResponseParserError,  # some servers throttle with an answer that is no XML
-                    boto.CredentialRetrievalError,
-                    boto.MetadataRetrievalError,
-                ),
-                Trouble.TRANSIENT,
-            )
+
+        transient = (
+            boto.ConnectionError,
+            boto.HTTPClientError,
+            boto.IncompleteReadError,
+            boto.CredentialRetrievalError,
+            boto.MetadataRetrievalError,
+            ResponseParserError,  # some servers throttle with an answer that is not XML
         )
-        known.append(((boto.BotoCoreError,), Trouble.PERMANENT))
-    try:
+        known += [
+            ((boto.NoCredentialsError, boto.PartialCredentialsError), Trouble.CREDENTIALS),
+            (transient, Trouble.TRANSIENT),
+            ((boto.BotoCoreError,), Trouble.PERMANENT),
+        ]
+    with contextlib.suppress(ImportError):
         import aiohttp
         from aiohttp.http_exceptions import HttpProcessingError
-    except ImportError:
-        pass
-    else:
-        known.append(((aiohttp.InvalidURL,), Trouble.PERMANENT))
-        known.append(((aiohttp.ClientResponseError,), None))  # its status tells
-        # A broken answer; these bear a "code" 400 of their own making.
-        known.append(((aiohttp.ClientError, HttpProcessingError), Trouble.TRANSIENT))
-    return tuple(known)
+
+        known += [
+            ((aiohttp.InvalidURL,), Trouble.PERMANENT),
+            ((aiohttp.ClientResponseError,), None),
+            # Malformed answers. Their ``code`` 400 is aiohttp's, not the server's.
+            ((aiohttp.ClientError, HttpProcessingError), Trouble.TRANSIENT),
+        ]
+    return known

@@ -1,1 +1,1 @@
-"""What a run tells people and programs: events, masked secrets, numbers, speed."""
+"""What a run reports: events, speed, code usage, numbers for people; secrets are masked."""

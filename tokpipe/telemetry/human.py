@@ -1,4 +1,4 @@
-"""Numbers for people, and for JSON."""
+"""Formats numbers for people and for JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def duration(seconds: float) -> str:
-    """``0:07``, ``12:30``, ``3:05:00`` or ``2d 03:00``."""
+    """Format seconds as ``0:07``, ``12:30``, ``3:05:00`` or ``2d 03:00``."""
     whole = round(seconds)
     days, hours = whole // 86_400, whole // 3_600 % 24
     minutes, rest = whole // 60 % 60, whole % 60
@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """``512 B``, ``1.5 MiB`` or ``2.0 TiB``."""
+    """Format bytes as ``512 B``, ``1.5 MiB`` or ``2.0 TiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size_bytes < 1024:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -26,11 +26,11 @@ def size_text(size_bytes: float) -> str:
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
-    """``truncated 1,200, no_video 3``: the most frequent first; empty if there are none."""
+    """Format counts, the largest first: ``truncated 1,200, no_video 3``; empty if none."""
     most_first = sorted(counts.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{name} {count:,}" for name, count in most_first)
 
 
 def finite(number: float | None) -> float | None:
-    """Return the number, or None for infinity and NaN, which JSON cannot hold."""
+    """Return the number, or None for infinity and NaN, which JSON cannot represent."""
     return number if number is not None and math.isfinite(number) else None

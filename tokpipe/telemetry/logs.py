@@ -1,8 +1,7 @@
-"""What happens in a job, as records of the standard library's logging: one name per event, a
-sentence for people, and fields for programs.
+"""Events of a job, as records of Python's logging: a name, a sentence for people, and fields.
 
-A driver shows warnings as lines above its progress, and writes all events as lines of JSON where
-``runtime.log_path`` says. Nothing is set up by importing this.
+A driver shows warnings above its progress display, and appends all events as lines of JSON to
+``runtime.log_path``. Importing this module configures nothing.
 """
 
 from __future__ import annotations
@@ -24,32 +23,16 @@ from tokpipe.telemetry.redact import redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
 STDERR = "-"
-"""In place of a path."""
+"""Stands for standard error in place of a path."""
 SAME_LINE_S = 5.0
-"""Warnings of one event are shown so often at most: a node takes hundreds of actors with it."""
+"""Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 
 EventName = Literal[
-    "run_started",
-    "output_claimed",
-    "rejections_reopened",
-    "pools_resized",
-    "actor_up",
-    "actor_refused",
-    "actor_lost",
-    "nodes_draining",
-    "node_avoided",
-    "lease_failed",
-    "clip_retried",
-    "clip_rejected",
-    "shard_committed",
-    "committed",
-    "progress",
-    "stop_requested",
-    "claim_lost",
-    "run_ended",
-    "run_failed",
-    "log",
-]
+    "run_started", "output_claimed", "rejections_reopened", "pools_resized", "actor_up",
+    "actor_refused", "actor_lost", "nodes_draining", "node_avoided", "lease_failed",
+    "clip_retried", "clip_rejected", "shard_committed", "committed", "progress",
+    "stop_requested", "claim_lost", "run_ended", "run_failed", "log",
+]  # fmt: skip
 
 EVENTS: Mapping[EventName, str] = {
     "run_started": "A driver begins: what it is, and how much was settled before.",
@@ -78,13 +61,13 @@ EVENTS: Mapping[EventName, str] = {
 def log_event(
     event: EventName, message: str, *, level: int = logging.INFO, **fields: object
 ) -> None:
-    """Record that something happened; costs next to nothing where nobody listens."""
+    """Log an event; cheap when nothing is listening."""
     if LOGGER.isEnabledFor(level):
         LOGGER.log(level, "%s", message, extra={"event": event, "fields": fields})
 
 
 def events_are_logged() -> bool:
-    """Whether it is worth while to look at each clip for an event."""
+    """Return whether events are written, so that it is worth building one per clip."""
     return LOGGER.isEnabledFor(logging.INFO)
 
 
@@ -92,10 +75,10 @@ def events_are_logged() -> bool:
 def driver_log(
     path: str | None, say: Callable[[str], None], context: Mapping[str, object]
 ) -> Iterator[None]:
-    """Within the block, warnings go to ``say``, and all events to ``path`` if it is given.
+    """Within the block, send warnings to ``say`` and all events to ``path``.
 
     Args:
-        path: of a local file, to which lines are added; ``-`` is standard error.
+        path: a local file to append to, ``-`` for standard error, or None for no events.
         context: fields of every line.
 
     Raises:
@@ -104,31 +87,30 @@ def driver_log(
     with ExitStack() as stack:
         _attach(stack, _WarningLines(say))
         if path is not None:
-            stream = sys.stderr if path == STDERR else stack.enter_context(_opened(path))
+            stream = sys.stderr if path == STDERR else stack.enter_context(_open(path))
             _attach(stack, _json_handler(stream, context))
-            before = LOGGER.level
-            stack.callback(LOGGER.setLevel, before)
+            stack.callback(LOGGER.setLevel, LOGGER.level)
             LOGGER.setLevel(logging.INFO)
         yield
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLog:
-    """How an actor logs: as JSON to its standard error, which Ray keeps in a file, if the driver
-    writes JSON too; else as Python does by default, warnings alone."""
+    """How an actor logs. If the driver writes JSON, so does the actor, to its standard error,
+    which Ray stores in a file. Otherwise only warnings appear, as by default in Python."""
 
     as_json: bool
     context: Mapping[str, object]
 
     def start(self) -> None:
-        """Set up logging in this process, for good."""
+        """Configure logging in this process, permanently."""
         if self.as_json:
             LOGGER.handlers = [_json_handler(sys.stderr, self.context)]
             LOGGER.setLevel(logging.INFO)
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON per record, without secrets."""
+    """Formats a record as one line of JSON, with secrets masked."""
 
     def __init__(self, context: Mapping[str, object]) -> None:
         super().__init__()
@@ -151,7 +133,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _WarningLines(logging.Handler):
-    """Shows warnings to a person, and not the same one over and over."""
+    """Shows warnings to a person, at most one per event every ``SAME_LINE_S``."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -161,14 +143,14 @@ class _WarningLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
-            return  # ends the run, which says so itself
+            return  # ends the run, which prints the error itself
         event, now = getattr(record, "event", record.name), time.monotonic()
         if now < self._quiet_until.get(event, 0.0):
             self._held[event] += 1
             return
         self._quiet_until[event] = now + SAME_LINE_S
         held = self._held.pop(event, 0)
-        more = f" (and {held:,} more like it before)" if held else ""
+        more = f" (and {held:,} similar ones before)" if held else ""
         self._say(f"warning: {record.getMessage()}{more}")
 
 
@@ -183,20 +165,19 @@ def _attach(stack: ExitStack, handler: logging.Handler) -> None:
     stack.callback(LOGGER.removeHandler, handler)
 
 
-def _opened(path: str) -> TextIO:
+def _open(path: str) -> TextIO:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return Path(path).open("a", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"runtime.log_path: {path} cannot be written ({error.strerror}), and a job whose log "
-            "is wanted should not run without. Give a path on a local disk, or - for standard "
-            "error."
+            f"runtime.log_path: {path} cannot be written ({error.strerror}), so the job would run "
+            "without its log: use a path on a local disk, or - for standard error"
         ) from error
 
 
 def events_table() -> str:
-    """The events, as a table in Markdown."""
+    """Return the events as a Markdown table, for docs/monitoring.md."""
     rows = [f"| `{name}` | {EVENTS[name]} |" for name in get_args(EventName)]
     return "\n".join(["| event | |", "|---|---|", *rows, ""])
 

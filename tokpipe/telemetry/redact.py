@@ -1,4 +1,4 @@
-"""Takes secrets out of text that leaves the process: messages, logs, manifests, shards."""
+"""Masks secrets in text that leaves the process: messages, logs, manifests, shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote
 MASK = "***"
 
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s?#@:'\"]*:[^/\s?#'\"]*@")
-"""``user:password@``. ``container@account`` of abfs has no colon and stays."""
+"""``user:password@``, but not ``container@account`` of abfs, which has no colon."""
 _PARAMETER = re.compile(
     r"([?&;](?:[\w.%-]*(?:signature|token(?!i)|secret|passw(?:or)?d|credential|api[_-]?key|access-?key)"
     r"[\w.%-]*|sig|key|auth|pwd)=)[^&\s'\"<>]+",
@@ -21,17 +21,15 @@ _SECRET_NAME = re.compile(
     r"SECRET|TOKENS?(_|$)|PASSW(OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|_KEY$|CONNECTION_STRING|SAS(_|$)"
 )
 _PLACE_NAME = re.compile(r"(_FILE|_PATH|_DIR|_URI|_URL|_ENDPOINT|_PROVIDER)$|^GOOGLE_APPLICATION_")
-"""Such a variable says where a secret is, and not what it is."""
-_LONG_CHARS = 12
-_SHORT_CHARS = 8
+"""Variables that hold the place of a secret, not the secret."""
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """Return ``text`` with each secret in it replaced by ``***``; twice changes nothing more.
+    """Return ``text`` with every secret replaced by ``***``. Idempotent.
 
     Secrets are passwords in URIs, signatures and tokens in their queries (presigned S3 and GCS,
-    Azure's ``sig``), and the values of environment variables whose names say that they hold one,
-    also as they are written in a URI. Values too short or too plain to be secrets stay.
+    Azure's ``sig``), and the values of environment variables with names such as ``HF_TOKEN``,
+    also in URL encoding. Short or simple values are kept.
     """
     for value in _secret_values(os.environ if environ is None else environ):
         text = text.replace(value, MASK)
@@ -43,7 +41,7 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def redact_nested(value: Any, name: str = "") -> Any:
-    """Redact every string in nested mappings and lists; mask those whose key names a secret."""
+    """Redact all strings in nested mappings and lists; mask values whose key names a secret."""
     if isinstance(value, Mapping):
         return {key: redact_nested(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -54,18 +52,16 @@ def redact_nested(value: Any, name: str = "") -> Any:
 
 
 def says_secret(name: str) -> bool:
-    """Say whether an option or a variable of this name holds a secret."""
+    """Return whether an option or variable with this name holds a secret."""
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper().replace("-", "_")
     return plain == "KEY" or bool(_SECRET_NAME.search(plain))
 
 
 def _secret_values(environ: Mapping[str, str]) -> list[str]:
-    """The longest first, because one may be a part of another."""
+    """Return the secrets of the environment, longest first, because one may contain another."""
     values: set[str] = set()
     for name, value in environ.items():
-        if not says_secret(name) or _PLACE_NAME.search(name.upper()):
-            continue
-        has_digit = any(char.isdigit() for char in value)
-        if len(value) >= _LONG_CHARS or (len(value) >= _SHORT_CHARS and has_digit):
+        is_long_enough = len(value) >= 12 or (len(value) >= 8 and any(map(str.isdigit, value)))
+        if is_long_enough and says_secret(name) and not _PLACE_NAME.search(name.upper()):
             values |= {value, quote(value, safe=""), quote(value)}
     return sorted(values, key=len, reverse=True)

@@ -1,10 +1,8 @@
-"""What a verb of the command line is, and the arguments that several verbs take."""
+"""Arguments that several verbs take."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import shtab
@@ -12,27 +10,13 @@ import shtab
 from tokpipe.config.job import StoreOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One word after ``tokpipe``. ``command`` turns parsed arguments into an exit code."""
-
-    name: str
-    summary: str
-    """A few words for the list of verbs."""
-    description: str | None
-    """The module's docstring."""
-    example: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    command: Callable[[argparse.Namespace], int]
-
-
 def add_job_argument(parser: argparse.ArgumentParser) -> None:
-    complete_files(parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file"))
+    _complete_files(parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file"))
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the output that a verb reads, and ``--json``."""
-    complete_files(
+    """Add the output that a verb reads, and ``--json``."""
+    _complete_files(
         parser.add_argument("output", metavar="OUT", help="the job's output, as in output.uri")
     )
     add_json_argument(parser)
@@ -48,6 +32,10 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, help=f"selects the {what} (default: 0)")
+
+
 def add_shards_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards",
@@ -58,7 +46,7 @@ def add_shards_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def complete_files(argument: argparse.Action) -> None:
+def _complete_files(argument: argparse.Action) -> None:
     """Make shells complete an argument with file names."""
     vars(argument)["complete"] = shtab.FILE  # where shtab looks
 
