@@ -1,4 +1,4 @@
-"""What every verb of the command line has in common."""
+"""What all verbs of the command line have in common."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert ("--json" in text) == (verb in REPORTING)
 
 
-def test_check_says_what_dry_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_and_dry_run_print_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_video(tmp_path / "videos/a.mp4")
     job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
     assert main(["check", str(job)]) == 0
@@ -53,7 +55,7 @@ def test_check_says_what_dry_run_says(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("verb", ["status", "inspect"])
-def test_an_output_is_told_as_text_and_as_json(
+def test_a_verb_prints_text_or_one_line_of_json(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(str(tmp_path / "out"), StoreOptions())
@@ -81,8 +83,8 @@ def test_a_shell_completes_verbs_options_and_choices(
     script = tmp_path / "tokpipe.bash"
     script.write_text(capsys.readouterr().out)
     words = ["tokpipe", *typed.split()]
-    # What bash does when the tab key is pressed.
-    told = subprocess.run(
+    # What bash does when tab is pressed.
+    completed = subprocess.run(
         [
             "bash",
             "-c",
@@ -94,4 +96,4 @@ def test_a_shell_completes_verbs_options_and_choices(
         text=True,
         check=True,
     )
-    assert set(told.stdout.split()) == offered, told.stderr
+    assert set(completed.stdout.split()) == offered, completed.stderr

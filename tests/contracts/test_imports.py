@@ -12,14 +12,13 @@ import tokpipe
 
 PACKAGE = Path(tokpipe.__file__).parent
 
-LIGHT = {"errors", "identity", "telemetry", "types", "usage"}
+LIGHT = {"errors", "identity", "telemetry", "types"}
 """Every room may use these."""
 ARROWS: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
-    "usage": set(),
     "telemetry": {"errors", "types"},
-    "config": LIGHT - {"identity", "usage"},
+    "config": LIGHT - {"identity"},
     "identity": {"config", "errors", "types"},
     "storage": {"config"},
     "formats": {"config", "storage"},

@@ -1,4 +1,4 @@
-"""Hostile videos: how to make each from its number alone, and its allowed outcomes."""
+"""Hostile videos: how to make each one reproducibly, and its allowed outcomes."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def _patched(name: str, old: bytes, new: bytes, offset: int = 0) -> Make:
 def _sparse(head: bytes = b"") -> Make:
     def make(path: Path) -> None:
         path.write_bytes(head)
-        os.truncate(path, 1 << 30)
+        os.truncate(path, 1 << 28)
 
     return make
 
@@ -298,16 +298,16 @@ def _lost_frame(path: Path) -> None:
 _NOT_A_VIDEO = {"not_a_video", "no_video"}
 _OK = {TOKENIZED}
 _Cases = Mapping[str, tuple[Make, set[str] | frozenset[str]]]
-_NUMBERED = ("sound formats", "odd pictures")
+_NUMBERED = ("intact formats", "odd pictures", "names", "wrong suffixes")
 _FAMILIES: dict[str, _Cases] = {
-    "sound formats": {f"whole_{name}": (_of(name), _OK) for name in _FORMATS},
+    "intact formats": {f"whole_{name}": (_of(name), _OK) for name in _FORMATS},
     "odd pictures": {
         "one_frame.mp4": (_video(1), _OK),
         "two_frames.mkv": (_video(2), _OK),
         "odd_size.mp4": (_video(size=(49, 65), pix_fmt="yuv444p"), _OK),
         "odd_size.mkv": (_video(size=(47, 63), codec="ffv1", pix_fmt="yuv420p"), _OK),
         "wide.mkv": (_video(3, size=(48, 2000)), _OK),
-        "high.mkv": (_video(3, size=(2000, 64)), _OK),
+        "tall.mkv": (_video(3, size=(2000, 64)), _OK),
         "ten_bits.mkv": (_video(pix_fmt="yuv420p10le", **HEVC), _OK),
         "ten_bits.mp4": (_video(options=_X264, pix_fmt="yuv420p10le"), _OK),
         "twelve_bits.mkv": (_video(codec="ffv1", pix_fmt="yuv420p12le"), _OK),
@@ -326,10 +326,10 @@ _FAMILIES: dict[str, _Cases] = {
         "raw.nut": (_video(codec="rawvideo"), _OK),
         "raw.y4m": (_video(codec="wrapped_avframe"), _OK),
     },
-    "turned and resized": {
-        "turned_90.mp4": (_video(rotation=90), _OK),
-        "turned_180.mp4": (_video(rotation=180), _OK),
-        "turned_17.mp4": (_video(rotation=17), {TOKENIZED, "unsupported"}),
+    "rotated and resized": {
+        "rotated_90.mp4": (_video(rotation=90), _OK),
+        "rotated_180.mp4": (_video(rotation=180), _OK),
+        "rotated_17.mp4": (_video(rotation=17), {TOKENIZED, "unsupported"}),
         "size_change.webm": (
             lambda path: write_size_change(path, "libvpx-vp9", 20), {TOKENIZED, "corrupt"},
         ),
@@ -403,7 +403,7 @@ _FAMILIES: dict[str, _Cases] = {
     "names": {
         name: (_of("index-first.mp4"), _OK)
         for name in ("%03d.mp4", "a:b.mp4", "-i.mp4", "ä b'\"$;`.mp4", "x?y#z.mp4", "no suffix",
-                     "pipe:0", "concat:a|b.mp4", "new\nline.mp4", "n" * 250 + ".mp4")
+                     "pipe:0", "http:x.mp4", "concat:a|b.mp4", "new\nline.mp4", "n" * 250 + ".mp4")
     },
     "wrong suffixes": {
         "vp9_called.mp4": (_of("vp9.webm"), _OK),

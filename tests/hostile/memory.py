@@ -1,4 +1,4 @@
-"""Peaks of resident memory of processes, as Linux counts them."""
+"""The peak of resident memory of processes, as Linux measures it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _command(pid: int) -> str:
 
 
 def _kind(command: str) -> str | None:
-    """The part of a job that a process is, by its command line."""
+    """Return what a process does in a job, by its command line."""
     if DECODER in command:
         return "decoding child"
     if "tokpipe.run" in command:
@@ -69,7 +69,7 @@ def _kind(command: str) -> str | None:
 class PeakWatch:
     """Watches the descendants of this process, and records the peak of each kind.
 
-    A process that lives shorter than the interval may be missed; actors and drivers are not.
+    It may miss a process that ends within one interval, but not actors and drivers.
     """
 
     def __init__(self, every_s: float = 0.5) -> None:

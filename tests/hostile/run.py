@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from tokpipe.storage import open_store
 from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
 DEADLINE_S = 20.0
-"""``decode.deadline_s``. No case may end in ``timeout``, because that decoder was hanging."""
+"""``decode.deadline_s``. No case may end in ``timeout``, which would mean that a decoder hung."""
 DECODER_BYTES = 1 << 30
 """``decode.memory_bytes``: memory of the decoding child on top of what it starts with."""
 PEAK_BYTES = DECODER_BYTES + (256 << 20)
@@ -42,19 +41,16 @@ NUM_GOOD = 6
 
 @dataclass
 class Report:
-    """What a run found. The run has failed if there are ``violations``."""
+    """What a run found. A run with ``violations`` has failed."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """By family: number of files by the outcome of their worst clip."""
     violations: list[str] = field(default_factory=list)
-    slowest: tuple[float, str] = (0.0, "")
-    """Seconds, and the case that took them; for information."""
     peak: tuple[int, str] = (0, "")
     """Bytes of the decoding child, and the case that took them."""
     planning_peak: tuple[int, str] = (0, "")
     job_peaks: dict[str, int] = field(default_factory=dict)
     """Bytes by kind of process of the job."""
-    job_s: float = 0.0
     num_decoded_twice: int = 0
 
     def count(self, family: str, outcome: str) -> None:
@@ -72,15 +68,13 @@ class Report:
         ends = ", ".join(f"{what} {count}" for what, count in totals.most_common())
         yield f"{'all':28} {self.num_cases:5}  {ends}"
         yield f"decoded again with the same result: {self.num_decoded_twice}"
-        yield f"slowest case: {self.slowest[0]:.2f} s ({self.slowest[1]})"
-        yield f"peak of the decoding child: {self.peak[0] >> 20} MiB ({self.peak[1]})"
+        yield f"peak of the decoding child: {self.peak[0] >> 20} MiB ({self.peak[1]!r})"
         yield (
             f"planning took at most {self.planning_peak[0] >> 20} MiB more "
             f"({self.planning_peak[1]})"
         )
-        if self.job_s:
-            peaks = ", ".join(f"{kind} {n >> 20} MiB" for kind, n in sorted(self.job_peaks.items()))
-            yield f"the whole job took {self.job_s:.0f} s; peaks: {peaks}"
+        for kind, peak in sorted(self.job_peaks.items()):
+            yield f"peak of the {kind} of the job: {peak >> 20} MiB"
         yield f"violations: {len(self.violations)}"
         yield from (f"  {problem}" for problem in self.violations)
 
@@ -95,11 +89,10 @@ def plan_tables(cases: Iterable[TableCase], folder: Path, report: Report) -> Non
         own.mkdir(parents=True)
         source = case.make(own)
         reset_peak()
-        before, started = peak_bytes(), time.monotonic()
+        before = peak_bytes()
         outcome, problem = _plan_table(case, _table_job(own, [source]), own)
-        seconds, taken = time.monotonic() - started, peak_bytes() - before
+        taken = peak_bytes() - before
         report.count(case.family, outcome)
-        report.slowest = max(report.slowest, (seconds, case.name))
         report.planning_peak = max(report.planning_peak, (taken, case.name))
         if taken > PLANNING_BYTES:
             problem = f"planning took {taken >> 20} MiB"
@@ -122,7 +115,7 @@ def _plan_table(case: TableCase, job: JobConfig, folder: Path) -> tuple[str, str
             return "rejected", f"has rows but was rejected: {error}"
         if not re.search(case.error, str(error)):
             return "rejected", f"was rejected for another reason: {error}"
-        return "rejected", None if len(str(error)) > 40 else f"says too little: {error}"
+        return "rejected", None if len(str(error)) > 40 else f"the message says too little: {error}"
     except Exception as error:
         return "fault", f"planning ended with {type(error).__name__}: {str(error)[:300]}"
     if case.error:
@@ -173,7 +166,7 @@ Outcomes = dict[str, str]
 def decode_corpus(
     job_path: Path, cases: Sequence[VideoCase], report: Report, again_every: int = 3
 ) -> Outcomes:
-    """Plan the job, decode each of its clips in this process, and judge the outcomes.
+    """Plan the job, decode each of its clips in this process, and check the outcomes.
 
     Every ``again_every``-th item is decoded again, in reverse order, by another child.
     """
@@ -191,13 +184,10 @@ def decode_corpus(
     for item in items:
         for pid in decoding_children():
             reset_peak(pid)
-        started = time.monotonic()
         clips = _decode(stage, item)
-        seconds = time.monotonic() - started
         peak = max(map(peak_bytes, decoding_children()), default=0)
         name = Path(item.source_uri).name
         case = by_name.get(name)
-        report.slowest = max(report.slowest, (seconds, name))
         report.peak = max(report.peak, (peak, name))
         found = {clip.ref.clip_id: _outcome(clip) for clip in clips}
         outcomes |= found
@@ -214,7 +204,7 @@ def decode_corpus(
     stage.setup(scratch)
     for item in items[::-again_every]:
         if _digest(_decode(stage, item)) != digests[item.row]:
-            report.violations.append(f"{item.source_uri}: the second decoding differs")
+            report.violations.append(f"{item.source_uri}: decoding it again returns something else")
         report.num_decoded_twice += 1
     stage.close()
     if missing := by_name.keys() - {Path(item.source_uri).name for item in items}:
@@ -266,7 +256,7 @@ def _problem(
             if clip.reason not in REASONS:
                 return f"rejected as {clip.reason}: {clip.message}"
             if len(clip.message) < 15:
-                return f"rejected as {clip.reason} with no more words than {clip.message!r}"
+                return f"rejected as {clip.reason}, but says too little: {clip.message!r}"
             continue
         if len(clip.frames) == 0 or len(clip.frames) != len(clip.pts_s):
             return f"{len(clip.frames)} frames at {len(clip.pts_s)} times"
@@ -289,10 +279,9 @@ def run_corpus_job(
 
     A second job over the good videos alone must produce the same codes.
     """
-    started = time.monotonic()
     with PeakWatch() as watch:
         code, printed = run(job_path, address, timeout_s)
-    report.job_s, report.job_peaks = time.monotonic() - started, watch.peaks
+    report.job_peaks = watch.peaks
     if code != 0:
         report.violations.append(f"the job ended with exit code {code}:\n{printed[-3000:]}")
         return
@@ -326,4 +315,4 @@ def run_corpus_job(
         return
     right, codes = codes_of(good_job), codes_of(job_path)
     if not right or any(codes.get(key) != value for key, value in right.items()):
-        report.violations.append("good videos got different codes among bad ones")
+        report.violations.append("good videos have other codes in a job with bad ones")

@@ -135,7 +135,7 @@ _BOMB_LINE = b'{"url": ' + b"[" * 100_000 + b"\n"
 _TIMES = ["1", "x", "-1", "nan", "inf", "1e999", "99:99:99", "\u0663", "1" * 400]
 
 _NAMED = [
-    # What a table may lack.
+    # Missing parts.
     TableCase("empty.csv", "missing columns", _table("t.csv", ""), "empty"),
     TableCase("no_rows.csv", "missing columns", _table("t.csv", "url\n"), "has no rows"),
     TableCase("other_column.csv", "missing columns", _table("t.csv", "uri\nx\n"), "did you mean"),
@@ -165,7 +165,7 @@ _NAMED = [
               1, 0),
     TableCase("own_names.csv", "duplicate ids", _table(
         "t.csv", "url,clip_id,codes,row_id,Problem\n/a,1,2,3,4\n"), None, 1, 0),
-    # Where rows point to.
+    # Where URIs point.
     TableCase("paths.csv", "paths in tables", _table(
         "t.csv", "url\n/etc/passwd\n../../../../etc/passwd\n"
         "/dev/zero\n/proc/self/environ\n.\n..\n/\n"
@@ -198,7 +198,7 @@ _NAMED = [
         {"url": ["/v"], "a": [{"b": [1], "c": {"d": None}}]}), None, 1, 0),
     TableCase("not_utf8.parquet", "types", _parquet({"url": pa.StringArray.from_buffers(
         2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffv"))}), None, 2, 1),
-    # Bytes that are not text, and too much text.
+    # Bytes that are not text, or too much text.
     TableCase("utf16.csv", "encodings", _table("t.csv", "url\n/v.mp4\n".encode("utf-16")), "UTF-8"),
     TableCase("latin1.csv", "encodings", _table("t.csv", b"url\n/v\xe9.mp4\n/w.mp4\n"), None, 2, 1),
     TableCase("bom.csv", "encodings", _table("t.csv", b"\xef\xbb\xbfurl\n/v.mp4\n"), None, 1, 0),

@@ -1,7 +1,7 @@
-"""A decoder that misbehaves as its file's name says; loaded in the decoding child by import path.
+"""A decoder whose fault is the name of its file; the decoding child loads it by import path.
 
-Real files that do these things to decord or FFmpeg exist, but are fixed or found by version. What
-a name does not ask for is decoded by PyAV.
+Real files cause these faults too, but only in some versions of decord and FFmpeg. Files with other
+names are decoded by PyAV.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from tokpipe.media.backends import Task, pyav
 
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
     path, pid = task.path, os.getpid()
-    deed = path.stem
+    fault = path.stem
     path.with_suffix(".pid").write_text(str(pid))
-    if deed == "hang":
+    if fault == "hang":
         ctypes.PyDLL(None).sleep(3600)  # in C, with the interpreter's lock held
-    elif deed == "segfault":
+    elif fault == "segfault":
         ctypes.string_at(0)
-    elif deed == "abort":
+    elif fault == "abort":
         sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\n")
         sys.stderr.flush()
         os.abort()
-    elif deed == "exit":
+    elif fault == "exit":
         os._exit(3)
-    elif deed == "killed":
+    elif fault == "killed":
         os.kill(pid, signal.SIGKILL)
-    elif deed == "hungry":
+    elif fault == "hungry":
         bytearray(2**40)
-    elif deed == "bug":
+    elif fault == "bug":
         raise ValueError("a bug in a backend")
-    elif deed == "chatter":
+    elif fault == "chatter":
         for _ in range(1000):
             os.write(2, b"error while decoding MB 1 2\n" * 2)
-    elif deed == "slow-once" and not path.with_suffix(".go").exists():
+    elif fault == "slow-once" and not path.with_suffix(".go").exists():
         time.sleep(3600)
     pyav.decode(task, out)

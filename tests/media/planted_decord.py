@@ -1,6 +1,6 @@
-"""decord with a reader that misbehaves as its file's name says; loaded in the decoding child.
+"""decord with a reader whose fault is the name of its file; loaded in the decoding child.
 
-What it does to others is what decord was seen to do in its other ways of reading.
+decord's other ways of reading really have these faults.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ _RealReader = decord.VideoReader
 
 class _Reader:
     def __init__(self, path: str, **options: Any) -> None:
-        self._deed = Path(path).stem
+        self._fault = Path(path).stem
         self._reader = _RealReader(path, **options)
         self._index = 0
         self._last: Any = None
 
     def __len__(self) -> int:
-        return len(self._reader) - (self._deed == "counts-fewer")
+        return len(self._reader) - (self._fault == "counts-fewer")
 
     def get_frame_timestamp(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         times_s: NDArray[np.float32] = self._reader.get_frame_timestamp(indices)
-        if self._deed == "wrong-time":
+        if self._fault == "wrong-time":
             times_s[AT] += 0.04
         return times_s
 
     def next(self) -> Any:
         self._index += 1
-        if self._deed == "ends-early" and self._index > AT:
+        if self._fault == "ends-early" and self._index > AT:
             raise StopIteration
-        if self._deed == "drops" and self._index == AT:
+        if self._fault == "drops" and self._index == AT:
             self._reader.next()
-        if self._deed == "doubles" and self._index == AT:
+        if self._fault == "doubles" and self._index == AT:
             return self._last
         self._last = self._reader.next()
         return self._last

@@ -32,9 +32,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("clips") / "good.mp4", 10, options={"bf": "0"})
 
 
-def named(clip: Path, tmp_path: Path, deed: str) -> Path:
+def named(clip: Path, tmp_path: Path, fault: str) -> Path:
     """A copy of the clip whose name makes the planted backend misbehave."""
-    return Path(shutil.copy(clip, tmp_path / f"{deed}.mp4"))
+    return Path(shutil.copy(clip, tmp_path / f"{fault}.mp4"))
 
 
 def wait_for(path: Path) -> int:
@@ -52,7 +52,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("deed", "reason", "error", "message"),
+    ("fault", "reason", "error", "message"),
     [
         ("hang", "timeout", "TimeoutError", "longer than decode.deadline_s = 2 s"),
         ("segfault", "crashed", "SIGSEGV", "died (SIGSEGV)"),
@@ -62,7 +62,7 @@ def is_running(pid: int) -> bool:
     ],
 )
 def test_what_a_clip_does_to_the_child_is_its_reason_for_rejection(
-    deed: str,
+    fault: str,
     reason: str,
     error: str | None,
     message: str,
@@ -72,18 +72,18 @@ def test_what_a_clip_does_to_the_child_is_its_reason_for_rejection(
 ) -> None:
     alone = make_decoder(backends=(PLANTED,), deadline_s=DEADLINE_S)
     with pytest.raises(Undecodable) as caught:
-        alone.decode(named(clip, tmp_path, deed))
+        alone.decode(named(clip, tmp_path, fault))
     assert (caught.value.reason, caught.value.error) == (reason, error)
     assert message in str(caught.value)
     assert numbers_of(alone.decode(clip).frames) == list(range(10))
 
 
-@pytest.mark.parametrize("deed", ["hang", "segfault", "abort", "hungry"])
+@pytest.mark.parametrize("fault", ["hang", "segfault", "abort", "hungry"])
 def test_the_next_backend_decodes_what_the_first_one_failed_at(
-    deed: str, clip: Path, tmp_path: Path, make_decoder: MakeDecoder
+    fault: str, clip: Path, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     both = make_decoder(backends=(PLANTED, "pyav"), deadline_s=DEADLINE_S)
-    video = both.decode(named(clip, tmp_path, deed))
+    video = both.decode(named(clip, tmp_path, fault))
     assert (numbers_of(video.frames), video.backend) == (list(range(10)), "pyav")
     assert both.decode(clip).backend == PLANTED
 

@@ -1,4 +1,4 @@
-"""Under ``on_damage: mark`` a damaged video keeps its intact frames, always the same ones."""
+"""With ``on_damage: mark``, a damaged video keeps its intact frames, and always the same ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_frames_before_an_undecodable_frame_are_kept(
     assert video.backend == "pyav"
 
 
-def test_a_damaged_file_gives_the_same_frames_whatever_was_decoded_before(
+def test_a_damaged_file_always_decodes_to_the_same_frames(
     tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_video(tmp_path / "clip.mkv", 30)
@@ -120,10 +120,10 @@ def test_a_rejection_names_the_class_of_the_error_behind_it(
     assert (caught.value.reason, caught.value.error) == ("too_short", None)
 
 
-@pytest.mark.parametrize("deed", ["counts-fewer", "wrong-time", "ends-early", "drops", "doubles"])
-def test_a_decoder_that_disagrees_with_the_listed_frames_is_noticed(
-    deed: str, tmp_path: Path, make_decoder: MakeDecoder
+@pytest.mark.parametrize("fault", ["counts-fewer", "wrong-time", "ends-early", "drops", "doubles"])
+def test_a_clip_on_which_decord_and_the_timeline_disagree_is_decoded_by_pyav(
+    fault: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
-    path = write_video(tmp_path / f"{deed}.mp4", 20)
+    path = write_video(tmp_path / f"{fault}.mp4", 20)
     video = make_decoder(backends=("tests.media.planted_decord", "pyav")).decode(path)
     assert (numbers_of(video.frames), video.backend) == (list(range(20)), "pyav")

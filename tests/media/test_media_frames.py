@@ -125,7 +125,7 @@ def test_every_backend_returns_every_frame_in_order(
     ("name", "first", "backend"),
     [("cut.mp4", 33, "pyav"), ("cut.mkv", 20, "decord"), ("cut.ts", 20, "pyav")],
 )
-def test_a_cut_without_coding_shows_what_its_container_shows(
+def test_a_video_cut_without_reencoding_shows_the_frames_that_its_container_shows(
     name: str, first: int, backend: str, tmp_path: Path, long_video: Path, make_decoder: MakeDecoder
 ) -> None:
     path = copy_from(long_video, tmp_path / name, 1.3)
@@ -177,7 +177,7 @@ def test_a_rotated_video_is_shown_upright(
 @pytest.mark.parametrize(
     ("name", "codec"), [("change.webm", "libvpx-vp9"), ("change.ts", "libx264")]
 )
-def test_a_change_of_size_within_a_stream_costs_no_frame(
+def test_a_change_of_size_within_a_stream_loses_no_frame(
     name: str, codec: str, tmp_path: Path, make_decoder: MakeDecoder
 ) -> None:
     path = write_size_change(tmp_path / name, codec, 20)
@@ -298,13 +298,15 @@ def test_odd_shapes_are_fitted(
         assert frames[0].min() > 200
 
 
-def test_shrinking_averages_what_a_pixel_covers(tmp_path: Path, make_decoder: MakeDecoder) -> None:
+def test_shrinking_averages_the_area_that_a_pixel_covers(
+    tmp_path: Path, make_decoder: MakeDecoder
+) -> None:
     """Every other column is white; without antialiasing the result would be all black or white."""
     stripes = np.zeros((64, 128, 3), np.uint8)
     stripes[:, ::2] = 255
     path = encode(tmp_path / "stripes.mkv", [stripes], (64, 128), codec="ffv1", pix_fmt="bgr0")
     frame = make_decoder(size=(8, 16)).decode(path).frames[0]
-    assert np.abs(frame[:, 1:-1].astype(int) - 127).max() < 3  # columns at the border have half
+    assert np.abs(frame[:, 1:-1].astype(int) - 127).max() < 3  # border columns cover only half
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="an optional decoder")

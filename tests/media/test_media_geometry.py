@@ -47,7 +47,7 @@ def test_every_shape_fits(
         assert (out == 7).sum() == 3 * np.prod(np.minimum(fit.resized, size))
 
 
-def test_crop_covers_and_cuts_the_middle_out() -> None:
+def test_crop_covers_the_size_and_keeps_the_middle() -> None:
     fit = fit_frame(720, 1280, ONE, (128, 128), "crop")
     assert (fit.resized, fit.offset, fit.box) == ((128, 228), (0, 50), None)
 
@@ -61,12 +61,12 @@ def test_pad_fits_inside_with_equal_margins() -> None:
     assert out[:28].max() == out[100:].max() == 0
 
 
-def test_pixels_that_are_not_square_count() -> None:
+def test_non_square_pixels_are_taken_into_account() -> None:
     assert fit_frame(100, 100, Fraction(2), (50, 100), "pad").resized == (50, 100)
     assert nearest_size([(64, 64), (64, 128)], 100, 100, Fraction(2)) == (64, 128)
 
 
-def test_a_strip_is_cut_before_it_is_resized() -> None:
+def test_a_narrow_strip_is_cropped_before_it_is_resized() -> None:
     fit = fit_frame(4000, 1, ONE, (128, 128), "crop")
     assert (fit.box, fit.resized) == ((1999, 0, 1, 1), (128, 128))
 
@@ -81,13 +81,13 @@ def test_a_strip_is_cut_before_it_is_resized() -> None:
         ((1, 4000), (144, 256)),
     ],
 )
-def test_the_bucket_nearest_in_aspect_is_taken(
+def test_the_bucket_with_the_nearest_aspect_ratio_is_chosen(
     shape: tuple[int, int], bucket: tuple[int, int]
 ) -> None:
     assert nearest_size([(144, 256), (192, 192), (256, 144)], *shape, ONE) == bucket
 
 
-def test_of_equally_near_buckets_the_first_is_taken() -> None:
+def test_of_equally_near_buckets_the_first_is_chosen() -> None:
     assert nearest_size([(64, 128), (32, 64)], 9, 16, ONE) == (64, 128)
 
 

@@ -61,7 +61,7 @@ def test_every_output_shows_the_frame_that_is_on_screen(
 
 
 @given(gaps_ms=timelines, span_ms=spans)
-def test_without_a_rate_each_frame_of_the_span_comes_once(
+def test_without_a_rate_each_frame_of_the_span_is_returned_once(
     gaps_ms: list[int], span_ms: tuple[int | None, int | None]
 ) -> None:
     edges = [sum(gaps_ms[:k]) for k in range(len(gaps_ms) + 1)]
@@ -103,7 +103,7 @@ def test_times_rounded_to_milliseconds_lose_no_frame(rate: float) -> None:
     assert got.indices.tolist() == list(range(500))
 
 
-def test_a_tick_as_coarse_as_the_frames_gives_no_slack() -> None:
+def test_a_tick_as_coarse_as_the_frames_is_not_a_rounding_error() -> None:
     times_s, end_s = constant(25, 25)
     got = select(times_s, end_s, fps=8, tick_s=0.04)
     assert got.indices.tolist() == [0, 3, 6, 9, 12, 15, 18, 21]

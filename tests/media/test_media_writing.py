@@ -1,4 +1,4 @@
-"""Files for people: what is written plays back as what was given."""
+"""Videos and pictures for people show the frames that were written."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_picture_is_lossless(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("blocks", [[20], [1] * 20, [7, 13]])
-def test_a_grid_shows_evenly_spaced_frames_however_they_come(blocks: list[int]) -> None:
+def test_a_grid_shows_evenly_spaced_frames_for_blocks_of_any_size(blocks: list[int]) -> None:
     frames = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     grid = FrameGrid(total=20, num_frames=5, columns=3)
     for block in np.split(frames, np.cumsum(blocks)[:-1]):

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against FFmpeg's and against what the formulas say by hand."""
+"""PSNR and SSIM, compared with FFmpeg and with the formulas written out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SAMPLE = Path(__file__).parents[2] / "examples/data/bigbuckbunny.mp4"
 
 
 @pytest.fixture(scope="module")
-def film() -> NDArray[np.uint8]:
-    """Three frames of the sample, small."""
+def sample() -> NDArray[np.uint8]:
+    """A part of the first three frames of the sample video."""
     with av.open(str(SAMPLE)) as container:
         frames = [
             frame.to_ndarray(format="rgb24")
@@ -34,7 +34,7 @@ def noisy(frames: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
 
 
 def ffmpeg(name: str, x: NDArray[np.uint8], y: NDArray[np.uint8], key: str) -> float:
-    """What FFmpeg's filter says of one pair of frames, on planar RGB."""
+    """The value that FFmpeg's filter computes for one pair of frames, as planar RGB."""
     graph = av.filter.Graph()
     height, width = x.shape[:2]
     planar = av.VideoFormat("gbrp")
@@ -56,25 +56,25 @@ def ffmpeg(name: str, x: NDArray[np.uint8], y: NDArray[np.uint8], key: str) -> f
 
 
 @pytest.mark.parametrize("sigma", [1.0, 10.0, 60.0])
-def test_psnr_is_that_of_ffmpeg(film: NDArray[np.uint8], sigma: float) -> None:
-    damaged = noisy(film, sigma)
+def test_psnr_equals_that_of_ffmpeg(sample: NDArray[np.uint8], sigma: float) -> None:
+    damaged = noisy(sample, sigma)
     wanted = [
-        ffmpeg("psnr", x, y, "lavfi.psnr.psnr_avg") for x, y in zip(film, damaged, strict=True)
+        ffmpeg("psnr", x, y, "lavfi.psnr.psnr_avg") for x, y in zip(sample, damaged, strict=True)
     ]
-    np.testing.assert_allclose(psnr_db(film, damaged), wanted, atol=0.01)
+    np.testing.assert_allclose(psnr_db(sample, damaged), wanted, atol=0.01)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 10.0, 60.0])
-def test_ssim_is_near_that_of_ffmpeg(film: NDArray[np.uint8], sigma: float) -> None:
-    # FFmpeg takes flat windows of 8x8, so the two differ somewhat.
-    damaged = noisy(film, sigma)
-    pairs = zip(film, damaged, strict=True)
+def test_ssim_is_close_to_that_of_ffmpeg(sample: NDArray[np.uint8], sigma: float) -> None:
+    # FFmpeg uses flat windows of 8x8, so the values differ a little.
+    damaged = noisy(sample, sigma)
+    pairs = zip(sample, damaged, strict=True)
     wanted = [ffmpeg("ssim", x, y, "lavfi.ssim.All") for x, y in pairs]
-    np.testing.assert_allclose(structural_similarity(film, damaged), wanted, atol=0.06)
+    np.testing.assert_allclose(structural_similarity(sample, damaged), wanted, atol=0.06)
 
 
-def test_one_window_is_the_formula(film: NDArray[np.uint8]) -> None:
-    x, y = film[:1, :11, :11], noisy(film, 20.0)[:1, :11, :11]
+def test_ssim_of_one_window_equals_the_formula(sample: NDArray[np.uint8]) -> None:
+    x, y = sample[:1, :11, :11], noisy(sample, 20.0)[:1, :11, :11]
     offsets = np.arange(11) - 5
     weights = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     weights /= weights.sum()
@@ -94,33 +94,33 @@ def test_one_window_is_the_formula(film: NDArray[np.uint8]) -> None:
     assert structural_similarity(x, y)[0] == pytest.approx(np.mean(similarities), rel=1e-9)
 
 
-def test_equal_frames_are_as_near_as_can_be(film: NDArray[np.uint8]) -> None:
-    assert psnr_db(film, film).tolist() == [math.inf] * 3
-    np.testing.assert_allclose(structural_similarity(film, film), 1.0)
+def test_identical_frames_have_the_best_quality(sample: NDArray[np.uint8]) -> None:
+    assert psnr_db(sample, sample).tolist() == [math.inf] * 3
+    np.testing.assert_allclose(structural_similarity(sample, sample), 1.0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (10, 64), (11, 11)])
-def test_small_frames_are_compared_too(size: tuple[int, int]) -> None:
+def test_small_frames_can_be_compared(size: tuple[int, int]) -> None:
     x = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     assert structural_similarity(x, x) == pytest.approx([1.0, 1.0])
     assert (structural_similarity(x, 255 - x) < 1).all()
 
 
-def test_a_comparison_is_the_mean_over_all_its_frames(film: NDArray[np.uint8]) -> None:
-    damaged = noisy(film, 5.0)
+def test_a_comparison_is_the_mean_over_all_its_frames(sample: NDArray[np.uint8]) -> None:
+    damaged = noisy(sample, 5.0)
     comparison = Comparison()
-    comparison.add(film[:1], damaged[:1])
-    comparison.add(film[1:], damaged[1:])
+    comparison.add(sample[:1], damaged[:1])
+    comparison.add(sample[1:], damaged[1:])
     quality = comparison.quality()
-    assert quality.psnr_db == pytest.approx(psnr_db(film, damaged).mean())
-    assert quality.ssim == pytest.approx(structural_similarity(film, damaged).mean())
+    assert quality.psnr_db == pytest.approx(psnr_db(sample, damaged).mean())
+    assert quality.ssim == pytest.approx(structural_similarity(sample, damaged).mean())
     assert quality.num_frames == 3
 
 
-def test_what_cannot_be_compared_is_refused(film: NDArray[np.uint8]) -> None:
+def test_frames_that_cannot_be_compared_are_rejected(sample: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="cannot be compared frame by frame"):
-        psnr_db(film, film[:2])
+        psnr_db(sample, sample[:2])
     with pytest.raises(ValueError, match="float64 of shape"):
-        structural_similarity(film, film.astype(np.float64))
+        structural_similarity(sample, sample.astype(np.float64))
     with pytest.raises(ValueError, match="no frames were compared"):
         Comparison().quality()

@@ -264,7 +264,7 @@ def test_codes_of_other_tokenizers_are_not_mixed(caches: list[CodeCache], tmp_pa
     ("weights", "epoch_clips", "problem"),
     [
         ([1], None, "1 weights for 2 outputs"),
-        ([1, 0], None, r"weights=\[1, 0\]: each is a number above 0"),
+        ([1, 0], None, r"weights=\[1, 0\]: each must be finite and above 0"),
         ([1, 1e-9], None, "so little weight that none of the 36 clips"),
         ([1, 1], 0, "none of the 0 clips"),
     ],

@@ -54,7 +54,7 @@ def test_orders_differ_by_seed_and_epoch_and_are_known() -> None:
 def test_positions_outside_are_refused(position: int) -> None:
     with pytest.raises(IndexError, match="of 10"):
         order_of([5, 5])[position]
-    with pytest.raises(ValueError, match="one shard or more"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         order_of([5], window_shards=0)
 
 

@@ -112,5 +112,5 @@ def test_orders_are_known() -> None:
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_weights_that_weigh_nothing_are_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="each is a number above 0"):
+    with pytest.raises(ValueError, match="each must be finite and above 0"):
         quotas([1, weight], 10)

@@ -1,4 +1,4 @@
-"""A table can name the videos that it may name, and no other file of a node."""
+"""A table can name only the videos that it may name, never other files of a node."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_other_files_of_the_node_are_outside_by_default(uri: str, table: str) ->
 @pytest.mark.parametrize("prefixes", [None, ["s3://b"]])
 @pytest.mark.parametrize("table", [LOCAL, REMOTE])
 @given(uris=st.lists(st.sampled_from(MIXED), max_size=4))
-def test_a_verdict_does_not_depend_on_other_uris(
+def test_whether_a_uri_is_allowed_does_not_depend_on_other_uris(
     table: str, prefixes: list[str] | None, uris: list[str | None]
 ) -> None:
     allowed = AllowedUris(table, prefixes)
@@ -114,7 +114,7 @@ def test_prefixes_are_compared_by_whole_path_parts(uri: str, allowed: bool) -> N
 
 
 @pytest.mark.parametrize("uri", ["/v/a.mp4", "s3://b/v/a.mp4", "s3://b", "https://h/v/a?x=/1"])
-def test_the_prefix_suggested_in_a_message_works(uri: str) -> None:
+def test_the_prefix_that_a_message_suggests_works(uri: str) -> None:
     assert not is_outside(uri, REMOTE, example_prefix(uri))
 
 

@@ -56,7 +56,7 @@ def test_tsv_captions_may_contain_stray_quotes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_broken_csv_row_costs_only_itself(tmp_path: Path) -> None:
+def test_a_broken_csv_row_does_not_affect_other_rows(tmp_path: Path) -> None:
     lines = [
         b"url,name",
         b"/2.mp4,ok",
@@ -81,7 +81,7 @@ def test_a_broken_csv_row_costs_only_itself(tmp_path: Path) -> None:
     assert rows[7]["name"] == "no uri"
 
 
-def test_an_endless_line_costs_only_itself(tmp_path: Path) -> None:
+def test_an_endless_line_does_not_affect_other_rows(tmp_path: Path) -> None:
     endless = b"x" * (RECORD_BYTES + 100)
     table = write(tmp_path / "t.csv", b"url\n/2.mp4\n" + endless + b"\n/4.mp4\n")
     assert uris(read(table)) == ["/2.mp4", f"{table}#line=3", "/4.mp4"]
@@ -141,7 +141,7 @@ def test_parquet_columns_keep_their_types(tmp_path: Path) -> None:
     assert list(problems(rows)) == [f"{tmp_path}/t.parquet#row={row}" for row in (2, 3)]
 
 
-def test_parquet_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
     raw = pa.array([b"good", b"\xff\xfe", None], pa.binary())
     bad = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
     pq.write_table(
@@ -227,7 +227,9 @@ def test_times_are_seconds_or_clock_times(
         ("", "0", "ends before it starts: 0.0 to 0.0"),
     ],
 )
-def test_an_invalid_span_costs_its_row(tmp_path: Path, start: str, end: str, problem: str) -> None:
+def test_an_invalid_span_is_a_problem_of_its_row(
+    tmp_path: Path, start: str, end: str, problem: str
+) -> None:
     write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n/2.mp4,0,1\n")
     bad, good = read(tmp_path / "t.csv", start_column="from", end_column="to")
     assert problem in bad["problem"]
@@ -256,7 +258,7 @@ def test_parquet_times_may_have_any_type(tmp_path: Path, values: pa.Array) -> No
     assert (rows[2]["problem"] is None) == (values[2].as_py() is None)
 
 
-def test_only_columns_named_like_tokpipes_own_are_renamed(tmp_path: Path) -> None:
+def test_only_columns_with_names_that_tokpipe_uses_are_renamed(tmp_path: Path) -> None:
     write(
         tmp_path / "t.csv", "url,FPS,clip_id,src_clip_id,,name,name,end_s\n/1.mp4,1,2,3,4,5,6,7\n"
     )
@@ -318,7 +320,7 @@ def test_a_broken_table_is_a_config_error(
 
 @pytest.mark.parametrize(("kind", "name"), [("table", "*.csv"), ("webdataset", "*.tar")])
 def test_a_missing_source_is_a_config_error(tmp_path: Path, kind: str, name: str) -> None:
-    with pytest.raises(ConfigError, match="there is no ta"):
+    with pytest.raises(ConfigError, match=r"no ta\w+ matches"):
         read_source(kind, tmp_path / name)
 
 
@@ -367,7 +369,7 @@ CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0.
 
 @settings(max_examples=60)
 @given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=8), tab=st.booleans())
-def test_what_a_csv_writer_writes_is_read_back(
+def test_the_output_of_a_csv_writer_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], tab: bool
 ) -> None:
     path = tmp_path_factory.mktemp("csv") / ("t.tsv" if tab else "t.csv")
@@ -386,7 +388,7 @@ def test_what_a_csv_writer_writes_is_read_back(
     junk=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=6),
     kind=st.sampled_from(["csv", "tsv", "jsonl"]),
 )
-def test_no_bytes_hide_the_rows_after_a_bad_row(
+def test_rows_after_a_bad_row_are_read_whatever_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, junk: list[bytes], kind: str
 ) -> None:
     path = tmp_path_factory.mktemp("junk") / f"t.{kind}"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -54,7 +54,7 @@ def kept_groups(
     first, r = tokenizer.first_frames, tokenizer.temporal_stride
     sizes = [] if policy == "streaming" and span.index else [first]
     others, lost = divmod(span.num_input_frames - sum(sizes), r)
-    assert lost == 0, "frames are lost in the encoder"
+    assert lost == 0, "the encoder would lose frames"
     frames = iter(range(span.first_frame - span.num_context_frames, 10**9))
     groups = [list(itertools.islice(frames, size)) for size in [*sizes, *[r] * others]]
     kept = groups[span.num_dropped_latents :]
@@ -167,11 +167,9 @@ def test_a_cut_assigns_each_frame_once() -> None:
         assert all(start < num_frames for start, _ in bounds)
 
 
-def test_only_streaming_has_pieces() -> None:
+def test_only_streamed_clips_have_pieces() -> None:
     tokenizer = traits(4)
     assert pieces_of(job(chunking("independent", tokenizer, 4), tokenizer, 65)) is None
-    with pytest.raises(ValueError, match="only policy streaming takes clips in pieces"):
-        plan_chunks(16, chunking("overlap", tokenizer, 4), tokenizer, first_frame=17)
 
 
 @pytest.mark.parametrize(("r", "k", "m"), GRIDS)
@@ -190,7 +188,7 @@ def test_the_last_chunk_is_padded_to_the_next_valid_length() -> None:
     assert tails == [1] + [5] * 4 + [9] * 4 + [13] * 4 + [17] * 4
 
 
-def test_a_tokenizer_with_one_chunk_length_gets_no_other() -> None:
+def test_a_tokenizer_with_one_chunk_length_gets_only_that_length() -> None:
     config, exact = ChunkingConfig(chunk_frames=17), traits(4, chunk_frames=17)
     for num_frames in range(1, 60):
         spans = plan_chunks(num_frames, config, exact)
@@ -222,20 +220,32 @@ def test_examples_of_every_policy() -> None:
     )
 
 
-def test_settings_that_do_not_fit_the_grid_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"chunk_frames=16 .* stride 4.* use 13 or 17"):
-        plan_chunks(20, ChunkingConfig(chunk_frames=16), traits(4))
-    overlap = ChunkingConfig(policy="overlap", chunk_frames=17, overlap_latents=4)
-    with pytest.raises(ValueError, match="leaves no new frames"):
-        plan_chunks(20, overlap, traits(4))
-    streaming = ChunkingConfig(policy="streaming", chunk_frames=1)
-    with pytest.raises(ValueError, match="chunk_frames=1 leaves no new frames"):
-        plan_chunks(20, streaming, traits(4))
-    streaming = ChunkingConfig(policy="streaming", chunk_frames=17)
-    with pytest.raises(ValueError, match=r"no chunk starts at frame 18: the first has 17, .* 16"):
-        plan_chunks(16, streaming, traits(4), first_frame=18)
-    with pytest.raises(ValueError, match="0 frames has no chunks"):
-        plan_chunks(0, WHOLE, traits(4))
+@pytest.mark.parametrize(
+    ("num_frames", "first_frame", "config", "message"),
+    [
+        (20, 0, {"chunk_frames": 16}, r"chunk_frames=16 .* stride 4.* use 13 or 17"),
+        (
+            20, 0, {"policy": "overlap", "chunk_frames": 17, "overlap_latents": 4},
+            "chunk_frames=17 leaves no new frames",
+        ),
+        (
+            20, 0, {"policy": "streaming", "chunk_frames": 1},
+            "chunk_frames=1 leaves no new frames",
+        ),
+        (
+            16, 18, {"policy": "streaming", "chunk_frames": 17},
+            "no chunk starts at frame 18: the first has 17, others 16",
+        ),
+        (16, 17, {"policy": "overlap"}, "only policy streaming takes clips in pieces"),
+        (0, 0, {"policy": "whole"}, "0 frames has no chunks"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_grid_are_rejected(
+    num_frames: int, first_frame: int, config: dict[str, Any], message: str
+) -> None:
+    chunking = ChunkingConfig.model_validate(config)
+    with pytest.raises(ValueError, match=message):
+        plan_chunks(num_frames, chunking, traits(4), first_frame=first_frame)
 
 
 def test_pieces_too_short_for_a_chunk_are_rejected_with_the_job() -> None:

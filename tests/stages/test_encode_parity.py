@@ -1,4 +1,4 @@
-"""The encode stage checks at its start that the device computes the right codes."""
+"""On start-up, the encode stage checks that the device computes the right codes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_rounding_passes_the_check(dtype: str, quantizer: FSQConfig | LFQConfig 
 
 @pytest.mark.usefixtures("wrong_sums")
 @pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
-def test_wrong_sums_are_noticed(quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
+def test_a_device_that_computes_wrong_sums_is_rejected(
+    quantizer: FSQConfig | LFQConfig | VQConfig,
+) -> None:
     setup("float32", quantizer)
     with pytest.raises(NodeTrouble, match=r"% of the codes of a test picture in torch.bfloat16"):
         setup("bfloat16", quantizer)
@@ -83,7 +85,7 @@ TRAITS = TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=256)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wrong", "is_noticed"),
+    ("dtype", "wrong", "is_rejected"),
     [
         (torch.float32, 0.05, False),
         (torch.float32, 0.2, True),
@@ -91,12 +93,14 @@ TRAITS = TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=256)
         (torch.bfloat16, 0.6, True),
     ],
 )
-def test_how_many_codes_may_differ(dtype: torch.dtype, wrong: float, is_noticed: bool) -> None:
+def test_the_check_allows_few_wrong_codes_and_more_in_narrow_dtypes(
+    dtype: torch.dtype, wrong: float, is_rejected: bool
+) -> None:
     tokenizer = Fixed(TRAITS)
     parity = Parity(tokenizer)
     tokenizer.wrong = wrong
     tokenizer.compute_in(dtype)
-    if is_noticed:
+    if is_rejected:
         with pytest.raises(NodeTrouble, match="would be silently wrong"):
             parity.check(tokenizer, CPU)
     else:

@@ -94,19 +94,19 @@ def process_wide_switches() -> Iterator[None]:
 def test_codes_equal_those_of_each_chunk_encoded_by_itself(
     chunking: ChunkingConfig, num_frames: int
 ) -> None:
-    given = clip(0, num_frames)
-    (found,) = ready_stage(chunking).process([given])
+    whole = clip(0, num_frames)
+    (found,) = ready_stage(chunking).process([whole])
     assert isinstance(found, EncodedClip)
     assert found.chunks == plan_chunks(num_frames, chunking, tokenizer_config().traits)
-    assert (found.ref, found.fps, found.backend) == (given.ref, 8.0, "pyav")
-    assert found.pts_s is given.pts_s
+    assert (found.ref, found.fps, found.backend) == (whole.ref, 8.0, "pyav")
+    assert found.pts_s is whole.pts_s
     assert found.grid == (2, 3)
     assert found.num_codes == sum(len(block) for block in found.codes) * 2 * 3
     tokenizer = build_tokenizer(tokenizer_config(), None)
     for span, codes in zip(found.chunks, found.codes, strict=True):
         first = span.first_frame - span.num_context_frames
         frames = [min(first + i, num_frames - 1) for i in range(span.num_input_frames)]
-        pixels = torch.from_numpy(given.frames[frames]).unsqueeze(0)
+        pixels = torch.from_numpy(whole.frames[frames]).unsqueeze(0)
         wanted = tokenizer.encode(pixels)[0, span.num_dropped_latents :].numpy()
         assert codes.dtype == np.uint16
         np.testing.assert_array_equal(codes, wanted)
@@ -243,7 +243,7 @@ def test_codes_outside_the_codebook_are_a_fault(
         stage.process([clip(7, 5)])
 
 
-def test_codes_beyond_uint16_are_uint32() -> None:
+def test_codes_that_exceed_uint16_are_uint32() -> None:
     (found,) = ready_stage(quantizer=LFQConfig(kind="lfq", dim=17)).process([clip(0, 16, 16, 16)])
     codes = np.concatenate([block.ravel() for block in codes_of(found)])
     assert codes.dtype == np.uint32
@@ -268,9 +268,9 @@ def test_weights_passed_as_bytes_are_used() -> None:
     other = build_tokenizer(config.model_copy(update={"seed": 9}), None)
     stage = EncodeStage(config, CHUNKINGS[0], EncodeConfig())
     stage.setup("cpu", safetensors.torch.save(other.state_dict()))
-    given = clip(0, 5)
-    wanted = other.encode(torch.from_numpy(given.frames.copy()).unsqueeze(0))[0]
-    np.testing.assert_array_equal(codes_of(stage.process([given])[0])[0], wanted.numpy())
+    whole = clip(0, 5)
+    wanted = other.encode(torch.from_numpy(whole.frames.copy()).unsqueeze(0))[0]
+    np.testing.assert_array_equal(codes_of(stage.process([whole])[0])[0], wanted.numpy())
 
 
 def test_a_pickled_stage_is_small_and_works() -> None:
@@ -332,14 +332,14 @@ def stream(stage: EncodeStage, pieces: list[DecodedClip]) -> list[EncodedClip]:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 14, 15, 21])
-def test_streamed_codes_equal_those_of_the_whole_clip_for_pieces_of_any_length(
+def test_streamed_codes_equal_those_of_the_whole_clip(
     streamer: EncodeStage, num_frames: int
 ) -> None:
-    given = clip(0, num_frames, 8, 12)
-    padded = np.concatenate([given.frames, given.frames[-1:]])[: num_frames + 1 - num_frames % 2]
+    whole = clip(0, num_frames, 8, 12)
+    padded = np.concatenate([whole.frames, whole.frames[-1:]])[: num_frames + 1 - num_frames % 2]
     wanted = streamer.tokenizer.encode(torch.from_numpy(padded).unsqueeze(0))[0].numpy()
     for cut in (Cut(1000, 1000), Cut(5, 4), Cut(9, 8), Cut(17, 16)):
-        results = stream(streamer, pieces_of_clip(given, cut))
+        results = stream(streamer, pieces_of_clip(whole, cut))
         found = np.concatenate([block for result in results for block in result.codes])
         np.testing.assert_array_equal(found, wanted)
         spans = tuple(span for result in results for span in result.chunks)

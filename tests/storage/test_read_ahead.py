@@ -35,5 +35,5 @@ def test_who_stops_early_waits_for_nothing() -> None:
     started: list[int] = []
     results = read_ahead(started.append, range(1000), 1)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(started) < 4

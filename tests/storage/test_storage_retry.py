@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.storage.retry import GaveUp, Retry
+from tokpipe.storage.retry import GaveUp, RetryPolicy
 
 
 @dataclass
@@ -20,8 +20,10 @@ class Clock:
         self.pauses.append(seconds)
         self.now_s += seconds
 
-    def retry(self, deadline_s: float, draw: float = 1.0) -> Retry:
-        return Retry(deadline_s, clock=lambda: self.now_s, sleep=self.sleep, draw=lambda: draw)
+    def retry(self, deadline_s: float, draw: float = 1.0) -> RetryPolicy:
+        return RetryPolicy(
+            deadline_s, clock=lambda: self.now_s, sleep=self.sleep, draw=lambda: draw
+        )
 
 
 class Passing(Exception):
@@ -73,7 +75,7 @@ def test_no_attempt_starts_after_the_deadline_or_may_outlast_it(
         num += 1
         raise Passing
 
-    retry = Retry(
+    retry = RetryPolicy(
         deadline_s,
         clock=lambda: clock.now_s,
         sleep=clock.sleep,

@@ -229,7 +229,7 @@ def test_losses_are_what_their_names_say(config: Config) -> None:
     tokenizer = Trainer(config()).tokenizer
     x = scaled(noise(frames=5))
     assert x.shape == (2, 3, 5, 16, 16)
-    assert (x.min(), x.max()) == (-1, 1)
+    assert (float(x.min()), float(x.max())) == (-1, 1)
     weights = LossConfig(l1=2, mse=3, gradient=0.5, saturation=0.25, rounding=0.1)
     terms, _ = losses(tokenizer, x, weights)
     y, _, latent = reconstruct(tokenizer, x)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.formats.formats_helpers import DictStore, encoded_clip
 from tests.reader.reader_helpers import begin, commit, put_shard
 from tokpipe.reader.output import Output
+from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.types import EncodedClip
-from tokpipe.usage import CodeUsage
 from tokpipe.verbs.inspect import inspect
 
 NUM_SHARDS = 5

@@ -1,4 +1,4 @@
-"""``python -m tokpipe.cli``: the command ``tokpipe``, where its script is not on the path."""
+"""``python -m tokpipe.cli`` is ``tokpipe``, for when its script is not on the path."""
 
 import sys
 

@@ -1,4 +1,8 @@
-"""``tokpipe audit``: check that an output is whole: every clip, every byte."""
+"""Check that an output is complete and undamaged. Writes nothing.
+
+Every planned clip must be tokenized or rejected exactly once, and every listed object must be what
+was written. Exits with code 8 on any defect.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,23 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.telling import print_lines, tell
-from tokpipe.cli.verb import Verb, add_json_argument, add_output_argument, count
+from tokpipe.cli.output import print_lines, show
+from tokpipe.cli.verb import Verb, add_output_arguments, count
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_argument(parser)
+    add_output_arguments(parser)
     parser.add_argument(
         "--depth",
         choices=["manifest", "sizes", "bytes"],
         default="bytes",
-        help="read the plan and the manifest; also look up the size of each listed object; or read "
-        "every byte of them (the default)",
+        help="manifest: read the plan and the manifest; sizes: also look up the size of each "
+        "listed object; bytes: also read every byte of them (default: bytes)",
     )
     parser.add_argument(
-        "--partial", action="store_true", help="the job is not finished: rows left are no defect"
+        "--partial", action="store_true", help="accept plan rows that are not settled yet"
     )
     parser.add_argument(
         "--sample",
@@ -31,8 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also encode N random clips again from their sources, and compare the codes",
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides which clips those are")
-    add_json_argument(parser)
+    parser.add_argument("--seed", type=int, default=0, help="selects the random clips (default: 0)")
 
 
 def _command(parsed: argparse.Namespace) -> int:
@@ -48,15 +51,14 @@ def _command(parsed: argparse.Namespace) -> int:
         seed=parsed.seed,
         say=lambda line: print_lines([line], errors),
     )
-    tell(report, as_json=parsed.json)
+    show(report, as_json=parsed.json)
     return 0 if report.is_clean else CorruptOutput.exit_code
 
 
 VERB = Verb(
     "audit",
-    summary="check that an output is whole: every clip, every byte",
-    description="Check that every planned clip is tokenized or rejected, once, and that every "
-    "listed object is what was written. Exit code 8 on any defect. Writes nothing.",
+    summary="check that an output is complete and undamaged",
+    description=__doc__,
     example="tokpipe audit out/demo --sample 10",
     add_arguments=_add_arguments,
     command=_command,

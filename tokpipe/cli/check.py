@@ -1,11 +1,14 @@
-"""``tokpipe check``: look for what would keep a job from running."""
+"""Check a job file, its sources, weights and output.
+
+Writes nothing, starts nothing and needs no GPU.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.telling import print_lines
+from tokpipe.cli.output import print_json, print_lines
 from tokpipe.cli.verb import Verb, add_job_argument, add_json_argument, read_checkpoint
 from tokpipe.config import load_job
 
@@ -20,19 +23,21 @@ def _command(parsed: argparse.Namespace) -> int:
 
 
 def check_job(job: Path, *, as_json: bool = False) -> int:
-    """What ``tokpipe check`` does, and ``tokpipe run --dry-run`` too."""
-    from tokpipe.verbs.check import check, findings_json
+    """Run ``tokpipe check``, which is also ``tokpipe run --dry-run``."""
+    from tokpipe.verbs.check import check
 
-    found = check(load_job(job, read=read_checkpoint))
-    print_lines([findings_json(found)] if as_json else (str(one) for one in found))
+    checked = check(load_job(job, read=read_checkpoint))
+    if as_json:
+        print_json([{"subject": one.subject, **one.facts} for one in checked])
+    else:
+        print_lines(one.text for one in checked)
     return 0
 
 
 VERB = Verb(
     "check",
-    summary="look for what would keep a job from running",
-    description="Check a job file, its sources, weights and output. Writes nothing, starts "
-    "nothing, needs no GPU.",
+    summary="look for anything that would keep a job from running",
+    description=__doc__,
     example="tokpipe check jobs/demo.yaml",
     add_arguments=_add_arguments,
     command=_command,

@@ -21,39 +21,32 @@ from tokpipe.cli import (
     run,
     status,
 )
-from tokpipe.cli.telling import reporting
+from tokpipe.cli.output import exit_code_of
 from tokpipe.cli.verb import Verb
 
 VERBS: tuple[Verb, ...] = (
-    check.VERB,
-    plan.VERB,
-    run.VERB,
-    status.VERB,
-    inspect.VERB,
-    decode.VERB,
-    rejected.VERB,
-    report.VERB,
-    audit.VERB,
-    clean.VERB,
-    export.VERB,
-    convert.VERB,
-    completion.VERB,
+    *(check.VERB, plan.VERB, run.VERB, status.VERB, inspect.VERB, decode.VERB, rejected.VERB),
+    *(report.VERB, audit.VERB, clean.VERB, export.VERB, convert.VERB, completion.VERB),
 )
-"""In the order of the help text: that of a job's life."""
+"""In the order of the help text, which follows a job's life."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ``tokpipe`` command; return its exit code."""
+    """Run the ``tokpipe`` command and return its exit code."""
     parsed = make_parser().parse_args(arguments)
-    return reporting(parsed.command, parsed)
+    return exit_code_of(parsed.command, parsed)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. What it parses has the verb's function as ``command``."""
+    """Return the parser of all verbs.
+
+    It sets ``command`` to the verb's function, and ``parser`` to itself, for ``completion``.
+    """
     parser = argparse.ArgumentParser(
         prog="tokpipe", description="Pre-tokenize video datasets into discrete codes."
     )
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         its_parser = verbs.add_parser(

@@ -1,4 +1,4 @@
-"""``tokpipe completion``: print what makes a shell complete verbs and options."""
+"""Print a script that lets a shell complete the verbs and options of tokpipe."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.cli.command import make_parser  # which has this verb
-
-    print(shtab.complete(make_parser(), parsed.shell))
+    print(shtab.complete(parsed.parser, parsed.shell))
     return 0
 
 
 VERB = Verb(
     "completion",
-    summary="print what makes a shell complete verbs and options",
-    description="Print a script that makes a shell complete the verbs and options of tokpipe.",
+    summary="print a shell completion script",
+    description=__doc__,
     example="tokpipe completion bash > ~/.local/share/bash-completion/completions/tokpipe",
     add_arguments=_add_arguments,
     command=_command,

@@ -1,50 +1,68 @@
-"""``tokpipe convert``: make a checkpoint folder of a training checkpoint."""
+"""Make a checkpoint folder (config.yaml and model.safetensors) from a training checkpoint.
+
+Code in the checkpoint is never run.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.telling import print_lines
+from tokpipe.cli.output import print_lines
 from tokpipe.cli.verb import Verb
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, metavar="CKPT", help=".ckpt, .pt or .pth of torch.save, .safetensors"
+        "source",
+        type=Path,
+        metavar="CKPT",
+        help="a .ckpt, .pt or .pth file written by torch.save, or a .safetensors file",
     )
-    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="where to write"
+    )
     settings = parser.add_mutually_exclusive_group(required=True)
-    settings.add_argument("--kind", choices=["movqgan", "emu3"], help="read its settings off it")
-    settings.add_argument("--config", type=Path, metavar="YAML", help="or a tokenizer section")
-    parser.add_argument("--state", metavar="KEY", help="entry that holds the weights")
-    parser.add_argument(
-        "--ema", action="store_true", help="take moving averages in place of the weights"
+    settings.add_argument(
+        "--kind", choices=["movqgan", "emu3"], help="derive the settings from the weights' shapes"
+    )
+    settings.add_argument(
+        "--config", type=Path, metavar="YAML", help="read the settings from a tokenizer section"
     )
     parser.add_argument(
-        "--strip", metavar="PREFIX", help="take only keys that begin so, without that beginning"
+        "--state", metavar="KEY", help="entry of the checkpoint that holds the weights"
     )
     parser.add_argument(
-        "--drop", action="append", default=[], metavar="PREFIX", help="leave keys out; repeatable"
+        "--ema", action="store_true", help="take the moving averages of the weights"
+    )
+    parser.add_argument(
+        "--strip", metavar="PREFIX", help="take only keys with this prefix, and remove the prefix"
+    )
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="leave out keys with this prefix; can be repeated",
     )
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.weights.convert import Choices, convert  # imports torch at its end
+    from tokpipe.weights.convert import Choices, convert
 
     choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
-    lines = convert(
-        parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
+    print_lines(
+        convert(
+            parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
+        )
     )
-    print_lines(lines)
     return 0
 
 
 VERB = Verb(
     "convert",
-    summary="make a checkpoint folder of a training checkpoint",
-    description="Make a checkpoint folder (config.yaml and model.safetensors) of a training "
-    "checkpoint. Nothing that is in the checkpoint is run.",
+    summary="make a checkpoint folder from a training checkpoint",
+    description=__doc__,
     example="tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan",
     add_arguments=_add_arguments,
     command=_command,

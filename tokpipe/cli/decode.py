@@ -1,17 +1,17 @@
-"""``tokpipe decode``: turn the codes of one clip back into pixels."""
+"""Decode the codes of one clip to a video or an image, to see what they kept."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.telling import tell
-from tokpipe.cli.verb import Verb, add_json_argument, add_output_argument
+from tokpipe.cli.output import show
+from tokpipe.cli.verb import Verb, add_device_argument, add_output_arguments
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_argument(parser)
-    parser.add_argument("--clip", metavar="ID", help="clip id; the first clip when left out")
+    add_output_arguments(parser)
+    parser.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
     parser.add_argument(
         "-o",
         dest="path",
@@ -23,28 +23,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="decode the source again, show it too, and print PSNR and SSIM against it",
+        help="also decode the source, show it next to the clip, and print PSNR and SSIM",
     )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ...; a GPU if there is one when left out"
-    )
-    add_json_argument(parser)
+    add_device_argument(parser)
 
 
 def _command(parsed: argparse.Namespace) -> int:
-    from tokpipe.reconstruct.command import decode_clip  # imports torch
+    from tokpipe.reconstruct.command import decode_clip
 
     decoded = decode_clip(
         parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
     )
-    tell(decoded, as_json=parsed.json)
+    show(decoded, as_json=parsed.json)
     return 0
 
 
 VERB = Verb(
     "decode",
-    summary="turn the codes of one clip back into pixels",
-    description="Turn the codes of one clip back into pixels, to look at them.",
+    summary="decode the codes of one clip to a video or an image",
+    description=__doc__,
     example="tokpipe decode out/demo --compare -o clip.mp4",
     add_arguments=_add_arguments,
     command=_command,

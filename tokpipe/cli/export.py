@@ -1,17 +1,20 @@
-"""``tokpipe export``: write an output in the format of another loader."""
+"""Write all clips of an output to a local folder in the format of another loader.
+
+Counts are checked, and the folder appears once it is complete.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.telling import tell
-from tokpipe.cli.verb import Verb, add_json_argument, add_output_argument
+from tokpipe.cli.output import show
+from tokpipe.cli.verb import Verb, add_output_arguments
 from tokpipe.export.catalogue import FORMATS
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_argument(parser)
+    add_output_arguments(parser)
     parser.add_argument(
         "--to",
         dest="format",
@@ -22,23 +25,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
     )
-    add_json_argument(parser)
 
 
 def _command(parsed: argparse.Namespace) -> int:
     from tokpipe.export import export_output
     from tokpipe.reader import open_output
 
-    done = export_output(open_output(parsed.output), parsed.format, parsed.folder)
-    tell(done, as_json=parsed.json)
+    exported = export_output(open_output(parsed.output), parsed.format, parsed.folder)
+    show(exported, as_json=parsed.json)
     return 0
 
 
 VERB = Verb(
     "export",
     summary="write an output in the format of another loader",
-    description="Write all clips of an output to a local folder in the format of another "
-    "loader, and check the counts. The folder appears when it is whole.",
+    description=__doc__,
     example="tokpipe export out/demo --to memmap -o out/demo-memmap",
     add_arguments=_add_arguments,
     command=_command,

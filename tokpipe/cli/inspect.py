@@ -1,24 +1,19 @@
-"""``tokpipe inspect``: show what an output's codes mean and look like."""
+"""Show an output's columns, a few clips, and how often codes occur in some of its shards."""
 
 from __future__ import annotations
 
 import argparse
 
-from tokpipe.cli.telling import tell
-from tokpipe.cli.verb import Verb, add_json_argument, add_output_argument, count
+from tokpipe.cli.output import show
+from tokpipe.cli.verb import Verb, add_output_arguments, add_shards_argument, count
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_argument(parser)
+    add_output_arguments(parser)
+    add_shards_argument(parser)
     parser.add_argument(
-        "--shards",
-        type=count,
-        default=8,
-        metavar="N",
-        help="count the codes of N shards, spread evenly (8 when left out); 0 for all",
+        "--clips", type=count, default=3, metavar="N", help="show N clips (default: 3)"
     )
-    parser.add_argument("--clips", type=count, default=3, metavar="N", help="show N clips")
-    add_json_argument(parser)
 
 
 def _command(parsed: argparse.Namespace) -> int:
@@ -26,15 +21,14 @@ def _command(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.inspect import inspect
 
     found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
-    tell(found, as_json=parsed.json)
+    show(found, as_json=parsed.json)
     return 0
 
 
 VERB = Verb(
     "inspect",
-    summary="show what an output's codes mean and look like",
-    description="Show the columns of an output, a few clips, and how often its codes occur, "
-    "from a few of its shards.",
+    summary="show an output's columns, clips and code usage",
+    description=__doc__,
     example="tokpipe inspect out/demo --shards 0",
     add_arguments=_add_arguments,
     command=_command,

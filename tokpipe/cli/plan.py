@@ -1,31 +1,35 @@
-"""``tokpipe plan``: say what a job will give and cost, before it is started."""
+"""Estimate a job's output, time and cost. Writes nothing.
+
+Counts all clips, probes a sample of the videos without decoding them, and estimates frames, codes,
+bytes and encoder hours. For a finished job, also prints how far off the estimate is.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from tokpipe.cli.telling import tell
+from tokpipe.cli.output import show
 from tokpipe.cli.verb import Verb, add_job_argument, add_json_argument, count, read_checkpoint
 from tokpipe.config import load_job
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
+    add_json_argument(parser)
     parser.add_argument(
-        "--sample", type=count, default=64, metavar="N", help="look into N videos (64)"
+        "--sample", type=count, default=64, metavar="N", help="probe N videos (default: 64)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides which videos those are")
+    parser.add_argument("--seed", type=int, default=0, help="selects the videos (default: 0)")
     parser.add_argument(
         "--like",
         metavar="OUT",
-        help="an output of the same tokenizer and GPU, whose cost per code is taken; the job's own "
-        "when left out",
+        help="predict time and size from this output of the same tokenizer and GPU (default: the "
+        "job's own output)",
     )
     parser.add_argument(
-        "--codes-per-s", type=float, metavar="X", help="of one encoder, in place of --like"
+        "--codes-per-s", type=float, metavar="X", help="speed of one encoder, instead of --like"
     )
-    parser.add_argument("--price", type=float, metavar="P", help="of one encoder (GPU) for an hour")
-    add_json_argument(parser)
+    parser.add_argument("--price", type=float, metavar="P", help="price of one encoder (GPU) hour")
 
 
 def _command(parsed: argparse.Namespace) -> int:
@@ -39,16 +43,14 @@ def _command(parsed: argparse.Namespace) -> int:
         codes_per_s=parsed.codes_per_s,
         price_per_hour=parsed.price,
     )
-    tell(found, as_json=parsed.json)
+    show(found, as_json=parsed.json)
     return 0
 
 
 VERB = Verb(
     "plan",
-    summary="say what a job will give and cost, before it is started",
-    description="Count a job's clips, look into a sample of its videos without decoding them, "
-    "and say how many frames, codes, bytes and encoder hours there will be. Of a job that is "
-    "done, also how far off this was. Writes nothing.",
+    summary="estimate a job's output, time and cost",
+    description=__doc__,
     example="tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5",
     add_arguments=_add_arguments,
     command=_command,

@@ -1,4 +1,4 @@
-"""``tokpipe run`` and ``python -m tokpipe.run``: start a job, or go on with it."""
+"""Start a job, or resume it where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from rich.console import Console
 
 from tokpipe.cli.check import check_job
-from tokpipe.cli.telling import print_lines, reporting
+from tokpipe.cli.output import print_lines
 from tokpipe.cli.verb import Verb, add_job_argument, read_checkpoint
 from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
@@ -15,40 +15,31 @@ from tokpipe.errors import ConfigError
 TOO_MANY_REJECTED = 4
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what ``tokpipe run`` and ``python -m tokpipe.run`` take."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="the same as tokpipe check: write nothing, start nothing",
+        help="only check the job, as tokpipe check does: write nothing, start nothing",
     )
     parser.add_argument(
         "--retry-rejected",
         action="store_true",
-        help="try rejected clips again, after their files or the job's limits were mended",
+        help="try rejected clips again, after fixing their files or the job's limits",
     )
     parser.add_argument(
-        "--reason", metavar="R", help="with --retry-rejected: only those rejected for this reason"
+        "--reason", metavar="R", help="with --retry-rejected: only clips rejected for this reason"
     )
 
 
-def run_command(parsed: argparse.Namespace) -> int:
-    """Carry out ``run`` and turn its end into an exit code."""
-    return reporting(_run, parsed)
-
-
-def _run(parsed: argparse.Namespace) -> int:
+def _command(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if parsed.reason is not None and not parsed.retry_rejected:
-        raise ConfigError(
-            "--reason chooses among the clips that --retry-rejected tries again, and stands alone: "
-            "give both, or neither"
-        )
+        raise ConfigError("--reason requires --retry-rejected")
     if parsed.dry_run:
         return check_job(parsed.job)
     job = load_job(parsed.job, read=read_checkpoint)
-    # Only now, because these import ray: a wrong job file is told at once.
+    # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.job import run_job
     from tokpipe.runtime.output import RetryRejected
     from tokpipe.runtime.summary import summary_lines
@@ -65,9 +56,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
 VERB = Verb(
     "run",
-    summary="start a job, or go on with it",
-    description="Start a job, or go on with it where an earlier run ended.",
+    summary="start or resume a job",
+    description=__doc__,
     example="tokpipe run jobs/demo.yaml",
-    add_arguments=add_run_arguments,
-    command=_run,
+    add_arguments=_add_arguments,
+    command=_command,
 )

@@ -1,4 +1,4 @@
-"""What a verb of the command line is, and the arguments that several of them take."""
+"""What a verb of the command line is, and the arguments that several verbs take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Verb:
     name: str
     summary: str
     """A few words for the list of verbs."""
-    description: str
+    description: str | None
+    """The module's docstring."""
     example: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     command: Callable[[argparse.Namespace], int]
@@ -29,24 +30,41 @@ def add_job_argument(parser: argparse.ArgumentParser) -> None:
     complete_files(parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file"))
 
 
-def complete_files(argument: argparse.Action) -> None:
-    """Have shells complete an argument by the names of files."""
-    vars(argument)["complete"] = shtab.FILE  # where shtab looks
-
-
-def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    output = parser.add_argument(
-        "output", metavar="OUT", help="the output of a job: its output.uri"
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the output that a verb reads, and ``--json``."""
+    complete_files(
+        parser.add_argument("output", metavar="OUT", help="the job's output, as in output.uri")
     )
-    complete_files(output)
+    add_json_argument(parser)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
+
+
+def add_shards_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shards",
+        type=count,
+        default=8,
+        metavar="N",
+        help="count codes in N shards, spread evenly; 0 for all (default: 8)",
+    )
+
+
+def complete_files(argument: argparse.Action) -> None:
+    """Make shells complete an argument with file names."""
+    vars(argument)["complete"] = shtab.FILE  # where shtab looks
 
 
 def count(text: str) -> int:
-    """Parse a number from 0 on."""
+    """Parse an integer that is 0 or more."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
@@ -54,7 +72,7 @@ def count(text: str) -> int:
 
 
 def read_checkpoint(uri: str, options: StoreOptions) -> bytes:
-    """What ``load_job`` reads a checkpoint's configuration with."""
-    from tokpipe.weights.read import read_object  # stores are looked for only if a job needs one
+    """Read a checkpoint's configuration, for ``load_job``."""
+    from tokpipe.weights.read import read_object  # imports stores, which few jobs need here
 
     return read_object(uri, options)

@@ -1,7 +1,7 @@
 """The process that decodes videos. ``VideoDecoder`` starts it, and kills it when it must.
 
-The child answers one request after another. Whatever a file does to it, the parent sees only a
-message, a closed channel or a missed deadline.
+The child answers one request after another. No file can do more to the parent than send a message,
+close the channel or make it miss a deadline.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
     if request["only_probe"]:
         wire.send(channel, {"probed": clip.probed})
         return
-    verdict: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     *first_choices, last = request["backends"]
     for name in [*(name for name in first_choices if is_worthwhile(name, clip.share)), last]:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
@@ -91,13 +91,13 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
         try:
             clip.decode(name, memory)
         except BackendUnavailable as error:
-            verdict = {"unavailable": str(error)}
+            outcome = {"unavailable": str(error)}
         except (SourceError, MemoryError) as error:
-            verdict = _rejected(error, name, clip.num_segments)
+            outcome = _rejected(error, name, clip.num_segments)
         else:
             wire.send(channel, {"decoded": {**clip.description, "backend": name}}, memory)
             return
-    wire.send(channel, verdict)
+    wire.send(channel, outcome)
 
 
 def _rejected(

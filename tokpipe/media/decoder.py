@@ -85,8 +85,8 @@ class _Lost(Undecodable):
     before it saw the clip.
     """
 
-    def __init__(self, *verdict: Any, is_innocent: bool = False) -> None:
-        super().__init__(*verdict)
+    def __init__(self, *fields: Any, is_innocent: bool = False) -> None:
+        super().__init__(*fields)
         self.is_innocent = is_innocent
 
 

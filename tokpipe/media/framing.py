@@ -49,12 +49,11 @@ class Painter:
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
         self._scaler: _Scaler | None = None
-        self._fit: tuple[tuple[int, int], Fit] | None = None
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
         """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are already black."""
         upright = self.framing.orientation
-        fit = self._fit_of((frame.height, frame.width))
+        fit = self.framing.fit(frame.height, frame.width)
         if fit.box is None:
             picture = upright.apply(self._scaled(frame, upright.oriented(*fit.resized)))
         else:
@@ -64,12 +63,6 @@ class Painter:
             box = av.VideoFrame.from_ndarray(cut, "rgb24")
             picture = _Scaler(box, fit.resized)(box)
         fit.place(picture, out)
-
-    def _fit_of(self, size: tuple[int, int]) -> Fit:
-        # Its fractions take as long as decoding a small frame.
-        if self._fit is None or self._fit[0] != size:
-            self._fit = size, self.framing.fit(*size)
-        return self._fit[1]
 
     def _scaled(self, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
         if self._scaler is None or self._scaler.kind != _kind(frame, size):

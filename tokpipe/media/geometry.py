@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def nearest_size(
     return min(sizes, key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
 
 
+@functools.lru_cache  # called for every frame, and as slow as decoding a small one
 def fit_frame(
     height: int, width: int, pixel_aspect: Fraction, size: tuple[int, int], mode: FitMode
 ) -> Fit:

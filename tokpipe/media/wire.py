@@ -40,42 +40,37 @@ def receive(
         TimeoutError: no complete message by ``deadline`` (in ``time.monotonic`` seconds).
         Closed: the other side has hung up.
     """
-    fd: int | None = None
+    fds: list[int] = []
     try:
-        _limit(channel, deadline)
-        head, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, 1, socket.MSG_CMSG_CLOEXEC)
-        fd = fds[0] if fds else None
-        head += _receive_exactly(channel, _LENGTH.size - len(head), deadline)
-        (size,) = _LENGTH.unpack(head)
+        (size,) = _LENGTH.unpack(_receive_exactly(channel, _LENGTH.size, deadline, fds))
         if size > _MAX_BYTES:
             raise Closed
-        message: dict[str, Any] = json.loads(_receive_exactly(channel, size, deadline))
+        message: dict[str, Any] = json.loads(_receive_exactly(channel, size, deadline, fds))
     except BaseException as error:
-        if fd is not None:
+        for fd in fds:
             os.close(fd)
         if isinstance(error, ConnectionError | json.JSONDecodeError):
             raise Closed from error
         raise
-    return message, fd
+    return message, fds[0] if fds else None
 
 
-def _receive_exactly(channel: socket.socket, size: int, deadline: float | None) -> bytes:
+def _receive_exactly(
+    channel: socket.socket, size: int, deadline: float | None, fds: list[int]
+) -> bytes:
+    """Return ``size`` bytes, and add the first descriptor that comes with them to ``fds``."""
     parts = []
     while size:
-        _limit(channel, deadline)
-        part = channel.recv(min(size, 2**20))
+        left_s = None if deadline is None else deadline - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            raise TimeoutError
+        channel.settimeout(left_s)
+        part, received, _, _ = socket.recv_fds(
+            channel, min(size, 2**20), 1 - len(fds), socket.MSG_CMSG_CLOEXEC
+        )
+        fds += received
         if not part:
             raise Closed
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
-
-
-def _limit(channel: socket.socket, deadline: float | None) -> None:
-    if deadline is None:
-        channel.settimeout(None)
-        return
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    channel.settimeout(left_s)

@@ -1,6 +1,6 @@
 """Reads outputs: job record, manifest and shards, checked as they are read.
 
-Needs pyarrow and a store, and neither Ray nor torch nor a GPU.
+Needs pyarrow and a store, but neither Ray, torch nor a GPU.
 """
 
 from tokpipe.reader.code_cache import CodeCache

@@ -1,4 +1,4 @@
-"""Which shard holds a clip: 12 bytes per clip, so that 100 million clips fit in memory."""
+"""Finds the shard of a clip. Takes 12 bytes per clip, so 100 million clips fit in memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tokpipe.formats.manifest import ManifestEntry
 
 
 class ClipIndex:
-    """Finds shards by clip id, through 64 bits of a hash of the id.
+    """Finds shards by clip id, using a 64-bit hash of the id.
 
-    Two ids may share their hash, so a shard found here is looked into before it is believed.
+    Two ids may share a hash, so look into the shard to be sure.
     """
 
     def __init__(self, hashes: NDArray[np.uint64], shards: NDArray[np.int32]) -> None:
@@ -23,7 +23,7 @@ class ClipIndex:
 
     @classmethod
     def of_entries(cls, entries: Iterable[ManifestEntry]) -> ClipIndex:
-        """Index the shards of a manifest, numbered in the order of listing."""
+        """Index the shards of a manifest, numbered in the order in which it lists them."""
         hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         sizes: list[int] = []
         for entry in entries:
@@ -34,7 +34,7 @@ class ClipIndex:
         return cls(np.concatenate(hashes), np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
 
     def shards_of(self, clip_id: str) -> list[int]:
-        """Numbers of the shards that may hold the clip; none if it is in no shard."""
+        """Return the numbers of the shards that may hold the clip; empty if none does."""
         wanted = np.frombuffer(_hash(clip_id), np.uint64)
         first = int(np.searchsorted(self._hashes, wanted, side="left")[0])
         last = int(np.searchsorted(self._hashes, wanted, side="right")[0])

@@ -1,4 +1,4 @@
-"""Clip streams as PyTorch takes them. The one module of the reader that needs torch."""
+"""Clip streams as PyTorch datasets. The only module of the reader that needs torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tokpipe.reader.stream import ClipMix
 
 
 class ClipDataset(IterableDataset[Any]):
-    """A stream or mix of clips, or sequences of it, for ``DataLoader`` or ``StatefulDataLoader``.
+    """A stream or mix of clips, or its sequences, for ``DataLoader`` or ``StatefulDataLoader``.
 
-    The latter, of ``torchdata``, keeps the state of every worker, so that a run goes on right after
-    what it was given last. For another number of ranks or workers, give what the loaders of all
-    ranks return as ``state_dict()`` to ``resume`` of the stream.
+    ``torchdata``'s ``StatefulDataLoader`` saves the state of every worker, so a run resumes right
+    after the last item it received. To resume with another number of ranks or workers, pass the
+    ``state_dict()`` of every rank's loader to the stream's ``resume``.
     """
 
     def __init__(self, stream: ClipMix | TokenSequences) -> None:

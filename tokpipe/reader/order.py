@@ -1,14 +1,14 @@
-"""In which order a training run sees an output, and what of an epoch is left. Pure arithmetic.
+"""The order of an epoch, and the part of it that is left. Pure arithmetic.
 
-Both are functions of a few numbers, the same on every machine: no rank keeps a list of what all
-others have read, and a run may go on with another number of ranks.
+Both depend on a few numbers only and are the same on every machine. No rank has to know what the
+others have read, and a run can resume with another number of ranks.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ _KEPT_WINDOWS = 4
 class EpochOrder:
     """The items of an epoch, each once: position -> (shard, item of the shard).
 
-    Shuffled, the shards come in an order of their own, and the items of ``window_shards`` shards at
-    a time are mixed: so few shards have to be at hand at once. Drawn from the bits of a generator
-    whose stream numpy guarantees, and sorted: the same with every version of numpy.
+    Shuffling permutes the shards, then mixes the items of ``window_shards`` shards at a time, so
+    only a few shards are needed at once. Permutations sort the raw bits of a generator whose stream
+    numpy guarantees, so they are the same in every version of numpy.
     """
 
     def __init__(
@@ -33,24 +33,20 @@ class EpochOrder:
         shuffle: bool = True,
         window_shards: int = 8,
     ) -> None:
-        """``sizes`` (shards,): items of each shard.
+        """``sizes`` (shards,): number of items of each shard.
 
         Raises:
-            ValueError: a window of no shards.
+            ValueError: ``window_shards`` is below 1.
         """
         if window_shards < 1:
-            raise ValueError(f"window_shards={window_shards}: a window holds one shard or more")
+            raise ValueError(f"window_shards={window_shards}: must be at least 1")
         self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
         self._shards = self._permutation(len(sizes), 0) if shuffle else np.arange(len(sizes))
         self._window_shards = window_shards if shuffle else 1
         self._sizes = sizes[self._shards]
-        per_window = (
-            np.add.reduceat(self._sizes, range(0, len(sizes), self._window_shards))
-            if len(sizes)
-            else np.zeros(0, np.int64)
-        )
-        self._starts = np.concatenate([[0], np.cumsum(per_window)]).astype(np.int64)
-        self._windows: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        starts = np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])
+        self._starts = np.append(starts[: -1 : self._window_shards], starts[-1])
+        self._window = lru_cache(_KEPT_WINDOWS)(self._make_window)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -63,11 +59,8 @@ class EpochOrder:
         place = position - int(self._starts[window])
         return int(shards[place]), int(items[place])
 
-    def _window(self, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(items,) of a window: of which shard each is, and which of its items."""
-        if window in self._windows:
-            self._windows.move_to_end(window)
-            return self._windows[window]
+    def _make_window(self, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (items,) the shard of each item of a window, and its place in the shard."""
         span = slice(window * self._window_shards, (window + 1) * self._window_shards)
         sizes = self._sizes[span]
         shards = np.repeat(self._shards[span], sizes)
@@ -75,9 +68,6 @@ class EpochOrder:
         if self._shuffle:
             places = self._permutation(len(items), 1 + window)
             shards, items = shards[places], items[places]
-        self._windows[window] = shards, items
-        if len(self._windows) > _KEPT_WINDOWS:
-            self._windows.popitem(last=False)
         return shards, items
 
     def _permutation(self, number: int, stream: int) -> NDArray[np.int64]:
@@ -85,7 +75,7 @@ class EpochOrder:
 
 
 def random_bits(number: int, *seeds: int | Sequence[int]) -> NDArray[np.uint64]:
-    """(number,) drawn from all 64 bits, the same on every machine."""
+    """Draw (number,) random 64-bit integers, the same on every machine."""
     sequence = np.random.SeedSequence(seeds)
     bits: NDArray[np.uint64] = np.random.PCG64(sequence).random_raw(number)
     return bits
@@ -93,14 +83,14 @@ def random_bits(number: int, *seeds: int | Sequence[int]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """What of an epoch is still to be read: some positions, and all from ``start`` on.
+    """The unread part of an epoch: some pending positions, and all from ``start`` on.
 
-    Readers share it out by turns: of ``n`` readers, the ``k``-th takes the items ``k``, ``k + n``
-    and so on. How far each came is all that has to be known to go on, with any number of readers.
+    ``n`` readers take turns: reader ``k`` takes the items ``k``, ``k + n`` and so on. So the number
+    of items that each has taken is enough to resume, with any number of readers.
     """
 
     num_items: int
-    """Of the whole epoch."""
+    """Items of the whole epoch."""
     start: int = 0
     pending: tuple[int, ...] = ()
     """Positions before ``start`` that no reader has taken."""
@@ -109,27 +99,27 @@ class Remaining:
         return len(self.pending) + self.num_items - self.start
 
     def position(self, index: int) -> int:
-        """Position in the epoch's order of the ``index``-th item that is left."""
+        """Return the position in the epoch of the ``index``-th item that is left."""
         if index < len(self.pending):
             return self.pending[index]
         return self.start + index - len(self.pending)
 
     def num_taken_by(self, reader: int, num_readers: int) -> int:
-        """How many items one of so many readers takes until nothing is left."""
+        """Return how many items one of ``num_readers`` readers takes until nothing is left."""
         return max(0, -(-(len(self) - reader) // num_readers))
 
     def after(self, taken: Sequence[int]) -> Remaining:
-        """What is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
+        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
 
         Raises:
-            ValueError: a reader has taken more than there is for it.
+            ValueError: a reader has taken more items than it can get.
         """
         number = len(taken)
         for reader, count in enumerate(taken):
             if not 0 <= count <= self.num_taken_by(reader, number):
                 raise ValueError(
                     f"reader {reader} of {number} cannot have taken {count} of {len(self)} items: "
-                    "these states are not those of one moment of one run"
+                    "these states were not saved at the same moment of one run"
                 )
         rounds = min(taken)
         end = max(

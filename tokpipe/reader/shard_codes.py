@@ -1,8 +1,8 @@
 """The codes of one shard as one raw array in a local file, with the shard's other columns.
 
-The file is: codes, padding to 64 bytes, the other columns as an Arrow IPC file, the length of that
+The file holds: codes, padding to 64 bytes, the other columns as an Arrow IPC file, the size of that
 part (8 bytes), magic (8 bytes). So ``numpy.memmap(path, "<u2", "r", shape=num_codes)`` reads the
-codes as well as this module does.
+codes too.
 """
 
 from __future__ import annotations
@@ -25,65 +25,65 @@ Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 _MAGIC = b"tokcode1"
 _END = struct.Struct("<Q8s")
 _ALIGNMENT = 64
-"""Arrow reads what is aligned so without copying it."""
+"""Arrow reads columns with this alignment without copying them."""
 
 _START = pa.field("start", pa.int64(), nullable=False)
 _COLUMNS = [name for name in shard_schema("uint16").names if name != "codes"]
 
 
 class ShardCodes:
-    """The codes of one shard, chunk by chunk, over a mapped file: nothing is read before its use.
+    """The codes of one shard, chunk by chunk, over a memory-mapped file.
 
-    ``codes[i]`` is a read-only view of shape (t, h, w). It stays good when the file is removed.
+    ``codes[i]`` is a read-only view of shape (t, h, w). It stays valid when the file is removed.
     """
 
     def __init__(self, path: Path, code_dtype: str, grid: tuple[int, int]) -> None:
         """Map what ``write_shard_codes`` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no such file, or was cut short.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is truncated or is not a file of codes.
         """
         with pa.memory_map(str(path)) as file:
             whole = file.read_buffer()
         num_bytes = whole.size - _END.size
         if num_bytes < 0:
-            raise ValueError(f"{path} has {whole.size} bytes only")
+            raise ValueError(f"{path} has only {whole.size} bytes")
         rows_bytes, magic = _END.unpack(whole.slice(num_bytes))
         if magic != _MAGIC or rows_bytes > num_bytes:
-            raise ValueError(f"{path} does not end as a file of codes")
+            raise ValueError(f"{path} does not end like a file of codes")
         try:
             table = pa.ipc.open_file(whole.slice(num_bytes - rows_bytes, rows_bytes)).read_all()
         except pa.ArrowException as error:
             raise ValueError(f"{path}: {error}") from error
         self.rows: pa.Table = table.select(_COLUMNS)
-        """Every other column of the shard, one row per chunk, mapped as well."""
+        """The other columns of the shard, one row per chunk, also mapped."""
         self.grid = grid
         t, starts = (table.column(name).chunk(0).to_numpy() for name in ("t", _START.name))
         self._size = len(t)
         num_codes = int(starts[-1]) + int(t[-1]) * grid[0] * grid[1]
         self.flat: Codes = np.frombuffer(whole, np.dtype(code_dtype).newbyteorder("<"), num_codes)
-        """All codes, one chunk behind the other."""
+        """All codes, chunk after chunk."""
         self.blocks: Codes | None = None
-        """(chunks, t, h, w) where all chunks of the shard have one ``t``, else None."""
+        """(chunks, t, h, w) if all chunks have the same ``t``, else None."""
         self.shape: tuple[int, int, int] | None = None
-        """(t, h, w) where all chunks have it, else None."""
+        """(t, h, w) if all chunks have it, else None."""
         if bool((t == t[0]).all()):
             self.shape = (int(t[0]), *grid)
             self.blocks = self.flat.reshape(self._size, *self.shape)
             self.flat_blocks: Codes = self.flat.reshape(self._size, -1)
-            """(chunks, t * h * w), there where ``blocks`` is."""
-        # These give Python's own integers, in a third of the time that an array takes.
+            """(chunks, t * h * w); exists if ``blocks`` is not None."""
+        # A memoryview returns Python integers in a third of an array's time.
         self._t, self._starts = memoryview(t), memoryview(starts)
 
     @cached_property
     def clip_starts(self) -> NDArray[np.int64]:
-        """(clips + 1,) row of each clip's first chunk, and at the end the number of rows."""
+        """(clips + 1,) row of each clip's first chunk; last, the number of rows."""
         first = self.rows.column("chunk_index").chunk(0).to_numpy() == 0
         return np.append(np.flatnonzero(first), self._size)
 
     def __len__(self) -> int:
-        """How many chunks there are."""
+        """Number of chunks."""
         return self._size
 
     def __getitem__(self, index: int) -> Codes:
@@ -119,7 +119,7 @@ def write_shard_codes(file: IO[bytes], shard: ShardReader) -> None:
     file.write(bytes(-file.tell() % _ALIGNMENT))
     before = file.tell()
     sink = pa.BufferOutputStream()
-    # As one batch, so that each column is one array of the mapped file.
+    # One batch, so each column is one array of the mapped file.
     table = pa.concat_tables(tables).combine_chunks()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -1,4 +1,4 @@
-"""The shards of an output as a sequence, without an object for each."""
+"""The shards of an output as a sequence, over the manifest's table of shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokpipe.storage.store import Store
 
 
 class ShardList(Sequence[ShardInfo]):
-    """Shards in the order in which the manifest lists them, over its columnar table."""
+    """Shards in the order in which the manifest lists them. Holds no object per shard."""
 
     def __init__(self, store: Store, table: pa.Table) -> None:
         self._store = store
@@ -26,7 +26,7 @@ class ShardList(Sequence[ShardInfo]):
 
     @property
     def row_starts(self) -> NDArray[np.int64]:
-        """Position of each shard's first row among the rows of all, and at the end their number."""
+        """(shards + 1,) position of each shard's first row among all rows; last, their number."""
         counts = self._table.column("num_rows").to_numpy()
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
@@ -42,9 +42,8 @@ class ShardList(Sequence[ShardInfo]):
     def __getitem__(self, index: slice) -> ShardList: ...
     def __getitem__(self, index: int | slice) -> ShardInfo | ShardList:
         if isinstance(index, slice):
-            return ShardList(
-                self._store, self._table.take(pa.array(range(len(self))[index], pa.int64()))
-            )
+            rows = pa.array(range(len(self))[index], pa.int64())
+            return ShardList(self._store, self._table.take(rows))
         row = self._table.slice(range(len(self))[index], 1).to_pylist()[0]
         return ShardInfo(
             key=row["shard"],

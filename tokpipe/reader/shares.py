@@ -1,8 +1,8 @@
-"""How readers share out several sources of items, in proportion, each item once. Pure arithmetic.
+"""How readers share several sources of items in proportion, each item once. Pure arithmetic.
 
-What an epoch has of each source is fixed. Readers deal out each source by turns, as they do with a
-single one, and each puts its shares into one order, evenly spread. So which items an epoch has is
-the same for any number of readers, and in proportion each of them is at every moment.
+An epoch has a fixed number of items of each source. Readers take turns at each source, as they do
+with a single one, and each spreads its items evenly over its epoch. So the items of an epoch do not
+depend on the number of readers, and every reader sees them in proportion at any moment.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from itertools import accumulate
 from tokpipe.reader.order import Remaining, random_bits
 
 _ONE = 2**64
-"""Times are whole numbers, so that no machine rounds them otherwise."""
+"""Times are integers from 0 to this, so no machine rounds them differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class MixRemaining:
-    """What of an epoch is still to be read of each of several sources."""
+    """The unread part of an epoch, for each of several sources."""
 
     parts: tuple[Remaining, ...]
     seed: int
-    """Decides in which phase each reader begins."""
+    """Determines the phases with which each reader begins."""
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
     @property
     def dealt_from(self) -> list[int]:
-        """Items of all sources before each one: its dealing begins with that reader."""
+        """Number of items in the sources before each one: its first item goes to that reader."""
         starts = [0, *accumulate(len(part) for part in self.parts)]
         return starts[:-1]
 
     def after(self, taken: Sequence[int]) -> MixRemaining:
-        """What is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
+        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
 
         Raises:
-            ValueError: a reader has taken more than there is for it.
+            ValueError: a reader has taken more items than it can get.
         """
         number = len(taken)
         counts = [Share(self, k, number).counts(done) for k, done in enumerate(taken)]
@@ -56,12 +56,13 @@ class MixRemaining:
 
 
 class Share:
-    """What one of several readers takes of what is left of several sources, and in which order.
+    """What one of several readers takes from what is left of several sources, and in which order.
 
-    Of every source it takes its share by turns; the dealing of a source goes on where that of the
-    source before it stopped, so that all readers take as many in all, or one less. Its own items
-    it has evenly spread: at any time it has had of each source what is due, give or take a few.
-    Without more, all readers would begin with the same sources, so each has phases of its own.
+    Readers take turns at every source. Dealing a source continues with the reader at which the
+    source before it stopped, so all readers get the same number of items, or one less. A reader
+    spreads its items evenly: at any time, the number it has had of each source is within a few
+    items of what is due. Each reader has its own phases; otherwise all would begin with the same
+    sources.
     """
 
     def __init__(self, left: MixRemaining, reader: int, num_readers: int) -> None:
@@ -78,7 +79,7 @@ class Share:
         return sum(self._sizes)
 
     def next_source(self, counts: Sequence[int]) -> int:
-        """From which source the next item is, after ``counts`` of each. There must be one left."""
+        """Return the source of the item after ``counts`` of each. At least one must be left."""
         due = [
             (self._time(source, count), source)
             for source, count in enumerate(counts)
@@ -87,22 +88,22 @@ class Share:
         return min(due)[1]
 
     def position(self, source: int, count: int) -> int:
-        """Position of the ``count``-th item that this reader takes of a source."""
+        """Return the position of the ``count``-th item that this reader takes from a source."""
         index = self._firsts[source] + count * self._num_readers
         return self._left.parts[source].position(index)
 
     def counts(self, taken: int) -> list[int]:
-        """How many of each source are among the first ``taken`` items, by no more than a search.
+        """Return how many of each source are among the first ``taken`` items, in log time.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are fewer items.
         """
         if not 0 <= taken <= len(self):
             raise ValueError(
                 f"a reader of {self._num_readers} cannot have taken {taken} of {len(self)} items: "
-                "these states are not those of one moment of one run"
+                "these states were not saved at the same moment of one run"
             )
-        low, high = 0, _ONE + 1  # no more than ``taken`` items are due before ``low``
+        low, high = 0, _ONE + 1  # at most ``taken`` items are due before ``low``
         while high - low > 1:
             middle = (low + high) // 2
             if sum(self._due_before(middle)) <= taken:
@@ -110,12 +111,12 @@ class Share:
             else:
                 high = middle
         counts = self._due_before(low)
-        while sum(counts) < taken:  # those that are due at this very time
+        while sum(counts) < taken:  # items due exactly at this time
             counts[self.next_source(counts)] += 1
         return counts
 
     def _time(self, source: int, count: int) -> int:
-        """When the ``count``-th item of a source is due: 0 to ``_ONE``, over all of them."""
+        """Return when the ``count``-th item of a source is due, from 0 to ``_ONE``."""
         return (count * _ONE + self._phases[source]) // self._sizes[source]
 
     def _due_before(self, time: int) -> list[int]:
@@ -126,13 +127,13 @@ class Share:
 
 
 def quotas(weights: Sequence[float], number: int) -> list[int]:
-    """``number`` items divided by weight, to whole ones: the largest fractions are rounded up.
+    """Divide ``number`` items by weight, rounding up where the fractions are largest.
 
     Raises:
-        ValueError: a weight is not above 0, or not finite.
+        ValueError: a weight is not finite and above 0.
     """
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"weights={list(weights)}: each is a number above 0")
+        raise ValueError(f"weights={list(weights)}: each must be finite and above 0")
     exact = [Fraction(weight) for weight in weights]
     due = [number * weight / sum(exact) for weight in exact]
     whole = [math.floor(one) for one in due]

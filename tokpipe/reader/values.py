@@ -1,4 +1,4 @@
-"""What the reader gives: clips with their chunks, and where a shard is."""
+"""What the reader returns: clips with their chunks, and shards."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class Chunk:
     """The codes of one chunk of a clip."""
 
     codes: NDArray[np.uint16] | NDArray[np.uint32]
-    """(t, h, w), 0 <= code < codebook size, owned by this chunk."""
+    """(t, h, w), 0 <= code < codebook size, not shared with other chunks."""
     first_is_image: bool
-    """The first latent frame stands for one frame, and not for ``temporal_stride`` of them."""
+    """The first latent frame covers 1 frame instead of ``temporal_stride``."""
     frame_start: int
-    """First real frame that the codes stand for, counted in the resampled clip."""
+    """First real frame that the codes cover, counted in the resampled clip."""
     n_frames: int
-    """Real frames that the codes stand for."""
+    """Real frames that the codes cover."""
     n_pad_frames: int
-    """Repeats of the last frame that were encoded behind them."""
+    """Repeats of the last frame that were encoded after them."""
     n_context_frames: int
-    """Frames that were encoded in front of them and whose codes were dropped."""
+    """Frames that were encoded before them and whose codes were dropped."""
     start_pts_s: float
-    """Presentation time of the first real frame, in the source."""
+    """Presentation time of the first real frame, in seconds of the source."""
     end_pts_s: float
     """Presentation time of the last real frame."""
 
@@ -43,18 +43,18 @@ class Clip:
     metadata: dict[str, Any]
     """Columns carried from the source."""
     plan_row: int
-    """Position in the stored plan of the row that this clip comes from."""
+    """Position of the clip's row in the stored plan."""
     segment: int
-    """Which part of the row's span it is, when that was cut into ``num_segments`` clips."""
+    """Which of the ``num_segments`` clips of that row this is."""
     num_segments: int
     marks: tuple[str, ...] = ()
-    """What to know of it: ``"damaged"`` if its video was, and only its first frames are here."""
+    """``"damaged"`` if the video is damaged and only its first frames are here."""
     damage: str | None = None
-    """What is missing of a damaged one, in words."""
+    """What is missing from a damaged clip, in words."""
 
     @property
     def codes(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """(t, h, w) codes of all chunks, one after the other in time."""
+        """(t, h, w) codes of all chunks, concatenated in time."""
         return np.concatenate([chunk.codes for chunk in self.chunks])
 
 
@@ -63,7 +63,7 @@ class ShardInfo:
     """One shard as the manifest lists it."""
 
     key: str
-    """Below the output."""
+    """Relative to the output's prefix."""
     uri: str
     size_bytes: int
     sha256: str
@@ -72,7 +72,7 @@ class ShardInfo:
     num_frames: int
     num_clips: int
     grid: tuple[int, int]
-    """(h, w) of every chunk in it."""
+    """(h, w) of all its chunks."""
     side_table: str
     """Key of the table with one row per clip."""
     side_table_uri: str

@@ -11,7 +11,7 @@ import numpy as np
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
-from tokpipe.usage import CodeUsage
+from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.verbs.inspect import spread
 
 _COLUMNS = ["clip_id", "n_frames", "t", "h", "w", "codes"]

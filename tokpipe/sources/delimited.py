@@ -1,4 +1,4 @@
-"""CSV and TSV, read so that a bad row costs only itself.
+"""CSV and TSV, read so that a bad row does not affect other rows.
 
 A quote that is never closed makes an ordinary reader swallow every line up to the next quote.
 Here a malformed record loses only its first line; its later lines are read again.

@@ -71,7 +71,7 @@ class JsonLinesFile:
 
 def _parse(line: bytes) -> dict[str, str | None] | str:
     try:
-        # Given bytes, ``json`` guesses UTF-16 and accepts half a surrogate pair.
+        # From bytes, ``json`` guesses UTF-16 and accepts half a surrogate pair.
         value = json.loads(line.decode("utf-8"))
         if not isinstance(value, dict):
             return f"is not a JSON object but {type(value).__name__}"

@@ -70,7 +70,7 @@ def matching_uris(label: str, what: str, pattern: str, options: StoreOptions) ->
     uris = sorted(match.uri for match in iter_matches(pattern, options))
     if not uris:
         raise ConfigError(
-            f"{label}: there is no {what} {pattern}, so the job would have no clips. Check the "
+            f"{label}: no {what} matches {pattern}, so the job would have no clips. Check the "
             "path; '**' crosses folders, '*' does not, and {000..999} is not expanded: write *."
         )
     return uris
@@ -130,9 +130,6 @@ def make_batch(
     for field in ROW_SCHEMA:
         values = columns.get(field.name)
         if values is None:
-            own.append(pa.nulls(num_rows, field.type))
-        elif isinstance(values, pa.Array):
-            own.append(values)
-        else:
-            own.append(pa.array(values, field.type))
+            values = pa.nulls(num_rows, field.type)
+        own.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
     return pa.RecordBatch.from_arrays([*own, *carried], schema=schema)

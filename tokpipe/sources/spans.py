@@ -1,4 +1,4 @@
-"""Reads the start and end times of clips, given as numbers or as text."""
+"""Reads the start and end times of clips, from numbers or text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 def holds_seconds(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold times."""
+    types = pa.types
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
     return bool(
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_duration(kind)
-        or pa.types.is_time(kind)
-        or pa.types.is_string(kind)
+        is_number or types.is_duration(kind) or types.is_time(kind) or types.is_string(kind)
     )
 
 
@@ -39,10 +36,8 @@ def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
         else:
             seconds = pc.cast(values, pa.float64(), safe=False)
         is_text = pa.repeat(False, len(values))
-    out_of_range = pc.fill_null(
-        pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0.0)), False
-    )
-    unusable = pc.or_(is_text, out_of_range)
+    out_of_range = pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0.0))
+    unusable = pc.or_(is_text, pc.fill_null(out_of_range, False))
     # -0.0 and 0.0 are the same time, so they must have the same clip id.
     seconds = pc.add(pc.if_else(unusable, pa.scalar(None, pa.float64()), seconds), 0.0)
     return seconds, unusable
@@ -55,14 +50,10 @@ def _from_text(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     number = pc.cast(pc.if_else(is_number, text, pa.scalar(None, pa.string())), pa.float64())
     parts = pc.extract_regex(text, _CLOCK)
     hours = pc.struct_field(parts, "hours")
-    hours = pc.if_else(pc.equal(hours, ""), "0", hours)
-    clock = pc.add(
-        pc.add(
-            pc.multiply(pc.cast(hours, pa.float64()), 3600.0),
-            pc.multiply(pc.cast(pc.struct_field(parts, "minutes"), pa.float64()), 60.0),
-        ),
-        pc.cast(pc.struct_field(parts, "seconds"), pa.float64()),
-    )
+    hours = pc.cast(pc.if_else(pc.equal(hours, ""), "0", hours), pa.float64())
+    minutes = pc.cast(pc.struct_field(parts, "minutes"), pa.float64())
+    clock = pc.add(pc.multiply(hours, 3600.0), pc.multiply(minutes, 60.0))
+    clock = pc.add(clock, pc.cast(pc.struct_field(parts, "seconds"), pa.float64()))
     seconds = pc.coalesce(number, clock)
     is_neither = pc.and_(pc.is_valid(text), pc.is_null(seconds))
     return seconds, is_neither

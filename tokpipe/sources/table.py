@@ -257,17 +257,9 @@ def _positions(mask: pa.Array) -> list[int]:
 
 
 def _is_printable(kind: pa.DataType) -> bool:
-    """Whether every value of this type can be written as text, unlike bytes."""
-    try:
-        pc.cast(pa.nulls(1, kind), pa.string())
-    except pa.ArrowException:
-        return False
-    return not (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
+    """Whether every value of this type can be written as text, unlike bytes or lists."""
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_primitive(kind) or types.is_decimal(kind))
 
 
 def _fill_template(template: str, columns: pa.RecordBatch) -> pa.Array:

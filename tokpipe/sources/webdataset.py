@@ -56,8 +56,7 @@ class WebDatasetRows:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         uris = matching_uris(self.label, "tar", self._config.uri, self._options)
-        # Reading headers means waiting for one small answer after another, so read many tars at
-        # once.
+        # Reading headers is waiting for small answers, so many tars are read at the same time.
         pool = ThreadPoolExecutor(min(_THREADS, len(uris)))
         waiting: deque[Future[list[pa.RecordBatch]]] = deque()
         try:
@@ -210,7 +209,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
     # tarfile takes any block that is not a header for the end.
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise _Damaged(f"has no header at byte {end}, where one is due: members may be lost")
+        raise _Damaged(f"has no header at byte {end}, where one must be: members may be lost")
 
 
 def _split_name(name: str) -> tuple[str, str]:

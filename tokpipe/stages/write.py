@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import chain, groupby
 
@@ -86,13 +87,11 @@ def _joined(pieces: list[EncodedClip]) -> EncodedClip:
     """Join the pieces of a clip; ``build_shard`` checks that none is missing."""
     if len(pieces) == 1:
         return pieces[0]
-    return EncodedClip(
-        ref=pieces[0].ref,
+    return dataclasses.replace(
+        pieces[0],
         chunks=tuple(chain.from_iterable(piece.chunks for piece in pieces)),
         codes=tuple(chain.from_iterable(piece.codes for piece in pieces)),
         pts_s=np.concatenate([piece.pts_s for piece in pieces]),
-        fps=pieces[0].fps,
-        backend=pieces[0].backend,
         marks=tuple(dict.fromkeys(chain.from_iterable(piece.marks for piece in pieces))),
         damage=next((piece.damage for piece in pieces if piece.damage), None),
     )

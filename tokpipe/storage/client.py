@@ -20,7 +20,7 @@ from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
-from tokpipe.storage.retry import GaveUp, Retry
+from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.telemetry.redact import redact
 
@@ -104,7 +104,7 @@ class Client:
 
     def __init__(self, protocol: str, options: StoreOptions) -> None:
         self.protocol = protocol
-        self.retry = Retry(options.deadline_s)
+        self.retry = RetryPolicy(options.deadline_s)
         self.fs = _open_filesystem(protocol, options)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_ahead(task: Callable[[T], R], items: Iterable[T], num_ahead: int) -> Iterator[R]:
+def read_ahead(task: Callable[[T], R], items: Iterable[T], num_ahead: int) -> Generator[R]:
     """Yield ``task(item)`` for each item, in order, while up to ``num_ahead`` more are in progress.
 
     An error is raised in place of its result. Closing the iterator early does not wait for tasks.

@@ -26,7 +26,7 @@ class GaveUp(Exception):
 
 
 @dataclass(frozen=True)
-class Retry:
+class RetryPolicy:
     """Exponential backoff with full jitter under a total deadline.
 
     Full jitter (a pause drawn from the whole range, 0 included) spreads a thousand actors that

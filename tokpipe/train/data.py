@@ -8,7 +8,7 @@ import logging
 import math
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class TrainingData:
                     digest.update(repr(row).encode())
         return digest.hexdigest()
 
-    def batches(self, first_step: int) -> Iterator[Tensor]:
+    def batches(self, first_step: int) -> Generator[Tensor]:
         """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8.
 
         Raises:
@@ -132,11 +132,12 @@ class TrainingData:
             clip = decoders.decode(_item(rows, int(rng.integers(rows.num_rows))), rng)
             if isinstance(clip, DecodedClip):
                 return clip.frames
-            _log.warning("%s: not used: %s", clip.ref.source_uri, clip.message)
+            problem = f"{clip.ref.source_uri}: {clip.message}"
+            _log.warning("clip not used: %s", problem)
         raise ConfigError(
-            f"{_MAX_ATTEMPTS} clips in a row could not be used; the last, from "
-            f"{clip.ref.source_uri}: {clip.message}. Training needs clips of at least "
-            f"{self.config.longest_batch} frames, the longest batch: check sources and sampling"
+            f"{_MAX_ATTEMPTS} clips in a row could not be used; the last: {problem}. Training "
+            f"needs clips of at least {self.config.longest_batch} frames, the longest batch: check "
+            "sources and sampling"
         )
 
 

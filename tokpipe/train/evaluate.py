@@ -48,7 +48,8 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
     )
     config = validate_settings(AnyTokenizer, section, name=source)
     weights = None if config.weights is None else read_local(config.weights)
-    return build_tokenizer(config, weights, with_decoder=True)
+    tokenizer: VideoTokenizer = build_tokenizer(config, weights, with_decoder=True)
+    return tokenizer
 
 
 def evaluate(

@@ -149,7 +149,7 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     data, trainer = TrainingData(config), Trainer(config)
-    rows, state_path = data.digest(), output / STATE_NAME
+    rows, state_path, log_bytes = data.digest(), output / STATE_NAME, 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         if "rows" not in state:
@@ -164,24 +164,26 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
                 "would train on clips that no seed describes. Choose another output, or restore "
                 "the sources"
             )
+        log_bytes = state["log_bytes"]
         _log.info("continuing from step %d of %d", trainer.step, config.num_steps)
-    log = _Log(output / LOG_NAME, trainer.step, config)
+    log = _Log(output / LOG_NAME, log_bytes, config)
+
+    def save() -> None:
+        buffer = io.BytesIO()
+        kept = {"rows": rows, "log_bytes": log.path.stat().st_size}
+        torch.save({**trainer.state(), **kept}, buffer)
+        write_file(state_path, buffer.getvalue())
+        save_tokenizer(config, trainer.average, output / TOKENIZER_FOLDER)
+
     saved_s = time.monotonic()
     with contextlib.closing(data.batches(trainer.step)) as batches:
         while trainer.step < config.num_steps and not (stop and stop.is_set()):
             log.add(trainer.step, trainer.train_step(next(batches)))
             if time.monotonic() - saved_s >= config.checkpoint_every_s:
-                _save(trainer, rows, output)
+                save()
                 saved_s = time.monotonic()
-    _save(trainer, rows, output)
+    save()
     return output / TOKENIZER_FOLDER if trainer.step == config.num_steps else None
-
-
-def _save(trainer: Trainer, rows: str, output: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({**trainer.state(), "rows": rows}, buffer)
-    write_file(output / STATE_NAME, buffer.getvalue())
-    save_tokenizer(trainer.config, trainer.average, output / TOKENIZER_FOLDER)
 
 
 def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path) -> None:
@@ -202,11 +204,10 @@ def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path
 class _Log:
     """Appends a line of JSON every few steps, with means over the steps since the last line."""
 
-    def __init__(self, path: Path, step: int, config: TrainConfig) -> None:
+    def __init__(self, path: Path, size_bytes: int, config: TrainConfig) -> None:
         self.path, self.config = path, config
-        if path.exists():  # drop the lines of steps that a kill undid
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_file(path, "".join(f"{line}\n" for line in lines).encode())
+        with path.open("ab") as file:  # drop the lines of steps that a kill undid
+            file.truncate(min(file.tell(), size_bytes))
         self._start()
 
     def _start(self) -> None:
@@ -236,13 +237,6 @@ class _Log:
             file.write(json.dumps(line) + "\n")
         _log.info("%s", line)
         self._start()
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut short by a kill
-        return 2**62
 
 
 def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
-from tokpipe.usage import CodeUsage
+from tokpipe.telemetry.usage import CodeUsage
 
 _BAR = "▁▂▃▄▅▆▇█"
 _BINS = 64

@@ -1,4 +1,4 @@
-"""PyAV: FFmpeg's own libraries and every codec. Its verdict on a file is final."""
+"""PyAV: FFmpeg's own libraries and every codec. It is tried last, so its answer is final."""
 
 from __future__ import annotations
 

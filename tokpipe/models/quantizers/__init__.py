@@ -11,7 +11,7 @@ from tokpipe.models.quantizers.gumbel import GumbelQuantizer
 from tokpipe.models.quantizers.lfq import LFQ
 from tokpipe.models.quantizers.nearest import nearest
 from tokpipe.models.quantizers.vector import VectorQuantizer, VectorQuantizer2
-from tokpipe.usage import CodeUsage
+from tokpipe.telemetry.usage import CodeUsage
 
 __all__ = [
     "FSQ",

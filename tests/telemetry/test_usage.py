@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokpipe import usage
-from tokpipe.usage import CodeUsage
+from tokpipe.telemetry.usage import CodeUsage
 
 
 @pytest.fixture(params=[1, 2**18], ids=["sorted at once", "sorted late"])

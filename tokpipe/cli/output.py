@@ -1,12 +1,13 @@
-"""How verbs tell what they found: to people or to programs, and never with a secret in it."""
+"""How verbs print: for people or for programs, and never a secret."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -14,36 +15,40 @@ from tokpipe.errors import TokpipeError
 from tokpipe.telemetry.redact import redact
 
 
-class Told(Protocol):
+class Printable(Protocol):
     """What a verb has found or done."""
 
     def to_json(self) -> str: ...
     def lines(self) -> Iterable[str]: ...
 
 
-def tell(told: Told, *, as_json: bool) -> None:
-    """Print it for people, or on one line for programs."""
-    print_lines([told.to_json()] if as_json else told.lines())
+def show(result: Printable, *, as_json: bool) -> None:
+    """Print a result: as lines for people, or as one line of JSON."""
+    print_lines([result.to_json()] if as_json else result.lines())
+
+
+def print_json(value: Any) -> None:
+    print_lines([json.dumps(value)])
 
 
 def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
-    """Print each line as it comes, as it is but for secrets."""
+    """Print lines as they come, with secrets masked."""
     console = console or Console(highlight=False)
     for line in lines:
         console.print(redact(line), markup=False, soft_wrap=True)
 
 
-def reporting(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
-    """Run a command; print an error that it ends with, and return the code that stands for it."""
+def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
+    """Run a command; if it raises, print the error and return its exit code."""
     try:
         return command(parsed)
     except TokpipeError as error:
         _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; what is committed stays", style="red")
+        _print_error("interrupted; committed work is safe")
         return 128 + signal.SIGINT
-    except Exception:  # a bug: its traceback may quote URIs, and what libraries were given
+    except Exception:  # a bug; the traceback may quote URIs and arguments, so it is redacted
         _print_error(traceback.format_exc().rstrip())
         return 1
 
