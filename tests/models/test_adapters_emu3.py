@@ -107,11 +107,11 @@ def test_codes_get_the_pixels_of_transformers(reference: Any, tokenizer: VideoTo
 
 def test_chunks_have_four_frames(tokenizer: VideoTokenizer) -> None:
     for frames in (1, 3, 5, 8, 12):
-        with pytest.raises(ValueError, match=rf"={frames}, but this tokenizer takes 4 frames"):
+        with pytest.raises(ValueError, match=rf"={frames}, but this tokenizer encodes 4 frames"):
             tokenizer.encode(noise(1, frames, 16, 16, 3))
     with pytest.raises(ValueError, match="every four frames alone"):
         tokenizer.encode_piece(noise(1, 4, 16, 16, 3), None)
-    with pytest.raises(ValueError, match="=8, but this tokenizer takes 4 frames"):
+    with pytest.raises(ValueError, match="=8, but this tokenizer encodes 4 frames"):
         tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64))
 
 

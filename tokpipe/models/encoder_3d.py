@@ -19,7 +19,7 @@ from tokpipe.models.blocks import (
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import order_weights
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import DownLevel, MidBlocks, Pyramid
+from tokpipe.models.levels import Level, MidBlocks, Pyramid
 from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
 
@@ -80,7 +80,7 @@ class Encoder3D(Network3D):
             if plan is not plans[-1]:
                 compress = 2**plan.index < temporal_compress_times
                 downsample = DownSample3D(plan.channels, resamp_with_conv, compress)
-            self.down.append(DownLevel(plan, block, attn, downsample))
+            self.down.append(Level(plan, block, attn, downsample=downsample))
         channels = plans[-1].channels
         self.mid = MidBlocks(channels, block)
         self.norm_out = group_norm(channels, norm)
@@ -169,7 +169,7 @@ class Encoder3D(Network3D):
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
             h = self.conv_in(x, stream)
             for level in self.down:
-                assert isinstance(level, DownLevel)
+                assert isinstance(level, Level)
                 h = level(h, None, stream)
                 if level.downsample is not None:
                     h = level.downsample(h, stream)

@@ -20,7 +20,7 @@ from tokpipe.models.blocks import (
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm
-from tokpipe.models.levels import MidBlocks, Pyramid, UpLevel
+from tokpipe.models.levels import Level, MidBlocks, Pyramid
 from tokpipe.models.streaming import Stream, StreamState
 
 
@@ -100,7 +100,7 @@ class MOVQDecoder3D(Network3D):
             if plan is not finest:
                 compress = 2 ** (coarsest.index - plan.index) < temporal_compress_times
                 upsample = Upsample3D(plan.channels, resamp_with_conv, compress)
-            levels.append(UpLevel(plan, block, attn, upsample))
+            levels.append(Level(plan, block, attn, upsample=upsample))
         self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
         self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm)
         self.conv_out = CausalConv3d(finest.channels, out_ch, 3, pad_mode)
@@ -137,7 +137,7 @@ class MOVQDecoder3D(Network3D):
         h: Tensor = zq if self.post_quant_conv is None else self.post_quant_conv(zq, stream)
         h = self.mid(self.conv_in(h, stream), None, zq, stream)
         for level in reversed(self.up):
-            assert isinstance(level, UpLevel)
+            assert isinstance(level, Level)
             h = level(h, zq, stream)
             if level.upsample is not None:
                 h = level.upsample(h, stream)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
+from tokpipe.models.autoencoder_2d import check_input
 from tokpipe.models.blocks_2d import Downsample, ResnetBlock, Upsample, block_norm
 from tokpipe.models.convolution import Conv2d
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.diffusion.timestep import TimestepEmbedding
-from tokpipe.models.levels import DownLevel, MidBlocks, Pyramid, UpLevel
-from tokpipe.models.vqvae_2d import check_input
+from tokpipe.models.levels import Level, MidBlocks, Pyramid
 
 
 class UNet(nn.Module):
@@ -71,7 +71,7 @@ class UNet(nn.Module):
         for plan in down:
             last = plan is down[-1]
             downsample = None if last else Downsample(plan.channels, resamp_with_conv)
-            self.down.append(DownLevel(plan, block, attn, downsample))
+            self.down.append(Level(plan, block, attn, downsample=downsample))
             kept += [plan.channels] * (num_res_blocks + (not last))
         self.mid = MidBlocks(down[-1].channels, block, attn)
         levels = []
@@ -79,7 +79,7 @@ class UNet(nn.Module):
             last = plan is up[-1]
             upsample = None if last else Upsample(plan.channels, resamp_with_conv)
             joined = replace(plan, inputs=[width + kept.pop() for width in plan.inputs])
-            levels.append(UpLevel(joined, block, attn, upsample))
+            levels.append(Level(joined, block, attn, upsample=upsample))
         self.up = nn.ModuleList(reversed(levels))  # up.0 is the finest, like down.0
         channels = up[-1].channels
         self.norm_out = block_norm(channels, None, False)
@@ -99,7 +99,7 @@ class UNet(nn.Module):
         temb = self._embed(x, t)
         kept: list[Tensor] = [self.conv_in(x)]
         for level in self.down:
-            assert isinstance(level, DownLevel)
+            assert isinstance(level, Level)
             for block, attn in level.steps():
                 h = block(kept[-1], temb)
                 kept.append(h if attn is None else attn(h))
@@ -107,7 +107,7 @@ class UNet(nn.Module):
                 kept.append(level.downsample(kept[-1]))
         h = self.mid(kept[-1], temb)
         for level in reversed(self.up):
-            assert isinstance(level, UpLevel)
+            assert isinstance(level, Level)
             for block, attn in level.steps():
                 h = block(torch.cat([h, kept.pop()], dim=1), temb)
                 h = h if attn is None else attn(h)

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.models.autoencoder_2d import Encoder, MOVQDecoder
 from tokpipe.models.convolution import Conv2d
-from tokpipe.models.movq_2d import MOVQDecoder
 from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, cast_parts, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
-from tokpipe.models.vqvae_2d import Encoder
 
 
 class MoVQGANTokenizer(VideoTokenizer):
