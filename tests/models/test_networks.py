@@ -235,27 +235,16 @@ def test_encoders_return_mean_and_variance_by_default(cls: type[nn.Module]) -> N
 
 
 @EVERY
-def test_arguments_that_nobody_published_are_errors(name: str) -> None:
+def test_networks_that_cannot_be_built_are_rejected(name: str) -> None:
     with pytest.raises(TypeError, match="num_res_block'"):
         built(name, num_res_block=2)
-
-
-@EVERY
-def test_channels_must_be_multiples_of_32(name: str) -> None:
     with pytest.raises(ValueError, match=r"num_channels \(48\) must be divisible"):
         built(name, ch=48)
-
-
-@EVERY
-def test_there_must_be_a_level(name: str) -> None:
     with pytest.raises(ValueError, match=r"ch_mult=\(\) with num_res_blocks=1: .* a level"):
         built(name, ch_mult=())
-
-
-@pytest.mark.parametrize("name", ["Encoder", "Encoder3D", "UNet"])
-def test_the_way_down_needs_a_block_at_each_level(name: str) -> None:
-    with pytest.raises(ValueError, match=r"num_res_blocks=0: .* at least one block"):
-        built(name, num_res_blocks=0)
+    if "Decoder" not in name:  # the way up has one block more at each level
+        with pytest.raises(ValueError, match=r"num_res_blocks=0: .* at least one block"):
+            built(name, num_res_blocks=0)
 
 
 @pytest.mark.parametrize(
@@ -342,22 +331,3 @@ Build = Callable[..., Any]
 def test_parts_reject_arguments_without_a_meaning(build: Build, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         build()
-
-
-@pytest.mark.parametrize(
-    ("cls", "positional", "misspelled"),
-    [
-        (CausalConv3d, (3, 4, 3), "kernel_sise"),
-        (SpatialNorm, (32, 3), "num_group"),
-        (VectorQuantizer, (8, 4), "bta"),
-        (EMAVectorQuantizer, (8, 4, 0.25), "loss_key"),
-        (GumbelQuantizer, (8, 4, 16), "use_vqinterface"),
-        (FSQ, ([8, 5],), "scale"),
-        (LFQ, (8,), "endian"),
-    ],
-)
-def test_misspelled_arguments_of_parts_are_errors(
-    cls: Build, positional: tuple[Any, ...], misspelled: str
-) -> None:
-    with pytest.raises(TypeError, match=misspelled):
-        cls(*positional, **{misspelled: 2})
