@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.figures import Figure, Result
-from benchmarks.pretend import SIDE, STRIDE
+from benchmarks.free_stages import FakeAccelerator
 from benchmarks.processes import in_fresh_process, keep_to_cores
 from benchmarks.sample_job import sample_job, work_items
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
@@ -39,7 +39,7 @@ def run(quick: bool) -> Iterator[Result]:
     """Whole jobs against their parts."""
     rounds = 1 if quick else 3
     yield _whole_job(6 if quick else 150, rounds)
-    yield _pretend_accelerator(6 if quick else 150, rounds)
+    yield _fake_accelerator(6 if quick else 150, rounds)
     yield _many_decoders(2_000 if quick else 20_000)
 
 
@@ -163,13 +163,13 @@ def decoder_of(job: JobConfig, folder: Path) -> DecodeStage:
 # --- an accelerator -----------------------------------------------------------------------------
 
 
-def _pretend_accelerator(count: int, rounds: int) -> Figure:
+def _fake_accelerator(count: int, rounds: int) -> Figure:
     """Real video, a real decoder, and an encoder that needs 1/1.2 of what that can decode."""
     shares, details = [], {}
     for _ in range(rounds):
         decode = in_fresh_process(_decode_alone, max(6, count // 4))
         chunk_s = SPARE / decode
-        job = in_fresh_process(_job_on_cpus, count, tokenizer=_pretend(chunk_s))
+        job = in_fresh_process(_job_on_cpus, count, tokenizer=_fake_tokenizer(chunk_s))
         shares.append(count * chunk_s / job.codes_seconds)
         details = {
             "chunk_s": chunk_s,
@@ -188,12 +188,16 @@ def _pretend_accelerator(count: int, rounds: int) -> Figure:
     )
 
 
-def _pretend(chunk_s: float) -> dict[str, Any]:
+def _fake_tokenizer(chunk_s: float) -> dict[str, Any]:
     return {
         "kind": "custom",
-        "implementation": "benchmarks.pretend:PretendAccelerator",
+        "implementation": "benchmarks.free_stages:FakeAccelerator",
         "arguments": {"chunk_s": chunk_s},
-        "declares": {"temporal_stride": STRIDE, "spatial_stride": SIDE, "codebook_size": 1024},
+        "declares": {
+            "temporal_stride": FakeAccelerator.temporal_stride,
+            "spatial_stride": FakeAccelerator.spatial_stride,
+            "codebook_size": 1024,
+        },
     }
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.catalogue import load
+from benchmarks.command import load
 from benchmarks.figures import Figure
 
 

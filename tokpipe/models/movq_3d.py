@@ -27,10 +27,9 @@ from tokpipe.models.streaming import Stream, StreamState
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
-    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention,
-    and latents of any size are accepted. ``in_channels`` and ``double_z`` are for the encoder,
-    which shares these arguments. ``give_pre_end`` returns the features before the last norm.
+    Arguments and state_dict keys are the published ones: those of ``Encoder3D``, where
+    ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the features
+    before the last norm.
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
@@ -38,10 +37,8 @@ class MOVQDecoder3D(Network3D):
     norm, which sees zeros before frame 0 whatever the ``pad_mode``.
 
     One latent frame gives one frame, and ``1 + j`` give ``1 + r * j``, with
-    ``r = temporal_compress_times``. With pad modes ``first`` and ``constant`` the convolutions are
-    causal. The norms are not with ``norm="clip"``, as published: frames then depend on the whole
-    latent. ``norm="frame"`` keeps the keys and makes the network strictly causal, so that
-    ``stream`` can take a latent in pieces.
+    ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
+    ``Encoder3D``.
     Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
     ``post_quant_conv``.
 

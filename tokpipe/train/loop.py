@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -21,7 +20,7 @@ from torch import Tensor
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
-from tokpipe.models.tokenizers.native import build_native
+from tokpipe.models.tokenizers.native import build_native, hashed_seed
 from tokpipe.storage.local_files import write_file
 from tokpipe.train.config import TrainConfig, parse_training
 from tokpipe.train.data import TrainingData
@@ -74,7 +73,7 @@ class Trainer:
             torch.autocast(self.device.type, torch.bfloat16, enabled=narrow),
         ):
             # Random numbers in quantizers and dropout depend on the step too.
-            torch.manual_seed(_hashed(config.seed, self.step))
+            torch.manual_seed(hashed_seed(config.seed, self.step))
             terms, quantized = losses(self.tokenizer, x, phase.loss or config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -152,13 +151,8 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
     rows, state_path, log_bytes = data.digest(), output / STATE_NAME, 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        if "rows" not in state:
-            raise ConfigError(
-                f"{state_path} is from an earlier version of tokpipe, in which training files had "
-                "films and scenes, and cannot be continued. Choose another output"
-            )
         trainer.load(state, str(state_path))
-        if state["rows"] != rows:
+        if state.get("rows") != rows:
             raise ConfigError(
                 f"{state_path}: the sources list other rows than when this run began. Continuing "
                 "would train on clips that no seed describes. Choose another output, or restore "
@@ -274,8 +268,3 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda, but torch finds no GPU here: write cpu or auto")
     return torch.device(config.device)
-
-
-def _hashed(seed: int, step: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

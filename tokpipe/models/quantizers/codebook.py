@@ -107,6 +107,8 @@ class NearestQuantizer(CodebookQuantizer):
         self._check_channels(latent)
         assert isinstance(self.embedding.weight, Tensor)
         codebook = self.embedding.weight.detach().float()
+        # Without the latent's norm, which is the same for every code vector: adding it would only
+        # lose precision.
         return search(latent, codebook, codebook.square().sum(1), -2)
 
     def _vectors(self, codes: Tensor) -> Tensor:
