@@ -19,7 +19,7 @@ from tokpipe.models.levels import Level
 
 
 def encode_eagerly(encoder: Encoder3D, x: Tensor) -> Tensor:
-    """What ``encoder(x)`` gives, for an encoder without attention, with ``pad_mode="first"``."""
+    """The result of ``encoder(x)``, for an encoder without attention, with ``pad_mode="first"``."""
     h = _causal_conv(encoder.conv_in, x)
     for level in encoder.down:
         assert isinstance(level, Level)

@@ -85,7 +85,7 @@ def _job_on_cpus(count: int, **sections: Any) -> dict[str, float]:
 
 
 def _decode_alone(count: int) -> float:
-    """Clips per second of the decode stage, in leases as the job gives them."""
+    """Clips per second of the decode stage, in leases as large as the job's."""
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
@@ -102,7 +102,7 @@ def _decode_alone(count: int) -> float:
 
 
 def _encode_alone(count: int) -> float:
-    """Clips per second of the encode stage, on one thread as Ray gives an actor with one CPU."""
+    """Clips per second of the encode stage, on one thread, as in an actor with one CPU."""
     keep_to_cores(CORES)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ _LAST_START_S = 3.0
 
 
 def spans(folder: Path, count: int) -> list[tuple[str, float, float]]:
-    """(path, first second, last second) of so many clips, each from a file of its own name."""
+    """(path, first second, last second) of ``count`` clips, each from another file."""
     found = []
     for number in range(count):
         path = folder / f"videos/{number:05d}.mp4"

@@ -112,7 +112,7 @@ def test_frames_of_a_single_latent_work_in_a_batch_of_one() -> None:
 
 @pytest.mark.parametrize("size", [(3, 8), (8, 3), (1, 1)])
 def test_frames_smaller_than_one_latent_are_rejected(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
+    with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* covers 4x4"):
         small_encoder()(torch.zeros(1, 3, 1, *size))
 
 

@@ -349,6 +349,6 @@ def test_decoder_weights_are_optional_and_change_no_code() -> None:
         assert torch.equal(tokenizer.encode(pixels), whole.encode(pixels))
     with pytest.raises(WeightsMismatch, match=r"missing decoder\.conv_in\.conv\.bias"):
         build_tokenizer(config, safetensors.torch.save(encoding), with_decoder=True)
-    # Without a decoder in the config its keys are strange ones.
+    # Without a decoder in the config its keys are unexpected.
     with pytest.raises(WeightsMismatch, match=r"unexpected decoder\.conv_in\.conv\.bias"):
         build_tokenizer(config_of(decoder=None), safetensors.torch.save(state))

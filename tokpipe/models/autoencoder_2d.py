@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
@@ -21,7 +20,7 @@ from tokpipe.models.blocks_2d import (
     block_norm,
     normalized,
 )
-from tokpipe.models.convolution import Conv2d
+from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.levels import Factory, Keep, Level, MidBlocks, Pyramid, drop
 
@@ -30,7 +29,7 @@ class Encoder(nn.Module):
     """Images to latents: each level but the last halves rows and columns.
 
     Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
-    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention,
+    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention,
     and images of any size are accepted. The middle always has attention. ``attn_type`` is a kind
     of ``make_attn``; ``use_linear_attn`` overrides it with ``linear``. ``out_ch`` is for the
     decoder, which shares these arguments. ``double_z`` returns ``2 * z_channels``, mean and
@@ -288,14 +287,3 @@ def _finish(h: Tensor, conv_out: nn.Module, keep: Keep) -> Tensor:
     h = conv_out(h)
     keep("conv_out", h)
     return h
-
-
-def check_input(x: Tensor, conv: Conv2d, name: str) -> None:
-    """Raise ValueError for an input that ``conv`` would reject less clearly, or misread."""
-    dtype = conv.weight.dtype
-    fits = x.ndim == 4 and x.shape[1] == conv.in_channels and x.numel()
-    if not fits or (x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)):
-        raise ValueError(
-            f"{name} is {x.dtype} of {tuple(x.shape)}, but this module takes {dtype} of "
-            f"(B, {conv.in_channels}, H, W), none of them 0: convert or reshape it"
-        )

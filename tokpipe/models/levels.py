@@ -39,7 +39,7 @@ class LevelPlan:
 class Pyramid:
     """The levels that the published arguments describe.
 
-    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention.
+    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention.
     """
 
     ch: int

@@ -15,10 +15,10 @@ from tokpipe.models.blocks import (
     ResnetBlock3D,
     Upsample3D,
     block_norm,
-    check_input,
     normalized,
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.convolution import check_input
 from tokpipe.models.group_norm import Norm
 from tokpipe.models.levels import Level, MidBlocks, Pyramid
 from tokpipe.models.streaming import Stream, StreamState
@@ -36,7 +36,7 @@ class MOVQDecoder3D(Network3D):
     itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
     norm, which sees zeros before frame 0 whatever the ``pad_mode``.
 
-    One latent frame gives one frame, and ``1 + j`` give ``1 + r * j``, with
+    One latent frame becomes one frame, and ``1 + j`` become ``1 + r * j``, with
     ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
     ``Encoder3D``.
     Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
@@ -115,10 +115,10 @@ class MOVQDecoder3D(Network3D):
     def stream(self, z: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Decode one piece of a clip's latent, continuing from the state of the piece before it.
 
-        The first piece, with ``state=None``, has ``1 + k`` latent frames and gives ``1 + r * k``
-        frames; each later one has ``k`` and gives ``r * k``. Concatenated they are the result of
-        ``forward`` on the whole latent, wherever it is cut, in memory that does not grow with its
-        length. Gradients do not cross pieces.
+        The first piece, with ``state=None``, has ``1 + k`` latent frames and returns ``1 + r * k``
+        frames; each later one has ``k`` and returns ``r * k``. Concatenated they equal ``forward``
+        of the whole latent, for any cuts, in memory that does not grow with its length.
+        Gradients do not cross pieces.
 
         Raises:
             ValueError: a decoder that is not causal, an empty piece, or the state of another
@@ -130,7 +130,7 @@ class MOVQDecoder3D(Network3D):
         return self._decode(z, stream), stream.state()
 
     def _decode(self, zq: Tensor, stream: Stream | None = None) -> Tensor:
-        check_input(zq, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
+        check_input(zq, (self.post_quant_conv or self.conv_in).conv, "z")
         h: Tensor = zq if self.post_quant_conv is None else self.post_quant_conv(zq, stream)
         h = self.mid(self.conv_in(h, stream), None, zq, stream)
         for level in reversed(self.up):

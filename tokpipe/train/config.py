@@ -73,7 +73,7 @@ class PhaseConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """One training file. The same file, videos and number of threads give the same losses."""
+    """One training file. Losses only depend on the file, the videos and the number of threads."""
 
     output: Uri
     """Folder for the checkpoint, the log and the trained tokenizer. A run that it holds is

@@ -38,7 +38,7 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
     """Build the tokenizer of a local checkpoint folder, or of a built-in one.
 
     Raises:
-        ConfigError: there is no such checkpoint, or its config or weights are wrong.
+        ConfigError: the checkpoint is missing, or its config or weights are wrong.
     """
     section, source = resolve_checkpoint(
         {"checkpoint": uri}, read_local, root=Path.cwd(), environ=os.environ

@@ -252,7 +252,7 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
     if changed:
         raise ConfigError(
             f"{source} belongs to a run with other settings ({'; '.join(changed)}). Continuing it "
-            "would give weights that no training file describes. Choose another output, or "
+            "would produce weights that no training file describes. Choose another output, or "
             "restore the settings; phases may change from the next step on"
         )
 

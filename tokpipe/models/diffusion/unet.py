@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
-from tokpipe.models.autoencoder_2d import check_input
 from tokpipe.models.blocks_2d import Downsample, ResnetBlock, Upsample, block_norm
-from tokpipe.models.convolution import Conv2d
+from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.diffusion.timestep import TimestepEmbedding
 from tokpipe.models.levels import Level, MidBlocks, Pyramid
@@ -25,9 +24,9 @@ class UNet(nn.Module):
     """Images to images of the same size, through coarser levels, with skips between equal sizes.
 
     Every activation on the way down is kept, and concatenated to the input of one block on the way
-    up. Arguments and state_dict keys are the published ones. ``resolution`` is nominal: it only
-    decides which levels ``attn_resolutions`` give attention, and any size that halves evenly down
-    to the coarsest level is accepted. The middle always has attention. ``use_linear_attn``
+    up. Arguments and state_dict keys are the published ones. ``resolution`` is nominal: with
+    ``attn_resolutions`` it decides which levels have attention, and any size that halves evenly
+    down to the coarsest level is accepted. The middle always has attention. ``use_linear_attn``
     overrides ``attn_type`` with ``linear``.
 
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
@@ -126,7 +125,7 @@ class UNet(nn.Module):
             if context.shape[:1] + context.shape[2:] != x.shape[:1] + x.shape[2:]:
                 raise ValueError(
                     f"context has shape {tuple(context.shape)}, but it is appended to the channels "
-                    f"of x {tuple(x.shape)}: give it the same B, H and W"
+                    f"of x {tuple(x.shape)}: pass the same B, H and W"
                 )
             name, x = "x with context", torch.cat([x, context], dim=1)
         check_input(x, self.conv_in, name)

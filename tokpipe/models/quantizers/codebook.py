@@ -26,7 +26,7 @@ class CodebookQuantizer(Quantizer):
     what an entry outside the list becomes; without ``remap`` it has no effect:
 
     - an integer: that position of the list.
-    - ``"extra"``: one more code at the end, which stands for the vector of the first in the list.
+    - ``"extra"``: one more code at the end, with the vector of the first in the list.
     - ``"random"``: the entry modulo the list's length. (Published code draws a new position for
       every latent, so that no two runs return the same codes.)
 
