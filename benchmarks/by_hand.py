@@ -1,6 +1,6 @@
 """The sample job as one would write it without tokpipe: a DataLoader, an encoder, a Parquet file.
 
-No resume, no checks, no deadline: what it costs to have none of them is the point of comparing.
+No resume, no checks, no deadline: the comparison shows what they cost.
 """
 
 from __future__ import annotations
@@ -27,22 +27,25 @@ from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.weights.read import read_weights
 
 Span = tuple[str, float, float]
+Codes = dict[str, NDArray[np.uint16]]
+"""By the name of their video."""
 BATCH = 4
 CLIPS_PER_FILE = 64
 
 
 @dataclass(frozen=True)
-class ByHand:
-    """What a script tells of itself."""
+class PeerRun:
+    """One run of the sample job."""
 
     seconds: float
     """From its encoder being ready to its last file being closed."""
     start_s: float
-    """Until then."""
+    """Before that."""
+    codes: Codes
 
 
 def frames_of(path: str, start_s: float) -> NDArray[np.uint8]:
-    """(T, H, W, 3): the frames on screen every 1/8 s, scaled to cover the size, the middle cut.
+    """(T, H, W, 3): the frames on screen every 1/8 s, scaled to cover the size, centre cropped.
 
     Scaled by tokpipe's own function, or the codes could not be compared.
     """
@@ -84,18 +87,17 @@ class Clips(Dataset[tuple[int, NDArray[np.uint8]]]):
 
 
 def small_tokenizer() -> Any:
-    """The encoder that the sample job names."""
+    """The encoder of the sample job."""
     with TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
     return build_tokenizer(job.tokenizer, read_weights(job.tokenizer, job.storage).encoding)
 
 
-def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> ByHand:
+def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> PeerRun:
     """Decode in worker processes, encode in this one, write a file every 64 clips."""
     begun = time.monotonic()
     tokenizer = small_tokenizer()
     loader = DataLoader(Clips(spans), batch_size=BATCH, num_workers=num_workers)
-    (folder / "loop").mkdir()
     rows: list[dict[str, Any]] = []
     num_files = 0
     ready = time.monotonic()
@@ -105,9 +107,10 @@ def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> ByHand:
             path, start_s, _ = spans[index]
             rows.append(row_of(path, start_s, block))
         if len(rows) >= CLIPS_PER_FILE or len(rows) + num_files * CLIPS_PER_FILE >= len(spans):
-            write(folder / f"loop/{num_files:05d}.parquet", rows)
+            table = pa.Table.from_pylist(rows)
+            pq.write_table(table, folder / f"{num_files:05d}.parquet", compression="zstd")
             rows, num_files = [], num_files + 1
-    return ByHand(time.monotonic() - ready, ready - begun)
+    return PeerRun(time.monotonic() - ready, ready - begun, read_codes(folder))
 
 
 def row_of(path: str, start_s: float, codes: NDArray[Any]) -> dict[str, Any]:
@@ -116,15 +119,11 @@ def row_of(path: str, start_s: float, codes: NDArray[Any]) -> dict[str, Any]:
     return {"path": path, "start_s": start_s, "t": t, "h": h, "w": w, "codes": narrow}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-
-
-def read_codes(folder: Path) -> dict[str, NDArray[np.uint16]]:
-    """Codes by the name of their video, of what one of these scripts wrote."""
-    found: dict[str, NDArray[np.uint16]] = {}
+def read_codes(folder: Path) -> Codes:
+    """The codes that one of these scripts wrote."""
+    found: Codes = {}
     for path in sorted(folder.rglob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            assert row["path"] not in found
-            found[row["path"]] = np.asarray(row["codes"], np.uint16)
+            assert Path(row["path"]).name not in found
+            found[Path(row["path"]).name] = np.asarray(row["codes"], np.uint16)
     return found

@@ -42,7 +42,7 @@ def draw_codes(kind: Kind, codebook_size: int, num_clips: int, seed: int = 0) ->
 
 
 def clips_of(refs: Sequence[ClipRef], codes: NDArray[np.uint16]) -> list[EncodedClip]:
-    """Clips with these codes, as the encode stage gives them."""
+    """Clips with these codes, as the encode stage returns them."""
     spans = tuple(
         ChunkSpan(index, index * _CHUNK_FRAMES, _CHUNK_FRAMES, 0, 0, 0, True)
         for index in range(CHUNKS_PER_CLIP)

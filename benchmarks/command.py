@@ -1,16 +1,44 @@
-"""Run benchmarks, print each figure as it comes, keep them as JSON."""
+"""Runs benchmarks, prints each figure as soon as it is measured, and stores them as JSON."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from benchmarks.catalogue import BENCHMARKS, load
+from benchmarks.figures import Result
 from benchmarks.machine import describe
 from tokpipe.errors import ConfigError
+
+Benchmark = Callable[[bool], Iterator[Result]]
+"""Yields results one by one. Called with True, it runs on less and smaller data, which shows that
+the benchmark works but is too short to quote."""
+
+BENCHMARKS: dict[str, str] = {
+    "encoder": "the encode path against eager float32, and against FLOPs and bandwidth",
+    "decode": "frames per second of each decoder against ffmpeg, by codec and size",
+    "pipeline": "a whole job against its slowest stage alone; how busy the accelerator is",
+    "control": "clips per second of dispatcher and Ray with stages that do nothing",
+    "plan": "10 million clips planned from Parquet: seconds and memory",
+    "resume": "an output of 10 million committed clips resumed: seconds and memory",
+    "audit": "the manifest of 10 million clips audited: seconds and memory",
+    "storage": "bits per code against the entropy of the codes",
+    "reader": "codes per second against raw arrays, first and second epoch",
+    "peers": "the same job by a DataLoader loop and by hand-written Ray Data",
+}
+"""What each measures, by name."""
+
+
+def load(name: str) -> Benchmark:
+    """Import one benchmark: a function of ``benchmarks.scale``, or ``run`` of its module."""
+    if name in ("plan", "resume", "audit"):
+        return cast("Benchmark", getattr(importlib.import_module("benchmarks.scale"), name))
+    return cast("Benchmark", importlib.import_module(f"benchmarks.{name}").run)
 
 
 def run_benchmarks(
@@ -18,15 +46,14 @@ def run_benchmarks(
 ) -> bool:
     """Run the named benchmarks, or all; return whether every target was reached.
 
-    Each benchmark's results are kept as ``folder/NAME.json`` as soon as it is done.
+    Each benchmark's results are written to ``folder/NAME.json`` as soon as it is done.
 
     Raises:
-        ConfigError: there is no benchmark of such a name.
+        ConfigError: an unknown name.
     """
-    unknown = sorted(set(names) - set(BENCHMARKS))
-    if unknown:
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
         raise ConfigError(
-            f"bench: there is no benchmark {', '.join(unknown)}. There are: {', '.join(BENCHMARKS)}"
+            f"no benchmark {', '.join(unknown)}. Choose from: {', '.join(BENCHMARKS)}"
         )
     all_passed = True
     for name in names or BENCHMARKS:
@@ -48,3 +75,26 @@ def run_benchmarks(
             }
             (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return all_passed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run benchmarks; return 0, or 2 for an unknown name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Run benchmarks: each figure beside its limit or target, in the same run.",
+        epilog="example: python -m benchmarks encoder storage --json benchmarks/results",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and exit")
+    parser.add_argument("--quick", action="store_true", help="use little data, as a test")
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="write FOLDER/NAME.json")
+    parsed = parser.parse_args(arguments)
+    if parsed.list:
+        print("\n".join(f"{name}: {measures}" for name, measures in BENCHMARKS.items()))
+        return 0
+    try:
+        run_benchmarks(parsed.names, quick=parsed.quick, folder=parsed.json, say=print)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

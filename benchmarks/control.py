@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,11 +32,11 @@ from tokpipe.storage import open_store
 
 CORES = 2
 CLIPS_PER_SHARD = 2000
-"""Some dozen megabytes of codes of clips with 17 frames of 256x256."""
+"""About a dozen megabytes of codes, for clips of 17 frames of 256x256."""
 SMALL_LEASE = 8
 ENCODERS, DECODERS = 400, 3200
 ENCODE_S = 0.2
-"""Of one clip: what makes 400 encoders need 2,000 clips per second."""
+"""Of one clip, so 400 encoders need 2,000 clips per second."""
 SPARE_DECODERS = 1.2
 
 
@@ -58,64 +58,42 @@ def run(quick: bool) -> Iterator[Result]:
 # --- dispatcher and Ray -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Told:
-    cores: int
-    clips_per_s: float
-    cpu_us_per_clip: float
-    clips_per_lease: float
-    memory_mb: float
-
-
 def _with_ray(num_clips: int, quick: bool) -> Iterator[Result]:
-    told = in_fresh_process(_run_free_job, num_clips)
+    clips_per_s, details = in_fresh_process(_run_free_job, num_clips)
     yield Figure(
         f"dispatcher and Ray with free stages, {CORES} cores",
-        told.clips_per_s,
-        "clips/s",
-        target=2000,
-        details=_details(told, num_clips),
+        *(clips_per_s, "clips/s", 2000),
+        details=details,
         remark="default settings",
     )
     if not quick:
-        told = in_fresh_process(_run_free_job, num_clips // 4, SMALL_LEASE)
-        yield Figure(
-            f"the same with runtime.clips_per_lease={SMALL_LEASE}",
-            told.clips_per_s,
-            "clips/s",
-            details=_details(told, num_clips // 4),
-        )
+        clips_per_s, details = in_fresh_process(_run_free_job, num_clips // 4, SMALL_LEASE)
+        name = f"the same with runtime.clips_per_lease={SMALL_LEASE}"
+        yield Figure(name, clips_per_s, "clips/s", details=details)
 
 
-def _details(told: _Told, num_clips: int) -> dict[str, float | int]:
-    return {
-        "clips": num_clips,
-        "cores": told.cores,
-        "clips_per_lease": told.clips_per_lease,
-        "cpu_us_per_clip": told.cpu_us_per_clip,
-        "driver_mb": told.memory_mb,
-    }
-
-
-def _run_free_job(num_clips: int, clips_per_lease: int | None = None) -> _Told:
+def _run_free_job(
+    num_clips: int, clips_per_lease: int | None = None
+) -> tuple[float, dict[str, float]]:
+    """Clips per second, and details."""
     cores = keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
         job = free_job(Path(folder), num_clips, address, clips_per_lease)
         run = run_watched(job, _freed, probe=cpu_seconds)
     assert run.totals.num_clips == num_clips
-    return _Told(
-        cores,
-        num_clips / run.seconds,
-        run.probed / num_clips * 1e6,
-        num_clips / max(1, run.num_leases["encode"]),
-        run.samples[-1].memory_mb,
-    )
+    return num_clips / run.seconds, {
+        "clips": num_clips,
+        "cores": cores,
+        "clips_per_lease": num_clips / max(1, run.num_leases["encode"]),
+        "cpu_us_per_clip": run.probed / num_clips * 1e6,
+        "driver_mb": run.samples[-1].memory_mb,
+    }
 
 
 def free_job(
     folder: Path, num_clips: int, address: str, clips_per_lease: int | None = None
 ) -> JobConfig:
-    """A job with the default settings over a table of videos that nobody opens."""
+    """A job with the default settings over a table of videos that are never opened."""
     table = folder / "clips.parquet"
     uris = [f"s3://bucket/videos/{row // 1000:05d}/{row:09d}.mp4" for row in range(num_clips)]
     pq.write_table(pa.table({"uri": uris}), table)
@@ -146,7 +124,7 @@ def _by_ray_data(num_clips: int) -> float:
 
 
 def _requests() -> Figure:
-    """What a store is asked for each clip, if each has a source of its own."""
+    """Requests per clip, if each clip has another source."""
     parts = in_fresh_process(requests_of, 4)
     of_shard = parts["shard"] + parts["commit"]
     return Figure(
@@ -162,7 +140,7 @@ def _requests() -> Figure:
 
 
 def _dispatcher_alone(num_clips: int) -> Figure:
-    """The dispatcher's own time for a cluster that is only calculated."""
+    """The dispatcher's own time for a simulated cluster."""
     clip_s = DECODERS / ENCODERS * ENCODE_S / SPARE_DECODERS
     cluster = VirtualCluster(
         GPU_LIMITS,

@@ -1,12 +1,12 @@
 """Source frames per second of each decoder, through the whole decode path, against ffmpeg.
 
-Both sides decode every frame of the same file with one thread and scale what is kept to the same
-size, with the same filter, to RGB. ffmpeg throws the result away. tokpipe reads the timeline,
-decodes in its child, checks every frame's time, and hands the frames over in shared memory. Parent,
+Both sides decode every frame of the same file with one thread and scale the frames that are kept to
+the same size, with the same filter, to RGB. ffmpeg discards the result. tokpipe reads the timeline,
+decodes in its child, checks every frame's time, and passes the frames on in shared memory. Parent,
 child and ffmpeg share one core.
 
-ffmpeg's seconds are those that it gives itself, without its start; a child starts once for many
-clips, and its start is not counted either.
+ffmpeg's seconds are those that it reports, without its start; a child starts once for many clips,
+and its start is not counted either.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmarks.encoded import CODECS, SOURCE, Encoded, encode, has_encoder
@@ -74,48 +75,39 @@ def run(quick: bool) -> Iterator[Result]:
 def _compare(
     program: str, clip: Encoded, way: str, fps: float | None, backends: list[str], quick: bool
 ) -> Iterator[tuple[str, Result]]:
-    """Yield a result for each backend; those that do not load are taken off ``backends``."""
-    ours: dict[str, _Ours] = {}
+    """Yield a result for each backend; remove those that do not load from ``backends``."""
     title = f"{clip.codec} {clip.height}p, {way}"
-    try:
+    rounds = 1 if quick else ROUNDS
+    with ExitStack() as stack:
+        ours: dict[str, _Ours] = {}
+        calls = {"ffmpeg": _Contestant(partial(_by_ffmpeg, program, clip, fps))}
         for name in tuple(backends):
             try:
-                contestant = _Ours(name, clip, fps)
-                ours[name] = contestant
-                contestant()  # starts the child, and shows whether it can
+                one = _Ours(name, clip, fps)
+                stack.callback(one.close)
+                one.decode()  # starts the child, and shows whether it can
             except ConfigError as error:
                 backends.remove(name)
-                ours.pop(name, None)
                 yield name, Skipped(name, str(error).partition("\n")[0])
             except SourceError as error:
-                ours.pop(name).close()
                 yield name, Skipped(f"{title}, {name}", str(error))
-        ffmpeg = _FFmpeg(program, clip, fps)
-        rounds = 1 if quick else ROUNDS
-        by_turns({"ffmpeg": ffmpeg, **ours}, rounds=rounds, warmups=1)
-        theirs = ffmpeg.wall(rounds), ffmpeg.cpu(rounds)
-        for name, contestant in ours.items():
-            wall, cpu = contestant.wall(rounds), contestant.cpu(rounds)
-            yield (
-                name,
-                Figure(
-                    f"{title}, {name} against ffmpeg",
-                    ratio(theirs[0], wall),
-                    "x",
-                    details={
-                        "by CPU time": ratio(theirs[1], cpu),
-                        "frames/s": clip.num_frames / wall.median,
-                        "frames per CPU second": clip.num_frames / cpu.median,
-                        "ffmpeg frames/s": clip.num_frames / theirs[0].median,
-                        "ffmpeg frames per CPU second": clip.num_frames / theirs[1].median,
-                        "decoded by": contestant.backend,
-                        "kbit/s": clip.kbit_per_s,
-                    },
-                ),
-            )
-    finally:
-        for contestant in ours.values():
-            contestant.close()
+            else:
+                ours[name], calls[name] = one, _Contestant(one.decode)
+        by_turns(calls, rounds=rounds, warmups=1)
+        their_wall, their_cpu = calls["ffmpeg"].times(rounds)
+        for name, one in ours.items():
+            wall, cpu = calls[name].times(rounds)
+            details: dict[str, float | int | str | bool] = {
+                "by CPU time": ratio(their_cpu, cpu),
+                "frames/s": clip.num_frames / wall.median,
+                "frames per CPU second": clip.num_frames / cpu.median,
+                "ffmpeg frames/s": clip.num_frames / their_wall.median,
+                "ffmpeg frames per CPU second": clip.num_frames / their_cpu.median,
+                "decoded by": one.backend,
+                "kbit/s": clip.kbit_per_s,
+            }
+            against = ratio(their_wall, wall)
+            yield name, Figure(f"{title}, {name} against ffmpeg", against, "x", details=details)
 
 
 def _summary(figures: dict[tuple[str, int], Figure]) -> Iterator[Result]:
@@ -144,75 +136,58 @@ def _summary(figures: dict[tuple[str, int], Figure]) -> Iterator[Result]:
 
 
 class _Contestant:
-    """Decodes one file when called, and notes the wall and the CPU seconds of each call."""
+    """Decodes one file when called, and records the wall and CPU seconds of each call."""
 
-    def __init__(self, clip: Encoded, fps: float | None) -> None:
-        self.clip = clip
-        self.fps = fps
+    def __init__(self, decode: Callable[[], tuple[float, float]]) -> None:
+        self._decode = decode
         self._seconds: list[tuple[float, float]] = []
 
     def __call__(self) -> None:
-        self._seconds.append(self.decode())
+        self._seconds.append(self._decode())
 
-    def decode(self) -> tuple[float, float]:
-        raise NotImplementedError
-
-    def wall(self, rounds: int) -> Times:
-        """Of the last ``rounds`` calls."""
-        return Times(tuple(wall for wall, _ in self._seconds[-rounds:]))
-
-    def cpu(self, rounds: int) -> Times:
-        return Times(tuple(cpu for _, cpu in self._seconds[-rounds:]))
+    def times(self, rounds: int) -> tuple[Times, Times]:
+        """Wall and CPU seconds of the last ``rounds`` calls."""
+        wall, cpu = zip(*self._seconds[-rounds:], strict=True)
+        return Times(wall), Times(cpu)
 
 
-class _Ours(_Contestant):
+class _Ours:
     """The decode path of a job. CPU seconds are those of parent and child together."""
 
     def __init__(self, backend: str, clip: Encoded, fps: float | None) -> None:
-        super().__init__(clip, fps)
+        self.clip, self.backend = clip, backend
         self._decoder = VideoDecoder(
             DecodeConfig.model_validate({"backend": backend}),
             SamplingConfig(fps=fps, max_clip_frames=clip.num_frames),
             FramesConfig(size=(SIZE, SIZE)),
         )
-        self.backend = backend
+        self.close = self._decoder.close
 
     def decode(self) -> tuple[float, float]:
         started, used = time.perf_counter(), self._cpu_s()
-        video = self._decoder.decode(self.clip.path)
-        seconds = time.perf_counter() - started, self._cpu_s() - used
-        self.backend = video.backend
-        return seconds
-
-    def close(self) -> None:
-        self._decoder.close()
+        self.backend = self._decoder.decode(self.clip.path).backend
+        return time.perf_counter() - started, self._cpu_s() - used
 
     def _cpu_s(self) -> float:
         pid = self._decoder.child_pid
-        # The number by which Linux knows the clock of all threads of a process.
+        # The clock id that Linux uses for all threads of a process.
         return time.process_time() + (0.0 if pid is None else time.clock_gettime((~pid << 3) | 2))
 
 
-class _FFmpeg(_Contestant):
-    """The command line: decode, scale as the job would, to nowhere."""
-
-    def __init__(self, program: str, clip: Encoded, fps: float | None) -> None:
-        super().__init__(clip, fps)
-        width = round(clip.width * SIZE / clip.height)
-        scale = f"scale={width}:{SIZE}:flags=bilinear"
-        self._command = (
-            *(program, "-benchmark", "-nostdin", "-hide_banner"),
-            *("-threads", "1", "-filter_threads", "1", "-i", os.fspath(clip.path), "-an"),
-            *("-vf", scale if fps is None else f"fps={fps:g},{scale}"),
-            *("-pix_fmt", "rgb24", "-f", "null", "-"),
-        )
-
-    def decode(self) -> tuple[float, float]:
-        done = subprocess.run(self._command, capture_output=True, text=True, check=True)
-        found = re.search(r"utime=([\d.]+)s stime=([\d.]+)s rtime=([\d.]+)s", done.stderr)
-        assert found, done.stderr
-        user, system, wall = map(float, found.groups())
-        return wall, user + system
+def _by_ffmpeg(program: str, clip: Encoded, fps: float | None) -> tuple[float, float]:
+    """Decode, scale as the job would, discard; what ffmpeg reports."""
+    scale = f"scale={round(clip.width * SIZE / clip.height)}:{SIZE}:flags=bilinear"
+    command = (
+        *(program, "-benchmark", "-nostdin", "-hide_banner"),
+        *("-threads", "1", "-filter_threads", "1", "-i", os.fspath(clip.path), "-an"),
+        *("-vf", scale if fps is None else f"fps={fps:g},{scale}"),
+        *("-pix_fmt", "rgb24", "-f", "null", "-"),
+    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"utime=([\d.]+)s stime=([\d.]+)s rtime=([\d.]+)s", done.stderr)
+    assert found, done.stderr
+    user, system, wall = map(float, found.groups())
+    return wall, user + system
 
 
 def _ffmpeg() -> str | None:

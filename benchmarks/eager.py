@@ -15,14 +15,14 @@ from tokpipe.models.blocks import DownSample3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
-from tokpipe.models.levels import DownLevel
+from tokpipe.models.levels import Level
 
 
 def encode_eagerly(encoder: Encoder3D, x: Tensor) -> Tensor:
-    """What ``encoder(x)`` gives, for an encoder without attention, with ``pad_mode="first"``."""
+    """The result of ``encoder(x)``, for an encoder without attention, with ``pad_mode="first"``."""
     h = _causal_conv(encoder.conv_in, x)
     for level in encoder.down:
-        assert isinstance(level, DownLevel)
+        assert isinstance(level, Level)
         for block in level.block:
             assert isinstance(block, ResnetBlock3D)
             h = _resnet_block(block, h)

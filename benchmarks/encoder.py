@@ -1,17 +1,18 @@
-"""The encode path against plain eager code, and against what the device could do at best.
+"""The encode path against plain eager code, and against the limits of the device.
 
-Needs torch and numpy alone, so that it runs on any machine with a GPU::
+Only needs torch and numpy, so that it runs on any machine with a GPU::
 
     python -m benchmarks.encoder
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,13 @@ GPU_CHANNELS, GPU_SIZE, GPU_BATCH = 128, 256, 4
 CHECKPOINT = Path(__file__).parents[1] / "tokpipe/models/pretrained/fsq-4x8x8/model.safetensors"
 COPIED_BYTES = 2**28
 TURN_S = 2.0
-"""So long at the least the eager form computes in its turn, and the others as often: as in a job,
-where one chunk follows the other."""
+"""At least how long the eager form computes in its turn; the others make as many calls. As in a
+job, one chunk follows the other."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One encoder on one input, in one way."""
+    """One way to run one encoder on one input."""
 
     channels: int
     size: int
@@ -104,23 +105,23 @@ def run(quick: bool) -> Iterator[Result]:
 
 
 def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
-    """Each way in a process of its own: what one does to its memory must not help another."""
+    """Each way in a separate process: what one does to its memory must not help another."""
     ways = {
         "eager": Case(channels, size, way="eager"),
         "kept": Case(channels, size, way="eager, kept memory"),
         "float32": Case(channels, size),
         "bfloat16": Case(channels, size, dtype="bfloat16"),
     }
-    workers = {name: _Worker(case) for name, case in ways.items()}
-    try:
-        once = by_turns({"eager": workers["eager"].run}, rounds=1)["eager"].median
-        for worker in workers.values():
-            worker.number = max(1, round(TURN_S / once))
-        times = by_turns({name: worker.run for name, worker in workers.items()}, rounds=rounds)
-        times = {name: times[name].divided_by(worker.number) for name, worker in workers.items()}
-    finally:
-        for worker in workers.values():
-            worker.close()
+    with ExitStack() as stack:
+        pools = {way: stack.enter_context(_in_process(case)) for way, case in ways.items()}
+
+        def call(way: str, number: int) -> Callable[[], None]:
+            return lambda: pools[way].submit(_repeat, number).result()
+
+        once = by_turns({"eager": call("eager", 1)}, rounds=1)["eager"].median
+        number = max(1, round(TURN_S / once))
+        together = by_turns({way: call(way, number) for way in ways}, rounds=rounds)
+        times = {way: one.divided_by(number) for way, one in together.items()}
     flops, num_bytes = work_of(build(channels), torch.zeros(1, 3, FRAMES, size, size))
     about = f"ch {channels}, {FRAMES}x{size}x{size}"
     limits = _limits(torch.float32, "cpu", flops, num_bytes, times["float32"])
@@ -156,13 +157,13 @@ def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
 
 
 def _convolution_seconds(case: Case) -> float:
-    """Seconds that one run spends in convolutions: what no other code around them can save."""
+    """Seconds that one run spends in convolutions, which other code around them cannot save."""
     call = case.prepared()
     call()
-    with profile(activities=[ProfilerActivity.CPU]) as told:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(3):
             call()
-    times = [one for one in told.key_averages() if one.key == "aten::mkldnn_convolution"]
+    times = [one for one in profiled.key_averages() if one.key == "aten::mkldnn_convolution"]
     return sum(float(one.self_cpu_time_total) for one in times) / 3e6
 
 
@@ -193,7 +194,7 @@ def _on_gpu(rounds: int) -> Iterator[Result]:
 
 
 def work_of(encoder: Encoder3D, x: Tensor) -> tuple[int, int]:
-    """Operations of all convolutions, and bytes if each reads its input and writes its output."""
+    """Operations of all convolutions, and the bytes of their inputs and outputs."""
     flops = num_bytes = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -267,7 +268,7 @@ def _agreement(device: str, num_clips: int) -> Iterator[Result]:
 
 
 def _patches(number: int) -> Tensor:
-    """A moving scene, as the checkpoint takes it: (1, 12, T, 64, 64) in [-1, 1]."""
+    """A moving scene, in patches as the checkpoint takes it: (1, 12, T, 64, 64) in [-1, 1]."""
     rng = np.random.default_rng(number)
     palette = make_palette(seed=number, num_textures=4, num_masks=4)
     pixels = render_scene(palette, rng, frames=FRAMES, height=128, width=128)
@@ -276,7 +277,7 @@ def _patches(number: int) -> Tensor:
 
 
 def trained_encoder() -> Encoder3D:
-    """The encoder of the checkpoint that comes with tokpipe, in float32."""
+    """The encoder of the built-in checkpoint, in float32."""
     encoder = Encoder3D(
         ch=32,
         ch_mult=(1, 1, 4),
@@ -288,46 +289,28 @@ def trained_encoder() -> Encoder3D:
         double_z=False,
         norm="frame",
     ).eval()
-    state = {
-        key.removeprefix("encoder."): tensor.float()
-        for key, tensor in load_file(CHECKPOINT).items()
-        if key.startswith("encoder.")
-    }
-    encoder.load_state_dict(state)
+    state = load_file(CHECKPOINT)
+    names = [key for key in state if key.startswith("encoder.")]
+    encoder.load_state_dict({key.removeprefix("encoder."): state[key].float() for key in names})
     return encoder
 
 
-class _Worker:
-    """A process that encodes ``number`` times whenever it is told to."""
-
-    def __init__(self, case: Case) -> None:
-        self.number = 1
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(case, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def run(self) -> None:
-        self._ours.send(self.number)
-        self._ours.recv()
-
-    def close(self) -> None:
-        self._ours.close()
-        self._process.join()
+def _in_process(case: Case) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"), _prepare, (case,))
 
 
-def _serve(case: Case, pipe: Connection) -> None:
+_prepared: list[Callable[[], object]] = []
+"""In a worker process: the call of its case."""
+
+
+def _prepare(case: Case) -> None:
     forbid_reduced_float32()
-    call = case.prepared()
-    while True:
-        try:
-            number = pipe.recv()
-        except EOFError:
-            return
-        for _ in range(number):
-            call()
-        pipe.send(True)
+    _prepared.append(case.prepared())
+
+
+def _repeat(number: int) -> None:
+    for _ in range(number):
+        _prepared[0]()
 
 
 if __name__ == "__main__":

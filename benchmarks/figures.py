@@ -1,4 +1,4 @@
-"""What a benchmark gives: figures, each beside its target, as lines and as JSON."""
+"""What a benchmark yields: figures, each beside its target, as lines and as JSON."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Better = Literal["higher", "lower"]
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One measured number.
 
-    ``unit`` stands after the value: ``x`` for a ratio, ``s``, ``GB``, ``clips/s``. ``details`` are
-    the numbers that it was made of; ``limit`` among them is the most that the figure could be on
-    this machine, measured in the same run. ``remark`` says what a reader must know to judge it.
+    ``unit`` follows the value: ``x`` for a ratio, ``s``, ``GB``, ``clips/s``. ``details`` are
+    the numbers behind it; ``limit`` among them is the most that the figure could be on this
+    machine, measured in the same run. ``remark`` says what a reader must know to judge it.
     """
 
     name: str
     value: float
     unit: str
     target: float | None = None
-    better: Better = "higher"
+    better: Literal["higher", "lower"] = "higher"
     details: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     remark: str = ""
 
@@ -41,12 +39,14 @@ class Figure:
             verdict = "pass" if self.passed else "NOT REACHED"
             text += f", target {sign} {number_text(self.target)} {self.unit}, {verdict}"
         if self.details:
-            pairs = (f"{name} {_said(value)}" for name, value in self.details.items())
+            pairs = (
+                f"{name} {number_text(value) if isinstance(value, float) else value}"
+                for name, value in self.details.items()
+            )
             text += f"  [{', '.join(pairs)}]"
         return f"{text}  ({self.remark})" if self.remark else text
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the verdict."""
         return {**asdict(self), "details": dict(self.details), "passed": self.passed}
 
 
@@ -67,12 +67,6 @@ class Skipped:
 Result = Figure | Skipped
 
 
-def _said(value: float | int | str | bool) -> str:
-    return number_text(value) if isinstance(value, float) else str(value)
-
-
 def number_text(value: float) -> str:
-    """Four significant digits, thousands apart."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    """Four significant digits, with a comma between thousands."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"

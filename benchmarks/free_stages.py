@@ -1,15 +1,18 @@
-"""Stages that do nothing but answer, so that what is left is the cost of the runtime itself.
+"""Stages that do nothing but answer, so that only the cost of the runtime itself remains.
 
 They go through the same actors, leases, object store and manifest as real ones. Pixels and codes
-are a few bytes each; what a clip is said to hold decides when shards are closed, as in a real job.
+are a few bytes each; the declared size of a clip decides when shards are closed, as in a real job.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
@@ -33,12 +36,12 @@ _PTS = np.zeros(1)
 
 
 def ref_of(item: WorkItem) -> ClipRef:
-    """Name the clip of an item, as if no source was ever cut."""
+    """The clip of an item whose source is not cut."""
     return ClipRef(item.row_id, item.row, 0, 1, item.source_uri)
 
 
 class FreeDecode(DecodeStage):
-    """Gives one pixel for each item."""
+    """Returns one pixel for each item."""
 
     def __init__(self) -> None:
         self.fetched_s, self.fetched_bytes = 0.0, 0
@@ -51,7 +54,7 @@ class FreeDecode(DecodeStage):
 
 
 class FreeEncode(EncodeStage):
-    """Gives one code for each clip."""
+    """Returns one code for each clip."""
 
     def __init__(self) -> None:
         pass
@@ -67,7 +70,7 @@ class FreeEncode(EncodeStage):
 
 
 class FreeWrite(WriteStage):
-    """Gives a receipt for a shard that was never put."""
+    """Returns a receipt for a shard that was never written."""
 
     def __init__(self) -> None:
         pass
@@ -94,3 +97,20 @@ def receipt_of(shard_name: str, refs: tuple[ClipRef, ...]) -> Receipt:
         side_table_size_bytes=len(refs),
         clips=refs,
     )
+
+
+class FakeAccelerator(nn.Module):
+    """A tokenizer that takes ``chunk_s`` per chunk but no CPU, as an accelerator does."""
+
+    temporal_stride, spatial_stride = 4, 8
+
+    def __init__(self, chunk_s: float) -> None:
+        super().__init__()
+        self.chunk_s = chunk_s
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, t, h, w) zeros."""
+        clips, _, frames, height, width = x.shape
+        time.sleep(self.chunk_s * clips)
+        latents, stride = 1 + (frames - 1) // self.temporal_stride, self.spatial_stride
+        return torch.zeros(clips, latents, height // stride, width // stride, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What a benchmark ran on. Standard library alone; torch is asked only if it is there."""
+"""The machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import platform
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import tokpipe
 
@@ -19,7 +21,16 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, devices, versions and date, as JSON."""
-    info = _cpu_info()
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().partition("\n\n")[0] if path.exists() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    info = {name.strip(): value.strip() for name, _, value in pairs}
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": info.get("model name", platform.processor() or platform.machine()),
@@ -27,35 +38,8 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "load_before": round(os.getloadavg()[0], 2),
-        "gpu": _gpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "tokpipe": tokpipe.__version__,
-        "libraries": _versions(),
+        "libraries": versions,
     }
-
-
-def _cpu_info() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    first = path.read_text().partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _gpu() -> str | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

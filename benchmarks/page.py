@@ -1,4 +1,4 @@
-"""Puts the results of benchmarks into the page about them::
+"""Inserts the results of benchmarks into their page::
 
 python -m benchmarks.page benchmarks/results docs/performance.md
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import BENCHMARKS
+from benchmarks.command import BENCHMARKS
 from benchmarks.figures import Figure, number_text
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

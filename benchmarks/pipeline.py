@@ -1,4 +1,4 @@
-"""How much of its slowest stage's own speed a whole job reaches, and of an accelerator's time."""
+"""A whole job's speed against its slowest stage alone, and how busy an accelerator is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,23 @@ from typing import Any
 import torch
 
 from benchmarks.figures import Figure, Result
-from benchmarks.pretend import SIDE, STRIDE
+from benchmarks.free_stages import FakeAccelerator
 from benchmarks.processes import in_fresh_process, keep_to_cores
 from benchmarks.sample_job import sample_job, work_items
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
-from benchmarks.watched_run import WatchedRun, cluster_of, run_watched
+from benchmarks.watched_run import cluster_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.runtime.assemble import limits_of
 from tokpipe.runtime.dispatch.protocol import Capacity
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.telemetry.speed import speed_of
-from tokpipe.types import DecodedClip, Stage
+from tokpipe.types import DecodedClip
 from tokpipe.weights.read import read_weights
 
 CORES = 2
 SPARE = 1.2
-"""Decoders can do so many times what encoders need."""
+"""Decode capacity over what encoders need."""
 DIFFERENT_CLIPS = 8
 
 
@@ -39,22 +38,11 @@ def run(quick: bool) -> Iterator[Result]:
     """Whole jobs against their parts."""
     rounds = 1 if quick else 3
     yield _whole_job(6 if quick else 150, rounds)
-    yield _pretend_accelerator(6 if quick else 150, rounds)
+    yield _fake_accelerator(6 if quick else 150, rounds)
     yield _many_decoders(2_000 if quick else 20_000)
 
 
 # --- a job on CPUs ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is kept of one run, in clips per second and shares."""
-
-    clips_per_s: float
-    busy: dict[Stage, float]
-    start_s: float
-    codes_seconds: float
-    """From the first encoded chunk's beginning to the last one's end."""
 
 
 def _whole_job(count: int, rounds: int) -> Figure:
@@ -65,17 +53,8 @@ def _whole_job(count: int, rounds: int) -> Figure:
         encode = in_fresh_process(_encode_alone, count)
         job = in_fresh_process(_job_on_cpus, count)
         decode = in_fresh_process(_decode_alone, count)
-        ratios.append(job.clips_per_s / min(decode, encode))
-        details = {
-            "job_clips_per_s": job.clips_per_s,
-            "decode_alone": decode,
-            "encode_alone": encode,
-            "decode_busy": job.busy["decode"],
-            "encode_busy": job.busy["encode"],
-            "start_s": job.start_s,
-            "clips": count,
-            "rounds": rounds,
-        }
+        ratios.append(job["job_clips_per_s"] / min(decode, encode))
+        details = {"decode_alone": decode, "encode_alone": encode, "clips": count, **job}
     return Figure(
         f"whole job / its slowest stage alone, 720p to 128x128 on {CORES} cores",
         statistics.median(ratios),
@@ -86,37 +65,27 @@ def _whole_job(count: int, rounds: int) -> Figure:
     )
 
 
-def _runtime(address: str) -> dict[str, Any]:
-    one = {"max_actors": 1}
-    return {"cluster": address, "decode": one, "encode": one}
-
-
-def _job_on_cpus(count: int, **sections: Any) -> _Job:
+def _job_on_cpus(count: int, **sections: Any) -> dict[str, float]:
+    """Clips per second, fractions of the time, seconds to start, seconds of encoding."""
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
-        job = sample_job(Path(folder), count, runtime=_runtime(address), **sections)
-        return _summed_up(run_watched(job), count)
-
-
-def _summed_up(run: WatchedRun, count: int) -> _Job:
+        one = {"max_actors": 1}
+        runtime = {"cluster": address, "decode": one, "encode": one}
+        run = run_watched(sample_job(Path(folder), count, runtime=runtime, **sections))
     assert run.totals.num_clips == count, run.totals
     assert run.ready is not None
-    spent, speed = run.account.spent_s, speed_of(run.account)
-    assert speed is not None
-    return _Job(
-        count / run.seconds,
-        {
-            "decode": (spent["decode"] + spent["download"]) / run.seconds,
-            "encode": spent["encode"] / run.seconds,
-            "write": spent["write"] / run.seconds,
-        },
-        run.ready - run.began,
-        run.last_done["encode"] - run.first_done["encode"],
-    )
+    spent = run.account.spent_s
+    return {
+        "job_clips_per_s": count / run.seconds,
+        "decode_busy": (spent["decode"] + spent["download"]) / run.seconds,
+        "encode_busy": spent["encode"] / run.seconds,
+        "start_s": run.ready - run.began,
+        "encoding_s": run.last_done["encode"] - run.first_done["encode"],
+    }
 
 
 def _decode_alone(count: int) -> float:
-    """Clips per second of the decode stage, in leases as the job gives them."""
+    """Clips per second of the decode stage, in leases as large as the job's."""
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
@@ -125,16 +94,15 @@ def _decode_alone(count: int) -> float:
         stage.process(items[:1])
         started = time.monotonic()
         for at in range(0, count, lease):
-            assert all(
-                isinstance(one, DecodedClip) for one in stage.process(items[at : at + lease])
-            )
+            done = stage.process(items[at : at + lease])
+            assert all(isinstance(one, DecodedClip) for one in done)
         seconds = time.monotonic() - started
         stage.close()
     return count / seconds
 
 
 def _encode_alone(count: int) -> float:
-    """Clips per second of the encode stage, on one thread as Ray gives an actor with one CPU."""
+    """Clips per second of the encode stage, on one thread, as in an actor with one CPU."""
     keep_to_cores(CORES)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -163,21 +131,15 @@ def decoder_of(job: JobConfig, folder: Path) -> DecodeStage:
 # --- an accelerator -----------------------------------------------------------------------------
 
 
-def _pretend_accelerator(count: int, rounds: int) -> Figure:
-    """Real video, a real decoder, and an encoder that needs 1/1.2 of what that can decode."""
+def _fake_accelerator(count: int, rounds: int) -> Figure:
+    """Real video and decoder, and an encoder that needs 1/1.2 of what the decoder can do."""
     shares, details = [], {}
     for _ in range(rounds):
         decode = in_fresh_process(_decode_alone, max(6, count // 4))
         chunk_s = SPARE / decode
-        job = in_fresh_process(_job_on_cpus, count, tokenizer=_pretend(chunk_s))
-        shares.append(count * chunk_s / job.codes_seconds)
-        details = {
-            "chunk_s": chunk_s,
-            "decode_alone": decode,
-            "decode_busy": job.busy["decode"],
-            "clips": count,
-            "rounds": rounds,
-        }
+        job = in_fresh_process(_job_on_cpus, count, tokenizer=_fake_tokenizer(chunk_s))
+        shares.append(count * chunk_s / job["encoding_s"])
+        details = {"chunk_s": chunk_s, "decode_alone": decode, "clips": count, **job}
     return Figure(
         f"pretend accelerator busy, decode capacity {SPARE}x of need",
         statistics.median(shares),
@@ -188,17 +150,21 @@ def _pretend_accelerator(count: int, rounds: int) -> Figure:
     )
 
 
-def _pretend(chunk_s: float) -> dict[str, Any]:
+def _fake_tokenizer(chunk_s: float) -> dict[str, Any]:
     return {
         "kind": "custom",
-        "implementation": "benchmarks.pretend:PretendAccelerator",
+        "implementation": "benchmarks.free_stages:FakeAccelerator",
         "arguments": {"chunk_s": chunk_s},
-        "declares": {"temporal_stride": STRIDE, "spatial_stride": SIDE, "codebook_size": 1024},
+        "declares": {
+            "temporal_stride": FakeAccelerator.temporal_stride,
+            "spatial_stride": FakeAccelerator.spatial_stride,
+            "codebook_size": 1024,
+        },
     }
 
 
 def _many_decoders(num_clips: int) -> Figure:
-    """The same rule for eight accelerators and 64 decoders that are only calculated."""
+    """The same rule in a simulated cluster."""
     encoders, decoders, encode_s = 8, 64, 0.2
     decode_s = encode_s * decoders / encoders / SPARE
     cluster = VirtualCluster(

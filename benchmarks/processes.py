@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own, with fresh memory, and says what a process takes."""
+"""Runs a function in a fresh process, and measures what a process uses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 
 @dataclass(frozen=True, slots=True)
 class Measured(Generic[R]):
-    """What a function returned, and what it took."""
+    """What a function returned, and what it used."""
 
     result: R
     seconds: float
@@ -32,7 +32,7 @@ class Measured(Generic[R]):
     peak_gb: float
     """Of the whole process, Python and libraries included."""
     before_gb: float
-    """Peak of the process before the function began: what importing its module takes."""
+    """Peak of the process before the function began, from importing its module."""
 
     @property
     def costs(self) -> dict[str, float]:
@@ -51,19 +51,19 @@ def measured(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Mea
 
 
 def keep_to_cores(number: int) -> int:
-    """Keep this process, and those that it starts, to so many cores; returns how many it has."""
+    """Keep this process, and those that it starts, to some cores; return how many it has."""
     cores = sorted(os.sched_getaffinity(0))[:number]
     os.sched_setaffinity(0, cores)
     return len(cores)
 
 
 def resident_mb() -> float:
-    """Memory of this process, shared libraries and shared memory left out."""
+    """Memory of this process without shared libraries and shared memory."""
     return _status_kib("RssAnon") / 1024
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of all that descend from it and still run."""
+    """CPU seconds of this process and of its descendants that still run."""
     parents: dict[int, int] = {}
     seconds: dict[int, float] = {}
     for folder in Path("/proc").iterdir():
@@ -72,7 +72,7 @@ def cpu_seconds() -> float:
         try:
             status = (folder / "stat").read_text()
         except OSError:
-            continue  # it has just ended
+            continue  # it has ended
         fields = status[status.rindex(")") + 2 :].split()
         parents[int(folder.name)] = int(fields[1])
         seconds[int(folder.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -97,7 +97,7 @@ def _cpu_s() -> float:
 
 
 def _peak_gb() -> float:
-    # Not ru_maxrss, which a child takes over from the process that started it.
+    # Not ru_maxrss, which a child inherits from the process that started it.
     return _status_kib("VmHWM") * 1024 / 1e9
 
 

@@ -1,4 +1,4 @@
-"""The same jobs written by hand with Ray Data, as its guides say."""
+"""The same jobs written by hand with Ray Data, following its guides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.by_hand import BATCH, ByHand, Span, frames_of, row_of, small_tokenizer
+from benchmarks.by_hand import (
+    BATCH,
+    PeerRun,
+    Span,
+    frames_of,
+    read_codes,
+    row_of,
+    small_tokenizer,
+)
 
 MISSING = (
     None
@@ -41,7 +49,7 @@ def free_clips_per_s(address: str, folder: Path, num_clips: int, batch_size: int
         decoded = rows.map_batches(_Free, **stage)
         encoded = decoded.map_batches(_Free, **{**stage, "num_cpus": 0.6})  # else both are fused
         started = time.monotonic()
-        # Whole CPUs would be asked for by default, and waited for without end or word.
+        # By default it would request whole CPUs, and wait for them silently for ever.
         encoded.write_parquet(str(folder / "out"), ray_remote_args={"num_cpus": 0.2})
         return num_clips / (time.monotonic() - started)
 
@@ -65,11 +73,11 @@ def _decode(row: Batch) -> Batch:
     return {**row, "pixels": frames_of(row["path"], row["start_s"])}
 
 
-def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> ByHand:
+def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> PeerRun:
     """Decode in tasks, encode in two actors, write Parquet, all sharing two cores.
 
-    Stages that ask for the same resources are fused into one process, which would decode and
-    encode by turns. These fractions keep them apart, and leave room for each.
+    Ray Data fuses stages with equal resources into one process, which would decode and encode by
+    turns. These fractions keep them apart, and let all of them run.
     """
     import pyarrow.parquet as pq
     import ray.data
@@ -91,7 +99,7 @@ def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> ByHand:
         ended = time.time()
     files = [pq.read_table(path, columns=["ready_at"]) for path in out.rglob("*.parquet")]
     ready = min(min(table.column("ready_at").to_pylist()) for table in files)
-    return ByHand(ended - ready, ready - begun)
+    return PeerRun(ended - ready, ready - begun, read_codes(out))
 
 
 def _be_quiet() -> None:

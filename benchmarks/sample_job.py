@@ -1,9 +1,8 @@
-"""A job over real video: spans of copies of one film, each decoded and encoded for itself."""
+"""A job over real video: spans of copies of one video, each decoded and encoded separately."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ SPAN_S = CLIP_FRAMES / FPS
 SIZE = 128
 _LAST_START_S = 3.0
 
-SMALL_TOKENIZER: Mapping[str, Any] = {"checkpoint": "builtin://fsq-4x8x8"}
-
 
 def spans(folder: Path, count: int) -> list[tuple[str, float, float]]:
-    """(path, first second, last second) of so many clips, each from a file of its own name."""
+    """(path, first second, last second) of ``count`` clips, each from another file."""
     found = []
     for number in range(count):
         path = folder / f"videos/{number:05d}.mp4"
@@ -38,7 +35,7 @@ def spans(folder: Path, count: int) -> list[tuple[str, float, float]]:
 
 
 def _local_copy(folder: Path) -> Path:
-    """The film on the same disk as its links, and never the project's own file."""
+    """The video on the same disk as its links, and never the project's own file."""
     copy = folder / "sample.mp4"
     if not copy.exists():
         copy.write_bytes(SAMPLE.read_bytes())
@@ -74,7 +71,7 @@ def sample_job(folder: Path, count: int, **sections: Any) -> JobConfig:
             "output": {"uri": str(folder / "out")},
             "sampling": {"fps": FPS, "max_clip_frames": CLIP_FRAMES},
             "frames": {"size": [SIZE, SIZE]},
-            "tokenizer": dict(SMALL_TOKENIZER),
+            "tokenizer": {"checkpoint": "builtin://fsq-4x8x8"},
             "encode": {"device": "cpu"},
             **sections,
         }

@@ -18,13 +18,13 @@ class Times:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def divided_by(self, number: int) -> Times:
-        """Of each of ``number`` calls that were timed together."""
-        return Times(tuple(seconds / number for seconds in self.seconds))
-
     @property
     def best(self) -> float:
         return min(self.seconds)
+
+    def divided_by(self, number: int) -> Times:
+        """Of each of ``number`` calls that were timed together."""
+        return Times(tuple(seconds / number for seconds in self.seconds))
 
 
 def by_turns(
@@ -34,10 +34,10 @@ def by_turns(
     warmups: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
-    """Time each contestant ``rounds`` times, one after the other in every round.
+    """Time each contestant ``rounds`` times, all of them in every round.
 
-    What disturbs the machine for a while then disturbs them all. The order turns with the rounds,
-    so that none always follows the same other. Warm-ups are not timed.
+    Whatever slows the machine down for a while then affects all of them. The order rotates, so that
+    none always follows the same other. Warm-ups are not timed.
     """
     for call in contestants.values():
         for _ in range(warmups):

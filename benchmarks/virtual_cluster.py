@@ -1,7 +1,7 @@
-"""The real dispatcher over a cluster that is only calculated: thousands of actors, no process.
+"""The real dispatcher over a simulated cluster: thousands of actors, no process.
 
-Time is virtual. What is measured is what the driver's own code costs, and how well the leases that
-it gives keep the encoders at work.
+Time is virtual. This measures what the driver's own code costs, and how well its leases keep the
+encoders busy.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ GPU_LIMITS = Limits(
     shard_max_age_s=300.0,
     bytes_per_code=1.6,
 )
-"""Of a job on GPUs, as far as a dispatcher wants to know it."""
+"""What a dispatcher knows of a job on GPUs."""
 
 CODES_PER_CLIP = 5 * 32 * 32
 """Of 17 frames of 256x256, compressed 4 x 8 x 8 times."""
 
 
 class EndlessRows:
-    """Stands for a stored plan of so many rows."""
+    """In place of a stored plan."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -74,23 +74,23 @@ class EndlessRows:
 
 @dataclass
 class VirtualRun:
-    """What came of it."""
+    """What one simulated run measured."""
 
     num_clips: int = 0
     num_events: int = 0
     handling_s: float = 0.0
-    """Seconds that the dispatcher really took."""
+    """Real seconds of the dispatcher."""
     busy_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Virtual seconds of all actors."""
     up_s: float = 0.0
-    """Virtual seconds of encoders from when the first of them is up."""
+    """Virtual seconds of encoders since the first was up."""
     steady_share: float = 0.0
     """Share of encoders' time in which they were busy, in the middle half of the run."""
 
 
 class VirtualCluster:
-    """Plays one job. ``clip_s``: mean seconds of one clip by stage; each lease takes between half
-    and one and a half of its clips' mean."""
+    """Simulates one job. ``clip_s``: mean seconds of one clip by stage; each lease takes between
+    half and one and a half of its clips' mean."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class VirtualCluster:
         self._stages: dict[ActorId, Stage] = {}
         self._free_at: dict[ActorId, float] = {}
         self._spans: list[tuple[float, float]] = []
-        """From when to when an encoder was busy."""
+        """When each encode lease began and ended."""
         self._rows = EndlessRows(num_clips)
 
     def play(self) -> VirtualRun:

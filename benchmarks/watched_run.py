@@ -1,4 +1,4 @@
-"""A whole job as ``tokpipe run`` does it, with a stopwatch beside."""
+"""A whole job as ``tokpipe run`` runs it, with times of its events."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class Sample:
 
 @dataclass
 class WatchedRun:
-    """What the stopwatch saw. Times are those of one monotonic clock."""
+    """What was recorded. Times are those of one monotonic clock."""
 
     began: float = 0.0
     """The shell started to run."""
     ready: float | None = None
-    """Every stage had an actor that is up."""
+    """Every stage had an actor that was up."""
     ended: float = 0.0
     """Everything was committed."""
     num_events: int = 0
     num_leases: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     first_done: dict[Stage, float] = field(default_factory=dict)
-    """When the first lease of each stage had begun, by what its actor says."""
+    """When the first lease of each stage began, as its actor reports."""
     last_done: dict[Stage, float] = field(default_factory=dict)
     probed: float = 0.0
-    """How much what was to be probed has grown between all stages being up and the end."""
+    """Growth of the probed value from all stages being up to the end."""
     samples: list[Sample] = field(default_factory=list)
     account: Account = field(default_factory=Account)
     totals: Totals = field(default_factory=Totals)
@@ -67,7 +67,7 @@ class WatchedRun:
 
 
 def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) -> None:
-    """Let ``run`` record what the dispatcher handles, and when."""
+    """Record in ``run`` what the dispatcher handles, and when."""
     handle = dispatcher.handle
 
     def watched(event: Event, now: float) -> list[Command]:
@@ -100,7 +100,7 @@ def run_watched(
     """Run a new job to its end, with the real shell, dispatcher, feed, committer and store.
 
     Args:
-        change: puts other stages in the place of the job's.
+        change: replaces the job's stages.
         probe: called when all stages are up, and at the end.
     """
     watched, console = WatchedRun(), Console(quiet=True)
@@ -122,23 +122,23 @@ def run_watched(
 
 
 def job_of(settings: Mapping[str, Any]) -> JobConfig:
-    """Check settings as those of a job file."""
+    """Parse settings as those of a job file."""
     return parse_job(yaml.safe_dump(dict(settings)), name="benchmark", root=Path.cwd())
 
 
 @contextmanager
 def cluster_of(num_cpus: int) -> Iterator[str]:
-    """A Ray cluster of one node with so many CPUs; yields its address."""
+    """Start a Ray cluster of one node; yield its address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # By default workers stand back for whatever else the machine does, which peers do not.
+    # By default workers yield to all other programs, which peers do not.
     os.environ.setdefault("RAY_worker_niceness", "0")
     head = {"num_cpus": num_cpus, "include_dashboard": False}
     for attempt in range(START_ATTEMPTS):
         try:
             cluster = Cluster(initialize_head=True, head_node_args=head)
             break
-        except Exception:  # all that Ray says when its 30 s have passed, on a busy machine
+        except Exception:  # what Ray raises after 30 s, on a busy machine
             if attempt == START_ATTEMPTS - 1:
                 raise
     try:

@@ -1,4 +1,4 @@
-"""Prints what an output holds: ``python examples/read_codes.py out/demo``."""
+"""Prints the contents of an output: ``python examples/read_codes.py out/demo``."""
 
 from __future__ import annotations
 

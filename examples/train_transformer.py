@@ -2,9 +2,8 @@
 
     python examples/train_transformer.py out/demo -o out/generated.mp4
 
-On the demo's three clips it learns them by heart, in a minute on two cores. To be read, and to be
-started from: the loop is plain PyTorch, and everything that is tokpipe's is in ``sequences_of`` and
-``show``.
+It memorizes the demo's three clips in a minute on two cores. Use it as a starting point: the loop
+is plain PyTorch, and everything specific to tokpipe is in ``sequences_of`` and ``show``.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ LENGTH, BATCH, WIDTH, HEADS, LAYERS = 512, 4, 128, 4, 3
 
 
 def sequences_of(output: Output, folder: Path) -> TokenSequences:
-    """Sequences of ``LENGTH`` tokens; the codes lie in ``folder`` after they were read once."""
+    """Sequences of ``LENGTH`` tokens; codes are cached in ``folder``."""
     return TokenSequences(ClipStream(CodeCache(output, folder), seed=0), LENGTH)
 
 
 def batches_of(sequences: TokenSequences) -> Iterator[dict[str, Tensor]]:
-    """Batches without end, each epoch in an order of its own."""
+    """Batches without end, in another order each epoch."""
     epoch = 0
     while True:
         sequences.stream.set_epoch(epoch)
@@ -101,7 +100,7 @@ class Layer(nn.Module):
 
 
 def loss_of(model: Transformer, vocabulary: Vocabulary, batch: dict[str, Tensor]) -> Tensor:
-    """Cross entropy of every token that has one of its own clip before it."""
+    """Cross entropy of every token that follows another of its clip."""
     tokens, documents = vocabulary.numbers(batch["tokens"]), batch["documents"]
     logits = model(tokens, batch["positions"], documents)
     counts = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)

@@ -1,7 +1,7 @@
-"""A tokenizer of one's own: the class that docs/tokenizers.md explains.
+"""A custom tokenizer: the class that docs/tokenizers.md explains.
 
-It averages blocks of 8x8 pixels to one of 256 greys, frame by frame: no network, but all that
-tokpipe asks of a tokenizer.
+It averages blocks of 8x8 pixels to one of 256 greys, frame by frame. There is no network, but
+everything that tokpipe requires of a tokenizer is here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class GreyBlocks(nn.Module):
-    """Names each block of a frame by how bright it is."""
+    """Encodes each block of a frame as its brightness."""
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class GreyBlocks(nn.Module):
     def encode_piece(
         self, x: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The next frames of a long clip. No frame depends on others, so nothing is carried."""
+        """The next frames of a long clip. No frame depends on others, so there is no state."""
         return self.encode(x), ()
 
     def decode_piece(

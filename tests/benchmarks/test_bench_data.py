@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.catalogue import BENCHMARKS, load
+from benchmarks.command import BENCHMARKS, load
 from benchmarks.figures import Figure
 from benchmarks.processes import measured
 

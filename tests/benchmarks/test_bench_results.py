@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import command
-from benchmarks.catalogue import BENCHMARKS
-from benchmarks.command import run_benchmarks
+from benchmarks.command import BENCHMARKS, run_benchmarks
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.page import BEGIN, END, results_text, with_results
 from tokpipe.errors import ConfigError
@@ -40,7 +39,7 @@ def test_lines_say_value_target_and_verdict() -> None:
 @pytest.mark.parametrize(
     ("results", "passed"), [([GOOD, FREE, LEFT_OUT], True), ([GOOD, BAD], False)]
 )
-def test_results_are_told_and_kept(
+def test_results_are_printed_and_stored(
     results: list[Result], passed: bool, benchmark_of: list[Result], tmp_path: Path
 ) -> None:
     benchmark_of += results
@@ -59,8 +58,8 @@ def test_results_are_told_and_kept(
     ]
 
 
-def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no benchmark sped\. There are: encoder, decode"):
+def test_an_unknown_benchmark_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no benchmark sped\. Choose from: encoder, decode"):
         run_benchmarks(["sped"], quick=True, folder=None, say=print)
 
 
@@ -78,6 +77,6 @@ def test_the_page_shows_what_was_kept(benchmark_of: list[Result], tmp_path: Path
     assert with_results(page, results_text(tmp_path)) == page
 
 
-def test_a_page_without_a_place_is_refused() -> None:
+def test_a_page_without_marks_is_rejected() -> None:
     with pytest.raises(ValueError, match="no place for results"):
         with_results("words", "results")

@@ -50,63 +50,25 @@ class WithoutEncode(nn.Module):
     pass
 
 
-class WithoutDecode(Blocks):
-    decode = None  # type: ignore[assignment]
+def _blocks(**methods: Any) -> type[Blocks]:
+    return type("Blocks", (Blocks,), methods)
 
 
-class Flat(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        return super().encode(x).flatten()
+def _raise(model: Blocks, x: Tensor) -> Tensor:
+    raise KeyError("no such layer")
 
 
-class Transposed(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        return super().encode(x).transpose(2, 3)
-
-
-class Floats(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        return super().encode(x).float()
-
-
-class FromOne(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        return super().encode(x) + 10
-
-
-class Samples(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.randint_like(super().encode(x), 16)
-
-
-class MixesClips(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        codes = super().encode(x)
-        return (codes + codes.sum(0)) % 16
-
-
-class Raises(Blocks):
-    def encode(self, x: Tensor) -> Tensor:
-        raise KeyError("no such layer")
-
-
-class DecodesSmall(Blocks):
-    def decode(self, codes: Tensor) -> Tensor:
-        return super().decode(codes)[..., ::2]
-
-
-class DecodesNaN(Blocks):
-    def decode(self, codes: Tensor) -> Tensor:
-        return super().decode(codes) * torch.nan
-
-
-class StreamsBadly(Blocks):
-    def encode_piece(
-        self, x: Tensor, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if state is None:
-            return self.encode(x), (x[:, :, :1],)
-        return 15 - self.encode(torch.cat([state[0], x], 2))[:, 1:], state
+_encode, _decode = Blocks.encode, Blocks.decode
+Flat = _blocks(encode=lambda model, x: _encode(model, x).flatten())
+Transposed = _blocks(encode=lambda model, x: _encode(model, x).transpose(2, 3))
+Floats = _blocks(encode=lambda model, x: _encode(model, x).float())
+FromOne = _blocks(encode=lambda model, x: _encode(model, x) + 10)
+Samples = _blocks(encode=lambda model, x: torch.randint_like(_encode(model, x), 16))
+MixesClips = _blocks(encode=lambda model, x: (_encode(model, x) + _encode(model, x).sum(0)) % 16)
+Raises = _blocks(encode=_raise)
+WithoutDecode = _blocks(decode=None)
+DecodesSmall = _blocks(decode=lambda model, codes: _decode(model, codes)[..., ::2])
+DecodesNaN = _blocks(decode=lambda model, codes: _decode(model, codes) * torch.nan)
 
 
 class Streams(Blocks):
@@ -116,6 +78,14 @@ class Streams(Blocks):
         if state is None:
             return self.encode(x), (x[:, :, :1],)
         return self.encode(torch.cat([state[0], x], 2))[:, 1:], state
+
+
+class StreamsBadly(Streams):
+    def encode_piece(
+        self, x: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        codes, after = super().encode_piece(x, state)
+        return codes if state is None else 15 - codes, after
 
 
 class Narrow(Blocks):

@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent.parent / "golden"
 OUR_NAMES = {
     "Model": "UNet",
     "NewDecoder3D": "MOVQDecoder3D",
-    "diffusion Decoder": "AutoencoderDecoder",
-    "diffusion Encoder": "AutoencoderEncoder",
+    "diffusion Decoder": "Decoder",
+    "diffusion Encoder": "Encoder",
 }
 """Classes with another name here than where they were published."""
 

@@ -138,7 +138,9 @@ def test_pieces_are_compared_with_the_whole() -> None:
         tokenizer.encode_piece(pixels[:, :3], state)
 
 
-def test_weights_load_strictly() -> None:
+def test_arguments_and_weights_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"arguments \{'sclae': 2\}: TypeError: .*sclae"):
+        build_tokenizer(config_of("Blocks", arguments={"sclae": 2}), None)
     config = config_of("Blocks", weights="s3://models/blocks.safetensors")
     with pytest.raises(ConfigError, match=r"names s3://models/blocks.safetensors, but its bytes"):
         build_tokenizer(config, None)
@@ -150,11 +152,6 @@ def test_weights_load_strictly() -> None:
         WeightsMismatch, match=r"missing codebook; unexpected other; scale is \(2,\), not \(1,\)"
     ):
         build_tokenizer(config, wrong)
-
-
-def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"arguments \{'sclae': 2\}: TypeError: .*sclae"):
-        build_tokenizer(config_of("Blocks", arguments={"sclae": 2}), None)
 
 
 def test_another_dtype_needs_compute_in() -> None:

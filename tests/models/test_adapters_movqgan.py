@@ -10,7 +10,6 @@ from torch import Tensor
 from tests.models.adapter_helpers import file_of, noise, randomize
 from tokpipe.config.tokenizer import MoVQGANConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
-from tokpipe.models.quantizers import nearest
 from tokpipe.models.tokenizers import NOT_FINITE, VideoTokenizer, build_tokenizer
 from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
 
@@ -74,7 +73,7 @@ def test_every_frame_is_encoded_alone_as_published(tokenizer: VideoTokenizer) ->
     frame = pixels[1, 2].permute(2, 0, 1).unsqueeze(0) / 127.5 - 1
     with torch.no_grad():
         latent = tokenizer.quant_conv(tokenizer.encoder(frame))[0].flatten(1).T
-    wanted = nearest(latent, tokenizer.quantize.embedding.weight)
+    wanted = torch.cdist(latent, tokenizer.quantize.embedding.weight).argmin(1)
     assert torch.equal(codes[1, 2].flatten(), wanted)
 
 
@@ -120,23 +119,6 @@ def test_encoding_needs_no_decoder(state: dict[str, Tensor], tokenizer: VideoTok
             encoder.decode(torch.zeros(1, 1, 2, 2, dtype=torch.int64))
     with pytest.raises(WeightsMismatch, match=r"missing decoder\.conv_in\.bias"):
         build_tokenizer(CONFIG, file_of(encoding), with_decoder=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"quant_conv__weight": None}, "missing quant_conv.weight"),
-        ({"loss__discriminator__weight": torch.zeros(1)}, "unexpected loss.discriminator.weight"),
-        ({"quant_conv__bias": torch.zeros(5)}, r"quant_conv.bias is \(5,\), not \(4,\)"),
-        ({"quant_conv__bias": torch.full((4,), torch.nan)}, "quant_conv.bias holds NaN"),
-        ({"quantize__embedding__weight": torch.zeros(9, 4)}, r"embedding.weight is \(9, 4\)"),
-    ],
-)
-def test_keys_that_do_not_fit_are_named(
-    state: dict[str, Tensor], changes: dict[str, Tensor | None], problem: str
-) -> None:
-    with pytest.raises(WeightsMismatch, match=rf"^s3://models/movqgan.safetensors: .*{problem}"):
-        build_tokenizer(CONFIG, file_of(state, **changes), with_decoder=True)
 
 
 def test_a_file_of_another_kind_is_rejected() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokpipe.models import AttnBlock, LinearAttention, make_attn
+from tokpipe.models import LinearAttention, make_attn
 from tokpipe.models.diffusion.attention import XFormersAttnBlock
 
 HAS_XFORMERS = importlib.util.find_spec("xformers") is not None
@@ -32,10 +32,6 @@ def test_linear_attention_reads_the_values_that_the_keys_gathered(
         torch.testing.assert_close(attn(x), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_vanilla_is_the_attention_of_the_vqvae() -> None:
-    assert type(make_attn(64)) is AttnBlock
-
-
 def test_linear_has_one_head_as_wide_as_its_input() -> None:
     one = make_attn(64, "linear")
     assert one.state_dict().keys() == {"to_qkv.weight", "to_out.weight", "to_out.bias"}
@@ -45,12 +41,6 @@ def test_linear_has_one_head_as_wide_as_its_input() -> None:
     default = LinearAttention(64)
     assert default.heads == 4
     assert default.to_qkv.weight.shape == (3 * 4 * 32, 64, 1, 1)
-
-
-def test_none_returns_the_input_and_has_no_keys() -> None:
-    attn, x = make_attn(64, "none"), torch.randn(1, 64, 2, 2)
-    assert torch.equal(attn(x), x)
-    assert not attn.state_dict()
 
 
 def test_unknown_names_are_rejected() -> None:

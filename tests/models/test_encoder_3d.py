@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from tokpipe.models.blocks import DownSample3D
-from tokpipe.models.causal_conv import PadMode
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import Norm
 
@@ -32,10 +31,11 @@ def small_encoder(**changes: Any) -> Encoder3D:
 def test_every_length_gives_the_published_latents_or_says_what_fits(
     stride: int,
 ) -> None:
-    """The published pooling keeps frame 0 and halves the rest, rounding down, level by level."""
+    """The published pooling keeps frame 0 and halves the rest, rounding down, level by level.
+    Rows and columns beyond a multiple of the stride get no latent."""
     encoder = small_encoder(temporal_compress_times=stride)
     for frames in range(1, 11):
-        clip = torch.zeros(1, 3, frames, 8, 8)
+        clip = torch.zeros(1, 3, frames, 9, 14)
         if 1 < frames <= stride:
             with (
                 pytest.raises(ValueError, match=rf"^{frames} frames .* up to {1 + stride}$"),
@@ -44,28 +44,7 @@ def test_every_length_gives_the_published_latents_or_says_what_fits(
                 encoder(clip)
         else:
             with torch.no_grad():
-                assert encoder(clip).shape == (1, 4, 1 + (frames - 1) // stride, 2, 2)
-
-
-@pytest.mark.parametrize("mode", ["first", "constant"])
-def test_with_frame_norms_a_prefix_gives_the_same_leading_latents(mode: PadMode) -> None:
-    torch.manual_seed(0)
-    encoder = small_encoder(pad_mode=mode, norm="frame").double()
-    clip = torch.randn(1, 3, 17, 8, 8, dtype=torch.float64)
-    with torch.no_grad():
-        whole = encoder(clip)
-        for latents in range(1, 5):
-            prefix = encoder(clip[:, :, : 1 + 4 * (latents - 1)])
-            torch.testing.assert_close(prefix, whole[:, :, :latents])
-
-
-def test_with_clip_norms_later_frames_change_the_first_latent() -> None:
-    """So no overlap is exact, and the chunk policy is part of the fingerprint."""
-    torch.manual_seed(0)
-    encoder, clip = small_encoder(), torch.randn(1, 3, 9, 8, 8)
-    with torch.no_grad():
-        alone, within = encoder(clip[:, :, :1]), encoder(clip)[:, :, :1]
-    assert not torch.allclose(alone, within, atol=1e-3)
+                assert encoder(clip).shape == (1, 4, 1 + (frames - 1) // stride, 2, 3)
 
 
 def test_a_clip_that_is_not_finite_does_not_affect_the_others() -> None:
@@ -123,17 +102,6 @@ def test_narrow_branches_stream_to_the_same_bits() -> None:
     assert torch.equal(torch.cat([first, second], dim=2), whole)
 
 
-@pytest.mark.parametrize("size", [(9, 14), (7, 4), (11, 13)])
-def test_odd_and_oblong_frames_get_the_latents_that_they_fill(size: tuple[int, int]) -> None:
-    """As published: rows beyond a multiple of the stride get no latent."""
-    for with_conv in (True, False):
-        encoder = small_encoder(resamp_with_conv=with_conv)
-        with torch.no_grad():
-            latent = encoder(torch.rand(2, 3, 5, *size))
-        assert latent.shape == (2, 4, 2, size[0] // 4, size[1] // 4)
-        assert latent.isfinite().all()
-
-
 def test_frames_of_a_single_latent_work_in_a_batch_of_one() -> None:
     """The norms then have groups of one value, which PyTorch rejects in a batch of one."""
     torch.manual_seed(0)
@@ -144,7 +112,7 @@ def test_frames_of_a_single_latent_work_in_a_batch_of_one() -> None:
 
 @pytest.mark.parametrize("size", [(3, 8), (8, 3), (1, 1)])
 def test_frames_smaller_than_one_latent_are_rejected(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* stands for 4x4"):
+    with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* covers 4x4"):
         small_encoder()(torch.zeros(1, 3, 1, *size))
 
 

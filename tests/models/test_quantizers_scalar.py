@@ -131,16 +131,13 @@ def test_little_endian_codes_are_the_big_endian_ones_with_their_bits_reversed(di
     big = LFQ(dim).codes_of(latent).flatten().tolist()
     little = LFQ(dim, bit_order="little").codes_of(latent).flatten().tolist()
     assert little == [int(f"{code:0{dim}b}"[::-1], 2) for code in big]
+    assert LFQ(2).codes_of(torch.tensor([[0.0, -0.0]])).item() == 0  # zero counts as negative
     assert big[0] == int("".join("1" if x > 0 else "0" for x in latent[0, :, 0]), 2)
 
 
 def test_the_mask_of_the_state_differs_between_bit_orders() -> None:
     assert LFQ(4).state_dict()["mask"].tolist() == [8, 4, 2, 1]
     assert LFQ(4, bit_order="little").state_dict()["mask"].tolist() == [1, 2, 4, 8]
-
-
-def test_zero_counts_as_negative() -> None:
-    assert LFQ(2).codes_of(torch.tensor([[0.0, -0.0]])).item() == 0
 
 
 def published_entropies(latent: Tensor, inv_temperature: float) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -92,7 +90,7 @@ def encoded_from(frame: int, count: int, stride: int = 4) -> list[int]:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(("pad_mode", "attention"), [("first", (16, 8)), ("constant", ())])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(steps=st.lists(st.integers(1, 2), min_size=1, max_size=4))
 def test_pieces_agree_with_the_whole_wherever_it_is_cut(
     kind: str, pad_mode: PadMode, attention: tuple[int, ...], steps: list[int]
@@ -188,27 +186,6 @@ def test_a_state_has_no_gradient_history() -> None:
     assert not any(tensor.requires_grad for tensor in state.tensors)
 
 
-def test_memory_does_not_grow_with_the_length_of_the_clip() -> None:
-    program = """
-import resource, torch
-from tests.models.test_streaming import encoder
-network, state = encoder(), None
-torch.set_num_threads(1)
-for piece in range(16):
-    with torch.inference_mode():
-        _, state = network.stream(torch.zeros(1, 3, 4 if state else 1, 64, 64), state)
-    if piece == 4:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-    printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, text=True
-    ).stdout
-    before, after = (int(kilobytes) for kilobytes in printed.split())
-    # The inputs kept of the first level's convolutions would be 6 MB a piece, 60 MB in all.
-    assert after - before < 30_000
-
-
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_state_can_be_pickled_moved_and_used_twice(kind: str) -> None:
     network = NETWORKS[kind]()
@@ -221,13 +198,6 @@ def test_a_state_can_be_pickled_moved_and_used_twice(kind: str) -> None:
     travelled: StreamState = pickle.loads(pickle.dumps(state)).to("cpu")
     assert torch.equal(network.stream(second, travelled)[0], wanted)
     assert all(map(torch.equal, kept, state.tensors))
-    with pytest.raises(AttributeError):
-        state.tensors = ()  # type: ignore[misc]
-
-
-def test_to_moves_every_tensor() -> None:
-    network = encoder()
-    _, state = network.stream(clip_for(network, 1), None)
     moved = state.to("meta")
     assert {tensor.device.type for tensor in moved.tensors} == {"meta"}
     assert moved.network == state.network

@@ -20,7 +20,7 @@ from tokpipe.models.quantizers import FSQ
 from tokpipe.models.tokenizers.native import build_native
 from tokpipe.train.__main__ import main
 from tokpipe.train.config import LossConfig, TrainConfig
-from tokpipe.train.evaluate import open_checkpoint, read_video
+from tokpipe.train.evaluate import open_checkpoint, read_clips
 from tokpipe.train.loop import LOG_NAME, STATE_NAME, Trainer, train
 from tokpipe.train.reconstruction import guide, initialize, losses, reconstruct, scaled
 
@@ -75,7 +75,7 @@ def interrupt(config: TrainConfig, step: int) -> None:
 def test_the_loss_goes_down(config: Config) -> None:
     phase = {"steps": 40, "size": 16, "batches": [{"frames": 1, "clips": 4}]}
     trainer = Trainer(config(phases=[{**phase, "learning_rate": [0.002, 0.002]}]))
-    pixels = torch.from_numpy(read_video(SAMPLE, 16, 16, 0, 80)[::20, None])
+    pixels = torch.from_numpy(next(read_clips(SAMPLE, 16, 80))[::20, None])
     values = [float(trainer.train_step(pixels)["mse"]) for _ in range(40)]
     assert np.mean(values[-10:]) < 0.5 * np.mean(values[:5])
 
@@ -150,12 +150,6 @@ def test_what_the_finished_steps_depend_on_cannot_change(
         train(config(sources=sources, phases=changed))
     (tmp_path / "2.mp4").symlink_to(videos / "2.mp4")
     with pytest.raises(ConfigError, match=r"training\.pt: the sources list other rows"):
-        train(config(sources=sources))
-    (tmp_path / "run" / STATE_NAME).unlink()
-    torch.save({"step": 6}, tmp_path / "run" / STATE_NAME)
-    with pytest.raises(
-        ConfigError, match=r"training\.pt is from an earlier version .* another outp"
-    ):
         train(config(sources=sources))
 
 

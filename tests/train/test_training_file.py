@@ -37,7 +37,6 @@ def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:
         ({"phases": []}, "phases"),
         ({"sources": []}, "sources"),
         ({"shares": [1, 1]}, "shares: 2 numbers for 1 sources"),
-        ({"films": [], "scenes": None}, "films and scenes left the training file. List your vid"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"betas": [0.9, 1]}, "betas"),
     ],

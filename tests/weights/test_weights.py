@@ -48,9 +48,9 @@ def test_encoders_get_only_the_weights_they_need(tmp_path: Path) -> None:
     whole = read_weights(native(str(path)), StoreOptions(), with_decoder=True)
     assert whole.encoding == path.read_bytes()
     assert whole.hash == read_weights(native(str(path)), StoreOptions()).hash
-    # Without a decoder in the config its keys are strange ones, for the model to refuse.
-    strange = read_weights(native(str(path), decoder=False), StoreOptions())
-    assert strange.encoding == path.read_bytes()
+    # Without a decoder in the config, the model rejects its keys as unexpected.
+    unexpected = read_weights(native(str(path), decoder=False), StoreOptions())
+    assert unexpected.encoding == path.read_bytes()
 
 
 def test_programs_are_hashed_whole_and_have_a_separate_decoder(tmp_path: Path) -> None:

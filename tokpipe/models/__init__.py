@@ -3,15 +3,20 @@
 Tokenizers, which are built from a job's settings, are in ``tokpipe.models.tokenizers``.
 """
 
+from tokpipe.models.autoencoder_2d import (
+    AutoencoderDecoder,
+    AutoencoderEncoder,
+    Decoder,
+    Encoder,
+    MOVQDecoder,
+)
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.diffusion.attention import LinearAttention, make_attn
-from tokpipe.models.diffusion.autoencoder import AutoencoderDecoder, AutoencoderEncoder
 from tokpipe.models.diffusion.timestep import get_timestep_embedding
 from tokpipe.models.diffusion.unet import UNet
 from tokpipe.models.encoder_3d import Encoder3D
-from tokpipe.models.movq_2d import MOVQDecoder
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.published import load_published
@@ -27,7 +32,6 @@ from tokpipe.models.quantizers import (
     VectorQuantizer2,
 )
 from tokpipe.models.streaming import StreamState
-from tokpipe.models.vqvae_2d import Decoder, Encoder
 
 __all__ = [
     "FSQ",

@@ -53,23 +53,6 @@ class Network3D(nn.Module):
         return why_not_streamable(self.norm, self.pad_mode)
 
 
-def check_input(x: Tensor, first: CausalConv3d) -> None:
-    """Reject what the first convolution of a network cannot take.
-
-    Raises:
-        ValueError: another number of dimensions or channels, an empty input, or a dtype other
-            than that of the weights, unless autocast converts it.
-    """
-    channels, dtype = first.conv.in_channels, first.conv.weight.dtype
-    converts = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-    fits = x.ndim == 5 and x.shape[1] == channels and x.numel()
-    if not fits or (x.dtype != dtype and not converts):
-        raise ValueError(
-            f"the input is {x.dtype} of {tuple(x.shape)}, but the network takes {dtype} of "
-            f"(B, {channels}, T, H, W), none of them 0: convert or reshape it"
-        )
-
-
 def block_norm(
     channels: int, zq_ch: int | None, add_conv: bool, norm: Norm
 ) -> GroupNorm | SpatialNorm3D:
@@ -240,7 +223,7 @@ class DownSample3D(nn.Module):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> (B, C, 1 + (T-1)//2 or T, H//2, W//2), with T not 2 if compressing.
 
-        A later piece of a stream gives T/2 frames.
+        A later piece of a stream returns T/2 frames.
 
         Raises:
             ValueError: two frames, of which the second does not fill a pair, or a piece that ends
@@ -304,7 +287,7 @@ class Upsample3D(nn.Module):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> (B, C, 2T-1 if compressing else T, 2H, 2W).
 
-        A later piece of a stream gives 2T frames.
+        A later piece of a stream returns 2T frames.
         """
         if self.compress_time:
             kept = 1 if stream is None or stream.is_first else 0

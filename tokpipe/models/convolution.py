@@ -21,8 +21,8 @@ def conv3d(
     PyTorch chooses between oneDNN and its own kernel by batch size, input size and number of
     threads, and the two round differently: latents changed by up to 6e-6, which now and then flips
     a code, when a clip was encoded alone, in a batch, or on more threads. oneDNN's results were
-    the same, bit for bit, for every batch size and thread count tried, as long as the memory
-    layout is always the same. It is channels-last here, which group norm and bfloat16 kernels
+    the same, bit for bit, for every batch size and thread count tried, if the memory
+    layout is always the same. Here it is channels-last, which group norm and bfloat16 kernels
     prefer.
     """
     by_onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
@@ -72,6 +72,25 @@ def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(layer.weight.dtype)
+
+
+def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None:
+    """Reject an input that a network's first convolution would reject less clearly, or misread.
+
+    Raises:
+        ValueError: another number of dimensions or channels, an empty input, or a dtype other
+            than that of the weights, unless autocast converts it.
+    """
+    dims, dtype = conv.weight.ndim, conv.weight.dtype
+    fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()
+    if fits and x.dtype != dtype:
+        fits = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+    if not fits:
+        sizes = "H, W" if dims == 4 else "T, H, W"
+        raise ValueError(
+            f"{name} is {x.dtype} of {tuple(x.shape)}, but the network takes {dtype} of "
+            f"(B, {conv.in_channels}, {sizes}), none of them 0: convert or reshape it"
+        )
 
 
 def order_weights(module: nn.Module) -> None:

@@ -14,12 +14,11 @@ from tokpipe.models.blocks import (
     DownSample3D,
     Network3D,
     ResnetBlock3D,
-    check_input,
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import order_weights
+from tokpipe.models.convolution import check_input, order_weights
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import DownLevel, MidBlocks, Pyramid
+from tokpipe.models.levels import Level, MidBlocks, Pyramid
 from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
 
@@ -28,15 +27,15 @@ class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
     Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
-    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention,
+    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention,
     and frames of any size are accepted. ``out_ch`` is for the decoder, which shares these
     arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
     without a codebook.
 
-    With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame gives one
-    latent frame, and ``1 + r * j`` frames give ``1 + j``. As published, other lengths above ``r``
-    lose the frames that do not fill a pair, and rows and columns beyond a multiple of ``s`` get
-    no latent of their own.
+    With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
+    latent frame, and ``1 + r * j`` frames become ``1 + j``. As published, other lengths above
+    ``r`` lose the frames that do not fill a pair, and rows and columns beyond a multiple of ``s``
+    are dropped.
 
     With pad modes ``first`` and ``constant`` the convolutions are causal. The norms are not with
     ``norm="clip"``, as published: latents then depend on the whole input. ``norm="frame"`` keeps
@@ -80,7 +79,7 @@ class Encoder3D(Network3D):
             if plan is not plans[-1]:
                 compress = 2**plan.index < temporal_compress_times
                 downsample = DownSample3D(plan.channels, resamp_with_conv, compress)
-            self.down.append(DownLevel(plan, block, attn, downsample))
+            self.down.append(Level(plan, block, attn, downsample=downsample))
         channels = plans[-1].channels
         self.mid = MidBlocks(channels, block)
         self.norm_out = group_norm(channels, norm)
@@ -121,7 +120,7 @@ class Encoder3D(Network3D):
         frames, stride = x.shape[2], self.temporal_stride
         if 1 < frames <= stride:
             raise ValueError(
-                f"{frames} frames do not fill the second latent frame, which stands for {stride} "
+                f"{frames} frames do not fill the second latent frame, which covers {stride} "
                 f"frames after the first: pass 1 frame, or repeat the last one up to {1 + stride}"
             )
         return self._encode(x)
@@ -129,10 +128,10 @@ class Encoder3D(Network3D):
     def stream(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Encode one piece of a clip, continuing from the state of the piece before it.
 
-        The first piece, with ``state=None``, has ``1 + r * k`` frames and gives ``1 + k`` latent
-        frames; each later one has ``r * k`` and gives ``k``. Concatenated they are the result of
-        ``forward`` on the whole clip, wherever it is cut, in memory that does not grow with its
-        length. Gradients do not cross pieces.
+        The first piece, with ``state=None``, has ``1 + r * k`` frames and returns ``1 + k`` latent
+        frames; each later one has ``r * k`` and returns ``k``. Concatenated they equal ``forward``
+        of the whole clip, for any cuts, in memory that does not grow with its length.
+        Gradients do not cross pieces.
 
         Raises:
             ValueError: an encoder that is not causal, a piece of another length, or the state of
@@ -157,11 +156,11 @@ class Encoder3D(Network3D):
         return self._encode(x, stream), stream.state()
 
     def _check(self, x: Tensor) -> None:
-        check_input(x, self.conv_in)
+        check_input(x, self.conv_in.conv)
         height, width = x.shape[3:]
         if min(height, width) < self.spatial_stride:
             raise ValueError(
-                f"frames of {height}x{width} are smaller than one latent, which stands for "
+                f"frames of {height}x{width} are smaller than one latent, which covers "
                 f"{self.spatial_stride}x{self.spatial_stride}: use larger frames"
             )
 
@@ -169,7 +168,7 @@ class Encoder3D(Network3D):
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
             h = self.conv_in(x, stream)
             for level in self.down:
-                assert isinstance(level, DownLevel)
+                assert isinstance(level, Level)
                 h = level(h, None, stream)
                 if level.downsample is not None:
                     h = level.downsample(h, stream)

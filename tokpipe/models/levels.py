@@ -39,7 +39,7 @@ class LevelPlan:
 class Pyramid:
     """The levels that the published arguments describe.
 
-    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention.
+    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention.
     """
 
     ch: int
@@ -91,14 +91,27 @@ class Pyramid:
 
 
 class Level(nn.Module):
-    """Residual blocks at one size, each followed by attention where the plan says so."""
+    """Residual blocks at one size, each followed by attention where the plan says so.
 
-    def __init__(self, plan: LevelPlan, make_block: Factory, make_attn: Factory) -> None:
+    ``downsample`` or ``upsample`` leads to the next level, which the last one lacks.
+    """
+
+    def __init__(
+        self,
+        plan: LevelPlan,
+        make_block: Factory,
+        make_attn: Factory,
+        *,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
             make_block(in_channels=before, out_channels=plan.channels) for before in plan.inputs
         )
         self.attn = nn.ModuleList(make_attn(plan.channels) for _ in plan.inputs if plan.attends)
+        self.downsample = downsample
+        self.upsample = upsample
 
     def steps(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Each block, with the attention that follows it."""
@@ -111,34 +124,6 @@ class Level(nn.Module):
             if attn is not None:
                 h = attn(h, *context)
         return h
-
-
-class DownLevel(Level):
-    """A level and the way down from it, which the coarsest level lacks."""
-
-    def __init__(
-        self,
-        plan: LevelPlan,
-        make_block: Factory,
-        make_attn: Factory,
-        downsample: nn.Module | None = None,
-    ) -> None:
-        super().__init__(plan, make_block, make_attn)
-        self.downsample = downsample
-
-
-class UpLevel(Level):
-    """A level and the way up from it, which the finest level lacks."""
-
-    def __init__(
-        self,
-        plan: LevelPlan,
-        make_block: Factory,
-        make_attn: Factory,
-        upsample: nn.Module | None = None,
-    ) -> None:
-        super().__init__(plan, make_block, make_attn)
-        self.upsample = upsample
 
 
 class MidBlocks(nn.Module):

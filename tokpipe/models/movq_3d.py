@@ -15,33 +15,30 @@ from tokpipe.models.blocks import (
     ResnetBlock3D,
     Upsample3D,
     block_norm,
-    check_input,
     normalized,
 )
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.convolution import check_input
 from tokpipe.models.group_norm import Norm
-from tokpipe.models.levels import MidBlocks, Pyramid, UpLevel
+from tokpipe.models.levels import Level, MidBlocks, Pyramid
 from tokpipe.models.streaming import Stream, StreamState
 
 
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
-    ``resolution`` is nominal: it only decides which levels ``attn_resolutions`` give attention,
-    and latents of any size are accepted. ``in_channels`` and ``double_z`` are for the encoder,
-    which shares these arguments. ``give_pre_end`` returns the features before the last norm.
+    Arguments and state_dict keys are the published ones: those of ``Encoder3D``, where
+    ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the features
+    before the last norm.
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
     itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
     norm, which sees zeros before frame 0 whatever the ``pad_mode``.
 
-    One latent frame gives one frame, and ``1 + j`` give ``1 + r * j``, with
-    ``r = temporal_compress_times``. With pad modes ``first`` and ``constant`` the convolutions are
-    causal. The norms are not with ``norm="clip"``, as published: frames then depend on the whole
-    latent. ``norm="frame"`` keeps the keys and makes the network strictly causal, so that
-    ``stream`` can take a latent in pieces.
+    One latent frame becomes one frame, and ``1 + j`` become ``1 + r * j``, with
+    ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
+    ``Encoder3D``.
     Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
     ``post_quant_conv``.
 
@@ -100,7 +97,7 @@ class MOVQDecoder3D(Network3D):
             if plan is not finest:
                 compress = 2 ** (coarsest.index - plan.index) < temporal_compress_times
                 upsample = Upsample3D(plan.channels, resamp_with_conv, compress)
-            levels.append(UpLevel(plan, block, attn, upsample))
+            levels.append(Level(plan, block, attn, upsample=upsample))
         self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
         self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm)
         self.conv_out = CausalConv3d(finest.channels, out_ch, 3, pad_mode)
@@ -118,10 +115,10 @@ class MOVQDecoder3D(Network3D):
     def stream(self, z: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Decode one piece of a clip's latent, continuing from the state of the piece before it.
 
-        The first piece, with ``state=None``, has ``1 + k`` latent frames and gives ``1 + r * k``
-        frames; each later one has ``k`` and gives ``r * k``. Concatenated they are the result of
-        ``forward`` on the whole latent, wherever it is cut, in memory that does not grow with its
-        length. Gradients do not cross pieces.
+        The first piece, with ``state=None``, has ``1 + k`` latent frames and returns ``1 + r * k``
+        frames; each later one has ``k`` and returns ``r * k``. Concatenated they equal ``forward``
+        of the whole latent, for any cuts, in memory that does not grow with its length.
+        Gradients do not cross pieces.
 
         Raises:
             ValueError: a decoder that is not causal, an empty piece, or the state of another
@@ -133,11 +130,11 @@ class MOVQDecoder3D(Network3D):
         return self._decode(z, stream), stream.state()
 
     def _decode(self, zq: Tensor, stream: Stream | None = None) -> Tensor:
-        check_input(zq, self.conv_in if self.post_quant_conv is None else self.post_quant_conv)
+        check_input(zq, (self.post_quant_conv or self.conv_in).conv, "z")
         h: Tensor = zq if self.post_quant_conv is None else self.post_quant_conv(zq, stream)
         h = self.mid(self.conv_in(h, stream), None, zq, stream)
         for level in reversed(self.up):
-            assert isinstance(level, UpLevel)
+            assert isinstance(level, Level)
             h = level(h, zq, stream)
             if level.upsample is not None:
                 h = level.upsample(h, stream)

@@ -57,7 +57,7 @@ def why_not_streamable(norm: str, pad_mode: str) -> str | None:
     if norm != "frame":
         return (
             f"norm={norm!r} takes statistics over all frames, later ones included, so a piece "
-            "gives other values than the whole clip; only norm='frame' does not, and it needs "
+            "has other values than in the whole clip; only norm='frame' avoids that, and it needs "
             "weights that were trained with it"
         )
     if pad_mode == "reflect":

@@ -24,7 +24,7 @@ from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LossConfig(Frozen):
@@ -73,7 +73,7 @@ class PhaseConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """One training file. The same file, videos and number of threads give the same losses."""
+    """One training file. Losses only depend on the file, the videos and the number of threads."""
 
     output: Uri
     """Folder for the checkpoint, the log and the trained tokenizer. A run that it holds is
@@ -101,11 +101,11 @@ class TrainConfig(Frozen):
     """Decides initial weights, clips, crops and their order."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's, on weights with two or more dimensions."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's."""
     clip_norm: PositiveFloat = 1.0
     """Gradients with a larger total norm are scaled down to it."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Decay = 0.999
     """Decay of the moving average of the weights, which becomes the trained tokenizer. It is lower
     at first, to forget the initial weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -200,11 +200,5 @@ def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfi
     Raises:
         ConfigError: naming the key and what was found.
     """
-    if old := sorted(data.keys() & {"films", "scenes"}):
-        raise ConfigError(
-            f"{name}: {' and '.join(old)} left the training file. List your videos under sources "
-            "and their size under frames, as in a job file; drawn scenes can be rendered to videos "
-            "first, as examples/demo_tokenizer does"
-        )
     config: TrainConfig = validate_settings(TrainConfig, data, name=name, context={"root": root})
     return config

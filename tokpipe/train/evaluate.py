@@ -33,15 +33,12 @@ from tokpipe.models.tokenizers.base import VideoTokenizer
 
 Frames = NDArray[np.uint8]
 
-_DEADLINE_S = 3600.0
-"""For decoding one video, all frames of which are held in memory."""
-
 
 def open_checkpoint(uri: str) -> VideoTokenizer:
     """Build the tokenizer of a local checkpoint folder, or of a built-in one.
 
     Raises:
-        ConfigError: there is no such checkpoint, or its config or weights are wrong.
+        ConfigError: the checkpoint is missing, or its config or weights are wrong.
     """
     section, source = resolve_checkpoint(
         {"checkpoint": uri}, read_local, root=Path.cwd(), environ=os.environ
@@ -60,11 +57,9 @@ def evaluate(
     Returns:
         The measures by name, and the first clip with its reconstruction.
     """
-    comparison = Comparison()
-    usage = CodeUsage(tokenizer.traits.codebook_size)
+    comparison, usage, same = Comparison(), CodeUsage(tokenizer.traits.codebook_size), 0
     narrow = copy.deepcopy(tokenizer)  # rounding its weights to bfloat16 loses digits
     narrow.compute_in(torch.bfloat16)
-    same = 0
     shown: tuple[Frames, Frames] | None = None
     for clip in clips:
         pixels = torch.from_numpy(clip)[None]
@@ -89,43 +84,37 @@ def evaluate(
     return measures, shown
 
 
-def read_video(
-    path: Path, height: int, width: int, first: int = 0, last: int | None = None
-) -> Frames:
-    """Read frames ``first`` to ``last`` (exclusive) of a video: (T, height, width, 3) RGB.
+def read_clips(
+    path: Path, size: int, frames: int, first: int = 0, last: int | None = None
+) -> Iterator[Frames]:
+    """Cut frames ``first`` to ``last`` (exclusive) of a video into clips of ``frames``.
 
-    Frames are scaled to cover the size, and their centre is cropped.
+    Each clip is (frames, size, size, 3) RGB: scaled to cover the square, and the centre cropped. A
+    shorter rest at the end is not used. All frames of the video are held in memory.
 
     Raises:
         SourceError: the video cannot be decoded.
-        ConfigError: it does not have these frames.
+        ConfigError: it does not have these frames, or they are fewer than one clip.
     """
     decoder = VideoDecoder(
-        DecodeConfig(deadline_s=_DEADLINE_S),
+        DecodeConfig(deadline_s=3600.0),
         SamplingConfig(fps=None, max_clip_frames=sys.maxsize),
-        FramesConfig(size=(height, width)),
+        FramesConfig(size=(size, size)),
     )
     with contextlib.closing(decoder):
-        frames = decoder.decode(path).frames
-    last = len(frames) if last is None else last
-    if not 0 <= first < last <= len(frames):
+        video = decoder.decode(path).frames
+    last = len(video) if last is None else last
+    if not 0 <= first < last <= len(video):
         raise ConfigError(
-            f"{path} has {len(frames)} frames, so frames {first} to {last} do not exist: change "
+            f"{path} has {len(video)} frames, so frames {first} to {last} do not exist: change "
             "--start and --end"
         )
-    return frames[first:last]
-
-
-def clips_of(video: Frames, frames: int) -> Iterator[Frames]:
-    """Cut a video into clips of ``frames``; a shorter rest at the end is not used.
-
-    Raises:
-        ConfigError: the video is shorter than one clip.
-    """
-    if len(video) < frames:
-        raise ConfigError(f"{len(video)} frames do not fill a clip of {frames}: use fewer --frames")
-    for first in range(0, len(video) - frames + 1, frames):
-        yield video[first : first + frames]
+    if last - first < frames:
+        raise ConfigError(
+            f"{path}: {last - first} frames do not fill a clip of {frames}: use fewer --frames"
+        )
+    for start in range(first, last - frames + 1, frames):
+        yield video[start : start + frames]
 
 
 def side_by_side(source: Frames, restored: Frames, columns: int = 4) -> Frames:
@@ -151,9 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     clips = (
         clip
         for path in given.videos
-        for clip in clips_of(
-            read_video(path, given.size, given.size, given.start, given.end), given.frames
-        )
+        for clip in read_clips(path, given.size, given.frames, given.start, given.end)
     )
     try:
         measures, shown = evaluate(open_checkpoint(given.checkpoint), clips)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -21,7 +20,7 @@ from torch import Tensor
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
-from tokpipe.models.tokenizers.native import build_native
+from tokpipe.models.tokenizers.native import build_native, hashed_seed
 from tokpipe.storage.local_files import write_file
 from tokpipe.train.config import TrainConfig, parse_training
 from tokpipe.train.data import TrainingData
@@ -74,7 +73,7 @@ class Trainer:
             torch.autocast(self.device.type, torch.bfloat16, enabled=narrow),
         ):
             # Random numbers in quantizers and dropout depend on the step too.
-            torch.manual_seed(_hashed(config.seed, self.step))
+            torch.manual_seed(hashed_seed(config.seed, self.step))
             terms, quantized = losses(self.tokenizer, x, phase.loss or config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -149,39 +148,36 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     data, trainer = TrainingData(config), Trainer(config)
-    rows, state_path = data.digest(), output / STATE_NAME
+    rows, state_path, log_bytes = data.digest(), output / STATE_NAME, 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        if "rows" not in state:
-            raise ConfigError(
-                f"{state_path} is from an earlier version of tokpipe, in which training files had "
-                "films and scenes, and cannot be continued. Choose another output"
-            )
         trainer.load(state, str(state_path))
-        if state["rows"] != rows:
+        if state.get("rows") != rows:
             raise ConfigError(
                 f"{state_path}: the sources list other rows than when this run began. Continuing "
                 "would train on clips that no seed describes. Choose another output, or restore "
                 "the sources"
             )
+        log_bytes = state["log_bytes"]
         _log.info("continuing from step %d of %d", trainer.step, config.num_steps)
-    log = _Log(output / LOG_NAME, trainer.step, config)
+    log = _Log(output / LOG_NAME, log_bytes, config)
+
+    def save() -> None:
+        buffer = io.BytesIO()
+        kept = {"rows": rows, "log_bytes": log.path.stat().st_size}
+        torch.save({**trainer.state(), **kept}, buffer)
+        write_file(state_path, buffer.getvalue())
+        save_tokenizer(config, trainer.average, output / TOKENIZER_FOLDER)
+
     saved_s = time.monotonic()
     with contextlib.closing(data.batches(trainer.step)) as batches:
         while trainer.step < config.num_steps and not (stop and stop.is_set()):
             log.add(trainer.step, trainer.train_step(next(batches)))
             if time.monotonic() - saved_s >= config.checkpoint_every_s:
-                _save(trainer, rows, output)
+                save()
                 saved_s = time.monotonic()
-    _save(trainer, rows, output)
+    save()
     return output / TOKENIZER_FOLDER if trainer.step == config.num_steps else None
-
-
-def _save(trainer: Trainer, rows: str, output: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save({**trainer.state(), "rows": rows}, buffer)
-    write_file(output / STATE_NAME, buffer.getvalue())
-    save_tokenizer(trainer.config, trainer.average, output / TOKENIZER_FOLDER)
 
 
 def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path) -> None:
@@ -202,11 +198,10 @@ def save_tokenizer(config: TrainConfig, weights: dict[str, Tensor], folder: Path
 class _Log:
     """Appends a line of JSON every few steps, with means over the steps since the last line."""
 
-    def __init__(self, path: Path, step: int, config: TrainConfig) -> None:
+    def __init__(self, path: Path, size_bytes: int, config: TrainConfig) -> None:
         self.path, self.config = path, config
-        if path.exists():  # drop the lines of steps that a kill undid
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_file(path, "".join(f"{line}\n" for line in lines).encode())
+        with path.open("ab") as file:  # drop the lines of steps that a kill undid
+            file.truncate(min(file.tell(), size_bytes))
         self._start()
 
     def _start(self) -> None:
@@ -238,13 +233,6 @@ class _Log:
         self._start()
 
 
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut short by a kill
-        return 2**62
-
-
 def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:
     """Check that everything the finished steps depended on is unchanged; later steps may change."""
     free = {
@@ -264,7 +252,7 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
     if changed:
         raise ConfigError(
             f"{source} belongs to a run with other settings ({'; '.join(changed)}). Continuing it "
-            "would give weights that no training file describes. Choose another output, or "
+            "would produce weights that no training file describes. Choose another output, or "
             "restore the settings; phases may change from the next step on"
         )
 
@@ -280,8 +268,3 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda, but torch finds no GPU here: write cpu or auto")
     return torch.device(config.device)
-
-
-def _hashed(seed: int, step: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.quantizers import FSQ, Quantized
-from tokpipe.models.tokenizers.native import NativeTokenizer
+from tokpipe.models.tokenizers.native import NativeTokenizer, fill_uniform
 from tokpipe.train.config import LossConfig
 
 
@@ -78,17 +77,12 @@ def guide(x: Tensor, temporal_stride: int, spatial_stride: int) -> Tensor:
         return (gain * (values * wave).mean((3, 5))).tanh() * 1.5
 
     # Each gain gives its coefficient a standard deviation of about 0.7 in natural images.
-    coefficients = [
-        coefficient(light, 0, 0, 1.2),
-        coefficient(light, 0, 1, 11.0),
-        coefficient(light, 1, 0, 11.0),
-        coefficient(blue - light, 0, 0, 3.0),
-        coefficient(red - light, 0, 0, 5.0),
-        coefficient(light, 1, 1, 28.0),
-        coefficient(light, 0, 2, 22.0),
-        coefficient(light, 2, 0, 22.0),
-    ]
-    return torch.stack(coefficients, 1)
+    wanted = (
+        *((light, 0, 0, 1.2), (light, 0, 1, 11.0), (light, 1, 0, 11.0)),
+        *((blue - light, 0, 0, 3.0), (red - light, 0, 0, 5.0)),
+        *((light, 1, 1, 28.0), (light, 0, 2, 22.0), (light, 2, 0, 22.0)),
+    )
+    return torch.stack([coefficient(*one) for one in wanted], 1)
 
 
 def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
@@ -101,11 +95,7 @@ def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
         if key.endswith("bias") or key.startswith("quantizer."):
             continue
         if parameter.ndim > 1:
-            digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            bound = 1 / math.sqrt(math.prod(parameter.shape[1:]))
-            noise = torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
-            parameter.data.copy_(noise)
+            fill_uniform(parameter, 1 / math.sqrt(math.prod(parameter.shape[1:])), seed, key)
     for key, module in tokenizer.named_modules():
         if isinstance(module, SpatialNorm3D):
             module.conv_y.conv.weight.data.mul_(_NORM_GAIN)

@@ -15,7 +15,13 @@ from tokpipe.models.convolution import Conv2d
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
 
-def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
+def make_attn(
+    in_channels: int,
+    attn_type: str = "vanilla",
+    *,
+    zq_ch: int | None = None,
+    add_conv: bool = False,
+) -> nn.Module:
     """Return the attention named ``attn_type``, (B, in_channels, H, W) -> the same shape.
 
     - ``vanilla``: ``AttnBlock``, softmax over all positions, by PyTorch.
@@ -23,13 +29,20 @@ def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
     - ``linear``: one head of ``LinearAttention``, which has neither norm nor residual.
     - ``none``: the input, unchanged.
 
+    With ``zq_ch``, ``vanilla`` has a norm that reads a latent, as in ``AttnBlock``.
+
     Raises:
-        ValueError: any other name, such as ``memory-efficient-cross-attn``, for which published
-            code mistakenly returns linear attention.
+        ValueError: ``zq_ch`` with another kind, or any other name, such as
+            ``memory-efficient-cross-attn``, for which published code mistakenly returns linear
+            attention.
         ImportError: ``vanilla-xformers`` without xformers.
     """
     if attn_type == "vanilla":
-        return AttnBlock(in_channels)
+        return AttnBlock(in_channels, zq_ch, add_conv)
+    if zq_ch is not None:
+        raise ValueError(
+            f"attn_type={attn_type!r} has no norm that reads the latent of {zq_ch=}: use 'vanilla'"
+        )
     if attn_type == "vanilla-xformers":
         return XFormersAttnBlock(in_channels)
     if attn_type == "linear":

@@ -14,20 +14,19 @@ from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
 from tokpipe.models.blocks_2d import Downsample, ResnetBlock, Upsample, block_norm
-from tokpipe.models.convolution import Conv2d
+from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.diffusion.timestep import TimestepEmbedding
-from tokpipe.models.levels import DownLevel, MidBlocks, Pyramid, UpLevel
-from tokpipe.models.vqvae_2d import check_input
+from tokpipe.models.levels import Level, MidBlocks, Pyramid
 
 
 class UNet(nn.Module):
     """Images to images of the same size, through coarser levels, with skips between equal sizes.
 
     Every activation on the way down is kept, and concatenated to the input of one block on the way
-    up. Arguments and state_dict keys are the published ones. ``resolution`` is nominal: it only
-    decides which levels ``attn_resolutions`` give attention, and any size that halves evenly down
-    to the coarsest level is accepted. The middle always has attention. ``use_linear_attn``
+    up. Arguments and state_dict keys are the published ones. ``resolution`` is nominal: with
+    ``attn_resolutions`` it decides which levels have attention, and any size that halves evenly
+    down to the coarsest level is accepted. The middle always has attention. ``use_linear_attn``
     overrides ``attn_type`` with ``linear``.
 
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
@@ -71,7 +70,7 @@ class UNet(nn.Module):
         for plan in down:
             last = plan is down[-1]
             downsample = None if last else Downsample(plan.channels, resamp_with_conv)
-            self.down.append(DownLevel(plan, block, attn, downsample))
+            self.down.append(Level(plan, block, attn, downsample=downsample))
             kept += [plan.channels] * (num_res_blocks + (not last))
         self.mid = MidBlocks(down[-1].channels, block, attn)
         levels = []
@@ -79,7 +78,7 @@ class UNet(nn.Module):
             last = plan is up[-1]
             upsample = None if last else Upsample(plan.channels, resamp_with_conv)
             joined = replace(plan, inputs=[width + kept.pop() for width in plan.inputs])
-            levels.append(UpLevel(joined, block, attn, upsample))
+            levels.append(Level(joined, block, attn, upsample=upsample))
         self.up = nn.ModuleList(reversed(levels))  # up.0 is the finest, like down.0
         channels = up[-1].channels
         self.norm_out = block_norm(channels, None, False)
@@ -99,7 +98,7 @@ class UNet(nn.Module):
         temb = self._embed(x, t)
         kept: list[Tensor] = [self.conv_in(x)]
         for level in self.down:
-            assert isinstance(level, DownLevel)
+            assert isinstance(level, Level)
             for block, attn in level.steps():
                 h = block(kept[-1], temb)
                 kept.append(h if attn is None else attn(h))
@@ -107,7 +106,7 @@ class UNet(nn.Module):
                 kept.append(level.downsample(kept[-1]))
         h = self.mid(kept[-1], temb)
         for level in reversed(self.up):
-            assert isinstance(level, UpLevel)
+            assert isinstance(level, Level)
             for block, attn in level.steps():
                 h = block(torch.cat([h, kept.pop()], dim=1), temb)
                 h = h if attn is None else attn(h)
@@ -126,7 +125,7 @@ class UNet(nn.Module):
             if context.shape[:1] + context.shape[2:] != x.shape[:1] + x.shape[2:]:
                 raise ValueError(
                     f"context has shape {tuple(context.shape)}, but it is appended to the channels "
-                    f"of x {tuple(x.shape)}: give it the same B, H and W"
+                    f"of x {tuple(x.shape)}: pass the same B, H and W"
                 )
             name, x = "x with context", torch.cat([x, context], dim=1)
         check_input(x, self.conv_in, name)

@@ -9,7 +9,6 @@ from tokpipe.models.quantizers.ema import EMAVectorQuantizer
 from tokpipe.models.quantizers.fsq import FSQ
 from tokpipe.models.quantizers.gumbel import GumbelQuantizer
 from tokpipe.models.quantizers.lfq import LFQ
-from tokpipe.models.quantizers.nearest import nearest
 from tokpipe.models.quantizers.vector import VectorQuantizer, VectorQuantizer2
 from tokpipe.telemetry.usage import CodeUsage
 
@@ -23,5 +22,4 @@ __all__ = [
     "Quantizer",
     "VectorQuantizer",
     "VectorQuantizer2",
-    "nearest",
 ]

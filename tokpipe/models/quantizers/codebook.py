@@ -26,7 +26,7 @@ class CodebookQuantizer(Quantizer):
     what an entry outside the list becomes; without ``remap`` it has no effect:
 
     - an integer: that position of the list.
-    - ``"extra"``: one more code at the end, which stands for the vector of the first in the list.
+    - ``"extra"``: one more code at the end, with the vector of the first in the list.
     - ``"random"``: the entry modulo the list's length. (Published code draws a new position for
       every latent, so that no two runs return the same codes.)
 
@@ -107,6 +107,8 @@ class NearestQuantizer(CodebookQuantizer):
         self._check_channels(latent)
         assert isinstance(self.embedding.weight, Tensor)
         codebook = self.embedding.weight.detach().float()
+        # Without the latent's norm, which is the same for every code vector: adding it would only
+        # lose precision.
         return search(latent, codebook, codebook.square().sum(1), -2)
 
     def _vectors(self, codes: Tensor) -> Tensor:

@@ -20,15 +20,6 @@ MIN_ROWS = 64
 """Products are padded to this: below 10 rows, MKL rounded by the number of threads."""
 
 
-def nearest(latents: Tensor, codebook: Tensor, max_distances: int = MAX_DISTANCES) -> Tensor:
-    """Index of the code vector nearest to each latent, the first of several.
-
-    latents (N, dim), codebook (K, dim), both float32 -> (N,) int64. The norm of the latent is left
-    out: it is the same for every code vector, and adding it would only lose precision.
-    """
-    return first_least(latents, codebook, codebook.square().sum(1), -2, max_distances)
-
-
 def first_least(
     latents: Tensor,
     vectors: Tensor,

@@ -131,9 +131,11 @@ class VideoTokenizer(nn.Module, ABC):
         """Like ``_decode``; only called if the traits declare the tokenizer streamable."""
         return self._decode(codes), StreamState(type(self).__name__, ())
 
-    @abstractmethod
     def _cast(self, dtype: torch.dtype) -> None:
         """Convert everything but the quantizer to ``dtype``."""
+        for part in self.children():
+            if not isinstance(part, Quantizer):
+                part.to(dtype)
 
     def _input_dtype(self) -> torch.dtype:
         """The type of the input of ``_encode``."""
@@ -259,13 +261,6 @@ def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
     finite = latent.isfinite().all(dim=1)
     codes = quantizer.codes_of(latent.masked_fill(~finite.unsqueeze(1), 0))
     return codes.where(finite, NOT_FINITE)
-
-
-def cast_parts(dtype: torch.dtype, *parts: nn.Module | None) -> None:
-    """Convert the parts that there are to ``dtype``."""
-    for part in parts:
-        if part is not None:
-            part.to(dtype)
 
 
 def _is_integer(tensor: Tensor) -> bool:

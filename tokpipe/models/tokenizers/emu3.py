@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import Emu3Config
 from tokpipe.errors import ConfigError
 from tokpipe.models.convolution import Conv2d, Conv3d
 from tokpipe.models.quantizers import VectorQuantizer
-from tokpipe.models.tokenizers.base import VideoTokenizer, cast_parts, codes_or_not_finite
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
 
 _TO_TRANSFORMERS = tuple(
@@ -62,9 +61,6 @@ class Emu3Tokenizer(VideoTokenizer):
         frames: Tensor = self.decoder(post.transpose(1, 2), vectors.transpose(1, 2))
         num_frames = self.traits.num_frames(codes.shape[1])
         return frames.view(len(codes), num_frames, *frames.shape[1:])
-
-    def _cast(self, dtype: torch.dtype) -> None:
-        cast_parts(dtype, self.encoder, self.quant_conv, self.post_quant_conv, self.decoder)
 
 
 def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu3Tokenizer:

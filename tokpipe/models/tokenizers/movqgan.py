@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.models.autoencoder_2d import Encoder, MOVQDecoder
 from tokpipe.models.convolution import Conv2d
-from tokpipe.models.movq_2d import MOVQDecoder
 from tokpipe.models.quantizers import VectorQuantizer
-from tokpipe.models.tokenizers.base import VideoTokenizer, cast_parts, codes_or_not_finite
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
-from tokpipe.models.vqvae_2d import Encoder
 
 
 class MoVQGANTokenizer(VideoTokenizer):
@@ -49,9 +47,6 @@ class MoVQGANTokenizer(VideoTokenizer):
         vectors = self.quantize.vectors_of(codes).to(self.dtype)
         frames: Tensor = self.decoder(self.post_quant_conv(vectors), vectors)
         return frames
-
-    def _cast(self, dtype: torch.dtype) -> None:
-        cast_parts(dtype, self.encoder, self.quant_conv, self.post_quant_conv, self.decoder)
 
 
 def build_movqgan(config: MoVQGANConfig, weights: bytes, *, with_decoder: bool) -> MoVQGANTokenizer:

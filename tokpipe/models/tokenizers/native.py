@@ -156,20 +156,28 @@ def _quantizer(config: QuantizerConfig) -> Quantizer:
     return VectorQuantizer(size, dim, legacy=False)
 
 
-def _randomize(tokenizer: nn.Module, seed: int) -> None:
-    """Fill each parameter from a generator seeded by ``seed`` and the parameter's key.
+def hashed_seed(seed: int, name: object) -> int:
+    """A seed for the random numbers called ``name``."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
-    With uniform numbers, which are made from the generator's bits alone: normal ones go through
-    logarithms that differ between CPUs. Matrices keep the variance of their input, so latents
-    spread over many codes.
+
+def fill_uniform(parameter: nn.Parameter, bound: float, seed: int, key: str) -> None:
+    """Fill a parameter with numbers in [-bound, bound] that only depend on ``seed`` and ``key``.
+
+    Uniform numbers are made from the generator's bits alone: normal ones go through logarithms
+    that differ between CPUs.
     """
+    generator = torch.Generator().manual_seed(hashed_seed(seed, key))
+    noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
+    parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
+
+
+def _randomize(tokenizer: nn.Module, seed: int) -> None:
+    """Fill matrices so that they keep the variance of their input: latents spread over codes."""
     for key, parameter in tokenizer.named_parameters():
         if parameter.ndim < 2:
             parameter.data.fill_(1.0 if key.endswith("weight") else 0.0)
             continue
         fan_in = 1 if key.startswith("quantizer.") else math.prod(parameter.shape[1:])
-        bound = math.sqrt(3 / fan_in)
-        digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
-        parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
+        fill_uniform(parameter, math.sqrt(3 / fan_in), seed, key)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.checks import difference
+from tokpipe.models.autoencoder_2d import Decoder, Encoder, MOVQDecoder
 from tokpipe.models.blocks import ResnetBlock3D
-from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, Upsample
+from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 from tokpipe.models.convolution import Conv2d
-from tokpipe.models.movq_2d import MOVQDecoder
-from tokpipe.models.vqvae_2d import Decoder, Encoder
 
 SMALL: dict[str, Any] = {
     "ch": 32,
+    "out_ch": 3,
     "ch_mult": (1, 2),
     "num_res_blocks": 1,
     "attn_resolutions": (8,),
@@ -26,20 +28,21 @@ SMALL: dict[str, Any] = {
 
 
 def small_encoder(**changes: Any) -> Encoder:
-    """Two levels, attention at the coarser; random weights from the current seed."""
+    """Two levels, attention at the coarser; the same weights every time."""
+    torch.manual_seed(0)
     return Encoder(**(SMALL | {"in_channels": 3, "double_z": False} | changes)).eval()
 
 
-def small_decoder(**changes: Any) -> Decoder:
-    return Decoder(**(SMALL | {"out_ch": 3} | changes)).eval()
+def small_decoder(cls: type[Decoder] = Decoder, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return cls(**(SMALL | changes)).eval()
 
 
-def small_movq(**changes: Any) -> MOVQDecoder:
-    return MOVQDecoder(**(SMALL | {"out_ch": 3} | changes)).eval()
+small_movq = partial(small_decoder, MOVQDecoder)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize("size", [(8, 8), (9, 15), (33, 12), (4, 5)])
+@pytest.mark.parametrize("size", [(9, 15), (33, 12), (4, 5)])
 def test_sizes_are_rounded_down_to_multiples_of_the_stride(
     stride: int, size: tuple[int, int]
 ) -> None:
@@ -55,7 +58,7 @@ def test_sizes_are_rounded_down_to_multiples_of_the_stride(
             assert decoder(latent).shape == (2, 3, rows * stride, columns * stride)
 
 
-def test_the_last_latent_sees_the_row_left_over() -> None:
+def test_the_last_latent_sees_the_leftover_row() -> None:
     torch.manual_seed(0)
     down, image = Downsample(32, with_conv=True), torch.randn(1, 32, 9, 8)
     edited = image.clone()
@@ -102,18 +105,17 @@ DECODER_FEATURES = {
 
 
 @pytest.mark.parametrize(
-    ("module", "inputs", "shapes"),
+    ("build", "inputs", "shapes"),
     [
-        (small_encoder(), [(2, 3, 16, 12)], ENCODER_FEATURES),
-        (small_decoder(), [(2, 4, 8, 6)], DECODER_FEATURES),
-        (small_movq(), [(2, 4, 8, 6), (2, 4, 8, 6)], DECODER_FEATURES),
+        (small_encoder, [(2, 3, 16, 12)], ENCODER_FEATURES),
+        (small_decoder, [(2, 4, 8, 6)], DECODER_FEATURES),
+        (small_movq, [(2, 4, 8, 6), (2, 4, 8, 6)], DECODER_FEATURES),
     ],
 )
 def test_features_have_their_published_names_and_end_in_the_output(
-    module: Any, inputs: list[tuple[int, ...]], shapes: dict[str, tuple[int, ...]]
+    build: Any, inputs: list[tuple[int, ...]], shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    torch.manual_seed(0)
-    given = [torch.randn(shape) for shape in inputs]
+    module, given = build(), [torch.randn(shape) for shape in inputs]
     with torch.no_grad():
         plain = module(*given)
         found, features = module.forward_with_features_output(*given)
@@ -126,7 +128,6 @@ def test_features_have_their_published_names_and_end_in_the_output(
 
 
 def test_give_pre_end_stops_before_the_last_norm() -> None:
-    torch.manual_seed(0)
     decoder, z = small_decoder(), torch.randn(1, 4, 8, 6)
     with torch.no_grad():
         _, whole = decoder.forward_with_features_output(z)
@@ -137,7 +138,15 @@ def test_give_pre_end_stops_before_the_last_norm() -> None:
     assert list(features) == list(whole)[:-3]
 
 
-def test_activations_are_freed_once_they_were_read() -> None:
+def test_tanh_bounds_the_pixels_and_leaves_the_features_of_give_pre_end_alone() -> None:
+    z = 100 * torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(small_decoder(tanh_out=True)(z), small_decoder()(z).tanh())
+        early = small_decoder(give_pre_end=True)(z)
+        assert torch.equal(small_decoder(give_pre_end=True, tanh_out=True)(z), early)
+
+
+def test_activations_are_freed_after_their_last_use() -> None:
     encoder = small_encoder(ch_mult=(1, 1, 1), num_res_blocks=2)
     made: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
@@ -165,6 +174,9 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda x, temb: attention(block(x, temb)), (x, temb), fast_mode=True
     )
+
+
+# Blocks
 
 
 @pytest.mark.parametrize("zq_ch", [None, 4])
@@ -218,7 +230,7 @@ def test_a_block_adds_its_embedding_between_the_rounds(cls: Any, frames: tuple[i
         ({}, None, None),
     ],
 )
-def test_the_shortcut_convolves_where_channels_change(
+def test_the_shortcut_is_a_convolution_where_channels_change(
     cls: Any, inner: str, arguments: dict[str, Any], shortcut: str | None, size: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -240,7 +252,6 @@ def test_the_shortcut_convolves_where_channels_change(
 
 
 def test_dropout_only_acts_in_training() -> None:
-    torch.manual_seed(0)
     encoder, image = small_encoder(dropout=0.5), torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(encoder(image), encoder(image))
@@ -272,3 +283,181 @@ def test_torch_compile_sees_one_graph() -> None:
         encoder = small_encoder()
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 4, 8, 8)
+
+
+# MoVQ
+
+
+@pytest.mark.parametrize("add_conv", [False, True])
+@pytest.mark.parametrize("size", [(3, 3), (6, 7), (9, 14), (5, 20)])
+def test_a_spatial_norm_scales_and_shifts_by_the_resized_latent(
+    add_conv: bool, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    norm = SpatialNorm(32, 3, add_conv=add_conv, num_groups=8, eps=1e-3)
+    f, zq = torch.randn(2, 32, 6, 7), torch.randn(2, 3, *size)
+    state = norm.state_dict()
+    with torch.no_grad():
+        found = norm(f, zq)
+        zq = F.interpolate(zq, size=(6, 7), mode="nearest")
+        if add_conv:
+            zq = F.conv2d(zq, state["conv.weight"], state["conv.bias"], padding=1)
+        scale = F.conv2d(zq, state["conv_y.weight"], state["conv_y.bias"])
+        shift = F.conv2d(zq, state["conv_b.weight"], state["conv_b.bias"])
+        torch.testing.assert_close(found, F.group_norm(f, 8, eps=1e-3) * scale + shift)
+
+
+def test_freezing_the_norm_layer_leaves_only_its_parameters_out_of_training() -> None:
+    norm = SpatialNorm(32, 3, freeze_norm_layer=True, num_groups=32)
+    frozen = {name for name, p in norm.named_parameters() if not p.requires_grad}
+    assert frozen == {"norm_layer.weight", "norm_layer.bias"}
+    norm(torch.randn(1, 32, 4, 4), torch.randn(1, 3, 2, 2)).sum().backward()
+    assert norm.conv_y.weight.grad is not None
+    assert all(p.requires_grad for p in SpatialNorm(32, 3, num_groups=32).parameters())
+
+
+def test_another_norm_layer_gets_its_arguments() -> None:
+    def batch_norm(num_channels: int, momentum: float) -> nn.Module:
+        return nn.BatchNorm2d(num_channels, momentum=momentum)
+
+    norm = SpatialNorm(32, 3, batch_norm, momentum=0.5)
+    assert isinstance(norm.norm_layer, nn.BatchNorm2d)
+    assert norm.norm_layer.momentum == 0.5
+
+
+def test_zq_ch_defaults_to_z_channels() -> None:
+    state = small_movq().state_dict()
+    assert {len(state[key][0]) for key in state if "conv_y.weight" in key} == {4}
+    with torch.no_grad():
+        shown = small_movq(zq_ch=6)(torch.randn(2, 4, 5, 7), torch.randn(2, 6, 5, 7))
+    assert shown.shape == (2, 3, 10, 14)
+
+
+def test_with_scale_one_and_no_shift_movq_is_the_plain_decoder() -> None:
+    movq, plain = small_movq(), small_decoder()
+    plain.load_state_dict(
+        {
+            key.replace(".norm_layer", ""): value
+            for key, value in movq.state_dict().items()
+            if ".conv_y." not in key and ".conv_b." not in key
+        }
+    )
+    with torch.no_grad():
+        for norm in movq.modules():
+            if isinstance(norm, SpatialNorm):
+                for conv, value in ((norm.conv_y, 1.0), (norm.conv_b, 0.0)):
+                    conv.weight.zero_()
+                    conv.bias.fill_(value)  # type: ignore[union-attr]
+        z = torch.randn(2, 4, 5, 7)
+        torch.testing.assert_close(movq(z, torch.randn(2, 4, 5, 7)), plain(z))
+
+
+Z = torch.zeros(1, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("z", "zq", "problem"),
+    [
+        (Z, Z[:, 1:], r"zq is .*\(1, 3, 4, 4\).*\(B, 4, H"),
+        (Z, Z[..., :0], r"zq is .* of \(1, 4, 4, 0\)"),
+        (Z.expand(2, -1, -1, -1), Z, "z has 2 images and zq 1"),
+        (Z, Z.half(), "zq is torch.float16"),
+        (Z, None, "built with zq_ch, .* pass zq"),
+    ],
+)
+@pytest.mark.parametrize("add_conv", [False, True])
+def test_latents_that_do_not_fit_are_rejected(
+    z: Tensor, zq: Tensor | None, problem: str, add_conv: bool
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        small_movq(add_conv=add_conv)(z, zq)
+
+
+def test_a_decoder_without_zq_ch_rejects_zq() -> None:
+    with pytest.raises(ValueError, match=r"built without zq_ch, .* leave it out"):
+        small_decoder()(Z, Z)
+
+
+# Subclasses of the decoder
+
+
+class ShoutingBlock(ResnetBlock):
+    """A residual block whose result is doubled."""
+
+    def forward(self, x: Tensor, temb: Tensor | None = None, zq: Tensor | None = None) -> Tensor:
+        assert temb is None
+        return 2 * super().forward(x, temb, zq)
+
+
+class ScaledConv(nn.Conv2d):
+    """A convolution with a gain, which a subclass of the decoder may ask for."""
+
+    def __init__(self, *args: Any, gain: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
+class OwnBlocks(Decoder):
+    def _make_resblock(self) -> Callable[..., nn.Module]:
+        return ShoutingBlock
+
+
+class OwnConv(Decoder):
+    def __init__(self, *, gain: float = 3.0, **kwargs: Any) -> None:
+        self.gain = gain  # before the blocks are made, which read it
+        super().__init__(**kwargs)
+
+    def _make_conv(self) -> Callable[..., nn.Module]:
+        return partial(ScaledConv, gain=self.gain)
+
+
+def test_a_subclass_makes_every_residual_block() -> None:
+    own, stock = (small_decoder(cls, num_res_blocks=2) for cls in (OwnBlocks, Decoder))
+    blocks = [own.mid.block_1, own.mid.block_2, *own.up[0].block, *own.up[1].block]
+    assert [type(block) for block in blocks] == [ShoutingBlock] * 8
+    assert not [module for module in own.modules() if type(module) is ResnetBlock]
+    stock.load_state_dict(own.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(own(Z), stock(Z))
+
+
+def test_a_subclass_makes_every_attention_and_gets_its_kind() -> None:
+    asked: list[tuple[int, str]] = []
+
+    class OwnAttention(Decoder):
+        def _make_attn(self) -> Callable[..., nn.Module]:
+            def make(channels: int, *, attn_type: str) -> nn.Module:
+                asked.append((channels, attn_type))
+                return nn.Sequential(nn.Conv2d(channels, channels, 1))
+
+            return make
+
+    own = small_decoder(OwnAttention, attn_type="linear")
+    assert asked == [(64, "linear")] * 3  # the middle, and two blocks of the coarsest level
+    assert {key for key in own.state_dict() if "attn" in key} == {
+        f"{place}.0.{name}"
+        for place in ("mid.attn_1", "up.1.attn.0", "up.1.attn.1")
+        for name in ("weight", "bias")
+    }
+    with torch.no_grad():
+        assert own(torch.randn(1, 4, 3, 5)).shape == (1, 3, 6, 10)
+
+
+def test_a_subclass_makes_only_the_last_convolution() -> None:
+    own, stock = small_decoder(OwnConv, gain=3.0), small_decoder()
+    assert [name for name, m in own.named_modules() if type(m) is ScaledConv] == ["conv_out"]
+    assert own.get_last_layer() is own.conv_out.weight
+    stock.load_state_dict(own.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(own(Z), 3 * stock(Z))
+
+
+def test_the_gradient_at_the_last_layer_can_balance_losses() -> None:
+    network = small_decoder().train()
+    loss = network(torch.randn(1, 4, 4, 4)).square().mean()
+    (gradient,) = torch.autograd.grad(loss, network.get_last_layer())
+    assert gradient.shape == (3, 32, 3, 3)
+    assert gradient.norm() > 0

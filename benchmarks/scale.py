@@ -1,0 +1,83 @@
+"""Jobs of 10 million clips: seconds and memory to plan, resume and audit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from benchmarks.figures import Figure, Result
+from benchmarks.processes import Measured, measured
+from benchmarks.synthetic import job_of_table, write_output, write_table
+from tokpipe.audit import audit as audit_output
+from tokpipe.plan import write_plan
+from tokpipe.runtime.assemble import assemble
+from tokpipe.runtime.output import look_up
+from tokpipe.storage import open_store, probe_store
+
+CLIPS = 10_000_000
+RESUMED_CLIPS = 10_047_000
+"""So that 63 manifest entries, the most there can be, follow the last checkpoint and are read."""
+
+
+def plan(quick: bool) -> Iterator[Result]:
+    """Plan a Parquet table of URIs and captions, which is written beforehand."""
+    num_clips = CLIPS // 100 if quick else CLIPS
+    with TemporaryDirectory() as name:
+        write_table(Path(name) / "clips.parquet", num_clips)
+        yield from _figures("plan", measured(_plan, name), num_clips, 60.0, 1.0)
+
+
+def resume(quick: bool) -> Iterator[Result]:
+    """From opening the output to the first item, without starting Ray."""
+    num_clips, per_shard = (RESUMED_CLIPS // 500, 200) if quick else (RESUMED_CLIPS, 1000)
+    with TemporaryDirectory() as name:
+        write_output(Path(name), num_clips, num_left=1000, clips_per_shard=per_shard)
+        yield from _figures("resume", measured(_resume, name), num_clips, 15.0, 1.5)
+
+
+def audit(quick: bool) -> Iterator[Result]:
+    """``tokpipe audit --depth manifest``."""
+    num_clips, per_shard = (CLIPS // 500, 200) if quick else (CLIPS, 1000)
+    with TemporaryDirectory() as name:
+        write_output(Path(name), num_clips, clips_per_shard=per_shard)
+        yield from _figures("audit of a manifest", measured(_audit, name), num_clips)
+
+
+def _figures(
+    what: str,
+    run: Measured[int],
+    num_clips: int,
+    max_seconds: float | None = None,
+    max_gb: float | None = None,
+) -> Iterator[Result]:
+    assert run.result == num_clips
+    details = {"clips": num_clips, **run.costs}
+    yield Figure(f"{what}: time", run.seconds, "s", max_seconds, "lower", details)
+    yield Figure(f"{what}: peak memory", run.peak_gb, "GB", max_gb, "lower", details)
+
+
+def _plan(folder: str) -> int:
+    job = job_of_table(Path(folder))
+    return write_plan(job, open_store(job.output.uri, job.storage), "driver").num_rows
+
+
+def _resume(folder: str) -> int:
+    """What ``run_job`` does with an output that has begun; return the row of its first item."""
+    job = job_of_table(Path(folder))
+    output = look_up(job)
+    assert output.record is not None
+    probe_store(output.store)
+    run = assemble(job, output, output.record, Console(quiet=True))
+    return run.feed.fetch(1).items[0].row
+
+
+def _audit(folder: str) -> int:
+    job = job_of_table(Path(folder))
+    store = open_store(job.output.uri, job.storage)
+    report = audit_output(store, depth="manifest", say=lambda _: None)
+    assert report.is_clean, list(report.findings)
+    assert report.totals is not None
+    return report.totals.num_clips

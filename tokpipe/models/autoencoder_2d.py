@@ -1,0 +1,289 @@
+"""The 2D encoder and decoders of the CogVideo family: images, or frames one by one.
+
+Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokpipe.models.activation import silu
+from tokpipe.models.blocks_2d import (
+    Downsample,
+    ResnetBlock,
+    SpatialNorm,
+    Upsample,
+    block_norm,
+    normalized,
+)
+from tokpipe.models.convolution import Conv2d, check_input
+from tokpipe.models.diffusion.attention import AttnType, make_attn
+from tokpipe.models.levels import Factory, Keep, Level, MidBlocks, Pyramid, drop
+
+
+class Encoder(nn.Module):
+    """Images to latents: each level but the last halves rows and columns.
+
+    Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
+    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention,
+    and images of any size are accepted. The middle always has attention. ``attn_type`` is a kind
+    of ``make_attn``; ``use_linear_attn`` overrides it with ``linear``. ``out_ch`` is for the
+    decoder, which shares these arguments. ``double_z`` returns ``2 * z_channels``, mean and
+    log-variance, for tokenizers without a codebook.
+
+    An image's latent does not depend on the other images of its batch. Sizes that are not
+    multiples of ``s`` are rounded down, as published: 33 rows give as many latent rows as 32, the
+    last of which sees row 33, and a decoder returns 32.
+    Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Encoder`` and
+    ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
+
+    Raises:
+        ValueError: no level, no block, channels that are not multiples of 32, or an unknown
+            ``attn_type``.
+        ImportError: ``vanilla-xformers`` without xformers.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int | None = None,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        double_z: bool = True,
+        use_linear_attn: bool = False,
+        attn_type: AttnType = "vanilla",
+    ) -> None:
+        super().__init__()
+        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        block = partial(ResnetBlock, dropout=dropout, temb_channels=0)
+        attn = partial(make_attn, attn_type="linear" if use_linear_attn else attn_type)
+        plans = pyramid.down()
+        self.spatial_stride = pyramid.spatial_stride
+        self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        for plan in plans:
+            last = plan is plans[-1]
+            downsample = None if last else Downsample(plan.channels, resamp_with_conv)
+            self.down.append(Level(plan, block, attn, downsample=downsample))
+        channels = plans[-1].channels
+        self.mid = MidBlocks(channels, block, attn)
+        self.norm_out = block_norm(channels, None, add_conv=False)
+        self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s).
+
+        Raises:
+            ValueError: images of another shape or dtype, or with fewer than ``s`` rows or columns.
+        """
+        return self._encode(x, drop)
+
+    def forward_with_features_output(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The result of ``forward``, and every activation on the way to it, in order.
+
+        Names are the published ones: ``conv_in``, ``down{level}_block{block}``,
+        ``down{level}_attn{block}``, ``down{level}_downsample``, ``mid_block_1``, ``mid_attn_1``,
+        ``mid_block_2``, ``norm_out``, ``nonlinearity``, ``conv_out``.
+        """
+        features: dict[str, Tensor] = {}
+        return self._encode(x, features.__setitem__), features
+
+    def _encode(self, x: Tensor, keep: Keep) -> Tensor:
+        check_input(x, self.conv_in, "x")
+        if min(x.shape[2:]) < self.spatial_stride:
+            raise ValueError(
+                f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: pass at least "
+                f"{self.spatial_stride} rows and columns, which make one position of the latent"
+            )
+        h: Tensor = self.conv_in(x)
+        keep("conv_in", h)
+        for i, level in enumerate(self.down):
+            assert isinstance(level, Level)
+            for j, (block, attn) in enumerate(level.steps()):
+                h = block(h, None)
+                keep(f"down{i}_block{j}", h)
+                if attn is not None:
+                    h = attn(h)
+                    keep(f"down{i}_attn{j}", h)
+            if level.downsample is not None:
+                h = level.downsample(h)
+                keep(f"down{i}_downsample", h)
+        return _finish(self.norm_out(self.mid(h, keep=keep)), self.conv_out, keep)
+
+
+class Decoder(nn.Module):
+    """Latents to images: each level but the last doubles rows and columns.
+
+    Arguments and state_dict keys are the published ones: those of ``Encoder``, where
+    ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
+    ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1).
+    With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
+    which ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
+
+    To change the parts of the decoder, override ``_make_attn``, ``_make_resblock`` or
+    ``_make_conv`` in a subclass. They are called during ``__init__``, and may use attributes that
+    the subclass set before ``super().__init__``.
+
+    An image does not depend on the other latents of its batch.
+    Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Decoder`` and
+    ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
+
+    Raises:
+        ValueError: as ``Encoder``, ``add_conv`` without ``zq_ch``, or ``zq_ch`` with attention
+            that has no norm.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        in_channels: int | None = None,
+        resolution: int,
+        z_channels: int,
+        double_z: bool | None = None,
+        give_pre_end: bool = False,
+        tanh_out: bool = False,
+        use_linear_attn: bool = False,
+        attn_type: AttnType = "vanilla",
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+    ) -> None:
+        super().__init__()
+        self.give_pre_end = give_pre_end
+        self.tanh_out = tanh_out
+        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
+        block = partial(self._make_resblock(), temb_channels=0, dropout=dropout, **latent)
+        attn_type = "linear" if use_linear_attn else attn_type
+        attn = partial(self._make_attn(), attn_type=attn_type, **latent)
+        plans = pyramid.up()
+        coarsest, finest = plans[0].inputs[0], plans[-1].channels
+        self.spatial_stride = pyramid.spatial_stride
+        self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
+        self.mid = MidBlocks(coarsest, block, attn)
+        levels = []
+        for plan in plans:
+            last = plan is plans[-1]
+            upsample = None if last else Upsample(plan.channels, resamp_with_conv)
+            levels.append(Level(plan, block, attn, upsample=upsample))
+        self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
+        self.norm_out = block_norm(finest, zq_ch, add_conv)
+        self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
+
+    def _make_attn(self) -> Factory:
+        """Return the attention's factory: ``(channels, attn_type=...) -> module`` of one tensor."""
+        return make_attn
+
+    def _make_resblock(self) -> Factory:
+        """Return the blocks' factory: ``(in_channels=, out_channels=, temb_channels=0, dropout=)``.
+
+        A block is called with a tensor, and None in place of a timestep embedding.
+        """
+        return ResnetBlock
+
+    def _make_conv(self) -> Factory:
+        """Return the factory of ``conv_out``: ``(in, out, kernel_size=3, stride=1, padding=1)``."""
+        return Conv2d
+
+    def get_last_layer(self) -> Tensor:
+        """The weight of ``conv_out``, whose gradient is used to balance losses."""
+        weight = self.conv_out.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
+        """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
+
+        zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
+
+        Raises:
+            ValueError: latents of another shape or dtype, or a ``zq`` that is missing or unused.
+        """
+        return self._decode(z, zq, drop)
+
+    def forward_with_features_output(
+        self, z: Tensor, zq: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The result of ``forward``, and every activation on the way to it, in order.
+
+        Names are those published for MoVQ: ``conv_in``, ``mid_block_1``, ``mid_attn_1``,
+        ``mid_block_2``, ``up_{level}_block_{block}``, ``up_{level}_attn_{block}``,
+        ``up_{level}_upsample``, and without ``give_pre_end`` also ``norm_out``,
+        ``nonlinearity``, ``conv_out``. (With ``give_pre_end``, published code omits the second
+        value.)
+        """
+        features: dict[str, Tensor] = {}
+        return self._decode(z, zq, features.__setitem__), features
+
+    def _decode(self, z: Tensor, zq: Tensor | None, keep: Keep) -> Tensor:
+        check_input(z, self.conv_in, "z")
+        norm = self.norm_out
+        if zq is not None and isinstance(norm, SpatialNorm):
+            check_input(zq, norm.conv_y if norm.conv is None else norm.conv, "zq")
+            if z.shape[:1] != zq.shape[:1]:
+                raise ValueError(
+                    f"z has {len(z)} images and zq {len(zq)}: pass one zq for each image of z"
+                )
+        context = () if zq is None else (zq,)
+        h: Tensor = self.conv_in(z)
+        keep("conv_in", h)
+        h = self.mid(h, None, *context, keep=keep)
+        for i, level in reversed(list(enumerate(self.up))):
+            assert isinstance(level, Level)
+            for j, (block, attn) in enumerate(level.steps()):
+                h = block(h, None, *context)
+                keep(f"up_{i}_block_{j}", h)
+                if attn is not None:
+                    h = attn(h, *context)
+                    keep(f"up_{i}_attn_{j}", h)
+            if level.upsample is not None:
+                h = level.upsample(h)
+                keep(f"up_{i}_upsample", h)
+        if self.give_pre_end:
+            return h
+        h = _finish(normalized(norm, h, zq), self.conv_out, keep)
+        return h.tanh() if self.tanh_out else h
+
+
+class MOVQDecoder(Decoder):
+    """``Decoder`` with every norm scaled and shifted by the quantized latent ``zq``.
+
+    Loads public checkpoints (SBER-MoVQGAN, the decoders of Kandinsky 2) unchanged. ``z`` is
+    usually ``post_quant_conv(zq)``. ``zq_ch`` is by default ``z_channels``; published code
+    requires it. The other arguments are those of ``Decoder``.
+    Source: arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``.
+    """
+
+    def __init__(self, *, z_channels: int, zq_ch: int | None = None, **arguments: Any) -> None:
+        zq_ch = z_channels if zq_ch is None else zq_ch
+        super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
+
+
+AutoencoderEncoder = Encoder
+AutoencoderDecoder = Decoder
+
+
+def _finish(h: Tensor, conv_out: nn.Module, keep: Keep) -> Tensor:
+    keep("norm_out", h)
+    h = silu(h)
+    keep("nonlinearity", h)
+    h = conv_out(h)
+    keep("conv_out", h)
+    return h
