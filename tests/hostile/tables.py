@@ -217,7 +217,7 @@ _NAMED = [
         "t.csv", lambda: "url\n" + "," * 1_000_000 + "\n/v.mp4\n"), None, 2, 1),
     TableCase("many_keys.jsonl", "huge", _table(
         "t.jsonl", lambda: "{" + ",".join(f'"{i}": 1' for i in range(50_000)) + "}\n"),
-        "different keys"),
+        "columns, and the limit"),
     TableCase("many_columns.parquet", "huge", _parquet(
         {f"c{i}": [1] for i in range(1500)}), "1500 columns"),
     TableCase("endless_line.csv", "huge",

@@ -59,12 +59,12 @@ def _socket(path: Path) -> None:
 
 NOT_VIDEOS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "nothing": ("missing", "does not exist", lambda path: None),
-    "dangling link": ("missing", "link to nothing", lambda path: path.symlink_to("gone")),
-    "directory": ("not_a_file", "a directory", Path.mkdir),
-    "pipe": ("not_a_file", "a named pipe", os.mkfifo),
-    "socket": ("not_a_file", "a socket", _socket),
+    "dangling link": ("missing", "does not exist", lambda path: path.symlink_to("gone")),
+    "directory": ("not_a_file", "but drw", Path.mkdir),
+    "pipe": ("not_a_file", "but prw", os.mkfifo),
+    "socket": ("not_a_file", "but srw", _socket),
     "link to a device": (
-        "not_a_file", "a character device", lambda path: path.symlink_to("/dev/zero"),
+        "not_a_file", "but crw", lambda path: path.symlink_to("/dev/zero"),
     ),
     "empty file": ("empty", "0 bytes", Path.touch),
     "zeros": ("not_a_video", "no video container", lambda path: path.write_bytes(bytes(99_999))),

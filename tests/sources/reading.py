@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source
-from tokpipe.sources.open import open_source
+from tokpipe.sources import open_source
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 
 OPTIONS = StoreOptions(deadline_s=10)

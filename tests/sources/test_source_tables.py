@@ -21,7 +21,7 @@ from tests.sources.reading import OPTIONS, opened, problems, uris, write
 from tests.sources.reading import read as read_source
 from tokpipe.errors import ConfigError
 from tokpipe.sources.rows import ROW_SCHEMA
-from tokpipe.sources.table_files import RECORD_BYTES
+from tokpipe.sources.text_tables import RECORD_BYTES
 from tokpipe.storage import open_store
 
 read = functools.partial(read_source, "table")
@@ -301,10 +301,18 @@ def test_parquet_parts_may_differ_in_number_types(tmp_path: Path) -> None:
         ("t.csv", '"never closed\na,b\n', "its first line is not a header"),
         ("t.csv", "link,name\n", r"uri_column names a column 'url'.*link, name"),
         ("t.csv", "urls,name\n", r"did you mean 'urls'\?"),
-        ("t.csv", ",".join(map(str, range(1001))), "has 1001 columns, more than the limit of 1000"),
+        (
+            "t.csv",
+            ",".join(map(str, range(1001))),
+            "at least 1001 columns, and the limit",
+        ),
         ("t.csv.gz", gzip.compress(b"url\n" + b"/1.mp4\n" * 9999)[:-20], "is cut or damaged"),
         ("t.jsonl", "1\n[]\n", "none of its 2 lines is a JSON object"),
-        ("t.jsonl", "\n".join(json.dumps({str(i): 1}) for i in range(1001)), "more than 1000"),
+        (
+            "t.jsonl",
+            "\n".join(json.dumps({str(i): 1}) for i in range(1001)),
+            "has at least 1001 columns",
+        ),
         ("t.parquet", "not parquet", "cannot be read as Parquet"),
         ("t.txt", "url\n", "does not show its format"),
     ],
@@ -320,7 +328,7 @@ def test_a_broken_table_is_a_config_error(
 
 @pytest.mark.parametrize(("kind", "name"), [("table", "*.csv"), ("webdataset", "*.tar")])
 def test_a_missing_source_is_a_config_error(tmp_path: Path, kind: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"no ta\w+ matches"):
+    with pytest.raises(ConfigError, match=r"nothing matches"):
         read_source(kind, tmp_path / name)
 
 

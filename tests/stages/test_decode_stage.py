@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-import socket
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from tests.media.conftest import section
 from tests.videos import FASTSTART, cut_short, numbers_of, packets_of, write_video
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
-from tokpipe.errors import ConfigError, SourceError, StorageError
+from tokpipe.errors import ConfigError, StorageError
 from tokpipe.formats.manifest.entry import ManifestEntry
 from tokpipe.identity.ids import clip_id
 from tokpipe.stages import decode as decode_module
@@ -66,13 +66,6 @@ def make_stage(scratch: Path) -> Iterator[MakeStage]:
     yield make
     for stage in stages:
         stage.close()
-
-
-@pytest.fixture
-def dead_address() -> str:
-    """An address of this machine that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return f"127.0.0.1:{held.getsockname()[1]}"
 
 
 def item(source: Path | str, row: int = 0, **settings: object) -> WorkItem:
@@ -248,14 +241,11 @@ def test_archive_members_are_decoded_and_their_copies_removed(
         for video in videos:
             tar.add(video, video.name)
     with tarfile.open(archive) as tar:
-        members = [
-            ArchiveMember(str(archive), entry.offset_data, entry.size) for entry in tar.getmembers()
+        items = [
+            item(f"{archive}#{k}.mp4", k, member=ArchiveMember(str(archive), m.offset_data, m.size))
+            for k, m in enumerate(tar.getmembers())
         ]
-    items = [
-        item(f"{archive}#0.mp4", 0, member=members[0], segment=0),
-        item(f"{archive}#0.mp4", 0, member=members[0], segment=1, num_segments=2),
-        item(f"{archive}#1.mp4", 1, member=members[1]),
-    ]
+    items.insert(1, replace(items[0], segment=1, num_segments=2))
     stage = make_stage(max_clip_frames=4)
     numbers = [numbers_of(clip.frames) for clip in decoded(stage, items)]
     assert numbers == [[0, 1, 2, 3], [4, 5], [10, 11, 12, 13]]
@@ -263,22 +253,6 @@ def test_archive_members_are_decoded_and_their_copies_removed(
     stage.close()
     assert list(scratch.iterdir()) == []
     assert all(path.exists() for path in (archive, *videos))
-
-
-def test_remote_sources_are_fetched(tmp_path: Path, make_stage: MakeStage) -> None:
-    video = write_video(tmp_path / "clip.mp4", 4)
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/decode-stage/clip.mp4", video.read_bytes())
-    try:
-        clip, gone = make_stage().process(
-            [item("memory://decode-stage/clip.mp4"), item("memory://decode-stage/gone.mp4", 1)]
-        )
-    finally:
-        memory.rm("/decode-stage", recursive=True)
-    assert isinstance(clip, DecodedClip)
-    assert numbers_of(clip.frames) == [0, 1, 2, 3]
-    assert isinstance(gone, Rejected)
-    assert gone.reason == "missing"
 
 
 def test_a_source_above_the_size_limit_is_rejected(tmp_path: Path, make_stage: MakeStage) -> None:
@@ -300,20 +274,6 @@ def test_a_failing_store_is_not_blamed_on_the_clip(make_stage: MakeStage) -> Non
         make_stage().process([item("brokenstore://bucket/clip.mp4")])
 
 
-def test_decoding_an_item_again_returns_the_same_result(
-    tmp_path: Path, make_stage: MakeStage
-) -> None:
-    path = write_video(tmp_path / "clip.mp4", 25)
-    items = [item(path), item(tmp_path / "gone.mp4", 1), item(path, 2, start_s=0.4)]
-    once, again = (make_stage(fps=10.0).process(items) for _ in range(2))
-    for left, right in zip(once, again, strict=True):
-        assert left.ref == right.ref
-        if isinstance(left, DecodedClip) and isinstance(right, DecodedClip):
-            assert np.array_equal(left.frames, right.frames)
-        else:
-            assert left == right
-
-
 def test_a_decoder_that_is_not_installed_is_named(make_stage: MakeStage) -> None:
     if importlib.util.find_spec("torchcodec"):
         pytest.skip("torchcodec is installed here")
@@ -321,27 +281,18 @@ def test_a_decoder_that_is_not_installed_is_named(make_stage: MakeStage) -> None
         make_stage(backend="torchcodec")
 
 
-@pytest.mark.parametrize("uri", ["http://me:{s}@{a}/a.mp4", "http://{a}/a.mp4?sig={s}"])
-def test_the_message_of_an_unreachable_source_hides_its_secret(
-    uri: str, dead_address: str, tmp_path: Path
-) -> None:
-    uri = uri.format(s=SECRET, a=dead_address)
-    with pytest.raises(SourceError) as raised:
-        fetch_to_file(uri, None, tmp_path, options=OPTIONS, max_bytes=100)
-    assert raised.value.reason == "unreachable"
-    assert SECRET not in str(raised.value)
-    assert MASK in str(raised.value)
-
-
+@pytest.mark.parametrize("place", ["http://me:{}@127.0.0.1:9/a.mp4", "http://127.0.0.1:9/a?sig={}"])
 def test_an_unreachable_source_only_fails_and_its_secret_is_hidden(
-    dead_address: str, make_stage: MakeStage
+    place: str, make_stage: MakeStage
 ) -> None:
-    uri = f"http://{dead_address}/a.mp4?X-Amz-Signature={SECRET}"
+    uri = place.format(SECRET)
     problem = f"line 2 of t.csv names a video outside (video {uri})"
     failed, bad_row = make_stage().process([item(uri), item("t.csv#line=2", 1, problem=problem)])
     assert isinstance(failed, Failed)
     assert (failed.reason, failed.error) == ("unreachable", "ConnectionRefusedError")
-    assert failed.ref.source_uri == f"http://{dead_address}/a.mp4?X-Amz-Signature={MASK}"
+    assert failed.ref.source_uri.endswith("127.0.0.1:9/a.mp4" if "@" in place else f"sig={MASK}")
+    assert SECRET not in failed.message
+    assert MASK in failed.message
     assert isinstance(bad_row, Rejected)
     given_up = Rejected(failed.ref, "decode", failed.reason, failed.message)
     entry = ManifestEntry(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.stages.test_encode_stage import assert_same_codes, clip, ready_stage
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.types import EncodedClip, Failed, Rejected
+from tokpipe.types import EncodedClip, Failed
 
 
 def spoil(
@@ -106,14 +106,3 @@ def test_a_broken_device_is_not_blamed_on_a_clip(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stage, "_works", lambda: False)
     with pytest.raises(RuntimeError, match="device-side assert"):
         stage.process([clip(0, 5), clip(1, 5)])
-
-
-def test_rejected_and_failed_clips_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = ready_stage(batch_chunks=2)
-
-    def problem(pixels: Tensor) -> None:
-        raise ValueError("always")
-
-    spoil(stage, monkeypatch, problem)
-    results = stage.process([clip(0, 0), clip(1, 5), clip(2, 0)])
-    assert [type(result) for result in results] == [Rejected, Failed, Rejected]

@@ -85,35 +85,28 @@ TRAITS = TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=256)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wrong", "is_rejected"),
+    ("dtype", "wrong", "overflowing", "is_rejected"),
     [
-        (torch.float32, 0.05, False),
-        (torch.float32, 0.2, True),
-        (torch.bfloat16, 0.2, False),
-        (torch.bfloat16, 0.6, True),
+        (torch.float32, 0.05, 0.0, False),
+        (torch.float32, 0.2, 0.0, True),
+        (torch.bfloat16, 0.2, 0.0, False),
+        (torch.bfloat16, 0.6, 0.0, True),
+        (torch.float16, 0.0, 0.6, False),
+        (torch.float16, 0.0, 1.0, False),
     ],
 )
-def test_the_check_allows_few_wrong_codes_and_more_in_narrow_dtypes(
-    dtype: torch.dtype, wrong: float, is_rejected: bool
+def test_the_check_allows_few_wrong_codes_more_in_narrow_dtypes_and_overflow(
+    dtype: torch.dtype, wrong: float, overflowing: float, is_rejected: bool
 ) -> None:
     tokenizer = Fixed(TRAITS)
     parity = Parity(tokenizer)
-    tokenizer.wrong = wrong
+    tokenizer.wrong, tokenizer.overflowing = wrong, overflowing
     tokenizer.compute_in(dtype)
     if is_rejected:
         with pytest.raises(NodeTrouble, match="would be silently wrong"):
             parity.check(tokenizer, CPU)
     else:
         parity.check(tokenizer, CPU)
-
-
-@pytest.mark.parametrize("share", [0.6, 1.0])
-def test_overflow_passes_the_check_and_is_left_to_the_clips(share: float) -> None:
-    tokenizer = Fixed(TRAITS)
-    parity = Parity(tokenizer)
-    tokenizer.overflowing = share
-    tokenizer.compute_in(torch.float16)
-    parity.check(tokenizer, CPU)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,11 @@ def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> Nativ
 def ready_stage(
     chunking: ChunkingConfig = CHUNKINGS[0],
     quantizer: FSQConfig | LFQConfig | VQConfig = FSQ,
+    norm: str = "clip",
     **encode: Any,
 ) -> EncodeStage:
-    stage = EncodeStage(tokenizer_config(quantizer), chunking, EncodeConfig(**encode))
+    config = tokenizer_config(quantizer).model_copy(update={"norm": norm})
+    stage = EncodeStage(config, chunking, EncodeConfig(**encode))
     stage.setup("cpu", None)
     return stage
 
@@ -294,16 +296,9 @@ def test_pixels_are_freed_after_the_call() -> None:
 STREAMING = ChunkingConfig(policy="streaming", chunk_frames=5)
 
 
-def streaming_stage(**encode: Any) -> EncodeStage:
-    config = tokenizer_config(VQ).model_copy(update={"norm": "frame"})
-    stage = EncodeStage(config, STREAMING, EncodeConfig(**encode))
-    stage.setup("cpu", None)
-    return stage
-
-
 @pytest.fixture(scope="module")
 def streamer() -> EncodeStage:
-    return streaming_stage()
+    return ready_stage(STREAMING, VQ, "frame")
 
 
 def pieces_of_clip(whole: DecodedClip, cut: Cut) -> list[DecodedClip]:
@@ -370,7 +365,7 @@ def test_codes_of_a_piece_depend_on_the_state_before_it(streamer: EncodeStage) -
 
 
 def test_states_are_on_the_cpu_in_the_dtype_of_their_layers() -> None:
-    stage = streaming_stage(dtype="bfloat16")
+    stage = ready_stage(STREAMING, VQ, "frame", dtype="bfloat16")
     first, second, _ = pieces_of_clip(clip(0, 13, 8, 12), Cut(5, 4))
     _, state = stage.process_piece(first, None)
     assert state is not None
@@ -382,12 +377,11 @@ def test_states_are_on_the_cpu_in_the_dtype_of_their_layers() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, state.tensors, strict=True))
 
 
-def test_a_piece_that_is_not_finite_rejects_its_clip() -> None:
-    stage = streaming_stage()
+def test_a_piece_that_is_not_finite_rejects_its_clip(streamer: EncodeStage) -> None:
     first, second, _ = pieces_of_clip(clip(3, 13, 8, 12), Cut(5, 4))
-    _, state = stage.process_piece(first, None)
+    _, state = streamer.process_piece(first, None)
     assert state is not None
     spoilt = replace(state, tensors=tuple(torch.full_like(t, np.nan) for t in state.tensors))
-    result, after = stage.process_piece(second, spoilt)
+    result, after = streamer.process_piece(second, spoilt)
     assert isinstance(result, Rejected)
     assert (result.reason, result.ref, after) == ("non_finite", second.ref, None)

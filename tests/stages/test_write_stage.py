@@ -96,20 +96,6 @@ def test_source_columns_follow_their_clips(stage: WriteStage) -> None:
         assert (values["fps"], values["src_fps"]) == (8.0, str(row))
 
 
-def test_segments_of_one_row_share_its_columns(stage: WriteStage) -> None:
-    segments = []
-    for segment in range(3):
-        clip = encoded_clip(2, (5,), (4, 6), seed=segment)
-        ref = dataclasses.replace(
-            clip.ref, clip_id=f"{segment}" * 32, segment=segment, num_segments=3
-        )
-        segments.append(dataclasses.replace(clip, ref=ref))
-    receipt = stage.process("p-3-a", segments)
-    side_table = side_table_of(stage, receipt)
-    assert side_table.column("caption").to_pylist() == ["caption 2"] * 3
-    assert side_table.column("segment").to_pylist() == [0, 1, 2]
-
-
 def pieces_of_clip(whole: EncodedClip) -> list[EncodedClip]:
     """One piece per chunk."""
     return [

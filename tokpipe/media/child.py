@@ -23,9 +23,9 @@ from typing import Any
 import av
 import numpy as np
 
-from tokpipe.errors import SourceError
+from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
-from tokpipe.media.backends import BackendUnavailable, Task, is_worthwhile, load_backend
+from tokpipe.media.backends import DECORD_MIN_SHARE, Task, load_backend
 from tokpipe.media.backends.pyav import Stopped
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
@@ -58,7 +58,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
             # user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC) if spare is None else spare
             try:
-                wire.send(channel, {"started": request["path"]})
+                wire.send(channel, {"trying": None, "num_segments": None})
                 os.lseek(2, 0, os.SEEK_SET)
                 _answer(channel, request, memory)
             except wire.Closed:
@@ -70,10 +70,10 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
 
 
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
-    """Send ``trying`` before each backend, then ``decoded``, ``rejected`` or ``unavailable``.
+    """Send ``trying`` before each backend, then ``done``, ``rejected`` or ``unavailable``.
 
-    ``memory``, which holds the frames, is sent with ``decoded``. A request with ``only_probe`` is
-    answered by ``probed`` or ``rejected``.
+    The frames are in ``memory``, which is sent with ``done`` unless the request says
+    ``only_probe``.
     """
     try:
         clip = _Clip(request)
@@ -81,21 +81,23 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
         wire.send(channel, _rejected(error, None, None))
         return
     if request["only_probe"]:
-        wire.send(channel, {"probed": clip.probed})
+        wire.send(channel, {"done": clip.probed})
         return
     outcome: dict[str, Any] = {}
     *first_choices, last = request["backends"]
-    for name in [*(name for name in first_choices if is_worthwhile(name, clip.share)), last]:
+    if clip.share < DECORD_MIN_SHARE:
+        first_choices = [name for name in first_choices if name != "decord"]
+    for name in [*first_choices, last]:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
             clip.decode(name, memory)
-        except BackendUnavailable as error:
+        except ConfigError as error:
             outcome = {"unavailable": str(error)}
         except (SourceError, MemoryError) as error:
             outcome = _rejected(error, name, clip.num_segments)
         else:
-            wire.send(channel, {"decoded": {**clip.description, "backend": name}}, memory)
+            wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
             return
     wire.send(channel, outcome)
 
@@ -103,78 +105,71 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
 def _rejected(
     error: SourceError | MemoryError, backend: str | None, num_segments: int | None
 ) -> dict[str, Any]:
+    """Return the fields of an ``Undecodable``."""
     if isinstance(error, SourceError):
         reason, message, cause = error.reason, str(error), error.__cause__
     else:
         reason, cause = "too_large", error
         message = "decoding needs more memory than decode.memory_bytes lets the child use"
-    return {
-        "rejected": {
-            "reason": reason,
-            "message": message,
-            "backend": backend,
-            "num_segments": num_segments,
-            "error": None if cause is None else type(cause).__name__,
-        }
-    }
+    name = None if cause is None else type(cause).__name__
+    fields = {"reason": reason, "message": message, "error": name}
+    return {"rejected": {**fields, "backend": backend, "num_segments": num_segments}}
 
 
 class _Clip:
     """The part of a request that is the same for every backend: which frames, in what size."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        is_clip = request["segment_is"] == "clip"
         self.path = Path(request["path"])
         self.salvage: bool = request["salvage"]
-        self.min_frames = max(1, request["min_clip_frames"])
-        check_regular_file(self.path)
-        status = self.path.stat()
+        self.min_frames: int = request["min_clip_frames"]
+        status = check_regular_file(self.path)
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-        self.timeline = _timeline(self.path, self.salvage, version)
+        self.timeline = timeline = _timeline(self.path, self.salvage, version)
         selection = select_frames(
-            self.timeline.times_s,
-            self.timeline.end_s,
-            tick_s=self.timeline.tick_s,
+            timeline.times_s,
+            timeline.end_s,
+            tick_s=timeline.tick_s,
             cut=Cut(*request["cut"]),
             **{name: request[name] for name in ("start_s", "end_s", "fps", "segment")},
         )
-        self.num_segments = selection.num_segments or None
-        expected = request["num_segments"]
-        if expected is not None and expected != selection.num_segments:
+        num_segments, expected = selection.num_segments, request["num_segments"]
+        if expected not in (None, num_segments):
             raise SourceError(
                 "source_changed",
-                f"the source now has {selection.num_segments} {request['segment_is']}s and had "
-                f"{expected} when it was first read: the file was replaced",
+                f"the source now has {num_segments} {request['segment_is']}s and had {expected} "
+                "when it was first read: the file was replaced",
             )
+        self.num_segments = num_segments or None
         self.wanted = selection.indices
-        self.share = len(np.unique(self.wanted)) / len(self.timeline)
+        self.share = len(np.unique(self.wanted)) / len(timeline)
+        is_clip = request["segment_is"] == "clip"
         clip_frames = len(self.wanted) if is_clip else selection.num_frames
-        if clip_frames < request["min_clip_frames"]:
+        if clip_frames < self.min_frames:
             raise SourceError(
                 "too_short",
-                f"the span has {clip_frames} frames of a video of "
-                f"{self.timeline.end_s:.3f} s; sampling.min_clip_frames is "
-                f"{request['min_clip_frames']}",
+                f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s; "
+                f"sampling.min_clip_frames is {self.min_frames}",
             )
-        aspect, orientation = self.timeline.pixel_aspect, self.timeline.orientation
+        aspect, orientation = timeline.pixel_aspect, timeline.orientation
         size = nearest_size(
             [(height, width) for height, width in request["sizes"]],
-            *orientation.oriented(self.timeline.height, self.timeline.width),
+            *orientation.oriented(timeline.height, timeline.width),
             orientation.oriented_aspect(aspect),
         )
         self.framing = Framing(size, request["fit"], aspect, orientation)
         self.shape = (len(self.wanted), *size, 3)
         self.probed = {
             "num_frames": selection.num_frames,
-            "num_segments": selection.num_segments,
+            "num_segments": num_segments,
             "size": size,
         }
         self.description = {
             "shape": self.shape,
-            "pts_s": self.timeline.times_s[self.wanted].tolist(),
-            "fps": request["fps"] or self.timeline.average_fps,
-            "num_segments": selection.num_segments,
-            "damage": self.timeline.damage,
+            "pts_s": timeline.times_s[self.wanted].tolist(),
+            "fps": request["fps"] or timeline.average_fps,
+            "num_segments": num_segments,
+            "damage": timeline.damage,
         }
 
     def decode(self, backend: str, memory: int) -> None:

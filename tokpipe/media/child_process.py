@@ -119,10 +119,7 @@ class SpareMemory:
 
     def take(self) -> int | None:
         """Return a descriptor to decode into, which the caller closes; None if there is none."""
-        try:
-            return self._free.pop()[0]
-        except IndexError:
-            return None
+        return self._free.pop()[0] if self._free else None
 
     def lend(self, fd: int) -> mmap.mmap:
         """Map a descriptor, and take it back when the last reference to the mapping is gone."""

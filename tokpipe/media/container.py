@@ -20,17 +20,10 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,nut,mxf,rm,dv,ivf,obu,gif,"
     "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk"
 )
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-}
 
 
-def check_regular_file(path: Path) -> None:
-    """Reject everything but regular files: opening a FIFO blocks forever, in every decoder.
+def check_regular_file(path: Path) -> os.stat_result:
+    """Return a file's status; reject others, since opening a FIFO blocks in every decoder.
 
     Raises:
         SourceError: ``missing``, ``access_denied``, ``not_a_file`` or ``empty``.
@@ -40,17 +33,15 @@ def check_regular_file(path: Path) -> None:
         if stat.S_ISREG(status.st_mode):
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except (FileNotFoundError, NotADirectoryError):
-        found = "is a symbolic link to nothing" if path.is_symlink() else "does not exist"
-        raise SourceError("missing", f"{path} {found}") from None
+        raise SourceError("missing", f"{path} does not exist") from None
     except PermissionError as error:
-        raise SourceError(
-            "access_denied", f"this user may not read {path}: {error.strerror}"
-        ) from error
+        raise SourceError("access_denied", f"this user may not read {path}") from error
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
-        raise SourceError("not_a_file", f"{path} is {kind}; a video is a regular file")
+        mode = stat.filemode(status.st_mode)
+        raise SourceError("not_a_file", f"{path} is not a regular file but {mode}")
     if status.st_size == 0:
         raise SourceError("empty", f"{path} has 0 bytes")
+    return status
 
 
 @contextmanager
@@ -82,12 +73,12 @@ def _main_stream(container: Any) -> Any:
     """Return the stream that a player shows: FFmpeg's choice, unless that is cover art."""
     attached = av.stream.Disposition.attached_pic
     streams = [one for one in container.streams.video if not one.disposition & attached]
-    best = container.streams.best("video")
-    if best is not None and best not in streams:
-        best = streams[0] if streams else None
-    if best is None:
+    if not streams:
         others = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
         raise SourceError("no_video", f"the file has no video stream (its streams: {others})")
+    best = container.streams.best("video")
+    if best not in streams:
+        best = streams[0]
     if best.codec_context is None:
         raise SourceError(
             "unsupported", "the video stream has a format that this FFmpeg has no decoder for"

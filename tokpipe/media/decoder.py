@@ -79,15 +79,11 @@ class Undecodable(SourceError):
 
 
 class _Lost(Undecodable):
-    """The child ended without an answer.
+    """The child ended without an answer."""
 
-    ``is_innocent`` says that the clip is not to blame: the child was killed from outside, or died
-    before it saw the clip.
-    """
 
-    def __init__(self, *fields: Any, is_innocent: bool = False) -> None:
-        super().__init__(*fields)
-        self.is_innocent = is_innocent
+class _Innocent(_Lost):
+    """The child was killed from outside, or died before it saw the clip."""
 
 
 class VideoDecoder:
@@ -124,10 +120,13 @@ class VideoDecoder:
             "fps": sampling.fps,
             "cut": (cut.first, cut.later),
             "segment_is": "piece" if pieces else "clip",
+            "segment": 0,
+            "num_segments": None,
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
             "salvage": decode.on_damage == "mark",
+            "only_probe": False,
         }
         self._child: ChildProcess | None = None
         self._spares = SpareMemory()
@@ -153,8 +152,8 @@ class VideoDecoder:
             ConfigError: a library of the backend that the job names does not load.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
-        asked = {"start_s": start_s, "end_s": end_s, "segment": segment, "only_probe": False}
-        video, fd = self._answer(path, {**asked, "num_segments": num_segments})
+        asked = {"segment": segment, "num_segments": num_segments}
+        video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
         shape, pts_s = video.pop("shape"), video.pop("pts_s")
         pixels = np.frombuffer(self._spares.lend(fd), np.uint8, int(np.prod(shape)))
         return Video(pixels.reshape(shape), np.array(pts_s, np.float64), **video)
@@ -167,8 +166,8 @@ class VideoDecoder:
         Raises:
             Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
-        asked = {"start_s": start_s, "end_s": end_s, "segment": 0, "only_probe": True}
-        probe, _ = self._answer(path, {**asked, "num_segments": None})
+        asked = {"start_s": start_s, "end_s": end_s, "only_probe": True}
+        probe, _ = self._answer(path, asked)
         return Probe(**{**probe, "size": tuple(probe["size"])})
 
     def close(self) -> None:
@@ -191,16 +190,15 @@ class VideoDecoder:
         while True:
             try:
                 return self._attempt({**request, "backends": backends})
-            except _Lost as lost:
-                if lost.is_innocent:
-                    outside_kills += 1
-                    if outside_kills < _MAX_OUTSIDE_KILLS:
-                        continue
+            except _Innocent:
+                outside_kills += 1
+                if outside_kills == _MAX_OUTSIDE_KILLS:
                     raise RuntimeFault(
                         f"the decoding child was killed {outside_kills} times from outside while "
                         f"it read {path}. Most often the node ran out of memory: lower "
-                        "decode.memory_bytes, or give decode actors more memory."
+                        "decode.memory_bytes, or run fewer decoders per node (runtime.decode.cpus)."
                     ) from None
+            except _Lost as lost:
                 # The next backend gets a fresh process.
                 rest = backends[backends.index(lost.backend) + 1 :] if lost.backend else ()
                 if not rest:
@@ -219,54 +217,43 @@ class VideoDecoder:
         backend: str | None = None
         num_segments: int | None = None
         has_started = False
+        deadline_s = self._config.deadline_s
         try:
             self._child.send(request, self._spares.take())
-            while True:
-                answer, fd = self._child.receive(self._config.deadline_s)
-                if "started" in answer:
-                    has_started = True
-                elif "trying" in answer:
-                    backend, num_segments = answer["trying"], answer["num_segments"]
-                else:
-                    break
+            answer, fd = self._child.receive(deadline_s)
+            while "trying" in answer:
+                has_started = True
+                backend, num_segments = answer["trying"], answer["num_segments"]
+                answer, fd = self._child.receive(deadline_s)
         except TimeoutError:
             self.close()
-            message = f"decoding took longer than decode.deadline_s = {self._config.deadline_s:g} s"
+            message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"
             raise _Lost("timeout", message, backend, num_segments, "TimeoutError") from None
         except wire.Closed:
             status, stderr = self._child.collect()
             self._child = None
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
-            raise _Lost(
-                "crashed",
-                message,
-                backend,
-                num_segments,
-                died if status is not None and status < 0 else None,
-                is_innocent=status == -signal.SIGKILL or not has_started,
-            ) from None
+            signal_name = died if status is not None and status < 0 else None
+            kind = _Innocent if status == -signal.SIGKILL or not has_started else _Lost
+            raise kind("crashed", message, backend, num_segments, signal_name) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise
-        if "decoded" in answer and fd is not None:
-            return answer["decoded"], fd
-        if "probed" in answer:
-            return answer["probed"], -1
-        if "rejected" in answer:
-            raise Undecodable(**answer["rejected"])
-        if "unavailable" in answer:
-            raise ConfigError(
-                f"decode.backend: {answer['unavailable']}. It cannot decode any clip. Install it "
-                "and the libraries it needs on every node, or name another backend."
-            )
+        match answer:
+            case {"done": found}:
+                return found, -1 if fd is None else fd
+            case {"rejected": fields}:
+                raise Undecodable(**fields)
+            case {"unavailable": message}:
+                raise ConfigError(message)
         self.close()
         raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")
 
 
 def _backends_of(config: DecodeConfig, *, in_pieces: bool) -> tuple[str, ...]:
     if config.backend != "auto":
-        module = {"pyav": "av"}.get(config.backend, config.backend)
+        module = "av" if config.backend == "pyav" else config.backend
         if importlib.util.find_spec(module) is None:
             raise ConfigError(
                 f"decode.backend: {config.backend} is not installed here; install the package "

@@ -35,22 +35,13 @@ class Comparison:
         self._num_frames = 0
 
     def add(self, source: Frames, reconstruction: Frames) -> None:
-        """Compare frame by frame.
-
-        Raises:
-            ValueError: the shapes differ, or the frames are not uint8.
-        """
-        psnr, ssim = psnr_db(source, reconstruction), structural_similarity(source, reconstruction)
-        self._psnr_sum += float(psnr.sum())
-        self._ssim_sum += float(ssim.sum())
-        self._num_frames += len(psnr)
+        """Compare frame by frame."""
+        self._psnr_sum += float(psnr_db(source, reconstruction).sum())
+        self._ssim_sum += float(structural_similarity(source, reconstruction).sum())
+        self._num_frames += len(source)
 
     def quality(self) -> Quality:
-        """Return the averages so far.
-
-        Raises:
-            ValueError: no frame was compared.
-        """
+        """Return the averages so far, over at least one frame."""
         count = self._num_frames
         if not count:
             raise ValueError("no frames were compared: add some before asking for their quality")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from dataclasses import dataclass
 from fractions import Fraction
@@ -142,6 +143,9 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
             f"one frame lasts {longest:.0f} s by its timestamps, more than {MAX_GAP_S:.0f} s: "
             "they are damaged",
         )
+    orientation = Orientation()
+    if (matrix := first.side_data.get("DISPLAYMATRIX")) is not None:
+        orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
     return Timeline(
         times_s=times_s,
         end_s=end_s,
@@ -151,8 +155,9 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         from_packets=trusted,
         height=first.height,
         width=first.width,
-        pixel_aspect=_plausible_aspect(aspect),
-        orientation=_orientation(first),
+        # Unset, or beyond any real format.
+        pixel_aspect=Fraction(aspect if aspect and Fraction(1, 8) <= aspect <= 8 else 1),
+        orientation=orientation,
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,
@@ -179,10 +184,10 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
                 latest_s = max(latest_s, float(stop))
             if packet.stream_index != stream.index:
                 continue
+            if packet.size and packet.is_corrupt:
+                where = f"the file ends inside video packet {len(packets)}"
+                return packets, first, SourceError("truncated", where)
             if packet.size:
-                if packet.is_corrupt:
-                    where = f"the file ends inside video packet {len(packets)}"
-                    return packets, first, SourceError("truncated", where)
                 packets.append(
                     Packet(
                         pts=packet.pts or 0,
@@ -194,7 +199,9 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
                     )
                 )
             if first is None:
-                first = _first_frame(packet)
+                # A stream may start in the middle. That no frame follows is found later.
+                with contextlib.suppress(av.FFmpegError):
+                    first = next((one for one in packet.decode() if not one.is_corrupt), None)
     except av.FFmpegError as error:
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
@@ -204,14 +211,6 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
         where = f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s in its header"
         return packets, first, SourceError("truncated", where)
     return packets, first, None
-
-
-def _first_frame(packet: Any) -> Any:
-    try:
-        frames = packet.decode()
-    except av.FFmpegError:
-        return None  # a stream may start in the middle; if no frame follows, that is reported
-    return next((frame for frame in frames if not frame.is_corrupt), None)
 
 
 def _are_frames(packets: list[Packet]) -> bool:
@@ -228,14 +227,14 @@ def _times_by_decoding(path: Path) -> tuple[list[int], dict[int, int], SourceErr
     """Return presentation times in the order shown, durations, and the error that ended them."""
     pts: list[int] = []
     durations: dict[int, int] = {}
-    with open_video(path) as (container, stream):
-        try:
+    try:
+        with open_video(path) as (container, stream):
             for frame in decode_frames(container, stream):
                 # A frame without a time repeats the last one, so that the caller counts instead.
                 pts.append(frame.pts if frame.pts is not None else pts[-1] if pts else 0)
                 durations[pts[-1]] = frame.duration or 0
-        except SourceError as error:
-            return pts, durations, error
+    except SourceError as error:
+        return pts, durations, error
     return pts, durations, None
 
 
@@ -264,14 +263,12 @@ def decode_frames(container: Any, stream: Any) -> Any:
                 raise damaged(f"decoding stopped after {count} frames", error) from error
             continue
         for frame in frames:
-            if frame.is_corrupt:
-                if count:
-                    raise SourceError(
-                        "corrupt", f"the decoder marked the frame after {count} frames as damaged"
-                    )
-                continue
-            count += 1
-            yield frame
+            if not frame.is_corrupt:
+                count += 1
+                yield frame
+            elif count:
+                message = f"the decoder marked the frame after {count} frames as damaged"
+                raise SourceError("corrupt", message)
 
 
 def _last_duration_s(pts: list[int], duration: int, unit: Fraction, rate: Fraction | None) -> float:
@@ -282,17 +279,3 @@ def _last_duration_s(pts: list[int], duration: int, unit: Fraction, rate: Fracti
     if gaps:
         return float(statistics.median(gaps) * unit)
     return float(1 / rate) if rate else 1 / 25
-
-
-def _plausible_aspect(aspect: Fraction | None) -> Fraction:
-    """The pixel aspect ratio, or 1 where it is unset or beyond any real format."""
-    if aspect is None or not Fraction(1, 8) <= aspect <= 8:
-        return Fraction(1)
-    return Fraction(aspect)
-
-
-def _orientation(frame: Any) -> Orientation:
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return Orientation()
-    return orientation_of(np.frombuffer(bytes(data), np.int32).tolist())

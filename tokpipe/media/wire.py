@@ -42,10 +42,10 @@ def receive(
     """
     fds: list[int] = []
     try:
-        (size,) = _LENGTH.unpack(_receive_exactly(channel, _LENGTH.size, deadline, fds))
+        (size,) = _LENGTH.unpack(_exactly(channel, _LENGTH.size, deadline, fds))
         if size > _MAX_BYTES:
             raise Closed
-        message: dict[str, Any] = json.loads(_receive_exactly(channel, size, deadline, fds))
+        message: dict[str, Any] = json.loads(_exactly(channel, size, deadline, fds))
     except BaseException as error:
         for fd in fds:
             os.close(fd)
@@ -55,22 +55,18 @@ def receive(
     return message, fds[0] if fds else None
 
 
-def _receive_exactly(
-    channel: socket.socket, size: int, deadline: float | None, fds: list[int]
-) -> bytes:
+def _exactly(channel: socket.socket, size: int, deadline: float | None, fds: list[int]) -> bytes:
     """Return ``size`` bytes, and add the first descriptor that comes with them to ``fds``."""
-    parts = []
-    while size:
+    received = bytearray()
+    while len(received) < size:
         left_s = None if deadline is None else deadline - time.monotonic()
         if left_s is not None and left_s <= 0:
             raise TimeoutError
         channel.settimeout(left_s)
-        part, received, _, _ = socket.recv_fds(
-            channel, min(size, 2**20), 1 - len(fds), socket.MSG_CMSG_CLOEXEC
-        )
-        fds += received
+        most = min(size - len(received), 2**20)
+        part, new_fds, *_ = socket.recv_fds(channel, most, 1 - len(fds), socket.MSG_CMSG_CLOEXEC)
+        fds += new_fds
         if not part:
             raise Closed
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        received += part
+    return bytes(received)

@@ -22,7 +22,7 @@ from tokpipe.plan.duplicates import (
     without_rows,
 )
 from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
-from tokpipe.sources.open import open_source
+from tokpipe.sources import open_source
 from tokpipe.sources.rows import RowSource
 from tokpipe.storage.store import Store
 

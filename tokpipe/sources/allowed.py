@@ -32,33 +32,32 @@ class AllowedUris:
     """
 
     def __init__(self, table_uri: str, prefixes: Sequence[str] | None) -> None:
-        self._prefixes = None if prefixes is None else [_plain(prefix) for prefix in prefixes]
-        folder = _plain(table_uri.rpartition("/")[0] + "/")
-        self._folder = None if re.match(_SCHEME, folder) else folder
+        self._allows_remote = prefixes is None
+        if prefixes is None:
+            folder = _plain(table_uri.rpartition("/")[0] + "/")
+            self._exact: list[str] = []
+            self._folders = [] if re.match(_SCHEME, folder) else [folder]
+        else:
+            self._exact = self._folders = [_plain(prefix) for prefix in prefixes]
 
     def outside(self, uris: pa.Array) -> pa.Array:
         """Return for each absolute URI whether it is outside; null for null."""
-        if self._prefixes is None:
-            allowed = pc.match_substring_regex(uris, _REMOTE)
-            up = pa.scalar(False)
-            # Most tables name only remote videos, and the rest costs several times as much.
-            if pc.all(allowed).as_py() is False:
-                is_local, paths = _local_paths(uris)
-                if self._folder is not None:
-                    below = pc.starts_with(paths, f"{self._folder}/")
-                    allowed = pc.or_(allowed, pc.and_(is_local, below))
-                # In the name of a remote object, ".." has no special meaning.
-                up = pc.and_(is_local, pc.match_substring_regex(uris, _PARENT))
-        else:
-            is_local, paths = _local_paths(uris)
-            plain = pc.if_else(is_local, paths, uris)
-            allowed = pa.repeat(False, len(uris))
-            for prefix in self._prefixes:
-                at = pc.equal(plain, prefix)
-                allowed = pc.or_(allowed, pc.or_(at, pc.starts_with(plain, f"{prefix}/")))
-            up = pc.match_substring_regex(uris, _PARENT)
         chained = pc.match_substring_regex(uris, _CHAIN)
-        return pc.or_(pc.invert(allowed), pc.or_(up, chained))
+        if self._allows_remote:
+            # In the name of a remote object, ".." has no special meaning.
+            is_remote = pc.match_substring_regex(uris, _REMOTE)
+            # Most tables name only remote videos, and the rest costs several times as much.
+            if pc.all(is_remote).as_py():
+                return chained
+        else:
+            is_remote = pa.repeat(False, len(uris))
+        is_local, paths = _local_paths(uris)
+        plain = pc.if_else(is_local, paths, uris)
+        is_below = pc.is_in(plain, pa.array(self._exact, pa.string()))
+        for folder in self._folders:
+            is_below = pc.or_(is_below, pc.starts_with(plain, f"{folder}/"))
+        is_below = pc.and_not(is_below, pc.match_substring_regex(uris, _PARENT))
+        return pc.or_(chained, pc.invert(pc.or_(is_remote, is_below)))
 
 
 def _local_paths(uris: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import FilesSource
-from tokpipe.errors import ConfigError
-from tokpipe.sources.rows import ROW_SCHEMA, make_batch, printable
+from tokpipe.sources.rows import ROW_SCHEMA, make_batch, nothing_matches, printable
 from tokpipe.storage.listing import iter_matches
 
 _BATCH_ROWS = 65_536
@@ -46,21 +45,15 @@ class FilesRows:
         chunks, problems = [], {}
         matches = iter_matches(self.config.uri, self.options)
         while some := list(itertools.islice(matches, _BATCH_ROWS)):
-            names = []
-            for match in some:
-                name = printable(match.uri)
-                names.append(name)
+            names = [printable(match.uri) for match in some]
+            for match, name in zip(some, names, strict=True):
                 if match.is_folder:
                     problems[name] = f"{name} is a folder, not a video file"
                 elif name != match.uri:
                     problems[name] = f"the file name {name} is not valid UTF-8; rename the file"
             chunks.append(pa.array(names, pa.large_string()))  # 10 M names exceed 2 GB
         if not chunks:
-            raise ConfigError(
-                f"{self.label}: nothing matches {self.config.uri}, so the job would have no "
-                "clips. Check the path; '**' crosses folders, '*' does not, and {a,b} is not "
-                "expanded (write one source per pattern)."
-            )
+            raise nothing_matches(self.label, self.config.uri)
         names = pa.chunked_array(chunks).combine_chunks()
         del chunks
         return names.take(pc.array_sort_indices(names)), problems

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.sources.rows import check_num_columns, unique_names
-from tokpipe.sources.table_files import RawBatch
+from tokpipe.sources.rows import RawBatch, unique_names
 from tokpipe.storage.ranged import open_ranged
 
 _BATCH_ROWS = 65_536
@@ -74,11 +73,8 @@ class ParquetFile:
 
     def _columns_of(self, file: Any) -> pa.Schema:
         schema = file.schema_arrow
-        check_num_columns(self.uri, len(schema))
-        names = unique_names(schema.names)
-        return pa.schema(
-            [(name, _plain_type(kind)) for name, kind in zip(names, schema.types, strict=True)]
-        )
+        types = map(_plain_type, schema.types)
+        return pa.schema(list(zip(unique_names(schema.names), types, strict=True)))
 
 
 def _batch_rows(metadata: Any) -> int:
@@ -103,21 +99,21 @@ def _plain(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.Arr
         array = array.storage
     if array.type != field.type:
         array = pc.cast(array, field.type)
-    if pa.types.is_string(field.type):
-        try:
-            array.validate(full=True)  # reading Parquet does not check that text is UTF-8
-        except pa.ArrowInvalid:
-            return _decode(array, field.name, problems)
+    if not pa.types.is_string(field.type):
+        return array
+    try:
+        array.validate(full=True)  # reading Parquet does not check that text is UTF-8
+    except pa.ArrowInvalid:
+        return _decode(array, field.name, problems)
     return array
 
 
 def _decode(array: pa.Array, name: str, problems: dict[int, str]) -> pa.Array:
     """Return text with null where it is not UTF-8, noting a problem for each such row."""
-    texts: list[str | None] = []
+    texts: list[str | None] = [None] * len(array)
     for i, value in enumerate(array.cast(pa.binary()).to_pylist()):
         try:
-            texts.append(None if value is None else value.decode("utf-8"))
+            texts[i] = None if value is None else value.decode("utf-8")
         except UnicodeDecodeError as error:
-            texts.append(None)
             problems[i] = f"has a {name} that is not valid UTF-8: {error.reason}"
     return pa.array(texts, pa.string())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -43,6 +44,18 @@ _OWN_NAMES = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class RawBatch:
+    """Some rows of one table, before columns get their meaning."""
+
+    columns: pa.RecordBatch
+    """All columns, by name, in any order; a broken row is null throughout."""
+    places: Sequence[int]
+    """Line of a text table or row of a Parquet file, counted from 1."""
+    problems: dict[int, str]
+    """Broken rows, by position in this batch."""
+
+
 class RowSource(Protocol):
     """One entry of a job's ``sources``, opened."""
 
@@ -61,7 +74,15 @@ class RowSource(Protocol):
         """Yield all rows as ``ROW_SCHEMA`` + carried, in the same order every time."""
 
 
-def matching_uris(label: str, what: str, pattern: str, options: StoreOptions) -> list[str]:
+def nothing_matches(label: str, pattern: str) -> ConfigError:
+    return ConfigError(
+        f"{label}: nothing matches {pattern}, so the job would have no clips. Check the path; '**' "
+        "crosses folders, '*' does not, and braces such as {000..999} or {a,b} are not expanded "
+        "(write '*', or one source per pattern)."
+    )
+
+
+def matching_uris(label: str, pattern: str, options: StoreOptions) -> list[str]:
     """Return what a glob matches, in order.
 
     Raises:
@@ -69,20 +90,8 @@ def matching_uris(label: str, what: str, pattern: str, options: StoreOptions) ->
     """
     uris = sorted(match.uri for match in iter_matches(pattern, options))
     if not uris:
-        raise ConfigError(
-            f"{label}: no {what} matches {pattern}, so the job would have no clips. Check the "
-            "path; '**' crosses folders, '*' does not, and {000..999} is not expanded: write *."
-        )
+        raise nothing_matches(label, pattern)
     return uris
-
-
-def check_num_columns(uri: str, num_columns: int) -> None:
-    """Raise a ``ConfigError`` for a table with too many columns."""
-    if num_columns > MAX_COLUMNS:
-        raise ConfigError(
-            f"{uri}: has {num_columns} columns, more than the limit of {MAX_COLUMNS}. Drop "
-            "columns that are not needed with the codes."
-        )
 
 
 def printable(name: str) -> str:

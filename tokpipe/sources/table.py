@@ -16,22 +16,24 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
-from tokpipe.sources.delimited import DelimitedFile
-from tokpipe.sources.json_lines import JsonLinesFile
 from tokpipe.sources.parquet import ParquetFile
-from tokpipe.sources.rows import ROW_SCHEMA, carried_names, make_batch, matching_uris
+from tokpipe.sources.rows import (
+    MAX_COLUMNS,
+    ROW_SCHEMA,
+    RawBatch,
+    carried_names,
+    make_batch,
+    matching_uris,
+)
 from tokpipe.sources.spans import holds_seconds, to_seconds
-from tokpipe.sources.table_files import RawBatch, TableFile
+from tokpipe.sources.text_tables import DelimitedFile, JsonLinesFile
 from tokpipe.telemetry.redact import redact
 
-_ENDINGS = {
-    "csv": "csv",
-    "tsv": "tsv",
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "parquet": "parquet",
-    "parq": "parquet",
-}
+TableFile = DelimitedFile | JsonLinesFile | ParquetFile
+"""A broken row of a table is a problem, a broken table raises ``ConfigError``."""
+
+_FORMATS = {"ndjson": "jsonl", "parq": "parquet"}
+"""Formats whose files may also have another ending."""
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
@@ -51,7 +53,7 @@ class TableRows:
         self._config = config
         self._options = options
         self._prefixes_key = f"{label.partition(' ')[0]}.allowed_prefixes"
-        self._tables: list[tuple[str, TableFile]] = []
+        self._tables: list[TableFile] = []
         self._columns = pa.schema([])
 
     def carried(self) -> pa.Schema:
@@ -65,10 +67,10 @@ class TableRows:
         schema = pa.schema([*ROW_SCHEMA, *self.carried()])
         self._num_named = self._num_outside = 0
         self._outside_example = ""
-        for uri, table in self._tables:
-            allowed = AllowedUris(uri, self._config.allowed_prefixes)
+        for table in self._tables:
+            allowed = AllowedUris(table.uri, self._config.allowed_prefixes)
             for raw in table.batches(self._columns):
-                yield self._rows(uri, table.place, raw, schema, allowed)
+                yield self._rows(table, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
             example = redact(self._outside_example)
             prefix = redact(example_prefix(self._outside_example))
@@ -79,35 +81,43 @@ class TableRows:
             )
 
     def _open(self) -> None:
-        uris = matching_uris(self.label, "table", self._config.uri, self._options)
-        tables = [(uri, self._table_file(uri)) for uri in uris]
+        uris = matching_uris(self.label, self._config.uri, self._options)
+        tables = [self._table_file(uri) for uri in uris]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-            schemas = list(pool.map(lambda table: table[1].columns(), tables))
+            schemas = list(pool.map(lambda table: table.columns(), tables))
         self._columns = self._unify(tables, schemas)
         self._check_columns()
         self._tables = tables
 
     def _table_file(self, uri: str) -> TableFile:
         ending = uri.lower().removesuffix(".gz").rpartition(".")[2]
-        kind = self._config.format or _ENDINGS.get(ending)
-        if kind is None:
-            raise ConfigError(
-                f"{self.label}: the name of {uri} does not show its format. Set the source's "
-                "format to csv, tsv, jsonl or parquet."
-            )
-        if kind == "parquet":
-            return ParquetFile(uri, self._options)
-        if kind == "jsonl":
-            return JsonLinesFile(uri, self._options)
-        return DelimitedFile(uri, self._options, delimiter="\t" if kind == "tsv" else ",")
+        match self._config.format or _FORMATS.get(ending, ending):
+            case "parquet":
+                return ParquetFile(uri, self._options)
+            case "jsonl":
+                return JsonLinesFile(uri, self._options)
+            case "csv":
+                return DelimitedFile(uri, self._options, ",")
+            case "tsv":
+                return DelimitedFile(uri, self._options, "\t")
+        raise ConfigError(
+            f"{self.label}: the name of {uri} does not show its format. Set the source's format "
+            "to csv, tsv, jsonl or parquet."
+        )
 
-    def _unify(self, tables: list[tuple[str, TableFile]], schemas: list[pa.Schema]) -> pa.Schema:
+    def _unify(self, tables: list[TableFile], schemas: list[pa.Schema]) -> pa.Schema:
         """Return one schema for all tables; keys of JSON objects may differ between tables."""
-        for (uri, table), schema in zip(tables, schemas, strict=True):
+        for table, schema in zip(tables, schemas, strict=True):
+            if len(schema) > MAX_COLUMNS:
+                raise ConfigError(
+                    f"{table.uri}: has at least {len(schema)} columns, and the limit is "
+                    f"{MAX_COLUMNS}. Drop columns that are not needed with the codes, or put what "
+                    "varies into one."
+                )
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonLinesFile):
                 raise ConfigError(
-                    f"{self.label}: {tables[0][0]} and {uri} have different columns "
+                    f"{self.label}: {tables[0].uri} and {table.uri} have different columns "
                     f"({', '.join(sorted(apart)[:10])}). Tables of one glob are read as one: "
                     "write one source per kind of table."
                 )
@@ -161,25 +171,35 @@ class TableRows:
         return [name for name in self._columns.names if name not in used]
 
     def _rows(
-        self, uri: str, place: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
+        self, table: TableFile, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
     ) -> pa.RecordBatch:
-        problems = dict(raw.problems)
-        uris = self._uris(uri, raw.columns)
-        starts, ends = (
-            self._times(raw.columns, name, problems)
-            for name in (self._config.start_column, self._config.end_column)
-        )
-        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), True)
-        for i in _positions(empty):
+        uris = self._uris(table.uri, raw.columns)
+        is_empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), True)
+        problems = raw.problems | self._outside(uris, pc.invert(is_empty), allowed)
+        starts = self._times(raw.columns, self._config.start_column, problems)
+        ends = self._times(raw.columns, self._config.end_column, problems)
+        for i in _positions(is_empty):
             problems.setdefault(i, "names no video: its URI, or a part of it, is empty")
-        self._find_outside(uris, allowed, empty, problems)
         backwards = pc.fill_null(pc.less_equal(ends, pc.fill_null(starts, 0.0)), False)
         for i in _positions(backwards):
             span = f"{starts[i].as_py() or 0.0} to {ends[i].as_py()}"
             problems.setdefault(i, f"ends before it starts: {span} seconds")
         columns = {"source_uri": uris, "start_s": starts, "end_s": ends}
         if problems:
-            columns = self._marked(columns, problems, uri, place, raw)
+            # Name these rows after their places, and remove their spans.
+            names = uris.to_pylist()
+            texts: list[str | None] = [None] * len(names)
+            for i, problem in problems.items():
+                of_video = f" (video {names[i][:200]})" if names[i] else ""
+                texts[i] = f"{table.place} {raw.places[i]} of {table.uri} {problem}{of_video}"
+                names[i] = f"{table.uri}#{table.place}={raw.places[i]}"
+            is_good = pc.is_null(pa.array(texts, pa.string()))
+            columns = {
+                "source_uri": names,
+                "problem": texts,
+                "start_s": pc.if_else(is_good, starts, None),
+                "end_s": pc.if_else(is_good, ends, None),
+            }
         arrays = [raw.columns.column(name) for name in self._carried_columns()]
         return make_batch(columns, arrays, schema)
 
@@ -196,26 +216,24 @@ class TableRows:
         is_empty = pc.equal(pc.utf8_trim_whitespace(uris), "")
         return pc.if_else(pc.and_(is_relative, pc.invert(is_empty)), absolute, uris)
 
-    def _find_outside(
-        self, uris: pa.Array, allowed: AllowedUris, empty: pa.Array, problems: dict[int, str]
-    ) -> None:
-        named = pc.invert(empty)
-        outside = _positions(pc.and_(named, pc.fill_null(allowed.outside(uris), False)))
-        self._num_named += pc.sum(named).as_py() or 0
+    def _outside(self, uris: pa.Array, is_named: pa.Array, allowed: AllowedUris) -> dict[int, str]:
+        """Return a problem for each row that names a video outside what the table may name."""
+        outside = _positions(pc.and_(is_named, pc.fill_null(allowed.outside(uris), False)))
+        self._num_named += pc.sum(is_named).as_py() or 0
         self._num_outside += len(outside)
-        if not outside:
-            return
-        self._outside_example = self._outside_example or uris[outside[0]].as_py()
+        if outside and not self._outside_example:
+            self._outside_example = uris[outside[0]].as_py()
         problem = (
             "names a video outside what its table may name. Otherwise a table could make the job "
             f"read any file of a node. To allow it, add its folder to {self._prefixes_key}, and "
             "write it without '..'"
         )
-        problems |= dict.fromkeys(outside, problem)
+        return dict.fromkeys(outside, problem)
 
     def _times(
         self, columns: pa.RecordBatch, name: str | None, problems: dict[int, str]
     ) -> pa.Array:
+        """Return seconds, null where unknown, adding a problem for each row without valid ones."""
         if name is None:
             return pa.nulls(columns.num_rows, pa.float64())
         values = columns.column(name)
@@ -224,30 +242,6 @@ class TableRows:
             found = str(values[i].as_py())[:100]
             problems.setdefault(i, f"its {name} is {found!r}, not a number of seconds")
         return seconds
-
-    def _marked(
-        self,
-        columns: dict[str, pa.Array],
-        problems: dict[int, str],
-        uri: str,
-        place: str,
-        raw: RawBatch,
-    ) -> dict[str, pa.Array]:
-        """Name rows with problems after their places, and remove their spans."""
-        names = columns["source_uri"].to_pylist()
-        texts: list[str | None] = [None] * len(names)
-        for i, problem in problems.items():
-            of_video = f" (video {names[i][:200]})" if names[i] else ""
-            texts[i] = f"{place} {raw.places[i]} of {uri} {problem}{of_video}"
-            names[i] = f"{uri}#{place}={raw.places[i]}"
-        has_problem = pa.array([text is not None for text in texts])
-        no_time = pa.scalar(None, pa.float64())
-        return {
-            "source_uri": pa.array(names, pa.string()),
-            "problem": pa.array(texts, pa.string()),
-            "start_s": pc.if_else(has_problem, no_time, columns["start_s"]),
-            "end_s": pc.if_else(has_problem, no_time, columns["end_s"]),
-        }
 
 
 def _positions(mask: pa.Array) -> list[int]:

@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import tarfile
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ _BATCH_ROWS = 8192
 _THREADS = 32
 
 
+@dataclass(frozen=True)
 class WebDatasetRows:
     """One row per member with a video extension, tar by tar, in the order of the tars' names.
 
@@ -45,29 +46,23 @@ class WebDatasetRows:
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
 
-    def __init__(self, label: str, config: WebDatasetSource, options: StoreOptions) -> None:
-        self.label = label
-        self._config = config
-        self._options = options
-        self._extensions = frozenset(ext.lower().lstrip(".") for ext in config.video_extensions)
+    label: str
+    config: WebDatasetSource
+    options: StoreOptions
 
     def carried(self) -> pa.Schema:
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        uris = matching_uris(self.label, "tar", self._config.uri, self._options)
         # Reading headers is waiting for small answers, so many tars are read at the same time.
-        pool = ThreadPoolExecutor(min(_THREADS, len(uris)))
         waiting: deque[Future[list[pa.RecordBatch]]] = deque()
-        try:
-            for uri in uris:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for uri in matching_uris(self.label, self.config.uri, self.options):
                 waiting.append(pool.submit(self._index, uri))
                 if len(waiting) > _THREADS:
                     yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in waiting:
+                yield from future.result()
 
     def _index(self, uri: str) -> list[pa.RecordBatch]:
         rows, batches = self._rows(uri), []
@@ -78,9 +73,9 @@ class WebDatasetRows:
         return batches
 
     def _rows(self, uri: str) -> Iterator[_Row]:
-        clips = _Clips(uri, self._extensions)
+        clips = _Clips(uri, {ext.lower().lstrip(".") for ext in self.config.video_extensions})
         try:
-            with open_ranged(uri, self._options, _WINDOW_BYTES) as file:
+            with open_ranged(uri, self.options, _WINDOW_BYTES) as file:
                 for member in _members(file):
                     clips.add(member, file)
                     yield from clips.settled()
@@ -117,39 +112,35 @@ class _Group:
 class _Clips:
     """Joins videos and texts by key, over a bounded stretch of one tar."""
 
-    def __init__(self, uri: str, extensions: frozenset[str]) -> None:
+    def __init__(self, uri: str, extensions: set[str]) -> None:
         self._uri = uri
         self._extensions = extensions
-        self._groups: dict[str, _Group] = {}
+        self._groups: defaultdict[str, _Group] = defaultdict(_Group)
         self._text_chars = 0
 
     def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
         key, ending = _split_name(member.name)
         extension = ending.rpartition(".")[2].lower()
-        if not key or extension not in self._extensions | {"txt", "json"}:
-            return
-        group = self._groups.setdefault(key, _Group())
-        if extension in self._extensions:
-            group.videos.append(member)
-        elif member.size <= TEXT_BYTES:
+        if key and extension in self._extensions:
+            self._groups[key].videos.append(member)
+        elif key and extension in ("txt", "json") and member.size <= TEXT_BYTES:
             file.seek(member.offset_data)
             text = file.read(member.size).decode("utf-8", "replace")
-            group.texts[ending.lower()] = text
+            self._groups[key].texts[ending.lower()] = text
             self._text_chars += len(text)
 
     def settled(self) -> Iterator[_Row]:
         """Release the oldest keys while too much is held."""
         while len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS:
-            key = next(iter(self._groups))
-            group = self._groups.pop(key)
-            self._text_chars -= sum(map(len, group.texts.values()))
-            yield from self._clips_of(key, group)
+            yield from self._release(next(iter(self._groups)))
 
     def rest(self) -> Iterator[_Row]:
-        for key, group in self._groups.items():
-            yield from self._clips_of(key, group)
+        for key in list(self._groups):
+            yield from self._release(key)
 
-    def _clips_of(self, key: str, group: _Group) -> Iterator[_Row]:
+    def _release(self, key: str) -> Iterator[_Row]:
+        group = self._groups.pop(key)
+        self._text_chars -= sum(map(len, group.texts.values()))
         for member in group.videos:
             stem = _split_name(member.name)[1].lower().rpartition(".")[0]
             texts = [

@@ -42,17 +42,40 @@ def plan_chunks(
         raise ValueError(f"first_frame={first_frame}: only policy streaming takes clips in pieces")
     if chunking.policy == "whole":
         return (_first_chunk(0, 0, num_frames, traits),)
-    traits.check_num_frames(chunking.chunk_frames, "chunk_frames")
+    size, stop = chunking.chunk_frames, first_frame + num_frames
+    traits.check_num_frames(size, "chunk_frames")
     if chunking.policy == "independent":
-        size = chunking.chunk_frames
         return tuple(
-            _first_chunk(index, first, min(size, num_frames - first), traits)
-            for index, first in enumerate(range(0, num_frames, size))
+            _first_chunk(index, first, min(size, stop - first), traits)
+            for index, first in enumerate(range(0, stop, size))
         )
-    if chunking.policy == "overlap":
-        context = traits.num_frames(1 + chunking.overlap_latents)
-        return _gapless(0, num_frames, context, 1 + chunking.overlap_latents, chunking, traits)
-    return _gapless(first_frame, first_frame + num_frames, 0, 0, chunking, traits)
+    # Without context the encoder continues from its state, and later chunks have no first latent.
+    dropped = 1 + chunking.overlap_latents if chunking.policy == "overlap" else 0
+    context = traits.num_frames(dropped) if dropped else 0
+    step = size - (context or traits.first_frames)
+    if step < 1:
+        raise ValueError(f"chunk_frames={size} leaves no new frames for chunks after the first")
+    chunks = []
+    if first_frame == 0:
+        chunks.append(_first_chunk(0, 0, min(size, stop), traits))
+    elif (first_frame - size) % step or first_frame < size:
+        raise ValueError(
+            f"no chunk starts at frame {first_frame}: the first has {size}, others {step}"
+        )
+    for first in range(max(first_frame, size), stop, step):
+        frames = min(step, stop - first)
+        chunks.append(
+            ChunkSpan(
+                index=1 + (first - size) // step,
+                first_frame=first,
+                num_frames=frames,
+                num_pad_frames=-frames % traits.temporal_stride,
+                num_context_frames=context,
+                num_dropped_latents=dropped,
+                first_is_image=False,
+            )
+        )
+    return tuple(chunks)
 
 
 def num_kept_latents(span: ChunkSpan, traits: TokenizerTraits) -> int:
@@ -73,44 +96,6 @@ def pieces_of(job: JobConfig) -> Cut | None:
     step = job.chunking.chunk_frames - first_frames
     frames = (job.sampling.max_clip_frames - first_frames) // step * step
     return Cut(first=first_frames + frames, later=frames)
-
-
-def _gapless(
-    start: int,
-    stop: int,
-    context: int,
-    dropped: int,
-    chunking: ChunkingConfig,
-    traits: TokenizerTraits,
-) -> tuple[ChunkSpan, ...]:
-    """Chunks of frames ``start`` to ``stop`` whose kept latent frames are those of ``whole``.
-
-    Later chunks see ``context`` frames again and drop their ``dropped`` latent frames. Without
-    context the encoder continues from its state, and later chunks have no first latent frame.
-    """
-    size = chunking.chunk_frames
-    step = size - (context or traits.first_frames)
-    if step < 1:
-        raise ValueError(f"chunk_frames={size} leaves no new frames for chunks after the first")
-    chunks = []
-    if start == 0:
-        chunks.append(_first_chunk(0, 0, min(size, stop), traits))
-    elif (start - size) % step or start < size:
-        raise ValueError(f"no chunk starts at frame {start}: the first has {size}, others {step}")
-    for first in range(max(start, size), stop, step):
-        frames = min(step, stop - first)
-        chunks.append(
-            ChunkSpan(
-                index=1 + (first - size) // step,
-                first_frame=first,
-                num_frames=frames,
-                num_pad_frames=-frames % traits.temporal_stride,
-                num_context_frames=context,
-                num_dropped_latents=dropped,
-                first_is_image=False,
-            )
-        )
-    return tuple(chunks)
 
 
 def _first_chunk(index: int, first: int, frames: int, traits: TokenizerTraits) -> ChunkSpan:

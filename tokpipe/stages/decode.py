@@ -56,7 +56,7 @@ class DecodeStage:
     """Bytes of the sources that it has fetched or found on local disk."""
 
     def setup(self, scratch: Path) -> None:
-        """Start up inside the actor. ``scratch`` is a local folder that only this actor uses.
+        """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
 
         Raises:
             ConfigError: the decoder that the job names is not installed.
@@ -73,6 +73,7 @@ class DecodeStage:
         """Decode each item.
 
         Raises:
+            ConfigError: the decoder that the job names does not load.
             StorageError: the store kept failing.
             RuntimeFault: decoding children do not start, or keep being killed from outside.
         """
@@ -81,24 +82,23 @@ class DecodeStage:
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce, from its container alone.
 
-        Raises:
-            StorageError, RuntimeFault: as ``process``.
+        Raises the errors of ``process``.
         """
         probe = partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
         return self._tried(item, probe)
 
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
-        in_pieces = self.pieces is not None
-        video = self._tried(
-            item,
-            lambda path: self._decoder.decode(
-                path,
-                start_s=item.start_s,
-                end_s=item.end_s,
-                segment=item.piece if in_pieces else item.segment,
-                num_segments=item.num_pieces if in_pieces else item.num_segments,
-            ),
+        segment, num_segments = item.segment, item.num_segments
+        if self.pieces is not None:
+            segment, num_segments = item.piece, item.num_pieces
+        decode = partial(
+            self._decoder.decode,
+            start_s=item.start_s,
+            end_s=item.end_s,
+            segment=segment,
+            num_segments=num_segments,
         )
+        video = self._tried(item, decode)
         if isinstance(video, Rejected | Failed):
             return video
         piece = Piece()
@@ -127,10 +127,13 @@ class DecodeStage:
             ref, backend = self._ref(item, fault.num_segments), fault.backend
             return Rejected(ref, "decode", fault.reason, str(fault), backend, error=fault.error)
         except SourceError as fault:
-            ref, error = self._ref(item, None), _error_behind(fault)
+            ref, error = self._ref(item, None), fault.__cause__
+            while error is not None and error.__cause__ is not None:
+                error = error.__cause__
+            name = None if error is None else type(error).__name__
             if fault.reason == "unreachable":  # perhaps only for now
-                return Failed(ref, fault.reason, str(fault), error)
-            return Rejected(ref, "decode", fault.reason, str(fault), error=error)
+                return Failed(ref, fault.reason, str(fault), name)
+            return Rejected(ref, "decode", fault.reason, str(fault), error=name)
 
     def _fetch(self, item: WorkItem) -> Path:
         started = time.monotonic()
@@ -153,14 +156,6 @@ class DecodeStage:
         return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
-def _error_behind(fault: SourceError) -> str | None:
-    """Return the class name of the original error, if there is one."""
-    error: BaseException = fault
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return None if error is fault else type(error).__name__
-
-
 class _SourceFiles:
     """Local copies of the last source, for all segments of a cut source, and of those kept for
     the next pieces of streamed clips.
@@ -173,39 +168,38 @@ class _SourceFiles:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
-        self._paths: dict[_Source, Path] = {}
-        """By source; the last one requested is at the end."""
-        self._kept: set[_Source] = set()
+        self._last: dict[_Source, Path] = {}
+        """The last source requested, unless it is kept."""
+        self._kept: dict[_Source, Path] = {}
+        """Oldest first."""
 
     def fetch(self, uri: str, member: ArchiveMember | None) -> tuple[Path, bool]:
         """Return a source's local file, and whether it was newly fetched."""
         source = uri, member
-        self._kept.discard(source)  # kept again if further pieces follow
-        for other in self._paths.keys() - self._kept - {source}:
-            self._drop(other)
-        path = self._paths.pop(source, None)
+        path = self._last.pop(source, None) or self._kept.pop(source, None)
+        self._drop(self._last, at_most=0)
         is_new = path is None
         if path is None:
             path = fetch_to_file(
                 uri, member, self._folder, options=self._options, max_bytes=self._max_bytes
             )
-        self._paths[source] = path
+        self._last[source] = path
         return path, is_new
 
     def keep(self) -> None:
         """Keep the last source until it is requested again."""
-        self._kept.add(next(reversed(self._paths)))
-        if len(self._kept) > KEPT_SOURCES:
-            self._drop(next(source for source in self._paths if source in self._kept))
+        self._kept |= self._last
+        self._last = {}
+        self._drop(self._kept, at_most=KEPT_SOURCES)
 
     def release(self) -> None:
         """Remove all copies."""
-        for source in list(self._paths):
-            self._drop(source)
+        self._drop(self._last, at_most=0)
+        self._drop(self._kept, at_most=0)
 
-    def _drop(self, source: _Source) -> None:
-        """Remove a copy; a source on local disk is used in place and stays."""
-        self._kept.discard(source)
-        path = self._paths.pop(source)
-        if path.parent == self._folder:
-            path.unlink(missing_ok=True)
+    def _drop(self, paths: dict[_Source, Path], *, at_most: int) -> None:
+        """Remove the oldest copies; a source on local disk is used in place and stays."""
+        while len(paths) > at_most:
+            path = paths.pop(next(iter(paths)))
+            if path.parent == self._folder:
+                path.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -41,12 +43,8 @@ class _Launched(NamedTuple):
     codes: torch.Tensor | Exception
 
 
-class _Encoded(NamedTuple):
-    """A chunk, the size of its batch, and its codes (t, h, w) or the error it caused."""
-
-    chunk: _Chunk
-    num_rows: int
-    block: NDArray[np.int64] | Exception
+_Encoded = tuple[_Chunk, int, NDArray[np.int64] | Exception]
+"""A chunk, the size of its batch, and its codes (t, h, w) or the error it caused."""
 
 
 class EncodeStage:
@@ -189,9 +187,9 @@ class EncodeStage:
                 shape = (span.num_input_frames, *clip.frames.shape[1:])
                 groups.setdefault(shape, []).append(_Chunk(index, span))
         for chunks in groups.values():
-            yield from self._cut(chunks, at_most=len(chunks))
+            yield from self._cut(chunks)
 
-    def _cut(self, chunks: list[_Chunk], *, at_most: int) -> Iterator[list[_Chunk]]:
+    def _cut(self, chunks: list[_Chunk], at_most: int = sys.maxsize) -> Iterator[list[_Chunk]]:
         """Cut chunks into batches of ``at_most`` chunks that fit into the device's memory."""
         while chunks:
             size = min(at_most, self.batch_rows)  # may shrink between two batches
@@ -206,14 +204,10 @@ class EncodeStage:
         A GPU computes in the background, so the next batch is assembled and copied before the
         codes of the previous one are read.
         """
-        before: _Launched | None = None
-        for batch in self._batches(clips, plans):
-            launched = self._launch(clips, batch)
+        launched = (self._launch(clips, batch) for batch in self._batches(clips, plans))
+        for before, _ in itertools.pairwise(itertools.chain(launched, [None])):
             if before is not None:
                 yield from self._land(clips, before)
-            before = launched
-        if before is not None:
-            yield from self._land(clips, before)
 
     def _launch(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> _Launched:
         """Start encoding chunks of one shape; errors are raised when the batch lands."""
@@ -243,11 +237,12 @@ class EncodeStage:
             elif not is_memory and not self._works():
                 raise
             elif len(batch) == 1:
-                yield _Encoded(batch[0], num_rows, error)
+                yield batch[0], num_rows, error
                 return
         else:
-            for chunk, block in zip(batch, blocks, strict=True):
-                yield _Encoded(chunk, num_rows, block)
+            yield from (
+                (chunk, num_rows, block) for chunk, block in zip(batch, blocks, strict=True)
+            )
             return
         for part in self._cut(batch, at_most=-(-len(batch) // 2)):
             yield from self._land(clips, self._launch(clips, part))
@@ -263,12 +258,9 @@ class EncodeStage:
         self, clips: Sequence[DecodedClip], batch: list[_Chunk], *, num_rows: int
     ) -> torch.Tensor:
         """(num_rows, T, H, W, 3) uint8 on the device: chunks of one shape, filled up with zeros."""
-        frames, pixel_shape = batch[0].span.num_input_frames, clips[batch[0].clip].frames.shape[1:]
-        pixels = torch.empty(
-            (num_rows, frames, *pixel_shape),
-            dtype=torch.uint8,
-            pin_memory=self.device.type == "cuda",
-        )
+        shape = batch[0].span.num_input_frames, *clips[batch[0].clip].frames.shape[1:]
+        is_cuda = self.device.type == "cuda"
+        pixels = torch.empty((num_rows, *shape), dtype=torch.uint8, pin_memory=is_cuda)
         rows = pixels.numpy()  # numpy copies from read-only frames, which torch warns about
         for row, (index, span) in zip(rows, batch, strict=False):
             clip = clips[index]
@@ -327,35 +319,23 @@ class EncodeStage:
             return _rejected(clip, "no_frames", "it has no frames to encode; check its span")
         try:
             self.tokenizer_config.traits.check_size(height, width)
-        except ValueError as problem:
-            return _rejected(
-                clip,
-                "frame_size",
-                f"its frames are {height}x{width} pixels: {problem}. See frames.size",
-            )
+        except ValueError as error:
+            problem = f"its frames are {height}x{width} pixels: {error}. See frames.size"
+            return _rejected(clip, "frame_size", problem)
         return None
 
 
 def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
-    return Rejected(
-        ref=clip.ref,
-        stage="encode",
-        reason=reason,
-        message=f"{clip.ref.source_uri}: {problem}",
-        backend=clip.backend,
-    )
+    message = f"{clip.ref.source_uri}: {problem}"
+    return Rejected(clip.ref, "encode", reason, message, backend=clip.backend)
 
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
     """Return a failure with the first line of the tokenizer's error."""
-    is_memory = isinstance(error, torch.OutOfMemoryError)
+    name = type(error).__name__
     first_line = (str(error).strip().splitlines() or [""])[0]
-    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
-    return Failed(
-        ref=clip.ref,
-        reason="out_of_memory" if is_memory else "encode_error",
-        message=f"{clip.ref.source_uri}: encoding one of its chunks by itself raised "
-        f"{type(error).__name__}: {first_line}; {hint}",
-        error=type(error).__name__,
-        backend=clip.backend,
-    )
+    problem = f"{clip.ref.source_uri}: encoding one of its chunks by itself raised {name}"
+    reason, hint = "encode_error", "see the tokenizer"
+    if isinstance(error, torch.OutOfMemoryError):
+        reason, hint = "out_of_memory", "use smaller frames or chunks"
+    return Failed(clip.ref, reason, f"{problem}: {first_line}; {hint}", name, clip.backend)

@@ -62,8 +62,7 @@ class WriteStage:
         """
         clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
         shard = build_shard(clips, self.metadata)
-        carried = self.plan_reader.extras([clip.ref.row for clip in clips])
-        side_table = build_side_table(clips, carried)
+        side_table = build_side_table(clips, self.plan_reader.extras([c.ref.row for c in clips]))
         receipt = Receipt(
             shard=shard_key(shard_name),
             size_bytes=len(shard),

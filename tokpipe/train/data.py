@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.errors import ConfigError
-from tokpipe.sources.open import open_source
+from tokpipe.sources import open_source
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead

@@ -10,7 +10,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
-from tokpipe.sources.open import open_source
+from tokpipe.sources import open_source
 from tokpipe.sources.rows import RowSource
 from tokpipe.storage import open_store
 from tokpipe.telemetry.redact import redact

@@ -13,14 +13,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.errors import ConfigError
 from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
 
 _SHORT_NAMES = ("decord", "pyav", "torchcodec")
 
-# decord decodes and converts every frame of a file. On 720p it is as fast as PyAV when all frames
-# are wanted, and 0.74 times as fast when a third are.
-_MIN_SHARES = {"decord": 0.5}
+DECORD_MIN_SHARE = 0.5
+"""Share of a file's frames below which decord is not tried if another backend follows.
+
+It decodes and converts every frame. On 720p it is as fast as PyAV when all frames are wanted, and
+0.74 times as fast when a third are.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +53,18 @@ class Backend(Protocol):
         """
 
 
-class BackendUnavailable(Exception):
-    """A backend, or a library that it needs, does not load on this machine."""
-
-
 def load_backend(name: str) -> Backend:
     """Import a backend by its short name, or a module by its import path.
 
     Raises:
-        BackendUnavailable: it does not load.
+        ConfigError: it, or a library that it needs, does not load on this machine.
     """
     module = f"{__name__}.{name}" if name in _SHORT_NAMES else name
     try:
         backend: Backend = import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
-        raise BackendUnavailable(f"{name} does not load ({error})") from error
+        raise ConfigError(
+            f"decode.backend: {name} does not load ({error}). It cannot decode any clip. Install "
+            "it and the libraries it needs on every node, or name another backend."
+        ) from error
     return backend
-
-
-def is_worthwhile(name: str, share: float) -> bool:
-    """Whether to try a backend before the next one, for a clip that needs this share of a file's
-    frames. The only backend of a job is used for every clip."""
-    return share >= _MIN_SHARES.get(name, 0.0)

@@ -90,17 +90,15 @@ class _Exported:
 
 
 def _declines(timeline: Timeline, keeps_whole: bool) -> str | None:
-    if timeline.format not in _FORMATS or timeline.codec not in _CODECS:
-        return f"{timeline.codec} in {timeline.format}"
-    if not timeline.from_packets:
-        return "the packets do not determine the frames"
-    if timeline.num_video_streams != 1:
-        return f"{timeline.num_video_streams} video streams"
-    if not timeline.orientation.is_upright:
-        return "the picture has to be rotated"
-    if not keeps_whole:
-        return "the picture has to be cropped before scaling"
-    return None
+    reasons = {
+        f"{timeline.codec} in {timeline.format}": timeline.format not in _FORMATS
+        or timeline.codec not in _CODECS,
+        "the packets do not determine the frames": not timeline.from_packets,
+        f"{timeline.num_video_streams} video streams": timeline.num_video_streams != 1,
+        "the picture has to be rotated": not timeline.orientation.is_upright,
+        "the picture has to be cropped before scaling": not keeps_whole,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
