@@ -40,9 +40,8 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
     Raises:
         ConfigError: the checkpoint is missing, or its config or weights are wrong.
     """
-    section, source = resolve_checkpoint(
-        {"checkpoint": uri}, read_local, root=Path.cwd(), environ=os.environ
-    )
+    here = {"root": Path.cwd(), "environ": os.environ}
+    section, source = resolve_checkpoint({"checkpoint": uri}, read_local, here)
     config = validate_settings(AnyTokenizer, section, name=source)
     weights = None if config.weights is None else read_local(config.weights)
     tokenizer: VideoTokenizer = build_tokenizer(config, weights, with_decoder=True)
