@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.end_to_end.jobs import assert_complete, codes_of, run, write_job, write_videos
+from tests.end_to_end.jobs import (
+    assert_complete,
+    codes_of,
+    finish,
+    run,
+    start,
+    write_job,
+    write_videos,
+)
 from tests.hostile.corpus import FPS, REASONS, TOKENIZED, VideoCase
 from tests.hostile.memory import PeakWatch, decoding_children, peak_bytes, reset_peak
 from tests.hostile.tables import TableCase
@@ -280,7 +288,7 @@ def run_corpus_job(
     A second job over the good videos alone must produce the same codes.
     """
     with PeakWatch() as watch:
-        code, printed = run(job_path, address, timeout_s)
+        code, printed = finish(start(job_path, address), timeout_s)
     report.job_peaks = watch.peaks
     if code != 0:
         report.violations.append(f"the job ended with exit code {code}:\n{printed[-3000:]}")
