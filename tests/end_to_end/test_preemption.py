@@ -53,14 +53,14 @@ def await_line(driver: subprocess.Popen[str], is_wanted: Callable[[str], bool]) 
 def test_a_node_is_lost_only_after_its_codes_are_committed_and_new_nodes_are_used(
     tmp_path: Path,
 ) -> None:
-    write_videos(tmp_path / "videos", 60)
+    write_videos(tmp_path / "videos", 80)
     # Shards so large that without the notice nothing would be written before the end.
     job = write_job(
         tmp_path / "job.yaml",
         files(tmp_path / "videos"),
         "",
         output={"uri": str(tmp_path / "out")},
-        tokenizer=slow_tokenizer(until=tmp_path / "hurry", pause_s=0.5),
+        tokenizer=slow_tokenizer(until=tmp_path / "hurry", pause_s=1.5),
         runtime={"progress_interval_s": 0.5, "clips_per_lease": 2},
     )
     cluster = Cluster(
