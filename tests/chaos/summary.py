@@ -43,10 +43,7 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
     codes = Counter(str(life["code"]) for result in results for life in result.lives)
     ends = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
     yield f"driver lives: {sum(codes.values())}, by exit code {{{ends}}}"
-    yield (
-        f"{len(results)} runs, {sum(struck.values())} faults in {elapsed_s / 60:.1f} min; "
-        f"{sum(result.audited for result in results)} outputs audited"
-    )
+    yield (f"{len(results)} runs, {sum(struck.values())} faults in {elapsed_s / 60:.1f} min")
     bad = [result for result in results if not result.is_good]
     yield (
         f"{sum(r.num_lost for r in results)} lost, {sum(r.num_doubled for r in results)} doubled, "

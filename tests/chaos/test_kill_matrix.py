@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.faults import RATES_PER_MINUTE, WEIGHTS, Fault, Plan, draw_plan
-from tests.chaos.matrix import Result, check, run_plan, run_undisturbed
+from tests.chaos.matrix import Result, check, right_codes, run_plan
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table
 
@@ -37,33 +37,33 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: World) -> Table:
-    return run_undisturbed(world)
+def right(world: World) -> Table:
+    return right_codes(world)
 
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.timeout(400)
-def test_kills_everywhere_lose_and_double_nothing(world: World, undisturbed: Table) -> None:
-    result = run_plan(world, MANY_KILLS, undisturbed)
+@pytest.mark.timeout(1200)
+def test_kills_everywhere_lose_and_double_nothing(world: World, right: Table) -> None:
+    result = run_plan(world, MANY_KILLS, right)
     assert result.is_good, result
     assert [kind for _, kind in result.struck] == [fault.kind for fault in MANY_KILLS.faults]
     assert [life["code"] for life in result.lives] == [-9, 0]
 
     # Were there anything to find, it would be found.
     job, seen = world.folder / "jobs" / f"{result.name}.yaml", Result(MANY_KILLS)
-    (first, (shape, data)), *others = undisturbed.items()
+    (first, (shape, data)), *others = right.items()
     check(seen, job, {**dict(others), first: (shape, data[::-1]), ("more", 0): (shape, data)})
     assert (seen.num_lost, seen.num_unequal, seen.is_good) == (1, 1, False)
 
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_of_two_drivers_started_within_a_second_one_finishes_and_one_is_fenced(
-    world: World, undisturbed: Table
+    world: World, right: Table
 ) -> None:
-    result = run_plan(world, TWO_AT_ONCE, undisturbed)
+    result = run_plan(world, TWO_AT_ONCE, right)
     assert result.is_good, result
     assert sorted(life["code"] for life in result.lives) == [0, 6]
     (loser,) = [life for life in result.lives if life["code"] == 6]

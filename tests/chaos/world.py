@@ -15,7 +15,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from tests.chaos.weather import Weather
-from tests.end_to_end.jobs import write_job, write_video
+from tests.end_to_end.jobs import slow_tokenizer, write_job, write_video
 from tests.end_to_end.processes import descendants_of, pids_of
 from tests.s3_server import fresh_bucket, running_s3_server
 from tests.storage.fault_proxy import FaultProxy
@@ -33,6 +33,8 @@ class World:
     def __init__(self, folder: Path, bucket: str, weather: Weather) -> None:
         self.folder = folder
         self.bucket = bucket
+        self.hurry = folder / "hurry"
+        """While this file is missing, each clip takes a second."""
         self.weather = weather
         self._cluster: Cluster | None = None
         self._disks: dict[Any, Path] = {}
@@ -182,7 +184,7 @@ class World:
                 "shard_bytes": 2048,
                 "shard_max_age_s": 2.0,
             },
-            frames={"size": [96, 96]},
+            tokenizer=slow_tokenizer(until=self.hurry, pause_s=1.0),
             runtime={
                 "progress_interval_s": 2,
                 "clips_per_lease": 2,

@@ -38,7 +38,7 @@ def test_the_demo_makes_codes_that_anyone_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = _project(tmp_path)
-    printed = run_well(job, timeout_s=240)
+    printed = run_well(job)
     assert_complete(job)
     # 132 frames at 25/s are 5.28 s: 43 frames at 8/s, in clips of 17, 17 and 9.
     output = open_output(str(tmp_path / "out/demo"))
