@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from tests.end_to_end.jobs import (
 )
 from tests.end_to_end.processes import pids_of
 from tests.s3_server import die_with_parent
+from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.errors import Fenced
 from tokpipe.formats import job_record
@@ -359,11 +362,11 @@ def check(result: Result, job: Path, right: Table) -> None:
     result.num_unequal = sum(right.get(key) != value for key, value in table.items())
     if rejected:
         result.problems.append(f"good videos are rejected: {rejected}")
-    command = [sys.executable, "-m", "tokpipe.cli", "audit", config.output.uri]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        printed = done.stdout + done.stderr
-        result.problems.append(f"audit ended with exit code {done.returncode}:\n{printed}")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = main(["audit", config.output.uri])
+    if code:
+        result.problems.append(f"audit ended with exit code {code}:\n{printed.getvalue()}")
 
 
 def right_codes(world: World) -> Table:
