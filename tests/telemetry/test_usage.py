@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe import usage
+from tokpipe.telemetry import usage
 from tokpipe.telemetry.usage import CodeUsage
 
 
