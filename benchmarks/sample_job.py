@@ -1,4 +1,4 @@
-"""A job over real video: spans of copies of one film, each decoded and encoded for itself."""
+"""A job over real video: spans of copies of one video, each decoded and encoded by itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def spans(folder: Path, count: int) -> list[tuple[str, float, float]]:
 
 
 def _local_copy(folder: Path) -> Path:
-    """The film on the same disk as its links, and never the project's own file."""
+    """The video on the same disk as its links, and never the project's own file."""
     copy = folder / "sample.mp4"
     if not copy.exists():
         copy.write_bytes(SAMPLE.read_bytes())

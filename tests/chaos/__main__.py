@@ -20,7 +20,7 @@ from tests.end_to_end.jobs import Table
 
 NUM_VIDEOS = 120
 MINUTES_OF_A_RUN = 1.5
-"""What the next run is expected to take, before the first one has shown it."""
+"""How long a run is expected to take before the first one has ended."""
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
 
     started = time.monotonic()
     results: list[Result] = []
-    # If it is cut short it tells what it has seen so far.
+    # The summary is printed even if a signal ends it early.
     with contextlib.suppress(KeyboardInterrupt, SystemExit), built_world(parsed.videos) as world:
         right = right_codes(world)
         print(f"{len(right)} chunks; ready after {time.monotonic() - started:.0f} s")
@@ -56,7 +56,7 @@ def main() -> int:
                 break
             plan = draw_plan(seed, parsed.kinds)
             print(f"seed {seed}: {plan.rate_per_minute:.0f} faults/min")
-            # Anew each time, because Ray takes the signal over when it starts a node.
+            # Set for each run, because Ray replaces the handler when it starts a node.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             result = _run(world, plan, right)
             print(f"  {'ok' if result.is_good else 'BAD'} in {result.elapsed_s:.0f} s")
@@ -70,8 +70,8 @@ def main() -> int:
 
 
 def _run(world: World, plan: Plan, right: Table) -> Result:
-    """One run; once more on a new cluster if it was the test itself that failed."""
-    for is_last in (False, True):
+    """One run, and a second try on a new cluster if the test itself failed."""
+    for _ in range(2):
         try:
             return run_plan(world, plan, right)
         except Exception:
@@ -79,9 +79,7 @@ def _run(world: World, plan: Plan, right: Table) -> Result:
             print(f"  the test itself failed:\n{trouble}")
             world.stop()
             world.start()
-            if is_last:
-                return Result(plan, problems=[f"the test itself failed:\n{trouble}"])
-    raise AssertionError("the last try returns")
+    return Result(plan, problems=[f"the test itself failed:\n{trouble}"])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,17 +36,14 @@ from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.storage import open_store
 
-LIMIT_S = 900.0
-"""Of one run, from its first driver to the last one's end; a frozen node's time is not counted."""
-PEACE_AFTER_S = 300.0
-"""After so long no more faults strike."""
+LIMIT_S = 1800.0
+"""Of one run, from its first driver to the last one's end."""
 MAX_LIVES = 25
-AWAIT_TARGET_S = 120.0
-"""How long a fault waits for something to strike, such as an actor of its kind: as long as a
-driver may take to start."""
+AWAIT_TARGET_S = 300.0
+"""How long a fault waits for something to strike, such as an actor of its kind."""
 ZOMBIES_LIVE_S = 8.0
 """From the thaw of a node to its end."""
-REPLACED_ENDS_S = 90.0
+REPLACED_ENDS_S = 300.0
 """How long a driver that was replaced, or lost its cluster, may take to notice."""
 
 VICTIMS = {
@@ -69,8 +67,7 @@ class Driver:
     log: Path
     started_s: float
     doomed: str = ""
-    """Why it will not live: what was done to it."""
-    frozen: bool = False
+    """What was done to it that will end it."""
     deadline_s: float | None = None
     """When it must have ended by itself, because another driver or cluster took its place."""
 
@@ -86,18 +83,18 @@ class Result:
     name: str = ""
     """Of its job file and its output."""
     struck: list[tuple[float, str]] = field(default_factory=list)
-    """Seconds since the start and kind, of the faults that found something to strike."""
+    """Seconds since the start, and kind, of each fault that found something to strike."""
     missed: list[str] = field(default_factory=list)
-    """Faults that were due and found nothing to strike."""
+    """Faults that found nothing to strike."""
     lives: list[dict[str, Any]] = field(default_factory=list)
     num_lost: int = 0
     num_doubled: int = 0
     num_unequal: int = 0
     problems: list[str] = field(default_factory=list)
-    """Whatever else is wrong: rejected clips, bad exit codes, never done, damaged outputs."""
+    """Whatever else is wrong, such as rejected clips and unexpected exit codes."""
     elapsed_s: float = 0.0
     goodput: float | None = None
-    """Of all lives, as far as they came to tell the manifest."""
+    """Of all lives, as the manifest has it."""
 
     @property
     def is_good(self) -> bool:
@@ -105,7 +102,7 @@ class Result:
 
 
 class Run:
-    """Carries out one plan in a world that is whole at its start, and is again at its end."""
+    """Carries out one plan in a world that is intact before and after it."""
 
     def __init__(self, world: World, plan: Plan, job: Path, say: Callable[[str], None]) -> None:
         self.world = world
@@ -116,8 +113,7 @@ class Run:
         self._todo = list(plan.faults)
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._started = time.monotonic()
-        self._frozen_s = 0.0
-        self._waits_since: float | None = None
+        self._last_fault_s = 0.0
         self._is_done = False
 
     def work(self) -> Result:
@@ -126,7 +122,7 @@ class Run:
             self._start_driver()
             while not (self._is_done and not self._drivers and not self._later):
                 self._step()
-                if self._now() > LIMIT_S + self._frozen_s or len(self.result.lives) > MAX_LIVES:
+                if self._now() > LIMIT_S or len(self.result.lives) > MAX_LIVES:
                     self.result.problems.append(f"not done after {self._now():.0f} s")
                     break
                 time.sleep(0.05)
@@ -159,19 +155,18 @@ class Run:
             self.world.hurry.touch()
 
     def _strike_what_is_due(self) -> None:
-        if self._now() > PEACE_AFTER_S + self._frozen_s:
-            self._todo = []
-        if not self._todo or self._todo[0].at_s > self._now():
+        if not self._todo:
             return
-        # Its wait begins now, and not when it was due: a node may just have been started.
-        if self._waits_since is None:
-            self._waits_since = self._now()
-        if self._try(self._todo[0]):
-            self._todo.pop(0)
-            self._waits_since = None
-        elif self._now() - self._waits_since > AWAIT_TARGET_S:
-            self.result.missed.append(self._todo.pop(0).kind)
-            self._waits_since = None
+        fault, waited_s = self._todo[0], self._now() - self._last_fault_s
+        if waited_s < fault.wait_s:
+            return
+        printed = self._drivers[-1].log.read_text(errors="replace") if self._drivers else ""
+        if not re.search(fault.after, printed) or not self._try(fault):
+            if waited_s < fault.wait_s + AWAIT_TARGET_S:
+                return
+            self.result.missed.append(fault.kind)
+        self._todo.pop(0)
+        self._last_fault_s = self._now()
 
     # --- drivers --------------------------------------------------------------------------------
 
@@ -328,16 +323,14 @@ class Run:
     def _freeze_node(self, fault: Fault) -> bool:
         if not self.world.freeze_node(fault.pick):
             return False
-        self._frozen_s += fault.lasts_s + ZOMBIES_LIVE_S
-
         self._after(fault.lasts_s, self.world.thaw_nodes)
-        # In between its zombies finish what they were at.
+        # In between, its processes finish what they were at.
         self._after(fault.lasts_s + ZOMBIES_LIVE_S, self.world.restore)
         return True
 
 
 def _handles_signals(driver: Driver) -> bool:
-    """It has begun to work, and so handles signals: before that SIGTERM ends it as any process."""
+    """Whether it has begun to work: before that, SIGTERM ends it like any process."""
     return b"plan rows" in driver.log.read_bytes()
 
 
@@ -345,7 +338,7 @@ def _handles_signals(driver: Driver) -> bool:
 
 
 def check(result: Result, job: Path, right: Table) -> None:
-    """Compare a finished job's output with that of the job run in peace, row for row."""
+    """Compare a finished job's output with the right codes, chunk by chunk."""
     config = load_job(job)
     try:
         table = codes_of(job)

@@ -83,7 +83,7 @@ def test_a_crash_at_any_store_call_loses_and_doubles_nothing(
     assert {"create", "put", "get"} <= kinds_of_calls
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     deaths=st.lists(st.tuples(st.integers(0, 80), st.sampled_from(SIDES)), min_size=2, max_size=6)
 )

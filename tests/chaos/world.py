@@ -34,7 +34,7 @@ class World:
         self.folder = folder
         self.bucket = bucket
         self.hurry = folder / "hurry"
-        """While this file is missing, each clip takes a second."""
+        """While this file is missing, each clip takes two seconds."""
         self.weather = weather
         self._cluster: Cluster | None = None
         self._disks: dict[Any, Path] = {}
@@ -184,15 +184,15 @@ class World:
                 "shard_bytes": 2048,
                 "shard_max_age_s": 2.0,
             },
-            tokenizer=slow_tokenizer(until=self.hurry, pause_s=1.0),
+            tokenizer=slow_tokenizer(until=self.hurry, pause_s=2.0),
             runtime={
                 "progress_interval_s": 2,
                 "clips_per_lease": 2,
-                "start_timeout_s": 60,
+                "start_timeout_s": 300,
                 # Kills strike at random: a clip that was there three times is still a good one.
                 "max_attempts": 10,
             },
-            storage={"deadline_s": 40},
+            storage={"deadline_s": 300},
         )
 
 

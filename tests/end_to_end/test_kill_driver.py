@@ -34,7 +34,7 @@ Reached = Callable[[], bool]
 
 @dataclass
 class Life:
-    """A job whose clips take a quarter of a second each, and what was seen of it."""
+    """A job whose clips take half a second each, and what was seen of it."""
 
     folder: Path
     address: str
@@ -83,7 +83,7 @@ def new_life(folder: Path, address: str, num_videos: int) -> Life:
         folder / "job.yaml",
         files(folder / "videos"),
         str(folder / "out"),
-        tokenizer=slow_tokenizer(until=folder / "hurry"),
+        tokenizer=slow_tokenizer(until=folder / "hurry", pause_s=0.5),
         max_rejected_fraction=0.5,
     )
     return Life(folder, address, job)
@@ -112,7 +112,6 @@ def life(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Life:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
 def test_a_signal_commits_what_is_finished(life: Life) -> None:
     for number, code, printed in life.stopped:
         if number != signal.SIGKILL:
@@ -150,7 +149,6 @@ def test_interruptions_lose_and_double_nothing_and_an_audit_agrees(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_ten_kills_of_the_driver_lose_and_double_nothing(tmp_path: Path, ray_address: str) -> None:
     life = new_life(tmp_path, ray_address, 50)
     moments = [life.planned, life.recorded, life.committed, life.written, life.committed] * 2

@@ -87,7 +87,7 @@ def test_planted_secrets_are_only_in_the_plan(
         str(output),
         max_rejected_fraction=1.0,
         on_duplicate="keep_first",
-        storage={"deadline_s": 1},
+        storage={"deadline_s": 5},
         runtime={**RUNTIME, "max_attempts": 1},
     )
     printed = run_well(job)

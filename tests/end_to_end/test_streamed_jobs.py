@@ -137,7 +137,6 @@ def await_piece(driver: subprocess.Popen[str], dead: Sequence[int] = ()) -> list
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
 def test_killed_workers_and_drivers_change_no_code(
     whole: Codes, videos: Path, ray_address: str, tmp_path: Path
 ) -> None:

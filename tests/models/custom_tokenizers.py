@@ -56,8 +56,9 @@ class Slow(Blocks):
         self.until, self.pause_s = Path(until), pause_s
 
     def encode(self, x: Tensor) -> Tensor:
-        if not self.until.exists():
-            time.sleep(self.pause_s * len(x))
+        end_s = time.monotonic() + self.pause_s * len(x)
+        while time.monotonic() < end_s and not self.until.exists():
+            time.sleep(0.05)
         return super().encode(x)
 
 
