@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # join clusters without them.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's default, 15, would starve its workers on a busy machine.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 # The same examples in every run, however busy the machine; `make chaos` explores new ones.
 settings.register_profile("repeat", derandomize=True, deadline=None)
