@@ -1,4 +1,4 @@
-"""From figures to lines, JSON and the page about them."""
+"""How figures become lines, JSON and a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEFT_OUT = Skipped("on a GPU", "there is none")
 
 @pytest.fixture
 def benchmark_of(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    """What the benchmark that is run gives."""
+    """The results of the benchmark that is run."""
     results: list[Result] = []
     monkeypatch.setattr(command, "load", lambda _: lambda _quick: iter(results))
     return results
@@ -40,7 +40,7 @@ def test_lines_say_value_target_and_verdict() -> None:
 @pytest.mark.parametrize(
     ("results", "passed"), [([GOOD, FREE, LEFT_OUT], True), ([GOOD, BAD], False)]
 )
-def test_results_are_told_and_kept(
+def test_results_are_printed_and_stored(
     results: list[Result], passed: bool, benchmark_of: list[Result], tmp_path: Path
 ) -> None:
     benchmark_of += results
@@ -59,12 +59,12 @@ def test_results_are_told_and_kept(
     ]
 
 
-def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_benchmark_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no benchmark sped\. There are: encoder, decode"):
         run_benchmarks(["sped"], quick=True, folder=None, say=print)
 
 
-def test_the_page_shows_what_was_kept(benchmark_of: list[Result], tmp_path: Path) -> None:
+def test_the_page_shows_stored_results(benchmark_of: list[Result], tmp_path: Path) -> None:
     benchmark_of += [GOOD, BAD, LIMITED, FREE, LEFT_OUT]
     run_benchmarks(["reader"], quick=False, folder=tmp_path, say=lambda _: None)
     page = with_results(f"before\n{BEGIN}\nold\n{END}\nafter\n", results_text(tmp_path))
@@ -78,6 +78,6 @@ def test_the_page_shows_what_was_kept(benchmark_of: list[Result], tmp_path: Path
     assert with_results(page, results_text(tmp_path)) == page
 
 
-def test_a_page_without_a_place_is_refused() -> None:
+def test_a_page_without_a_place_for_results_is_rejected() -> None:
     with pytest.raises(ValueError, match="no place for results"):
         with_results("words", "results")
