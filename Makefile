@@ -27,12 +27,12 @@ audit-dependencies: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# What starts clusters and servers has the machine to itself; the rest runs in two processes. Both
-# parts always run, and the target fails if either did.
+# Tests that start clusters and servers run after the others, a file at a time in each of two
+# processes. Both parts always run, and the target fails if either did.
 unit: $(VENV)/.installed-dev
 	@status=0; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not s3 and not slow" || status=1; \
-	$(BIN)/python -m pytest -m "(ray or s3) and not slow" || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(ray or s3) and not slow" || status=1; \
 	exit $$status
 
 # The long forms of the simulation, tests/chaos and tests/hostile: about an hour.

@@ -1,4 +1,4 @@
-"""What all tests share: threads that wait politely, a real S3 server on loopback, a Ray cluster."""
+"""What all tests share: a real S3 server on loopback, a Ray cluster, settings of libraries."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from tests.s3_server import S3Server, fresh_bucket, running_s3_server
 # Before torch is loaded: its threads otherwise spin while they wait for each other, and on a busy
 # machine that is most of what they do.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray would turn tokens on in a process that once started a cluster of its own, and then fail to
+# join clusters without them.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's default, 15, would starve its workers on a busy machine.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 # The same examples in every run, however busy the machine; `make chaos` explores new ones.
 settings.register_profile("repeat", derandomize=True, deadline=None)
@@ -54,7 +60,7 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
 def ray_address() -> Iterator[str]:
     """Address of a one-node cluster with two CPUs.
 
-    One for all tests that need no particular one: drivers come and go much faster.
+    Tests that need no particular cluster share it, because a new one takes seconds.
     """
     from ray.cluster_utils import Cluster  # most of what starting a test run would take
 

@@ -1,4 +1,4 @@
-"""Each benchmark about data runs on small data and gives well-formed figures."""
+"""The data benchmarks run on small data and yield well-formed figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = {"plan": 2, "resume": 2, "audit": 2, "storage": 3, "reader": 5}
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_quick_run_gives_every_figure(name: str) -> None:
+def test_a_quick_run_yields_every_figure(name: str) -> None:
     results = list(load(name)(True))
     figures = [result for result in results if isinstance(result, Figure)]
     assert len(results) == len(figures) == DATA[name]
@@ -30,7 +30,7 @@ def _take(num_bytes: int) -> int:
     return len(b"x" * num_bytes)
 
 
-def test_memory_is_that_of_the_function_alone() -> None:
+def test_memory_is_measured_for_the_function_alone() -> None:
     held = b"x" * 500_000_000
     small, large = measured(_take, 1), measured(_take, 300_000_000)
     assert (small.result, large.result) == (1, 300_000_000)

@@ -1,4 +1,4 @@
-"""The decode benchmark runs; what it finds is not judged here."""
+"""The decode benchmark runs; its figures are not judged here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.decode import run
 from benchmarks.figures import Figure, Skipped
 
 
-def test_a_quick_run_gives_a_figure_for_each_decoder_or_says_why_not() -> None:
+def test_a_quick_run_yields_a_figure_for_each_decoder_or_the_reason_why_not() -> None:
     cores = os.sched_getaffinity(0)
     results = list(run(quick=True))
     assert os.sched_getaffinity(0) == cores

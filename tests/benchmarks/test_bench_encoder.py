@@ -1,4 +1,4 @@
-"""The encoder benchmark: what it compares is the same thing, and it runs with torch alone."""
+"""The encoder benchmark compares equal computations, and needs only torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_baseline_computes_the_same(trained: bool) -> None:
     torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)
 
 
-def test_work_is_counted_by_hand_for_the_first_layer() -> None:
+def test_work_is_at_least_that_of_the_first_layer_and_scales_with_the_batch() -> None:
     encoder = build(32)
     x = torch.zeros(1, 3, 5, 16, 16)
     flops, num_bytes = work_of(encoder, x)
@@ -43,7 +43,7 @@ def test_it_runs_with_torch_alone() -> None:
         "    for result in run(True): print(result.line())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -51,4 +51,4 @@ def test_it_runs_with_torch_alone() -> None:
     assert any("CPU bfloat16 against eager float32" in line for line in lines)
     agreements = [line for line in lines if "as those of eager float32" in line]
     assert len(agreements) >= 2
-    assert all(", pass" in line for line in agreements), "no noise: the codes are what they are"
+    assert all(", pass" in line for line in agreements), "codes must agree on any machine"

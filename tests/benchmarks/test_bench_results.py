@@ -1,4 +1,4 @@
-"""From figures to lines, JSON and the page about them."""
+"""How figures become lines, JSON and a page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEFT_OUT = Skipped("on a GPU", "there is none")
 
 @pytest.fixture
 def benchmark_of(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    """What the benchmark that is run gives."""
+    """The results of the benchmark that is run."""
     results: list[Result] = []
     monkeypatch.setattr(command, "load", lambda _: lambda _quick: iter(results))
     return results
@@ -63,7 +63,7 @@ def test_an_unknown_benchmark_lists_the_known_ones() -> None:
         run_benchmarks(["sped"], quick=True, folder=None, say=print)
 
 
-def test_the_page_shows_what_was_kept(benchmark_of: list[Result], tmp_path: Path) -> None:
+def test_the_page_shows_stored_results(benchmark_of: list[Result], tmp_path: Path) -> None:
     benchmark_of += [GOOD, BAD, LIMITED, FREE, LEFT_OUT]
     run_benchmarks(["reader"], quick=False, folder=tmp_path, say=lambda _: None)
     page = with_results(f"before\n{BEGIN}\nold\n{END}\nafter\n", results_text(tmp_path))

@@ -1,4 +1,4 @@
-"""The benchmarks of runtime and pipeline run; what they measure is for a quiet machine to say."""
+"""The runtime and pipeline benchmarks run; their figures are not judged here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import pytest
 
 from benchmarks.command import load
 from benchmarks.figures import Figure
+from benchmarks.requests import requests_of
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["control", "pipeline", "peers"])
-def test_quick_forms_give_figures(name: str) -> None:
+def test_quick_forms_yield_figures(name: str) -> None:
     results = list(load(name)(True))
     figures = [result for result in results if isinstance(result, Figure)]
     assert figures
@@ -21,3 +23,9 @@ def test_quick_forms_give_figures(name: str) -> None:
         assert figure.value >= 0, figure.line()
         for script in ("loop_equal_codes", "ray_data_equal_codes"):
             assert float(figure.details.get(script, 1.0)) > 0.999, "the peers did another job"
+
+
+
+def test_a_source_costs_two_requests_and_a_shard_three() -> None:
+    parts = requests_of(2)
+    assert (parts["source"], parts["shard"], parts["commit"]) == (2, 2, 1)

@@ -1,4 +1,4 @@
-"""What the dispatcher does to encoders of clusters that no test could start."""
+"""The dispatcher keeps encoders busy on clusters too large to start in a test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokpipe.types import Stage
 
 
 @pytest.mark.parametrize(("encoders", "decoders"), [(1, 1), (1, 8), (8, 64)])
-def test_encoders_are_busy_if_decoders_have_a_fifth_to_spare(encoders: int, decoders: int) -> None:
+def test_encoders_stay_busy_if_decoders_are_a_fifth_faster(encoders: int, decoders: int) -> None:
     decode_s = 0.2 * decoders / encoders / 1.2
     cluster = VirtualCluster(
         GPU_LIMITS,
@@ -23,7 +23,7 @@ def test_encoders_are_busy_if_decoders_have_a_fifth_to_spare(encoders: int, deco
     assert cluster.dispatcher.account.clips["write"] == 1500 * encoders
 
 
-def test_what_slow_decoders_give_is_all_used() -> None:
+def test_encoders_use_all_that_slow_decoders_produce() -> None:
     clip_s: dict[Stage, float] = {"decode": 0.4, "encode": 0.2, "write": 0.01}
     run = VirtualCluster(GPU_LIMITS, Capacity(2, 1), clip_s, num_clips=1500).play()
     assert run.steady_share == pytest.approx(0.5, abs=0.03)

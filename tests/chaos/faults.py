@@ -27,8 +27,8 @@ WEIGHTS: dict[str, float] = {
     "new_head": 0.5,
     "freeze_node": 0,
 }
-"""How often a kind is drawn. What costs a driver's life is drawn less, for its price in time, and
-a frozen node, which costs two minutes, only as the first fault of its own seeds."""
+"""How often a kind is drawn. Faults that end a driver cost time and are drawn less often; a frozen
+node costs two minutes, and is only the first fault of its own seeds."""
 
 LASTS_S: dict[str, tuple[float, float]] = {
     "lost_answers": (3, 8),
@@ -43,30 +43,32 @@ LASTS_S: dict[str, tuple[float, float]] = {
     "two_drivers": (0, 1),
     "freeze_node": (110, 125),
 }
-"""Seconds that a fault of a kind lasts, from and to. A removed node comes back after them, and the
-second of two drivers starts after them. Other kinds are over at once."""
+"""Seconds that a fault of a kind lasts, from and to; other kinds are over at once. A removed node
+comes back after them, and the second of two drivers starts after them."""
 
 RATES_PER_MINUTE = (0.0, 4.0, 10.0, 20.0)
 RATE_WEIGHTS = (1, 1, 5, 8)
 MAX_FAULTS = 14
-"""Of one run: then it is left in peace, so that it ends."""
+"""Of one run, so that it ends."""
 
 
 @dataclass(frozen=True)
 class Fault:
     """One fault of a run."""
 
-    at_s: float
-    """Seconds since the run's first driver was started."""
     kind: str
-    lasts_s: float
-    pick: float
+    wait_s: float
+    """At least so long after the fault before it, or after the start of the run."""
+    lasts_s: float = 0.0
+    pick: float = 0.0
     """From 0 to 1: which of several targets."""
+    after: str = ""
+    """A pattern that the newest driver must have printed first."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one seed stands for."""
+    """All faults of one run."""
 
     seed: int
     rate_per_minute: float
@@ -79,8 +81,8 @@ class Plan:
 def draw_plan(seed: int, kinds: Sequence[str] = tuple(WEIGHTS)) -> Plan:
     """Draw a plan: the same for the same seed and kinds.
 
-    One of the first four faults goes round through all ``kinds``: so many seeds in a row have
-    each, but for those seeds that have no faults at all.
+    One of the first four faults goes round through all ``kinds``, so that consecutive seeds
+    cover each of them.
     """
     rng = random.Random(seed)
     (rate,) = rng.choices(RATES_PER_MINUTE, RATE_WEIGHTS)
@@ -88,15 +90,9 @@ def draw_plan(seed: int, kinds: Sequence[str] = tuple(WEIGHTS)) -> Plan:
         return Plan(seed, rate, ())
     drawn = rng.choices(kinds, [WEIGHTS[kind] or 1e-9 for kind in kinds], k=MAX_FAULTS - 1)
     drawn.insert(rng.randrange(4), kinds[seed % len(kinds)])
-    at_s, faults = rng.uniform(0, 15), []
+    wait_s, faults = rng.uniform(0, 15), []
     for kind in drawn:
-        faults.append(
-            Fault(
-                round(at_s, 2),
-                kind,
-                round(rng.uniform(*LASTS_S.get(kind, (0, 0))), 2),
-                round(rng.random(), 3),
-            )
-        )
-        at_s += min(rng.expovariate(rate / 60), 120 / rate)
+        lasts_s = rng.uniform(*LASTS_S.get(kind, (0, 0)))
+        faults.append(Fault(kind, round(wait_s, 2), round(lasts_s, 2), round(rng.random(), 3)))
+        wait_s = min(rng.expovariate(rate / 60), 120 / rate)
     return Plan(seed, rate, tuple(faults))

@@ -1,4 +1,4 @@
-"""What many runs came to, for people and as JSON."""
+"""The summary of many runs, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -13,40 +13,24 @@ from tests.chaos.matrix import Result
 
 
 def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
-    """Yield the summary, line by line: seeds first, so that the sums stand at the end."""
+    """Yield the summary line by line; the totals come last."""
     yield "seeds (fault@seconds), each replayed by --seed:"
     for result in results:
         faults = " ".join(f"{kind}@{at_s:.1f}" for at_s, kind in result.struck) or "none"
-        mark = "ok  " if result.is_good else "BAD "
-        yield f"  {mark} {result.plan.seed}: {faults}"
+        yield f"  {'ok  ' if result.is_good else 'BAD '} {result.plan.seed}: {faults}"
     struck = Counter(kind for result in results for _, kind in result.struck)
-    hit = {
-        kind: sum(kind in {name for _, name in result.struck} for result in results)
-        for kind in struck
-    }
-    yield "faults by kind (in so many runs):"
+    hit = Counter(kind for result in results for kind in {kind for _, kind in result.struck})
+    yield "faults by kind (number of runs):"
     for kind, count in sorted(struck.items()):
         yield f"  {kind:16} {count:4} ({hit[kind]})"
     if never := sorted(WEIGHTS.keys() - struck.keys()):
         yield f"  never: {', '.join(never)}"
-    yield "by rate drawn:"
-    for rate in sorted({result.plan.rate_per_minute for result in results}):
-        group = [result for result in results if result.plan.rate_per_minute == rate]
-        goodputs = [result.goodput for result in group if result.goodput is not None]
-        goodput = f"{mean(goodputs):.0%}" if goodputs else "not available"
-        minutes = sum(result.elapsed_s for result in group) / 60
-        per_minute = sum(len(result.struck) for result in group) / (minutes or 1)
-        yield (
-            f"  {rate:4.0f} faults/min: {len(group):3} runs, {per_minute:4.1f} struck, "
-            f"{mean(r.elapsed_s for r in group):5.1f} s each, goodput {goodput}"
-        )
+    if goodputs := [result.goodput for result in results if result.goodput is not None]:
+        yield f"mean goodput {mean(goodputs):.0%}"
     codes = Counter(str(life["code"]) for result in results for life in result.lives)
     ends = ", ".join(f"{code}: {count}" for code, count in sorted(codes.items()))
-    yield f"driver lives: {sum(codes.values())}, by exit code {{{ends}}}"
-    yield (
-        f"{len(results)} runs, {sum(struck.values())} faults in {elapsed_s / 60:.1f} min; "
-        f"{sum(result.audited for result in results)} outputs audited"
-    )
+    yield f"drivers: {codes.total()}, by exit code {{{ends}}}"
+    yield f"{len(results)} runs, {struck.total()} faults in {elapsed_s / 60:.1f} min"
     bad = [result for result in results if not result.is_good]
     yield (
         f"{sum(r.num_lost for r in results)} lost, {sum(r.num_doubled for r in results)} doubled, "
@@ -58,6 +42,6 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
 
 
 def to_json(results: Sequence[Result], elapsed_s: float) -> str:
-    """The same, whole, for machines."""
+    """Everything that is known about each run."""
     runs = [{**asdict(result), "is_good": result.is_good} for result in results]
     return json.dumps({"elapsed_s": round(elapsed_s, 1), "runs": runs}, indent=1)

@@ -7,27 +7,27 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.faults import RATES_PER_MINUTE, WEIGHTS, Fault, Plan, draw_plan
-from tests.chaos.matrix import Result, check, run_plan, run_undisturbed
+from tests.chaos.matrix import Result, check, right_codes, run_plan
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table
 
-NUM_VIDEOS = 48
+NUM_VIDEOS = 24
 
 MANY_KILLS = Plan(
     seed=-2,
     rate_per_minute=16.0,
     faults=(
-        Fault(5.0, "lost_answers", 8.0, 0.0),
-        Fault(8.0, "kill_decode", 0.0, 0.0),
-        Fault(9.0, "kill_write", 0.0, 0.0),
-        Fault(10.0, "store_503", 3.0, 0.0),
-        Fault(12.0, "kill_encode", 0.0, 0.0),
-        Fault(14.0, "kill_driver", 0.0, 0.0),
-        Fault(16.0, "remove_node", 3.0, 0.0),
-        Fault(17.0, "kill_child", 0.0, 0.0),
+        Fault("lost_answers", 0.0, 8.0),
+        Fault("kill_decode", 0.0, after="decode [1-9]"),
+        Fault("kill_encode", 0.5, after="encode [1-9]"),
+        Fault("store_503", 0.5, 3.0),
+        Fault("kill_write", 0.5, after="write [1-9]"),
+        Fault("kill_driver", 0.5),
+        Fault("remove_node", 0.5, 3.0, after="decode [1-9]"),
+        Fault("kill_child", 0.5),
     ),
 )
-TWO_AT_ONCE = Plan(-3, 1.0, (Fault(0.2, "two_drivers", 0.3, 0.0),))
+TWO_AT_ONCE = Plan(-3, 1.0, (Fault("two_drivers", 0.2, 0.3),))
 
 
 @pytest.fixture(scope="module")
@@ -37,44 +37,42 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: World) -> Table:
-    return run_undisturbed(world)
+def right(world: World) -> Table:
+    return right_codes(world)
 
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.timeout(400)
-def test_kills_everywhere_lose_and_double_nothing(world: World, undisturbed: Table) -> None:
-    result = run_plan(world, MANY_KILLS, undisturbed)
+@pytest.mark.timeout(2400)
+def test_kills_everywhere_lose_and_double_nothing(world: World, right: Table) -> None:
+    result = run_plan(world, MANY_KILLS, right)
     assert result.is_good, result
     assert [kind for _, kind in result.struck] == [fault.kind for fault in MANY_KILLS.faults]
+    assert {"lost_answers", "store_503"} <= world.weather.struck.keys()
     assert [life["code"] for life in result.lives] == [-9, 0]
 
-    # Were there anything to find, it would be found.
+    # The check finds what is planted.
     job, seen = world.folder / "jobs" / f"{result.name}.yaml", Result(MANY_KILLS)
-    (first, (shape, data)), *others = undisturbed.items()
+    (first, (shape, data)), *others = right.items()
     check(seen, job, {**dict(others), first: (shape, data[::-1]), ("more", 0): (shape, data)})
     assert (seen.num_lost, seen.num_unequal, seen.is_good) == (1, 1, False)
 
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(2400)
 def test_of_two_drivers_started_within_a_second_one_finishes_and_one_is_fenced(
-    world: World, undisturbed: Table
+    world: World, right: Table
 ) -> None:
-    result = run_plan(world, TWO_AT_ONCE, undisturbed)
+    result = run_plan(world, TWO_AT_ONCE, right)
     assert result.is_good, result
     assert sorted(life["code"] for life in result.lives) == [0, 6]
     (loser,) = [life for life in result.lives if life["code"] == 6]
     assert "another driver" in loser["said"]
 
 
-def test_a_seed_stands_for_one_plan_and_seeds_in_a_row_have_every_kind() -> None:
+def test_a_seed_draws_the_same_plan_and_consecutive_seeds_cover_every_kind() -> None:
     assert draw_plan(7) == draw_plan(7) != draw_plan(8)
     plans = [draw_plan(seed) for seed in range(40)]
     assert {fault.kind for plan in plans for fault in plan.faults} == WEIGHTS.keys()
     assert {plan.rate_per_minute for plan in plans} == set(RATES_PER_MINUTE)
-    for plan in plans:
-        moments = [fault.at_s for fault in plan.faults]
-        assert moments == sorted(moments)

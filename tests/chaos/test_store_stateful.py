@@ -130,7 +130,6 @@ def run_machine(
         settings=settings(
             max_examples=max_examples,
             stateful_step_count=steps,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -154,5 +153,5 @@ def test_s3_is_a_dictionary_even_when_answers_are_lost(
     s3_bucket: S3Bucket, spoiled: tuple[FaultProxy, Spoiler]
 ) -> None:
     proxy, spoiler = spoiled
-    options = StoreOptions(options={"s3": {"endpoint_url": proxy.endpoint}}, deadline_s=20)
+    options = StoreOptions(options={"s3": {"endpoint_url": proxy.endpoint}}, deadline_s=300)
     run_machine(s3_bucket.uri, options, spoiler, max_examples=12, steps=25)

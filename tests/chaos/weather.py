@@ -30,16 +30,19 @@ KINDS = {
 
 
 class Weather:
-    """Decides for a ``FaultProxy``; calm until told otherwise."""
+    """Decides for a ``FaultProxy`` which requests it spoils."""
 
     def __init__(self) -> None:
         self._until_s: dict[str, float] = {}
+        self._fresh: set[str] = set()
         self._rng = random.Random(0)
         self.struck: dict[str, int] = {}
         """Requests spoiled, by kind."""
 
     def blow(self, kind: str, seconds: float) -> None:
+        """Spoil requests for some seconds, and on until one has been spoiled."""
         self._until_s[kind] = time.monotonic() + seconds
+        self._fresh.add(kind)
 
     def calm(self) -> None:
         self._until_s = {}
@@ -48,7 +51,9 @@ class Weather:
         now = time.monotonic()
         for name, until_s in list(self._until_s.items()):
             kind = KINDS[name]
-            if now < until_s and request.method in kind.methods and self._rng.random() < kind.share:
+            is_on = now < until_s or name in self._fresh
+            if is_on and request.method in kind.methods and self._rng.random() < kind.share:
+                self._fresh.discard(name)
                 self.struck[name] = self.struck.get(name, 0) + 1
                 return kind.fault
         return None

@@ -15,7 +15,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from tests.chaos.weather import Weather
-from tests.end_to_end.jobs import write_job, write_video
+from tests.end_to_end.jobs import slow_tokenizer, write_job, write_video
 from tests.end_to_end.processes import descendants_of, pids_of
 from tests.s3_server import fresh_bucket, running_s3_server
 from tests.storage.fault_proxy import FaultProxy
@@ -33,6 +33,8 @@ class World:
     def __init__(self, folder: Path, bucket: str, weather: Weather) -> None:
         self.folder = folder
         self.bucket = bucket
+        self.hurry = folder / "hurry"
+        """While this file is missing, each clip takes two seconds."""
         self.weather = weather
         self._cluster: Cluster | None = None
         self._disks: dict[Any, Path] = {}
@@ -182,15 +184,15 @@ class World:
                 "shard_bytes": 2048,
                 "shard_max_age_s": 2.0,
             },
-            frames={"size": [96, 96]},
+            tokenizer=slow_tokenizer(until=self.hurry, pause_s=2.0),
             runtime={
                 "progress_interval_s": 2,
                 "clips_per_lease": 2,
-                "start_timeout_s": 60,
+                "start_timeout_s": 300,
                 # Kills strike at random: a clip that was there three times is still a good one.
                 "max_attempts": 10,
             },
-            storage={"deadline_s": 40},
+            storage={"deadline_s": 300},
         )
 
 

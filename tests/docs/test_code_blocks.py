@@ -1,10 +1,10 @@
-"""Every block of code on every page holds what it seems to hold.
+"""Every block of code on every page is valid.
 
-Blocks are run where that is cheap: those of the quickstart, README.md and docs/output.md by
+Blocks are run where that is cheap: the blocks of the quickstart, README.md and docs/output.md by
 tests/end_to_end/test_demo.py, of docs/data.md by tests/sources/test_data_page.py, of
 docs/reading.md by tests/reader/test_reading_page.py, of docs/models.md and docs/tokenizers.md by
-tests of their own. All blocks, run or not, are held against the program here: commands against the
-real argument parsers, job sections against the models, Python against what it imports.
+their own tests. All blocks, run or not, are checked here: commands by the real argument parsers,
+job sections by the models, Python by its imports.
 CONTRIBUTING.md states the rule.
 """
 
@@ -33,9 +33,9 @@ from tokpipe.config import JobConfig, parse_job
 BLOCKS = [block for page in pages() for block in blocks_of(name_of(page))]
 WHOLE_JOB = yaml.safe_load((REPOSITORY / "tests/config/native_job.yaml").read_text())
 LANGUAGES = {"sh", "python", "sql", "yaml", "csv", "jsonl", "diff", "text", ""}
-"""``text`` and none are for output and drawings, which nobody types."""
+"""``text`` and none are for output and drawings."""
 WITHOUT_CHECK = {"cd", "cp", "echo", "export", "git", "jq", "mkdir", "tar"}
-"""Programs that are no part of the project, but for the files that they are given."""
+"""Other programs, whose arguments are not checked, except that their files exist."""
 
 
 def of(*languages: str) -> list[Any]:
@@ -57,7 +57,7 @@ class Parsed(Exception):
 
 
 def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the ``main`` of a module parse its arguments, and go no further."""
+    """Let the ``main`` of a module parse its arguments, but not run."""
     real = argparse.ArgumentParser.parse_args
 
     def parse_only(self: argparse.ArgumentParser, *given: Any, **named: Any) -> Any:
@@ -71,7 +71,7 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail unless a command could be typed as it is written."""
+    """Fail unless a command is valid as it is written."""
     program, arguments = Path(words[0]).name, words[1:]
     made_here = {block.title for block in blocks_of(page)} | {"jobs/mine.yaml"}
     for word in arguments:
@@ -113,7 +113,9 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("block", of("sh"))
-def test_commands_are_what_the_program_takes(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_accepted_by_their_programs(
+    block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands = commands_of(block.code)
     assert commands
     for words in commands:
@@ -146,7 +148,7 @@ def help_of(verb: str) -> str:
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_commands_within_a_sentence_name_verbs_and_options_that_exist(page: Path) -> None:
+def test_commands_in_a_sentence_name_verbs_and_options_that_exist(page: Path) -> None:
     for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
         for inner in token.children or []:
             if inner.type == "code_inline" and (
@@ -158,9 +160,9 @@ def test_commands_within_a_sentence_name_verbs_and_options_that_exist(page: Path
 
 
 @pytest.mark.parametrize("block", of("yaml"))
-def test_yaml_is_a_job_or_a_part_of_one(block: Block) -> None:
+def test_yaml_is_a_job_or_part_of_one(block: Block) -> None:
     given = yaml.safe_load(block.code)
-    if "apiVersion" in given:  # Kubernetes looks at the rest of its own objects
+    if "apiVersion" in given:  # the rest is checked by Kubernetes
         assert {"kind", "metadata", "spec"} <= set(given)
         return
     assert set(given) <= set(JobConfig.model_fields), "no section of a job file has these names"
@@ -173,7 +175,7 @@ def test_yaml_is_a_job_or_a_part_of_one(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", of("python"))
-def test_python_compiles_and_imports_what_exists(block: Block) -> None:
+def test_python_compiles_and_its_imports_exist(block: Block) -> None:
     tree = ast.parse(block.code, filename=str(block))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -186,7 +188,7 @@ def test_python_compiles_and_imports_what_exists(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", of("csv", "jsonl"))
-def test_tables_are_whole(block: Block) -> None:
+def test_tables_parse(block: Block) -> None:
     lines = block.code.splitlines()
     if block.language == "csv":
         assert len({len(row) for row in csv.reader(lines)}) == 1

@@ -1,4 +1,4 @@
-"""The page on tokenizers: its sections are valid, and its example ships, and runs."""
+"""docs/tokenizers.md: its sections are valid, and its example ships and runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes what the program says, and leaves no ending unexplained."""
+"""docs/troubleshooting.md quotes real messages, and explains every exit code and reason."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tokpipe.cli.run import TOO_MANY_REJECTED
 PAGE = (REPOSITORY / "docs/troubleshooting.md").read_text()
 PACKAGE = Path(tokpipe.__file__).parent
 RAY = ("_private/utils.py", "_private/authentication/authentication_constants.py")
-"""Where Ray's own words come from that the page quotes."""
-REFUSALS = {
+"""Sources of Ray's messages that the page quotes."""
+REJECTING_CALLS = {
     "SourceError",
     "Undecodable",
     "Rejected",
@@ -30,7 +30,7 @@ REFUSALS = {
     "_suspect",
     "_blame_worker_loss",
 }
-"""Calls that give a reason, by position or by name."""
+"""Calls with a reason as an argument."""
 
 
 def quoted() -> list[str]:
@@ -43,8 +43,8 @@ def quoted() -> list[str]:
     ]
 
 
-def told(path: Path) -> Iterator[str]:
-    """Every text in a file, with ``…`` for each value that it is filled with."""
+def texts_of(path: Path) -> Iterator[str]:
+    """Every text in a file, with ``…`` for each value that is filled in."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             yield "".join(
@@ -55,23 +55,23 @@ def told(path: Path) -> Iterator[str]:
             yield re.sub(r"%[sd]", "…", node.value)
 
 
-def everything_told() -> set[str]:
+def all_texts() -> set[str]:
     ray = find_spec("ray")
     assert ray is not None
     assert ray.origin is not None
     paths = [*PACKAGE.rglob("*.py"), *(Path(ray.origin).parent / name for name in RAY)]
-    return {text for path in paths for text in told(path)}
+    return {text for path in paths for text in texts_of(path)}
 
 
 def test_every_message_on_the_page_is_one_that_is_printed() -> None:
-    known = {as_one(text) for text in everything_told()}
+    known = {as_one(text) for text in all_texts()}
     messages = quoted()
     assert len(messages) > 30
     assert not [one for one in messages if not any(as_one(one) in text for text in known)]
 
 
 def as_one(text: str) -> str:
-    """Values with hardly anything between them are one value to a reader."""
+    """Join values with hardly anything between them: to a reader they are one."""
     return re.sub(r"…(.{0,6}…)+", "…", text)
 
 
@@ -90,8 +90,8 @@ def test_every_exit_code_has_a_row(code: int) -> None:
     assert code == 0 or re.search(rf"^## Exit code {code}: ", PAGE, re.MULTILINE)
 
 
-def words_given(call: ast.Call) -> Iterator[str]:
-    """The words that a call is given by position or as its reason, both sides of a choice."""
+def words_of(call: ast.Call) -> Iterator[str]:
+    """The words among the arguments of a call, including both sides of a conditional."""
     for value in [*call.args, *(one.value for one in call.keywords if one.arg == "reason")]:
         for one in [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]:
             if isinstance(one, ast.Constant) and re.fullmatch("[a-z_]+", str(one.value)):
@@ -99,7 +99,7 @@ def words_given(call: ast.Call) -> Iterator[str]:
 
 
 def reasons() -> set[str]:
-    """Every reason that the program rejects a clip for, as its source has them."""
+    """Every reason for rejecting a clip in the source of the package."""
     found: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         if "bench" in path.parts:
@@ -107,8 +107,8 @@ def reasons() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                found |= set(words_given(node)) if called in REFUSALS else set()
-    return found - {"plan", "decode", "encode"}  # the stages, which stand beside some of them
+                found |= set(words_of(node)) if called in REJECTING_CALLS else set()
+    return found - {"plan", "decode", "encode"}  # the stages, which some calls name too
 
 
 def test_every_reason_has_a_row_and_every_row_a_reason() -> None:

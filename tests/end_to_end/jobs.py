@@ -1,28 +1,53 @@
-"""What end-to-end tests share: small real videos, small jobs, drivers as processes, comparisons."""
+"""What end-to-end tests share: small real videos, small jobs, ways to run them, comparisons."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import yaml
+from rich.console import Console
 
 from tests.videos import encode
+from tokpipe.cli import main
 from tokpipe.config import load_job
+from tokpipe.config.job import JobConfig
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.reader import open_output
+from tokpipe.runtime.assemble import Run, assemble
+from tokpipe.runtime.output import look_up, start_output
 from tokpipe.storage import open_store
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 SAMPLE = Path(__file__).parents[2] / "examples/data/bigbuckbunny.mp4"
+
+NETWORK: dict[str, Any] = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}
+TOKENIZER: dict[str, Any] = {
+    "encoder": {**NETWORK, "z_channels": 4},
+    "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 8]},
+}
+WITH_DECODER: dict[str, Any] = {**TOKENIZER, "decoder": NETWORK, "norm": "frame"}
+"""The same network, able to stream and to decode."""
+RUNTIME: dict[str, Any] = {
+    "progress_interval_s": 2,
+    "clips_per_lease": 2,
+    "encode": {"max_actors": 1},  # each one imports torch
+}
 
 Table = dict[tuple[str, int], tuple[tuple[int, ...], bytes]]
 """(clip id, chunk index) -> (shape, code bytes): what two runs are compared by."""
@@ -56,13 +81,10 @@ def write_job(
         "output": {"uri": output_uri, "shard_bytes": 1024},
         "sampling": {"fps": 8, "max_clip_frames": 9},
         "frames": {"size": [32, 32]},
-        "tokenizer": {
-            "encoder": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
-            "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 8]},
-        },
+        "tokenizer": TOKENIZER,
         "chunking": {"chunk_frames": 9},
         "encode": {"device": "cpu"},
-        "runtime": {"progress_interval_s": 2, "clips_per_lease": 2},
+        "runtime": RUNTIME,
         "max_rejected_fraction": 0.0,
     }
     job.update(changes)
@@ -75,14 +97,53 @@ def files(folder: Path) -> dict[str, Any]:
     return {"kind": "files", "uri": f"{folder}/*.mp4"}
 
 
-def start(job: Path, address: str | None = None, *options: str) -> subprocess.Popen[str]:
-    """Start a driver, on the cluster at ``address`` or on one of its own."""
+def slow_tokenizer(until: Path, pause_s: float = 0.25) -> dict[str, Any]:
+    """A tokenizer that takes ``pause_s`` for a clip until a file exists, so its job lasts."""
+    return {
+        "kind": "custom",
+        "implementation": "tests.models.custom_tokenizers:Slow",
+        "arguments": {"until": str(until), "pause_s": pause_s},
+        "declares": {
+            "temporal_stride": 2,
+            "spatial_stride": 4,
+            "codebook_size": 16,
+            "value_range": [0.0, 1.0],
+        },
+    }
+
+
+# --- running jobs -------------------------------------------------------------------------------
+
+
+def run(job: Path, address: str | None = None, *options: str) -> tuple[int, str]:
+    """Run a job with its driver in this process; return the exit code and what it printed.
+
+    It runs on the cluster at ``address``, or on one of its own.
+    """
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        _set_address(os.environ, address)
+        code = main(["run", str(job), *options])
+    return code, printed.getvalue()
+
+
+def run_well(job: Path, address: str | None = None, *options: str) -> str:
+    """Run a job that must end with exit code 0; return what it printed."""
+    code, printed = run(job, address, *options)
+    assert code == 0, printed
+    return printed
+
+
+def start(job: Path, address: str | None = None) -> subprocess.Popen[str]:
+    """Start a driver in a process, on the cluster at ``address`` or on one of its own."""
     environment = dict(os.environ)
-    environment.pop("RAY_ADDRESS", None)
-    if address is not None:
-        environment["RAY_ADDRESS"] = address
+    _set_address(environment, address)
     return subprocess.Popen(
-        [sys.executable, "-m", "tokpipe.run", str(job), *options],
+        [sys.executable, "-m", "tokpipe.run", str(job)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,7 +151,13 @@ def start(job: Path, address: str | None = None, *options: str) -> subprocess.Po
     )
 
 
-def finish(driver: subprocess.Popen[str], timeout_s: float = 120.0) -> tuple[int, str]:
+def _set_address(environment: Any, address: str | None) -> None:
+    environment.pop("RAY_ADDRESS", None)
+    if address is not None:
+        environment["RAY_ADDRESS"] = address
+
+
+def finish(driver: subprocess.Popen[str], timeout_s: float = 600.0) -> tuple[int, str]:
     """Wait for a driver; return its exit code and what it printed."""
     try:
         printed, _ = driver.communicate(timeout=timeout_s)
@@ -101,35 +168,81 @@ def finish(driver: subprocess.Popen[str], timeout_s: float = 120.0) -> tuple[int
     return driver.returncode, printed
 
 
-def run(job: Path, address: str | None = None, timeout_s: float = 120.0) -> tuple[int, str]:
-    return finish(start(job, address), timeout_s)
-
-
-def run_well(job: Path, address: str | None = None, timeout_s: float = 120.0) -> str:
-    """Run a job that must end with exit code 0; return what it printed."""
-    code, printed = run(job, address, timeout_s)
-    assert code == 0, printed
-    return printed
-
-
-def kill(driver: subprocess.Popen[str]) -> None:
-    """SIGKILL a driver that this test started."""
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate(timeout=30)
+def stop(driver: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a driver that works and wait for its end."""
+    assert driver.poll() is None, f"it ended before it could be stopped: {finish(driver)}"
+    driver.send_signal(number)
+    return finish(driver)
 
 
 def wait_until(
-    condition: Callable[[], bool], timeout_s: float = 90.0, every_s: float = 0.05
+    condition: Callable[[], bool], timeout_s: float = 600.0, every_s: float = 0.05
 ) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
         time.sleep(every_s)
+
+
+def run_without_ray(config: JobConfig) -> None:
+    """Make the output of a job in this process, each clip by itself, by the stages of a run."""
+    output, console = look_up(config), Console(quiet=True)
+    parts = assemble(config, output, start_output(config, output, console), console)
+    stages, encode_stage = parts.stages, parts.stages.encode()
+    encode_stage.setup("cpu", stages.weights)
+    stages.write.setup()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(stages.decode):
+        stages.decode.setup(Path(scratch))
+        for item in parts.feed.fetch(10**6).items:
+            made = list(_made_of(item, parts, encode_stage))
+            rejected = [one for one in made if isinstance(one, Rejected)]
+            encoded = [one for one in made if isinstance(one, EncodedClip)]
+            assert len(rejected) + len(encoded) == len(made), made
+            name = f"{stages.shard_prefix}.{item.row}-1"
+            receipts = [stages.write.process(name, encoded)] if encoded else []
+            parts.committer.commit(receipts, rejected)
+
+
+def _made_of(
+    item: WorkItem, parts: Run, encode_stage: Any
+) -> Iterator[EncodedClip | Rejected | Failed]:
+    """Yield what becomes of each clip of a plan row, or of each piece of its streamed clip."""
+    state, todo = None, [item]
+    while todo:
+        (clip,) = parts.stages.decode.process([todo.pop()])
+        if not isinstance(clip, DecodedClip):
+            yield clip
+        elif clip.piece.num_pieces > 1:
+            encoded, state = encode_stage.process_piece(clip, state)
+            yield encoded
+            if not clip.piece.is_last:
+                number = clip.piece.index + 1
+                todo.append(replace(item, piece=number, num_pieces=clip.piece.num_pieces))
+        else:
+            yield from encode_stage.process([clip])
+            number, total = clip.ref.segment + 1, clip.ref.num_segments
+            if number < total:
+                todo.append(replace(item, segment=number, num_segments=total))
+
+
+def codes_without_ray(job: Path) -> Table:
+    """The table that a job must give, however it is run."""
+    config = load_job(job)
+    output = config.output.model_copy(update={"uri": f"memory://{uuid.uuid4().hex}"})
+    alone = config.model_copy(update={"output": output})
+    run_without_ray(alone)
+    return _table(alone)
+
+
+# --- looking at outputs -------------------------------------------------------------------------
 
 
 def codes_of(job: Path) -> Table:
     """The decoded table of a job's output, read through its manifest with every check."""
-    config = load_job(job)
+    return _table(load_job(job))
+
+
+def _table(config: JobConfig) -> Table:
     table: Table = {}
     for clip in open_output(config.output.uri, config.storage).clips():
         for index, chunk in enumerate(clip.chunks):
@@ -164,13 +277,13 @@ def assert_complete(job: Path) -> None:
             assert store.size(receipt.side_table) == receipt.side_table_size_bytes
 
 
-def num_entries(job: Path) -> int:
-    """How many commits a local output has by now; drivers' claims are none."""
+def num_commits(job: Path) -> int:
+    """How many entries of a local output's manifest list something; claims do not."""
     folder = Path(load_job(job).output.uri) / "manifest"
     return sum(b'"claim"' not in path.read_bytes() for path in folder.glob("????????.json"))
 
 
 def peak_actors(printed: str, stage: str) -> int:
-    """The most actors of a stage that any progress line of a driver shows."""
+    """The most actors of a stage in any progress line of a driver."""
     found = re.findall(rf"{stage} [\d,]+ \([\d.,]+/s, (\d+) actors\)", printed)
     return max(map(int, found), default=0)

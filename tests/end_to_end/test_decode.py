@@ -10,36 +10,29 @@ import av
 import numpy as np
 import pytest
 
-from tests.end_to_end.jobs import files, run_well, write_job, write_video
+from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_job, write_video
 from tokpipe.cli import main
+from tokpipe.config import load_job
 from tokpipe.config.job import JobConfig
 from tokpipe.media.quality import psnr_db, structural_similarity
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import open_output
 from tokpipe.reconstruct import Reconstructor, SourceFrames
 
-NETWORK = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}
-TOKENIZER = {
-    "encoder": {**NETWORK, "z_channels": 4},
-    "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 8]},
-    "decoder": NETWORK,
-    "norm": "frame",
-}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished job that streamed a video of four pieces."""
+    """The output of a job that streamed a video of four pieces."""
     folder: Path = tmp_path_factory.mktemp("decode")
-    write_video(folder / "videos/a.mp4", num_frames=30)
+    write_video(folder / "videos/video.mp4", num_frames=30)
     job = write_job(
         folder / "job.yaml",
         files(folder / "videos"),
         str(folder / "out"),
-        tokenizer=TOKENIZER,
+        tokenizer=WITH_DECODER,
         chunking={"policy": "streaming", "chunk_frames": 5},
     )
-    run_well(job, timeout_s=240)
+    run_without_ray(load_job(job))
     return folder
 
 
@@ -53,8 +46,6 @@ def size_and_length(path: Path) -> tuple[int, int, int]:
     return (len(frames), *frames[0].shape[:2])
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_clip_comes_back_beside_its_source(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,8 +69,6 @@ def test_a_clip_comes_back_beside_its_source(
     assert said["quality"]["ssim"] == pytest.approx(structural_similarity(wanted, found).mean())
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_clip_is_shown_as_a_picture_of_its_frames(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,9 +81,7 @@ def test_a_clip_is_shown_as_a_picture_of_its_frames(
     assert "PSNR" not in printed
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_what_cannot_be_decoded_is_said(
+def test_what_cannot_be_decoded_is_explained(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def complaint(*arguments: str) -> str:
@@ -105,7 +92,7 @@ def test_what_cannot_be_decoded_is_said(
     assert "no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
     assert "ends in .gif" in complaint("-o", str(tmp_path / "clip.gif"))
     assert "its folder does not exist" in complaint("-o", str(tmp_path / "none/clip.mp4"))
-    video = folder / "videos/a.mp4"
+    video = folder / "videos/video.mp4"
     kept = video.read_bytes()
     try:
         write_video(video, num_frames=20)
@@ -117,7 +104,6 @@ def test_what_cannot_be_decoded_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.ray
 def test_an_audit_encodes_a_streamed_clip_to_the_same_codes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ def test_the_demo_makes_codes_that_anyone_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = _project(tmp_path)
-    printed = run_well(job, timeout_s=240)
+    printed = run_well(job)
     assert_complete(job)
     # 132 frames at 25/s are 5.28 s: 43 frames at 8/s, in clips of 17, 17 and 9.
     output = open_output(str(tmp_path / "out/demo"))
@@ -63,7 +63,7 @@ def test_the_demo_makes_codes_that_anyone_can_read(
     assert main(["decode", str(tmp_path / "out/demo"), "--compare", "-o", str(picture)]) == 0
     psnr = re.search(r"PSNR (\d+\.\d+) dB", capsys.readouterr().out)
     assert psnr is not None
-    assert float(psnr[1]) > 20, "the checkpoint that ships does not know the film it was trained on"
+    assert float(psnr[1]) > 20, "the checkpoint that ships does not reproduce its training video"
 
     monkeypatch.chdir(tmp_path)
     for page in ("README.md", "docs/output.md"):
@@ -85,7 +85,6 @@ def _give(block: Block, output: str) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_the_quickstart_leads_from_videos_to_a_model_that_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,13 +162,13 @@ def _submit(folder: Path, job: str) -> str:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1000,
             check=False,
         )  # fmt: skip
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     finally:
         head.terminate()
-        head.communicate(timeout=30)
+        head.communicate(timeout=300)
     return submitted.stdout
 
 

@@ -1,4 +1,4 @@
-"""Bad files among good ones: too many fail the job, and one that takes its decoder down does not.
+"""Files that take their decoder down, among good ones.
 
 Every other kind of bad file: tests/hostile.
 """
@@ -14,33 +14,12 @@ from tests.end_to_end.jobs import (
     assert_complete,
     codes_of,
     files,
-    finish,
     rejections_of,
-    run,
-    start,
+    run_well,
     write_job,
     write_video,
     write_videos,
 )
-
-
-@pytest.mark.ray
-def test_too_many_rejected_clips_fail_the_job_with_their_own_code(
-    tmp_path: Path, ray_address: str
-) -> None:
-    write_videos(tmp_path / "videos", 3)
-    (tmp_path / "videos" / "bad.mp4").write_text("no video")
-    job = write_job(
-        tmp_path / "job.yaml",
-        files(tmp_path / "videos"),
-        str(tmp_path / "out"),
-        max_rejected_fraction=0.05,
-    )
-    code, printed = run(job, ray_address)
-    assert code == 4, printed
-    assert "1 rejected: not_a_video 1" in printed
-    assert len({clip_id for clip_id, _ in codes_of(job)}) == 9  # three videos of three clips
-
 
 PLANTED_DECORD = '''
 """Stands in front of the real decord, and misbehaves for files that are called so."""
@@ -62,6 +41,7 @@ real.VideoReader = VideoReader
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_decoder_that_hangs_and_one_that_crashes_cost_one_clip_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +50,7 @@ def test_a_decoder_that_hangs_and_one_that_crashes_cost_one_clip_each(
     (planted / "decord" / "__init__.py").write_text(PLANTED_DECORD)
     monkeypatch.setenv("PYTHONPATH", str(planted), prepend=os.pathsep)
     folder = tmp_path / "videos"
-    write_videos(folder, 6)
+    write_videos(folder, 4)
     write_video(folder / "a_hangs.mp4", 20, seed=50)
     write_video(folder / "clip003_crashes.mp4", 20, seed=51)
     job = write_job(
@@ -80,11 +60,10 @@ def test_a_decoder_that_hangs_and_one_that_crashes_cost_one_clip_each(
         decode={"backend": "decord", "deadline_s": 3},
         max_rejected_fraction=1.0,
     )
-    code, printed = finish(start(job))
-    assert code == 0, printed
+    run_well(job)
     assert_complete(job)
     assert rejections_of(job) == {
         str(folder / "a_hangs.mp4"): "timeout",
         str(folder / "clip003_crashes.mp4"): "crashed",
     }
-    assert len({clip_id for clip_id, _ in codes_of(job)}) == 6 * 3
+    assert len({clip_id for clip_id, _ in codes_of(job)}) == 4 * 3

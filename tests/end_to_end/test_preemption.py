@@ -1,10 +1,10 @@
-"""A node that the cluster says will be taken away, as a spot instance is."""
+"""A cluster that announces the loss of a node, as of a spot instance, and gets new ones later."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,12 @@ from ray.cluster_utils import Cluster
 from tests.end_to_end.jobs import (
     assert_complete,
     codes_of,
+    codes_without_ray,
     files,
     finish,
-    num_entries,
-    run_well,
+    num_commits,
+    peak_actors,
+    slow_tokenizer,
     start,
     wait_until,
     write_job,
@@ -25,7 +27,7 @@ from tests.end_to_end.jobs import (
 
 
 def drain(cluster: Cluster, node_id: str, seconds: int) -> None:
-    """Give the cluster the notice that its autoscaler gives when a spot instance is reclaimed."""
+    """Announce the end of a node, as an autoscaler does when a spot instance is reclaimed."""
     subprocess.run(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
@@ -35,41 +37,49 @@ def drain(cluster: Cluster, node_id: str, seconds: int) -> None:
         ],
         check=True,
         capture_output=True,
-        timeout=60,
     )
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-def test_what_a_reclaimed_node_holds_is_committed_before_it_goes(
-    tmp_path: Path, ray_address: str
-) -> None:
-    write_videos(tmp_path / "videos", 30)
-    # Nothing would be written before the end, were it not for the notice.
-    output = {"uri": str(tmp_path / "b")}
-    source, frames = files(tmp_path / "videos"), {"size": [96, 96]}
-    undisturbed = write_job(tmp_path / "a.yaml", source, str(tmp_path / "a"), frames=frames)
-    job = write_job(tmp_path / "b.yaml", source, "", frames=frames, output=output)
-    run_well(undisturbed, ray_address)
+def await_line(driver: subprocess.Popen[str], is_wanted: Callable[[str], bool]) -> None:
+    assert driver.stdout is not None
+    seen: list[str] = []
+    while not (seen and is_wanted(seen[-1])):
+        seen.append(driver.stdout.readline())
+        assert seen[-1], f"ended too early: {seen}"
 
+
+@pytest.mark.ray
+def test_a_node_is_lost_only_after_its_codes_are_committed_and_new_nodes_are_used(
+    tmp_path: Path,
+) -> None:
+    write_videos(tmp_path / "videos", 80)
+    # Shards so large that without the notice nothing would be written before the end.
+    job = write_job(
+        tmp_path / "job.yaml",
+        files(tmp_path / "videos"),
+        "",
+        output={"uri": str(tmp_path / "out")},
+        tokenizer=slow_tokenizer(until=tmp_path / "hurry", pause_s=1.5),
+        runtime={"progress_interval_s": 0.5, "clips_per_lease": 2},
+    )
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         driver = start(job, cluster.address)
-        assert driver.stdout is not None
-        for line in driver.stdout:  # progress, every other second
-            if re.search(r"encode \d\d", line):
-                break
-        assert num_entries(job) == 0
-        drain(cluster, nodes[0].node_id, 30)
-        wait_until(lambda: num_entries(job) > 0 or driver.poll() is not None, 60)
+        await_line(driver, lambda line: peak_actors(line, "encode") > 1 and "encode 0 " not in line)
+        assert num_commits(job) == 0
+        drain(cluster, nodes[0].node_id, 1200)
+        wait_until(lambda: num_commits(job) > 0 or driver.poll() is not None)
         assert driver.poll() is None, "the notice alone must make it commit"
         cluster.remove_node(nodes[0], allow_graceful=False)
-        code, printed = finish(driver, timeout_s=200)
+        cluster.add_node(num_cpus=3)
+        await_line(driver, lambda line: peak_actors(line, "encode") > 3)
+        (tmp_path / "hurry").touch()
+        code, printed = finish(driver)
     finally:
         cluster.shutdown()
     assert code == 0, printed
     assert_complete(job)
-    assert codes_of(job) == codes_of(undisturbed)
+    assert codes_of(job) == codes_without_ray(job)

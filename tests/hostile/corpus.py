@@ -144,26 +144,13 @@ def _flip(counts: list[int], place: Callable[[bytearray, random.Random], int]) -
     return flip
 
 
-def _zero(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.choice([1, 16, 512, 4096]))
-    data[start:end] = bytes(end - start)
+def _change(sizes: list[int], change: Callable[[bytes, random.Random], bytes]) -> Damage:
+    def damage(data: bytearray, rng: random.Random) -> None:
+        start = rng.randrange(len(data))
+        end = min(len(data), start + rng.choice(sizes))
+        data[start:end] = change(bytes(data[start:end]), rng)
 
-
-def _noise(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.choice([16, 512, 4096]))
-    data[start:end] = rng.randbytes(end - start)
-
-
-def _remove(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    del data[start : start + rng.choice([1, 16, 188, 2048])]
-
-
-def _repeat(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    data[start:start] = data[start : start + rng.choice([16, 188, 2048])]
+    return damage
 
 
 def _huge_numbers(data: bytearray, rng: random.Random) -> None:
@@ -190,10 +177,10 @@ _DAMAGE: dict[str, Damage] = {
     "bits flipped in frames": _flip(
         [1, 1, 5, 50], lambda data, rng: rng.randrange(_header_bytes(data), len(data))
     ),
-    "zeroed": _zero,
-    "noise": _noise,
-    "bytes removed": _remove,
-    "bytes repeated": _repeat,
+    "zeroed": _change([1, 16, 512, 4096], lambda part, rng: bytes(len(part))),
+    "noise": _change([16, 512, 4096], lambda part, rng: rng.randbytes(len(part))),
+    "bytes removed": _change([1, 16, 188, 2048], lambda part, rng: b""),
+    "bytes repeated": _change([16, 188, 2048], lambda part, rng: part * 2),
     "huge numbers": _huge_numbers,
     "spliced": _splice,
 }
@@ -232,6 +219,10 @@ def _of(name: str) -> Make:
 def _video(num_frames: int = 20, **settings: Any) -> Make:
     settings.setdefault("options", _X264 if "codec" not in settings else None)
     return lambda path: write_video(path, num_frames, fps=FPS, **settings)
+
+
+def _resized(codec: str) -> Make:
+    return lambda path: write_size_change(path, codec, 20)
 
 
 def _sample_cut(share: float) -> Make:
@@ -330,12 +321,8 @@ _FAMILIES: dict[str, _Cases] = {
         "rotated_90.mp4": (_video(rotation=90), _OK),
         "rotated_180.mp4": (_video(rotation=180), _OK),
         "rotated_17.mp4": (_video(rotation=17), {TOKENIZED, "unsupported"}),
-        "size_change.webm": (
-            lambda path: write_size_change(path, "libvpx-vp9", 20), {TOKENIZED, "corrupt"},
-        ),
-        "size_change.mkv": (
-            lambda path: write_size_change(path, "mpeg4", 20), {TOKENIZED, "corrupt"},
-        ),
+        "size_change.webm": (_resized("libvpx-vp9"), {TOKENIZED, "corrupt"}),
+        "size_change.mkv": (_resized("mpeg4"), {TOKENIZED, "corrupt"}),
         "tiny.mkv": (_video(size=(2, 2), codec="ffv1"), _OK),
         "one_pixel.mkv": (_video(3, size=(1, 1), codec="ffv1", pix_fmt="bgr0"), _OK),
     },
@@ -437,9 +424,10 @@ _FAMILIES: dict[str, _Cases] = {
         ),
     },
     "cut samples": {
-        "cut_10.mp4": (_sample_cut(0.1), {"truncated", "corrupt", "not_a_video"}),
-        "cut_50.mp4": (_sample_cut(0.5), {"truncated", "corrupt", "not_a_video"}),
-        "cut_99.mp4": (_sample_cut(0.99), {"truncated", "corrupt", "not_a_video"}),
+        **{
+            f"cut_{share:.0%}.mp4": (_sample_cut(share), {"truncated", "corrupt", "not_a_video"})
+            for share in (0.1, 0.5, 0.99)
+        },
         "cut_between_packets.mp4": (_between_packets, {"truncated"}),
         "flipped_frames.mp4": (
             _sample_flipped(2, 100_000, 1_000_000, 200), {"corrupt", "truncated"},

@@ -1,4 +1,4 @@
-"""The peak of resident memory of processes, as Linux measures it."""
+"""Peak memory of processes, as Linux counts it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+
+from tests.end_to_end.processes import command_of, descendants_of
 
 DECODER = "tokpipe.media.child"
 """Part of the command line of a decoding child."""
@@ -28,42 +29,14 @@ def reset_peak(pid: int | str = "self") -> None:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def decoding_children() -> list[int]:
-    """Process ids of this process's decoding children."""
-    return [pid for pid in _children(os.getpid()) if DECODER in _command(pid)]
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    for child in _children(pid):
-        yield child
-        yield from _descendants(child)
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        )
-    return ""
-
-
 def _kind(command: str) -> str | None:
     """Return what a process does in a job, by its command line."""
     if DECODER in command:
         return "decoding child"
     if "tokpipe.run" in command:
         return "driver"
-    if found := re.match(r"ray::(\w*Actor)", command):
-        return found[1]
-    return None
+    found = re.match(r"ray::(\w*Actor)", command)
+    return found[1] if found else None
 
 
 class PeakWatch:
@@ -88,6 +61,6 @@ class PeakWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every_s):
-            for pid in _descendants(os.getpid()):
-                if kind := _kind(_command(pid)):
+            for pid in descendants_of(os.getpid()):
+                if kind := _kind(command_of(pid)):
                     self.peaks[kind] = max(self.peaks.get(kind, 0), peak_bytes(pid))

@@ -12,9 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from tests.end_to_end.jobs import assert_complete, codes_of, run, write_job, write_videos
+from tests.end_to_end.jobs import (
+    assert_complete,
+    codes_of,
+    finish,
+    run,
+    start,
+    write_job,
+    write_videos,
+)
+from tests.end_to_end.processes import pids_of
 from tests.hostile.corpus import FPS, REASONS, TOKENIZED, VideoCase
-from tests.hostile.memory import PeakWatch, decoding_children, peak_bytes, reset_peak
+from tests.hostile.memory import DECODER, PeakWatch, peak_bytes, reset_peak
 from tests.hostile.tables import TableCase
 from tests.videos import numbers_of
 from tokpipe.config import load_job
@@ -27,7 +36,7 @@ from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
 from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
-DEADLINE_S = 20.0
+DEADLINE_S = 300.0
 """``decode.deadline_s``. No case may end in ``timeout``, which would mean that a decoder hung."""
 DECODER_BYTES = 1 << 30
 """``decode.memory_bytes``: memory of the decoding child on top of what it starts with."""
@@ -182,10 +191,10 @@ def decode_corpus(
     stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
     stage.setup(scratch)
     for item in items:
-        for pid in decoding_children():
+        for pid in pids_of(DECODER):
             reset_peak(pid)
         clips = _decode(stage, item)
-        peak = max(map(peak_bytes, decoding_children()), default=0)
+        peak = max(map(peak_bytes, pids_of(DECODER)), default=0)
         name = Path(item.source_uri).name
         case = by_name.get(name)
         report.peak = max(report.peak, (peak, name))
@@ -280,7 +289,7 @@ def run_corpus_job(
     A second job over the good videos alone must produce the same codes.
     """
     with PeakWatch() as watch:
-        code, printed = run(job_path, address, timeout_s)
+        code, printed = finish(start(job_path, address), timeout_s)
     report.job_peaks = watch.peaks
     if code != 0:
         report.violations.append(f"the job ended with exit code {code}:\n{printed[-3000:]}")

@@ -51,6 +51,6 @@ def test_a_job_over_hostile_files_completes_with_a_reason_for_each(
     tables = [case for case in table_cases(0, 1) if case.in_job and case.name != "schemes.csv"]
     job = corpus_job(tmp_path, cases, tables)
     alone = decode_corpus(job, cases, report, again_every=1000)
-    run_corpus_job(job, alone, ray_address, report, timeout_s=180)
+    run_corpus_job(job, alone, ray_address, report, timeout_s=1000)
     assert report.num_cases == len(cases) > 40
     assert not report.violations, "\n".join(report.lines())

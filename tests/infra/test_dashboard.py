@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that there are, by labels that they have; and for all of them."""
+"""The dashboard queries every declared metric, by labels that exist, and nothing else."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_declared_metric_is_shown(dashboard: dict[str, Any]) -> None:
     assert asked == DECLARED.keys()
 
 
-def test_rates_are_those_of_counters(dashboard: dict[str, Any]) -> None:
+def test_rates_are_taken_of_counters_and_means_of_gauges(dashboard: dict[str, Any]) -> None:
     for target in targets(dashboard):
         for function, name in re.findall(r"(\w+)\((ray_tokpipe_\w+)", target["expr"]):
             if function in ("rate", "increase"):
@@ -91,7 +91,7 @@ def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
         taken |= cells
 
 
-def test_prometheus_is_pointed_at_the_file_that_ray_writes() -> None:
+def test_prometheus_reads_the_file_that_ray_writes() -> None:
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
     config = yaml.safe_load((ROOT / "infra/prometheus.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The dependency audit tells a package without vulnerabilities from one nobody looked up."""
+"""The dependency audit: vulnerable, unpinned and unchecked packages."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_an_accepted_vulnerability_passes_by_any_of_its_names(
     assert audit.judge(report({"vulns": [FLAW]})) == ([], 1, 0)
 
 
-def test_what_was_not_looked_up_does_not_count_as_sound() -> None:
+def test_a_package_that_was_not_checked_does_not_count_as_safe() -> None:
     assert audit.judge(report({"skip_reason": "not found"}, {})) == ([], 1, 1)
 
 
-def test_a_service_that_does_not_answer_is_said_aloud_and_fails_where_it_must_not(
+def test_an_unreachable_service_is_reported_and_fails_where_the_audit_is_required(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(audit, "pip_audit", lambda: None)

@@ -1,4 +1,4 @@
-"""The installer finds a build of PyTorch wherever it can, and says what each choice costs."""
+"""The installer prefers the CPU build of PyTorch, and warns about the large one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 PIP = """#!/usr/bin/env bash
-# Stands in for the environment's Python: notes each installation, and fails those of REFUSED.
+# A fake Python: it logs each installation, and fails those with a word of FAILING.
 [[ "$*" == *"pip"*" show "* ]] && exit 1
 echo "$*" >> "$LOG"
-for word in $REFUSED; do [[ "$*" == *"$word"* ]] && exit 1; done
+for word in $FAILING; do [[ "$*" == *"$word"* ]] && exit 1; done
 exit 0
 """
 
 
 @pytest.mark.parametrize(
-    ("refused", "torch", "warns"),
+    ("failing", "torch", "warns"),
     [
         ("", r"torch==[\d.]+\+cpu$", False),
         ("+cpu", r"torch==[\d.]+ --index-url \S+/whl/cpu$", False),
@@ -29,14 +29,14 @@ exit 0
     ids=["where pip looks", "index of CPU builds", "PyPI"],
 )
 def test_the_cpu_build_is_preferred_and_pypi_is_the_last_resort(
-    refused: str, torch: str, warns: bool, tmp_path: Path
+    failing: str, torch: str, warns: bool, tmp_path: Path
 ) -> None:
     python = tmp_path / "venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(PIP)
     python.chmod(0o755)
     log = tmp_path / "log"
-    environment = {"PATH": "/usr/bin:/bin", "LOG": str(log), "REFUSED": refused}
+    environment = {"PATH": "/usr/bin:/bin", "LOG": str(log), "FAILING": failing}
     command = [str(ROOT / "infra/install.sh"), str(tmp_path / "venv")]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     installed = [line for line in log.read_text().splitlines() if "torch==" in line]
@@ -45,7 +45,7 @@ def test_the_cpu_build_is_preferred_and_pypi_is_the_last_resort(
     assert log.read_text().splitlines()[-1].endswith("--editable .")
 
 
-def test_a_job_needs_few_packages_and_the_tools_come_on_top() -> None:
+def test_running_jobs_needs_few_packages_and_no_development_tools() -> None:
     run, dev = ((ROOT / f"requirements{name}.txt").read_text() for name in ("", "-dev"))
     assert len(re.findall("^[\\w.-]+==", run, re.MULTILINE)) <= 60
     assert "--requirement requirements.txt" in dev

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +46,20 @@ class Blocks(nn.Module):
         frames = (codes / 15).unsqueeze(1).repeat_interleave(4, 3).repeat_interleave(4, 4)
         rest = frames[:, :, 1:].repeat_interleave(2, 2)
         return torch.cat([frames[:, :, :1], rest], 2).expand(-1, 3, -1, -1, -1)
+
+
+class Slow(Blocks):
+    """Takes ``pause_s`` for each chunk, and no CPU, until the file ``until`` exists."""
+
+    def __init__(self, until: str, pause_s: float) -> None:
+        super().__init__()
+        self.until, self.pause_s = Path(until), pause_s
+
+    def encode(self, x: Tensor) -> Tensor:
+        end_s = time.monotonic() + self.pause_s * len(x)
+        while time.monotonic() < end_s and not self.until.exists():
+            time.sleep(0.05)
+        return super().encode(x)
 
 
 class WithoutEncode(nn.Module):
