@@ -50,7 +50,7 @@ def items(*rows: int) -> tuple[WorkItem, ...]:
 
 
 class Bench:
-    """A dispatcher with one actor per stage, up, and every command it gave."""
+    """A dispatcher with one actor per stage, up, and every command it emitted."""
 
     def __init__(self, *rows: int, exhausted: bool = True, limits: Limits = LIMITS) -> None:
         self.dispatcher = Dispatcher(limits, ref_of)
@@ -89,7 +89,7 @@ class Bench:
     def lose(self, actor: int, *, with_node: bool = False) -> list[Command]:
         return self.send(ActorLost(actor, with_node, "killed"))
 
-    # --- what came of them ----------------------------------------------------------------------
+    # --- what followed ----------------------------------------------------------------------
 
     def in_flight(self, *stages: Stage) -> list[Dispatch]:
         """Attempts that are out, of these stages or of all, oldest first."""

@@ -1,4 +1,4 @@
-"""Who is at fault: clips only if they were alone, never for stores or nodes."""
+"""Who is at fault: a clip only if it was alone, and never for a store or a node."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_suspects_do_not_wait_for_the_end_of_the_job() -> None:
     bench = Bench(*range(100), limits=replace(LIMITS, runtime=pools))
     first = bench.in_flight()[0]
     bench.lose(first.actor)
-    bench.send(Capacity(2, 0))  # no replacement: the decoder that is always busy has to do
+    bench.send(Capacity(2, 0))  # no replacement, so the busy decoder must do it
     bench.play(24)
     rows = {item.row for one in only(Dispatch, bench.log)[2:] for item in one.lease.items}
     assert {item.row for item in first.lease.items} <= rows
-    assert 99 not in rows, "all was done: there was nothing to overtake"
+    assert 99 not in rows, "everything is done, so nothing could be overtaken"
 
 
-def test_a_lost_node_blames_nobody() -> None:
+def test_a_lost_node_blames_no_clip() -> None:
     bench = Bench(0, 1, 2)
     (first,) = bench.in_flight()
     bench.lose(first.actor, with_node=True)

@@ -1,4 +1,4 @@
-"""The committer alone: fencing, lost answers, checkpoints."""
+"""The committer: fencing, lost answers, checkpoints."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.types import Failed
 
 
-def test_what_happens_is_noted() -> None:
+def test_events_are_noted() -> None:
     bench = Bench(0)
     assert bench.notes == [("pools_resized", False), *3 * [("actor_up", False)]]
     (decode,) = bench.in_flight()

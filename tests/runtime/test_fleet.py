@@ -1,4 +1,4 @@
-"""Which actors there are, who has room, and which nodes are left alone."""
+"""Which actors exist, who has room, and which nodes are avoided."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_idle_actors_come_before_those_with_a_free_slot() -> None:
     assert fleet.same_actor("decode", 1) is None, "it is worth waiting for the source file"
 
 
-def test_actors_that_cost_least_are_let_go_first() -> None:
+def test_the_actors_that_cost_least_are_removed_first() -> None:
     fleet = fleet_of(3)
     fleet.assign(3, 1, 0.0, alone=False)
     fleet.start("decode", 1.0, zero_cpu=False)

@@ -20,7 +20,7 @@ def test_an_output_is_released_with_its_last_clip() -> None:
     assert released(out.take()) == {7, 8}
 
 
-def test_an_attempt_that_was_given_up_is_unknown() -> None:
+def test_an_attempt_ends_once() -> None:
     flights, lease = Flights(Outbox()), DecodeLease(())
     for flight in (first := Dispatch(1, 5, lease), Dispatch(2, 5, lease)):
         flights.start(flight)

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a run: counters that only grow, and few labels."""
+"""The metrics of a run: counters only grow, and labels are few."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def snapshot(run: Account | None = None) -> Snapshot:
     )
 
 
-def test_names_are_those_of_prometheus() -> None:
+def test_names_follow_the_conventions_of_prometheus() -> None:
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
     for metric in METRICS:
@@ -34,13 +34,13 @@ def test_names_are_those_of_prometheus() -> None:
 
 
 def raised(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:
-    """What counters stand at after these: (name, *labels of its own) -> value."""
+    """Counters after these snapshots: (name, *labels) -> value."""
     changes = Changes()
     counts: dict[tuple[str, ...], float] = {}
     for one in snapshots:
         for metric, labels, value in changes.of(one):
             if metric.kind == "counter":
-                assert value > 0, "Ray refuses to add nothing"
+                assert value > 0, "Ray rejects increments of 0"
                 key = (metric.name, *labels)
                 counts[key] = counts.get(key, 0.0) + value
     return counts
@@ -56,7 +56,7 @@ def test_counters_wait_while_lost_work_is_done_again() -> None:
     assert counts == {("tokpipe_clips", "decode"): 9}
 
 
-def test_reasons_beyond_a_bound_are_one_series() -> None:
+def test_reasons_beyond_the_limit_share_one_series() -> None:
     reasons = {f"reason{number}": 1 for number in range(MAX_REASONS + 5)}
     counts = raised(
         snapshot(Account(rejected=reasons)),
@@ -67,7 +67,7 @@ def test_reasons_beyond_a_bound_are_one_series() -> None:
     assert counts["tokpipe_rejected_clips", "other"] == 7
 
 
-def test_busy_shares_are_those_of_the_progress_line() -> None:
+def test_busy_ratios_match_the_progress_line() -> None:
     (busy,) = (metric for metric in METRICS if metric.name == "tokpipe_busy_ratio")
     (light,) = (metric for metric in METRICS if metric.name == "tokpipe_speed_of_light_ratio")
     up: dict[str, float] = dict.fromkeys(STAGES, 10.0)
@@ -77,7 +77,7 @@ def test_busy_shares_are_those_of_the_progress_line() -> None:
     assert light.values(seen) == {(): 0.9}
 
 
-def test_the_page_is_what_is_declared() -> None:
+def test_the_monitoring_page_lists_every_metric_and_event() -> None:
     page = PAGE.read_text()
-    assert metrics_table() in page, "put what python -m tokpipe.runtime.metrics prints there"
-    assert events_table() in page, "put what python -m tokpipe.telemetry.logs prints there"
+    assert metrics_table() in page, "paste the output of python -m tokpipe.runtime.metrics"
+    assert events_table() in page, "paste the output of python -m tokpipe.telemetry.logs"

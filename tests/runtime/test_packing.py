@@ -1,4 +1,4 @@
-"""What crosses Ray comes out as it went in."""
+"""Values that cross Ray arrive unchanged."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ REF = ClipRef("id", 3, 0, 1, "s3://bucket/a.mp4")
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_values_come_back_equal(value: object) -> None:
+def test_values_survive_pickling(value: object) -> None:
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(value, protocol)) == value
     assert pickle.loads(pickle.dumps(Packed([value, value]))) == [value, value]
 
 
-def test_arrays_travel_as_buffers_beside_what_is_pickled() -> None:
+def test_arrays_are_not_copied_into_the_pickle() -> None:
     frames = np.arange(2 * 64 * 64 * 3, dtype=np.uint8).reshape(2, 64, 64, 3)
     clip = DecodedClip(REF, frames, np.zeros(2), 8.0, "pyav")
     buffers: list[pickle.PickleBuffer] = []

@@ -51,7 +51,7 @@ def test_half_a_gpu_each_makes_twice_as_many_encoders() -> None:
     ("decode_s", "encode_s", "decode", "encode"),
     [(0.1, 0.9, 1, 8), (0.5, 0.5, 4, 5), (0.9, 0.1, 8, 1), (0.0, 1.0, 1, 8)],
 )
-def test_on_cpus_both_stages_get_what_they_were_measured_to_need(
+def test_on_cpus_stages_are_divided_by_measured_need(
     decode_s: float, encode_s: float, decode: int, encode: int
 ) -> None:
     need = Need(decode_s, encode_s)
@@ -59,7 +59,7 @@ def test_on_cpus_both_stages_get_what_they_were_measured_to_need(
     assert (sizes.decode, sizes.encode) == (decode, encode)
 
 
-def test_no_division_is_slower_than_the_one_without_measurements() -> None:
+def test_measurements_never_make_pools_slower() -> None:
     for cpus in (2, 3, 8, 31):
         for tenths in range(1, 10):
             need = Need(tenths / 10, 1 - tenths / 10)
@@ -76,7 +76,7 @@ def rate(sizes: PoolSizes, cpus: int, need: Need) -> float:
     )
 
 
-def test_pools_stay_as_they_are_where_a_change_would_gain_little() -> None:
+def test_pools_do_not_change_for_a_small_gain() -> None:
     def sizes(need: Need) -> PoolSizes:
         return size_pools(
             Capacity(32, 0), RuntimeConfig(), on_gpu=False, need=need, num_decoders=16
@@ -86,7 +86,7 @@ def test_pools_stay_as_they_are_where_a_change_would_gain_little() -> None:
     assert sizes(Need(0.2, 0.8)).decode == 7
 
 
-def test_one_decoder_works_on_the_cpus_of_others() -> None:
+def test_one_decoder_shares_the_cpus_of_others() -> None:
     for cpus in range(1, 20):
         sizes = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
         assert sizes.decode_shares
@@ -95,7 +95,7 @@ def test_one_decoder_works_on_the_cpus_of_others() -> None:
     assert not size_pools(Capacity(8, 1), RuntimeConfig(), on_gpu=True).decode_shares
 
 
-def test_leases_grow_only_where_clips_take_little_time() -> None:
+def test_leases_grow_only_if_clips_are_quick() -> None:
     for clip_s, num_clips in ((0.00025, 32), (0.125, 8), (2.5, 4)):
         limits = replace(LIMITS, clips_per_lease=32, usual_clips=4, shard_bytes=10**9)
         bench = Bench(*range(1000), limits=limits)

@@ -46,24 +46,24 @@ def test_a_terminal_shows_each_stage_what_was_rejected_and_the_speed() -> None:
     assert max(map(len, text.splitlines())) <= 100 + len("\x1b[2K\x1b[1A") * 8
 
 
-def test_a_bar_is_as_long_as_what_is_done() -> None:
+def test_a_bar_shows_the_fraction_done() -> None:
     bar = _bar(1_000, 3_000)
     colours = {str(span.style): bar.plain[span.start : span.end] for span in bar.spans}
     assert colours == {"green": "━" * 8, "bright_black": "━" * 16}
 
 
-def test_elsewhere_one_line_says_the_same() -> None:
+def test_without_a_terminal_one_line_says_the_same() -> None:
     (line,) = shown(SNAPSHOT, on_terminal=False).splitlines()
     assert line.startswith("of ~3,000 clips: decode 40 (7.5/s, 3 actors), encode 30")
     assert "rejected 4, goodput 50%, ETA -; speed of light 95%" in line
 
 
-def test_a_total_that_is_known_is_no_estimate() -> None:
+def test_a_known_total_is_not_marked_as_an_estimate() -> None:
     assert "40/3,000" in shown(replace(SNAPSHOT, total=3_000), on_terminal=True)
     assert "rejected" not in shown(replace(SNAPSHOT, rejected={}), on_terminal=True)
 
 
-def test_what_nobody_has_opened_is_taken_to_be_like_the_rest() -> None:
+def test_unopened_rows_are_expected_to_be_like_opened_ones() -> None:
     state = ManifestState(CommittedRows(100))
     refused = Rejected(ClipRef("a", 0, 0, 1, "u"), "decode", "empty", "")
     state.apply(ManifestEntry(0, "w", "now", rejected=(refused,)))

@@ -1,4 +1,4 @@
-"""What waits for actors, and in which order it leaves."""
+"""What waits for actors, and in which order it goes out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokpipe.runtime.dispatch.protocol import Capacity, DecodedInfo, DecodeLease
 from tokpipe.runtime.dispatch.queues import Queues
 
 
-def test_what_is_put_back_leaves_first() -> None:
+def test_leases_that_are_put_back_go_out_first() -> None:
     queues = Queues(Outbox())
     queues.planned(Planned(items(0, 1, 2, 3), exhausted=True))
     first = queues.next_decode(2)
@@ -27,7 +27,7 @@ def test_what_is_put_back_leaves_first() -> None:
     assert queues.nothing_before_write
 
 
-def test_retries_leave_when_they_are_due_earliest_first() -> None:
+def test_retries_go_out_when_they_are_due_earliest_first() -> None:
     queues = Queues(Outbox())
     leases = [DecodeLease(items(row), stream=row) for row in range(3)]
     for number, (due, lease) in enumerate(zip((9.0, 3.0, 5.0), leases, strict=True)):
@@ -47,7 +47,7 @@ def test_segments_of_a_cut_source_become_work_once() -> None:
     assert bench.account.num_extra_clips == 5
 
 
-def test_the_plan_is_fetched_in_small_parts() -> None:
+def test_the_plan_is_fetched_a_little_at_a_time() -> None:
     (fetch,) = only(FetchPlan, Dispatcher(LIMITS, ref_of).handle(Capacity(1000, 0), 0.0))
     assert fetch.num_items <= 100
 

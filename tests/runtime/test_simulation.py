@@ -1,7 +1,6 @@
-"""A thousand lives of a job, none of which may lose or double a clip.
+"""A thousand simulated jobs, none of which may lose or double a clip.
 
-A failing seed is named by the test; ``Simulation(seed).run()`` replays it. ``make chaos`` plays
-20,000 of them.
+The test names a failing seed; ``Simulation(seed).run()`` replays it. ``make chaos`` plays 20,000.
 """
 
 from __future__ import annotations

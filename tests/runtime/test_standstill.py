@@ -1,4 +1,4 @@
-"""A driver that was frozen for long does not trust what it knows."""
+"""A driver that was frozen for long commits nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokpipe.errors import RuntimeFault
 from tokpipe.runtime.shell import MAX_STANDSTILL_S, _check_moving
 
 
-def test_a_driver_ends_before_what_it_holds_could_have_been_cleaned_away() -> None:
+def test_a_frozen_driver_ends_before_its_shards_could_be_cleaned_away() -> None:
     _check_moving(time.time() - MAX_STANDSTILL_S / 2)
     with pytest.raises(RuntimeFault, match=r"stood still for 2\.0 hours"):
         _check_moving(time.time() - 7200)

@@ -1,4 +1,4 @@
-"""From a job to a run: each section of the job goes to the part that it configures."""
+"""From a job to a run: each section of the job configures its part."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
 
 @dataclass(frozen=True)
 class Stages:
-    """The three stages as the job configures them, and what their actors need besides."""
+    """The three stages as the job configures them, and what else their actors need."""
 
     decode: DecodeStage
     encode: Callable[[], EncodeStage]
-    """Builds the stage in its actor, because importing it imports torch."""
+    """Builds the stage in its actor, because that imports torch."""
     write: WriteStage
     device: str
     """``cpu`` or ``cuda``: where to encode."""
     weights: bytes | None
-    """Of the encoder and quantizer; None for random ones."""
+    """Weights of the encoder and quantizer; None for random ones."""
     shard_prefix: str
-    """``<plan>-<driver>``: no other driver writes shards of this name."""
+    """``<plan>-<driver>``: no other driver writes shards with this prefix."""
     log_context: Mapping[str, object]
     """Fields of every line in the logs of the driver and its actors."""
 
@@ -73,10 +73,10 @@ def assemble(
     console: Console,
     retry: RetryRejected | None = None,
 ) -> Run:
-    """Claim the output of a job and put together the parts that do what is left. Needs no Ray.
+    """Claim the output of a job and assemble the parts that do the rest. Needs no Ray.
 
     Args:
-        output: what ``look_up`` returned.
+        output: from ``look_up``.
         record: of the same output, from ``look_up`` or ``start_output``.
         retry: rejections to withdraw, so that their clips are work again.
 
@@ -97,7 +97,7 @@ def assemble(
 
 
 def limits_of(job: JobConfig, device: str) -> Limits:
-    """The bounds within which the dispatcher leases work to encoders on a kind of device."""
+    """The limits of a job's dispatcher, for encoders on a kind of device."""
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
     million = 10**6

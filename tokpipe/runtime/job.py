@@ -48,9 +48,9 @@ class Outcome:
     account: Account = field(default_factory=Account)
     """What this run did."""
     signal: int | None = None
-    """The signal that stopped the run, or SIGTERM if its node was about to go."""
+    """The signal that stopped the run, or SIGTERM if its node is draining."""
     was_drained: bool = False
-    """The run stopped because the driver's node is about to go."""
+    """The run stopped because the driver's node is draining."""
 
     @property
     def rejected_fraction(self) -> float:
@@ -70,7 +70,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         retry: rejections to withdraw first, so that their clips are work again.
 
     Raises:
-        TokpipeError: see ``errors``. Work that was committed stays committed.
+        TokpipeError: see ``errors``. What is committed stays committed.
     """
     started = time.monotonic()
     output = look_up(job)
@@ -130,7 +130,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
 
 @contextmanager
 def _errors_logged() -> Iterator[None]:
-    """Log the error that ends a run, and raise it on."""
+    """Log the error that ends a run, and raise it again."""
     try:
         yield
     except BaseException as error:

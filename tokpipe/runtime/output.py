@@ -39,14 +39,14 @@ class RetryRejected:
 
 @dataclass(frozen=True)
 class JobOutput:
-    """A job's output and weights as one run finds them, and the id of that run's driver."""
+    """A job's output and weights as a run finds them, and the id of the run's driver."""
 
     store: Store
     weights: TokenizerWeights
     record: JobRecord | None = None
     """None before the first run."""
     state: ManifestState | None = None
-    """The manifest when the output was looked up; None before the first run."""
+    """The manifest when it was looked up; None before the first run."""
     driver: str = field(default_factory=lambda: secrets.token_hex(4))
     """Marks the plan, manifest entries and shards of this run."""
 
@@ -54,9 +54,9 @@ class JobOutput:
         """Whether every plan row is settled and no rejection is to be tried again."""
         if self.record is None or self.state is None:
             return False
-        if self.state.committed.num_done < self.record.num_rows:
-            return False
-        return retry is None or not any(map(retry.selects, iter_rejected(self.store)))
+        return self.state.committed.num_done == self.record.num_rows and (
+            retry is None or not any(map(retry.selects, iter_rejected(self.store)))
+        )
 
 
 def look_up(job: JobConfig) -> JobOutput:
@@ -121,12 +121,12 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
 
 
 def device_of(record: JobRecord) -> str:
-    """The kind of device that encodes for an output, ``cpu`` or ``cuda``, from its first run on."""
+    """The kind of device that encodes for an output since its first run, ``cpu`` or ``cuda``."""
     return str(record.settings["encode"]["device"])
 
 
 def _check_same(store: Store, record: JobRecord, job: JobConfig, weights_hash: str) -> None:
-    """Raise PlanMismatch rather than mix two kinds of codes, or two plans, in one output."""
+    """Raise PlanMismatch if the output would mix two kinds of codes, or two plans."""
     device = device_of(record) if job.encode.device == "auto" else job.encode.device
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
     job_record.check_same(

@@ -1,9 +1,8 @@
-"""What people see while a job runs: a line per stage, or one plain line now and then."""
+"""What people see while a job runs: a line per stage on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
@@ -20,11 +19,11 @@ from tokpipe.types import STAGES, Stage
 
 BAR_WIDTH = 24
 NO_ACTOR_S = 60.0
-"""A stage that has had no actor for this long is mentioned: the cluster may lack room for one."""
+"""A stage without an actor for this long is reported: the cluster may lack room for one."""
 
 
 class ProgressView:
-    """Live lines on a terminal; elsewhere one plain line now and then."""
+    """Live lines on a terminal; elsewhere one plain line every ``interval_s`` seconds."""
 
     def __init__(self, console: Console, interval_s: float) -> None:
         self.console = console
@@ -38,12 +37,7 @@ class ProgressView:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -53,9 +47,8 @@ class ProgressView:
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
-            lines = [_rejected_line(snapshot), Text(_speed_text(snapshot))]
-            shown = (line for line in lines if line)
-            self._live.update(Group(self._table(snapshot), *shown), refresh=True)
+            lines = _rejected_line(snapshot), Text(_speed_text(snapshot))
+            self._live.update(Group(self._table(snapshot), *filter(None, lines)), refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.interval_s
             self.say(self._line(snapshot))
@@ -94,15 +87,16 @@ class ProgressView:
         ]
         eta = _eta(snapshot.expected - snapshot.passed["write"], snapshot.clips_per_s("write"))
         idle = self._idle_stages(snapshot)
-        notes = [note for note in (_speed_text(snapshot), _no_room(idle) if idle else "") if note]
+        notes = filter(None, [eta, _speed_text(snapshot), _no_room(idle)])
+        goodput = snapshot.run.goodput
         return (
             f"of {_total(snapshot)} clips: {', '.join(parts)}, rejected {snapshot.num_rejected:,}, "
-            f"{_goodput(snapshot)}ETA {'; '.join([eta, *notes])}"
+            f"{'' if goodput is None else f'goodput {goodput:.0%}, '}ETA {'; '.join(notes)}"
         )
 
 
 def _rejected_line(snapshot: Snapshot) -> Text:
-    """How many clips are rejected and why; empty if none is."""
+    """How many clips are rejected and why; empty if none are."""
     line = Text(no_wrap=True, overflow="ellipsis")
     if snapshot.rejected:
         reasons = counts_text(snapshot.rejected)
@@ -117,17 +111,12 @@ def _speed_text(snapshot: Snapshot) -> str:
 
 
 def _total(snapshot: Snapshot) -> str:
-    """All clips; with ``~`` while it is an estimate from the sources opened so far."""
+    """All clips; with ``~`` if it is an estimate from the sources opened so far."""
     return f"{'~' if snapshot.expected > snapshot.total else ''}{snapshot.expected:,}"
 
 
-def _goodput(snapshot: Snapshot) -> str:
-    goodput = snapshot.run.goodput
-    return "" if goodput is None else f"goodput {goodput:.0%}, "
-
-
 class ProgressLog:
-    """Logs the same as a ``progress`` event now and then."""
+    """Logs a ``progress`` event every ``interval_s`` seconds."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -157,6 +146,8 @@ class ProgressLog:
 
 
 def _no_room(stages: list[Stage]) -> str:
+    if not stages:
+        return ""
     return f"no {' or '.join(stages)} actor is up: the cluster may lack CPUs or GPUs for one"
 
 

@@ -21,9 +21,9 @@ class Snapshot:
     """The state of a job at one moment."""
 
     total: int
-    """Clips that the plan is known to hold so far."""
+    """Clips that the plan is known to hold."""
     expected: int
-    """Clips that it will hold if unopened rows are cut into as many as the opened ones."""
+    """The same if unopened rows are cut into as many clips as the opened ones."""
     passed: Mapping[Stage, int]
     """Clips that each stage is done with, earlier runs included."""
     actors: Mapping[Stage, int]
@@ -49,7 +49,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Takes snapshots of a run that starts from the output's present state."""
+    """Takes snapshots of a run that starts from the output's current state."""
 
     def __init__(self, state: ManifestState) -> None:
         self._state = state
@@ -77,8 +77,7 @@ class Snapshots:
 
 
 def _rows_and_clips_left(state: ManifestState) -> tuple[int, int]:
-    """Rows that were never opened, and clips known to be left: one for each of these rows, and
-    the missing ones of cut rows."""
+    """Rows that were never opened; and clips left, counting these rows as one clip each."""
     committed = state.committed
     untouched = committed.num_rows - committed.num_done - len(committed.partial)
     missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
