@@ -118,8 +118,9 @@ def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
     groups = [kept[at : at + CLIPS_PER_SHARD] for at in range(0, len(kept), CLIPS_PER_SHARD)]
     for seq, group in enumerate(groups[:num_shards]):
         receipt = put(output, f"shard{seq}", group)
-        refused = (rejected[seq],) if seq < len(rejected) else ()
-        entry = ManifestEntry(seq, "driver", f"time {seq}", (receipt,), refused)
+        entry = ManifestEntry(
+            seq, "driver", f"time {seq}", (receipt,), tuple(rejected[seq : seq + 1])
+        )
         assert append(output.store, entry)
         state.apply(entry)
         if seq == 3:
