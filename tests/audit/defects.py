@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,36 +37,29 @@ from tokpipe.types import ClipRef, Receipt
 
 NUM_ENTRIES = 8
 Rng = np.random.Generator
-Plant = Callable[[Made, Rng, Path], None]
+Plant = Callable[[Made, Rng, Path], object]
 
 
 def _seq(rng: Rng) -> int:
     return int(rng.integers(NUM_ENTRIES))
 
 
-def _shard(output: Made, rng: Rng) -> Receipt:
-    return entry_of(output.store, _seq(rng)).shards[0]
-
-
-def _two(rng: Rng) -> tuple[int, int]:
-    one, other = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
-    return one, other
+def _receipt(output: Made, seq: int) -> Receipt:
+    return entry_of(output.store, seq).shards[0]
 
 
 def _some_key(output: Made, rng: Rng, what: str) -> str:
-    if what == "shard":
-        return _shard(output, rng).shard
-    if what == "side table":
-        return _shard(output, rng).side_table
-    if what == "entry":
-        return entry_key(_seq(rng))
-    if what == "plan":
-        return "plan/driver/00000.parquet"
-    if what == "checkpoint":
-        return "manifest/00000004.checkpoint.json"
-    if what == "checkpoint table":
-        return "manifest/00000004.checkpoint.parquet"
-    return "job.json"
+    seq = _seq(rng)
+    keys = {
+        "shard": _receipt(output, seq).shard,
+        "side table": _receipt(output, seq).side_table,
+        "entry": entry_key(seq),
+        "plan": "plan/driver/00000.parquet",
+        "checkpoint": "manifest/00000004.checkpoint.json",
+        "checkpoint table": "manifest/00000004.checkpoint.parquet",
+        "job.json": "job.json",
+    }
+    return keys[what]
 
 
 def _flipped(what: str) -> Plant:
@@ -80,20 +74,16 @@ def _deleted(what: str) -> Plant:
     return lambda output, rng, root: output.store.delete(_some_key(output, rng, what))
 
 
-def _swapped_shards(output: Made, rng: Rng, root: Path) -> None:
-    one, other = _two(rng)
-    store = output.store
-    swap(store, entry_of(store, one).shards[0].shard, entry_of(store, other).shards[0].shard)
+def _swapped(what: str) -> Plant:
+    def plant(output: Made, rng: Rng, root: Path) -> None:
+        first, second = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
+        if what == "entry":
+            swap(output.store, entry_key(first), entry_key(second))
+        else:
+            one, other = _receipt(output, first), _receipt(output, second)
+            swap(output.store, getattr(one, what), getattr(other, what))
 
-
-def _swapped_side_tables(output: Made, rng: Rng, root: Path) -> None:
-    one, other = (entry_of(output.store, seq).shards[0].side_table for seq in _two(rng))
-    swap(output.store, one, other)
-
-
-def _swapped_entries(output: Made, rng: Rng, root: Path) -> None:
-    one, other = _two(rng)
-    swap(output.store, entry_key(one), entry_key(other))
+    return plant
 
 
 def _last_entries_missing(output: Made, rng: Rng, root: Path) -> None:
@@ -101,157 +91,118 @@ def _last_entries_missing(output: Made, rng: Rng, root: Path) -> None:
         output.store.delete(entry_key(seq))
 
 
-def _shard_listed_twice(output: Made, rng: Rng, root: Path) -> None:
-    receipt = _shard(output, rng)
+def _list_again(output: Made, receipt: Receipt) -> None:
     assert append(output.store, ManifestEntry(NUM_ENTRIES, "driver", "later", (receipt,)))
+
+
+def _shard_listed_twice(output: Made, rng: Rng, root: Path) -> None:
+    _list_again(output, _receipt(output, _seq(rng)))
 
 
 def _copy_listed(output: Made, rng: Rng, root: Path) -> None:
-    """The clips of a shard a second time, under another name."""
-    refs = _shard(output, rng).clips
-    receipt = put(output, "again", refs, seed=1)
-    assert append(output.store, ManifestEntry(NUM_ENTRIES, "driver", "later", (receipt,)))
+    """List the clips of a shard a second time, under another name."""
+    _list_again(output, put(output, "again", _receipt(output, _seq(rng)).clips, seed=1))
 
 
-def _renumbered(output: Made, rng: Rng, root: Path) -> None:
-    edit(output.store, _seq(rng), lambda entry: replace(entry, seq=entry.seq + 1))
+def _entry_edited(**changes: Callable[[ManifestEntry], object]) -> Plant:
+    def edited(entry: ManifestEntry) -> ManifestEntry:
+        values: dict[str, Any] = {name: change(entry) for name, change in changes.items()}
+        return replace(entry, **values)
+
+    return lambda output, rng, root: edit(output.store, _seq(rng), edited)
 
 
-def _with_clip(output: Made, rng: Rng, change: Callable[[ClipRef], ClipRef]) -> None:
+def _edit_receipt(output: Made, seq: int, change: Callable[[Receipt], Receipt]) -> None:
+    edit(output.store, seq, lambda entry: replace(entry, shards=(change(entry.shards[0]),)))
+
+
+def _receipt_edited(change: Callable[[Receipt, Rng], Receipt]) -> Plant:
+    return lambda output, rng, root: _edit_receipt(output, _seq(rng), lambda one: change(one, rng))
+
+
+def _clip_edited(change: Callable[[ClipRef], ClipRef]) -> Plant:
     """Change one tokenized clip of one entry."""
 
-    def edited(entry: ManifestEntry) -> ManifestEntry:
-        receipt = entry.shards[0]
+    def edited(receipt: Receipt, rng: Rng) -> Receipt:
         clips = list(receipt.clips)
         at = int(rng.integers(len(clips)))
         clips[at] = change(clips[at])
-        return replace(entry, shards=(replace(receipt, clips=tuple(clips)),))
+        return replace(receipt, clips=tuple(clips))
 
-    edit(output.store, _seq(rng), edited)
-
-
-def _clip_id_changed(output: Made, rng: Rng, root: Path) -> None:
-    _with_clip(output, rng, lambda clip: replace(clip, clip_id=clip.clip_id[::-1]))
+    return _receipt_edited(edited)
 
 
-def _row_changed(output: Made, rng: Rng, root: Path) -> None:
-    _with_clip(output, rng, lambda clip: replace(clip, row=(clip.row + 1) % 30))
-
-
-def _row_outside(output: Made, rng: Rng, root: Path) -> None:
-    _with_clip(output, rng, lambda clip: replace(clip, row=clip.row + 1000))
-
-
-def _source_changed(output: Made, rng: Rng, root: Path) -> None:
-    _with_clip(output, rng, lambda clip: replace(clip, source_uri=clip.source_uri + "x"))
-
-
-def _segment_changed(output: Made, rng: Rng, root: Path) -> None:
-    def edited(entry: ManifestEntry) -> ManifestEntry:
-        receipt = entry.shards[0]
+def _segments_renumbered(output: Made, rng: Rng, root: Path) -> None:
+    def edited(receipt: Receipt) -> Receipt:
         clips = tuple(
             replace(clip, segment=(clip.segment + 1) % 3) if clip.row == CUT_ROW else clip
             for clip in receipt.clips
         )
-        return replace(entry, shards=(replace(receipt, clips=clips),))
+        return replace(receipt, clips=clips)
 
-    edit(output.store, 1, edited)
+    _edit_receipt(output, 1, edited)
 
 
 def _clip_moved(output: Made, rng: Rng, root: Path) -> None:
-    """A clip listed with another shard than the one that holds it."""
-    one, other = _two(rng)
-    moved = entry_of(output.store, one).shards[0].clips[0]
-
-    def without(entry: ManifestEntry) -> ManifestEntry:
-        receipt = entry.shards[0]
-        return replace(entry, shards=(replace(receipt, clips=receipt.clips[1:]),))
-
-    def with_it(entry: ManifestEntry) -> ManifestEntry:
-        receipt = entry.shards[0]
-        return replace(entry, shards=(replace(receipt, clips=(*receipt.clips, moved)),))
-
-    edit(output.store, one, without)
-    edit(output.store, other, with_it)
+    """List a clip with another shard than the one that holds it."""
+    one, other = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
+    moved, *kept = _receipt(output, one).clips
+    _edit_receipt(output, one, lambda receipt: replace(receipt, clips=tuple(kept)))
+    _edit_receipt(output, other, lambda receipt: replace(receipt, clips=(*receipt.clips, moved)))
 
 
-def _counted(field: str) -> Plant:
-    def plant(output: Made, rng: Rng, root: Path) -> None:
-        def edited(entry: ManifestEntry) -> ManifestEntry:
-            receipt = entry.shards[0]
-            more = {field: getattr(receipt, field) + int(rng.integers(1, 100))}
-            return replace(entry, shards=(replace(receipt, **more),))
+def _miscounted(field: str) -> Plant:
+    def edited(receipt: Receipt, rng: Rng) -> Receipt:
+        more: dict[str, Any] = {field: getattr(receipt, field) + int(rng.integers(1, 100))}
+        return replace(receipt, **more)
 
-        edit(output.store, _seq(rng), edited)
-
-    return plant
-
-
-def _grid_changed(output: Made, rng: Rng, root: Path) -> None:
-    def edited(entry: ManifestEntry) -> ManifestEntry:
-        receipt = entry.shards[0]
-        return replace(entry, shards=(replace(receipt, grid=receipt.grid[::-1]),))
-
-    edit(output.store, _seq(rng), edited)
+    return _receipt_edited(edited)
 
 
 def _rejection_removed(output: Made, rng: Rng, root: Path) -> None:
     edit(output.store, int(rng.integers(2)), lambda entry: replace(entry, rejected=()))
 
 
-def _rejection_of_a_tokenized_clip(output: Made, rng: Rng, root: Path) -> None:
-    clip = _shard(output, rng).clips[0]
-    edit(
-        output.store,
-        0,
-        lambda entry: replace(entry, rejected=(replace(entry.rejected[0], ref=clip),)),
-    )
+def _tokenized_clip_rejected(output: Made, rng: Rng, root: Path) -> None:
+    clip = _receipt(output, _seq(rng)).clips[0]
 
+    def edited(entry: ManifestEntry) -> ManifestEntry:
+        return replace(entry, rejected=(replace(entry.rejected[0], ref=clip),))
 
-def _shard_removed_from_entry(output: Made, rng: Rng, root: Path) -> None:
-    edit(output.store, _seq(rng), lambda entry: replace(entry, shards=()))
+    edit(output.store, 0, edited)
 
 
 def relist(output: Made, seq: int, shard: bytes) -> None:
-    """Put another shard in the place of one, and list it with the right size and hash."""
-    key = entry_of(output.store, seq).shards[0].shard
-    output.store.put(key, shard)
-
-    def edited(entry: ManifestEntry) -> ManifestEntry:
-        listed = replace(entry.shards[0], size_bytes=len(shard), sha256=sha256(shard))
-        return replace(entry, shards=(listed,))
-
-    edit(output.store, seq, edited)
+    """Replace a shard, and list the new one with the right size and hash."""
+    output.store.put(_receipt(output, seq).shard, shard)
+    listed: dict[str, Any] = {"size_bytes": len(shard), "sha256": sha256(shard)}
+    _edit_receipt(output, seq, lambda receipt: replace(receipt, **listed))
 
 
 def _foreign_fingerprint(output: Made, rng: Rng, root: Path) -> None:
-    """The same clips with other codes' fingerprint, listed with the right hash."""
+    """The same clips with the fingerprint of other codes, listed with the right hash."""
     seq = _seq(rng)
-    other = with_other_fingerprint(output, root)
-    receipt = put(other, f"foreign{seq}", entry_of(output.store, seq).shards[0].clips)
+    other = made(root / "foreign")
+    other.write.metadata = replace(other.write.metadata, fingerprint="0" * 32)
+    receipt = put(other, f"foreign{seq}", _receipt(output, seq).clips)
     relist(output, seq, other.store.get(receipt.shard))
 
 
-def with_other_fingerprint(output: Made, root: Path) -> Made:
-    """An output of the same plan whose shards say another fingerprint."""
-    other = made(root / "foreign")
-    other.write.metadata = replace(other.write.metadata, fingerprint="0" * 32)
-    return other
-
-
-def _edited_codes(change: Callable[[pa.Table, Rng], pa.Table]) -> Plant:
+def _shard_edited(change: Callable[[pa.Table, Rng], pa.Table]) -> Plant:
     def plant(output: Made, rng: Rng, root: Path) -> None:
         seq = _seq(rng)
-        data = output.store.get(entry_of(output.store, seq).shards[0].shard)
+        data = output.store.get(_receipt(output, seq).shard)
         relist(output, seq, parquet_edited(data, lambda table: change(table, rng)))
 
     return plant
 
 
-def _set(table: pa.Table, name: str, values: list[object]) -> pa.Table:
-    index = table.column_names.index(name)
+def _set(
+    table: pa.Table, name: str, values: list[Any], kind: pa.DataType | None = None
+) -> pa.Table:
     field = table.schema.field(name)
-    return table.set_column(index, field, pa.array(values, field.type))
+    field = field if kind is None else field.with_type(kind)
+    return table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
 
 
 def _out_of_range(table: pa.Table, rng: Rng) -> pa.Table:
@@ -267,48 +218,25 @@ def _wrong_crc(table: pa.Table, rng: Rng) -> pa.Table:
     return _set(table, "codes_crc32", crcs)
 
 
-def _other_order(table: pa.Table, rng: Rng) -> pa.Table:
-    return table.take(pa.array(range(table.num_rows - 1, -1, -1)))
-
-
-def _column_dropped(table: pa.Table, rng: Rng) -> pa.Table:
-    return table.drop_columns(["fps"])
-
-
 def _other_dtype(table: pa.Table, rng: Rng) -> pa.Table:
     wide = pa.list_(pa.field("element", pa.uint32(), nullable=False))
-    index = table.column_names.index("codes")
-    codes = pa.array(table.column("codes").to_pylist(), wide)
-    return table.set_column(index, pa.field("codes", wide, nullable=False), codes)
-
-
-def _chunk_dropped(table: pa.Table, rng: Rng) -> pa.Table:
-    return table.slice(0, table.num_rows - 1)
+    return _set(table, "codes", table.column("codes").to_pylist(), wide)
 
 
 def _side_table_of_another_shard(output: Made, rng: Rng, root: Path) -> None:
-    """Listed with the right hash, but it tells of other clips."""
-    one, other = _two(rng)
-    theirs = output.store.get(entry_of(output.store, other).shards[0].side_table)
-    output.store.put(entry_of(output.store, one).shards[0].side_table, theirs)
-    edit(
-        output.store,
-        one,
-        lambda entry: replace(
-            entry,
-            shards=(
-                replace(
-                    entry.shards[0],
-                    side_table_sha256=sha256(theirs),
-                    side_table_size_bytes=len(theirs),
-                ),
-            ),
-        ),
-    )
+    """Listed with the right hash, but it describes other clips."""
+    one, other = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
+    theirs = output.store.get(_receipt(output, other).side_table)
+    output.store.put(_receipt(output, one).side_table, theirs)
+    listed: dict[str, Any] = {
+        "side_table_sha256": sha256(theirs),
+        "side_table_size_bytes": len(theirs),
+    }
+    _edit_receipt(output, one, lambda receipt: replace(receipt, **listed))
 
 
 def _checkpoint_of_another_manifest(output: Made, rng: Rng, root: Path) -> None:
-    """Sealed, and of as many entries, but not of these."""
+    """Sealed, and of the right number of entries, but of other ones."""
     other = finished(root / "other", num_shards=3)
     state = ManifestState(CommittedRows(other.record.num_rows))
     for seq in range(3):
@@ -319,91 +247,71 @@ def _checkpoint_of_another_manifest(output: Made, rng: Rng, root: Path) -> None:
     assert write_checkpoint(output.store, state)
 
 
-def _job_of_another_output(output: Made, rng: Rng, root: Path) -> None:
-    """The record, with its own checksum right, of an output with another dataset name."""
+def _record_of_another_output(output: Made, rng: Rng, root: Path) -> None:
+    """With a correct checksum, but another dataset name."""
     other = made(root / "other", dataset=f"other{int(rng.integers(100))}")
     output.store.put("job.json", other.store.get("job.json"))
 
 
+def _record_edited(output: Made, **changes: object) -> None:
+    output.store.put("job.json", output.record.model_copy(update=changes).to_json())
+
+
 def _settings_edited(output: Made, rng: Rng, root: Path) -> None:
-    settings = {**output.record.settings, "codes_version": 99}
-    edited = output.record.model_copy(update={"settings": settings})
-    output.store.put("job.json", edited.to_json())
+    _record_edited(output, settings={**output.record.settings, "codes_version": 99})
 
 
-def _fewer_rows_planned(output: Made, rng: Rng, root: Path) -> None:
-    edited = output.record.model_copy(update={"num_rows": 29})
-    output.store.put("job.json", edited.to_json())
-
-
-_TIMES = {"shard": 3, "side table": 2, "entry": 2, "job.json": 1, "plan": 1}
+_CUT_SHORT = {"shard": 3, "side table": 2, "entry": 2, "job.json": 1, "plan": 1}
+_FLIPPED = {
+    "shard": 8,
+    "side table": 5,
+    "entry": 6,
+    "job.json": 6,
+    "plan": 3,
+    "checkpoint": 2,
+    "checkpoint table": 2,
+}
 
 FAMILIES: dict[str, tuple[Plant, int]] = {
-    **{
-        f"{what} with a flipped bit": (_flipped(what), times)
-        for what, times in {
-            "shard": 8,
-            "side table": 5,
-            "entry": 6,
-            "job.json": 6,
-            "plan": 3,
-            "checkpoint": 2,
-            "checkpoint table": 2,
-        }.items()
-    },
-    **{
-        f"{what} cut short": (_truncated(what), times)
-        for what, times in {
-            "shard": 3,
-            "side table": 2,
-            "entry": 2,
-            "job.json": 1,
-            "plan": 1,
-        }.items()
-    },
-    **{
-        f"{what} deleted": (_deleted(what), times)
-        for what, times in {
-            "shard": 3,
-            "side table": 2,
-            "entry": 2,
-            "job.json": 1,
-            "plan": 1,
-        }.items()
-    },
+    **{f"{what} with a flipped bit": (_flipped(what), n) for what, n in _FLIPPED.items()},
+    **{f"{what} cut short": (_truncated(what), n) for what, n in _CUT_SHORT.items()},
+    **{f"{what} deleted": (_deleted(what), n) for what, n in _CUT_SHORT.items()},
     "checkpoint table deleted": (_deleted("checkpoint table"), 1),
     "last entries deleted": (_last_entries_missing, 2),
-    "two shards swapped": (_swapped_shards, 3),
-    "two side tables swapped": (_swapped_side_tables, 2),
-    "two entries swapped": (_swapped_entries, 2),
+    "two shards swapped": (_swapped("shard"), 3),
+    "two side tables swapped": (_swapped("side_table"), 2),
+    "two entries swapped": (_swapped("entry"), 2),
     "shard listed twice": (_shard_listed_twice, 2),
     "copy of a shard listed": (_copy_listed, 2),
-    "entry renumbered": (_renumbered, 2),
-    "clip id changed": (_clip_id_changed, 2),
-    "row changed": (_row_changed, 2),
-    "row outside the plan": (_row_outside, 1),
-    "source changed": (_source_changed, 2),
-    "segments renumbered": (_segment_changed, 1),
+    "entry renumbered": (_entry_edited(seq=lambda entry: entry.seq + 1), 2),
+    "clip id changed": (_clip_edited(lambda clip: replace(clip, clip_id=clip.clip_id[::-1])), 2),
+    "row changed": (_clip_edited(lambda clip: replace(clip, row=(clip.row + 1) % 30)), 2),
+    "row outside the plan": (_clip_edited(lambda clip: replace(clip, row=clip.row + 1000)), 1),
+    "source changed": (_clip_edited(lambda clip: replace(clip, source_uri="s3://other.mp4")), 2),
+    "segments renumbered": (_segments_renumbered, 1),
     "clip moved to another shard": (_clip_moved, 2),
-    "rows miscounted": (_counted("num_rows"), 1),
-    "codes miscounted": (_counted("num_codes"), 1),
-    "frames miscounted": (_counted("num_frames"), 1),
-    "grid changed": (_grid_changed, 1),
+    "rows miscounted": (_miscounted("num_rows"), 1),
+    "codes miscounted": (_miscounted("num_codes"), 1),
+    "frames miscounted": (_miscounted("num_frames"), 1),
+    "grid changed": (_receipt_edited(lambda one, rng: replace(one, grid=one.grid[::-1])), 1),
     "rejection removed": (_rejection_removed, 2),
-    "tokenized clip rejected": (_rejection_of_a_tokenized_clip, 1),
-    "shard removed from its entry": (_shard_removed_from_entry, 2),
+    "tokenized clip rejected": (_tokenized_clip_rejected, 1),
+    "shard removed from its entry": (_entry_edited(shards=lambda entry: ()), 2),
     "shard of another fingerprint": (_foreign_fingerprint, 2),
-    "code out of range": (_edited_codes(_out_of_range), 2),
-    "wrong CRC": (_edited_codes(_wrong_crc), 1),
-    "rows in another order": (_edited_codes(_other_order), 1),
-    "column dropped": (_edited_codes(_column_dropped), 1),
-    "codes of another type": (_edited_codes(_other_dtype), 1),
-    "chunk dropped": (_edited_codes(_chunk_dropped), 1),
+    "code out of range": (_shard_edited(_out_of_range), 2),
+    "wrong CRC": (_shard_edited(_wrong_crc), 1),
+    "rows in another order": (
+        _shard_edited(lambda table, rng: table.take(pa.array(range(table.num_rows)[::-1]))),
+        1,
+    ),
+    "column dropped": (_shard_edited(lambda table, rng: table.drop_columns(["fps"])), 1),
+    "codes of another type": (_shard_edited(_other_dtype), 1),
+    "chunk dropped": (_shard_edited(lambda table, rng: table.slice(0, table.num_rows - 1)), 1),
     "side table of another shard": (_side_table_of_another_shard, 2),
     "checkpoint of another manifest": (_checkpoint_of_another_manifest, 1),
-    "job.json of another output": (_job_of_another_output, 1),
+    "job.json of another output": (_record_of_another_output, 1),
     "settings edited": (_settings_edited, 1),
-    "fewer rows planned": (_fewer_rows_planned, 1),
+    "fewer rows planned": (lambda output, rng, root: _record_edited(output, num_rows=29), 1),
 }
 
 DEFECTS = [(name, number) for name, (_, times) in FAMILIES.items() for number in range(times)]

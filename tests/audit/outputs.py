@@ -1,4 +1,4 @@
-"""Whole small outputs, made by the product's own parts without a cluster, and how to spoil them."""
+"""Small complete outputs, made by real parts without a cluster, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 import tokpipe
 from tests.formats.formats_helpers import encoded_clip
@@ -41,7 +42,7 @@ CLIPS_PER_SHARD = 4
 
 @dataclass
 class Made:
-    """An output, and what its parts were made of."""
+    """An output, and what it was made from."""
 
     store: Store
     job: JobConfig
@@ -51,7 +52,7 @@ class Made:
 
 
 def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool = False) -> Made:
-    """Begin an output: its plan and its record, no manifest yet."""
+    """Start an output: plan and record, but no manifest yet."""
     root.mkdir(parents=True, exist_ok=True)
     lines = [f"s3://videos/{row}.mp4,caption {row}" for row in range(NUM_ROWS)]
     (root / "clips.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
@@ -105,7 +106,7 @@ def encoded(ref: ClipRef, seed: int = 0) -> EncodedClip:
 
 
 def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
-    """A finished output: an entry per shard, rejections in some, a checkpoint in the middle."""
+    """Make an output with an entry per shard, two rejections, and a checkpoint in the middle."""
     output = made(root, **how)
     kept = [ref for ref in output.refs if ref.row not in REJECTED_ROWS]
     rejected = [
@@ -117,8 +118,9 @@ def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
     groups = [kept[at : at + CLIPS_PER_SHARD] for at in range(0, len(kept), CLIPS_PER_SHARD)]
     for seq, group in enumerate(groups[:num_shards]):
         receipt = put(output, f"shard{seq}", group)
-        refused = (rejected[seq],) if seq < len(rejected) else ()
-        entry = ManifestEntry(seq, "driver", f"time {seq}", (receipt,), refused)
+        entry = ManifestEntry(
+            seq, "driver", f"time {seq}", (receipt,), tuple(rejected[seq : seq + 1])
+        )
         assert append(output.store, entry)
         state.apply(entry)
         if seq == 3:
@@ -127,11 +129,8 @@ def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
 
 
 def put(output: Made, name: str, refs: Sequence[ClipRef], seed: int = 0) -> Receipt:
-    """Put a shard of these clips and its side table, as a write actor does."""
+    """Store a shard of these clips and its side table, as a write actor does."""
     return output.write.process(name, [encoded(ref, seed) for ref in refs])
-
-
-# --- spoiling ------------------------------------------------------------------------------------
 
 
 def entry_of(store: Store, seq: int) -> ManifestEntry:
@@ -140,7 +139,7 @@ def entry_of(store: Store, seq: int) -> ManifestEntry:
 
 
 def edit(store: Store, seq: int, change: Callable[[ManifestEntry], ManifestEntry]) -> None:
-    """Change an entry and seal it again: its own checksum is right."""
+    """Change an entry and seal it again, so that its checksum is right."""
     store.put(entry_key(seq), change(entry_of(store, seq)).to_json())
 
 
@@ -152,13 +151,13 @@ def flip(store: Store, key: str, rng: np.random.Generator) -> None:
 
 
 def truncate(store: Store, key: str, rng: np.random.Generator) -> None:
-    """Cut an object's end off."""
+    """Cut off the end of an object."""
     data = store.get(key)
     store.put(key, data[: int(rng.integers(len(data)))])
 
 
 def swap(store: Store, one: str, other: str) -> None:
-    """Let two objects exchange their bytes."""
+    """Exchange the bytes of two objects."""
     first, second = store.get(one), store.get(other)
     store.put(one, second)
     store.put(other, first)
@@ -166,19 +165,12 @@ def swap(store: Store, one: str, other: str) -> None:
 
 def parquet_edited(data: bytes, change: Callable[[Any], Any]) -> bytes:
     """A Parquet file with its table changed and its key-value metadata kept."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     file = pq.ParquetFile(io.BytesIO(data))
     table = change(file.read())
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
         writer.write_table(table)
-        own = {
-            k.decode(): v.decode()
-            for k, v in (file.metadata.metadata or {}).items()
-            if k.startswith(b"tokpipe.")
-        }
+        metadata = (file.metadata.metadata or {}).items()
+        own = {k.decode(): v.decode() for k, v in metadata if k.startswith(b"tokpipe.")}
         writer.add_key_value_metadata(own)
-    assert isinstance(table, pa.Table)
     return sink.getvalue()

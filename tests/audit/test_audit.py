@@ -1,4 +1,4 @@
-"""What an audit says, beside finding defects."""
+"""What an audit reports, besides finding planted defects."""
 
 from __future__ import annotations
 
@@ -25,23 +25,17 @@ def output(tmp_path: Path) -> Made:
     return finished(tmp_path)
 
 
-def test_every_defect_is_reported_and_not_only_the_first(output: Made) -> None:
+def test_all_defects_are_reported(output: Made) -> None:
     store = output.store
     store.put("shards/shard0.parquet", b"")
     store.delete("shards/shard1.parquet")
     store.put("clips/shard2.parquet", store.get("clips/shard2.parquet")[:-1])
     store.delete("manifest/00000005.json")
-    counts = dict(audit(store).findings.counts)
-    assert counts == {
-        "entry_missing": 1,
-        "shard": 1,
-        "object_missing": 1,
-        "side_table": 1,
-        "unsettled": 4,
-    }
+    once = dict.fromkeys(("entry_missing", "shard", "object_missing", "side_table"), 1)
+    assert audit(store).findings.counts == {**once, "unsettled": 4}
 
 
-def test_clips_of_a_missing_entry_are_named_as_unsettled_rows(output: Made) -> None:
+def test_rows_of_a_missing_entry_are_unsettled(output: Made) -> None:
     output.store.delete("manifest/00000001.json")
     report = audit(output.store)
     (unsettled,) = (one for one in report.findings if one.kind == "unsettled")
@@ -51,7 +45,7 @@ def test_clips_of_a_missing_entry_are_named_as_unsettled_rows(output: Made) -> N
     assert "--partial" in unsettled.message
 
 
-def test_an_unfinished_output_is_a_gap_unless_that_is_expected(tmp_path: Path) -> None:
+def test_unsettled_rows_are_a_defect_unless_partial(tmp_path: Path) -> None:
     output = finished(tmp_path, num_shards=3)
     assert audit(output.store).findings.counts["unsettled"] == audit(output.store).num_left > 0
     report = audit(output.store, partial=True)
@@ -62,7 +56,7 @@ def test_an_unfinished_output_is_a_gap_unless_that_is_expected(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("depth", "found"), list(zip(DEPTHS, (0, 1, 2), strict=True)))
-def test_a_depth_reads_as_much_as_it_says(output: Made, depth: Depth, found: int) -> None:
+def test_each_depth_finds_what_it_reads(output: Made, depth: Depth, found: int) -> None:
     data = bytearray(output.store.get("shards/shard0.parquet"))
     data[100] ^= 1
     output.store.put("shards/shard0.parquet", bytes(data))
@@ -70,14 +64,14 @@ def test_a_depth_reads_as_much_as_it_says(output: Made, depth: Depth, found: int
     assert len(audit(output.store, depth=depth).findings) == found
 
 
-def test_a_checkpoint_beyond_the_last_entry_tells_of_missing_ones(output: Made) -> None:
+def test_a_checkpoint_beyond_the_last_entry_reveals_missing_entries(output: Made) -> None:
     for seq in range(2, 8):
         output.store.delete(f"manifest/{seq:08d}.json")
     report = audit(output.store, partial=True)
     assert report.findings.counts["entry_missing"] == 2  # of four that are summed up
 
 
-def test_a_rejection_may_be_withdrawn_and_its_clip_tokenized(output: Made) -> None:
+def test_a_clip_can_be_tokenized_after_its_rejection_is_withdrawn(output: Made) -> None:
     store = output.store
     rejection = entry_of(store, 0).rejected[0]
     claim = Claim("host", 1, "0.1.0")
@@ -93,8 +87,8 @@ def test_a_rejection_may_be_withdrawn_and_its_clip_tokenized(output: Made) -> No
     assert report.totals.num_rejected == 1
 
 
-def test_a_clip_that_is_tokenized_cannot_be_reopened(output: Made) -> None:
-    """Else a second shard could hold it and no count would show it."""
+def test_a_tokenized_clip_cannot_be_reopened(output: Made) -> None:
+    """Otherwise a second shard could hold it, and no count would show it."""
     clip = entry_of(output.store, 0).shards[0].clips[0]
     receipt = put(output, "second", [clip])
     entry = ManifestEntry(8, "driver", "later", (receipt,), reopened=(Reopened(clip, "no_video"),))
@@ -102,7 +96,7 @@ def test_a_clip_that_is_tokenized_cannot_be_reopened(output: Made) -> None:
     assert audit(output.store).findings.counts == {"not_rejected": 1, "clip_twice": 1}
 
 
-def test_leftovers_are_noted_and_are_no_defect(output: Made) -> None:
+def test_leftovers_are_reported_but_are_not_a_defect(output: Made) -> None:
     put(output, "of-a-killed-worker", output.refs[:2])
     output.store.put("plan/other-driver/00000.parquet", b"123")
     output.store.put("probe/abc", b"first")
@@ -112,7 +106,7 @@ def test_leftovers_are_noted_and_are_no_defect(output: Made) -> None:
     assert any("4 unlisted objects" in line for line in report.lines())
 
 
-def test_a_defect_per_clip_is_counted_whole_and_shown_in_part(output: Made) -> None:
+def test_all_defects_are_counted_and_some_are_kept_as_examples() -> None:
     findings = Findings()
     for number in range(100):
         findings.add("not_planned", "mem://out", f"clip {number}")
@@ -120,7 +114,7 @@ def test_a_defect_per_clip_is_counted_whole_and_shown_in_part(output: Made) -> N
     assert len(list(findings)) == EXAMPLES
 
 
-def test_a_clip_is_compared_with_its_own_row_only(output: Made) -> None:
+def test_clips_are_compared_with_their_own_rows(output: Made) -> None:
     plan = StoredPlan.from_json(output.record.plan)
     clips = PlannedClips(output.store, plan, output.record.job["sampling"])
     assert list(clips.mismatches(output.refs)) == []
@@ -129,7 +123,7 @@ def test_a_clip_is_compared_with_its_own_row_only(output: Made) -> None:
 
 
 @pytest.mark.parametrize("key", ["shards/../job.json", "/etc/passwd", "shards/", ""])
-def test_a_listed_key_that_is_no_key_is_a_defect_and_not_the_end(output: Made, key: str) -> None:
+def test_an_invalid_listed_key_is_a_defect(output: Made, key: str) -> None:
     def edited(entry: ManifestEntry) -> ManifestEntry:
         return replace(entry, shards=(replace(entry.shards[0], shard=key),))
 
@@ -140,7 +134,7 @@ def test_a_listed_key_that_is_no_key_is_a_defect_and_not_the_end(output: Made, k
         assert report.num_shards_checked == (0 if depth == "manifest" else 8)
 
 
-def test_the_report_names_what_is_wrong_and_what_to_do(
+def test_the_report_says_what_is_wrong_and_what_to_do(
     output: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", output.store.uri]) == 0
@@ -158,9 +152,7 @@ def test_the_report_names_what_is_wrong_and_what_to_do(
     assert "tokenize the dataset again" in printed
 
 
-def test_the_report_is_one_line_of_json_on_request(
-    output: Made, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_reports_are_one_line(output: Made, capsys: pytest.CaptureFixture[str]) -> None:
     edit(output.store, 0, lambda entry: replace(entry, rejected=()))
     assert main(["audit", output.store.uri, "--json"]) == 8
     report = json.loads(capsys.readouterr().out)
@@ -169,6 +161,6 @@ def test_the_report_is_one_line_of_json_on_request(
     assert {one["kind"] for one in report["examples"]} >= {"unsettled"}
 
 
-def test_what_is_no_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_output_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(tmp_path / "nothing")]) == 2
     assert "Check the URI" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""An audit finds every planted defect, and none where none is."""
+"""An audit finds every planted defect, and nothing in a clean output."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_planted_defect_is_found(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_nothing_is_found_in_a_clean_output(tmp_path: Path, streaming: bool) -> None:
+def test_a_clean_output_has_no_defects(tmp_path: Path, streaming: bool) -> None:
     output = finished(tmp_path, streaming=streaming)
     report = audit(output.store)
     assert report.is_clean, list(report.findings)
@@ -59,13 +59,13 @@ def test_nothing_is_found_in_a_clean_output(tmp_path: Path, streaming: bool) -> 
     assert report.leftovers.num_objects == 0
 
 
-def test_planting_by_itself_is_no_defect(tmp_path: Path) -> None:
-    """What the families do around their defects (seal again, build a shard again) leaves none."""
+def test_planting_itself_causes_no_defect(tmp_path: Path) -> None:
+    """Sealing entries again and rewriting shards, as the families do, is not a defect."""
     output = finished(tmp_path)
     for seq in range(8):
         edit(output.store, seq, lambda entry: replace(entry, written_at="now"))
         key = entry_of(output.store, seq).shards[0].shard
         relist(output, seq, parquet_edited(output.store.get(key), lambda table: table))
     report = audit(output.store)
-    # But for the checkpoint, which lists shards as they were.
+    # Except for the checkpoint, which lists the original shards.
     assert report.findings.counts == {"checkpoint": 1}, list(report.findings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +94,8 @@ def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
     for item in items:
         assert item.row_id == ids.row_id("test", item.source_uri, item.start_s, item.end_s)
         assert (item.member, item.segment, item.num_segments) == (None, 0, None)
-    assert [(item.start_s, item.end_s) for item in items[:4]] == [
-        (0.0, 1.0),
-        (None, None),
-        (0.5, None),
-        (None, 1.75),
-    ]
+    spans = [(item.start_s, item.end_s) for item in items[:4]]
+    assert spans == [(0.0, 1.0), (None, None), (0.5, None), (None, 1.75)]
     assert [item.row for item in items if item.problem] == [8]
     assert (stored.num_rows, stored.num_problems, stored.num_duplicates) == (10, 1, 0)
     assert stored.columns == {"n": "int64", "name": "string"}
@@ -138,7 +133,7 @@ def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:
     stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
     assert [part.num_rows for part in stored.parts] == [PART_ROWS, PART_ROWS, 5]
     assert [part.key for part in stored.parts] == [
-        f"plan/attempt-1/{number:05d}.parquet" for number in range(3)
+        f"plan/attempt-1/0000{n}.parquet" for n in range(3)
     ]
     for part in stored.parts:
         data = store.get(part.key)
@@ -203,15 +198,12 @@ def test_extras_count_rows_when_no_columns_are_carried(tmp_path: Path) -> None:
 def test_a_column_with_two_types_is_an_error_that_names_both_sources(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 3)
     (tmp_path / "t.csv").write_text("url,n\n/w/1.mp4,1\n")
-    with pytest.raises(
-        ConfigError, match=r"sources\[1\].*'n' holds string.*sources\[0\] .* holds int64"
-    ):
+    wanted = r"sources\[1\].*'n' holds string.*sources\[0\] .* holds int64"
+    with pytest.raises(ConfigError, match=wanted):
         plan(tmp_path, {**TABLE, "uri": "t.parquet"}, {**CSV, "uri": "t.csv"})
 
 
-def test_duplicate_clips_name_both_rows_and_leave_no_files(
-    tmp_path: Path,
-) -> None:
+def test_duplicate_clips_name_both_rows_and_leave_no_files(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", 20)
     write_table(tmp_path / "b.parquet", 20, first=17)
     sources = [{**TABLE, "uri": "a.parquet"}, {**TABLE, "uri": "b.parquet"}]
@@ -294,13 +286,11 @@ def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
     data = bytearray(store.get(key))
     data[len(data) // 2] ^= 1
     store.put(key, bytes(data))
-    reads: list[Callable[[PlanReader], object]] = [
-        lambda reader: reader.items(0),
-        lambda reader: reader.extras([0]),
-    ]
-    for read in reads:
+    for read in (PlanReader.items, PlanReader.identities):
         with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
-            read(PlanReader(store, stored))
+            read(PlanReader(store, stored), 0)
+    with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
+        PlanReader(store, stored).extras([0])
 
 
 def test_finished_parts_are_not_read(tmp_path: Path) -> None:

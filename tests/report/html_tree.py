@@ -1,4 +1,4 @@
-"""An HTML page as a browser's parser sees it, for tests."""
+"""HTML pages as trees, for tests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ class Node:
     children: list[Node | str] = field(default_factory=list)
 
     def all(self, tag: str | None = None, **attributes: str) -> Iterator[Node]:
-        """Yield the elements below, in order, that have this tag and these attributes."""
+        """Yield the elements below with this tag and these attributes, in order."""
         for child in self.children:
             if isinstance(child, Node):
-                given = all(
-                    child.attributes.get(name.rstrip("_")) == value
-                    for name, value in attributes.items()
-                )
-                if tag in (None, child.tag) and given:
+                wanted = {name.rstrip("_"): value for name, value in attributes.items()}
+                if tag in (None, child.tag) and wanted.items() <= child.attributes.items():
                     yield child
                 yield from child.all(tag, **attributes)
 
@@ -33,7 +30,7 @@ class Node:
 
     @property
     def text(self) -> str:
-        """What is read; elements stand apart."""
+        """The visible text, with a space between elements."""
         parts = (
             child.text if isinstance(child, Node) else child
             for child in self.children
@@ -69,7 +66,7 @@ class _Parser(HTMLParser):
 
 
 def parsed(html: str) -> Node:
-    """The page's tree. Every element must be closed where it belongs."""
+    """Return the page's tree. Every element must be closed in the right place."""
     parser = _Parser()
     parser.feed(html)
     parser.close()

@@ -1,4 +1,4 @@
-"""Outputs for reports: one that real stages made of a real video, and one with a whole history."""
+"""Outputs to report on: one that real stages made from a real video, and one with a history."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def with_history(*, actors: Account = Account(SPENT, UP)) -> DictStore:  # noqa:
         at_s += 10
         clips = [encoded_clip(10 * number + row, [5, 9][: 1 + row % 2]) for row in range(3)]
         ref = ClipRef(f"bad{number}", 900 + number, 0, 1, f"s3://videos/{number}{HOSTILE}")
-        refused = Rejected(ref, "decode", "truncated", f"<b>cut short</b> at {number} s")
+        rejected = Rejected(ref, "decode", "truncated", f"<b>cut short</b> at {number} s")
         content: dict[str, Any] = {
             "shards": (put_shard(store, f"s{number}", clips),),
-            "rejected": (refused,) if number % 2 else (),
+            "rejected": (rejected,) if number % 2 else (),
             "account": replace(actors, paid_s=10.0, useful_s=7.5),
         }
         assert append(store, entry(seq, at_s, writer, **content))
@@ -64,7 +64,7 @@ def with_history(*, actors: Account = Account(SPENT, UP)) -> DictStore:  # noqa:
 
 
 def really_made(root: Path, **changes: Any) -> Path:
-    """What a job makes of the sample video, by its own stages but without a cluster."""
+    """Tokenize the sample video with a job's stages, but without a cluster."""
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(SAMPLE, root / "video.mp4")
     settings: dict[str, Any] = {

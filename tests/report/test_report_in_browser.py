@@ -1,4 +1,4 @@
-"""The report in a real browser: themes, keyboard, small screens, accessibility, no request."""
+"""The report in a real browser: themes, keyboard, small screens, accessibility, requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page and all that it asked for or complained about."""
+    """A page, its requests, and its messages on the console."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -57,7 +57,7 @@ def background(page: Page) -> str:
 
 
 def problems(page: Page) -> list[str]:
-    """What axe finds wrong: contrast, names, structure, regions that no key reaches."""
+    """Violations that axe finds: contrast, names, structure, keyboard access."""
     found = Axe().run(page, options=RULES).response["violations"]
     return [f"{one['id']}: {node['html']}" for one in found for node in one["nodes"]]
 
@@ -68,7 +68,7 @@ LIGHT, DARK = "rgb(251, 251, 249)", "rgb(20, 23, 26)"
 @pytest.mark.parametrize(
     ("width", "scheme", "colour"), [(360, "light", LIGHT), (1280, "dark", DARK)]
 )
-def test_it_is_readable_in_both_themes_on_any_screen(
+def test_it_is_accessible_in_both_themes_on_any_screen(
     browser: Browser, real_page: Path, width: int, scheme: Any, colour: str
 ) -> None:
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
@@ -84,7 +84,7 @@ def test_it_is_readable_in_both_themes_on_any_screen(
     page.close()
 
 
-def test_the_theme_can_be_chosen_and_stays(browser: Browser, real_page: Path) -> None:
+def test_the_chosen_theme_survives_a_reload(browser: Browser, real_page: Path) -> None:
     page = browser.new_page(color_scheme="light")
     watched = Watched(page)
     watched.open(real_page)
@@ -103,7 +103,7 @@ def test_the_theme_can_be_chosen_and_stays(browser: Browser, real_page: Path) ->
     page.close()
 
 
-def test_everything_is_reached_and_opened_by_keys(browser: Browser, real_page: Path) -> None:
+def test_everything_works_with_the_keyboard(browser: Browser, real_page: Path) -> None:
     page = browser.new_page()
     Watched(page).open(real_page)
     page.keyboard.press("Tab")
@@ -112,7 +112,7 @@ def test_everything_is_reached_and_opened_by_keys(browser: Browser, real_page: P
     assert page.evaluate(f"{focused}.getBoundingClientRect().top") >= 0
     page.keyboard.press("Enter")
     assert page.evaluate(f"{focused}.id") == "report"
-    page.goto(real_page.as_uri())  # without the skip link's place, where keys would go on
+    page.goto(real_page.as_uri())  # start again from the top
 
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     wanted = page.evaluate(f'document.querySelectorAll("{FOCUSABLE}").length')
@@ -133,7 +133,7 @@ def test_everything_is_reached_and_opened_by_keys(browser: Browser, real_page: P
     page.close()
 
 
-def test_what_an_output_says_never_runs(browser: Browser, tmp_path: Path) -> None:
+def test_text_from_an_output_never_runs(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(Output(with_history()), path, num_pairs=1)
     page = browser.new_page()
@@ -143,21 +143,21 @@ def test_what_an_output_says_never_runs(browser: Browser, tmp_path: Path) -> Non
     assert page.get_by_text('document.title = "broken"').count() > 0
     assert watched.fetched() == [path.as_uri()]
     assert watched.complaints == []
-    refused: list[Request] = []
-    page.on("requestfailed", lambda request: refused.append(request))
-    # Even if something slipped through, the page's own policy lets it neither run nor fetch.
+    blocked: list[Request] = []
+    page.on("requestfailed", lambda request: blocked.append(request))
+    # Even if something slipped through, the policy would not let it run or fetch.
     page.evaluate(
         """document.body.insertAdjacentHTML("beforeend",
         '<img src="missing.png" onerror="document.title = \\'broken\\'"><style>h1 {color: red}')"""
     )
     page.wait_for_timeout(100)
     assert page.title() == "demo: tokpipe report"
-    assert [request.failure for request in refused] == ["csp"]
+    assert [request.failure for request in blocked] == ["csp"]
     assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") != "rgb(255, 0, 0)"
     page.close()
 
 
-def test_it_is_whole_without_javascript(browser: Browser, real_page: Path) -> None:
+def test_it_is_complete_without_javascript(browser: Browser, real_page: Path) -> None:
     context = browser.new_context(java_script_enabled=False, color_scheme="dark")
     page = context.new_page()
     page.goto(real_page.as_uri())

@@ -79,15 +79,19 @@ def audit(
         check_plan(store, record, plan, findings)
         clips = PlannedClips(store, plan, record.job["sampling"])
     manifest = ManifestAudit(store, record.num_rows, clips, findings)
-    chosen = _Sample(sample, seed)
+    rng = np.random.default_rng(seed)
+    chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
     metadata = ShardMetadata(record.fingerprint, record.tokenizer)
     objects = ObjectChecks(store, listing, metadata, depth, findings)
 
     def receipts() -> Iterator[Receipt]:
+        nonlocal chosen
         said_s = time.monotonic()
         for entry in manifest.entries(listing):
             for receipt in entry.shards:
-                chosen.offer([clip.clip_id for clip in receipt.clips])
+                keys = rng.random(len(receipt.clips)).tolist()
+                offered = zip(keys, (clip.clip_id for clip in receipt.clips), strict=True)
+                chosen = heapq.nsmallest(sample, [*chosen, *offered])
                 yield receipt
             if time.monotonic() - said_s > _SAY_EVERY_S:
                 said_s = time.monotonic()
@@ -114,7 +118,7 @@ def audit(
     if sample and not findings:
         from tokpipe.audit.sample import encode_again  # imports torch
 
-        clip_ids = [clip_id for _, clip_id in chosen.kept]
+        clip_ids = [clip_id for _, clip_id in chosen]
         sampled = encode_again(store, record, clip_ids, findings, say)
     return AuditReport(
         store.uri,
@@ -145,17 +149,3 @@ def _record(store: Store, findings: Findings) -> JobRecord | None:
         problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
         findings.add_damage("job_record", uri, problem)
     return record
-
-
-class _Sample:
-    """A random choice of ``size`` clips among all that are offered; keeps no more than those."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size = size
-        self._rng = np.random.default_rng(seed)
-        self.kept: list[tuple[float, str]] = []
-        """Clip ids with their random numbers."""
-
-    def offer(self, clip_ids: list[str]) -> None:
-        keys = self._rng.random(len(clip_ids)).tolist()
-        self.kept = heapq.nsmallest(self._size, [*self.kept, *zip(keys, clip_ids, strict=True)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import pairwise
+from itertools import islice
+
+import numpy as np
 
 from tokpipe.audit.findings import Findings
 from tokpipe.audit.listing import Listing
@@ -50,34 +52,43 @@ class ManifestAudit:
 
     def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
         """Yield every readable entry after checking it, and check all checkpoints."""
-        self._find_gaps(listing.entries)
+        end = 0
         for seq, found in read_ahead(self._read, listing.entries, READ_AHEAD):
-            # After a defect the sums differ because of it, and it has been reported.
-            if seq in listing.checkpoints and not self._findings:
-                self._check_checkpoint(seq)
+            self._check_gap(end, seq, "later entries of the manifest exist")
+            self._check_checkpoint(seq, listing)
             if isinstance(found, CorruptOutput):
                 self._findings.add("entry_damaged", self._store.uri_of(entry_key(seq)), found)
             else:
                 self._add(found)
                 yield found
-        end = listing.entries[-1] + 1 if listing.entries else 0
-        for seq in sorted(listing.checkpoints):
-            if seq == end and not self._findings:
-                self._check_checkpoint(seq)
-            elif seq > end:
-                problem = f"it is missing, although a checkpoint sums up {seq} entries"
-                self._add_missing(seq - 1, problem, count=seq - end)
+            end = seq + 1
+        self._check_checkpoint(end, listing)
+        if listing.checkpoints:
+            last = max(listing.checkpoints)
+            self._check_gap(end, last, f"a checkpoint sums up {last} entries")
 
-    def _find_gaps(self, entries: Sequence[int]) -> None:
-        for before, seq in pairwise([-1, *entries]):
-            if (missing := seq - before - 1) > 0:
-                it = "it is" if missing == 1 else f"it and the {missing - 1} entries after it are"
-                problem = f"{it} missing, although later entries of the manifest exist"
-                self._add_missing(before + 1, problem, count=missing)
+    def unsettled(self) -> str:
+        """Name some of the rows that are not settled."""
+        partial = self.state.committed.partial
+        return ", ".join(
+            f"{row} ({len(partial[row].done)} of {partial[row].num_segments} clips settled)"
+            if row in partial
+            else str(row)
+            for row in islice(self._unsettled_rows(), _ROWS_NAMED)
+        )
 
-    def _add_missing(self, seq: int, problem: str, *, count: int) -> None:
-        uri = self._store.uri_of(entry_key(seq))
-        self._findings.add_damage("entry_missing", uri, problem, count=count)
+    def _unsettled_rows(self) -> Iterator[int]:
+        num_rows = self.state.committed.num_rows
+        for start in range(0, num_rows, _ROWS_AT_ONCE):
+            done = self.state.committed.done(start, min(start + _ROWS_AT_ONCE, num_rows))
+            yield from (start + np.flatnonzero(~done)).tolist()
+
+    def _check_gap(self, end: int, seq: int, reason: str) -> None:
+        if (missing := seq - end) > 0:
+            it = "it is" if missing == 1 else f"it and the {missing - 1} entries after it are"
+            uri = self._store.uri_of(entry_key(end))
+            problem = f"{it} missing, although {reason}"
+            self._findings.add_damage("entry_missing", uri, problem, count=missing)
 
     def _read(self, seq: int) -> tuple[int, ManifestEntry | CorruptOutput]:
         try:
@@ -87,8 +98,8 @@ class ManifestAudit:
 
     def _add(self, entry: ManifestEntry) -> None:
         uri = self._store.uri_of(entry_key(entry.seq))
-        for one in entry.reopened:
-            self._reopen(uri, one.ref)
+        for withdrawn in entry.reopened:
+            self._reopen(uri, withdrawn.ref)
         for receipt in entry.shards:
             self._list(uri, entry.seq, receipt)
         self._settle(uri, list(entry.refs()))
@@ -126,14 +137,17 @@ class ManifestAudit:
 
     def _reopen(self, uri: str, ref: ClipRef) -> None:
         try:
-            if self._rejected.reopen(ref) and self.state.committed.reopen(ref):
-                return
-            problem = f"it withdraws the rejection of clip {ref.clip_id}, which is not rejected"
-            self._findings.add_damage("not_rejected", uri, problem)
+            if not (self._rejected.reopen(ref) and self.state.committed.reopen(ref)):
+                problem = f"it withdraws the rejection of clip {ref.clip_id}, which is not rejected"
+                self._findings.add_damage("not_rejected", uri, problem)
         except CorruptOutput as error:
             self._findings.add("not_planned", uri, f"{uri}: {error}")
 
-    def _check_checkpoint(self, seq: int) -> None:
+    def _check_checkpoint(self, seq: int, listing: Listing) -> None:
+        """Compare a checkpoint with the sums over all entries before ``seq``, if there is one."""
+        # After a defect the sums differ because of it, and it has been reported.
+        if seq not in listing.checkpoints or self._findings:
+            return
         uri = self._store.uri_of(f"manifest/{seq:08d}.checkpoint.json")
         state = self.state
         try:
@@ -149,20 +163,3 @@ class ManifestAudit:
         ):
             problem = f"{uri} is damaged: it does not sum up the entries before it."
             self._findings.add("checkpoint", uri, f"{problem} {_SHORTCUT}")
-
-    def unsettled(self) -> str:
-        """Name some of the rows that are not settled."""
-        committed = self.state.committed
-        named: list[str] = []
-        for start in range(0, committed.num_rows, _ROWS_AT_ONCE):
-            done = committed.done(start, min(start + _ROWS_AT_ONCE, committed.num_rows))
-            for row in (start + (~done).nonzero()[0][:_ROWS_NAMED]).tolist():
-                partial = committed.partial.get(row)
-                named.append(
-                    str(row)
-                    if partial is None
-                    else f"{row} ({len(partial.done)} of {partial.num_segments} clips settled)"
-                )
-            if len(named) >= _ROWS_NAMED:
-                break
-        return ", ".join(named[:_ROWS_NAMED])

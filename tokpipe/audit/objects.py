@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Literal
 
 from tokpipe.audit.findings import Findings, Kind
@@ -22,6 +22,7 @@ Depth = Literal["manifest", "sizes", "bytes"]
 
 _PARALLEL_CHECKS = 4
 """Shards in memory: at most 0.5 GB with default settings."""
+_Check = tuple[Kind, str, int, Callable[[str, bytes, Receipt], None]]
 
 
 class ObjectChecks:
@@ -52,8 +53,7 @@ class ObjectChecks:
     def check_all(self, receipts: Iterable[Receipt]) -> None:
         """Check each shard and its side table."""
         if self._depth == "manifest":
-            for _ in receipts:
-                pass
+            deque(receipts, maxlen=0)
             return
         for receipt in read_ahead(self._check, receipts, _PARALLEL_CHECKS):
             self.num_shards += 1
@@ -61,47 +61,34 @@ class ObjectChecks:
                 self.num_bytes += receipt.size_bytes + receipt.side_table_size_bytes
 
     def _check(self, receipt: Receipt) -> Receipt:
-        self._report("shard", receipt.shard, partial(self._check_shard, receipt))
-        self._report("side_table", receipt.side_table, partial(self._check_side_table, receipt))
+        side_table, size_bytes = receipt.side_table, receipt.side_table_size_bytes
+        checks: list[_Check] = [
+            ("shard", receipt.shard, receipt.size_bytes, self._check_shard),
+            ("side_table", side_table, size_bytes, _check_side_table),
+        ]
+        for kind, key, size_bytes, check in checks:
+            uri = f"{self._store.uri}/{key}"
+            try:
+                if self._depth == "sizes":
+                    self._check_size(uri, key, size_bytes)
+                else:
+                    check(uri, self._store.get(key), receipt)
+            except NotFound:
+                problem = "it is missing, although the manifest lists it"
+                self._findings.add_damage("object_missing", uri, problem)
+            except CorruptOutput as error:
+                self._findings.add(kind, uri, error)
+            except TokpipeError:
+                raise
+            except Exception as error:
+                # A malicious manifest or file can make a parser raise anything. That is one more
+                # defect, and the audit continues.
+                problem = f"checking it failed with {type(error).__name__}: {error}"
+                self._findings.add_damage(kind, uri, problem)
         return receipt
 
-    def _report(self, kind: Kind, key: str, check: Callable[[str], None]) -> None:
-        """Run one check, and add what it raises to the findings."""
-        uri = f"{self._store.uri}/{key}"
-        try:
-            check(uri)
-        except NotFound:
-            problem = "it is missing, although the manifest lists it"
-            self._findings.add_damage("object_missing", uri, problem)
-        except CorruptOutput as error:
-            self._findings.add(kind, uri, error)
-        except TokpipeError:
-            raise
-        except Exception as error:
-            # A malicious manifest or file can make a parser raise anything. That is one more
-            # defect, and the audit continues.
-            problem = f"checking it failed with {type(error).__name__}: {error}"
-            self._findings.add_damage(kind, uri, problem)
-
-    def _check_shard(self, receipt: Receipt, uri: str) -> None:
-        if self._depth == "sizes":
-            self._check_size(uri, receipt.shard, receipt.size_bytes)
-        else:
-            check_shard(uri, self._store.get(receipt.shard), receipt, self._metadata)
-
-    def _check_side_table(self, receipt: Receipt, uri: str) -> None:
-        key, size_bytes = receipt.side_table, receipt.side_table_size_bytes
-        if self._depth == "sizes":
-            self._check_size(uri, key, size_bytes)
-            return
-        sha256 = receipt.side_table_sha256
-        table = read_side_table(uri, self._store.get(key), size_bytes=size_bytes, sha256_hex=sha256)
-        columns = ["clip_id", "plan_row", "segment", "n_segments", "source_uri"]
-        found = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
-        clips = sorted(receipt.clips, key=lambda clip: clip.clip_id)
-        listed = [(c.clip_id, c.row, c.segment, c.num_segments, c.source_uri) for c in clips]
-        if found != listed:
-            raise damaged(uri, f"its {len(found)} clips are not those listed for its shard")
+    def _check_shard(self, uri: str, data: bytes, receipt: Receipt) -> None:
+        check_shard(uri, data, receipt, self._metadata)
 
     def _check_size(self, uri: str, key: str, size_bytes: int) -> None:
         found = self._listing.data.get(key)
@@ -111,3 +98,13 @@ class ObjectChecks:
             raise NotFound(uri)
         if size != size_bytes:
             raise damaged(uri, f"it has {size} bytes, but the manifest lists {size_bytes}")
+
+
+def _check_side_table(uri: str, data: bytes, receipt: Receipt) -> None:
+    sha256, size_bytes = receipt.side_table_sha256, receipt.side_table_size_bytes
+    table = read_side_table(uri, data, size_bytes=size_bytes, sha256_hex=sha256)
+    columns = ["clip_id", "plan_row", "segment", "n_segments", "source_uri"]
+    found = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+    clips = sorted(receipt.clips, key=lambda clip: clip.clip_id)
+    if found != [(c.clip_id, c.row, c.segment, c.num_segments, c.source_uri) for c in clips]:
+        raise damaged(uri, f"its {len(found)} clips are not those listed for its shard")

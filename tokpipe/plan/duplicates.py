@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,21 +50,27 @@ def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> list[tuple[_R
     repeated = _repeated([part.hashes for part in parts])
     if not len(repeated):
         return []
-    ends = np.cumsum([part.stored.num_rows for part in parts])
-    positions = np.concatenate(
-        [
-            end - part.stored.num_rows + np.flatnonzero(np.isin(part.hashes, repeated))
-            for end, part in zip(ends, parts, strict=True)
-        ]
-    )
     first_with: dict[str, _Row] = {}
     duplicates = []
-    for row in _rows_at(store, parts, positions):
-        # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
-        first = first_with.setdefault(row.row_id, row)
-        if first is not row:
-            duplicates.append((row, first))
+    start = 0
+    for part in parts:
+        inside = np.flatnonzero(np.isin(part.hashes, repeated))
+        for row in _rows_at(store, part, start, inside) if len(inside) else ():
+            # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
+            first = first_with.setdefault(row.row_id, row)
+            if first is not row:
+                duplicates.append((row, first))
+        start += part.stored.num_rows
     return duplicates
+
+
+def _rows_at(
+    store: Store, part: PlannedPart, start: int, inside: NDArray[np.int64]
+) -> Iterator[_Row]:
+    table = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside))
+    for offset, values in zip(inside.tolist(), table.to_pylist(), strict=True):
+        place = f"source {part.source} row {part.first_row + offset}"
+        yield _Row(start + offset, place, _clip_text(values), values[ROW_ID.name])
 
 
 def _repeated(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
@@ -75,41 +81,13 @@ def _repeated(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     num_ranges = max(1, sum(map(len, hashes)) // _SORTED_AT_ONCE)
     width = -(-(2**64) // num_ranges)
     found = []
-    for number in range(num_ranges):
-        first, last = number * width, min((number + 1) * width, 2**64) - 1
-        inside = [
-            some
-            if num_ranges == 1
-            else some[(some >= np.uint64(first)) & (some <= np.uint64(last))]
-            for some in hashes
-        ]
-        ordered = np.sort(np.concatenate(inside))
+    for start in range(0, 2**64, width):
+        first, last = np.uint64(start), np.uint64(min(start + width, 2**64) - 1)
+        ordered = np.sort(
+            np.concatenate([some[(some >= first) & (some <= last)] for some in hashes])
+        )
         found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
     return np.concatenate(found)
-
-
-def _rows_at(
-    store: Store, parts: Sequence[PlannedPart], positions: NDArray[np.int64]
-) -> Iterator[_Row]:
-    for part, start, inside in _by_part(parts, positions):
-        if not len(inside):
-            continue
-        table = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside))
-        for offset, values in zip(inside.tolist(), table.to_pylist(), strict=True):
-            place = f"source {part.source} row {part.first_row + offset}"
-            yield _Row(start + offset, place, _clip_text(values), values[ROW_ID.name])
-
-
-def _by_part(
-    parts: Sequence[PlannedPart], positions: NDArray[np.int64]
-) -> Iterator[tuple[PlannedPart, int, NDArray[np.int64]]]:
-    """Yield each part, its first position, and the sorted positions in it, counted from there."""
-    start = 0
-    for part in parts:
-        stop = start + part.stored.num_rows
-        first, last = np.searchsorted(positions, [start, stop])
-        yield part, start, positions[first:last] - start
-        start = stop
 
 
 def _clip_text(values: dict[str, Any]) -> str:
@@ -134,18 +112,25 @@ def without_rows(
     store: Store, parts: Sequence[PlannedPart], dropped: set[int]
 ) -> list[PlannedPart]:
     """Rewrite the parts that hold dropped rows. Nobody has read them yet."""
+    positions = np.array(sorted(dropped), np.int64)
     kept = []
-    for part, _, inside in _by_part(parts, np.array(sorted(dropped), np.int64)):
-        if len(inside):
+    start = 0
+    for part in parts:
+        stop = start + part.stored.num_rows
+        first, last = np.searchsorted(positions, [start, stop])
+        if first < last:
             keep = np.ones(part.stored.num_rows, bool)
-            keep[inside] = False
+            keep[positions[first:last] - start] = False
             table = read_part(store, part.stored).filter(pa.array(keep))
-            stored = store_part(store, part.stored.key, table)
-            part = PlannedPart(
-                stored, part.source, part.first_row, count_problems(table), part.hashes[keep]
+            part = replace(
+                part,
+                stored=store_part(store, part.stored.key, table),
+                num_problems=count_problems(table),
+                hashes=part.hashes[keep],
             )
         if part.stored.num_rows:
             kept.append(part)
         else:
             store.delete(part.stored.key)
+        start = stop
     return kept

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class PlanReader:
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         schema = base64.b64decode(stored.columns_schema)
         self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._part = lru_cache(_CACHED_PARTS)(lambda index: read_part(store, stored.parts[index]))
 
     @property
     def num_rows(self) -> int:
@@ -84,7 +84,8 @@ class PlanReader:
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
             raise IndexError(f"some of {len(rows)} rows are outside the plan")
         if not self._columns.names:
-            return _table_without_columns(len(rows))
+            # Arrow cannot build a table of rows without columns directly.
+            return pa.table({"row": pa.nulls(len(rows))}).select([])
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         pieces = [self._columns.empty_table()]
@@ -113,15 +114,6 @@ class PlanReader:
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
                 yield self.items(part_index, undone[at : at + _ITEMS_AT_ONCE])
 
-    def _part(self, part_index: int) -> pa.Table:
-        table = self._cache.get(part_index)
-        if table is None:
-            table = self._cache[part_index] = read_part(self._store, self._parts[part_index])
-            if len(self._cache) > _CACHED_PARTS:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(part_index)
-        return table
-
 
 def _item(row: int, values: Sequence[Any]) -> WorkItem:
     row_id, source_uri, archive_uri, member_offset, member_size, start_s, end_s, problem = values
@@ -129,8 +121,3 @@ def _item(row: int, values: Sequence[Any]) -> WorkItem:
     if archive_uri is not None:
         member = ArchiveMember(archive_uri, member_offset, member_size)
     return WorkItem(row, row_id, source_uri, member, start_s, end_s, problem=problem)
-
-
-def _table_without_columns(num_rows: int) -> pa.Table:
-    """Return a table of ``num_rows`` rows: Arrow cannot build one without columns directly."""
-    return pa.table({"row": pa.nulls(num_rows)}).select([])

@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
-import pyarrow.compute as pc
-
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
@@ -75,7 +73,7 @@ def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[
         blocks = rows.column("codes")
         usage.update(blocks.flatten().to_numpy())
         clip_ids = rows.column("clip_id").to_pylist()
-        lengths = rows.column("n_frames").to_pylist(), pc.list_value_length(blocks).to_pylist()
+        lengths = rows.column("n_frames").to_pylist(), blocks.value_lengths().to_pylist()
         for clip_id, num_frames, num_codes in zip(clip_ids, *lengths, strict=True):
             frames[clip_id] += num_frames
             codes[clip_id] += num_codes

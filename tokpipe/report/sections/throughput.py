@@ -21,8 +21,8 @@ def throughput(facts: Facts) -> Markup:
         empty = el("p", "No frames have been committed yet.")
         return section("throughput", "Throughput", empty)
     partly = (
-        f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. Totals are exact; times are "
-        "interpolated between these commits, and their actors stand for all."
+        f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. Totals are exact. Times and "
+        "actor seconds are estimated from these commits."
     )
     return section(
         "throughput",
