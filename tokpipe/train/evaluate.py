@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import copy
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -43,9 +42,7 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
     Raises:
         ConfigError: there is no such checkpoint, or its config or weights are wrong.
     """
-    section, source = resolve_checkpoint(
-        {"checkpoint": uri}, read_local, root=Path.cwd(), environ=os.environ
-    )
+    section, source = resolve_checkpoint({"checkpoint": uri}, read_local, {"root": Path.cwd()})
     config = validate_settings(AnyTokenizer, section, name=source)
     weights = None if config.weights is None else read_local(config.weights)
     tokenizer: VideoTokenizer = build_tokenizer(config, weights, with_decoder=True)
