@@ -98,7 +98,7 @@ def test_a_missing_folder_in_a_store_is_reported(tmp_path: Path) -> None:
         ({"checkpoint": "other"}, r"tokenizer \(in .*\): unknown key 'checkpoint'"),
         (["encoder"], "config.yaml: holds list, not a mapping of settings"),
         ("a: [", "config.yaml: is not valid YAML"),
-        ("name: a\nname: b", "config.yaml: is not valid YAML: key 'name' is given twice"),
+        ("name: a\nname: b", "config.yaml: is not valid YAML: key 'name' appears twice"),
         (
             {**NATIVE, "weights": "${HOME}/w"},
             "weights is '.{HOME}/w', but variables are expanded in job",

@@ -48,7 +48,7 @@ def test_the_example_jobs_are_valid() -> None:
         ("z_channels: 6", "z_channels: 5", r"quantizer takes 6 channels but .*z_channels=5"),
         ("ch: 32", "ch: 33", r"ch=33 .* not a multiple of 32"),
         ("max_clip_frames: 17", "max_clip_frames: 99999", r"more than 128 MiB: use 2730 or fewer"),
-        ("dataset: demo", "dataset: demo\ndataset: demo", r"key 'dataset' is given twice"),
+        ("dataset: demo", "dataset: demo\ndataset: demo", r"key 'dataset' appears twice"),
         ("dataset: demo", "dataset: [", r"not valid YAML"),
         ("uri: out/demo", "uri: ''", r"output\.uri: is empty"),
         ("uri: out/demo", "uri: out/${NOWHERE}", r"output\.uri: .* NOWHERE is not set"),

@@ -23,7 +23,7 @@ def output() -> Output:
     return open_output(str(WRITTEN_BY_0_1_0))
 
 
-def test_its_codes_are_the_same(output: Output) -> None:
+def test_codes_are_unchanged(output: Output) -> None:
     seen = hashlib.sha256()
     for clip in sorted(output.clips(), key=lambda one: one.clip_id):
         seen.update(clip.clip_id.encode() + clip.codes.tobytes())
@@ -31,12 +31,12 @@ def test_its_codes_are_the_same(output: Output) -> None:
     assert [one.reason for one in output.rejected()] == ["not_a_video"]
 
 
-def test_its_audit_is_clean() -> None:
+def test_the_audit_is_clean() -> None:
     report = audit(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
     assert report.is_clean, list(report.lines())
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_it_can_be_exported(name: str, output: Output, tmp_path: Path) -> None:
+def test_every_export_works(name: str, output: Output, tmp_path: Path) -> None:
     exported = export_output(output, name, tmp_path / "export")
     assert (exported.num_clips, exported.num_codes) == (15, 2560)

@@ -1,4 +1,4 @@
-"""The import arrows: who may know of whom, lazy imports included."""
+"""Which rooms may import which; lazy imports count too."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "run": {"cli"},
 }
-"""For each room, in order, the earlier rooms that it may use beside the light ones."""
+"""For each room, in order, the earlier rooms that it may import besides the light ones."""
 
 HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},

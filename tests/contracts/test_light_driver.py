@@ -1,4 +1,4 @@
-"""Which libraries a driver does without."""
+"""Libraries that a driver does not need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that tokpipe reads can run code: no pickle and its kin, no eval, no shell."""
+"""Nothing that tokpipe reads can run code: no pickle or similar, no eval, no shell."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ METHODS = {
 UNPACKING = {"extract", "extractall"}
 
 EXCEPTIONS = {
-    # TorchScript is a program, and NVIDIA publishes its tokenizers as nothing else: the one kind
-    # of weights that has to be trusted. SECURITY.md says so.
+    # TorchScript is a program, and NVIDIA publishes its tokenizers in no other form: the one kind
+    # of weights that must be trusted. SECURITY.md says so.
     "models/tokenizers/cosmos.py": "torch.jit.load",
     # Checkpoints, weights only; classes that torch does not know become inert stubs:
     # tests/weights/test_torch_checkpoint.py attacks it.
     "weights/checkpoint.py": "torch.load weights_only",
-    # What workers of one job hand each other over Ray, which pickles all of it anyway.
+    # Values that workers of one job exchange over Ray, which pickles them anyway.
     "runtime/packing.py": "pickle",
-    # Calls one function of the C library, by a name that stands there.
+    # Calls one function of the C library, with a constant name.
     "models/memory.py": "ctypes",
-    # A trainer's own state, in its own folder, weights only.
+    # The trainer's own state, in its own folder.
     "train/loop.py": "torch.load weights_only",
 }
 
 
 def unsafe(source: str) -> Iterator[str]:
-    """Yield what a module does that could run what it reads, as ``line N: what``."""
+    """Yield each statement that could run code from data, as ``line N: what``."""
     tree = ast.parse(source)
     full = _full_names(tree)
     for node in ast.walk(tree):
@@ -88,7 +88,7 @@ def _unsafe_call(call: ast.Call, full: dict[str, str]) -> str | None:
 
 
 def _full_names(tree: ast.AST) -> dict[str, str]:
-    """By the name that a module gives it, what an import brings in: ``np`` -> ``numpy``."""
+    """Return the full name of each import by its local name, such as ``np`` -> ``numpy``."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,7 +98,7 @@ def _full_names(tree: ast.AST) -> dict[str, str]:
     return names
 
 
-def test_no_module_loads_what_could_run() -> None:
+def test_no_module_can_run_what_it_reads() -> None:
     found = {}
     for path in PACKAGE.rglob("*.py"):
         for what in unsafe(path.read_text()):
@@ -133,7 +133,7 @@ def test_no_module_loads_what_could_run() -> None:
         "AutoModel.from_pretrained(path, trust_remote_code=True)",
     ],
 )
-def test_what_is_unsafe_is_found(source: str) -> None:
+def test_unsafe_statements_are_found(source: str) -> None:
     assert list(unsafe(source))
 
 
@@ -149,7 +149,7 @@ def test_what_is_unsafe_is_found(source: str) -> None:
         "archive.extractfile(member)",
     ],
 )
-def test_what_is_safe_is_let_through(source: str) -> None:
+def test_safe_statements_are_accepted(source: str) -> None:
     assert not list(unsafe(source))
 
 
@@ -157,7 +157,7 @@ def test_what_is_safe_is_let_through(source: str) -> None:
     "text",
     ["!!python/object/apply:os.system [id]", "a: !!python/name:os.system", "!!python/tuple []"],
 )
-def test_the_loader_builds_plain_values_only(text: str) -> None:
+def test_the_loader_only_builds_plain_values(text: str) -> None:
     assert issubclass(StrictLoader, yaml.SafeLoader)
     with pytest.raises(yaml.constructor.ConstructorError):
         yaml.load(text, Loader=StrictLoader)

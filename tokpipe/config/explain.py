@@ -27,7 +27,7 @@ def validate_settings(
     """Check ``data``, as read from YAML or JSON, and build what ``expected`` describes.
 
     Args:
-        expected: a pydantic model, or a union of models that are told apart by their ``kind``.
+        expected: a pydantic model, or a union of models with different ``kind``s.
         name: the file or object that ``data`` comes from; messages start with it.
         context: passed to the validators.
         tokenizer_from: the file of the ``tokenizer`` section, if that is another one.

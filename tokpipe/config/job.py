@@ -98,10 +98,10 @@ class ChunkingConfig(Frozen):
     """How a clip is divided into chunks for the encoder."""
 
     policy: Literal["independent", "overlap", "streaming", "whole"] = "independent"
-    """``independent`` encodes each chunk alone. ``overlap`` also shows each chunk frames of the
-    one before, and the latents form one grid without gaps. ``streaming`` continues each chunk from
-    the state of the one before, with the same codes as encoding the whole clip, however long it
-    is. ``whole`` makes one chunk per clip."""
+    """``independent`` encodes each chunk separately. ``overlap`` also shows each chunk frames of
+    the one before, and the latents form one grid without gaps. ``streaming`` continues each chunk
+    from the state of the one before, with the same codes as encoding the whole clip, however long
+    it is. ``whole`` makes one chunk per clip."""
     chunk_frames: PositiveInt = 17
     """Frames of the first latent frame (usually 1) plus a multiple of the temporal stride. Under
     ``streaming``, chunks after the first leave the first latent frame's frames out. Unused under

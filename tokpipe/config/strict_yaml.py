@@ -14,14 +14,12 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def _unique_mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        problem = "is not text" if not isinstance(key, str) else "is given twice"
         if not isinstance(key, str) or key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} {problem}", key_node.start_mark
-            )
+            problem = f"key {key!r} {'appears twice' if isinstance(key, str) else 'is not text'}"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 

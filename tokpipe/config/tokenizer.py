@@ -86,7 +86,7 @@ class NativeConfig(TokenizerConfig):
     """Fold squares of this many pixels per side into channels before the encoder."""
     norm: Literal["clip", "frame"] = "clip"
     """Whether the norms of encoder and decoder compute their statistics over all frames of a
-    chunk, as published, or over each frame alone, which makes the tokenizer streamable."""
+    chunk, as published, or over each frame separately, which makes the tokenizer streamable."""
     weights: Uri | None = None
     """safetensors with keys ``encoder.*``, ``quantizer.*`` and, with a decoder, ``decoder.*``.
     Without it, weights are random, from ``seed``."""
@@ -96,20 +96,21 @@ class NativeConfig(TokenizerConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        needed, given = self.quantizer.latent_dim, self.encoder.z_channels
-        if needed != given:
+        needed, channels = self.quantizer.latent_dim, self.encoder.z_channels
+        if needed != channels:
             raise ValueError(
-                f"quantizer takes {needed} channels but encoder.z_channels={given}: make them equal"
+                f"quantizer takes {needed} channels but encoder.z_channels={channels}: make them "
+                "equal"
             )
         if self.quantizer.codebook_size > 2**32:
             raise ValueError(
                 f"a codebook of {self.quantizer.codebook_size} codes does not fit uint32: use at "
                 f"most {2**32}"
             )
-        channels = self.encoder.in_channels
-        if channels is not None and channels != self.pixel_channels:
+        in_channels = self.encoder.in_channels
+        if in_channels is not None and in_channels != self.pixel_channels:
             raise ValueError(
-                f"encoder.in_channels={channels}, but patches of {self.patch_size}x"
+                f"encoder.in_channels={in_channels}, but patches of {self.patch_size}x"
                 f"{self.patch_size} pixels have {self.pixel_channels} channels: leave it out"
             )
         if self.decoder and len(self.decoder.ch_mult) != len(self.encoder.ch_mult):
@@ -180,7 +181,7 @@ class MoVQGANConfig(TokenizerConfig):
     """Channels of a code vector."""
     codebook_size: PositiveInt = 16_384
     licence: Licence = None
-    """Licence of the weights, for people; their repository names none."""
+    """Licence of the weights; their repository names none."""
 
     @model_validator(mode="after")
     def _channels_fill_groups(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a run has done and cost: one value that adds and subtracts."""
+"""What a run has done and cost, as values that can be added and subtracted."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ def _none() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """All that is counted of a run, or of a part of one. Work that has to be repeated is taken
-    off again, so an account of a short time may hold negative counts.
+    """Everything that is counted during a run, or a part of one. Work that must be repeated is
+    subtracted again, so counts over a short time can be negative.
 
-    ``a + b`` and ``a - b`` work field by field; a key that is missing counts as 0.
+    ``a + b`` and ``a - b`` work field by field; a missing key counts as 0.
     """
 
     spent_s: Mapping[str, float] = field(default_factory=_none)
-    """Seconds of actors by activity (see ``speed``), whatever became of the work."""
+    """Seconds of actors by activity (see ``speed``), whether or not the work was kept."""
     up_s: Mapping[str, float] = field(default_factory=_none)
     """Seconds that actors were up, by stage."""
     paid_s: float = 0.0
-    """Seconds that encode actors occupied their share of a node, from their placement on."""
+    """Seconds that encode actors occupied their part of a node, since they were placed."""
     useful_s: float = 0.0
     """Encoder seconds that produced committed codes."""
     lost_s: float = 0.0
     """Encoder seconds whose codes were lost before they were committed."""
     clips: Mapping[str, int] = field(default_factory=_none)
-    """Clips that a stage has finished; for ``write``, committed ones."""
+    """Clips that a stage has finished; for ``write``, committed clips."""
     rejected_at: Mapping[str, int] = field(default_factory=_none)
     """Rejected clips, committed or not, by the stage that rejected them."""
     num_opened: int = 0
     """Plan rows whose number of clips is known."""
     num_extra_clips: int = 0
-    """Clips beyond one per plan row, from sources that turned out to be cut."""
+    """Clips beyond one per plan row, from sources that are cut into several clips."""
     rejected: Mapping[str, int] = field(default_factory=_none)
     """Committed rejections by reason."""
     num_frames: int = 0
-    """Frames of committed clips; codes, bytes and shards are counted likewise."""
+    """Frames of committed clips; likewise codes, bytes and shards."""
     num_codes: int = 0
     written_bytes: int = 0
     num_shards: int = 0
@@ -54,9 +54,9 @@ class Account:
     retried: Mapping[str, int] = field(default_factory=_none)
     """Retries of single clips, by stage."""
     lost_actors: Mapping[str, int] = field(default_factory=_none)
-    """Actors that were up and died or were killed at a deadline, by stage."""
+    """Actors that died, or were killed at a deadline, while they were up, by stage."""
     num_lost_nodes: int = 0
-    """Nodes that were lost with actors that were up."""
+    """Nodes that were lost while actors on them were up."""
 
     def __add__(self, other: Account) -> Account:
         return self._plus(other, 1)
@@ -74,7 +74,7 @@ class Account:
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
 
     def passed(self, stage: Stage) -> int:
-        """Clips that a stage is done with: they went on, or will never reach it."""
+        """Return the clips that passed a stage, or were rejected before it or in it."""
         rejected = self.rejected_at.get("decode", 0)
         if stage != "decode":
             rejected += self.rejected_at.get("encode", 0)

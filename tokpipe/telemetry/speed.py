@@ -1,4 +1,4 @@
-"""How close a job is to the speed of its encoders, and what limits it."""
+"""Compares a job with the speed of its encoders, and names what limits it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokpipe.types import STAGES, Stage
 
 Activity = Literal["download", "decode", "transfer", "encode", "write"]
 ACTIVITIES: tuple[Activity, ...] = ("download", "decode", "transfer", "encode", "write")
-"""What actors spend their seconds on. ``transfer``: an encoder had a lease but did not compute,
-because the lease or its pixels were still on their way."""
+"""What actors spend time on. In ``transfer``, an encoder has a lease and waits for its data to
+arrive."""
 
 OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
     "decode": ("download", "decode"),
@@ -21,28 +21,28 @@ OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
     "write": ("write",),
 }
 AS_BUSY = 0.02
-"""Fractions that differ by less count as equal; encode is then named as the limit, since nothing
-but more encoders would help."""
+"""Fractions that differ by less count as equal. Encode is then named as the limit, because
+only more encoders would help."""
 IDLE = 0.5
-"""A stage that is busy for a smaller fraction of its time does not limit anything."""
+"""A stage that is busy for a smaller fraction of its time is not a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast a job is, compared with its encoders alone."""
+    """How fast a job is, compared with its encoders by themselves."""
 
     share: float
     """Fraction of encoder time in which encoders computed (0 to 1)."""
     limit: Activity | None
-    """The activity that limits the job; None if no stage is busy, as while a job starts."""
+    """The activity that limits the job; None if no stage is busy, such as at the start."""
     limit_share: float
     """Fraction of its time that the limiting stage was busy (0 to 1)."""
 
 
 def speed_of(account: Account) -> Speed | None:
-    """The limiting stage is the one whose actors are busiest; within it, the longest activity.
+    """Return a job's speed, or None before any encoder is up.
 
-    None before any encoder is up.
+    The limit is the longest activity of the stage whose actors are busiest.
     """
     if account.up_s.get("encode", 0.0) <= 0:
         return None
@@ -59,12 +59,12 @@ def speed_of(account: Account) -> Speed | None:
 
 
 def busy_shares(account: Account) -> dict[Stage, float]:
-    """Fraction of their time (0 to 1) that the actors of each stage were busy."""
+    """Return the fraction of time (0 to 1) in which the actors of each stage were busy."""
     busy: dict[Stage, float] = {}
     for stage in STAGES:
         spent = sum(account.spent_s.get(one, 0.0) for one in OF_STAGE[stage])
         up = account.up_s.get(stage, 0.0)
-        # A lease is counted when it ends, so part of it may lie before the time in question.
+        # A lease is counted when it ends, so part of it may be earlier.
         busy[stage] = min(1.0, spent / up) if up > 0 else 0.0
     return busy
 
@@ -86,7 +86,7 @@ class RecentAccount:
 
 
 def speed_text(speed: Speed) -> str:
-    """One line for people: ``speed of light 97%, limited by encode (busy 98%)``."""
+    """Format as one line: ``speed of light 97%, limited by encode (busy 98%)``."""
     if speed.limit is None:
         why = "no stage was busy long enough to name a limit"
     elif speed.limit == "encode":

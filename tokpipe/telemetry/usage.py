@@ -1,4 +1,4 @@
-"""How well a codebook is used, measured over any number of batches. Needs numpy alone."""
+"""Measures how well a codebook is used, over any number of batches."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_LISTED = 2**24
-"""Entries of the largest codebook that is listed entry by entry: 128 MiB of int64."""
-
+"""Largest codebook that is listed entry by entry, as 128 MiB of int64."""
 MIN_SORTED = 2**18
-"""Codes that are collected, at least, before they are sorted into the counts."""
+"""Fewest codes that are sorted into the counts at once."""
 
 
 class CodeUsage:
-    """Counts codes as they stream by.
+    """Counts codes, batch by batch.
 
-    Memory grows with the distinct codes seen, whatever the codebook's size: 16 bytes each, plus,
-    between two sorts, at most 8 bytes each or 2 MiB, and the latest batch.
+    Memory depends on the number of distinct codes seen, not on the size of the codebook: 16 bytes
+    each, plus up to 8 bytes each (at least 2 MiB) between two sorts, and the latest batch.
     """
 
     def __init__(self, codebook_size: int) -> None:
@@ -37,9 +36,9 @@ class CodeUsage:
         """Count codes: a tensor on any device or an array, of any shape and integer type.
 
         Raises:
-            TypeError: codes that are not integers.
-            ValueError: a code outside ``range(codebook_size)``, such as the -1 that marks a latent
-                that was not finite. Nothing is counted then.
+            TypeError: the codes are not integers.
+            ValueError: a code is outside ``range(codebook_size)``, such as the -1 that marks a
+                latent that was not finite. Nothing is counted.
         """
         array = codes.detach().cpu().numpy() if hasattr(codes, "detach") else np.asarray(codes)
         if array.dtype.kind not in "iu":
@@ -55,41 +54,43 @@ class CodeUsage:
         self.num_codes += array.size
         self._unsorted.append(array.astype(np.int64).reshape(-1))  # a copy: callers reuse buffers
         self._num_unsorted += array.size
-        # Waiting for as many as are already sorted keeps the cost of a long stream at n log n.
+        # Waiting for as many as are already sorted keeps the total cost at n log n.
         if self._num_unsorted >= max(MIN_SORTED, len(self._seen)):
             self._sort()
 
     def add(self, other: CodeUsage) -> None:
-        """Count everything that ``other`` has counted, for example in another worker.
+        """Add the counts of ``other``, for example of another worker.
 
         Raises:
-            ValueError: a usage of a codebook of another size.
+            ValueError: ``other`` has another codebook size.
         """
         if other.codebook_size != self.codebook_size:
             raise ValueError(
                 f"cannot add the usage of {other.codebook_size} codes to that of "
-                f"{self.codebook_size}: they belong to two codebooks"
+                f"{self.codebook_size}: they belong to different codebooks"
             )
         self._absorb(other.codes, other.counts)
         self.num_codes += other.num_codes
 
     @property
     def codes(self) -> NDArray[np.int64]:
-        """The distinct codes seen, ascending."""
+        """Distinct codes seen, ascending."""
         self._sort()
         return self._seen
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How often each of ``codes`` came."""
+        """How often each of ``codes`` occurred."""
         self._sort()
         return self._counts
 
     def histogram(self, num_bins: int | None = None) -> NDArray[np.int64]:
-        """(num_bins,) int64: the codes in each of equal parts of the codebook, or of each code.
+        """Return how many codes fell into each of ``num_bins`` equal parts of the codebook.
+
+        Without ``num_bins``, each code is a part.
 
         Raises:
-            ValueError: a codebook of more than ``MAX_LISTED`` entries, without ``num_bins``.
+            ValueError: the codebook has more than ``MAX_LISTED`` entries, and no ``num_bins``.
         """
         if num_bins is None and self.codebook_size > MAX_LISTED:
             raise ValueError(
@@ -102,12 +103,12 @@ class CodeUsage:
         return histogram
 
     def most_frequent(self, number: int = 5) -> list[tuple[int, float]]:
-        """The most frequent codes, each with its share of all codes, 0 to 1."""
+        """Return the most frequent codes, each with its fraction of all codes."""
         order = np.argsort(-self.counts, kind="stable")[:number]
         return [(int(self.codes[i]), float(self.counts[i] / self.num_codes)) for i in order]
 
     def dead_codes(self) -> NDArray[np.int64]:
-        """The codes that never came, ascending. Raises as ``histogram`` does."""
+        """Return the codes that never occurred, ascending. Raises like ``histogram``."""
         return np.flatnonzero(self.histogram() == 0)
 
     @property
@@ -117,22 +118,22 @@ class CodeUsage:
 
     @property
     def used_fraction(self) -> float:
-        """Part of the codebook that was seen, 0 to 1."""
+        """Fraction of the codebook that was seen, 0 to 1."""
         return self.num_used / self.codebook_size
 
     @property
     def entropy_bits(self) -> float:
-        """Entropy of a code, from 0 to log2(codebook_size); 0 before any came."""
+        """Entropy of a code, 0 to log2(codebook_size); 0 if no codes were counted."""
         shares = self.counts / max(1, self.num_codes)
         return max(0.0, float(-(shares * np.log2(shares)).sum()))
 
     @property
     def perplexity(self) -> float:
-        """``2**entropy_bits``: how many equally frequent codes have this entropy."""
+        """``2**entropy_bits``: the number of equally frequent codes with this entropy."""
         return math.pow(2.0, self.entropy_bits)
 
     def summary(self) -> dict[str, float]:
-        """The measures above, by name, for logs and reports."""
+        """Return the measures above by name, for logs and reports."""
         return {
             "num_codes": float(self.num_codes),
             "num_used": float(self.num_used),

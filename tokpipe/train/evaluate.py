@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import copy
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,8 +39,7 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
     Raises:
         ConfigError: the checkpoint is missing, or its config or weights are wrong.
     """
-    here = {"root": Path.cwd(), "environ": os.environ}
-    section, source = resolve_checkpoint({"checkpoint": uri}, read_local, here)
+    section, source = resolve_checkpoint({"checkpoint": uri}, read_local, {"root": Path.cwd()})
     config = validate_settings(AnyTokenizer, section, name=source)
     weights = None if config.weights is None else read_local(config.weights)
     tokenizer: VideoTokenizer = build_tokenizer(config, weights, with_decoder=True)
