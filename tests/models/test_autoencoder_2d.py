@@ -47,7 +47,7 @@ def test_sizes_are_rounded_down_to_multiples_of_the_stride(
 ) -> None:
     ch_mult = (1,) * (stride.bit_length())
     for with_conv in (True, False):
-        changes = {"ch_mult": ch_mult, "resamp_with_conv": with_conv}
+        changes: dict[str, Any] = {"ch_mult": ch_mult, "resamp_with_conv": with_conv}
         encoder, decoder = small_encoder(**changes), small_decoder(**changes)
         assert encoder.spatial_stride == decoder.spatial_stride == stride
         rows, columns = size[0] // stride, size[1] // stride
