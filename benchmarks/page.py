@@ -18,11 +18,12 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def results_text(folder: Path) -> str:
-    """A table of what ``--json FOLDER`` left there, by machine and benchmark."""
-    records = [json.loads((folder / f"{name}.json").read_text()) for name in _names(folder)]
+    """A table of the results that ``--json FOLDER`` wrote, by machine and benchmark."""
     machines: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        machines.setdefault(_machine(record["machine"]), []).append(record)
+    for name in BENCHMARKS:
+        if (path := folder / f"{name}.json").exists():
+            record = json.loads(path.read_text())
+            machines.setdefault(_machine(record["machine"]), []).append(record)
     lines: list[str] = []
     for machine, measured in machines.items():
         lines += [machine, "", "| benchmark | figure | seen | target | |", "|---|---|---|---|---|"]
@@ -32,20 +33,12 @@ def results_text(folder: Path) -> str:
 
 
 def with_results(page: str, results: str) -> str:
-    """The page with these results between its marks.
-
-    Raises:
-        ValueError: the page has no such marks.
-    """
+    """The page with these results between its marks; raises ValueError if it has none."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no place for results, between {BEGIN} and {END}")
     return f"{before}{BEGIN}\n{results}{END}{after}"
-
-
-def _names(folder: Path) -> list[str]:
-    return [name for name in BENCHMARKS if (folder / f"{name}.json").exists()]
 
 
 def _machine(machine: dict[str, Any]) -> str:

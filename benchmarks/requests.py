@@ -1,4 +1,4 @@
-"""How many requests a job makes of its stores for each clip: every one of them costs money."""
+"""How many requests a job sends to its stores for each clip. Stores charge for requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tokpipe.types import DecodedClip, EncodedClip
 
 
 def requests_of(num_clips: int) -> dict[str, float]:
-    """Requests by what they are for, of a small job whose videos and output are remote.
+    """Requests by purpose, of a small job whose videos and output are remote.
 
-    One shard of so many clips is made, by the stages themselves and without retries.
+    The stages write one shard of ``num_clips`` clips, without retries.
     """
     memory = open_store("memory://bench", StoreOptions())
     for number in range(num_clips):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from tests.models.checks import changed_frames
 from tokpipe.models.activation import silu
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import conv3d
+from tokpipe.models.convolution import Conv2d, conv3d
 
 
 @pytest.mark.parametrize("mode", ["first", "constant"])
@@ -80,6 +82,15 @@ def test_conv3d_agrees_with_pytorch(dtype: torch.dtype) -> None:
     )
     assert found.dtype == dtype
     torch.testing.assert_close(found, wanted.to(dtype), atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1}, {"dilation": 2}])
+def test_conv2d_agrees_with_pytorch(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv, x = Conv2d(3, 5, 3, **options), torch.randn(2, 3, 9, 8)
+    wanted = F.conv2d(x, conv.weight, conv.bias, **options)
+    torch.testing.assert_close(conv(x), wanted)
+    assert conv(x).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_conv3d_passes_gradients() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,15 @@ CONFIG = MoVQGANConfig(
     codebook_size=50,
 )
 NATIVE: dict[str, Any] = {
-    "encoder": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 6},
+    "encoder": {
+        "ch": 32,
+        "ch_mult": [1, 1],
+        "num_res_blocks": 1,
+        "z_channels": 6,
+        "temporal_compress_times": 2,
+    },
     "quantizer": {"kind": "fsq"},
 }
-NATIVE["encoder"]["temporal_compress_times"] = 2
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +145,8 @@ def test_ambiguous_averages_are_rejected(tmp_path: Path) -> None:
 
 
 def native_state() -> dict[str, Tensor]:
-    config = NativeConfig.model_validate_json(yaml_to_json(NATIVE))
+    config = NativeConfig.model_validate_json(json.dumps(NATIVE))
     return dict(build_tokenizer(config, None).state_dict())
-
-
-def yaml_to_json(section: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(section)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

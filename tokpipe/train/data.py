@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -40,7 +41,7 @@ _MAX_ATTEMPTS = 32
 _TIME_STRIDES = (1, 1, 2, 3)
 """Crops take every, every second or every third frame of their clip."""
 _BATCH, _CLIP = 0, 1
-"""Keep the random numbers of batches and of clips apart."""
+"""Separate the random numbers of batches from those of clips."""
 
 
 class TrainingData:
@@ -48,7 +49,7 @@ class TrainingData:
 
     Clip k of a run is a random segment of a random row, decided by the seed and k. Step s takes
     its crops from clips ``s * fresh_clips`` to ``s * fresh_clips + buffer_clips``, so its batch
-    depends only on the seed and the step, and memory holds one buffer of clips, and the rows.
+    depends only on the seed and the step. Memory holds one buffer of clips, and the rows.
 
     Raises:
         ConfigError: a source cannot be used, or has no usable row.
@@ -80,24 +81,14 @@ class TrainingData:
             StorageError, RuntimeFault: as ``DecodeStage.process``.
         """
         num_ahead = self.config.data_threads
-        with (
-            closing(_Decoders(self.config)) as decoders,
-            closing(
-                read_ahead(
-                    lambda number: self._clip(decoders, number),
-                    itertools.count(self._first_clip(first_step)),
-                    num_ahead,
-                )
-            ) as clips,
-            closing(
-                read_ahead(
-                    lambda step_and_clips: self._batch(*step_and_clips),
-                    self._buffers(first_step, clips),
-                    num_ahead,
-                )
-            ) as batches,
-        ):
-            yield from batches
+        numbers = itertools.count(self._first_clip(first_step))
+        with closing(_Decoders(self.config)) as decoders:
+            clips = read_ahead(partial(self._clip, decoders), numbers, num_ahead)
+            with closing(clips):
+                buffers = self._buffers(first_step, clips)
+                batches = read_ahead(lambda buffer: self._batch(*buffer), buffers, num_ahead)
+                with closing(batches):
+                    yield from batches
 
     def _first_clip(self, step: int) -> int:
         return int(step * self.config.fresh_clips)

@@ -235,20 +235,18 @@ class _Log:
 
 def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:
     """Check that everything the finished steps depended on is unchanged; later steps may change."""
-    free = {
+    may_change = {
         *("output", "phases", "loss", "data_threads", "storage"),
         *("checkpoint_every_s", "log_every_steps", "weights_dtype"),
     }
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    old, new = (run.model_dump(mode="json", exclude=may_change) for run in (before, now))
     changed = [
-        f"{key}: {old[key]!r} -> {new[key]!r}"
-        for key in sorted(new.keys() - free)
-        if old[key] != new[key]
+        f"{key}: {old[key]!r} -> {new[key]!r}" for key in sorted(new) if old[key] != new[key]
     ]
     if step > now.num_steps or any(
         _settings(before, done) != _settings(now, done) for done in range(step)
     ):
-        changed.append(f"phases: of the {step} steps that are done")
+        changed.append(f"phases: of the {step} finished steps")
     if changed:
         raise ConfigError(
             f"{source} belongs to a run with other settings ({'; '.join(changed)}). Continuing it "

@@ -47,7 +47,9 @@ def losses(
         shared = min(wanted.shape[1], latent.shape[1])
         terms["guide"] = F.mse_loss(latent[:, :shared], wanted[:, :shared])
     if weights.saturation:
-        terms["saturation"] = F.relu(latent.abs() - _UNSATURATED).square().mean()
+        # FSQ hardly squashes latents up to 1.5: with 8 levels, the last begins at 1.14 and the
+        # first ends at -1.42.
+        terms["saturation"] = F.relu(latent.abs() - 1.5).square().mean()
     if weights.rounding:
         assert isinstance(tokenizer.quantizer, FSQ)
         bounded = tokenizer.quantizer.bounded(latent)
@@ -98,17 +100,9 @@ def initialize(tokenizer: NativeTokenizer, seed: int) -> None:
             fill_uniform(parameter, 1 / math.sqrt(math.prod(parameter.shape[1:])), seed, key)
     for key, module in tokenizer.named_modules():
         if isinstance(module, SpatialNorm3D):
-            module.conv_y.conv.weight.data.mul_(_NORM_GAIN)
-            module.conv_b.conv.weight.data.mul_(_NORM_GAIN)
+            module.conv_y.conv.weight.data.mul_(0.3)
+            module.conv_b.conv.weight.data.mul_(0.3)
             assert module.conv_y.conv.bias is not None
             nn.init.ones_(module.conv_y.conv.bias)
         if key.endswith(".conv2"):
             nn.init.zeros_(module.conv.weight)
-
-
-_UNSATURATED = 1.5
-"""FSQ hardly squashes latents up to here: with 8 levels, the last begins at 1.14 and the first ends
-at -1.42."""
-
-_NORM_GAIN = 0.3
-"""Initial influence of the code vectors on the decoder's norms."""

@@ -28,7 +28,6 @@ ALWAYS_DROPPED = {"movqgan": ("loss.",)}
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the weights, in the order in which they are tried."""
 _AVERAGES = re.compile(r"^(?:model_ema|ema_(\w+))\.")
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,11 @@ def convert(
     section.setdefault("name", source.stem)
     if section.get("kind") == "custom":
         section["weights"] = WEIGHTS_NAME  # implied for the other kinds
-    parsed = _parse({**section, "weights": str(source)}, config or source)
+    parsed: TokenizerConfig = validate_settings(
+        AnyTokenizer,
+        {**section, "weights": str(source)},
+        name=f"{config or source} does not describe a tokenizer",
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In the same file system as the folder, so that finished files can be moved there.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -241,8 +244,7 @@ def _averaged(
 
 def _some(keys: Iterable[str]) -> str:
     named = list(keys)
-    more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
-    return ", ".join(named[:_MOST_NAMED]) + more
+    return ", ".join(named[:5]) + (f" and {len(named) - 5:,} more" if len(named) > 5 else "")
 
 
 # --- the tokenizer's settings -------------------------------------------------------------------
@@ -306,13 +308,6 @@ def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[in
     if not mult:
         raise KeyError(f"{down}.0.block.0.conv1.weight")
     return ch, mult, blocks, attention
-
-
-def _parse(section: dict[str, Any], source: Path) -> TokenizerConfig:
-    config: TokenizerConfig = validate_settings(
-        AnyTokenizer, section, name=f"{source} does not describe a tokenizer"
-    )
-    return config
 
 
 def _verify(config: TokenizerConfig, weights: Path) -> str:

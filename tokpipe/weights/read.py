@@ -98,13 +98,8 @@ def _to_safetensors(tensors: Tensors) -> bytes:
 def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
     """Return the bytes at ``uri``, in any store or ``builtin://``.
 
-    Args:
-        uri: where the object is.
-        options: of the store.
-        setting: the job setting that names it, for the error.
-
     Raises:
-        ConfigError: there is no object at ``uri``.
+        ConfigError: no object at ``uri``; the message names the job's ``setting``.
         StorageError: the store kept failing.
     """
     store, key = _locate(uri, options)
