@@ -8,17 +8,13 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.media.conftest import MakeDecoder
+from tests.media.conftest import FORMATS, MakeDecoder
 from tests.videos import (
     FASTSTART,
-    FRAGMENTED,
-    HEVC,
-    VP9,
     cut_short,
     numbers_of,
     spoil_packet,
@@ -35,12 +31,6 @@ REASONS = {
 }  # fmt: skip
 
 
-def rejection(decoder: VideoDecoder, path: Path) -> SourceError:
-    with pytest.raises(SourceError) as caught:
-        decoder.decode(path)
-    return caught.value
-
-
 def outcome(decoder: VideoDecoder, path: Path) -> Video | SourceError:
     """A video, or a rejection with a known reason and a readable message."""
     try:
@@ -50,6 +40,12 @@ def outcome(decoder: VideoDecoder, path: Path) -> Video | SourceError:
     assert rejected.reason in REASONS
     assert len(str(rejected)) > 20
     return rejected
+
+
+def rejection(decoder: VideoDecoder, path: Path) -> SourceError:
+    result = outcome(decoder, path)
+    assert isinstance(result, SourceError)
+    return result
 
 
 def _socket(path: Path) -> None:
@@ -129,18 +125,6 @@ def test_a_source_that_changed_is_rejected(tmp_path: Path, make_decoder: MakeDec
     with pytest.raises(SourceError, match="now has 3 clips and had 2") as caught:
         make_decoder(max_clip_frames=4).decode(path, segment=1, num_segments=2)
     assert caught.value.reason == "source_changed"
-
-
-FORMATS: dict[str, dict[str, Any]] = {
-    "index-first.mp4": FASTSTART,
-    "index-last.mp4": {},
-    "fragmented.mp4": FRAGMENTED,
-    "clip.mkv": {},
-    "clip.webm": VP9,
-    "clip.ts": {},
-    "clip.avi": {"codec": "mpeg4"},
-    "hevc.mp4": HEVC,
-}
 
 
 @pytest.mark.parametrize("name", FORMATS)
