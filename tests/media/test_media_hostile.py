@@ -17,7 +17,6 @@ from tests.videos import (
     FASTSTART,
     cut_short,
     numbers_of,
-    spoil_packet,
     write_silence,
     write_video,
 )
@@ -177,17 +176,6 @@ def test_flipped_bits_yield_every_frame_or_a_reason(
             assert np.all(np.diff(result.pts_s) > 0)
             assert result.frames.shape[1:] == clean.frames.shape[1:]
     assert decoded > 0
-
-
-@pytest.mark.parametrize("backend", ["auto", "decord", "pyav"])
-@pytest.mark.parametrize("name", ["clip.mkv", "clip.webm"])
-def test_an_undecodable_frame_rejects_the_clip(
-    name: str, backend: str, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    """decord would repeat another frame in its place."""
-    path = write_video(tmp_path / name, 30, **FORMATS[name])
-    spoil_packet(path, 12)
-    assert rejection(make_decoder(backend=backend), path).reason == "corrupt"
 
 
 def test_wrong_dimensions_in_the_container_are_ignored(
