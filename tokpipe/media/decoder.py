@@ -122,11 +122,11 @@ class VideoDecoder:
             "segment_is": "piece" if pieces else "clip",
             "segment": 0,
             "num_segments": None,
+            "only_probe": False,
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
             "salvage": decode.on_damage == "mark",
-            "only_probe": False,
         }
         self._child: ChildProcess | None = None
         self._spares = SpareMemory()
