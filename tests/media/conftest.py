@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import BaseModel
 
+from tests.videos import FASTSTART, FRAGMENTED, HEVC, VP9
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.media.decoder import VideoDecoder
 
@@ -13,6 +14,18 @@ MakeDecoder = Callable[..., VideoDecoder]
 """The fixture ``make_decoder``, which takes settings of a job as keywords."""
 
 M = TypeVar("M", bound=BaseModel)
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "index-first.mp4": FASTSTART,
+    "index-last.mp4": {},
+    "fragmented.mp4": FRAGMENTED,
+    "clip.mkv": {},
+    "clip.webm": VP9,
+    "clip.ts": {},
+    "clip.avi": {"codec": "mpeg4"},
+    "hevc.mp4": HEVC,
+}
+"""Settings of ``write_video``, by file name."""
 
 DEFAULTS: dict[str, Any] = {
     "deadline_s": 20.0,

@@ -17,9 +17,8 @@ import pytest
 
 from tests.media.conftest import MakeDecoder
 from tests.videos import numbers_of, spoil_end, write_video
-from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.errors import ConfigError, RuntimeFault, SourceError
-from tokpipe.media.decoder import Undecodable, VideoDecoder
+from tokpipe.media.decoder import Undecodable
 
 # Long enough for a busy machine to decode ten tiny frames, short enough to wait for.
 DEADLINE_S = 2.0
@@ -149,13 +148,10 @@ def test_a_missing_backend_is_a_mistake_in_the_job(clip: Path, make_decoder: Mak
         make_decoder(backends=("no_such_backend",)).decode(clip)
 
 
-def test_the_child_outlives_the_thread_that_started_it(clip: Path) -> None:
-    decoder = VideoDecoder(
-        DecodeConfig(),
-        SamplingConfig(fps=None),
-        FramesConfig(size=(48, 64), fit="stretch"),
-        backends=(PLANTED,),
-    )
+def test_the_child_outlives_the_thread_that_started_it(
+    clip: Path, make_decoder: MakeDecoder
+) -> None:
+    decoder = make_decoder(backends=(PLANTED,), deadline_s=30.0)  # no other test has these settings
     pids = []
     for _ in range(2):
         thread = threading.Thread(target=decoder.decode, args=(clip,))
@@ -213,10 +209,8 @@ def test_margins_are_black_in_reused_memory(clip: Path, make_decoder: MakeDecode
     assert not frames[:, :20].any()
 
 
-def test_memory_returned_after_close_is_freed(clip: Path) -> None:
-    decoder = VideoDecoder(
-        DecodeConfig(), SamplingConfig(fps=None), FramesConfig(size=(48, 64), fit="stretch")
-    )
+def test_memory_returned_after_close_is_freed(clip: Path, make_decoder: MakeDecoder) -> None:
+    decoder = make_decoder(deadline_s=31.0)  # no other test has these settings
     gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
     held = [decoder.decode(clip) for _ in range(3)]

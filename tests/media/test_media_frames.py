@@ -211,20 +211,6 @@ def test_a_span_deep_in_a_video_equals_its_part_of_the_whole(
         assert np.array_equal(part.pts_s, whole.pts_s[first : first + 3])
 
 
-def test_segments_of_a_cut_source_add_up_to_the_whole(
-    long_video: Path, make_decoder: MakeDecoder
-) -> None:
-    whole = make_decoder(fps=10).decode(long_video)
-    assert (len(whole.frames), whole.num_segments, whole.fps) == (40, 1, 10)
-    decoder = make_decoder(fps=10, max_clip_frames=17)
-    parts = [decoder.decode(long_video)]
-    parts += [decoder.decode(long_video, segment=j, num_segments=3) for j in (1, 2)]
-    assert [len(part.frames) for part in parts] == [17, 17, 6]
-    assert {part.num_segments for part in parts} == {3}
-    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
-    assert np.array_equal(np.concatenate([part.pts_s for part in parts]), whole.pts_s)
-
-
 def test_resampling_follows_true_times(tmp_path: Path, make_decoder: MakeDecoder) -> None:
     pts = [0, 10, 20, 30, 100, 110, 190]  # hundredths of a second
     path = write_video(tmp_path / "gaps.mp4", 7, pts=pts, time_base=Fraction(1, 100))

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import S3Bucket
-from tests.sources.reading import OPTIONS, problems, read, uris
+from tests.sources.reading import problems, read, uris
 from tokpipe.errors import ConfigError
-from tokpipe.storage import open_store
 
 
 def test_files_are_sorted_by_the_bytes_of_their_names(tmp_path: Path) -> None:
@@ -43,12 +41,3 @@ def test_a_glob_that_matches_nothing_is_a_config_error(tmp_path: Path, pattern: 
     (tmp_path / "a.mkv").touch()
     with pytest.raises(ConfigError, match="nothing matches"):
         read("files", tmp_path / pattern)
-
-
-@pytest.mark.s3
-def test_files_are_found_on_s3(s3_bucket: S3Bucket) -> None:
-    store = open_store(s3_bucket.uri, OPTIONS)
-    for name in ("raw/b.mp4", "raw/x/a.mp4", "raw/note.txt"):
-        store.put(name, b"1")
-    found = read("files", f"{s3_bucket.uri}/raw/**/*.mp4")
-    assert uris(found) == [f"{s3_bucket.uri}/raw/b.mp4", f"{s3_bucket.uri}/raw/x/a.mp4"]

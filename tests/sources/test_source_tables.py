@@ -6,7 +6,6 @@ import csv
 import datetime
 import functools
 import gzip
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import S3Bucket
-from tests.sources.reading import OPTIONS, opened, problems, uris, write
+from tests.sources.reading import OPTIONS, Rows, opened, problems, uris, write
 from tests.sources.reading import read as read_source
 from tokpipe.errors import ConfigError
 from tokpipe.sources.rows import ROW_SCHEMA
@@ -192,49 +191,44 @@ def test_a_template_can_use_any_column(tmp_path: Path) -> None:
     assert uris(rows) == [f"{tmp_path}/clip 7", f"{tmp_path}/t.parquet#row=2"]
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "seconds"),
-    [
-        ("1.5", "3", (1.5, 3.0)),
-        ("", "", (None, None)),
-        ("", "3e1", (None, 30.0)),
-        (" 7 ", "", (7.0, None)),
-        ("-0.0", "1", (0.0, 1.0)),
-        ("0:00:06.340", "00:01:10.6", (6.34, 70.6)),
-        ("01:02", "100:00:00", (62.0, 360000.0)),
-    ],
-)
-def test_times_are_seconds_or_clock_times(
-    tmp_path: Path, start: str, end: str, seconds: tuple[float | None, float | None]
-) -> None:
-    write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n")
-    (row,) = read(tmp_path / "t.csv", start_column="from", end_column="to")
-    assert (row["start_s"], row["end_s"]) == seconds
-    assert str(row["start_s"]) != "-0.0"
-    assert set(row) == set(ROW_SCHEMA.names)
+def read_spans(folder: Path, spans: list[str]) -> Rows:
+    lines = "\n".join(f"/v.mp4,{span}" for span in spans)
+    table = write(folder / "t.csv", f"url,from,to\n{lines}\n")
+    return read(table, start_column="from", end_column="to")
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "problem"),
-    [
-        ("soon", "3", "its from is 'soon', not a number of seconds (video /1.mp4)"),
-        ("-1", "3", "its from is '-1'"),
-        ("nan", "3", "its from is 'nan'"),
-        ("1", "1e999", "its to is '1e999'"),
-        ("1:2:3:4", "", "its from is '1:2:3:4'"),
-        ("3", "3", "ends before it starts: 3.0 to 3.0 seconds"),
-        ("3", "2", "ends before it starts"),
-        ("", "0", "ends before it starts: 0.0 to 0.0"),
-    ],
-)
-def test_an_invalid_span_is_a_problem_of_its_row(
-    tmp_path: Path, start: str, end: str, problem: str
-) -> None:
-    write(tmp_path / "t.csv", f"url,from,to\n/1.mp4,{start},{end}\n/2.mp4,0,1\n")
-    bad, good = read(tmp_path / "t.csv", start_column="from", end_column="to")
-    assert problem in bad["problem"]
-    place = f"{tmp_path}/t.csv#line=2"
-    assert (bad["source_uri"], bad["start_s"], bad["end_s"]) == (place, None, None)
+def test_times_are_seconds_or_clock_times(tmp_path: Path) -> None:
+    wanted = {
+        "1.5,3": (1.5, 3.0),
+        ",": (None, None),
+        ",3e1": (None, 30.0),
+        " 7 ,": (7.0, None),
+        "-0.0,1": (0.0, 1.0),
+        "0:00:06.340,00:01:10.6": (6.34, 70.6),
+        "01:02,100:00:00": (62.0, 360000.0),
+    }
+    rows = read_spans(tmp_path, list(wanted))
+    assert [(row["start_s"], row["end_s"]) for row in rows] == list(wanted.values())
+    assert "-0.0" not in {str(row["start_s"]) for row in rows}
+    assert set(rows[0]) == set(ROW_SCHEMA.names)
+
+
+def test_an_invalid_span_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    wanted = {
+        "soon,3": "its from is 'soon', not a number of seconds (video /v.mp4)",
+        "-1,3": "its from is '-1'",
+        "nan,3": "its from is 'nan'",
+        "1,1e999": "its to is '1e999'",
+        "1:2:3:4,": "its from is '1:2:3:4'",
+        "3,3": "ends before it starts: 3.0 to 3.0 seconds",
+        "3,2": "ends before it starts",
+        ",0": "ends before it starts: 0.0 to 0.0",
+    }
+    *bad, good = read_spans(tmp_path, [*wanted, "0,1"])
+    for number, (row, problem) in enumerate(zip(bad, wanted.values(), strict=True), 2):
+        assert problem in row["problem"]
+        place = f"{tmp_path}/t.csv#line={number}"
+        assert (row["source_uri"], row["start_s"], row["end_s"]) == (place, None, None)
     assert good["problem"] is None
 
 
@@ -301,18 +295,10 @@ def test_parquet_parts_may_differ_in_number_types(tmp_path: Path) -> None:
         ("t.csv", '"never closed\na,b\n', "its first line is not a header"),
         ("t.csv", "link,name\n", r"uri_column names a column 'url'.*link, name"),
         ("t.csv", "urls,name\n", r"did you mean 'urls'\?"),
-        (
-            "t.csv",
-            ",".join(map(str, range(1001))),
-            "at least 1001 columns, and the limit",
-        ),
+        ("t.csv", ",".join(map(str, range(1001))), "at least 1001 columns, and the limit"),
         ("t.csv.gz", gzip.compress(b"url\n" + b"/1.mp4\n" * 9999)[:-20], "is cut or damaged"),
         ("t.jsonl", "1\n[]\n", "none of its 2 lines is a JSON object"),
-        (
-            "t.jsonl",
-            "\n".join(json.dumps({str(i): 1}) for i in range(1001)),
-            "has at least 1001 columns",
-        ),
+        ("t.jsonl", "\n".join(f'{{"{i}": 1}}' for i in range(1001)), "at least 1001 columns"),
         ("t.parquet", "not parquet", "cannot be read as Parquet"),
         ("t.txt", "url\n", "does not show its format"),
     ],
@@ -360,7 +346,7 @@ def test_a_column_of_the_wrong_type_is_named(
 
 
 @pytest.mark.s3
-def test_tables_are_read_from_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+def test_files_are_found_and_tables_read_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     store = open_store(s3_bucket.uri, OPTIONS)
     table = pa.table({"url": [f"{i:06d}.mp4" for i in range(70_000)]})
     pq.write_table(table, tmp_path / "t.parquet")
@@ -370,6 +356,10 @@ def test_tables_are_read_from_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     ends = [f"{s3_bucket.uri}/tables/{name}.mp4" for name in ("000000", "069999")]
     assert uris(rows)[::69_999] == ends
     assert uris(read(f"{s3_bucket.uri}/tables/t.csv.gz")) == [f"{s3_bucket.uri}/tables/a.mp4"]
+    for name in ("raw/b.mp4", "raw/x/a.mp4", "raw/note.txt"):
+        store.put(name, b"1")
+    found = uris(read_source("files", f"{s3_bucket.uri}/raw/**/*.mp4"))
+    assert found == [f"{s3_bucket.uri}/raw/b.mp4", f"{s3_bucket.uri}/raw/x/a.mp4"]
 
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0.:%"), max_size=8)

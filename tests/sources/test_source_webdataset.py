@@ -25,6 +25,12 @@ from tokpipe.types import ArchiveMember
 read = functools.partial(read_source, "webdataset")
 
 
+def read_tar(folder: Path, content: bytes | bytearray) -> Rows:
+    path = folder / "x.tar"
+    path.write_bytes(content)
+    return read(path)
+
+
 def names(rows: Rows) -> list[str]:
     return [row["source_uri"].partition("#")[2] for row in rows if row["problem"] is None]
 
@@ -57,14 +63,12 @@ def test_videos_are_indexed_in_place_with_the_texts_of_their_key(tmp_path: Path)
 
 def test_texts_far_from_their_video_are_found(tmp_path: Path) -> None:
     members = [(f"{i}.mp4", b"v") for i in range(50)] + [(f"{i}.txt", b"%d" % i) for i in range(50)]
-    (tmp_path / "x.tar").write_bytes(tar(members))
-    assert [row["txt"] for row in read(tmp_path / "x.tar")] == [str(i) for i in range(50)]
+    assert [row["txt"] for row in read_tar(tmp_path, tar(members))] == [str(i) for i in range(50)]
 
 
 def test_names_with_several_dots_have_separate_texts(tmp_path: Path) -> None:
     members = [("a.1.mp4", b"v"), ("a.1.txt", b"one"), ("a.2.mp4", b"v"), ("a.2.txt", b"two")]
-    (tmp_path / "x.tar").write_bytes(tar([*members, ("a.json", b"both")]))
-    rows = read(tmp_path / "x.tar")
+    rows = read_tar(tmp_path, tar([*members, ("a.json", b"both")]))
     assert [(row["key"], row["txt"], row["json"]) for row in rows] == [
         ("a", "one", "both"),
         ("a", "two", "both"),
@@ -77,8 +81,7 @@ def test_names_are_kept_and_never_used_as_paths(tmp_path: Path, kind: int) -> No
     if kind != tarfile.USTAR_FORMAT:
         hostile.append("g" * 300 + "/" + "h" * 300 + ".mp4")
     not_utf8 = os.fsdecode(b"bad\xff.mp4") if kind == tarfile.GNU_FORMAT else "bad.mp4"
-    (tmp_path / "x.tar").write_bytes(tar(dict.fromkeys([*hostile, not_utf8], b"v"), kind))
-    *found, last = names(read(tmp_path / "x.tar"))
+    *found, last = names(read_tar(tmp_path, tar(dict.fromkeys([*hostile, not_utf8], b"v"), kind)))
     assert found == hostile
     assert last == ("bad\\xff.mp4" if kind == tarfile.GNU_FORMAT else "bad.mp4")
 
@@ -99,14 +102,12 @@ def test_hidden_files_folders_and_links_are_not_clips(tmp_path: Path) -> None:
             member.type = member_type
             member.linkname = "real.mp4"
             archive.addfile(member)
-    (tmp_path / "x.tar").write_bytes(sink.getvalue())
-    assert names(read(tmp_path / "x.tar")) == ["real.mp4"]
+    assert names(read_tar(tmp_path, sink.getvalue())) == ["real.mp4"]
 
 
 def test_a_text_above_the_size_limit_is_not_carried(tmp_path: Path) -> None:
     members = [("a.mp4", b"v"), ("a.txt", b"x" * (TEXT_BYTES + 1)), ("a.json", b"x" * TEXT_BYTES)]
-    (tmp_path / "x.tar").write_bytes(tar(members))
-    (row,) = read(tmp_path / "x.tar")
+    (row,) = read_tar(tmp_path, tar(members))
     assert row["txt"] is None
     assert len(row["json"]) == TEXT_BYTES
 
@@ -115,8 +116,7 @@ def test_a_cut_tar_yields_its_whole_members_and_a_problem(tmp_path: Path) -> Non
     whole = tar((f"{i}.mp4", bytes([i]) * 1000) for i in range(5))
     path = tmp_path / "x.tar"
     for end in range(0, 5 * 1536, 100):
-        path.write_bytes(whole[:end])
-        rows = read(path)
+        rows = read_tar(tmp_path, whole[:end])
         num_whole = sum(end >= i * 1536 + 512 + 1000 for i in range(5))
         assert names(rows) == [f"{i}.mp4" for i in range(num_whole)]
         # A cut between two members leaves a tar that only lacks its end mark.
@@ -131,8 +131,7 @@ def test_a_cut_tar_yields_its_whole_members_and_a_problem(tmp_path: Path) -> Non
 def test_a_damaged_header_is_not_mistaken_for_the_end(tmp_path: Path) -> None:
     data = bytearray(tar((f"{i}.mp4", b"v") for i in range(5)))
     data[2 * 1024 + 150] ^= 1  # within the checksum of the third header
-    (tmp_path / "x.tar").write_bytes(data)
-    rows = read(tmp_path / "x.tar")
+    rows = read_tar(tmp_path, data)
     assert names(rows) == ["0.mp4", "1.mp4"]
     assert "no header at byte 2048" in rows[-1]["problem"]
 

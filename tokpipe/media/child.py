@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import math
 import mmap
 import os
 import resource
@@ -159,16 +160,13 @@ class _Clip:
         )
         self.framing = Framing(size, request["fit"], aspect, orientation)
         self.shape = (len(self.wanted), *size, 3)
-        self.probed = {
-            "num_frames": selection.num_frames,
-            "num_segments": num_segments,
-            "size": size,
-        }
+        total = {"num_segments": num_segments}
+        self.probed = {**total, "num_frames": selection.num_frames, "size": size}
         self.description = {
+            **total,
             "shape": self.shape,
             "pts_s": timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or timeline.average_fps,
-            "num_segments": num_segments,
             "damage": timeline.damage,
         }
 
@@ -182,8 +180,8 @@ class _Clip:
         decoder = load_backend(backend)
         # The mapping goes with its last reference; an explicit close fails while a traceback
         # still refers to it.
-        out = np.frombuffer(_mapped(memory, int(np.prod(self.shape))), np.uint8)
-        out = out.reshape(self.shape)
+        pixels = np.frombuffer(_mapped(memory, math.prod(self.shape)), np.uint8)
+        out = pixels.reshape(self.shape)
         if self.framing.leaves_margins:
             out[:] = 0
         try:

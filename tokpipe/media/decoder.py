@@ -122,11 +122,11 @@ class VideoDecoder:
             "segment_is": "piece" if pieces else "clip",
             "segment": 0,
             "num_segments": None,
+            "only_probe": False,
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
             "salvage": decode.on_damage == "mark",
-            "only_probe": False,
         }
         self._child: ChildProcess | None = None
         self._spares = SpareMemory()
@@ -235,8 +235,10 @@ class VideoDecoder:
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            kind = _Innocent if status == -signal.SIGKILL or not has_started else _Lost
-            raise kind("crashed", message, backend, num_segments, signal_name) from None
+            fields = message, backend, num_segments, signal_name
+            if status == -signal.SIGKILL or not has_started:
+                raise _Innocent("crashed", *fields) from None
+            raise _Lost("crashed", *fields) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise

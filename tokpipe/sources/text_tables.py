@@ -63,18 +63,17 @@ class DelimitedFile:
             yield from _batches(names, _records(lines, self.delimiter, len(names)))
 
     def _header(self, lines: _Lines) -> list[str]:
+        fields: list[str] | None = None
+        cause: Exception | None = None
+        found = "is empty or starts with an empty line"
         advice = "Add a first line with the column names."
-        cause = None
         try:
             fields = next(csv.reader(lines, delimiter=self.delimiter, strict=True), None)
-            found = "is empty or starts with an empty line"
         except UnicodeDecodeError as error:
-            fields, cause = None, error
-            found = f"is not UTF-8 text (it starts with {lines.record[0][:16]!r})"
+            cause, found = error, f"is not UTF-8 text (it starts with {lines.record[0][:16]!r})"
             advice = "Save it as UTF-8, or set the source's format."
         except (csv.Error, _BrokenRecord) as error:
-            fields, cause = None, error
-            found = f"its first line is not a header ({error})"
+            cause, found = error, f"its first line is not a header ({error})"
         if not fields:
             raise ConfigError(
                 f"{self.uri}: {found}, so its columns are unknown. {advice}"

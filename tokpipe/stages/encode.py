@@ -334,8 +334,10 @@ def _failed(clip: DecodedClip, error: Exception) -> Failed:
     """Return a failure with the first line of the tokenizer's error."""
     name = type(error).__name__
     first_line = (str(error).strip().splitlines() or [""])[0]
-    problem = f"{clip.ref.source_uri}: encoding one of its chunks by itself raised {name}"
-    reason, hint = "encode_error", "see the tokenizer"
-    if isinstance(error, torch.OutOfMemoryError):
-        reason, hint = "out_of_memory", "use smaller frames or chunks"
-    return Failed(clip.ref, reason, f"{problem}: {first_line}; {hint}", name, clip.backend)
+    is_memory = isinstance(error, torch.OutOfMemoryError)
+    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
+    problem = f"encoding one of its chunks by itself raised {name}: {first_line}; {hint}"
+    message = f"{clip.ref.source_uri}: {problem}"
+    return Failed(
+        clip.ref, "out_of_memory" if is_memory else "encode_error", message, name, clip.backend
+    )
