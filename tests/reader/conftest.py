@@ -19,18 +19,18 @@ FIRST_SMALL = 500
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> list[CodeCache]:
-    """Of 30 clips, and of 6 that are three times as long."""
+    """Caches of an output with 30 clips, and of one with 6 clips three times as long."""
     folder = tmp_path_factory.mktemp("outputs")
-    outputs = (("large", LARGE, 1, 0), ("small", SMALL, 3, FIRST_SMALL))
-    for name, sizes, chunks, first_row in outputs:
+    outputs = (("large", LARGE, 0), ("small", SMALL, FIRST_SMALL))
+    for name, sizes, first_row in outputs:
         store = open_store(str(folder / name), StoreOptions())
-        write_clips(store, sizes, lambda row, chunks=chunks: chunks, first_row=first_row)
+        write_clips(store, sizes, lambda row: 3 if row >= FIRST_SMALL else 1, first_row=first_row)
     return [CodeCache(open_output(str(folder / one[0])), folder / "cache") for one in outputs]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> CodeCache:
-    """Of clips of one to three chunks."""
+    """Cache of an output whose clips have one to three chunks."""
     folder = tmp_path_factory.mktemp("output")
     store = open_store(str(folder / "out"), StoreOptions())
     write_clips(store, (5, 1, 7, 4, 6), lambda row: 1 + row % 3)

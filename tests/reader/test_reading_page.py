@@ -68,7 +68,7 @@ def test_shards_have_every_encoding(tmp_path: Path) -> None:
 
 
 def test_the_training_blocks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("demo", "films"):
+    for name in ("demo", "web"):
         write_output(tmp_path / "out" / name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

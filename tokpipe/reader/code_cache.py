@@ -66,7 +66,10 @@ class CodeCache:
         with self._disk_trouble():
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._locks.mkdir(exist_ok=True)
-            _remove_abandoned(self._temporary)
+            for path in self._temporary.iterdir():  # left by killed processes
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < time.time() - _ABANDONED_AFTER_S:
+                        path.unlink()
 
     @property
     def num_rows(self) -> int:
@@ -160,7 +163,6 @@ class CodeCache:
         return codes
 
     def _make(self, path: Path, info: ShardInfo) -> ShardCodes:
-        self._check_size(info, info.num_codes * self.output.tokenizer.numpy_dtype.itemsize)
         temporary = self._temporary / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
@@ -177,35 +179,24 @@ class CodeCache:
     def _make_room(self, info: ShardInfo, num_bytes: int) -> None:
         if self._max_bytes is None:
             return
-        self._check_size(info, num_bytes)
+        if num_bytes > self._max_bytes:
+            raise ConfigError(
+                f"{self._folder}: the codes of {info.uri} take {num_bytes} bytes, more than the "
+                f"max_bytes={self._max_bytes} of the cache. Raise max_bytes"
+            )
         found = []
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(_SUFFIX):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat()
-                        found.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
         room = self._max_bytes - num_bytes - sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if room >= 0:
                 return
             path.unlink(missing_ok=True)
             room += size
-            self._forget(path)
-
-    def _forget(self, path: Path) -> None:
-        """Unmap a removed file, to free its space."""
-        with self._lock:
-            number = self._numbers.get(path.name.removesuffix(_SUFFIX))
-            if number is not None:
-                self._mapped.pop(number, None)
-
-    def _check_size(self, info: ShardInfo, num_bytes: int) -> None:
-        if self._max_bytes is not None and num_bytes > self._max_bytes:
-            raise ConfigError(
-                f"{self._folder}: the codes of {info.uri} take {num_bytes} bytes, more than the "
-                f"max_bytes={self._max_bytes} of the cache. Raise max_bytes"
-            )
+            with self._lock:  # unmap it too, or its space stays taken
+                self._mapped.pop(self._numbers.get(path.stem, -1), None)
 
     @contextlib.contextmanager
     def _disk_trouble(self) -> Iterator[None]:
@@ -217,12 +208,3 @@ class CodeCache:
                 "every epoch would decode all shards again. Free disk space, set max_bytes, or "
                 "choose another folder"
             ) from error
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove files that killed processes left more than a day ago."""
-    oldest_s = time.time() - _ABANDONED_AFTER_S
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < oldest_s:
-                path.unlink()

@@ -121,11 +121,8 @@ class Remaining:
                     f"reader {reader} of {number} cannot have taken {count} of {len(self)} items: "
                     "these states were not saved at the same moment of one run"
                 )
-        rounds = min(taken)
-        end = max(
-            (reader + (count - 1) * number + 1 for reader, count in enumerate(taken) if count),
-            default=0,
-        )
+        rounds, ends = min(taken), [k + (n - 1) * number + 1 for k, n in enumerate(taken) if n]
+        end = max(ends, default=0)
         left = [i for i in range(rounds * number, end) if i // number >= taken[i % number]]
         pending = [self.position(index) for index in left]
         if end < len(self.pending):

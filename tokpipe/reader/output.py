@@ -15,20 +15,12 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
-from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import (
-    ManifestState,
-    Totals,
-    iter_entries,
-    iter_rejected,
-    load_state,
-)
+from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
 from tokpipe.formats.shard import ShardMetadata, shard_schema
 from tokpipe.formats.shard_reader import ShardReader, ShardRow, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.reader.clip_index import ClipIndex
-from tokpipe.reader.shard_list import ShardList
+from tokpipe.reader.shard_list import ClipIndex, ShardList
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 from tokpipe.storage import open_store
 from tokpipe.storage.ranged import RangedFile
@@ -66,8 +58,8 @@ class Output:
     def __init__(self, store: Store, *, verify: bool = True) -> None:
         self.store = store
         self.verify = verify
-        self.record: JobRecord = job_record.read(store)
-        self.state: ManifestState = load_state(store, self.record.num_rows)
+        self.record = job_record.read(store)
+        self.state = load_state(store, self.record.num_rows)
         """Totals, the list of shards, and which plan rows are settled."""
         self.shards = ShardList(store, self.state.shards)
         self._index: ClipIndex | None = None
@@ -118,7 +110,7 @@ class Output:
             NotFound: the clip is not tokenized; it may be rejected or not done yet.
         """
         if self._index is None:
-            self._index = ClipIndex.of_entries(iter_entries(self.store, to_seq=self.state.next_seq))
+            self._index = ClipIndex(iter_entries(self.store, to_seq=self.state.next_seq))
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
@@ -162,13 +154,13 @@ class Output:
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
-        return self._reader(info, self._verified_bytes(info), verify=True)
+        return self._reader(info, self._verified_bytes(info))
 
     def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
 
-        def source(info: ShardInfo) -> tuple[ShardInfo, bytes | RangedFile]:
-            return info, self._verified_bytes(info) if self.verify else self._ranged_file(info)
+        def source(info: ShardInfo) -> tuple[ShardInfo, bytes | None]:
+            return info, self._verified_bytes(info) if self.verify else None
 
         for info, data in read_ahead(source, self.shards, 1):
             yield info, self._reader(info, data)
@@ -182,31 +174,24 @@ class Output:
         if self.verify and number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        ranged = self._ranged_file(info)
-        opened = self._reader(info, ranged), self._side_table(info)
+        opened = self._reader(info), self._side_table(info)
         self._open[number] = opened
         if len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return opened
 
-    def _ranged_file(self, info: ShardInfo) -> RangedFile:
-        """Return the shard as a file whose row groups can be read one by one."""
-        return RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
-
-    def _reader(
-        self, info: ShardInfo, source: bytes | RangedFile, *, verify: bool | None = None
-    ) -> ShardReader:
-        """Open a shard from a file, or from bytes that were checked against the manifest."""
-        verify = self.verify if verify is None else verify
+    def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
+        """Open a shard from bytes that match the manifest, or to fetch by row group."""
         try:
-            shard = ShardReader(
-                info.uri, source, verify=verify, page_checksums=not isinstance(source, bytes)
-            )
+            if data is not None:
+                shard = ShardReader(info.uri, data, page_checksums=False)
+            else:
+                ranged = RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
+                shard = ShardReader(info.uri, ranged, verify=self.verify)
         except NotFound as error:
             raise _missing(info.uri) from error
-        check_same_tokenizer(
-            info.uri, shard.metadata, ShardMetadata(self.fingerprint, self.tokenizer)
-        )
+        metadata = ShardMetadata(self.fingerprint, self.tokenizer)
+        check_same_tokenizer(info.uri, shard.metadata, metadata)
         return shard
 
     def _verified_bytes(self, info: ShardInfo) -> bytes:
@@ -249,19 +234,7 @@ def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, An
         clip_id=record["clip_id"],
         source_uri=record["source_uri"],
         fps=record["fps"],
-        chunks=tuple(
-            Chunk(
-                codes=row.codes.copy(),  # a view would keep the whole row group in memory
-                first_is_image=row.first_is_image,
-                frame_start=row.frame_start,
-                n_frames=row.n_frames,
-                n_pad_frames=row.n_pad_frames,
-                n_context_frames=row.n_context_frames,
-                start_pts_s=row.start_pts_s,
-                end_pts_s=row.end_pts_s,
-            )
-            for row in rows
-        ),
+        chunks=tuple(map(_chunk, rows)),
         metadata={name: value for name, value in record.items() if name not in OWN_COLUMNS},
         plan_row=record["plan_row"],
         segment=record["segment"],
@@ -269,3 +242,9 @@ def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, An
         marks=tuple(record["marks"]),
         damage=record["damage"],
     )
+
+
+def _chunk(row: ShardRow) -> Chunk:
+    fields = {name: getattr(row, name) for name in Chunk.__slots__}
+    fields["codes"] = row.codes.copy()  # a view would keep its row group in memory
+    return Chunk(**fields)

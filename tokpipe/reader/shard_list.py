@@ -1,14 +1,16 @@
-"""The shards of an output as a sequence, over the manifest's table of shards."""
+"""The shards of an output, and which of them hold a clip."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.reader.values import ShardInfo
 from tokpipe.storage.store import Store
 
@@ -19,44 +21,61 @@ class ShardList(Sequence[ShardInfo]):
     def __init__(self, store: Store, table: pa.Table) -> None:
         self._store = store
         self._table = table
+        self.clip_counts: NDArray[np.int64] = table.column("num_clips").to_numpy()
+        """(shards,) number of clips in each shard."""
 
     def __len__(self) -> int:
-        num: int = self._table.num_rows
-        return num
+        return len(self.clip_counts)
 
     @property
     def row_starts(self) -> NDArray[np.int64]:
         """(shards + 1,) position of each shard's first row among all rows; last, their number."""
-        counts = self._table.column("num_rows").to_numpy()
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-    @property
-    def clip_counts(self) -> NDArray[np.int64]:
-        """(shards,) clips of each shard."""
-        counts: NDArray[np.int64] = self._table.column("num_clips").to_numpy()
-        return counts
+        return np.cumsum([0, *self._table.column("num_rows").to_pylist()], dtype=np.int64)
 
     @overload
     def __getitem__(self, index: int) -> ShardInfo: ...
     @overload
-    def __getitem__(self, index: slice) -> ShardList: ...
-    def __getitem__(self, index: int | slice) -> ShardInfo | ShardList:
+    def __getitem__(self, index: slice) -> list[ShardInfo]: ...
+    def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
         if isinstance(index, slice):
-            rows = pa.array(range(len(self))[index], pa.int64())
-            return ShardList(self._store, self._table.take(rows))
-        row = self._table.slice(range(len(self))[index], 1).to_pylist()[0]
+            return [self[number] for number in range(len(self))[index]]
+        (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
+        key, side_table = row.pop("shard"), row["side_table"]
+        del row["seq"]
         return ShardInfo(
-            key=row["shard"],
-            uri=self._store.uri_of(row["shard"]),
-            size_bytes=row["size_bytes"],
-            sha256=row["sha256"],
-            num_rows=row["num_rows"],
-            num_codes=row["num_codes"],
-            num_frames=row["num_frames"],
-            num_clips=row["num_clips"],
-            grid=(row["h"], row["w"]),
-            side_table=row["side_table"],
-            side_table_uri=self._store.uri_of(row["side_table"]),
-            side_table_size_bytes=row["side_table_size_bytes"],
-            side_table_sha256=row["side_table_sha256"],
+            key=key,
+            uri=self._store.uri_of(key),
+            side_table_uri=self._store.uri_of(side_table),
+            grid=(row.pop("h"), row.pop("w")),
+            **row,
         )
+
+
+class ClipIndex:
+    """Finds shards by a 64-bit hash of the clip id, so 100 million clips take 1.2 GB.
+
+    Two ids may share a hash, so look into the shard to be sure.
+    """
+
+    def __init__(self, entries: Iterable[ManifestEntry]) -> None:
+        """Index the shards of a manifest, numbered in the order in which it lists them."""
+        receipts = (receipt for entry in entries for receipt in entry.shards)
+        packed, sizes = bytearray(), []
+        for receipt in receipts:
+            packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
+            sizes.append(len(receipt.clips))
+        hashes = np.frombuffer(packed, np.uint64)
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+
+    def shards_of(self, clip_id: str) -> list[int]:
+        """Return the numbers of the shards that may hold the clip; empty if none does."""
+        (wanted,) = np.frombuffer(_hash(clip_id), np.uint64)
+        first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
+        shards: list[int] = self._shards[first:last].tolist()
+        return shards
+
+
+def _hash(clip_id: str) -> bytes:
+    return hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()

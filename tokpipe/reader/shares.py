@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, count
 
 from tokpipe.reader.order import Remaining, random_bits
 
@@ -44,15 +44,11 @@ class MixRemaining:
         """
         number = len(taken)
         counts = [Share(self, k, number).counts(done) for k, done in enumerate(taken)]
-        return MixRemaining(
-            tuple(
-                part.after([counts[(k + start) % number][source] for k in range(number)])
-                for source, (part, start) in enumerate(
-                    zip(self.parts, self.dealt_from, strict=True)
-                )
-            ),
-            self.seed,
-        )
+        parts = [
+            part.after([counts[(k + start) % number][source] for k in range(number)])
+            for source, part, start in zip(count(), self.parts, self.dealt_from, strict=False)
+        ]
+        return MixRemaining(tuple(parts), self.seed)
 
 
 class Share:
@@ -72,20 +68,15 @@ class Share:
             part.num_taken_by(first, num_readers)
             for part, first in zip(left.parts, self._firsts, strict=True)
         ]
-        bits = random_bits(len(left.parts), left.seed, reader)
-        self._phases = [int(phase) for phase in bits]
+        self._phases: list[int] = random_bits(len(left.parts), left.seed, reader).tolist()
 
     def __len__(self) -> int:
         return sum(self._sizes)
 
     def next_source(self, counts: Sequence[int]) -> int:
         """Return the source of the item after ``counts`` of each. At least one must be left."""
-        due = [
-            (self._time(source, count), source)
-            for source, count in enumerate(counts)
-            if count < self._sizes[source]
-        ]
-        return min(due)[1]
+        left = [source for source, size in enumerate(self._sizes) if counts[source] < size]
+        return min(left, key=lambda source: self._time(source, counts[source]))
 
     def position(self, source: int, count: int) -> int:
         """Return the position of the ``count``-th item that this reader takes from a source."""
@@ -103,14 +94,12 @@ class Share:
                 f"a reader of {self._num_readers} cannot have taken {taken} of {len(self)} items: "
                 "these states were not saved at the same moment of one run"
             )
-        low, high = 0, _ONE + 1  # at most ``taken`` items are due before ``low``
-        while high - low > 1:
-            middle = (low + high) // 2
-            if sum(self._due_before(middle)) <= taken:
-                low = middle
-            else:
-                high = middle
-        counts = self._due_before(low)
+        time, step = 0, _ONE  # at most ``taken`` items are due before ``time``
+        while step:
+            if time + step <= _ONE and sum(self._due_before(time + step)) <= taken:
+                time += step
+            step //= 2
+        counts = self._due_before(time)
         while sum(counts) < taken:  # items due exactly at this time
             counts[self.next_source(counts)] += 1
         return counts

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
 from tokpipe.errors import ConfigError
-from tokpipe.formats.job_record import flatten
+from tokpipe.formats.job_record import differences
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.order import EpochOrder, Remaining
@@ -25,6 +25,17 @@ Sample = dict[str, Any]
 def sample_of(clip_id: str, codes: Codes) -> Sample:
     """Return a clip as streams do by default."""
     return {"clip_id": clip_id, "codes": codes.astype(np.int64)}
+
+
+class StreamSettings(TypedDict, total=False):
+    """Settings of every stream. ``ClipMix`` describes them."""
+
+    seed: int
+    shuffle: bool
+    window_shards: int
+    rank: int
+    world_size: int
+    make: Callable[[str, Codes], Any]
 
 
 class ClipMix:
@@ -105,14 +116,9 @@ class ClipMix:
     def tokenizer(self) -> TokenizerSpec:
         return self.caches[0].tokenizer
 
-    @property
-    def epoch(self) -> int:
-        """The current epoch."""
-        return self._epoch
-
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch from its beginning."""
-        self._epoch = epoch
+        self.epoch = epoch
         self._left = MixRemaining(tuple(map(Remaining, self.clips_per_epoch)), self._seed)
 
     def __len__(self) -> int:
@@ -156,7 +162,7 @@ class ClipMix:
                 "have read is unknown: pass the states of all ranks"
             )
         left = self._left_of(first).after([taken[reader] for reader in range(num_readers)])
-        self._epoch, self._left = first["epoch"], left
+        self.epoch, self._left = first["epoch"], left
 
     def _left_of(self, state: Mapping[str, Any]) -> MixRemaining:
         parts = zip(self.clips_per_epoch, state["start"], state["pending"], strict=True)
@@ -195,27 +201,8 @@ class ClipStream(ClipMix):
     _format = "tokpipe.clip_stream.2"
     _kind = "clip stream"
 
-    def __init__(
-        self,
-        cache: CodeCache,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        window_shards: int = 8,
-        rank: int = 0,
-        world_size: int = 1,
-        make: Callable[[str, Codes], Any] = sample_of,
-    ) -> None:
-        super().__init__(
-            [cache],
-            [1.0],
-            seed=seed,
-            shuffle=shuffle,
-            window_shards=window_shards,
-            rank=rank,
-            world_size=world_size,
-            make=make,
-        )
+    def __init__(self, cache: CodeCache, **settings: Unpack[StreamSettings]) -> None:
+        super().__init__([cache], [1.0], **settings)
 
 
 class ClipIterator(Iterator[Any]):
@@ -285,7 +272,7 @@ class ClipIterator(Iterator[Any]):
                 f"this is reader {self._reader} of {self._num_readers}, but the state is of reader "
                 f"{place[0]} of {place[1]}: call resume with the states of all readers"
             )
-        self._stream._epoch = state["epoch"]
+        self._stream.epoch = state["epoch"]
         self._stream._left = self._stream._left_of(state)
         self._begin(state["taken"])
 
@@ -320,10 +307,8 @@ def _clips_per_epoch(
                 "leave it out"
             )
     if by == "codes":
-        weights = [
-            weight / (output.num_codes / output.num_clips)
-            for weight, output in zip(weights, outputs, strict=True)
-        ]
+        lengths = [output.num_codes / output.num_clips for output in outputs]
+        weights = [weight / length for weight, length in zip(weights, lengths, strict=True)]
     try:
         found = quotas(weights, epoch_clips)
     except ValueError as error:
@@ -344,15 +329,8 @@ def _check_same_codes(outputs: Sequence[Output]) -> None:
         ConfigError: two outputs have different tokenizers. The message lists the differences.
     """
     first, *others = outputs
-    wanted = _meaning(first)
     for other in others:
-        found = _meaning(other)
-        changed = [
-            f"{key}: {wanted.get(key)!r} and {found.get(key)!r}"
-            for key in sorted(wanted.keys() | found.keys())
-            if wanted.get(key) != found.get(key)
-        ]
-        if changed:
+        if changed := differences(_meaning(first), _meaning(other), "and"):
             raise ConfigError(
                 f"{first.store.uri} and {other.store.uri} come from different tokenizers "
                 f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "
@@ -366,7 +344,7 @@ def _meaning(output: Output) -> dict[str, Any]:
     they choose pixels."""
     spec = output.tokenizer.model_dump(exclude={"name", "licence", "chunk_policy"})
     settings = {key: output.record.settings.get(key) for key in ("tokenizer", "weights")}
-    return flatten({**spec, **settings})
+    return {**spec, **settings}
 
 
 def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:
