@@ -3,8 +3,6 @@
 No resume, no checks, no deadline: the comparison shows what they cost.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

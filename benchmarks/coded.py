@@ -1,7 +1,5 @@
 """Clips of synthetic codes, and outputs of shards that hold them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Runs benchmarks, prints each figure as soon as it is measured, and stores them as JSON."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

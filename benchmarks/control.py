@@ -1,7 +1,5 @@
 """What the runtime costs: clips per second when no stage has anything to do."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator

@@ -9,8 +9,6 @@ ffmpeg's seconds are those that it reports, without its start; a child starts on
 and its start is not counted either.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -5,8 +5,6 @@ computation with it: past frames are concatenated, all padding is made before th
 is a sigmoid and a product, pooling in time goes by ``avg_pool3d``, and tensors are contiguous.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Videos to decode: Big Buck Bunny in several codecs and sizes, at plausible bitrates."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Only needs torch and numpy, so that it runs on any machine with a GPU::
     python -m benchmarks.encoder
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor

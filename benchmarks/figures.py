@@ -1,7 +1,5 @@
 """What a benchmark yields: figures, each beside its target, as lines and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal

@@ -4,8 +4,6 @@ They go through the same actors, leases, object store and manifest as real ones.
 are a few bytes each; the declared size of a clip decides when shards are closed, as in a real job.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

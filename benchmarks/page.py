@@ -3,8 +3,6 @@
 python -m benchmarks.page benchmarks/results docs/performance.md
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

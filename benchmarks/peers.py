@@ -1,7 +1,5 @@
 """The same job by tokpipe, by a DataLoader loop and by Ray Data, on the same machine by turns."""
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator

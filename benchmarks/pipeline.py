@@ -1,7 +1,5 @@
 """A whole job's speed against its slowest stage alone, and how busy an accelerator is."""
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Runs a function in a fresh process, and measures what a process uses."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

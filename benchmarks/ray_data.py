@@ -1,7 +1,5 @@
 """The same jobs written by hand with Ray Data, following its guides."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import time

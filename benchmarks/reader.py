@@ -1,7 +1,5 @@
 """Codes per second of the reader against raw arrays and against pyarrow alone."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterator

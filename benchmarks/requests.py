@@ -1,7 +1,5 @@
 """How many requests a job sends to its stores for each clip. Stores charge for requests."""
 
-from __future__ import annotations
-
 import tempfile
 import threading
 from collections import Counter

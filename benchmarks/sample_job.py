@@ -1,7 +1,5 @@
 """A job over real video: spans of copies of one video, each decoded and encoded separately."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

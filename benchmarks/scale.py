@@ -1,7 +1,5 @@
 """Jobs of 10 million clips: seconds and memory to plan, resume and audit them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """Bits per code of whole shards, against what the codes themselves hold."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Makes jobs and outputs of any size that look like real ones, without a single video."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Fair comparison of pieces of code on a machine that is shared and noisy."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +20,7 @@ class Times:
     def best(self) -> float:
         return min(self.seconds)
 
-    def divided_by(self, number: int) -> Times:
+    def divided_by(self, number: int) -> "Times":
         """Of each of ``number`` calls that were timed together."""
         return Times(tuple(seconds / number for seconds in self.seconds))
 

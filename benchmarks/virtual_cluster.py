@@ -4,8 +4,6 @@ Time is virtual. This measures what the driver's own code costs, and how well it
 encoders busy.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import random

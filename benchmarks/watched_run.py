@@ -1,7 +1,5 @@
 """A whole job as ``tokpipe run`` runs it, with times of its events."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping

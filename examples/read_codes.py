@@ -1,7 +1,5 @@
 """Prints the contents of an output: ``python examples/read_codes.py out/demo``."""
 
-from __future__ import annotations
-
 import sys
 from itertools import islice
 

@@ -6,8 +6,6 @@ It memorizes the demo's three clips in a minute on two cores. Use it as a starti
 is plain PyTorch, and everything specific to tokpipe is in ``sequences_of`` and ``show``.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from itertools import islice

@@ -5,8 +5,6 @@ pinned, or has a vulnerability that ``ACCEPTED`` does not list. Where the vulner
 does not answer, it says loudly that nothing was looked up; ``AUDIT_REQUIRED=1`` makes that fail.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Print the lowest versions that pyproject.toml allows, as constraints for pip."""
 
-from __future__ import annotations
-
 import re
 import sys
 import tomllib

@@ -5,8 +5,6 @@ that a page links to becomes a page below project/: Markdown as it is, anything 
 Links are rewritten to match. A link to nothing stays as it is, and fails the build.
 """
 
-from __future__ import annotations
-
 import posixpath
 import re
 from pathlib import Path

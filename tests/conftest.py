@@ -1,7 +1,5 @@
 """What all tests share: a real S3 server on loopback, a Ray cluster, settings of libraries."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

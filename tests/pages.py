@@ -1,7 +1,5 @@
 """What tests of the documentation share: its pages, their blocks of code, the commands in them."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A real S3 server on loopback (SeaweedFS, of the dev extra), for fixtures and for long runs."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

@@ -1,7 +1,5 @@
 """Makes small videos. Numbered ones show in each frame which frame it is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path

@@ -18,8 +18,6 @@ A message says where, what was found, why it matters and what to do. Code checks
 attributes, never the text of a message.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 

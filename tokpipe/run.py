@@ -1,7 +1,5 @@
 """``python -m tokpipe.run JOB.yaml`` is ``tokpipe run JOB.yaml``, for submitting to a cluster."""
 
-from __future__ import annotations
-
 import sys
 
 import tokpipe.cli

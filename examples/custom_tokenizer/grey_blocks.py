@@ -4,8 +4,6 @@ It averages blocks of 8x8 pixels to one of 256 greys, frame by frame. There is n
 everything that tokpipe requires of a tokenizer is here.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

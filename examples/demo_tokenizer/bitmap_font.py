@@ -1,7 +1,5 @@
 """A 5x7 bitmap font of letters and digits, for scenes with text in them."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

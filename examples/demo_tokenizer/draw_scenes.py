@@ -3,8 +3,6 @@
 python -m examples.demo_tokenizer.draw_scenes out/scenes
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

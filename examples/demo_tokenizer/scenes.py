@@ -5,8 +5,6 @@ sharp and soft edges at every scale, occlusion, shadows, dull and bright colours
 zooms, rotations, changing light and cuts. Everything depends on a seed alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -310,7 +308,7 @@ class _Motion:
         self.turn = rng.normal(0, 0.01) * speed * (rng.random() < 0.4)
         self.angle = rng.uniform(0, 2 * math.pi) if rng.random() < 0.7 else 0.0
 
-    def followed_by(self, other: _Motion) -> _Motion:
+    def followed_by(self, other: "_Motion") -> "_Motion":
         """Return the other motion as seen by this camera."""
         other.velocity = other.velocity + self.velocity
         other.zoom += self.zoom

@@ -1,7 +1,5 @@
 """A hundred defects to plant in a clean output, by family, each a function of a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small complete outputs, made by real parts without a cluster, and ways to damage them."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What an audit reports, besides finding planted defects."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``tokpipe clean`` removes old leftovers, and never what is listed."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

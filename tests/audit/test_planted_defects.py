@@ -1,7 +1,5 @@
 """An audit finds every planted defect, and nothing in a clean output."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The data benchmarks run on small data and yield well-formed figures."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

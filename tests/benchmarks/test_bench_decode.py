@@ -1,7 +1,5 @@
 """The decode benchmark runs; its figures are not judged here."""
 
-from __future__ import annotations
-
 import os
 
 from benchmarks.decode import run

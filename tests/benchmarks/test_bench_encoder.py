@@ -1,7 +1,5 @@
 """The encoder benchmark compares equal computations, and needs only torch."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """How figures become lines, JSON and a page."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

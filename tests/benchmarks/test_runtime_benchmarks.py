@@ -1,7 +1,5 @@
 """The runtime and pipeline benchmarks run; their figures are not judged here."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

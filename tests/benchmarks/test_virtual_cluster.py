@@ -1,7 +1,5 @@
 """The dispatcher keeps encoders busy on clusters too large to start in a test."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster

@@ -1,7 +1,5 @@
 """The long form of the kill matrix: ``python -m tests.chaos``; exit code 0 if nothing is wrong."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

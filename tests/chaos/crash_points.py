@@ -1,7 +1,5 @@
 """A store that ends its process at the Nth call, and what a driver does with a store."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime

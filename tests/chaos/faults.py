@@ -1,7 +1,5 @@
 """Which faults strike a run, and when: all drawn from the run's seed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

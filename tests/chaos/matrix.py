@@ -1,7 +1,5 @@
 """One run of the kill matrix: a job, the faults of its seed, lives until it is done, the check."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,7 +1,5 @@
 """The summary of many runs, for people and as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A driver that dies at any call to its store, before or after it, and is started again."""
 
-from __future__ import annotations
-
 import tempfile
 import uuid
 from pathlib import Path

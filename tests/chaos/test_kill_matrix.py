@@ -1,7 +1,5 @@
 """The short form of the kill matrix (``python -m tests.chaos`` is the long one)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """Every kind of store against a dictionary, with answers that get lost on the way back."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Bad weather between a job and its store: faults of the proxy that last for some seconds."""
 
-from __future__ import annotations
-
 import random
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a run happens in: three nodes, a real S3 server behind a proxy, and videos to tokenize."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """What all verbs of the command line have in common."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """``tokenizer: {checkpoint: URI}`` is replaced by the section in that folder, with full URIs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

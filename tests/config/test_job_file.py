@@ -1,7 +1,5 @@
 """Job files: what is rejected and how; relative paths and variables."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

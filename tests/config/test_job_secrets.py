@@ -1,7 +1,5 @@
 """A job file that contains a secret is rejected, and the message does not repeat it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

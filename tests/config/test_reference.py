@@ -1,7 +1,5 @@
 """docs/jobs.md documents every setting, in the words of the models' docstrings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tokpipe.config.reference import START, reference

@@ -1,7 +1,5 @@
 """Traits that tokenizers declare, and the checks that follow from them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Outputs written by earlier versions stay readable."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

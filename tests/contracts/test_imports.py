@@ -1,7 +1,5 @@
 """Which rooms may import which; lazy imports count too."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

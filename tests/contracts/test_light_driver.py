@@ -1,7 +1,5 @@
 """Libraries that a driver does not need."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Nothing that tokpipe reads can run code: no pickle or similar, no eval, no shell."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The shape of the package: no import cycles, a small root, small files."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path

@@ -8,8 +8,6 @@ job sections by the models, Python by its imports.
 CONTRIBUTING.md states the rule.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import csv

@@ -1,7 +1,5 @@
 """CONTRIBUTING.md: its worked example applies to this tree, and its test fails without it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Links from page to page: the file exists, and so does the heading."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The site loads nothing from elsewhere; building it checks its links and its navigation."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

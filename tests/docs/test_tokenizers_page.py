@@ -1,7 +1,5 @@
 """docs/tokenizers.md: its sections are valid, and its example ships and runs."""
 
-from __future__ import annotations
-
 from textwrap import indent
 from typing import Any
 

@@ -1,7 +1,5 @@
 """docs/troubleshooting.md quotes real messages, and explains every exit code and reason."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

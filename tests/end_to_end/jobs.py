@@ -1,7 +1,5 @@
 """What end-to-end tests share: small real videos, small jobs, ways to run them, comparisons."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Finding the processes of a test's own cluster: to kill them, or to measure their memory."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

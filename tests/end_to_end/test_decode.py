@@ -1,7 +1,5 @@
 """``tokpipe decode``: from a job's output back to pixels."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

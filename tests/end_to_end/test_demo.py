@@ -1,7 +1,5 @@
 """The shipped demo, as a newcomer and as a cluster would run it."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -3,8 +3,6 @@
 Every other kind of bad file: tests/hostile.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

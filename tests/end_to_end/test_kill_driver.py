@@ -1,7 +1,5 @@
 """One job whose driver is killed and stopped again and again, and started again each time."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The metrics and the log of a run say what its manifest holds."""
 
-from __future__ import annotations
-
 import json
 import re
 import urllib.request

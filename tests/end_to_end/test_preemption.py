@@ -1,7 +1,5 @@
 """A cluster that announces the loss of a node, as of a spot instance, and gets new ones later."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

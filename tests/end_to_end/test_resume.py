@@ -1,7 +1,5 @@
 """Starting a job again, with the same settings or with others; and what codes do not depend on."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

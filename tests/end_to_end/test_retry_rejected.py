@@ -1,7 +1,5 @@
 """Rejected clips: listed with all that is known of them, and tried again once they are fixed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

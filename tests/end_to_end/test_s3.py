@@ -1,7 +1,5 @@
 """A job from S3 to S3, on a real S3 server, with a table and tars as sources."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

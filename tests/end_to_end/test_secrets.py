@@ -1,7 +1,5 @@
 """Secrets that a job needs to read its sources stay in its plan and in the environment."""
 
-from __future__ import annotations
-
 import http.server
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Chunk policies, quantizers, aspect buckets, spans and weights, through whole jobs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Policy ``streaming``: long videos in pieces, each encoded from the state of the one before."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Jobs that name a converted checkpoint folder, or a class from outside the package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -5,8 +5,6 @@
 regenerates tests/export/written/. Needs both libraries (litdata 0.2.76, streaming 0.13).
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exports hold what the reader returns, and get their name only when they are complete."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

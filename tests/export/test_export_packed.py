@@ -1,7 +1,5 @@
 """litdata and MDS exports equal what the libraries write, and the libraries read them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

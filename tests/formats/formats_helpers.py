@@ -1,7 +1,5 @@
 """Clips, receipts and a store that crashes on purpose, for tests of formats and the reader."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 

@@ -1,7 +1,5 @@
 """The manifest agrees with a dictionary over commits, crashes, stale drivers and damage."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The long form: ``python -m tests.hostile [--cases N] [--seed S] [--only NAME]``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Hostile videos: how to make each one reproducibly, and its allowed outcomes."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

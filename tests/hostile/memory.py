@@ -1,7 +1,5 @@
 """Peak memory of processes, as Linux counts it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -51,7 +49,7 @@ class PeakWatch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> PeakWatch:
+    def __enter__(self) -> "PeakWatch":
         self._thread.start()
         return self
 

@@ -1,7 +1,5 @@
 """Runs hostile input through planning, through decoding, and through one whole job."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter, defaultdict

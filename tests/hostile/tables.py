@@ -1,7 +1,5 @@
 """Hostile tables and tars: sources of a job, and what planning must find in them."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

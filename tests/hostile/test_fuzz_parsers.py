@@ -3,8 +3,6 @@
 The bytes are random, or valid files with a little damage.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

@@ -3,8 +3,6 @@
 The long form, of more than 1,000 cases, is ``python -m tests.hostile``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The cluster files are valid, and the jobs they start exist."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The dashboard queries every declared metric, by labels that exist, and nothing else."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

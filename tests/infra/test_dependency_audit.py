@@ -1,7 +1,5 @@
 """The dependency audit: vulnerable, unpinned and unchecked packages."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The installer prefers the CPU build of PyTorch, and warns about the large one."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

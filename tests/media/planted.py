@@ -4,8 +4,6 @@ Real files cause these faults too, but only in some versions of decord and FFmpe
 names are decoded by PyAV.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

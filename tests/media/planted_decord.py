@@ -3,8 +3,6 @@
 decord's other ways of reading really have these faults.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

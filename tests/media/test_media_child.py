@@ -1,7 +1,5 @@
 """The decoding child may hang, crash or be killed; its actor carries on and leaks nothing."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil

@@ -1,7 +1,5 @@
 """With ``on_damage: mark``, a damaged video keeps its intact frames, and always the same ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

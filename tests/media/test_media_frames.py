@@ -1,7 +1,5 @@
 """All backends agree on which frame is which, and on every byte of it."""
 
-from __future__ import annotations
-
 import importlib.util
 import random
 import subprocess

@@ -1,7 +1,5 @@
 """Any file decodes to the right frames, or is rejected for a known reason."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

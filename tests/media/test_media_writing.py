@@ -1,7 +1,5 @@
 """Videos and pictures for people show the frames that were written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import av

@@ -1,7 +1,5 @@
 """PSNR and SSIM, compared with FFmpeg and with the formulas written out."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Helpers of the tests of tokenizers: noise, small configs, changed weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import safetensors.torch

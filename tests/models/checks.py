@@ -1,7 +1,5 @@
 """Checks that tests of several networks share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Classes for the tests of custom tokenizers, each with one mistake at most."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Builds the published module of a golden fixture and feeds it the fixture's inputs."""
 
-from __future__ import annotations
-
 import json
 import math
 import zlib

@@ -1,7 +1,5 @@
 """One small quantizer of every kind, three channels to three channels."""
 
-from __future__ import annotations
-
 import torch
 
 from tokpipe.models.quantizers import (

@@ -1,7 +1,5 @@
 """Cosmos DV on TorchScript programs with the published interface and random weights."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Tokenizers by import path: what they do is compared with what they declare."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Emu3's tokenizer on random weights, against transformers' own code, in both published layouts."""
 
-from __future__ import annotations
-
 import re
 import sys
 from typing import Any

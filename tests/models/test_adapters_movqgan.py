@@ -1,7 +1,5 @@
 """SBER-MoVQGAN on random weights in its published layout."""
 
-from __future__ import annotations
-
 import pytest
 import safetensors.torch
 import torch

@@ -1,7 +1,5 @@
 """Which calls are replayed, and only once checked. Captures here are plain calls."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """docs/models.md: every name on it exists, and its code runs."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

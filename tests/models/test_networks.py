@@ -1,7 +1,5 @@
 """What all published networks promise: values, bits, precision, gradients and arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial

@@ -1,7 +1,5 @@
 """Norm and SiLU in one pass: PyTorch's values, with the same bits on any number of threads."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What all quantizers promise."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

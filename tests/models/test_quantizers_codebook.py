@@ -1,7 +1,5 @@
 """Quantizers with a learned codebook: search, losses, moving averages, sampling, remapping."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

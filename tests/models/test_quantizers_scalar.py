@@ -1,7 +1,5 @@
 """FSQ and LFQ: the arithmetic of their codes, and what trains them."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

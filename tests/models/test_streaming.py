@@ -1,7 +1,5 @@
 """Pieces of a clip agree with the whole, and no frame sees a later one."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -1,7 +1,5 @@
 """Native tokenizers: codes, weights, decoders, patches, pieces, types, every quantizer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import av

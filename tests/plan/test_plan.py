@@ -1,7 +1,5 @@
 """Plans: what is written, what is read back, and which rows count as the same clip."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two outputs on disk, alone as a stream and together as a mix."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

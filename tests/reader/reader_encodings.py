@@ -1,7 +1,5 @@
 """Writes an output with a leftover, whose shards encode their codes differently."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

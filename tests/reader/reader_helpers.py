@@ -1,7 +1,5 @@
 """Writes small outputs, as a job does, for tests of the reader."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

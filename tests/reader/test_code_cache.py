@@ -1,7 +1,5 @@
 """Code caches hold the codes of the shards, make each once, and survive crashes."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """Mixes read outputs in proportion to their weights, pass after pass."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """An epoch has every item once, in a fixed order, for any number of readers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

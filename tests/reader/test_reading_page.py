@@ -1,7 +1,5 @@
 """Runs docs/reading.md block by block over shards of every encoding, and a leftover."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

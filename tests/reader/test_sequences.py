@@ -1,7 +1,5 @@
 """Sequences hold every code of every clip once, in order, with its position and clip."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable

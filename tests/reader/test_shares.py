@@ -1,7 +1,5 @@
 """Readers share several sources: every item once, in proportion at any moment."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

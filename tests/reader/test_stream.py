@@ -1,7 +1,5 @@
 """Streams and mixes yield every clip of an epoch once, whatever readers there are."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Codes decode to frames by the policy that encoded them."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A report on a real output, written once per session."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

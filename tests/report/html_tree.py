@@ -1,7 +1,5 @@
 """HTML pages as trees, for tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -13,9 +11,9 @@ VOID = frozenset({"br", "hr", "img", "link", "meta"})
 class Node:
     tag: str
     attributes: dict[str, str] = field(default_factory=dict)
-    children: list[Node | str] = field(default_factory=list)
+    children: "list[Node | str]" = field(default_factory=list)
 
-    def all(self, tag: str | None = None, **attributes: str) -> Iterator[Node]:
+    def all(self, tag: str | None = None, **attributes: str) -> "Iterator[Node]":
         """Yield the elements below with this tag and these attributes, in order."""
         for child in self.children:
             if isinstance(child, Node):
@@ -24,7 +22,7 @@ class Node:
                     yield child
                 yield from child.all(tag, **attributes)
 
-    def one(self, tag: str | None = None, **attributes: str) -> Node:
+    def one(self, tag: str | None = None, **attributes: str) -> "Node":
         (found,) = self.all(tag, **attributes)
         return found
 

@@ -1,7 +1,5 @@
 """Outputs to report on: one that real stages made from a real video, and one with a history."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

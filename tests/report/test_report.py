@@ -1,7 +1,5 @@
 """What ``tokpipe report`` shows of outputs in any state."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

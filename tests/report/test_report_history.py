@@ -1,7 +1,5 @@
 """Working time and what was done in it, in a bounded number of steps."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

@@ -1,7 +1,5 @@
 """The report in a real browser: themes, keyboard, small screens, accessibility, requests."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A dispatcher whose cluster is played by hand, event by event."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, TypeVar
 

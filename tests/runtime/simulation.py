@@ -6,8 +6,6 @@ which clips kill their worker, and when the driver dies and restarts. Time is vi
 of many minutes takes milliseconds.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import random

@@ -1,7 +1,5 @@
 """Who is at fault: a clip only if it was alone, and never for a store or a node."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from tests.runtime.bench import LIMITS, Bench, only, refs_of

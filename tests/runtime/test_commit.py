@@ -1,7 +1,5 @@
 """The committer: fencing, lost answers, checkpoints."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """What the dispatcher reports: notes, and the account of the run."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from tests.runtime.bench import Bench, only, refs_of

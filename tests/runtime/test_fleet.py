@@ -1,7 +1,5 @@
 """Which actors exist, who has room, and which nodes are avoided."""
 
-from __future__ import annotations
-
 from tests.runtime.bench import LIMITS, Bench, items, only
 from tests.runtime.simulation import ref_of
 from tokpipe.runtime.dispatch import Dispatcher

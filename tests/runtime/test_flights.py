@@ -1,7 +1,5 @@
 """Which outputs are kept, and for how long."""
 
-from __future__ import annotations
-
 from tests.runtime.bench import Bench, refs_of, released
 from tokpipe.runtime.dispatch.blame import RETRY_PAUSE_S
 from tokpipe.runtime.dispatch.flights import Flights

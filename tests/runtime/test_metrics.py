@@ -1,7 +1,5 @@
 """The metrics of a run: counters only grow, and labels are few."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

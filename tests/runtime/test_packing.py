@@ -1,7 +1,5 @@
 """Values that cross Ray arrive unchanged."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How a cluster is divided between the stages."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

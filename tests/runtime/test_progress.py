@@ -1,7 +1,5 @@
 """What a person sees while a job runs, on a terminal and elsewhere."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 

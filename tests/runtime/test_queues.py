@@ -1,7 +1,5 @@
 """What waits for actors, and in which order it goes out."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from tests.runtime.bench import LIMITS, Bench, items, only

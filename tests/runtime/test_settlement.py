@@ -1,7 +1,5 @@
 """When shards are closed, and what is committed."""
 
-from __future__ import annotations
-
 from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
 from tests.runtime.simulation import receipt_of, ref_of
 from tokpipe.runtime.dispatch.outbox import Outbox

@@ -3,8 +3,6 @@
 The test names a failing seed; ``Simulation(seed).run()`` replays it. ``make chaos`` plays 20,000.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable

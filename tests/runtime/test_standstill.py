@@ -1,7 +1,5 @@
 """A driver that was frozen for long commits nothing."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """Streamed clips: encoded in order, decoded ahead, released however they end."""
 
-from __future__ import annotations
-
 from tests.runtime.bench import Bench, only, refs_of, released
 from tokpipe.runtime.dispatch.protocol import (
     Command,

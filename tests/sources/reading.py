@@ -1,7 +1,5 @@
 """Reads a source as planning does, and makes tars."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """docs/data.md: builds its tables and tars, and plans its sources over real videos."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A table can name only the videos that it may name, never other files of a node."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

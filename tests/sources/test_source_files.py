@@ -1,7 +1,5 @@
 """Files by glob."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tables of every format, whole and broken."""
 
-from __future__ import annotations
-
 import csv
 import datetime
 import functools

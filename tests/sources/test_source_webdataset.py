@@ -1,7 +1,5 @@
 """WebDataset tars: intact, unusual and damaged."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import io

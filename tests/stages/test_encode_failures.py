@@ -1,7 +1,5 @@
 """When a batch fails, the clips that cause it are found and no other clip loses a code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """On start-up, the encode stage checks that the device computes the right codes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """One prefix in every kind of store, and a proxy in front of the S3 server."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An HTTP proxy that disturbs chosen requests on their way to a real S3 server."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import socket
@@ -91,7 +89,7 @@ class FaultProxy:
             self.requests.append(request)
         return self._decide(request)
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> "FaultProxy":
         self._thread.start()
         return self
 

@@ -1,7 +1,5 @@
 """What a store lists, in a form that tests compare."""
 
-from __future__ import annotations
-
 from tokpipe.storage import Store
 
 

@@ -1,7 +1,5 @@
 """Answers of a real S3 server that are lost, cut, late or wrong, by a proxy in front of it."""
 
-from __future__ import annotations
-
 import threading
 import uuid
 

@@ -1,7 +1,5 @@
 """Copying one video to local disk."""
 
-from __future__ import annotations
-
 import http.server
 import os
 import threading

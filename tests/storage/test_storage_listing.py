@@ -1,7 +1,5 @@
 """Globs, on disk and in stores."""
 
-from __future__ import annotations
-
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Failures that only occur on local disk."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The retry layer, with a simulated clock."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import pytest

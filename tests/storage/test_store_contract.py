@@ -1,7 +1,5 @@
 """What the Store protocol promises, in every kind of store."""
 
-from __future__ import annotations
-
 import multiprocessing
 import pickle
 import threading

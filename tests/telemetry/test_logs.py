@@ -1,7 +1,5 @@
 """Events as lines: JSON that parses and holds no secret, and warnings that do not flood."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

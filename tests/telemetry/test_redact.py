@@ -1,7 +1,5 @@
 """Redaction masks every secret and nothing else."""
 
-from __future__ import annotations
-
 import pytest
 
 from tokpipe.telemetry.redact import redact, redact_nested, says_secret

@@ -1,7 +1,5 @@
 """Which stage limits a job, and how close the job is to the speed of its encoders."""
 
-from __future__ import annotations
-
 import pytest
 
 from tokpipe.telemetry.account import Account

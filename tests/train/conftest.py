@@ -1,7 +1,5 @@
 """A training run small enough for a test: one level of features, 16 pixels, six steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

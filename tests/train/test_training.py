@@ -1,7 +1,5 @@
 """Optimizer steps, checkpoints, the log and the losses."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Batches: crops of the videos in a job's sources."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from contextlib import closing

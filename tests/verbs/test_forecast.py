@@ -1,7 +1,5 @@
 """``tokpipe plan`` against what a job's stages make of the same videos."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

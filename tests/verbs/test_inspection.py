@@ -1,7 +1,5 @@
 """``tokpipe inspect`` against counts made by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 

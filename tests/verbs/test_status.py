@@ -1,7 +1,5 @@
 """``tokpipe status`` of outputs at any moment."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,7 +1,5 @@
 """``tokpipe convert``: training checkpoints become folders that load strictly and make codes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """torch.save checkpoints: tensors load as torch saved them, and nothing in the file ever runs."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

@@ -1,7 +1,5 @@
 """What is fetched of a tokenizer's weights, and what its hash covers."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

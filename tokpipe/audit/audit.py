@@ -1,7 +1,5 @@
 """One audit of one output, from its record to a report."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import time

@@ -1,7 +1,5 @@
 """Defects found by an audit: all are counted, and some of each kind are kept as examples."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Objects that nothing names, left by killed workers and drivers. Harmless, but they take space."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ class Leftovers:
     """Age of the oldest, in seconds."""
 
     @classmethod
-    def of(cls, objects: Collection[StoredObject], now_s: float) -> Leftovers:
+    def of(cls, objects: Collection[StoredObject], now_s: float) -> "Leftovers":
         oldest_s = max((now_s - found.modified_s for found in objects), default=0.0)
         return cls(len(objects), sum(found.size_bytes for found in objects), max(oldest_s, 0.0))
 

@@ -1,7 +1,5 @@
 """Everything below an output's prefix, sorted by what it is."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 

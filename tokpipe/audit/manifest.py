@@ -1,7 +1,5 @@
 """Reads the manifest entry by entry, compares it with the plan, and continues after defects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice

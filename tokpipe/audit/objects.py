@@ -1,7 +1,5 @@
 """Compares shards and side tables with what the manifest lists, several at a time."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal

@@ -1,7 +1,5 @@
 """The stored plan, as an audit sees it: its parts, and the clip that each row must produce."""
 
-from __future__ import annotations
-
 import binascii
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Encodes some clips of an output again: the one check that does not trust the stored codes."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing

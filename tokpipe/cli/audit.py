@@ -4,8 +4,6 @@ Every planned clip must be tokenized or rejected exactly once, and every listed 
 was written. Exits with code 8 on any defect.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from rich.console import Console

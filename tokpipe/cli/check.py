@@ -3,8 +3,6 @@
 Writes nothing, starts nothing and needs no GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from tokpipe.cli.arguments import add_job_argument, add_json_argument, read_checkpoint

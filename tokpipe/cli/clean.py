@@ -3,8 +3,6 @@
 These are objects that neither the manifest nor job.json lists. Readers never see them.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """All verbs in one parser."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Print a script for shell completion of verbs and options."""
 
-from __future__ import annotations
-
 import argparse
 
 import shtab

@@ -3,8 +3,6 @@
 The folder holds config.yaml and model.safetensors. Code in the checkpoint is never run.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Shows what the codes preserve of a clip.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

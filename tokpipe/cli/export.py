@@ -3,8 +3,6 @@
 Checks the counts; the folder only appears once it is complete.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

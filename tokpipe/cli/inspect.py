@@ -1,7 +1,5 @@
 """Show an output's columns, a few clips, and how often codes occur."""
 
-from __future__ import annotations
-
 import argparse
 
 from tokpipe.cli.arguments import add_output_arguments, add_shards_argument, count

@@ -1,7 +1,5 @@
 """How verbs print: for people or for programs, and never a secret."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

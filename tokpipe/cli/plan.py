@@ -4,8 +4,6 @@ Counts all clips, probes a sample of the videos without decoding them, and estim
 bytes and encoder hours. For a finished job, also prints how far off the estimate is.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from tokpipe.cli.arguments import (

@@ -4,8 +4,6 @@ After fixing their files or the job's limits, retry them with
 tokpipe run JOB.yaml --retry-rejected.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from tokpipe.cli.arguments import add_output_arguments

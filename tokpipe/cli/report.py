@@ -4,8 +4,6 @@ Shows throughput and what limited it, rejections, code usage, clip lengths, some
 their sources, and provenance.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

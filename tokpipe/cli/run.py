@@ -1,7 +1,5 @@
 """Start a job, or resume it where an earlier run stopped."""
 
-from __future__ import annotations
-
 import argparse
 
 from rich.console import Console

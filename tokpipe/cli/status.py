@@ -3,8 +3,6 @@
 Reads only the output, so the job may be running elsewhere, finished or stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from tokpipe.cli.arguments import add_output_arguments

@@ -1,7 +1,5 @@
 """What all sections of a job file share: strictness and URIs."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -4,8 +4,6 @@
 is loaded, so everything after sees explicit settings and full URIs.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks settings against pydantic models and explains what is wrong in terms of the file."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """One file under jobs/: what to tokenize, how, and where the codes go."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """Reads a job file: YAML text -> a checked JobConfig."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """Encoder, decoder and quantizers of the ``native`` tokenizer; names as published."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal, Self
 

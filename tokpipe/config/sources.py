@@ -1,7 +1,5 @@
 """Where clips come from: files that match a glob, tables, or WebDataset tars."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator

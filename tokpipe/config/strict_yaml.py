@@ -1,7 +1,5 @@
 """The YAML of job files and checkpoints: safe, without duplicate keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

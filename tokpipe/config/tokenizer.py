@@ -3,8 +3,6 @@
 Every kind knows its ``traits``, so a job is checked and planned without torch.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """What a tokenizer declares about itself: all that planning, checking and reading codes need."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator

@@ -6,8 +6,6 @@ since the first version: github.com/Lightning-AI/litData, ``streaming/writer.py`
 requiring the library.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

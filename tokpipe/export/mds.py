@@ -7,8 +7,6 @@ other versions of numpy and transformers. The index has a SHA-256 of each shard,
 checks with ``validate_hash="sha256"``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from functools import partial

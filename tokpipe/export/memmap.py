@@ -6,8 +6,6 @@ counts clips, and ``metadata.json`` their shape and type. ``clips.jsonl`` identi
 each segment.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ as uint32. A head follows, then the samples. A sample is the sizes of its fields
 their bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise

@@ -1,7 +1,5 @@
 """What exports write about a clip besides its codes."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tars in the layout of WebDataset: ``<clip id>.npy``, then ``<clip id>.json``."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

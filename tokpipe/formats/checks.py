@@ -1,7 +1,5 @@
 """Checksums of whole objects, and the errors for objects that are damaged or too new."""
 
-from __future__ import annotations
-
 import hashlib
 
 from tokpipe.errors import CorruptOutput

@@ -1,7 +1,5 @@
 """OUT/job.json: how an output was made. Written once, before any shard."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -66,7 +64,7 @@ class JobRecord(BaseModel):
             ) from error
 
     @classmethod
-    def from_json(cls, uri: str, data: bytes) -> JobRecord:
+    def from_json(cls, uri: str, data: bytes) -> "JobRecord":
         """Parse a record.
 
         Raises:

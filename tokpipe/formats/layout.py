@@ -1,7 +1,5 @@
 """The key of each object below an output's prefix."""
 
-from __future__ import annotations
-
 import re
 
 JOB_RECORD = "job.json"

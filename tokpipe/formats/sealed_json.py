@@ -1,7 +1,5 @@
 """JSON objects with a checksum of their content, so that a flipped bit is an error."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any

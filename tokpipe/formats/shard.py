@@ -4,8 +4,6 @@ A shard is built in memory. Its bytes depend only on its clips, its metadata and
 the libraries. ``shard_reader`` reads and checks it.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import zlib
@@ -102,7 +100,7 @@ class ShardFooter:
         return {_METADATA_PREFIX + key: str(value) for key, value in values.items()}
 
     @classmethod
-    def of_key_values(cls, uri: str, key_values: Mapping[bytes, bytes]) -> ShardFooter:
+    def of_key_values(cls, uri: str, key_values: Mapping[bytes, bytes]) -> "ShardFooter":
         """Parse the key-value metadata of the file at ``uri``.
 
         Raises:

@@ -1,7 +1,5 @@
 """Reads shards, and checks their footer, pages, row CRCs, order and code range."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 They are separate files, so captions and scores can be edited without rewriting codes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Arrow tables as Parquet bytes, and the schemas of tokpipe's own columns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pyarrow as pa

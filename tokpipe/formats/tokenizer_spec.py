@@ -1,7 +1,5 @@
 """What a reader must know about a tokenizer to use its codes: in every shard and job.json."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np
@@ -40,7 +38,7 @@ class TokenizerSpec(BaseModel):
     @classmethod
     def of(
         cls, tokenizer: TokenizerConfig, chunking: ChunkingConfig, weights_hash: str
-    ) -> TokenizerSpec:
+    ) -> "TokenizerSpec":
         """Extract what a reader needs from a job."""
         traits = tokenizer.traits
         return cls(

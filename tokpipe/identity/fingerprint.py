@@ -1,7 +1,5 @@
 """The fingerprint: a hash of everything that determines the codes."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Clip ids: pure functions of content, never of position."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct

@@ -4,8 +4,6 @@ The child answers one request after another. No file can do more to the parent t
 close the channel or make it miss a deadline.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools

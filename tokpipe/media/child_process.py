@@ -1,7 +1,5 @@
 """The parent's side of a decoding child: its process, and the memory that frames arrive in."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import mmap

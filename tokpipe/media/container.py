@@ -1,7 +1,5 @@
 """Opens local video files with FFmpeg's libraries, through PyAV. For the decoding child only."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Decodes clips in a child process that can be killed: hostile files do hang and crash decoders."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

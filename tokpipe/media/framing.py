@@ -1,7 +1,5 @@
 """Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any

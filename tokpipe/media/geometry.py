@@ -1,7 +1,5 @@
 """How a frame of any shape becomes one of the job's sizes. Pure arithmetic."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

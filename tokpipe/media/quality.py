@@ -1,7 +1,5 @@
 """How close reconstructed frames are to their source: PSNR and SSIM."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which frames of a video a clip shows, by true presentation times. Pure arithmetic."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

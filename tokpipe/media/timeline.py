@@ -1,7 +1,5 @@
 """When each frame of a video is on screen, found without decoding wherever possible."""
 
-from __future__ import annotations
-
 import contextlib
 import statistics
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Pickle would be unsafe, because the child reads hostile files.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

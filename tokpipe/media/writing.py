@@ -1,7 +1,5 @@
 """Writes frames for people to look at: an MP4 that browsers play, a PNG or a JPEG."""
 
-from __future__ import annotations
-
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +29,7 @@ class VideoWriter:
         self.rate = Fraction(fps).limit_denominator(60_000)
         self._part = path.with_name(f".{path.name}.part")
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> "VideoWriter":
         self._container = av.open(os.fspath(self._part), "w", format="mp4")
         self._stream: av.VideoStream | None = None
         return self

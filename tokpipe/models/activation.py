@@ -1,7 +1,5 @@
 """SiLU whose result for one clip does not depend on the number of threads."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Attention whose result for one image does not depend on the rest of the batch."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

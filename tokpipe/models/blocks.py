@@ -6,8 +6,6 @@ the input is one piece of a clip. Source: CogVideo's ``movq_enc_3d`` and ``movq_
 classes of the same name are merged here.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -5,8 +5,6 @@ Shape letters: B images, C channels, H rows, W columns. ``zq`` is the quantized 
 ``vqvae_blocks`` and ``movq_modules``, whose classes of the same name are merged here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

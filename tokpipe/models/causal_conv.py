@@ -1,7 +1,5 @@
 """Convolution over time in which the present never sees the future."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

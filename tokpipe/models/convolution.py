@@ -1,7 +1,5 @@
 """Convolutions whose result for one clip does not depend on the rest of the batch."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

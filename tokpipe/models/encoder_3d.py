@@ -1,7 +1,5 @@
 """The causal 3D encoder of the CogVideo VQ-VAE and MoVQ family."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial

@@ -1,7 +1,5 @@
 """Replays calls on a GPU as CUDA graphs: one launch in place of hundreds of small kernels."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Attribute names are state_dict keys: an interface.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest

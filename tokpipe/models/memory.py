@@ -1,7 +1,5 @@
 """Keeps freed memory in the process, which needs it again for the next batch."""
 
-from __future__ import annotations
-
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4

@@ -1,7 +1,5 @@
 """The causal 3D decoder of the MoVQ family, whose norms read the quantized latent."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

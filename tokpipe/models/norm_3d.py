@@ -3,8 +3,6 @@
 Shape letters: B clips, C channels, T frames, H rows, W columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Controls where PyTorch may round float32 to TF32."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

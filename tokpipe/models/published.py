@@ -1,7 +1,5 @@
 """Strict loading of published weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

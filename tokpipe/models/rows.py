@@ -6,8 +6,6 @@ piece stays in the cache for all that is done to it, and no bit depends on threa
 clips of the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

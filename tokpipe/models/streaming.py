@@ -1,7 +1,5 @@
 """The state that a causal network carries from one piece of a clip to the next."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +28,7 @@ class StreamState:
         """Memory of the tensors."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
 
-    def to(self, device: torch.device | str) -> StreamState:
+    def to(self, device: torch.device | str) -> "StreamState":
         """The same state on ``device``."""
         return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))
 

@@ -4,8 +4,6 @@ Triton comes with PyTorch's CUDA builds. Rows are summed in blocks whose size de
 number of channels, and blocks in float64, so no bit depends on the batch.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Finds and drops rows of a plan that are the same clip."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads a stored plan by row."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache

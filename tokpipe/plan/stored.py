@@ -1,7 +1,5 @@
 """A stored plan: its description in ``job.json``, and its Parquet files."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from dataclasses import asdict, dataclass
@@ -50,7 +48,7 @@ class StoredPlan:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> StoredPlan:
+    def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
         """Reverse ``to_json``.
 
         Raises:

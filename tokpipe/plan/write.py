@@ -1,7 +1,5 @@
 """Writes a plan: reads every source once, and stores every row."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import contextlib

@@ -1,7 +1,5 @@
 """Codes on local disk: each shard is verified and decoded once, then memory-mapped."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

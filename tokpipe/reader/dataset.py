@@ -1,7 +1,5 @@
 """Clip streams as PyTorch datasets. The only module of the reader that needs torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

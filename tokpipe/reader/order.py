@@ -4,8 +4,6 @@ Both depend on a few numbers only and are the same on every machine. No rank has
 others have read, and a run can resume with another number of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,7 +106,7 @@ class Remaining:
         """Return how many items one of ``num_readers`` readers takes until nothing is left."""
         return max(0, -(-(len(self) - reader) // num_readers))
 
-    def after(self, taken: Sequence[int]) -> Remaining:
+    def after(self, taken: Sequence[int]) -> "Remaining":
         """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
 
         Raises:

@@ -1,7 +1,5 @@
 """One output of a job, finished or still growing, as its manifest describes it."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -32,7 +30,7 @@ _OPEN_SHARDS = 16
 """Shards whose footer and side table are kept for random access, at about 1 MB each."""
 
 
-def open_output(uri: str, options: StoreOptions | None = None, *, verify: bool = True) -> Output:
+def open_output(uri: str, options: StoreOptions | None = None, *, verify: bool = True) -> "Output":
     """Open the output at ``uri`` as it is committed now.
 
     Args:

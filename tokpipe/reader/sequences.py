@@ -1,7 +1,5 @@
 """Sequences of equal length for transformers, from a stream of clips."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -55,7 +53,7 @@ class TokenSequences:
         """Tokens are 0 <= token < vocab_size: codes, separator and padding."""
         return self.padding + 1
 
-    def __iter__(self) -> SequenceIterator:
+    def __iter__(self) -> "SequenceIterator":
         return SequenceIterator(self, iter(self.stream))
 
 
@@ -94,7 +92,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
             raise StopIteration
         return {"tokens": tokens, "positions": positions, "documents": documents}
 
-    def _next_document(self) -> _Document | None:
+    def _next_document(self) -> "_Document | None":
         sample = next(self._clips, None)
         if sample is None:
             return None

@@ -5,8 +5,6 @@ part (8 bytes), magic (8 bytes). So ``numpy.memmap(path, "<u2", "r", shape=num_c
 codes too.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from functools import cached_property

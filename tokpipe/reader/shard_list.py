@@ -1,7 +1,5 @@
 """The shards of an output, and which of them hold a clip."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import overload

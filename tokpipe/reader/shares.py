@@ -5,8 +5,6 @@ with a single one, and each spreads its items evenly over its epoch. So the item
 depend on the number of readers, and every reader sees them in proportion at any moment.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ class MixRemaining:
         starts = [0, *accumulate(len(part) for part in self.parts)]
         return starts[:-1]
 
-    def after(self, taken: Sequence[int]) -> MixRemaining:
+    def after(self, taken: Sequence[int]) -> "MixRemaining":
         """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
 
         Raises:

@@ -1,7 +1,5 @@
 """Clips for training: shuffled, shared among ranks and workers, resumable to the clip."""
 
-from __future__ import annotations
-
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -125,7 +123,7 @@ class ClipMix:
         """Number of clips left in this epoch, over all ranks."""
         return len(self._left)
 
-    def __iter__(self) -> ClipIterator:
+    def __iter__(self) -> "ClipIterator":
         worker, num_workers = _worker()
         return ClipIterator(
             self, reader=self.rank * num_workers + worker, num_readers=self.world_size * num_workers

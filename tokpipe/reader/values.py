@@ -1,7 +1,5 @@
 """What the reader returns: clips with their chunks, and shards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Decodes a clip's codes to frames, chunk by chunk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Encodes clips of an output again from their sources, exactly as the job did."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import suppress

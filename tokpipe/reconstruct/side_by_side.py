@@ -1,7 +1,5 @@
 """Clips of an output as frames, next to the frames of their sources."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack

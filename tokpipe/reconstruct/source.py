@@ -1,7 +1,5 @@
 """The frames that an encoder saw: the source of a clip, decoded again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

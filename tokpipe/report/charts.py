@@ -5,8 +5,6 @@ inner SVG, which is stretched. Each chart has a label for screen readers, and th
 numbers in a table.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Everything that a report shows, gathered from an output."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

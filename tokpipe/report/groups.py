@@ -1,7 +1,5 @@
 """The commits of a manifest: all of them, or a sample of a long one with exact totals."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass

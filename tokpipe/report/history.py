@@ -1,7 +1,5 @@
 """What a job did over time, in a bounded number of steps, from its manifest."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """HTML and SVG elements. Text is escaped, and secrets in it are masked."""
 
-from __future__ import annotations
-
 from html import escape
 
 from tokpipe.telemetry.redact import redact

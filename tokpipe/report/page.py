@@ -1,7 +1,5 @@
 """The HTML page around the sections. Style and script are inline, so it fetches nothing."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Callable

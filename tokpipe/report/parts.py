@@ -1,7 +1,5 @@
 """HTML building blocks that several sections share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 

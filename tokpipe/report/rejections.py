@@ -1,7 +1,5 @@
 """Examples of rejected clips."""
 
-from __future__ import annotations
-
 from collections import defaultdict, deque
 
 from tokpipe.formats.manifest import ManifestEntry

@@ -1,7 +1,5 @@
 """What a sample of shards holds: how often codes occur, and how long clips are."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random

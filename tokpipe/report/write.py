@@ -1,7 +1,5 @@
 """Writes a report as one HTML file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

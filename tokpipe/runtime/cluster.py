@@ -1,7 +1,5 @@
 """Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The only writer of the manifest: one driver, in one exclusive sequence of entries."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -40,7 +38,7 @@ def claim_output(
     *,
     known: ManifestState | None = None,
     checkpoint_every: int = CHECKPOINT_INTERVAL,
-) -> Committer:
+) -> "Committer":
     """Become the one driver of an output, and fence every older one.
 
     A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one always

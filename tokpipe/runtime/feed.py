@@ -1,7 +1,5 @@
 """From the stored plan to work items, without what is committed."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """One run of a job, from its settings to an outcome."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -5,8 +5,6 @@ counted twice, and no clip costs anything. ``python -m tokpipe.runtime.metrics``
 in docs/monitoring.md.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

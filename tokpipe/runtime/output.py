@@ -1,7 +1,5 @@
 """A job's output before any work: look it up, check that it matches the job, or start it."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field

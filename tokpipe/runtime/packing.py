@@ -1,7 +1,5 @@
 """Fast pickling for Ray, whose pickler visits every object in Python."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any, Generic, TypeVar
 

@@ -1,7 +1,5 @@
 """What people see while a job runs: a line per stage on a terminal, else a line now and then."""
 
-from __future__ import annotations
-
 import time
 from typing import Self
 

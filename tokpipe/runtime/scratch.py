@@ -1,7 +1,5 @@
 """Scratch folders that do not pile up, even if their owners are killed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Carries the dispatcher's commands to Ray and Ray's answers back. Decides nothing."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import time

@@ -1,7 +1,5 @@
 """SIGINT and SIGTERM while a run works."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

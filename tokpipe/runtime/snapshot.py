@@ -1,7 +1,5 @@
 """The state of a job at one moment: what progress lines, logs and metrics show."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The last lines of a run: what the output holds, what was rejected, what limited the speed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig

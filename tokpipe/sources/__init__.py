@@ -1,7 +1,5 @@
 """Turns the sources of a job file into streams of rows for the plan."""
 
-from __future__ import annotations
-
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import FilesSource, Source, TableSource
 from tokpipe.sources.files import FilesRows

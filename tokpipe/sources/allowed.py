@@ -1,7 +1,5 @@
 """Which videos a table may name. Tables are data, often someone else's; job files are not."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

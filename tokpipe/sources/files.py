@@ -1,7 +1,5 @@
 """Files by glob: one row per file."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

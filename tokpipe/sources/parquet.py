@@ -1,7 +1,5 @@
 """Parquet tables, read as a stream of bounded batches."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What every source produces: its columns, and the names that carried columns may have."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Reads the start and end times of clips, from numbers or text."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.compute as pc
 

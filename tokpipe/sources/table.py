@@ -1,7 +1,5 @@
 """Tables: one row per row of a CSV, TSV, JSONL or Parquet table."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -4,8 +4,6 @@ A quote that is never closed makes an ordinary reader swallow every line up to t
 Here a malformed record loses only its first line; its later lines are read again.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import gzip
@@ -62,7 +60,7 @@ class DelimitedFile:
             names = self._header(lines)
             yield from _batches(names, _records(lines, self.delimiter, len(names)))
 
-    def _header(self, lines: _Lines) -> list[str]:
+    def _header(self, lines: "_Lines") -> list[str]:
         fields: list[str] | None = None
         cause: Exception | None = None
         found = "is empty or starts with an empty line"
@@ -97,7 +95,7 @@ class _Lines:
         self.first_line = 1
         """Number of the record's first line."""
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:

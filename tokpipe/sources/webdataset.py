@@ -1,7 +1,5 @@
 """WebDataset tars: one row per video member, indexed from headers alone."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os
@@ -72,7 +70,7 @@ class WebDatasetRows:
             batches.append(make_batch(columns, carried, _SCHEMA))
         return batches
 
-    def _rows(self, uri: str) -> Iterator[_Row]:
+    def _rows(self, uri: str) -> "Iterator[_Row]":
         clips = _Clips(uri, {ext.lower().lstrip(".") for ext in self.config.video_extensions})
         try:
             with open_ranged(uri, self.options, _WINDOW_BYTES) as file:

@@ -5,8 +5,6 @@ first covers ``f`` frames (1 if it is causal, ``r`` if it groups frames from the
 one the next ``r`` frames. Any other length loses frames, so every chunk has a length of that form.
 """
 
-from __future__ import annotations
-
 from tokpipe.config.job import ChunkingConfig, JobConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.types import ChunkSpan, Cut

@@ -1,7 +1,5 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

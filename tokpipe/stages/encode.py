@@ -1,7 +1,5 @@
 """The encode stage: turns the pixels of clips into codes, on one device."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import sys

@@ -1,7 +1,5 @@
 """The write stage: puts encoded clips into the store as a shard and a side table."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from itertools import chain, groupby

@@ -1,7 +1,5 @@
 """Calls to one fsspec file system, with time limits, one layer of retries and tokpipe's errors."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
@@ -69,7 +67,7 @@ def split_protocol(uri: str) -> tuple[str, str]:
     return ("file", uri[match.end() :]) if protocol in ("file", "local") else (protocol, uri)
 
 
-def client_of(uri: str, options: StoreOptions) -> Client:
+def client_of(uri: str, options: StoreOptions) -> "Client":
     """Return this process's client for a URI, creating it on first use.
 
     Clients are cached per process, because connections live on a thread that a fork loses, and
@@ -87,7 +85,7 @@ def client_of(uri: str, options: StoreOptions) -> Client:
 @functools.lru_cache(maxsize=32)
 def _client(
     protocol: str, options_json: str, pid: int, environment: tuple[tuple[str, str], ...]
-) -> Client:
+) -> "Client":
     return Client(protocol, StoreOptions.model_validate(json.loads(options_json)))
 
 

@@ -1,7 +1,5 @@
 """Copies one video to local disk, where decoders need it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

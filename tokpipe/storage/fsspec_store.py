@@ -1,7 +1,5 @@
 """Implements ``Store`` for any fsspec file system."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -26,7 +24,7 @@ _CREATE_ATTEMPTS = 5
 _memory_lock = threading.Lock()
 
 
-def open_store(uri: str, options: StoreOptions) -> FsspecStore:
+def open_store(uri: str, options: StoreOptions) -> "FsspecStore":
     """Open the store of all objects below ``uri``, without reading or writing anything.
 
     Raises:

@@ -1,7 +1,5 @@
 """Finds what a glob matches, on local disk and in object stores."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

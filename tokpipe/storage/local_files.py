@@ -1,7 +1,5 @@
 """Writes whole files on local disk: they appear complete, and a create never overwrites."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

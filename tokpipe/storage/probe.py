@@ -1,7 +1,5 @@
 """Checks, before any work, that a store honours the exclusive creates that commits rely on."""
 
-from __future__ import annotations
-
 import uuid
 
 from tokpipe.errors import UnsafeStore

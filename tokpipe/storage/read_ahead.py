@@ -1,7 +1,5 @@
 """Works on the next few items in threads, while the results are used in order."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -5,8 +5,6 @@ accepts connections but never answers. ``client.py`` turns both off, so every re
 one deadline.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

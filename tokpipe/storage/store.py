@@ -3,8 +3,6 @@
 All outputs go through this interface, so one test suite covers memory, disk and S3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol

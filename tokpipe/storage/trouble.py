@@ -6,8 +6,6 @@ Libraries report the same answer in different ways: a rejected exclusive create 
 there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

@@ -1,7 +1,5 @@
 """What a run has done and cost, as values that can be added and subtracted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -58,13 +56,13 @@ class Account:
     num_lost_nodes: int = 0
     """Nodes that were lost while actors on them were up."""
 
-    def __add__(self, other: Account) -> Account:
+    def __add__(self, other: "Account") -> "Account":
         return self._plus(other, 1)
 
-    def __sub__(self, other: Account) -> Account:
+    def __sub__(self, other: "Account") -> "Account":
         return self._plus(other, -1)
 
-    def _plus(self, other: Account, sign: int) -> Account:
+    def _plus(self, other: "Account", sign: int) -> "Account":
         pairs = ((getattr(self, name), getattr(other, name)) for name in NAMES)
         return Account(*(_summed(one, more, sign) for one, more in pairs))
 

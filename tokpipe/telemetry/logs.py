@@ -4,8 +4,6 @@ A driver shows warnings above its progress display, and appends all events as li
 ``runtime.log_path``. Importing this module configures nothing.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

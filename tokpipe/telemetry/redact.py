@@ -1,7 +1,5 @@
 """Masks secrets in text that leaves the process: messages, logs, manifests, shards."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

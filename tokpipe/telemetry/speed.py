@@ -1,7 +1,5 @@
 """Compares a job with the speed of its encoders, and names what limits it."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass

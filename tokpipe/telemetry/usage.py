@@ -1,7 +1,5 @@
 """Measures how well a codebook is used, over any number of batches."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -58,7 +56,7 @@ class CodeUsage:
         if self._num_unsorted >= max(MIN_SORTED, len(self._seen)):
             self._sort()
 
-    def add(self, other: CodeUsage) -> None:
+    def add(self, other: "CodeUsage") -> None:
         """Add the counts of ``other``, for example of another worker.
 
         Raises:

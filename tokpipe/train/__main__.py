@@ -1,7 +1,5 @@
 """``python -m tokpipe.train CONFIG.yaml``: train a tokenizer."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import signal

@@ -1,7 +1,5 @@
 """A training file: which tokenizer to train, on which videos, for how many steps."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self

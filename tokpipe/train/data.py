@@ -1,7 +1,5 @@
 """The batches of a training run: random crops of clips that are drawn from its sources."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import logging
@@ -115,7 +113,7 @@ class TrainingData:
         ]
         return torch.from_numpy(np.stack(crops))
 
-    def _clip(self, decoders: _Decoders, number: int) -> Frames:
+    def _clip(self, decoders: "_Decoders", number: int) -> Frames:
         """Decode clip ``number``. In place of one that cannot be used, another is drawn."""
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng((self.config.seed, _CLIP, number, attempt))

@@ -4,8 +4,6 @@ Prints JSON: PSNR and SSIM of the reconstruction, how the codebook is used, and 
 codes stays the same in bfloat16.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import copy

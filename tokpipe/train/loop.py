@@ -1,7 +1,5 @@
 """The training loop: optimizer steps, checkpoints and the log."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

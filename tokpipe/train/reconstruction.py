@@ -1,7 +1,5 @@
 """Reconstruction with gradients through the codes, its losses, and initial weights."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """``tokpipe check``: everything about a job that can be checked without torch, Ray or writing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Rows are counted exactly. A random sample of sources is fetched, and their conta
 Nothing is decoded, and nothing is written to the output.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

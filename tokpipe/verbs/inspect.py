@@ -1,7 +1,5 @@
 """``tokpipe inspect``: an output's codes, columns and first clips, from a few of its shards."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """``tokpipe rejected``: the rejected clips of an output, with reasons."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict

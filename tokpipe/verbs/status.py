@@ -4,8 +4,6 @@ Works next to a running job, and on any machine that reaches the store. It does 
 driver or list objects.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields

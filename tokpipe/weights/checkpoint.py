@@ -5,8 +5,6 @@ only the functions that build tensors and containers. Training checkpoints also 
 other classes. Each of those becomes an inert stub, so that the weights beside them can be taken.
 """
 
-from __future__ import annotations
-
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -130,7 +128,7 @@ class _StubType(type):
 class _Stub(metaclass=_StubType):
     """Stands in for an object of a class that is not imported. Accepts any state, keeps none."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Stub:
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Stub":
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:

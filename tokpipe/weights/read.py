@@ -1,7 +1,5 @@
 """Reads a tokenizer's weights and computes the hash that identifies its codes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct

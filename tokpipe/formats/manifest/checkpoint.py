@@ -4,8 +4,6 @@ A checkpoint is only a shortcut. The entries before it determine it, any driver 
 a missing or damaged one costs only time.
 """
 
-from __future__ import annotations
-
 import base64
 import logging
 import zlib

@@ -1,7 +1,5 @@
 """Tracks which clips of the plan are settled, in one bit per plan row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

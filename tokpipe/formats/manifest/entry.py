@@ -1,7 +1,5 @@
 """One manifest entry: the shards and rejections of one commit, as JSON with a checksum."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -93,7 +91,7 @@ class ManifestEntry:
         return dump_lines(seal(body))
 
     @classmethod
-    def from_json(cls, uri: str, data: bytes) -> ManifestEntry:
+    def from_json(cls, uri: str, data: bytes) -> "ManifestEntry":
         """Parse an entry.
 
         Raises:

@@ -1,7 +1,5 @@
 """The log of entries: appends one, finds the end, and streams them in order."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import partial

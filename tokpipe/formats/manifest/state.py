@@ -1,7 +1,5 @@
 """The sum of a manifest: settled clips, totals, and a table of shards."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field

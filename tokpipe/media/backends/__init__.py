@@ -3,8 +3,6 @@
 They agree on which frame is which, because each is checked against the same timeline.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path

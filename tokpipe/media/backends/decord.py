@@ -7,8 +7,6 @@ error on every file tried. So every frame of the file is decoded and scaled here
 needs few of them PyAV is faster: it converts only what is wanted, and can seek.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

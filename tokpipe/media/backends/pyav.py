@@ -1,7 +1,5 @@
 """PyAV: FFmpeg's own libraries and every codec. It is tried last, so its answer is final."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from typing import Any
 

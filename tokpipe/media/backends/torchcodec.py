@@ -1,7 +1,5 @@
 """torchcodec, for jobs that name it. It needs FFmpeg's shared libraries."""
 
-from __future__ import annotations
-
 import av
 import numpy as np
 from numpy.typing import NDArray

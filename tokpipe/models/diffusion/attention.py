@@ -3,8 +3,6 @@
 Shape letters: B images, C channels, H rows, W columns, N = H * W positions.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Embeds the timestep, by which a diffusion model knows the noise level of its input."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: B images, C channels, H rows, W columns, E channels of the timestep embedding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

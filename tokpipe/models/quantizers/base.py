@@ -1,7 +1,5 @@
 """What every quantizer does, and what it returns."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 

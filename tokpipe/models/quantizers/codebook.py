@@ -1,7 +1,5 @@
 """Quantizers with a learned codebook, of which some entries may be left out."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any, Literal

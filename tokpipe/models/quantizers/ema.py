@@ -1,7 +1,5 @@
 """The vector quantizer whose codebook follows the latents by moving averages."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed
 import torch.nn.functional as F

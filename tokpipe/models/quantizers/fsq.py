@@ -1,7 +1,5 @@
 """Finite scalar quantization: a grid in place of a codebook."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The Gumbel quantizer: the latent is projected to one logit per code."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

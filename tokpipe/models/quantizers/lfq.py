@@ -1,7 +1,5 @@
 """Lookup-free quantization: one bit per channel."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Their shape, and with it their rounding, is then the same for a clip in any batch.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

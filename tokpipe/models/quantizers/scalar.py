@@ -1,7 +1,5 @@
 """The base of FSQ and LFQ, which round each channel separately and learn no codebook."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The vector quantizer: a learned codebook, moved by the gradient."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

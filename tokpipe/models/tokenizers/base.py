@@ -1,7 +1,5 @@
 """The interface of every tokenizer, and the checks that all of them share."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

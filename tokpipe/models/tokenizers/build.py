@@ -1,7 +1,5 @@
 """Builds a tokenizer from its config and the bytes of its weights."""
 
-from __future__ import annotations
-
 from typing import overload
 
 import torch

@@ -1,7 +1,5 @@
 """NVIDIA's Cosmos discrete video tokenizers, from their published TorchScript files."""
 
-from __future__ import annotations
-
 import io
 import warnings
 import zipfile

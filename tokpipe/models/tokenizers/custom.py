@@ -1,7 +1,5 @@
 """Tokenizers that a job names by the import path of their class."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

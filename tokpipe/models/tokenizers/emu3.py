@@ -1,7 +1,5 @@
 """Emu3's video tokenizer, from the package transformers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """SBER-MoVQGAN: a 2D tokenizer, for images or the frames of a video one by one."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from tokpipe.config.tokenizer import MoVQGANConfig

@@ -1,7 +1,5 @@
 """Tokenizers built from this project's encoder, quantizer and decoder."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

@@ -5,8 +5,6 @@ of bfloat16 (github.com/pytorch/pytorch/issues/163539), and PyTorch 2.9 avoids i
 cost.
 """
 
-from __future__ import annotations
-
 import logging
 
 import torch

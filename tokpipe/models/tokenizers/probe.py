@@ -1,7 +1,5 @@
 """Checks a tokenizer against its declared traits, on noise, before it sees any video."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Weights of tokenizers: safetensors in memory, loaded strictly."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import safetensors

@@ -1,7 +1,5 @@
 """The key figures, and how far the job is."""
 
-from __future__ import annotations
-
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
 from tokpipe.report.parts import UNKNOWN, counted, short, tiles

@@ -1,7 +1,5 @@
 """Clips as the encoder saw them, and as their codes reconstruct them."""
 
-from __future__ import annotations
-
 import base64
 import math
 

@@ -1,7 +1,5 @@
 """How the codes were made."""
 
-from __future__ import annotations
-
 import yaml
 
 import tokpipe

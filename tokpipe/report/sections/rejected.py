@@ -1,7 +1,5 @@
 """Rejected clips by reason."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from tokpipe.report.charts import BarPart, bars_chart

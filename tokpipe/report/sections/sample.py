@@ -1,7 +1,5 @@
 """Sections on a sample of shards: how the codebook is used, and how long clips are."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator

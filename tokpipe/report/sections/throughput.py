@@ -1,7 +1,5 @@
 """Frames per second over time, and how each stage's actors spent their time."""
 
-from __future__ import annotations
-
 from tokpipe.report.charts import AxisTick, BarPart, Span, bars_chart, count_ticks, steps_chart
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, StageUse

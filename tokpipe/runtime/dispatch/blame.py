@@ -5,8 +5,6 @@ such losses it is rejected. Many leases that fail in a row, whatever they hold, 
 fault: they end the job.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 

@@ -13,8 +13,6 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 - What is in flight is bounded by credits, whatever the size of the plan.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tokpipe.runtime.dispatch import leasing, protocol, returns

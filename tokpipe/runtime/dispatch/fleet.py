@@ -1,7 +1,5 @@
 """The actors: which exist, who has room for a lease, and when and where others may start."""
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Attempts that are in flight, and the outputs of attempts that are still needed."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from tokpipe.runtime.dispatch.outbox import Outbox

@@ -5,8 +5,6 @@ actor would ever be idle. Then pieces of streamed clips, since the longest of th
 end of the job waits for.
 """
 
-from __future__ import annotations
-
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.protocol import ActorId, Dispatch, Lease
 from tokpipe.types import Stage

@@ -1,7 +1,5 @@
 """What the parts of the dispatcher write to: commands, and counts of what the run did."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from itertools import count
 from typing import Any

@@ -1,7 +1,5 @@
 """The owners of the dispatcher's state, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame

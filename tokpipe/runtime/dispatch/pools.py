@@ -1,7 +1,5 @@
 """How many actors each stage should have, from what the cluster has and how long clips take."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import floor
 

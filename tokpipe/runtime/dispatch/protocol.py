@@ -8,8 +8,6 @@ A *streamed clip* is decoded and encoded in pieces; each piece continues from th
 encoding the previous one left. Its leases carry its stream id, which changes when it restarts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What waits for an actor: items of the plan, cut sources, decoded clips, shards, suspects."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace

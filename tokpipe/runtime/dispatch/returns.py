@@ -4,8 +4,6 @@ Pixels go on to encoders, codes to shards, receipts to commits. What failed goes
 clip is rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """From encoded clips to commits: open shards, receipts, rejections, and how the job ends."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

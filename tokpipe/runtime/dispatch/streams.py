@@ -10,8 +10,6 @@ Piece 0 is decoded like any clip, and its answer says how many pieces there are.
   id, and answers to leases with the old id are ignored.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
