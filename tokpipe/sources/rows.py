@@ -102,10 +102,13 @@ def unique_names(names: Sequence[str]) -> list[str]:
     taken = set(names)
     unique: list[str] = []
     seen: set[str] = set()
+    numbers: dict[str, int] = {}
+    """Next number to try: hostile headers repeat one name millions of times."""
     for position, name in enumerate(names, 1):
-        candidate, number = name or f"column_{position}", 2
+        candidate, stem = name or f"column_{position}", name or "column"
         while candidate in seen or (candidate != name and candidate in taken):
-            candidate, number = f"{name or 'column'}_{number}", number + 1
+            numbers[stem] = numbers.get(stem, 1) + 1
+            candidate = f"{stem}_{numbers[stem]}"
         seen.add(candidate)
         unique.append(candidate)
     return unique
