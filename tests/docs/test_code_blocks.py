@@ -86,7 +86,7 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             if hasattr(found, "__path__"):
                 module = f"{module}.__main__"
                 found = importlib.import_module(module)
-            if re.search("ArgumentParser|tokpipe.cli", inspect.getsource(found)):
+            if re.search("ArgumentParser|import main|tokpipe.cli", inspect.getsource(found)):
                 parse(module, rest, monkeypatch)
             else:
                 assert not rest, f"{module} takes no arguments"
