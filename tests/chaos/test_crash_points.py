@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.chaos.crash_points import (
-    CrashingStore,
-    Side,
-    check_output,
-    drive,
-    table_of,
-    write_job,
-)
-from tests.end_to_end.jobs import Table
+from tests.chaos.crash_points import CrashingStore, Side, check_output, drive, new_job
+from tests.end_to_end.jobs import Table, codes_of
 from tests.formats.formats_helpers import Crash
 from tokpipe.config import JobConfig
 from tokpipe.storage import open_store
@@ -29,10 +22,10 @@ SIDES: tuple[Side, ...] = get_args(Side)
 def peace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[str]]:
     """What the driver makes when nothing happens, and its calls to the store."""
     folder = tmp_path_factory.mktemp("peace")
-    job = write_job(folder, f"memory://{uuid.uuid4().hex}/out")
+    job = new_job(folder, f"memory://{uuid.uuid4().hex}/out")
     store = CrashingStore(open_store(job.output.uri, job.storage))
     drive(job, store, "driver0")
-    table = table_of(job)
+    table = codes_of(job)
     assert len(table) == 14  # seven good rows of two chunks
     return table, store.calls
 
@@ -72,7 +65,7 @@ def test_a_crash_at_any_store_call_loses_and_doubles_nothing(
     died = set()
     for number in numbers:
         for side in SIDES:
-            job = write_job(tmp_path, f"{prefix}/{number}-{side}")
+            job = new_job(tmp_path, f"{prefix}/{number}-{side}")
             died.add(die_at(job, number, side, "driver1"))
             finish(job, "driver2")
             check_output(job, table)
@@ -81,15 +74,16 @@ def test_a_crash_at_any_store_call_loses_and_doubles_nothing(
     assert {"create", "put", "get"} <= kinds_of_calls
 
 
+lives = st.tuples(st.integers(0, 80), st.sampled_from(SIDES))
+
+
 @settings(max_examples=30)
-@given(
-    deaths=st.lists(st.tuples(st.integers(0, 80), st.sampled_from(SIDES)), min_size=2, max_size=6)
-)
+@given(deaths=st.lists(lives, min_size=2, max_size=6))
 def test_any_number_of_crashes_in_a_row_lose_and_double_nothing(
     peace: tuple[Table, list[str]], deaths: list[tuple[int, Side]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        job = write_job(Path(folder), f"memory://{uuid.uuid4().hex}/out")
+        job = new_job(Path(folder), f"memory://{uuid.uuid4().hex}/out")
         for life, (number, side) in enumerate(deaths):
             die_at(job, number, side, f"driver{life}")
         finish(job, "last")

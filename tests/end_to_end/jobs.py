@@ -26,7 +26,7 @@ from tokpipe.config import load_job
 from tokpipe.config.job import JobConfig
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
-from tokpipe.reader import open_output
+from tokpipe.reader import Output, open_output
 from tokpipe.runtime.assemble import Run, assemble
 from tokpipe.runtime.output import look_up, start_output
 from tokpipe.storage import open_store
@@ -229,20 +229,16 @@ def codes_without_ray(job: Path) -> Table:
     output = config.output.model_copy(update={"uri": f"memory://{uuid.uuid4().hex}"})
     alone = config.model_copy(update={"output": output})
     run_without_ray(alone)
-    return _table(alone)
+    return codes_of(alone)
 
 
 # --- looking at outputs -------------------------------------------------------------------------
 
 
-def codes_of(job: Path) -> Table:
+def codes_of(job: Path | JobConfig) -> Table:
     """The decoded table of a job's output, read through its manifest with every check."""
-    return _table(load_job(job))
-
-
-def _table(config: JobConfig) -> Table:
     table: Table = {}
-    for clip in open_output(config.output.uri, config.storage).clips():
+    for clip in output_of(job).clips():
         for index, chunk in enumerate(clip.chunks):
             key = (clip.clip_id, index)
             assert key not in table, f"{key} is there twice"
@@ -250,16 +246,19 @@ def _table(config: JobConfig) -> Table:
     return table
 
 
+def output_of(job: Path | JobConfig) -> Output:
+    config = job if isinstance(job, JobConfig) else load_job(job)
+    return open_output(config.output.uri, config.storage)
+
+
 def rejections_of(job: Path) -> dict[str, str]:
     """Source URI -> reason, of every rejected clip."""
-    config = load_job(job)
-    output = open_output(config.output.uri, config.storage)
-    return {rejected.ref.source_uri: rejected.reason for rejected in output.rejected()}
+    return {one.ref.source_uri: one.reason for one in output_of(job).rejected()}
 
 
-def assert_complete(job: Path) -> None:
+def assert_complete(job: Path | JobConfig) -> None:
     """Every plan row settled, every clip once, every listed object there in its listed size."""
-    config = load_job(job)
+    config = job if isinstance(job, JobConfig) else load_job(job)
     store = open_store(config.output.uri, config.storage)
     record = job_record.read(store)
     state = load_state(store, record.num_rows)

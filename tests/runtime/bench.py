@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from tests.runtime.simulation import item_of, receipt_of, ref_of
+from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import (

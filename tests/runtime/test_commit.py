@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.formats.formats_helpers import DictStore
-from tests.runtime.simulation import item_of, receipt_of, ref_of
+from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected, load_state
 from tokpipe.runtime.commit import Committer, claim_output

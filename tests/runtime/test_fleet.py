@@ -1,7 +1,7 @@
 """Which actors exist, who has room, and which nodes are avoided."""
 
 from tests.runtime.bench import LIMITS, Bench, items, only
-from tests.runtime.simulation import ref_of
+from tests.runtime.simulated_world import ref_of
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_SETUP_FAILURES, Fleet
 from tokpipe.runtime.dispatch.outbox import Outbox

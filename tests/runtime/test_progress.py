@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from tests.runtime.simulation import ref_of
+from tests.runtime.simulated_world import ref_of
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
 from tokpipe.runtime.dispatch import Dispatcher, Limits

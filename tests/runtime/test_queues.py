@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tests.runtime.bench import LIMITS, Bench, items, only
-from tests.runtime.simulation import ref_of
+from tests.runtime.simulated_world import ref_of
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.fleet import SLOTS
 from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD

@@ -1,7 +1,7 @@
 """When shards are closed, and what is committed."""
 
 from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
-from tests.runtime.simulation import receipt_of, ref_of
+from tests.runtime.simulated_world import receipt_of, ref_of
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     Commit,
