@@ -17,10 +17,8 @@ from tokpipe.formats.manifest import (
 from tokpipe.types import ClipRef, Rejected
 
 
-def rejecting(
-    seq: int, *refs: ClipRef, writer: str = "driver-1", reason: str = "r"
-) -> ManifestEntry:
-    rejected = tuple(Rejected(ref, "decode", reason, "message") for ref in refs)
+def rejecting(seq: int, *refs: ClipRef, writer: str = "driver-1") -> ManifestEntry:
+    rejected = tuple(Rejected(ref, "decode", "r", "message") for ref in refs)
     return ManifestEntry(seq, writer, "2026-01-01T00:00:00+00:00", (), rejected)
 
 
@@ -102,10 +100,7 @@ def test_a_manifest_beyond_the_plan_is_rejected() -> None:
 
 def test_loading_reads_only_a_checkpoint_and_the_entries_after_it() -> None:
     store = store_of(1000)
-    state = load_state(store, 2000)
-    assert state.totals.rejected == {"r": 1000}
-    checkpointed = load_state(store_of(960), 2000)
-    write_checkpoint(store, checkpointed)
+    write_checkpoint(store, load_state(store_of(960), 2000))
     store.requests.clear()
     state = load_state(store, 2000)
     assert state.next_seq == 1000

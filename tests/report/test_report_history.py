@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.formats.formats_helpers import encoded_clip, receipt_of
+from tests.formats.formats_helpers import encoded_clip
 from tests.report.report_outputs import SPENT, UP, entry, with_history
 from tokpipe.formats.manifest import ManifestEntry
+from tokpipe.formats.shard import receipt_of
 from tokpipe.reader.output import Output
 from tokpipe.report.groups import Group, read_groups
 from tokpipe.report.history import MAX_STEPS, History
 from tokpipe.telemetry.account import Account
 
-RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
+RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])], b"", b"")
 
 
 def history(*entries: ManifestEntry) -> History:

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.jobs import files, write_job, write_video
-from tests.formats.formats_helpers import encoded_clip, receipt_of
-from tests.formats.test_job_record import record
+from tests.formats.formats_helpers import encoded_clip, record
 from tokpipe.cli import main
 from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
+from tokpipe.formats.shard import receipt_of
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
@@ -132,7 +132,7 @@ def finished(uri: str, job: JobConfig) -> None:
     """Write an output with one clip of 32 codes, which took an encoder 4 s."""
     store = open_store(uri, job.storage)
     write_once(store, record(num_rows=1))
-    receipt = receipt_of("s", [encoded_clip(0, [5, 5], (2, 4))], b"x" * 64)
+    receipt = receipt_of("s", [encoded_clip(0, [5, 5], (2, 4))], b"x" * 64, b"")
     use = Account(paid_s=4, useful_s=3)
     assert append(
         store, ManifestEntry(0, "d", "2026-01-01T00:00:00+00:00", (receipt,), account=use)

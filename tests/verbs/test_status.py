@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.formats.formats_helpers import DictStore, encoded_clip, receipt_of
-from tests.formats.test_job_record import record
+from tests.formats.formats_helpers import DictStore, encoded_clip, record
 from tokpipe.errors import NotFound
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import (
@@ -18,6 +17,7 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.formats.manifest.entry import Claim
+from tokpipe.formats.shard import receipt_of
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Rejected
 from tokpipe.verbs.status import Status, status
@@ -50,7 +50,7 @@ class Log:
 
     def shard(self, at_s: float, *rows: int) -> None:
         clips = [encoded_clip(row, [5, 5]) for row in rows]
-        receipt = receipt_of(f"shard-{self.seq}", clips)
+        receipt = receipt_of(f"shard-{self.seq}", clips, b"", b"")
         self.add(at_s, shards=(receipt,), account=Account(paid_s=10, useful_s=8, lost_s=1))
 
 
