@@ -107,7 +107,8 @@ def record(writer: str = "driver-1", codebook_size: int = 8192, **fields: Any) -
         "libraries": {"torch": "2.13"},
         "job": {"dataset": "demo"},
     }
-    return JobRecord(writer=writer, tokenizer=tokenizer_spec(codebook_size), **{**values, **fields})
+    values["tokenizer"] = tokenizer_spec(codebook_size)
+    return JobRecord(writer=writer, **{**values, **fields})
 
 
 def clip_ref(row: int, segment: int = 0, num_segments: int = 1) -> ClipRef:
@@ -137,10 +138,6 @@ def encoded_clip(
     return EncodedClip(
         clip_ref(row), tuple(chunks), tuple(codes), np.arange(first) / 8 + 0.25, 8.0, "pyav"
     )
-
-
-def uniform(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
-    return rng.integers(0, codebook_size, num)
 
 
 def zipf(codebook_size: int, rng: np.random.Generator, num: int) -> Any:

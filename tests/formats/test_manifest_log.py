@@ -57,23 +57,16 @@ def test_any_range_of_entries_comes_in_order() -> None:
     assert [entry.seq for entry in iter_entries(store, 40)] == list(range(40, 50))
     assert [entry.seq for entry in iter_entries(store, 3, 5)] == [3, 4]
     assert [rejected.ref.row for rejected in iter_rejected(store, to_seq=4)] == [3, 2, 1, 0]
-
-
-def test_reading_a_few_entries_does_not_read_them_all() -> None:
     store = store_of(200)
     assert len(list(islice(iter_entries(store, to_seq=200), 3))) == 3
-    assert len(store.requests) < 40
+    assert len(store.requests) < 40, "reading a few entries does not read them all"
 
 
-def test_a_missing_entry_is_an_error() -> None:
+def test_an_entry_that_is_missing_or_under_the_wrong_number_is_rejected() -> None:
     store = store_of(20)
     del store.objects["manifest/00000011.json"]
     with pytest.raises(CorruptOutput, match=r"00000011\.json is damaged: it is missing"):
         list(iter_entries(store, to_seq=20))
-
-
-def test_an_entry_under_the_wrong_number_is_rejected() -> None:
-    store = store_of(3)
     store.objects["manifest/00000001.json"] = store.objects["manifest/00000002.json"]
     with pytest.raises(CorruptOutput, match=r"00000001\.json is damaged: it holds entry 2"):
         load_state(store, 10)

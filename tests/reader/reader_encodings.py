@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.formats.formats_helpers import encoded_clip, uniform, zipf
+from tests.formats.formats_helpers import encoded_clip, zipf
 from tests.reader.reader_helpers import begin, commit, put_shard
 from tokpipe.config.job import StoreOptions
 from tokpipe.storage import open_store
@@ -25,9 +25,9 @@ def write_output(folder: Path, codebook_size: int = 8192) -> None:
     begin(store, codebook_size)
     rng = np.random.default_rng(0)
     draws: list[Callable[[int], Any]] = [
-        lambda size: uniform(codebook_size, rng, size),
+        lambda size: rng.integers(0, codebook_size, size),
         lambda size: zipf(codebook_size, np.random.default_rng(0), size),
-        lambda size: uniform(2, rng, size) * (codebook_size - 1),
+        lambda size: rng.integers(0, 2, size) * (codebook_size - 1),
     ]
     receipts = [
         put_shard(store, f"s{shard}", _clips(4 * shard, draw, grid, codebook_size), codebook_size)

@@ -1,5 +1,7 @@
 """Readers share several sources: every item once, in proportion at any moment."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,17 +50,14 @@ def test_any_numbers_of_readers_take_every_item_once(
     "weights", [[1, 1], [7, 3], [0.9, 0.1], [0.999, 0.001], [6, 3, 1], [4, 3, 2, 0.5, 0.5]], ids=str
 )
 @pytest.mark.parametrize("num_readers", [1, 2, 3, 8, 13, 24])
-def test_every_reader_is_in_proportion_at_any_moment(
-    weights: list[float], num_readers: int
-) -> None:
+def test_every_reader_is_in_proportion_at_any_moment(weights: Any, num_readers: int) -> None:
     per_reader = 600
     left = of_sizes(quotas(weights, per_reader * num_readers))
     due = np.outer(np.arange(1, per_reader + 1), np.array(weights) / sum(weights))
     together = np.zeros_like(due)
     for reader in range(num_readers):
         share = Share(left, reader, num_readers)
-        counts = share.counts(0)
-        taken = np.zeros_like(due)
+        counts, taken = share.counts(0), np.zeros_like(due)
         for row in taken:
             counts[share.next_source(counts)] += 1
             row[:] = counts

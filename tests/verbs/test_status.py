@@ -11,12 +11,12 @@ from tokpipe.errors import NotFound
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
+    Claim,
     ManifestEntry,
     append,
     load_state,
     write_checkpoint,
 )
-from tokpipe.formats.manifest.entry import Claim
 from tokpipe.formats.shard import receipt_of
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Rejected
@@ -110,8 +110,7 @@ def test_a_finished_job_has_no_time_left(store: DictStore) -> None:
     log.claim(0)
     log.shard(10, *range(ROWS))
     found = seen(store, 90_000)
-    assert found.is_done
-    assert found.left_s == 0
+    assert (found.is_done, found.left_s) == (True, 0)
     assert "demo, done\n" in text(found)
     assert " left" not in text(found)
 
