@@ -2,25 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tests.audit.outputs import (
-    CUT_ROW,
-    Made,
-    edit,
-    entry_of,
-    finished,
-    flip,
-    made,
-    parquet_edited,
-    put,
-    swap,
-    truncate,
-)
+from tests.audit.outputs import CUT_ROW, Made, edit, entry_of, finished, made, parquet_edited, put
+from tests.formats.formats_helpers import flipped
 from tokpipe.formats.checks import sha256
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
@@ -31,11 +21,22 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.formats.shard import codes_crc32
+from tokpipe.storage import Store
 from tokpipe.types import ClipRef, Receipt
 
 NUM_ENTRIES = 8
 Rng = np.random.Generator
 Plant = Callable[[Made, Rng, Path], object]
+
+
+def flip(store: Store, key: str, rng: Rng) -> None:
+    data = store.get(key)
+    store.put(key, flipped(data, int(rng.integers(8 * len(data)))))
+
+
+def truncate(store: Store, key: str, rng: Rng) -> None:
+    data = store.get(key)
+    store.put(key, data[: int(rng.integers(len(data)))])
 
 
 def _seq(rng: Rng) -> int:
@@ -60,26 +61,24 @@ def _some_key(output: Made, rng: Rng, what: str) -> str:
     return keys[what]
 
 
-def _flipped(what: str) -> Plant:
-    return lambda output, rng, root: flip(output.store, _some_key(output, rng, what), rng)
+def _spoiled(what: str, spoil: Callable[[Store, str, Rng], None]) -> Plant:
+    return lambda output, rng, root: spoil(output.store, _some_key(output, rng, what), rng)
 
 
-def _truncated(what: str) -> Plant:
-    return lambda output, rng, root: truncate(output.store, _some_key(output, rng, what), rng)
-
-
-def _deleted(what: str) -> Plant:
-    return lambda output, rng, root: output.store.delete(_some_key(output, rng, what))
+def _delete(store: Store, key: str, rng: Rng) -> None:
+    store.delete(key)
 
 
 def _swapped(what: str) -> Plant:
     def plant(output: Made, rng: Rng, root: Path) -> None:
         first, second = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
-        if what == "entry":
-            swap(output.store, entry_key(first), entry_key(second))
-        else:
-            one, other = _receipt(output, first), _receipt(output, second)
-            swap(output.store, getattr(one, what), getattr(other, what))
+        one, other = (
+            entry_key(seq) if what == "entry" else getattr(_receipt(output, seq), what)
+            for seq in (first, second)
+        )
+        kept = output.store.get(one)
+        output.store.put(one, output.store.get(other))
+        output.store.put(other, kept)
 
     return plant
 
@@ -131,14 +130,11 @@ def _clip_edited(change: Callable[[ClipRef], ClipRef]) -> Plant:
 
 
 def _segments_renumbered(output: Made, rng: Rng, root: Path) -> None:
-    def edited(receipt: Receipt) -> Receipt:
-        clips = tuple(
-            replace(clip, segment=(clip.segment + 1) % 3) if clip.row == CUT_ROW else clip
-            for clip in receipt.clips
-        )
-        return replace(receipt, clips=clips)
-
-    _edit_receipt(output, 1, edited)
+    clips = tuple(
+        replace(clip, segment=(clip.segment + 1) % 3) if clip.row == CUT_ROW else clip
+        for clip in _receipt(output, 1).clips
+    )
+    _edit_receipt(output, 1, partial(replace, clips=clips))
 
 
 def _clip_moved(output: Made, rng: Rng, root: Path) -> None:
@@ -149,10 +145,10 @@ def _clip_moved(output: Made, rng: Rng, root: Path) -> None:
     _edit_receipt(output, other, lambda receipt: replace(receipt, clips=(*receipt.clips, moved)))
 
 
-def _miscounted(field: str) -> Plant:
+def _miscounted(what: str) -> Plant:
     def edited(receipt: Receipt, rng: Rng) -> Receipt:
-        more: dict[str, Any] = {field: getattr(receipt, field) + int(rng.integers(1, 100))}
-        return replace(receipt, **more)
+        count = getattr(receipt, f"num_{what}") + int(rng.integers(1, 100))
+        return replace(receipt, **{f"num_{what}": count})
 
     return _receipt_edited(edited)
 
@@ -164,17 +160,14 @@ def _rejection_removed(output: Made, rng: Rng, root: Path) -> None:
 def _tokenized_clip_rejected(output: Made, rng: Rng, root: Path) -> None:
     clip = _receipt(output, _seq(rng)).clips[0]
 
-    def edited(entry: ManifestEntry) -> ManifestEntry:
-        return replace(entry, rejected=(replace(entry.rejected[0], ref=clip),))
-
-    edit(output.store, 0, edited)
+    rejection = replace(entry_of(output.store, 0).rejected[0], ref=clip)
+    edit(output.store, 0, lambda entry: replace(entry, rejected=(rejection,)))
 
 
 def relist(output: Made, seq: int, shard: bytes) -> None:
     """Replace a shard, and list the new one with the right size and hash."""
     output.store.put(_receipt(output, seq).shard, shard)
-    listed: dict[str, Any] = {"size_bytes": len(shard), "sha256": sha256(shard)}
-    _edit_receipt(output, seq, lambda receipt: replace(receipt, **listed))
+    _edit_receipt(output, seq, partial(replace, size_bytes=len(shard), sha256=sha256(shard)))
 
 
 def _foreign_fingerprint(output: Made, rng: Rng, root: Path) -> None:
@@ -203,6 +196,10 @@ def _set(
     return table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
 
 
+def _reversed(table: pa.Table, rng: Rng) -> pa.Table:
+    return table.take(list(range(table.num_rows))[::-1])
+
+
 def _out_of_range(table: pa.Table, rng: Rng) -> pa.Table:
     blocks = [np.array(block, np.uint16) for block in table.column("codes").to_pylist()]
     blocks[0][int(rng.integers(len(blocks[0])))] = 8192
@@ -226,11 +223,8 @@ def _side_table_of_another_shard(output: Made, rng: Rng, root: Path) -> None:
     one, other = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
     theirs = output.store.get(_receipt(output, other).side_table)
     output.store.put(_receipt(output, one).side_table, theirs)
-    listed: dict[str, Any] = {
-        "side_table_sha256": sha256(theirs),
-        "side_table_size_bytes": len(theirs),
-    }
-    _edit_receipt(output, one, lambda receipt: replace(receipt, **listed))
+    listed = partial(replace, side_table_sha256=sha256(theirs), side_table_size_bytes=len(theirs))
+    _edit_receipt(output, one, listed)
 
 
 def _checkpoint_of_another_manifest(output: Made, rng: Rng, root: Path) -> None:
@@ -260,21 +254,14 @@ def _settings_edited(output: Made, rng: Rng, root: Path) -> None:
 
 
 _CUT_SHORT = {"shard": 3, "side table": 2, "entry": 2, "job.json": 1, "plan": 1}
-_FLIPPED = {
-    "shard": 8,
-    "side table": 5,
-    "entry": 6,
-    "job.json": 6,
-    "plan": 3,
-    "checkpoint": 2,
-    "checkpoint table": 2,
-}
+_FLIPPED = {"shard": 8, "side table": 5, "entry": 6, "job.json": 6, "plan": 3}
+_FLIPPED |= {"checkpoint": 2, "checkpoint table": 2}
 
 FAMILIES: dict[str, tuple[Plant, int]] = {
-    **{f"{what} with a flipped bit": (_flipped(what), n) for what, n in _FLIPPED.items()},
-    **{f"{what} cut short": (_truncated(what), n) for what, n in _CUT_SHORT.items()},
-    **{f"{what} deleted": (_deleted(what), n) for what, n in _CUT_SHORT.items()},
-    "checkpoint table deleted": (_deleted("checkpoint table"), 1),
+    **{f"{what} with a flipped bit": (_spoiled(what, flip), n) for what, n in _FLIPPED.items()},
+    **{f"{what} cut short": (_spoiled(what, truncate), n) for what, n in _CUT_SHORT.items()},
+    **{f"{what} deleted": (_spoiled(what, _delete), n) for what, n in _CUT_SHORT.items()},
+    "checkpoint table deleted": (_spoiled("checkpoint table", _delete), 1),
     "last entries deleted": (_last_entries_missing, 2),
     "two shards swapped": (_swapped("shard"), 3),
     "two side tables swapped": (_swapped("side_table"), 2),
@@ -288,9 +275,7 @@ FAMILIES: dict[str, tuple[Plant, int]] = {
     "source changed": (_clip_edited(lambda clip: replace(clip, source_uri="s3://other.mp4")), 2),
     "segments renumbered": (_segments_renumbered, 1),
     "clip moved to another shard": (_clip_moved, 2),
-    "rows miscounted": (_miscounted("num_rows"), 1),
-    "codes miscounted": (_miscounted("num_codes"), 1),
-    "frames miscounted": (_miscounted("num_frames"), 1),
+    **{f"{what} miscounted": (_miscounted(what), 1) for what in ("rows", "codes", "frames")},
     "grid changed": (_receipt_edited(lambda one, rng: replace(one, grid=one.grid[::-1])), 1),
     "rejection removed": (_rejection_removed, 2),
     "tokenized clip rejected": (_tokenized_clip_rejected, 1),
@@ -298,10 +283,7 @@ FAMILIES: dict[str, tuple[Plant, int]] = {
     "shard of another fingerprint": (_foreign_fingerprint, 2),
     "code out of range": (_shard_edited(_out_of_range), 2),
     "wrong CRC": (_shard_edited(_wrong_crc), 1),
-    "rows in another order": (
-        _shard_edited(lambda table, rng: table.take(pa.array(range(table.num_rows)[::-1]))),
-        1,
-    ),
+    "rows in another order": (_shard_edited(_reversed), 1),
     "column dropped": (_shard_edited(lambda table, rng: table.drop_columns(["fps"])), 1),
     "codes of another type": (_shard_edited(_other_dtype), 1),
     "chunk dropped": (_shard_edited(lambda table, rng: table.slice(0, table.num_rows - 1)), 1),
@@ -313,3 +295,4 @@ FAMILIES: dict[str, tuple[Plant, int]] = {
 }
 
 DEFECTS = [(name, number) for name, (_, times) in FAMILIES.items() for number in range(times)]
+assert len(DEFECTS) == 100

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
-import tokpipe
 from tests.formats.formats_helpers import encoded_clip
+from tests.formats.formats_helpers import record as a_record
 from tokpipe.config.job import JobConfig
 from tokpipe.config.load import parse_job
-from tokpipe.formats import job_record
-from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.job_record import JobRecord, write_once
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CommittedRows,
@@ -30,7 +28,7 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store
-from tokpipe.types import ClipRef, EncodedClip, Receipt, Rejected
+from tokpipe.types import ClipRef, Receipt, Rejected
 
 NUM_ROWS = 30
 CUT_ROW, NUM_SEGMENTS = 3, 3
@@ -54,7 +52,6 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     root.mkdir(parents=True, exist_ok=True)
     lines = [f"s3://videos/{row}.mp4,caption {row}" for row in range(NUM_ROWS)]
     (root / "clips.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
-    chunking = {"policy": "streaming", "chunk_frames": 17} if streaming else {}
     settings: dict[str, Any] = {
         "dataset": dataset,
         "sources": [{"kind": "table", "uri": "clips.csv", "uri_column": "url"}],
@@ -65,27 +62,23 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
             "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 4, 2, 2]},
             **({"norm": "frame"} if streaming else {}),
         },
-        "chunking": chunking,
+        "chunking": {"policy": "streaming", "chunk_frames": 17} if streaming else {},
     }
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
     store = open_store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     codes = fingerprint_settings(job, weights_hash="random, seed 0", device="cpu")
     spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 0")
-    record = JobRecord(
-        tokpipe_version=tokpipe.__version__,
-        created_at="2026-01-01T00:00:00+00:00",
-        writer="driver",
+    record = a_record(
         dataset=dataset,
         fingerprint=fingerprint(codes),
         settings=codes,
         tokenizer=spec,
         num_rows=plan.num_rows,
         plan=plan.to_json(),
-        libraries={},
         job=job.model_dump(mode="json"),
     )
-    job_record.write_once(store, record)
+    write_once(store, record)
     stage = WriteStage(job.output, job.storage, spec, record.fingerprint, plan)
     stage.setup()
     refs = []
@@ -98,27 +91,18 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     return Made(store, job, record, stage, refs)
 
 
-def encoded(ref: ClipRef, seed: int = 0) -> EncodedClip:
-    frames = (17,) * (1 + ref.row % 3)
-    return replace(encoded_clip(ref.row, frames, codebook_size=8192, seed=seed), ref=ref)
-
-
 def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
     """Make an output with an entry per shard, two rejections, and a checkpoint in the middle."""
     output = made(root, **how)
     kept = [ref for ref in output.refs if ref.row not in REJECTED_ROWS]
-    rejected = [
-        Rejected(ref, "decode", "no_video", "it holds no video")
-        for ref in output.refs
-        if ref.row in REJECTED_ROWS
-    ]
+    others = [ref for ref in output.refs if ref.row in REJECTED_ROWS]
+    rejected = [Rejected(ref, "decode", "no_video", "it holds no video") for ref in others]
     state = ManifestState(CommittedRows(output.record.num_rows))
     groups = [kept[at : at + CLIPS_PER_SHARD] for at in range(0, len(kept), CLIPS_PER_SHARD)]
     for seq, group in enumerate(groups[:num_shards]):
         receipt = put(output, f"shard{seq}", group)
-        entry = ManifestEntry(
-            seq, "driver", f"time {seq}", (receipt,), tuple(rejected[seq : seq + 1])
-        )
+        rejections = tuple(rejected[seq : seq + 1])
+        entry = ManifestEntry(seq, "driver", f"time {seq}", (receipt,), rejections)
         assert append(output.store, entry)
         state.apply(entry)
         if seq == 3:
@@ -128,7 +112,22 @@ def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
 
 def put(output: Made, name: str, refs: Sequence[ClipRef], seed: int = 0) -> Receipt:
     """Store a shard of these clips and its side table, as a write actor does."""
-    return output.write.process(name, [encoded(ref, seed) for ref in refs])
+    clips = [encoded_clip(ref.row, [17] * (1 + ref.row % 3), seed=seed) for ref in refs]
+    clips = [replace(clip, ref=ref) for clip, ref in zip(clips, refs, strict=True)]
+    return output.write.process(name, clips)
+
+
+LEFTOVERS = {
+    *("shards/of-a-killed-worker.parquet", "clips/of-a-killed-worker.parquet"),
+    *("plan/other-driver/00000.parquet", "probe/abc"),
+}
+
+
+def leave(output: Made) -> None:
+    """Store leftovers of every kind."""
+    put(output, "of-a-killed-worker", output.refs[:2])
+    output.store.put("plan/other-driver/00000.parquet", b"123")
+    output.store.put("probe/abc", b"first")
 
 
 def entry_of(store: Store, seq: int) -> ManifestEntry:
@@ -139,26 +138,6 @@ def entry_of(store: Store, seq: int) -> ManifestEntry:
 def edit(store: Store, seq: int, change: Callable[[ManifestEntry], ManifestEntry]) -> None:
     """Change an entry and seal it again, so that its checksum is right."""
     store.put(entry_key(seq), change(entry_of(store, seq)).to_json())
-
-
-def flip(store: Store, key: str, rng: np.random.Generator) -> None:
-    """Flip one bit of an object."""
-    data = bytearray(store.get(key))
-    data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-    store.put(key, bytes(data))
-
-
-def truncate(store: Store, key: str, rng: np.random.Generator) -> None:
-    """Cut off the end of an object."""
-    data = store.get(key)
-    store.put(key, data[: int(rng.integers(len(data)))])
-
-
-def swap(store: Store, one: str, other: str) -> None:
-    """Exchange the bytes of two objects."""
-    first, second = store.get(one), store.get(other)
-    store.put(one, second)
-    store.put(other, first)
 
 
 def parquet_edited(data: bytes, change: Callable[[Any], Any]) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit.outputs import Made, finished, put
+from tests.audit.outputs import LEFTOVERS, Made, finished, leave, put
 from tests.storage.listed import sizes
 from tokpipe.audit import audit, clean
 from tokpipe.cli import main
@@ -21,19 +21,9 @@ DAY_S = 24 * 3600.0
 def output(tmp_path: Path) -> Made:
     """A finished output with leftovers of every kind, all of it three days old."""
     output = finished(tmp_path)
-    put(output, "of-a-killed-worker", output.refs[:2])
-    output.store.put("plan/other-driver/00000.parquet", b"123")
-    output.store.put("probe/abc", b"first")
+    leave(output)
     age(output, *sizes(output.store, ""))
     return output
-
-
-LEFTOVERS = {
-    "shards/of-a-killed-worker.parquet",
-    "clips/of-a-killed-worker.parquet",
-    "plan/other-driver/00000.parquet",
-    "probe/abc",
-}
 
 
 def age(output: Made, *keys: str) -> None:
@@ -43,6 +33,8 @@ def age(output: Made, *keys: str) -> None:
 
 
 def test_only_old_leftovers_are_removed(output: Made) -> None:
+    put(output, "just-now", output.refs[:1])
+    assert clean(output.store, older_than_s=4 * DAY_S).num_objects == 0
     before = sizes(output.store, "")
     removed = clean(output.store)
     after = sizes(output.store, "")
@@ -51,14 +43,7 @@ def test_only_old_leftovers_are_removed(output: Made) -> None:
     assert removed.size_bytes == sum(before[key] for key in LEFTOVERS)
     report = audit(output.store)
     assert report.is_clean
-    assert report.leftovers.num_objects == 0
-
-
-def test_young_leftovers_are_kept(output: Made) -> None:
-    put(output, "just-now", output.refs[:1])
-    assert clean(output.store, older_than_s=4 * DAY_S).num_objects == 0
-    assert clean(output.store).num_objects == len(LEFTOVERS)
-    assert output.store.size("shards/just-now.parquet") is not None
+    assert report.leftovers.num_objects == 2  # those from just now
 
 
 def test_a_dry_run_removes_nothing(output: Made, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.jobs import files, write_job, write_video
-from tests.formats.formats_helpers import encoded_clip, receipt_of
-from tests.formats.test_job_record import record
+from tests.formats.formats_helpers import encoded_clip, record
 from tokpipe.cli import main
 from tokpipe.cli.command import VERBS
 from tokpipe.config.job import StoreOptions
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
+from tokpipe.formats.shard import receipt_of
 from tokpipe.storage import open_store
 
 REPORTING = {
@@ -60,7 +60,7 @@ def test_a_verb_prints_text_or_one_line_of_json(
     write_once(store, record(num_rows=1))
     arguments = [verb, str(tmp_path / "out")]
     if verb == "status":
-        receipt = receipt_of("s", [encoded_clip(0, [5])])
+        receipt = receipt_of("s", [encoded_clip(0, [5])], b"", b"")
         assert append(store, ManifestEntry(0, "d", "2026-01-01T00:00:00+00:00", (receipt,)))
     assert main(arguments) == 0
     assert "demo" in capsys.readouterr().out

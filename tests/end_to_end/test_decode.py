@@ -89,7 +89,9 @@ def test_what_cannot_be_decoded_is_explained(
     path = str(tmp_path / "clip.mp4")
     assert "no tokenized clip 'nobody'" in complaint("--clip", "nobody", "-o", path)
     assert "ends in .gif" in complaint("-o", str(tmp_path / "clip.gif"))
-    assert "its folder does not exist" in complaint("-o", str(tmp_path / "none/clip.mp4"))
+    assert "does not exist, so the clip cannot be written" in complaint(
+        "-o", str(tmp_path / "none/clip.mp4")
+    )
     video = folder / "videos/video.mp4"
     kept = video.read_bytes()
     try:

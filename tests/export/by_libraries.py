@@ -7,11 +7,12 @@ regenerates tests/export/written/. Needs both libraries (litdata 0.2.76, streami
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.formats.formats_helpers import DictStore, encoded_clip
-from tests.reader.reader_helpers import begin, commit, put_shard
+from tests.formats.formats_helpers import encoded_clip
+from tests.reader.reader_helpers import store_with
 from tokpipe.export.packed import FILE_BYTES
 from tokpipe.export.sidecar import sidecar
 from tokpipe.reader.output import Output
@@ -22,16 +23,11 @@ CODEBOOK_SIZES = {"uint16": 8192, "uint32": 262_144}
 
 def output_of(grids: list[tuple[int, int]], codebook_size: int = 8192) -> Output:
     """An output with a shard of three clips for each grid."""
-    store = DictStore()
-    begin(store, codebook_size)
-    receipts = []
-    for shard, grid in enumerate(grids):
-        rows = range(3 * shard, 3 * shard + 3)
-        clips = [encoded_clip(row, [5, 1 + row], grid, codebook_size) for row in rows]
-        receipts.append(put_shard(store, f"s{shard}", clips, codebook_size))
-    if receipts:
-        commit(store, 0, *receipts)
-    return Output(store)
+    shards = [
+        [encoded_clip(row, [5, 1 + row], grid, codebook_size) for row in range(start, start + 3)]
+        for start, grid in zip(count(0, 3), grids, strict=False)
+    ]
+    return Output(store_with(*shards, codebook_size=codebook_size))
 
 
 def small_output(dtype: str) -> Output:

@@ -92,10 +92,8 @@ def test_an_export_that_lacks_a_clip_does_not_get_its_name(
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("memmap", "video.bin"),
-        ("memmap", "segment_ids.bin"),
-        ("litdata", "chunk-0-0.bin"),
-        ("mds", "shard.00000.mds"),
+        *(("memmap", file) for file in ("video.bin", "segment_ids.bin")),
+        *(("litdata", "chunk-0-0.bin"), ("mds", "shard.00000.mds")),
     ],
 )
 def test_truncated_files_are_detected(name: str, file: str, tmp_path: Path) -> None:

@@ -92,13 +92,8 @@ def test_streaming_reads_it(dtype: str, tmp_path: Path) -> None:
     streaming = pytest.importorskip("streaming", reason="needs numpy < 2.2 and transformers < 5")
     output = small_output(dtype)
     export_output(output, "mds", tmp_path / "export")
-    dataset = streaming.StreamingDataset(
-        remote=str(tmp_path / "export"),
-        local=str(tmp_path / "cache"),
-        validate_hash="sha256",
-        batch_size=1,
-        shuffle=False,
-    )
+    folders = {"remote": str(tmp_path / "export"), "local": str(tmp_path / "cache")}
+    dataset = streaming.StreamingDataset(**folders, validate_hash="sha256", batch_size=1)
     wanted = samples_of(output)
     _assert_same([dataset[index] for index in range(len(dataset))], wanted)
     assert [one["json"] for one in dataset] == [json.loads(one["json"]) for one in wanted]

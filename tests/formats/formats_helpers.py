@@ -4,17 +4,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from numpy.typing import NDArray
 
 from tokpipe.errors import NotFound
-from tokpipe.formats.checks import sha256
-from tokpipe.formats.layout import shard_key, side_table_key
+from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.storage.store import StoredObject
-from tokpipe.types import ChunkSpan, ClipRef, EncodedClip, Receipt
+from tokpipe.types import ChunkSpan, ClipRef, EncodedClip
 
 Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
@@ -94,6 +95,22 @@ def shard_metadata(codebook_size: int = 8192) -> ShardMetadata:
     return ShardMetadata("f" * 32, tokenizer_spec(codebook_size))
 
 
+def record(writer: str = "driver-1", codebook_size: int = 8192, **fields: Any) -> JobRecord:
+    values: dict[str, Any] = {
+        "tokpipe_version": "0.1.0",
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "dataset": "demo",
+        "fingerprint": "f" * 32,
+        "settings": {"sampling": {"fps": 8.0}},
+        "num_rows": 3,
+        "plan": {"plan_id": "p", "num_rows": 3},
+        "libraries": {"torch": "2.13"},
+        "job": {"dataset": "demo"},
+    }
+    values["tokenizer"] = tokenizer_spec(codebook_size)
+    return JobRecord(writer=writer, **{**values, **fields})
+
+
 def clip_ref(row: int, segment: int = 0, num_segments: int = 1) -> ClipRef:
     return ClipRef(f"{row:030x}{segment:02x}", row, segment, num_segments, f"s3://videos/{row}.mp4")
 
@@ -123,6 +140,13 @@ def encoded_clip(
     )
 
 
+def zipf(codebook_size: int, rng: np.random.Generator, num: int) -> Any:
+    """Return codes whose frequencies follow Zipf's law."""
+    weights = 1 / np.arange(1, codebook_size + 1)
+    ranks = rng.choice(codebook_size, num, p=weights / weights.sum())
+    return rng.permutation(codebook_size)[ranks]
+
+
 @st.composite
 def encoded_clips(draw: DrawFn, codebook_size: int = 8192) -> list[EncodedClip]:
     """Clips for one shard: any numbers of chunks and frames, hostile names, one grid."""
@@ -142,22 +166,11 @@ def encoded_clips(draw: DrawFn, codebook_size: int = 8192) -> list[EncodedClip]:
     return clips
 
 
-def receipt_of(
-    name: str, clips: Sequence[EncodedClip], shard: bytes = b"", side_table: bytes = b""
-) -> Receipt:
-    return Receipt(
-        shard=shard_key(name),
-        size_bytes=len(shard),
-        sha256=sha256(shard),
-        num_rows=sum(len(clip.chunks) for clip in clips),
-        num_codes=sum(clip.num_codes for clip in clips),
-        num_frames=sum(len(clip.pts_s) for clip in clips),
-        grid=clips[0].grid,
-        side_table=side_table_key(name),
-        side_table_sha256=sha256(side_table),
-        side_table_size_bytes=len(side_table),
-        clips=tuple(clip.ref for clip in clips),
-    )
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def flipped(data: bytes, bit: int) -> bytes:

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from tests.formats.formats_helpers import clip_ref
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest import CommittedRows, PartialRow
-from tokpipe.types import ClipRef
+
+Plan = tuple[list[int], list[tuple[tuple[int, int], bool]]]
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[list[int], list[tuple[tuple[int, int], bool]]]:
+def plans(draw: st.DrawFn) -> Plan:
     """Segments of each row, and clips of the plan in an order of settling, or of reopening."""
     segments = draw(st.lists(st.integers(1, 4), min_size=1, max_size=30))
     clips = [(row, segment) for row, num in enumerate(segments) for segment in range(num)]
@@ -22,9 +23,7 @@ def plans(draw: st.DrawFn) -> tuple[list[int], list[tuple[tuple[int, int], bool]
 
 @given(plans())
 @settings(max_examples=200)
-def test_it_behaves_like_a_set_of_clips(
-    plan: tuple[list[int], list[tuple[tuple[int, int], bool]]],
-) -> None:
+def test_it_behaves_like_a_set_of_clips(plan: Plan) -> None:
     segments, steps = plan
     committed, settled = CommittedRows(len(segments)), set[tuple[int, int]]()
     for (row, segment), settles in steps:
@@ -50,7 +49,7 @@ def test_it_behaves_like_a_set_of_clips(
     assert copy.bitmap == committed.bitmap
 
 
-def test_done_returns_any_range_of_rows() -> None:
+def test_done_returns_any_range_of_the_plan() -> None:
     committed = CommittedRows(37)
     rows = [0, 1, 7, 8, 15, 16, 30, 36]
     for row in rows:
@@ -60,21 +59,14 @@ def test_done_returns_any_range_of_rows() -> None:
             found = committed.done(start, stop)
             assert found.dtype == np.bool_
             assert found.tolist() == [row in rows for row in range(start, stop)]
+    for start, stop in [(-1, 2), (2, 1), (0, 38)]:
+        with pytest.raises(IndexError, match="of a plan of 37"):
+            committed.done(start, stop)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 1), (0, 38)])
-def test_rows_beyond_the_plan_raise(start: int, stop: int) -> None:
-    with pytest.raises(IndexError, match="of a plan of 37"):
-        CommittedRows(37).done(start, stop)
-
-
-@pytest.mark.parametrize(
-    "ref",
-    [clip_ref(-1), clip_ref(10), clip_ref(0, 1, 1), clip_ref(0, -1, 2), clip_ref(0, 0, 0)],
-    ids=str,
-)
-def test_a_clip_outside_the_plan_is_rejected(ref: ClipRef) -> None:
-    committed = CommittedRows(10)
+@pytest.mark.parametrize("where", [(-1,), (10,), (0, 1, 1), (0, -1, 2), (0, 0, 0)], ids=str)
+def test_a_clip_outside_the_plan_is_rejected(where: tuple[int, ...]) -> None:
+    committed, ref = CommittedRows(10), clip_ref(*where)
     with pytest.raises(CorruptOutput, match=r"do not belong together.*Restore both"):
         committed.add(ref)
     with pytest.raises(CorruptOutput, match="do not belong together"):

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.formats.formats_helpers import Crash, DictStore, clip_ref, encoded_clip, receipt_of
+from tests.formats.formats_helpers import Crash, DictStore, clip_ref, encoded_clip
 from tokpipe.formats.manifest import (
     ManifestEntry,
     ManifestState,
@@ -20,6 +20,7 @@ from tokpipe.formats.manifest import (
     load_state,
     write_checkpoint,
 )
+from tokpipe.formats.shard import receipt_of
 from tokpipe.types import ClipRef, EncodedClip, Rejected
 
 NUM_ROWS = 40
@@ -42,17 +43,13 @@ class Driver:
     def entry(self, tokenized: set[Clip], rejected: set[Clip]) -> ManifestEntry:
         clips = [encoded(clip) for clip in sorted(tokenized) if self._is_new(clip)]
         seq = self.state.next_seq
-        return ManifestEntry(
-            seq,
-            self.name,
-            "now",
-            (receipt_of(f"p-{seq}-{self.name}", clips),) if clips else (),
-            tuple(
-                Rejected(ref_of(clip), "decode", f"reason{clip[1]}", "message")
-                for clip in sorted(rejected)
-                if self._is_new(clip)
-            ),
+        shards = (receipt_of(f"p-{seq}-{self.name}", clips, b"", b""),) if clips else ()
+        rejections = (
+            Rejected(ref_of(clip), "decode", f"reason{clip[1]}", "message")
+            for clip in sorted(rejected)
+            if self._is_new(clip)
         )
+        return ManifestEntry(seq, self.name, "now", shards, tuple(rejections))
 
     def commit(self, entry: ManifestEntry) -> bool:
         if not append(self.store, entry):
@@ -183,9 +180,7 @@ class ManifestMachine(RuleBasedStateMachine):
         assert state.committed.done(0, NUM_ROWS).tolist() == whole
         assert state.totals.num_clips == len(self.tokenized)
         assert state.totals.rejected == Counter(self.rejected.values())
-        assert state.shards.column("shard").to_pylist() == list(
-            dict.fromkeys(self.tokenized.values())
-        )
+        assert state.shards["shard"].to_pylist() == list(dict.fromkeys(self.tokenized.values()))
 
 
 TestManifest = ManifestMachine.TestCase

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, shard_metadata
-from tests.formats.test_job_record import record
+from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, record, shard_metadata
 from tests.formats.test_manifest_entry import ENTRY
 from tests.hostile.tables import WHOLE, damage
 from tests.sources.reading import Rows, read

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import tokpipe.plan.duplicates as plan_duplicates
 from tests.conftest import S3Bucket
+from tests.formats.formats_helpers import flipped
 from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
@@ -27,6 +27,7 @@ from tokpipe.types import WorkItem
 OPTIONS = StoreOptions(deadline_s=10)
 CSV = {"kind": "table", "uri_column": "url", "allowed_prefixes": ["/"]}
 TABLE = {**CSV, "start_column": "from", "end_column": "to"}
+FILES = {"kind": "files", "uri": "*.mp4"}
 
 
 def job_of(root: Path, *sources: dict[str, Any], **settings: Any) -> JobConfig:
@@ -71,16 +72,21 @@ def write_table(path: Path, num_rows: int, first: int = 0, **columns: Any) -> No
     pq.write_table(table, path)
 
 
+def table_plan(root: Path, num_rows: int, **columns: Any) -> tuple[StoredPlan, Store]:
+    write_table(root / "t.parquet", num_rows, **columns)
+    return plan(root, {**TABLE, "uri": "t.parquet"})
+
+
+def mixed_plan(root: Path, num_rows: int, csv: str) -> tuple[StoredPlan, Store]:
+    """Plan a table, a CSV file and a video."""
+    write_table(root / "t.parquet", num_rows)
+    (root / "t.csv").write_text(csv)
+    (root / "clip.mp4").touch()
+    return plan(root, {**TABLE, "uri": "t.parquet"}, {**CSV, "uri": "t.csv"}, FILES)
+
+
 def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", 7)
-    (tmp_path / "t.csv").write_text("url,name\n/w/1.mp4,one\n,two\n")
-    (tmp_path / "clip.mp4").touch()
-    stored, store = plan(
-        tmp_path,
-        {**TABLE, "uri": "t.parquet"},
-        {**CSV, "uri": "t.csv"},
-        {"kind": "files", "uri": "*.mp4"},
-    )
+    stored, store = mixed_plan(tmp_path, 7, "url,name\n/w/1.mp4,one\n,two\n")
     items = items_of(PlanReader(store, stored))
     assert [item.row for item in items] == list(range(10))
     assert [item.source_uri for item in items] == [
@@ -103,21 +109,16 @@ def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
 def test_the_plan_id_depends_on_the_rows_alone(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 7)
     job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"})
-    first, second = (
-        write_plan(job, open_store(str(tmp_path / out), OPTIONS), f"attempt-{out}")
-        for out in ("out1", "out2")
-    )
+    store = open_store(job.output.uri, OPTIONS)
+    first, second = (write_plan(job, store, attempt) for attempt in ("attempt-1", "attempt-2"))
     assert first.plan_id == second.plan_id
     assert first.parts[0].key != second.parts[0].key
     write_table(tmp_path / "t.parquet", 7, first=1)
-    assert (
-        write_plan(job, open_store(str(tmp_path / "out3"), OPTIONS), "x").plan_id != first.plan_id
-    )
+    assert write_plan(job, store, "attempt-3").plan_id != first.plan_id
 
 
 def test_a_stored_plan_survives_json(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", 7, when=pa.array([0] * 7, pa.timestamp("us", "UTC")))
-    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    stored, store = table_plan(tmp_path, 7, when=pa.array([0] * 7, pa.timestamp("us", "UTC")))
     again = StoredPlan.from_json(json.loads(json.dumps(stored.to_json())))
     assert again == stored
     assert items_of(PlanReader(store, again)) == items_of(PlanReader(store, stored))
@@ -127,12 +128,10 @@ def test_a_stored_plan_survives_json(tmp_path: Path) -> None:
 
 def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:
     num_rows = 2 * PART_ROWS + 5
-    write_table(tmp_path / "t.parquet", num_rows)
-    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    stored, store = table_plan(tmp_path, num_rows)
     assert [part.num_rows for part in stored.parts] == [PART_ROWS, PART_ROWS, 5]
-    assert [part.key for part in stored.parts] == [
-        f"plan/attempt-1/0000{n}.parquet" for n in range(3)
-    ]
+    keys = [f"plan/attempt-1/0000{n}.parquet" for n in range(3)]
+    assert [part.key for part in stored.parts] == keys
     for part in stored.parts:
         data = store.get(part.key)
         assert (len(data), hashlib.sha256(data).hexdigest()) == (part.size_bytes, part.sha256)
@@ -154,8 +153,7 @@ def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:
 
 def test_long_captions_make_small_parts(tmp_path: Path) -> None:
     texts = pa.array([chr(97 + i % 26) * 2**20 for i in range(100)])
-    write_table(tmp_path / "t.parquet", 100, caption=texts)
-    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    stored, store = table_plan(tmp_path, 100, caption=texts)
     assert max(part.num_rows for part in stored.parts) <= 33
     reader = PlanReader(store, stored)
     rows = list(range(99, -1, -9))
@@ -163,15 +161,7 @@ def test_long_captions_make_small_parts(tmp_path: Path) -> None:
 
 
 def test_extras_have_the_same_schema_for_any_rows(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", 3)
-    (tmp_path / "t.csv").write_text("url,name\n/w/1.mp4,one\n")
-    (tmp_path / "clip.mp4").touch()
-    stored, store = plan(
-        tmp_path,
-        {**TABLE, "uri": "t.parquet"},
-        {**CSV, "uri": "t.csv"},
-        {"kind": "files", "uri": "*.mp4"},
-    )
+    stored, store = mixed_plan(tmp_path, 3, "url,name\n/w/1.mp4,one\n")
     reader = PlanReader(store, stored)
     schema = pa.schema([("n", pa.int64()), ("name", pa.string())])
     for rows in ([0, 1], [3], [4], [4, 0, 3], []):
@@ -188,7 +178,7 @@ def test_extras_have_the_same_schema_for_any_rows(tmp_path: Path) -> None:
 
 def test_extras_count_rows_when_no_columns_are_carried(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").touch()
-    stored, store = plan(tmp_path, {"kind": "files", "uri": "*.mp4"})
+    stored, store = plan(tmp_path, FILES)
     extras = PlanReader(store, stored).extras([0])
     assert (extras.num_rows, extras.num_columns) == (1, 0)
 
@@ -205,11 +195,11 @@ def test_duplicate_clips_name_both_rows_and_leave_no_files(tmp_path: Path) -> No
     write_table(tmp_path / "a.parquet", 20)
     write_table(tmp_path / "b.parquet", 20, first=17)
     sources = [{**TABLE, "uri": "a.parquet"}, {**TABLE, "uri": "b.parquet"}]
-    with pytest.raises(
-        ConfigError,
-        match=r"source 0 row 17 and source 1 row 0 are the same clip /v/17\.mp4; in all, 3 rows "
-        r"repeat .*on_duplicate: keep_first",
-    ):
+    problem = (
+        r"source 0 row 17 and source 1 row 0 are the same clip /v/17\.mp4; in all, 3 rows repeat "
+        r".*on_duplicate: keep_first"
+    )
+    with pytest.raises(ConfigError, match=problem):
         plan(tmp_path, *sources)
     assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
 
@@ -242,11 +232,8 @@ def test_keep_first_drops_later_duplicates(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", PART_ROWS + 20)
     write_table(tmp_path / "b.parquet", 40, first=PART_ROWS)
     write_table(tmp_path / "c.parquet", 20)
-    stored, store = plan(
-        tmp_path,
-        *({**TABLE, "uri": f"{name}.parquet"} for name in "abc"),
-        on_duplicate="keep_first",
-    )
+    sources = [{**TABLE, "uri": f"{name}.parquet"} for name in "abc"]
+    stored, store = plan(tmp_path, *sources, on_duplicate="keep_first")
     assert stored.num_rows == PART_ROWS + 40
     assert stored.num_duplicates == 40
     assert stored.duplicate_examples[0] == (
@@ -255,10 +242,8 @@ def test_keep_first_drops_later_duplicates(tmp_path: Path) -> None:
     )
     assert [part.num_rows for part in stored.parts] == [PART_ROWS, 20, 20]
     reader = PlanReader(store, stored)
-    assert [item.source_uri for item in items_of(reader)] == [
-        f"/v/{i}.mp4" for i in range(PART_ROWS + 40)
-    ]
-    rows = np.arange(reader.num_rows)
+    rows = np.arange(PART_ROWS + 40)
+    assert [item.source_uri for item in items_of(reader)] == [f"/v/{row}.mp4" for row in rows]
     assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
     assert len(sizes(store, "plan/")) == 3
 
@@ -278,31 +263,23 @@ def test_a_source_without_rows_is_an_error_and_leaves_no_files(tmp_path: Path) -
 
 
 def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", 7)
-    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
-    key = stored.parts[0].key
-    data = bytearray(store.get(key))
-    data[len(data) // 2] ^= 1
-    store.put(key, bytes(data))
-    for read in (PlanReader.items, PlanReader.identities):
+    stored, store = table_plan(tmp_path, 7)
+    data = store.get(stored.parts[0].key)
+    store.put(stored.parts[0].key, flipped(data, 4 * len(data)))
+    reader = PlanReader(store, stored)
+    for read in (reader.items, reader.identities, lambda row: reader.extras([row])):
         with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
-            read(PlanReader(store, stored), 0)
-    with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
-        PlanReader(store, stored).extras([0])
+            read(0)
 
 
 def test_finished_parts_are_not_read(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", 2 * PART_ROWS + 5)
-    stored, store = plan(tmp_path, {**TABLE, "uri": "t.parquet"})
+    stored, store = table_plan(tmp_path, 2 * PART_ROWS + 5)
     store.delete(stored.parts[1].key)  # reading it would fail
     mask = np.zeros(stored.num_rows, bool)
     mask[10:20] = True
     mask[PART_ROWS : 2 * PART_ROWS] = True
 
-    def done(start: int, stop: int) -> NDArray[np.bool_]:
-        return mask[start:stop]
-
-    batches = list(PlanReader(store, stored).iter_undone(done))
+    batches = list(PlanReader(store, stored).iter_undone(lambda start, stop: mask[start:stop]))
     assert [item.row for batch in batches for item in batch] == np.flatnonzero(~mask).tolist()
     assert max(len(batch) for batch in batches) <= 4096
 
@@ -322,14 +299,10 @@ def test_row_ids_never_change() -> None:
     assert ids.row_id("webvid", "s3://b/ü.mp4", 0.0, 12.5) == "4974afbe397ede57ade444b475c47f07"
 
 
-@given(
-    st.lists(
-        st.tuples(st.text(max_size=3), st.text(max_size=5), *2 * [st.none() | st.floats(0, 9)]),
-        unique=True,
-        max_size=20,
-    )
-)
-def test_different_rows_have_different_ids(
-    rows: list[tuple[str, str, float | None, float | None]],
-) -> None:
+seconds = st.none() | st.floats(0, 9)
+row_fields = st.tuples(st.text(max_size=3), st.text(max_size=5), seconds, seconds)
+
+
+@given(st.lists(row_fields, unique=True, max_size=20))
+def test_different_rows_have_different_ids(rows: list[Any]) -> None:
     assert len({ids.row_id(*row) for row in rows}) == len(rows)

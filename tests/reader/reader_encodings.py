@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.formats.formats_helpers import encoded_clip
+from tests.formats.formats_helpers import encoded_clip, zipf
 from tests.reader.reader_helpers import begin, commit, put_shard
 from tokpipe.config.job import StoreOptions
 from tokpipe.storage import open_store
@@ -24,11 +24,9 @@ def write_output(folder: Path, codebook_size: int = 8192) -> None:
     store = open_store(str(folder), StoreOptions())
     begin(store, codebook_size)
     rng = np.random.default_rng(0)
-    weights = 1 / np.arange(1, codebook_size + 1)
-    names = rng.permutation(codebook_size)
     draws: list[Callable[[int], Any]] = [
         lambda size: rng.integers(0, codebook_size, size),
-        lambda size: names[rng.choice(codebook_size, size, p=weights / weights.sum())],
+        lambda size: zipf(codebook_size, np.random.default_rng(0), size),
         lambda size: rng.integers(0, 2, size) * (codebook_size - 1),
     ]
     receipts = [
@@ -46,10 +44,8 @@ def _clips(
     clips = []
     for row in range(first_row, first_row + 4):
         clip = encoded_clip(row, [17, 17, 9], grid, codebook_size)
-        codes = tuple(
-            draw(block.size).reshape(block.shape).astype(block.dtype) for block in clip.codes
-        )
-        clips.append(replace(clip, codes=codes))
+        codes = [draw(one.size).reshape(one.shape).astype(one.dtype) for one in clip.codes]
+        clips.append(replace(clip, codes=tuple(codes)))
     return clips
 
 

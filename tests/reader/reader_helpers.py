@@ -5,11 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from tests.formats.formats_helpers import DictStore, encoded_clip, receipt_of, shard_metadata
-from tokpipe.formats import job_record
-from tokpipe.formats.job_record import JobRecord
+from tests.formats.formats_helpers import DictStore, encoded_clip, record, shard_metadata
+from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
-from tokpipe.formats.shard import build_shard
+from tokpipe.formats.shard import build_shard, receipt_of
 from tokpipe.formats.side_table import build_side_table
 from tokpipe.storage.store import Store
 from tokpipe.types import EncodedClip, Receipt, Rejected
@@ -19,23 +18,7 @@ NUM_ROWS = 1000
 
 def begin(store: Store, codebook_size: int = 8192) -> None:
     """Write the job's record. The output lists nothing yet."""
-    metadata = shard_metadata(codebook_size)
-    job_record.write_once(
-        store,
-        JobRecord(
-            tokpipe_version="0.1.0",
-            created_at="2026-01-01T00:00:00+00:00",
-            writer="driver-1",
-            dataset="demo",
-            fingerprint=metadata.fingerprint,
-            settings={},
-            tokenizer=metadata.tokenizer,
-            num_rows=NUM_ROWS,
-            plan={},
-            libraries={},
-            job={},
-        ),
-    )
+    write_once(store, record(codebook_size=codebook_size, num_rows=NUM_ROWS))
 
 
 def put_shard(

@@ -1,8 +1,8 @@
 """Code caches hold the codes of the shards, make each once, and survive crashes."""
 
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokpipe.reader.code_cache
-from tests.formats.formats_helpers import DictStore, encoded_clip, encoded_clips, flipped
+from tests.formats.formats_helpers import Crash, DictStore, encoded_clip, encoded_clips, flipped
 from tests.reader.reader_helpers import commit, put_shard, store_with
 from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.reader import CodeCache, Output, ShardCodes
@@ -91,26 +91,17 @@ def test_numpy_can_map_the_files(store: DictStore, tmp_path: Path) -> None:
 
 
 def test_processes_and_runs_fetch_a_shard_once(store: DictStore, tmp_path: Path) -> None:
-    threads = [
-        threading.Thread(target=lambda: list(CodeCache(Output(store), tmp_path))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: list(CodeCache(Output(store), tmp_path)), range(4)))
     assert (gets(store, "p-1-a"), gets(store, "p-2-a")) == (1, 1)
-    for key in list(store.objects):
-        if key.startswith("shards/"):
-            del store.objects[key]
+    del store.objects["shards/p-1-a.parquet"], store.objects["shards/p-2-a.parquet"]
     even, ragged = CodeCache(Output(store), tmp_path)
     assert_same(even, EVEN)
     assert_same(ragged, RAGGED)
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_damaged_shards_never_enter_the_cache(
-    store: DictStore, tmp_path: Path, verify: bool
-) -> None:
+def test_damage_never_enters_the_cache(store: DictStore, tmp_path: Path, verify: bool) -> None:
     key = "shards/p-2-a.parquet"
     sound = store.objects[key]
     cache = CodeCache(Output(store, verify=verify), tmp_path)
@@ -126,16 +117,13 @@ def test_damaged_shards_never_enter_the_cache(
 def test_a_killed_writer_leaves_no_readable_file(
     store: DictStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     def half(file: Any, shard: Any) -> None:
         write_shard_codes(file, shard)
         file.truncate(file.tell() // 2)
-        raise Killed
+        raise Crash
 
     monkeypatch.setattr(tokpipe.reader.code_cache, "write_shard_codes", half)
-    with pytest.raises(Killed):
+    with pytest.raises(Crash):
         CodeCache(Output(store), tmp_path).shard(0)
     monkeypatch.undo()
     assert kept(tmp_path) == kept(tmp_path / "tmp") == []
@@ -180,9 +168,8 @@ def test_the_folder_stays_within_max_bytes_and_keeps_recent_files(tmp_path: Path
 def test_take_returns_chunks_of_any_shards_as_one_array(store: DictStore, tmp_path: Path) -> None:
     commit(store, 2, put_shard(store, "p-3-a", [encoded_clip(20, (17,), (4, 4))]))
     cache = CodeCache(Output(store), tmp_path)
-    blocks = [block for clip in EVEN for block in clip.codes]
-    blocks += [block for clip in RAGGED for block in clip.codes]
-    blocks += encoded_clip(20, (17,), (4, 4)).codes
+    clips = [*EVEN, *RAGGED, encoded_clip(20, (17,), (4, 4))]
+    blocks = [block for clip in clips for block in clip.codes]
     rows = np.array([9, 3, 0, 5, 3])
     taken = cache.take(rows)
     np.testing.assert_array_equal(taken, np.stack([blocks[row] for row in rows]))

@@ -56,23 +56,6 @@ def test_positions_out_of_range_are_rejected(position: int) -> None:
         order_of([5], window_shards=0)
 
 
-@given(st.integers(0, 60), st.data())
-def test_any_numbers_of_readers_see_every_item_once(num_items: int, data: st.DataObject) -> None:
-    remaining, seen = Remaining(num_items), []
-    for _ in range(data.draw(st.integers(0, 4))):
-        number = data.draw(st.integers(1, 7))
-        taken = [
-            data.draw(st.integers(0, remaining.num_taken_by(reader, number)))
-            for reader in range(number)
-        ]
-        for reader, count in enumerate(taken):
-            seen += [remaining.position(reader + turn * number) for turn in range(count)]
-        remaining = remaining.after(taken)
-        assert len(remaining) == num_items - len(seen)
-    seen += [remaining.position(index) for index in range(len(remaining))]
-    assert sorted(seen) == list(range(num_items))
-
-
 def test_readers_of_equal_speed_leave_few_pending_items() -> None:
     taken = [1000, 1001, 1000, 999]
     remaining = Remaining(10**8).after(taken)

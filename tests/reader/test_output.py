@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.formats.formats_helpers import (
-    DictStore,
-    clip_ref,
-    encoded_clip,
-    encoded_clips,
-    flipped,
-    shard_metadata,
-)
-from tests.reader.reader_helpers import begin, commit, put_shard, store_with
+from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, encoded_clips, flipped
+from tests.reader.reader_helpers import commit, put_shard, store_with, write_clips
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.shard import shard_schema
@@ -60,6 +53,8 @@ def test_clips_have_the_encoded_codes(store: DictStore, verify: bool) -> None:
     output = Output(store, verify=verify)
     for clip, encoded in zip(output.clips(), [*CLIPS, *OTHERS], strict=True):
         assert_same(clip, encoded)
+        assert clip.chunks[0].codes.base is None, "a view would keep two megabytes in memory"
+        assert clip.chunks[0].codes.flags.writeable
     for encoded in [*OTHERS, *CLIPS, *OTHERS]:
         assert_same(output.clip(encoded.ref.clip_id), encoded)
 
@@ -79,16 +74,12 @@ def test_any_clips_survive_the_round_trip(codebook_size: int, data: st.DataObjec
 
 def test_an_output_reports_its_contents(store: DictStore) -> None:
     output = Output(store)
-    assert output.fingerprint == "f" * 32
-    assert output.tokenizer == shard_metadata().tokenizer
+    assert (output.fingerprint, output.tokenizer.codebook_size) == ("f" * 32, 8192)
     assert output.num_clips == 5
     assert output.num_codes == sum(clip.num_codes for clip in [*CLIPS, *OTHERS])
     assert output.totals.rejected == {"truncated": 1}
     assert list(output.rejected()) == [REJECTED]
-
-
-def test_shards_are_a_sequence(store: DictStore) -> None:
-    shards = Output(store).shards
+    shards = output.shards
     assert len(shards) == 2
     first, last = shards
     assert (first.key, first.uri) == ("shards/p-1-a.parquet", "mem://out/shards/p-1-a.parquet")
@@ -106,10 +97,7 @@ def test_unlisted_shards_are_ignored(store: DictStore) -> None:
     put_shard(store, "p-3-a", [encoded_clip(30)])
     store.objects["shards/p-4-a.parquet"] = b"half of one"
     output = Output(store)
-    assert [shard.key for shard in output.shards] == [
-        "shards/p-1-a.parquet",
-        "shards/p-2-a.parquet",
-    ]
+    assert len(output.shards) == 2
     assert output.num_clips == len(list(output.clips())) == 5
 
 
@@ -150,16 +138,10 @@ def test_arrow_tables_have_the_rows_of_the_shards(store: DictStore) -> None:
     assert captions == ["caption 0", "caption 1", "caption 2", "caption 10", "caption 11"]
 
 
-def test_the_codes_of_a_clip_are_a_copy(store: DictStore) -> None:
-    codes = next(iter(Output(store).clips())).chunks[0].codes
-    assert codes.base is None, "a view would keep two megabytes in memory"
-    assert codes.flags.writeable
-
-
-def reads(output: Output) -> dict[str, Callable[[], Any]]:
+def reads(output: Output, clip: EncodedClip = CLIPS[0]) -> dict[str, Callable[[], Any]]:
     return {
         "clips": lambda: list(output.clips()),
-        "clip": lambda: output.clip(CLIPS[1].ref.clip_id),
+        "clip": lambda: output.clip(clip.ref.clip_id),
         "table": lambda: output.to_table(),
         "one column": lambda: output.to_table(["t"]),
     }
@@ -183,8 +165,7 @@ def test_a_row_group_damaged_after_the_first_access_is_detected(store: DictStore
     key = "shards/p-1-a.parquet"
     codes = CLIPS[0].codes[0].astype("<u2").tobytes()
     assert codes not in store.objects[key], "byte planes"
-    plane = codes[::2][:16]
-    at = store.objects[key].find(plane)
+    at = store.objects[key].find(codes[::2][:16])
     assert at > 0, "small pages of uniform codes are stored uncompressed"
     store.objects[key] = flipped(store.objects[key], at * 8)
     with pytest.raises(CorruptOutput, match="row group 0"):
@@ -197,10 +178,9 @@ def test_a_listed_object_that_is_missing_is_damage(
     store: DictStore, key: str, verify: bool
 ) -> None:
     del store.objects[key]
-    with pytest.raises(CorruptOutput, match="it is missing, although the manifest lists it"):
-        list(Output(store, verify=verify).clips())
-    with pytest.raises(CorruptOutput, match="it is missing, although the manifest lists it"):
-        Output(store, verify=verify).clip(OTHERS[0].ref.clip_id)
+    for way in ("clips", "clip"):
+        with pytest.raises(CorruptOutput, match="it is missing, although the manifest lists it"):
+            reads(Output(store, verify=verify), OTHERS[0])[way]()
 
 
 def test_clips_before_a_damaged_shard_are_returned(store: DictStore) -> None:
@@ -213,19 +193,15 @@ def test_clips_before_a_damaged_shard_are_returned(store: DictStore) -> None:
         next(clips)
 
 
-def test_a_damaged_side_table_is_detected(store: DictStore) -> None:
+def test_a_damaged_or_wrong_side_table_is_detected(store: DictStore) -> None:
     key = "clips/p-1-a.parquet"
     store.objects[key] = flipped(store.objects[key], len(store.objects[key]) * 4)
     with pytest.raises(CorruptOutput, match=r"clips/p-1-a\.parquet is damaged: its SHA-256"):
         list(Output(store).clips())
-
-
-def test_another_shards_side_table_is_detected_even_unverified(store: DictStore) -> None:
-    store.objects["clips/p-1-a.parquet"] = store.objects["clips/p-2-a.parquet"]
-    with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
-        list(Output(store, verify=False).clips())
-    with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
-        Output(store, verify=False).clip(CLIPS[0].ref.clip_id)
+    store.objects[key] = store.objects["clips/p-2-a.parquet"]
+    for way in ("clips", "clip"):
+        with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
+            reads(Output(store, verify=False))[way]()
 
 
 def test_a_shard_of_another_fingerprint_is_rejected_even_unverified(store: DictStore) -> None:
@@ -254,20 +230,14 @@ def test_outputs_open_by_uri(verify: bool, tmp_path: Path) -> None:
     uri = str(tmp_path / "out")
     with pytest.raises(NotFound, match=r"out has no job\.json"):
         open_output(uri)
-    store = open_store(uri, StoreOptions())
-    begin(store)
-    commit(store, 0, put_shard(store, "p-1-a", CLIPS))
+    write_clips(open_store(uri, StoreOptions()), [2, 1])
     output = open_output(uri, verify=verify)
-    for clip, encoded in zip(output.clips(), CLIPS, strict=True):
-        assert_same(clip, encoded)
-    assert_same(output.clip(CLIPS[1].ref.clip_id), CLIPS[1])
+    for row, clip in enumerate(output.clips()):
+        assert_same(clip, encoded_clip(row, [5]))
+    assert_same(output.clip(clip.clip_id), encoded_clip(2, [5]))
 
 
 def test_reading_needs_neither_ray_nor_torch() -> None:
-    code = (
-        "import sys, tokpipe.reader\n"
-        "heavy = {'ray', 'torch', 'decord', 'av', 'tokpipe.runtime'} & set(sys.modules)\n"
-        "sys.exit(', '.join(heavy) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    heavy = {"ray", "torch", "decord", "av", "tokpipe.runtime"}
+    code = f"import sys, tokpipe.reader; assert sys.modules.keys().isdisjoint({heavy})"
+    subprocess.run([sys.executable, "-c", code], check=True)

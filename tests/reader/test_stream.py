@@ -94,9 +94,8 @@ def test_the_same_reader_resumes_exactly(open_stream: OpenStream) -> None:
 def loader_of(stream: ClipMix, num_workers: int) -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    return StatefulDataLoader(
-        ClipDataset(stream), batch_size=3, num_workers=num_workers, collate_fn=ids
-    )
+    settings = {"batch_size": 3, "num_workers": num_workers, "collate_fn": ids}
+    return StatefulDataLoader(ClipDataset(stream), **settings)
 
 
 def test_two_ranks_of_two_workers_resume_as_one_of_three(open_stream: OpenStream) -> None:

@@ -8,38 +8,29 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.end_to_end.jobs import WITH_DECODER
+from tests.reader.reader_helpers import store_with
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.reader import Chunk
+from tokpipe.reader import Chunk, Output
 from tokpipe.reconstruct import Reconstructor
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip
 
 
 def job_config(chunking: dict[str, Any], **tokenizer: Any) -> JobConfig:
-    network = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}
-    settings: dict[str, Any] = {
-        "encoder": {**network, "z_channels": 4},
-        "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 8]},
-        "decoder": {**network, "kind": "movq_3d"},
-        "norm": "frame",
-        **tokenizer,
+    settings = {
+        "dataset": "test",
+        "sources": [{"kind": "files", "uri": "/nowhere/*.mp4"}],
+        "output": {"uri": "/nowhere/out"},
+        "frames": {"size": [16, 24]},
+        "tokenizer": {**WITH_DECODER, **tokenizer},
+        "chunking": chunking,
+        "encode": {"device": "cpu", "batch_chunks": 1},
     }
-    return JobConfig.model_validate_json(
-        json.dumps(
-            {
-                "dataset": "test",
-                "sources": [{"kind": "files", "uri": "/nowhere/*.mp4"}],
-                "output": {"uri": "/nowhere/out"},
-                "frames": {"size": [16, 24]},
-                "tokenizer": {k: v for k, v in settings.items() if v is not None},
-                "chunking": chunking,
-                "encode": {"device": "cpu", "batch_chunks": 1},
-            }
-        )
-    )
+    return JobConfig.model_validate_json(json.dumps(settings))
 
 
 def pixels(num_frames: int) -> NDArray[np.uint8]:
@@ -47,26 +38,14 @@ def pixels(num_frames: int) -> NDArray[np.uint8]:
 
 
 def encoded(job: JobConfig, frames: NDArray[np.uint8]) -> tuple[Chunk, ...]:
-    """Encode frames to the chunks that a reader returns."""
+    """Encode frames, write them to an output, and read it."""
     stage = EncodeStage(job.tokenizer, job.chunking, job.encode)
     stage.setup("cpu", None)
     pts_s = np.arange(len(frames)) / 8
     ref = ClipRef("clip", 0, 0, 1, "/nowhere/a.mp4")
     (clip,) = stage.process([DecodedClip(ref, frames, pts_s, 8.0, "pyav")])
     assert isinstance(clip, EncodedClip)
-    return tuple(
-        Chunk(
-            codes=codes,
-            first_is_image=span.first_is_image,
-            frame_start=span.first_frame,
-            n_frames=span.num_frames,
-            n_pad_frames=span.num_pad_frames,
-            n_context_frames=span.num_context_frames,
-            start_pts_s=0.0,
-            end_pts_s=0.0,
-        )
-        for span, codes in zip(clip.chunks, clip.codes, strict=True)
-    )
+    return Output(store_with([clip])).clip("clip").chunks
 
 
 def reconstructor(job: JobConfig) -> Reconstructor:
@@ -108,9 +87,8 @@ def test_a_whole_clip_is_decoded_at_once(num_frames: int) -> None:
 def test_overlapping_chunks_see_the_latent_frames_before_them(
     num_frames: int, chunk_frames: int, overlap: int
 ) -> None:
-    job = job_config(
-        {"policy": "overlap", "chunk_frames": chunk_frames, "overlap_latents": overlap}
-    )
+    sizes = {"chunk_frames": chunk_frames, "overlap_latents": overlap}
+    job = job_config({"policy": "overlap", **sizes})
     chunks = encoded(job, pixels(num_frames))
     found, tokenizer = list(reconstructor(job).frames(chunks)), model(job)
     assert [len(block) for block in found] == [chunk.n_frames for chunk in chunks]

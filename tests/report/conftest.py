@@ -1,7 +1,5 @@
 """A report on a real output, written once per session."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.report.report_outputs import really_made
@@ -14,8 +12,3 @@ def real_report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     folder = tmp_path_factory.mktemp("report")
     output = open_output(str(really_made(folder)))
     return write_report(output, folder / "report.html", num_pairs=2, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def real_page(real_report: WrittenReport) -> Path:
-    return real_report.path

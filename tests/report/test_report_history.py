@@ -1,45 +1,37 @@
 """Working time and what was done in it, in a bounded number of steps."""
 
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.formats.formats_helpers import encoded_clip, receipt_of
+from tests.formats.formats_helpers import encoded_clip
 from tests.report.report_outputs import SPENT, UP, entry, with_history
 from tokpipe.formats.manifest import ManifestEntry
+from tokpipe.formats.shard import receipt_of
 from tokpipe.reader.output import Output
 from tokpipe.report.groups import Group, read_groups
 from tokpipe.report.history import MAX_STEPS, History
 from tokpipe.telemetry.account import Account
 
-RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])])
+RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])], b"", b"")
 
 
 def history(*entries: ManifestEntry) -> History:
-    return History(
-        Group(
-            one,
-            1,
-            sum(len(receipt.clips) for receipt in one.shards),
-            sum(receipt.num_frames for receipt in one.shards),
-        )
-        for one in entries
-    )
+    clips = [sum(len(one.clips) for one in entry.shards) for entry in entries]
+    frames = [sum(one.num_frames for one in entry.shards) for entry in entries]
+    return History(map(Group, entries, repeat(1), clips, frames))
 
 
 def commit(seq: int, at_s: float, writer: str) -> ManifestEntry:
     return entry(seq, at_s, writer, shards=(RECEIPT,), account=Account(SPENT, UP))
 
 
-@given(
-    st.lists(
-        st.tuples(st.floats(-5, 1e6).map(lambda s: round(s, 3)), st.sampled_from("ab")),
-        min_size=1,
-        max_size=60,
-    )
-)
+gaps_s = st.floats(-5, 1e6).map(lambda s: round(s, 3))
+
+
+@given(st.lists(st.tuples(gaps_s, st.sampled_from("ab")), min_size=1, max_size=60))
 def test_steps_lose_nothing_whatever_the_times(gaps: list[tuple[float, str]]) -> None:
     at_s, entries = 0.0, []
     worked_s, before = 0.0, ""
@@ -64,14 +56,10 @@ def test_work_is_spread_over_the_time_it_took() -> None:
 
 
 def test_the_time_between_drivers_is_left_out() -> None:
-    found = history(
-        entry(0, 0, "a"),
-        commit(1, 10, "a"),
-        entry(2, 1_000_000, "b"),
-        commit(3, 1_000_010, "b"),
-        entry(4, 5, "c"),  # by a clock that is far behind
-        commit(5, 15, "c"),
-    )
+    first = (entry(0, 0, "a"), commit(1, 10, "a"))
+    second = (entry(2, 1_000_000, "b"), commit(3, 1_000_010, "b"))
+    third = (entry(4, 5, "c"), commit(5, 15, "c"))  # by a clock that is far behind
+    found = history(*first, *second, *third)
     assert found.worked_s == 30
     assert found.starts_s == [0, 10, 20]
 

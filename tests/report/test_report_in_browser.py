@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from tests.report.report_outputs import with_history
 from tokpipe.reader.output import Output
-from tokpipe.report import write_report
+from tokpipe.report import WrittenReport, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -34,17 +34,13 @@ def browser() -> Iterator[Browser]:
 class Watched:
     """A page, its requests, and its messages on the console."""
 
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self, page: Page, path: Path) -> None:
         self.requests: list[str] = []
         self.complaints: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-
-    def open(self, path: Path) -> Page:
-        self.page.goto(path.as_uri())
-        return self.page
+        page.goto(path.as_uri())
 
     def fetched(self) -> list[str]:
         return [url for url in self.requests if not url.startswith("data:")]
@@ -67,25 +63,23 @@ LIGHT, DARK = "rgb(251, 251, 249)", "rgb(20, 23, 26)"
     ("width", "scheme", "colour"), [(360, "light", LIGHT), (1280, "dark", DARK)]
 )
 def test_it_is_accessible_in_both_themes_on_any_screen(
-    browser: Browser, real_page: Path, width: int, scheme: Any, colour: str
+    browser: Browser, real_report: WrittenReport, width: int, scheme: Any, colour: str
 ) -> None:
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-    watched = Watched(page)
-    watched.open(real_page)
+    watched = Watched(page, real_report.path)
     assert background(page) == colour
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)")
-    assert watched.fetched() == [real_page.as_uri()]
+    assert watched.fetched() == [real_report.path.as_uri()]
     assert watched.complaints == []
     assert problems(page) == []
     page.close()
 
 
-def test_the_chosen_theme_survives_a_reload(browser: Browser, real_page: Path) -> None:
+def test_the_chosen_theme_survives_a_reload(browser: Browser, real_report: WrittenReport) -> None:
     page = browser.new_page(color_scheme="light")
-    watched = Watched(page)
-    watched.open(real_page)
+    watched = Watched(page, real_report.path)
     button = page.get_by_role("button", name="Theme")
     seen = [background(page)]
     for _ in range(3):
@@ -101,16 +95,16 @@ def test_the_chosen_theme_survives_a_reload(browser: Browser, real_page: Path) -
     page.close()
 
 
-def test_everything_works_with_the_keyboard(browser: Browser, real_page: Path) -> None:
+def test_everything_works_with_the_keyboard(browser: Browser, real_report: WrittenReport) -> None:
     page = browser.new_page()
-    Watched(page).open(real_page)
+    page.goto(real_report.path.as_uri())
     page.keyboard.press("Tab")
     focused = "document.activeElement"
     assert page.evaluate(f"{focused}.textContent") == "Skip to the report"
     assert page.evaluate(f"{focused}.getBoundingClientRect().top") >= 0
     page.keyboard.press("Enter")
     assert page.evaluate(f"{focused}.id") == "report"
-    page.goto(real_page.as_uri())  # start again from the top
+    page.goto(real_report.path.as_uri())  # start again from the top
 
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     wanted = page.evaluate(f'document.querySelectorAll("{FOCUSABLE}").length')
@@ -135,8 +129,7 @@ def test_text_from_an_output_never_runs(browser: Browser, tmp_path: Path) -> Non
     path = tmp_path / "report.html"
     write_report(Output(with_history()), path, num_pairs=1)
     page = browser.new_page()
-    watched = Watched(page)
-    watched.open(path)
+    watched = Watched(page, path)
     assert page.title() == "demo: tokpipe report"
     assert page.get_by_text('document.title = "broken"').count() > 0
     assert watched.fetched() == [path.as_uri()]
@@ -155,10 +148,10 @@ def test_text_from_an_output_never_runs(browser: Browser, tmp_path: Path) -> Non
     page.close()
 
 
-def test_it_is_complete_without_javascript(browser: Browser, real_page: Path) -> None:
+def test_it_is_complete_without_javascript(browser: Browser, real_report: WrittenReport) -> None:
     context = browser.new_context(java_script_enabled=False, color_scheme="dark")
     page = context.new_page()
-    page.goto(real_page.as_uri())
+    page.goto(real_report.path.as_uri())
     assert page.get_by_role("heading", level=2).count() == 6
     assert not page.get_by_role("button").is_visible()
     page.locator("summary").first.click()

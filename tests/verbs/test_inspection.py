@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.formats.formats_helpers import DictStore, encoded_clip
-from tests.reader.reader_helpers import begin, commit, put_shard
+from tests.formats.formats_helpers import encoded_clip
+from tests.reader.reader_helpers import store_with
 from tokpipe.reader.output import Output
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.types import EncodedClip
@@ -26,10 +26,7 @@ def clips() -> list[list[EncodedClip]]:
 
 @pytest.fixture
 def output(clips: list[list[EncodedClip]]) -> Output:
-    store = DictStore()
-    begin(store)
-    commit(store, 0, *[put_shard(store, f"s{n}", shard) for n, shard in enumerate(clips)])
-    return Output(store)
+    return Output(store_with(*clips))
 
 
 def codes_of(clips: list[EncodedClip]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -62,9 +59,7 @@ def test_sampled_shards_are_evenly_spread(output: Output, clips: list[list[Encod
 
 
 def test_an_output_without_codes_says_so() -> None:
-    store = DictStore()
-    begin(store)
-    found = inspect(Output(store))
+    found = inspect(Output(store_with()))
     assert "no codes yet" in "\n".join(found.lines())
     assert json.loads(found.to_json())["counted"]["num_codes"] == 0
 

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from tests.formats.formats_helpers import DictStore, encoded_clip, receipt_of
-from tests.formats.test_job_record import record
+from tests.formats.formats_helpers import DictStore, encoded_clip, record
 from tokpipe.errors import NotFound
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
+    Claim,
     ManifestEntry,
     append,
     load_state,
     write_checkpoint,
 )
-from tokpipe.formats.manifest.entry import Claim
+from tokpipe.formats.shard import receipt_of
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Rejected
 from tokpipe.verbs.status import Status, status
@@ -50,7 +50,7 @@ class Log:
 
     def shard(self, at_s: float, *rows: int) -> None:
         clips = [encoded_clip(row, [5, 5]) for row in rows]
-        receipt = receipt_of(f"shard-{self.seq}", clips)
+        receipt = receipt_of(f"shard-{self.seq}", clips, b"", b"")
         self.add(at_s, shards=(receipt,), account=Account(paid_s=10, useful_s=8, lost_s=1))
 
 
@@ -110,8 +110,7 @@ def test_a_finished_job_has_no_time_left(store: DictStore) -> None:
     log.claim(0)
     log.shard(10, *range(ROWS))
     found = seen(store, 90_000)
-    assert found.is_done
-    assert found.left_s == 0
+    assert (found.is_done, found.left_s) == (True, 0)
     assert "demo, done\n" in text(found)
     assert " left" not in text(found)
 

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import tokpipe
-from tokpipe.formats.checks import damaged, too_new
+from tokpipe.formats.checks import damaged, sha256, too_new
+from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.types import EncodedClip
+from tokpipe.types import EncodedClip, Receipt
 
 SHARD_FORMAT = 1
 """Goes up when an older reader could misread a newer shard; a new column is no such change."""
@@ -291,3 +292,20 @@ def _writer_options(schema: pa.Schema, with_dictionary: bool) -> dict[str, Any]:
         # Parquet's logical types are complete; a stored schema would serve only Arrow.
         "store_schema": False,
     }
+
+
+def receipt_of(name: str, clips: Sequence[EncodedClip], shard: bytes, side_table: bytes) -> Receipt:
+    """Describe the shard called ``name`` and its side table, as the manifest lists them."""
+    return Receipt(
+        shard=shard_key(name),
+        size_bytes=len(shard),
+        sha256=sha256(shard),
+        num_rows=sum(len(clip.chunks) for clip in clips),
+        num_codes=sum(clip.num_codes for clip in clips),
+        num_frames=sum(len(clip.pts_s) for clip in clips),
+        grid=clips[0].grid,
+        side_table=side_table_key(name),
+        side_table_sha256=sha256(side_table),
+        side_table_size_bytes=len(side_table),
+        clips=tuple(clip.ref for clip in clips),
+    )

@@ -86,7 +86,10 @@ def decode_clip(
             "them) or .png (a few, side by side): use one of these endings"
         )
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist. Create it first")
+        raise ConfigError(
+            f"{path}: the folder {path.parent} does not exist, so the clip cannot be written. "
+            "Create it, or choose another place with -o"
+        )
     output = open_output(output_uri)
     clip = _find(output, clip_id)
     total = sum(chunk.n_frames for chunk in clip.chunks)

@@ -7,9 +7,7 @@ from itertools import chain, groupby
 import numpy as np
 
 from tokpipe.config.job import OutputConfig, StoreOptions
-from tokpipe.formats.checks import sha256
-from tokpipe.formats.layout import shard_key, side_table_key
-from tokpipe.formats.shard import ShardMetadata, build_shard
+from tokpipe.formats.shard import ShardMetadata, build_shard, receipt_of
 from tokpipe.formats.shard_reader import check_shard
 from tokpipe.formats.side_table import build_side_table
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
@@ -61,19 +59,7 @@ class WriteStage:
         clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
         shard = build_shard(clips, self.metadata)
         side_table = build_side_table(clips, self.plan_reader.extras([c.ref.row for c in clips]))
-        receipt = Receipt(
-            shard=shard_key(shard_name),
-            size_bytes=len(shard),
-            sha256=sha256(shard),
-            num_rows=sum(len(clip.chunks) for clip in clips),
-            num_codes=sum(clip.num_codes for clip in clips),
-            num_frames=sum(len(clip.pts_s) for clip in clips),
-            grid=clips[0].grid,
-            side_table=side_table_key(shard_name),
-            side_table_sha256=sha256(side_table),
-            side_table_size_bytes=len(side_table),
-            clips=tuple(clip.ref for clip in clips),
-        )
+        receipt = receipt_of(shard_name, clips, shard, side_table)
         check_shard(self.store.uri_of(receipt.shard), shard, receipt, self.metadata)
         self.store.put(receipt.side_table, side_table)
         self.store.put(receipt.shard, shard)
