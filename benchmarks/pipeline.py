@@ -139,7 +139,7 @@ def _fake_accelerator(count: int, rounds: int) -> Figure:
         shares.append(count * chunk_s / job["encoding_s"])
         details = {"chunk_s": chunk_s, "decode_alone": decode, "clips": count, **job}
     return Figure(
-        f"pretend accelerator busy, decode capacity {SPARE}x of need",
+        f"simulated accelerator busy, decode capacity {SPARE}x of need",
         statistics.median(shares),
         "of its time",
         target=0.98,

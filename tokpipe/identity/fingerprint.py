@@ -7,7 +7,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.identity.ids import digest
 
 CODES_VERSION = 2
-"""Increased whenever tokpipe would produce other codes for the same settings."""
+"""Increased whenever tokpipe would produce different codes for the same settings."""
 
 LIBRARIES = ("torch", "decord", "av", "torchcodec")
 """Packages whose build can change a pixel or a rounding, and therefore a code."""

@@ -59,8 +59,8 @@ def load_published(
             *_some(f"{key} {misfit}" for key, misfit in misfits.items()),
         ]
         raise WeightsMismatch(
-            f"{source}: the weights do not fit the {type(module).__name__} they are for: "
-            f"{'; '.join(problems)}. Nothing was loaded, since a half-loaded model returns noise. "
+            f"{source}: the weights do not fit {type(module).__name__}: {'; '.join(problems)}. "
+            "Nothing was loaded, since a half-loaded model returns noise. "
             f"{_advice(missing, unexpected)}",
             missing=missing,
             unexpected=unexpected,
