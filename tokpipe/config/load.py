@@ -29,10 +29,7 @@ def project_root(job_path: Path) -> Path:
 
 
 def load_job(
-    path: str | Path,
-    environ: Mapping[str, str] | None = None,
-    *,
-    read: ReadFromStore | None = None,
+    path: str | Path, environ: Mapping[str, str] | None = None, *, read: ReadFromStore | None = None
 ) -> JobConfig:
     """Read and check one job file; see ``parse_job``.
 

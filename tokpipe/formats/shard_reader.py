@@ -212,8 +212,7 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     listed = (receipt.grid, receipt.num_rows, receipt.num_codes, receipt.num_frames)
     if found != listed or footer.num_codes != num_codes:
         raise damaged(
-            uri,
-            f"it holds (grid, rows, codes, frames) = {found}, but the manifest lists {listed}",
+            uri, f"it holds (grid, rows, codes, frames) = {found}, but the manifest lists {listed}"
         )
     if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
         raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

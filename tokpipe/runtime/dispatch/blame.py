@@ -66,7 +66,7 @@ class Blame:
                 self._out.abort(
                     f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
                     f"times; the last error: {why}. Committed work is kept; if memory ran out, "
-                    "lower output.shard_bytes, then run the job again.",
+                    "lower output.shard_bytes, then run the job again."
                 )
             return [lease]
         if len(lease.items) > 1:
@@ -108,7 +108,7 @@ class Blame:
                 f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
                 "many failures are not the clips' fault. Committed work is kept; fix the cause "
                 f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
-                "run the job again.",
+                "run the job again."
             )
 
     def _strike(self, lease: Lease) -> int:
