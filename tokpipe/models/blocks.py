@@ -23,11 +23,7 @@ from tokpipe.models.streaming import Stream, why_not_streamable
 
 
 class Network3D(nn.Module):
-    """What the 3D encoder and decoder share: strides, and whether clips can come in pieces.
-
-    Raises:
-        ValueError: ``temporal_compress_times`` is not a power of two, or needs more levels.
-    """
+    """What the 3D encoder and decoder share: strides, and whether clips can come in pieces."""
 
     def __init__(
         self, pyramid: Pyramid, temporal_compress_times: int, pad_mode: PadMode, norm: Norm

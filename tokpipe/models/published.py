@@ -108,12 +108,8 @@ def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
     return None
 
 
-def _kind(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point:
-        return "real"
-    if dtype.is_complex:
-        return "complex"
-    return "truth" if dtype == torch.bool else "whole"
+def _kind(dtype: torch.dtype) -> tuple[bool, ...]:
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
 
 def _values(tensor: Tensor) -> str:
