@@ -256,9 +256,9 @@ def _agreement(device: str, num_clips: int) -> Iterator[Result]:
             [(one == other).flatten() for one, other in zip(found, wanted, strict=True)]
         )
         yield Figure(
-            f"encoder, codes of {dtype} on {device} as those of eager float32",
+            f"encoder, codes in {dtype} on {device} that match eager float32",
             float(same.float().mean()),
-            "of them",
+            "of all codes",
             target=target,
             details={"codes": same.numel()},
             remark="the trained checkpoint, 17 frames of 128x128",

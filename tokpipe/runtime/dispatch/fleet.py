@@ -62,7 +62,7 @@ class _Starts:
     def __init__(self, out: Outbox) -> None:
         self._out = out
         self._after: dict[Stage, float] = {}
-        self._refused: Counter[Stage] = Counter()
+        self._raised: Counter[Stage] = Counter()
         self._died: Counter[Stage] = Counter()
         self._nodes: dict[NodeId, tuple[int, float]] = {}
         """How often each node had trouble, and until when it is avoided."""
@@ -75,7 +75,7 @@ class _Starts:
         return tuple(sorted(node for node, (_, until) in self._nodes.items() if now < until))
 
     def came_up(self, stage: Stage) -> None:
-        self._refused[stage] = self._died[stage] = 0
+        self._raised[stage] = self._died[stage] = 0
         self._after.pop(stage, None)
 
     def did_a_lease(self, stage: Stage) -> None:
@@ -84,10 +84,10 @@ class _Starts:
 
     def failed(self, stage: Stage, message: str, now: float, *, died: bool) -> None:
         """An actor died or raised while it started: pause before the next, or abort."""
-        (self._died if died else self._refused)[stage] += 1
-        in_a_row = self._refused[stage] + self._died[stage]
+        (self._died if died else self._raised)[stage] += 1
+        in_a_row = self._raised[stage] + self._died[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 2.0**in_a_row)
-        if self._refused[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
+        if self._raised[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
             self._out.abort(
                 f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
                 "Without them no clip can be finished. Committed work is kept; fix the cause "
