@@ -44,10 +44,10 @@ def run(quick: bool) -> Iterator[Result]:
 
 
 def _whole_job(count: int, rounds: int) -> Figure:
-    """One decoder and one encoder, each with a core: the driver, Ray and the writer have what
-    these leave."""
+    """One decoder and one encoder, each with a core: the driver, Ray and the writer share
+    what is left."""
     ratios, details = [], {}
-    for _ in range(rounds):  # by turns, so that what disturbs the machine disturbs all three
+    for _ in range(rounds):  # in turn, so that a busy machine slows all three
         encode = in_fresh_process(_encode_alone, count)
         job = in_fresh_process(_job_on_cpus, count)
         decode = in_fresh_process(_decode_alone, count)

@@ -40,7 +40,7 @@ class EMACodebook(nn.Module):
 
         Where ``torch.distributed`` is set up, the step uses the latents of all ranks, and each
         rank must take it. Latents that are not finite are left out, since a single one would spoil
-        the averages for good.
+        the averages permanently.
         """
         if torch.finfo(self.cluster_size.dtype).bits < 32:
             raise RuntimeError(
