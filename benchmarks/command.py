@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run benchmarks; return 0, or 2 for an unknown name."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Run benchmarks: each figure beside its limit or target, in the same run.",
+        description="Run benchmarks, and print each figure next to its limit or target.",
         epilog="example: python -m benchmarks encoder storage --json benchmarks/results",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which to run (default: all)")

@@ -43,7 +43,7 @@ _WAYS = {"every frame": None, f"{SPARSE_FPS:g} fps": SPARSE_FPS}
 
 
 def run(quick: bool) -> Iterator[Result]:
-    """Every codec and size, every frame and sparse, by turns."""
+    """Every codec and size, with every frame and with few of them."""
     program = _ffmpeg()
     if program is None:
         yield Skipped("decode", "there is no ffmpeg; install .[bench]")

@@ -39,7 +39,7 @@ CODECS = tuple(_CODECS)
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A file, and what there is to know of it without opening it."""
+    """A file, and what is known about it without opening it."""
 
     path: Path
     codec: str
@@ -57,7 +57,7 @@ def has_encoder(codec: str) -> bool:
 
 
 def encode(codec: str, height: int, num_frames: int, folder: Path) -> Encoded:
-    """Encode the source, again and again from its start, to ``num_frames`` frames of 16:9."""
+    """Encode ``num_frames`` frames of 16:9, repeating the source as often as needed."""
     encoder, options, suffix = _CODECS[codec]
     width = round(height * 16 / 9 / 2) * 2
     path = folder / f"{codec}-{height}{suffix}"

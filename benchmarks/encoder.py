@@ -103,7 +103,7 @@ def run(quick: bool) -> Iterator[Result]:
 
 
 def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
-    """Each way in a separate process: what one does to its memory must not help another."""
+    """Run each way in a process that no other way has warmed up."""
     ways = {
         "eager": Case(channels, size, way="eager"),
         "kept": Case(channels, size, way="eager, kept memory"),
@@ -155,7 +155,7 @@ def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
 
 
 def _convolution_seconds(case: Case) -> float:
-    """Seconds that one run spends in convolutions, which other code around them cannot save."""
+    """Seconds of one run spent in convolutions: no code around them can be faster."""
     call = case.prepared()
     call()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -256,9 +256,9 @@ def _agreement(device: str, num_clips: int) -> Iterator[Result]:
             [(one == other).flatten() for one, other in zip(found, wanted, strict=True)]
         )
         yield Figure(
-            f"encoder, codes of {dtype} on {device} as those of eager float32",
+            f"encoder, codes in {dtype} on {device} that match eager float32",
             float(same.float().mean()),
-            "of them",
+            "of all codes",
             target=target,
             details={"codes": same.numel()},
             remark="the trained checkpoint, 17 frames of 128x128",

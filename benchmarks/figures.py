@@ -1,4 +1,4 @@
-"""What a benchmark yields: figures, each beside its target, as lines and as JSON."""
+"""What a benchmark yields: figures with their targets, as lines and as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -24,7 +24,12 @@ def results_text(folder: Path) -> str:
             machines.setdefault(_machine(record["machine"]), []).append(record)
     lines: list[str] = []
     for machine, measured in machines.items():
-        lines += [machine, "", "| benchmark | figure | seen | target | |", "|---|---|---|---|---|"]
+        lines += [
+            machine,
+            "",
+            "| benchmark | figure | measured | target | |",
+            "|---|---|---|---|---|",
+        ]
         lines += [row for record in measured for row in _rows(record)]
         lines.append("")
     return "\n".join(lines)
@@ -63,7 +68,7 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
             target = f"{sign} {number_text(figure.target)}"
         verdict = {True: "reached", False: "**not reached**", None: ""}[figure.passed]
         if figure.passed is False and (limit := figure.details.get("limit")):
-            verdict += f"; the most possible here: {number_text(float(limit))}"
+            verdict += f"; the limit of this machine is {number_text(float(limit))}"
         yield f"| {name} | {figure.name} | {value} | {target} | {verdict} |"
 
 

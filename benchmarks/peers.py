@@ -1,4 +1,4 @@
-"""The same job by tokpipe, by a DataLoader loop and by Ray Data, on the same machine by turns."""
+"""The same job by tokpipe, by a DataLoader loop and by Ray Data, on the same machine in turn."""
 
 import statistics
 import tempfile

@@ -44,10 +44,10 @@ def run(quick: bool) -> Iterator[Result]:
 
 
 def _whole_job(count: int, rounds: int) -> Figure:
-    """One decoder and one encoder, each with a core: the driver, Ray and the writer have what
-    these leave."""
+    """One decoder and one encoder, each with a core: the driver, Ray and the writer share
+    what is left."""
     ratios, details = [], {}
-    for _ in range(rounds):  # by turns, so that what disturbs the machine disturbs all three
+    for _ in range(rounds):  # in turn, so that a busy machine slows all three
         encode = in_fresh_process(_encode_alone, count)
         job = in_fresh_process(_job_on_cpus, count)
         decode = in_fresh_process(_decode_alone, count)
@@ -139,7 +139,7 @@ def _fake_accelerator(count: int, rounds: int) -> Figure:
         shares.append(count * chunk_s / job["encoding_s"])
         details = {"chunk_s": chunk_s, "decode_alone": decode, "clips": count, **job}
     return Figure(
-        f"pretend accelerator busy, decode capacity {SPARE}x of need",
+        f"simulated accelerator busy, decode capacity {SPARE}x of need",
         statistics.median(shares),
         "of its time",
         target=0.98,

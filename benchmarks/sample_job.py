@@ -49,7 +49,7 @@ def work_items(folder: Path, count: int) -> list[WorkItem]:
 
 
 def sample_job(folder: Path, count: int, **sections: Any) -> JobConfig:
-    """A job over so many clips; ``sections`` replace its own."""
+    """A job over ``count`` clips; ``sections`` replace its defaults."""
     table = folder / "clips.parquet"
     columns = zip(*spans(folder, count), strict=True)
     pq.write_table(

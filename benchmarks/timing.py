@@ -35,7 +35,7 @@ def by_turns(
     """Time each contestant ``rounds`` times, all of them in every round.
 
     Whatever slows the machine down for a while then affects all of them. The order rotates, so that
-    none always follows the same other. Warm-ups are not timed.
+    none always runs after the same one. Warm-ups are not timed.
     """
     for call in contestants.values():
         for _ in range(warmups):

@@ -57,7 +57,7 @@ CODES_PER_CLIP = 5 * 32 * 32
 
 
 class EndlessRows:
-    """In place of a stored plan."""
+    """Replaces a stored plan."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows

@@ -70,7 +70,7 @@ def test_the_page_shows_stored_results(benchmark_of: list[Result], tmp_path: Pat
     assert "old" not in page
     assert "| reader | codes per second | 12,346 codes/s | ≥ 10,000 | reached |" in page
     assert "| reader | bits per code | 13.5 bits | ≤ 13.39 | **not reached** |" in page
-    assert "| ≥ 10 | **not reached**; the most possible here: 9 |" in page
+    assert "| ≥ 10 | **not reached**; the limit of this machine is 9 |" in page
     assert "| reader | on a GPU | not measured: there is none | | |" in page
     assert with_results(page, results_text(tmp_path)) == page
 

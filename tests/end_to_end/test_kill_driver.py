@@ -141,7 +141,7 @@ def test_interruptions_lose_and_double_nothing_and_an_audit_agrees(
     assert main(["audit", out]) == 0
     capsys.readouterr()
     assert main(["audit", out, "--sample", "2"]) == 8
-    assert "produces other codes when it is encoded again" in capsys.readouterr().out
+    assert "produces different codes when it is encoded again" in capsys.readouterr().out
 
 
 @pytest.mark.ray

@@ -66,7 +66,7 @@ def test_resuming_with_other_settings_names_each_of_them() -> None:
     with pytest.raises(PlanMismatch) as caught:
         check_same("s3://out", written, wanted)
     assert str(caught.value) == (
-        "s3://out was written with other settings (frames.size: [1, 2] -> [1, 3]; "
+        "s3://out was written with different settings (frames.size: [1, 2] -> [1, 3]; "
         "gone: True -> (not set); new: (not set) -> None; sampling.fps: 8.0 -> 12.0). "
         "Resuming would mix two kinds of codes in one dataset. "
         "Write to a new output prefix, or restore the earlier job file."

@@ -93,8 +93,8 @@ def test_pixels_arrive_in_the_declared_layout_and_range(
         ("Transposed", r"returned torch.int64 of shape \(2, 2, 9, 8\), not integers"),
         ("Floats", "returned torch.float32 of shape"),
         ("FromOne", r"codes from \d+ to \d+, but its codebook has 0 to 15"),
-        ("Samples", "returned other codes the second time"),
-        ("MixesClips", "returned other codes for the second clip than alone"),
+        ("Samples", "returned different codes the second time"),
+        ("MixesClips", "returned different codes for the second clip than alone"),
         ("Raises", "raised KeyError: 'no such layer'"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_class_that_breaks_its_declaration_is_rejected(name: str, problem: str
     [
         ("WithoutDecode", r"has no method decode\(codes\)"),
         ("DecodesSmall", r"returned torch.float32 of shape .*not floats of \(2, 3, 3, 32, 36\)"),
-        ("DecodesNaN", "decoding gave NaN or infinity"),
+        ("DecodesNaN", "decoding produced NaN or infinity"),
     ],
 )
 def test_a_decoder_is_probed_where_one_is_needed(name: str, problem: str) -> None:
@@ -122,7 +122,7 @@ def test_pieces_are_compared_with_the_whole() -> None:
     streamable = {"why_not_streamable": None}
     with pytest.raises(ConfigError, match=r"has no method encode_piece\(x, state\)"):
         build_tokenizer(config_of("Blocks", traits=streamable), None)
-    with pytest.raises(ConfigError, match="returned other codes in pieces than whole"):
+    with pytest.raises(ConfigError, match="returned different codes in pieces than whole"):
         build_tokenizer(config_of("StreamsBadly", traits=streamable), None)
     tokenizer = build_tokenizer(config_of("Streams", traits=streamable), None)
     pixels = noise(1, 7, 8, 8, 3)

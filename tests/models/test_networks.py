@@ -322,7 +322,7 @@ Build = Callable[..., Any]
         (partial(LFQ, 4, codebook_scale=0), "codebook_scale=0"),
         (
             partial(LFQ, codebook_size=4, num_codebooks=2, keep_num_codebooks_dim=False),
-            "num_codebooks=2 return as many codes per position",
+            "num_codebooks=2 returns as many codes per position",
         ),
     ],
 )

@@ -102,7 +102,7 @@ def test_the_message_names_some_keys_and_the_error_has_all() -> None:
     more = {f"more.{n:02}": torch.ones(1) for n in range(30)}
     error = rejection({**weights(), **more}, source="w")
     assert error.unexpected == tuple(more)
-    assert str(error).startswith("w: the weights do not fit the Small they are for: unexpected")
+    assert str(error).startswith("w: the weights do not fit Small: unexpected")
     assert "unexpected more.07; 22 more such. Nothing was loaded" in str(error)
 
 

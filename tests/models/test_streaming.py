@@ -279,10 +279,10 @@ def test_layers_reject_pieces_that_would_lose_frames() -> None:
     with pytest.raises(ValueError, match="would depend on the cuts"):
         mirrored(torch.zeros(1, 2, 3, 4, 4), Stream(mirrored, None))
     pool = DownSample3D(2, with_conv=False, compress_time=True)
-    with pytest.raises(ValueError, match="4 frames are not 1 and a number of pairs"):
+    with pytest.raises(ValueError, match="4 frames are not 1 plus whole pairs"):
         pool(torch.zeros(1, 2, 4, 4, 4), Stream(pool, None))
     later = Stream(pool, StreamState(Stream(pool, None).network, ()))
-    with pytest.raises(ValueError, match="3 frames are not 0 and a number of pairs"):
+    with pytest.raises(ValueError, match="3 frames are not 0 plus whole pairs"):
         pool(torch.zeros(1, 2, 3, 4, 4), later)
 
 

@@ -309,7 +309,7 @@ def test_overflow_in_float16_gets_no_code_and_no_pixels() -> None:
     tokenizer.decoder.conv_out.conv.weight.data *= 1e6
     tokenizer.compute_in(torch.float16)
     assert (tokenizer.encode(noise(1, 3, 8, 8, 3)) == NOT_FINITE).any()
-    with pytest.raises(ValueError, match=r"decoding gave NaN or infinity in torch.float16"):
+    with pytest.raises(ValueError, match=r"decoding produced NaN or infinity in torch.float16"):
         tokenizer.decode(torch.zeros(1, 1, 4, 4, dtype=torch.int64))
 
 

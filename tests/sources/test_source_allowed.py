@@ -139,10 +139,10 @@ def test_values_in_a_template_cannot_lead_outside(tmp_path: Path) -> None:
     table.write_text("id\na\n../../etc/passwd\n")
     good, bad = rows_of(table, uri_template=f"{tmp_path}/videos/{{id}}.mp4")
     assert good["problem"] is None
-    assert "outside what its table may name" in bad["problem"]
+    assert "outside the allowed prefixes" in bad["problem"]
     good, bad = rows_of(table, uri_template="/v/{id}", allowed_prefixes=("/v",))
     assert (good["source_uri"], good["problem"]) == ("/v/a", None)
-    assert "outside what its table may name" in bad["problem"]
+    assert "outside the allowed prefixes" in bad["problem"]
 
 
 def test_a_table_entirely_outside_is_a_config_error_with_a_working_example(tmp_path: Path) -> None:

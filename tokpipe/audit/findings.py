@@ -12,21 +12,10 @@ EXAMPLES = 20
 """Examples kept of each kind: a damaged output may have one defect per clip."""
 
 Kind = Literal[
-    "job_record",
-    "plan",
-    "entry_missing",
-    "entry_damaged",
-    "checkpoint",
-    "not_planned",
-    "clip_twice",
-    "not_rejected",
-    "shard_twice",
-    "unsettled",
-    "object_missing",
-    "shard",
-    "side_table",
-    "codes_differ",
-]
+    "job_record", "plan", "entry_missing", "entry_damaged", "checkpoint", "not_planned",
+    "clip_twice", "not_rejected", "shard_twice", "unsettled", "object_missing", "shard",
+    "side_table", "codes_differ",
+]  # fmt: skip
 """What is wrong, as a stable identifier."""
 
 

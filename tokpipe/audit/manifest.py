@@ -31,10 +31,8 @@ _SHORTCUT = (
 class ManifestAudit:
     """What the manifest says, entry by entry, and what contradicts it.
 
-    Holds two bits per plan row, and two keys and one row of a table per shard.
-
-    Args:
-        clips: the plan's clips; None if the plan cannot be read.
+    Holds two bits per plan row, and two keys and one row of a table per shard. ``clips`` is None
+    if the plan cannot be read.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 from tokpipe.audit.findings import Findings, Kind
@@ -24,11 +25,7 @@ _Check = tuple[Kind, str, int, Callable[[str, bytes, Receipt], None]]
 
 
 class ObjectChecks:
-    """Checks the objects that the manifest lists.
-
-    Args:
-        metadata: what every shard must say about itself.
-    """
+    """Checks the objects that the manifest lists. Every shard must have this ``metadata``."""
 
     def __init__(
         self,
@@ -60,8 +57,9 @@ class ObjectChecks:
 
     def _check(self, receipt: Receipt) -> Receipt:
         side_table, size_bytes = receipt.side_table, receipt.side_table_size_bytes
+        check_listed = partial(check_shard, metadata=self._metadata)
         checks: list[_Check] = [
-            ("shard", receipt.shard, receipt.size_bytes, self._check_shard),
+            ("shard", receipt.shard, receipt.size_bytes, check_listed),
             ("side_table", side_table, size_bytes, _check_side_table),
         ]
         for kind, key, size_bytes, check in checks:
@@ -84,9 +82,6 @@ class ObjectChecks:
                 problem = f"checking it failed with {type(error).__name__}: {error}"
                 self._findings.add_damage(kind, uri, problem)
         return receipt
-
-    def _check_shard(self, uri: str, data: bytes, receipt: Receipt) -> None:
-        check_shard(uri, data, receipt, self._metadata)
 
     def _check_size(self, uri: str, key: str, size_bytes: int) -> None:
         found = self._listing.data.get(key)

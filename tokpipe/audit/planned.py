@@ -1,6 +1,5 @@
 """The stored plan, as an audit sees it: its parts, and the clip that each row must produce."""
 
-import binascii
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -29,9 +28,8 @@ def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Find
     if plan.plan_id != digest([part.sha256 for part in plan.parts]):
         findings.add("plan", where, f"{where}: its plan_id does not match the parts it names")
     if not record.num_rows == plan.num_rows == sum(part.num_rows for part in plan.parts):
-        findings.add(
-            "plan", where, f"{where}: num_rows={record.num_rows} is not the sum of the plan's parts"
-        )
+        problem = f"num_rows={record.num_rows} is not the sum of the plan's parts"
+        findings.add("plan", where, f"{where}: {problem}")
     reader = PlanReader(store, plan)
     hashes: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
     for index, part in enumerate(plan.parts):
@@ -58,8 +56,8 @@ def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Find
 
 def _first_8_bytes(ids: pa.StringArray) -> NDArray[np.uint64]:
     """(n,) from n ids of 32 hex digits."""
-    text = b"".join(ids.cast(pa.binary()).to_pylist())
-    return np.array(np.frombuffer(binascii.unhexlify(text), np.dtype("<u8"))[::2], np.uint64)
+    halves = np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), np.dtype("<u8"))
+    return np.array(halves[::2], np.uint64)
 
 
 class PlannedClips:
@@ -80,24 +78,27 @@ class PlannedClips:
         Skips rows outside the plan and rows of unreadable parts, which are reported elsewhere.
         """
         inside = [ref for ref in refs if 0 <= ref.row < self._reader.num_rows]
+        inside.sort(key=lambda ref: ref.row)
         rows = np.fromiter((ref.row for ref in inside), np.int64, len(inside))
-        order = np.argsort(rows, kind="stable")
         at = 0
-        while at < len(order):
-            index = self._reader.part_of(int(rows[order[at]]))
+        while at < len(inside):
+            index = self._reader.part_of(int(rows[at]))
             start, stop = self._reader.bounds(index)
-            end = int(np.searchsorted(rows, stop, sorter=order))
-            chosen = order[at:end]
+            end = int(np.searchsorted(rows, stop))
             table = self._part(index)
             if table is not None and table.num_rows == stop - start:
-                planned = table.take(pa.array(rows[chosen] - start))
-                yield from self._compare([inside[i] for i in chosen.tolist()], planned)
+                planned = table.take(pa.array(rows[at:end] - start))
+                yield from self._compare(inside[at:end], planned)
             at = end
 
     def _compare(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
         ids: Any = planned.column("row_id")
         if any(ref.num_segments > 1 for ref in refs):
-            ids = pa.array(map(self._clip_id, refs, ids.to_pylist()), pa.string())
+            cut = self._max_clip_frames, self._fps
+            pairs = zip(refs, ids.to_pylist(), strict=True)
+            ids = pa.array(
+                [clip_id(row_id, ref.segment, ref.num_segments, *cut) for ref, row_id in pairs]
+            )
         for found, wanted, what in (
             ([ref.clip_id for ref in refs], ids, "clip id"),
             ([ref.source_uri for ref in refs], planned.column("source_uri"), "source"),
@@ -108,9 +109,6 @@ class PlannedClips:
             wrong = ~equal.fill_null(False).to_numpy(zero_copy_only=False)
             for i in np.flatnonzero(wrong).tolist():
                 yield refs[i], f"{what} {found[i]}, but the plan has {wanted[i].as_py()}"
-
-    def _clip_id(self, ref: ClipRef, row_id: str) -> str:
-        return clip_id(row_id, ref.segment, ref.num_segments, self._max_clip_frames, self._fps)
 
     def _read_part(self, index: int) -> pa.Table | None:
         try:

@@ -58,8 +58,8 @@ def encode_again(
                 findings.add(
                     "codes_differ",
                     store.uri,
-                    f"{where} produces other codes when it is encoded again: {same:.2%} are the "
-                    "same. Training would see a video that differs from the source. Other "
+                    f"{where} produces different codes when it is encoded again: {same:.2%} are "
+                    "the same. Training would see a video that differs from the source. Other "
                     f"hardware or library versions ({_versions(record)}) can break ties "
                     "differently; otherwise tokenize it again to a new output prefix",
                 )

@@ -1,7 +1,7 @@
 """Checkpoint folders: ``config.yaml`` holds a tokenizer section, next to the weights it names.
 
-``tokenizer: {checkpoint: URI}`` in a job file stands for that section. It is replaced when the job
-is loaded, so everything after sees explicit settings and full URIs.
+``tokenizer: {checkpoint: URI}`` in a job file is replaced by that section when the job is loaded,
+so everything after sees explicit settings and full URIs.
 """
 
 import re
@@ -65,7 +65,7 @@ def read_local(uri: str) -> bytes:
 def resolve_checkpoint(
     section: Mapping[str, Any], read: Callable[[str], bytes], context: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Return the section that ``{checkpoint: URI}`` stands for, and the URI of its config.
+    """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config.
 
     Args:
         read: reads the object at a URI.
@@ -79,9 +79,10 @@ def resolve_checkpoint(
             f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
             "it could contradict it: keep one or the other"
         )
-    uri = validate_settings(
-        Uri, section["checkpoint"], name="tokenizer.checkpoint", context=context
-    )
+    if not isinstance(found := section["checkpoint"], str):
+        problem = f"tokenizer.checkpoint: {found!r} must be the path or URI of a checkpoint folder"
+        raise ConfigError(problem)
+    uri = validate_settings(Uri, found, name="tokenizer.checkpoint", context=context)
     folder = uri.rstrip("/")
     config_uri = f"{folder}/{CONFIG_NAME}"
     try:
@@ -100,6 +101,8 @@ def resolve_checkpoint(
 
 def _parse_config(data: bytes, uri: str, folder: str) -> dict[str, Any]:
     config = read_mapping(data, uri)
+    if "checkpoint" in config:
+        raise ConfigError(f"{uri}: names another checkpoint, but must hold its own settings")
     if config.get("kind", "native") != "custom":
         config.setdefault("weights", WEIGHTS_NAME)
     for key in WEIGHTS_KEYS:

@@ -57,7 +57,7 @@ def _explained(expected: Any, detail: ErrorDetails) -> tuple[Location, str]:
     if detail["type"].startswith("union_tag"):
         kinds = ", ".join(map(repr, _kinds(annotation)))
         if isinstance(found, dict):
-            return place, f"kind {found.get('kind')!r} is none of {kinds}"
+            return place, f"kind {found.get('kind')!r} is not one of {kinds}"
         return place, f"found {found!r} in place of a section, whose kind is one of {kinds}"
     if detail["type"] not in ("value_error", "missing") and not isinstance(found, dict | list):
         message += f" (found {found!r})"

@@ -29,16 +29,9 @@ def project_root(job_path: Path) -> Path:
 
 
 def load_job(
-    path: str | Path,
-    environ: Mapping[str, str] | None = None,
-    *,
-    read: ReadFromStore | None = None,
+    path: str | Path, environ: Mapping[str, str] | None = None, *, read: ReadFromStore | None = None
 ) -> JobConfig:
-    """Read and check one job file; see ``parse_job``.
-
-    Raises:
-        ConfigError: naming the file, the key, what was found and what would be right.
-    """
+    """Read and check one job file. Arguments and errors are those of ``parse_job``."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")

@@ -206,7 +206,7 @@ class Emu3Config(TokenizerConfig):
     """Emu3's video tokenizer, through the package transformers: four frames per latent frame.
 
     Every chunk has four frames, because its authors encode four at a time and other lengths
-    produce other codes. Names and defaults are those of transformers' ``Emu3VQVAEConfig``.
+    produce different codes. Names and defaults are those of transformers' ``Emu3VQVAEConfig``.
     """
 
     libraries = ("transformers",)

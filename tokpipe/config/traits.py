@@ -41,8 +41,8 @@ class TokenizerTraits(Frozen):
     licence: str | None = None
     """Licence of the weights, for people."""
     why_not_streamable: str | None = "it was not declared to be streamable"
-    """Why encoding a long clip piece by piece produces other codes than encoding it whole; null if
-    it produces the same."""
+    """Why encoding a long clip piece by piece produces different codes than encoding it whole;
+    null if it produces the same."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -101,7 +101,7 @@ class TokenizerTraits(Frozen):
         if exact is not None and num_frames != exact:
             raise ValueError(
                 f"{name}={num_frames}, but this tokenizer encodes {exact} frames at a time; other "
-                f"lengths fail or produce other codes than its authors get. Use {exact}"
+                f"lengths fail or produce different codes than its authors get. Use {exact}"
             )
         extra = (num_frames - first) % stride
         if extra or num_frames < first:

@@ -27,11 +27,7 @@ def sha256(data: bytes) -> str:
 
 
 def check_bytes(uri: str, data: bytes, *, size_bytes: int, sha256_hex: str) -> None:
-    """Compare an object with the size and hash in the manifest.
-
-    Raises:
-        CorruptOutput: the size or the content differs.
-    """
+    """Raise CorruptOutput unless an object has the size and hash in the manifest."""
     if len(data) != size_bytes:
         raise damaged(uri, f"it has {len(data)} bytes, but the manifest lists {size_bytes}")
     if (found := sha256(data)) != sha256_hex:

@@ -127,7 +127,7 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
     changed = differences(json.loads(json.dumps(written)), json.loads(json.dumps(wanted)), "->")
     if changed:
         raise PlanMismatch(
-            f"{uri} was written with other settings ({'; '.join(changed)}). "
+            f"{uri} was written with different settings ({'; '.join(changed)}). "
             "Resuming would mix two kinds of codes in one dataset. "
             "Write to a new output prefix, or restore the earlier job file."
         )

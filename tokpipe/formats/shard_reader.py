@@ -178,11 +178,7 @@ class ShardReader:
 
 
 def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) -> None:
-    """Check that a shard's codes mean the same as those of its output.
-
-    Raises:
-        CorruptOutput: they differ. The message names both fingerprints.
-    """
+    """Raise CorruptOutput unless a shard's codes mean the same as those of its output."""
     if found != wanted:
         raise CorruptOutput(
             f"{uri} was made with fingerprint {found.fingerprint} ({found.tokenizer}), but its "
@@ -193,11 +189,7 @@ def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) 
 
 
 def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata) -> None:
-    """Compare a whole shard with the manifest and the job.
-
-    Raises:
-        CorruptOutput: they differ. The message names the first difference.
-    """
+    """Raise CorruptOutput at the first difference of a shard from the manifest or the job."""
     check_bytes(uri, data, size_bytes=receipt.size_bytes, sha256_hex=receipt.sha256)
     shard = ShardReader(uri, data)
     footer = shard.footer
@@ -212,8 +204,7 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     listed = (receipt.grid, receipt.num_rows, receipt.num_codes, receipt.num_frames)
     if found != listed or footer.num_codes != num_codes:
         raise damaged(
-            uri,
-            f"it holds (grid, rows, codes, frames) = {found}, but the manifest lists {listed}",
+            uri, f"it holds (grid, rows, codes, frames) = {found}, but the manifest lists {listed}"
         )
     if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
         raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

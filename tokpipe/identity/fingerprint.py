@@ -7,7 +7,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.identity.ids import digest
 
 CODES_VERSION = 2
-"""Increased whenever tokpipe would produce other codes for the same settings."""
+"""Increased whenever tokpipe would produce different codes for the same settings."""
 
 LIBRARIES = ("torch", "decord", "av", "torchcodec")
 """Packages whose build can change a pixel or a rounding, and therefore a code."""
@@ -16,10 +16,8 @@ LIBRARIES = ("torch", "decord", "av", "torchcodec")
 def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> dict[str, Any]:
     """Return everything that determines the codes, as nested settings to compare one by one.
 
-    Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines.
-
-    Args:
-        device: the kind of device that encodes, ``"cpu"`` or ``"cuda"``.
+    Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines. ``device``
+    is the kind that encodes, ``"cpu"`` or ``"cuda"``.
     """
     versions = {name: _version(name) for name in (*LIBRARIES, *job.tokenizer.libraries)}
     return {

@@ -24,11 +24,7 @@ _MAX_SPARES = 16
 
 
 class ChildProcess:
-    """A process that runs ``tokpipe.media.child``.
-
-    Raises:
-        RuntimeFault: the process does not start.
-    """
+    """A process that runs ``tokpipe.media.child``; RuntimeFault if it does not start."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._channel, theirs = socket.socketpair()

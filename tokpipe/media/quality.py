@@ -63,7 +63,7 @@ def structural_similarity(source: Frames, reconstruction: Frames) -> NDArray[np.
     """Return the mean structural similarity of each frame, over positions and colours.
 
     Two (T, H, W, 3) uint8 arrays -> (T,). The windows have 11x11 pixels, weighted by a Gaussian
-    with a sigma of 1.5, and lie inside the frame; smaller frames use the largest odd window
+    with a sigma of 1.5, and stay inside the frame; smaller frames use the largest odd window
     that fits. Source: Wang et al., Image Quality Assessment, IEEE TIP 13(4), 2004.
     """
     _check(source, reconstruction)

@@ -23,11 +23,7 @@ from tokpipe.models.streaming import Stream, why_not_streamable
 
 
 class Network3D(nn.Module):
-    """What the 3D encoder and decoder share: strides, and whether clips can come in pieces.
-
-    Raises:
-        ValueError: ``temporal_compress_times`` is not a power of two, or needs more levels.
-    """
+    """What the 3D encoder and decoder share: strides, and whether clips can come in pieces."""
 
     def __init__(
         self, pyramid: Pyramid, temporal_compress_times: int, pad_mode: PadMode, norm: Norm
@@ -40,9 +36,9 @@ class Network3D(nn.Module):
         powers = [2**level for level in range(len(pyramid.ch_mult))]
         if temporal_compress_times not in powers:
             raise ValueError(
-                f"temporal_compress_times={temporal_compress_times} is not reached by changing "
-                f"the frame rate by 2 at some of the {len(powers) - 1} steps between levels: use "
-                f"one of {powers}"
+                f"temporal_compress_times={temporal_compress_times} cannot be reached by "
+                f"halving the frame rate at some of the {len(powers) - 1} steps between levels: "
+                f"use one of {powers}"
             )
 
     @property
@@ -237,12 +233,12 @@ class DownSample3D(nn.Module):
 
     @staticmethod
     def _kept_frames(frames: int, stream: Stream | None) -> int:
-        """How many frames stand alone, before those that are averaged in pairs."""
+        """How many frames are kept, before those that are averaged in pairs."""
         kept = 1 if stream is None or stream.is_first else 0
         if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
             raise ValueError(
-                f"{frames} frames are not {kept} and a number of pairs, so the last has nothing to "
-                "be averaged with: cut or repeat frames to fit"
+                f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to be "
+                "averaged with: cut or repeat frames to fit"
             )
         return kept
 

@@ -17,8 +17,8 @@ from tokpipe.models.convolution import Conv2d
 from tokpipe.models.group_norm import GroupNorm, group_norm
 
 ADD_CONV_WITHOUT_ZQ = (
-    "add_conv=True without zq_ch: the convolution is one of the latent, which this norm does not "
-    "read. Pass zq_ch, or leave add_conv out"
+    "add_conv=True without zq_ch: the convolution applies to the latent, which this norm does "
+    "not read. Pass zq_ch, or leave add_conv out"
 )
 ZQ_MISSING = "this block was built with zq_ch, so its norms need the latent: pass zq"
 

@@ -107,12 +107,7 @@ class Conv3d(nn.Conv3d):
         padding = self.padding
         assert not isinstance(padding, str)
         return conv3d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
+            x, self.weight, self.bias, stride=self.stride, padding=padding, dilation=self.dilation
         )
 
 

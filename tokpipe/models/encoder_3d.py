@@ -7,12 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import (
-    AttnBlock2D,
-    DownSample3D,
-    Network3D,
-    ResnetBlock3D,
-)
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, Network3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import check_input, order_weights
 from tokpipe.models.group_norm import Norm, group_norm

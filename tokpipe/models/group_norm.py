@@ -130,11 +130,7 @@ def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
 
 
 def norm_class(norm: Norm) -> type[GroupNorm]:
-    """The class of a kind of norm.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
+    """The class of a kind of norm; ValueError for an unknown kind."""
     if norm not in ("clip", "frame"):
         raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
     return GroupNorm if norm == "clip" else FrameGroupNorm

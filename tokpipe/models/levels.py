@@ -52,17 +52,13 @@ class Pyramid:
         return int(2 ** (len(self.ch_mult) - 1))
 
     def down(self) -> list[LevelPlan]:
-        """The levels from fine to coarse, with ``num_res_blocks`` blocks each.
-
-        Raises:
-            ValueError: no level, or no block to change the channels.
-        """
+        """The levels from fine to coarse, with ``num_res_blocks`` blocks each."""
         self._check(self.num_res_blocks)
         sizes = [self.resolution // 2**level for level in range(len(self.ch_mult))]
         return list(self._plans(range(len(sizes)), self.ch, self.num_res_blocks, sizes))
 
     def up(self) -> list[LevelPlan]:
-        """The levels from coarse to fine, with one block more each; raises as ``down`` does."""
+        """The levels from coarse to fine, with one more block each."""
         self._check(self.num_res_blocks + 1)
         # Doubled from the coarsest, as published: halves lost on the way down stay lost.
         coarsest = self.resolution // self.spatial_stride

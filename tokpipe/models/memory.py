@@ -9,7 +9,7 @@ _PAD_BYTES = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Stop the C library from returning freed memory to the kernel; return whether it did.
 
-    glibc maps every large tensor anew and unmaps it when freed, so the kernel has to make each of
+    glibc maps every large tensor and unmaps it when freed, so the kernel has to make each of
     its pages again. On a virtual machine where that is slow, adding two tensors of 70 MB took
     80 ms, and 11 ms once memory was kept. A worker that repeats the same work for hours needs as
     much memory the next time anyway. Has no effect without glibc.

@@ -59,8 +59,8 @@ def load_published(
             *_some(f"{key} {misfit}" for key, misfit in misfits.items()),
         ]
         raise WeightsMismatch(
-            f"{source}: the weights do not fit the {type(module).__name__} they are for: "
-            f"{'; '.join(problems)}. Nothing was loaded, since a half-loaded model returns noise. "
+            f"{source}: the weights do not fit {type(module).__name__}: {'; '.join(problems)}. "
+            "Nothing was loaded, since a half-loaded model returns noise. "
             f"{_advice(missing, unexpected)}",
             missing=missing,
             unexpected=unexpected,
@@ -108,12 +108,8 @@ def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
     return None
 
 
-def _kind(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point:
-        return "real"
-    if dtype.is_complex:
-        return "complex"
-    return "truth" if dtype == torch.bool else "whole"
+def _kind(dtype: torch.dtype) -> tuple[bool, ...]:
+    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
 
 def _values(tensor: Tensor) -> str:

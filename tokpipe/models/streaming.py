@@ -55,8 +55,8 @@ def why_not_streamable(norm: str, pad_mode: str) -> str | None:
     if norm != "frame":
         return (
             f"norm={norm!r} takes statistics over all frames, later ones included, so a piece "
-            "has other values than in the whole clip; only norm='frame' avoids that, and it needs "
-            "weights that were trained with it"
+            "differs from the same frames of the whole clip; only norm='frame' avoids that, and "
+            "it needs weights that were trained with it"
         )
     if pad_mode == "reflect":
         return (
@@ -98,7 +98,7 @@ class Stream:
             found = "nothing" if past is None else _described(past.shape, past)
             raise ValueError(
                 f"the state of {self.network} carries {found} where this piece needs "
-                f"{_described(wanted, x)}: it is of another clip, batch or frame size, or was "
+                f"{_described(wanted, x)}: it belongs to another clip, batch or frame size, or was "
                 "moved. Pass the state that was returned for the piece before, on the same device "
                 "and in the same dtype, or None to start a clip"
             )

@@ -68,7 +68,7 @@ def _apply_kernel(
     tile_channels: tl.constexpr,
     with_silu: tl.constexpr,
 ) -> None:
-    """Normalize one tile of one sample, and write it to where the sample lies in ``out``."""
+    """Normalize one tile of one sample, and write it to the sample's place in ``out``."""
     sample = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, tile_channels)
     in_channels = columns < channels

@@ -58,9 +58,7 @@ class PlanReader:
     def items(self, part_index: int, rows: NDArray[np.int64] | None = None) -> list[WorkItem]:
         """Return the work items of a part: all of them, or those at ``rows`` in that order.
 
-        Args:
-            part_index: which part.
-            rows: positions in the plan, all within that part.
+        ``rows`` are positions in the plan.
         """
         start, stop = self.bounds(part_index)
         table = self._part(part_index).select(OWN_COLUMNS)

@@ -11,16 +11,6 @@ from tokpipe.reader.stream import ClipIterator, ClipMix, ClipStream
 from tokpipe.reader.values import Chunk, Clip, ShardInfo
 
 __all__ = [
-    "Chunk",
-    "Clip",
-    "ClipIterator",
-    "ClipMix",
-    "ClipStream",
-    "CodeCache",
-    "Output",
-    "ShardCodes",
-    "ShardInfo",
-    "TokenSequences",
-    "document_mask",
-    "open_output",
-]
+    "Chunk", "Clip", "ClipIterator", "ClipMix", "ClipStream", "CodeCache", "Output", "ShardCodes",
+    "ShardInfo", "TokenSequences", "document_mask", "open_output",
+]  # fmt: skip

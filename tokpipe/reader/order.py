@@ -31,11 +31,7 @@ class EpochOrder:
         shuffle: bool = True,
         window_shards: int = 8,
     ) -> None:
-        """``sizes`` (shards,): number of items of each shard.
-
-        Raises:
-            ValueError: ``window_shards`` is below 1.
-        """
+        """``sizes`` (shards,): items of each shard. ``window_shards`` below 1: ValueError."""
         if window_shards < 1:
             raise ValueError(f"window_shards={window_shards}: must be at least 1")
         self._seed, self._epoch, self._shuffle = seed, epoch, shuffle

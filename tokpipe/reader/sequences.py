@@ -35,12 +35,7 @@ class TokenSequences:
     """
 
     def __init__(
-        self,
-        stream: ClipMix,
-        length: int,
-        *,
-        order: FlattenOrder = "thw",
-        drop_last: bool = False,
+        self, stream: ClipMix, length: int, *, order: FlattenOrder = "thw", drop_last: bool = False
     ) -> None:
         if length < 1:
             raise ConfigError(f"length={length}: a sequence needs at least one token")

@@ -97,11 +97,7 @@ class ShardCodes:
 
 
 def write_shard_codes(file: IO[bytes], shard: ShardReader) -> None:
-    """Decode a shard to ``file``, a row group at a time.
-
-    Raises:
-        CorruptOutput: as ``ShardReader.read_row_group``.
-    """
+    """Decode a shard to ``file``, a row group at a time; CorruptOutput if it is damaged."""
     tables: list[pa.Table] = []
     num_codes = 0
     for group in range(shard.num_row_groups):

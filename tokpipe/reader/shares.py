@@ -35,11 +35,7 @@ class MixRemaining:
         return starts[:-1]
 
     def after(self, taken: Sequence[int]) -> "MixRemaining":
-        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
-
-        Raises:
-            ValueError: a reader has taken more items than it can get.
-        """
+        """Return what is left, as ``Remaining.after`` does for one source."""
         number = len(taken)
         counts = [Share(self, k, number).counts(done) for k, done in enumerate(taken)]
         parts = [

@@ -85,7 +85,7 @@ def weights_of(
     if weights.hash != spec.weights_hash:
         raise ConfigError(
             f"{job.tokenizer.weights}: holds {weights.hash}, but the codes were made by "
-            f"{spec.weights_hash}. Other weights encode to other codes, and decode these codes to "
-            "noise. Restore the earlier file at the location in the job"
+            f"{spec.weights_hash}. Other weights encode to different codes, and decode these codes "
+            "to noise. Restore the earlier file at the location in the job"
         )
     return weights

@@ -63,11 +63,7 @@ class SourceFrames:
             rest = rest[chunk.n_frames :]
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
-        """Yield what an encoder receives of the clip: one piece, or several if it is streamed.
-
-        Raises:
-            SourceError: the source is missing, or does not decode.
-        """
+        """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
         (item,) = self._plan.items(
             self._plan.part_of(clip.plan_row), np.array([clip.plan_row], np.int64)
         )

@@ -28,10 +28,7 @@ def read_groups(output: Output, max_entries: int = MAX_ENTRIES) -> Iterator[Grou
     """Yield groups that cover the whole manifest, in order.
 
     Of a manifest with more than ``max_entries``, evenly spaced entries are read, and those
-    around each change of driver.
-
-    Raises:
-        CorruptOutput: an entry is damaged or missing.
+    around each change of driver. Raises CorruptOutput as ``iter_entries`` does.
     """
     shards = output.state.shards
     seqs, clips, frames = (

@@ -76,7 +76,7 @@ class History:
 
     What a group of entries reports is spread evenly over the time since the same driver's
     previous group: a shard is committed at once, but its codes are made over all that time. Actor
-    seconds of an entry that was read also stand for the skipped ones of its group. Clocks of
+    seconds of an entry that was read also count for the skipped ones of its group. Clocks of
     different drivers need not agree.
     """
 

@@ -57,7 +57,7 @@ def details(summary: str, *content: str, is_open: bool = False) -> Markup:
 
 
 def notice(*content: str) -> Markup:
-    """Return a paragraph that stands out."""
+    """Return a highlighted paragraph."""
     return el("p", *content, class_="notice")
 
 

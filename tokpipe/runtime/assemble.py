@@ -79,9 +79,6 @@ def assemble(
         output: from ``look_up``.
         record: of the same output, from ``look_up`` or ``start_output``.
         retry: rejections to withdraw, so that their clips are work again.
-
-    Raises:
-        TokpipeError: see ``errors``.
     """
     store, plan = output.store, StoredPlan.from_json(record.plan)
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)

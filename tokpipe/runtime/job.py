@@ -68,7 +68,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         retry: rejections to withdraw first, so that their clips are work again.
 
     Raises:
-        TokpipeError: see ``errors``. What is committed stays committed.
+        TokpipeError: see ``errors``. Committed work is kept.
     """
     started = time.monotonic()
     output = look_up(job)

@@ -54,8 +54,14 @@ class Metric:
         return {} if value is None else {(): value}
 
 
-def _by_stage(counts: Mapping[str, float]) -> Mapping[str, float]:
-    return {stage: counts.get(stage, 0) for stage in STAGES}
+def _counter(name: str, description: str, field: str, *labels: str) -> Metric:
+    """A counter of a field of the run's account; by stage, it starts with 0 for each."""
+
+    def read(now: Snapshot) -> Any:
+        value = getattr(now.run, field)
+        return {stage: value.get(stage, 0) for stage in STAGES} if "stage" in labels else value
+
+    return Metric(name, "counter", description, read, labels)
 
 
 def _stage_seconds(snapshot: Snapshot) -> Mapping[Labels, float]:
@@ -81,46 +87,32 @@ METRICS: tuple[Metric, ...] = (
         "Rows of which every clip is tokenized or rejected, by any run.",
         lambda now: now.num_rows_done,
     ),
-    Metric(
+    _counter(
         "tokpipe_clips",
-        "counter",
         "Clips that a stage has finished; for `write`, committed clips.",
-        lambda now: _by_stage(now.run.clips),
-        ("stage",),
+        "clips",
+        "stage",
     ),
-    Metric(
-        "tokpipe_frames", "counter", "Frames of committed clips.", lambda now: now.run.num_frames
-    ),
-    Metric("tokpipe_codes", "counter", "Codes of committed clips.", lambda now: now.run.num_codes),
-    Metric(
+    _counter("tokpipe_frames", "Frames of committed clips.", "num_frames"),
+    _counter("tokpipe_codes", "Codes of committed clips.", "num_codes"),
+    _counter(
         "tokpipe_source_bytes",
-        "counter",
         "Bytes of source videos that decoders fetched, or found on local disk.",
-        lambda now: now.run.download_bytes,
+        "download_bytes",
     ),
-    Metric(
+    _counter(
         "tokpipe_written_bytes",
-        "counter",
         "Bytes of committed shards and their side tables.",
-        lambda now: now.run.written_bytes,
+        "written_bytes",
     ),
-    Metric("tokpipe_shards", "counter", "Committed shards.", lambda now: now.run.num_shards),
-    Metric(
-        "tokpipe_commits", "counter", "Commits to the manifest.", lambda now: now.run.num_commits
-    ),
-    Metric(
-        "tokpipe_rejected_clips",
-        "counter",
-        "Clips whose rejection is committed.",
-        lambda now: now.run.rejected,
-        ("reason",),
-    ),
-    Metric(
+    _counter("tokpipe_shards", "Committed shards.", "num_shards"),
+    _counter("tokpipe_commits", "Commits to the manifest.", "num_commits"),
+    _counter("tokpipe_rejected_clips", "Clips whose rejection is committed.", "rejected", "reason"),
+    _counter(
         "tokpipe_retried_clips",
-        "counter",
         "Retries of single clips, after the clip failed or a worker that held only it was lost.",
-        lambda now: _by_stage(now.run.retried),
-        ("stage",),
+        "retried",
+        "stage",
     ),
     Metric(
         "tokpipe_stage_seconds",
@@ -130,13 +122,7 @@ METRICS: tuple[Metric, ...] = (
         _stage_seconds,
         ("stage", "activity"),
     ),
-    Metric(
-        "tokpipe_actor_seconds",
-        "counter",
-        "Seconds that actors were up, busy or not.",
-        lambda now: _by_stage(now.run.up_s),
-        ("stage",),
-    ),
+    _counter("tokpipe_actor_seconds", "Seconds that actors were up, busy or not.", "up_s", "stage"),
     Metric(
         "tokpipe_actors", "gauge", "Actors that take leases.", lambda now: now.actors, ("stage",)
     ),
@@ -160,19 +146,13 @@ METRICS: tuple[Metric, ...] = (
         "Fraction of this run's encoder time that produced committed codes, 0 to 1.",
         lambda now: now.run.goodput,
     ),
-    Metric(
+    _counter(
         "tokpipe_lost_actors",
-        "counter",
         "Actors that were up and died, or were killed at a deadline.",
-        lambda now: _by_stage(now.run.lost_actors),
-        ("stage",),
+        "lost_actors",
+        "stage",
     ),
-    Metric(
-        "tokpipe_lost_nodes",
-        "counter",
-        "Nodes that were lost with actors on them.",
-        lambda now: now.run.num_lost_nodes,
-    ),
+    _counter("tokpipe_lost_nodes", "Nodes that were lost with actors on them.", "num_lost_nodes"),
 )
 
 

@@ -61,7 +61,7 @@ def look_up(job: JobConfig) -> JobOutput:
     """Open a job's output and check that the job may resume it. Writes nothing.
 
     Raises:
-        PlanMismatch: the output was started with other settings or sources.
+        PlanMismatch: the output was started with different settings or sources.
         TokpipeError: see ``errors``.
     """
     store = open_store(job.output.uri, job.storage)
@@ -80,7 +80,7 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
     """Plan a new output and write its record. If another driver was first, use its record.
 
     Raises:
-        PlanMismatch: another driver started the output with other settings.
+        PlanMismatch: another driver started the output with different settings.
         TokpipeError: see ``errors``.
     """
     store, driver, weights_hash = output.store, output.driver, output.weights.hash

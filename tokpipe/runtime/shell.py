@@ -74,7 +74,7 @@ class Shell:
             on_progress: called twice a second.
 
         Raises:
-            StorageError, Fenced, RuntimeFault: the job cannot continue; what is committed stays.
+            StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
         """
         self._weights = ray.put(self.stages.weights)
         try:
@@ -264,12 +264,12 @@ class Shell:
 
 
 def _check_moving(since: float) -> None:
-    stood_still_s = time.time() - since
-    if stood_still_s > MAX_STANDSTILL_S:
+    idle_s = time.time() - since
+    if idle_s > MAX_STANDSTILL_S:
         raise RuntimeFault(
-            f"this driver stood still for {stood_still_s / 3600:.1f} hours: it was frozen, or its "
-            "machine was suspended. Its unlisted shards may have been cleaned away since, so it "
-            "lists none of them. Run the job again; what was committed stays."
+            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, or its "
+            "machine was suspended. Its unlisted shards may have been removed since, so it "
+            "lists none of them. Run the job again; committed work is kept."
         )
 
 

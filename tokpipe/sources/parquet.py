@@ -65,7 +65,7 @@ class ParquetFile:
             raise ConfigError(str(error)) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{self.uri}: cannot be read as Parquet ({error}). The clips behind that place "
+                f"{self.uri}: cannot be read as Parquet ({error}). The clips after that point "
                 "would silently be missing: write the table again, or set the source's format."
             ) from error
 

@@ -81,11 +81,7 @@ def nothing_matches(label: str, pattern: str) -> ConfigError:
 
 
 def matching_uris(label: str, pattern: str, options: StoreOptions) -> list[str]:
-    """Return what a glob matches, in order.
-
-    Raises:
-        ConfigError: nothing matches.
-    """
+    """Return what a glob matches, in order; ConfigError if nothing does."""
     uris = sorted(match.uri for match in iter_matches(pattern, options))
     if not uris:
         raise nothing_matches(label, pattern)

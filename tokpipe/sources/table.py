@@ -73,9 +73,9 @@ class TableRows:
             example = redact(self._outside_example)
             prefix = redact(example_prefix(self._outside_example))
             raise ConfigError(
-                f"{self.label}: all {self._num_outside} videos that it names are outside what it "
-                f"may name, such as {example}. Otherwise a table could make the job read any file "
-                f"of a node. To allow them: {self._prefixes_key}: [{json.dumps(prefix)}]."
+                f"{self.label}: all {self._num_outside} videos that it names are outside the "
+                f"allowed prefixes, such as {example}. Otherwise a table could make the job read "
+                f"any file of a node. To allow them: {self._prefixes_key}: [{json.dumps(prefix)}]."
             )
 
     def _open(self) -> None:
@@ -215,14 +215,14 @@ class TableRows:
         return pc.if_else(pc.and_(is_relative, pc.invert(is_empty)), absolute, uris)
 
     def _outside(self, uris: pa.Array, is_named: pa.Array, allowed: AllowedUris) -> dict[int, str]:
-        """Return a problem for each row that names a video outside what the table may name."""
+        """Return a problem for each row that names a video outside the allowed prefixes."""
         outside = _positions(pc.and_(is_named, pc.fill_null(allowed.outside(uris), False)))
         self._num_named += pc.sum(is_named).as_py() or 0
         self._num_outside += len(outside)
         if outside and not self._outside_example:
             self._outside_example = uris[outside[0]].as_py()
         problem = (
-            "names a video outside what its table may name. Otherwise a table could make the job "
+            "names a video outside the allowed prefixes. Otherwise a table could make the job "
             f"read any file of a node. To allow it, add its folder to {self._prefixes_key}, and "
             "write it without '..'"
         )

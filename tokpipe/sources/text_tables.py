@@ -283,6 +283,6 @@ def _open_text(uri: str, options: StoreOptions) -> Iterator[io.BufferedReader]:
         raise ConfigError(str(error)) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ConfigError(
-            f"{uri}: its gzip stream is cut or damaged ({error}). The clips behind that place "
+            f"{uri}: its gzip stream is cut or damaged ({error}). The clips after that point "
             "would silently be missing: fetch or write the table again."
         ) from error

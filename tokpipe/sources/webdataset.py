@@ -185,7 +185,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
                 if member.offset_data + member.size > size:
                     raise _Damaged(
                         f"ends at byte {size}, inside member {printable(member.name)}: it was "
-                        "cut, and the members from there on are lost"
+                        "cut short, and the members from there on are lost"
                     )
                 if member.isreg() and not member.issparse():
                     yield member

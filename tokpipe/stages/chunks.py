@@ -97,7 +97,7 @@ def pieces_of(job: JobConfig) -> Cut | None:
 
 
 def _first_chunk(index: int, first: int, frames: int, traits: TokenizerTraits) -> ChunkSpan:
-    """A chunk that starts afresh and keeps all of its latent frames."""
+    """A chunk that starts without context and keeps all of its latent frames."""
     beyond = max(frames - traits.first_frames, 0)
     filled = traits.first_frames + beyond + -beyond % traits.temporal_stride
     return ChunkSpan(

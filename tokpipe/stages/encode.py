@@ -97,7 +97,7 @@ class EncodeStage:
         """Return the codes of each clip, or why it has none, in order.
 
         Raises:
-            RuntimeFault: a code lies outside the codebook.
+            RuntimeFault: a code is outside the codebook.
             Exception: the device has stopped working; the process must be replaced.
         """
         if self.chunking.policy == "streaming":
@@ -146,7 +146,7 @@ class EncodeStage:
             the CPU, or None if there is no next piece.
 
         Raises:
-            RuntimeFault: a code lies outside the codebook.
+            RuntimeFault: a code is outside the codebook.
             ValueError: the state does not belong to the previous piece.
         """
         if (rejection := self._rejection(piece)) is not None:
@@ -304,9 +304,9 @@ class EncodeStage:
         if low < 0 or high >= size:
             raise RuntimeFault(
                 f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
-                f"has 0 to {size - 1}. In the output they would look like valid codes. The fault "
-                f"lies with the tokenizer or the device {self.device}, not with the clip: check "
-                "the device's memory, then run again"
+                f"has 0 to {size - 1}. In the output they would look like valid codes. The "
+                f"tokenizer or the device {self.device} is at fault, not the clip: check the "
+                "device's memory, then run again"
             )
         return block.astype(self.tokenizer_config.traits.code_dtype)
 

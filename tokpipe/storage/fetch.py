@@ -32,12 +32,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 
 def fetch_to_file(
-    uri: str,
-    member: ArchiveMember | None,
-    folder: Path,
-    *,
-    options: StoreOptions,
-    max_bytes: int,
+    uri: str, member: ArchiveMember | None, folder: Path, *, options: StoreOptions, max_bytes: int
 ) -> Path:
     """Return a local file that holds the video ``uri``.
 

@@ -21,7 +21,7 @@ from tokpipe.telemetry.redact import redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
 STDERR = "-"
-"""Stands for standard error in place of a path."""
+"""Means standard error in place of a path."""
 SAME_LINE_S = 5.0
 """Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 
@@ -33,26 +33,26 @@ EventName = Literal[
 ]  # fmt: skip
 
 EVENTS: Mapping[EventName, str] = {
-    "run_started": "A driver begins: what it is, and how much was settled before.",
-    "output_claimed": "It is the output's only driver from manifest entry `seq` on.",
+    "run_started": "A driver starts: its settings, and how much earlier runs have finished.",
+    "output_claimed": "The driver owns the output from manifest entry `seq` on.",
     "rejections_reopened": "`--retry-rejected` has withdrawn `num_clips` rejections.",
-    "pools_resized": "The cluster or what clips cost has changed: actors wanted by stage.",
+    "pools_resized": "The number of actors wanted per stage, after the cluster or costs changed.",
     "actor_up": "An actor is set up and takes leases.",
     "actor_refused": "An actor could not be started or set up.",
-    "actor_lost": "An actor died, with its node if `node_lost`, or was killed at a deadline.",
-    "nodes_draining": "The cluster has said that nodes are about to go.",
-    "node_avoided": "A node with trouble of its own gets no new actors for `rest_s`.",
-    "lease_failed": "A stage raised, or the inputs of a lease are lost (`kind`).",
-    "clip_retried": "A clip failed, or was alone with a worker that did, and is tried again.",
-    "clip_rejected": "A rejection stands in the manifest. Once for each rejected clip.",
-    "shard_committed": "A shard stands in the manifest. Once for each.",
-    "committed": "Manifest entry `seq` stands; `commit_s` is how long the store took.",
+    "actor_lost": "An actor died (with its node if `node_lost`) or was killed at a deadline.",
+    "nodes_draining": "The cluster announced that nodes will be removed.",
+    "node_avoided": "A node has trouble and gets no new actors for `rest_s`.",
+    "lease_failed": "A stage raised, or the inputs of a lease were lost (`kind`).",
+    "clip_retried": "A clip failed, or its worker died with this clip alone; it is tried again.",
+    "clip_rejected": "A rejection was committed. Once per rejected clip.",
+    "shard_committed": "A shard was committed. Once per shard.",
+    "committed": "Manifest entry `seq` was written; the store took `commit_s`.",
     "progress": "How far the job is, every `runtime.progress_interval_s`.",
-    "stop_requested": "A signal or a notice of preemption ends the run in good order.",
-    "claim_lost": "Another driver has claimed the output; this one stops.",
+    "stop_requested": "A signal or a preemption notice stops the run cleanly.",
+    "claim_lost": "Another driver claimed the output; this one stops.",
     "run_ended": "The run is over: `done`, or `stopped` with work left.",
-    "run_failed": "The run ends with an error.",
-    "log": "Any other record of the package, of the module `logger`.",
+    "run_failed": "The run failed with an error.",
+    "log": "Any other record of the package, from the module `logger`.",
 }
 
 

@@ -193,10 +193,6 @@ def load_training(path: Path) -> TrainConfig:
 
 
 def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfig:
-    """Check the settings of a training file; error messages start with ``name``.
-
-    Raises:
-        ConfigError: naming the key and what was found.
-    """
+    """Check the settings of a training file. A ConfigError starts with ``name``."""
     config: TrainConfig = validate_settings(TrainConfig, data, name=name, context={"root": root})
     return config

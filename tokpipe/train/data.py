@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tokpipe.errors import ConfigError
+from tokpipe.media.quality import Frames
 from tokpipe.sources import open_source
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.stages.decode import DecodeStage
@@ -30,9 +30,6 @@ from tokpipe.train.config import TrainConfig
 from tokpipe.types import ArchiveMember, DecodedClip, Failed, Rejected, WorkItem
 
 _log = logging.getLogger(__name__)
-
-Frames = NDArray[np.uint8]
-"""(T, H, W, 3) RGB."""
 
 _MAX_ATTEMPTS = 32
 """Unusable clips in a row after which a run gives up."""

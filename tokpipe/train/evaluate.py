@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tokpipe.config.checkpoint import read_local, resolve_checkpoint
 from tokpipe.config.explain import validate_settings
@@ -22,13 +21,11 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.media.decoder import VideoDecoder
-from tokpipe.media.quality import Comparison
+from tokpipe.media.quality import Comparison, Frames
 from tokpipe.media.writing import write_png
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.base import VideoTokenizer
-
-Frames = NDArray[np.uint8]
 
 
 def open_checkpoint(uri: str) -> VideoTokenizer:

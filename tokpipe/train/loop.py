@@ -116,7 +116,7 @@ class Trainer:
         """Continue from a state that was read from ``source``.
 
         Raises:
-            ConfigError: the state belongs to a run with other settings.
+            ConfigError: the state belongs to a run with different settings.
         """
         before = parse_training(json.loads(state["config"]), name=source, root=Path())
         _check_same_run(before, self.config, state["step"], source)
@@ -136,7 +136,7 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
         The folder of the trained tokenizer, or None if the run was stopped before its last step.
 
     Raises:
-        ConfigError: the output belongs to a run with other settings or other rows, or a source
+        ConfigError: the output belongs to a run with different settings or other rows, or a source
             cannot be used.
         FloatingPointError: the loss is no longer finite.
         StorageError, RuntimeFault: videos cannot be read or decoded, through no fault of theirs.
@@ -152,9 +152,9 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
         trainer.load(state, str(state_path))
         if state.get("rows") != rows:
             raise ConfigError(
-                f"{state_path}: the sources list other rows than when this run began. Continuing "
-                "would train on clips that no seed describes. Choose another output, or restore "
-                "the sources"
+                f"{state_path}: the sources list different rows than when this run began. "
+                "Continuing would train on clips that no seed describes. Choose another output, or "
+                "restore the sources"
             )
         log_bytes = state["log_bytes"]
         _log.info("continuing from step %d of %d", trainer.step, config.num_steps)
@@ -247,8 +247,8 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
         changed.append(f"phases: of the {step} finished steps")
     if changed:
         raise ConfigError(
-            f"{source} belongs to a run with other settings ({'; '.join(changed)}). Continuing it "
-            "would produce weights that no training file describes. Choose another output, or "
+            f"{source} belongs to a run with different settings ({'; '.join(changed)}). Continuing "
+            "it would produce weights that no training file describes. Choose another output, or "
             "restore the settings; phases may change from the next step on"
         )
 

@@ -84,11 +84,7 @@ def status(store: Store, *, now: datetime | None = None) -> Status:
 def status_of(
     store: Store, record: JobRecord, state: ManifestState, *, now: datetime | None = None
 ) -> Status:
-    """Do the same for a state that is already loaded. Reads the end of the manifest again.
-
-    Raises:
-        CorruptOutput: the end of the manifest is damaged.
-    """
+    """Do the same for a state that is already loaded. Reads the end of the manifest again."""
     recent = list(iter_entries(store, max(0, state.next_seq - RECENT_ENTRIES), state.next_seq))
     clips_per_s = _rate(recent)
     done = state.committed.num_done

@@ -31,7 +31,7 @@ def load_checkpoint(path: Path) -> Any:
     """Return what was saved: plain containers, tensors on the CPU, and stubs.
 
     Tensors are views of the memory-mapped file, which must not change while they are in use.
-    The type of a stub is named after the class that it stands in for.
+    The type of a stub is named after the class that it replaces.
 
     Raises:
         ConfigError: the file is damaged, contains code, or was not written by ``torch.save``.
@@ -39,7 +39,7 @@ def load_checkpoint(path: Path) -> Any:
     _check_archive(path)
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins: list[Any] = [(_stand_in(name), name) for name in unknown]
+        stand_ins: list[Any] = [(_stub_for(name), name) for name in unknown]
     except Exception as error:  # a damaged pickle can raise anything
         raise _unreadable(path, error) from error
     code = [
@@ -126,7 +126,7 @@ class _StubType(type):
 
 
 class _Stub(metaclass=_StubType):
-    """Stands in for an object of a class that is not imported. Accepts any state, keeps none."""
+    """Replaces an object of a class that is not imported. Accepts any state, keeps none."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Stub":
         return super().__new__(cls)
@@ -138,7 +138,7 @@ class _Stub(metaclass=_StubType):
         pass
 
 
-def _stand_in(name: str) -> Any:
+def _stub_for(name: str) -> Any:
     if name == "collections.deque":
         return lambda *_: []  # torch's unpickler appends to lists only
     return _StubType(name, (_Stub,), {})

@@ -18,19 +18,7 @@ from tokpipe.formats.manifest.log import (
 from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
-    "CHECKPOINT_INTERVAL",
-    "Claim",
-    "CommittedRows",
-    "ManifestEntry",
-    "ManifestState",
-    "PartialRow",
-    "Reopened",
-    "Totals",
-    "append",
-    "count_entries",
-    "iter_entries",
-    "iter_rejected",
-    "load_state",
-    "read_entries",
-    "write_checkpoint",
-]
+    "CHECKPOINT_INTERVAL", "Claim", "CommittedRows", "ManifestEntry", "ManifestState", "PartialRow",
+    "Reopened", "Totals", "append", "count_entries", "iter_entries", "iter_rejected", "load_state",
+    "read_entries", "write_checkpoint",
+]  # fmt: skip

@@ -101,7 +101,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     record = unseal(uri, store.get(checkpoint_key(seq)), newest_format=CHECKPOINT_FORMAT)
     try:
         if (record["seq"], record["num_rows"]) != (seq, num_rows):
-            raise ValueError(f"it is of entry {record['seq']} and {record['num_rows']} plan rows")
+            raise ValueError(f"it is for entry {record['seq']} and {record['num_rows']} plan rows")
         committed = CommittedRows(
             num_rows,
             # Bounded by the size of the plan; CommittedRows rejects a longer bitmap.

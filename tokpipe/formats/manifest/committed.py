@@ -90,11 +90,7 @@ class CommittedRows:
         return True
 
     def reopen(self, ref: ClipRef) -> bool:
-        """Unsettle one clip. Return False if it was not settled.
-
-        Raises:
-            CorruptOutput: as ``add`` does.
-        """
+        """Unsettle one clip. Return False if it was not settled. Raises as ``add`` does."""
         partial = self._check(ref)
         if self._is_done(ref.row):
             self._bits[ref.row >> 3] &= ~(1 << (ref.row & 7))

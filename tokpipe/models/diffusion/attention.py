@@ -82,11 +82,7 @@ class XFormersAttnBlock(AttnBlock):
         self._attention = memory_efficient_attention
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, N, C) each -> (B, N, C).
-
-        Raises:
-            ValueError: tensors that are not on a GPU.
-        """
+        """(B, N, C) each, on a GPU -> (B, N, C)."""
         if not q.is_cuda:
             raise ValueError(
                 f"x is on {q.device}, but xformers needs a GPU: move the network and x to one, or "

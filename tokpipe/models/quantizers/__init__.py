@@ -13,13 +13,6 @@ from tokpipe.models.quantizers.vector import VectorQuantizer, VectorQuantizer2
 from tokpipe.telemetry.usage import CodeUsage
 
 __all__ = [
-    "FSQ",
-    "LFQ",
-    "CodeUsage",
-    "EMAVectorQuantizer",
-    "GumbelQuantizer",
-    "Quantized",
-    "Quantizer",
-    "VectorQuantizer",
-    "VectorQuantizer2",
-]
+    "FSQ", "LFQ", "CodeUsage", "EMAVectorQuantizer", "GumbelQuantizer", "Quantized", "Quantizer",
+    "VectorQuantizer", "VectorQuantizer2",
+]  # fmt: skip

@@ -40,7 +40,7 @@ class EMACodebook(nn.Module):
 
         Where ``torch.distributed`` is set up, the step uses the latents of all ranks, and each
         rank must take it. Latents that are not finite are left out, since a single one would spoil
-        the averages for good.
+        the averages permanently.
         """
         if torch.finfo(self.cluster_size.dtype).bits < 32:
             raise RuntimeError(
@@ -72,7 +72,7 @@ class EMAVectorQuantizer(NearestQuantizer):
     the latents to their vector. In ``train()`` mode each ``forward`` moves the codebook after
     using it, keeping ``decay`` of the averages; in ``eval()`` mode nothing moves. As published,
     the averages start from random vectors and zero latents: vectors that the first step does not
-    name are then divided by ``eps``, and stay out of reach for about ``log(eps) / log(decay)``
+    name are then divided by ``eps``, and are not used for about ``log(eps) / log(decay)``
     steps, 1,146 by default.
 
     ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; published code accepts them, and

@@ -36,11 +36,7 @@ class GumbelQuantizer(CodebookQuantizer):
         unknown_index: UnknownIndex = "random",
     ) -> None:
         super().__init__(
-            n_embed,
-            embedding_dim,
-            latent_dim=num_hiddens,
-            remap=remap,
-            unknown_index=unknown_index,
+            n_embed, embedding_dim, latent_dim=num_hiddens, remap=remap, unknown_index=unknown_index
         )
         self.straight_through = straight_through
         self.kl_weight = kl_weight

@@ -50,19 +50,14 @@ def _padded(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, max(0, MIN_ROWS - len(rows))))
 
 
-def clip_rows(latent: Tensor) -> Tensor:
-    """(B, C, ...) -> (B, N, C) float32: the positions of each clip as rows.
+@torch.no_grad()
+def search(latent: Tensor, vectors: Tensor, offsets: Tensor, factor: float) -> Tensor:
+    """``first_least`` of every position of (B, C, ...), clip by clip -> (B, ...) int64.
 
     Latents without positions, (B, C), are the rows of one product.
     """
     rows = latent.float()
-    return rows.unsqueeze(0) if rows.ndim == 2 else rows.flatten(2).transpose(1, 2)
-
-
-@torch.no_grad()
-def search(latent: Tensor, vectors: Tensor, offsets: Tensor, factor: float) -> Tensor:
-    """``first_least`` of every position of (B, C, ...), clip by clip -> (B, ...) int64."""
-    rows = clip_rows(latent)
+    rows = rows.unsqueeze(0) if rows.ndim == 2 else rows.flatten(2).transpose(1, 2)
     codes = torch.zeros(rows.shape[:2], dtype=torch.int64, device=latent.device)
     with exact_float32_products(latent.device):
         for clip, found in zip(rows, codes, strict=True):

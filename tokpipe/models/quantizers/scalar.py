@@ -31,7 +31,7 @@ class ScalarQuantizer(Quantizer):
             raise ValueError(f"{num_codebooks=}: must be 1 or more")
         if num_codebooks > 1 and keep_num_codebooks_dim is False:
             raise ValueError(
-                f"{num_codebooks=} return as many codes per position, and keep_num_codebooks_dim="
+                f"{num_codebooks=} returns as many codes per position, and keep_num_codebooks_dim="
                 "False leaves no dimension for them: leave it out"
             )
         channels = codebook_dim * num_codebooks

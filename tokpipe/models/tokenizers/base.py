@@ -247,8 +247,8 @@ class VideoTokenizer(nn.Module, ABC):
         x = frames_first.float().sub(low).mul(255 / (high - low))
         if not x.isfinite().all():
             raise ValueError(
-                f"decoding gave NaN or infinity in {self.dtype}, which cannot become uint8 pixels: "
-                "check the weights, or compute in float32"
+                f"decoding produced NaN or infinity in {self.dtype}, which cannot become uint8 "
+                "pixels: check the weights, or compute in float32"
             )
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 

@@ -60,10 +60,10 @@ class Parity:
         if share < least:
             raise NodeTrouble(
                 f"encode: {share:.0%} of the codes of a test picture in {tokenizer.dtype} on "
-                f"{_name(device)} are those of float32 on the CPU; rounding leaves {least:.0%} or "
-                "more. Codes made here would be silently wrong. The likely cause is the build of "
-                "PyTorch or cuDNN, or the device's memory: use another version, or encode.dtype: "
-                "float32"
+                f"{_name(device)} match float32 on the CPU; with rounding alone, at least "
+                f"{least:.0%} would. Codes made here would be silently wrong. The likely "
+                "cause is the build of PyTorch or cuDNN, or the device's memory: use another "
+                "version, or encode.dtype: float32"
             )
 
 

@@ -49,14 +49,14 @@ def probe(
     if not torch.equal(codes, again):
         raise _rejected(
             what,
-            f"encoding {call}, returned other codes the second time: it must not sample, or keep "
-            "state between calls",
+            f"encoding {call}, returned different codes the second time: it must not sample, or "
+            "keep state between calls",
         )
     if _share_unlike(codes[1:], alone) > MOST_UNLIKE:
         raise _rejected(
             what,
-            f"encoding {call}, returned other codes for the second clip than alone: a clip's codes "
-            "must not depend on other clips of the batch",
+            f"encoding {call}, returned different codes for the second clip than alone: a clip's "
+            "codes must not depend on other clips of the batch",
         )
     if traits.why_not_streamable is None:
         _probe_pieces(tokenizer, what, pixels, call)
@@ -80,7 +80,7 @@ def _probe_pieces(tokenizer: VideoTokenizer, what: str, pixels: Tensor, call: st
     if _share_unlike(whole, torch.cat([head, tail], dim=1)) > MOST_UNLIKE:
         raise _rejected(
             what,
-            f"encoding {call}, returned other codes in pieces than whole: declare "
+            f"encoding {call}, returned different codes in pieces than whole: declare "
             "why_not_streamable",
         )
 

@@ -43,8 +43,8 @@ def read_safetensors(weights: bytes, source: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ConfigError(
-            f"{source} is not a complete safetensors file ({error}). Without weights there are no "
-            "codes. Make other checkpoints into one by `tokpipe convert`, and copy this one again "
-            "if it was cut short"
+            f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
+            "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
+            "it was cut short"
         ) from error
     return tensors

@@ -1,4 +1,4 @@
-"""Who is at fault when work fails: retry a lease, run it alone, give a clip up, or end the job.
+"""Who is at fault when work fails: retry a lease, run it alone, give up on a clip, or end the job.
 
 A clip is blamed for a lost or failing worker only if it was there alone. After ``max_attempts``
 such losses it is rejected. Many leases that fail in a row, whatever they hold, are not the clips'
@@ -23,9 +23,9 @@ from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
 Key = tuple[int, int]
 """Plan row and segment of a clip, or -1 and the id of a shard's lease."""
 MAX_FAULTS = 30
-"""Leases in a row that fail or take down their workers before the job is given up."""
+"""Leases in a row that fail or take down their workers before the job is aborted."""
 RETRY_PAUSE_S = 5.0
-"""Pause before a clip that a stage gave up is tried again; four times as long each time."""
+"""Pause before a clip that a stage gave up on is tried again; four times as long each time."""
 
 
 class Blame:
@@ -43,7 +43,7 @@ class Blame:
         self._faults = 0
 
     def answered(self, lease: Lease, failure: Failed | None) -> None:
-        """A lease was answered, so its store works. ``failure``: all its clips were given up."""
+        """A lease was answered, so its store works. ``failure``: it gave up on all of its clips."""
         self._store_strikes.pop(_key(lease), None)
         if failure is None:
             self._faults = 0
@@ -65,8 +65,8 @@ class Blame:
             if (strikes := self._strike(lease)) >= self._max_attempts:
                 self._out.abort(
                     f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
-                    f"times; the last error: {why}. What is committed stays; if memory ran out, "
-                    "lower output.shard_bytes, then run the job again.",
+                    f"times; the last error: {why}. Committed work is kept; if memory ran out, "
+                    "lower output.shard_bytes, then run the job again."
                 )
             return [lease]
         if len(lease.items) > 1:
@@ -79,7 +79,7 @@ class Blame:
         return Rejected(ref, lease.stage, reason, message, attempts=strikes)
 
     def stage_gave_up(self, lease: ClipLease, failed: Failed) -> float | Rejected:
-        """A stage gave up the one clip of a lease: seconds until the next try, or its rejection."""
+        """A stage gave up on the clip of a lease: seconds until the next try, or its rejection."""
         strikes = self._strike(lease)
         if strikes < self._max_attempts:
             self._note_retry(failed.ref, lease.stage, failed.reason, failed.message, strikes)
@@ -106,9 +106,9 @@ class Blame:
         if self._faults >= MAX_FAULTS:
             self._out.abort(
                 f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
-                "many failures are not the clips' fault. What is committed stays; fix the cause "
+                "many failures are not the clips' fault. Committed work is kept; fix the cause "
                 f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
-                "run the job again.",
+                "run the job again."
             )
 
     def _strike(self, lease: Lease) -> int:

@@ -7,7 +7,7 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
   provided that some actor of each stage makes progress.
 - An answer counts only while its attempt is in flight, so a zombie's work is never used.
 - A clip is blamed for a lost or failing worker only if it was there alone. After
-  ``max_attempts`` such losses it is rejected, alone. A clip that a stage gives up
+  ``max_attempts`` such losses it is rejected, alone. A clip that a stage gives up on
   (``Failed``) is tried again as often, after a pause.
 - A draining node, or one with trouble, gets nothing new and blames nobody.
 - What is in flight is bounded by credits, whatever the size of the plan.

@@ -25,13 +25,13 @@ that no actor idles during a round trip."""
 ZERO_CPU_AFTER_S = 20.0
 """A stage without any actor waits this long for capacity before it starts one with zero CPUs."""
 MAX_SETUP_FAILURES = 3
-"""Actors of one stage whose setup raises, in a row, before the job is given up."""
+"""Actors of one stage whose setup raises, in a row, before the job is aborted."""
 MAX_LOST_STARTING = 10
 """The same for actors that die while they start, as on a node that is short of memory."""
 MAX_PAUSE_S = 60.0
 MAX_NODE_TROUBLES = 10
 """Times in a row that nodes of a stage's actors have trouble, with no lease done in between, before
-the job is given up: by then the cause is not a single node."""
+the job is aborted: by then the cause is not a single node."""
 NODE_REST_S = 30.0
 """How long a node with trouble is avoided; twice as long each time."""
 
@@ -62,7 +62,7 @@ class _Starts:
     def __init__(self, out: Outbox) -> None:
         self._out = out
         self._after: dict[Stage, float] = {}
-        self._refused: Counter[Stage] = Counter()
+        self._raised: Counter[Stage] = Counter()
         self._died: Counter[Stage] = Counter()
         self._nodes: dict[NodeId, tuple[int, float]] = {}
         """How often each node had trouble, and until when it is avoided."""
@@ -75,7 +75,7 @@ class _Starts:
         return tuple(sorted(node for node, (_, until) in self._nodes.items() if now < until))
 
     def came_up(self, stage: Stage) -> None:
-        self._refused[stage] = self._died[stage] = 0
+        self._raised[stage] = self._died[stage] = 0
         self._after.pop(stage, None)
 
     def did_a_lease(self, stage: Stage) -> None:
@@ -84,13 +84,13 @@ class _Starts:
 
     def failed(self, stage: Stage, message: str, now: float, *, died: bool) -> None:
         """An actor died or raised while it started: pause before the next, or abort."""
-        (self._died if died else self._refused)[stage] += 1
-        in_a_row = self._refused[stage] + self._died[stage]
+        (self._died if died else self._raised)[stage] += 1
+        in_a_row = self._raised[stage] + self._died[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 2.0**in_a_row)
-        if self._refused[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
+        if self._raised[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
             self._out.abort(
                 f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
-                "Without them no clip can be finished. What is committed stays; fix the cause "
+                "Without them no clip can be finished. Committed work is kept; fix the cause "
                 "and run the job again."
             )
 
@@ -116,8 +116,8 @@ class _Starts:
         if in_a_row >= MAX_NODE_TROUBLES:
             self._out.abort(
                 f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
-                f"last error: {message}. No clip is to blame, and none can be finished. What "
-                "is committed stays; fix the nodes and run the job again."
+                f"last error: {message}. No clip is to blame, and none can be finished. "
+                "Committed work is kept; fix the nodes and run the job again."
             )
 
 
@@ -299,7 +299,7 @@ class Fleet:
                 yield self.remove(actor_id), why
             elif not actor.up and now - actor.since > timeout_s:
                 why = f"it was not ready within {timeout_s:g} s"
-                self._note("actor_refused", actor_id, f"was given up: {why}", reason=why)
+                self._note("actor_refused", actor_id, f"was abandoned: {why}", reason=why)
                 yield self.remove(actor_id), why
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:

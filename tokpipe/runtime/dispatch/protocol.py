@@ -305,7 +305,7 @@ class Finish(Command):
 
 @dataclass(frozen=True, slots=True)
 class Abort(Command):
-    """The job cannot continue. What is committed stays."""
+    """The job cannot continue. Committed work is kept."""
 
     kind: Literal["storage", "runtime"]
     message: str

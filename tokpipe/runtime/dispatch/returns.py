@@ -1,6 +1,6 @@
 """What becomes of a lease that comes back: done, failed, or lost with its actor.
 
-Pixels go on to encoders, codes to shards, receipts to commits. What failed goes out again, or its
+Pixels go to encoders, codes to shards, receipts to commits. What failed goes out again, or its
 clip is rejected.
 """
 
@@ -231,7 +231,7 @@ def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: f
 
 
 def _try_later(parts: Parts, lease: ClipLease, failed: Failed, now: float) -> None:
-    """A stage gave up a clip: try it again after a pause, or reject it."""
+    """A stage gave up on a clip: try it again after a pause, or reject it."""
     verdict = parts.blame.stage_gave_up(lease, failed)
     if isinstance(verdict, Rejected):
         _give_up(parts, lease, verdict, now)

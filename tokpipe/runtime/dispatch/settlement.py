@@ -35,7 +35,7 @@ class _OpenShard:
 class Settlement:
     """Collects codes into shards, and what is written or rejected into commits, one at a time.
 
-    It ends a job in good order: when everything is committed, or when a stop's grace is over.
+    It ends a job when everything is committed, or when a stop's grace is over.
     """
 
     def __init__(self, limits: Limits, queues: Queues, out: Outbox) -> None:
