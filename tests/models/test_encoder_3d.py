@@ -26,9 +26,7 @@ def small_encoder(**changes: Any) -> Encoder3D:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_every_length_gives_the_published_latents_or_says_what_fits(
-    stride: int,
-) -> None:
+def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int) -> None:
     """The published pooling keeps frame 0 and halves the rest, rounding down, level by level.
     Rows and columns beyond a multiple of the stride get no latent."""
     encoder = small_encoder(temporal_compress_times=stride)

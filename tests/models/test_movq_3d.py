@@ -81,9 +81,7 @@ def test_frame_norms_are_group_norms_of_each_frame() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (32, 32)])
-def test_a_frame_norm_gives_a_frame_the_same_bits_among_any_others(
-    size: tuple[int, int],
-) -> None:
+def test_a_frame_norm_gives_a_frame_the_same_bits_among_any_others(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     norm, clips = group_norm(64, "frame"), torch.randn(3, 64, 4, *size)
     with torch.no_grad():

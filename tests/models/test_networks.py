@@ -296,10 +296,7 @@ Build = Callable[..., Any]
         ),
         (partial(VectorQuantizer, 0, 4), "a codebook of 0 vectors of 4 channels"),
         (partial(GumbelQuantizer, 8, 4, 64, temp_init=0), "temperature=0"),
-        (
-            partial(GumbelQuantizer(8, 4, 64), torch.zeros(1, 8, 2), temp=-1.0),
-            r"temperature=-1\.0",
-        ),
+        (partial(GumbelQuantizer(8, 4, 64), torch.zeros(1, 8, 2), temp=-1.0), r"temperature=-1\.0"),
         (partial(EMAVectorQuantizer, 8, 4, 0.25, decay=1), "decay=1"),
         (partial(EMAVectorQuantizer, 8, 4, 0.25, eps=0), "eps=0"),
         (partial(FSQ, [8, 1]), r"levels=\[8, 1\]: each channel needs at least two"),

@@ -17,11 +17,7 @@ from torch import Tensor
 
 from tests.models.checks import assert_same_bits
 from tests.models.quantizer_cases import random_vq
-from tokpipe.models.quantizers import (
-    EMAVectorQuantizer,
-    GumbelQuantizer,
-    VectorQuantizer,
-)
+from tokpipe.models.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
 from tokpipe.models.quantizers.nearest import first_least
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,9 +118,7 @@ def test_beta_weights_the_commitment_or_as_published_the_pull(
 
 
 @pytest.mark.parametrize("grid", [(5,), (2, 3), (2, 3, 4)])
-def test_vq_codes_are_flat_or_a_column_or_in_the_sane_shape(
-    grid: tuple[int, ...],
-) -> None:
+def test_vq_codes_are_flat_or_a_column_or_in_the_sane_shape(grid: tuple[int, ...]) -> None:
     latent, num = torch.randn(2, 4, *grid), 2 * int(np.prod(grid))
     assert VectorQuantizer(40, 4)(latent).codes.shape == (num,)
     assert VectorQuantizer(40, 4, remap=USED)(latent).codes.shape == (num, 1)
@@ -326,9 +320,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_ranks_move_their_codebooks_as_one_rank_with_all_latents_would(
-    tmp_path: Path,
-) -> None:
+def test_ranks_move_their_codebooks_as_one_rank_with_all_latents_would(tmp_path: Path) -> None:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=environment)

@@ -183,11 +183,7 @@ def test_strip_and_drop_select_keys_by_prefix(tmp_path: Path, suffix: str) -> No
             "it is a argparse.Namespace with no entries.*save its state_dict",
         ),
         ({"state_dict": {"w": 3}}, {}, "among its weights, w is a int. Only dense tensors"),
-        (
-            {"w": torch.ones(1)},
-            {},
-            "is not a checkpoint of kind movqgan: it has no 'encoder",
-        ),
+        ({"w": torch.ones(1)}, {}, "is not a checkpoint of kind movqgan: it has no 'encoder"),
         ({"w": torch.ones(1)}, {"kind": "emu3"}, "is not a checkpoint of kind emu3"),
         (
             {"w": torch.ones(1)},
