@@ -32,7 +32,6 @@ def test_sizes_round_down_to_multiples_of_the_stride(stride: int, size: tuple[in
 
 
 def test_the_last_latent_sees_the_leftover_row() -> None:
-    torch.manual_seed(0)
     down, image = Downsample(32, with_conv=True), torch.randn(1, 32, 9, 8)
     edited = image.clone()
     edited[:, :, 8] += 1.0
@@ -128,7 +127,6 @@ def test_activations_are_freed_after_their_last_use() -> None:
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    torch.manual_seed(0)
     block = ResnetBlock(in_channels=32, dropout=0.0, temb_channels=3).double()
     attention = AttnBlock(32).double()
     x = torch.randn(1, 32, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -144,7 +142,6 @@ def test_gradients_agree_with_finite_differences() -> None:
 @pytest.mark.parametrize("zq_ch", [None, 4])
 def test_attention_in_float16_never_computes_unscaled_products(zq_ch: int | None) -> None:
     """They would reach 160,000, and float16 ends at 65,504."""
-    torch.manual_seed(0)
     block, x = AttnBlock(64, zq_ch), torch.randn(1, 64, 3, 3)
     arguments = [x] if zq_ch is None else [x, torch.randn(1, 4, 3, 3)]
     with torch.no_grad():
@@ -159,7 +156,6 @@ def test_attention_in_float16_never_computes_unscaled_products(zq_ch: int | None
 
 @pytest.mark.parametrize(("cls", "frames"), [(ResnetBlock, ()), (ResnetBlock3D, (3,))])
 def test_a_block_adds_its_embedding_between_the_rounds(cls: Any, frames: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
     block = cls(in_channels=32, out_channels=64, dropout=0.0, temb_channels=16)
     x, temb = torch.randn(2, 32, *frames, 4, 4), torch.randn(2, 16)
     with torch.no_grad():
@@ -183,7 +179,6 @@ def test_a_block_adds_its_embedding_between_the_rounds(cls: Any, frames: tuple[i
 def test_the_shortcut_is_a_convolution_where_channels_change(
     cls: Any, inner: str, arguments: dict[str, Any], shortcut: str | None, size: int | None
 ) -> None:
-    torch.manual_seed(0)
     block = cls(in_channels=32, dropout=0.0, temb_channels=0, **arguments)
     state = block.state_dict()
     found = {
@@ -234,7 +229,6 @@ def test_torch_compile_sees_one_graph() -> None:
 def test_a_spatial_norm_scales_and_shifts_by_the_resized_latent(
     add_conv: bool, size: tuple[int, int]
 ) -> None:
-    torch.manual_seed(0)
     norm = SpatialNorm(32, 3, add_conv=add_conv, num_groups=8, eps=1e-3)
     f, zq = torch.randn(2, 32, 6, 7), torch.randn(2, 3, *size)
     state = norm.state_dict()

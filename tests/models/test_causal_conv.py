@@ -13,7 +13,6 @@ from tokpipe.models.convolution import Conv2d, conv3d
 @pytest.mark.parametrize("mode", ["first", "constant"])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 1)])
 def test_outputs_are_causal(mode: PadMode, stride: int, dilation: int) -> None:
-    torch.manual_seed(0)
     conv = CausalConv3d(3, 4, 3, mode, stride=stride, dilation=dilation)
     clip = torch.randn(1, 3, 9, 8, 8)
     with torch.no_grad():
@@ -22,7 +21,6 @@ def test_outputs_are_causal(mode: PadMode, stride: int, dilation: int) -> None:
 
 
 def test_with_reflect_zeros_precede_too_few_mirrored_frames() -> None:
-    torch.manual_seed(0)
     conv = CausalConv3d(2, 3, (3, 1, 1), "reflect")
     for frames in (1, 2, 3):
         x = torch.randn(1, 2, frames, 4, 4)
@@ -49,7 +47,6 @@ def test_strides_divide_the_frames(mode: PadMode, frames: int, stride: int, kern
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_conv3d_agrees_with_pytorch(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 4, 5, 9, 8), torch.randn(6, 4, 3, 3, 3), torch.randn(6)
     given, steps = [x.to(dtype), weight.to(dtype), bias.to(dtype)], ((1, 2, 2), (0, 1, 1))
     wanted = F.conv3d(*(tensor.double() for tensor in given), *steps)
@@ -60,7 +57,6 @@ def test_conv3d_agrees_with_pytorch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 1}, {"dilation": 2}])
 def test_conv2d_agrees_with_pytorch(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
     conv, x = Conv2d(3, 5, 3, **options), torch.randn(2, 3, 9, 8)
     wanted = F.conv2d(x, conv.weight, conv.bias, **options)
     torch.testing.assert_close(conv(x), wanted)
@@ -68,7 +64,6 @@ def test_conv2d_agrees_with_pytorch(options: dict[str, Any]) -> None:
 
 
 def test_conv3d_passes_gradients() -> None:
-    torch.manual_seed(0)
     x, weight = torch.randn(1, 2, 3, 4, 4), torch.randn(3, 2, 3, 3, 3, requires_grad=True)
     conv3d(x, weight, None, padding=(0, 1, 1)).square().sum().backward()
     found, weight.grad = weight.grad, None
@@ -77,7 +72,6 @@ def test_conv3d_passes_gradients() -> None:
 
 
 def test_conv3d_follows_autocast_and_leaves_float64_alone() -> None:
-    torch.manual_seed(0)
     x, weight, bias = torch.randn(1, 2, 3, 4, 4), torch.randn(3, 2, 3, 3, 3), torch.randn(3)
     narrow = conv3d(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -87,7 +81,6 @@ def test_conv3d_follows_autocast_and_leaves_float64_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_silu_agrees_with_pytorch_on_any_number_of_threads(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
     x = torch.randn(32, 33, 331, requires_grad=True)
     before = torch.get_num_threads()
     try:

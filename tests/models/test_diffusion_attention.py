@@ -12,7 +12,6 @@ HAS_XFORMERS = importlib.util.find_spec("xformers") is not None
 
 @pytest.mark.parametrize(("heads", "dim_head"), [(1, 32), (4, 32), (2, 5)])
 def test_linear_attention_reads_what_the_keys_gathered(heads: int, dim_head: int) -> None:
-    torch.manual_seed(0)
     attn, x = LinearAttention(32, heads, dim_head), torch.randn(2, 32, 3, 5)
     assert {key: tuple(value.shape) for key, value in attn.state_dict().items()} == {
         "to_qkv.weight": (3 * heads * dim_head, 32, 1, 1),
@@ -64,7 +63,6 @@ def test_xformers_has_the_keys_of_vanilla_and_needs_a_gpu() -> None:
     not (HAS_XFORMERS and torch.cuda.is_available()), reason="needs xformers and a CUDA device"
 )
 def test_xformers_agrees_with_vanilla() -> None:
-    torch.manual_seed(0)
     attn, vanilla = make_attn(64, "vanilla-xformers").cuda(), make_attn(64).cuda()
     vanilla.load_state_dict(attn.state_dict())
     x = torch.randn(2, 64, 16, 12, device="cuda")

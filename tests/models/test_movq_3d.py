@@ -57,7 +57,6 @@ def test_a_post_quant_convolution_does_not_affect_the_latent_of_the_norms() -> N
 
 
 def test_frame_norms_are_group_norms_of_each_frame() -> None:
-    torch.manual_seed(0)
     clips = torch.randn(2, 64, 3, 5, 7, requires_grad=True)
     ours, theirs = group_norm(64, "frame"), nn.GroupNorm(32, 64, eps=1e-6)
     assert ours.state_dict().keys() == theirs.state_dict().keys()

@@ -70,7 +70,6 @@ def test_the_published_name_with_all_arguments_is_the_same_class() -> None:
 def test_channels_are_second_in_any_number_of_dimensions(
     quantizer: Quantizer, grid: tuple[int, ...]
 ) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(5, 3, *grid)
     codes = quantizer.codes_of(latent)
     assert codes.dtype == torch.int64
@@ -93,7 +92,6 @@ def test_nothing_to_quantize_gives_no_codes(quantizer: Quantizer, shape: tuple[i
 
 @EVERY
 def test_forward_agrees_with_codes_of_in_float32(quantizer: Quantizer) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 3, 3, 4, 5)
     for given in (latent, latent.double(), latent.bfloat16(), latent.half()):
         found = quantizer(given)
@@ -108,7 +106,6 @@ def test_forward_agrees_with_codes_of_in_float32(quantizer: Quantizer) -> None:
 
 @EVERY
 def test_autocast_and_memory_layout_change_nothing(quantizer: Quantizer) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 3, 64, 64)
     wanted = quantizer(latent)
     for given in (latent, latent.to(memory_format=torch.channels_last), latent.bfloat16()):
@@ -143,7 +140,6 @@ def test_another_default_dtype_changes_nothing(quantizer: Quantizer) -> None:
 def test_codes_and_vectors_are_the_same_in_any_batch_on_any_number_of_threads(
     quantizer: Quantizer, positions: int
 ) -> None:
-    torch.manual_seed(0)
     latents = torch.randn(4, 3, positions)
     assert_same_bits(lambda batch: quantizer.codes_of(latents[batch]))
     assert_same_bits(lambda batch: quantizer.vectors_of(quantizer.codes_of(latents[batch])))
@@ -154,7 +150,6 @@ def test_codes_and_vectors_are_the_same_in_any_batch_on_any_number_of_threads(
 def test_latents_that_are_not_finite_get_a_code_and_do_not_affect_the_others(
     quantizer: Quantizer, value: float
 ) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 3, 4)
     wanted = quantizer.codes_of(latent)
     latent[1, 1, 2] = value
@@ -196,7 +191,6 @@ def test_state_survives_a_file(quantizer: Quantizer, name: str) -> None:
 @EVERY
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_reach_the_latent(quantizer: Quantizer, training: bool) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 3, 4, 4, requires_grad=True)
     found = quantizer.train(training)(latent)
     (found.vectors * torch.randn_like(found.vectors)).sum().backward()

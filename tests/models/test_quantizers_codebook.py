@@ -33,7 +33,6 @@ def test_every_vq_code_survives_the_round_trip(n_e: int, e_dim: int) -> None:
 
 
 def test_vq_codes_are_the_nearest_by_brute_force() -> None:
-    torch.manual_seed(0)
     quantizer, latent = random_vq(1000, 6), torch.randn(2, 6, 3, 20, 20)
     z = latent.movedim(1, -1).reshape(-1, 6).double()
     brute = torch.cdist(z, quantizer.embedding.weight.double()).argmin(1)
@@ -86,7 +85,6 @@ def test_distances_have_the_same_bits_in_any_batch_on_any_number_of_threads(
     quantizer: VectorQuantizer | GumbelQuantizer, positions: int, distances: list[Tensor]
 ) -> None:
     """Distances are compared, since codes would show a difference too rarely."""
-    torch.manual_seed(0)
     latents = torch.randn(4, quantizer.latent_dim, positions)
 
     def run(batch: list[int]) -> list[Tensor]:
@@ -154,7 +152,6 @@ def published_remap(entries: Tensor, used: Tensor, unknown_index: int) -> Tensor
 def test_remapped_codes_are_the_published_ones(
     cls: type[VectorQuantizer | EMAVectorQuantizer], unknown_index: Any
 ) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 3, 20, 20)
     whole = cls(40, 3, 0.25).eval()
     quantizer = cls(40, 3, 0.25, remap=USED, unknown_index=unknown_index).eval()
@@ -222,7 +219,6 @@ def test_an_unknown_index_outside_the_list_is_rejected(unknown_index: Any) -> No
 
 
 def test_one_ema_step_is_the_published_formula() -> None:
-    torch.manual_seed(0)
     quantizer = EMAVectorQuantizer(6, 3, beta=0.5, decay=0.9, eps=1e-3).train()
     codebook = quantizer.embedding
     codebook.cluster_size.copy_(torch.rand(6))
@@ -248,7 +244,6 @@ def test_one_ema_step_is_the_published_formula() -> None:
 
 
 def test_ema_finds_the_centres_of_a_mixture_and_eval_moves_nothing() -> None:
-    torch.manual_seed(0)
     centres = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-2.0, 0.0], [0.0, -2.0]])
 
     def draw() -> Tensor:
@@ -272,7 +267,6 @@ def test_ema_finds_the_centres_of_a_mixture_and_eval_moves_nothing() -> None:
 
 
 def test_latents_that_are_not_finite_do_not_affect_the_averages() -> None:
-    torch.manual_seed(0)
     latent = torch.randn(1, 3, 50)
     spoiled = latent.clone()
     spoiled[0, 1, 7], spoiled[0, 0, 8] = torch.nan, torch.inf
@@ -328,7 +322,6 @@ def test_ranks_move_their_codebooks_as_one_rank_with_all_latents_would(tmp_path:
 
 
 def test_gumbel_draws_noise_only_in_a_training_forward() -> None:
-    torch.manual_seed(0)
     quantizer, latent = GumbelQuantizer(8, 4, 64), torch.randn(2, 8, 3, 10, 10)
     wanted = quantizer.proj(latent.flatten(2, 3)).argmax(1).view(2, 3, 10, 10)
     state = torch.get_rng_state()
@@ -347,7 +340,6 @@ def test_gumbel_draws_noise_only_in_a_training_forward() -> None:
 @pytest.mark.parametrize("straight_through", [True, False])
 def test_gumbel_gradients_are_those_of_the_softmax(straight_through: bool) -> None:
     """Against PyTorch's own function, which draws the same noise from the same state."""
-    torch.manual_seed(0)
     quantizer = GumbelQuantizer(3, 2, 5, straight_through=straight_through, temp_init=0.7).train()
     latent, weights = torch.randn(1, 3, 40), torch.randn(1, 2, 40)
     for temp in (None, 2.0):
@@ -371,7 +363,6 @@ def test_gumbel_gradients_are_those_of_the_softmax(straight_through: bool) -> No
 
 @pytest.mark.parametrize("training", [True, False])
 def test_remapped_gumbel_only_uses_the_entries_in_use(training: bool) -> None:
-    torch.manual_seed(0)
     quantizer = GumbelQuantizer(8, 4, 40, remap=USED).train(training)
     latent, used = torch.randn(2, 8, 10, 10), torch.tensor(USED)
     codes = quantizer.codes_of(latent)
