@@ -18,8 +18,8 @@ HERE = "tests.models.custom_tokenizers"
 
 
 def config_of(name: str, *, traits: dict[str, Any] | None = None, **changes: Any) -> CustomConfig:
-    strides = {"temporal_stride": 2, "spatial_stride": 4}
-    declared = strides | {"codebook_size": 16, "value_range": (0.0, 1.0)} | (traits or {})
+    declared: dict[str, Any] = {"temporal_stride": 2, "spatial_stride": 4, "codebook_size": 16}
+    declared |= {"value_range": (0.0, 1.0), **(traits or {})}
     return CustomConfig(
         kind="custom",
         implementation=name if ":" in name else f"{HERE}:{name}",

@@ -216,7 +216,7 @@ def test_upsampling_repeats_and_downsampling_averages() -> None:
 def test_torch_compile_sees_one_graph() -> None:
     """On devices other than CPUs, where the code chooses kernels itself."""
     with torch.device("meta"):
-        encoder = small(Encoder)
+        encoder: nn.Module = small(Encoder)
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 4, 8, 8)
 

@@ -48,9 +48,10 @@ def test_strides_divide_the_frames(mode: PadMode, frames: int, stride: int, kern
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_conv3d_agrees_with_pytorch(dtype: torch.dtype) -> None:
     x, weight, bias = torch.randn(2, 4, 5, 9, 8), torch.randn(6, 4, 3, 3, 3), torch.randn(6)
-    given, steps = [x.to(dtype), weight.to(dtype), bias.to(dtype)], ((1, 2, 2), (0, 1, 1))
-    wanted = F.conv3d(*(tensor.double() for tensor in given), *steps)
-    found = conv3d(*given, stride=steps[0], padding=steps[1])
+    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    steps: dict[str, Any] = {"stride": (1, 2, 2), "padding": (0, 1, 1)}
+    wanted = F.conv3d(x.double(), weight.double(), bias.double(), **steps)
+    found = conv3d(x, weight, bias, **steps)
     assert found.dtype == dtype
     torch.testing.assert_close(found, wanted.to(dtype), atol=1e-4, rtol=1e-2)
 
