@@ -6,6 +6,11 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True)
+def _same_noise() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For many small products, which threads that wait for each other only slow down."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+State = tuple[Tensor, ...]
+
 built: list[str] = []
 """Names of the functions below that were called, which must not happen."""
 
@@ -86,18 +88,14 @@ DecodesNaN = _blocks(decode=lambda model, codes: _decode(model, codes) * torch.n
 
 
 class Streams(Blocks):
-    def encode_piece(
-        self, x: Tensor, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode_piece(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         if state is None:
             return self.encode(x), (x[:, :, :1],)
         return self.encode(torch.cat([state[0], x], 2))[:, 1:], state
 
 
 class StreamsBadly(Streams):
-    def encode_piece(
-        self, x: Tensor, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode_piece(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         codes, after = super().encode_piece(x, state)
         return codes if state is None else 15 - codes, after
 

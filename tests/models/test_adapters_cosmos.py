@@ -1,7 +1,6 @@
 """Cosmos DV on TorchScript programs with the published interface and random weights."""
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -61,33 +60,30 @@ class Decoder(nn.Module):
         return torch.tanh(self.conv(x))
 
 
-class FloatCodes(Encoder):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return x[:, 0], x, x
-
-
 class OneOutput(Encoder):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return x
 
 
-class FromOne(Encoder):
+class Wrong(nn.Module):
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.weight = nn.Parameter(torch.zeros(1))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        frames, rows, columns = 1 + (x.shape[2] - 1) // 4, x.shape[3] // 8, x.shape[4] // 8
-        return torch.full([x.shape[0], frames, rows, columns], 64_000).int(), x, x
+        assert self.wrong != "raises", "needs large frames"
+        assert self.wrong != "bfloat16" or x.dtype == torch.bfloat16, "expects bfloat16"
+        codes = torch.zeros([len(x), 1 + (x.shape[2] - 1) // 4, x.shape[3] // 8, x.shape[4] // 8])
+        if self.wrong == "codes":
+            codes = codes + 64_000
+        return codes if self.wrong == "float" else codes.int(), x, x
 
 
-class Raises(Encoder):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert x.shape[3] > 10_000, "needs large frames"
-        return x, x, x
-
-
-class OnlyBfloat16(Encoder):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert x.dtype == torch.bfloat16, "expects bfloat16"
-        frames, rows, columns = 1 + (x.shape[2] - 1) // 4, x.shape[3] // 8, x.shape[4] // 8
-        return torch.zeros([x.shape[0], frames, rows, columns]).int(), x, x
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def program(module: nn.Module) -> bytes:
@@ -141,7 +137,7 @@ def test_every_variant_keeps_its_grid(variant: Any, strides: tuple[int, int]) ->
         ((1, 5, 16, 4, 3), "width 4 is not a multiple .*: use 8"),
     ],
 )
-def test_sizes_that_the_program_would_crop_are_rejected(
+def test_sizes_that_would_be_cropped_are_rejected(
     tokenizer: VideoTokenizer, shape: tuple[int, ...], problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):
@@ -153,42 +149,30 @@ def test_sizes_that_the_program_would_crop_are_rejected(
     [
         (lambda: b"not a file", "not a TorchScript file"),
         (lambda: program(Encoder())[:-100], "not a TorchScript file"),
-        (lambda: _saved({"a": torch.zeros(1)}), "not a TorchScript file"),
-        (
-            lambda: program(FloatCodes()),
-            r"returned torch.float32 of shape .*, not integers of \(2, 2,",
-        ),
+        (lambda: saved({"a": torch.zeros(1)}), "not a TorchScript file"),
+        (lambda: program(Wrong("float")), r"torch.float32 of shape .*, not integers of \(2, 2,"),
         (lambda: program(OneOutput()), "returned a Tensor, not .indices, code vectors, loss."),
-        (
-            lambda: program(Encoder(2, 8)),
-            r"returned torch.int32 of shape \(2, 3, 4, 5\), not integers",
-        ),
+        (lambda: program(Encoder(2, 8)), r"returned torch.int32 of shape \(2, 3, 4, 5\), not"),
         (lambda: program(Encoder(4, 4)), r"returned torch.int32 of shape \(2, 2, 8, 10\), not"),
-        (lambda: program(FromOne()), "codes from 64000 to 64000, but its codebook has 0 to 63999"),
-        (lambda: program(Raises()), "needs large frames"),
+        (
+            lambda: program(Wrong("codes")),
+            "codes from 64000 to 64000, but its codebook has 0 to 63999",
+        ),
+        (lambda: program(Wrong("raises")), "needs large frames"),
         (lambda: program(Decoder()), "Cosmos-DV4x8x8, probed"),
     ],
 )
-def test_a_wrong_file_is_rejected_before_any_batch(
-    weights: Callable[[], bytes], problem: str
-) -> None:
+def test_a_wrong_file_is_rejected_before_any_batch(weights: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)s3://models/encoder.jit.*{problem}"):
         build_tokenizer(CONFIG, weights())
-
-
-def _saved(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def test_a_wrong_decoder_is_rejected_before_any_batch(encoder: Encoder) -> None:
     with pytest.raises(ConfigError, match="decoder_weights: missing"):
         build_tokenizer(CONFIG, program(encoder), with_decoder=True)
+    wrong = program(Encoder())
     with pytest.raises(ConfigError, match=r"decoding codes of shape .* raised"):
-        build_tokenizer(
-            CONFIG, program(encoder), with_decoder=True, decoder_weights=program(Encoder())
-        )
+        build_tokenizer(CONFIG, program(encoder), with_decoder=True, decoder_weights=wrong)
 
 
 def test_another_dtype_is_probed_first(encoder: Encoder) -> None:
@@ -196,13 +180,12 @@ def test_another_dtype_is_probed_first(encoder: Encoder) -> None:
     wide = tokenizer.encode(noise(1, 5, 32, 32, 3))
     tokenizer.compute_in(torch.bfloat16)
     assert (tokenizer.encode(noise(1, 5, 32, 32, 3)) != wide).any()
-    bound = build_tokenizer(CONFIG, program(OnlyBfloat16().bfloat16()))
+    bound = build_tokenizer(CONFIG, program(Wrong("bfloat16").bfloat16()))
     assert bound.dtype == torch.bfloat16
     bound.compute_in(torch.bfloat16)
     assert bound.encode(noise(1, 5, 16, 16, 3)).shape == (1, 2, 2, 2)
-    with pytest.raises(
-        ConfigError, match=r"(?s)^encode.dtype: .*expects bfloat16.*Set encode.dtype to that"
-    ):
+    problem = r"(?s)^encode.dtype: .*expects bfloat16.*Set encode.dtype to that"
+    with pytest.raises(ConfigError, match=problem):
         bound.compute_in(torch.float32)
 
 

@@ -18,16 +18,11 @@ HERE = "tests.models.custom_tokenizers"
 
 
 def config_of(name: str, *, traits: dict[str, Any] | None = None, **changes: Any) -> CustomConfig:
-    declared: dict[str, Any] = {
-        "temporal_stride": 2,
-        "spatial_stride": 4,
-        "codebook_size": 16,
-        "value_range": (0.0, 1.0),
-        **(traits or {}),
-    }
+    declared: dict[str, Any] = {"temporal_stride": 2, "spatial_stride": 4, "codebook_size": 16}
+    declared |= {"value_range": (0.0, 1.0), **(traits or {})}
     return CustomConfig(
         kind="custom",
-        implementation=f"{HERE}:{name}" if ":" not in name else name,
+        implementation=name if ":" in name else f"{HERE}:{name}",
         declares=TokenizerTraits(**declared),
         **changes,
     )
@@ -52,19 +47,14 @@ def test_a_class_is_built_with_its_arguments_and_encodes_and_decodes() -> None:
     ],
 )
 def test_pixels_arrive_in_the_declared_layout_and_range(
-    layout: str,
-    value_range: tuple[float, float],
-    wanted: tuple[int, ...],
-    monkeypatch: pytest.MonkeyPatch,
+    layout: str, value_range: tuple[float, float], wanted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
 
     def encode(self: Any, x: torch.Tensor) -> torch.Tensor:
         seen.append(x)
-        clips = len(x) if layout == "BCHW" else 2
-        shape = (clips, x.shape[-2] // 4, x.shape[-1] // 4)
-        zeros = torch.zeros(shape, dtype=torch.int32)
-        return zeros if layout == "BCHW" else zeros.unsqueeze(1).repeat(1, 3, 1, 1)
+        images = (len(x),) if layout == "BCHW" else (2, 3)
+        return torch.zeros((*images, x.shape[-2] // 4, x.shape[-1] // 4), dtype=torch.int32)
 
     traits = {"layout": layout, "value_range": value_range, "temporal_stride": 1}
     tokenizer = build_tokenizer(config_of("Blocks", traits={"temporal_stride": 2}), None)
@@ -146,18 +136,16 @@ def test_arguments_and_weights_that_do_not_fit_are_named() -> None:
     tokenizer = build_tokenizer(config, safetensors.torch.save(right))
     assert tokenizer.encode(noise(1, 1, 8, 8, 3)).max() <= 1
     wrong = safetensors.torch.save({"scale": torch.zeros(2), "other": torch.zeros(1)})
-    with pytest.raises(
-        WeightsMismatch, match=r"missing codebook; unexpected other; scale is \(2,\), not \(1,\)"
-    ):
+    problem = r"missing codebook; unexpected other; scale is \(2,\), not \(1,\)"
+    with pytest.raises(WeightsMismatch, match=problem):
         build_tokenizer(config, wrong)
 
 
 def test_another_dtype_needs_compute_in() -> None:
     tokenizer = build_tokenizer(config_of("Blocks"), None)
     tokenizer.compute_in(torch.float32)
-    with pytest.raises(
-        ConfigError, match=r"^encode.dtype: \S+Blocks has no method compute_in\(dtype\)"
-    ):
+    problem = r"^encode.dtype: \S+Blocks has no method compute_in\(dtype\)"
+    with pytest.raises(ConfigError, match=problem):
         tokenizer.compute_in(torch.bfloat16)
     narrow = build_tokenizer(config_of("Narrow"), None)
     narrow.compute_in(torch.bfloat16)

@@ -16,34 +16,20 @@ from tokpipe.models.tokenizers.emu3 import in_transformers_layout
 
 transformers = pytest.importorskip("transformers", reason="the emu3 extra is not installed")
 
-CONFIG = Emu3Config(
-    kind="emu3",
-    weights="s3://models/emu3.safetensors",
-    base_channels=32,
-    channel_multiplier=(1, 1, 1, 2),
-    num_res_blocks=1,
-    codebook_size=300,
-)
+SMALL: dict[str, Any] = {"base_channels": 32, "num_res_blocks": 1, "codebook_size": 300}
+SMALL["channel_multiplier"] = (1, 1, 1, 2)
+CONFIG = Emu3Config(kind="emu3", weights="s3://models/emu3.safetensors", **SMALL)
 
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    model = transformers.Emu3VQVAE(
-        transformers.Emu3VQVAEConfig(
-            codebook_size=300,
-            base_channels=32,
-            channel_multiplier=[1, 1, 1, 2],
-            num_res_blocks=1,
-            hidden_size=64,
-        )
-    )
+    config = transformers.Emu3VQVAEConfig(**SMALL, hidden_size=64)
+    model = transformers.Emu3VQVAE(config)
     randomize(model)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm3d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 2)
+            module.get_buffer("running_mean").uniform_(-0.2, 0.2)
+            module.get_buffer("running_var").uniform_(0.5, 2)
     return model.eval().requires_grad_(False)
 
 
@@ -82,9 +68,7 @@ def test_the_defaults_are_the_published_settings() -> None:
     assert config.traits.temporal_stride == published.temporal_downsample_factor
 
 
-def test_four_frames_get_the_codes_of_transformers(
-    reference: Any, tokenizer: VideoTokenizer
-) -> None:
+def test_frames_get_the_codes_of_transformers(reference: Any, tokenizer: VideoTokenizer) -> None:
     pixels = noise(3, 4, 16, 24, 3)
     codes = tokenizer.encode(pixels)
     assert codes.shape == (3, 1, 2, 3)
@@ -111,14 +95,6 @@ def test_chunks_have_four_frames(tokenizer: VideoTokenizer) -> None:
         tokenizer.encode_piece(noise(1, 4, 16, 16, 3), None)
     with pytest.raises(ValueError, match="=8, but this tokenizer encodes 4 frames"):
         tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64))
-
-
-def test_more_frames_at_once_would_change_the_codes(reference: Any) -> None:
-    x = (noise(1, 12, 16, 16, 3) / 127.5 - 1).permute(0, 1, 4, 2, 3)
-    sizes = torch.tensor([[16, 16]] * 3)
-    whole = reference.encode(x, image_sizes=sizes[:1]).image_tokens[0]
-    alone = reference.encode(x.reshape(3, 4, 3, 16, 16), image_sizes=sizes).image_tokens
-    assert not torch.equal(whole, torch.cat(list(alone)))
 
 
 def test_both_published_layouts_load(reference: Any, tokenizer: VideoTokenizer) -> None:

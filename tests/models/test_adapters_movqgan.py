@@ -1,13 +1,14 @@
 """SBER-MoVQGAN on random weights in its published layout."""
 
+from typing import Any
+
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from tests.models.adapter_helpers import file_of, noise, randomize
 from tokpipe.config.tokenizer import MoVQGANConfig
-from tokpipe.errors import ConfigError, WeightsMismatch
+from tokpipe.errors import WeightsMismatch
 from tokpipe.models.tokenizers import NOT_FINITE, VideoTokenizer, build_tokenizer
 from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
 
@@ -62,12 +63,11 @@ def test_the_published_sizes_have_as_many_parameters_as_their_names_say(
     } <= model.state_dict().keys()  # fmt: skip
 
 
-def test_every_frame_is_encoded_alone_as_published(tokenizer: VideoTokenizer) -> None:
+def test_every_frame_is_encoded_alone_as_published(tokenizer: Any) -> None:
     pixels = noise(2, 3, 16, 24, 3)
     codes = tokenizer.encode(pixels)
     assert codes.shape == (2, 3, 2, 3)
     assert codes.unique().numel() > 4
-    assert isinstance(tokenizer, MoVQGANTokenizer)
     frame = pixels[1, 2].permute(2, 0, 1).unsqueeze(0) / 127.5 - 1
     with torch.no_grad():
         latent = tokenizer.quant_conv(tokenizer.encoder(frame))[0].flatten(1).T
@@ -75,14 +75,11 @@ def test_every_frame_is_encoded_alone_as_published(tokenizer: VideoTokenizer) ->
     assert torch.equal(codes[1, 2].flatten(), wanted)
 
 
-def test_decoding_is_the_decoder_on_the_code_vectors(tokenizer: VideoTokenizer) -> None:
+def test_decoding_is_the_decoder_on_the_code_vectors(tokenizer: Any) -> None:
     codes = torch.randint(0, 300, (2, 3, 2, 3), generator=torch.Generator().manual_seed(1))
     pixels = tokenizer.decode(codes)
     assert pixels.shape == (2, 3, 16, 24, 3)
     assert pixels.dtype == torch.uint8
-    assert isinstance(tokenizer, MoVQGANTokenizer)
-    assert tokenizer.post_quant_conv is not None
-    assert tokenizer.decoder is not None
     with torch.no_grad():
         vectors = tokenizer.quantize.embedding(codes[1, 2]).permute(2, 0, 1).unsqueeze(0)
         frame = tokenizer.decoder(tokenizer.post_quant_conv(vectors), vectors)[0]
@@ -103,11 +100,8 @@ def test_pieces_of_a_clip_have_the_codes_of_the_whole(tokenizer: VideoTokenizer)
 
 
 def test_encoding_needs_no_decoder(state: dict[str, Tensor], tokenizer: VideoTokenizer) -> None:
-    encoding = {
-        key: value
-        for key, value in state.items()
-        if not key.startswith(("decoder.", "post_quant_conv."))
-    }
+    decoding = ("decoder.", "post_quant_conv.")
+    encoding = {key: value for key, value in state.items() if not key.startswith(decoding)}
     pixels = noise(1, 1, 16, 16, 3)
     for weights in (file_of(encoding), file_of(state)):
         encoder = build_tokenizer(CONFIG, weights)
@@ -119,30 +113,19 @@ def test_encoding_needs_no_decoder(state: dict[str, Tensor], tokenizer: VideoTok
         build_tokenizer(CONFIG, file_of(encoding), with_decoder=True)
 
 
-def test_a_file_of_another_kind_is_rejected() -> None:
-    with pytest.raises(ConfigError, match="not a complete safetensors file"):
-        build_tokenizer(CONFIG, b"PK\x03\x04 and so on")
-    other = safetensors.torch.save({"encoder.conv_in.conv.weight": torch.zeros(1)})
-    with pytest.raises(WeightsMismatch, match=r"missing encoder.conv_in.bias.*unexpected encoder"):
-        build_tokenizer(CONFIG, other)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_dtypes_change_few_codes(state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    tokenizer = build_tokenizer(CONFIG, file_of(state), with_decoder=True)
+    tokenizer: Any = build_tokenizer(CONFIG, file_of(state), with_decoder=True)
     pixels = noise(1, 2, 32, 32, 3)
     wide = tokenizer.encode(pixels)
     shown = tokenizer.decode(wide)
     tokenizer.compute_in(dtype)
-    agreement = (tokenizer.encode(pixels) == wide).float().mean()
-    assert 0.5 < agreement <= 1.0
+    assert 0.5 < (tokenizer.encode(pixels) == wide).float().mean() <= 1.0
     assert (tokenizer.decode(wide).int() - shown.int()).abs().float().mean() < 4
-    assert isinstance(tokenizer, MoVQGANTokenizer)
     assert tokenizer.quantize.embedding.weight.dtype == torch.float32
 
 
 def test_a_latent_that_is_not_finite_gets_no_code(state: dict[str, Tensor]) -> None:
-    tokenizer = build_tokenizer(CONFIG, file_of(state))
-    assert isinstance(tokenizer, MoVQGANTokenizer)
+    tokenizer: Any = build_tokenizer(CONFIG, file_of(state))
     tokenizer.encoder.conv_out.weight.data[0] = torch.inf
     assert (tokenizer.encode(noise(1, 1, 16, 16, 3)) == NOT_FINITE).all()

@@ -10,7 +10,6 @@ from tokpipe.models.attention import attention
 def test_results_have_the_same_bits_in_any_batch_on_any_number_of_threads(
     positions: int, layout: str
 ) -> None:
-    torch.manual_seed(0)
     images = torch.randn(3, 4, 1, 128, positions)  # q, k and v of four images
 
     def run(batch: list[int]) -> torch.Tensor:
@@ -24,7 +23,6 @@ def test_results_have_the_same_bits_in_any_batch_on_any_number_of_threads(
 
 @pytest.mark.parametrize("shape", [(1, 1, 6, 32), (1, 3, 6, 32), (2, 1, 40, 32)])
 def test_attention_averages_values_by_similarity(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
     q, k, v = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
     found = attention(q, k, v)
     wanted = (q @ k.mT / 32**0.5).softmax(dim=-1) @ v

@@ -9,44 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.checks import difference
+from tests.models.networks import small
 from tokpipe.models.autoencoder_2d import Decoder, Encoder, MOVQDecoder
 from tokpipe.models.blocks import ResnetBlock3D
 from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 
-SMALL: dict[str, Any] = {
-    "ch": 32,
-    "out_ch": 3,
-    "ch_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attn_resolutions": (8,),
-    "resolution": 16,
-    "z_channels": 4,
-}
-
-
-def small_encoder(**changes: Any) -> Encoder:
-    """Two levels, attention at the coarser; the same weights every time."""
-    torch.manual_seed(0)
-    return Encoder(**(SMALL | {"in_channels": 3, "double_z": False} | changes)).eval()
-
-
-def small_decoder(cls: type[Decoder] = Decoder, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    return cls(**(SMALL | changes)).eval()
-
-
-small_movq = partial(small_decoder, MOVQDecoder)
-
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("size", [(9, 15), (33, 12), (4, 5)])
-def test_sizes_are_rounded_down_to_multiples_of_the_stride(
-    stride: int, size: tuple[int, int]
-) -> None:
-    ch_mult = (1,) * (stride.bit_length())
+def test_sizes_round_down_to_multiples_of_the_stride(stride: int, size: tuple[int, int]) -> None:
     for with_conv in (True, False):
-        changes: dict[str, Any] = {"ch_mult": ch_mult, "resamp_with_conv": with_conv}
-        encoder, decoder = small_encoder(**changes), small_decoder(**changes)
+        encoder, decoder = (
+            small(cls, ch_mult=(1,) * stride.bit_length(), resamp_with_conv=with_conv)
+            for cls in (Encoder, Decoder)
+        )
         assert encoder.spatial_stride == decoder.spatial_stride == stride
         rows, columns = size[0] // stride, size[1] // stride
         with torch.no_grad():
@@ -56,7 +32,6 @@ def test_sizes_are_rounded_down_to_multiples_of_the_stride(
 
 
 def test_the_last_latent_sees_the_leftover_row() -> None:
-    torch.manual_seed(0)
     down, image = Downsample(32, with_conv=True), torch.randn(1, 32, 9, 8)
     edited = image.clone()
     edited[:, :, 8] += 1.0
@@ -66,66 +41,55 @@ def test_the_last_latent_sees_the_leftover_row() -> None:
 
 
 def test_images_too_small_for_one_latent_are_rejected() -> None:
-    encoder = small_encoder(ch_mult=(1, 1, 1))
+    encoder = small(Encoder, ch_mult=(1, 1, 1))
     assert encoder(torch.zeros(1, 3, 4, 4)).shape == (1, 4, 1, 1)
     with pytest.raises(ValueError, match=r"images of 3x8 are halved .* at least 4 rows"):
         encoder(torch.zeros(1, 3, 3, 8))
 
 
+Shape = tuple[int, ...]
 FINE, HALF = (32, 16, 12), (64, 8, 6)
-MID = dict.fromkeys(("mid_block_1", "mid_attn_1", "mid_block_2"), HALF)
-ENCODER_FEATURES = {
-    "conv_in": FINE,
-    "down0_block0": FINE,
-    "down0_downsample": (32, 8, 6),
-    "down1_block0": HALF,
-    "down1_attn0": HALF,
-    **MID,
-    "norm_out": HALF,
-    "nonlinearity": HALF,
-    "conv_out": (4, 8, 6),
-}
-DECODER_FEATURES = {
-    "conv_in": HALF,
-    **MID,
-    "up_1_block_0": HALF,
-    "up_1_attn_0": HALF,
-    "up_1_block_1": HALF,
-    "up_1_attn_1": HALF,
-    "up_1_upsample": (64, 16, 12),
-    "up_0_block_0": FINE,
-    "up_0_block_1": FINE,
-    "norm_out": FINE,
-    "nonlinearity": FINE,
-    "conv_out": (3, 16, 12),
-}
+MID = "mid_block_1 mid_attn_1 mid_block_2"
+ENCODER_FEATURES = [
+    ("conv_in down0_block0", FINE),
+    ("down0_downsample", (32, 8, 6)),
+    (f"down1_block0 down1_attn0 {MID} norm_out nonlinearity", HALF),
+    ("conv_out", (4, 8, 6)),
+]
+DECODER_FEATURES = [
+    (f"conv_in {MID} up_1_block_0 up_1_attn_0 up_1_block_1 up_1_attn_1", HALF),
+    ("up_1_upsample", (64, 16, 12)),
+    ("up_0_block_0 up_0_block_1 norm_out nonlinearity", FINE),
+    ("conv_out", (3, 16, 12)),
+]
 
 
 @pytest.mark.parametrize(
-    ("build", "inputs", "shapes"),
+    ("cls", "inputs", "published"),
     [
-        (small_encoder, [(2, 3, 16, 12)], ENCODER_FEATURES),
-        (small_decoder, [(2, 4, 8, 6)], DECODER_FEATURES),
-        (small_movq, [(2, 4, 8, 6), (2, 4, 8, 6)], DECODER_FEATURES),
+        (Encoder, [(2, 3, 16, 12)], ENCODER_FEATURES),
+        (Decoder, [(2, 4, 8, 6)], DECODER_FEATURES),
+        (MOVQDecoder, [(2, 4, 8, 6), (2, 4, 8, 6)], DECODER_FEATURES),
     ],
 )
 def test_features_have_their_published_names_and_end_in_the_output(
-    build: Any, inputs: list[tuple[int, ...]], shapes: dict[str, tuple[int, ...]]
+    cls: type[nn.Module], inputs: list[Shape], published: list[tuple[str, Shape]]
 ) -> None:
-    module, given = build(), [torch.randn(shape) for shape in inputs]
+    shapes = {name: shape for names, shape in published for name in names.split()}
+    module, given = small(cls), [torch.randn(shape) for shape in inputs]
     with torch.no_grad():
         plain = module(*given)
         found, features = module.forward_with_features_output(*given)
     assert torch.equal(found, plain)
     assert features["conv_out"] is found
-    assert {name: tuple(h.shape[1:]) for name, h in features.items()} == shapes
-    assert list(features) == list(shapes)  # in the order of the computation
+    # In the order of the computation.
+    assert [(name, (*h.shape[1:],)) for name, h in features.items()] == [*shapes.items()]
     assert torch.equal(features["nonlinearity"], F.silu(features["norm_out"]))
     assert torch.equal(module.conv_out(features["nonlinearity"]), plain)
 
 
 def test_give_pre_end_stops_before_the_last_norm() -> None:
-    decoder, z = small_decoder(), torch.randn(1, 4, 8, 6)
+    decoder, z = small(Decoder), torch.randn(1, 4, 8, 6)
     with torch.no_grad():
         _, whole = decoder.forward_with_features_output(z)
         decoder.give_pre_end = True
@@ -138,13 +102,13 @@ def test_give_pre_end_stops_before_the_last_norm() -> None:
 def test_tanh_bounds_the_pixels_and_leaves_the_features_of_give_pre_end_alone() -> None:
     z = 100 * torch.randn(1, 4, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(small_decoder(tanh_out=True)(z), small_decoder()(z).tanh())
-        early = small_decoder(give_pre_end=True)(z)
-        assert torch.equal(small_decoder(give_pre_end=True, tanh_out=True)(z), early)
+        torch.testing.assert_close(small(Decoder, tanh_out=True)(z), small(Decoder)(z).tanh())
+        early = small(Decoder, give_pre_end=True)(z)
+        assert torch.equal(small(Decoder, give_pre_end=True, tanh_out=True)(z), early)
 
 
 def test_activations_are_freed_after_their_last_use() -> None:
-    encoder = small_encoder(ch_mult=(1, 1, 1), num_res_blocks=2)
+    encoder = small(Encoder, ch_mult=(1, 1, 1), num_res_blocks=2)
     made: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
 
@@ -163,7 +127,6 @@ def test_activations_are_freed_after_their_last_use() -> None:
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    torch.manual_seed(0)
     block = ResnetBlock(in_channels=32, dropout=0.0, temb_channels=3).double()
     attention = AttnBlock(32).double()
     x = torch.randn(1, 32, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -179,7 +142,6 @@ def test_gradients_agree_with_finite_differences() -> None:
 @pytest.mark.parametrize("zq_ch", [None, 4])
 def test_attention_in_float16_never_computes_unscaled_products(zq_ch: int | None) -> None:
     """They would reach 160,000, and float16 ends at 65,504."""
-    torch.manual_seed(0)
     block, x = AttnBlock(64, zq_ch), torch.randn(1, 64, 3, 3)
     arguments = [x] if zq_ch is None else [x, torch.randn(1, 4, 3, 3)]
     with torch.no_grad():
@@ -192,21 +154,8 @@ def test_attention_in_float16_never_computes_unscaled_products(zq_ch: int | None
     assert difference(narrow, wide) < 0.01
 
 
-def test_attention_weights_the_values_of_all_positions() -> None:
-    torch.manual_seed(0)
-    block, x = AttnBlock(32).double(), torch.randn(2, 32, 3, 5, dtype=torch.float64)
-    with torch.no_grad():
-        found = block(x)
-        h = F.group_norm(x, 32, block.norm.weight, block.norm.bias, 1e-6)  # type: ignore[arg-type]
-        q, k, v = (conv(h).flatten(2) for conv in (block.q, block.k, block.v))
-        weights = torch.einsum("bci,bcj->bij", q, k).mul(32**-0.5).softmax(dim=2)
-        mixed = torch.einsum("bij,bcj->bci", weights, v).view_as(x)
-        torch.testing.assert_close(found, x + block.proj_out(mixed))
-
-
 @pytest.mark.parametrize(("cls", "frames"), [(ResnetBlock, ()), (ResnetBlock3D, (3,))])
 def test_a_block_adds_its_embedding_between_the_rounds(cls: Any, frames: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
     block = cls(in_channels=32, out_channels=64, dropout=0.0, temb_channels=16)
     x, temb = torch.randn(2, 32, *frames, 4, 4), torch.randn(2, 16)
     with torch.no_grad():
@@ -230,7 +179,6 @@ def test_a_block_adds_its_embedding_between_the_rounds(cls: Any, frames: tuple[i
 def test_the_shortcut_is_a_convolution_where_channels_change(
     cls: Any, inner: str, arguments: dict[str, Any], shortcut: str | None, size: int | None
 ) -> None:
-    torch.manual_seed(0)
     block = cls(in_channels=32, dropout=0.0, temb_channels=0, **arguments)
     state = block.state_dict()
     found = {
@@ -249,7 +197,7 @@ def test_the_shortcut_is_a_convolution_where_channels_change(
 
 
 def test_dropout_only_acts_in_training() -> None:
-    encoder, image = small_encoder(dropout=0.5), torch.rand(1, 3, 8, 8)
+    encoder, image = small(Encoder, dropout=0.5), torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(encoder(image), encoder(image))
         encoder.train()
@@ -268,7 +216,7 @@ def test_upsampling_repeats_and_downsampling_averages() -> None:
 def test_torch_compile_sees_one_graph() -> None:
     """On devices other than CPUs, where the code chooses kernels itself."""
     with torch.device("meta"):
-        encoder = small_encoder()
+        encoder: nn.Module = small(Encoder)
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 4, 8, 8)
 
@@ -281,7 +229,6 @@ def test_torch_compile_sees_one_graph() -> None:
 def test_a_spatial_norm_scales_and_shifts_by_the_resized_latent(
     add_conv: bool, size: tuple[int, int]
 ) -> None:
-    torch.manual_seed(0)
     norm = SpatialNorm(32, 3, add_conv=add_conv, num_groups=8, eps=1e-3)
     f, zq = torch.randn(2, 32, 6, 7), torch.randn(2, 3, *size)
     state = norm.state_dict()
@@ -314,30 +261,11 @@ def test_another_norm_layer_gets_its_arguments() -> None:
 
 
 def test_zq_ch_defaults_to_z_channels() -> None:
-    state = small_movq().state_dict()
+    state = small(MOVQDecoder).state_dict()
     assert {len(state[key][0]) for key in state if "conv_y.weight" in key} == {4}
     with torch.no_grad():
-        shown = small_movq(zq_ch=6)(torch.randn(2, 4, 5, 7), torch.randn(2, 6, 5, 7))
+        shown = small(MOVQDecoder, zq_ch=6)(torch.randn(2, 4, 5, 7), torch.randn(2, 6, 5, 7))
     assert shown.shape == (2, 3, 10, 14)
-
-
-def test_with_scale_one_and_no_shift_movq_is_the_plain_decoder() -> None:
-    movq, plain = small_movq(), small_decoder()
-    plain.load_state_dict(
-        {
-            key.replace(".norm_layer", ""): value
-            for key, value in movq.state_dict().items()
-            if ".conv_y." not in key and ".conv_b." not in key
-        }
-    )
-    with torch.no_grad():
-        for norm in movq.modules():
-            if isinstance(norm, SpatialNorm):
-                for conv, value in ((norm.conv_y, 1.0), (norm.conv_b, 0.0)):
-                    conv.weight.zero_()
-                    conv.bias.fill_(value)  # type: ignore[union-attr]
-        z = torch.randn(2, 4, 5, 7)
-        torch.testing.assert_close(movq(z, torch.randn(2, 4, 5, 7)), plain(z))
 
 
 Z = torch.zeros(1, 4, 4, 4)
@@ -358,23 +286,19 @@ def test_latents_that_do_not_fit_are_rejected(
     z: Tensor, zq: Tensor | None, problem: str, add_conv: bool
 ) -> None:
     with pytest.raises(ValueError, match=problem):
-        small_movq(add_conv=add_conv)(z, zq)
+        small(MOVQDecoder, add_conv=add_conv)(z, zq)
 
 
 # Subclasses of the decoder
 
 
-class ShoutingBlock(ResnetBlock):
-    """A residual block whose result is doubled."""
-
+class OwnBlock(ResnetBlock):
     def forward(self, x: Tensor, temb: Tensor | None = None, zq: Tensor | None = None) -> Tensor:
         assert temb is None
         return 2 * super().forward(x, temb, zq)
 
 
-class ScaledConv(nn.Conv2d):
-    """A convolution with a gain, which a subclass of the decoder may ask for."""
-
+class OwnConv(nn.Conv2d):
     def __init__(self, *args: Any, gain: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gain = gain
@@ -383,24 +307,30 @@ class ScaledConv(nn.Conv2d):
         return self.gain * super().forward(x)
 
 
-class OwnBlocks(Decoder):
-    def _make_resblock(self) -> Callable[..., nn.Module]:
-        return ShoutingBlock
-
-
-class OwnConv(Decoder):
-    def __init__(self, *, gain: float = 3.0, **kwargs: Any) -> None:
-        self.gain = gain  # before the blocks are made, which read it
+class OwnParts(Decoder):
+    def __init__(self, *, own: str, **kwargs: Any) -> None:
+        self.own = own  # before the parts are made, which depend on it
+        self.asked: list[tuple[int, str]] = []
         super().__init__(**kwargs)
 
+    def _make_resblock(self) -> Callable[..., nn.Module]:
+        return OwnBlock if self.own == "blocks" else super()._make_resblock()
+
     def _make_conv(self) -> Callable[..., nn.Module]:
-        return partial(ScaledConv, gain=self.gain)
+        return partial(OwnConv, gain=3.0) if self.own == "conv" else super()._make_conv()
+
+    def _make_attn(self) -> Callable[..., nn.Module]:
+        def make(channels: int, *, attn_type: str) -> nn.Module:
+            self.asked.append((channels, attn_type))
+            return nn.Sequential(nn.Conv2d(channels, channels, 1))
+
+        return make if self.own == "attention" else super()._make_attn()
 
 
 def test_a_subclass_makes_every_residual_block() -> None:
-    own, stock = (small_decoder(cls, num_res_blocks=2) for cls in (OwnBlocks, Decoder))
+    own, stock = small(OwnParts, own="blocks", num_res_blocks=2), small(Decoder, num_res_blocks=2)
     blocks = [own.mid.block_1, own.mid.block_2, *own.up[0].block, *own.up[1].block]
-    assert [type(block) for block in blocks] == [ShoutingBlock] * 8
+    assert [type(block) for block in blocks] == [OwnBlock] * 8
     assert not [module for module in own.modules() if type(module) is ResnetBlock]
     stock.load_state_dict(own.state_dict())
     with torch.no_grad():
@@ -408,18 +338,8 @@ def test_a_subclass_makes_every_residual_block() -> None:
 
 
 def test_a_subclass_makes_every_attention_and_gets_its_kind() -> None:
-    asked: list[tuple[int, str]] = []
-
-    class OwnAttention(Decoder):
-        def _make_attn(self) -> Callable[..., nn.Module]:
-            def make(channels: int, *, attn_type: str) -> nn.Module:
-                asked.append((channels, attn_type))
-                return nn.Sequential(nn.Conv2d(channels, channels, 1))
-
-            return make
-
-    own = small_decoder(OwnAttention, attn_type="linear")
-    assert asked == [(64, "linear")] * 3  # the middle, and two blocks of the coarsest level
+    own = small(OwnParts, own="attention", attn_type="linear")
+    assert own.asked == [(64, "linear")] * 3  # the middle, and two blocks of the coarsest level
     assert {key for key in own.state_dict() if "attn" in key} == {
         f"{place}.0.{name}"
         for place in ("mid.attn_1", "up.1.attn.0", "up.1.attn.1")
@@ -429,18 +349,14 @@ def test_a_subclass_makes_every_attention_and_gets_its_kind() -> None:
         assert own(torch.randn(1, 4, 3, 5)).shape == (1, 3, 6, 10)
 
 
-def test_a_subclass_makes_only_the_last_convolution() -> None:
-    own, stock = small_decoder(OwnConv, gain=3.0), small_decoder()
-    assert [name for name, m in own.named_modules() if type(m) is ScaledConv] == ["conv_out"]
+def test_a_subclass_makes_only_the_last_convolution_whose_gradient_balances_losses() -> None:
+    own, stock = small(OwnParts, own="conv"), small(Decoder)
+    assert [name for name, m in own.named_modules() if type(m) is OwnConv] == ["conv_out"]
     assert own.get_last_layer() is own.conv_out.weight
     stock.load_state_dict(own.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(own(Z), 3 * stock(Z))
-
-
-def test_the_gradient_at_the_last_layer_can_balance_losses() -> None:
-    network = small_decoder().train()
-    loss = network(torch.randn(1, 4, 4, 4)).square().mean()
-    (gradient,) = torch.autograd.grad(loss, network.get_last_layer())
+    loss = own.train()(torch.randn(1, 4, 4, 4)).square().mean()
+    (gradient,) = torch.autograd.grad(loss, own.get_last_layer())
     assert gradient.shape == (3, 32, 3, 3)
     assert gradient.norm() > 0

@@ -1,52 +1,33 @@
 from copy import deepcopy
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from tests.models.networks import small
 from tokpipe.models.blocks import DownSample3D
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import Norm
 
-
-def small_encoder(**changes: Any) -> Encoder3D:
-    """Three levels; random weights from the current seed."""
-    settings: dict[str, Any] = {
-        "ch": 32,
-        "ch_mult": (1, 1, 2),
-        "num_res_blocks": 1,
-        "attn_resolutions": (),
-        "in_channels": 3,
-        "resolution": 32,
-        "z_channels": 4,
-        "double_z": False,
-    }
-    return Encoder3D(**(settings | changes)).eval()
+small_encoder = partial(small, Encoder3D)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_every_length_gives_the_published_latents_or_says_what_fits(
-    stride: int,
-) -> None:
+def test_every_length_gives_the_published_latents_or_says_what_fits(stride: int) -> None:
     """The published pooling keeps frame 0 and halves the rest, rounding down, level by level.
     Rows and columns beyond a multiple of the stride get no latent."""
     encoder = small_encoder(temporal_compress_times=stride)
     for frames in range(1, 11):
         clip = torch.zeros(1, 3, frames, 9, 14)
         if 1 < frames <= stride:
-            with (
-                pytest.raises(ValueError, match=rf"^{frames} frames .* up to {1 + stride}$"),
-                torch.no_grad(),
-            ):
+            with pytest.raises(ValueError, match=rf"^{frames} frames .* up to {1 + stride}$"):
                 encoder(clip)
         else:
-            with torch.no_grad():
-                assert encoder(clip).shape == (1, 4, 1 + (frames - 1) // stride, 2, 3)
+            assert encoder(clip).shape == (1, 4, 1 + (frames - 1) // stride, 2, 3)
 
 
 def test_a_clip_that_is_not_finite_does_not_affect_the_others() -> None:
-    torch.manual_seed(0)
     encoder, clips = small_encoder(), torch.rand(2, 3, 5, 8, 8)
     broken = clips.clone()
     broken[0, 0, 0, 0, 0] = torch.nan
@@ -70,7 +51,6 @@ def test_downsampling_by_averaging_has_no_weights() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("norm", ["clip", "frame"])
 def test_narrow_branches_alone_are_more_accurate(norm: Norm, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
     encoder = small_encoder(attn_resolutions=(8,), norm=norm)
     clip = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     with torch.inference_mode():
@@ -90,7 +70,6 @@ def test_narrow_branches_alone_are_more_accurate(norm: Norm, dtype: torch.dtype)
 
 
 def test_narrow_branches_stream_to_the_same_bits() -> None:
-    torch.manual_seed(0)
     encoder, clip = small_encoder(norm="frame"), torch.rand(2, 3, 13, 16, 16) * 2 - 1
     encoder.compute_in(torch.bfloat16)
     with torch.inference_mode():
@@ -100,23 +79,7 @@ def test_narrow_branches_stream_to_the_same_bits() -> None:
     assert torch.equal(torch.cat([first, second], dim=2), whole)
 
 
-def test_frames_of_a_single_latent_work_in_a_batch_of_one() -> None:
-    """The norms then have groups of one value, which PyTorch rejects in a batch of one."""
-    torch.manual_seed(0)
-    encoder, clips = small_encoder(ch_mult=(1, 1, 1)), torch.rand(2, 3, 1, 4, 4)
-    with torch.no_grad():
-        assert torch.equal(encoder(clips[:1]), encoder(clips)[:1])
-
-
 @pytest.mark.parametrize("size", [(3, 8), (8, 3), (1, 1)])
 def test_frames_smaller_than_one_latent_are_rejected(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"frames of {size[0]}x{size[1]} .* covers 4x4"):
         small_encoder()(torch.zeros(1, 3, 1, *size))
-
-
-def test_autocast_does_not_convert_integers() -> None:
-    with (
-        pytest.raises(ValueError, match=r"takes torch\.float32"),
-        torch.autocast("cpu", dtype=torch.bfloat16),
-    ):
-        small_encoder()(torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8))

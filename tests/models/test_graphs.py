@@ -1,6 +1,7 @@
 """Which calls are replayed, and only once checked. Captures here are plain calls."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -61,21 +62,21 @@ def test_the_most_recently_used_graphs_are_kept() -> None:
     assert captures.made[(MOST_SHAPES + 1,)] == 1
 
 
-def test_a_graph_with_other_results_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    graphed = GraphedCall(double, Captures(wrong=1.0))
-    for _ in range(CAPTURED_AT + 3):
-        assert torch.equal(graphed(torch.ones(2)), torch.full((2,), 2.0))
-    assert caplog.text.count("its results differ") == 1
+def not_permitted(call: Call, x: Tensor) -> Call:
+    raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def test_a_call_that_cannot_be_captured_runs_directly(caplog: pytest.LogCaptureFixture) -> None:
-    def capture(call: Call, x: Tensor) -> Call:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
+@pytest.mark.parametrize(
+    ("capture", "problem"),
+    [(Captures(wrong=1.0), "its results differ"), (not_permitted, "not permitted")],
+)
+def test_a_graph_that_fails_or_differs_is_not_used(
+    capture: Any, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
     graphed = GraphedCall(double, capture)
     for _ in range(CAPTURED_AT + 3):
         assert torch.equal(graphed(torch.ones(2)), torch.full((2,), 2.0))
-    assert caplog.text.count("not permitted") == 1
+    assert caplog.text.count(problem) == 1
 
 
 def test_errors_of_the_call_pass_through() -> None:

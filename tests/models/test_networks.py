@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.models import golden_fixtures as golden
 from tests.models.checks import assert_same_bits, difference
+from tests.models.networks import IMAGES, LATENT, SMALL
 from tokpipe.models import (
     FSQ,
     LFQ,
@@ -33,18 +34,8 @@ from tokpipe.models import (
 )
 from tokpipe.models.levels import Pyramid
 
-SHARED: dict[str, Any] = {
-    "ch": 32,
-    "ch_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [8],
-    "dropout": 0.0,
-    "resolution": 16,
-    "in_channels": 3,
-    "out_ch": 3,
-}
-LATENT: dict[str, Any] = {"z_channels": 4, "double_z": False}
-TIME: dict[str, Any] = {"temporal_compress_times": 2}
+SHARED = SMALL | IMAGES
+TIME: dict[str, Any] = LATENT | {"temporal_compress_times": 2}
 LINEAR: dict[str, Any] = {"attn_type": "linear"}
 
 Network = Callable[..., nn.Module]
@@ -52,11 +43,8 @@ NETWORKS: dict[str, tuple[Network, list[tuple[int, ...]]]] = {
     "Encoder": (partial(Encoder, **SHARED, **LATENT), [(3, 10, 14)]),
     "Decoder": (partial(Decoder, **SHARED, **LATENT), [(4, 5, 7)]),
     "MOVQDecoder": (partial(MOVQDecoder, **SHARED, **LATENT, add_conv=True), [(4, 5, 7)] * 2),
-    "Encoder3D": (partial(Encoder3D, **SHARED, **LATENT, **TIME), [(3, 5, 12, 20)]),
-    "MOVQDecoder3D": (
-        partial(MOVQDecoder3D, **SHARED, **LATENT, **TIME, add_conv=True),
-        [(4, 3, 3, 5)],
-    ),
+    "Encoder3D": (partial(Encoder3D, **SHARED, **TIME), [(3, 5, 12, 20)]),
+    "MOVQDecoder3D": (partial(MOVQDecoder3D, **SHARED, **TIME, add_conv=True), [(4, 3, 3, 5)]),
     "Encoder, linear": (partial(Encoder, **SHARED, **LATENT, **LINEAR), [(3, 10, 6)]),
     "Decoder, linear": (partial(Decoder, **SHARED, **LATENT, **LINEAR), [(4, 5, 3)]),
     "UNet": (partial(UNet, **SHARED), [(3, 8, 12)]),
@@ -178,6 +166,11 @@ def test_inputs_that_do_not_fit_are_rejected(name: str) -> None:
     for given in wrong:
         with pytest.raises(ValueError, match=rf"{given.dtype} of .* takes torch.float32 of \(B, "):
             network(given, *others)
+    with (
+        pytest.raises(ValueError, match=r"takes torch\.float32"),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        network(x.byte(), *others)
     if "3D" in name:
         with pytest.raises(ValueError, match="none of them 0"):
             network(x[:, :, :0])
@@ -227,7 +220,7 @@ def test_attention_is_of_the_named_kind(
 
 @pytest.mark.parametrize("cls", [Encoder, Encoder3D])
 def test_encoders_return_mean_and_variance_by_default(cls: type[nn.Module]) -> None:
-    changes = TIME if cls is Encoder3D else {}
+    changes = {"temporal_compress_times": 2} if cls is Encoder3D else {}
     state = cls(**SHARED, **changes, z_channels=4).state_dict()
     assert len(state["conv_out.conv.bias" if cls is Encoder3D else "conv_out.bias"]) == 8
 
@@ -273,7 +266,9 @@ def test_arguments_without_a_meaning_are_rejected(
 
 ZQ = torch.zeros(1, 4, 4, 4)
 X = torch.zeros(1, 32, 4, 4)
-Build = Callable[..., Any]
+BLOCK: dict[str, Any] = {"in_channels": 32, "dropout": 0.0}
+CODES = torch.zeros(5, 3, dtype=torch.int64)
+LFQ_OF_TWO = partial(LFQ, codebook_size=4, num_codebooks=2, keep_num_codebooks_dim=False)
 
 
 @pytest.mark.parametrize(
@@ -284,22 +279,13 @@ Build = Callable[..., Any]
         (partial(CausalConv3d, 3, 4, 3, stride=4), "stride=4 is longer than the 3 frames"),
         (partial(AttnBlock, 32, add_conv=True), r"add_conv=True without zq_ch.*Pass zq_ch"),
         (partial(AttnBlock2D, 32, add_conv=True), "add_conv=True without zq_ch"),
-        (partial(ResnetBlock(in_channels=32, dropout=0.0, zq_ch=4), X), "built with zq_ch, .* zq"),
+        (partial(ResnetBlock(**BLOCK, zq_ch=4), X), "built with zq_ch, .* zq"),
         (partial(AttnBlock(32), X, ZQ), "built without zq_ch, .* leave it out"),
-        (
-            partial(ResnetBlock(in_channels=32, dropout=0.0, temb_channels=0), X, X[:, :, 0, 0]),
-            "built with temb_channels=0",
-        ),
-        (
-            partial(ResnetBlock3D(in_channels=32, dropout=0.0, zq_ch=4), X[:, :, None]),
-            "built with zq_ch",
-        ),
+        (partial(ResnetBlock(**BLOCK, temb_channels=0), X, X[:, :, 0, 0]), "with temb_channels=0"),
+        (partial(ResnetBlock3D(**BLOCK, zq_ch=4), X[:, :, None]), "built with zq_ch"),
         (partial(VectorQuantizer, 0, 4), "a codebook of 0 vectors of 4 channels"),
         (partial(GumbelQuantizer, 8, 4, 64, temp_init=0), "temperature=0"),
-        (
-            partial(GumbelQuantizer(8, 4, 64), torch.zeros(1, 8, 2), temp=-1.0),
-            r"temperature=-1\.0",
-        ),
+        (partial(GumbelQuantizer(8, 4, 64), torch.zeros(1, 8, 2), temp=-1.0), r"temperature=-1\.0"),
         (partial(EMAVectorQuantizer, 8, 4, 0.25, decay=1), "decay=1"),
         (partial(EMAVectorQuantizer, 8, 4, 0.25, eps=0), "eps=0"),
         (partial(FSQ, [8, 1]), r"levels=\[8, 1\]: each channel needs at least two"),
@@ -307,25 +293,16 @@ Build = Callable[..., Any]
         (partial(FSQ, [2**22 + 1]), "at most 4194304 per channel"),
         (partial(FSQ, [2] * 63), r"2\*\*62 codes in all"),
         (partial(FSQ, [8], num_codebooks=0), "num_codebooks=0"),
-        (
-            partial(FSQ([8], num_codebooks=2).vectors_of, torch.zeros(5, 3, dtype=torch.int64)),
-            r"shape \(5, 3\), .* of the 2 codebooks",
-        ),
+        (partial(FSQ([8], num_codebooks=2).vectors_of, CODES), r"\(5, 3\), .* of the 2 codebooks"),
         (partial(LFQ, 63), "dim=63"),
         (partial(LFQ, 0), "dim=0"),
-        *(
-            (partial(LFQ, codebook_size=size), f"codebook_size={size}: .* a power of two")
-            for size in (0, 1, 12, -8)
-        ),
+        *((partial(LFQ, codebook_size=n), f"={n}: .* a power of two") for n in (0, 1, 12, -8)),
         (LFQ, "dim and codebook_size are both missing"),
         (partial(LFQ, 4, bit_order="middle"), "bit_order='middle': use 'big'"),  # type: ignore[arg-type]
         (partial(LFQ, 4, codebook_scale=0), "codebook_scale=0"),
-        (
-            partial(LFQ, codebook_size=4, num_codebooks=2, keep_num_codebooks_dim=False),
-            "num_codebooks=2 returns as many codes per position",
-        ),
+        (LFQ_OF_TWO, "num_codebooks=2 returns as many codes per position"),
     ],
 )
-def test_parts_reject_arguments_without_a_meaning(build: Build, problem: str) -> None:
+def test_parts_reject_arguments_without_a_meaning(build: Callable[..., Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         build()

@@ -9,6 +9,8 @@ from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import LFQ
 
+MASK = "quantizer.mask"
+
 
 class Small(nn.Module):
     """A convolution, a learned statistic, and constants that follow from the arguments."""
@@ -42,10 +44,7 @@ def rejection(state: Any, **options: Any) -> WeightsMismatch:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_every_value_is_loaded_in_the_dtype_of_the_module(dtype: torch.dtype) -> None:
-    given = {
-        key: value.to(dtype) if value.is_floating_point() else value
-        for key, value in weights().items()
-    }
+    given = {key: v.to(dtype) if v.is_floating_point() else v for key, v in weights().items()}
     module = Small()
     load_published(module, given)
     for key, value in module.state_dict().items():
@@ -60,13 +59,9 @@ def test_every_value_is_loaded_in_the_dtype_of_the_module(dtype: torch.dtype) ->
         ({"conv.bias": torch.zeros(3, 1)}, "conv.bias", "is (3, 1), not (3,)"),
         ({"conv.bias": torch.zeros(3).int()}, "conv.bias", "is torch.int32, not torch.float32"),
         ({"conv.bias": torch.zeros(3) * 1j}, "conv.bias", "is torch.complex64, not torch.float32"),
-        ({"quantizer.mask": torch.ones(3)}, "quantizer.mask", "is torch.float32, not torch.int64"),
-        ({"quantizer.mask": torch.ones(3) > 0}, "quantizer.mask", "is torch.bool, not torch.int64"),
-        (
-            {"quantizer.mask": torch.tensor([1, 2, 4])},
-            "quantizer.mask",
-            "is [1, 2, 4], not [4, 2, 1]",
-        ),
+        ({MASK: torch.ones(3)}, MASK, "is torch.float32, not torch.int64"),
+        ({MASK: torch.ones(3) > 0}, MASK, "is torch.bool, not torch.int64"),
+        ({MASK: torch.tensor([1, 2, 4])}, MASK, "is [1, 2, 4], not [4, 2, 1]"),
         ({"scale": torch.tensor([1, torch.nan])}, "scale", "holds NaN or infinity"),
         (
             {"scale": torch.tensor([1, 1e300], dtype=torch.float64)},
@@ -78,9 +73,7 @@ def test_every_value_is_loaded_in_the_dtype_of_the_module(dtype: torch.dtype) ->
         ({"scale": torch.ones(2).to_sparse()}, "scale", "is a tensor without plain data"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(
-    changes: dict[str, Any], key: str, problem: str
-) -> None:
+def test_a_misfit_is_named(changes: dict[str, Any], key: str, problem: str) -> None:
     error = rejection(weights(**changes))
     assert (error.missing, error.unexpected, list(error.misfits)) == ((), (), [key])
     assert error.misfits[key].startswith(problem)
@@ -114,14 +107,10 @@ def test_the_error_survives_being_sent_between_processes() -> None:
 
 
 def test_keys_are_renamed_by_the_longest_match() -> None:
-    published = {
-        "model.conv_one.weight": weights()["conv.weight"],
-        "model.conv_one.bias": weights()["conv.bias"],
-        "model.bits": weights()["quantizer.mask"],
-        "model.scale": weights()["scale"],
-    }
+    names = {"conv.weight": "conv_one.weight", "conv.bias": "conv_one.bias", MASK: "bits"}
+    published = {f"model.{names.get(key, key)}": value for key, value in weights().items()}
     module = Small()
-    table = {"model": "", "model.conv_one": "conv", "model.bits": "quantizer.mask"}
+    table = {"model": "", "model.conv_one": "conv", "model.bits": MASK}
     load_published(module, published, rename=table)
     for key, value in module.state_dict().items():
         assert torch.equal(value, weights()[key])

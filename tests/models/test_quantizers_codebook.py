@@ -1,5 +1,6 @@
 """Quantizers with a learned codebook: search, losses, moving averages, sampling, remapping."""
 
+import math
 import os
 import subprocess
 import sys
@@ -17,11 +18,7 @@ from torch import Tensor
 
 from tests.models.checks import assert_same_bits
 from tests.models.quantizer_cases import random_vq
-from tokpipe.models.quantizers import (
-    EMAVectorQuantizer,
-    GumbelQuantizer,
-    VectorQuantizer,
-)
+from tokpipe.models.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
 from tokpipe.models.quantizers.nearest import first_least
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +33,6 @@ def test_every_vq_code_survives_the_round_trip(n_e: int, e_dim: int) -> None:
 
 
 def test_vq_codes_are_the_nearest_by_brute_force() -> None:
-    torch.manual_seed(0)
     quantizer, latent = random_vq(1000, 6), torch.randn(2, 6, 3, 20, 20)
     z = latent.movedim(1, -1).reshape(-1, 6).double()
     brute = torch.cdist(z, quantizer.embedding.weight.double()).argmin(1)
@@ -60,18 +56,23 @@ def test_of_equally_near_code_vectors_the_first_wins_across_blocks(
     assert found.tolist() == first
 
 
-def test_search_never_holds_more_distances_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, addmm = [], torch.addmm
+@pytest.fixture
+def distances(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What every search computes."""
+    found, addmm = [], torch.addmm
 
     def watched(*args: Tensor, alpha: float) -> Tensor:
-        product = addmm(*args, alpha=alpha)
-        sizes.append(product.numel())
-        return product
+        found.append(addmm(*args, alpha=alpha))
+        return found[-1]
 
     monkeypatch.setattr(torch, "addmm", watched)
+    return found
+
+
+def test_search_never_holds_more_distances_than_allowed(distances: list[Tensor]) -> None:
     first_least(torch.randn(300, 4), torch.randn(5000, 4), torch.zeros(5000), -2, 30_000)
-    assert len(sizes) == 50
-    assert max(sizes) <= 30_000
+    assert len(distances) == 50
+    assert max(block.numel() for block in distances) <= 30_000
 
 
 @pytest.mark.parametrize("positions", [1, 3, 5, 7, 64, 100])
@@ -81,23 +82,15 @@ def test_search_never_holds_more_distances_than_allowed(monkeypatch: pytest.Monk
     ids=["vq", "wide vq", "wide gumbel"],
 )
 def test_distances_have_the_same_bits_in_any_batch_on_any_number_of_threads(
-    quantizer: VectorQuantizer | GumbelQuantizer, positions: int, monkeypatch: pytest.MonkeyPatch
+    quantizer: VectorQuantizer | GumbelQuantizer, positions: int, distances: list[Tensor]
 ) -> None:
     """Distances are compared, since codes would show a difference too rarely."""
-    products, addmm = [], torch.addmm
-
-    def watched(*args: Tensor, alpha: float) -> Tensor:
-        products.append(addmm(*args, alpha=alpha))
-        return products[-1]
-
-    monkeypatch.setattr(torch, "addmm", watched)
-    torch.manual_seed(0)
     latents = torch.randn(4, quantizer.latent_dim, positions)
 
     def run(batch: list[int]) -> list[Tensor]:
-        products.clear()
+        distances.clear()
         quantizer.codes_of(latents[batch])
-        return products
+        return distances[:]
 
     assert_same_bits(run)
 
@@ -122,10 +115,8 @@ def test_beta_weights_the_commitment_or_as_published_the_pull(
 
 
 @pytest.mark.parametrize("grid", [(5,), (2, 3), (2, 3, 4)])
-def test_vq_codes_are_flat_or_a_column_or_in_the_sane_shape(
-    grid: tuple[int, ...],
-) -> None:
-    latent, num = torch.randn(2, 4, *grid), 2 * int(np.prod(grid))
+def test_vq_codes_are_flat_or_a_column_or_in_the_sane_shape(grid: tuple[int, ...]) -> None:
+    latent, num = torch.randn(2, 4, *grid), 2 * math.prod(grid)
     assert VectorQuantizer(40, 4)(latent).codes.shape == (num,)
     assert VectorQuantizer(40, 4, remap=USED)(latent).codes.shape == (num, 1)
     assert EMAVectorQuantizer(40, 4, 0.25)(latent).codes.shape == (num,)
@@ -149,9 +140,6 @@ def test_get_codebook_entry_takes_the_shape_with_channels_last() -> None:
         quantizer.get_codebook_entry(torch.tensor([0, 40]), (1, 1, 2, 3))
 
 
-# Remapping, against the published formulas.
-
-
 def published_remap(entries: Tensor, used: Tensor, unknown_index: int) -> Tensor:
     match = (entries[..., None] == used).long()
     new = match.argmax(-1)
@@ -164,7 +152,6 @@ def published_remap(entries: Tensor, used: Tensor, unknown_index: int) -> Tensor
 def test_remapped_codes_are_the_published_ones(
     cls: type[VectorQuantizer | EMAVectorQuantizer], unknown_index: Any
 ) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 3, 20, 20)
     whole = cls(40, 3, 0.25).eval()
     quantizer = cls(40, 3, 0.25, remap=USED, unknown_index=unknown_index).eval()
@@ -231,17 +218,11 @@ def test_an_unknown_index_outside_the_list_is_rejected(unknown_index: Any) -> No
         VectorQuantizer(40, 3, remap=USED, unknown_index=unknown_index)
 
 
-# Moving averages.
-
-
 def test_one_ema_step_is_the_published_formula() -> None:
-    torch.manual_seed(0)
     quantizer = EMAVectorQuantizer(6, 3, beta=0.5, decay=0.9, eps=1e-3).train()
     codebook = quantizer.embedding
     codebook.cluster_size.copy_(torch.rand(6))
-    weight, sizes, averages = (
-        x.clone() for x in (codebook.weight, codebook.cluster_size, codebook.embed_avg)
-    )
+    weight, sizes, averages = (value.clone() for value in quantizer.state_dict().values())
     latent = torch.randn(2, 3, 4, 4, requires_grad=True)
     found = quantizer(latent)
     rows = latent.detach().movedim(1, -1).reshape(-1, 3)
@@ -263,12 +244,10 @@ def test_one_ema_step_is_the_published_formula() -> None:
 
 
 def test_ema_finds_the_centres_of_a_mixture_and_eval_moves_nothing() -> None:
-    torch.manual_seed(0)
     centres = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-2.0, 0.0], [0.0, -2.0]])
 
     def draw() -> Tensor:
-        rows = centres[torch.randint(4, (256,))] + 0.05 * torch.randn(256, 2)
-        return rows.T.unsqueeze(0)
+        return (centres[torch.randint(4, (256,))] + 0.05 * torch.randn(256, 2)).T.unsqueeze(0)
 
     quantizer = EMAVectorQuantizer(4, 2, 0.25, decay=0.9).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -288,7 +267,6 @@ def test_ema_finds_the_centres_of_a_mixture_and_eval_moves_nothing() -> None:
 
 
 def test_latents_that_are_not_finite_do_not_affect_the_averages() -> None:
-    torch.manual_seed(0)
     latent = torch.randn(1, 3, 50)
     spoiled = latent.clone()
     spoiled[0, 1, 7], spoiled[0, 0, 8] = torch.nan, torch.inf
@@ -326,9 +304,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_ranks_move_their_codebooks_as_one_rank_with_all_latents_would(
-    tmp_path: Path,
-) -> None:
+def test_ranks_move_their_codebooks_as_one_rank_with_all_latents_would(tmp_path: Path) -> None:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=environment)
@@ -345,11 +321,7 @@ def test_ranks_move_their_codebooks_as_one_rank_with_all_latents_would(
         torch.testing.assert_close(states[0][key], value)
 
 
-# Sampling.
-
-
 def test_gumbel_draws_noise_only_in_a_training_forward() -> None:
-    torch.manual_seed(0)
     quantizer, latent = GumbelQuantizer(8, 4, 64), torch.randn(2, 8, 3, 10, 10)
     wanted = quantizer.proj(latent.flatten(2, 3)).argmax(1).view(2, 3, 10, 10)
     state = torch.get_rng_state()
@@ -365,20 +337,9 @@ def test_gumbel_draws_noise_only_in_a_training_forward() -> None:
     assert torch.equal(first.vectors, quantizer.vectors_of(first.codes))
 
 
-def test_gumbel_samples_codes_as_often_as_the_softmax_says() -> None:
-    torch.manual_seed(0)
-    quantizer = GumbelQuantizer(3, 2, 5).train()
-    latent = torch.randn(1, 3, 1).expand(1, 3, 40_000)
-    with torch.no_grad():
-        counts = torch.bincount(quantizer(latent).codes.flatten(), minlength=5)
-        wanted = quantizer.logits_of(latent[:, :, :1]).softmax(1).flatten()
-    torch.testing.assert_close(counts / 40_000, wanted, atol=0.01, rtol=0)
-
-
 @pytest.mark.parametrize("straight_through", [True, False])
 def test_gumbel_gradients_are_those_of_the_softmax(straight_through: bool) -> None:
     """Against PyTorch's own function, which draws the same noise from the same state."""
-    torch.manual_seed(0)
     quantizer = GumbelQuantizer(3, 2, 5, straight_through=straight_through, temp_init=0.7).train()
     latent, weights = torch.randn(1, 3, 40), torch.randn(1, 2, 40)
     for temp in (None, 2.0):
@@ -402,7 +363,6 @@ def test_gumbel_gradients_are_those_of_the_softmax(straight_through: bool) -> No
 
 @pytest.mark.parametrize("training", [True, False])
 def test_remapped_gumbel_only_uses_the_entries_in_use(training: bool) -> None:
-    torch.manual_seed(0)
     quantizer = GumbelQuantizer(8, 4, 40, remap=USED).train(training)
     latent, used = torch.randn(2, 8, 10, 10), torch.tensor(USED)
     codes = quantizer.codes_of(latent)

@@ -71,7 +71,6 @@ def test_every_finite_latent_has_an_fsq_code(levels: list[int], size: float) -> 
 
 @pytest.mark.parametrize("levels", [[2, 3], [8, 5], [64, 63]], ids=str)
 def test_fsq_gradients_are_those_of_the_bounded_value(levels: list[int]) -> None:
-    torch.manual_seed(0)
     latent = (torch.randn(2, 2, 50) * 2).requires_grad_()
     weights = torch.randn(2, 2, 50)
     fsq = FSQ(levels)
@@ -87,7 +86,6 @@ def test_fsq_gradients_are_those_of_the_bounded_value(levels: list[int]) -> None
 
 
 def test_bounded_is_rounded_to_the_code_and_its_distance_can_be_trained_down() -> None:
-    torch.manual_seed(0)
     fsq, latent = FSQ((8, 5, 5)), torch.randn(2, 3, 4, 4).requires_grad_()
     codes = fsq.codes_of(latent)
     digits = fsq.bounded(latent).round() + torch.tensor([4, 2, 2]).view(3, 1, 1)
@@ -110,13 +108,13 @@ def test_bounded_is_rounded_to_the_code_and_its_distance_can_be_trained_down() -
 def test_every_lfq_width_survives_the_round_trip(dim: int, bit_order: str) -> None:
     lfq = LFQ(dim, bit_order=bit_order)  # type: ignore[arg-type]
     assert lfq.codebook_size == 2**dim
-    if dim <= 14:
-        codes = torch.arange(2**dim)
-    else:
-        generator = torch.Generator().manual_seed(dim)
-        codes = torch.randint(0, 2**dim, (2000,), generator=generator)
-        edges = [0, 1, 2 ** (dim - 1), 2**dim - 1]
-        codes = torch.cat([torch.tensor(edges), codes])
+    codes = torch.arange(2 ** min(dim, 14))
+    if dim > 14:
+        torch.manual_seed(dim)
+        edges = torch.tensor([0, 1, 2 ** (dim - 1), 2**dim - 1])
+        codes = torch.cat([edges, torch.randint(0, 2**dim, (2000,))])
+    powers = [2**bit for bit in range(dim)]
+    assert lfq.state_dict()["mask"].tolist() == powers[:: 1 if bit_order == "little" else -1]
     vectors = lfq.vectors_of(codes)
     assert set(vectors.unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(lfq.codes_of(vectors), codes)
@@ -124,18 +122,12 @@ def test_every_lfq_width_survives_the_round_trip(dim: int, bit_order: str) -> No
 
 @pytest.mark.parametrize("dim", [1, 2, 7, 18, 31, 62])
 def test_little_endian_codes_are_the_big_endian_ones_with_their_bits_reversed(dim: int) -> None:
-    torch.manual_seed(0)
     latent = torch.randn(3, dim, 40)
     big = LFQ(dim).codes_of(latent).flatten().tolist()
     little = LFQ(dim, bit_order="little").codes_of(latent).flatten().tolist()
     assert little == [int(f"{code:0{dim}b}"[::-1], 2) for code in big]
     assert LFQ(2).codes_of(torch.tensor([[0.0, -0.0]])).item() == 0  # zero counts as negative
     assert big[0] == int("".join("1" if x > 0 else "0" for x in latent[0, :, 0]), 2)
-
-
-def test_the_mask_of_the_state_differs_between_bit_orders() -> None:
-    assert LFQ(4).state_dict()["mask"].tolist() == [8, 4, 2, 1]
-    assert LFQ(4, bit_order="little").state_dict()["mask"].tolist() == [1, 2, 4, 8]
 
 
 def published_entropies(latent: Tensor, inv_temperature: float) -> tuple[Tensor, Tensor]:
@@ -148,7 +140,6 @@ def published_entropies(latent: Tensor, inv_temperature: float) -> tuple[Tensor,
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 8, 11])
 def test_lfq_loss_is_the_published_one(dim: int) -> None:
-    torch.manual_seed(0)
     latent = (torch.randn(2, dim, 5, 6) * 0.02).requires_grad_()
     exact = latent.detach().double().requires_grad_()
     lfq = LFQ(dim, entropy_loss_weight=0.3, commitment_loss_weight=0.7, diversity_gamma=2.5)
@@ -167,7 +158,6 @@ def test_lfq_loss_is_the_published_one(dim: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_lfq_loss_and_its_gradient_stay_finite(scale: float) -> None:
-    torch.manual_seed(0)
     latent = (torch.randn(1, 20, 30) * scale).requires_grad_()
     loss = LFQ(20)(latent).loss
     loss.backward()
@@ -176,7 +166,6 @@ def test_lfq_loss_and_its_gradient_stay_finite(scale: float) -> None:
 
 
 def test_the_entropy_of_wide_codes_is_that_of_their_groups_summed() -> None:
-    torch.manual_seed(0)
     logits = torch.randn(50, 40)
     groups = logits.tensor_split(3, dim=1)  # 14, 13 and 13 bits
     wanted = torch.stack([entropy_of_mean(group) for group in groups]).sum()
@@ -214,7 +203,6 @@ def test_several_codebooks_have_their_codes_in_a_last_dimension(
 
 
 def test_projections_have_the_published_keys_and_convert_both_ways() -> None:
-    torch.manual_seed(0)
     latent = torch.randn(2, 5, 3, 4, 4)
     for quantizer, inner in (
         (FSQ([8, 5, 5], dim=5), FSQ([8, 5, 5])),
@@ -234,7 +222,6 @@ def test_projections_have_the_published_keys_and_convert_both_ways() -> None:
 
 
 def test_the_codebook_scale_is_that_of_the_vectors() -> None:
-    torch.manual_seed(0)
     lfq, latent = LFQ(4, codebook_scale=0.5), torch.randn(2, 4, 6)
     found = lfq(latent)
     assert torch.equal(found.vectors, latent.sign() * 0.5)

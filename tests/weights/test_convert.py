@@ -1,7 +1,6 @@
 """``tokpipe convert``: training checkpoints become folders that load strictly and make codes."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.models.adapter_helpers import noise, randomize
+from tests.models.adapter_helpers import noise, randomize, small_native
 from tokpipe.cli import main
 from tokpipe.config import parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.tokenizer import MoVQGANConfig, NativeConfig
+from tokpipe.config.native_parts import FSQConfig
+from tokpipe.config.tokenizer import MoVQGANConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
@@ -23,24 +23,9 @@ from tokpipe.weights.convert import Choices, convert
 from tokpipe.weights.read import read_weights
 
 DEMO = yaml.safe_load((Path(__file__).parents[2] / "jobs/demo.yaml").read_text())
-CONFIG = MoVQGANConfig(
-    kind="movqgan",
-    weights="s3://models/m.safetensors",
-    ch=32,
-    ch_mult=(1, 1, 1, 2),
-    num_res_blocks=1,
-    codebook_size=50,
-)
-NATIVE: dict[str, Any] = {
-    "encoder": {
-        "ch": 32,
-        "ch_mult": [1, 1],
-        "num_res_blocks": 1,
-        "z_channels": 6,
-        "temporal_compress_times": 2,
-    },
-    "quantizer": {"kind": "fsq"},
-}
+SMALL: dict[str, Any] = {"ch": 32, "num_res_blocks": 1, "codebook_size": 50}
+CONFIG = MoVQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **SMALL)
+NATIVE = small_native(FSQConfig(kind="fsq"))
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +44,25 @@ def lightning(model: MoVQGANTokenizer) -> dict[str, Any]:
             state[f"ema_{part}.{key.replace('.', '')}"] = value * 1.25
         state[f"ema_{part}.decay"] = torch.tensor(0.9999)
         state[f"ema_{part}.num_updates"] = torch.tensor(7)
-    return {
-        "state_dict": state,
-        "epoch": 3,
-        "hyper_parameters": argparse.Namespace(path=Path("/data")),
-        "callbacks": {"checkpoint": argparse.Namespace(best=3)},
-    }
+    return {"state_dict": state, "epoch": 3, "hyper_parameters": argparse.Namespace(path=Path("/"))}
+
+
+def converted(folder: Path, content: Any, **arguments: Any) -> list[str]:
+    """What is printed when ``m.ckpt`` in ``folder``, which holds ``content``, becomes ``out``."""
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "m.ckpt")
+    options = {"kind": "movqgan", **arguments}
+    return list(convert(folder / "m.ckpt", folder / "out", **options))
+
+
+def written(folder: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / "out/model.safetensors")
 
 
 def tokenizer_of(folder: Path) -> Any:
     """The tokenizer of a checkpoint folder, as a job would build it."""
-    text = yaml.safe_dump(
-        {**DEMO, "tokenizer": {"checkpoint": str(folder)}, "chunking": {"policy": "whole"}}
-    )
-    config = parse_job(text, name="job.yaml", root=Path("/"), environ={}).tokenizer
+    job = {**DEMO, "tokenizer": {"checkpoint": str(folder)}, "chunking": {"policy": "whole"}}
+    config = parse_job(yaml.safe_dump(job), name="j", root=Path("/"), environ={}).tokenizer
     weights = read_weights(config, StoreOptions(), with_decoder=True)
     return build_tokenizer(config, weights.encoding, with_decoder=True)
 
@@ -87,20 +77,12 @@ def test_a_published_checkpoint_becomes_a_folder_for_jobs(
     assert "left out 1 keys below 'loss.'" in printed
     assert "moving averages; --ema takes them" in printed
     assert f"{folder}: movqgan, 1x8x8 pixels per code, 50 codes" in printed
-    section = yaml.safe_load((folder / "config.yaml").read_text())
-    assert section == {
-        "kind": "movqgan",
-        "name": "m",
-        "ch": 32,
-        "ch_mult": [1, 1, 1, 2],
-        "num_res_blocks": 1,
-        "attn_resolutions": [32],
-        "z_channels": 4,
-        "embed_dim": 4,
-        "codebook_size": 50,
-    }
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == {
+        "kind": "movqgan", "name": "m", "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1,
+        "attn_resolutions": [32], "z_channels": 4, "embed_dim": 4, "codebook_size": 50,
+    }  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.safetensors"]
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["movqgan"]
+    assert list(folder.parent.iterdir()) == [folder]
     tokenizer = tokenizer_of(folder)
     pixels = noise(1, 2, 16, 16, 3)
     codes = tokenizer.encode(pixels)
@@ -111,45 +93,27 @@ def test_a_published_checkpoint_becomes_a_folder_for_jobs(
 def test_ema_replaces_the_weights_by_their_moving_averages(
     model: MoVQGANTokenizer, tmp_path: Path
 ) -> None:
-    source = tmp_path / "m.ckpt"
-    torch.save(lightning(model), source)
-    lines = list(convert(source, tmp_path / "a", kind="movqgan", choices=Choices(ema=True)))
+    lines = converted(tmp_path, lightning(model), **EMA)
     wanted = model.state_dict()
-    assert f"{source}: took {len(wanted):,} moving averages instead of the weights" in lines
-    found = safetensors.torch.load_file(tmp_path / "a/model.safetensors")
+    assert (
+        f"{tmp_path}/m.ckpt: took {len(wanted):,} moving averages instead of the weights" in lines
+    )
+    found = written(tmp_path)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key] * 1.25) for key in wanted)
 
-    state = {**model.state_dict()}
-    state |= {"model_ema." + key.replace(".", ""): value * 2 for key, value in state.items()}
+    state = {**wanted, **{f"model_ema.{key.replace('.', '')}": 2 * wanted[key] for key in wanted}}
     del state["model_ema.quant_convbias"]
-    torch.save(state, source)
-    lines = list(convert(source, tmp_path / "b", kind="movqgan", choices=Choices(ema=True)))
-    assert f"{source}: 1 keys have no average: quant_conv.bias" in lines
-    found = safetensors.torch.load_file(tmp_path / "b/model.safetensors")
+    lines = converted(tmp_path / "b", state, **EMA)
+    assert f"{tmp_path}/b/m.ckpt: 1 keys have no average: quant_conv.bias" in lines
+    found = written(tmp_path / "b")
     assert torch.equal(found["quant_conv.weight"], wanted["quant_conv.weight"] * 2)
     assert torch.equal(found["quant_conv.bias"], wanted["quant_conv.bias"])
 
 
-def test_ambiguous_averages_are_rejected(tmp_path: Path) -> None:
-    source = tmp_path / "m.pt"
-    one = torch.ones(1)
-    torch.save({"a.b.c": one, "a.bc": one, "model_ema.abc": one}, source)
-    with pytest.raises(ConfigError, match=r"a\.bc and a\.b\.c share one moving average"):
-        list(convert(source, tmp_path / "x", kind="movqgan", choices=Choices(ema=True)))
-    torch.save({"a": one}, source)
-    with pytest.raises(ConfigError, match="has no moving averages"):
-        list(convert(source, tmp_path / "x", kind="movqgan", choices=Choices(ema=True)))
-
-
-def native_state() -> dict[str, Tensor]:
-    config = NativeConfig.model_validate_json(json.dumps(NATIVE))
-    return dict(build_tokenizer(config, None).state_dict())
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_strip_and_drop_select_keys_by_prefix(tmp_path: Path, suffix: str) -> None:
-    wanted = native_state()
+    wanted = build_tokenizer(NATIVE, None).state_dict()
     state = {f"model.{key}": value for key, value in wanted.items()}
     state |= {"model.loss.w": torch.zeros(1), "discriminator.w": torch.zeros(1)}
     source, config = tmp_path / f"m{suffix}", tmp_path / "native.yaml"
@@ -157,15 +121,19 @@ def test_strip_and_drop_select_keys_by_prefix(tmp_path: Path, suffix: str) -> No
         torch.save({"weights": state, "model": 3}, source)
     else:
         safetensors.torch.save_file(state, source)
-    config.write_text(yaml.safe_dump(NATIVE))
-    choices = Choices(
-        state="weights" if suffix == ".pth" else None, strip="model.", drop=("loss.",)
-    )
+    config.write_text(NATIVE.model_dump_json(exclude_unset=True))
+    entry = "weights" if suffix == ".pth" else None
+    choices = Choices(state=entry, strip="model.", drop=("loss.",))
     lines = list(convert(source, tmp_path / "out", config=config, choices=choices))
     assert f"{source}: took the {len(wanted) + 1} of {len(wanted) + 2} keys below 'model.'" in lines
-    found = safetensors.torch.load_file(tmp_path / "out/model.safetensors")
+    found = written(tmp_path)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+W = {"w": torch.ones(1)}
+EMA = {"choices": Choices(ema=True)}
+AVERAGES = {"a.b.c": torch.ones(1), "a.bc": torch.ones(1), "model_ema.abc": torch.ones(1)}
 
 
 @pytest.mark.parametrize(
@@ -174,65 +142,47 @@ def test_strip_and_drop_select_keys_by_prefix(tmp_path: Path, suffix: str) -> No
         (
             {"state_dict": {}, "n": 3},
             {"choices": Choices(state="n")},
-            "in the entry 'n'; it is a map",
+            "the entry 'n'; it is a map",
         ),
         ({"epoch": 3, "best": "x"}, {}, r"that can be found; .* epoch \(a int\), best \(a str\)"),
-        (
-            argparse.Namespace(),
-            {},
-            "it is a argparse.Namespace with no entries.*save its state_dict",
-        ),
+        (argparse.Namespace(), {}, "it is a argparse.Namespace with no entries.*its state_dict"),
         ({"state_dict": {"w": 3}}, {}, "among its weights, w is a int. Only dense tensors"),
-        (
-            {"w": torch.ones(1)},
-            {},
-            "is not a checkpoint of kind movqgan: it has no 'encoder",
-        ),
-        ({"w": torch.ones(1)}, {"kind": "emu3"}, "is not a checkpoint of kind emu3"),
-        (
-            {"w": torch.ones(1)},
-            {"choices": Choices(strip="x.")},
-            "no key begins with 'x.', so --strip",
-        ),
-        ({"w": torch.ones(1)}, {"choices": Choices(drop=("x.",))}, "begins with 'x.', so --drop"),
+        (W, {}, "is not a checkpoint of kind movqgan: it has no 'encoder"),
+        (W, {"kind": "emu3"}, "is not a checkpoint of kind emu3"),
+        (W, {"choices": Choices(strip="x.")}, "no key begins with 'x.', so --strip"),
+        (W, {"choices": Choices(drop=("x.",))}, "begins with 'x.', so --drop"),
+        (W, EMA, "has no moving averages"),
+        (AVERAGES, EMA, r"a\.bc and a\.b\.c share one moving average"),
     ],
 )
 def test_errors_say_what_the_checkpoint_holds(
     tmp_path: Path, content: Any, arguments: dict[str, Any], problem: str
 ) -> None:
-    source = tmp_path / "m.ckpt"
-    torch.save(content, source)
     with pytest.raises(ConfigError, match=problem):
-        list(convert(source, tmp_path / "out", **{"kind": "movqgan", **arguments}))
+        converted(tmp_path, content, **arguments)
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_do_not_fit_leave_no_files(model: MoVQGANTokenizer, tmp_path: Path) -> None:
-    source = tmp_path / "m.ckpt"
-    torch.save({**model.state_dict(), "extra.w": torch.zeros(1)}, source)
-    with pytest.raises(
-        WeightsMismatch, match=r"m.ckpt: the weights do not fit .*unexpected extra.w"
-    ):
-        list(convert(source, tmp_path / "out", kind="movqgan"))
+    problem = r"m.ckpt: the weights do not fit .*unexpected extra.w"
+    with pytest.raises(WeightsMismatch, match=problem):
+        converted(tmp_path, {**model.state_dict(), "extra.w": torch.zeros(1)})
     assert [path.name for path in tmp_path.iterdir()] == ["m.ckpt"]
 
 
 def test_existing_files_are_not_overwritten(model: MoVQGANTokenizer, tmp_path: Path) -> None:
-    source, folder = tmp_path / "m.ckpt", tmp_path / "out"
-    torch.save(model.state_dict(), source)
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model.safetensors").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"out/model.safetensors already exists"):
-        list(convert(source, folder, kind="movqgan"))
-    assert (folder / "model.safetensors").read_bytes() == b"mine"
+        converted(tmp_path, model.state_dict())
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"mine"
 
 
 def test_settings_come_from_kind_or_config(tmp_path: Path) -> None:
-    for arguments in ({}, {"kind": "movqgan", "config": tmp_path / "c.yaml"}):
-        with pytest.raises(ConfigError, match="Pass either --kind"):
-            list(convert(tmp_path / "m.ckpt", tmp_path / "out", **arguments))  # type: ignore[arg-type]
-    torch.save({"w": torch.ones(1)}, tmp_path / "m.ckpt")
     config = tmp_path / "c.yaml"
+    for kind, path in ((None, None), ("movqgan", config)):
+        with pytest.raises(ConfigError, match="Pass either --kind"):
+            converted(tmp_path, W, kind=kind, config=path)
     for text, problem in (
         ("weights: x", "must hold a tokenizer section without weights"),
         ("a: [", "cannot be read as a tokenizer section"),
@@ -240,4 +190,4 @@ def test_settings_come_from_kind_or_config(tmp_path: Path) -> None:
     ):
         config.write_text(text)
         with pytest.raises(ConfigError, match=problem):
-            list(convert(tmp_path / "m.ckpt", tmp_path / "out", config=config))
+            converted(tmp_path, W, kind=None, config=config)

@@ -31,7 +31,7 @@ class Calls:
 
 
 class Settings(dict[str, Any]):
-    """A dictionary with attributes, as training programs save for hyperparameters."""
+    pass
 
 
 class Meters(list[Any]):
@@ -40,6 +40,16 @@ class Meters(list[Any]):
 
 class Subclass(torch.Tensor):
     pass
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "m.ckpt"
+
+
+@pytest.fixture
+def touched(tmp_path: Path) -> Path:
+    return tmp_path / "touched"
 
 
 def saved(path: Path, content: Any, **options: Any) -> Path:
@@ -56,26 +66,20 @@ def archive(path: Path, data: bytes, **records: bytes) -> Path:
     return path
 
 
-def test_tensors_of_every_type_and_stride_load(tmp_path: Path) -> None:
+def test_tensors_of_every_type_and_stride_load(path: Path) -> None:
     base = torch.arange(24, dtype=torch.float32)
-    tensors = {
-        "whole": base.reshape(2, 3, 4),
-        "middle": base[5:11],
-        "transposed": base.reshape(4, 6).t(),
-        "sliced": base.reshape(4, 6)[1:3, ::2],
-        "scalar": torch.tensor(2.5, dtype=torch.float64),
-        "empty": torch.zeros(0, 3),
-        "bfloat16": torch.ones(3, dtype=torch.bfloat16),
-        "float16": torch.ones(3, dtype=torch.float16),
-        "float8": torch.ones(3).to(torch.float8_e4m3fn),
-        "int64": torch.arange(3),
-        "uint16": torch.tensor([1, 2, 65535], dtype=torch.uint16),
-        "bool": torch.tensor([True, False]),
-        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
-    }
-    found = load_checkpoint(saved(tmp_path / "m.pt", collections.OrderedDict(tensors)))
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
+    matrix = base.reshape(4, 6)
+    dtypes = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.uint16)
+    tensors = [
+        *(matrix, base[5:11], matrix.t(), matrix[1:3, ::2], base.reshape(2, 3, 4)),
+        *(torch.tensor([1, 2, 4]).to(dtype) for dtype in dtypes),
+        *(torch.tensor([True, False]), torch.tensor(2.5).double(), torch.zeros(0, 3)),
+        torch.nn.Parameter(torch.randn(2, 2)),
+    ]
+    named = collections.OrderedDict((str(at), tensor) for at, tensor in enumerate(tensors))
+    found = load_checkpoint(saved(path, named))
+    assert found.keys() == named.keys()
+    for name, tensor in named.items():
         assert not_plain(found[name]) is None, name
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name].double(), tensor.double())
@@ -94,10 +98,9 @@ TRAINING_STATE = {
 }
 
 
-def test_objects_of_a_training_program_become_inert_stubs(tmp_path: Path) -> None:
-    path = saved(tmp_path / "m.ckpt", {**TRAINING_STATE, "state_dict": {"w": torch.ones(2)}})
+def test_objects_of_a_training_program_become_inert_stubs(path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
-    content = load_checkpoint(path)
+    content = load_checkpoint(saved(path, {**TRAINING_STATE, "state_dict": {"w": torch.ones(2)}}))
     assert set(torch.serialization.get_safe_globals()) == before
     assert torch.equal(content["state_dict"]["w"], torch.ones(2))
     assert not_plain(content["hyper_parameters"]) == "a argparse.Namespace"
@@ -107,7 +110,7 @@ def test_objects_of_a_training_program_become_inert_stubs(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "description"),
+    ("value", "words"),
     [
         (lambda: torch.eye(2).to_sparse(), "a sparse tensor"),
         (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "a quantized"),
@@ -118,32 +121,30 @@ def test_objects_of_a_training_program_become_inert_stubs(tmp_path: Path) -> Non
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_a_value_that_is_not_a_plain_tensor_is_described(
-    tmp_path: Path, value: Any, description: str
-) -> None:
-    found = load_checkpoint(saved(tmp_path / "m.ckpt", {"w": value()}))["w"]
-    assert str(not_plain(found)).startswith(description)
+def test_a_value_that_is_not_a_tensor_is_described(path: Path, value: Any, words: str) -> None:
+    found = load_checkpoint(saved(path, {"w": value()}))["w"]
+    assert str(not_plain(found)).startswith(words)
 
 
 @pytest.mark.parametrize("value", [torch.ones(2).as_subclass(Subclass), Meters([1])])
-def test_classes_that_no_stub_can_replace_are_named(tmp_path: Path, value: Any) -> None:
-    path = saved(tmp_path / "m.ckpt", {"w": torch.ones(1), "x": value})
+def test_classes_that_no_stub_can_replace_are_named(path: Path, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"not loaded: .*{type(value).__name__}"):
-        load_checkpoint(path)
+        load_checkpoint(saved(path, {"w": torch.ones(1), "x": value}))
+
+
+def touch(path: Path) -> Calls:
+    return Calls(os.system, f"touch {path}")
 
 
 ATTACKS: dict[str, tuple[Callable[[Path], Calls], str | None]] = {
-    "os.system": (lambda path: Calls(os.system, f"touch {path}"), "posix.system"),
+    "os.system": (touch, "posix.system"),
     "eval": (lambda path: Calls(eval, f"open({str(path)!r}, 'w').close()"), "builtins.eval"),
     "exec": (lambda path: Calls(exec, f"open({str(path)!r}, 'w').close()"), "builtins.exec"),
-    "a nested pickle": (
-        lambda path: Calls(pickle.loads, pickle.dumps(Calls(os.system, f"touch {path}"))),
-        None,
-    ),
+    "a nested pickle": (lambda path: Calls(pickle.loads, pickle.dumps(touch(path))), None),
     "a nested checkpoint": (
         lambda path: Calls(
             torch.storage._load_from_bytes,
-            saved(path.with_suffix(".pt"), Calls(os.system, f"touch {path}")).read_bytes(),
+            saved(path.with_suffix(".pt"), touch(path)).read_bytes(),
         ),
         None,
     ),
@@ -154,8 +155,7 @@ stands in for a function that only unpickles."""
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_code_in_a_checkpoint_never_runs(tmp_path: Path, attack: str) -> None:
-    touched, path = tmp_path / "touched", tmp_path / "m.ckpt"
+def test_code_in_a_checkpoint_never_runs(path: Path, touched: Path, attack: str) -> None:
     attacker, name = ATTACKS[attack]
     saved(path, {"w": torch.ones(1), "callbacks": [(attacker(touched),)]})
     if name is None:
@@ -170,33 +170,31 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path, attack: str) -> None:
 
 
 RUN = b"S'touch TOUCHED'\n"
+GETATTR = b"cbuiltins\ngetattr\n"
 OPCODES = {
     "REDUCE": b"cos\nsystem\n(" + RUN + b"tR.",
     "INST": b"(" + RUN + b"ios\nsystem\n.",
     "OBJ": b"(cos\nsystem\n" + RUN + b"o.",
     "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93" + RUN + b"\x85R.",
-    "getattr": b"cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(cos\npath\nS'os'\ntRS'system'\ntR("
-    + RUN
-    + b"tR.",
+    "getattr": GETATTR + b"(" + GETATTR + b"(cos\npath\nS'os'\ntRS'system'\ntR(" + RUN + b"tR.",
 }
 
 
 @pytest.mark.parametrize("opcode", OPCODES)
-def test_no_opcode_reaches_a_function(tmp_path: Path, opcode: str) -> None:
-    touched = tmp_path / "touched"
+def test_no_opcode_reaches_a_function(path: Path, touched: Path, opcode: str) -> None:
     pickled = OPCODES[opcode].replace(b"TOUCHED", str(touched).encode())
     with pytest.raises(ConfigError, match=r"contains code|cannot be read"):
-        load_checkpoint(archive(tmp_path / "m.ckpt", pickled))
+        load_checkpoint(archive(path, pickled))
     assert not touched.exists()
     pickle.loads(pickled)
     assert touched.exists(), "the pickle does nothing anyway"
 
 
-def test_a_stub_cannot_be_called_from_the_pickle(tmp_path: Path) -> None:
+def test_a_stub_cannot_be_called_from_the_pickle(path: Path) -> None:
     # builtins.getattr(...) is a stub. Calling what it returned is an error.
     pickled = b"\x80\x02cbuiltins\ngetattr\n)R)R."
     with pytest.raises(ConfigError, match="call reduce for unrecognized function"):
-        load_checkpoint(archive(tmp_path / "m.ckpt", pickled))
+        load_checkpoint(archive(path, pickled))
 
 
 def tensor_pickle(key: str, offset: int, size: Any, stride: Any, num_items: int) -> bytes:
@@ -232,10 +230,8 @@ def tensor_pickle(key: str, offset: int, size: Any, stride: Any, num_items: int)
         (("../data.pkl", 0, (2,), (1,), 4), False),
     ],
 )
-def test_tensors_outside_their_record_are_rejected(
-    tmp_path: Path, layout: tuple[Any, ...], sound: bool
-) -> None:
-    path = archive(tmp_path / "m.ckpt", tensor_pickle(*layout), data_0=bytes(16))
+def test_tensors_outside_their_record_are_rejected(path: Path, layout: Any, sound: bool) -> None:
+    archive(path, tensor_pickle(*layout), data_0=bytes(16))
     try:
         problem = not_plain(load_checkpoint(path)["x"])
     except ConfigError:
@@ -243,9 +239,7 @@ def test_tensors_outside_their_record_are_rejected(
     assert (problem is None) == sound
 
 
-def test_other_kinds_of_file_are_recognized(tmp_path: Path) -> None:
-    path = tmp_path / "m.ckpt"
-
+def test_other_kinds_of_file_are_recognized(path: Path) -> None:
     def check(match: str) -> None:
         with pytest.raises(ConfigError, match=rf"{path.name} {match}"):
             load_checkpoint(path)
@@ -279,43 +273,39 @@ def content_of(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_damaged_file_loads_the_same_weights_or_is_rejected(tmp_path: Path, legacy: bool) -> None:
+def test_a_damaged_file_loads_the_same_weights_or_is_rejected(path: Path, legacy: bool) -> None:
     content = {"state_dict": {"w": torch.arange(4)}, "epoch": 3, "hparams": argparse.Namespace()}
-    path = saved(tmp_path / "m.ckpt", content, _use_new_zipfile_serialization=not legacy)
+    saved(path, content, _use_new_zipfile_serialization=not legacy)
     whole, rng = path.read_bytes(), random.Random(0)
     for at in range(0, len(whole), 11 if legacy else 1):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << rng.randrange(8)
-        path = tmp_path / f"{at}.ckpt"
         path.write_bytes(damaged)
         assert content_of(path) in (None, [0, 1, 2, 3]), at
         if at % 13 == 0:
             path.write_bytes(whole[:at])
             assert content_of(path) is None, at
-        path.unlink()
 
 
-def test_a_flipped_bit_in_the_name_of_a_record_is_rejected(tmp_path: Path) -> None:
-    path = saved(tmp_path / "m.ckpt", {"state_dict": {"w": torch.ones(4)}})
-    data = bytearray(path.read_bytes())
+def test_a_flipped_bit_in_the_name_of_a_record_is_rejected(path: Path) -> None:
+    data = bytearray(saved(path, {"state_dict": {"w": torch.ones(4)}}).read_bytes())
     data[data.index(b"byteorder")] ^= 0x40  # in the record's own header, not in the directory
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=r"m\.ckpt is damaged in m/byteorder"):
         load_checkpoint(path)
 
 
-def test_a_damaged_pickle_with_right_checksums_is_rejected_or_loads(tmp_path: Path) -> None:
-    source = saved(tmp_path / "m.ckpt", {"w": torch.ones(4), "hparams": argparse.Namespace(a=1)})
-    with zipfile.ZipFile(source) as file:
-        records = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
-    pickled, rng = records.pop("data.pkl"), random.Random(0)
-    for at in range(len(pickled)):
-        damaged = bytearray(pickled)
+def test_a_damaged_pickle_with_right_checksums_is_rejected_or_loads(path: Path) -> None:
+    saved(path, {"w": torch.ones(4), "hparams": argparse.Namespace(a=1)})
+    with zipfile.ZipFile(path) as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    (name,) = (name for name in records if name.endswith("/data.pkl"))
+    rng = random.Random(0)
+    for at in range(len(records[name])):
+        damaged = bytearray(records[name])
         damaged[at] = rng.randrange(256)
-        path = tmp_path / f"{at}.ckpt"
         with zipfile.ZipFile(path, "w") as file:
-            file.writestr("m/data.pkl", damaged)
-            for name, record in records.items():
-                file.writestr(f"m/{name}", record)
+            for record, data in {**records, name: damaged}.items():
+                file.writestr(record, data)
         with contextlib.suppress(ConfigError):
             load_checkpoint(path)
