@@ -26,12 +26,6 @@ def spoil(
     return rows
 
 
-def no_memory_for_three(pixels: Tensor) -> None:
-    """Fail like a device with memory for two chunks at a time."""
-    if len(pixels) > 2:
-        raise torch.OutOfMemoryError("no room")
-
-
 @pytest.mark.parametrize("bad", [{0}, {3}, {6}, {1, 5}, set(range(7))], ids=str)
 def test_clips_that_make_the_encoder_fail_are_found_among_others(
     bad: set[int], monkeypatch: pytest.MonkeyPatch
@@ -65,6 +59,11 @@ def test_running_out_of_memory_halves_later_batches(
     clips = [clip(name, 7) for name in range(5)]
     wanted = ready_stage(batch_chunks=8).process(clips)
     stage = ready_stage(batch_chunks=8)
+
+    def no_memory_for_three(pixels: Tensor) -> None:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("no room")
+
     rows = spoil(stage, monkeypatch, no_memory_for_three)
     for found, want in zip(stage.process(clips), wanted, strict=True):
         assert isinstance(found, EncodedClip)
