@@ -44,8 +44,7 @@ def test_frames_before_an_undecodable_frame_are_kept(
     num = len(video.frames)
     assert 8 <= num <= 12
     assert np.array_equal(video.frames, whole.frames[:num])
-    assert video.damage is not None
-    assert f"the clip ends after {num} of 30 frames: " in video.damage
+    assert f"the clip ends after {num} of 30 frames: " in str(video.damage)
     assert video.backend == "pyav"
 
 
