@@ -109,9 +109,7 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
         ({"kind": 3}, "kind 3 is none of 'native'"),
     ],
 )
-def test_an_unusable_checkpoint_is_reported(
-    tmp_path: Path, tokenizer: object, problem: str
-) -> None:
+def test_an_unusable_checkpoint_is_named(tmp_path: Path, tokenizer: object, problem: str) -> None:
     folder(tmp_path / "small", NATIVE)
     with pytest.raises(ConfigError, match=rf"^job.yaml: .*{problem}"):
         job_with(tokenizer, tmp_path)

@@ -35,9 +35,7 @@ def rejection(changes: dict[str, Any], environ: dict[str, str] | None = None) ->
         ("tokenizer.weights", {"tokenizer": {**JOB["tokenizer"], "weights": SIGNED}}),
     ],
 )
-def test_a_uri_with_a_secret_is_rejected_without_printing_it(
-    key: str, changes: dict[str, Any]
-) -> None:
+def test_secrets_in_uris_are_rejected_and_not_printed(key: str, changes: dict[str, Any]) -> None:
     message = rejection(changes, {"MY_TOKEN": PLANTED, "LOGIN": f"me:{PLANTED}"})
     assert f"{key}: contains a password, a signature or another secret" in message
     assert PLANTED not in message

@@ -28,9 +28,8 @@ def native(**changes: Any) -> NativeConfig:
 
 
 def custom(implementation: str = "a.b:C", **settings: Any) -> kinds.CustomConfig:
-    return kinds.CustomConfig(
-        kind="custom", implementation=implementation, declares=traits(), **settings
-    )
+    settings |= {"kind": "custom", "declares": traits()}
+    return kinds.CustomConfig(implementation=implementation, **settings)
 
 
 @given(stride=st.integers(1, 9), k=st.integers(0, 50), grouped=st.booleans())
@@ -58,9 +57,7 @@ def test_an_invalid_length_is_rejected_with_valid_ones(
 
 
 @given(height=st.integers(0, 60), width=st.integers(1, 60), multiple=st.sampled_from([4, 8, 12]))
-def test_an_invalid_size_is_rejected_with_valid_ones(
-    height: int, width: int, multiple: int
-) -> None:
+def test_a_wrong_size_is_rejected_with_valid_ones(height: int, width: int, multiple: int) -> None:
     declared = traits(spatial_stride=4, size_multiple=multiple)
     if height and not height % multiple and not width % multiple:
         declared.check_size(height, width)

@@ -272,12 +272,6 @@ def test_a_broken_table_is_a_config_error(
     assert str(table) in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("table", "*.csv"), ("webdataset", "*.tar")])
-def test_a_missing_source_is_a_config_error(tmp_path: Path, kind: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"nothing matches"):
-        read_source(kind, tmp_path / name)
-
-
 def test_a_cut_or_damaged_parquet_file_is_a_config_error(tmp_path: Path) -> None:
     path = parquet(tmp_path, url=[f"/{i}.mp4" for i in range(10_000)])
     data = bytearray(path.read_bytes())

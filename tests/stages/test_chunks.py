@@ -108,11 +108,8 @@ def job(config: ChunkingConfig, tokenizer: TokenizerTraits, max_clip_frames: int
 
 
 @given(
-    num_frames=st.integers(1, 500),
-    r=st.sampled_from([1, 2, 4]),
-    groups=st.booleans(),
-    k=st.integers(1, 8),
-    more=st.integers(0, 60),
+    *(st.integers(1, 500), st.sampled_from([1, 2, 4]), st.booleans()),
+    *(st.integers(1, 8), st.integers(0, 60)),
 )
 def test_chunks_of_pieces_equal_those_of_the_clip(
     num_frames: int, r: int, groups: bool, k: int, more: int

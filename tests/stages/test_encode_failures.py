@@ -77,9 +77,7 @@ def test_running_out_of_memory_halves_later_batches(
     assert set(rows) == {2}, "each call runs out of memory again"
 
 
-def test_a_chunk_too_large_for_the_memory_fails_only_its_clip(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_chunk_too_large_for_memory_fails_only_its_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ready_stage(batch_chunks=2)
 
     def problem(pixels: Tensor) -> None:

@@ -92,9 +92,7 @@ def process_wide_switches() -> Iterator[None]:
 
 @pytest.mark.parametrize("chunking", CHUNKINGS, ids=lambda c: c.policy)
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 8, 12, 13, 16])
-def test_codes_equal_those_of_each_chunk_encoded_by_itself(
-    chunking: ChunkingConfig, num_frames: int
-) -> None:
+def test_codes_are_those_of_each_chunk_alone(chunking: ChunkingConfig, num_frames: int) -> None:
     whole = clip(0, num_frames)
     (found,) = ready_stage(chunking).process([whole])
     assert isinstance(found, EncodedClip)
@@ -283,16 +281,12 @@ def streamer() -> EncodeStage:
 
 def pieces_of_clip(whole: DecodedClip, cut: Cut) -> list[DecodedClip]:
     """A clip as it is decoded piece by piece."""
-    total = cut.num_parts(len(whole.frames))
-    return [
-        replace(
-            whole,
-            frames=whole.frames[slice(*cut.bounds(index))],
-            pts_s=whole.pts_s[slice(*cut.bounds(index))],
-            piece=Piece(index, total, cut.bounds(index)[0]),
-        )
-        for index in range(total)
-    ]
+    pieces, total = [], cut.num_parts(len(whole.frames))
+    for index in range(total):
+        start, stop = cut.bounds(index)
+        frames, pts_s = whole.frames[start:stop], whole.pts_s[start:stop]
+        pieces.append(replace(whole, frames=frames, pts_s=pts_s, piece=Piece(index, total, start)))
+    return pieces
 
 
 def stream(stage: EncodeStage, pieces: list[DecodedClip]) -> list[EncodedClip]:
@@ -328,9 +322,7 @@ def test_streamed_clips_of_one_piece_do_not_affect_each_other(streamer: EncodeSt
         assert_same_codes(found[index], streamer.process_piece(clips[index], None)[0])
 
 
-def test_a_piece_needs_the_finite_state_of_the_one_before_it(
-    streamer: EncodeStage,
-) -> None:
+def test_a_piece_needs_the_finite_state_before_it(streamer: EncodeStage) -> None:
     one, other = (pieces_of_clip(clip(name, 13, 8, 12), Cut(5, 4)) for name in (0, 1))
     _, state = streamer.process_piece(one[0], None)
     _, foreign = streamer.process_piece(other[0], None)

@@ -18,10 +18,7 @@ from tokpipe.types import EncodedClip
 
 JOB = """
 dataset: demo
-sources:
-  - kind: table
-    uri: clips.csv
-    uri_column: url
+sources: [{kind: table, uri: clips.csv, uri_column: url}]
 output: {uri: out}
 frames: {size: [32, 48]}
 tokenizer:
@@ -117,9 +114,7 @@ def test_every_attempt_writes_the_same_bytes_under_its_own_names(stage: WriteSta
     assert len(keys(stage)) == 4
 
 
-def test_clips_of_different_grids_and_names_outside_the_folder_are_rejected(
-    stage: WriteStage,
-) -> None:
+def test_mixed_grids_and_names_outside_the_folder_are_rejected(stage: WriteStage) -> None:
     with pytest.raises(ValueError, match="grid of"):
         stage.process("p-3-a", [*clips(), encoded_clip(0, (1,), (6, 4))])
     for name in ("", "a/b", "../a", ".a", "a b"):
@@ -128,9 +123,7 @@ def test_clips_of_different_grids_and_names_outside_the_folder_are_rejected(
     assert keys(stage) == set()
 
 
-def test_a_shard_with_wrong_codes_is_not_put(
-    stage: WriteStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_codes_are_not_put(stage: WriteStage, monkeypatch: pytest.MonkeyPatch) -> None:
     crc32 = shard_module.codes_crc32
     monkeypatch.setattr(shard_module, "codes_crc32", lambda codes: crc32(codes) ^ 1)
     with pytest.raises(CorruptOutput, match="CRC-32"):

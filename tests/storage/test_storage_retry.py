@@ -23,6 +23,9 @@ class Clock:
         return RetryPolicy(deadline_s, clock=lambda: self.now_s, sleep=self.sleep, draw=draw)
 
 
+shares = st.lists(st.floats(0, 1), min_size=1)
+
+
 class Transient(Exception):
     pass
 
@@ -46,11 +49,7 @@ def test_permanent_errors_are_raised_at_once() -> None:
     assert clock.pauses == []
 
 
-@given(
-    deadline_s=st.floats(0.1, 1000),
-    draws=st.lists(st.floats(0, 1), min_size=1),
-    costs=st.lists(st.floats(0, 1), min_size=1),
-)
+@given(st.floats(0.1, 1000), shares, shares)
 def test_no_attempt_outlasts_the_deadline(
     deadline_s: float, draws: list[float], costs: list[float]
 ) -> None:

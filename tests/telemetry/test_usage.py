@@ -11,11 +11,6 @@ from tokpipe.telemetry import usage
 from tokpipe.telemetry.usage import CodeUsage
 
 
-@pytest.fixture(params=[1, 2**18], ids=["sorted at once", "sorted late"])
-def _sorting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage, "MIN_SORTED", request.param)
-
-
 def numpy_measures(codes: np.ndarray[Any, Any], size: int) -> dict[str, float]:
     counts = np.bincount(codes, minlength=size)
     shares = counts[counts > 0] / max(1, counts.sum())
@@ -27,8 +22,11 @@ def numpy_measures(codes: np.ndarray[Any, Any], size: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-@pytest.mark.usefixtures("_sorting")
-def test_measures_are_those_of_all_batches_together() -> None:
+@pytest.mark.parametrize("min_sorted", [1, 2**18], ids=["sorted at once", "sorted late"])
+def test_measures_are_those_of_all_batches_together(
+    min_sorted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "MIN_SORTED", min_sorted)
     rng = np.random.default_rng(0)
     batches = [rng.zipf(1.3, (2, rng.integers(1, 9), 5)) % 500 for _ in range(40)]
     found = CodeUsage(500)
