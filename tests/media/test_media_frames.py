@@ -26,16 +26,17 @@ from tests.videos import (
 )
 from tokpipe.errors import SourceError
 
-_steps = random.Random(1)
-VFR = list(accumulate(_steps.choices([1, 2, 5, 9], k=30)))
+_ticks = list(accumulate(random.Random(1).choices([1, 2, 5, 9], k=30)))
+VFR = {"pts": _ticks, "time_base": Fraction(1, 90)}
+MPEG2 = {"codec": "mpeg2video", "options": {"bf": "2"}}
+MPEG4 = {"codec": "mpeg4", "options": {"bf": "2"}}
 
 X265 = {"preset": "ultrafast", "crf": "12"}
 QUIET = QUIET_X265 + ":frame-threads=1"
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "cfr.mp4": {},
-    "vfr.mp4": {"pts": VFR, "time_base": Fraction(1, 90)},
-    "vfr.mkv": {"pts": VFR, "time_base": Fraction(1, 90)},
+    "cfr.mp4": {}, "h264-b.avi": {}, "h264.mkv": {}, "h264.ts": {}, "h264.flv": {},
+    "vfr.mp4": VFR, "vfr.mkv": VFR,
     "late.mp4": {"pts": range(7, 37)},
     "b-pyramid.mp4": {
         "options": {"bf": "3", "preset": "medium", "x264-params": "b-pyramid=normal:ref=4"},
@@ -64,14 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_frames": 20, "codec": "libsvtav1", "size": (64, 64),
         "options": {"preset": "12", "crf": "20"},
     },
-    "mpeg4-b.mp4": {"codec": "mpeg4", "options": {"bf": "2"}},
-    "mpeg4-b.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
-    "h264-b.avi": {},
-    "h264.mkv": {},
-    "h264.ts": {},
-    "h264.flv": {},
-    "mpeg2.ts": {"codec": "mpeg2video", "options": {"bf": "2"}},
-    "mpeg2.mpg": {"codec": "mpeg2video", "options": {"bf": "2"}},
+    "mpeg4-b.mp4": MPEG4, "mpeg4-b.avi": MPEG4, "mpeg2.ts": MPEG2, "mpeg2.mpg": MPEG2,
     "interlaced.mp4": {"options": {"x264-params": "interlaced=1"}},
     "10-bit.mp4": {"pix_fmt": "yuv420p10le"},
     "444.mp4": {"pix_fmt": "yuv444p"},

@@ -36,10 +36,8 @@ def test_clips_that_make_the_encoder_fail_are_found_among_others(
     marked = torch.stack([torch.from_numpy(clips[name].frames[:5].copy()) for name in sorted(bad)])
 
     def problem(pixels: Tensor) -> None:
-        shape = marked.shape[1:]
-        if pixels.shape[1:] == shape and any(
-            (row == one).all() for row in pixels for one in marked
-        ):
+        comparable = pixels.shape[1:] == marked.shape[1:]
+        if comparable and (pixels[:, None] == marked).flatten(2).all(2).any():
             raise ValueError("this picture divides by zero\nand more")
 
     rows = spoil(stage, monkeypatch, problem)
