@@ -1,6 +1,7 @@
 """Makes small videos. Numbered ones show in each frame which frame it is."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +63,16 @@ def write_video(
     if codec == "libx264":
         options = {"crf": "12", "preset": "ultrafast", "bf": "2", **(options or {})}
     return encode(path, pictures, size, codec=codec, options=options, **settings)
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """A folder for the videos of one test."""
+
+    folder: Path
+
+    def write(self, name: str, num_frames: int, **settings: Any) -> Path:
+        return write_video(self.folder / name, num_frames, **settings)
 
 
 def encode(

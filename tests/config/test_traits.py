@@ -7,39 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tokpipe.config.native_parts import (
-    EMAVQConfig,
-    Encoder3DConfig,
-    FSQConfig,
-    GumbelConfig,
-    LFQConfig,
-    Movq3DConfig,
-    VQConfig,
-)
-from tokpipe.config.tokenizer import (
-    CosmosDVConfig,
-    CustomConfig,
-    Emu3Config,
-    MoVQGANConfig,
-    NativeConfig,
-    TokenizerConfig,
-)
+from tokpipe.config import native_parts as parts
+from tokpipe.config import tokenizer as kinds
+from tokpipe.config.native_parts import Encoder3DConfig, FSQConfig, LFQConfig, Movq3DConfig
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.config.traits import TokenizerTraits
 
 
 def traits(**changes: Any) -> TokenizerTraits:
-    return TokenizerTraits(
-        **{"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 100, **changes}
-    )
+    settings = {"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 100, **changes}
+    return TokenizerTraits(**settings)
+
+
+def encoder(**changes: Any) -> Encoder3DConfig:
+    return Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, **changes)
 
 
 def native(**changes: Any) -> NativeConfig:
-    settings: dict[str, Any] = {
-        "encoder": Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6),
-        "quantizer": FSQConfig(kind="fsq"),
-        **changes,
-    }
-    return NativeConfig(**settings)
+    return NativeConfig(**{"encoder": encoder(), "quantizer": FSQConfig(kind="fsq"), **changes})
+
+
+def custom(implementation: str = "a.b:C", **settings: Any) -> kinds.CustomConfig:
+    settings |= {"kind": "custom", "declares": traits()}
+    return kinds.CustomConfig(implementation=implementation, **settings)
 
 
 @given(stride=st.integers(1, 9), k=st.integers(0, 50), grouped=st.booleans())
@@ -67,9 +57,7 @@ def test_an_invalid_length_is_rejected_with_valid_ones(
 
 
 @given(height=st.integers(0, 60), width=st.integers(1, 60), multiple=st.sampled_from([4, 8, 12]))
-def test_an_invalid_size_is_rejected_with_valid_ones(
-    height: int, width: int, multiple: int
-) -> None:
+def test_a_wrong_size_is_rejected_with_valid_ones(height: int, width: int, multiple: int) -> None:
     declared = traits(spatial_stride=4, size_multiple=multiple)
     if height and not height % multiple and not width % multiple:
         declared.check_size(height, width)
@@ -121,23 +109,23 @@ def test_codes_use_the_smallest_dtype() -> None:
 
 
 URI = "s3://models/w"
-ALL: dict[str, TokenizerConfig] = {
+GUMBEL = parts.GumbelConfig(kind="gumbel", codebook_size=9, codebook_dim=6, latent_dim=5)
+ALL: dict[str, kinds.TokenizerConfig] = {
     "native": native(),
-    "movqgan": MoVQGANConfig(kind="movqgan", weights=URI),
-    "emu3": Emu3Config(kind="emu3", weights=URI),
-    "cosmos": CosmosDVConfig(kind="cosmos_dv", variant="8x16x16", weights=URI),
-    "custom": CustomConfig(kind="custom", implementation="a.b:C", declares=traits()),
+    "movqgan": kinds.MoVQGANConfig(kind="movqgan", weights=URI),
+    "emu3": kinds.Emu3Config(kind="emu3", weights=URI),
+    "cosmos": kinds.CosmosDVConfig(kind="cosmos_dv", variant="8x16x16", weights=URI),
+    "custom": custom(),
 }
 
 
 def test_every_kind_knows_its_traits() -> None:
-    found = {
-        name: (
-            t.temporal_stride, t.first_frames, t.chunk_frames, t.spatial_stride, t.codebook_size,
-            t.layout, t.why_not_streamable is None,
-        )
-        for name, t in ((name, config.traits) for name, config in ALL.items())
-    }  # fmt: skip
+    found = {}
+    for name, config in ALL.items():
+        t = config.traits
+        frames = t.temporal_stride, t.first_frames, t.chunk_frames
+        others = t.spatial_stride, t.codebook_size, t.layout, t.why_not_streamable is None
+        found[name] = (*frames, *others)
     assert found == {
         "native": (4, 1, None, 4, 64_000, "BCTHW", False),
         "movqgan": (1, 1, None, 8, 16_384, "BCHW", True),
@@ -156,7 +144,7 @@ def test_settings_that_do_not_affect_codes_stay_out_of_the_fingerprint(name: str
     if isinstance(config, NativeConfig):
         changes["decoder"] = Movq3DConfig(ch_mult=(1, 1, 1))
         changes["seed"] = 5  # in the weights' hash, where it decides anything
-    if isinstance(config, CosmosDVConfig):
+    if isinstance(config, kinds.CosmosDVConfig):
         changes["decoder_weights"] = "s3://elsewhere/d"
     changed = config.model_copy(update=changes)
     assert changed != config
@@ -169,11 +157,10 @@ def test_settings_that_affect_codes_are_in_the_fingerprint() -> None:
         native(quantizer=LFQConfig(kind="lfq", dim=6, bit_order="little")),
         native(quantizer=LFQConfig(kind="lfq", dim=6), norm="frame"),
         native(quantizer=LFQConfig(kind="lfq", dim=6), patch_size=2),
-        native(quantizer=VQConfig(kind="vq", codebook_size=64, codebook_dim=6)),
-        native(quantizer=EMAVQConfig(kind="ema_vq", codebook_size=64, codebook_dim=6)),
+        native(quantizer=parts.VQConfig(kind="vq", codebook_size=64, codebook_dim=6)),
+        native(quantizer=parts.EMAVQConfig(kind="ema_vq", codebook_size=64, codebook_dim=6)),
         *list(ALL.values())[1:],
-        CustomConfig(kind="custom", implementation="a.b:D", declares=traits()),
-        CustomConfig(kind="custom", implementation="a.b:C", arguments={"x": 1}, declares=traits()),
+        *(custom("a.b:D"), custom(arguments={"x": 1})),
     ]
     seen = [str(config.codes_settings()) for config in (base, *others)]
     assert len(set(seen)) == len(seen)
@@ -182,14 +169,14 @@ def test_settings_that_affect_codes_are_in_the_fingerprint() -> None:
 def test_native_tokenizers_with_frame_norms_are_streamable() -> None:
     assert native(norm="frame").traits.why_not_streamable is None
     assert "norm=clip" in str(native().traits.why_not_streamable)
-    reflected = Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, pad_mode="reflect")
-    assert "reflect" in str(native(norm="frame", encoder=reflected).traits.why_not_streamable)
+    reflected = native(norm="frame", encoder=encoder(pad_mode="reflect"))
+    assert "reflect" in str(reflected.traits.why_not_streamable)
 
 
 def test_patches_multiply_the_stride() -> None:
     assert native(patch_size=2).traits.spatial_stride == 8
     assert native(patch_size=4).pixel_channels == 48
-    named = Encoder3DConfig(ch=32, ch_mult=(1, 1, 1), z_channels=6, in_channels=12)
+    named = encoder(in_channels=12)
     assert native(patch_size=2, encoder=named).pixel_channels == 12
     with pytest.raises(ValidationError, match="in_channels=12, but patches of 1x1 pixels have 3"):
         native(encoder=named)
@@ -199,28 +186,15 @@ def test_patches_multiply_the_stride() -> None:
     ("make", "problem"),
     [
         (lambda: native(decoder=Movq3DConfig()), "decoder.ch_mult has 4 levels but encoder"),
-        (
-            lambda: native(
-                quantizer=GumbelConfig(kind="gumbel", codebook_size=9, codebook_dim=6, latent_dim=5)
-            ),
-            "quantizer takes 5 channels but encoder.z_channels=6",
-        ),
+        (lambda: native(quantizer=GUMBEL), "takes 5 channels but encoder.z_channels=6"),
         (lambda: native(quantizer=FSQConfig(kind="fsq", levels=(64,) * 6)), "does not fit uint32"),
         (
-            lambda: Emu3Config(kind="emu3", weights=URI, attn_resolutions=(2,)),
+            lambda: kinds.Emu3Config(kind="emu3", weights=URI, attn_resolutions=(2,)),
             "names level 2, but attention is as wide as the last level, 3",
         ),
-        (lambda: MoVQGANConfig(kind="movqgan", weights=URI, ch=33), "ch=33 times ch_mult=1"),
-        (
-            lambda: CustomConfig(kind="custom", implementation="a.b", declares=traits()),
-            "'a.b' does not name a class",
-        ),
-        (
-            lambda: CustomConfig(
-                kind="custom", implementation="a:B", declares=traits(), probe_size=(9, 8)
-            ),
-            "height 9 is not a multiple",
-        ),
+        (lambda: kinds.MoVQGANConfig(kind="movqgan", weights=URI, ch=33), "ch=33 times ch_mult=1"),
+        (lambda: custom("a.b"), "'a.b' does not name a class"),
+        (lambda: custom(probe_size=(9, 8)), "height 9 is not a multiple"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_rejected(make: Any, problem: str) -> None:

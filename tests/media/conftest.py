@@ -1,10 +1,12 @@
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from pydantic import BaseModel
 
-from tests.videos import FASTSTART, FRAGMENTED, HEVC, VP9
+from tests.videos import FASTSTART, FRAGMENTED, HEVC, VP9, VideoFolder
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.media.decoder import VideoDecoder
 
@@ -61,3 +63,15 @@ def make_decoder() -> Iterator[MakeDecoder]:
     yield make
     for decoder in made.values():
         decoder.close()
+
+
+@dataclass(frozen=True)
+class Lab(VideoFolder):
+    """A folder for the videos of one test, and decoders for them."""
+
+    decoder: MakeDecoder
+
+
+@pytest.fixture
+def lab(tmp_path: Path, make_decoder: MakeDecoder) -> Lab:
+    return Lab(tmp_path, make_decoder)

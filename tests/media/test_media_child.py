@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.media.conftest import MakeDecoder
+from tests.media.conftest import Lab
 from tests.videos import numbers_of, spoil_end, write_video
 from tokpipe.errors import ConfigError, RuntimeFault, SourceError
 from tokpipe.media.decoder import Undecodable
@@ -49,7 +49,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason", "error", "message"),
+    "case",
     [
         ("hang", "timeout", "TimeoutError", "longer than decode.deadline_s = 2 s"),
         ("segfault", "crashed", "SIGSEGV", "died (SIGSEGV)"),
@@ -57,38 +57,27 @@ def is_running(pid: int) -> bool:
         ("exit", "crashed", None, "died (exit status 3)"),
         ("hungry", "too_large", "MemoryError", "more memory than decode.memory_bytes"),
     ],
+    ids=lambda case: case[0],
 )
-def test_what_a_clip_does_to_the_child_is_its_reason_for_rejection(
-    fault: str,
-    reason: str,
-    error: str | None,
-    message: str,
-    clip: Path,
-    tmp_path: Path,
-    make_decoder: MakeDecoder,
+def test_a_clip_at_which_the_child_fails_is_rejected_or_decoded_by_the_next_backend(
+    case: tuple[str, str, str | None, str], clip: Path, lab: Lab
 ) -> None:
-    alone = make_decoder(backends=(PLANTED,), deadline_s=DEADLINE_S)
+    fault, reason, error, message = case
+    path = named(clip, lab.folder, fault)
+    alone = lab.decoder(backends=(PLANTED,), deadline_s=DEADLINE_S)
     with pytest.raises(Undecodable) as caught:
-        alone.decode(named(clip, tmp_path, fault))
+        alone.decode(path)
     assert (caught.value.reason, caught.value.error) == (reason, error)
     assert message in str(caught.value)
     assert numbers_of(alone.decode(clip).frames) == list(range(10))
-
-
-@pytest.mark.parametrize("fault", ["hang", "segfault", "abort", "hungry"])
-def test_the_next_backend_decodes_what_the_first_one_failed_at(
-    fault: str, clip: Path, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    both = make_decoder(backends=(PLANTED, "pyav"), deadline_s=DEADLINE_S)
-    video = both.decode(named(clip, tmp_path, fault))
+    both = lab.decoder(backends=(PLANTED, "pyav"), deadline_s=DEADLINE_S)
+    video = both.decode(path)
     assert (numbers_of(video.frames), video.backend) == (list(range(10)), "pyav")
     assert both.decode(clip).backend == PLANTED
 
 
-def test_the_clip_is_not_blamed_for_a_child_killed_from_outside(
-    clip: Path, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    path = named(clip, tmp_path, "slow-once")
+def test_the_clip_is_not_blamed_for_a_child_killed_from_outside(clip: Path, lab: Lab) -> None:
+    path = named(clip, lab.folder, "slow-once")
 
     def kill() -> None:
         pid = wait_for(path.with_suffix(".pid"))
@@ -97,23 +86,23 @@ def test_the_clip_is_not_blamed_for_a_child_killed_from_outside(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    video = make_decoder(backends=(PLANTED,)).decode(path)
+    video = lab.decoder(backends=(PLANTED,)).decode(path)
     killer.join()
     assert video.backend == PLANTED
-    assert np.array_equal(video.frames, make_decoder().decode(clip).frames)
+    assert np.array_equal(video.frames, lab.decoder().decode(clip).frames)
 
 
-def test_a_child_that_keeps_being_killed_from_outside_is_a_fault(
-    clip: Path, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    decoder = make_decoder(backends=(PLANTED, "pyav"))
+def test_repeated_kills_and_backend_bugs_are_not_blamed_on_a_clip(clip: Path, lab: Lab) -> None:
+    decoder = lab.decoder(backends=(PLANTED, "pyav"))
     with pytest.raises(RuntimeFault, match="killed 3 times from outside"):
-        decoder.decode(named(clip, tmp_path, "killed"))
+        decoder.decode(named(clip, lab.folder, "killed"))
+    with pytest.raises(RuntimeError, match="ValueError: a bug in a backend"):
+        decoder.decode(named(clip, lab.folder, "bug"))
     assert len(decoder.decode(clip).frames) == 10
 
 
-def test_a_child_that_died_between_clips_is_replaced(clip: Path, make_decoder: MakeDecoder) -> None:
-    decoder = make_decoder(backends=(PLANTED,))
+def test_a_child_that_died_between_clips_is_replaced(clip: Path, lab: Lab) -> None:
+    decoder = lab.decoder(backends=(PLANTED,))
     decoder.decode(clip)
     for number in (signal.SIGKILL, signal.SIGSEGV):
         os.kill(pid := wait_for(clip.with_suffix(".pid")), number)
@@ -122,34 +111,23 @@ def test_a_child_that_died_between_clips_is_replaced(clip: Path, make_decoder: M
         assert len(decoder.decode(clip).frames) == 10
 
 
-def test_a_bug_in_a_backend_is_raised_and_not_blamed_on_the_clip(
-    clip: Path, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    decoder = make_decoder(backends=(PLANTED, "pyav"))
-    with pytest.raises(RuntimeError, match="ValueError: a bug in a backend"):
-        decoder.decode(named(clip, tmp_path, "bug"))
-    assert len(decoder.decode(clip).frames) == 10
-
-
 def test_output_of_libraries_is_not_shown(
-    clip: Path, tmp_path: Path, make_decoder: MakeDecoder, capfd: pytest.CaptureFixture[str]
+    clip: Path, lab: Lab, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    decoder = make_decoder(backends=(PLANTED,))
-    assert len(decoder.decode(named(clip, tmp_path, "chatter")).frames) == 10
+    decoder = lab.decoder(backends=(PLANTED,))
+    assert len(decoder.decode(named(clip, lab.folder, "chatter")).frames) == 10
     with pytest.raises(SourceError, match="decoding stopped"):
-        make_decoder().decode(spoil_end(named(clip, tmp_path, "damaged")))
+        lab.decoder().decode(spoil_end(named(clip, lab.folder, "damaged")))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_missing_backend_is_a_mistake_in_the_job(clip: Path, make_decoder: MakeDecoder) -> None:
+def test_a_missing_backend_is_a_mistake_in_the_job(clip: Path, lab: Lab) -> None:
     with pytest.raises(ConfigError, match="no_such_backend does not load"):
-        make_decoder(backends=("no_such_backend",)).decode(clip)
+        lab.decoder(backends=("no_such_backend",)).decode(clip)
 
 
-def test_the_child_outlives_the_thread_that_started_it(
-    clip: Path, make_decoder: MakeDecoder
-) -> None:
-    decoder = make_decoder(backends=(PLANTED,), deadline_s=30.0)  # no other test has these settings
+def test_the_child_outlives_the_thread_that_started_it(clip: Path, lab: Lab) -> None:
+    decoder = lab.decoder(backends=(PLANTED,), deadline_s=30.0)  # no other test has these settings
     pids = []
     for _ in range(2):
         thread = threading.Thread(target=decoder.decode, args=(clip,))
@@ -181,11 +159,9 @@ def test_the_child_dies_with_its_parent_even_while_it_hangs(clip: Path, tmp_path
         time.sleep(0.05)
 
 
-def test_memory_is_reused_but_never_while_frames_are_in_use(
-    clip: Path, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    other = write_video(tmp_path / "other.mp4", 7, first_number=100)
-    decoder = make_decoder(backends=("pyav",), size=(96, 128))
+def test_memory_is_reused_but_never_while_frames_are_in_use(clip: Path, lab: Lab) -> None:
+    other = lab.write("other.mp4", 7, first_number=100)
+    decoder = lab.decoder(backends=("pyav",), size=(96, 128))
     files: set[int] = set()
     held = decoder.decode(clip).frames[3:5]  # a view that outlives its video
     for _ in range(3):
@@ -198,17 +174,19 @@ def test_memory_is_reused_but_never_while_frames_are_in_use(
     assert len(files) == 1
 
 
-def test_margins_are_black_in_reused_memory(clip: Path, make_decoder: MakeDecoder) -> None:
-    decoder = make_decoder(backends=("pyav",), fit="pad", size=(96, 64))
+def test_margins_are_black_in_reused_memory(clip: Path, lab: Lab) -> None:
+    decoder = lab.decoder(backends=("pyav",), fit="pad", size=(96, 64))
     first = decoder.decode(clip).frames.copy()
     decoder.decode(clip).frames[:] = 255
     frames = decoder.decode(clip).frames
     assert np.array_equal(frames, first)
     assert not frames[:, :20].any()
+    assert frames[:, 28:68].min() > 10
+    assert not frames[:, 76:].any()
 
 
-def test_memory_returned_after_close_is_freed(clip: Path, make_decoder: MakeDecoder) -> None:
-    decoder = make_decoder(deadline_s=31.0)  # no other test has these settings
+def test_memory_returned_after_close_is_freed(clip: Path, lab: Lab) -> None:
+    decoder = lab.decoder(deadline_s=31.0)  # no other test has these settings
     gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
     held = [decoder.decode(clip) for _ in range(3)]
@@ -219,12 +197,10 @@ def test_memory_returned_after_close_is_freed(clip: Path, make_decoder: MakeDeco
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_nothing_leaks_over_many_clips(
-    clip: Path, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    decoder = make_decoder(backends=(PLANTED, "decord", "pyav"), deadline_s=60.0)
-    segfault = named(clip, tmp_path, "segfault")
-    damaged = spoil_end(named(clip, tmp_path, "damaged"))
+def test_nothing_leaks_over_many_clips(clip: Path, lab: Lab) -> None:
+    decoder = lab.decoder(backends=(PLANTED, "decord", "pyav"), deadline_s=60.0)
+    segfault = named(clip, lab.folder, "segfault")
+    damaged = spoil_end(named(clip, lab.folder, "damaged"))
 
     def decode_many(count: int) -> None:
         for index in range(count):

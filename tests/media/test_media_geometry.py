@@ -17,16 +17,14 @@ aspects = st.sampled_from([ONE, Fraction(2), Fraction(1, 2), Fraction(16, 11), F
 
 
 @given(
-    height=sides,
-    width=sides,
-    aspect=aspects,
+    shape=st.tuples(sides, sides, aspects),
     size=st.tuples(st.integers(1, 512), st.integers(1, 512)),
     mode=st.sampled_from(["crop", "pad", "stretch"]),
 )
 def test_every_shape_fits(
-    height: int, width: int, aspect: Fraction, size: tuple[int, int], mode: FitMode
+    shape: tuple[int, int, Fraction], size: tuple[int, int], mode: FitMode
 ) -> None:
-    fit = fit_frame(height, width, aspect, size, mode)
+    fit = fit_frame(*shape, size, mode)
     assert min(fit.resized) >= 1
     # Bounded by the output, so that no picture asks for more memory than a few frames.
     assert fit.resized[0] * fit.resized[1] <= 8 * size[0] * size[1]
@@ -37,8 +35,8 @@ def test_every_shape_fits(
         assert all(0 <= o <= r - s for o, r, s in zip(fit.offset, fit.resized, size, strict=True))
     if fit.box is not None:
         top, left, box_height, box_width = fit.box
-        assert 0 <= top <= top + box_height <= height
-        assert 0 <= left <= left + box_width <= width
+        assert 0 <= top <= top + box_height <= shape[0]
+        assert 0 <= left <= left + box_width <= shape[1]
     out = np.zeros((*size, 3), np.uint8)
     if fit.resized[0] * fit.resized[1] <= 100_000:
         fit.place(np.full((*fit.resized, 3), 7, np.uint8), out)
@@ -48,6 +46,8 @@ def test_every_shape_fits(
 def test_crop_covers_the_size_and_keeps_the_middle() -> None:
     fit = fit_frame(720, 1280, ONE, (128, 128), "crop")
     assert (fit.resized, fit.offset, fit.box) == ((128, 228), (0, 50), None)
+    strip = fit_frame(4000, 1, ONE, (128, 128), "crop")  # cropped before it is resized
+    assert (strip.resized, strip.box) == ((128, 128), (1999, 0, 1, 1))
 
 
 def test_pad_fits_inside_with_equal_margins() -> None:
@@ -64,25 +64,16 @@ def test_non_square_pixels_are_taken_into_account() -> None:
     assert nearest_size([(64, 64), (64, 128)], 100, 100, Fraction(2)) == (64, 128)
 
 
-def test_a_narrow_strip_is_cropped_before_it_is_resized() -> None:
-    fit = fit_frame(4000, 1, ONE, (128, 128), "crop")
-    assert (fit.box, fit.resized) == ((1999, 0, 1, 1), (128, 128))
-
-
-@pytest.mark.parametrize(
-    ("shape", "bucket"),
-    [
-        ((720, 1280), (144, 256)),
-        ((1280, 720), (256, 144)),
-        ((500, 500), (192, 192)),
-        ((600, 800), (192, 192)),  # 4:3 is nearer to 1:1 than to 16:9, in ratios
-        ((1, 4000), (144, 256)),
-    ],
-)
-def test_the_first_bucket_with_the_nearest_aspect_ratio_is_chosen(
-    shape: tuple[int, int], bucket: tuple[int, int]
-) -> None:
-    assert nearest_size([(144, 256), (192, 192), (256, 144), (72, 128)], *shape, ONE) == bucket
+def test_the_first_bucket_with_the_nearest_aspect_ratio_is_chosen() -> None:
+    wide, square, tall = buckets = (144, 256), (192, 192), (256, 144)
+    for shape, bucket in {
+        (720, 1280): wide,
+        (1280, 720): tall,
+        (500, 500): square,
+        (600, 800): square,  # 4:3 is nearer to 1:1 than to 16:9, in ratios
+        (1, 4000): wide,
+    }.items():
+        assert nearest_size([*buckets, (72, 128)], *shape, ONE) == bucket
 
 
 # What FFmpeg's av_display_rotation_set(theta) and a flip write, in 16.16 fixed point.

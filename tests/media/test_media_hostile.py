@@ -6,18 +6,13 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.media.conftest import FORMATS, MakeDecoder
-from tests.videos import (
-    FASTSTART,
-    cut_short,
-    numbers_of,
-    write_silence,
-    write_video,
-)
+from tests.media.conftest import FORMATS, Lab
+from tests.videos import FASTSTART, cut_short, numbers_of, write_silence, write_video
 from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Video, VideoDecoder
 
@@ -50,15 +45,13 @@ def _socket(path: Path) -> None:
         bound.bind(str(path))
 
 
-NOT_VIDEOS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
+UNUSABLE: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "nothing": ("missing", "does not exist", lambda path: None),
     "dangling link": ("missing", "does not exist", lambda path: path.symlink_to("gone")),
     "directory": ("not_a_file", "but drw", Path.mkdir),
     "pipe": ("not_a_file", "but prw", os.mkfifo),
     "socket": ("not_a_file", "but srw", _socket),
-    "link to a device": (
-        "not_a_file", "but crw", lambda path: path.symlink_to("/dev/zero"),
-    ),
+    "link to a device": ("not_a_file", "but crw", lambda path: path.symlink_to("/dev/zero")),
     "empty file": ("empty", "0 bytes", Path.touch),
     "zeros": ("not_a_video", "no video container", lambda path: path.write_bytes(bytes(99_999))),
     "text": ("not_a_video", "no video container", lambda path: path.write_text("a\n" * 9999)),
@@ -78,61 +71,60 @@ NOT_VIDEOS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         "not_a_video", "no video container",
         lambda path: path.write_text("ffconcat version 1.0\nfile other.mp4\n"),
     ),
+    "sound": ("no_video", r"no video stream \(its streams: audio\)", write_silence),
+    "end between packets": (
+        "truncated", "10 of 30 packets",
+        lambda path: cut_short(write_video(path, 30, **FASTSTART), 20, inside=False),
+    ),
+    "frame that lasts for hours": (
+        "corrupt", "one frame lasts 5000 s",
+        lambda path: write_video(path, 3, pts=[0, 1, 25 * 5000]),
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NOT_VIDEOS)
-def test_a_file_that_is_not_a_video_is_rejected_with_its_reason(
-    name: str, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    reason, message, make = NOT_VIDEOS[name]
-    path = tmp_path / "clip.mp4"
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_unusable_file_is_rejected_with_its_reason(name: str, lab: Lab) -> None:
+    reason, message, make = UNUSABLE[name]
+    path = lab.folder / "clip.mp4"
     make(path)
-    error = rejection(make_decoder(), path)
+    error = rejection(lab.decoder(), path)
     assert error.reason == reason
     assert re.search(message, str(error))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    path = write_video(tmp_path / "clip.mp4", 3)
+def test_an_unreadable_file_is_rejected(lab: Lab) -> None:
+    path = lab.write("clip.mp4", 3)
     path.chmod(0)
-    assert rejection(make_decoder(), path).reason == "access_denied"
+    assert rejection(lab.decoder(), path).reason == "access_denied"
 
 
-def test_a_file_with_only_sound_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    error = rejection(make_decoder(), write_silence(tmp_path / "sound.mp4"))
-    assert error.reason == "no_video"
-    assert "no video stream (its streams: audio)" in str(error)
-
-
-def test_a_span_with_too_few_frames_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    path = write_video(tmp_path / "clip.mp4", 10)
-    decoder = make_decoder(min_clip_frames=5)
+def test_a_span_with_too_few_frames_is_rejected(lab: Lab) -> None:
+    path = lab.write("clip.mp4", 10)
+    decoder = lab.decoder(min_clip_frames=5)
     assert len(decoder.decode(path, start_s=0.2).frames) == 5
     with pytest.raises(SourceError, match=r"has 4 frames of a video of 0\.400 s") as caught:
         decoder.decode(path, start_s=0.24)
     assert caught.value.reason == "too_short"
     with pytest.raises(SourceError, match="the span has 0 frames"):
-        make_decoder().decode(path, start_s=7)
+        lab.decoder().decode(path, start_s=7)
 
 
-def test_a_source_that_changed_is_rejected(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    path = write_video(tmp_path / "clip.mp4", 10)
+def test_a_source_that_changed_is_rejected(lab: Lab) -> None:
+    path = lab.write("clip.mp4", 10)
     with pytest.raises(SourceError, match="now has 3 clips and had 2") as caught:
-        make_decoder(max_clip_frames=4).decode(path, segment=1, num_segments=2)
+        lab.decoder(max_clip_frames=4).decode(path, segment=1, num_segments=2)
     assert caught.value.reason == "source_changed"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_truncated_file_yields_its_first_frames_or_a_reason(
-    name: str, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    whole = write_video(tmp_path / name, 60, **FORMATS[name]).read_bytes()
-    path = tmp_path / f"cut-{name}"
+def test_a_truncated_file_yields_its_first_frames_or_a_reason(name: str, lab: Lab) -> None:
+    whole = lab.write(name, 60, **FORMATS[name]).read_bytes()
+    path = lab.folder / f"cut-{name}"
     for percent in (1, 5, 10, 25, 40, 50, 60, 75, 90, 97):
         path.write_bytes(whole[: len(whole) * percent // 100])
-        result = outcome(make_decoder(), path)
+        result = outcome(lab.decoder(), path)
         if isinstance(result, Video):
             numbers = numbers_of(result.frames)
             assert numbers == np.rint(result.pts_s * 25).tolist(), percent
@@ -140,24 +132,12 @@ def test_a_truncated_file_yields_its_first_frames_or_a_reason(
             assert numbers == list(range(60)) or not name.startswith("index"), percent
 
 
-def test_a_file_that_ends_between_two_packets_is_truncated(
-    tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    path = write_video(tmp_path / "clip.mp4", 30, **FASTSTART)
-    cut_short(path, 20, inside=False)
-    error = rejection(make_decoder(), path)
-    assert error.reason == "truncated"
-    assert "10 of 30 packets" in str(error)
-
-
 @pytest.mark.parametrize("name", FORMATS)
-def test_flipped_bits_yield_every_frame_or_a_reason(
-    name: str, tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
+def test_flipped_bits_yield_every_frame_or_a_reason(name: str, lab: Lab) -> None:
     """Damage that the codec cannot notice may change pixels but never loses or repeats a frame."""
-    path = write_video(tmp_path / name, 20, **FORMATS[name])
+    path = lab.write(name, 20, **FORMATS[name])
     whole = path.read_bytes()
-    clean = make_decoder().decode(path)
+    clean = lab.decoder().decode(path)
     rng = random.Random(5)
     decoded = 0
     for _ in range(25):
@@ -165,8 +145,8 @@ def test_flipped_bits_yield_every_frame_or_a_reason(
         for _ in range(rng.choice([1, 1, 5])):
             damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        result = outcome(make_decoder(), path)
-        again = outcome(make_decoder(), path)
+        result = outcome(lab.decoder(), path)
+        again = outcome(lab.decoder(), path)
         assert type(result) is type(again)
         if isinstance(result, Video) and isinstance(again, Video):
             decoded += 1
@@ -176,34 +156,19 @@ def test_flipped_bits_yield_every_frame_or_a_reason(
     assert decoded > 0
 
 
-def test_wrong_dimensions_in_the_container_are_ignored(
-    tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    path = write_video(tmp_path / "clip.mp4", 5)
+def test_wrong_dimensions_in_the_container_are_ignored(lab: Lab) -> None:
+    path = lab.write("clip.mp4", 5)
     whole = path.read_bytes()
     # Width and height in the sample description; the first "avc1" of the file is only a brand.
     at = whole.index(b"avc1", whole.index(b"stsd")) + 28
     path.write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])
-    result = outcome(make_decoder(), path)
-    assert isinstance(result, Video)  # the header of the stream decides
-    assert numbers_of(result.frames) == list(range(5))
+    video = lab.decoder().decode(path)  # the header of the stream decides
+    assert numbers_of(video.frames) == list(range(5))
 
 
-def test_a_video_too_large_for_the_child_is_rejected_and_the_next_one_decoded(
-    tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    decoder = make_decoder(memory_bytes=256 * 2**20)
-    huge = write_video(
-        tmp_path / "huge.mkv", 1, size=(8000, 8000), codec="mjpeg", pix_fmt="yuvj444p"
-    )
+def test_a_video_too_large_for_the_child_is_rejected_and_the_next_one_decoded(lab: Lab) -> None:
+    decoder = lab.decoder(memory_bytes=256 * 2**20)
+    settings: dict[str, Any] = {"size": (8000, 8000), "codec": "mjpeg", "pix_fmt": "yuvj444p"}
+    huge = lab.write("huge.mkv", 1, **settings)
     assert rejection(decoder, huge).reason in {"too_large", "no_video"}
-    assert len(decoder.decode(write_video(tmp_path / "clip.mp4", 3)).frames) == 3
-
-
-def test_a_frame_that_lasts_for_hours_is_rejected(
-    tmp_path: Path, make_decoder: MakeDecoder
-) -> None:
-    path = write_video(tmp_path / "clip.mkv", 3, pts=[0, 1, 25 * 5000])
-    error = rejection(make_decoder(), path)
-    assert error.reason == "corrupt"
-    assert "one frame lasts 5000 s" in str(error)
+    assert len(decoder.decode(lab.write("clip.mp4", 3)).frames) == 3

@@ -16,6 +16,11 @@ def gradients(num_frames: int, height: int = 48, width: int = 64) -> NDArray[np.
     return np.stack([60 + x + t, 40 + 3 * y, 200 - x - y // 2], axis=-1).astype(np.uint8)
 
 
+def greys(num_frames: int) -> NDArray[np.uint8]:
+    """Frames of one pixel, whose value is their number."""
+    return np.arange(num_frames, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+
+
 def read(path: Path) -> tuple[NDArray[np.uint8], float]:
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -67,15 +72,11 @@ def test_a_picture_is_lossless(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("blocks", [[20], [1] * 20, [7, 13]])
 def test_a_grid_shows_evenly_spaced_frames_for_blocks_of_any_size(blocks: list[int]) -> None:
-    frames = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     grid = FrameGrid(total=20, num_frames=5, columns=3)
-    for block in np.split(frames, np.cumsum(blocks)[:-1]):
+    for block in np.split(greys(20), np.cumsum(blocks)[:-1]):
         grid.add(block)
     assert grid.picture()[..., 0].tolist() == [[0, 5, 10], [14, 19, 0]]
-
-
-@pytest.mark.parametrize("total", [1, 2, 3])
-def test_a_grid_of_a_short_clip_shows_every_frame(total: int) -> None:
-    grid = FrameGrid(total, num_frames=8, columns=4)
-    grid.add(np.arange(total, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
-    assert grid.picture()[..., 0].tolist() == [list(range(total))]
+    for total in (1, 2, 3):  # a short clip, of which every frame is shown
+        grid = FrameGrid(total, num_frames=8, columns=4)
+        grid.add(greys(total))
+        assert grid.picture()[..., 0].tolist() == [list(range(total))]

@@ -16,6 +16,7 @@ from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 
 OPTIONS = StoreOptions(deadline_s=10)
 Rows = list[dict[str, Any]]
+Members = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
 
 def opened(kind: str, uri: object, options: StoreOptions = OPTIONS, **config: Any) -> RowSource:
@@ -48,9 +49,7 @@ def problems(rows: Rows) -> dict[str, str]:
     return {row["source_uri"]: row["problem"] for row in rows if row["problem"] is not None}
 
 
-def tar(
-    members: Mapping[str, bytes] | Iterable[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT
-) -> bytes:
+def tar(members: Members, kind: int = tarfile.PAX_FORMAT) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=kind) as archive:
         for name, data in dict(members).items():
@@ -60,6 +59,6 @@ def tar(
     return sink.getvalue()
 
 
-def write(path: Path, text: str | bytes) -> Path:
+def write(path: Path, text: str | bytes | bytearray) -> Path:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path

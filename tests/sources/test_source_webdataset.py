@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import S3Bucket
-from tests.sources.reading import OPTIONS, Rows, problems, tar
+from tests.sources.reading import OPTIONS, Rows, problems, tar, uris, write
 from tests.sources.reading import read as read_source
 from tests.storage.fault_proxy import FaultProxy
-from tokpipe.config.job import StoreOptions
 from tokpipe.sources.webdataset import TEXT_BYTES
 from tokpipe.storage import fetch_to_file, open_store
 from tokpipe.types import ArchiveMember
@@ -24,9 +23,7 @@ read = functools.partial(read_source, "webdataset")
 
 
 def read_tar(folder: Path, content: bytes | bytearray) -> Rows:
-    path = folder / "x.tar"
-    path.write_bytes(content)
-    return read(path)
+    return read(write(folder / "x.tar", content))
 
 
 def names(rows: Rows) -> list[str]:
@@ -35,24 +32,14 @@ def names(rows: Rows) -> list[str]:
 
 def test_videos_are_indexed_in_place_with_the_texts_of_their_key(tmp_path: Path) -> None:
     members = [
-        ("a.json", b'{"n": 1}'),
-        ("a.mp4", b"video a"),
-        ("a.txt", "ä caption".encode()),
-        ("sub/b.MP4", b"video b"),
-        ("c.webm", b"video c"),
-        ("c.jpg", b"no clip"),
+        *(("a.json", b'{"n": 1}'), ("a.mp4", b"video a"), ("a.txt", "ä caption".encode())),
+        *(("sub/b.MP4", b"video b"), ("c.webm", b"video c"), ("c.jpg", b"no clip")),
     ]
-    path = tmp_path / "x.tar"
-    path.write_bytes(tar(members))
+    path = write(tmp_path / "x.tar", tar(members))
     rows = read(path)
-    assert [(row["key"], row["txt"], row["json"]) for row in rows] == [
-        ("a", "ä caption", '{"n": 1}'),
-        ("sub/b", None, None),
-        ("c", None, None),
-    ]
-    assert [row["source_uri"] for row in rows] == [
-        f"{path}#{name}" for name in ("a.mp4", "sub/b.MP4", "c.webm")
-    ]
+    texts = [("a", "ä caption", '{"n": 1}'), ("sub/b", None, None), ("c", None, None)]
+    assert [(row["key"], row["txt"], row["json"]) for row in rows] == texts
+    assert uris(rows) == [f"{path}#{name}" for name in ("a.mp4", "sub/b.MP4", "c.webm")]
     data = path.read_bytes()
     for row, video in zip(rows, (b"video a", b"video b", b"video c"), strict=True):
         start = row["member_offset"]
@@ -67,10 +54,8 @@ def test_texts_far_from_their_video_are_found(tmp_path: Path) -> None:
 def test_names_with_several_dots_have_separate_texts(tmp_path: Path) -> None:
     members = [("a.1.mp4", b"v"), ("a.1.txt", b"one"), ("a.2.mp4", b"v"), ("a.2.txt", b"two")]
     rows = read_tar(tmp_path, tar([*members, ("a.json", b"both")]))
-    assert [(row["key"], row["txt"], row["json"]) for row in rows] == [
-        ("a", "one", "both"),
-        ("a", "two", "both"),
-    ]
+    found = [(row["key"], row["txt"], row["json"]) for row in rows]
+    assert found == [("a", "one", "both"), ("a", "two", "both")]
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -87,15 +72,11 @@ def test_names_are_kept_and_never_used_as_paths(tmp_path: Path, kind: int) -> No
 def test_hidden_files_folders_and_links_are_not_clips(tmp_path: Path) -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
-        for name, member_type in {
-            "folder.mp4": tarfile.DIRTYPE,
-            "link.mp4": tarfile.SYMTYPE,
-            "hard.mp4": tarfile.LNKTYPE,
-            "pipe.mp4": tarfile.FIFOTYPE,
-            "._apple.mp4": tarfile.REGTYPE,
-            "mp4": tarfile.REGTYPE,
-            "real.mp4": tarfile.REGTYPE,
-        }.items():
+        for name, member_type in (
+            *(("folder.mp4", tarfile.DIRTYPE), ("link.mp4", tarfile.SYMTYPE)),
+            *(("hard.mp4", tarfile.LNKTYPE), ("pipe.mp4", tarfile.FIFOTYPE)),
+            *((name, tarfile.REGTYPE) for name in ("._apple.mp4", "mp4", "real.mp4")),
+        ):
             member = tarfile.TarInfo(name)
             member.type = member_type
             member.linkname = "real.mp4"
@@ -134,35 +115,28 @@ def test_a_damaged_header_is_not_mistaken_for_the_end(tmp_path: Path) -> None:
     assert "no header at byte 2048" in rows[-1]["problem"]
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "is not a tar"),
-        (b"not a tar" * 1000, "is not a tar"),
-        (gzip.compress(tar([("a.mp4", b"v")])), "is compressed"),
-    ],
-    ids=["empty", "text", "compressed"],
-)
-def test_a_file_that_is_not_a_tar_is_a_problem_and_others_are_read(
-    tmp_path: Path, content: bytes, problem: str
-) -> None:
-    (tmp_path / "a.tar").write_bytes(content)
-    (tmp_path / "b.tar").write_bytes(tar([("b.mp4", b"v")]))
-    (tmp_path / "c.tar").mkdir()
-    (tmp_path / "d.tar").symlink_to("nowhere")
+def test_files_that_are_not_tars_are_problems_and_others_are_read(tmp_path: Path) -> None:
+    one = tar([("a.mp4", b"v")])
+    contents = {"empty": b"", "packed": gzip.compress(one), "tar": one, "text": b"not a tar" * 1000}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.tar").write_bytes(content)
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "link.tar").symlink_to("nowhere")
     rows = read(tmp_path / "*.tar")
-    assert names(rows) == ["b.mp4"]
-    found = problems(rows)
-    assert list(found) == [f"{tmp_path}/{name}.tar" for name in "acd"]
-    assert problem in found[f"{tmp_path}/a.tar"]
+    assert names(rows) == ["a.mp4"]
+    found = {Path(uri).stem: problem for uri, problem in problems(rows).items()}
+    assert list(found) == ["empty", "folder", "link", "packed", "text"]
+    assert "is not a tar" in found["empty"]
+    assert "is not a tar" in found["text"]
+    assert "is compressed" in found["packed"]
 
 
 def test_a_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     header = tarfile.TarInfo("././@PaxHeader")
     header.type = tarfile.XHDTYPE
     header.size = 7 * 2**30
-    path = tmp_path / "x.tar"
-    path.write_bytes(tar([("a.mp4", b"v")])[:1024] + header.tobuf(tarfile.USTAR_FORMAT))
+    content = tar([("a.mp4", b"v")])[:1024] + header.tobuf(tarfile.USTAR_FORMAT)
+    path = write(tmp_path / "x.tar", content)
     os.truncate(path, 8 * 2**30)  # sparse: takes no disk space
     rows = read(path)
     assert names(rows) == ["a.mp4"]
@@ -183,8 +157,7 @@ def test_tars_on_s3_are_indexed_without_reading_the_videos(
     for number in range(3):
         store.put(f"wds/{number}.tar", tar(members))
     with FaultProxy(s3_bucket.server.endpoint) as proxy:
-        options = StoreOptions(options={"s3": {"endpoint_url": proxy.endpoint}}, deadline_s=20)
-        rows = read(f"{s3_bucket.uri}/wds/*.tar", options)
+        rows = read(f"{s3_bucket.uri}/wds/*.tar", proxy.options())
         # Per tar: its size, one window at the start and one after each video.
         gets = [request for request in proxy.requests if "/wds/" in request.path]
     assert len(rows) == 12
@@ -213,8 +186,7 @@ def test_a_damaged_tar_never_yields_members_outside_of_it(
             if data[header + 257 : header + 262] == b"ustar":
                 data[header + 148 : header + 156] = b" " * 8
                 data[header + 148 : header + 156] = b"%06o\0 " % sum(data[header : header + 512])
-    path = tmp_path_factory.mktemp("tar") / "x.tar"
-    path.write_bytes(data[: cut or len(data)])
+    path = write(tmp_path_factory.mktemp("tar") / "x.tar", data[: cut or len(data)])
     for row in read(path):
         if row["problem"] is None:
             assert row["member_offset"] >= 0

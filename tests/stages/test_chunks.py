@@ -10,6 +10,8 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.stages.chunks import pieces_of, plan_chunks
 from tokpipe.types import ChunkSpan, Cut
 
+Policy = Literal["independent", "overlap", "streaming"]
+
 WHOLE = ChunkingConfig(policy="whole")
 
 # (temporal stride r, latent frames after a chunk's first k, overlap m < k)
@@ -21,24 +23,14 @@ GRIDS = [
 def traits(r: int, *, groups: bool = False, chunk_frames: int | None = None) -> TokenizerTraits:
     """A tokenizer whose first latent frame covers one frame, or ``r`` frames like the others."""
     return TokenizerTraits(
-        temporal_stride=r,
-        spatial_stride=8,
-        codebook_size=10,
-        first_frames=r if groups else 1,
-        chunk_frames=chunk_frames,
-        why_not_streamable=None,
-    )
+        temporal_stride=r, first_frames=r if groups else 1, chunk_frames=chunk_frames,
+        spatial_stride=8, codebook_size=10, why_not_streamable=None,
+    )  # fmt: skip
 
 
-def chunking(
-    policy: Literal["independent", "overlap", "streaming"],
-    tokenizer: TokenizerTraits,
-    k: int,
-    m: int = 0,
-) -> ChunkingConfig:
-    return ChunkingConfig(
-        policy=policy, chunk_frames=tokenizer.num_frames(1 + k), overlap_latents=m
-    )
+def chunking(policy: Policy, tokenizer: TokenizerTraits, k: int, m: int = 0) -> ChunkingConfig:
+    frames = tokenizer.num_frames(1 + k)
+    return ChunkingConfig(policy=policy, chunk_frames=frames, overlap_latents=m)
 
 
 def kept_groups(
@@ -73,7 +65,7 @@ def check_plan(
         assert all(groups), "a kept latent frame covers only padding"
         assert list(itertools.chain(*groups)) == list(
             range(span.first_frame, span.first_frame + span.num_frames)
-        ), "kept latent frames and the real frames of the span differ"
+        )
         is_first = config.policy == "independent" or span.index == 0
         assert span.first_is_image == (is_first and tokenizer.first_frames == 1)
         assert span.num_pad_frames == 0 or span is spans[-1]
@@ -84,10 +76,13 @@ def check_plan(
 
 @pytest.mark.parametrize("groups", [False, True], ids=["image first", "groups"])
 @pytest.mark.parametrize(("r", "k", "m"), GRIDS)
-def test_chunks_of_clips_up_to_100_frames_cover_each_frame_once(
+def test_chunks_cover_each_frame_once_and_overlapping_ones_start_on_the_stride(
     r: int, k: int, m: int, groups: bool
 ) -> None:
     tokenizer = traits(r, groups=groups)
+    spans = plan_chunks(100, chunking("overlap", tokenizer, k, m), tokenizer)
+    starts = [span.first_frame - span.num_context_frames for span in spans]
+    assert starts == [index * r * (k - m) for index in range(len(spans))]
     for num_frames in range(1, 101):
         check_plan(num_frames, chunking("independent", tokenizer, k), tokenizer)
         whole = check_plan(num_frames, WHOLE, tokenizer)
@@ -98,6 +93,7 @@ def test_chunks_of_clips_up_to_100_frames_cover_each_frame_once(
 
 
 def job(config: ChunkingConfig, tokenizer: TokenizerTraits, max_clip_frames: int) -> JobConfig:
+    custom = {"kind": "custom", "implementation": "a:B", "declares": tokenizer.model_dump()}
     return JobConfig.model_validate(
         {
             "dataset": "test",
@@ -105,22 +101,15 @@ def job(config: ChunkingConfig, tokenizer: TokenizerTraits, max_clip_frames: int
             "output": {"uri": "out"},
             "sampling": {"max_clip_frames": max_clip_frames},
             "frames": {"size": (64, 64)},
-            "tokenizer": {
-                "kind": "custom",
-                "implementation": "package.module:Name",
-                "declares": tokenizer.model_dump(),
-            },
+            "tokenizer": custom,
             "chunking": config.model_dump(),
         }
     )
 
 
 @given(
-    num_frames=st.integers(1, 500),
-    r=st.sampled_from([1, 2, 4]),
-    groups=st.booleans(),
-    k=st.integers(1, 8),
-    more=st.integers(0, 60),
+    *(st.integers(1, 500), st.sampled_from([1, 2, 4]), st.booleans()),
+    *(st.integers(1, 8), st.integers(0, 60)),
 )
 def test_chunks_of_pieces_equal_those_of_the_clip(
     num_frames: int, r: int, groups: bool, k: int, more: int
@@ -147,28 +136,27 @@ def test_a_tokenizer_with_one_chunk_length_gets_only_that_length() -> None:
         assert sum(span.num_frames for span in spans) == num_frames
 
 
-def test_examples_of_every_policy() -> None:
-    assert plan_chunks(20, ChunkingConfig(chunk_frames=17), traits(4)) == (
-        ChunkSpan(0, 0, 17, 0, 0, 0, True),
-        ChunkSpan(1, 17, 3, 2, 0, 0, True),
-    )
-    overlap = ChunkingConfig(policy="overlap", chunk_frames=17, overlap_latents=1)
-    assert plan_chunks(20, overlap, traits(4)) == (
-        ChunkSpan(0, 0, 17, 0, 0, 0, True),
-        ChunkSpan(1, 17, 3, 1, 5, 2, False),
-    )
-    streaming = ChunkingConfig(policy="streaming", chunk_frames=17)
-    assert plan_chunks(36, streaming, traits(4)) == (
-        ChunkSpan(0, 0, 17, 0, 0, 0, True),
-        ChunkSpan(1, 17, 16, 0, 0, 0, False),
-        ChunkSpan(2, 33, 3, 1, 0, 0, False),
-    )
-    assert plan_chunks(20, WHOLE, traits(4)) == (ChunkSpan(0, 0, 20, 1, 0, 0, True),)
-    fours = traits(4, groups=True)
-    assert plan_chunks(6, ChunkingConfig(chunk_frames=4), fours) == (
-        ChunkSpan(0, 0, 4, 0, 0, 0, False),
-        ChunkSpan(1, 4, 2, 2, 0, 0, False),
-    )
+@pytest.mark.parametrize(
+    ("num_frames", "config", "groups", "spans"),
+    [
+        (20, {"chunk_frames": 17}, False, [(0, 0, 17, 0, 0, 0, True), (1, 17, 3, 2, 0, 0, True)]),
+        (
+            20, {"policy": "overlap", "chunk_frames": 17, "overlap_latents": 1}, False,
+            [(0, 0, 17, 0, 0, 0, True), (1, 17, 3, 1, 5, 2, False)],
+        ),
+        (
+            36, {"policy": "streaming", "chunk_frames": 17}, False,
+            [(0, 0, 17, 0, 0, 0, True), (1, 17, 16, 0, 0, 0, False), (2, 33, 3, 1, 0, 0, False)],
+        ),
+        (20, {"policy": "whole"}, False, [(0, 0, 20, 1, 0, 0, True)]),
+        (6, {"chunk_frames": 4}, True, [(0, 0, 4, 0, 0, 0, False), (1, 4, 2, 2, 0, 0, False)]),
+    ],
+)  # fmt: skip
+def test_examples_of_every_policy(
+    num_frames: int, config: dict[str, Any], groups: bool, spans: list[Any]
+) -> None:
+    found = plan_chunks(num_frames, ChunkingConfig.model_validate(config), traits(4, groups=groups))
+    assert found == tuple(ChunkSpan(*span) for span in spans)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +182,7 @@ def test_only_streamed_clips_have_pieces_and_those_hold_a_chunk() -> None:
     tokenizer = traits(4)
     assert pieces_of(job(chunking("independent", tokenizer, 4), tokenizer, 65)) is None
     streaming = chunking("streaming", tokenizer, 4)
-    with pytest.raises(
-        ValueError, match=r"max_clip_frames=16 is less than .*chunk_frames=17, .* use 17"
-    ):
+    with pytest.raises(ValueError, match=r"frames=16 is less than .*chunk_frames=17, .* use 17"):
         job(streaming, tokenizer, 16)
     assert pieces_of(job(streaming, tokenizer, 17)) == Cut(17, 16)
     with pytest.raises(ValueError, match=r"chunk_frames=1 leaves no frames .* use 5 or more"):

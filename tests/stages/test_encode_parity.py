@@ -6,23 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.stages.test_encode_stage import CHUNKINGS, FSQ, VQ, tokenizer_config
-from tokpipe.config.job import EncodeConfig
-from tokpipe.config.native_parts import FSQConfig, LFQConfig, VQConfig
+from tests.stages.test_encode_stage import FSQ, VQ, Quantizer, ready_stage, tokenizer_config
+from tokpipe.config.native_parts import LFQConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import NodeTrouble
 from tokpipe.models import convolution
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.models.tokenizers.parity import NARROW_AGREEMENT, Parity, moving_picture
-from tokpipe.stages.encode import EncodeStage
 
 CPU = torch.device("cpu")
 LFQ = LFQConfig(kind="lfq", dim=16, bit_order="big")
-
-
-def setup(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> None:
-    config = EncodeConfig.model_validate({"dtype": dtype})
-    EncodeStage(tokenizer_config(quantizer), CHUNKINGS[0], config).setup("cpu", None)
 
 
 @pytest.fixture
@@ -41,23 +34,21 @@ def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_rounding_passes_the_check(dtype: str, quantizer: FSQConfig | LFQConfig | VQConfig) -> None:
+def test_rounding_passes_the_check(dtype: str, quantizer: Quantizer) -> None:
     tokenizer = build_tokenizer(tokenizer_config(quantizer), None)
     parity = Parity(tokenizer)
     assert parity.agreement(tokenizer, CPU) == 1
     tokenizer.compute_in(getattr(torch, dtype))
     assert parity.agreement(tokenizer, CPU) > NARROW_AGREEMENT + 0.1
-    setup(dtype, quantizer)
+    ready_stage(quantizer=quantizer, dtype=dtype)
 
 
 @pytest.mark.usefixtures("wrong_sums")
 @pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)
-def test_a_device_that_computes_wrong_sums_is_rejected(
-    quantizer: FSQConfig | LFQConfig | VQConfig,
-) -> None:
-    setup("float32", quantizer)
+def test_a_device_that_computes_wrong_sums_is_rejected(quantizer: Quantizer) -> None:
+    ready_stage(quantizer=quantizer, dtype="float32")
     with pytest.raises(NodeTrouble, match=r"% of the codes of a test picture in torch.bfloat16"):
-        setup("bfloat16", quantizer)
+        ready_stage(quantizer=quantizer, dtype="bfloat16")
 
 
 class Fixed(VideoTokenizer):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,9 @@ from tokpipe.stages.chunks import plan_chunks
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, Cut, DecodedClip, EncodedClip, Failed, Piece, Rejected
 
+Quantizer = FSQConfig | LFQConfig | VQConfig
+Result = EncodedClip | Rejected | Failed
+
 CHUNKINGS = [
     ChunkingConfig(policy="independent", chunk_frames=5),
     ChunkingConfig(policy="overlap", chunk_frames=7, overlap_latents=1),
@@ -30,7 +34,7 @@ FSQ = FSQConfig(kind="fsq", levels=(8, 5, 5))
 VQ = VQConfig(kind="vq", codebook_size=300, codebook_dim=4)
 
 
-def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> NativeConfig:
+def tokenizer_config(quantizer: Quantizer = FSQ) -> NativeConfig:
     """Two levels, which halve space and time once."""
     encoder = Encoder3DConfig(
         ch=32, ch_mult=(1, 1), num_res_blocks=1, temporal_compress_times=2,
@@ -41,7 +45,7 @@ def tokenizer_config(quantizer: FSQConfig | LFQConfig | VQConfig = FSQ) -> Nativ
 
 def ready_stage(
     chunking: ChunkingConfig = CHUNKINGS[0],
-    quantizer: FSQConfig | LFQConfig | VQConfig = FSQ,
+    quantizer: Quantizer = FSQ,
     norm: str = "clip",
     **encode: Any,
 ) -> EncodeStage:
@@ -59,22 +63,19 @@ def native(stage: EncodeStage) -> NativeTokenizer:
 
 def clip(name: int, num_frames: int, height: int = 4, width: int = 6) -> DecodedClip:
     """Noise that depends on ``name`` and the shape, read-only as from an object store."""
-    frames = np.random.default_rng(name).integers(
-        0, 256, (num_frames, height, width, 3), dtype=np.uint8
-    )
+    shape = (num_frames, height, width, 3)
+    frames = np.random.default_rng(name).integers(0, 256, shape, dtype=np.uint8)
     frames.flags.writeable = False
     ref = ClipRef(f"clip-{name}", name, 0, 1, f"s3://raw/{name}.mp4")
     return DecodedClip(ref, frames, np.arange(num_frames) / 8, 8.0, "pyav")
 
 
-def codes_of(result: EncodedClip | Rejected | Failed) -> list[NDArray[Any]]:
+def codes_of(result: Result) -> list[NDArray[Any]]:
     assert isinstance(result, EncodedClip), result
     return list(result.codes)
 
 
-def assert_same_codes(
-    found: EncodedClip | Rejected | Failed, wanted: EncodedClip | Rejected | Failed
-) -> None:
+def assert_same_codes(found: Result, wanted: Result) -> None:
     for a, b in zip(codes_of(found), codes_of(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -91,9 +92,7 @@ def process_wide_switches() -> Iterator[None]:
 
 @pytest.mark.parametrize("chunking", CHUNKINGS, ids=lambda c: c.policy)
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 8, 12, 13, 16])
-def test_codes_equal_those_of_each_chunk_encoded_by_itself(
-    chunking: ChunkingConfig, num_frames: int
-) -> None:
+def test_codes_are_those_of_each_chunk_alone(chunking: ChunkingConfig, num_frames: int) -> None:
     whole = clip(0, num_frames)
     (found,) = ready_stage(chunking).process([whole])
     assert isinstance(found, EncodedClip)
@@ -121,12 +120,10 @@ def shared_stage() -> EncodeStage:
 @given(
     clips=st.lists(
         st.tuples(st.integers(0, 99), st.integers(1, 14), st.sampled_from([(4, 6), (6, 4)])),
-        min_size=1,
-        max_size=6,
-        unique_by=lambda drawn: drawn[0],
+        min_size=1, max_size=6, unique_by=lambda drawn: drawn[0],
     ),
     data=st.data(),
-)
+)  # fmt: skip
 def test_codes_of_a_clip_do_not_depend_on_other_clips(
     shared_stage: EncodeStage, clips: list[tuple[int, int, tuple[int, int]]], data: st.DataObject
 ) -> None:
@@ -141,9 +138,7 @@ def test_codes_of_a_clip_do_not_depend_on_other_clips(
 
 
 @pytest.mark.parametrize("quantizer", [FSQ, VQ])
-def test_codes_do_not_depend_on_batch_size_threads_or_position(
-    quantizer: FSQConfig | VQConfig,
-) -> None:
+def test_codes_do_not_depend_on_batch_size_threads_or_position(quantizer: Quantizer) -> None:
     """Latents are compared too, because codes rarely show a difference in the last bit."""
     clips = [clip(name, 5, 16, 12) for name in range(4)]
     wanted, latents = None, []
@@ -179,8 +174,7 @@ def test_every_batch_has_the_size_that_the_job_sets(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(stage.tokenizer, "encode", watched)
     stage.process([clip(0, 12), clip(1, 17), clip(2, 3, 8, 8)])
     assert shapes == [
-        (4, 5, 4, 6, 3),  # five whole chunks: two of clip 0, three of clip 1
-        (4, 5, 4, 6, 3),
+        *[(4, 5, 4, 6, 3)] * 2,  # five whole chunks: two of clip 0, three of clip 1
         (4, 3, 4, 6, 3),  # both tails of two frames
         (4, 3, 8, 8, 3),
     ]
@@ -192,11 +186,8 @@ def test_rejected_clips_keep_their_place_and_do_not_affect_others() -> None:
     found = stage.process(clips)
     assert [result.ref for result in found] == [one.ref for one in clips]
     rejected = [r for r in found if isinstance(r, Rejected)]
-    assert [(r.stage, r.reason, r.backend) for r in rejected] == [
-        ("encode", "frame_size", "pyav"),
-        ("encode", "no_frames", "pyav"),
-        ("encode", "frame_size", "pyav"),
-    ]
+    assert [r.reason for r in rejected] == ["frame_size", "no_frames", "frame_size"]
+    assert {(r.stage, r.backend) for r in rejected} == {("encode", "pyav")}
     assert "s3://raw/1.mp4: its frames are 5x6 pixels" in rejected[0].message
     assert "spatial stride 2" in rejected[0].message
     assert "s3://raw/2.mp4: it has no frames" in rejected[1].message
@@ -227,18 +218,17 @@ def test_only_the_clip_whose_latents_are_not_finite_is_rejected(value: float) ->
 
 
 @pytest.mark.parametrize("wrong", [-2, 200, 70_000])
-def test_codes_outside_the_codebook_are_a_fault(
-    wrong: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_codes_outside_the_codebook_are_a_fault(wrong: int) -> None:
     stage = ready_stage()
-    codes_of_latent = native(stage).quantizer.codes_of
+    quantizer = native(stage).quantizer
+    codes_of_latent = quantizer.codes_of
 
     def broken(latent: torch.Tensor) -> torch.Tensor:
         codes = codes_of_latent(latent)
         codes[0, 1, 1, 1] = wrong
         return codes
 
-    monkeypatch.setattr(native(stage).quantizer, "codes_of", broken)
+    quantizer.codes_of = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeFault, match=rf"clip clip-7 got codes from .*{wrong}.* 0 to 199"):
         stage.process([clip(7, 5)])
 
@@ -261,25 +251,15 @@ def test_bfloat16_is_used_in_the_encoder_but_not_in_the_quantizer() -> None:
     assert 0.9 < (narrow == wide).mean() < 1.0
 
 
-def test_weights_passed_as_bytes_are_used() -> None:
-    import safetensors.torch
-
-    config = tokenizer_config()
-    other = build_tokenizer(config.model_copy(update={"seed": 9}), None)
-    stage = EncodeStage(config, CHUNKINGS[0], EncodeConfig())
-    stage.setup("cpu", safetensors.torch.save(other.state_dict()))
-    whole = clip(0, 5)
-    wanted = other.encode(torch.from_numpy(whole.frames.copy()).unsqueeze(0))[0]
-    np.testing.assert_array_equal(codes_of(stage.process([whole])[0])[0], wanted.numpy())
-
-
-def test_a_pickled_stage_is_small_and_works() -> None:
-    stage = EncodeStage(tokenizer_config(), CHUNKINGS[0], EncodeConfig())
-    parcel = pickle.dumps(stage)
+def test_a_pickled_stage_is_small_and_encodes_with_the_weights_passed_as_bytes() -> None:
+    config, whole = tokenizer_config(), clip(0, 5)
+    parcel = pickle.dumps(EncodeStage(config, CHUNKINGS[0], EncodeConfig()))
     assert len(parcel) < 4096
     arrived: EncodeStage = pickle.loads(parcel)
-    arrived.setup("cpu", None)
-    assert_same_codes(arrived.process([clip(0, 7)])[0], ready_stage().process([clip(0, 7)])[0])
+    other = build_tokenizer(config.model_copy(update={"seed": 9}), None)
+    arrived.setup("cpu", safetensors.torch.save(other.state_dict()))
+    wanted = other.encode(torch.from_numpy(whole.frames.copy()).unsqueeze(0))[0]
+    np.testing.assert_array_equal(codes_of(arrived.process([whole])[0])[0], wanted.numpy())
 
 
 def test_pixels_are_freed_after_the_call() -> None:
@@ -301,16 +281,12 @@ def streamer() -> EncodeStage:
 
 def pieces_of_clip(whole: DecodedClip, cut: Cut) -> list[DecodedClip]:
     """A clip as it is decoded piece by piece."""
-    total = cut.num_parts(len(whole.frames))
-    return [
-        replace(
-            whole,
-            frames=whole.frames[slice(*cut.bounds(index))],
-            pts_s=whole.pts_s[slice(*cut.bounds(index))],
-            piece=Piece(index, total, cut.bounds(index)[0]),
-        )
-        for index in range(total)
-    ]
+    pieces, total = [], cut.num_parts(len(whole.frames))
+    for index in range(total):
+        start, stop = cut.bounds(index)
+        frames, pts_s = whole.frames[start:stop], whole.pts_s[start:stop]
+        pieces.append(replace(whole, frames=frames, pts_s=pts_s, piece=Piece(index, total, start)))
+    return pieces
 
 
 def stream(stage: EncodeStage, pieces: list[DecodedClip]) -> list[EncodedClip]:
@@ -325,9 +301,7 @@ def stream(stage: EncodeStage, pieces: list[DecodedClip]) -> list[EncodedClip]:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 14, 15, 21])
-def test_streamed_codes_equal_those_of_the_whole_clip(
-    streamer: EncodeStage, num_frames: int
-) -> None:
+def test_streamed_codes_equal_those_of_a_whole_clip(streamer: EncodeStage, num_frames: int) -> None:
     whole = clip(0, num_frames, 8, 12)
     padded = np.concatenate([whole.frames, whole.frames[-1:]])[: num_frames + 1 - num_frames % 2]
     wanted = streamer.tokenizer.encode(torch.from_numpy(padded).unsqueeze(0))[0].numpy()
@@ -348,7 +322,7 @@ def test_streamed_clips_of_one_piece_do_not_affect_each_other(streamer: EncodeSt
         assert_same_codes(found[index], streamer.process_piece(clips[index], None)[0])
 
 
-def test_codes_of_a_piece_depend_on_the_state_before_it(streamer: EncodeStage) -> None:
+def test_a_piece_needs_the_finite_state_before_it(streamer: EncodeStage) -> None:
     one, other = (pieces_of_clip(clip(name, 13, 8, 12), Cut(5, 4)) for name in (0, 1))
     _, state = streamer.process_piece(one[0], None)
     _, foreign = streamer.process_piece(other[0], None)
@@ -360,6 +334,11 @@ def test_codes_of_a_piece_depend_on_the_state_before_it(streamer: EncodeStage) -
         streamer.process_piece(one[0], state)
     with pytest.raises(ValueError, match=r"the state of .* carries"):
         streamer.process_piece(replace(one[1], frames=one[1].frames[:, :4, :4]), state)
+    assert state is not None
+    spoilt = replace(state, tensors=tuple(torch.full_like(t, np.nan) for t in state.tensors))
+    result, after = streamer.process_piece(one[1], spoilt)
+    assert isinstance(result, Rejected)
+    assert (result.reason, result.ref, after) == ("non_finite", one[1].ref, None)
 
 
 def test_states_are_on_the_cpu_in_the_dtype_of_their_layers() -> None:
@@ -373,13 +352,3 @@ def test_states_are_on_the_cpu_in_the_dtype_of_their_layers() -> None:
     once, again = (stage.process_piece(second, state)[0] for _ in range(2))
     assert_same_codes(once, again)  # a piece can be encoded again from the same state
     assert all(torch.equal(a, b) for a, b in zip(before, state.tensors, strict=True))
-
-
-def test_a_piece_that_is_not_finite_rejects_its_clip(streamer: EncodeStage) -> None:
-    first, second, _ = pieces_of_clip(clip(3, 13, 8, 12), Cut(5, 4))
-    _, state = streamer.process_piece(first, None)
-    assert state is not None
-    spoilt = replace(state, tensors=tuple(torch.full_like(t, np.nan) for t in state.tensors))
-    result, after = streamer.process_piece(second, spoilt)
-    assert isinstance(result, Rejected)
-    assert (result.reason, result.ref, after) == ("non_finite", second.ref, None)

@@ -11,18 +11,17 @@ from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tokpipe.config.job import StoreOptions
+
 
 @dataclass(frozen=True)
 class Request:
     """What a fault is chosen by."""
 
-    number: int
-    """Counts all requests, from 0."""
+    number: int  # of all requests, from 0
     method: str
-    path: str
-    """With the query."""
-    is_exclusive: bool
-    """It has ``If-None-Match``."""
+    path: str  # with the query
+    is_exclusive: bool  # it has ``If-None-Match``
 
 
 class Fault(Enum):
@@ -55,7 +54,8 @@ class Slow:
     delay_s: float
 
 
-Decide = Callable[[Request], "Fault | Refusal | Slow | None"]
+Disturbance = Fault | Refusal | Slow
+Decide = Callable[[Request], Disturbance | None]
 
 
 class FaultProxy:
@@ -74,15 +74,18 @@ class FaultProxy:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def options(self, deadline_s: float = 20.0) -> StoreOptions:
+        """Options of a job whose stores are reached through this proxy."""
+        endpoint = {"endpoint_url": self.endpoint}
+        return StoreOptions(options={"s3": endpoint}, deadline_s=deadline_s)
+
     def disturb(self, decide: Decide) -> None:
         """Forget all requests, and use another rule from now on."""
         with self._lock:
             self._decide = decide
             self.requests = []
 
-    def fault_of(
-        self, method: str, path: str, *, is_exclusive: bool
-    ) -> Fault | Refusal | Slow | None:
+    def fault_of(self, method: str, path: str, *, is_exclusive: bool) -> Disturbance | None:
         """Record a request and decide about it."""
         with self._lock:
             request = Request(len(self.requests), method, path, is_exclusive)
@@ -116,33 +119,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.proxy.fault_of(
-            self.command, self.path, is_exclusive="If-None-Match" in self.headers
-        )
+        is_exclusive = "If-None-Match" in self.headers
+        fault = self.proxy.fault_of(self.command, self.path, is_exclusive=is_exclusive)
         if isinstance(fault, Refusal):
             self._answer(fault.status, {"Content-Type": "application/xml"}, fault.body())
-            return
-        if fault is Fault.RESET:
+        elif fault is Fault.RESET:
             self._reset()
-            return
-        if fault is Fault.HANG:
+        elif fault is Fault.HANG:
             self.proxy.stopping.wait()
             self.close_connection = True
-            return
-        if isinstance(fault, Slow):
-            self.proxy.stopping.wait(fault.delay_s)
-        status, headers, data = self._forward(body)
-        if fault is Fault.LOSE_ANSWER:
-            self._reset()
         else:
-            self._answer(status, headers, data, cut=fault is Fault.CUT_ANSWER)
+            if isinstance(fault, Slow):
+                self.proxy.stopping.wait(fault.delay_s)
+            status, headers, data = self._forward(body)
+            if fault is Fault.LOSE_ANSWER:
+                self._reset()
+            else:
+                self._answer(status, headers, data, cut=fault is Fault.CUT_ANSWER)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve  # noqa: N815
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        with contextlib.closing(
-            http.client.HTTPConnection(self.proxy.target, timeout=30)
-        ) as server:
+        connection = http.client.HTTPConnection(self.proxy.target, timeout=30)
+        with contextlib.closing(connection) as server:
             server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in ("expect", "connection"):

@@ -15,8 +15,6 @@ from tokpipe.storage.listing import Match, iter_matches
 
 OPTIONS = StoreOptions(deadline_s=10)
 NAMES = ["a.mp4", "b.mkv", "x/c.mp4", "x/y/d.mp4", "x/y/z/e.mp4", "xy/f.mp4", ".hidden.mp4"]
-
-
 GLOBS = [
     ("*.mp4", [".hidden.mp4", "a.mp4"]),
     ("**/*.mp4", [name for name in NAMES if name.endswith("mp4")]),
@@ -28,9 +26,7 @@ GLOBS = [
     ("[ab].m??", ["a.mp4", "b.mkv"]),
     ("*", [".hidden.mp4", "a.mp4", "b.mkv"]),
     ("x/y/d.mp4", ["x/y/d.mp4"]),
-    ("nothing*", []),
-    ("nothing.mp4", []),
-    ("nothing/**/*.mp4", []),
+    *((nothing, []) for nothing in ("nothing*", "nothing.mp4", "nothing/**/*.mp4")),
 ]
 
 
@@ -71,31 +67,23 @@ def test_a_listing_of_several_pages_is_complete(s3_bucket: S3Bucket) -> None:
 
 
 def test_pipes_and_links_are_found_and_loops_end(tmp_path: Path) -> None:
-    (tmp_path / "folder.mp4").mkdir()
-    (tmp_path / "folder.mp4" / "inside.mp4").touch()
-    (tmp_path / "plain").mkdir()
+    for folder, name in (("folder.mp4", "inside.mp4"), ("plain", "x"), ("elsewhere", "linked.mp4")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "dangling.mp4").symlink_to("nowhere")
     (tmp_path / "self.mp4").symlink_to("self.mp4")
     (tmp_path / "plain" / "loop").symlink_to("..")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "linked.mp4").touch()
-    (tmp_path / "plain" / "link").symlink_to(elsewhere)
+    (tmp_path / "plain" / "link").symlink_to(tmp_path / "elsewhere")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(tmp_path / "socket.mp4"))
     found = {
         os.path.relpath(match.uri, tmp_path): match.is_folder
         for match in iter_matches(f"{tmp_path}/**/*.mp4", OPTIONS)
     }
-    assert found == {
-        "folder.mp4": True,
-        "folder.mp4/inside.mp4": False,
-        "pipe.mp4": False,
-        "dangling.mp4": False,
-        "self.mp4": False,
-        "elsewhere/linked.mp4": False,
-        "plain/link/linked.mp4": False,
-        "socket.mp4": False,
-    }
+    files = [
+        *("folder.mp4/inside.mp4", "pipe.mp4", "dangling.mp4", "self.mp4", "socket.mp4"),
+        *("elsewhere/linked.mp4", "plain/link/linked.mp4"),
+    ]
+    assert found == {"folder.mp4": True, **dict.fromkeys(files, False)}
     assert {m.uri for m in iter_matches(f"{tmp_path}/*", OPTIONS) if m.is_folder} == set()

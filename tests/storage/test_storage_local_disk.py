@@ -73,17 +73,12 @@ def test_a_file_is_replaced_atomically_with_the_umasks_mode(
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("report.html", b"two")]
 
 
-def test_a_key_below_a_file_is_an_error(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path), OPTIONS)
-    store.put("a", b"1")
-    for write in (store.put, store.create):
-        with pytest.raises(StorageError, match="a folder above it is a file"):
-            write("a/b", b"2")
-
-
-def test_a_folder_is_not_an_object(tmp_path: Path) -> None:
+def test_a_file_is_not_a_folder_and_a_folder_is_not_an_object(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), OPTIONS)
     store.put("a/b", b"1")
+    for write in (store.put, store.create):
+        with pytest.raises(StorageError, match="a folder above it is a file"):
+            write("a/b/c", b"2")
     with pytest.raises(StorageError):
         store.get("a")
     assert store.size("a") is None
@@ -106,15 +101,9 @@ def test_a_folder_without_permission_is_denied(tmp_path: Path) -> None:
         open_store(str(tmp_path), OPTIONS).put("a", b"1")
 
 
-@pytest.mark.parametrize(
-    ("uri", "options", "message"),
-    [
-        ("htp://host/out", {}, r"htp:// cannot be opened"),
-        ("s3://bucket", {"s3": {"endpont_url": "x"}}, r"storage\.options\.s3.*endpont_url"),
-    ],
-)
-def test_an_invalid_protocol_or_option_is_a_config_error(
-    uri: str, options: dict[str, dict[str, str]], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        open_store(uri, StoreOptions(options=options))
+def test_an_invalid_protocol_or_option_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="htp:// cannot be opened"):
+        open_store("htp://host/out", OPTIONS)
+    misspelt = StoreOptions(options={"s3": {"endpont_url": "x"}})
+    with pytest.raises(ConfigError, match=r"storage\.options\.s3.*endpont_url"):
+        open_store("s3://bucket", misspelt)

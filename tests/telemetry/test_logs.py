@@ -36,13 +36,9 @@ def test_an_event_is_a_line_with_its_context(tmp_path: Path) -> None:
     first, other, second, _ = lines(path)
     assert str(first.pop("time")).endswith("+00:00")
     assert first == {
-        "level": "info",
-        "event": "committed",
-        "message": "entry\nof two lines",
-        "plan_id": "p",
-        "seq": 1,
-        "shards": ["a", "b"],
-    }
+        "level": "info", "event": "committed", "message": "entry\nof two lines",
+        "plan_id": "p", "seq": 1, "shards": ["a", "b"],
+    }  # fmt: skip
     assert (other["event"], other["logger"]) == ("log", "tokpipe.media")
     assert (other["message"], other["plan_id"]) == ("one of 2", "p")
     assert second["seq"] == 2
@@ -80,10 +76,8 @@ def test_without_a_path_only_warnings_are_shown_and_not_repeated() -> None:
 
 def test_a_log_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(ConfigError, match=r"runtime\.log_path: .*/file/run.jsonl cannot be written"),
-        driver_log(f"{tmp_path}/file/run.jsonl", nobody, {}),
-    ):
+    log = driver_log(f"{tmp_path}/file/run.jsonl", nobody, {})
+    with pytest.raises(ConfigError, match=r"log_path: .*/file/run.jsonl cannot be written"), log:
         pass
 
 
@@ -108,7 +102,5 @@ def test_a_claim_is_an_event(tmp_path: Path) -> None:
     with driver_log(str(path), nobody, {}):
         claim_output(store, 5, "first")
         claim_output(store, 5, "second")
-    assert [(line["event"], line["seq"]) for line in lines(path)] == [
-        ("output_claimed", 0),
-        ("output_claimed", 1),
-    ]
+    found = [(line["event"], line["seq"]) for line in lines(path)]
+    assert found == [("output_claimed", 0), ("output_claimed", 1)]

@@ -46,8 +46,7 @@ def test_there_is_no_speed_before_an_encoder_is_up() -> None:
 
 
 def test_a_share_is_at_most_one_even_if_a_lease_started_before_the_window() -> None:
-    before, now = seconds(up=10.0), seconds(up=20.0, encode=30.0)
-    found = speed(now - before)
+    found = speed(seconds(up=20.0, encode=30.0) - seconds(up=10.0))
     assert (found.share, found.limit_share) == (1.0, 1.0)
 
 
