@@ -71,10 +71,9 @@ def _delete(store: Store, key: str, rng: Rng) -> None:
 
 def _swapped(what: str) -> Plant:
     def plant(output: Made, rng: Rng, root: Path) -> None:
-        first, second = rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
         one, other = (
             entry_key(seq) if what == "entry" else getattr(_receipt(output, seq), what)
-            for seq in (first, second)
+            for seq in rng.choice(NUM_ENTRIES, 2, replace=False).tolist()
         )
         kept = output.store.get(one)
         output.store.put(one, output.store.get(other))
@@ -159,7 +158,6 @@ def _rejection_removed(output: Made, rng: Rng, root: Path) -> None:
 
 def _tokenized_clip_rejected(output: Made, rng: Rng, root: Path) -> None:
     clip = _receipt(output, _seq(rng)).clips[0]
-
     rejection = replace(entry_of(output.store, 0).rejected[0], ref=clip)
     edit(output.store, 0, lambda entry: replace(entry, rejected=(rejection,)))
 
@@ -188,9 +186,7 @@ def _shard_edited(change: Callable[[pa.Table, Rng], pa.Table]) -> Plant:
     return plant
 
 
-def _set(
-    table: pa.Table, name: str, values: list[Any], kind: pa.DataType | None = None
-) -> pa.Table:
+def _set(table: pa.Table, name: str, values: list[Any], kind: Any = None) -> pa.Table:
     field = table.schema.field(name)
     field = field if kind is None else field.with_type(kind)
     return table.set_column(table.column_names.index(name), field, pa.array(values, field.type))

@@ -147,9 +147,8 @@ def test_json_reports_are_one_line(output: Made, capsys: pytest.CaptureFixture[s
     edit(output.store, 0, lambda entry: replace(entry, rejected=()))
     assert main(["audit", output.store.uri, "--json"]) == 8
     report = json.loads(capsys.readouterr().out)
-    assert not report["clean"]
-    assert report["defects"]["unsettled"] == 1
-    assert {one["kind"] for one in report["examples"]} >= {"unsettled"}
+    assert (report["clean"], report["defects"]["unsettled"]) == (False, 1)
+    assert "unsettled" in {one["kind"] for one in report["examples"]}
 
 
 def test_a_missing_output_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

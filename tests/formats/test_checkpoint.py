@@ -120,8 +120,7 @@ def test_loading_falls_back_to_an_older_checkpoint(truth: ManifestState) -> None
 
 def test_a_checkpoint_of_another_plan_is_ignored(store: DictStore) -> None:
     state = load_state(store, NUM_ROWS + 8, interval=4)
-    assert state.committed.num_rows == NUM_ROWS + 8
-    assert state.next_seq == 6
+    assert (state.committed.num_rows, state.next_seq) == (NUM_ROWS + 8, 6)
 
 
 @pytest.mark.parametrize("change", [{"format": 2, "totals": "elsewhere"}, {"totals": {}}], ids=str)

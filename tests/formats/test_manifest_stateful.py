@@ -69,8 +69,7 @@ def ref_of(clip: Clip) -> ClipRef:
 
 
 def encoded(clip: Clip) -> EncodedClip:
-    whole = encoded_clip(clip[0], frames=(1,), grid=(1, 1))
-    return replace(whole, ref=ref_of(clip))
+    return replace(encoded_clip(clip[0], frames=(1,), grid=(1, 1)), ref=ref_of(clip))
 
 
 work = st.sets(st.sampled_from(CLIPS), max_size=8)
@@ -149,13 +148,11 @@ class ManifestMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), how=st.sampled_from(["delete", "damage"]))
     def lose_a_checkpoint(self, data: st.DataObject, how: str) -> None:
-        keys = sorted(key for key in self.store.objects if "checkpoint" in key)
-        if keys:
+        if keys := sorted(key for key in self.store.objects if "checkpoint" in key):
             key = data.draw(st.sampled_from(keys))
-            if how == "delete":
-                del self.store.objects[key]
-            else:
-                self.store.objects[key] = self.store.objects[key][:-7]
+            whole = self.store.objects.pop(key)
+            if how == "damage":
+                self.store.objects[key] = whole[:-7]
 
     @invariant()
     def the_manifest_is_the_dictionary(self) -> None:

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import tokpipe
-from tests.formats.formats_helpers import encoded_clip, encoded_clips, shard_metadata, zipf
+from tests.formats.formats_helpers import encoded_clip, shard_metadata, zipf
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.shard import (
     CODES_PER_ROW_GROUP,
@@ -111,23 +109,9 @@ def test_the_crc_does_not_depend_on_the_memory_layout() -> None:
     assert codes_crc32(np.asfortranarray(codes)) == expected
 
 
-@given(encoded_clips(), st.randoms())
-@settings(max_examples=60)
-def test_clips_survive_the_round_trip(clips: list[EncodedClip], order: Any) -> None:
-    data = build_shard(order.sample(clips, len(clips)), shard_metadata())
-    assert data == build_shard(clips, shard_metadata()), "a shard depends on its clips alone"
-    back = list(ShardReader("mem://shard", data).clips())
-    for clip, rows in zip(sorted(clips, key=lambda c: c.ref.clip_id), back, strict=True):
-        assert {row.clip_id for row in rows} == {clip.ref.clip_id}
-        assert {row.source_uri for row in rows} == {clip.ref.source_uri}
-        assert {row.fps for row in rows} == {clip.fps}
-        for row, chunk, block in zip(rows, clip.chunks, clip.codes, strict=True):
-            assert row.codes.dtype == block.dtype
-            np.testing.assert_array_equal(row.codes, block)
-            assert (row.frame_start, row.n_frames) == (chunk.first_frame, chunk.num_frames)
-            assert (row.n_pad_frames, row.n_context_frames) == (chunk.num_pad_frames, 0)
-            assert row.start_pts_s == clip.pts_s[chunk.first_frame]
-            assert row.end_pts_s == clip.pts_s[chunk.first_frame + chunk.num_frames - 1]
+def test_a_shard_depends_on_its_clips_alone_not_on_their_order() -> None:
+    clips = [encoded_clip(row) for row in range(5)]
+    assert build_shard(clips[::-1], shard_metadata()) == build_shard(clips, shard_metadata())
 
 
 @pytest.mark.parametrize("codebook_size", [1, 2, 65_535, 65_536, 65_537, 2**32])

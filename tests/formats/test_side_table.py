@@ -39,6 +39,7 @@ def test_a_row_is_a_clip_with_its_carried_columns() -> None:
         "n_frames": 22, "n_chunks": 2, "end_pts_s": 21 / 8 + 0.25,
         "caption": "second", "score": 0.5, "tags": ["a"], "src_fps": 25,
     }  # fmt: skip
+    assert [name for name in OWN_COLUMNS if table.schema.field(name).nullable] == ["damage"]
 
 
 def test_carried_columns_keep_their_types_even_when_all_null() -> None:
@@ -46,12 +47,6 @@ def test_carried_columns_keep_their_types_even_when_all_null() -> None:
     nulls = pa.table({name: [None, None] for name in nulls}, schema=CARRIED.schema)
     table = read(build_side_table(CLIPS, nulls))
     assert table.schema.types[-4:] == CARRIED.schema.types
-
-
-def test_tokpipes_columns_are_required() -> None:
-    table = read(build_side_table(CLIPS, CARRIED))
-    nullable = [name for name in OWN_COLUMNS if table.schema.field(name).nullable]
-    assert nullable == ["damage"]
 
 
 def test_marks_and_damage_are_kept() -> None:
@@ -74,9 +69,7 @@ def test_columns_carried_by_an_older_plan_are_renamed() -> None:
     table = read(build_side_table(CLIPS, carried))
     assert table["damage"].to_pylist() == [None, None]
     assert table["src_src_damage"].to_pylist() == ["fire", "hail"]
-
-
-def test_planning_renames_columns_with_tokpipes_names() -> None:
+    # A plan of today renames them itself.
     assert set(carried_names(OWN_COLUMNS)) & set(OWN_COLUMNS) == set()
 
 

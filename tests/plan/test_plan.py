@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import tokpipe.plan.duplicates as plan_duplicates
 from tests.conftest import S3Bucket
+from tests.end_to_end.jobs import TOKENIZER
 from tests.formats.formats_helpers import flipped
 from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
@@ -31,18 +32,13 @@ FILES = {"kind": "files", "uri": "*.mp4"}
 
 
 def job_of(root: Path, *sources: dict[str, Any], **settings: Any) -> JobConfig:
-    encoder = {"ch": 32, "ch_mult": [1, 2, 2, 4], "num_res_blocks": 1, "z_channels": 6}
     job = {
         "dataset": "test",
         "sources": list(sources),
         "output": {"uri": "out"},
         "sampling": {"max_clip_frames": 17},
         "frames": {"size": [64, 64]},
-        "tokenizer": {
-            "name": "test",
-            "encoder": encoder,
-            "quantizer": {"kind": "fsq", "levels": [8, 8, 8, 5, 5, 5]},
-        },
+        "tokenizer": TOKENIZER,
         **settings,
     }
     return parse_job(json.dumps(job), name="test.yaml", root=root)
@@ -89,12 +85,8 @@ def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
     stored, store = mixed_plan(tmp_path, 7, "url,name\n/w/1.mp4,one\n,two\n")
     items = items_of(PlanReader(store, stored))
     assert [item.row for item in items] == list(range(10))
-    assert [item.source_uri for item in items] == [
-        *(f"/v/{i}.mp4" for i in range(7)),
-        "/w/1.mp4",
-        f"{tmp_path}/t.csv#line=3",
-        f"{tmp_path}/clip.mp4",
-    ]
+    others = ["/w/1.mp4", f"{tmp_path}/t.csv#line=3", f"{tmp_path}/clip.mp4"]
+    assert [item.source_uri for item in items] == [*(f"/v/{i}.mp4" for i in range(7)), *others]
     for item in items:
         assert item.row_id == ids.row_id("test", item.source_uri, item.start_s, item.end_s)
         assert (item.member, item.segment, item.num_segments) == (None, 0, None)
@@ -166,11 +158,8 @@ def test_extras_have_the_same_schema_for_any_rows(tmp_path: Path) -> None:
     schema = pa.schema([("n", pa.int64()), ("name", pa.string())])
     for rows in ([0, 1], [3], [4], [4, 0, 3], []):
         assert reader.extras(rows).schema == schema
-    assert reader.extras([4, 0, 3]).to_pylist() == [
-        {"n": None, "name": None},
-        {"n": 0, "name": None},
-        {"n": None, "name": "one"},
-    ]
+    extras = reader.extras([4, 0, 3]).to_pydict()
+    assert extras == {"n": [None, 0, None], "name": [None, None, "one"]}
     for rows in ([5], [-1], [0, 99]):
         with pytest.raises(IndexError):
             reader.extras(rows)
@@ -216,10 +205,16 @@ def test_repeated_values_are_found_for_any_number_of_ranges(
     assert plan_duplicates._repeated(parts).tolist() == wanted
 
 
-def test_two_spans_of_a_video_are_two_clips(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("url,from,to\n/1.mp4,,\n/1.mp4,0,\n/1.mp4,0,1\n/1.mp4,,1\n")
+@pytest.mark.parametrize(
+    ("rows", "num_problems"),
+    [("/1.mp4,,\n/1.mp4,0,\n/1.mp4,0,1\n/1.mp4,,1\n", 0), (",,\n,,\n/1.mp4,x,\n/1.mp4,x,\n", 4)],
+)
+def test_spans_of_a_video_and_rows_with_problems_are_not_duplicates(
+    rows: str, num_problems: int, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(f"url,from,to\n{rows}")
     stored, _ = plan(tmp_path, {**TABLE, "uri": "t.csv"})
-    assert stored.num_rows == 4
+    assert (stored.num_rows, stored.num_problems) == (4, num_problems)
 
 
 def test_two_spellings_of_a_span_are_one_clip(tmp_path: Path) -> None:
@@ -234,8 +229,7 @@ def test_keep_first_drops_later_duplicates(tmp_path: Path) -> None:
     write_table(tmp_path / "c.parquet", 20)
     sources = [{**TABLE, "uri": f"{name}.parquet"} for name in "abc"]
     stored, store = plan(tmp_path, *sources, on_duplicate="keep_first")
-    assert stored.num_rows == PART_ROWS + 40
-    assert stored.num_duplicates == 40
+    assert (stored.num_rows, stored.num_duplicates) == (PART_ROWS + 40, 40)
     assert stored.duplicate_examples[0] == (
         f"source 1 row 0 repeats source 0 row {PART_ROWS}: /v/{PART_ROWS}.mp4 "
         f"from {PART_ROWS / 4} s to end"
@@ -246,12 +240,6 @@ def test_keep_first_drops_later_duplicates(tmp_path: Path) -> None:
     assert [item.source_uri for item in items_of(reader)] == [f"/v/{row}.mp4" for row in rows]
     assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
     assert len(sizes(store, "plan/")) == 3
-
-
-def test_rows_with_problems_are_not_duplicates_of_each_other(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("url,from,to\n,,\n,,\n/1.mp4,x,\n/1.mp4,x,\n")
-    stored, _ = plan(tmp_path, {**TABLE, "uri": "t.csv"})
-    assert (stored.num_rows, stored.num_problems) == (4, 4)
 
 
 def test_a_source_without_rows_is_an_error_and_leaves_no_files(tmp_path: Path) -> None:
@@ -278,7 +266,6 @@ def test_finished_parts_are_not_read(tmp_path: Path) -> None:
     mask = np.zeros(stored.num_rows, bool)
     mask[10:20] = True
     mask[PART_ROWS : 2 * PART_ROWS] = True
-
     batches = list(PlanReader(store, stored).iter_undone(lambda start, stop: mask[start:stop]))
     assert [item.row for batch in batches for item in batch] == np.flatnonzero(~mask).tolist()
     assert max(len(batch) for batch in batches) <= 4096
@@ -287,9 +274,8 @@ def test_finished_parts_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.s3
 def test_a_plan_can_be_stored_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 100)
-    job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"}, output={"uri": f"{s3_bucket.uri}/out"})
-    store = open_store(job.output.uri, OPTIONS)
-    stored = write_plan(job, store, "attempt-1")
+    source, output = {**TABLE, "uri": "t.parquet"}, {"uri": f"{s3_bucket.uri}/out"}
+    stored, store = plan(tmp_path, source, output=output)
     assert len(items_of(PlanReader(store, stored))) == 100
 
 

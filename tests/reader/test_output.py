@@ -61,7 +61,7 @@ def test_clips_have_the_encoded_codes(store: DictStore, verify: bool) -> None:
 
 @pytest.mark.parametrize("codebook_size", [65_536, 65_537])
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=40)
 def test_any_clips_survive_the_round_trip(codebook_size: int, data: st.DataObject) -> None:
     clips: list[EncodedClip] = data.draw(encoded_clips(codebook_size))
     output = Output(store_with(clips, codebook_size=codebook_size))

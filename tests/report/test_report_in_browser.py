@@ -57,11 +57,10 @@ def problems(page: Page) -> list[str]:
 
 
 LIGHT, DARK = "rgb(251, 251, 249)", "rgb(20, 23, 26)"
+SCREENS = [(360, "light", LIGHT), (1280, "dark", DARK)]
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme", "colour"), [(360, "light", LIGHT), (1280, "dark", DARK)]
-)
+@pytest.mark.parametrize(("width", "scheme", "colour"), SCREENS)
 def test_it_is_accessible_in_both_themes_on_any_screen(
     browser: Browser, real_report: WrittenReport, width: int, scheme: Any, colour: str
 ) -> None:
@@ -105,18 +104,16 @@ def test_everything_works_with_the_keyboard(browser: Browser, real_report: Writt
     page.keyboard.press("Enter")
     assert page.evaluate(f"{focused}.id") == "report"
     page.goto(real_report.path.as_uri())  # start again from the top
-
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     wanted = page.evaluate(f'document.querySelectorAll("{FOCUSABLE}").length')
     assert wanted > 15
     reached = set()
     for _ in range(wanted):
         page.keyboard.press("Tab")
-        place = page.evaluate(f'[...document.querySelectorAll("{FOCUSABLE}")].indexOf({focused})')
         assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") == "solid"
-        reached.add(place)
+        find = f'[...document.querySelectorAll("{FOCUSABLE}")].indexOf({focused})'
+        reached.add(page.evaluate(find))
     assert reached == set(range(wanted))
-
     page.reload()
     page.locator("summary").first.focus()
     for is_open in (True, False):
