@@ -235,7 +235,7 @@ def _sample_flipped(seed: int, begin: int, end: int, count: int) -> Make:
     return _bytes(bytes(data))
 
 
-def _patched(name: str, old: bytes, new: bytes, offset: int = 0) -> Make:
+def _patched(old: bytes, new: bytes, offset: int = 0, name: str = "index-last.mp4") -> Make:
     """Write ``new`` at ``offset`` from the first ``old``."""
 
     def make(path: Path) -> None:
@@ -284,7 +284,16 @@ def _lost_frame(path: Path) -> None:
     spoil_packet(path, 12)
 
 
+_SCRIPTS = {
+    "playlist.m3u8": b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n",
+    "playlist.mp4": b"#EXTM3U\n#EXTINF:1,\nwhole_index-first.mp4\n#EXT-X-ENDLIST\n",
+    "concat.mp4": b"ffconcat version 1.0\nfile whole_index-first.mp4\n",
+    "stream.sdp": b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "dash.mpd": b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/</BaseURL></MPD>',
+    "subtitles.mp4": b"1\n00:00:00,000 --> 00:00:09,000\nhello\n",
+}
 _NOT_A_VIDEO = {"not_a_video", "no_video"}
+_BROKEN = {"corrupt", "truncated"}
 _OK = {TOKENIZED}
 _Cases = Mapping[str, tuple[Make, set[str] | frozenset[str]]]
 _NUMBERED = ("intact formats", "odd pictures", "names", "wrong suffixes")
@@ -355,25 +364,7 @@ _FAMILIES: dict[str, _Cases] = {
         ),
     },
     "scripts": {
-        "playlist.m3u8": (
-            _bytes(b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n"), {"not_a_video"},
-        ),
-        "playlist.mp4": (
-            _bytes(b"#EXTM3U\n#EXTINF:1,\nwhole_index-first.mp4\n#EXT-X-ENDLIST\n"),
-            {"not_a_video"},
-        ),
-        "concat.mp4": (
-            _bytes(b"ffconcat version 1.0\nfile whole_index-first.mp4\n"), {"not_a_video"},
-        ),
-        "stream.sdp": (
-            _bytes(b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n"),
-            {"not_a_video"},
-        ),
-        "dash.mpd": (
-            _bytes(b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/</BaseURL></MPD>'),
-            {"not_a_video"},
-        ),
-        "subtitles.mp4": (_bytes(b"1\n00:00:00,000 --> 00:00:09,000\nhello\n"), {"not_a_video"}),
+        **{name: (_bytes(text), {"not_a_video"}) for name, text in _SCRIPTS.items()},
         "image%03d.mp4": (_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99)), NOT_OPENED),
     },
     "no files": {
@@ -397,29 +388,19 @@ _FAMILIES: dict[str, _Cases] = {
         "mkv_called.txt": (_of("h264.mkv"), _OK),
     },
     "patched headers": {
-        "no_codec.mp4": (_patched("index-last.mp4", b"stsd", b"zzz1", 16), NOT_OPENED),
-        "huge_size.mp4": (
-            _patched("index-last.mp4", b"stsd", b"\xff" * 4, 44), DAMAGED | {TOKENIZED},
-        ),
-        "no_size.mp4": (_patched("index-last.mp4", b"stsd", bytes(4), 44), DAMAGED | {TOKENIZED}),
-        "many_samples.mp4": (_patched("index-last.mp4", b"stsz", b"\xff" * 4, 12), DAMAGED),
-        "many_chunks.mp4": (
-            _patched("index-last.mp4", b"stco", b"\xff" * 4, 8), DAMAGED | {TOKENIZED},
-        ),
-        "many_times.mp4": (_patched("index-last.mp4", b"stts", b"\xff" * 4, 8), DAMAGED),
-        "long_frames.mp4": (_patched("index-last.mp4", b"stts", b"\x7f" * 4, 16), DAMAGED),
-        "no_time_base.mp4": (
-            _patched("index-last.mp4", b"mdhd", bytes(4), 16), DAMAGED | {TOKENIZED},
-        ),
-        "no_key_frames.mp4": (
-            _patched("index-last.mp4", b"stss", b"junk"), DAMAGED | {TOKENIZED},
-        ),
+        "no_codec.mp4": (_patched(b"stsd", b"zzz1", 16), NOT_OPENED),
+        "huge_size.mp4": (_patched(b"stsd", b"\xff" * 4, 44), DAMAGED | _OK),
+        "no_size.mp4": (_patched(b"stsd", bytes(4), 44), DAMAGED | _OK),
+        "many_samples.mp4": (_patched(b"stsz", b"\xff" * 4, 12), DAMAGED),
+        "many_chunks.mp4": (_patched(b"stco", b"\xff" * 4, 8), DAMAGED | _OK),
+        "many_times.mp4": (_patched(b"stts", b"\xff" * 4, 8), DAMAGED),
+        "long_frames.mp4": (_patched(b"stts", b"\x7f" * 4, 16), DAMAGED),
+        "no_time_base.mp4": (_patched(b"mdhd", bytes(4), 16), DAMAGED | _OK),
+        "no_key_frames.mp4": (_patched(b"stss", b"junk"), DAMAGED | _OK),
         "huge_picture.mov": (
-            _patched("mjpeg.mov", b"\xff\xc0", b"\xff" * 4, 5), DAMAGED | {TOKENIZED},
-        ),
+            _patched(b"\xff\xc0", b"\xff" * 4, 5, "mjpeg.mov"), DAMAGED | _OK),
         "large_picture.mov": (
-            _patched("mjpeg.mov", b"\xff\xc0", b"\x40\x00" * 2, 5), DAMAGED | {TOKENIZED},
-        ),
+            _patched(b"\xff\xc0", b"\x40\x00" * 2, 5, "mjpeg.mov"), DAMAGED | _OK),
     },
     "cut samples": {
         **{
@@ -427,12 +408,8 @@ _FAMILIES: dict[str, _Cases] = {
             for share in (0.1, 0.5, 0.99)
         },
         "cut_between_packets.mp4": (_between_packets, {"truncated"}),
-        "flipped_frames.mp4": (
-            _sample_flipped(2, 100_000, 1_000_000, 200), {"corrupt", "truncated"},
-        ),
-        "flipped_bit.mp4": (
-            _sample_flipped(3, 200_000, 900_000, 1), {"corrupt", "truncated", TOKENIZED},
-        ),
+        "flipped_frames.mp4": (_sample_flipped(2, 100_000, 1_000_000, 200), _BROKEN),
+        "flipped_bit.mp4": (_sample_flipped(3, 200_000, 900_000, 1), _BROKEN | _OK),
         "flipped_header.mp4": (_sample_flipped(1, 0, 400, 40), DAMAGED | {TOKENIZED}),
         "lost_frame.mkv": (_lost_frame, {"corrupt"}),
         "lost_frame.webm": (_lost_frame, {"corrupt"}),

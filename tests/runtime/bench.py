@@ -5,29 +5,11 @@ from typing import Any, TypeVar
 
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.dispatch import Dispatcher, Limits
-from tokpipe.runtime.dispatch.protocol import (
-    ActorLost,
-    ActorUp,
-    Capacity,
-    Command,
-    DecodedInfo,
-    DecodeLease,
-    Dispatch,
-    EncodedInfo,
-    Event,
-    LeaseDone,
-    LeaseFailed,
-    Note,
-    Planned,
-    Release,
-    Tick,
-    WriteLease,
-)
+from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, Stage, WorkItem
 
-C = TypeVar("C", bound=Command)
+C = TypeVar("C", bound=protocol.Command)
 LIMITS = Limits(
     runtime=RuntimeConfig(
         decode=PoolConfig(max_actors=1, lease_deadline_s=100),
@@ -53,49 +35,54 @@ class Bench:
     def __init__(self, *rows: int, exhausted: bool = True, limits: Limits = LIMITS) -> None:
         self.dispatcher = Dispatcher(limits, ref_of)
         self.now = 0.0
-        self.log: list[Command] = []
-        self.send(Capacity(8, 0))
-        self.send(Planned(items(*rows), exhausted))
+        self.log: list[protocol.Command] = []
+        self.send(protocol.Capacity(8, 0))
+        self.send(protocol.Planned(items(*rows), exhausted))
         self.bring_up()
 
     # --- events ---------------------------------------------------------------------------------
 
-    def send(self, event: Event) -> list[Command]:
+    def send(self, event: protocol.Event) -> list[protocol.Command]:
         commands = self.dispatcher.handle(event, self.now)
         self.log.extend(commands)
         return commands
 
-    def tick(self, seconds: float = 0.0) -> list[Command]:
+    def tick(self, seconds: float = 0.0) -> list[protocol.Command]:
         self.now += seconds
-        return self.send(Tick())
+        return self.send(protocol.Tick())
 
-    def bring_up(self) -> list[Command]:
+    def bring_up(self) -> list[protocol.Command]:
         """Let every actor that is starting come up."""
         starting = [i for i, actor in self.dispatcher.parts.fleet.actors.items() if not actor.up]
-        return [command for actor in starting for command in self.send(ActorUp(actor))]
+        return [command for actor in starting for command in self.send(protocol.ActorUp(actor))]
 
-    def done(self, dispatch: Dispatch, *infos: Any, **seconds: float) -> list[Command]:
+    def done(
+        self, dispatch: protocol.Dispatch, *infos: Any, **seconds: float
+    ) -> list[protocol.Command]:
         """Answer a lease: with ``infos``, or as if all went well."""
         answer: Any = infos or tuple(map(answer_for(dispatch), refs_of(dispatch)))
-        if isinstance(dispatch.lease, WriteLease):
+        if isinstance(dispatch.lease, protocol.WriteLease):
             answer = receipt_of(tuple(refs_of(dispatch)))
-        return self.send(LeaseDone(dispatch.attempt, answer, **seconds))  # type: ignore[arg-type]
+        done: Any = protocol.LeaseDone
+        return self.send(done(dispatch.attempt, answer, **seconds))
 
-    def fail(self, dispatch: Dispatch, kind: Any, why: str = "broke", *lost: int) -> list[Command]:
-        return self.send(LeaseFailed(dispatch.attempt, kind, why, lost))
+    def fail(
+        self, dispatch: protocol.Dispatch, kind: Any, why: str = "broke", *lost: int
+    ) -> list[protocol.Command]:
+        return self.send(protocol.LeaseFailed(dispatch.attempt, kind, why, lost))
 
-    def lose(self, actor: int, *, with_node: bool = False) -> list[Command]:
-        return self.send(ActorLost(actor, with_node, "killed"))
+    def lose(self, actor: int, *, with_node: bool = False) -> list[protocol.Command]:
+        return self.send(protocol.ActorLost(actor, with_node, "killed"))
 
     # --- what followed ----------------------------------------------------------------------
 
-    def in_flight(self, *stages: Stage) -> list[Dispatch]:
+    def in_flight(self, *stages: Stage) -> list[protocol.Dispatch]:
         """Attempts that are out, of these stages or of all, oldest first."""
         actors = self.dispatcher.parts.fleet.actors.values()
         attempts = {attempt for actor in actors for attempt in actor.leases}
         return [
             one
-            for one in only(Dispatch, self.log)
+            for one in only(protocol.Dispatch, self.log)
             if one.attempt in attempts and (not stages or one.lease.stage in stages)
         ]
 
@@ -117,22 +104,24 @@ class Bench:
 
     @property
     def notes(self) -> list[tuple[str, bool]]:
-        return [(one.event, one.is_warning) for one in only(Note, self.log)]
+        return [(one.event, one.is_warning) for one in only(protocol.Note, self.log)]
 
 
-def refs_of(dispatch: Dispatch) -> list[ClipRef]:
+def refs_of(dispatch: protocol.Dispatch) -> list[ClipRef]:
     return [ref_of(item) for item in dispatch.lease.items]
 
 
-def answer_for(dispatch: Dispatch) -> Any:
-    if isinstance(dispatch.lease, DecodeLease):
-        return lambda ref: DecodedInfo(ref, 5)
-    return lambda ref: EncodedInfo(ref, (4, 4), 1)
+def answer_for(dispatch: protocol.Dispatch) -> Any:
+    if isinstance(dispatch.lease, protocol.DecodeLease):
+        return lambda ref: protocol.DecodedInfo(ref, 5)
+    return lambda ref: protocol.EncodedInfo(ref, (4, 4), 1)
 
 
-def only(kind: type[C], commands: Iterable[Command]) -> list[C]:
+def only(kind: type[C], commands: Iterable[protocol.Command]) -> list[C]:
     return [command for command in commands if isinstance(command, kind)]
 
 
-def released(commands: Iterable[Command]) -> set[int]:
-    return {command.attempt for command in only(Release, commands) if not command.state_only}
+def released(commands: Iterable[protocol.Command]) -> set[int]:
+    return {
+        command.attempt for command in only(protocol.Release, commands) if not command.state_only
+    }

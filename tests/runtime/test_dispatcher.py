@@ -3,14 +3,7 @@
 from dataclasses import replace
 
 from tests.runtime.bench import Bench, only, refs_of
-from tokpipe.runtime.dispatch.protocol import (
-    ActorPlaced,
-    Capacity,
-    DecodedInfo,
-    Draining,
-    Note,
-    StopRequested,
-)
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.types import Failed
 
 
@@ -21,7 +14,7 @@ def test_events_are_noted() -> None:
     bench.log.clear()
     bench.fail(decode, "fault", "it raised")
     assert bench.notes == [("lease_failed", True), ("clip_retried", False)]
-    failed, retried = only(Note, bench.log)
+    failed, retried = only(protocol.Note, bench.log)
     assert failed.fields == {
         "stage": "decode",
         "actor": decode.actor,
@@ -34,15 +27,15 @@ def test_events_are_noted() -> None:
 
     bench.bring_up()
     bench.log.clear()
-    bench.send(ActorPlaced(bench.actor("encode"), "node-a"))
+    bench.send(protocol.ActorPlaced(bench.actor("encode"), "node-a"))
     bench.lose(bench.actor("encode"), with_node=True)
     assert bench.notes[0] == ("actor_lost", True)
     assert bench.account.num_lost_nodes == 1
     bench.log.clear()
-    bench.send(Draining(frozenset({"node-b"})))
-    bench.send(Draining(frozenset({"node-b"})))
-    bench.send(Capacity(2, 0))  # changes no pool, since each may have one actor
-    bench.send(StopRequested(1.0))
+    bench.send(protocol.Draining(frozenset({"node-b"})))
+    bench.send(protocol.Draining(frozenset({"node-b"})))
+    bench.send(protocol.Capacity(2, 0))  # changes no pool, since each may have one actor
+    bench.send(protocol.StopRequested(1.0))
     assert bench.notes == [("nodes_draining", True), ("stop_requested", False)]
 
 
@@ -61,7 +54,10 @@ def test_rows_are_opened_once() -> None:
     bench = Bench(0, 1, 2)
     (decode,) = bench.in_flight()
     cut, gone, whole = refs_of(decode)
-    infos = DecodedInfo(replace(cut, num_segments=4), 5), Failed(gone, "unreachable", "no answer")
-    bench.done(decode, *infos, DecodedInfo(whole, 5))
+    infos = (
+        protocol.DecodedInfo(replace(cut, num_segments=4), 5),
+        Failed(gone, "unreachable", "no answer"),
+    )
+    bench.done(decode, *infos, protocol.DecodedInfo(whole, 5))
     assert (bench.account.num_opened, bench.account.num_extra_clips) == (2, 3)
     assert bench.account.retried == {"decode": 1}

@@ -2,22 +2,9 @@
 
 from tests.runtime.bench import LIMITS, Bench, items, only
 from tests.runtime.simulated_world import ref_of
-from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.dispatch import Dispatcher, protocol
 from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_SETUP_FAILURES, Fleet
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    Abort,
-    ActorLost,
-    ActorPlaced,
-    Capacity,
-    Draining,
-    KillActor,
-    Planned,
-    SetupFailed,
-    StartActor,
-    Tick,
-    WriteLease,
-)
 from tokpipe.types import STAGES
 
 
@@ -52,7 +39,7 @@ def test_the_actors_that_cost_least_are_removed_first() -> None:
 def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> None:
     bench = Bench(0, 1)
     (first,) = bench.in_flight()
-    assert KillActor(first.actor) in bench.tick(101.0)
+    assert protocol.KillActor(first.actor) in bench.tick(101.0)
     bench.done(first)
     assert not bench.in_flight()
     assert "decode" not in bench.account.clips
@@ -61,45 +48,47 @@ def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> No
 def test_the_job_ends_if_actors_never_start() -> None:
     bench = Bench(0)
     for attempt in range(MAX_SETUP_FAILURES):
-        commands = bench.send(SetupFailed(bench.actor("encode"), "weights: no such key"))
+        commands = bench.send(protocol.SetupFailed(bench.actor("encode"), "weights: no such key"))
         if attempt < MAX_SETUP_FAILURES - 1:
-            assert not only(StartActor, commands), "no pause before the next"
+            assert not only(protocol.StartActor, commands), "no pause before the next"
             bench.tick(30)
-    (abort,) = only(Abort, commands)
+    (abort,) = only(protocol.Abort, commands)
     assert "weights: no such key" in abort.message
 
 
 def test_an_actor_with_zero_cpus_is_not_replaced_while_it_starts() -> None:
     dispatcher = Dispatcher(LIMITS, ref_of)
-    commands = dispatcher.handle(Capacity(8, 0), 0.0)
+    commands = dispatcher.handle(protocol.Capacity(8, 0), 0.0)
     for now in range(1, 200):  # a slow disk, from which torch takes minutes to import
-        commands += dispatcher.handle(Tick(), float(now))
-    started = only(StartActor, commands)
+        commands += dispatcher.handle(protocol.Tick(), float(now))
+    started = only(protocol.StartActor, commands)
     assert [one.zero_cpu for one in started if one.stage == "encode"] == [False, True]
 
 
 def test_on_cpus_one_decoder_has_zero_cpus_and_so_does_its_replacement() -> None:
     dispatcher = Dispatcher(LIMITS, ref_of)
-    started = only(StartActor, dispatcher.handle(Capacity(4, 0), 0.0))
+    started = only(protocol.StartActor, dispatcher.handle(protocol.Capacity(4, 0), 0.0))
     (decoder,) = (one.actor for one in started if one.stage == "decode")
     assert [one.actor for one in started if one.zero_cpu] == [decoder]
-    (again,) = only(StartActor, dispatcher.handle(ActorLost(decoder, True, "node"), 1.0))
+    (again,) = only(
+        protocol.StartActor, dispatcher.handle(protocol.ActorLost(decoder, True, "node"), 1.0)
+    )
     assert (again.stage, again.zero_cpu) == ("decode", True)
 
 
 def test_a_draining_node_gets_nothing_new_and_its_codes_are_written() -> None:
     bench = Bench(0, 1, 2, 3, exhausted=False)
     encoder = bench.actor("encode")
-    bench.send(ActorPlaced(encoder, "node-a"))
+    bench.send(protocol.ActorPlaced(encoder, "node-a"))
     bench.done(bench.in_flight()[0])
     (encode,) = bench.in_flight("encode")
     assert encode.actor == encoder
-    started = only(StartActor, bench.send(Draining(frozenset({"node-a"}))))
+    started = only(protocol.StartActor, bench.send(protocol.Draining(frozenset({"node-a"}))))
     assert [one.stage for one in started] == ["encode"]
     # Its codes would be lost with it, so they are written although the shard is not full.
-    assert KillActor(encoder) in bench.done(encode)
-    assert isinstance(bench.in_flight()[-1].lease, WriteLease)
-    bench.send(Planned(items(4, 5), exhausted=True))
+    assert protocol.KillActor(encoder) in bench.done(encode)
+    assert isinstance(bench.in_flight()[-1].lease, protocol.WriteLease)
+    bench.send(protocol.Planned(items(4, 5), exhausted=True))
     bench.bring_up()
     assert not any(one.actor == encoder for one in bench.in_flight())
 
@@ -107,9 +96,9 @@ def test_a_draining_node_gets_nothing_new_and_its_codes_are_written() -> None:
 def test_a_node_with_trouble_is_avoided_and_no_clip_is_blamed() -> None:
     bench = Bench(0, 1, 2)
     (decode,) = bench.in_flight()
-    bench.send(ActorPlaced(decode.actor, "full-disk"))
-    assert KillActor(decode.actor) in bench.fail(decode, "node", "no space left")
-    (start,) = only(StartActor, bench.tick(5))
+    bench.send(protocol.ActorPlaced(decode.actor, "full-disk"))
+    assert protocol.KillActor(decode.actor) in bench.fail(decode, "node", "no space left")
+    (start,) = only(protocol.StartActor, bench.tick(5))
     assert start.avoid == ("full-disk",)
     bench.bring_up()
     (again,) = bench.in_flight()
@@ -123,7 +112,7 @@ def test_the_job_ends_if_all_nodes_have_trouble() -> None:
         bench.tick(100)
         bench.bring_up()
         bench.fail(bench.in_flight()[-1], "node", "no space left")
-    (abort,) = only(Abort, bench.log)
+    (abort,) = only(protocol.Abort, bench.log)
     assert "times in a row because of their nodes" in abort.message
 
 

@@ -2,14 +2,8 @@
 
 from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
 from tests.runtime.simulated_world import receipt_of, ref_of
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    Commit,
-    Draining,
-    EncodedClips,
-    Pick,
-    WriteLease,
-)
 from tokpipe.runtime.dispatch.queues import Queues
 from tokpipe.runtime.dispatch.settlement import Settlement
 from tokpipe.types import Rejected
@@ -20,7 +14,7 @@ def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
     settlement = Settlement(LIMITS, queues, out)
 
     def add(attempt: int, num_codes: int) -> None:
-        part = EncodedClips(items(attempt), (Pick(attempt, (0,)),))
+        part = protocol.EncodedClips(items(attempt), (protocol.Pick(attempt, (0,)),))
         settlement.add_codes(part, (4, 4), num_codes, now=0.0)
 
     add(1, 999)
@@ -47,19 +41,19 @@ def test_one_commit_at_a_time_counts_once_it_is_in_the_manifest() -> None:
     for encode_s in (2.0, 3.0):
         settlement.written(receipt, encode_s)
         settlement.commit_due(0.0, is_last=False)
-    assert [one.account.useful_s for one in only(Commit, out.take())] == [2.0]
+    assert [one.account.useful_s for one in only(protocol.Commit, out.take())] == [2.0]
     assert out.account.clips == {}
     settlement.committed()
     assert (out.account.clips, out.account.num_shards) == ({"write": 2}, 1)
     settlement.commit_due(0.0, is_last=False)
-    assert [one.account.useful_s for one in only(Commit, out.take())] == [3.0]
+    assert [one.account.useful_s for one in only(protocol.Commit, out.take())] == [3.0]
 
 
 def test_a_single_rejection_is_committed_before_the_end() -> None:
     bench = Bench(0, exhausted=False)
     (first,) = bench.in_flight()
     bench.done(first, Rejected(refs_of(first)[0], "decode", "empty", ""))
-    assert only(Commit, bench.tick(LIMITS.shard_max_age_s + 1))
+    assert only(protocol.Commit, bench.tick(LIMITS.shard_max_age_s + 1))
 
 
 def test_open_shards_are_written_when_any_node_starts_draining() -> None:
@@ -67,9 +61,9 @@ def test_open_shards_are_written_when_any_node_starts_draining() -> None:
     bench.done(bench.in_flight()[0])
     bench.done(bench.in_flight()[0], busy_s=3.0)
     assert not bench.in_flight("write")
-    bench.send(Draining(frozenset({"elsewhere"})))
+    bench.send(protocol.Draining(frozenset({"elsewhere"})))
     (write,) = bench.in_flight("write")
-    assert isinstance(write.lease, WriteLease)
+    assert isinstance(write.lease, protocol.WriteLease)
     assert [part.encode_s for part in write.lease.parts] == [3.0]
 
 
@@ -83,5 +77,5 @@ def test_encoder_seconds_are_useful_once_committed_and_lost_if_codes_are() -> No
     bench.done(bench.in_flight()[0], busy_s=1.0)
     bench.done(bench.in_flight()[0], busy_s=5.0)
     bench.done(bench.in_flight()[0])
-    (commit,) = only(Commit, bench.log)
+    (commit,) = only(protocol.Commit, bench.log)
     assert (commit.account.useful_s, commit.account.lost_s) == (5.0, 6.0)

@@ -1,27 +1,21 @@
 """Streamed clips: encoded in order, decoded ahead, released however they end."""
 
 from tests.runtime.bench import Bench, only, refs_of, released
-from tokpipe.runtime.dispatch.protocol import (
-    Command,
-    DecodedInfo,
-    Dispatch,
-    EncodeLease,
-    Release,
-)
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.types import Rejected
 
 NUM_PIECES = 9
 
 
-def streamed() -> tuple[Bench, list[Dispatch]]:
+def streamed() -> tuple[Bench, list[protocol.Dispatch]]:
     """A streamed clip whose first piece was just decoded, and what was dispatched then."""
     bench = Bench(3)
     decode_piece(bench, bench.in_flight()[0])
     return bench, bench.in_flight()
 
 
-def decode_piece(bench: Bench, dispatch: Dispatch) -> list[Command]:
-    return bench.done(dispatch, DecodedInfo(refs_of(dispatch)[0], 17, NUM_PIECES))
+def decode_piece(bench: Bench, dispatch: protocol.Dispatch) -> list[protocol.Command]:
+    return bench.done(dispatch, protocol.DecodedInfo(refs_of(dispatch)[0], 17, NUM_PIECES))
 
 
 def test_pieces_are_encoded_in_order_and_decoded_a_little_ahead() -> None:
@@ -29,17 +23,17 @@ def test_pieces_are_encoded_in_order_and_decoded_a_little_ahead() -> None:
     pieces = [(one.lease.stage, one.lease.items[0].piece) for one in leased]
     assert pieces == [("decode", 1), ("decode", 2), ("encode", 0)]
     for decode in leased[:2]:
-        assert not only(Dispatch, decode_piece(bench, decode)), "decoded too far ahead"
+        assert not only(protocol.Dispatch, decode_piece(bench, decode)), "decoded too far ahead"
     encode = leased[2]
     states: list[int] = []
     for piece in (1, 2):
         commands = bench.done(encode)
-        kept = [one.attempt for one in only(Release, commands) if one.state_only]
+        kept = [one.attempt for one in only(protocol.Release, commands) if one.state_only]
         assert kept == states, "a state is kept until the next one exists, and no longer"
         states = [encode.attempt]
-        decode, encode = only(Dispatch, commands)
+        decode, encode = only(protocol.Dispatch, commands)
         assert decode.lease.items[0].piece == piece + 2
-        assert isinstance(encode.lease, EncodeLease)
+        assert isinstance(encode.lease, protocol.EncodeLease)
         assert (encode.lease.items[0].piece, encode.lease.state) == (piece, states[0])
 
 
@@ -67,7 +61,7 @@ def test_a_lost_state_restarts_the_clip() -> None:
 
 def test_a_rejected_piece_rejects_the_clip_and_releases_all_of_it() -> None:
     bench, (ahead, _, encode) = streamed()
-    assert isinstance(encode.lease, EncodeLease)
+    assert isinstance(encode.lease, protocol.EncodeLease)
     commands = bench.done(ahead, Rejected(refs_of(ahead)[0], "decode", "corrupt", ""))
     assert encode.lease.pick.source in released(commands)
     assert bench.account.rejected_at == {"decode": 1}
