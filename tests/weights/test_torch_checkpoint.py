@@ -305,7 +305,7 @@ def test_a_damaged_pickle_with_right_checksums_is_rejected_or_loads(path: Path) 
         damaged = bytearray(records[name])
         damaged[at] = rng.randrange(256)
         with zipfile.ZipFile(path, "w") as file:
-            for record, data in {**records, name: damaged}.items():
+            for record, data in {**records, name: bytes(damaged)}.items():
                 file.writestr(record, data)
         with contextlib.suppress(ConfigError):
             load_checkpoint(path)
