@@ -143,8 +143,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], Calls], str | None]] = {
     "a nested pickle": (lambda path: Calls(pickle.loads, pickle.dumps(touch(path))), None),
     "a nested checkpoint": (
         lambda path: Calls(
-            torch.storage._load_from_bytes,
-            saved(path.with_suffix(".pt"), touch(path)).read_bytes(),
+            torch.storage._load_from_bytes, saved(path.with_suffix(".pt"), touch(path)).read_bytes()
         ),
         None,
     ),
