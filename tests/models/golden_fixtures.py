@@ -43,14 +43,10 @@ def tensor_input(case: str, name: str, shape: tuple[int, ...]) -> NDArray[np.flo
 
 def fill(module: nn.Module) -> None:
     """Set every floating-point entry to its golden parameter; keep constants."""
-    module.load_state_dict(
-        {
-            key: torch.from_numpy(parameter(key, tuple(value.shape)))
-            if value.is_floating_point()
-            else value
-            for key, value in module.state_dict().items()
-        }
-    )
+    state = module.state_dict()
+    floats = (key for key, value in state.items() if value.is_floating_point())
+    filled = {key: torch.from_numpy(parameter(key, tuple(state[key].shape))) for key in floats}
+    module.load_state_dict({**state, **filled})
 
 
 def spec(case: str) -> dict[str, Any]:

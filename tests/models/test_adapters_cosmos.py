@@ -27,14 +27,12 @@ class Encoder(nn.Module):
 
     def __init__(self, time: int = 4, space: int = 8) -> None:
         super().__init__()
-        self.time = time
-        self.space = space
+        self.time, self.space = time, space
         self.conv = nn.Conv3d(3, 6, 1)
         nn.init.normal_(self.conv.weight, std=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first = x[:, :, :1]
-        rest = x[:, :, 1:]
+        first, rest = x[:, :, :1], x[:, :, 1:]
         if rest.shape[2] > 0:
             rest = rest.unflatten(2, [-1, self.time]).mean(3)
         z = self.conv(torch.cat([first, rest], 2))

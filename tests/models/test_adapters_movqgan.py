@@ -12,14 +12,8 @@ from tokpipe.errors import WeightsMismatch
 from tokpipe.models.tokenizers import NOT_FINITE, VideoTokenizer, build_tokenizer
 from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
 
-CONFIG = MoVQGANConfig(
-    kind="movqgan",
-    weights="s3://models/movqgan.safetensors",
-    ch=32,
-    ch_mult=(1, 1, 2, 2),
-    num_res_blocks=1,
-    codebook_size=300,
-)
+SMALL: dict[str, Any] = {"ch": 32, "num_res_blocks": 1, "codebook_size": 300}
+CONFIG = MoVQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 2, 2), **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,6 @@ def test_attention_averages_values_by_similarity(shape: tuple[int, ...]) -> None
     wanted = (q @ k.mT / 32**0.5).softmax(dim=-1) @ v
     torch.testing.assert_close(found, wanted)
     weights = torch.randn(shape, dtype=torch.float64)
-    gradients = [
-        torch.autograd.grad((y * weights).sum(), (q, k, v), retain_graph=True)
-        for y in (found, wanted)
-    ]
+    totals = ((y * weights).sum() for y in (found, wanted))
+    gradients = (torch.autograd.grad(total, (q, k, v), retain_graph=True) for total in totals)
     torch.testing.assert_close(*gradients)

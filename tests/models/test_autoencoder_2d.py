@@ -136,9 +136,6 @@ def test_gradients_agree_with_finite_differences() -> None:
     )
 
 
-# Blocks
-
-
 @pytest.mark.parametrize("zq_ch", [None, 4])
 def test_attention_in_float16_never_computes_unscaled_products(zq_ch: int | None) -> None:
     """They would reach 160,000, and float16 ends at 65,504."""
@@ -181,11 +178,8 @@ def test_the_shortcut_is_a_convolution_where_channels_change(
 ) -> None:
     block = cls(in_channels=32, dropout=0.0, temb_channels=0, **arguments)
     state = block.state_dict()
-    found = {
-        key.split(".")[0]: len(state[key][0, 0, 0])
-        for key in state
-        if "cut" in key and "weight" in key
-    }
+    kept = [key for key in state if "cut" in key and "weight" in key]
+    found = {key.split(".")[0]: len(state[key][0, 0, 0]) for key in kept}
     assert found == ({} if shortcut is None else {shortcut: size})
     assert not [key for key in state if "temb" in key]
     with torch.no_grad():
@@ -219,9 +213,6 @@ def test_torch_compile_sees_one_graph() -> None:
         encoder: nn.Module = small(Encoder)
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1, 3, 16, 16, device="meta")).shape == (1, 4, 8, 8)
-
-
-# MoVQ
 
 
 @pytest.mark.parametrize("add_conv", [False, True])
@@ -287,9 +278,6 @@ def test_latents_that_do_not_fit_are_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         small(MOVQDecoder, add_conv=add_conv)(z, zq)
-
-
-# Subclasses of the decoder
 
 
 class OwnBlock(ResnetBlock):

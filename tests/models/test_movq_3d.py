@@ -53,9 +53,6 @@ def test_a_post_quant_convolution_does_not_affect_the_latent_of_the_norms() -> N
     assert not torch.equal(decoder(z), decoder(-z))
 
 
-# Norms
-
-
 def test_frame_norms_are_group_norms_of_each_frame() -> None:
     clips = torch.randn(2, 64, 3, 5, 7, requires_grad=True)
     ours, theirs = group_norm(64, "frame"), nn.GroupNorm(32, 64, eps=1e-6)
@@ -106,9 +103,6 @@ def test_a_spatial_norm_accepts_any_norm_and_checks_its_arguments() -> None:
         SpatialNorm3D(64, 4, num_groups=16, momentum=0.1)
     with pytest.raises(ValueError, match="3 frames for the single frame of f"):
         plain(torch.zeros(1, 64, 1, 2, 2), torch.zeros(1, 4, 3, 2, 2))
-
-
-# Blocks
 
 
 @pytest.mark.parametrize("compress_time", [False, True])

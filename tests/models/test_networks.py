@@ -64,14 +64,14 @@ def inputs(name: str, batch: int) -> list[Tensor]:
     return [*given, torch.arange(3, 3 + batch) * 100] if name == "UNet" else given
 
 
+ENCODER_3D_CASES = ["constant_t9", "first_t1", "first_t9", "first_t16_attn", "reflect_t9"]
+
+
 @pytest.mark.parametrize(
     ("case", "cls", "more"),
     [
         *((f"causal_conv3d_{mode}", CausalConv3d, ()) for mode in ("constant", "first", "reflect")),
-        *(
-            (f"encoder_3d_{case}", Encoder3D, ())
-            for case in ("constant_t9", "first_t1", "first_t9", "first_t16_attn", "reflect_t9")
-        ),
+        *((f"encoder_3d_{case}", Encoder3D, ()) for case in ENCODER_3D_CASES),
         ("movq_decoder_3d", MOVQDecoder3D, ()),
         ("movq_decoder_3d_post_quant_conv", MOVQDecoder3D, ()),
         ("vqvae_encoder_2d", Encoder, ()),

@@ -63,9 +63,6 @@ def in_pieces(network: Network3D, pieces: list[Tensor]) -> Tensor:
     return torch.cat(outputs, dim=2)
 
 
-# Pieces and the whole
-
-
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(("pad_mode", "attention"), [("first", (16, 8)), ("constant", ())])
 @settings(max_examples=6)
@@ -140,9 +137,6 @@ def test_shortcuts_by_convolution_and_embeddings_stream() -> None:
     torch.testing.assert_close(found, block(x, temb), atol=1e-12, rtol=0)
 
 
-# The state
-
-
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_state_is_as_large_after_thirty_pieces_as_after_one(kind: str) -> None:
     network = NETWORKS[kind](attn_resolutions=(8,))
@@ -213,9 +207,6 @@ def test_the_state_of_another_network_is_rejected() -> None:
         ours.stream(second, longer)
 
 
-# Rejected pieces
-
-
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_networks_that_see_later_frames_say_why_they_do_not_stream(kind: str) -> None:
     clip_norm, reflect = NETWORKS[kind](norm="clip"), NETWORKS[kind](pad_mode="reflect")
@@ -252,21 +243,17 @@ def test_empty_pieces_are_rejected(kind: str) -> None:
 
 
 def test_layers_reject_pieces_that_would_lose_frames() -> None:
-    strided = CausalConv3d(2, 2, 3, "first", stride=2)
-    with pytest.raises(ValueError, match="3 frames ends within an output of stride 2"):
-        strided(torch.zeros(1, 2, 3, 4, 4), Stream(strided, None))
-    mirrored = CausalConv3d(2, 2, 3, "reflect")
-    with pytest.raises(ValueError, match="would depend on the cuts"):
-        mirrored(torch.zeros(1, 2, 3, 4, 4), Stream(mirrored, None))
+    strided, mirrored = CausalConv3d(2, 2, 3, "first", stride=2), CausalConv3d(2, 2, 3, "reflect")
     pool = DownSample3D(2, with_conv=False, compress_time=True)
-    with pytest.raises(ValueError, match="4 frames are not 1 plus whole pairs"):
-        pool(torch.zeros(1, 2, 4, 4, 4), Stream(pool, None))
-    later = Stream(pool, StreamState(Stream(pool, None).network, ()))
-    with pytest.raises(ValueError, match="3 frames are not 0 plus whole pairs"):
-        pool(torch.zeros(1, 2, 3, 4, 4), later)
-
-
-# Causality
+    later = StreamState(Stream(pool, None).network, ())
+    for layer, state, frames, problem in (
+        (strided, None, 3, "3 frames ends within an output of stride 2"),
+        (mirrored, None, 3, "would depend on the cuts"),
+        (pool, None, 4, "4 frames are not 1 plus whole pairs"),
+        (pool, later, 3, "3 frames are not 0 plus whole pairs"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            layer(torch.zeros(1, 2, frames, 4, 4), Stream(layer, state))
 
 
 @pytest.mark.parametrize("pad_mode", CAUSAL)

@@ -1,5 +1,6 @@
 """Native tokenizers: codes, weights, decoders, patches, pieces, types, every quantizer."""
 
+import itertools
 from typing import Any
 
 import av
@@ -55,12 +56,9 @@ def built(config: NativeConfig, *, with_decoder: bool = True) -> NativeTokenizer
 def real_pixels() -> Tensor:
     """(1, 17, 64, 64, 3): the sample clip, every third frame."""
     with av.open(str(SAMPLE)) as container:
-        frames = [
-            frame.reformat(width=64, height=64, format="rgb24").to_ndarray()
-            for index, frame in enumerate(container.decode(video=0))
-            if index % 3 == 0 and index < 51
-        ]
-    return torch.from_numpy(np.stack(frames)).unsqueeze(0)
+        frames = itertools.islice(container.decode(video=0), 0, 51, 3)
+        shown = [frame.reformat(64, 64, format="rgb24").to_ndarray() for frame in frames]
+    return torch.from_numpy(np.stack(shown)).unsqueeze(0)
 
 
 @pytest.mark.parametrize("quantizer", [FSQ, LFQ, VQ], ids=lambda q: q.kind)
@@ -166,9 +164,6 @@ def test_a_file_cut_short_is_rejected(cut: int) -> None:
     config = small_native(FSQ, weights="s3://models/a.safetensors")
     with pytest.raises(ConfigError, match=r"^s3://models/a.safetensors is not a complete"):
         build_tokenizer(config, whole[:cut])
-
-
-# Decoders, patches, pieces, types
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: q.kind)

@@ -5,12 +5,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.videos import write_video
 from tokpipe.train.config import TrainConfig, parse_training
 
 Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., TrainConfig]
+
+SETTINGS = """
+output: "{output}"
+tokenizer:
+  patch_size: 2
+  norm: frame
+  encoder: {{ch: 32, ch_mult: [1, 1, 1], num_res_blocks: 1, z_channels: 4}}
+  quantizer: {{kind: fsq, levels: [8, 5, 5, 5]}}
+  decoder: {{ch: 32, ch_mult: [1, 1, 1], num_res_blocks: 1}}
+sources: [{{kind: files, uri: "{videos}/*.mp4"}}]
+sampling: {{fps: null, max_clip_frames: 8}}
+frames: {{size: [24, 32]}}
+buffer_clips: 4
+phases:
+- steps: 6
+  size: 16
+  batches: [{{frames: 1, clips: 2}}, {{frames: 5, clips: 1}}]
+  learning_rate: [0.001, 0.001]
+threads: 1
+log_every_steps: 1
+"""
+
+
+def phase(**changes: Any) -> dict[str, Any]:
+    batch = {"frames": 1, "clips": 1}
+    return {"steps": 4, "size": 16, "batches": [batch], "learning_rate": [0.1, 0.1], **changes}
 
 
 @pytest.fixture(scope="session")
@@ -25,40 +52,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, videos: Path) -> Settings:
     """What a training file holds, with changes."""
-
-    def changed(**changes: Any) -> dict[str, Any]:
-        return {
-            "output": str(tmp_path / "run"),
-            "tokenizer": {
-                "patch_size": 2,
-                "norm": "frame",
-                "encoder": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
-                "quantizer": {"kind": "fsq", "levels": [8, 5, 5, 5]},
-                "decoder": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1},
-            },
-            "sources": [{"kind": "files", "uri": f"{videos}/*.mp4"}],
-            "sampling": {"fps": None, "max_clip_frames": 8},
-            "frames": {"size": [24, 32]},
-            "buffer_clips": 4,
-            "phases": [
-                {
-                    "steps": 6,
-                    "size": 16,
-                    "batches": [{"frames": 1, "clips": 2}, {"frames": 5, "clips": 1}],
-                    "learning_rate": [0.001, 0.001],
-                }
-            ],
-            "threads": 1,
-            "log_every_steps": 1,
-            **changes,
-        }
-
-    return changed
+    text = SETTINGS.format(output=tmp_path / "run", videos=videos)
+    return lambda **changes: yaml.safe_load(text) | changes
 
 
 @pytest.fixture
 def config(settings: Settings, tmp_path: Path) -> Config:
-    def parsed(**changes: Any) -> TrainConfig:
-        return parse_training(settings(**changes), name="test.yaml", root=tmp_path)
-
-    return parsed
+    return lambda **changes: parse_training(settings(**changes), name="test.yaml", root=tmp_path)

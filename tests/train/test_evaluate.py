@@ -14,13 +14,13 @@ from tokpipe.train.evaluate import evaluate, main, open_checkpoint, read_clips, 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "bigbuckbunny.mp4"
 BUILT_IN = "builtin://fsq-4x8x8"
 
+Capture = pytest.CaptureFixture[str]
+
 FLOOR_DB = 22.0
 """Between the quality of the built-in checkpoint and that of a damaged one."""
 
 
-def test_the_built_in_checkpoint_reconstructs_frames_that_were_held_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_built_in_checkpoint_restores_held_out_frames(tmp_path: Path, capsys: Capture) -> None:
     picture = tmp_path / "side.png"
     frames = ["--start", "92", "--end", "109", "--picture", str(picture)]
     assert main([BUILT_IN, str(SAMPLE), *frames]) == 0
@@ -53,9 +53,7 @@ def test_measures_are_of_what_encode_and_decode_return() -> None:
     assert np.array_equal(shown[1], restored[0])
 
 
-def test_each_video_is_cut_into_whole_clips(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_video_is_cut_into_whole_clips(tmp_path: Path, capsys: Capture) -> None:
     paths = [write_video(tmp_path / f"{frames}.mp4", frames) for frames in (11, 6)]
     clips = [numbers_of(clip) for clip in read_clips(paths[0], 16, 5)]
     assert clips == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -80,8 +78,6 @@ def test_pictures_show_evenly_spaced_frames_above_their_reconstructions() -> Non
         ([BUILT_IN, "missing.mp4"], "missing.mp4"),
     ],
 )
-def test_a_checkpoint_or_video_that_cannot_be_used_exits_with_2(
-    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_input_exits_with_2(arguments: list[str], complaint: str, capsys: Capture) -> None:
     assert main(arguments) == 2
     assert re.search(complaint, capsys.readouterr().err)

@@ -1,7 +1,7 @@
 """Batches: crops of the videos in a job's sources."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.conftest import Config
+from tests.train.conftest import Config, phase
 from tests.videos import numbers_of, write_video
 from tokpipe.errors import ConfigError
 from tokpipe.train.config import TrainConfig
@@ -66,18 +66,13 @@ def test_a_batch_depends_only_on_seed_and_step(config: Config) -> None:
     assert {tuple(batch.shape) for batch in whole} == {(2, 1, 16, 16, 3), (1, 5, 16, 16, 3)}
     assert equal(batches(config(), first_step=4, number=2), whole[4:])
     assert not any(equal([a], [b]) for a, b in itertools.pairwise(whole))
-    other = batches(config(seed=1))
-    assert not any(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(whole, other, strict=True)
-    )
+    assert not any(map(torch.equal, whole, batches(config(seed=1))))
 
 
 @pytest.mark.parametrize("fresh_clips", [0.3, 7])
 def test_threads_change_no_batch(config: Config, fresh_clips: float) -> None:
-    ahead, in_time = (
-        batches(config(data_threads=threads, fresh_clips=fresh_clips)) for threads in (2, 0)
-    )
-    assert equal(ahead, in_time)
+    configs = (config(data_threads=threads, fresh_clips=fresh_clips) for threads in (2, 0))
+    assert equal(*map(batches, configs))
 
 
 def recorded(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> list[list[np.ndarray]]:
@@ -97,8 +92,7 @@ def recorded(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> list[list[n
 def test_clips_come_from_whole_videos_and_leave_the_buffer_in_order(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phase = {"steps": 40, "size": 16, "batches": [{"frames": 1, "clips": 1}]}
-    data = TrainingData(config(phases=[{**phase, "learning_rate": [0, 0]}], fresh_clips=1.5))
+    data = TrainingData(config(phases=[phase(steps=40)], fresh_clips=1.5))
     buffers = recorded(data, monkeypatch)
     assert {len(buffer) for buffer in buffers} == {4}
     for step, (earlier, later) in enumerate(itertools.pairwise(buffers)):
@@ -112,15 +106,10 @@ def test_clips_come_from_whole_videos_and_leave_the_buffer_in_order(
     }
 
 
-def table(folder: Path, rows: Iterator[str] | list[str]) -> dict[str, Any]:
+def table(folder: Path, rows: Sequence[str]) -> dict[str, Any]:
     (folder / "clips.csv").write_text("\n".join(["uri,start,end", *rows]))
-    return {
-        "kind": "table",
-        "uri": str(folder / "clips.csv"),
-        "uri_column": "uri",
-        "start_column": "start",
-        "end_column": "end",
-    }
+    columns = {f"{name}_column": name for name in ("uri", "start", "end")}
+    return {"kind": "table", "uri": str(folder / "clips.csv"), **columns}
 
 
 def test_spans_shares_and_the_longest_batch_are_respected(
@@ -131,9 +120,9 @@ def test_spans_shares_and_the_longest_batch_are_respected(
     write_video(tmp_path / "short.mp4", 4, first_number=900)
     first = table(tmp_path, ["a.mp4,0.4,0.72", "short.mp4,,", "a.mp4,5,4"])
     second = {"kind": "files", "uri": str(tmp_path / "b.mp4")}
-    phase = {"steps": 150, "size": 16, "batches": [{"frames": 5, "clips": 1}]}
+    phases = [phase(steps=150, batches=[{"frames": 5, "clips": 1}])]
     changes = {"sources": [first, second], "shares": [3, 1], "buffer_clips": 1}
-    data = TrainingData(config(phases=[{**phase, "learning_rate": [0, 0]}], **changes))
+    data = TrainingData(config(phases=phases, **changes))
     numbers = [numbers_of(clip)[0] for (clip,) in recorded(data, monkeypatch)]
     assert set(numbers) == {10, 500, 508, 516}  # the last 4 frames of b.mp4 are too few
     # Half of the first source's rows are too short, and then a source is drawn again.
@@ -150,7 +139,9 @@ def test_sources_without_usable_clips_are_an_error(config: Config, tmp_path: Pat
 
 
 def test_the_digest_follows_the_rows(config: Config, tmp_path: Path) -> None:
-    one = TrainingData(config(sources=[table(tmp_path, ["a.mp4,0,1", "b.mp4,,"])])).digest()
-    assert one == TrainingData(config(sources=[table(tmp_path, ["a.mp4,0,1", "b.mp4,,"])])).digest()
-    assert one != TrainingData(config(sources=[table(tmp_path, ["a.mp4,0,2", "b.mp4,,"])])).digest()
-    assert one != TrainingData(config(sources=[table(tmp_path, ["a.mp4,0,1"])])).digest()
+    def digest(*rows: str) -> str:
+        return TrainingData(config(sources=[table(tmp_path, rows)])).digest()
+
+    one = digest("a.mp4,0,1", "b.mp4,,")
+    assert one == digest("a.mp4,0,1", "b.mp4,,")
+    assert one not in (digest("a.mp4,0,2", "b.mp4,,"), digest("a.mp4,0,1"))

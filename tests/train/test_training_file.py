@@ -3,17 +3,12 @@ from typing import Any
 
 import pytest
 
-from tests.train.conftest import Config, Settings
+from tests.train.conftest import Config, Settings, phase
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.train.config import load_training, parse_training
 
 REPO = Path(__file__).parents[2]
-BATCHES = [{"frames": 1, "clips": 1}]
-
-
-def phase(**changes: Any) -> dict[str, Any]:
-    return {"steps": 4, "size": 16, "batches": BATCHES, "learning_rate": [0.1, 0.1], **changes}
 
 
 def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:
@@ -75,16 +70,10 @@ def test_a_file_without_settings_is_rejected_by_name(tmp_path: Path, text: str) 
 
 
 def test_learning_rates_follow_half_a_cosine_from_phase_to_phase(config: Config) -> None:
-    phases = [
-        phase(steps=2, learning_rate=[0, 1]),
-        phase(steps=3, learning_rate=[1, 1]),
-        phase(steps=4, learning_rate=[1, 0.2]),
-    ]
-    parsed = config(phases=phases)
+    given = ((2, [0, 1]), (3, [1, 1]), (4, [1, 0.2]))
+    parsed = config(phases=[phase(steps=steps, learning_rate=rate) for steps, rate in given])
     assert parsed.num_steps == 9
-    rates = [parsed.phase_at(step)[1] for step in range(9)]
-    assert rates == pytest.approx(
-        [0, 0.5, 1, 1, 1, 1, 0.6 + 0.4 * 0.5**0.5, 0.6, 0.6 - 0.4 * 0.5**0.5]
-    )
+    rates, root = [parsed.phase_at(step)[1] for step in range(9)], 0.5**0.5
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 1, 0.6 + 0.4 * root, 0.6, 0.6 - 0.4 * root])
     with pytest.raises(ValueError, match="step 9 is past the last of 9"):
         parsed.phase_at(9)

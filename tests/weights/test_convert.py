@@ -90,9 +90,7 @@ def test_a_published_checkpoint_becomes_a_folder_for_jobs(
     assert torch.equal(tokenizer.decode(codes), model.decode(codes))
 
 
-def test_ema_replaces_the_weights_by_their_moving_averages(
-    model: MoVQGANTokenizer, tmp_path: Path
-) -> None:
+def test_ema_takes_the_moving_averages(model: MoVQGANTokenizer, tmp_path: Path) -> None:
     lines = converted(tmp_path, lightning(model), **EMA)
     wanted = model.state_dict()
     assert (

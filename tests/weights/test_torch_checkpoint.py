@@ -143,8 +143,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], Calls], str | None]] = {
     "a nested pickle": (lambda path: Calls(pickle.loads, pickle.dumps(touch(path))), None),
     "a nested checkpoint": (
         lambda path: Calls(
-            torch.storage._load_from_bytes,
-            saved(path.with_suffix(".pt"), touch(path)).read_bytes(),
+            torch.storage._load_from_bytes, saved(path.with_suffix(".pt"), touch(path)).read_bytes()
         ),
         None,
     ),
@@ -305,7 +304,7 @@ def test_a_damaged_pickle_with_right_checksums_is_rejected_or_loads(path: Path) 
         damaged = bytearray(records[name])
         damaged[at] = rng.randrange(256)
         with zipfile.ZipFile(path, "w") as file:
-            for record, data in {**records, name: damaged}.items():
+            for record, data in {**records, name: bytes(damaged)}.items():
                 file.writestr(record, data)
         with contextlib.suppress(ConfigError):
             load_checkpoint(path)
