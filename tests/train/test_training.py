@@ -145,7 +145,7 @@ def test_what_the_finished_steps_depend_on_cannot_change(
     with pytest.raises(ConfigError, match=r"phases: of the 6 finished steps"):
         train(config(sources=sources, phases=changed))
     (tmp_path / "2.mp4").symlink_to(videos / "2.mp4")
-    with pytest.raises(ConfigError, match=r"training\.pt: the sources list other rows"):
+    with pytest.raises(ConfigError, match=r"training\.pt: the sources list different rows"):
         train(config(sources=sources))
 
 
