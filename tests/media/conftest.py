@@ -28,7 +28,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 """Settings of ``write_video``, by file name."""
 
 DEFAULTS: dict[str, Any] = {
-    "deadline_s": 20.0,
+    "deadline_s": 300.0,
     "memory_bytes": 2**31,
     "fps": None,
     "max_clip_frames": 1000,
