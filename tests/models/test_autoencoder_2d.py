@@ -348,3 +348,11 @@ def test_a_subclass_makes_only_the_last_convolution_whose_gradient_balances_loss
     (gradient,) = torch.autograd.grad(loss, own.get_last_layer())
     assert gradient.shape == (3, 32, 3, 3)
     assert gradient.norm() > 0
+
+
+def test_a_seed_draws_the_weights_in_the_published_order() -> None:
+    network = small(Encoder)  # with seed 0
+    torch.manual_seed(0)
+    nn.Conv2d(3, 32, 3)  # conv_in; the blocks of a level come next, then its resampler
+    first = nn.Conv2d(32, 32, 3)
+    assert torch.equal(network.down[0].block[0].conv1.weight, first.weight)

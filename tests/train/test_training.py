@@ -144,6 +144,12 @@ def test_what_the_finished_steps_depend_on_cannot_change(
     changed = [{**first, "learning_rate": [0.002, 0.001]}]
     with pytest.raises(ConfigError, match=r"phases: of the 6 finished steps"):
         train(config(sources=sources, phases=changed))
+    state = torch.load(path := tmp_path / "run/training.pt", weights_only=True)
+    del state["log_bytes"]  # a run of an older version continues too, and keeps its log
+    torch.save(state, path)
+    log = (tmp_path / "run/log.jsonl").read_bytes()
+    train(config(sources=sources))
+    assert (tmp_path / "run/log.jsonl").read_bytes() == log
     (tmp_path / "2.mp4").symlink_to(videos / "2.mp4")
     with pytest.raises(ConfigError, match=r"training\.pt: the sources list different rows"):
         train(config(sources=sources))

@@ -71,9 +71,9 @@ class Encoder(nn.Module):
         self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         for plan in plans:
-            last = plan is plans[-1]
-            downsample = None if last else Downsample(plan.channels, resamp_with_conv)
-            self.down.append(Level(plan, block, attn, downsample=downsample))
+            self.down.append(level := Level(plan, block, attn))
+            if plan is not plans[-1]:  # after the blocks, as published: a seed draws in this order
+                level.downsample = Downsample(plan.channels, resamp_with_conv)
         channels = plans[-1].channels
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = block_norm(channels, None, add_conv=False)
@@ -178,15 +178,18 @@ class Decoder(nn.Module):
         self.mid = MidBlocks(coarsest, block, attn)
         levels = []
         for plan in plans:
-            last = plan is plans[-1]
-            upsample = None if last else Upsample(plan.channels, resamp_with_conv)
-            levels.append(Level(plan, block, attn, upsample=upsample))
+            levels.append(level := Level(plan, block, attn))
+            if plan is not plans[-1]:
+                level.upsample = Upsample(plan.channels, resamp_with_conv)
         self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
     def _make_attn(self) -> Factory:
-        """Return the attention's factory: ``(channels, attn_type=...) -> module`` of one tensor."""
+        """Return the attention's factory: ``(channels, attn_type=...) -> module`` of one tensor.
+
+        With ``zq_ch`` it also gets ``zq_ch`` and ``add_conv``, and modules ``zq``, as blocks do.
+        """
         return make_attn
 
     def _make_resblock(self) -> Factory:

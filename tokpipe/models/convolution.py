@@ -77,7 +77,7 @@ def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None
 
     Raises:
         ValueError: another number of dimensions or channels, an empty input, or a dtype other
-            than that of the weights, unless autocast converts it.
+            than that of the weights, unless autocast converts it (floating point only).
     """
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()

@@ -28,7 +28,7 @@ class Encoder3D(Network3D):
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
     latent frame, and ``1 + r * j`` frames become ``1 + j``. As published, other lengths above
     ``r`` lose the frames that do not fill a pair, and rows and columns beyond a multiple of ``s``
-    are dropped.
+    get no latent of their own.
 
     With pad modes ``first`` and ``constant`` the convolutions are causal. The norms are not with
     ``norm="clip"``, as published: latents then depend on the whole input. ``norm="frame"`` keeps

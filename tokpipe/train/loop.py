@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import sys
 import threading
 import time
 from pathlib import Path
@@ -156,7 +157,7 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
                 "Continuing would train on clips that no seed describes. Choose another output, or "
                 "restore the sources"
             )
-        log_bytes = state["log_bytes"]
+        log_bytes = state.get("log_bytes", sys.maxsize)  # older runs did not record it
         _log.info("continuing from step %d of %d", trainer.step, config.num_steps)
     log = _Log(output / LOG_NAME, log_bytes, config)
 
