@@ -47,7 +47,7 @@ def _socket(path: Path) -> None:
 
 UNUSABLE: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "nothing": ("missing", "does not exist", lambda path: None),
-    "dangling link": ("missing", "does not exist", lambda path: path.symlink_to("gone")),
+    "dangling link": ("missing", "link to nothing", lambda path: path.symlink_to("gone")),
     "directory": ("not_a_file", "but drw", Path.mkdir),
     "pipe": ("not_a_file", "but prw", os.mkfifo),
     "socket": ("not_a_file", "but srw", _socket),

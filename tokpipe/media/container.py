@@ -31,7 +31,8 @@ def check_regular_file(path: Path) -> os.stat_result:
         if stat.S_ISREG(status.st_mode):
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except (FileNotFoundError, NotADirectoryError):
-        raise SourceError("missing", f"{path} does not exist") from None
+        found = "is a symbolic link to nothing" if path.is_symlink() else "does not exist"
+        raise SourceError("missing", f"{path} {found}") from None
     except PermissionError as error:
         raise SourceError("access_denied", f"this user may not read {path}") from error
     if not stat.S_ISREG(status.st_mode):

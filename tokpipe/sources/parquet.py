@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.sources.rows import RawBatch, unique_names
+from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import open_ranged
 
 _BATCH_ROWS = 65_536
@@ -70,9 +70,10 @@ class ParquetFile:
             ) from error
 
     def _columns_of(self, file: Any) -> pa.Schema:
-        schema = file.schema_arrow
-        types = map(_plain_type, schema.types)
-        return pa.schema(list(zip(unique_names(schema.names), types, strict=True)))
+        fields = list(file.schema_arrow)[: MAX_COLUMNS + 1]  # one too many is rejected
+        names = unique_names([field.name for field in fields])
+        types = [_plain_type(field.type) for field in fields]
+        return pa.schema(list(zip(names, types, strict=True)))
 
 
 def _batch_rows(metadata: Any) -> int:

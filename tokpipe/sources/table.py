@@ -108,9 +108,8 @@ class TableRows:
         for table, schema in zip(tables, schemas, strict=True):
             if len(schema) > MAX_COLUMNS:
                 raise ConfigError(
-                    f"{table.uri}: has at least {len(schema)} columns, and the limit is "
-                    f"{MAX_COLUMNS}. Drop columns that are not needed with the codes, or put what "
-                    "varies into one."
+                    f"{table.uri}: has more than {MAX_COLUMNS} columns. Drop columns that are not "
+                    "needed with the codes, or put what varies into one."
                 )
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonLinesFile):

@@ -77,7 +77,7 @@ class DelimitedFile:
                 f"{self.uri}: {found}, so its columns are unknown. {advice}"
             ) from cause
         lines.end_record()
-        return unique_names(fields)
+        return unique_names(fields[: MAX_COLUMNS + 1])  # one too many is rejected
 
 
 class _BrokenRecord(Exception):
@@ -181,13 +181,13 @@ class JsonLinesFile:
             if not isinstance(row, str):
                 names |= dict.fromkeys(row)
             if len(names) > MAX_COLUMNS:
-                break  # which the caller rejects
+                break  # one too many is rejected
         if not names:
             raise ConfigError(
                 f"{self.uri}: none of its {num_lines} lines is a JSON object with keys. Write "
                 'one object per line, such as {"url": "..."}.'
             )
-        return _text_schema(names)
+        return _text_schema(list(names)[: MAX_COLUMNS + 1])
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
         names = columns.names

@@ -55,12 +55,15 @@ class WebDatasetRows:
         # Reading headers is waiting for small answers, so many tars are read at the same time.
         waiting: deque[Future[list[pa.RecordBatch]]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
-            for uri in matching_uris(self.label, self.config.uri, self.options):
-                waiting.append(pool.submit(self._index, uri))
-                if len(waiting) > _THREADS:
+            try:
+                for uri in matching_uris(self.label, self.config.uri, self.options):
+                    waiting.append(pool.submit(self._index, uri))
+                    if len(waiting) > _THREADS:
+                        yield from waiting.popleft().result()
+                while waiting:
                     yield from waiting.popleft().result()
-            for future in waiting:
-                yield from future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _index(self, uri: str) -> list[pa.RecordBatch]:
         rows, batches = self._rows(uri), []
@@ -121,11 +124,13 @@ class _Clips:
         extension = ending.rpartition(".")[2].lower()
         if key and extension in self._extensions:
             self._groups[key].videos.append(member)
-        elif key and extension in ("txt", "json") and member.size <= TEXT_BYTES:
-            file.seek(member.offset_data)
-            text = file.read(member.size).decode("utf-8", "replace")
-            self._groups[key].texts[ending.lower()] = text
-            self._text_chars += len(text)
+        elif key and extension in ("txt", "json"):
+            group = self._groups[key]  # which keeps its place in the order, read or not
+            if member.size <= TEXT_BYTES:
+                file.seek(member.offset_data)
+                text = file.read(member.size).decode("utf-8", "replace")
+                group.texts[ending.lower()] = text
+                self._text_chars += len(text)
 
     def settled(self) -> Iterator[_Row]:
         """Release the oldest keys while too much is held."""

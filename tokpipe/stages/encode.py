@@ -1,6 +1,5 @@
 """The encode stage: turns the pixels of clips into codes, on one device."""
 
-import itertools
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -202,10 +201,14 @@ class EncodeStage:
         A GPU computes in the background, so the next batch is assembled and copied before the
         codes of the previous one are read.
         """
-        launched = (self._launch(clips, batch) for batch in self._batches(clips, plans))
-        for before, _ in itertools.pairwise(itertools.chain(launched, [None])):
+        before: _Launched | None = None
+        for batch in self._batches(clips, plans):
+            launched = self._launch(clips, batch)
             if before is not None:
                 yield from self._land(clips, before)
+            before = launched  # and the memory of the one before it is free
+        if before is not None:
+            yield from self._land(clips, before)
 
     def _launch(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> _Launched:
         """Start encoding chunks of one shape; errors are raised when the batch lands."""
