@@ -149,7 +149,7 @@ class ManifestAudit:
         try:
             saved = read_checkpoint(self._store, seq, state.committed.num_rows)
         except (CorruptOutput, NotFound) as error:
-            self._findings.add("checkpoint", uri, f"{error} {_SHORTCUT}")
+            self._findings.add("checkpoint", uri, f"{str(error).rstrip('.')}. {_SHORTCUT}")
             return
         if not (
             saved.committed.bitmap == state.committed.bitmap

@@ -72,12 +72,13 @@ def count(folder: Path) -> tuple[int, int]:
     metadata = json.loads((folder / "metadata.json").read_text())
     itemsize = np.dtype(metadata["token_dtype"]).itemsize
     num_codes = metadata["num_images"] * metadata["h"] * metadata["w"]
-    ids = np.fromfile(folder / "segment_ids.bin", "<i4")
-    num_bytes = (folder / "video.bin").stat().st_size
-    if num_bytes != num_codes * itemsize or len(ids) != metadata["num_images"]:
+    id_path, num_images = folder / "segment_ids.bin", metadata["num_images"]
+    id_bytes, num_bytes = id_path.stat().st_size, (folder / "video.bin").stat().st_size
+    if num_bytes != num_codes * itemsize or id_bytes != 4 * num_images:
         raise CorruptOutput(
-            f"export: {folder} is damaged: metadata.json lists {metadata['num_images']} images, "
-            f"but video.bin has {num_bytes} bytes and segment_ids.bin {len(ids)} ids. A loader "
+            f"export: {folder} is damaged: metadata.json lists {num_images} images, "
+            f"but video.bin has {num_bytes} bytes and segment_ids.bin {id_bytes}. A loader "
             "would read wrong codes. Check the disk, and export again"
         )
-    return int(ids[-1]) + 1 if len(ids) else 0, num_codes
+    last = np.fromfile(id_path, "<i4", offset=max(0, id_bytes - 4))
+    return int(last[0]) + 1 if num_images else 0, num_codes

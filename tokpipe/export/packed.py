@@ -26,7 +26,8 @@ _WORD = np.dtype("<u4")
 def samples_of(output: Output, array_head: Callable[[Any], bytes]) -> Iterator[bytes]:
     """Yield each clip as a sample: id, codes after ``array_head(codes)``, and sidecar."""
     for clip in output.clips():
-        array = array_head(clip.codes) + clip.codes.tobytes()
+        codes = clip.codes
+        array = array_head(codes) + codes.tobytes()
         fields = clip.clip_id.encode(), array, sidecar(clip, output).encode()
         yield _words(map(len, fields)) + b"".join(fields)
 

@@ -45,14 +45,17 @@ def unseal(
     """
     try:
         body = json.loads(data)
+        if not isinstance(body, dict):
+            raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
+        checksum = body.pop(CHECKSUM, None)
+        is_whole = checksum == digest(body)
     except (ValueError, RecursionError) as error:
         raise damaged(uri, f"it does not parse as JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
-    checksum = body.pop(CHECKSUM, None)
-    if checksum != digest(body) and not (may_lack_checksum and checksum is None):
+    version = body.pop("format", None if may_lack_checksum else 0)
+    if may_lack_checksum and isinstance(version, int) and version > newest_format:
+        raise too_new(uri, version, newest_format)  # whatever its checksum is then
+    if not is_whole and not (may_lack_checksum and checksum is None):
         raise damaged(uri, "its content does not match its checksum")
-    version = body.pop("format", 0)
     if not isinstance(version, int):
         raise damaged(uri, f"its format is {version!r}")
     if version > newest_format:

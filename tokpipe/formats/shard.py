@@ -180,9 +180,11 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
 def _check_clips(clips: Sequence[EncodedClip], tokenizer: TokenizerSpec) -> None:
     if not clips:
         raise ValueError("a shard needs at least one clip")
-    if len({clip.ref.clip_id for clip in clips}) < len(clips):
-        raise ValueError("a clip appears twice in one shard")
+    seen: set[str] = set()
     for clip in clips:
+        if clip.ref.clip_id in seen:
+            raise ValueError(f"clip {clip.ref.clip_id} appears twice in one shard")
+        seen.add(clip.ref.clip_id)
         if problem := _problem(clip, clips[0], tokenizer):
             raise ValueError(f"clip {clip.ref.clip_id} of {clip.ref.source_uri}: {problem}")
 

@@ -118,17 +118,22 @@ class ShardReader:
         offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
         t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))
         height, width = self.footer.grid
-        for row, (start, end) in enumerate(pairwise(offsets.tolist())):
-            shape = int(t[row]), int(h[row]), int(w[row])
-            if shape[1:] != self.footer.grid:
-                found = f"has grid {shape[1:]} in a shard of {height}x{width}"
-            elif end - start != math.prod(shape):
-                found = f"has {end - start} codes for a grid of {shape}"
-            elif (crc := codes_crc32(flat[start:end])) != crcs[row]:
-                found = f"has codes of CRC-32 {crc:08x}, not {crcs[row]:08x}"
-            else:
-                continue
+        lengths = np.diff(offsets)
+        wrong_grid = (h != height) | (w != width) | (min(height, width) < 0)
+        wrong = wrong_grid | (t < 0) | (lengths != t.astype(np.int64) * height * width)
+        if wrong.any():
+            row = int(wrong.argmax())
+            found = f"has {lengths[row]} codes for a grid of {(int(t[row]), height, width)}"
+            if wrong_grid[row]:
+                found = f"has grid {(int(h[row]), int(w[row]))} in a shard of {height}x{width}"
             raise self._damaged_row(group, row, found)
+        for row, ((start, end), wanted) in enumerate(
+            zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
+        ):
+            if (crc := codes_crc32(flat[start:end])) != wanted:
+                raise self._damaged_row(
+                    group, row, f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
+                )
         size = self.metadata.tokenizer.codebook_size
         if len(flat) and (largest := int(flat.max())) >= size:
             row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1
@@ -146,7 +151,7 @@ class ShardReader:
             offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
             for row, record in enumerate(batch.select(fields).to_pylist()):
                 block, shape = flat[offsets[row] : offsets[row + 1]], tuple(shapes[row].values())
-                if block.size != math.prod(shape):
+                if min(shape) < 0 or block.size != math.prod(shape):
                     found = f"has {block.size} codes for a grid of {shape}"
                     raise self._damaged_row(group, row, found)
                 yield ShardRow(**record, codes=block.reshape(shape))
@@ -166,7 +171,11 @@ class ShardReader:
             self._file.metadata.row_group(i).column(0).statistics
             for i in range(self.num_row_groups)
         ]
-        groups = [i for i, one in enumerate(ids) if not one or one.min <= clip_id <= one.max]
+        groups = [  # without bounds, as of ids that are too long, any id may be there
+            i
+            for i, one in enumerate(ids)
+            if not one or not one.has_min_max or one.min <= clip_id <= one.max
+        ]
         rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
         return self._whole(rows) if rows else None
 

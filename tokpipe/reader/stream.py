@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 
 from tokpipe.errors import ConfigError
-from tokpipe.formats.job_record import differences
+from tokpipe.formats.job_record import differences, flatten
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.order import EpochOrder, Remaining
@@ -200,6 +200,8 @@ class ClipStream(ClipMix):
     _kind = "clip stream"
 
     def __init__(self, cache: CodeCache, **settings: Unpack[StreamSettings]) -> None:
+        if extra := settings.keys() - StreamSettings.__annotations__.keys():
+            raise TypeError(f"ClipStream takes all clips of one output, so no {', '.join(extra)}")
         super().__init__([cache], [1.0], **settings)
 
 
@@ -328,7 +330,9 @@ def _check_same_codes(outputs: Sequence[Output]) -> None:
     """
     first, *others = outputs
     for other in others:
-        if changed := differences(_meaning(first), _meaning(other), "and"):
+        one, two = _meaning(first), _meaning(other)
+        if one != two:
+            changed = differences(one, two, "and")
             raise ConfigError(
                 f"{first.store.uri} and {other.store.uri} come from different tokenizers "
                 f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "
@@ -342,7 +346,8 @@ def _meaning(output: Output) -> dict[str, Any]:
     they choose pixels."""
     spec = output.tokenizer.model_dump(exclude={"name", "licence", "chunk_policy"})
     settings = {key: output.record.settings.get(key) for key in ("tokenizer", "weights")}
-    return {**spec, **settings}
+    flat = flatten({**spec, **settings})
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:

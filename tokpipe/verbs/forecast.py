@@ -189,10 +189,10 @@ def forecast(
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = _items(PlanReader(store, plan), np.sort(rows))
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        stage.setup(scratch)
         with closing(stage):
-            scratch = folder / "scratch"
-            scratch.mkdir()
-            stage.setup(scratch)
             sample = [_row_forecast(job, stage.probe(item)) for item in items]
     own, is_done = _totals(job.output.uri, job.storage)
     speed = _speed(job, own, like, codes_per_s)

@@ -1,7 +1,5 @@
 """Rejected clips by reason."""
 
-from collections import Counter
-
 from tokpipe.report.charts import BarPart, bars_chart
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
@@ -10,7 +8,7 @@ from tokpipe.report.parts import details, figure, section, table
 
 def rejected(facts: Facts) -> Markup:
     """Counts by reason, with examples."""
-    reasons = Counter(facts.status.totals.rejected).most_common()
+    reasons = list(facts.rejected_by_reason.items())
     if not reasons:
         return section("rejected", "Rejected clips", el("p", "No clip was rejected."))
     most = reasons[0][1]
