@@ -32,7 +32,9 @@ def test_a_prefix_without_a_record_is_not_an_output() -> None:
         read(DictStore())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "1"}', '{"format": 1}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": "1"}', '{"format": 1}', "\xff", "[" * 9999]
+)
 def test_a_damaged_record_is_rejected(text: str) -> None:
     store = DictStore()
     store.objects["job.json"] = text.encode("latin-1")
@@ -42,7 +44,8 @@ def test_a_damaged_record_is_rejected(text: str) -> None:
 
 def test_a_record_of_a_newer_format_asks_for_an_upgrade() -> None:
     store = DictStore()
-    store.objects["job.json"] = record().model_copy(update={"format": 2}).to_json()
+    newer = record().model_copy(update={"format": 2}).to_json()
+    store.objects["job.json"] = newer.replace(b'"checksum": "', b'"checksum": "another-')
     with pytest.raises(CorruptOutput, match=r"has format 2, .* up to 1\. .* Upgrade tokpipe"):
         read(store)
 

@@ -110,6 +110,11 @@ TAMPERED = {
         lambda table: with_column("h", first_is(4))(with_column("w", first_is(16))(table)),
         r"row 0 of row group 0 has grid \(4, 16\) in a shard of 8x8",
     ),
+    "negative sides": (
+        lambda table: with_column("t", first_is(-3))(with_column("h", first_is(-8))(table)),
+        r"row 0 of row group 0 has grid \(-8, 8\)",
+    ),
+    "negative frames": (with_column("t", first_is(-1)), "codes for a grid of"),
     "rows out of order": (lambda table: table.take([1, 0, *range(2, 24)]), "has chunks"),
     "clips out of order": (
         lambda table: table.take([3, 4, 5, 0, 1, 2, *range(6, 24)]),
@@ -126,6 +131,12 @@ def test_inconsistent_content_is_rejected(case: str) -> None:
     change, message = TAMPERED[case]
     with pytest.raises(CorruptOutput, match=message):
         list(ShardReader(URI, rewritten(change)).clips())
+
+
+def test_negative_sides_are_rejected_without_verification() -> None:
+    change = TAMPERED["negative sides"][0]
+    with pytest.raises(CorruptOutput, match="codes for a grid of"):
+        list(ShardReader(URI, rewritten(change), verify=False).clips())
 
 
 def test_rewriting_without_a_change_leaves_the_shard_valid() -> None:

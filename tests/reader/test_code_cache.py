@@ -163,6 +163,9 @@ def test_the_folder_stays_within_max_bytes_and_keeps_recent_files(tmp_path: Path
     assert [gets(store, f"p-{i + 1}-a") for i in range(4)] == [2, 1, 1, 1]
     with pytest.raises(ConfigError, match="Raise max_bytes"):
         CodeCache(output, tmp_path, max_bytes=size - 1).shard(1)
+    with pytest.raises(ConfigError, match="Raise max_bytes"):  # before anything is fetched
+        CodeCache(output, tmp_path / "new", max_bytes=1).shard(0)
+    assert gets(store, "p-1-a") == 2
 
 
 def test_take_returns_chunks_of_any_shards_as_one_array(store: DictStore, tmp_path: Path) -> None:
