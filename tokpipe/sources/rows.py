@@ -94,17 +94,17 @@ def printable(name: str) -> str:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Name each column: a missing name is ``column_<position>``, a repeated one ``name_2`` ..."""
+    """Name each column: a missing name is ``column_<position>``, a repeated one ``name_2`` ...
+
+    Quadratic in repeated names, so callers pass at most ``MAX_COLUMNS + 1``.
+    """
     taken = set(names)
     unique: list[str] = []
     seen: set[str] = set()
-    numbers: dict[str, int] = {}
-    """Next number to try: hostile headers repeat one name millions of times."""
     for position, name in enumerate(names, 1):
-        candidate, stem = name or f"column_{position}", name or "column"
+        candidate, number = name or f"column_{position}", 2
         while candidate in seen or (candidate != name and candidate in taken):
-            numbers[stem] = numbers.get(stem, 1) + 1
-            candidate = f"{stem}_{numbers[stem]}"
+            candidate, number = f"{name or 'column'}_{number}", number + 1
         seen.add(candidate)
         unique.append(candidate)
     return unique
