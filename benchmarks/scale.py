@@ -1,18 +1,16 @@
-"""Jobs of 10 million clips: seconds and memory to plan, resume and audit them."""
+"""Jobs of 10 million clips: seconds and memory to plan, resume and audit them.
+
+Each measured function imports what it needs, since a process's memory includes its modules.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
 from benchmarks.figures import Figure, Result
 from benchmarks.processes import Measured, measured
 from benchmarks.synthetic import job_of_table, write_output, write_table
-from tokpipe.audit import audit as audit_output
 from tokpipe.plan import write_plan
-from tokpipe.runtime.assemble import assemble
-from tokpipe.runtime.output import look_up
 from tokpipe.storage import open_store, probe_store
 
 CLIPS = 10_000_000
@@ -64,6 +62,11 @@ def _plan(folder: str) -> int:
 
 def _resume(folder: str) -> int:
     """What ``run_job`` does with an output that has begun; return the row of its first item."""
+    from rich.console import Console
+
+    from tokpipe.runtime.assemble import assemble
+    from tokpipe.runtime.output import look_up
+
     job = job_of_table(Path(folder))
     output = look_up(job)
     assert output.record is not None
@@ -73,9 +76,11 @@ def _resume(folder: str) -> int:
 
 
 def _audit(folder: str) -> int:
+    from tokpipe.audit import audit
+
     job = job_of_table(Path(folder))
     store = open_store(job.output.uri, job.storage)
-    report = audit_output(store, depth="manifest", say=lambda _: None)
+    report = audit(store, depth="manifest", say=lambda _: None)
     assert report.is_clean, list(report.findings)
     assert report.totals is not None
     return report.totals.num_clips
