@@ -18,7 +18,7 @@ from tokpipe.errors import Fenced, UnsafeStore
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.runtime.assemble import assemble, log_context
-from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.output import RetryRejected, device_of, look_up, start_output
@@ -77,7 +77,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     _probe(output.store, job, console)
 
     console.print("connecting to Ray ...", highlight=False)
-    with connected(job.runtime.cluster):
+    with connected(job.runtime.cluster) as unused:
         record = output.record or start_output(job, output, console)
         context, interval_s = log_context(output, record), job.runtime.progress_interval_s
         with (
@@ -85,6 +85,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             driver_log(job.runtime.log_path, view.say, context),
             _errors_logged(),
         ):
+            warn_of_unused(unused)
             run = assemble(job, output, record, console, retry)
             shell, state = Shell(run), run.committer.state
             _log_start(job, record, state)
