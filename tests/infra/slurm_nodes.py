@@ -145,13 +145,14 @@ class Slurm:
             "SLURM_JOB_NUM_NODES": str(num_nodes),
             **environment,
         }
-        output = (self.folder / "slurm.out").open("a")
         request = {"argv": ["/mnt/spool/slurm_script", job], "env": env, "cwd": str(SHARED)}
-        return ask("node-1", request, self.folder, output.fileno())
+        with (self.folder / "slurm.out").open("a") as output:
+            return ask("node-1", request, self.folder, output.fileno())
 
     def signal_batch(self, number: int) -> None:
         """Do what ``scancel --batch --signal`` and ``#SBATCH --signal=B:`` do."""
-        ask("node-1", {"signal": number, "step": False}, self.folder).recv(16)
+        with ask("node-1", {"signal": number, "step": False}, self.folder) as asked:
+            asked.recv(16)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,11 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from tokpipe.errors import TokpipeError
+from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.telemetry.redact import redact
+
+RUN_EXTRA = {"av", "ray", "torch"}
+"""Modules of the extra ``run``, which reading an output and checking a job do without."""
 
 
 class Printable(Protocol):
@@ -46,6 +49,15 @@ def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.
     except KeyboardInterrupt:
         _print_error("interrupted; committed work is safe")
         return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in RUN_EXTRA:
+            _print_error(traceback.format_exc().rstrip())
+            return 1
+        _print_error(
+            f"tokpipe {parsed.verb} needs the package {error.name}, which is not installed here. "
+            "Install what jobs and models need: pip install 'tokpipe[run]'"
+        )
+        return ConfigError.exit_code
     except Exception:  # a bug; the traceback may quote URIs and arguments, so it is redacted
         _print_error(traceback.format_exc().rstrip())
         return 1
