@@ -33,6 +33,9 @@ def connected(cluster: str) -> Iterator[None]:
         options.update(address=cluster)
     try:
         ray.init(**options)
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise RuntimeFault(
             f"runtime.cluster={cluster}: no connection to Ray: {error}. Nothing was started. "
