@@ -102,7 +102,7 @@ def test_the_quickstart_leads_from_videos_to_a_model_that_learns(
             seen.append(" ".join(words[:2]))
             if words[:2] == ["tokpipe", "run"]:
                 printed = _submit(tmp_path, words[2])
-                assert "1 clips, 43 frames, 3,328 codes" in printed
+                assert "1 clip, 43 frames, 3,328 codes" in printed
                 assert_complete(tmp_path / words[2])
             elif words[0] == "tokpipe":
                 assert main(words[1:]) == 0, f"{block}: {' '.join(words)}"

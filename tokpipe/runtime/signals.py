@@ -43,10 +43,10 @@ class Signals:
         if self.stop is None or len(self.received) > 1:
             self._acknowledge("stopping now ...")
             raise KeyboardInterrupt(number)
-        again = "press Ctrl-C" if number == signal.SIGINT else f"send {self.received[0].name}"
+        again = "Ctrl-C" if number == signal.SIGINT else self.received[0].name
         self._acknowledge(
-            f"stopping: committing finished clips, a minute at most; {again} again to stop now "
-            "(the next run encodes unfinished clips again)"
+            f"stopping: committing finished clips, a minute at most ({again} again: stop now, and "
+            "encode unfinished clips again in the next run)"
         )
         self.stop()
 
