@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.human import counted, counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text, duration, share_text
 from tokpipe.telemetry.logs import events_are_logged, log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.telemetry.speed import speed_of, speed_text
@@ -93,7 +93,7 @@ def _job_text(snapshot: Snapshot) -> str:
         f"{'~' if snapshot.expected > snapshot.total else ''}{counted(snapshot.expected, 'clip')}"
     )
     left = "-" if snapshot.left_s is None else duration(snapshot.left_s)
-    share = f"{int(1000 * snapshot.share_done) / 10:.1f}%"  # 100.0% only when all is done
+    share = share_text(snapshot.share_done)
     return f"{share} of {total} done, elapsed {duration(snapshot.elapsed_s)}, left {left}"
 
 

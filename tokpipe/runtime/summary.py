@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.human import counted, counts_text, duration, size_text
+from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.speed import advice
 
 MIN_JUDGED_S = 60.0
@@ -25,11 +25,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     else:
         yield f"{ended} after {duration(outcome.elapsed_s)}{left}: {job.output.uri}"
     bits = f", {8 * totals.size_bytes / totals.num_codes:.1f} bits each" if totals.num_codes else ""
-    yield (
-        f"  {counted(totals.num_clips, 'clip')}, {counted(totals.num_frames, 'frame')}, "
-        f"{counted(totals.num_codes, 'code')}"
-    )
-    yield f"  {size_text(totals.size_bytes)} in {counted(totals.num_shards, 'shard')}{bits}"
+    yield f"  {totals.text()}{bits}"
     if totals.num_rejected:
         yield (
             f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)} "
