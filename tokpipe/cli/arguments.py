@@ -1,7 +1,8 @@
 """Arguments that several verbs take."""
 
 import argparse
-import os
+import math
+import tempfile
 from pathlib import Path
 
 import shtab
@@ -71,10 +72,12 @@ def check_new_file(path: Path, *endings: str) -> None:
         problem = f"ends in {path.suffix or 'nothing'}: use {' or '.join(endings)}"
     elif not path.parent.is_dir():
         problem = f"cannot be written, because the folder {path.parent} does not exist: create it"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        problem = "may not be written by this user: choose another place"
     else:
-        return
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror}): choose another place"
     raise ConfigError(f"-o {path}: {problem}")
 
 
@@ -89,7 +92,7 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, help=f"selects the {what} (default: 0)")
+    parser.add_argument("--seed", type=count, default=0, help=f"selects the {what} (default: 0)")
 
 
 def add_shards_argument(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +123,14 @@ def count(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def positive(text: str) -> float:
+    """Parse a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 

@@ -12,6 +12,7 @@ from tokpipe.cli.arguments import (
     add_seed_argument,
     count,
     job_of,
+    positive,
 )
 from tokpipe.cli.output import show
 
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokenizer and GPU (default: the job's own output)",
     )
     parser.add_argument(
-        "--codes-per-s", type=float, metavar="X", help="speed of one encoder, instead of --like"
+        "--codes-per-s",
+        type=positive,
+        metavar="X",
+        help="speed of one encoder, instead of --like",
     )
     parser.add_argument("--price", type=float, metavar="P", help="price of one encoder (GPU) hour")
 

@@ -3,7 +3,11 @@
 import difflib
 import fnmatch
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from tokpipe.reader.output import Output
+from tokpipe.reader.values import ShardInfo
 
 _COMPARED = 20_000
 """Names that a misspelling is compared with, at about 10 microseconds each."""
@@ -26,20 +30,29 @@ def source_matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def near_names(wanted: str, names: Iterable[str]) -> list[str]:
-    """Return up to three names that contain ``wanted``, or else resemble it."""
+    """Return up to three names that start with ``wanted``, or else resemble it."""
     wanted = _folded(wanted.strip("*?"))
+    starting: dict[str, None] = {}
     others: dict[str, str] = {}
-    containing: dict[str, None] = {}
     for name in names:
         folded = _folded(name)
-        if wanted in folded:
-            containing[name] = None
-            if len(containing) == 3:
+        if folded.startswith(wanted):
+            starting[name] = None
+            if len(starting) == 3:
                 break
         elif len(others) < _COMPARED:
             others.setdefault(folded, name)
-    near = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
-    return list(containing) or [others[folded] for folded in near]
+    close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
+    return list(starting) or [others[folded] for folded in close]
+
+
+def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, dict[str, Any]]]:
+    """Yield each clip's row of the side tables: shard by shard, in each by source and segment."""
+    for info, table in zip(output.shards, output.iter_side_tables(), strict=True):
+        table = table.sort_by([("source_uri", "ascending"), ("segment", "ascending")])
+        for batch in table.select(columns).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                yield info, row
 
 
 def _folded(text: str) -> str:

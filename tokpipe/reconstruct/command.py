@@ -13,7 +13,7 @@ from tokpipe.errors import NotFound
 from tokpipe.media.quality import Comparison, Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
-from tokpipe.reader.search import near_names, source_matcher
+from tokpipe.reader.search import near_names, side_rows, source_matcher
 from tokpipe.reconstruct.side_by_side import SideBySide
 from tokpipe.types import Rejected
 
@@ -133,8 +133,8 @@ def _choose(output: Output, pattern: str) -> tuple[str, int]:
                 raise _no_codes(output, rejected)
         names = (uri.rpartition("/")[2] for _, uri in _ids_and_sources(output))
         raise NotFound(
-            f"{output.store.uri}: no clip's source matches {pattern!r}"
-            f"{_hint(near_names(pattern, names))}. List sources with tokpipe ls {output.store.uri}"
+            f"{output.store.uri}: no clip's source matches {pattern!r}."
+            f"{_hint(near_names(pattern, names))} List sources with tokpipe ls {output.store.uri}"
         )
     return first, num_matches
 
@@ -155,7 +155,7 @@ def _find(output: Output, clip_id: str | None) -> Clip:
                 raise _no_codes(output, rejected) from error
         near = near_names(clip_id, (one for one, _ in _ids_and_sources(output)))
         raise NotFound(
-            f"{output.store.uri}: has no clip {clip_id!r}{_hint(near)}. List clips with tokpipe ls "
+            f"{output.store.uri}: has no clip {clip_id!r}.{_hint(near)} List clips with tokpipe ls "
             f"{output.store.uri}; to name a clip by its source, use --source"
         ) from error
 
@@ -169,10 +169,9 @@ def _no_codes(output: Output, rejected: Rejected) -> NotFound:
 
 
 def _hint(near: list[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _ids_and_sources(output: Output) -> Iterator[tuple[str, str]]:
-    for table in output.iter_side_tables():
-        ids, sources = (table.column(name).to_pylist() for name in ("clip_id", "source_uri"))
-        yield from zip(ids, sources, strict=True)
+    for _, row in side_rows(output, ["clip_id", "source_uri"]):
+        yield row["clip_id"], row["source_uri"]

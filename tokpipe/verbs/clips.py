@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
-from tokpipe.reader.search import source_matcher
+from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 
 _SHORTEST_SOURCE = 24
@@ -32,17 +32,17 @@ class ListedClip:
     def line(self, width: int | None) -> str:
         """Return one line for people, at most ``width`` wide if the source can be shortened."""
         grid = "x".join("?" if side is None else str(side) for side in self.codes)
-        span = f"{self.start_pts_s:.2f}-{self.end_pts_s:.2f} s"
+        span = f"{self.start_pts_s:.2f}-{self.end_pts_s:.2f}"
         marks = f"  [{', '.join(self.marks)}]" if self.marks else ""
         known = (
-            f"{self.clip_id}  {self.num_frames:>6,}  {self.duration_s:>8,.2f} s  {grid:>10}  "
+            f"{self.clip_id}  {self.num_frames:>6,}  {self.duration_s:>10,.2f}  {grid:>10}  "
             f"{span:>18}  "
         )
         left = None if width is None else width - len(known) - len(marks)
         return f"{known}{_shortened(self.source_uri, left)}{marks}"
 
 
-_HEADING = f"{'frames':>6}  {'seconds':>10}  {'codes':>10}  {'span of source':>18}  source"
+_HEADING = f"{'frames':>6}  {'seconds':>10}  {'codes':>10}  {'from-to (s)':>18}  source"
 
 
 def clip_lines(
@@ -65,14 +65,14 @@ def clip_lines(
     """
     if not as_json:
         uri, rejected = output.store.uri, output.totals.num_rejected
-        yield f"{uri}: {output.num_clips:,} clips" + (
-            f"; {rejected:,} more were rejected: tokpipe rejected {uri}" if rejected else ""
+        yield f"{uri}: {output.num_clips:,} clips, {rejected:,} rejected" + (
+            f" (tokpipe rejected {uri})" if rejected else ""
         )
     number = 0
     for clip in listed_clips(output, source=source, mark=mark):
         if limit and number == limit:
             if not as_json:
-                yield f"stopped after {limit:,} clips; there are more"
+                yield f"only {limit:,} listed (--limit); there are more"
             return
         if as_json:
             yield json.dumps(asdict(clip))
@@ -91,24 +91,20 @@ def listed_clips(
     """Yield the clips that match, shard by shard."""
     matches = None if source is None else source_matcher(source)
     num_latents = _latents_of(output)
-    for info, table in zip(output.shards, output.iter_side_tables(), strict=True):
-        for batch in table.select(_COLUMNS).to_batches(max_chunksize=1024):
-            for row in batch.to_pylist():
-                if (matches is None or matches(row["source_uri"])) and (
-                    mark is None or mark in row["marks"]
-                ):
-                    yield ListedClip(
-                        clip_id=row["clip_id"],
-                        source_uri=row["source_uri"],
-                        segment=row["segment"],
-                        num_segments=row["n_segments"],
-                        start_pts_s=row["start_pts_s"],
-                        end_pts_s=row["end_pts_s"],
-                        num_frames=row["n_frames"],
-                        duration_s=row["n_frames"] / row["fps"],
-                        codes=(num_latents(row["n_frames"]), *info.grid),
-                        marks=tuple(row["marks"]),
-                    )
+    for info, row in side_rows(output, _COLUMNS):
+        if (matches is None or matches(row["source_uri"])) and (mark in (None, *row["marks"])):
+            yield ListedClip(
+                clip_id=row["clip_id"],
+                source_uri=row["source_uri"],
+                segment=row["segment"],
+                num_segments=row["n_segments"],
+                start_pts_s=row["start_pts_s"],
+                end_pts_s=row["end_pts_s"],
+                num_frames=row["n_frames"],
+                duration_s=row["n_frames"] / row["fps"],
+                codes=(num_latents(row["n_frames"]), *info.grid),
+                marks=tuple(row["marks"]),
+            )
 
 
 _COLUMNS = [

@@ -29,6 +29,8 @@ def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, S
         ConfigError: the job file, or the URI's protocol, cannot be used.
         NotFound: there is no output. The message says what there is instead.
     """
+    if not named:
+        raise ConfigError("the output is empty text: name the job's output.uri or its job file")
     uri, options, job = named, options or StoreOptions(), None
     path = _local(named)
     if path is not None:
@@ -46,8 +48,8 @@ def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, S
             f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started. Start it "
             f"with tokpipe run {job}"
         )
-    found = _missing(path) if (path := _local(uri)) else _content(store)
-    raise NotFound(f"{found}. Name the job's output.uri or the job file")
+    found = _content(store) if (path := _local(uri)) is None else _missing(path)
+    raise NotFound(f"{found} Name the job's output.uri or its job file")
 
 
 def check_is_job_file(path: Path) -> None:
@@ -58,19 +60,19 @@ def check_is_job_file(path: Path) -> None:
     """
     for output in (str(path.absolute()), *_above(str(path.absolute()))):
         if _is_output(output):
-            jobs = [job for job in _job_files(path, Path()) if _writes(job, output)]
+            jobs = [_shown(job) for job in _job_files(path) if _writes(job, output)]
             known = f"it is {jobs[0]}" if jobs else "it is the file with this output.uri"
             again = f"tokpipe run {jobs[0] if jobs else 'JOB.yaml'}"
             raise ConfigError(
                 f"{path}: this is a job's output, not its job file: {known}. To resume the job, "
-                f"use {again}; to see how far it is, tokpipe status {output}"
+                f"use {again}; to see how far it is, tokpipe status {_shown(Path(output))}"
             )
     if path.is_dir():
         jobs = sorted(job for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
         held = f"; it holds {_some(map(str, jobs))}" if jobs else " without any .yaml file"
         raise ConfigError(f"{path}: this is a folder{held}. Name one job file")
     if not path.exists():
-        raise ConfigError(f"{_missing(path)}. Name a job file; tokpipe reads a local YAML file")
+        raise ConfigError(f"{_missing(path.absolute())} Name a job file, such as jobs/demo.yaml")
 
 
 def _local(uri: str) -> Path | None:
@@ -92,21 +94,31 @@ def _is_output(folder: str) -> bool:
 
 
 def _missing(path: Path) -> str:
-    """Describe a local path that is not what it should be."""
+    """Describe what is at an absolute path, or near it."""
+    here = _shown(path)
     if path.is_dir():
         names = sorted(one.name + "/" * one.is_dir() for one in islice(path.iterdir(), 1000))
-        outputs = [str(path / name) for name in names if _is_output(str(path / name))]
+        outputs = [_shown(path / name) for name in names if _is_output(str(path / name))]
         if outputs:
-            return f"{path}: this folder is not an output, but holds some: {_some(outputs)}"
-        return f"{path}: this folder is not an output; it holds {_some(names) or 'nothing'}"
-    parent = next(one for one in path.absolute().parents if one.exists())
-    if parent != path.absolute().parent:
-        return f"{path}: does not exist, and neither does {path.parent}"
-    names = {str(path.with_name(one.name)) for one in islice(parent.iterdir(), 1000)}
-    names |= {str(job) for job in _job_files(path)}
-    near = difflib.get_close_matches(str(path), names, n=3, cutoff=0.8)
-    near += [name for name in sorted(names) if Path(name).stem == path.stem and name not in near]
-    return f"{path}: does not exist" + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
+            return f"{here}: this folder is not an output, but holds some: {_some(outputs)}."
+        return f"{here}: this folder is not an output; it holds {_some(names) or 'nothing'}."
+    if path.exists():
+        return f"{here}: is neither a folder nor a job file."
+    if not path.parent.is_dir():
+        return f"{here}: does not exist, and neither does the folder {_shown(path.parent)}."
+    by_name = {one.name: one for one in islice(path.parent.iterdir(), 1000)}
+    for job in _job_files(path):
+        by_name.setdefault(job.name, job)
+        by_name.setdefault(job.stem, job)
+    close = difflib.get_close_matches(path.name, by_name, n=3)
+    near = list(dict.fromkeys(_shown(by_name[name]) for name in close))
+    return f"{here}: does not exist." + (f" Did you mean {' or '.join(near)}?" if near else "")
+
+
+def _shown(path: Path) -> str:
+    """Write a path as people do: relative if it is below the current folder."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _content(store: Store) -> str:
@@ -114,14 +126,13 @@ def _content(store: Store) -> str:
     try:
         keys = [found.key for found in islice(store.list(""), _SHOWN)]
     except (NotFound, AccessDenied) as error:
-        return f"{store.uri}: has no {JOB_RECORD}, and cannot be listed: {error}"
-    return f"{store.uri}: has no {JOB_RECORD}; it holds {_some(keys) or 'nothing'}"
+        return f"{store.uri}: has no {JOB_RECORD}, and cannot be listed ({error})."
+    return f"{store.uri}: has no {JOB_RECORD}; it holds {_some(keys) or 'nothing'}."
 
 
-def _job_files(*near: Path) -> Iterator[Path]:
+def _job_files(near: Path) -> Iterator[Path]:
     """Yield YAML files where job files usually are."""
-    folders = {Path("jobs"), Path(), *(project_root(path) / "jobs" for path in near)}
-    for folder in sorted(folders):
+    for folder in (Path.cwd(), Path("jobs").absolute(), project_root(near) / "jobs"):
         yield from sorted(islice(folder.glob("*.y*ml"), 100))
 
 
