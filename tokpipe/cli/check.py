@@ -5,9 +5,8 @@ Writes nothing, starts nothing and needs no GPU.
 
 import argparse
 
-from tokpipe.cli.arguments import add_job_argument, add_json_argument, read_checkpoint
+from tokpipe.cli.arguments import add_job_argument, add_json_argument, job_of
 from tokpipe.cli.output import print_json, print_lines
-from tokpipe.config import load_job
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
 
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.check import check
 
-    checked = check(load_job(parsed.job, read=read_checkpoint))
+    checked = check(job_of(parsed))
     if parsed.json:
         print_json([{"subject": one.subject, **one.facts} for one in checked])
     else:

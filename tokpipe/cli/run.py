@@ -5,9 +5,8 @@ import argparse
 from rich.console import Console
 
 from tokpipe.cli import check
-from tokpipe.cli.arguments import add_job_argument, read_checkpoint
+from tokpipe.cli.arguments import add_job_argument, job_of
 from tokpipe.cli.output import print_lines
-from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
 
 TOO_MANY_REJECTED = 4
@@ -38,7 +37,7 @@ def run(parsed: argparse.Namespace) -> int:
         raise ConfigError("--reason requires --retry-rejected")
     if parsed.dry_run:
         return check.run(argparse.Namespace(job=parsed.job, json=False))
-    job = load_job(parsed.job, read=read_checkpoint)
+    job = job_of(parsed)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.job import run_job
     from tokpipe.runtime.output import RetryRejected
