@@ -169,7 +169,8 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
             f"first: {rows.problem}"
         )
     if not rows.is_complete:
-        yield _not_checked(f"rows of {source.label} after the first {rows.num_rows:,}", "too many")
+        short = source.label.partition(" ")[0]
+        yield _not_checked(f"rows of {short} after the first {rows.num_rows:,}", "too many")
 
 
 def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
@@ -187,7 +188,7 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
     example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}") if bad else None
     if bad and len(bad) == len(found):
         raise ConfigError(
-            f"{source.label}: none of the {len(found)} videos that were opened can be decoded "
+            f"{source.label}: opened {len(found)} of its videos, and none can be decoded "
             f"({counts_text(reasons)}), such as {example}. A run would reject most of its clips, "
             "if not all: correct the source, or its access to the videos"
         )
