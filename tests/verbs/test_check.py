@@ -108,9 +108,7 @@ def test_bad_videos_in_the_sample_are_counted_with_their_reasons(
 
 def test_a_source_whose_sampled_videos_are_all_bad_is_an_error(tmp_path: Path) -> None:
     source = table(tmp_path, "a.mp4,,", "b.mp4,,")
-    with pytest.raises(
-        ConfigError, match=r"opened 2 .* and none can be decoded \(missing 2\), such as .*mp4"
-    ):
+    with pytest.raises(ConfigError, match=r"and none can be decoded \(missing 2\), such as .*mp4"):
         found(tmp_path, source)
     assert main(["check", str(tmp_path / "job.yaml")]) == 2
 
@@ -217,7 +215,7 @@ def custom(implementation: str, **declares: Any) -> dict[str, Any]:
         ({**custom("Blocks"), "implementation": "nowhere:Model"}, "nowhere cannot be imported"),
         (
             custom("Blocks", codebook_size=8),
-            r"returned codes from \d+ to \d+, but its codebook has 0 to 7",
+            r"returned codes .* but its codebook has 0 to 7",
         ),
         (custom("Transposed"), "as its traits declare"),
         (custom("Floats"), "as its traits declare"),
