@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="only check the job, as tokpipe check does: write nothing, start nothing",
+        help="only check the job, as tokpipe check does",
     )
     parser.add_argument(
         "--retry-rejected",
@@ -36,7 +36,9 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
     if parsed.dry_run:
-        return check.run(argparse.Namespace(job=parsed.job, json=False))
+        return check.run(
+            argparse.Namespace(job=parsed.job, json=False, sample=check.SAMPLE, seed=0)
+        )
     job = job_of(parsed)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.job import run_job

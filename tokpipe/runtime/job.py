@@ -21,7 +21,7 @@ from tokpipe.runtime.assemble import assemble, log_context
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
-from tokpipe.runtime.output import JobOutput, RetryRejected, device_of, look_up, start_output
+from tokpipe.runtime.output import JobOutput, RetryRejected, look_up, start_output
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import Signals
@@ -108,7 +108,7 @@ def _run(
         _log_start(job, record, state)
         view.say(
             f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-            f"{state.committed.num_done:,} settled before; encoding on {device_of(record)}"
+            f"{state.committed.num_done:,} settled before; encoding on {record.device}"
         )
         snapshots = Snapshots(state, started)
         metrics = JobMetrics(job.dataset, record.plan["plan_id"])
@@ -162,12 +162,12 @@ def _errors_logged() -> Iterator[None]:
 def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:
     log_event(
         "run_started",
-        f"{job.output.uri}: {record.num_rows:,} plan rows on {device_of(record)}",
+        f"{job.output.uri}: {record.num_rows:,} plan rows on {record.device}",
         output_uri=job.output.uri,
         fingerprint=record.fingerprint,
         num_rows=record.num_rows,
         num_rows_done=state.committed.num_done,
-        device=device_of(record),
+        device=record.device,
         host=socket.gethostname(),
         pid=os.getpid(),
         tokpipe_version=tokpipe.__version__,

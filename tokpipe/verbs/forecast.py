@@ -9,9 +9,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -31,6 +29,7 @@ from tokpipe.storage import open_store
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
+from tokpipe.verbs.probing import set_up
 
 _STANDARD_ERRORS = 1.96
 """Half the width of a 95 % confidence interval."""
@@ -185,17 +184,13 @@ def forecast(
     """
     own, is_done = _totals(job.output.uri, job.storage)
     speed = _speed(job, own, like, codes_per_s)
-    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as name:
-        folder = Path(name)
-        store = open_store(str(folder / "plan"), StoreOptions())
+    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
+        store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = _items(PlanReader(store, plan), np.sort(rows))
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        stage.setup(scratch)
-        with closing(stage):
+        with set_up(stage):
             sample = [_row_forecast(job, stage.probe(item)) for item in items]
 
     def total(name: str) -> Estimate:
