@@ -19,6 +19,7 @@ from tokpipe.cli import (
     report,
     run,
     status,
+    submit,
 )
 from tokpipe.cli.output import exit_code_of
 
@@ -37,8 +38,8 @@ class Verb(Protocol):
 
 
 VERBS: tuple[Verb, ...] = (
-    check, plan, run, status, inspect, decode, rejected, report, audit, clean, export, convert,
-    completion,
+    check, plan, run, submit, status, inspect, decode, rejected, report, audit, clean, export,
+    convert, completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 
