@@ -13,7 +13,7 @@ import ray
 import ray._private.services
 import ray._private.state
 import ray.exceptions
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from tokpipe.errors import ConfigError, RuntimeFault

@@ -73,8 +73,8 @@ def check_output(job: "JobConfig") -> None:
         return
     from tokpipe.errors import ConfigError
 
-    folder = Path.cwd()
-    if Path(job.output.uri).resolve().is_relative_to(folder):
+    uri = job.output.uri.removeprefix("file://")
+    if uri.startswith("/") and Path(uri).resolve().is_relative_to(Path.cwd()):
         raise ConfigError(
             f"output.uri: {job.output.uri} is in the folder of --working-dir, which Ray deletes "
             "after the job, with all codes: use a URI of a store or an absolute path that all "
