@@ -21,6 +21,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     yield f"  {size_text(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
     if totals.num_rejected:
         yield f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)}"
+    if outcome.left_out:
+        yield f"  left out: {outcome.left_out}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
     if speed := outcome.speed:

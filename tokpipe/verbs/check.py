@@ -8,7 +8,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
-from tokpipe.sources import open_source
+from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.storage import open_store
 from tokpipe.telemetry.redact import redact
@@ -59,15 +59,20 @@ def check(job: JobConfig) -> Iterator[CheckResult]:
             "code_dtype": traits.code_dtype,
         },
     )
-    for index, config in enumerate(job.sources):
-        source = open_source(index, config, job.storage)
+    for source in open_sources(job.sources, job.storage, job.output.uri):
         columns = source.carried().names
         first = redact(_first_clip(source))
         carried = f", carrying {', '.join(columns)}" if columns else ""
+        left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
         yield CheckResult(
             "source",
-            f"{source.label}: first clip {first}{carried}",
-            {"label": source.label, "first_clip": first, "columns": list(columns)},
+            f"{source.label}: first clip {first}{carried}{left_out}",
+            {
+                "label": source.label,
+                "first_clip": first,
+                "columns": list(columns),
+                "left_out": source.left_out.counts,
+            },
         )
     if (uri := tokenizer.weights) is not None:
         size = find_weights(uri, job.storage)
