@@ -1,0 +1,160 @@
+"""Every command that the project's pages print, and what runs it.
+
+A command is one logical line of an ``sh`` block of a Markdown page, of a usage example in the
+opening comment of a file below ``jobs/`` or ``infra/``, or of the docstring that opens a program
+in ``examples/``. ``test_commands_run.py`` runs all of them as they are printed, except those in the
+tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says why nothing does.
+
+    python -m tests.docs.commands    # lists what is not run here, and counts
+"""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from tests.pages import REPOSITORY, Block, blocks_of, name_of, pages
+
+_SUITE = "it is a part of the suite, which `make test` runs whole"
+_INSTALLS = "it downloads packages, and tests need no network"
+
+RUN_ELSEWHERE: dict[str, str] = {}
+"""Command -> the test that runs it, as ``file::name``."""
+
+NOT_RUN: dict[str, str] = {}
+"""Command -> why no test runs it."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page: a whole line, or several if they belong together."""
+
+    page: str
+    line: int
+    text: str
+    """As printed, with its comment."""
+
+    @property
+    def key(self) -> str:
+        """The command without its comment."""
+        return re.sub(r"(^|\s+)#(\s.*)?$", "", self.text, flags=re.MULTILINE).strip()
+
+    @property
+    def runs(self) -> bool:
+        """Whether ``test_commands_run.py`` runs it."""
+        return self.key not in RUN_ELSEWHERE and self.key not in NOT_RUN
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def commands_of_code(page: str, line: int, code: str) -> list[Command]:
+    """Split shell code into commands: the fewest lines that bash takes as complete."""
+    found: list[Command] = []
+    lines: list[str] = []
+    for number, text in enumerate(code.splitlines(), line):
+        if not lines and (not text.strip() or text.lstrip().startswith("#")):
+            continue
+        lines.append(text)
+        if _is_complete("\n".join(lines)):
+            found.append(Command(page, number - len(lines) + 1, "\n".join(lines)))
+            lines = []
+    assert not lines, f"{page}:{line}: {lines} does not end"
+    return found
+
+
+@cache
+def _is_complete(code: str) -> bool:
+    if code.endswith("\\"):
+        return False
+    if not re.search(r"""["'`(){}<]|\b(do|then|case)\b""", code):
+        return True
+    done = subprocess.run(["bash", "-n"], input=code, capture_output=True, text=True, check=False)
+    return not done.returncode and not done.stderr
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a reader of a page does next: write a file, or type commands."""
+
+    block: Block
+    commands: tuple[Command, ...] = ()
+
+
+def steps_of(page: str) -> list[Step]:
+    """The shell blocks and the titled blocks of a page, in order."""
+    steps = []
+    for block in _blocks_of(page):
+        if block.language == "sh":
+            commands = commands_of_code(page, block.line + 1, block.code)
+            steps.append(Step(block, tuple(commands)))
+        elif block.title is not None:
+            steps.append(Step(block))
+    return steps
+
+
+def _blocks_of(page: str) -> list[Block]:
+    if page.endswith(".md"):
+        return blocks_of(page)
+    return [Block(page, line - 1, "sh", None, code) for line, code in _usage_in(page)]
+
+
+def _usage_in(name: str) -> Iterator[tuple[int, str]]:
+    """The usage examples of a program or a configuration file, with the line of each."""
+    text = (REPOSITORY / name).read_text()
+    if name.endswith(".py"):
+        for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):
+            if line.startswith("    "):
+                yield number, line[4:]
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.startswith("#"):
+            if number == 1 or not line.strip():
+                continue
+            return  # the opening comment ends
+        if line.startswith("#   "):
+            yield number, line[4:]
+        elif found := re.search(r": ((sbatch|kubectl|ray|docker) .+)", line):
+            yield number, found[1]
+
+
+@cache
+def sources() -> tuple[str, ...]:
+    """Every page and file whose commands are run."""
+    files = [
+        *sorted((REPOSITORY / "jobs").glob("*.yaml")),
+        *sorted(path for path in (REPOSITORY / "infra").glob("*") if path.is_file()),
+        *sorted((REPOSITORY / "examples").glob("*.py")),
+    ]
+    names = [name_of(path) for path in [*pages(), *files]]
+    return tuple(name for name in names if any(step.commands for step in steps_of(name)))
+
+
+def all_commands() -> list[Command]:
+    return [one for name in sources() for step in steps_of(name) for one in step.commands]
+
+
+def summary() -> str:
+    """The counts, for people."""
+    found = all_commands()
+    here = sum(command.runs for command in found)
+    elsewhere = sum(command.key in RUN_ELSEWHERE for command in found)
+    return (
+        f"{len(found)} commands on {len(sources())} pages: {here + elsewhere} are run "
+        f"({elsewhere} of them by other tests), {len(found) - here - elsewhere} are not, for "
+        "the reasons in tests/docs/commands.py"
+    )
+
+
+def main() -> None:
+    for command in all_commands():
+        if not command.runs:
+            why = NOT_RUN.get(command.key) or f"run by {RUN_ELSEWHERE[command.key]}"
+            print(f"{command}: {command.key}\n    {why}")
+    print(summary())
+
+
+if __name__ == "__main__":
+    main()
