@@ -17,14 +17,41 @@ from functools import cache
 
 from tests.pages import REPOSITORY, Block, blocks_of, name_of, pages
 
-_SUITE = "it is a part of the suite, which `make test` runs whole"
-_INSTALLS = "it downloads packages, and tests need no network"
+_SUITE = "runs tests: `make test` runs all of them, this one too"
+_AN_HOUR = "takes half an hour on an idle machine; "
 
-RUN_ELSEWHERE: dict[str, str] = {}
+NOT_RUN: dict[str, str] = {
+    "make test": _SUITE,
+    "python -m pytest tests/config tests/media": _SUITE,
+    "python -m pytest tests/stages -q": _SUITE,
+    'python -m pytest -m "not ray and not s3" -q': _SUITE,
+    "python -m pytest tests/docs -q": _SUITE,
+    "python -m pytest tests/config tests/docs -q": _SUITE,
+    "python -m mypy": "takes minutes, and `make test` runs it",
+    "python -m benchmarks": _AN_HOUR + "tests/benchmarks runs the quick form of each benchmark",
+    "python -m benchmarks encoder storage": _AN_HOUR + "tests/benchmarks runs the quick form",
+    "python -m benchmarks --json benchmarks/results": _AN_HOUR + "`make bench` runs it",
+}
+"""Command -> why no test runs it."""
+
+RUN_ELSEWHERE: dict[str, str] = {
+    "python -m pytest tests/media/test_media_small.py -q": (
+        "tests/docs/test_contributing_page.py::test_the_worked_example_works"
+    ),
+}
 """Command -> the test that runs it, as ``file::name``."""
 
-NOT_RUN: dict[str, str] = {}
-"""Command -> why no test runs it."""
+SLOW: dict[str, str] = {
+    "python -m benchmarks --quick": "minutes",
+    "python -m benchmarks.encoder": "minutes",
+}
+"""Command -> why only `make chaos` runs it."""
+
+STOPPED: dict[str, str] = {
+    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00003.mp4",
+    "python -m tokpipe.train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
+}
+"""Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,10 @@ class Command:
     def runs(self) -> bool:
         """Whether ``test_commands_run.py`` runs it."""
         return self.key not in RUN_ELSEWHERE and self.key not in NOT_RUN
+
+    @property
+    def is_slow(self) -> bool:
+        return self.key in SLOW
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -139,20 +170,28 @@ def all_commands() -> list[Command]:
 def summary() -> str:
     """The counts, for people."""
     found = all_commands()
-    here = sum(command.runs for command in found)
-    elsewhere = sum(command.key in RUN_ELSEWHERE for command in found)
+    keys = [command.key for command in found]
+    elsewhere, listed, slow, stopped = (
+        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, SLOW, STOPPED)
+    )
     return (
-        f"{len(found)} commands on {len(sources())} pages: {here + elsewhere} are run "
-        f"({elsewhere} of them by other tests), {len(found) - here - elsewhere} are not, for "
-        "the reasons in tests/docs/commands.py"
+        f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} are run as printed, of "
+        f"these {stopped} until Ctrl-C, {slow} by `make chaos` and {elsewhere} by other tests; "
+        f"{listed} are not, for the reasons in tests/docs/commands.py"
     )
 
 
 def main() -> None:
     for command in all_commands():
-        if not command.runs:
-            why = NOT_RUN.get(command.key) or f"run by {RUN_ELSEWHERE[command.key]}"
-            print(f"{command}: {command.key}\n    {why}")
+        key = command.key
+        if key in NOT_RUN:
+            print(f"{command}: {key}\n    not run: {NOT_RUN[key]}")
+        elif key in RUN_ELSEWHERE:
+            print(f"{command}: {key}\n    run by {RUN_ELSEWHERE[key]}")
+        elif key in SLOW:
+            print(f"{command}: {key}\n    run by `make chaos`: {SLOW[key]}")
+        elif key in STOPPED:
+            print(f"{command}: {key}\n    until Ctrl-C at: {STOPPED[key]}")
     print(summary())
 
 

@@ -21,12 +21,13 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import yaml
 
-from tests.docs.commands import Step
+from tests.docs.commands import STOPPED, Step
 from tests.end_to_end.jobs import SAMPLE, run_without_ray, write_video
 from tests.pages import REPOSITORY
 from tokpipe.config import load_job
@@ -37,6 +38,19 @@ RAY_LAUNCHER = "up|down|exec|attach|submit|monitor|get-head-ip|rsync-up|rsync-do
 """Commands of ``ray`` that need a cloud provider."""
 SYSTEM = ("bash", "env", "git", "jq", "make", "tar", "xdg-open")
 """Programs of the system that pages use."""
+
+STOP = """
+stop_when() { # CONDITION COMMAND: starts the command, and presses Ctrl-C on the condition
+    local status=0
+    set -m # a group of processes of its own, which the keyboard interrupts whole
+    bash -c "$2" &
+    set +m
+    until bash -c "$1" &>/dev/null; do kill -0 $!; sleep 0.2; done
+    kill -INT -- "-$!"
+    wait $! || status=$?
+    test $status = 130 || test $status = 1
+}
+"""
 
 MINE = {
     "dataset": "mine",
@@ -64,7 +78,6 @@ class Done:
 class Scene:
     folder: Path
     """Short, because Ray's sockets are below it."""
-    extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def clone(self) -> Path:
@@ -94,7 +107,9 @@ class Scene:
         (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
         (self.clone / "jobs/mine.yaml").write_text(yaml.safe_dump(MINE, sort_keys=False))
         self.home.mkdir()
-        run_without_ray(load_job(self.clone / "jobs/demo.yaml"))
+        demo = load_job(self.clone / "jobs/demo.yaml")
+        on_cpu = demo.encode.model_copy(update={"device": "cpu"})
+        run_without_ray(demo.model_copy(update={"encode": on_cpu}))
         self._bash("tokpipe run jobs/mine.yaml")
         shutil.copytree(self.clone, self.folder / "template", symlinks=True)
 
@@ -136,7 +151,7 @@ class Scene:
         }
 
     def run(
-        self, page: str, steps: list[Step], environment: Mapping[str, str], words: Mapping[str, str]
+        self, steps: list[Step], environment: Mapping[str, str], words: Mapping[str, str]
     ) -> Done:
         """Type the commands of a page in one shell, one after the other, and write its files.
 
@@ -144,7 +159,7 @@ class Scene:
         """
         marks = self.folder / "finished"
         marks.write_text("")
-        lines = ["set -euo pipefail"]
+        lines = ["set -euo pipefail", STOP]
         for number, step in enumerate(steps):
             if step.block.title is not None:
                 content = self.folder / f"block{number}"
@@ -152,11 +167,11 @@ class Scene:
                 target = self.clone / step.block.title
                 lines += [f"mkdir -p {target.parent}", f"cp {content} {target}"]
             for command in step.commands:
-                if not command.runs:
-                    continue
                 text = command.text
                 for word, value in words.items():
                     text = re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", value, text)
+                if command.key in STOPPED:
+                    text = f"stop_when {quote(STOPPED[command.key])} {quote(text)}"
                 lines += [f"echo '$ {command}' >&2", text, f"echo {command} >> {marks}"]
         script = self.folder / "page.sh"
         script.write_text("\n".join(lines) + "\n")

@@ -7,6 +7,7 @@ One shell per page, in a clone (``scene.py``) with a new home directory. A page 
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ import pytest
 from tests.docs.commands import (
     NOT_RUN,
     RUN_ELSEWHERE,
+    SLOW,
+    STOPPED,
     all_commands,
     sources,
     steps_of,
 )
+from tests.docs.props import PROPS
 from tests.docs.scene import Scene
 from tests.pages import REPOSITORY
 
@@ -28,10 +32,12 @@ FIRST = ("README.md", "docs/quickstart.md")
 @pytest.fixture(scope="session")
 def scene() -> Iterator[Scene]:
     folder = Path(tempfile.mkdtemp(prefix="pages"))
-    made = Scene(folder)
-    made.build()
-    yield made
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        made = Scene(folder)
+        made.build()
+        yield made
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def words_of(page: str, scene: Scene) -> dict[str, str]:
@@ -41,24 +47,44 @@ def words_of(page: str, scene: Scene) -> dict[str, str]:
     return {}
 
 
+def run_page(page: str, scene: Scene, *, slow: bool) -> None:
+    """Run the commands of a page, with those that are slow or without them."""
+    steps = [
+        replace(step, commands=tuple(c for c in step.commands if c.runs and slow >= c.is_slow))
+        for step in steps_of(page)
+    ]
+    commands = [command for step in steps for command in step.commands]
+    if not commands:
+        return
+    scene.reset(outputs=page not in FIRST)
+    PROPS.get(page, lambda scene: None)(scene)
+    environment = scene.environment(installed=page not in FIRST)
+    done = scene.run(steps, environment, words_of(page, scene))
+    failed = [command for command in commands if str(command) not in done.finished]
+    assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}"
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("page", sources())
 def test_the_commands_of_a_page_work_as_printed(page: str, scene: Scene) -> None:
-    steps = steps_of(page)
-    wanted = [command for step in steps for command in step.commands if command.runs]
-    if not wanted:
-        return  # test_every_exemption_is_on_a_page knows why
-    scene.reset(outputs=page not in FIRST)
-    environment = scene.environment(installed=page not in FIRST)
-    done = scene.run(page, steps, environment, words_of(page, scene))
-    failed = [command for command in wanted if str(command) not in done.finished]
-    assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}"
+    run_page(page, scene, slow=False)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", sorted({command.page for command in all_commands() if command.is_slow})
+)
+def test_the_slow_commands_of_a_page_work_too(page: str, scene: Scene) -> None:
+    run_page(page, scene, slow=True)
 
 
 def test_every_exemption_is_on_a_page() -> None:
     printed = {command.key for command in all_commands()}
-    assert not {*NOT_RUN, *RUN_ELSEWHERE} - printed, "no page prints these any more"
-    assert not {*NOT_RUN} & {*RUN_ELSEWHERE}
+    tables = (NOT_RUN, RUN_ELSEWHERE, SLOW, STOPPED)
+    listed = [key for table in tables for key in table]
+    assert not {*listed} - printed, "no page prints these any more"
+    assert len({*listed}) == len(listed), "a command is in two tables"
     for test in RUN_ELSEWHERE.values():
         file, _, name = test.partition("::")
         assert f"def {name}(" in (REPOSITORY / file).read_text(), f"there is no {test}"
