@@ -175,9 +175,9 @@ def summary() -> str:
         sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, SLOW, STOPPED)
     )
     return (
-        f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} are run as "
-        f"printed, of these {stopped} until Ctrl-C, {slow} by `make chaos` and {elsewhere} by other tests; "
-        f"{listed} are not, for the reasons in tests/docs/commands.py"
+        f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} run as printed "
+        f"({stopped} until Ctrl-C, {slow} by `make chaos`, {elsewhere} by other tests); "
+        f"{listed} not, for the reasons above"
     )
 
 
