@@ -34,10 +34,10 @@ NOT_RUN: dict[str, str] = {
 }
 """Command -> why no test runs it."""
 
+_WORKED_EXAMPLE = "tests/docs/test_contributing_page.py::test_the_worked_example_works"
+
 RUN_ELSEWHERE: dict[str, str] = {
-    "python -m pytest tests/media/test_media_small.py -q": (
-        "tests/docs/test_contributing_page.py::test_the_worked_example_works"
-    ),
+    "python -m pytest tests/media/test_media_small.py -q": _WORKED_EXAMPLE,
 }
 """Command -> the test that runs it, as ``file::name``."""
 
@@ -52,6 +52,48 @@ STOPPED: dict[str, str] = {
     "python -m tokpipe.train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
+
+_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
+_QUICKSTART = (
+    "tests/end_to_end/test_demo.py::test_the_quickstart_leads_from_videos_to_a_model_that_learns"
+)
+_DATA = "tests/sources/test_data_page.py::test_every_source_on_the_page_has_its_clips"
+_TOKENIZERS = (
+    "tests/docs/test_tokenizers_page.py"
+    "::test_the_example_on_the_page_is_the_class_that_ships_and_it_runs"
+)
+
+BLOCKS: dict[tuple[str, str], str] = {
+    ("CONTRIBUTING.md", "diff"): _WORKED_EXAMPLE,
+    ("CONTRIBUTING.md", "python"): _WORKED_EXAMPLE,
+    ("README.md", "python"): _DEMO,
+    ("README.md", "sql"): _DEMO,
+    ("docs/data.md", "csv"): _DATA,
+    ("docs/data.md", "jsonl"): _DATA,
+    ("docs/data.md", "python"): _DATA,
+    ("docs/data.md", "yaml"): _DATA,
+    ("docs/models.md", "python"): (
+        "tests/models/test_models_page.py::test_the_code_on_the_page_runs"
+    ),
+    ("docs/monitoring.md", "sql"): (
+        "tests/end_to_end/test_monitoring.py::test_the_queries_of_the_page_work"
+    ),
+    ("docs/output.md", "python"): _DEMO,
+    ("docs/output.md", "sql"): _DEMO,
+    ("docs/quickstart.md", "python"): _QUICKSTART,
+    ("docs/quickstart.md", "yaml"): _QUICKSTART,
+    ("docs/reading.md", "python"): (
+        "tests/reader/test_reading_page.py::test_the_training_blocks_work"
+    ),
+    ("docs/tokenizers.md", "python"): _TOKENIZERS,
+}
+"""(page, language) of other blocks -> the test that runs them."""
+
+ONLY_PARSED: dict[tuple[str, str], str] = {
+    ("docs/monitoring.md", "yaml"): "a section of a job, and an object for Kubernetes",
+    ("docs/tokenizers.md", "yaml"): "sections of jobs, for weights that others publish",
+}
+"""(page, language) of blocks that ``test_code_blocks.py`` only validates -> what they are."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +209,15 @@ def all_commands() -> list[Command]:
     return [one for name in sources() for step in steps_of(name) for one in step.commands]
 
 
+def other_blocks() -> list[Block]:
+    """The blocks in other languages than ``sh``; ``text`` and none are output and drawings."""
+    blocks = [block for page in pages() for block in blocks_of(name_of(page))]
+    return [block for block in blocks if block.language not in ("sh", "text", "")]
+
+
 def summary() -> str:
     """The counts, for people."""
+    others = [(block.page, block.language) for block in other_blocks()]
     found = all_commands()
     keys = [command.key for command in found]
     elsewhere, listed, slow, stopped = (
@@ -177,7 +226,9 @@ def summary() -> str:
     return (
         f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} run as printed "
         f"({stopped} until Ctrl-C, {slow} by `make chaos`, {elsewhere} by other tests); "
-        f"{listed} not, for the reasons above"
+        f"{listed} not, for the reasons above\n"
+        f"{len(others)} blocks of Python, SQL, YAML and data: {sum(o in BLOCKS for o in others)} "
+        f"are run by tests, {sum(o in ONLY_PARSED for o in others)} are only parsed"
     )
 
 
@@ -192,6 +243,8 @@ def main() -> None:
             print(f"{command}: {key}\n    run by `make chaos`: {SLOW[key]}")
         elif key in STOPPED:
             print(f"{command}: {key}\n    until Ctrl-C at: {STOPPED[key]}")
+    for (page, language), what in ONLY_PARSED.items():
+        print(f"{page}: {language}\n    only parsed: {what}")
     print(summary())
 
 

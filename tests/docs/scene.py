@@ -110,10 +110,11 @@ class Scene:
         demo = load_job(self.clone / "jobs/demo.yaml")
         on_cpu = demo.encode.model_copy(update={"device": "cpu"})
         run_without_ray(demo.model_copy(update={"encode": on_cpu}))
-        self._bash("tokpipe run jobs/mine.yaml")
+        self.bash("tokpipe run jobs/mine.yaml")
         shutil.copytree(self.clone, self.folder / "template", symlinks=True)
 
-    def _bash(self, code: str) -> str:
+    def bash(self, code: str) -> str:
+        """Run commands in the clone, and return what they print."""
         done = subprocess.run(
             ["bash", "-euc", code],
             cwd=self.clone,

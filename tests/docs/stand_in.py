@@ -23,6 +23,8 @@ def main(program: str, arguments: list[str]) -> None:
             assert "#SBATCH" in script.read_text(), f"{script} is not a batch script"
         case ["docker", "build", *rest]:
             _check_image(Path(rest[rest.index("-f") + 1]), Path(rest[-1]))
+        case ["prometheus", *options]:
+            assert all(option.startswith("--") for option in options), "it takes no arguments"
         case ["ray", _, config, *_]:
             assert yaml.safe_load(Path(config).read_text())["cluster_name"]
     for word in arguments:
