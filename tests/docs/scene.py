@@ -173,7 +173,7 @@ class Scene:
                     text = re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", value, text)
                 if command.key in STOPPED:
                     text = f"stop_when {quote(STOPPED[command.key])} {quote(text)}"
-                lines += [f"echo '$ {command}' >&2", text, f"echo {command} >> {marks}"]
+                lines += [f'echo "$SECONDS s: {command}" >&2', text, f"echo {command} >> {marks}"]
         script = self.folder / "page.sh"
         script.write_text("\n".join(lines) + "\n")
         done = subprocess.run(
