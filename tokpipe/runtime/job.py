@@ -19,7 +19,7 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
-from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.output import JobOutput, RetryRejected, look_up, start_output
@@ -91,10 +91,10 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             )
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
-        with connected(job.runtime.cluster):
+        with connected(job.runtime.cluster) as unused:
             signals.arm()
             record = output.record or start_output(job, output, console)
-            return _run(job, output, record, console, retry, signals, started)
+            return _run(job, output, record, console, retry, signals, started, unused)
 
 
 def _run(
@@ -105,6 +105,7 @@ def _run(
     retry: RetryRejected | None,
     signals: Signals,
     started: float,
+    unused: list[str],
 ) -> Outcome:
     """Do the work of ``run_job`` on the cluster that the process is connected to."""
     context, interval_s = log_context(output, record), job.runtime.progress_interval_s
@@ -113,6 +114,7 @@ def _run(
         driver_log(job.runtime.log_path, view.say, context),
         _errors_logged(),
     ):
+        warn_of_unused(unused)
         run = assemble(job, output, record, console, retry)
         shell, state = Shell(run), run.committer.state
         _log_start(job, record, state)

@@ -26,14 +26,15 @@ SAME_LINE_S = 5.0
 """Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 
 EventName = Literal[
-    "run_started", "output_claimed", "rejections_reopened", "pools_resized", "actor_up",
-    "actor_refused", "actor_lost", "nodes_draining", "node_avoided", "lease_failed",
+    "run_started", "cluster_unused", "output_claimed", "rejections_reopened", "pools_resized",
+    "actor_up", "actor_refused", "actor_lost", "nodes_draining", "node_avoided", "lease_failed",
     "clip_retried", "clip_rejected", "shard_committed", "committed", "progress",
     "stop_requested", "claim_lost", "run_ended", "run_failed", "log",
 ]  # fmt: skip
 
 EVENTS: Mapping[EventName, str] = {
     "run_started": "A driver starts: its settings, and how much earlier runs have finished.",
+    "cluster_unused": "The run started a local Ray although one runs on its machine.",
     "output_claimed": "The driver owns the output from manifest entry `seq` on.",
     "rejections_reopened": "`--retry-rejected` has withdrawn `num_clips` rejections.",
     "pools_resized": "The number of actors wanted per stage, after the cluster or costs changed.",
