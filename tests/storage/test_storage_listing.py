@@ -167,6 +167,7 @@ def test_a_name_is_an_object_before_it_is_a_folder(s3_bucket: S3Bucket) -> None:
         "writing", s3_bucket.uri, "call_s3", "put_object", Bucket=s3_bucket.name, Key="x"
     )
     root = s3_bucket.uri
+    assert names_in(folder_of(f"{root}/x"), root) == ["x"]
     assert names_in(folder_of(f"{root}/y"), root) == ["y"]
     assert names_in(folder_of(f"{root}/x/"), root) == ["x/a.mp4"]
 
