@@ -266,7 +266,7 @@ class Slow(nn.Module):
         self.until = Path(until)
 
     def encode(self, x):
-        for _ in range(5 * len(x)):
+        for _ in range(30 * len(x)):
             time.sleep(0 if self.until.exists() else 0.1)
         return (x.mean(1)[:, :, ::8, ::8] * 15.99).long()
 """
@@ -281,6 +281,7 @@ def slow_job(user: User) -> Path:
         user.project / "jobs/slow.yaml",
         files(user.project / "many"),
         "out/slow",
+        output={"uri": "out/slow", "shard_bytes": 1024, "shard_max_age_s": 2},
         tokenizer={
             "kind": "custom",
             "implementation": "only_here:Slow",
@@ -413,7 +414,7 @@ def web_server() -> Iterator[str]:
     ("variables", "said"),
     [
         ({"RAY_AUTH_TOKEN": "wrong" * 8}, "it does not accept the token in RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_TOKEN": ""}, "~/.ray/auth_token does not exist"),
+        ({"RAY_AUTH_TOKEN": ""}, "home/.ray/auth_token does not exist"),
         ({"RAY_AUTH_MODE": "disabled"}, "no token was sent, because RAY_AUTH_MODE is not `token`"),
     ],
     ids=["wrong", "missing", "off"],

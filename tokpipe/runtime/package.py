@@ -150,9 +150,9 @@ def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
     for depth in range(1, len(module) + 1):
         name = ".".join(module[:depth])
         spec = importlib.util.find_spec(name) if places is None else None
-        if spec is None:
+        if spec is None or spec.origin is None:  # not found, or part of a namespace
             folders = places or [*sys.path, str(project_root(path)), str(path.resolve().parent)]
-            spec = importlib.machinery.PathFinder.find_spec(name, list(folders))
+            spec = importlib.machinery.PathFinder.find_spec(name, list(folders)) or spec
         if spec is None:
             return
         if spec.origin is not None and spec.has_location:
