@@ -48,7 +48,7 @@ def connected(cluster: str) -> Iterator[None]:
         options.update(address=cluster)
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
-            _check_cluster(address)
+            _check_cluster(address, f"runtime.cluster={cluster}")
         ray.init(**options)
     except AuthenticationError as error:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
@@ -117,10 +117,10 @@ def _token_path() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
-def _check_cluster(address: str) -> None:
+def _check_cluster(address: str, where: str) -> None:
     """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
     check_not_ray_client(address)
-    check_token(address)
+    check_token(where)
     full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     place = urlsplit(f"//{full}")
     check_reachable(place.hostname or "", place.port or 0)

@@ -257,6 +257,9 @@ class Cluster:
                     )
                 in_contact = time.monotonic()
                 if info.status.is_terminal():
+                    with suppress(*_TROUBLE):  # its node may be gone
+                        text = self._client.get_job_logs(submission.id)
+                        yield from log.lines_in(text[log.num_seen :])
                     yield from log.rest()
                     yield replace(submission, info=info)
                     return
