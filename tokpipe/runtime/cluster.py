@@ -1,5 +1,6 @@
 """Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -54,7 +55,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
         options.update(address=cluster)
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
-            _check_cluster(address)
+            _check_cluster(address, f"runtime.cluster={cluster}")
         ray.init(**options)
     except KeyboardInterrupt:
         ray.shutdown()
@@ -87,16 +88,30 @@ def check_reachable(host: str, port: int) -> None:
     socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
 
 
+def check_token(where: str) -> None:
+    """Raise RuntimeFault if this process must send a token and has none: Ray would crash."""
+    if _sends_token() and not os.environ.get("RAY_AUTH_TOKEN") and not _token_path().exists():
+        raise authentication_fault(where)
+
+
+def use_token_of_this_machine() -> None:
+    """As ``ray start`` and ``ray.init`` do, use a token if there is one and no mode is set."""
+    with contextlib.suppress(ImportError):  # older versions of Ray have no tokens
+        from ray._private.authentication import authentication_token_setup as setup
+
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def authentication_fault(where: str) -> RuntimeFault:
     """Describe why a cluster did not accept this process, and what to set."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+    if not _sends_token():
         found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
     elif os.environ.get("RAY_AUTH_TOKEN"):
         found = "it does not accept the token in RAY_AUTH_TOKEN"
+    elif (path := _token_path()).exists():
+        found = f"it does not accept the token in {path}"
     else:
-        path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
-        exists = Path(path).expanduser().exists()
-        found = f"it does not accept the token in {path}" if exists else f"{path} does not exist"
+        found = f"{path} does not exist"
     return RuntimeFault(
         f"{where}: authentication failed: the Ray cluster requires a token, and {found}. Nothing "
         "was started. Set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or "
@@ -104,9 +119,18 @@ def authentication_fault(where: str) -> RuntimeFault:
     )
 
 
-def _check_cluster(address: str) -> None:
+def _sends_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+
+
+def _check_cluster(address: str, where: str) -> None:
     """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
     check_not_ray_client(address)
+    check_token(where)
     full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     place = urlsplit(f"//{full}")
     check_reachable(place.hostname or "", place.port or 0)
