@@ -33,7 +33,7 @@ def connected(cluster: str) -> Iterator[None]:
         options.update(address=cluster)
     try:
         ray.init(**options)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         ray.shutdown()
         raise
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:

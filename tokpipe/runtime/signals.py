@@ -27,12 +27,14 @@ class Signals:
         self.arm()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, SystemExit):  # of Ray's handler, before ``arm`` replaced it
+            raise KeyboardInterrupt(signal.SIGTERM) from error
 
     def arm(self) -> None:
-        """Install the handlers. Again after ``ray.init``, which installs one for SIGTERM."""
+        """Install the handlers. Do so again after ``ray.init``, which installs one for SIGTERM."""
         for number in NUMBERS:
             signal.signal(number, self._on_signal)
 
