@@ -1,15 +1,6 @@
 """A driver in a real terminal: what it shows, and how Ctrl-C and SIGTERM end it at any moment."""
 
-import contextlib
-import fcntl
-import os
-import pty
 import signal
-import struct
-import subprocess
-import sys
-import termios
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,59 +13,8 @@ from tests.end_to_end.jobs import (
     write_job,
     write_videos,
 )
+from tests.terminal import Terminal
 from tokpipe.cli import main
-
-CTRL_C = b"\x03"
-
-
-class Terminal:
-    """A pseudo-terminal of 80 columns with ``tokpipe run JOB`` in the foreground."""
-
-    def __init__(self, job: Path, address: str) -> None:
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        # A session leader that opens a terminal is controlled by it, so Ctrl-C reaches it.
-        command = 'exec "$@" 0<>"$TTY" 1>&0 2>&0'
-        self.driver = subprocess.Popen(
-            ["sh", "-c", command, "sh", sys.executable, "-m", "tokpipe.cli", "run", str(job)],
-            env={
-                **os.environ,
-                "TTY": os.ttyname(slave),
-                "TERM": "xterm-256color",
-                "RAY_ADDRESS": address,
-            },
-            start_new_session=True,
-        )
-        self.text = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self._slave = slave
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError):  # how the end of a pseudo-terminal is reported
-            while data := os.read(self._master, 65536):
-                self.text += data.decode(errors="replace")
-
-    def wait_for(self, text: str) -> None:
-        """Wait until the driver has printed a text."""
-        wait_until(lambda: text in self.text or self.driver.poll() is not None)
-        assert text in self.text, self.text
-
-    def press(self, keys: bytes) -> None:
-        os.write(self._master, keys)
-
-    def end(self) -> int:
-        """Wait for the driver's end; return its exit code."""
-        try:
-            code = self.driver.wait(600)
-        finally:
-            self.driver.kill()
-            os.close(self._slave)
-            self._reader.join(60)
-            os.close(self._master)
-        assert "Traceback" not in self.text, self.text
-        assert "(raylet)" not in self.text, self.text
-        return code
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +43,7 @@ def test_ctrl_c_while_workers_start_is_acknowledged_and_ends_in_good_order(
 ) -> None:
     terminal = Terminal(job, ray_address)
     terminal.wait_for("starting ")
-    terminal.press(CTRL_C)
+    terminal.press_ctrl_c()
     terminal.wait_for("stopping: committing finished clips")
     assert terminal.end() == 128 + signal.SIGINT
     assert "stopped after" in terminal.text
@@ -114,9 +54,9 @@ def test_ctrl_c_while_workers_start_is_acknowledged_and_ends_in_good_order(
 def test_a_second_ctrl_c_ends_a_working_job_at_once(job: Path, ray_address: str) -> None:
     terminal = Terminal(job, ray_address)
     wait_until(lambda: num_commits(job) > 0 or terminal.driver.poll() is not None)
-    terminal.press(CTRL_C)
+    terminal.press_ctrl_c()
     terminal.wait_for("stopping: committing finished clips")
-    terminal.press(CTRL_C)
+    terminal.press_ctrl_c()
     assert terminal.end() == 128 + signal.SIGINT
     assert "stopping now" in terminal.text or "stopped after" in terminal.text
     assert main(["audit", str(job.parent / "out"), "--partial"]) == 0

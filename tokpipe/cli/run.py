@@ -1,6 +1,7 @@
 """Start a job, or resume it where an earlier run stopped."""
 
 import argparse
+import sys
 
 from rich.console import Console
 
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    console = Console(highlight=False)
+    # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
+    console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
     if parsed.dry_run:

@@ -78,13 +78,14 @@ class ProgressView:
 
 
 def _plain_line(snapshot: Snapshot) -> str:
-    stages = [
+    stages = ", ".join(
         f"{stage} {snapshot.passed[stage]:,} ({snapshot.clips_per_s(stage):,.1f}/s, "
-        f"{snapshot.actors[stage]:,} workers)"
+        f"{counted(snapshot.actors[stage], 'worker')})"
         for stage in STAGES
-    ]
+        if any(snapshot.actors.values())
+    )
     notes = _rejected_text(snapshot), snapshot.waiting_for or _speed_text(snapshot)
-    return "; ".join([_job_text(snapshot), ", ".join(stages), *filter(None, notes)])
+    return "; ".join(filter(None, [_job_text(snapshot), stages, *notes]))
 
 
 def _job_text(snapshot: Snapshot) -> str:
