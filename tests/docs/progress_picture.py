@@ -63,10 +63,10 @@ def main() -> None:
     shutil.rmtree(videos)
     parsed.folder.mkdir(parents=True, exist_ok=True)
     for moment, pattern in MOMENTS.items():
-        frame = [one for one in frames if re.search(pattern, one.plain, re.MULTILINE)][-1]
+        found = [one for one in frames if re.search(pattern, one.plain, re.MULTILINE)]
         console = Console(record=True, width=parsed.columns, file=io.StringIO())
         console.print(Text("$ tokpipe run videos.yaml", style="bold"))
-        console.print(frame)
+        console.print(found[len(found) // 2])
         path = parsed.folder / f"progress-{parsed.columns}-{moment}.svg"
         console.save_svg(str(path), title="tokpipe", unique_id="progress")
         print(path)
