@@ -140,8 +140,8 @@ def test_a_terminal_without_unicode_gets_plain_bars() -> None:
 def test_without_a_terminal_one_line_says_the_same() -> None:
     (line,) = shown(SNAPSHOT, on_terminal=False)
     assert line == (
-        "0.6% of ~3,000 clips done, elapsed 0:42, left 9:54; decode 40 (7.5/s, 3 workers), "
-        "encode 30 (3.8/s, 1 worker), write 20 (0.0/s, 1 worker); "
+        "0.6% of ~3,000 clips done, elapsed 0:42, left 9:54; decode 40 (7.50/s, 3 workers), "
+        "encode 30 (3.75/s, 1 worker), write 20 (0.00/s, 1 worker); "
         "rejected 4: truncated 3, no_video 1; encoders busy 95%: as fast as they can go"
     )
 
@@ -235,7 +235,7 @@ def test_a_resource_that_no_node_has_is_named_at_once() -> None:
     job.come_up("decode", "write")
     assert job.note(1.0) == (
         "no room for encode workers: each requests 1 GPU, and the cluster has 0 in all. "
-        "Add nodes, or lower runtime.encode.gpus"
+        "Add nodes (an autoscaler does), or lower runtime.encode.gpus"
     )
 
 
@@ -290,7 +290,7 @@ def summary(**changes: object) -> Iterator[str]:
 def test_the_summary_says_what_limited_a_job_and_what_to_change() -> None:
     lines = list(summary())
     assert lines[0] == "done after 3:00: /out/my codes"
-    assert "  speed of this run: 0.5 clips/s, 10.0 frames/s" in lines
+    assert "  this run: 60 clips at 0.50 clips/s, 10.0 frames/s" in lines
     assert (
         "  decoding limited this job: encoders waited 41% of the time. Add CPUs, or lower "
         "runtime.decode.cpus if they were not all busy"

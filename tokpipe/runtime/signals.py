@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -40,8 +41,10 @@ class Signals:
 
     def _on_signal(self, number: int, _: object) -> None:
         self.received.append(signal.Signals(number))
-        if len(self.received) > 2:
-            os._exit(128 + number)  # not even the clean-up ends: as safe as a SIGKILL
+        if len(self.received) > 2:  # not even the clean-up ends; as safe as a SIGKILL
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h")  # the cursor that the live lines hide
+            os._exit(128 + number)
         if self.stop is None or len(self.received) > 1:
             self._acknowledge("stopping now ...")
             raise KeyboardInterrupt(number)

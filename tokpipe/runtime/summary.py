@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.human import counted, counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
 from tokpipe.telemetry.speed import advice
 
 MIN_JUDGED_S = 30.0
@@ -57,10 +57,8 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
     if seconds < MIN_JUDGED_S or outcome.speed is None:
         yield f"  encoding took {duration(seconds)}, too short to judge the speed"
     else:
-        yield (
-            f"  speed of this run: {num_clips / seconds:,.1f} clips/s, "
-            f"{num_frames / seconds:,.1f} frames/s"
-        )
+        clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
+        yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
         yield f"  {advice(outcome.speed)}"
         yield from _goodput_line(account)
     if account.lost_actors or account.lost_s:
