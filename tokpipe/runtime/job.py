@@ -17,11 +17,12 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import Fenced, UnsafeStore
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
+from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
-from tokpipe.runtime.output import JobOutput, RetryRejected, device_of, look_up, start_output
+from tokpipe.runtime.output import JobOutput, RetryRejected, look_up, start_output
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import Signals
@@ -50,6 +51,8 @@ class Outcome:
     """Seconds of it since the first encoder was up."""
     signal: int | None = None
     """The signal that stopped the run, or SIGTERM if its node is draining."""
+    left_out: str = ""
+    """What the sources found and did not take, as text."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
     was_done: bool = False
@@ -80,7 +83,14 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         output = look_up(job)
         if output.state is not None and output.is_done(retry):
             elapsed_s = time.monotonic() - started
-            return Outcome("done", output.state.totals, elapsed_s, 0, was_done=True)
+            return Outcome(
+                "done",
+                output.state.totals,
+                elapsed_s,
+                0,
+                left_out=_left_out(output.record),
+                was_done=True,
+            )
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
         with connected(job.runtime.cluster):
@@ -110,8 +120,10 @@ def _run(
         _log_start(job, record, state)
         view.say(
             f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-            f"{state.committed.num_done:,} settled before; encoding on {device_of(record)}"
+            f"{state.committed.num_done:,} settled before; encoding on {record.device}"
         )
+        if left_out := _left_out(record):
+            view.say(f"left out: {left_out}")
         snapshots = Snapshots(state, started)
         metrics = JobMetrics(job.dataset, record.plan["plan_id"])
         displays = view, ProgressLog(interval_s), metrics
@@ -138,8 +150,13 @@ def _run(
         run.dispatcher.account,
         encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
+        left_out,
         shell.was_drained,
     )
+
+
+def _left_out(record: JobRecord | None) -> str:
+    return "" if record is None else StoredPlan.from_json(record.plan).left_out.text
 
 
 def _probe(store: Store, job: JobConfig, console: Console) -> None:
@@ -166,12 +183,12 @@ def _errors_logged() -> Iterator[None]:
 def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:
     log_event(
         "run_started",
-        f"{job.output.uri}: {record.num_rows:,} plan rows on {device_of(record)}",
+        f"{job.output.uri}: {record.num_rows:,} plan rows on {record.device}",
         output_uri=job.output.uri,
         fingerprint=record.fingerprint,
         num_rows=record.num_rows,
         num_rows_done=state.committed.num_done,
-        device=device_of(record),
+        device=record.device,
         host=socket.gethostname(),
         pid=os.getpid(),
         tokpipe_version=tokpipe.__version__,

@@ -31,7 +31,8 @@ class Signals:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if isinstance(error, SystemExit):  # of Ray's handler, before ``arm`` replaced it
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            # Ray's handler, which is in place until ``arm``, exits with the number of the signal.
             raise KeyboardInterrupt(signal.SIGTERM) from error
 
     def arm(self) -> None:
