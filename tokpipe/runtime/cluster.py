@@ -57,7 +57,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
             _check_cluster(address, f"runtime.cluster={cluster}")
         ray.init(**options)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         ray.shutdown()
         raise
     except AuthenticationError as error:

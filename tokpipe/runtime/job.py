@@ -26,7 +26,7 @@ from tokpipe.runtime.output import JobOutput, RetryRejected, look_up, start_outp
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import Signals
-from tokpipe.runtime.snapshot import Snapshots
+from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.storage import probe_store
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
@@ -47,6 +47,8 @@ class Outcome:
     """Plan rows that are not settled."""
     account: Account = field(default_factory=Account)
     """What this run did."""
+    encoding_s: float = 0.0
+    """Seconds of it since the first encoder was up."""
     signal: int | None = None
     """The signal that stopped the run, or SIGTERM if its node is draining."""
     left_out: str = ""
@@ -128,17 +130,18 @@ def _run(
         metrics = JobMetrics(job.dataset, record.plan["plan_id"])
         displays = view, ProgressLog(interval_s), metrics
 
-        def show_progress() -> None:
+        def show_progress() -> Snapshot:
             snapshot = snapshots.take(run.dispatcher)
             for display in displays:
                 display.show(snapshot)
+            return snapshot
 
         signals.stop = shell.stop
         try:
             finish = shell.run(show_progress)
         finally:
             signals.stop = None
-        show_progress()
+        encoding_s = show_progress().encoding_s
         _log_end(finish, state)
     stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)
     return Outcome(
@@ -147,6 +150,7 @@ def _run(
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
         run.dispatcher.account,
+        encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         left_out,
         shell.was_drained,
