@@ -34,7 +34,7 @@ from tokpipe.config import load_job
 from tokpipe.reader import open_output
 
 STAND_INS = ("sbatch", "squeue", "scancel", "kubectl", "docker", "prometheus", "aws")
-RAY_LAUNCHER = "up|down|exec|attach|submit|monitor|get-head-ip|rsync-up|rsync-down"
+RAY_LAUNCHER = "up|down|exec|dashboard|attach|submit|monitor|get-head-ip|rsync-up|rsync-down"
 """Commands of ``ray`` that need a cloud provider."""
 SYSTEM = ("bash", "env", "git", "jq", "make", "tar", "xdg-open")
 """Programs of the system that pages use."""

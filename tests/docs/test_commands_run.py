@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +26,12 @@ from tests.docs.commands import (
     sources,
     steps_of,
 )
+from tests.docs.dataset import webvid
 from tests.docs.props import PROPS
 from tests.docs.scene import Scene
-from tests.docs.services import running_head, webvid
 from tests.pages import REPOSITORY
+from tests.ray_head import Head, running_head
+from tests.s3_server import S3Server
 
 FIRST = ("README.md", "docs/quickstart.md")
 """Pages that start from a new clone: nothing is on the path, and there are no outputs."""
@@ -37,6 +39,7 @@ FIRST = ("README.md", "docs/quickstart.md")
 
 CLUSTER = re.compile(r"\b(ray job|tokpipe submit|ray status)\b")
 """Commands that need a running cluster."""
+HTTP = "http://"
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +60,21 @@ def words_of(page: str, scene: Scene) -> dict[str, str]:
     return {}
 
 
+@contextmanager
+def cluster(scene: Scene, server: S3Server, *, token: bool) -> Iterator[Head]:
+    """A cluster as the user of ``scene`` would start it in the clone, where Ray looks for it.
+
+    With ``token`` it asks for the one in the user's ``~/.ray``.
+    """
+    environment = scene.environment(installed=True) | server.environment()
+    if token:
+        scene.bash("ray get-auth-token --generate")
+        environment["RAY_AUTH_MODE"] = "token"
+    ray, folder = scene.scripts / "ray", scene.folder / "ray"
+    with running_head(scene.clone, environment, ray=ray, folder=folder) as head:
+        yield head
+
+
 def run_page(page: str, scene: Scene, request: pytest.FixtureRequest, *, slow: bool) -> None:
     """Run the commands of a page, with those that are slow or without them."""
     steps = [
@@ -73,10 +91,9 @@ def run_page(page: str, scene: Scene, request: pytest.FixtureRequest, *, slow: b
         words = words_of(page, scene)
         if any(CLUSTER.search(command.key) for command in commands):
             server = request.getfixturevalue("s3_server")
-            webvid(scene, server)
-            environment |= server.environment()
-            head = stack.enter_context(running_head(scene, server, token=True))
-            words["HEAD:8265"] = head
+            environment |= server.environment() | webvid(scene, server)
+            head = stack.enter_context(cluster(scene, server, token=True))
+            words |= dict.fromkeys(("HEAD:8265", "127.0.0.1:8265"), head.url.removeprefix(HTTP))
         done = scene.run(steps, environment, words)
     failed = [command for command in commands if str(command) not in done.finished]
     assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}"
