@@ -44,12 +44,13 @@ RUN_ELSEWHERE: dict[str, str] = {
 SLOW: dict[str, str] = {
     "python -m benchmarks --quick": "minutes",
     "python -m benchmarks.encoder": "minutes",
+    "examples/demo_tokenizer/README.md": "draws 24 videos; docs/training.md trains, too",
 }
-"""Command -> why only `make chaos` runs it."""
+"""Command, or page -> why only `make chaos` runs it."""
 
 STOPPED: dict[str, str] = {
     "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00003.mp4",
-    "python -m tokpipe.train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
+    "tokpipe train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
@@ -117,7 +118,7 @@ class Command:
 
     @property
     def is_slow(self) -> bool:
-        return self.key in SLOW
+        return self.key in SLOW or self.page in SLOW
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -220,9 +221,10 @@ def summary() -> str:
     others = [(block.page, block.language) for block in other_blocks()]
     found = all_commands()
     keys = [command.key for command in found]
-    elsewhere, listed, slow, stopped = (
-        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, SLOW, STOPPED)
+    elsewhere, listed, stopped = (
+        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, STOPPED)
     )
+    slow = sum(command.is_slow for command in found)
     return (
         f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} run as printed "
         f"({stopped} until Ctrl-C, {slow} by `make chaos`, {elsewhere} by other tests); "
@@ -239,8 +241,9 @@ def main() -> None:
             print(f"{command}: {key}\n    not run: {NOT_RUN[key]}")
         elif key in RUN_ELSEWHERE:
             print(f"{command}: {key}\n    run by {RUN_ELSEWHERE[key]}")
-        elif key in SLOW:
-            print(f"{command}: {key}\n    run by `make chaos`: {SLOW[key]}")
+        elif command.is_slow:
+            why = SLOW.get(key) or SLOW[command.page]
+            print(f"{command}: {key}\n    run by `make chaos`: {why}")
         elif key in STOPPED:
             print(f"{command}: {key}\n    until Ctrl-C at: {STOPPED[key]}")
     for (page, language), what in ONLY_PARSED.items():
