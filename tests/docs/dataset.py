@@ -58,6 +58,7 @@ def webvid(scene: Scene, server: S3Server) -> dict[str, str]:
     lines = (REPOSITORY / "jobs/webvid.yaml").read_text()
     variables = dict(re.findall(r"^#   export (\w+)=(\S+)$", lines, re.MULTILINE))
     config = parse_job(path.read_text(), name=path.name, root=scene.clone, environ=variables)
-    weights = build_tokenizer(config.tokenizer, None).state_dict()
+    untrained = config.tokenizer.model_copy(update={"weights": None})
+    weights = build_tokenizer(untrained, None).state_dict()
     fs.pipe_file("my-bucket/tokenizers/encoder_3d.safetensors", safetensors.torch.save(weights))
     return variables

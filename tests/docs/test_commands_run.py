@@ -75,8 +75,18 @@ def cluster(scene: Scene, server: S3Server, *, token: bool) -> Iterator[Head]:
         yield head
 
 
-def run_page(page: str, scene: Scene, request: pytest.FixtureRequest, *, slow: bool) -> None:
-    """Run the commands of a page, with those that are slow or without them."""
+def run_page(
+    page: str,
+    scene: Scene,
+    request: pytest.FixtureRequest,
+    *,
+    slow: bool = False,
+    token: bool = True,
+) -> None:
+    """Run the commands of a page, with those that are slow or without them.
+
+    A cluster that it needs asks for a ``token``, or does not.
+    """
     steps = [
         replace(step, commands=tuple(c for c in step.commands if c.runs and slow >= c.is_slow))
         for step in steps_of(page)
@@ -92,7 +102,9 @@ def run_page(page: str, scene: Scene, request: pytest.FixtureRequest, *, slow: b
         if any(CLUSTER.search(command.key) for command in commands):
             server = request.getfixturevalue("s3_server")
             environment |= server.environment() | webvid(scene, server)
-            head = stack.enter_context(cluster(scene, server, token=True))
+            if token and not any("RAY_AUTH_MODE" in command.key for command in commands):
+                environment["RAY_AUTH_MODE"] = "token"
+            head = stack.enter_context(cluster(scene, server, token=token))
             words |= dict.fromkeys(("HEAD:8265", "127.0.0.1:8265"), head.url.removeprefix(HTTP))
         done = scene.run(steps, environment, words)
     failed = [command for command in commands if str(command) not in done.finished]
@@ -105,7 +117,15 @@ def run_page(page: str, scene: Scene, request: pytest.FixtureRequest, *, slow: b
 def test_the_commands_of_a_page_work_as_printed(
     page: str, scene: Scene, request: pytest.FixtureRequest
 ) -> None:
-    run_page(page, scene, request, slow=False)
+    run_page(page, scene, request)
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_cluster_without_tokens_needs_no_other_commands(
+    scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    run_page("jobs/webvid.yaml", scene, request, token=False)
 
 
 @pytest.mark.ray
