@@ -45,11 +45,12 @@ HTTP = "http://"
 @pytest.fixture(scope="session")
 def scene() -> Iterator[Scene]:
     folder = Path(tempfile.mkdtemp(prefix="pages"))
+    made = Scene(folder)
     try:
-        made = Scene(folder)
         made.build()
         yield made
     finally:
+        made.end_processes()
         shutil.rmtree(folder, ignore_errors=True)
 
 
