@@ -41,7 +41,9 @@ def world(num_nodes: int, folder: str) -> None:
     sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
     nodes = []
     for index in range(num_nodes):
-        sh(f"ip link add n{index} type veth peer name p{index} && ip link set p{index} master br0 up")
+        sh(
+            f"ip link add n{index} type veth peer name p{index} && ip link set p{index} master br0 up"
+        )
         command = [*NAMESPACES, sys.executable, __file__, "node", str(index)]
         node = subprocess.Popen(command, stdin=subprocess.PIPE)
         # The first child of `unshare` is in the node's namespaces; it waits for its network.

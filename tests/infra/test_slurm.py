@@ -1,12 +1,8 @@
 """infra/slurm.sh forms one cluster of a job's nodes, and stops, resumes and fails as it promises."""
 
 import json
-import os
-import shutil
 import signal
 import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

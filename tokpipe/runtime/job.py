@@ -17,6 +17,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import Fenced, UnsafeStore
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
+from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch.protocol import Finish
@@ -48,6 +49,8 @@ class Outcome:
     """What this run did."""
     signal: int | None = None
     """The signal that stopped the run, or SIGTERM if its node is draining."""
+    left_out: str = ""
+    """What the sources found and did not take, as text."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
     was_done: bool = False
@@ -78,7 +81,14 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         output = look_up(job)
         if output.state is not None and output.is_done(retry):
             elapsed_s = time.monotonic() - started
-            return Outcome("done", output.state.totals, elapsed_s, 0, was_done=True)
+            return Outcome(
+                "done",
+                output.state.totals,
+                elapsed_s,
+                0,
+                left_out=_left_out(output.record),
+                was_done=True,
+            )
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
         with connected(job.runtime.cluster):
@@ -110,6 +120,8 @@ def _run(
             f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
             f"{state.committed.num_done:,} settled before; encoding on {record.device}"
         )
+        if left_out := _left_out(record):
+            view.say(f"left out: {left_out}")
         snapshots = Snapshots(state, started)
         metrics = JobMetrics(job.dataset, record.plan["plan_id"])
         displays = view, ProgressLog(interval_s), metrics
@@ -134,8 +146,13 @@ def _run(
         record.num_rows - state.committed.num_done,
         run.dispatcher.account,
         stopped_by if finish.outcome == "stopped" else None,
+        left_out,
         shell.was_drained,
     )
+
+
+def _left_out(record: JobRecord | None) -> str:
+    return "" if record is None else StoredPlan.from_json(record.plan).left_out.text
 
 
 def _probe(store: Store, job: JobConfig, console: Console) -> None:

@@ -31,6 +31,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
             f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)} "
             f"(why: tokpipe rejected {uri})"
         )
+    if outcome.left_out:
+        yield f"  left out: {outcome.left_out}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
     if not outcome.was_done:

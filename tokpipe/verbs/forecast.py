@@ -9,7 +9,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -26,6 +26,7 @@ from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
+from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
@@ -99,6 +100,8 @@ class Forecast:
     price_per_hour: float | None
     actual: Totals | None
     """What the output holds, if the job is done."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the sources found and do not take."""
 
     @property
     def cost(self) -> float | None:
@@ -121,6 +124,8 @@ class Forecast:
         """Yield the forecast for people, and its errors if the job is done."""
         dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
         yield f"{self.dataset}: {self.num_rows:,} plan rows{dropped}; probed {self.num_sampled:,}"
+        if left_out := self.left_out.text:
+            yield f"  left out: {left_out}"
         yield (
             f"  {self.clips.text()} clips, {self.frames.text()} frames, {self.chunks.text()} "
             f"chunks, {self.codes.text()} codes"
@@ -219,6 +224,7 @@ def forecast(
         encoder_s=None if speed is None else codes.value / speed.codes_per_s,
         price_per_hour=price_per_hour,
         actual=own if is_done else None,
+        left_out=plan.left_out,
     )
 
 
