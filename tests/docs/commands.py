@@ -1,9 +1,10 @@
 """Every command that the project's pages print, and what runs it.
 
-A command is one logical line of an ``sh`` block of a Markdown page, of a usage example in the
-opening comment of a file below ``jobs/`` or ``infra/``, or of the docstring that opens a program
-in ``examples/``. ``test_commands_run.py`` runs all of them as they are printed, except those in the
-tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says why nothing does.
+A command is one logical line of an ``sh`` block of a Markdown page, of the comment that opens a
+file below ``jobs/`` or ``infra/``, or of the docstring that opens a program in ``examples/``; or
+the example in the help of a verb. ``test_commands_run.py`` runs all of them as they are printed,
+except those in the tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says
+why nothing does.
 
     python -m tests.docs.commands    # lists what is not run here, and counts
 """
@@ -45,8 +46,9 @@ SLOW: dict[str, str] = {
     "python -m benchmarks --quick": "minutes",
     "python -m benchmarks.encoder": "minutes",
     "examples/demo_tokenizer/README.md": "draws 24 videos; docs/training.md trains, too",
+    "tokpipe/cli/": "most are on pages, too",
 }
-"""Command, or page -> why only `make chaos` runs it."""
+"""Command, page or folder -> why only `make chaos` runs it."""
 
 STOPPED: dict[str, str] = {
     "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00003.mp4",
@@ -113,12 +115,13 @@ class Command:
 
     @property
     def runs(self) -> bool:
-        """Whether ``test_commands_run.py`` runs it."""
+        """Whether ``test_commands_run.py`` runs it, in `make test` or in `make chaos`."""
         return self.key not in RUN_ELSEWHERE and self.key not in NOT_RUN
 
     @property
     def is_slow(self) -> bool:
-        return self.key in SLOW or self.page in SLOW
+        """Whether only `make chaos` runs it."""
+        return self.key in SLOW or any(self.page.startswith(name) for name in SLOW)
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -178,6 +181,11 @@ def _blocks_of(page: str) -> list[Block]:
 def _usage_in(name: str) -> Iterator[tuple[int, str]]:
     """The usage examples of a program or a configuration file, with the line of each."""
     text = (REPOSITORY / name).read_text()
+    if name.startswith("tokpipe/cli/"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := re.match('EXAMPLE = "(.+)"$', line):
+                yield number, found[1]
+        return
     if name.endswith(".py"):
         for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):
             if line.startswith("    "):
@@ -201,6 +209,7 @@ def sources() -> tuple[str, ...]:
         *sorted((REPOSITORY / "jobs").glob("*.yaml")),
         *sorted(path for path in (REPOSITORY / "infra").glob("*") if path.is_file()),
         *sorted((REPOSITORY / "examples").glob("*.py")),
+        *sorted((REPOSITORY / "tokpipe/cli").glob("*.py")),
     ]
     names = [name_of(path) for path in [*pages(), *files]]
     return tuple(name for name in names if any(step.commands for step in steps_of(name)))
@@ -242,7 +251,7 @@ def main() -> None:
         elif key in RUN_ELSEWHERE:
             print(f"{command}: {key}\n    run by {RUN_ELSEWHERE[key]}")
         elif command.is_slow:
-            why = SLOW.get(key) or SLOW[command.page]
+            why = next(why for name, why in SLOW.items() if f"{key}\n{command.page}".count(name))
             print(f"{command}: {key}\n    run by `make chaos`: {why}")
         elif key in STOPPED:
             print(f"{command}: {key}\n    until Ctrl-C at: {STOPPED[key]}")

@@ -29,9 +29,9 @@ NETWORK = {"ch": 32, "ch_mult": [1, 1, 1, 1]}
 
 
 def webvid(scene: Scene, server: S3Server) -> dict[str, str]:
-    """Make the dataset of ``jobs/webvid.yaml``, with two videos, and no output.
+    """Make the dataset of ``jobs/webvid.yaml``, with two videos, and two outputs beside it.
 
-    Returns the variables that its first lines set.
+    Returns the variables that the job's first lines set.
     """
     path = scene.clone / "jobs/webvid.yaml"
     job = yaml.safe_load(path.read_text())
@@ -61,4 +61,6 @@ def webvid(scene: Scene, server: S3Server) -> dict[str, str]:
     untrained = config.tokenizer.model_copy(update={"weights": None})
     weights = build_tokenizer(untrained, None).state_dict()
     fs.pipe_file("my-bucket/tokenizers/encoder_3d.safetensors", safetensors.torch.save(weights))
+    for output in ("trial", "webvid"):
+        fs.put(str(scene.clone / "out/mine"), f"bucket/codes/{output}", recursive=True)
     return variables

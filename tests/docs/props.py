@@ -45,7 +45,14 @@ def trained_tokenizer(scene: Scene) -> None:
     shutil.copy(scene.clone / "examples/data/bigbuckbunny.mp4", scene.clone / "clip.mp4")
 
 
+def scenes(scene: Scene) -> None:
+    """A few of the drawn scenes that the example of training reads."""
+    scene.bash("python -m examples.demo_tokenizer.draw_scenes out/scenes --count 2 --textures 9")
+
+
 PROPS: dict[str, Callable[[Scene], None]] = {
+    "tokpipe/cli/convert.py": checkpoints,
+    "tokpipe/cli/train.py": scenes,
     "docs/tokenizers.md": checkpoints,
     "docs/training.md": trained_tokenizer,
 }
