@@ -51,8 +51,8 @@ SLOW: dict[str, str] = {
 """Command, page or folder -> why only `make chaos` runs it."""
 
 STOPPED: dict[str, str] = {
-    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00003.mp4",
-    "tokpipe train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
+    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00001.mp4",
+    "tokpipe train examples/demo_tokenizer/train.yaml": "test -e out/train/log.jsonl",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
