@@ -115,8 +115,10 @@ def run_page(
             head = stack.enter_context(cluster(scene, server, token=token))
             words |= dict.fromkeys(("HEAD:8265", "127.0.0.1:8265"), head.url.removeprefix(HTTP))
         done = scene.run(steps, environment, words)
-    failed = [command for command in commands if str(command) not in done.finished]
-    assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}"
+        failed = [command for command in commands if str(command) not in done.finished]
+        log = scene.folder / "ray/out.log"
+        more = log.read_text() if log.exists() else ""
+        assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}\n{more}"
 
 
 @pytest.mark.ray
