@@ -11,10 +11,9 @@ from tokpipe.cli.arguments import (
     add_json_argument,
     add_seed_argument,
     count,
-    read_checkpoint,
+    job_of,
 )
 from tokpipe.cli.output import print_json, print_lines
-from tokpipe.config import load_job
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
 SAMPLE = 4
@@ -36,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.check import check
 
-    job = load_job(parsed.job, read=read_checkpoint)
-    checked = check(job, num_sampled=max(1, parsed.sample), seed=parsed.seed)
+    checked = check(job_of(parsed), num_sampled=max(1, parsed.sample), seed=parsed.seed)
     if parsed.json:
         print_json([{"subject": one.subject, **one.facts} for one in checked])
     else:

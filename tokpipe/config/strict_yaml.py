@@ -41,6 +41,8 @@ def read_mapping(text: str | bytes, name: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: {_explained(error, text)}") from error
     except (RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{name}: is not valid YAML: {error}") from error
+    if data is None:
+        raise ConfigError(f"{name}: is empty, or has only comments")
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: holds {type(data).__name__}, not a mapping of settings")
     return data

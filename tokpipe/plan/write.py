@@ -21,8 +21,9 @@ from tokpipe.plan.duplicates import (
     without_rows,
 )
 from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
-from tokpipe.sources import open_source
+from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
+from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 
 PART_ROWS = 65_536
@@ -48,7 +49,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
             job does not say which to keep.
         StorageError: from the output's or a source's store.
     """
-    sources = [open_source(index, config, job.storage) for index, config in enumerate(job.sources)]
+    sources = open_sources(job.sources, job.storage, job.output.uri)
     columns = merge_columns(sources)
     writer = _PartWriter(store, f"plan/{plan_attempt}")
     try:
@@ -67,6 +68,9 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     except BaseException:
         writer.abandon()
         raise
+    left_out = LeftOut()
+    for source in sources:
+        left_out.update(source.left_out)
     return StoredPlan(
         plan_id=digest([part.stored.sha256 for part in parts]),
         parts=tuple(part.stored for part in parts),
@@ -78,6 +82,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
             for later, first in duplicates[:_NUM_EXAMPLES]
         ),
         columns={field.name: str(field.type) for field in columns},
+        left_out=left_out,
         columns_schema=base64.b64encode(columns.serialize().to_pybytes()).decode("ascii"),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import NotFound, StorageError
+from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.storage.client import MULTIPART_BYTES, AlreadyExists, Client, client_of
 from tokpipe.storage.local_files import (
     TEMPORARY_FOLDER,
@@ -39,7 +39,10 @@ class FsspecStore:
     def __init__(self, uri: str, options: StoreOptions) -> None:
         self._options = options
         client = client_of(uri, options)
-        self._uri = client.uri_of(client.path_of(uri))
+        path = client.path_of(uri)
+        if client.protocol != "memory" and not path.strip("/") and not client.is_local:
+            raise ConfigError(f"{uri}: names no bucket: write {client.protocol}://BUCKET/PREFIX")
+        self._uri = client.uri_of(path)
         if client.is_local:
             self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
             remove_abandoned(Path(self._uri))

@@ -19,7 +19,7 @@ from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
 from tokpipe.plan import RowSample, merge_columns, sample_rows
-from tokpipe.sources import open_source
+from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store, probe_store
@@ -120,7 +120,7 @@ def _tokenizer(job: JobConfig) -> CheckResult:
 
 
 def _sources(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]:
-    sources = [open_source(index, config, job.storage) for index, config in enumerate(job.sources)]
+    sources = open_sources(job.sources, job.storage, job.output.uri)
     merge_columns(sources)
     samples = []
     for source, config in zip(sources, job.sources, strict=True):
@@ -149,11 +149,12 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
         )
     columns, first = source.carried().names, redact(rows.first_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
+    left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
     more_than = "" if rows.is_complete else "more than "
     count = f"{more_than}{rows.num_rows:,} row{'s' if rows.num_rows > 1 else ''}"
     yield CheckResult(
         "source",
-        f"{source.label}: {count}, first clip {first}{carried}",
+        f"{source.label}: {count}, first clip {first}{carried}{left_out}",
         {
             "label": source.label,
             "num_rows": rows.num_rows,
@@ -161,6 +162,7 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
             "num_bad_rows": rows.num_problems,
             "first_clip": first,
             "columns": list(columns),
+            "left_out": source.left_out.counts,
         },
     )
     if rows.num_problems:
