@@ -13,10 +13,11 @@ import yaml
 from pydantic import BaseModel
 
 from tokpipe.config import parse_job
+from tokpipe.config.explain import validate_settings
 from tokpipe.config.job import JobConfig
 from tokpipe.config.suggest import bare, kinds_of
 from tokpipe.errors import ConfigError
-from tokpipe.train.config import TrainConfig, parse_training
+from tokpipe.train.config import TrainConfig
 
 JOB: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "native_job.yaml").read_text())
 DECODER = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
@@ -44,8 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "custom": {"kind": "custom", "implementation": "a:B", "declares": DECLARES},
 }
 WRONG: tuple[Any, ...] = (
-    *(None, True, 0, -1, 2.5, 1e30, "", "text", "8", "8fps", "${X}", "a: b", [], [[]], [None]),
-    *([1], [1, 2, 3], ["a", "b"], [{"a": 1}], {}, {"a": 1}, {"kind": "x"}, {"kind": 3}, "é" * 200),
+    *(None, True, -1, 2.5, "", "text", "8fps", "${X}", [], [None], [1, 2, 3], ["a"], [{"a": 1}]),
+    *({}, {"kind": "x"}, "é" * 200),
 )
 JARGON = (
     *("Input should", "valid", "Field required", "type=", "Extra inputs", "tuple", "str ", "dict"),
@@ -65,10 +66,8 @@ def changed(base: dict[str, Any], place: tuple[str | int, ...], value: Any) -> d
 
 
 def parse(data: dict[str, Any], model: type[BaseModel] = JobConfig) -> None:
-    if model is TrainConfig:
-        parse_training(data, name="file.yaml", root=Path("/p"))
-    else:
-        parse_job(yaml.safe_dump(data), name="file.yaml", root=Path("/p"), environ={})
+    context = {"root": Path("/p"), "environ": {}}
+    validate_settings(model, data, name="file.yaml", context=context)  # without parsing YAML
 
 
 def message(data: dict[str, Any], model: type[BaseModel] = JobConfig) -> str:
