@@ -45,7 +45,9 @@ def test_check_and_dry_run_print_the_same(
     assert capsys.readouterr().out == found
     assert main(["check", str(job), "--json"]) == 0
     facts = {one["subject"]: one for one in json.loads(capsys.readouterr().out)}
-    assert list(facts) == ["dataset", "tokenizer", "source", "output"]
+    assert list(facts) == [
+        *("dataset", "tokenizer", "source", "videos", "trial", "output", "not checked"),
+    ]
     assert facts["source"]["first_clip"] == str(tmp_path / "videos/a.mp4")
     assert facts["tokenizer"]["codebook_size"] == 8**4
     assert facts["output"]["is_new"]

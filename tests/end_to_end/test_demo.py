@@ -1,14 +1,10 @@
 """The shipped demo, as a newcomer and as a cluster would run it."""
 
-import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import duckdb
@@ -16,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.end_to_end.jobs import assert_complete, run_well, wait_until
+from tests.end_to_end.jobs import assert_complete, run_well
 from tests.pages import REPOSITORY, Block, blocks_of, commands_of
+from tests.ray_head import BIN, plain_environment, running_head
 from tokpipe.cli import main
 from tokpipe.reader import open_output
 
@@ -102,7 +99,7 @@ def test_the_quickstart_leads_from_videos_to_a_model_that_learns(
             seen.append(" ".join(words[:2]))
             if words[:2] == ["tokpipe", "run"]:
                 printed = _submit(tmp_path, words[2])
-                assert "1 clips, 43 frames, 3,328 codes" in printed
+                assert "1 clip, 43 frames, 3,328 codes" in printed
                 assert_complete(tmp_path / words[2])
             elif words[0] == "tokpipe":
                 assert main(words[1:]) == 0, f"{block}: {' '.join(words)}"
@@ -126,70 +123,27 @@ def _train(folder: Path, arguments: list[str]) -> None:
 
 def _submit(folder: Path, job: str) -> str:
     """Submit a job to a cluster of this machine; return what it printed."""
-    dashboard, agent, client = _free_ports(3)
-    bin_folder = Path(sys.executable).parent
     environment = {
-        **os.environ,
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        "HOME": str(folder),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "PYTHONPATH": str(REPOSITORY),
     }
-    environment.pop("RAY_ADDRESS", None)
-    head = subprocess.Popen(
-        [
-            str(bin_folder / "ray"), "start", "--head", "--block", "--port=0", "--num-cpus=2",
-            "--disable-usage-stats", f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-        ],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
-    try:
-        address = f"http://127.0.0.1:{dashboard}"
-        wait_until(lambda: _answers(f"{address}/api/version"), every_s=0.5)
+    with running_head(folder, environment) as head:
         submitted = subprocess.run(
             [
-                str(bin_folder / "ray"), "job", "submit", "--address", address, "--",
+                str(BIN / "ray"), "job", "submit", "--address", head.url, "--",
                 "python", "-m", "tokpipe.run", job,
             ],
             cwd=folder,
-            env=environment,
+            env={**plain_environment(), **environment},
             capture_output=True,
             text=True,
             timeout=1000,
             check=False,
         )  # fmt: skip
-        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    finally:
-        head.terminate()
-        head.communicate(timeout=300)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     return submitted.stdout
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError as refusal:
-        refusal.close()
-        return refusal.code == 401  # it asks for the token
-    except OSError:
-        return False
-    return True
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def test_the_demo_job_uses_nothing_but_what_it_ships() -> None:

@@ -11,7 +11,7 @@ from tests.conftest import S3Bucket
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.storage import open_store
-from tokpipe.storage.listing import Match, iter_matches
+from tokpipe.storage.listing import Listing, Match
 
 OPTIONS = StoreOptions(deadline_s=10)
 NAMES = ["a.mp4", "b.mkv", "x/c.mp4", "x/y/d.mp4", "x/y/z/e.mp4", "xy/f.mp4", ".hidden.mp4"]
@@ -35,25 +35,25 @@ def test_globs_mean_the_same_in_every_store(root: str) -> None:
     for name in NAMES:
         store.put(name, b"1")
     for pattern, found in GLOBS:
-        matches = sorted(iter_matches(f"{root}/{pattern}", OPTIONS), key=lambda match: match.uri)
+        matches = sorted(Listing(f"{root}/{pattern}", OPTIONS), key=lambda match: match.uri)
         assert matches == [Match(f"{root}/{name}") for name in sorted(found)], pattern
 
 
 def test_a_name_with_brackets_also_matches_literally(root: str) -> None:
     open_store(root, OPTIONS).put("[2019] trip.mp4", b"1")
     uri = f"{root}/[2019] trip.mp4"
-    assert list(iter_matches(uri, OPTIONS)) == [Match(uri)]
+    assert list(Listing(uri, OPTIONS)) == [Match(uri)]
 
 
 def test_a_malformed_glob_is_a_config_error(root: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a valid glob.*'\*\*' must be a whole part"):
-        list(iter_matches(f"{root}/a**b/*.mp4", OPTIONS))
+        list(Listing(f"{root}/a**b/*.mp4", OPTIONS))
 
 
 @pytest.mark.s3
 def test_a_glob_over_all_buckets_is_rejected(s3_bucket: S3Bucket) -> None:
     with pytest.raises(ConfigError, match="Name the bucket"):
-        list(iter_matches("s3://*/a.mp4", OPTIONS))
+        list(Listing("s3://*/a.mp4", OPTIONS))
 
 
 @pytest.mark.s3
@@ -62,7 +62,7 @@ def test_a_listing_of_several_pages_is_complete(s3_bucket: S3Bucket) -> None:
     names = [f"many/{number:04d}.mp4" for number in range(1050)]  # a page holds 1000
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: store.put(name, b""), names))
-    found = [match.uri for match in iter_matches(f"{s3_bucket.uri}/many/*.mp4", OPTIONS)]
+    found = [match.uri for match in Listing(f"{s3_bucket.uri}/many/*.mp4", OPTIONS)]
     assert sorted(found) == [f"{s3_bucket.uri}/{name}" for name in names]
 
 
@@ -79,11 +79,11 @@ def test_pipes_and_links_are_found_and_loops_end(tmp_path: Path) -> None:
         listener.bind(os.path.relpath(tmp_path / "socket.mp4"))
     found = {
         os.path.relpath(match.uri, tmp_path): match.is_folder
-        for match in iter_matches(f"{tmp_path}/**/*.mp4", OPTIONS)
+        for match in Listing(f"{tmp_path}/**/*.mp4", OPTIONS)
     }
     files = [
         *("folder.mp4/inside.mp4", "pipe.mp4", "dangling.mp4", "self.mp4", "socket.mp4"),
         *("elsewhere/linked.mp4", "plain/link/linked.mp4"),
     ]
     assert found == {"folder.mp4": True, **dict.fromkeys(files, False)}
-    assert {m.uri for m in iter_matches(f"{tmp_path}/*", OPTIONS) if m.is_folder} == set()
+    assert {m.uri for m in Listing(f"{tmp_path}/*", OPTIONS) if m.is_folder} == set()

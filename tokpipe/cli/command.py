@@ -26,6 +26,7 @@ from tokpipe.cli import (
     report,
     run,
     status,
+    submit,
     train,
 )
 from tokpipe.cli.output import ReaderGone, exit_code_of
@@ -45,7 +46,7 @@ class Verb(Protocol):
 
 
 VERBS: tuple[Verb, ...] = (
-    check, plan, run, status, ls, inspect, decode, rejected, report, audit, clean, export,
+    check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean, export,
     convert, train, completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""

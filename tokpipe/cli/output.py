@@ -71,9 +71,9 @@ def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.
     except TokpipeError as error:
         _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        _print_error("interrupted; committed work is safe")
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:  # ``Signals`` raises it with the signal's number
+        _print_error("interrupted; what was committed is kept. Run the same command to continue")
+        return 128 + int(next(iter(error.args), signal.SIGINT))
     except Exception as error:
         if explanation := _explained(error):
             _print_error(explanation)

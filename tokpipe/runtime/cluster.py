@@ -2,15 +2,28 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
+import ray._private.services
 import ray._private.state
+import ray.exceptions
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
-from tokpipe.errors import RuntimeFault
+from tokpipe.errors import ConfigError, RuntimeFault
+
+CONNECT_TIMEOUT_S = 10.0
+AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
+"""Older versions of Ray have no tokens."""
+
+
+_FOUND_BY_RAY = ("local", "auto", None)
 
 
 @contextmanager
@@ -21,7 +34,8 @@ def connected(cluster: str) -> Iterator[None]:
     local one; ``local`` is always a new one; anything else is an address.
 
     Raises:
-        RuntimeFault: there is no cluster at that address.
+        ConfigError: it is an address of Ray Client.
+        RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
@@ -32,8 +46,15 @@ def connected(cluster: str) -> Iterator[None]:
     elif cluster != "auto":
         options.update(address=cluster)
     try:
+        if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
+            _check_cluster(address)
         ray.init(**options)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
+    except AuthenticationError as error:
+        raise authentication_fault(f"runtime.cluster={cluster}") from error
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         raise RuntimeFault(
             f"runtime.cluster={cluster}: no connection to Ray: {error}. Nothing was started. "
             "Check that the cluster runs and that the address is right."
@@ -42,6 +63,47 @@ def connected(cluster: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_not_ray_client(address: str) -> None:
+    """Raise ConfigError for an address of Ray Client."""
+    if address.lower().startswith("ray://"):
+        raise ConfigError(
+            f"{address} is an address of Ray Client, which would run the driver on this machine "
+            "and end the job when the connection breaks. Use `tokpipe submit JOB.yaml --address "
+            "http://HEAD:8265`, which runs the driver in the cluster"
+        )
+
+
+def check_reachable(host: str, port: int) -> None:
+    """Raise OSError unless something listens there. Ray itself waits for most of a minute."""
+    socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+
+
+def authentication_fault(where: str) -> RuntimeFault:
+    """Describe why a cluster did not accept this process, and what to set."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
+    elif os.environ.get("RAY_AUTH_TOKEN"):
+        found = "it does not accept the token in RAY_AUTH_TOKEN"
+    else:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+        exists = Path(path).expanduser().exists()
+        found = f"it does not accept the token in {path}" if exists else f"{path} does not exist"
+    return RuntimeFault(
+        f"{where}: authentication failed: the Ray cluster requires a token, and {found}. Nothing "
+        "was started. Set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or "
+        "~/.ray/auth_token (`ray get-auth-token` on the head prints it)"
+    )
+
+
+def _check_cluster(address: str) -> None:
+    """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
+    check_not_ray_client(address)
+    full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
+    place = urlsplit(f"//{full}")
+    check_reachable(place.hostname or "", place.port or 0)
+    GcsClient(address=full)
 
 
 def draining_nodes() -> frozenset[str]:
