@@ -68,8 +68,8 @@ def check_is_job_file(path: Path) -> None:
                 f"use {again}; to see how far it is, tokpipe status {_shown(Path(output))}"
             )
     if path.is_dir():
-        jobs = sorted(job for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
-        held = f"; it holds {_some([str(job) for job in jobs])}" if jobs else " without any .yaml file"
+        jobs = sorted(str(job) for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
+        held = f"; it holds {_some(jobs)}" if jobs else " without any .yaml file"
         raise ConfigError(f"{path}: this is a folder{held}. Name one job file")
     if not path.exists():
         raise ConfigError(f"{_missing(path.absolute())} Name a job file, such as jobs/demo.yaml")
