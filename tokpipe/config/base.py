@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
@@ -19,7 +19,11 @@ class Frozen(BaseModel):
     """A section of the job file: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -42,6 +46,25 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def variables_of(data: Any) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each variable in a job file's data, and whether it has a default."""
+    for _, _, value in leaves("", data):
+        for match in _VARIABLE.finditer(value) if isinstance(value, str) else ():
+            yield match[1], match[2] is not None
+
+
+def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the dotted key, the last name and the value of each plain value within ``value``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(f"{place}.{key}", inner, key)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from leaves(f"{place}[{index}]", inner)
+    else:
+        yield place, name, value
+
+
 def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> str:
     """Expand variables, and make a path without a scheme absolute, starting at ``root``.
 
@@ -61,6 +84,24 @@ def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> 
 def _validate_uri(text: str, info: ValidationInfo) -> str:
     root = (info.context or {}).get("root")
     return _check_no_secret(resolve_uri(text, root=root, environ=_environ(info)), info)
+
+
+class _Pattern(str):
+    """A resolved URI that knows which part of it is the project's own path."""
+
+    literal = ""
+
+
+def literal_part(uri: str) -> str:
+    """Return the leading folders of a ``PatternUri`` in which ``*`` and ``[`` mean themselves."""
+    return uri.literal if isinstance(uri, _Pattern) else ""
+
+
+def _validate_pattern(text: str, info: ValidationInfo) -> str:
+    pattern, root = _Pattern(_validate_uri(text, info)), (info.context or {}).get("root")
+    if root is not None and root.is_absolute() and pattern.startswith("/"):
+        pattern.literal = os.path.commonpath([root, pattern])
+    return pattern
 
 
 def _validate_template(text: str, info: ValidationInfo) -> str:
@@ -96,6 +137,9 @@ def _check_no_secret(uri: str, info: ValidationInfo) -> str:
 
 Uri = Annotated[str, AfterValidator(_validate_uri)]
 """A path or fsspec URI. Relative paths start at the project; ``${VAR}`` is expanded."""
+
+PatternUri = Annotated[str, AfterValidator(_validate_pattern)]
+"""A ``Uri`` in which ``*``, ``?``, ``[...]`` and ``{...}`` stand for several names."""
 
 LogPath = Annotated[str | None, AfterValidator(_validate_log_path)]
 """A local path, ``-`` for standard error, or nothing."""

@@ -48,7 +48,7 @@ EVENTS: Mapping[EventName, str] = {
     "clip_rejected": "A rejection was committed. Once per rejected clip.",
     "shard_committed": "A shard was committed. Once per shard.",
     "committed": "Manifest entry `seq` was written; the store took `commit_s`.",
-    "progress": "How far the job is, every `runtime.progress_interval_s`.",
+    "progress": "How far the job is, and what it waits for, every `runtime.progress_interval_s`.",
     "stop_requested": "A signal or a preemption notice stops the run cleanly.",
     "claim_lost": "Another driver claimed the output; this one stops.",
     "run_ended": "The run is over: `done`, or `stopped` with work left.",
