@@ -290,7 +290,7 @@ def test_a_web_server_has_names_but_no_folders_and_no_globs() -> None:
         assert names_in(folder_of(f"{root}/a.mp4?version=[1]"), root) == ["a.mp4?version=[1]"]
         listing = folder_of(f"{root}/[ab].mp4")
         assert names_in(listing, root) == []
-        assert listing.explain_nothing() == "The server has no such file"
+        assert listing.explain_nothing() == "The server has no such file."
         server.shutdown()
 
 

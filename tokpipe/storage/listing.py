@@ -148,22 +148,20 @@ class Listing:
     def explain_nothing(self) -> str:
         """Return a sentence on what is there, after an iteration without a match."""
         if self.left_out.counts:
-            return f"Found there instead: {self.left_out.text}"
+            return f"Found there instead: {self.left_out.text}."
         client = self._client
         if not client.can_list:
-            return "The server has no such file"
+            return "The server has no such file."
         (path, *_) = [*self._names, *(scan.folder for scan in self._scans or ())]
         nearest = path
         while nearest.strip("/") and not self._is_folder(nearest):
             nearest = nearest.rpartition("/")[0]
-        if nearest == path:
-            return f"The folder {client.uri_of(path or '/')} exists, but has no such files"
-        missing = path[len(nearest) :].strip("/").partition("/")[0]
+        missing = path[len(nearest) :].strip("/").partition("/")[0] or "such files"
         names: dict[str, str] = {}
         if client.is_local:
             names = {one.name.lower(): one.name for one in Path(nearest or "/").iterdir()}
         near = difflib.get_close_matches(missing.lower(), names, n=1)
-        hint = f"; did you mean {names[near[0]]}?" if near else ""
+        hint = f": did you mean {names[near[0]]}?" if near else "."
         return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
 
     def _is_folder(self, path: str) -> bool:
