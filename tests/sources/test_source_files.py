@@ -57,6 +57,7 @@ def test_a_glob_that_matches_nothing_is_a_config_error(tmp_path: Path) -> None:
         ("files", "videos/2024/**/*.mp4", r"/videos exists, but has no 2024\."),
         ("files", "videos/b.mov", r"/videos exists, but has no b\.mov: did you mean a\.MOV\?"),
         ("files", "{photos,empty}", r"4 files: .*; 2 unmatched patterns"),
+        ("files", "videos/{x,y}.mp4", r"/videos exists, but has no \{x,y\}\.mp4\."),
         ("table", "tables", r"/tables is a folder, .* such as .*/tables/\*\*/\*\.csv"),
         ("webdataset", "tars/", r"/tars is a folder, .* such as .*/tars/\*\*/\*\.tar"),
         ("webdataset", "videos", r"instead: 1 file: 1 \.mov"),
