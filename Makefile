@@ -7,9 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint types audit-dependencies docs unit chaos bench lowest clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m tokpipe.run jobs/demo.yaml
-	$(BIN)/python examples/read_codes.py out/demo
-	$(BIN)/tokpipe decode out/demo --compare -o out/demo.png
+	$(BIN)/python examples/demo.py
 
 test: lint types audit-dependencies docs unit
 

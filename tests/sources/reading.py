@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source
-from tokpipe.sources import open_source
+from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 
 OPTIONS = StoreOptions(deadline_s=10)
@@ -26,7 +26,8 @@ def opened(kind: str, uri: object, options: StoreOptions = OPTIONS, **config: An
         # Most tests are about something else, so videos may be anywhere.
         config.setdefault("allowed_prefixes", ("/", "s3://", "https://"))
     source: Any = TypeAdapter(Source).validate_python({"kind": kind, "uri": str(uri), **config})
-    return open_source(0, source, options)
+    (rows,) = open_sources([source], options)
+    return rows
 
 
 def read(kind: str, uri: object, options: StoreOptions = OPTIONS, **config: Any) -> Rows:

@@ -1,13 +1,13 @@
 """Start a job, or resume it where an earlier run stopped."""
 
 import argparse
+import sys
 
 from rich.console import Console
 
 from tokpipe.cli import check
-from tokpipe.cli.arguments import add_job_argument, read_checkpoint
+from tokpipe.cli.arguments import add_job_argument, job_of
 from tokpipe.cli.output import print_lines
-from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="only check the job, as tokpipe check does: write nothing, start nothing",
+        help="only check the job, as tokpipe check does",
     )
     parser.add_argument(
         "--retry-rejected",
@@ -42,12 +42,15 @@ def options_of(parsed: argparse.Namespace) -> list[str]:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    console = Console(highlight=False)
+    # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
+    console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
     options_of(parsed)  # rejects those that do not go together
     with submitted.explained(parsed.job):
         if parsed.dry_run:
-            return check.run(argparse.Namespace(job=parsed.job, json=False))
-        job = load_job(parsed.job, read=read_checkpoint)
+            return check.run(
+                argparse.Namespace(job=parsed.job, json=False, sample=check.SAMPLE, seed=0)
+            )
+        job = job_of(parsed)
     submitted.check_output(job)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.job import run_job

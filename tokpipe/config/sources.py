@@ -1,25 +1,34 @@
-"""Where clips come from: files that match a glob, tables, or WebDataset tars."""
+"""Where clips come from: files in a folder or by glob, tables, or WebDataset tars."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tokpipe.config.base import Frozen, Uri, UriTemplate
+from tokpipe.config.base import Frozen, PatternUri, Uri, UriTemplate
+
+VIDEO_EXTENSIONS = (
+    *("mp4", "m4v", "mov", "qt", "3gp", "3gpp", "3g2", "f4v", "insv", "mkv", "webm", "mk3d"),
+    *("avi", "divx", "wmv", "asf", "flv", "ogv", "ogm", "rm", "rmvb", "mxf", "dv", "gif", "y4m"),
+    *("ts", "mts", "m2ts", "m2t", "tod", "mpg", "mpeg", "mpe", "m1v", "m2v", "vob", "mod"),
+    *("h264", "264", "avc", "h265", "265", "hevc", "ivf", "obu", "nut", "wtv"),
+)
+"""What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
 
 class FilesSource(Frozen):
-    """One clip per file that matches a glob."""
+    """One clip per file of a folder, or per file that matches a glob."""
 
     kind: Literal["files"]
-    uri: Uri
-    """Glob such as ``videos/**/*.mp4`` or ``s3://bucket/raw/*.mp4``."""
+    uri: PatternUri
+    """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
+    such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
 
 
 class TableSource(Frozen):
     """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
 
     kind: Literal["table"]
-    uri: Uri
+    uri: PatternUri
     """The table, or a glob of tables with the same columns. ``.gz`` is decompressed on the fly."""
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     """Format of a file whose extension does not say."""
@@ -50,10 +59,11 @@ class WebDatasetSource(Frozen):
     """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]
-    uri: Uri
-    """A tar, or a glob of tars. Videos are read in place, by byte range."""
-    video_extensions: tuple[str, ...] = ("mp4", "mkv", "webm", "mov", "avi")
-    """Members with other extensions are not clips."""
+    uri: PatternUri
+    """A tar, or a glob of tars; ``{000..999}`` expands. Videos are read in place, by byte range."""
+    video_extensions: tuple[str, ...] | None = None
+    """Members with other extensions, in any case, are not clips. By default those that a folder
+    of files is searched for."""
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.sources.rows import ROW_SCHEMA
+from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 
 ROW_ID = pa.field("row_id", pa.string(), nullable=False)
@@ -43,6 +44,8 @@ class StoredPlan:
     """Columns carried from the sources, by name, with the Arrow type as people read it."""
     columns_schema: str
     """The same as a serialized Arrow schema in base64, for ``PlanReader``."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the sources found and did not take; earlier versions did not count it."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,8 +60,11 @@ class StoredPlan:
         try:
             parts = tuple(PlanPart(**part) for part in value["parts"])
             examples = tuple(value["duplicate_examples"])
-            return cls(**{**value, "parts": parts, "duplicate_examples": examples})
-        except (KeyError, TypeError) as error:
+            left_out = LeftOut.from_json(value.get("left_out", {}))
+            return cls(
+                **{**value, "parts": parts, "duplicate_examples": examples, "left_out": left_out}
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptOutput(
                 f"job.json does not describe a stored plan ({error!r}). It lists the "
                 "clips to make. Restore job.json from a copy of the output, or tokenize to a new "

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
@@ -20,8 +21,9 @@ from tokpipe.plan.duplicates import (
     without_rows,
 )
 from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
-from tokpipe.sources import open_source
+from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
+from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 
 PART_ROWS = 65_536
@@ -47,8 +49,8 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
             job does not say which to keep.
         StorageError: from the output's or a source's store.
     """
-    sources = [open_source(index, config, job.storage) for index, config in enumerate(job.sources)]
-    columns = _merge_columns(sources)
+    sources = open_sources(job.sources, job.storage, job.output.uri)
+    columns = merge_columns(sources)
     writer = _PartWriter(store, f"plan/{plan_attempt}")
     try:
         for index, source in enumerate(sources):
@@ -66,6 +68,9 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     except BaseException:
         writer.abandon()
         raise
+    left_out = LeftOut()
+    for source in sources:
+        left_out.update(source.left_out)
     return StoredPlan(
         plan_id=digest([part.stored.sha256 for part in parts]),
         parts=tuple(part.stored for part in parts),
@@ -77,12 +82,17 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
             for later, first in duplicates[:_NUM_EXAMPLES]
         ),
         columns={field.name: str(field.type) for field in columns},
+        left_out=left_out,
         columns_schema=base64.b64encode(columns.serialize().to_pybytes()).decode("ascii"),
     )
 
 
-def _merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
-    """Decide the job's carried columns, before any row is read."""
+def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
+    """Decide the job's carried columns, before any row is read.
+
+    Raises:
+        ConfigError: two sources have one column with different types.
+    """
     merged: dict[str, tuple[pa.Field, str]] = {}
     for source in sources:
         for field in source.carried():
@@ -133,9 +143,7 @@ class _PartWriter:
     def _put(
         self, key: str, source: int, first_row: int, dataset: str, table: pa.Table
     ) -> PlannedPart:
-        ids = _row_digests(dataset, table)
-        table = table.add_column(0, ROW_ID, _hex_column(ids))
-        hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+        table, hashes = with_row_ids(dataset, table)
         stored = store_part(self._store, key, table)
         return PlannedPart(stored, source, first_row, count_problems(table), hashes)
 
@@ -164,6 +172,13 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
                 num_bytes += batch.nbytes
     if num_rows:
         yield pa.Table.from_batches(held)
+
+
+def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:
+    """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
+    ids = _row_digests(dataset, table)
+    hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+    return table.add_column(0, ROW_ID, _hex_column(ids)), hashes
 
 
 def _row_digests(dataset: str, table: pa.Table) -> bytes:

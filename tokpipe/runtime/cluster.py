@@ -18,6 +18,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from tokpipe.errors import ConfigError, RuntimeFault
+from tokpipe.telemetry.logs import log_event
 
 CONNECT_TIMEOUT_S = 10.0
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
@@ -28,18 +29,24 @@ _FOUND_BY_RAY = ("local", "auto", None)
 
 
 @contextmanager
-def connected(cluster: str) -> Iterator[None]:
+def connected(cluster: str) -> Iterator[list[str]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
     local one; ``local`` is always a new one; anything else is an address.
+
+    Yields the addresses of clusters with a node on this machine beside which ``auto`` has started
+    a local one.
 
     Raises:
         ConfigError: it is an address of Ray Client.
         RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    unused: list[str] = []
     if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
+        if cluster == "auto":  # running processes: the file that Ray keeps may be of a dead cluster
+            unused = sorted(ray._private.services.find_gcs_addresses())
         # Ray reads these from the environment of the process that starts it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -50,6 +57,9 @@ def connected(cluster: str) -> Iterator[None]:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
             _check_cluster(address, f"runtime.cluster={cluster}")
         ray.init(**options)
+    except (KeyboardInterrupt, SystemExit):
+        ray.shutdown()
+        raise
     except AuthenticationError as error:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
     except (OSError, RayError, RuntimeError, ValueError) as error:
@@ -58,7 +68,7 @@ def connected(cluster: str) -> Iterator[None]:
             "Check that the cluster runs and that the address is right."
         ) from error
     try:
-        yield
+        yield unused
     finally:
         ray.shutdown()
 
@@ -125,6 +135,22 @@ def _check_cluster(address: str, where: str) -> None:
     place = urlsplit(f"//{full}")
     check_reachable(place.hostname or "", place.port or 0)
     GcsClient(address=full)
+
+
+def warn_of_unused(addresses: list[str]) -> None:
+    """Say that clusters on this machine do not work on a job that started a local Ray."""
+    if addresses:
+        one = addresses[0] if len(addresses) == 1 else "ADDRESS"
+        log_event(
+            "cluster_unused",
+            f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
+            "not set. This job started another Ray, on this machine alone: the nodes of a running "
+            "cluster stay idle, and CPUs here are used twice. To use a running cluster, stop this "
+            f"job, then run it with RAY_ADDRESS={one} or use `tokpipe submit`. If a local Ray is "
+            "intended, set runtime.cluster to local.",
+            level=logging.WARNING,
+            addresses=addresses,
+        )
 
 
 def draining_nodes() -> frozenset[str]:

@@ -1,18 +1,44 @@
 """Turns the sources of a job file into streams of rows for the plan."""
 
+from collections.abc import Sequence
+
+from tokpipe.config.base import literal_part
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import FilesSource, Source, TableSource
+from tokpipe.config.sources import VIDEO_EXTENSIONS, FilesSource, Source, TableSource
 from tokpipe.sources.files import FilesRows
 from tokpipe.sources.rows import RowSource
-from tokpipe.sources.table import TableRows
+from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.sources.webdataset import WebDatasetRows
+from tokpipe.storage.listing import Listing
 
 
-def open_source(index: int, config: Source, options: StoreOptions) -> RowSource:
-    """Return the rows of one source; ``index`` is its position in the job file."""
-    label = f"sources[{index}] ({config.kind} {config.uri})"
-    if isinstance(config, FilesSource):
-        return FilesRows(label, config, options)
-    if isinstance(config, TableSource):
-        return TableRows(label, config, options)
-    return WebDatasetRows(label, config, options)
+def open_sources(
+    configs: Sequence[Source], options: StoreOptions, output_uri: str = ""
+) -> list[RowSource]:
+    """Return the rows of all sources of a job, to be read in this order.
+
+    Files below ``output_uri`` are not part of a folder of videos.
+    """
+    listings = [
+        Listing(
+            config.uri,
+            options,
+            known={"files": VIDEO_EXTENSIONS, "table": EXTENSIONS, "webdataset": ("tar",)}[
+                config.kind
+            ],
+            literal=literal_part(config.uri),
+            output_uri=output_uri,
+        )
+        for config in configs
+    ]
+    rows: list[RowSource] = []
+    for index, (config, listing) in enumerate(zip(configs, listings, strict=True)):
+        listing.peers = listings
+        label = f"sources[{index}] ({config.kind} {config.uri})"
+        if isinstance(config, FilesSource):
+            rows.append(FilesRows(label, listing))
+        elif isinstance(config, TableSource):
+            rows.append(TableRows(label, config, options, listing))
+        else:
+            rows.append(WebDatasetRows(label, config, options, listing))
+    return rows

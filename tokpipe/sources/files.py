@@ -1,4 +1,4 @@
-"""Files by glob: one row per file."""
+"""Files by name, by glob or in a folder: one row per file."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,25 +7,27 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import FilesSource
 from tokpipe.sources.rows import ROW_SCHEMA, make_batch, nothing_matches, printable
-from tokpipe.storage.listing import iter_matches
+from tokpipe.storage.left_out import LeftOut
+from tokpipe.storage.listing import Listing
 
 _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class FilesRows:
-    """One row per name that a glob matches, in the order of the names' UTF-8 bytes.
+    """One row per name that is listed, in the order of the names' UTF-8 bytes.
 
     A pipe, a dangling link or a folder called ``x.mp4`` is a row too, which is rejected with its
     reason. Skipping it would hide that the dataset is broken.
     """
 
     label: str
-    config: FilesSource
-    options: StoreOptions
+    listing: Listing
+
+    @property
+    def left_out(self) -> LeftOut:
+        return self.listing.left_out
 
     def carried(self) -> pa.Schema:
         return pa.schema([])
@@ -41,7 +43,7 @@ class FilesRows:
 
     def _sorted_names(self) -> tuple[pa.Array, dict[str, str]]:
         chunks, problems = [], {}
-        matches = iter_matches(self.config.uri, self.options)
+        matches = iter(self.listing)
         while some := list(itertools.islice(matches, _BATCH_ROWS)):
             names = [printable(match.uri) for match in some]
             for match, name in zip(some, names, strict=True):
@@ -51,7 +53,9 @@ class FilesRows:
                     problems[name] = f"the file name {name} is not valid UTF-8; rename the file"
             chunks.append(pa.array(names, pa.large_string()))  # 10 M names exceed 2 GB
         if not chunks:
-            raise nothing_matches(self.label, self.config.uri)
+            raise nothing_matches(self.label, self.listing)
         names = pa.chunked_array(chunks).combine_chunks()
         del chunks
+        if "{" in self.listing.uri:  # two alternatives may match the same name
+            names = names.unique()
         return names.take(pc.array_sort_indices(names)), problems

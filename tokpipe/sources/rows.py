@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
-from tokpipe.storage.listing import iter_matches
+from tokpipe.storage.left_out import LeftOut
+from tokpipe.storage.listing import Listing
 
 ROW_SCHEMA = pa.schema(
     [
@@ -71,21 +71,37 @@ class RowSource(Protocol):
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows as ``ROW_SCHEMA`` + carried, in the same order every time."""
 
+    @property
+    def left_out(self) -> LeftOut:
+        """What was found and not taken, complete after the last row."""
 
-def nothing_matches(label: str, pattern: str) -> ConfigError:
+
+def nothing_matches(label: str, listing: Listing) -> ConfigError:
     return ConfigError(
-        f"{label}: nothing matches {pattern}, so the job would have no clips. Check the path; '**' "
-        "crosses folders, '*' does not, and braces such as {000..999} or {a,b} are not expanded "
-        "(write '*', or one source per pattern)."
+        f"{label}: nothing matches {listing.uri}, so the job would have no clips. "
+        f"{listing.explain_nothing()}. Check the path: a folder is searched for the extensions of "
+        "videos at any depth; in a glob, '**' crosses folders, '*' does not, and case matters."
     )
 
 
-def matching_uris(label: str, pattern: str, options: StoreOptions) -> list[str]:
-    """Return what a glob matches, in order; ConfigError if nothing does."""
-    uris = sorted(match.uri for match in iter_matches(pattern, options))
+def matching_uris(label: str, listing: Listing) -> list[str]:
+    """Return the files that a glob matches, in order.
+
+    Raises:
+        ConfigError: nothing matches, or it is a folder.
+    """
+    uris = set()
+    for match in listing:
+        if folder := listing.folder.rstrip("/"):
+            ending = match.uri.rpartition(".")[2]
+            raise ConfigError(
+                f"{label}: {folder} is a folder, and only sources of kind files take a folder. "
+                f"Write a glob of the files in it, such as {folder}/**/*.{ending}"
+            )
+        uris.add(match.uri)
     if not uris:
-        raise nothing_matches(label, pattern)
-    return uris
+        raise nothing_matches(label, listing)
+    return sorted(uris)
 
 
 def printable(name: str) -> str:

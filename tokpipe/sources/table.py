@@ -25,11 +25,14 @@ from tokpipe.sources.rows import (
 )
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.text_tables import DelimitedFile, JsonLinesFile
+from tokpipe.storage.left_out import LeftOut
+from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonLinesFile | ParquetFile
 """A broken row of a table is a problem, a broken table raises ``ConfigError``."""
 
+EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq", "gz")
 _FORMATS = {"ndjson": "jsonl", "parq": "parquet"}
 """Formats whose files may also have another ending."""
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
@@ -46,13 +49,20 @@ class TableRows:
     named after its place.
     """
 
-    def __init__(self, label: str, config: TableSource, options: StoreOptions) -> None:
+    def __init__(
+        self, label: str, config: TableSource, options: StoreOptions, listing: Listing
+    ) -> None:
         self.label = label
+        self._listing = listing
         self._config = config
         self._options = options
         self._prefixes_key = f"{label.partition(' ')[0]}.allowed_prefixes"
         self._tables: list[TableFile] = []
         self._columns = pa.schema([])
+
+    @property
+    def left_out(self) -> LeftOut:
+        return self._listing.left_out
 
     def carried(self) -> pa.Schema:
         if not self._tables:
@@ -79,7 +89,7 @@ class TableRows:
             )
 
     def _open(self) -> None:
-        uris = matching_uris(self.label, self._config.uri, self._options)
+        uris = matching_uris(self.label, self._listing)
         tables = [self._table_file(uri) for uri in uris]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             schemas = list(pool.map(lambda table: table.columns(), tables))

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import WebDatasetSource
+from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
 from tokpipe.sources.rows import ROW_SCHEMA, make_batch, matching_uris, printable
+from tokpipe.storage.left_out import LeftOut, kind_of
+from tokpipe.storage.listing import Listing
 from tokpipe.storage.ranged import open_ranged
 
 TEXT_BYTES = 2**20
@@ -41,40 +43,56 @@ class WebDatasetRows:
     the name up to the first dot of its last part. They may be up to ``_PENDING_CLIPS`` keys away
     from the video. Member names identify clips and are never used as paths.
 
+    Members of other kinds are left out and counted.
+
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
 
     label: str
     config: WebDatasetSource
     options: StoreOptions
+    listing: Listing
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def carried(self) -> pa.Schema:
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         # Reading headers is waiting for small answers, so many tars are read at the same time.
-        waiting: deque[Future[list[pa.RecordBatch]]] = deque()
+        waiting: deque[Future[tuple[list[pa.RecordBatch], LeftOut]]] = deque()
+        self.left_out.clear()
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
-                for uri in matching_uris(self.label, self.config.uri, self.options):
+                uris = matching_uris(self.label, self.listing)
+                self.left_out.update(self.listing.left_out)
+                for uri in uris:
                     waiting.append(pool.submit(self._index, uri))
                     if len(waiting) > _THREADS:
-                        yield from waiting.popleft().result()
+                        yield from self._indexed(waiting.popleft())
                 while waiting:
-                    yield from waiting.popleft().result()
+                    yield from self._indexed(waiting.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _index(self, uri: str) -> list[pa.RecordBatch]:
-        rows, batches = self._rows(uri), []
+    def _indexed(
+        self, future: Future[tuple[list[pa.RecordBatch], LeftOut]]
+    ) -> list[pa.RecordBatch]:
+        batches, left_out = future.result()
+        self.left_out.update(left_out)
+        return batches
+
+    def _index(self, uri: str) -> tuple[list[pa.RecordBatch], LeftOut]:
+        left_out = LeftOut()
+        rows, batches = self._rows(uri, left_out), []
         while some := list(itertools.islice(rows, _BATCH_ROWS)):
             columns: dict[str, Any] = dict(zip(_Row._fields, zip(*some, strict=True), strict=True))
             carried = [pa.array(columns[name], pa.string()) for name in _CARRIED.names]
             batches.append(make_batch(columns, carried, _SCHEMA))
-        return batches
+        return batches, left_out
 
-    def _rows(self, uri: str) -> "Iterator[_Row]":
-        clips = _Clips(uri, {ext.lower().lstrip(".") for ext in self.config.video_extensions})
+    def _rows(self, uri: str, left_out: LeftOut) -> "Iterator[_Row]":
+        extensions = self.config.video_extensions or VIDEO_EXTENSIONS
+        clips = _Clips(uri, {ext.lower().lstrip(".") for ext in extensions}, left_out)
         try:
             with open_ranged(uri, self.options, _WINDOW_BYTES) as file:
                 for member in _members(file):
@@ -113,9 +131,10 @@ class _Group:
 class _Clips:
     """Joins videos and texts by key, over a bounded stretch of one tar."""
 
-    def __init__(self, uri: str, extensions: set[str]) -> None:
+    def __init__(self, uri: str, extensions: set[str], left_out: LeftOut) -> None:
         self._uri = uri
         self._extensions = extensions
+        self._left_out = left_out
         self._groups: defaultdict[str, _Group] = defaultdict(_Group)
         self._text_chars = 0
 
@@ -131,6 +150,8 @@ class _Clips:
                 text = file.read(member.size).decode("utf-8", "replace")
                 group.texts[ending.lower()] = text
                 self._text_chars += len(text)
+        else:
+            self._left_out.add(kind_of(member.name), member.name)
 
     def settled(self) -> Iterator[_Row]:
         """Release the oldest keys while too much is held."""

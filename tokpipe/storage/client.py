@@ -105,6 +105,10 @@ class Client:
     def is_local(self) -> bool:
         return self.protocol == "file"
 
+    @property
+    def can_list(self) -> bool:
+        return self.protocol not in ("http", "https")
+
     def path_of(self, uri: str) -> str:
         """Return the file system's own name for a URI, without a trailing slash."""
         if self.is_local:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokpipe.errors import ConfigError
 from tokpipe.media.quality import Frames
-from tokpipe.sources import open_source
+from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead
@@ -53,8 +53,7 @@ class TrainingData:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self._sources = [
-            _usable_rows(open_source(index, source, config.storage))
-            for index, source in enumerate(config.sources)
+            _usable_rows(source) for source in open_sources(config.sources, config.storage)
         ]
         shares = config.shares or [table.num_rows for table in self._sources]
         self._shares = np.array(shares) / sum(shares)

@@ -9,9 +9,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -28,8 +26,11 @@ from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
+from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
+from tokpipe.verbs.locate import find_output
+from tokpipe.verbs.probing import set_up
 
 _STANDARD_ERRORS = 1.96
 """Half the width of a 95 % confidence interval."""
@@ -99,6 +100,8 @@ class Forecast:
     price_per_hour: float | None
     actual: Totals | None
     """What the output holds, if the job is done."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the sources found and do not take."""
 
     @property
     def cost(self) -> float | None:
@@ -121,6 +124,8 @@ class Forecast:
         """Yield the forecast for people, and its errors if the job is done."""
         dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
         yield f"{self.dataset}: {self.num_rows:,} plan rows{dropped}; probed {self.num_sampled:,}"
+        if left_out := self.left_out.text:
+            yield f"  left out: {left_out}"
         yield (
             f"  {self.clips.text()} clips, {self.frames.text()} frames, {self.chunks.text()} "
             f"chunks, {self.codes.text()} codes"
@@ -174,28 +179,24 @@ def forecast(
     Args:
         num_sampled: number of rows to probe, at most all.
         seed: selects these rows.
-        like: URI of an output with the job's speed and size per code; by default the job's own
-            output, if it exists.
+        like: URI or job file of an output with the job's speed and size per code; by default the
+            job's own output, if it exists.
         codes_per_s: speed of one encoder, instead of ``like``.
         price_per_hour: price of one encoder.
 
     Raises:
         TokpipeError: a problem that would keep the job from starting, or no speed in ``like``.
     """
-    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as name:
-        folder = Path(name)
-        store = open_store(str(folder / "plan"), StoreOptions())
+    own, is_done = _totals(job.output.uri, job.storage)
+    speed = _speed(job, own, like, codes_per_s)
+    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
+        store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = _items(PlanReader(store, plan), np.sort(rows))
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        stage.setup(scratch)
-        with closing(stage):
+        with set_up(stage):
             sample = [_row_forecast(job, stage.probe(item)) for item in items]
-    own, is_done = _totals(job.output.uri, job.storage)
-    speed = _speed(job, own, like, codes_per_s)
 
     def total(name: str) -> Estimate:
         return Estimate.of([getattr(one, name) for one in sample], plan.num_rows)
@@ -223,6 +224,7 @@ def forecast(
         encoder_s=None if speed is None else codes.value / speed.codes_per_s,
         price_per_hour=price_per_hour,
         actual=own if is_done else None,
+        left_out=plan.left_out,
     )
 
 
@@ -289,7 +291,7 @@ def _speed(
 ) -> EncoderSpeed | None:
     if codes_per_s is not None:
         return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
-    totals = own if like is None else _totals(like, job.storage)[0]
+    totals = own if like is None else _totals(*find_output(like, job.storage))[0]
     if totals is not None and totals.paid_s > 0 and totals.num_codes:
         return EncoderSpeed(
             totals.num_codes / totals.paid_s,

@@ -1,0 +1,84 @@
+"""Counts the files that a source finds but does not take."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+HIDDEN = "hidden"
+NO_MATCH = "unmatched pattern"
+"""One of those that braces stand for."""
+UNREADABLE = "unreadable folder"
+_NO_FILES = {NO_MATCH, UNREADABLE}
+
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
+"""Also macOS's ``._IMG_0001.MOV``, which holds attributes, and what Windows and NAS deleted."""
+_MAX_KINDS, _SHOWN_KINDS, _NAMES = 100, 8, 3
+
+
+def kind_of(name: str) -> str:
+    """Return the kind that a file is counted under: ``.mp4`` for any case of this extension."""
+    if _HIDDEN.search(name):
+        return HIDDEN
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
+    if not dot:
+        return "without an extension"
+    return f".{extension.lower()}" if len(extension) < 13 and extension.isalnum() else "others"
+
+
+@dataclass
+class LeftOut:
+    """How many files were left out, by kind, with a few names of each. Memory is bounded."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "LeftOut":
+        counts = {str(kind): int(number) for kind, number in value.get("counts", {}).items()}
+        return cls(counts, {kind: list(map(str, value["names"][kind])) for kind in counts})
+
+    def add(self, kind: str, name: str) -> None:
+        known = self.names.get(kind, ())
+        if len(known) == _NAMES and name > known[-1]:  # the usual case, fast
+            self.counts[kind] += 1
+            return
+        # Names may hold line breaks, escape sequences and bytes that are not UTF-8.
+        self._add(kind, 1, [repr(name)[1:-1]])
+
+    def clear(self) -> None:
+        self.counts.clear()
+        self.names.clear()
+
+    def update(self, other: "LeftOut") -> None:
+        for kind, number in other.counts.items():
+            self._add(kind, number, other.names[kind])
+
+    def _add(self, kind: str, number: int, names: list[str]) -> None:
+        if kind not in self.counts and len(self.counts) >= _MAX_KINDS:
+            kind = "others"
+        self.counts[kind] = self.counts.get(kind, 0) + number
+        self.names[kind] = sorted({*self.names.get(kind, ()), *names})[:_NAMES]
+
+    @property
+    def num_files(self) -> int:
+        return sum(n for kind, n in self.counts.items() if kind not in _NO_FILES)
+
+    @property
+    def text(self) -> str:
+        """Return ``3 files: 2 .jpg (a.jpg, b.jpg), 1 hidden (.x)``; empty if there are none."""
+        by_number = sorted(self.counts, key=lambda kind: (-self.counts[kind], kind))
+        kinds = [kind for kind in by_number if kind not in _NO_FILES]
+        shown = [self._kind_text(kind) for kind in kinds[:_SHOWN_KINDS]]
+        if others := kinds[_SHOWN_KINDS:]:
+            number = sum(self.counts[kind] for kind in others)
+            shown.append(f"{number:,} of {len(others)} other kinds")
+        number = self.num_files
+        files = [f"{number:,} file{'s' * (number > 1)}: {', '.join(shown)}"] if kinds else []
+        return "; ".join([*files, *map(self._kind_text, sorted(_NO_FILES & self.counts.keys()))])
+
+    def _kind_text(self, kind: str) -> str:
+        number, names = self.counts[kind], self.names[kind]
+        plural = "s" if kind in _NO_FILES and number > 1 else ""
+        more = ", ..." if number > len(names) else ""
+        return f"{number:,} {kind}{plural} ({', '.join(names)}{more})"
