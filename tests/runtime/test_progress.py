@@ -244,7 +244,7 @@ def test_resources_that_others_hold_are_named_after_a_minute() -> None:
     job.come_up("decode", "write")
     assert job.note(59.0) == "starting 1 encode worker (59 s)"
     assert job.note(75.0) == (
-        "no node has had 1 CPU and 1 GPU free for encode workers for 1:15. Other jobs may hold "
+        "no node has had 1 GPU free for encode workers for 1:15. Other jobs may hold "
         "them (`ray status` shows it); this one continues when they are free"
     )
 
