@@ -41,7 +41,7 @@ def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
     """
     capacity, limits = parts.pools.capacity, parts.pools.limits
     encoders = [one for one in parts.fleet.actors.values() if one.stage == "encode"]
-    if capacity is None or not limits.on_gpu or any(one.is_placed for one in encoders):
+    if not (limits.on_gpu and capacity and encoders) or any(one.is_placed for one in encoders):
         return ""
     need = gpus_per_encoder(limits.runtime)
     if need > capacity.gpus:
