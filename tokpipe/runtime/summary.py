@@ -34,8 +34,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"  left out: {outcome.left_out}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
-    if not outcome.was_done:
-        yield from _speed_lines(outcome)
+    yield from _speed_lines(outcome)
     if outcome.was_drained:
         yield "  stopped because the driver's node is draining"
     if outcome.ended == "stopped":
@@ -55,9 +54,9 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
     """How fast the run was, what limited it, and what losses cost."""
     account, seconds = outcome.account, outcome.encoding_s
     num_clips, num_frames = account.clips.get("write", 0), account.num_frames
-    if seconds < MIN_JUDGED_S or outcome.speed is None:
+    if outcome.speed is not None and seconds < MIN_JUDGED_S:
         yield f"  encoding took {duration(seconds)}, too short to judge the speed"
-    else:
+    elif outcome.speed is not None:
         clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
         yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
         yield f"  {advice(outcome.speed)}"
