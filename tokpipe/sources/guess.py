@@ -13,7 +13,7 @@ from tokpipe.sources.spans import holds_seconds
 _IS_VIDEO = re.compile(rf"(?i).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
 _IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SPAN = re.compile(
-    r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|(end|stop|to))(?:_?(?:s|sec|seconds|time))?"
+    r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"
 )
 _NUM_VALUES = 100
 
@@ -45,9 +45,8 @@ def _score(value: str, folder: str) -> int:
 
 def _prefixes(values: list[str], folder: str) -> dict[str, list[str]]:
     """Return the setting that local videos outside the folder of their table need."""
-    paths = [
-        Path(folder, value.removeprefix("file://")) for value in values if not _is_remote(value)
-    ]
+    local = (value.removeprefix("file://") for value in values if not _is_remote(value))
+    paths = [Path(folder, value) for value in local]
     outside = {str(path.parent) for path in paths if not path.is_relative_to(folder)}
     if "://" in folder or not outside:
         return {}

@@ -34,9 +34,9 @@ _LONGEST = 2.4
 """Longer pictures are cropped."""
 _FPS = 8
 _COMMENTS = {
-    "files": "# Every video in this folder and the folders below it is one source of clips.",
+    "files": "# All videos here; of a folder also those in the folders below it.",
     "table": "# A clip per row. The other columns go to the output too.",
-    "webdataset": "# A clip per video in these tars. Texts beside it (.txt, .json) go to the output.",
+    "webdataset": "# A clip per video in these tars. Its .txt and .json go to the output too.",
 }
 _TEMPLATE = """\
 # For {target}, by `tokpipe init`. docs/jobs.md explains every setting.
@@ -45,7 +45,7 @@ sources:
 {sources}
 output:
   # A folder on this machine, or a prefix such as s3://bucket/codes that all machines reach.
-  uri: out/{name}
+  uri: {output}
 sampling:
   # {about_fps}
   fps: {fps:g}
@@ -184,14 +184,15 @@ def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
 def _text(
     target: str, name: str, sources: Sequence[dict[str, Any]], probes: Sequence[Probe]
 ) -> str:
-    rates = sorted(probe.source_fps for probe in probes)
-    about_fps = f"The videos have {rates[0]:.3g} to {rates[-1]:.3g}. " if rates else ""
+    fps = max((probe.source_fps for probe in probes), default=0.0)
+    about_fps = f"Videos here have up to {fps:.3g} frames/s. " if fps else ""
     return _TEMPLATE.format(
         target=redact(" ".join(target.split())),
-        name=name,
+        name=in_yaml(name),
         sources="\n".join(line for source in sources for line in _lines_of(source)),
+        output=in_yaml(f"out/{name}"),
         about_fps=f"{about_fps}8 show most motion; null keeps every frame.",
-        fps=_FPS if not rates else max(1, min(_FPS, int(rates[-1]))),
+        fps=max(1, min(_FPS, int(fps or _FPS))),
         sizes=_sizes(probes),
     )
 
@@ -215,6 +216,7 @@ def _sizes(probes: Sequence[Probe]) -> str:
         aspect = statistics.median(aspects[shape])
         long = round(_SIDE * max(aspect, 1 / aspect) / _STRIDE) * _STRIDE
         sizes.append({"square": [_SIDE] * 2, "wide": [_SIDE, long], "tall": [long, _SIDE]}[shape])
-    if len(sizes) < 2:
-        return f"# Height and width, both multiples of the tokenizer's stride.\n  size: {in_yaml((sizes or [[_SIDE, _SIDE]])[0])}"
-    return f"# Each clip gets the size that is closest to its shape.\n  buckets: {in_yaml(sizes)}"
+    if len(sizes) > 1:
+        return f"# Each clip gets the size closest to its shape.\n  buckets: {in_yaml(sizes)}"
+    size = in_yaml(sizes[0] if sizes else [_SIDE, _SIDE])
+    return f"# Height and width, both multiples of the tokenizer's stride.\n  size: {size}"
