@@ -1,9 +1,10 @@
 """Every command that the project's pages print, and what runs it.
 
-A command is one logical line of an ``sh`` block of a Markdown page, of a usage example in the
-opening comment of a file below ``jobs/`` or ``infra/``, or of the docstring that opens a program
-in ``examples/``. ``test_commands_run.py`` runs all of them as they are printed, except those in the
-tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says why nothing does.
+A command is one logical line of an ``sh`` block of a Markdown page, of the comment that opens a
+file below ``jobs/`` or ``infra/``, or of the docstring that opens a program in ``examples/``; or
+the example in the help of a verb. ``test_commands_run.py`` runs all of them as they are printed,
+except those in the tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says
+why nothing does.
 
     python -m tests.docs.commands    # lists what is not run here, and counts
 """
@@ -44,12 +45,14 @@ RUN_ELSEWHERE: dict[str, str] = {
 SLOW: dict[str, str] = {
     "python -m benchmarks --quick": "minutes",
     "python -m benchmarks.encoder": "minutes",
+    "examples/demo_tokenizer/README.md": "draws 24 videos; docs/training.md trains, too",
+    "tokpipe/cli/": "most are on pages, too",
 }
-"""Command -> why only `make chaos` runs it."""
+"""Command, page or folder -> why only `make chaos` runs it."""
 
 STOPPED: dict[str, str] = {
-    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00003.mp4",
-    "python -m tokpipe.train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
+    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00001.mp4",
+    "tokpipe train examples/demo_tokenizer/train.yaml": "test -e out/train/log.jsonl",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
@@ -112,12 +115,13 @@ class Command:
 
     @property
     def runs(self) -> bool:
-        """Whether ``test_commands_run.py`` runs it."""
+        """Whether ``test_commands_run.py`` runs it, in `make test` or in `make chaos`."""
         return self.key not in RUN_ELSEWHERE and self.key not in NOT_RUN
 
     @property
     def is_slow(self) -> bool:
-        return self.key in SLOW
+        """Whether only `make chaos` runs it."""
+        return self.key in SLOW or any(self.page.startswith(name) for name in SLOW)
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -177,6 +181,11 @@ def _blocks_of(page: str) -> list[Block]:
 def _usage_in(name: str) -> Iterator[tuple[int, str]]:
     """The usage examples of a program or a configuration file, with the line of each."""
     text = (REPOSITORY / name).read_text()
+    if name.startswith("tokpipe/cli/"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := re.match('EXAMPLE = "(.+)"$', line):
+                yield number, found[1]
+        return
     if name.endswith(".py"):
         for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):
             if line.startswith("    "):
@@ -200,6 +209,7 @@ def sources() -> tuple[str, ...]:
         *sorted((REPOSITORY / "jobs").glob("*.yaml")),
         *sorted(path for path in (REPOSITORY / "infra").glob("*") if path.is_file()),
         *sorted((REPOSITORY / "examples").glob("*.py")),
+        *sorted((REPOSITORY / "tokpipe/cli").glob("*.py")),
     ]
     names = [name_of(path) for path in [*pages(), *files]]
     return tuple(name for name in names if any(step.commands for step in steps_of(name)))
@@ -220,9 +230,10 @@ def summary() -> str:
     others = [(block.page, block.language) for block in other_blocks()]
     found = all_commands()
     keys = [command.key for command in found]
-    elsewhere, listed, slow, stopped = (
-        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, SLOW, STOPPED)
+    elsewhere, listed, stopped = (
+        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, STOPPED)
     )
+    slow = sum(command.is_slow for command in found)
     return (
         f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} run as printed "
         f"({stopped} until Ctrl-C, {slow} by `make chaos`, {elsewhere} by other tests); "
@@ -239,8 +250,9 @@ def main() -> None:
             print(f"{command}: {key}\n    not run: {NOT_RUN[key]}")
         elif key in RUN_ELSEWHERE:
             print(f"{command}: {key}\n    run by {RUN_ELSEWHERE[key]}")
-        elif key in SLOW:
-            print(f"{command}: {key}\n    run by `make chaos`: {SLOW[key]}")
+        elif command.is_slow:
+            why = next(why for name, why in SLOW.items() if f"{key}\n{command.page}".count(name))
+            print(f"{command}: {key}\n    run by `make chaos`: {why}")
         elif key in STOPPED:
             print(f"{command}: {key}\n    until Ctrl-C at: {STOPPED[key]}")
     for (page, language), what in ONLY_PARSED.items():

@@ -1,11 +1,8 @@
 """Every block of code on every page is valid.
 
-Blocks are run where that is cheap: the blocks of the quickstart, README.md and docs/output.md by
-tests/end_to_end/test_demo.py, of docs/data.md by tests/sources/test_data_page.py, of
-docs/reading.md by tests/reader/test_reading_page.py, of docs/models.md and docs/tokenizers.md by
-their own tests. All blocks, run or not, are checked here: commands by the real argument parsers,
-job sections by the models, Python by its imports.
-CONTRIBUTING.md states the rule.
+``test_commands_run.py`` runs the commands of all pages, and ``commands.py`` names the tests that
+run other blocks. All blocks, run or not, are checked here: commands by the real argument parsers,
+job sections by the models, Python by its imports. CONTRIBUTING.md states the rule.
 """
 
 import argparse
