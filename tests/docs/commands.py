@@ -19,9 +19,14 @@ from functools import cache
 from tests.pages import REPOSITORY, Block, blocks_of, name_of, pages
 
 _SUITE = "runs tests: `make test` runs all of them, this one too"
+_PYPI = "tokpipe is not on PyPI yet: tests/infra/test_wheel.py installs the wheel and its extras"
 _AN_HOUR = "takes half an hour on an idle machine; "
 
 NOT_RUN: dict[str, str] = {
+    "pip install tokpipe": _PYPI,
+    'pip install "tokpipe[run]"': _PYPI,
+    'pip install "tokpipe[run]" --extra-index-url https://download.pytorch.org/whl/cpu': _PYPI,
+    'uv pip install "tokpipe[run]"': _PYPI,
     "make test": _SUITE,
     "python -m pytest tests/config tests/media": _SUITE,
     "python -m pytest tests/stages -q": _SUITE,
@@ -36,9 +41,11 @@ NOT_RUN: dict[str, str] = {
 }
 """Command -> why no test runs it."""
 
+_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
 _WORKED_EXAMPLE = "tests/docs/test_contributing_page.py::test_the_worked_example_works"
 
 RUN_ELSEWHERE: dict[str, str] = {
+    "make demo": _DEMO,
     "python -m pytest tests/media/test_media_small.py -q": _WORKED_EXAMPLE,
 }
 """Command -> the test that runs it, as ``file::name``."""
@@ -57,10 +64,6 @@ STOPPED: dict[str, str] = {
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
-_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
-_QUICKSTART = (
-    "tests/end_to_end/test_demo.py::test_the_quickstart_leads_from_videos_to_a_model_that_learns"
-)
 _DATA = "tests/sources/test_data_page.py::test_every_source_on_the_page_has_its_clips"
 _TOKENIZERS = (
     "tests/docs/test_tokenizers_page.py"
@@ -71,7 +74,6 @@ BLOCKS: dict[tuple[str, str], str] = {
     ("CONTRIBUTING.md", "diff"): _WORKED_EXAMPLE,
     ("CONTRIBUTING.md", "python"): _WORKED_EXAMPLE,
     ("README.md", "python"): _DEMO,
-    ("README.md", "sql"): _DEMO,
     ("docs/data.md", "csv"): _DATA,
     ("docs/data.md", "jsonl"): _DATA,
     ("docs/data.md", "python"): _DATA,
@@ -84,8 +86,7 @@ BLOCKS: dict[tuple[str, str], str] = {
     ),
     ("docs/output.md", "python"): _DEMO,
     ("docs/output.md", "sql"): _DEMO,
-    ("docs/quickstart.md", "python"): _QUICKSTART,
-    ("docs/quickstart.md", "yaml"): _QUICKSTART,
+    ("docs/quickstart.md", "python"): _DEMO,
     ("docs/reading.md", "python"): (
         "tests/reader/test_reading_page.py::test_the_training_blocks_work"
     ),
