@@ -45,7 +45,9 @@ RUN_ELSEWHERE: dict[str, str] = {
 SLOW: dict[str, str] = {
     "python -m benchmarks --quick": "minutes",
     "python -m benchmarks.encoder": "minutes",
-    "examples/demo_tokenizer/README.md": "draws 24 videos; docs/training.md trains, too",
+    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "a minute, until Ctrl-C",
+    "tokpipe train examples/demo_tokenizer/train.yaml": "a minute, until Ctrl-C",
+    "examples/demo_tokenizer/README.md": "draws and measures 24 videos",
     "tokpipe/cli/": "most are on pages, too",
 }
 """Command, page or folder -> why only `make chaos` runs it."""
@@ -182,9 +184,9 @@ def _usage_in(name: str) -> Iterator[tuple[int, str]]:
     """The usage examples of a program or a configuration file, with the line of each."""
     text = (REPOSITORY / name).read_text()
     if name.startswith("tokpipe/cli/"):
-        for number, line in enumerate(text.splitlines(), 1):
-            if found := re.match('EXAMPLE = "(.+)"$', line):
-                yield number, found[1]
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXAMPLE":
+                yield node.lineno, ast.literal_eval(node.value)
         return
     if name.endswith(".py"):
         for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):

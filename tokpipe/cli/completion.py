@@ -4,7 +4,7 @@ import argparse
 
 import shtab
 
-EXAMPLE = "tokpipe completion bash > ~/.local/share/bash-completion/completions/tokpipe"
+EXAMPLE = "source <(tokpipe completion bash)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
