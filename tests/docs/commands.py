@@ -58,10 +58,8 @@ STOPPED: dict[str, str] = {
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
+HERE = "tests/docs/test_commands_run.py::test_the_commands_of_a_page_work_as_printed"
 _DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
-_QUICKSTART = (
-    "tests/end_to_end/test_demo.py::test_the_quickstart_leads_from_videos_to_a_model_that_learns"
-)
 _DATA = "tests/sources/test_data_page.py::test_every_source_on_the_page_has_its_clips"
 _TOKENIZERS = (
     "tests/docs/test_tokenizers_page.py"
@@ -85,8 +83,8 @@ BLOCKS: dict[tuple[str, str], str] = {
     ),
     ("docs/output.md", "python"): _DEMO,
     ("docs/output.md", "sql"): _DEMO,
-    ("docs/quickstart.md", "python"): _QUICKSTART,
-    ("docs/quickstart.md", "yaml"): _QUICKSTART,
+    ("docs/quickstart.md", "python"): HERE,
+    ("docs/quickstart.md", "yaml"): HERE,
     ("docs/reading.md", "python"): (
         "tests/reader/test_reading_page.py::test_the_training_blocks_work"
     ),
@@ -156,20 +154,20 @@ def _is_complete(code: str) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """What a reader of a page does next: write a file, or type commands."""
+    """What a reader of a page does next: write a file, type commands, or run Python."""
 
     block: Block
     commands: tuple[Command, ...] = ()
 
 
 def steps_of(page: str) -> list[Step]:
-    """The shell blocks and the titled blocks of a page, in order."""
+    """The shell blocks, the titled blocks and, if ``BLOCKS`` says so, the Python of a page."""
     steps = []
     for block in _blocks_of(page):
         if block.language == "sh":
             commands = commands_of_code(page, block.line + 1, block.code)
             steps.append(Step(block, tuple(commands)))
-        elif block.title is not None:
+        elif block.title is not None or BLOCKS.get((page, block.language)) == HERE:
             steps.append(Step(block))
     return steps
 

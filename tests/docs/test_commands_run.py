@@ -31,7 +31,6 @@ from tests.docs.props import PROPS
 from tests.docs.scene import Scene
 from tests.pages import REPOSITORY
 from tests.ray_head import Head, running_head
-from tests.s3_server import S3Server
 
 FIRST = ("README.md", "docs/quickstart.md")
 """Pages that start from a new clone: nothing is on the path, and there are no outputs."""
@@ -68,12 +67,12 @@ def words_of(page: str, scene: Scene) -> dict[str, str]:
 
 
 @contextmanager
-def cluster(scene: Scene, server: S3Server, *, token: bool) -> Iterator[Head]:
+def cluster(scene: Scene, variables: dict[str, str], *, token: bool) -> Iterator[Head]:
     """A cluster as the user of ``scene`` would start it in the clone, where Ray looks for it.
 
     With ``token`` it asks for the one in the user's ``~/.ray``.
     """
-    environment = scene.environment(installed=True) | server.environment()
+    environment = scene.environment(installed=True) | variables
     if token:
         scene.bash("ray get-auth-token --generate")
         environment["RAY_AUTH_MODE"] = "token"
@@ -108,17 +107,21 @@ def run_page(
         text = "\n".join(command.key for command in commands)
         if re.search(f"s3://|{CLUSTER}", text):
             server = request.getfixturevalue("s3_server")
-            environment |= server.environment() | webvid(scene, server)
+            store, job = server.environment(), webvid(scene, server)
+            environment |= store | job
         if re.search(CLUSTER, text):
             if token and "RAY_AUTH_MODE" not in text:
                 environment["RAY_AUTH_MODE"] = "token"
-            head = stack.enter_context(cluster(scene, server, token=token))
+            # Ray's own command needs the variables of the job on the head.
+            variables = store | job if "ray job submit -- " in text else store
+            head = stack.enter_context(cluster(scene, variables, token=token))
             words |= dict.fromkeys(("HEAD:8265", "127.0.0.1:8265"), head.url.removeprefix(HTTP))
         done = scene.run(steps, environment, words)
         failed = [command for command in commands if str(command) not in done.finished]
         log = scene.folder / "ray/out.log"
         more = log.read_text() if log.exists() else ""
-        assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}\n{more}"
+        first = f"{failed[0]}: {failed[0].text}" if failed else page
+        assert not failed and done.exit_code == 0, f"{first}\n{done.printed}\n{more}"
 
 
 @pytest.mark.ray
