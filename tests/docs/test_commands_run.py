@@ -120,8 +120,8 @@ def run_page(
         failed = [command for command in commands if str(command) not in done.finished]
         log = scene.folder / "ray/out.log"
         more = log.read_text() if log.exists() else ""
-        first = f"{failed[0]}: {failed[0].text}" if failed else page
-        assert not failed and done.exit_code == 0, f"{first}\n{done.printed}\n{more}"
+        assert not failed, f"{failed[0]}: {failed[0].text}\n{done.printed}\n{more}"
+        assert done.exit_code == 0, f"{page}\n{done.printed}"
 
 
 @pytest.mark.ray
