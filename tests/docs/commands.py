@@ -35,9 +35,12 @@ NOT_RUN: dict[str, str] = {
 }
 """Command -> why no test runs it."""
 
+HERE = "tests/docs/test_commands_run.py::test_the_commands_of_a_page_work_as_printed"
+_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
 _WORKED_EXAMPLE = "tests/docs/test_contributing_page.py::test_the_worked_example_works"
 
 RUN_ELSEWHERE: dict[str, str] = {
+    "make demo": _DEMO,
     "python -m pytest tests/media/test_media_small.py -q": _WORKED_EXAMPLE,
 }
 """Command -> the test that runs it, as ``file::name``."""
@@ -49,6 +52,8 @@ SLOW: dict[str, str] = {
     "tokpipe train examples/demo_tokenizer/train.yaml": "a minute, until Ctrl-C",
     "examples/demo_tokenizer/README.md": "draws and measures 24 videos",
     "tokpipe/cli/": "most are on pages, too",
+    "examples/train_transformer.py": "a minute; tests/examples trains for fewer steps",
+    "infra/aws-spot.yaml": "docs/clusters.md submits the same job",
 }
 """Command, page or folder -> why only `make chaos` runs it."""
 
@@ -58,8 +63,6 @@ STOPPED: dict[str, str] = {
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
-HERE = "tests/docs/test_commands_run.py::test_the_commands_of_a_page_work_as_printed"
-_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
 _DATA = "tests/sources/test_data_page.py::test_every_source_on_the_page_has_its_clips"
 _TOKENIZERS = (
     "tests/docs/test_tokenizers_page.py"

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import signal
 import sys
@@ -53,7 +54,7 @@ VERBS: tuple[Verb, ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code."""
-    _open_closed_streams()
+    _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = _parse(words)
@@ -106,8 +107,10 @@ def _name_of(verb: Verb) -> str:
     return verb.__name__.rpartition(".")[2]
 
 
-def _open_closed_streams() -> None:
-    """Replace streams that the caller closed: files would get their numbers, and prints in them."""
+def _prepare_streams() -> None:
+    """Make printing safe, whatever the caller's streams are."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
+        if getattr(sys, name) is None:  # closed; the next file opened would be in its place
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (never closed)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not fit its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -56,6 +56,14 @@ def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
         _print(console, line)
 
 
+def print_script(text: str) -> None:
+    """Print text for a shell, unchanged."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
 def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
     """Run a command; if it raises, print the error and return its exit code."""
     try:
@@ -88,7 +96,8 @@ def _explained(error: Exception) -> str | None:
         return f"This needs the package {package}, which is not installed: pip install {wanted}"
     if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:
         named = error.filename if error.filename2 is None else error.filename2
-        return f"{named or 'output'}: {error.strerror}. Choose another path, or correct this one"
+        named = named or "standard output"
+        return f"{named}: {error.strerror}. Choose another path, or correct this one"
     return None
 
 

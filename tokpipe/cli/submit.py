@@ -10,9 +10,8 @@ import shlex
 import signal
 
 from tokpipe.cli import run as run_verb
-from tokpipe.cli.arguments import read_checkpoint
+from tokpipe.cli.arguments import job_of
 from tokpipe.cli.output import print_lines
-from tokpipe.config import load_job
 
 EXAMPLE = "tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"
 
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     options = run_verb.options_of(parsed)
-    job = load_job(parsed.job, read=read_checkpoint)
+    job = job_of(parsed)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.package import make_package
 

@@ -23,7 +23,7 @@ def project_root(job_path: Path) -> Path:
     This is the nearest folder at or above the file that holds ``pyproject.toml`` or ``.git``.
     Without one, it is the parent of a folder called ``jobs``, or else the file's own folder.
     """
-    folder = job_path.resolve().parent
+    folder = Path(os.path.realpath(job_path)).parent  # resolve() fails for loops of links
     for candidate in (folder, *folder.parents):
         if (candidate / "pyproject.toml").exists() or (candidate / ".git").exists():
             return candidate

@@ -19,14 +19,14 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
-from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.output import JobOutput, RetryRejected, look_up, start_output
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import Signals
-from tokpipe.runtime.snapshot import Snapshots
+from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.storage import probe_store
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
@@ -47,6 +47,8 @@ class Outcome:
     """Plan rows that are not settled."""
     account: Account = field(default_factory=Account)
     """What this run did."""
+    encoding_s: float = 0.0
+    """Seconds of it since the first encoder was up."""
     signal: int | None = None
     """The signal that stopped the run, or SIGTERM if its node is draining."""
     left_out: str = ""
@@ -91,10 +93,10 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             )
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
-        with connected(job.runtime.cluster):
+        with connected(job.runtime.cluster) as unused:
             signals.arm()
             record = output.record or start_output(job, output, console)
-            return _run(job, output, record, console, retry, signals, started)
+            return _run(job, output, record, console, retry, signals, started, unused)
 
 
 def _run(
@@ -105,6 +107,7 @@ def _run(
     retry: RetryRejected | None,
     signals: Signals,
     started: float,
+    unused: list[str],
 ) -> Outcome:
     """Do the work of ``run_job`` on the cluster that the process is connected to."""
     context, interval_s = log_context(output, record), job.runtime.progress_interval_s
@@ -113,6 +116,7 @@ def _run(
         driver_log(job.runtime.log_path, view.say, context),
         _errors_logged(),
     ):
+        warn_of_unused(unused)
         run = assemble(job, output, record, console, retry)
         shell, state = Shell(run), run.committer.state
         _log_start(job, record, state)
@@ -126,17 +130,18 @@ def _run(
         metrics = JobMetrics(job.dataset, record.plan["plan_id"])
         displays = view, ProgressLog(interval_s), metrics
 
-        def show_progress() -> None:
+        def show_progress() -> Snapshot:
             snapshot = snapshots.take(run.dispatcher)
             for display in displays:
                 display.show(snapshot)
+            return snapshot
 
         signals.stop = shell.stop
         try:
             finish = shell.run(show_progress)
         finally:
             signals.stop = None
-        show_progress()
+        encoding_s = show_progress().encoding_s
         _log_end(finish, state)
     stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)
     return Outcome(
@@ -145,6 +150,7 @@ def _run(
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
         run.dispatcher.account,
+        encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         left_out,
         shell.was_drained,

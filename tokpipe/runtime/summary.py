@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.human import counted, counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
 from tokpipe.telemetry.speed import advice
 
-MIN_JUDGED_S = 60.0
-"""Shorter runs mostly start workers, so their speed says nothing about a longer one."""
+MIN_JUDGED_S = 30.0
+"""The speed of a run that encodes for less time says nothing about a longer one."""
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
@@ -54,15 +54,13 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
 
 def _speed_lines(outcome: Outcome) -> Iterator[str]:
     """How fast the run was, what limited it, and what losses cost."""
-    account, elapsed_s = outcome.account, outcome.elapsed_s
+    account, seconds = outcome.account, outcome.encoding_s
     num_clips, num_frames = account.clips.get("write", 0), account.num_frames
-    if elapsed_s < MIN_JUDGED_S or outcome.speed is None:
-        yield "  too short to judge its speed: most of such a run is starting workers"
+    if seconds < MIN_JUDGED_S or outcome.speed is None:
+        yield f"  encoding took {duration(seconds)}, too short to judge the speed"
     else:
-        yield (
-            f"  speed of this run: {num_clips / elapsed_s:,.1f} clips/s, "
-            f"{num_frames / elapsed_s:,.1f} frames/s"
-        )
+        clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
+        yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
         yield f"  {advice(outcome.speed)}"
         yield from _goodput_line(account)
     if account.lost_actors or account.lost_s:

@@ -48,7 +48,8 @@ def _lack(parts: Parts, stage: Stage, waited_s: float) -> str:
         if need > have:
             return (
                 f"no room for {stage} workers: each requests {need:g} {kind}, and the cluster has "
-                f"{have:g} in all. Add nodes, or lower runtime.{stage}.{kind.lower()}s"
+                f"{have:g} in all. Add nodes (an autoscaler does), or lower "
+                f"runtime.{stage}.{kind.lower()}s"
             )
     if waited_s < NO_ROOM_S or not (cpus or gpus) or not any(map(parts.fleet.num_up, STAGES)):
         return ""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
@@ -39,10 +40,9 @@ class FsspecStore:
     def __init__(self, uri: str, options: StoreOptions) -> None:
         self._options = options
         client = client_of(uri, options)
-        path = client.path_of(uri)
-        if client.protocol != "memory" and not path.strip("/") and not client.is_local:
-            raise ConfigError(f"{uri}: names no bucket: write {client.protocol}://BUCKET/PREFIX")
-        self._uri = client.uri_of(path)
+        if client.protocol not in ("file", "memory") and not _names_a_place(uri):
+            raise ConfigError(f"{uri}: names no bucket or host: write {client.protocol}://NAME/...")
+        self._uri = client.uri_of(client.path_of(uri))
         if client.is_local:
             self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
             remove_abandoned(Path(self._uri))
@@ -140,3 +140,10 @@ class FsspecStore:
         # In memory, fsspec checks first and then writes.
         with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
             client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
+
+
+def _names_a_place(uri: str) -> bool:
+    try:
+        return bool(urlsplit(uri).netloc)
+    except ValueError:  # such as a lone bracket
+        return False

@@ -71,9 +71,13 @@ class _Scan:
             self.hits.add(number)
         return bool(number)
 
-    def counts(self, name: str) -> bool:
-        """Whether a file that is not taken is counted: everything in a folder, else known kinds."""
-        return self.regex is None or kind_of(name) in self.known
+    def counted_as(self, path: str) -> str:
+        """Return the kind of a file that is not taken: any in a folder, known ones for a glob."""
+        if name := self.name_of(path):
+            kind = kind_of(name)
+            if self.regex is None or kind in self.known:
+                return kind
+        return ""
 
 
 class Listing:
@@ -144,7 +148,7 @@ class Listing:
     def explain_nothing(self) -> str:
         """Return a sentence on what is there, after an iteration without a match."""
         if self.left_out.counts:
-            return f"There are {self.left_out.text}"
+            return f"Found there instead: {self.left_out.text}"
         client = self._client
         if not client.can_list:
             return "The server has no such file"
@@ -155,9 +159,11 @@ class Listing:
         if nearest == path:
             return f"The folder {client.uri_of(path or '/')} exists, but has no such files"
         missing = path[len(nearest) :].strip("/").partition("/")[0]
-        names = [one.name for one in Path(nearest or "/").iterdir()] if client.is_local else []
-        near = difflib.get_close_matches(missing, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        names: dict[str, str] = {}
+        if client.is_local:
+            names = {one.name.lower(): one.name for one in Path(nearest or "/").iterdir()}
+        near = difflib.get_close_matches(missing.lower(), names, n=1)
+        hint = f"; did you mean {names[near[0]]}?" if near else ""
         return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
 
     def _is_folder(self, path: str) -> bool:
@@ -246,21 +252,25 @@ class Listing:
             return False
 
     def _below(self, scan: _Scan) -> Iterator[Match]:
-        client = self._client
+        uri_of, start = self._client.uri_of, len(scan.folder) + 1
         output = client_of(self._output_uri, self._options).path_of(self._output_uri) + "/"
+        is_alone = len(self._scans or ()) == len(self.peers) == 1
         for path, is_folder in self._listed(scan):
-            name = scan.name_of(path)
-            if not name or (scan.regex is None and path.startswith(output)):
+            name = path[start:]
+            if scan.regex is None and (is_folder or path.startswith(output)):
                 continue
-            if is_folder:
-                if scan.takes_folders and scan.takes(name):
-                    yield Match(path, is_folder)
-            elif scan.takes(name):
+            if is_folder and not scan.takes_folders:
+                continue
+            if scan.takes(name):
                 if scan.regex is None:
                     self.folder = scan.globs[0]
-                yield Match(client.uri_of(path))
-            elif scan.counts(name) and not self._is_accounted_for(path, scan):
-                self.left_out.add(kind_of(name), name)
+                yield Match(uri_of(path), is_folder)
+            elif (
+                not is_folder
+                and (kind := scan.counted_as(path))
+                and (is_alone or not self._is_accounted_for(path, scan))
+            ):
+                self.left_out.add(kind, name)
 
     def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool]]:
         client = self._client
@@ -285,14 +295,14 @@ class Listing:
         before = itertools.takewhile(
             lambda other: other is not scan, (scan for peer in peers for scan in peer._scans or ())
         )
-        return any((name := one.name_of(path)) and one.counts(name) for one in before)
+        return any(other.counted_as(path) for other in before)
 
     def _takes(self, path: str) -> bool:
         """Whether this source takes a file, without looking into the store."""
         if self._scans is None:
             self._parse(*next(self._readings()))
         for scan in self._scans or ():
-            if scan.regex and (name := scan.name_of(path)) and scan.takes(name):
+            if scan.regex and (name := scan.name_of(path)) and scan.regex.match(name):
                 return True
         folder = path
         while folder:

@@ -68,8 +68,8 @@ def check_is_job_file(path: Path) -> None:
                 f"use {again}; to see how far it is, tokpipe status {_shown(Path(output))}"
             )
     if path.is_dir():
-        jobs = sorted(job for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
-        held = f"; it holds {_some(map(str, jobs))}" if jobs else " without any .yaml file"
+        jobs = sorted(str(job) for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
+        held = f"; it holds {_some(jobs)}" if jobs else " without any .yaml file"
         raise ConfigError(f"{path}: this is a folder{held}. Name one job file")
     if not path.exists():
         raise ConfigError(f"{_missing(path.absolute())} Name a job file, such as jobs/demo.yaml")
@@ -104,6 +104,8 @@ def _missing(path: Path) -> str:
         return f"{here}: this folder is not an output; it holds {_some(names) or 'nothing'}."
     if path.exists():
         return f"{here}: is neither a folder nor a job file."
+    if ":/" in here:
+        return f"{here}: does not exist. A URI has two slashes after its colon."
     if not path.parent.is_dir():
         return f"{here}: does not exist, and neither does the folder {_shown(path.parent)}."
     by_name = {one.name: one for one in islice(path.parent.iterdir(), 1000)}
