@@ -4,6 +4,7 @@ One shell per page, in a clone (``scene.py``) with a new home directory. A page 
 ``commands.py`` lists what is not, with reasons, and prints the counts.
 """
 
+import os
 import re
 import shutil
 import tempfile
@@ -21,7 +22,10 @@ from tests.docs.commands import (
     RUN_ELSEWHERE,
     SLOW,
     STOPPED,
+    Command,
+    Step,
     all_commands,
+    commands_of_code,
     other_blocks,
     sources,
     steps_of,
@@ -29,7 +33,7 @@ from tests.docs.commands import (
 from tests.docs.dataset import webvid
 from tests.docs.props import PROPS
 from tests.docs.scene import Scene
-from tests.pages import REPOSITORY
+from tests.pages import REPOSITORY, Block
 from tests.ray_head import Head, running_head
 
 FIRST = ("README.md", "docs/quickstart.md")
@@ -165,3 +169,52 @@ def test_every_exemption_is_on_a_page_and_every_other_block_has_a_test() -> None
     for test in {*RUN_ELSEWHERE.values(), *BLOCKS.values()}:
         file, _, name = test.partition("::")
         assert f"def {name}(" in (REPOSITORY / file).read_text(), f"there is no {test}"
+
+
+PAGE = """\
+echo one    # a comment
+cat > file.txt <<END
+two # lines
+END
+
+for word in three four; do
+    echo $word
+done
+export FIVE=5
+echo "$FIVE" \\
+    CLIP
+ls missing | cat
+echo never
+"""
+
+
+def test_commands_are_split_continue_each_other_and_end_at_the_first_that_fails(
+    tmp_path: Path,
+) -> None:
+    commands = commands_of_code("page.md", 1, PAGE)
+    assert [command.line for command in commands] == [1, 2, 6, 9, 10, 12, 13]
+    assert commands[0].key == "echo one"
+    assert commands[2].text == "for word in three four; do\n    echo $word\ndone"
+    scene = Scene(tmp_path)
+    scene.clone.mkdir()
+    step = Step(Block("page.md", 0, "sh", None, PAGE), tuple(commands))
+    done = scene.run([step], {"PATH": os.environ["PATH"]}, {"CLIP": "six"})
+    assert done.finished == {f"page.md:{line}" for line in (1, 2, 6, 9, 10)}
+    assert done.exit_code != 0
+    printed = [line for line in done.printed.splitlines() if " s: page.md:" not in line]
+    assert printed[:4] == ["one", "three", "four", "5 six"]
+    assert "never" not in printed
+    assert (scene.clone / "file.txt").read_text() == "two # lines\n"
+
+
+@pytest.mark.parametrize(("number", "is_right"), [(130, True), (1, False)])
+def test_a_long_command_gets_ctrl_c_on_its_condition(
+    number: int, is_right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"trap 'exit {number}' INT; touch begun; while true; do sleep 0.1; done"
+    monkeypatch.setitem(STOPPED, text, "ls begun")
+    scene = Scene(tmp_path)
+    scene.clone.mkdir()
+    step = Step(Block("page.md", 0, "sh", None, text), (Command("page.md", 1, text),))
+    done = scene.run([step], {"PATH": os.environ["PATH"]}, {})
+    assert (done.finished == {"page.md:1"}) == is_right, done.printed
