@@ -134,10 +134,7 @@ class Scene:
         return done.stdout
 
     def reset(self, *, outputs: bool) -> None:
-        """Start again, with a new home; without ``outputs``, before anything was run.
-
-        Then there is no damaged video either, which would end the first job with exit code 4.
-        """
+        """Start again, with a new home; without ``outputs``, before anything was run."""
         self.end_processes()
         shutil.rmtree(self.clone, ignore_errors=True)
         shutil.rmtree(self.home, ignore_errors=True)
@@ -146,7 +143,6 @@ class Scene:
         if not outputs:
             shutil.rmtree(self.clone / "out")
             shutil.rmtree(self.clone / "logs")
-            (self.clone / "videos/cut.mp4").unlink()
 
     def end_processes(self) -> None:
         """Kill what commands have left running; their home directory identifies them."""
