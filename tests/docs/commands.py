@@ -37,6 +37,7 @@ NOT_RUN: dict[str, str] = {
     "python -m benchmarks": _AN_HOUR + "tests/benchmarks runs the quick form of each benchmark",
     "python -m benchmarks encoder storage": _AN_HOUR + "tests/benchmarks runs the quick form",
     "python -m benchmarks --json benchmarks/results": _AN_HOUR + "`make bench` runs it",
+    "ray start --head": "tests/ray_head.py runs it, with ports and a folder that are free",
 }
 """Command -> why no test runs it."""
 
