@@ -51,7 +51,7 @@ def scenes(scene: Scene) -> None:
 
 
 def whole_videos(scene: Scene) -> None:
-    """No damaged video among those of a newcomer."""
+    """No damaged video among those of a newcomer: their first job would have exit code 4."""
     (scene.clone / "videos/cut.mp4").unlink()
 
 
