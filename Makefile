@@ -4,12 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types audit-dependencies docs unit chaos bench lowest clean
+.PHONY: demo wheel test lint types audit-dependencies docs unit chaos bench lowest clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m tokpipe.run jobs/demo.yaml
-	$(BIN)/python examples/read_codes.py out/demo
-	$(BIN)/tokpipe decode out/demo --compare -o out/demo.png
+	$(BIN)/python examples/demo.py
+
+# The wheel and the source distribution, into dist/.
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
 
 test: lint types audit-dependencies docs unit
 

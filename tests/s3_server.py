@@ -136,7 +136,7 @@ def _await_ready(server: S3Server, process: subprocess.Popen[bytes]) -> None:
 
 
 def _make_bucket(server: S3Server, name: str, *, with_object: bool = False) -> None:
-    fs = _filesystem(server)
+    fs = filesystem_of(server)
     with contextlib.suppress(FileExistsError):
         fs.call_s3("create_bucket", Bucket=name)
     if with_object:
@@ -144,7 +144,8 @@ def _make_bucket(server: S3Server, name: str, *, with_object: bool = False) -> N
 
 
 @functools.cache
-def _filesystem(server: S3Server) -> Any:
+def filesystem_of(server: S3Server) -> Any:
+    """An s3fs file system of the server, without retries."""
     import s3fs
 
     fs = s3fs.S3FileSystem(

@@ -74,6 +74,8 @@ class StorageError(TokpipeError):
 class NotFound(StorageError):
     """The object does not exist. Not retried."""
 
+    exit_code = 2  # nothing failed: the user named something that is not there
+
 
 class AccessDenied(StorageError):
     """The store is reachable, but denies access to this object. Not retried."""

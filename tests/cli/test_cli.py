@@ -19,7 +19,7 @@ from tokpipe.storage import open_store
 
 REPORTING = {
     *("check", "plan", "status", "inspect", "decode", "rejected", "export", "audit", "clean"),
-    *("report", "bench"),
+    *("report", "ls"),
 }
 
 
@@ -45,7 +45,9 @@ def test_check_and_dry_run_print_the_same(
     assert capsys.readouterr().out == found
     assert main(["check", str(job), "--json"]) == 0
     facts = {one["subject"]: one for one in json.loads(capsys.readouterr().out)}
-    assert list(facts) == ["dataset", "tokenizer", "source", "output"]
+    assert list(facts) == [
+        *("dataset", "tokenizer", "source", "videos", "trial", "output", "not checked"),
+    ]
     assert facts["source"]["first_clip"] == str(tmp_path / "videos/a.mp4")
     assert facts["tokenizer"]["codebook_size"] == 8**4
     assert facts["output"]["is_new"]
@@ -67,12 +69,41 @@ def test_a_verb_prints_text_or_one_line_of_json(
     assert main([*arguments, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["dataset"] == "demo"
-    assert main([verb, str(tmp_path / "nothing")]) == 5
+    assert main([verb, str(tmp_path / "nothing")]) == 2
+
+
+def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in (([], 2), (["help"], 0), (["--help"], 0)):
+        with pytest.raises(SystemExit, match=str(code)):
+            main(words)
+        printed = capsys.readouterr()
+        listed = re.findall(r"^    (\w+)", printed.err if code else printed.out, re.MULTILINE)
+        assert listed == [verb.__name__.rpartition(".")[2] for verb in VERBS]
+    with pytest.raises(SystemExit, match="0"):
+        main(["help", "ls"])
+    assert "example: tokpipe ls " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("sta", {"status"}), ("export --t", {"--to"}), ("export --to mem", {"memmap"})],
+    [("statsu", "'status'"), ("list", "'ls'"), ("trian", "'train'"), ("xyz", "verbs are check,")],
+)
+def test_a_misspelt_verb_is_answered_with_one_that_exists(
+    typed: str, offered: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([typed, "out/demo"])
+    assert offered in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("stat", {"status"}),
+        ("ls --s", {"--source"}),
+        ("export --t", {"--to"}),
+        ("export --to mem", {"memmap"}),
+    ],
 )
 def test_a_shell_completes_verbs_options_and_choices(
     typed: str, offered: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

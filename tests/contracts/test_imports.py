@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "train": {"config", "media", "models", "sources", "stages", "storage"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
-        *("verbs", "weights"),
+        *("train", "verbs", "weights"),
     },
     "run": {"cli"},
 }

@@ -3,7 +3,7 @@
 import pytest
 
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.speed import ACTIVITIES, Activity, Speed, speed_of, speed_text
+from tokpipe.telemetry.speed import ACTIVITIES, NOUNS, Activity, Speed, advice, speed_of, speed_text
 from tokpipe.types import STAGES
 
 
@@ -54,8 +54,15 @@ def test_the_line_names_the_limit() -> None:
     def line(**spent: float) -> str:
         return speed_text(speed(seconds(**spent)))
 
-    assert line(encode=97, transfer=1) == (
-        "speed of light 97%, limited by encode (busy 98%): as fast as its encoders"
-    )
-    assert line(encode=60, decode=100) == "speed of light 60%, limited by decode (busy 100%)"
-    assert line(encode=10) == "speed of light 10%, no stage was busy long enough to name a limit"
+    assert line(encode=97, transfer=1) == "encoders busy 97%: as fast as they can go"
+    assert line(encode=60, decode=98) == "encoders busy 60%, limited by decoding (busy 98%)"
+    assert line(encode=10) == "encoders busy 10%: no stage is busy enough to name a limit"
+
+
+def test_every_limit_comes_with_something_to_change() -> None:
+    for activity in ACTIVITIES:
+        text = advice(Speed(0.59, activity, 0.98))
+        assert f"{NOUNS[activity]} limited this job: encoders" in text
+        assert "59% of the time" in text if activity == "encode" else "41% of the time" in text
+        assert not text.endswith(". ")
+    assert "no stage was busy enough" in advice(Speed(0.1, None, 0.2))

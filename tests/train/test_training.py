@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tokpipe.train.__main__ import main
 
 from tests.models.adapter_helpers import noise
 from tests.train.conftest import Config, Settings, phase
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import FSQ
-from tokpipe.train.__main__ import main
 from tokpipe.train.config import LossConfig, TrainConfig
 from tokpipe.train.evaluate import open_checkpoint, read_clips
 from tokpipe.train.loop import LOG_NAME, STATE_NAME, Trainer, train

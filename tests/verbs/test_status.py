@@ -93,12 +93,12 @@ def test_rate_and_time_left_are_those_of_the_newest_driver(store: DictStore) -> 
     assert found.last_commit_age_s == 40
     assert text(found) == (
         "mem://out: demo, 25.0% done\n"
-        "  5 of 20 plan rows are settled\n"
+        "  5 of 20 plan rows settled\n"
         "  4 clips, 40 frames, 96 codes, 0 B in 2 shards\n"
         "  1 rejected: truncated 1\n"
         "  goodput 80% of 0:20 encoder time\n"
         "  last commit 0:40 ago, by process 4242 on head-node (tokpipe 1.2.3)\n"
-        "  recently 0.2 clips/s, 1:15 left"
+        "  recently 0.20 clips/s, left 1:15"
     )
     shown = json.loads(found.to_json())
     assert (shown["num_rows_done"], shown["totals"]["rejected"]) == (5, {"truncated": 1})
@@ -112,7 +112,7 @@ def test_a_finished_job_has_no_time_left(store: DictStore) -> None:
     found = seen(store, 90_000)
     assert (found.is_done, found.left_s) == (True, 0)
     assert "demo, done\n" in text(found)
-    assert " left" not in text(found)
+    assert "left" not in text(found)
 
 
 def test_only_the_end_of_a_long_manifest_is_read() -> None:

@@ -123,10 +123,30 @@ def test_strip_and_drop_select_keys_by_prefix(tmp_path: Path, suffix: str) -> No
     entry = "weights" if suffix == ".pth" else None
     choices = Choices(state=entry, strip="model.", drop=("loss.",))
     lines = list(convert(source, tmp_path / "out", config=config, choices=choices))
-    assert f"{source}: took the {len(wanted) + 1} of {len(wanted) + 2} keys below 'model.'" in lines
+    assert f"{source}: took the {len(wanted)} of {len(wanted) + 1} keys below 'model.'" in lines
     found = written(tmp_path)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("below", ["", "model."], ids=["beside", "below"])
+@pytest.mark.parametrize("of_whole", [False, True], ids=["LitEma(self.model)", "LitEma(self)"])
+def test_strip_drop_and_ema_work_together(tmp_path: Path, below: str, of_whole: bool) -> None:
+    """On a LightningModule with a model, its averages, and a discriminator in the one or other."""
+    wanted = build_tokenizer(NATIVE, None).state_dict()
+    state = {f"model.{key}": value for key, value in wanted.items()}
+    for key, value in wanted.items():
+        name = f"model.{key}" if of_whole else key
+        state[f"model_ema.{name.replace('.', '')}"] = value * 2
+    state[f"{below}loss.w"] = torch.zeros(1)
+    config = tmp_path / "native.yaml"
+    config.write_text(NATIVE.model_dump_json(exclude_unset=True))
+    choices = Choices(ema=True, strip="model.", drop=("loss.",))
+    lines = converted(tmp_path, {"state_dict": state}, kind=None, config=config, choices=choices)
+    assert f"{tmp_path}/m.ckpt: left out 1 keys below 'loss.'" in lines
+    found = written(tmp_path)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key] * 2) for key in wanted)
 
 
 W = {"w": torch.ones(1)}

@@ -1,23 +1,84 @@
 """Arguments that several verbs take."""
 
 import argparse
+import math
+import tempfile
 from pathlib import Path
 
 import shtab
 
+from tokpipe.config import JobConfig, load_job
 from tokpipe.config.job import StoreOptions
+from tokpipe.errors import ConfigError
 
 
 def add_job_argument(parser: argparse.ArgumentParser) -> None:
-    _complete_files(parser.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file"))
+    complete_files(
+        parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
+    )
+
+
+def job_of(parsed: argparse.Namespace) -> JobConfig:
+    """Read the job file that the user named.
+
+    Raises:
+        ConfigError: it is wrong, or something else was named.
+    """
+    from tokpipe.verbs.locate import check_is_job_file
+
+    check_is_job_file(parsed.job)
+    return load_job(parsed.job, read=read_checkpoint)
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the output that a verb reads, and ``--json``."""
-    _complete_files(
-        parser.add_argument("output", metavar="OUT", help="the job's output, as in output.uri")
+    complete_files(
+        parser.add_argument(
+            "output", metavar="OUT", help="the job's output, as in output.uri, or its job file"
+        )
     )
     add_json_argument(parser)
+
+
+def output_of(parsed: argparse.Namespace) -> tuple[str, StoreOptions]:
+    """Return the output that the user named, and how to reach its store.
+
+    Raises:
+        ConfigError, NotFound: there is no output; the message suggests what to name.
+    """
+    from tokpipe.verbs.locate import find_output
+
+    return find_output(parsed.output)
+
+
+def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        "--source",
+        metavar="PATTERN",
+        help=f"{what} whose source's URI contains this text, or matches it as a glob such as "
+        "'*.mov'; upper and lower case are the same",
+    )
+
+
+def check_new_file(path: Path, *endings: str) -> None:
+    """Check, before any work, that ``-o`` names a file that can be written.
+
+    Raises:
+        ConfigError: it is a folder, has another ending, or its folder is missing or read-only.
+    """
+    if path.is_dir():
+        problem = f"is a folder: name a file in it, such as {path / f'clip{endings[0]}'}"
+    elif path.suffix not in endings:
+        problem = f"ends in {path.suffix or 'nothing'}: use {' or '.join(endings)}"
+    elif not path.parent.is_dir():
+        problem = f"cannot be written, because the folder {path.parent} does not exist: create it"
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror}): choose another place"
+    raise ConfigError(f"-o {path}: {problem}")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +92,7 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, help=f"selects the {what} (default: 0)")
+    parser.add_argument("--seed", type=count, default=0, help=f"selects the {what} (default: 0)")
 
 
 def add_shards_argument(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +105,17 @@ def add_shards_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _complete_files(argument: argparse.Action) -> None:
+def complete_files(argument: argparse.Action) -> None:
     """Make shells complete an argument with file names."""
     vars(argument)["complete"] = shtab.FILE  # where shtab looks
+
+
+def _local_path(text: str) -> Path:
+    if "://" in text.removeprefix("file://"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URI, but job files are read from local disk: copy it here first"
+        )
+    return Path(text.removeprefix("file://"))
 
 
 def count(text: str) -> int:
@@ -54,6 +123,14 @@ def count(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def positive(text: str) -> float:
+    """Parse a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 

@@ -8,9 +8,8 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import add_output_arguments, add_seed_argument, count
+from tokpipe.cli.arguments import add_output_arguments, add_seed_argument, count, output_of
 from tokpipe.cli.output import print_lines, show
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput
 
 EXAMPLE = "tokpipe audit out/demo --sample 10"
@@ -44,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     errors = Console(stderr=True, highlight=False)
     report = audit(
-        open_store(parsed.output, StoreOptions()),
+        open_store(*output_of(parsed)),
         depth=parsed.depth,
         partial=parsed.partial,
         sample=parsed.sample,

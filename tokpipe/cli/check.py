@@ -1,26 +1,41 @@
-"""Check a job file, its sources, weights and output.
+"""Check a job: try its sources, tokenizer and output, and list what was not tried.
 
-Writes nothing, starts nothing and needs no GPU.
+Opens a few videos of each source, lets the tokenizer encode noise, and writes and deletes one
+object in the output. Leaves nothing behind and needs no cluster.
 """
 
 import argparse
 
-from tokpipe.cli.arguments import add_job_argument, add_json_argument, read_checkpoint
+from tokpipe.cli.arguments import (
+    add_job_argument,
+    add_json_argument,
+    add_seed_argument,
+    count,
+    job_of,
+)
 from tokpipe.cli.output import print_json, print_lines
-from tokpipe.config import load_job
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
+SAMPLE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
     add_json_argument(parser)
+    parser.add_argument(
+        "--sample",
+        type=count,
+        default=SAMPLE,
+        metavar="N",
+        help=f"open N videos of each source (default: {SAMPLE})",
+    )
+    add_seed_argument(parser, "videos")
 
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.check import check
 
-    checked = check(load_job(parsed.job, read=read_checkpoint))
+    checked = check(job_of(parsed), num_sampled=max(1, parsed.sample), seed=parsed.seed)
     if parsed.json:
         print_json([{"subject": one.subject, **one.facts} for one in checked])
     else:

@@ -7,9 +7,8 @@ import argparse
 import re
 from dataclasses import asdict
 
-from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.arguments import add_output_arguments, output_of
 from tokpipe.cli.output import print_json, print_lines
-from tokpipe.config.job import StoreOptions
 
 EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
 
@@ -32,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import clean
     from tokpipe.storage import open_store
 
-    store = open_store(parsed.output, StoreOptions())
+    store = open_store(*output_of(parsed))
     removed = clean(store, older_than_s=parsed.older_than, dry_run=parsed.dry_run)
     if parsed.json:
         print_json({**asdict(removed), "dry_run": parsed.dry_run})

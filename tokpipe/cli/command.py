@@ -1,7 +1,13 @@
 """All verbs in one parser."""
 
 import argparse
+import difflib
+import io
+import os
+import signal
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import tokpipe
@@ -13,14 +19,18 @@ from tokpipe.cli import (
     convert,
     decode,
     export,
+    init,
     inspect,
+    ls,
     plan,
     rejected,
     report,
     run,
     status,
+    submit,
+    train,
 )
-from tokpipe.cli.output import exit_code_of
+from tokpipe.cli.output import ReaderGone, exit_code_of
 
 
 class Verb(Protocol):
@@ -37,16 +47,22 @@ class Verb(Protocol):
 
 
 VERBS: tuple[Verb, ...] = (
-    check, plan, run, status, inspect, decode, rejected, report, audit, clean, export, convert,
-    completion,
+    init, check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean,
+    export, convert, train, completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code."""
-    parsed = make_parser().parse_args(arguments)
-    return exit_code_of(parsed.run, parsed)
+    _prepare_streams()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = _parse(words)
+        return exit_code_of(parsed.run, parsed)
+    except ReaderGone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
+        return 128 + signal.SIGPIPE
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     for verb in VERBS:
         summary, _, _ = (verb.__doc__ or "").partition(".")
         its_parser = verbs.add_parser(
-            verb.__name__.rpartition(".")[2],
+            _name_of(verb),
             help=summary[:1].lower() + summary[1:],
             description=verb.__doc__,
             epilog=f"example: {verb.EXAMPLE}",
@@ -71,3 +87,32 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_arguments(its_parser)
         its_parser.set_defaults(run=verb.run)
     return parser
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = make_parser()
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
+    names = [_name_of(verb) for verb in VERBS]
+    if not words[0].startswith("-") and words[0] not in names:
+        near = difflib.get_close_matches(words[0], names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(names)}"
+        parser.error(f"there is no verb {words[0]!r}; {hint}")
+    return parser.parse_args(words)
+
+
+def _name_of(verb: Verb) -> str:
+    return verb.__name__.rpartition(".")[2]
+
+
+def _prepare_streams() -> None:
+    """Make printing safe, whatever the caller's streams are."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; the next file opened would be in its place
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (never closed)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may not fit its encoding
+            stream.reconfigure(errors="backslashreplace")

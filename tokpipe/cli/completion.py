@@ -4,7 +4,9 @@ import argparse
 
 import shtab
 
-EXAMPLE = "tokpipe completion bash > ~/.local/share/bash-completion/completions/tokpipe"
+from tokpipe.cli.output import print_script
+
+EXAMPLE = "source <(tokpipe completion bash)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,5 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    print(shtab.complete(parsed.parser, parsed.shell))
+    print_script(shtab.complete(parsed.parser, parsed.shell))
     return 0

@@ -6,7 +6,13 @@ Shows what the codes preserve of a clip.
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.arguments import add_device_argument, add_output_arguments
+from tokpipe.cli.arguments import (
+    add_device_argument,
+    add_output_arguments,
+    add_source_argument,
+    check_new_file,
+    output_of,
+)
 from tokpipe.cli.output import show
 
 EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
@@ -14,7 +20,9 @@ EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
-    parser.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
+    add_source_argument(which, "the first clip")
     parser.add_argument(
         "-o",
         dest="path",
@@ -32,10 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
+    check_new_file(parsed.path, ".mp4", ".png")
+    from tokpipe.reader import open_output
     from tokpipe.reconstruct.command import decode_clip
 
     decoded = decode_clip(
-        parsed.output, parsed.clip, parsed.path, compare=parsed.compare, device=parsed.device
+        open_output(*output_of(parsed)),
+        parsed.path,
+        clip_id=parsed.clip,
+        source=parsed.source,
+        compare=parsed.compare,
+        device=parsed.device,
     )
     show(decoded, as_json=parsed.json)
     return 0

@@ -6,7 +6,7 @@ Checks the counts; the folder only appears once it is complete.
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.arguments import add_output_arguments, output_of
 from tokpipe.cli.output import show
 from tokpipe.export import FORMATS
 
@@ -31,6 +31,6 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.export import export_output
     from tokpipe.reader import open_output
 
-    exported = export_output(open_output(parsed.output), parsed.format, parsed.folder)
+    exported = export_output(open_output(*output_of(parsed)), parsed.format, parsed.folder)
     show(exported, as_json=parsed.json)
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments, add_shards_argument, count
+from tokpipe.cli.arguments import add_output_arguments, add_shards_argument, count, output_of
 from tokpipe.cli.output import show
 
 EXAMPLE = "tokpipe inspect out/demo --shards 0"
@@ -20,6 +20,8 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
     from tokpipe.verbs.inspect import inspect
 
-    found = inspect(open_output(parsed.output), num_shards=parsed.shards, num_clips=parsed.clips)
+    found = inspect(
+        open_output(*output_of(parsed)), num_shards=parsed.shards, num_clips=parsed.clips
+    )
     show(found, as_json=parsed.json)
     return 0

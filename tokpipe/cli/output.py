@@ -1,16 +1,36 @@
 """How verbs print: for people or for programs, and never a secret."""
 
 import argparse
+import errno
 import json
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from rich.console import Console
 
-from tokpipe.errors import TokpipeError
+from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.telemetry.redact import redact
+
+_EXTRAS = {
+    **dict.fromkeys(("av", "decord", "ray", "safetensors", "torch"), "run"),
+    "s3fs": "s3",
+    "botocore": "s3",
+    "torchcodec": "torchcodec",
+    "transformers": "emu3",
+}
+"""The extra of tokpipe that installs each package."""
+_PATH_ERRNOS = {
+    *(errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT),
+    *(errno.ENOSPC, errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, errno.EROFS, errno.EDQUOT),
+}
+"""What is wrong with a path or its disk, rather than with tokpipe."""
+
+
+class ReaderGone(BaseException):
+    """What reads the output has closed it, as ``head`` does."""
 
 
 class Printable(Protocol):
@@ -33,7 +53,15 @@ def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
     """Print lines as they come, with secrets masked."""
     console = console or Console(highlight=False)
     for line in lines:
-        console.print(redact(line), markup=False, soft_wrap=True)
+        _print(console, line)
+
+
+def print_script(text: str) -> None:
+    """Print text for a shell, unchanged."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
@@ -43,13 +71,42 @@ def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.
     except TokpipeError as error:
         _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        _print_error("interrupted; committed work is safe")
-        return 128 + signal.SIGINT
-    except Exception:  # a bug; the traceback may quote URIs and arguments, so it is redacted
+    except KeyboardInterrupt as error:  # ``Signals`` raises it with the signal's number
+        _print_error("interrupted; what was committed is kept. Run the same command to continue")
+        return 128 + int(next(iter(error.args), signal.SIGINT))
+    except Exception as error:
+        if explanation := _explained(error):
+            _print_error(explanation)
+            return ConfigError.exit_code
+        # A bug. The traceback may quote URIs and arguments, so it is redacted.
         _print_error(traceback.format_exc().rstrip())
         return 1
 
 
+def _explained(error: Exception) -> str | None:
+    """Explain what is no bug, but a wrong path or a missing package; None for anything else."""
+    if isinstance(error, ImportError):
+        package = (error.name or "tokpipe").partition(".")[0]
+        if package == "tokpipe" or package in sys.stdlib_module_names:
+            return None
+        if not isinstance(error, ModuleNotFoundError):
+            return f"The package {package} is installed, but does not load: {error}. Reinstall it"
+        extra = _EXTRAS.get(package)
+        wanted = f"'tokpipe[{extra}]'" if extra else package
+        return f"This needs the package {package}, which is not installed: pip install {wanted}"
+    if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:
+        named = error.filename if error.filename2 is None else error.filename2
+        named = named or "standard output"
+        return f"{named}: {error.strerror}. Choose another path, or correct this one"
+    return None
+
+
 def _print_error(text: str) -> None:
-    Console(stderr=True).print(redact(text), style="red", markup=False, soft_wrap=True)
+    _print(Console(stderr=True), text, style="red")
+
+
+def _print(console: Console, text: str, style: str | None = None) -> None:
+    try:
+        console.print(redact(text), style=style, markup=False, soft_wrap=True)
+    except (BrokenPipeError, SystemExit) as error:  # newer versions of rich exit
+        raise ReaderGone from error

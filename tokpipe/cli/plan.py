@@ -11,10 +11,10 @@ from tokpipe.cli.arguments import (
     add_json_argument,
     add_seed_argument,
     count,
-    read_checkpoint,
+    job_of,
+    positive,
 )
 from tokpipe.cli.output import show
-from tokpipe.config import load_job
 
 EXAMPLE = "tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5"
 
@@ -29,11 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--like",
         metavar="OUT",
-        help="predict time and size from this output of the same tokenizer and GPU (default: the "
-        "job's own output)",
+        help="predict time and size from this output (or that of this job file) with the same "
+        "tokenizer and GPU (default: the job's own output)",
     )
     parser.add_argument(
-        "--codes-per-s", type=float, metavar="X", help="speed of one encoder, instead of --like"
+        "--codes-per-s",
+        type=positive,
+        metavar="X",
+        help="speed of one encoder, instead of --like",
     )
     parser.add_argument("--price", type=float, metavar="P", help="price of one encoder (GPU) hour")
 
@@ -42,7 +45,7 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.forecast import forecast
 
     found = forecast(
-        load_job(parsed.job, read=read_checkpoint),
+        job_of(parsed),
         num_sampled=max(1, parsed.sample),
         seed=parsed.seed,
         like=parsed.like,

@@ -6,7 +6,7 @@ tokpipe run JOB.yaml --retry-rejected.
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.arguments import add_output_arguments, output_of
 from tokpipe.cli.output import print_lines
 
 EXAMPLE = "tokpipe rejected out/demo --reason truncated"
@@ -24,7 +24,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     print_lines(
         rejected_lines(
-            open_output(parsed.output),
+            open_output(*output_of(parsed)),
             reason=parsed.reason,
             stage=parsed.stage,
             as_json=parsed.json,

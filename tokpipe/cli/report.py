@@ -12,7 +12,9 @@ from tokpipe.cli.arguments import (
     add_output_arguments,
     add_seed_argument,
     add_shards_argument,
+    check_new_file,
     count,
+    output_of,
 )
 from tokpipe.cli.output import show
 
@@ -40,8 +42,9 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
     from tokpipe.report import write_report
 
+    check_new_file(parsed.path, ".html", ".htm")
     written = write_report(
-        open_output(parsed.output),
+        open_output(*output_of(parsed)),
         parsed.path,
         num_shards=parsed.shards,
         num_pairs=parsed.pairs,

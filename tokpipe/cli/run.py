@@ -1,14 +1,15 @@
 """Start a job, or resume it where an earlier run stopped."""
 
 import argparse
+import sys
 
 from rich.console import Console
 
 from tokpipe.cli import check
-from tokpipe.cli.arguments import add_job_argument, read_checkpoint
+from tokpipe.cli.arguments import add_job_argument, job_of
 from tokpipe.cli.output import print_lines
-from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
+from tokpipe.runtime import submitted
 
 TOO_MANY_REJECTED = 4
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="only check the job, as tokpipe check does: write nothing, start nothing",
+        help="only check the job, as tokpipe check does",
     )
     parser.add_argument(
         "--retry-rejected",
@@ -32,13 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
-    console = Console(highlight=False)
+def options_of(parsed: argparse.Namespace) -> list[str]:
+    """Return the options of this verb that were given, for ``submit`` to pass on."""
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
-    if parsed.dry_run:
-        return check.run(argparse.Namespace(job=parsed.job, json=False))
-    job = load_job(parsed.job, read=read_checkpoint)
+    options = ["--dry-run"] * parsed.dry_run + ["--retry-rejected"] * parsed.retry_rejected
+    return options if parsed.reason is None else [*options, "--reason", parsed.reason]
+
+
+def run(parsed: argparse.Namespace) -> int:
+    # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
+    console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
+    options_of(parsed)  # rejects those that do not go together
+    with submitted.explained(parsed.job):
+        if parsed.dry_run:
+            return check.run(
+                argparse.Namespace(job=parsed.job, json=False, sample=check.SAMPLE, seed=0)
+            )
+        job = job_of(parsed)
+    submitted.check_output(job)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
     from tokpipe.runtime.job import run_job
     from tokpipe.runtime.output import RetryRejected

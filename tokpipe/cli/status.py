@@ -5,9 +5,8 @@ Reads only the output, so the job may be running elsewhere, finished or stopped.
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.arguments import add_output_arguments, output_of
 from tokpipe.cli.output import show
-from tokpipe.config.job import StoreOptions
 
 EXAMPLE = "tokpipe status s3://bucket/codes/webvid"
 
@@ -18,5 +17,5 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.storage import open_store
     from tokpipe.verbs.status import status
 
-    show(status(open_store(parsed.output, StoreOptions())), as_json=parsed.json)
+    show(status(open_store(*output_of(parsed))), as_json=parsed.json)
     return 0

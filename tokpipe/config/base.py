@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
@@ -19,7 +19,11 @@ class Frozen(BaseModel):
     """A section of the job file: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -40,6 +44,25 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
         return found
 
     return _VARIABLE.sub(value, text)
+
+
+def variables_of(data: Any) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each variable in a job file's data, and whether it has a default."""
+    for _, _, value in leaves("", data):
+        for match in _VARIABLE.finditer(value) if isinstance(value, str) else ():
+            yield match[1], match[2] is not None
+
+
+def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the dotted key, the last name and the value of each plain value within ``value``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(f"{place}.{key}", inner, key)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from leaves(f"{place}[{index}]", inner)
+    else:
+        yield place, name, value
 
 
 def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> str:

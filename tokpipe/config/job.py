@@ -1,6 +1,5 @@
 """One file under jobs/: what to tokenize, how, and where the codes go."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -12,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from tokpipe.config.base import Frozen, LogPath, Uri
+from tokpipe.config.base import Frozen, LogPath, Uri, leaves
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.telemetry.redact import redact, says_secret
@@ -179,25 +178,13 @@ class StoreOptions(Frozen):
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        for place, name, value in _leaves("storage.options", self.options):
+        for place, name, value in leaves("storage.options", self.options):
             if says_secret(name) or (isinstance(value, str) and redact(value) != value):
                 raise ValueError(
                     f"{place} looks like a credential, and job files are copied into outputs; use "
                     "the environment or an instance role"
                 )
         return self
-
-
-def _leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield the dotted key, the last name and the value of each plain value within ``value``."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(f"{place}.{key}", inner, key)
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _leaves(f"{place}[{index}]", inner)
-    else:
-        yield place, name, value
 
 
 class JobConfig(Frozen):

@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from tokpipe.config.base import Uri
 from tokpipe.config.checkpoint import BUILTIN, read_local, resolve_checkpoint
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.job import JobConfig, StoreOptions
@@ -21,7 +23,7 @@ def project_root(job_path: Path) -> Path:
     This is the nearest folder at or above the file that holds ``pyproject.toml`` or ``.git``.
     Without one, it is the parent of a folder called ``jobs``, or else the file's own folder.
     """
-    folder = job_path.resolve().parent
+    folder = Path(os.path.realpath(job_path)).parent  # resolve() fails for loops of links
     for candidate in (folder, *folder.parents):
         if (candidate / "pyproject.toml").exists() or (candidate / ".git").exists():
             return candidate
@@ -33,11 +35,47 @@ def load_job(
 ) -> JobConfig:
     """Read and check one job file. Arguments and errors are those of ``parse_job``."""
     path = Path(path)
+    text, root = _read_text(path), project_root(path)
+    return parse_job(text, name=str(path), root=root, environ=environ, read=read)
+
+
+def load_output(path: str | Path) -> tuple[str, StoreOptions]:
+    """Read only where a job writes: its ``output.uri`` and how to reach that store.
+
+    Other settings may be wrong, and the tokenizer's checkpoint unreachable.
+
+    Raises:
+        ConfigError: the file is not a job file, or these settings are wrong.
+    """
+    path = Path(path)
+    data = _job_settings(_read_text(path), str(path))
+    if not isinstance(section := data.get("output"), dict) or "uri" not in section:
+        raise ConfigError(f"{path}: has no output.uri, so it is not a job file")
+    context = {"root": project_root(path), "environ": os.environ}
+    name = f"{path}: output.uri"
+    uri: str = validate_settings(Uri, section["uri"], name=name, context=context)
+    options: StoreOptions = validate_settings(
+        StoreOptions, data.get("storage", {}), name=f"{path}: storage", context=context
+    )
+    return uri, options
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a job file: {error}") from error
-    return parse_job(text, name=str(path), root=project_root(path), environ=environ, read=read)
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not a text file, so it is not a job file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a job file: {error.strerror}") from error
+
+
+def _job_settings(text: str, name: str) -> dict[str, Any]:
+    data = read_mapping(text, name)
+    if "phases" in data and "dataset" not in data:
+        raise ConfigError(
+            f"{name}: this is a training file, not a job file: use tokpipe train {name}"
+        )
+    return data
 
 
 def parse_job(
@@ -60,7 +98,7 @@ def parse_job(
     Raises:
         ConfigError: naming the file, the key, what was found and what would be right.
     """
-    data = read_mapping(text, name)
+    data = _job_settings(text, name)
     context = {"root": root, "environ": os.environ if environ is None else environ}
     config_uri = None
     section = data.get("tokenizer")

@@ -12,9 +12,11 @@ from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.sealed_json import seal, unseal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
+_FORMER_EXTENSIONS = ["mp4", "mkv", "webm", "mov", "avi"]
 
 
 class JobRecord(BaseModel):
@@ -42,6 +44,11 @@ class JobRecord(BaseModel):
     """Versions at the first start, for people. A resume may run others."""
     job: dict[str, Any]
     """The resolved job file."""
+
+    @property
+    def device(self) -> str:
+        """The kind of device that encodes since the first run, ``cpu`` or ``cuda``."""
+        return str(self.settings["encode"]["device"])
 
     def to_json(self) -> bytes:
         """Return indented JSON that ends with a checksum."""
@@ -114,6 +121,37 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
             yield prefix, value
 
     return dict(pairs("", settings)) if settings else {}
+
+
+def check_resumable(store: Store, record: JobRecord, job: JobConfig, weights_hash: str) -> None:
+    """Check that resuming an output would mix neither two kinds of codes nor two plans.
+
+    Raises:
+        PlanMismatch: as ``check_same``.
+    """
+    device = record.device if job.encode.device == "auto" else job.encode.device
+    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    check_same(
+        store.uri,
+        {**record.settings, **_plan_inputs(record.job)},
+        {**wanted, **_plan_inputs(job.model_dump(mode="json"))},
+    )
+
+
+def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a resolved job that decide the rows of its plan."""
+    # Not allowed_prefixes: it is checked while planning, and older jobs did not have it. Nor the
+    # default of video_extensions, which once was a list.
+    sources = [
+        {
+            key: value
+            for key, value in source.items()
+            if key != "allowed_prefixes"
+            and not (key == "video_extensions" and value in (None, _FORMER_EXTENSIONS))
+        }
+        for source in job["sources"]
+    ]
+    return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

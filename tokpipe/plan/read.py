@@ -61,15 +61,14 @@ class PlanReader:
         ``rows`` are positions in the plan.
         """
         start, stop = self.bounds(part_index)
-        table = self._part(part_index).select(OWN_COLUMNS)
+        table = self._part(part_index)
         if rows is None:
             rows = np.arange(start, stop, dtype=np.int64)
         else:
             if len(rows) and not (start <= int(rows.min()) and int(rows.max()) < stop):
                 raise IndexError(f"part {part_index} holds rows {start} to {stop - 1} only")
             table = table.take(pa.array(rows - start))
-        columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
-        return [_item(row, values) for row, *values in zip(rows.tolist(), *columns, strict=True)]
+        return items_of(table, rows.tolist())
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
         """Return the carried columns of ``rows``, in that order.
@@ -109,6 +108,12 @@ class PlanReader:
             undone = start + np.flatnonzero(~done(start, stop))
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
                 yield self.items(part_index, undone[at : at + _ITEMS_AT_ONCE])
+
+
+def items_of(table: pa.Table, rows: Sequence[int]) -> list[WorkItem]:
+    """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
+    columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
+    return [_item(row, values) for row, *values in zip(rows, *columns, strict=True)]
 
 
 def _item(row: int, values: Sequence[Any]) -> WorkItem:

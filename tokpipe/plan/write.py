@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
@@ -49,7 +50,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         StorageError: from the output's or a source's store.
     """
     sources = open_sources(job.sources, job.storage, job.output.uri)
-    columns = _merge_columns(sources)
+    columns = merge_columns(sources)
     writer = _PartWriter(store, f"plan/{plan_attempt}")
     try:
         for index, source in enumerate(sources):
@@ -86,8 +87,12 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     )
 
 
-def _merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
-    """Decide the job's carried columns, before any row is read."""
+def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
+    """Decide the job's carried columns, before any row is read.
+
+    Raises:
+        ConfigError: two sources have one column with different types.
+    """
     merged: dict[str, tuple[pa.Field, str]] = {}
     for source in sources:
         for field in source.carried():
@@ -138,9 +143,7 @@ class _PartWriter:
     def _put(
         self, key: str, source: int, first_row: int, dataset: str, table: pa.Table
     ) -> PlannedPart:
-        ids = _row_digests(dataset, table)
-        table = table.add_column(0, ROW_ID, _hex_column(ids))
-        hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+        table, hashes = with_row_ids(dataset, table)
         stored = store_part(self._store, key, table)
         return PlannedPart(stored, source, first_row, count_problems(table), hashes)
 
@@ -169,6 +172,13 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
                 num_bytes += batch.nbytes
     if num_rows:
         yield pa.Table.from_batches(held)
+
+
+def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:
+    """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
+    ids = _row_digests(dataset, table)
+    hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+    return table.add_column(0, ROW_ID, _hex_column(ids)), hashes
 
 
 def _row_digests(dataset: str, table: pa.Table) -> bytes:

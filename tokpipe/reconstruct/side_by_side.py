@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 
+from tokpipe.errors import ConfigError
 from tokpipe.media.quality import Frames
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Clip, Output
@@ -23,7 +24,8 @@ class SideBySide:
         device: ``"auto"``, or a torch device.
 
     Raises:
-        ConfigError: the tokenizer has no decoder, or its weights differ from those that encoded.
+        ConfigError: torch cannot use the device, or the tokenizer has no decoder, or its weights
+            differ from those that encoded.
     """
 
     def __init__(self, output: Output, device: str = "auto") -> None:
@@ -31,6 +33,11 @@ class SideBySide:
         self._job = output.record.job_config(output.store.uri)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(1, device=device)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            problem = f"--device {device}: torch cannot use it here ({error}). Use cpu or auto"
+            raise ConfigError(problem) from error
         self._reconstructor = Reconstructor(self._job, output.tokenizer, device)
         self._sources: SourceFrames | None = None
         self._stack = ExitStack()

@@ -73,11 +73,6 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
     )
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """Return ``1 shard`` or ``2 shards``."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def moment(time: str) -> str:
     """Return an ISO 8601 time for people, in UTC."""
     return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts, gather
 from tokpipe.report.page import page
@@ -67,14 +66,8 @@ def write_report(
         now: time of the report; the current time by default.
 
     Raises:
-        ConfigError: the file's folder does not exist.
         CorruptOutput: the manifest is damaged.
     """
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"{path}: the folder {path.parent} does not exist, so the report cannot be written. "
-            "Create it, or choose another place with -o"
-        )
     facts = gather(
         output, num_shards=num_shards, num_pairs=num_pairs, seed=seed, device=device, now=now
     )

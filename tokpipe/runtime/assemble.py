@@ -19,7 +19,7 @@ from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
-from tokpipe.runtime.output import JobOutput, RetryRejected, device_of
+from tokpipe.runtime.output import JobOutput, RetryRejected
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
@@ -89,7 +89,7 @@ def assemble(
         console.print(line, highlight=False)
         log_event("rejections_reopened", line, num_clips=num_clips)
     feed = Feed(PlanReader(store, plan), committer.state.committed)
-    dispatcher = Dispatcher(limits_of(job, device_of(record)), lambda item: _ref(item, job))
+    dispatcher = Dispatcher(limits_of(job, record.device), lambda item: _ref(item, job))
     return Run(job.runtime, committer, feed, dispatcher, _stages(job, output, record, plan))
 
 
@@ -117,7 +117,7 @@ def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
 
 
 def _stages(job: JobConfig, output: JobOutput, record: JobRecord, plan: StoredPlan) -> Stages:
-    device = device_of(record)
+    device = record.device
     # A CPU gains nothing from batches, and would only wait for them to fill.
     encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
     return Stages(

@@ -1,30 +1,52 @@
 """Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
+import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
+import ray._private.services
 import ray._private.state
+import ray.exceptions
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
-from tokpipe.errors import RuntimeFault
+from tokpipe.errors import ConfigError, RuntimeFault
+from tokpipe.telemetry.logs import log_event
+
+CONNECT_TIMEOUT_S = 10.0
+AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
+"""Older versions of Ray have no tokens."""
+
+
+_FOUND_BY_RAY = ("local", "auto", None)
 
 
 @contextmanager
-def connected(cluster: str) -> Iterator[None]:
+def connected(cluster: str) -> Iterator[list[str]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
     local one; ``local`` is always a new one; anything else is an address.
 
+    Yields the addresses of clusters with a node on this machine beside which ``auto`` has started
+    a local one.
+
     Raises:
-        RuntimeFault: there is no cluster at that address.
+        ConfigError: it is an address of Ray Client.
+        RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    unused: list[str] = []
     if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
+        if cluster == "auto":  # running processes: the file that Ray keeps may be of a dead cluster
+            unused = sorted(ray._private.services.find_gcs_addresses())
         # Ray reads these from the environment of the process that starts it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -32,16 +54,103 @@ def connected(cluster: str) -> Iterator[None]:
     elif cluster != "auto":
         options.update(address=cluster)
     try:
+        if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
+            _check_cluster(address, f"runtime.cluster={cluster}")
         ray.init(**options)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+    except (KeyboardInterrupt, SystemExit):
+        ray.shutdown()
+        raise
+    except AuthenticationError as error:
+        raise authentication_fault(f"runtime.cluster={cluster}") from error
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         raise RuntimeFault(
             f"runtime.cluster={cluster}: no connection to Ray: {error}. Nothing was started. "
             "Check that the cluster runs and that the address is right."
         ) from error
     try:
-        yield
+        yield unused
     finally:
         ray.shutdown()
+
+
+def check_not_ray_client(address: str) -> None:
+    """Raise ConfigError for an address of Ray Client."""
+    if address.lower().startswith("ray://"):
+        raise ConfigError(
+            f"{address} is an address of Ray Client, which would run the driver on this machine "
+            "and end the job when the connection breaks. Use `tokpipe submit JOB.yaml --address "
+            "http://HEAD:8265`, which runs the driver in the cluster"
+        )
+
+
+def check_reachable(host: str, port: int) -> None:
+    """Raise OSError unless something listens there. Ray itself waits for most of a minute."""
+    socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+
+
+def check_token(where: str) -> None:
+    """Raise RuntimeFault if this process must send a token and has none: Ray would crash."""
+    if _sends_token() and not os.environ.get("RAY_AUTH_TOKEN") and not _token_path().exists():
+        raise authentication_fault(where)
+
+
+def use_token_of_this_machine() -> None:
+    """As ``ray start`` and ``ray.init`` do, use a token if there is one and no mode is set."""
+    with contextlib.suppress(ImportError):  # older versions of Ray have no tokens
+        from ray._private.authentication import authentication_token_setup as setup
+
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def authentication_fault(where: str) -> RuntimeFault:
+    """Describe why a cluster did not accept this process, and what to set."""
+    if not _sends_token():
+        found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
+    elif os.environ.get("RAY_AUTH_TOKEN"):
+        found = "it does not accept the token in RAY_AUTH_TOKEN"
+    elif (path := _token_path()).exists():
+        found = f"it does not accept the token in {path}"
+    else:
+        found = f"{path} does not exist"
+    return RuntimeFault(
+        f"{where}: authentication failed: the Ray cluster requires a token, and {found}. Nothing "
+        "was started. Set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or "
+        "~/.ray/auth_token (`ray get-auth-token` on the head prints it)"
+    )
+
+
+def _sends_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+
+
+def _check_cluster(address: str, where: str) -> None:
+    """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
+    check_not_ray_client(address)
+    check_token(where)
+    full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
+    place = urlsplit(f"//{full}")
+    check_reachable(place.hostname or "", place.port or 0)
+    GcsClient(address=full)
+
+
+def warn_of_unused(addresses: list[str]) -> None:
+    """Say that clusters on this machine do not work on a job that started a local Ray."""
+    if addresses:
+        one = addresses[0] if len(addresses) == 1 else "ADDRESS"
+        log_event(
+            "cluster_unused",
+            f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
+            "not set. This job started another Ray, on this machine alone: the nodes of a running "
+            "cluster stay idle, and CPUs here are used twice. To use a running cluster, stop this "
+            f"job, then run it with RAY_ADDRESS={one} or use `tokpipe submit`. If a local Ray is "
+            "intended, set runtime.cluster to local.",
+            level=logging.WARNING,
+            addresses=addresses,
+        )
 
 
 def draining_nodes() -> frozenset[str]:

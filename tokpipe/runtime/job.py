@@ -19,17 +19,18 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
-from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
-from tokpipe.runtime.output import RetryRejected, device_of, look_up, start_output
+from tokpipe.runtime.output import RetryRejected, look_up, start_output
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell
-from tokpipe.runtime.signals import stopped_by_signals
-from tokpipe.runtime.snapshot import Snapshots
+from tokpipe.runtime.signals import Signals
+from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.storage import probe_store
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
+from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.logs import EventName, driver_log, log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.telemetry.speed import Speed, speed_of
@@ -44,14 +45,18 @@ class Outcome:
     elapsed_s: float
     num_left: int
     """Plan rows that are not settled."""
-    account: Account = field(default_factory=Account)
-    """What this run did."""
-    signal: int | None = None
-    """The signal that stopped the run, or SIGTERM if its node is draining."""
     left_out: str = ""
     """What the sources found and did not take, as text."""
+    account: Account = field(default_factory=Account)
+    """What this run did."""
+    encoding_s: float = 0.0
+    """Seconds of it since the first encoder was up."""
+    signal: int | None = None
+    """The signal that stopped the run, or SIGTERM if its node is draining."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
+    was_done: bool = False
+    """Earlier runs had already settled every plan row."""
 
     @property
     def rejected_fraction(self) -> float:
@@ -73,58 +78,57 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     Raises:
         TokpipeError: see ``errors``. Committed work is kept.
     """
-    started = time.monotonic()
-    output = look_up(job)
-    if output.state is not None and output.is_done(retry):
-        return Outcome(
-            "done",
-            output.state.totals,
-            time.monotonic() - started,
-            0,
-            left_out=_left_out(output.record),
-        )
-    _probe(output.store, job, console)
+    started, interval_s = time.monotonic(), job.runtime.progress_interval_s
+    with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
+        output = look_up(job)
+        if output.state is not None and output.is_done(retry):
+            elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
+            return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
+        _probe(output.store, job, console)
+        console.print("connecting to Ray ...", highlight=False)
+        with connected(job.runtime.cluster) as unused:
+            signals.arm()
+            record = output.record or start_output(job, output, console)
+            with (
+                ProgressView(console, interval_s) as view,
+                driver_log(job.runtime.log_path, view.say, log_context(output, record)),
+                _errors_logged(),
+            ):
+                warn_of_unused(unused)
+                run = assemble(job, output, record, console, retry)
+                shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
+                _log_start(job, record, state)
+                view.say(
+                    f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
+                    f"{state.committed.num_done:,} settled before; encoding on {record.device}"
+                )
+                if left_out:
+                    view.say(f"left out: {left_out}")
+                snapshots = Snapshots(state, started)
+                metrics = JobMetrics(job.dataset, record.plan["plan_id"])
+                displays = view, ProgressLog(interval_s), metrics
 
-    console.print("connecting to Ray ...", highlight=False)
-    with connected(job.runtime.cluster):
-        record = output.record or start_output(job, output, console)
-        context, interval_s = log_context(output, record), job.runtime.progress_interval_s
-        with (
-            ProgressView(console, interval_s) as view,
-            driver_log(job.runtime.log_path, view.say, context),
-            _errors_logged(),
-        ):
-            run = assemble(job, output, record, console, retry)
-            shell, state = Shell(run), run.committer.state
-            _log_start(job, record, state)
-            view.say(
-                f"{job.output.uri}: {record.num_rows:,} plan rows, {state.committed.num_done:,} "
-                f"settled before; encoding on {device_of(record)}"
-            )
-            if left_out := _left_out(record):
-                view.say(f"left out: {left_out}")
-            snapshots = Snapshots(state)
-            metrics = JobMetrics(job.dataset, record.plan["plan_id"])
-            displays = view, ProgressLog(interval_s), metrics
+                def show_progress() -> Snapshot:
+                    snapshot = snapshots.take(run.dispatcher)
+                    for display in displays:
+                        display.show(snapshot)
+                    return snapshot
 
-            def show_progress() -> None:
-                snapshot = snapshots.take(run.dispatcher)
-                for display in displays:
-                    display.show(snapshot)
-
-            with stopped_by_signals(shell.stop) as signals:
+                signals.stop = shell.stop
                 finish = shell.run(show_progress)
-            show_progress()
-            _log_end(finish, state)
-    stopped_by = signals[0] if signals else signal.SIGTERM if shell.was_drained else None
+                signals.stop = None
+                encoding_s = show_progress().encoding_s
+                _log_end(finish, state)
+    stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)
     return Outcome(
         finish.outcome,
         state.totals,
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
-        run.dispatcher.account,
-        stopped_by if finish.outcome == "stopped" else None,
         left_out,
+        run.dispatcher.account,
+        encoding_s,
+        stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
     )
 
@@ -149,19 +153,20 @@ def _errors_logged() -> Iterator[None]:
         yield
     except BaseException as error:
         event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
-        log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
+        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        log_event(event, message, level=logging.ERROR, error=type(error).__name__)
         raise
 
 
 def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:
     log_event(
         "run_started",
-        f"{job.output.uri}: {record.num_rows:,} plan rows on {device_of(record)}",
+        f"{job.output.uri}: {record.num_rows:,} plan rows on {record.device}",
         output_uri=job.output.uri,
         fingerprint=record.fingerprint,
         num_rows=record.num_rows,
         num_rows_done=state.committed.num_done,
-        device=device_of(record),
+        device=record.device,
         host=socket.gethostname(),
         pid=os.getpid(),
         tokpipe_version=tokpipe.__version__,

@@ -1,10 +1,8 @@
 """A job's output before any work: look it up, check that it matches the job, or start it."""
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Console
 
@@ -22,8 +20,6 @@ from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 from tokpipe.weights.read import TokenizerWeights, read_weights
-
-_FORMER_EXTENSIONS = ["mp4", "mkv", "webm", "mov", "avi"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def look_up(job: JobConfig) -> JobOutput:
     weights = read_weights(job.tokenizer, job.storage)
     if record is None:
         return JobOutput(store, weights)
-    _check_same(store, record, job, weights.hash)
+    job_record.check_resumable(store, record, job, weights.hash)
     return JobOutput(store, weights, record, load_state(store, record.num_rows))
 
 
@@ -116,37 +112,5 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
         ),
     )
     if record.writer != driver:
-        _check_same(store, record, job, weights_hash)
+        job_record.check_resumable(store, record, job, weights_hash)
     return record
-
-
-def device_of(record: JobRecord) -> str:
-    """The kind of device that encodes for an output since its first run, ``cpu`` or ``cuda``."""
-    return str(record.settings["encode"]["device"])
-
-
-def _check_same(store: Store, record: JobRecord, job: JobConfig, weights_hash: str) -> None:
-    """Raise PlanMismatch if the output would mix two kinds of codes, or two plans."""
-    device = device_of(record) if job.encode.device == "auto" else job.encode.device
-    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
-    job_record.check_same(
-        store.uri,
-        {**record.settings, **_plan_inputs(record.job)},
-        {**wanted, **_plan_inputs(job.model_dump(mode="json"))},
-    )
-
-
-def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a resolved job that decide the rows of its plan."""
-    # Not allowed_prefixes: it is checked while planning, and older jobs did not have it. Nor the
-    # default of video_extensions, which once was a list.
-    sources = [
-        {
-            key: value
-            for key, value in source.items()
-            if key != "allowed_prefixes"
-            and not (key == "video_extensions" and value in (None, _FORMER_EXTENSIONS))
-        }
-        for source in job["sources"]
-    ]
-    return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}

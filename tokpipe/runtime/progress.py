@@ -1,23 +1,25 @@
 """What people see while a job runs: a line per stage on a terminal, else a line now and then."""
 
 import time
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.human import counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 from tokpipe.telemetry.logs import events_are_logged, log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.telemetry.speed import speed_of, speed_text
-from tokpipe.types import STAGES, Stage
+from tokpipe.types import STAGES
 
-BAR_WIDTH = 24
-NO_ACTOR_S = 60.0
-"""A stage without an actor for this long is reported: the cluster may lack room for one."""
+COLUMNS_WIDTH = 56
+"""Cells of a stage's line beside its bar. Fixed, so that nothing moves as numbers grow."""
+MAX_BAR_WIDTH = 40
+MIN_LIMIT_S = 10.0
+"""Seconds of encoders before a limit is named: the first leases say nothing about the job."""
 
 
 class ProgressView:
@@ -26,9 +28,8 @@ class ProgressView:
     def __init__(self, console: Console, interval_s: float) -> None:
         self.console = console
         self.interval_s = interval_s
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
         self._next_line = 0.0
-        self._had_actors: dict[Stage, float] = dict.fromkeys(STAGES, time.monotonic())
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -45,72 +46,70 @@ class ProgressView:
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
-            lines = _rejected_line(snapshot), Text(_speed_text(snapshot))
-            self._live.update(Group(self._table(snapshot), *filter(None, lines)), refresh=True)
+            self._live.update(Group(*self._lines(snapshot)), refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.interval_s
-            self.say(self._line(snapshot))
+            self.say(_plain_line(snapshot))
 
-    def _table(self, snapshot: Snapshot) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for justify in ("left", "left", "right", "right", "right", "right"):
-            table.add_column(justify=justify, no_wrap=True)
+    def _lines(self, snapshot: Snapshot) -> Iterator[Text]:
+        width = max(0, min(MAX_BAR_WIDTH, self.console.width - COLUMNS_WIDTH))
+        done, rest = "#-" if self.console.options.ascii_only else "━─"
         for stage in STAGES:
-            done, rate = snapshot.passed[stage], snapshot.clips_per_s(stage)
-            table.add_row(
-                Text(stage, style="bold"),
-                _bar(done, snapshot.expected),
-                f"{done:,}/{_total(snapshot)}",
-                f"{rate:,.1f} clips/s",
-                f"ETA {_eta(snapshot.expected - done, rate)}",
-                f"{(count := snapshot.actors[stage])} actor{'' if count == 1 else 's'}",
+            passed, workers = snapshot.passed[stage], snapshot.actors[stage]
+            filled = width * min(passed, snapshot.expected) // max(1, snapshot.expected)
+            yield Text.assemble(
+                (f"{stage:<8}", "bold"),
+                (done * filled, "green"),
+                (rest * (width - filled), "bright_black"),
+                f"{passed:>13,}{rate_text(snapshot.clips_per_s(stage)):>11} clips/s",
+                f"{workers:>8,} worker{'' if workers == 1 else 's'}",
+                no_wrap=True,
+                overflow="crop",
             )
-        if idle := self._idle_stages(snapshot):
-            table.add_row(Text("waiting", style="yellow"), Text(_no_room(idle)))
-        return table
-
-    def _idle_stages(self, snapshot: Snapshot) -> list[Stage]:
-        """Stages that have had no actor for NO_ACTOR_S."""
-        now = time.monotonic()
-        for stage in STAGES:
-            if snapshot.actors[stage]:
-                self._had_actors[stage] = now
-        return [stage for stage in STAGES if now - self._had_actors[stage] > NO_ACTOR_S]
-
-    def _line(self, snapshot: Snapshot) -> str:
-        parts = [
-            f"{stage} {snapshot.passed[stage]:,} ({snapshot.clips_per_s(stage):,.1f}/s, "
-            f"{snapshot.actors[stage]} actors)"
-            for stage in STAGES
-        ]
-        eta = _eta(snapshot.expected - snapshot.passed["write"], snapshot.clips_per_s("write"))
-        idle = self._idle_stages(snapshot)
-        notes = filter(None, [eta, _speed_text(snapshot), _no_room(idle)])
-        goodput = snapshot.run.goodput
-        return (
-            f"of {_total(snapshot)} clips: {', '.join(parts)}, rejected {snapshot.num_rejected:,}, "
-            f"{'' if goodput is None else f'goodput {goodput:.0%}, '}ETA {'; '.join(notes)}"
-        )
+        yield Text(_job_text(snapshot), no_wrap=True, overflow="ellipsis")
+        if snapshot.waiting_for:
+            yield Text(snapshot.waiting_for, style="yellow")  # wraps: it may say what to do
+        elif speed := _speed_text(snapshot):
+            yield Text(speed, no_wrap=True, overflow="ellipsis")
+        if snapshot.rejected:
+            line = Text(_rejected_text(snapshot), no_wrap=True, overflow="ellipsis")
+            line.stylize("yellow", 0, len("rejected"))
+            yield line
 
 
-def _rejected_line(snapshot: Snapshot) -> Text:
-    """How many clips are rejected and why; empty if none are."""
-    line = Text(no_wrap=True, overflow="ellipsis")
-    if snapshot.rejected:
-        reasons = counts_text(snapshot.rejected)
-        line.append("rejected", style="yellow").append(f" {snapshot.num_rejected:,}: {reasons}")
-    return line
+def _plain_line(snapshot: Snapshot) -> str:
+    stages = ", ".join(
+        f"{stage} {snapshot.passed[stage]:,} ({rate_text(snapshot.clips_per_s(stage))}/s, "
+        f"{counted(snapshot.actors[stage], 'worker')})"
+        for stage in STAGES
+        if any(snapshot.actors.values())
+    )
+    notes = _rejected_text(snapshot), snapshot.waiting_for or _speed_text(snapshot)
+    return "; ".join(filter(None, [_job_text(snapshot), stages, *notes]))
+
+
+def _job_text(snapshot: Snapshot) -> str:
+    """How far the whole job is. The total has ``~`` if it is estimated from opened sources."""
+    total = (
+        f"{'~' if snapshot.expected > snapshot.total else ''}{counted(snapshot.expected, 'clip')}"
+    )
+    left = "-" if snapshot.left_s is None else duration(snapshot.left_s)
+    share = share_text(snapshot.share_done)
+    return f"{share} of {total} done, elapsed {duration(snapshot.elapsed_s)}, left {left}"
+
+
+def _rejected_text(snapshot: Snapshot) -> str:
+    if not snapshot.rejected:
+        return ""
+    return f"rejected {snapshot.num_rejected:,}: {counts_text(snapshot.rejected)}"
 
 
 def _speed_text(snapshot: Snapshot) -> str:
-    """How close the last minute was to the encoders' speed; empty before there are any."""
+    """How close the last minute was to the encoders' speed; empty while too little is known."""
     speed = speed_of(snapshot.recent)
-    return "" if speed is None else speed_text(speed)
-
-
-def _total(snapshot: Snapshot) -> str:
-    """All clips; with ``~`` if it is an estimate from the sources opened so far."""
-    return f"{'~' if snapshot.expected > snapshot.total else ''}{snapshot.expected:,}"
+    if speed is None or snapshot.recent.up_s["encode"] < MIN_LIMIT_S:
+        return ""
+    return speed_text(speed)
 
 
 class ProgressLog:
@@ -140,21 +139,8 @@ class ProgressLog:
             goodput=run.goodput,
             speed_of_light=None if speed is None else round(speed.share, 4),
             limit=None if speed is None else speed.limit,
+            share_done=round(snapshot.share_done, 4),
+            elapsed_s=round(snapshot.elapsed_s, 1),
+            left_s=None if snapshot.left_s is None else round(snapshot.left_s, 1),
+            waiting_for=snapshot.waiting_for or None,
         )
-
-
-def _no_room(stages: list[Stage]) -> str:
-    if not stages:
-        return ""
-    return f"no {' or '.join(stages)} actor is up: the cluster may lack CPUs or GPUs for one"
-
-
-def _bar(done: int, total: int) -> Text:
-    filled = BAR_WIDTH * min(done, total) // total if total else BAR_WIDTH
-    return Text.assemble(("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "bright_black"))
-
-
-def _eta(left: int, rate: float) -> str:
-    if left <= 0:
-        return "0:00"
-    return duration(left / rate) if rate > 0 else "-"

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 from tokpipe.formats.manifest import ManifestState
 from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.waiting import waiting_for
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.speed import RecentAccount
 from tokpipe.types import STAGES, Stage
 
 RECENT_S = 60.0
-"""Rates cover the last minute, so that a slow start does not distort the ETA for hours."""
+"""Rates cover the last minute, so that a slow start does not distort the time left for hours."""
+MIN_RATE_S = 5.0
+"""Seconds of encoding before the time left is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,30 @@ class Snapshot:
     """What it did over the last RECENT_S."""
     recent_s: float = 0.0
     """Seconds that ``recent`` covers."""
+    encoding_s: float = 0.0
+    """Seconds since the first encoder was up."""
+    elapsed_s: float = 0.0
+    """Seconds since the run started."""
+    waiting_for: str = ""
+    """What holds the job up, such as workers that start; empty while every stage can work."""
+
+    @property
+    def share_done(self) -> float:
+        """Fraction of the expected clips that are committed, 0 to 1."""
+        return min(1.0, self.passed["write"] / self.expected) if self.expected else 1.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end if clips settle as fast as in the last minute; None without a rate.
+
+        Encoding sets the pace. Commits come in bursts, as shards fill up.
+        """
+        stage: Stage = "encode" if self.passed["encode"] < self.expected else "write"
+        left = self.expected - self.passed[stage]
+        settled = self.recent.passed(stage)
+        if left > 0 and (settled <= 0 or self.encoding_s < MIN_RATE_S):
+            return None
+        return max(0, left) * min(self.recent_s, self.encoding_s) / max(1, settled)
 
     @property
     def num_rejected(self) -> int:
@@ -49,8 +76,11 @@ class Snapshot:
 class Snapshots:
     """Takes snapshots of a run that starts from the output's current state."""
 
-    def __init__(self, state: ManifestState) -> None:
-        self._state = state
+    def __init__(self, state: ManifestState, started: float) -> None:
+        self._state, self._started = state, started
+        self._last_up = dict.fromkeys(STAGES, time.monotonic())
+        """When each stage last had a worker."""
+        self._encoding_since: float | None = None
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
         self._unopened_before, self._left_before = _rows_and_clips_left(state)
         self._recent = RecentAccount(RECENT_S)
@@ -59,18 +89,26 @@ class Snapshots:
         run, committed = dispatcher.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
-        recent, recent_s = self._recent.add(time.monotonic(), run)
+        now = time.monotonic()
+        recent, recent_s = self._recent.add(now, run)
+        actors = {stage: dispatcher.num_up(stage) for stage in STAGES}
+        self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
+        if self._encoding_since is None and actors["encode"]:
+            self._encoding_since = now
         return Snapshot(
             total=total,
             expected=total + round(unopened * run.num_extra_clips / max(1, run.num_opened)),
             passed={stage: self._settled_before + run.passed(stage) for stage in STAGES},
-            actors={stage: dispatcher.num_up(stage) for stage in STAGES},
+            actors=actors,
             rejected=dict(self._state.totals.rejected),  # a copy: another thread counts commits
             num_rows=committed.num_rows,
             num_rows_done=committed.num_done,
             run=run,
             recent=recent,
             recent_s=recent_s,
+            encoding_s=now - (self._encoding_since or now),
+            elapsed_s=now - self._started,
+            waiting_for=waiting_for(dispatcher.parts, self._last_up, now),
         )
 
 

@@ -1,51 +1,68 @@
-"""The last lines of a run: what the output holds, what was rejected, what limited the speed."""
+"""The last lines of a run: what was done, how fast, what was rejected, and what to do next."""
 
+import shlex
 from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
-from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.human import counts_text, duration, size_text
-from tokpipe.telemetry.speed import speed_text
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
+from tokpipe.telemetry.speed import advice
+
+MIN_JUDGED_S = 30.0
+"""The speed of a run that encodes for less time says nothing about a longer one."""
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     """Yield the summary of a run, line by line."""
-    totals = outcome.totals
-    left = f" with {outcome.num_left:,} plan rows left" if outcome.ended == "stopped" else ""
-    yield f"{outcome.ended} after {duration(outcome.elapsed_s)}{left}: {job.output.uri}"
+    totals, uri = outcome.totals, shlex.quote(job.output.uri)
+    too_many = outcome.rejected_fraction > job.max_rejected_fraction
+    left = f" with {counted(outcome.num_left, 'plan row')} left" if outcome.num_left else ""
+    ended = "failed" if outcome.ended == "done" and too_many else outcome.ended
+    if outcome.was_done:
+        num_clips = totals.num_clips + totals.num_rejected
+        yield f"nothing left to do: {counted(num_clips, 'clip')} done before: {job.output.uri}"
+    else:
+        yield f"{ended} after {duration(outcome.elapsed_s)}{left}: {job.output.uri}"
     bits = f", {8 * totals.size_bytes / totals.num_codes:.1f} bits each" if totals.num_codes else ""
-    yield (
-        f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} codes"
-    )
-    yield f"  {size_text(totals.size_bytes)} in {totals.num_shards:,} shards{bits}"
+    yield f"  {totals.text()}{bits}"
     if totals.num_rejected:
-        yield f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)}"
+        yield (
+            f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)} "
+            f"(why: tokpipe rejected {uri})"
+        )
     if outcome.left_out:
         yield f"  left out: {outcome.left_out}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
-    if speed := outcome.speed:
-        yield f"  {speed_text(speed)}"
-    yield from _goodput_lines(outcome.account)
+    yield from _speed_lines(outcome)
     if outcome.was_drained:
         yield "  stopped because the driver's node is draining"
     if outcome.ended == "stopped":
+        yield f"  progress: tokpipe status {uri}"
         yield "  run the same command again to continue"
-    elif outcome.rejected_fraction > job.max_rejected_fraction:
+    else:
+        yield f"  a page about it: tokpipe report {uri}"
+    if ended == "failed":
         yield (
-            f"  failed: {outcome.rejected_fraction:.1%} of the clips are rejected, more than "
+            f"failed: {outcome.rejected_fraction:.1%} of the clips are rejected, more than "
             f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the other clips "
             "are valid and stay; check the reasons, then raise the limit or fix the sources"
         )
 
 
-def _goodput_lines(account: Account) -> Iterator[str]:
-    """How much encoder time was productive, and what losses cost."""
-    if account.goodput is not None:
+def _speed_lines(outcome: Outcome) -> Iterator[str]:
+    """How fast the run was, what limited it, and what losses cost."""
+    account, seconds = outcome.account, outcome.encoding_s
+    num_clips, num_frames = account.clips.get("write", 0), account.num_frames
+    if outcome.speed is not None and seconds < MIN_JUDGED_S:
+        yield f"  encoding took {duration(seconds)}, too short to judge the speed"
+    elif outcome.speed is not None:
+        clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
+        yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
+        yield f"  {advice(outcome.speed)}"
         yield (
-            f"  goodput {account.goodput:.0%}: {account.useful_s:,.0f} of {account.paid_s:,.0f} "
-            "encoder seconds produced the codes committed by this run"
+            f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "
+            f"{account.paid_s:,.0f} encoder seconds produced the codes committed by this run"
         )
     if account.lost_actors or account.lost_s:
         actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(account.lost_actors.items()))

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import NotFound, StorageError
+from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.storage.client import MULTIPART_BYTES, AlreadyExists, Client, client_of
 from tokpipe.storage.local_files import (
     TEMPORARY_FOLDER,
@@ -39,6 +40,8 @@ class FsspecStore:
     def __init__(self, uri: str, options: StoreOptions) -> None:
         self._options = options
         client = client_of(uri, options)
+        if client.protocol not in ("file", "memory") and not _names_a_place(uri):
+            raise ConfigError(f"{uri}: names no bucket or host: write {client.protocol}://NAME/...")
         self._uri = client.uri_of(client.path_of(uri))
         if client.is_local:
             self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
@@ -137,3 +140,10 @@ class FsspecStore:
         # In memory, fsspec checks first and then writes.
         with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
             client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
+
+
+def _names_a_place(uri: str) -> bool:
+    try:
+        return bool(urlsplit(uri).netloc)
+    except ValueError:  # such as a lone bracket
+        return False

@@ -59,9 +59,10 @@ def create_file(root: Path, path: Path, data: bytes) -> None:
 def remove_abandoned(root: Path, now_s: float | None = None) -> None:
     """Remove temporary files that killed processes left more than a day ago."""
     oldest_s = (time.time() if now_s is None else now_s) - _ABANDONED_AFTER_S
-    with contextlib.suppress(FileNotFoundError), os.scandir(root / TEMPORARY_FOLDER) as entries:
+    # Opening a store does this, and must not fail for readers who may not write to it.
+    with contextlib.suppress(OSError), os.scandir(root / TEMPORARY_FOLDER) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # another process may clean up too
+            with contextlib.suppress(OSError):  # such as another process that cleans up too
                 if entry.stat().st_mtime < oldest_s:
                     os.unlink(entry.path)  # noqa: PTH108
 

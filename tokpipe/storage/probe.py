@@ -1,18 +1,22 @@
 """Checks, before any work, that a store honours the exclusive creates that commits rely on."""
 
+import contextlib
 import uuid
+from pathlib import Path
 
-from tokpipe.errors import UnsafeStore
+from tokpipe.errors import StorageError, UnsafeStore
 from tokpipe.storage.client import MULTIPART_BYTES, split_protocol
+from tokpipe.storage.local_files import TEMPORARY_FOLDER
 from tokpipe.storage.store import Store
 
 
-def probe_store(store: Store) -> None:
-    """Check that a second exclusive create of the same key fails.
+def probe_store(store: Store, *, leave_folders: bool = True) -> None:
+    """Check that a second exclusive create of the same key fails, and delete what was written.
 
     Remote stores are also tested with a multipart upload, which ends in another call: Ceph 16
     honours the condition in single requests but ignores it there. This uploads
-    ``MULTIPART_BYTES``, so it is done once, when a job starts.
+    ``MULTIPART_BYTES``, so it is done once, when a job starts. Without ``leave_folders``, folders
+    on local disk that this created are removed again.
 
     Raises:
         UnsafeStore: the second create succeeded.
@@ -21,6 +25,7 @@ def probe_store(store: Store) -> None:
     attempts = {"in one request": b"second"}
     if split_protocol(store.uri)[0] not in ("file", "memory"):
         attempts["in parts"] = bytes(MULTIPART_BYTES)
+    created = [] if leave_folders else _missing_folders(store.uri)
     try:
         store.create(key, b"first")
         for how, data in attempts.items():
@@ -33,5 +38,25 @@ def probe_store(store: Store) -> None:
                     "S3, SeaweedFS, MinIO, a local disk), or set output.accept_unsafe_store and "
                     "make sure yourself that only one driver runs at a time"
                 )
-    finally:
         store.delete(key)
+    except BaseException:
+        with contextlib.suppress(StorageError):  # what stopped the probe matters more
+            store.delete(key)
+        raise
+    finally:
+        for folder in created:
+            with contextlib.suppress(OSError):  # another process has written there
+                folder.rmdir()
+
+
+def _missing_folders(uri: str) -> list[Path]:
+    """Return the folders that a local store would create for a probe, the deepest first."""
+    protocol, path = split_protocol(uri)
+    if protocol != "file":
+        return []
+    root = Path(path)
+    return [
+        folder
+        for folder in (root / "probe", root / TEMPORARY_FOLDER, root, *root.parents)
+        if not folder.exists()
+    ]

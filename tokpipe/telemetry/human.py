@@ -23,6 +23,21 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:,.1f} TiB"
 
 
+def rate_text(rate: float) -> str:
+    """Format a rate as ``1,234.5``, or as ``0.02`` if it is small."""
+    return f"{rate:,.1f}" if rate >= 9.995 else f"{rate:.2f}"
+
+
+def share_text(share: float) -> str:
+    """Format a fraction done as ``12.3%``; as ``100.0%`` only if everything is done."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return ``1 shard`` or ``2 shards``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
     """Format counts, the largest first: ``truncated 1,200, no_video 3``; empty if none."""
     most_first = sorted(counts.items(), key=lambda pair: -pair[1])

@@ -55,11 +55,20 @@ def says_secret(name: str) -> bool:
     return plain == "KEY" or bool(_SECRET_NAME.search(plain))
 
 
+def holds_secret(name: str, value: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether an environment variable is secret, by its name or by its value."""
+    return _names_secret(name) or redact(value, environ) != value
+
+
+def _names_secret(name: str) -> bool:
+    return says_secret(name) and not _PLACE_NAME.search(name.upper())
+
+
 def _secret_values(environ: Mapping[str, str]) -> list[str]:
     """Return the secrets of the environment, longest first, because one may contain another."""
     values: set[str] = set()
     for name, value in environ.items():
         is_long_enough = len(value) >= 12 or (len(value) >= 8 and any(map(str.isdigit, value)))
-        if is_long_enough and says_secret(name) and not _PLACE_NAME.search(name.upper()):
+        if is_long_enough and _names_secret(name):
             values |= {value, quote(value, safe=""), quote(value)}
     return sorted(values, key=len, reverse=True)

@@ -18,6 +18,11 @@ OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
     "encode": ("transfer", "encode"),
     "write": ("write",),
 }
+NOUNS: Mapping[Activity, str] = {
+    "download": "downloading", "decode": "decoding", "transfer": "moving frames",
+    "encode": "encoding", "write": "writing",
+}  # fmt: skip
+
 AS_BUSY = 0.02
 """Fractions that differ by less count as equal. Encode is then named as the limit, because
 only more encoders would help."""
@@ -84,11 +89,33 @@ class RecentAccount:
 
 
 def speed_text(speed: Speed) -> str:
-    """Format as one line: ``speed of light 97%, limited by encode (busy 98%)``."""
+    """Format as one line: ``encoders busy 60%, limited by decoding (busy 98%)``."""
     if speed.limit is None:
-        why = "no stage was busy long enough to name a limit"
+        why = ": no stage is busy enough to name a limit"
     elif speed.limit == "encode":
-        why = f"limited by encode (busy {speed.limit_share:.0%}): as fast as its encoders"
+        why = ": as fast as they can go"
     else:
-        why = f"limited by {speed.limit} (busy {speed.limit_share:.0%})"
-    return f"speed of light {speed.share:.0%}, {why}"
+        why = f", limited by {NOUNS[speed.limit]} (busy {speed.limit_share:.0%})"
+    return f"encoders busy {speed.share:.0%}{why}"
+
+
+def advice(speed: Speed) -> str:
+    """Say what limited a job, and what would make it faster."""
+    if speed.limit is None:
+        return (
+            f"no stage was busy enough to name a limit; encoders computed {speed.share:.0%} of "
+            "the time"
+        )
+    is_encode = speed.limit == "encode"
+    did = f"computed {speed.share:.0%}" if is_encode else f"waited {1 - speed.share:.0%}"
+    what = f"{NOUNS[speed.limit]} limited this job: encoders {did} of the time"
+    return f"{what}. {_REMEDIES[speed.limit]}"
+
+
+_REMEDIES: Mapping[Activity, str] = {
+    "download": "Use a store nearer to the nodes, or lower runtime.decode.cpus for more decoders",
+    "decode": "Add CPUs, or lower runtime.decode.cpus if they were not all busy",
+    "transfer": "Use a faster network, or fewer GPUs per node",
+    "encode": "Only more or faster encoders help: add GPUs, or CPUs if it encodes on CPUs",
+    "write": "Raise runtime.write.max_actors, or use a faster store",
+}

@@ -1,1 +1,1 @@
-"""Trains tokenizers and measures them: ``python -m tokpipe.train`` and ``... .evaluate``."""
+"""Trains and measures tokenizers: ``tokpipe train``, ``python -m tokpipe.train.evaluate``."""

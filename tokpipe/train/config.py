@@ -188,8 +188,13 @@ def load_training(path: Path) -> TrainConfig:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as a training file: {error}") from error
-    return parse_training(read_mapping(text, str(path)), name=str(path), root=path.resolve().parent)
+        raise ConfigError(f"{path}: cannot be read as a training file: {error.strerror}") from error
+    data = read_mapping(text, str(path))
+    if "dataset" in data and "phases" not in data:
+        raise ConfigError(
+            f"{path}: this is a job file, not a training file: use tokpipe run {path}"
+        )
+    return parse_training(data, name=str(path), root=path.resolve().parent)
 
 
 def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfig:

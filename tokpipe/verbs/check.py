@@ -1,41 +1,95 @@
-"""``tokpipe check``: everything about a job that can be checked without torch, Ray or writing."""
+"""``tokpipe check``: try what a run needs, on this machine, and say what was not tried.
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+A few videos are opened, the tokenizer encodes noise, and the output is probed for writing. Ray is
+not needed; what needs torch or PyAV is not checked without them.
+"""
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
+from tokpipe.config.checkpoint import BUILTIN
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import ConfigError, NotFound
+from tokpipe.config.tokenizer import CustomConfig
+from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
+from tokpipe.plan import RowSample, merge_columns, sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
-from tokpipe.storage import open_store
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.storage import open_store, probe_store
+from tokpipe.telemetry.human import counts_text, duration
 from tokpipe.telemetry.redact import redact
-from tokpipe.weights.read import find_weights
+from tokpipe.types import Cut, DecodedClip
+from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.status import status_of
+from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
+
+MAX_ROWS = 200_000
+"""Rows read of each source: a table of 100 million is not worth reading for a check."""
+_MAX_TAR_ROWS = 5_000
+"""Listing a tar takes a request per member."""
+_FIRST_FRAME = Cut(1, 1)
+NOT_CHECKED = "not checked"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One part of a job that was checked and can be used."""
+    """One part of a job that was checked and can be used, a warning, or what was not checked."""
 
     subject: str
-    """Which part, such as ``"source"``."""
+    """Which part, such as ``"source"``; or ``"warning"`` or ``"not checked"``."""
     text: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
     """What ``text`` says, for programs."""
 
 
-def check(job: JobConfig) -> Iterator[CheckResult]:
-    """Check settings, tokenizer, sources, weights and output, and yield what is found.
+def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[CheckResult]:
+    """Check a job, and yield what is found. What was not checked comes last.
+
+    Args:
+        num_sampled: number of videos to open of each source.
+        seed: selects these videos.
 
     Raises:
         TokpipeError: the first problem that would keep the job from running.
     """
-    tokenizer, traits, policy = job.tokenizer, job.tokenizer.traits, job.chunking.policy
+    skipped = []
+    for found in _steps(job, num_sampled, seed):
+        if found.subject == NOT_CHECKED:
+            skipped.append(found)
+        else:
+            yield found
+    yield from skipped
+
+
+def _steps(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]:
+    yield _dataset(job)
+    yield _tokenizer(job)
+    yield from _sources(job, num_sampled, seed)
+    weights = yield from _trial(job)
+    yield from _output(job, weights)
+    yield from _other_machines(job)
+
+
+def _warning(text: str) -> CheckResult:
+    return CheckResult("warning", f"warning: {text}", {"warning": text})
+
+
+def _not_checked(what: str, why: str) -> CheckResult:
+    return CheckResult(NOT_CHECKED, f"not checked: {what} ({why})", {"what": what, "why": why})
+
+
+def _dataset(job: JobConfig) -> CheckResult:
+    policy = job.chunking.policy
     sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
     fps = "native" if job.sampling.fps is None else f"{job.sampling.fps:g}"
-    yield CheckResult(
+    return CheckResult(
         "dataset",
         f"dataset {job.dataset}: {sizes} pixels at {fps} frames/s, policy {policy}",
         {
@@ -45,7 +99,11 @@ def check(job: JobConfig) -> Iterator[CheckResult]:
             "policy": policy,
         },
     )
-    yield CheckResult(
+
+
+def _tokenizer(job: JobConfig) -> CheckResult:
+    tokenizer, traits = job.tokenizer, job.tokenizer.traits
+    return CheckResult(
         "tokenizer",
         f"tokenizer {tokenizer.name} ({tokenizer.kind}): {traits.temporal_stride}x"
         f"{traits.spatial_stride}x{traits.spatial_stride} pixels per code, "
@@ -59,48 +117,172 @@ def check(job: JobConfig) -> Iterator[CheckResult]:
             "code_dtype": traits.code_dtype,
         },
     )
-    for source in open_sources(job.sources, job.storage, job.output.uri):
-        columns = source.carried().names
-        first = redact(_first_clip(source))
-        carried = f", carrying {', '.join(columns)}" if columns else ""
-        left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
-        yield CheckResult(
-            "source",
-            f"{source.label}: first clip {first}{carried}{left_out}",
-            {
-                "label": source.label,
-                "first_clip": first,
-                "columns": list(columns),
-                "left_out": source.left_out.counts,
-            },
+
+
+def _sources(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]:
+    sources = open_sources(job.sources, job.storage, job.output.uri)
+    merge_columns(sources)
+    samples = []
+    for source, config in zip(sources, job.sources, strict=True):
+        max_rows = _MAX_TAR_ROWS if config.kind == "webdataset" else MAX_ROWS
+        rows = sample_rows(source, job.dataset, num_items=num_sampled, max_rows=max_rows, seed=seed)
+        yield from _rows(source, rows)
+        yield from _videos(job, source, rows)
+        samples.append(rows)
+    hashes = np.concatenate([rows.hashes for rows in samples])
+    repeated = len(hashes) - len(np.unique(hashes))
+    if repeated and job.on_duplicate == "refuse":
+        raise ConfigError(
+            f"{repeated:,} of {len(hashes):,} rows repeat the clip of an earlier row, so the "
+            "dataset would hold its codes twice, and a run stops before any work. `tokpipe plan` "
+            "names the first such rows. Remove them, or set on_duplicate: keep_first"
         )
+
+
+def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
+    if not rows.num_rows:
+        raise ConfigError(f"{source.label} has no rows, so there is nothing to tokenize")
+    if not rows.items and rows.problem is not None:
+        raise ConfigError(
+            f"{source.label}: none of {rows.num_rows:,} rows can be used; the first: "
+            f"{rows.problem}. There is nothing to tokenize: correct the source"
+        )
+    columns, first = source.carried().names, redact(rows.first_uri)
+    carried = f", carrying {', '.join(columns)}" if columns else ""
+    left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
+    more_than = "" if rows.is_complete else "more than "
+    count = f"{more_than}{rows.num_rows:,} row{'s' if rows.num_rows > 1 else ''}"
+    yield CheckResult(
+        "source",
+        f"{source.label}: {count}, first clip {first}{carried}{left_out}",
+        {
+            "label": source.label,
+            "num_rows": rows.num_rows,
+            "is_complete": rows.is_complete,
+            "num_bad_rows": rows.num_problems,
+            "first_clip": first,
+            "columns": list(columns),
+            "left_out": source.left_out.counts,
+        },
+    )
+    if rows.num_problems:
+        yield _warning(
+            f"{rows.num_problems:,} of {rows.num_rows:,} rows will be rejected as bad_row; the "
+            f"first: {rows.problem}"
+        )
+    if not rows.is_complete:
+        short = source.label.partition(" ")[0]
+        yield _not_checked(f"rows of {short} after the first {rows.num_rows:,}", "too many")
+
+
+def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
+    """Decode the first frame of each sampled video."""
+    num_good, short = rows.num_rows - rows.num_problems, source.label.partition(" ")[0]
+    if not find_spec("av"):
+        yield _not_checked(f"videos of {short}", "PyAV is not installed here")
+        return
+    # A clip's length is checked whole, but only its first frame is decoded.
+    stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, _FIRST_FRAME)
+    with set_up(stage):
+        found = stage.process(rows.items)
+    bad = [one for one in found if not isinstance(one, DecodedClip)]
+    reasons = dict(Counter(one.reason for one in bad).most_common())
+    example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}") if bad else None
+    if bad and len(bad) == len(found):
+        raise ConfigError(
+            f"{source.label}: opened {len(found)} of its videos, and none can be decoded "
+            f"({counts_text(reasons)}), such as {example}. A run would reject most of its clips, "
+            "if not all: correct the source, or its access to the videos"
+        )
+    opened = f"  opened {len(found)} video{'s' if len(found) > 1 else ''}: "
+    text = f"rejected {len(bad)} ({counts_text(reasons)}), such as {example}" if bad else "all fine"
+    facts = {"label": source.label, "num_opened": len(found), "reasons": reasons}
+    yield CheckResult("videos", opened + text, {**facts, "example": example})
+    share = 1 - (1 - len(bad) / len(found)) * num_good / rows.num_rows
+    if share > job.max_rejected_fraction:
+        yield _warning(
+            f"about {share:.0%} of {source.label} would be rejected. If that is typical, the run "
+            f"ends with exit code 4: max_rejected_fraction is {job.max_rejected_fraction:g}"
+        )
+    if num_good > len(found):
+        left = f"{num_good - len(found):,} of {num_good:,} videos of {short}"
+        yield _not_checked(left, "only a sample was opened; --sample N opens more")
+    yield _not_checked(
+        f"what comes after the first frame of each video of {short}", "decoding all takes long"
+    )
+
+
+def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | None]:
+    """Build the tokenizer and let it encode noise; return its weights if they were read."""
+    tokenizer, encode = job.tokenizer, job.encode
     if (uri := tokenizer.weights) is not None:
         size = find_weights(uri, job.storage)
         facts = {"uri": uri, "size_bytes": size}
         yield CheckResult("weights", f"weights {uri}: {size:,} bytes", facts)
-    yield _check_output(job)
+    for name in ("torch", "safetensors", *tokenizer.libraries):
+        if not find_spec(name):
+            yield _not_checked("the tokenizer and its weights", f"{name} is not installed here")
+            return None
+    # Imported late: torch takes seconds.
+    from tokpipe.stages.trial import try_tokenizer
+
+    weights = read_weights(tokenizer, job.storage)
+    device = try_tokenizer(tokenizer, job.chunking, encode, weights.encoding)
+    text = f"  encoded noise on {device}: shapes and codes are as declared"
+    yield CheckResult("trial", text, {"device": device})
+    if encode.device != "cpu" and device == "cpu":
+        waits = "; a run that has only this machine would wait for one"
+        why = "this machine has none" + (waits if encode.device == "cuda" else "")
+        yield _not_checked("codes on a GPU", why)
+    sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
+    yield _not_checked(f"memory and speed at {sizes}", "the tokenizer was tried on a small clip")
+    return weights
 
 
-def _first_clip(source: RowSource) -> str:
-    """Return the URI of the first usable row, or of the first row if all have problems."""
-    first = None
-    for batch in source.batches():
-        for uri, problem in zip(batch["source_uri"], batch["problem"], strict=True):
-            first = first or uri.as_py()
-            if not problem.is_valid:
-                return str(uri)
-    if first is None:
-        raise ConfigError(f"{source.label} has no rows, so there is nothing to tokenize")
-    return str(first)
-
-
-def _check_output(job: JobConfig) -> CheckResult:
+def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckResult]:
     uri = job.output.uri
     store = open_store(uri, job.storage)
     try:
-        num_rows = job_record.read(store).num_rows
+        record = job_record.read(store)
     except NotFound:
-        return CheckResult("output", f"output {uri}: new", {"uri": uri, "is_new": True})
-    done = load_state(store, num_rows).committed.num_done
-    facts = {"uri": uri, "is_new": False, "num_rows": num_rows, "num_rows_done": done}
-    return CheckResult("output", f"output {uri}: {done:,} of {num_rows:,} plan rows settled", facts)
+        text, facts = f"output {uri}: new", {"uri": uri, "is_new": True}
+    else:
+        if weights is None:
+            yield _not_checked(f"whether {uri} has the settings of this job", "see the tokenizer")
+        else:
+            job_record.check_resumable(store, record, job, weights.hash)
+        found = status_of(store, record, load_state(store, record.num_rows))
+        done, rows = found.num_rows_done, found.num_rows
+        text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
+        facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
+        if found.is_done:
+            yield CheckResult("output", text, facts)
+            return
+        if found.driver is not None and found.last_commit_age_s is not None:
+            facts |= {"driver": found.driver, "last_commit_age_s": found.last_commit_age_s}
+            text += (
+                f", the last {duration(found.last_commit_age_s)} ago by {found.driver}. If that "
+                "still runs, a new run takes over and stops it"
+            )
+    try:
+        probe_store(store, leave_folders=False)
+    except UnsafeStore as error:
+        if not job.output.accept_unsafe_store:
+            raise
+        yield _warning(str(error))
+    yield CheckResult("output", f"{text}; can be written", facts)
+
+
+def _other_machines(job: JobConfig) -> Iterator[CheckResult]:
+    if job.runtime.cluster == "local":
+        return
+    tokenizer = job.tokenizer
+    needs = [*(config.uri for config in job.sources), job.output.uri]
+    if tokenizer.weights is not None and not tokenizer.weights.startswith(BUILTIN):
+        needs.append(tokenizer.weights)
+    if isinstance(tokenizer, CustomConfig):
+        needs.append(tokenizer.implementation)
+    yield _not_checked(
+        f"whether other machines of a cluster can use {', '.join(needs)}",
+        "they were tried on this machine only",
+    )

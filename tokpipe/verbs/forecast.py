@@ -9,9 +9,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -31,6 +29,8 @@ from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
+from tokpipe.verbs.locate import find_output
+from tokpipe.verbs.probing import set_up
 
 _STANDARD_ERRORS = 1.96
 """Half the width of a 95 % confidence interval."""
@@ -179,28 +179,24 @@ def forecast(
     Args:
         num_sampled: number of rows to probe, at most all.
         seed: selects these rows.
-        like: URI of an output with the job's speed and size per code; by default the job's own
-            output, if it exists.
+        like: URI or job file of an output with the job's speed and size per code; by default the
+            job's own output, if it exists.
         codes_per_s: speed of one encoder, instead of ``like``.
         price_per_hour: price of one encoder.
 
     Raises:
         TokpipeError: a problem that would keep the job from starting, or no speed in ``like``.
     """
-    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as name:
-        folder = Path(name)
-        store = open_store(str(folder / "plan"), StoreOptions())
+    own, is_done = _totals(job.output.uri, job.storage)
+    speed = _speed(job, own, like, codes_per_s)
+    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
+        store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = _items(PlanReader(store, plan), np.sort(rows))
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        stage.setup(scratch)
-        with closing(stage):
+        with set_up(stage):
             sample = [_row_forecast(job, stage.probe(item)) for item in items]
-    own, is_done = _totals(job.output.uri, job.storage)
-    speed = _speed(job, own, like, codes_per_s)
 
     def total(name: str) -> Estimate:
         return Estimate.of([getattr(one, name) for one in sample], plan.num_rows)
@@ -295,7 +291,7 @@ def _speed(
 ) -> EncoderSpeed | None:
     if codes_per_s is not None:
         return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
-    totals = own if like is None else _totals(like, job.storage)[0]
+    totals = own if like is None else _totals(*find_output(like, job.storage))[0]
     if totals is not None and totals.paid_s > 0 and totals.num_codes:
         return EncoderSpeed(
             totals.num_codes / totals.paid_s,

@@ -14,7 +14,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
-from tokpipe.telemetry.human import counts_text, duration, size_text
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 
 RECENT_ENTRIES = 32
 """Commits that the rate is measured over; fewer if the driver started later."""
@@ -53,13 +53,10 @@ class Status:
     def lines(self) -> Iterator[str]:
         """Yield the same for people."""
         totals = self.totals
-        share = "done" if self.is_done else f"{self.num_rows_done / self.num_rows:.1%} done"
+        share = "done" if self.is_done else f"{share_text(self.num_rows_done / self.num_rows)} done"
         yield f"{self.uri}: {self.dataset}, {share}"
-        yield f"  {self.num_rows_done:,} of {self.num_rows:,} plan rows are settled"
-        yield (
-            f"  {totals.num_clips:,} clips, {totals.num_frames:,} frames, {totals.num_codes:,} "
-            f"codes, {size_text(totals.size_bytes)} in {totals.num_shards:,} shards"
-        )
+        yield f"  {self.num_rows_done:,} of {counted(self.num_rows, 'plan row')} settled"
+        yield f"  {totals.text()}"
         reasons = counts_text(totals.rejected)
         yield f"  {totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
         if totals.goodput is not None:
@@ -67,7 +64,7 @@ class Status:
         if self.driver is not None and self.last_commit_age_s is not None:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:
-            yield f"  recently {self.clips_per_s:,.1f} clips/s, {duration(self.left_s)} left"
+            yield f"  recently {rate_text(self.clips_per_s)} clips/s, left {duration(self.left_s)}"
 
 
 def status(store: Store, *, now: datetime | None = None) -> Status:

@@ -175,9 +175,23 @@ def _write(state: Mapping[str, Tensor], path: Path) -> None:
 def _choose(
     state: Mapping[str, Tensor], choices: Choices, always_dropped: tuple[str, ...], source: Path
 ) -> Generator[str, None, dict[str, Tensor]]:
-    """Set averages aside, strip the prefix, drop keys, and put averages in place if asked to."""
+    """Set averages aside, drop keys, strip the prefix, and put averages in place if asked to.
+
+    Prefixes to drop may be given with or without the prefix that is stripped.
+    """
     averages = {key for key in state if _is_average(key, state)}
     table = {key: key for key in state if key not in averages}  # new key -> key in the file
+    for prefix in (*always_dropped, *choices.drop):
+        below = (prefix, f"{choices.strip or ''}{prefix}")
+        kept = {new: key for new, key in table.items() if not key.startswith(below)}
+        if dropped := len(table) - len(kept):
+            yield f"{source}: left out {dropped:,} keys below {prefix!r}"
+        elif prefix in choices.drop:
+            raise ConfigError(
+                f"{source}: no key begins with {prefix!r}, so --drop leaves nothing out; the keys "
+                f"are {_some(table)}"
+            )
+        table = kept
     if (prefix := choices.strip) is not None:
         kept = {key.removeprefix(prefix): key for key in table if key.startswith(prefix)}
         if not kept:
@@ -186,16 +200,6 @@ def _choose(
                 f"are {_some(table)}"
             )
         yield f"{source}: took the {len(kept):,} of {len(table):,} keys below {prefix!r}"
-        table = kept
-    for prefix in (*always_dropped, *choices.drop):
-        kept = {new: key for new, key in table.items() if not new.startswith(prefix)}
-        if dropped := len(table) - len(kept):
-            yield f"{source}: left out {dropped:,} keys below {prefix!r}"
-        elif prefix in choices.drop:
-            raise ConfigError(
-                f"{source}: no key begins with {prefix!r}, so --drop leaves nothing out; the keys "
-                f"are {_some(table)}"
-            )
         table = kept
     if choices.ema:
         table = yield from _averaged(table, averages, source)
@@ -217,12 +221,16 @@ def _is_average(key: str, keys: Iterable[str]) -> bool:
 def _averaged(
     table: Mapping[str, str], averages: set[str], source: Path
 ) -> Generator[str, None, dict[str, str]]:
-    """Point every key at its average, which is named after the key without its dots."""
+    """Point every key at its average, which is named after the key without its dots.
+
+    LitEma leaves out the name of the model if it was given only that, as in ``LitEma(self.model)``.
+    """
     result = dict(table)
     owners: dict[str, str] = {}
     for new, key in table.items():
         part, _, rest = key.partition(".")
-        names = {"model_ema." + key.replace(".", ""), f"ema_{part}.{rest.replace('.', '')}"}
+        names = {f"model_ema.{name.replace('.', '')}" for name in (key, new)}
+        names.add(f"ema_{part}.{rest.replace('.', '')}")
         for name in sorted(names & averages):
             if name in owners or key in owners.values():
                 raise ConfigError(

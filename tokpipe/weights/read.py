@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-
 from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
@@ -60,6 +58,8 @@ def encoding_tensors(uri: str, data: bytes, config: TokenizerConfig) -> Tensors:
     Raises:
         ConfigError: ``data`` is not a complete safetensors file.
     """
+    import safetensors  # jobs are checked without it
+
     try:
         tensors: list[tuple[str, Any]] = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:

@@ -10,6 +10,7 @@ from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
 from tokpipe.formats.manifest.entry import ManifestEntry
 from tokpipe.formats.tables import required
+from tokpipe.telemetry.human import counted, size_text
 from tokpipe.types import Receipt
 
 SHARD_LIST_SCHEMA = required(
@@ -55,6 +56,12 @@ class Totals:
     @property
     def num_rejected(self) -> int:
         return self.rejected.total()
+
+    def text(self) -> str:
+        """Format what an output holds: ``3 clips, 43 frames, 3,328 codes, 13.3 KiB in 1 shard``."""
+        counts = (self.num_clips, "clip"), (self.num_frames, "frame"), (self.num_codes, "code")
+        holds = ", ".join(counted(number, one) for number, one in counts)
+        return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
 
     @property
     def goodput(self) -> float | None:

@@ -2,8 +2,8 @@
 
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, counted, short, tiles
-from tokpipe.telemetry.human import duration, size_text
+from tokpipe.report.parts import UNKNOWN, short, tiles
+from tokpipe.telemetry.human import counted, duration, size_text
 
 
 def headline(facts: Facts) -> Markup:

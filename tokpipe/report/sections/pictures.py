@@ -6,7 +6,8 @@ import math
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el, joined
 from tokpipe.report.pairs import NUM_FRAMES, Pair
-from tokpipe.report.parts import counted, notice, section
+from tokpipe.report.parts import notice, section
+from tokpipe.telemetry.human import counted
 
 
 def pictures(facts: Facts) -> Markup:

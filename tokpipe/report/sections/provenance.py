@@ -6,7 +6,8 @@ import tokpipe
 from tokpipe.formats.job_record import flatten
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, counted, details, moment, section, table
+from tokpipe.report.parts import UNKNOWN, details, moment, section, table
+from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact_nested
 
 

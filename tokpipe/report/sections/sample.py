@@ -8,8 +8,9 @@ from itertools import accumulate
 from tokpipe.report.charts import AxisTick, columns_chart
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import counted, details, figure, notice, section, table, tiles
+from tokpipe.report.parts import details, figure, notice, section, table, tiles
 from tokpipe.report.sample import Sample
+from tokpipe.telemetry.human import counted
 
 NUM_BARS = 64
 """Columns of the histogram of codes."""

@@ -61,9 +61,9 @@ class Pools:
     """Target sizes of the stages' pools, and the size of leases."""
 
     def __init__(self, limits: Limits, out: Outbox) -> None:
-        self._limits = limits
+        self.limits = limits
         self._out = out
-        self._capacity: Capacity | None = None
+        self.capacity: Capacity | None = None
         self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}
         self._resize_after = 0.0
         self.sizes: PoolSizes | None = None
@@ -81,13 +81,13 @@ class Pools:
 
     def resize(self, capacity: Capacity, now: float) -> None:
         """Divide the cluster again: at once if it has changed, otherwise now and then."""
-        if capacity == self._capacity and now < self._resize_after:
+        if capacity == self.capacity and now < self._resize_after:
             return
         need = self._need()
         if need is not None:
             self._resize_after = now + RESIZE_EVERY_S
-        self._capacity = capacity
-        before, limits = self.sizes, self._limits
+        self.capacity = capacity
+        before, limits = self.sizes, self.limits
         now_has = None if before is None else before.decode
         self.sizes = size_pools(
             capacity, limits.runtime, on_gpu=limits.on_gpu, need=need, num_decoders=now_has
@@ -102,8 +102,8 @@ class Pools:
     @property
     def lease_clips(self) -> int:
         """Clips to put into a lease."""
-        most = self._limits.clips_per_lease
-        usual = min(self._limits.usual_clips, most)
+        most = self.limits.clips_per_lease
+        usual = min(self.limits.usual_clips, most)
         if usual == most or (need := self._need()) is None:
             return usual
         in_time = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)

@@ -54,7 +54,8 @@ class Settlement:
         """What the commit in flight will add to the account of the run."""
         self._encode_until: float | None = None
         """Set when the job is asked to stop."""
-        self._end_by = 0.0
+        self.end_by = 0.0
+        """When a stop ends the job, whatever is still being written."""
 
     # --- shards ---------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Settlement:
         """Let encoders finish for a grace period, and writers for another."""
         self._out.note("stop_requested", "stopping", grace_s=event.grace_s)
         self._encode_until = now + event.grace_s
-        self._end_by = now + 2 * event.grace_s
+        self.end_by = now + 2 * event.grace_s
 
     @property
     def is_stopping(self) -> bool:
@@ -154,7 +155,7 @@ class Settlement:
         self, now: float, *, all_written: bool, all_encoded: bool, encoding: bool
     ) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
-        if self.is_stopping and now >= self._end_by:
+        if self.is_stopping and now >= self.end_by:
             self._out.emit(Finish("stopped"))
         elif all_written and not (self._committing or self._receipts or self._rejected):
             if all_encoded:

@@ -1,0 +1,65 @@
+"""What single pages need in their scene besides the files that every page finds there."""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.docs.scene import Scene
+from tests.models.adapter_helpers import randomize, small_native
+from tests.pages import REPOSITORY
+from tokpipe.config.native_parts import FSQConfig
+from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.models.tokenizers import build_tokenizer
+from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+
+
+def checkpoints(scene: Scene) -> None:
+    """Training checkpoints as PyTorch Lightning saves them; the first is small for its name."""
+    small: dict[str, Any] = {"ch": 32, "num_res_blocks": 1, "codebook_size": 50}
+    config = MoVQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **small)
+    published = MoVQGANTokenizer(config, with_decoder=True)
+    randomize(published)
+    discriminator = {"loss.discriminator.main.0.weight": torch.zeros(3)}
+    _save(scene.clone / "movqgan_270M.ckpt", {**published.state_dict(), **discriminator})
+
+    settings = small_native(FSQConfig(kind="fsq"))
+    own = dict(build_tokenizer(settings, None).state_dict())
+    averages = {f"model_ema.{key.replace('.', '')}": value for key, value in own.items()}
+    weights = {f"model.{key}": value for key, value in own.items()}
+    _save(scene.clone / "mine.ckpt", {**weights, **averages, **discriminator})
+    (scene.clone / "mine.yaml").write_text(settings.model_dump_json(exclude_unset=True))
+
+
+def _save(path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save({"state_dict": state, "hyper_parameters": argparse.Namespace(lr=0.1)}, path)
+
+
+def trained_tokenizer(scene: Scene) -> None:
+    """The output of a training, and a video."""
+    built_in = REPOSITORY / "tokpipe/models/pretrained/fsq-4x8x8"
+    shutil.copytree(built_in, scene.clone / "OUTPUT/tokenizer")
+    shutil.copy(scene.clone / "examples/data/bigbuckbunny.mp4", scene.clone / "clip.mp4")
+
+
+def scenes(scene: Scene) -> None:
+    """A few of the drawn scenes that the example of training reads."""
+    scene.bash("python -m examples.demo_tokenizer.draw_scenes out/scenes --count 2 --textures 9")
+
+
+def whole_videos(scene: Scene) -> None:
+    """No damaged video among those of a newcomer: their first job would have exit code 4."""
+    (scene.clone / "videos/cut.mp4").unlink()
+
+
+PROPS: dict[str, Callable[[Scene], None]] = {
+    "README.md": whole_videos,
+    "docs/quickstart.md": whole_videos,
+    "tokpipe/cli/convert.py": checkpoints,
+    "tokpipe/cli/train.py": scenes,
+    "docs/tokenizers.md": checkpoints,
+    "docs/training.md": trained_tokenizer,
+}

@@ -1,0 +1,93 @@
+"""Run a job on a Ray cluster: submit it, or follow it if it already runs there.
+
+Checks the job here, then sends it with the values of its variables and the code of a custom
+tokenizer. Prints the driver's lines and returns its exit code. Ctrl-C or a closed terminal only
+ends the printing: run the same command to follow again, or with --stop to stop the job.
+"""
+
+import argparse
+import shlex
+import signal
+
+from tokpipe.cli import run as run_verb
+from tokpipe.cli.arguments import job_of
+from tokpipe.cli.output import print_lines
+
+EXAMPLE = "tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    run_verb.add_arguments(parser)
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="dashboard of the cluster, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, "
+        "else RAY_ADDRESS, else the cluster on this machine)",
+    )
+    parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
+        "NAME=VALUE sets another value. Ray stores it, so secrets are rejected",
+    )
+    parser.add_argument(
+        *("--detach", "--no-follow"), action="store_true", help="return once the job is submitted"
+    )
+    parser.add_argument(
+        "--stop",
+        action="store_true",
+        help="stop the job: it commits what is finished; run it again to resume",
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    options = run_verb.options_of(parsed)
+    job = job_of(parsed)
+    # Imported late: ray takes seconds, and a wrong job file is reported without it.
+    from tokpipe.runtime.package import make_package
+
+    package = make_package(parsed.job, job, options, parsed.env)
+
+    from tokpipe.runtime.submit import Cluster, Submission
+
+    cluster = Cluster(parsed.address)
+    newest = cluster.newest(package)
+    uri, is_new = job.output.uri, False
+    if parsed.stop:
+        if not newest.is_live:
+            print_lines([f"nothing to stop: no job for {uri} is running on {cluster.address}"])
+            return 0
+        cluster.stop(newest)
+        print_lines([f"stopping {newest.id}: it commits what is finished, which can take a minute"])
+    elif newest.is_live:
+        print_lines([f"{newest.id} already works on {uri}: following it"])
+        if newest.digest != package.digest:
+            print_lines(["  its job file or options differ: to use these, run with --stop first"])
+    else:
+        notes = [cluster.version_note]
+        if paths := package.local_paths():
+            notes.append(f"all nodes must see these local paths: {', '.join(paths)}")
+        print_lines(filter(None, notes))
+        newest, is_new = cluster.submit(package, newest)
+        print_lines([f"submitted {newest.id} to {cluster.address}"])
+    command = ["tokpipe", "submit", str(parsed.job)]
+    again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
+    ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
+    if parsed.detach:
+        print_lines(ways)
+        return 0
+    try:
+        for line in cluster.follow(newest, from_start=is_new):
+            if isinstance(line, Submission):
+                newest = line
+            else:
+                print_lines([line])
+    except KeyboardInterrupt:
+        print_lines([f"the job continues on {cluster.address}", *ways])
+        return 128 + signal.SIGINT
+    if parsed.stop and newest.was_stopped:
+        print_lines([f"stopped {newest.id}"])
+        return 0
+    return newest.exit_code

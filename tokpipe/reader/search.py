@@ -1,0 +1,59 @@
+"""Finds clips by what people remember of them."""
+
+import difflib
+import fnmatch
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from tokpipe.reader.output import Output
+from tokpipe.reader.values import ShardInfo
+
+_COMPARED = 20_000
+"""Names that a misspelling is compared with, at about 10 microseconds each."""
+
+
+def source_matcher(pattern: str) -> Callable[[str], bool]:
+    """Return a test for source URIs that contain ``pattern``, or match it as a glob.
+
+    A glob matches a whole URI, or its end after a ``/`` or ``#``; its ``*`` matches ``/`` too.
+    Upper and lower case are the same, and so are composed and decomposed letters.
+    """
+    pattern = _folded(pattern)
+    is_glob = any(one in pattern for one in "*?[")
+
+    def matches(uri: str) -> bool:
+        uri = _folded(uri)
+        return pattern in uri or (is_glob and fnmatch.fnmatchcase(f"/{uri}", f"*[/#]{pattern}"))
+
+    return matches
+
+
+def near_names(wanted: str, names: Iterable[str]) -> list[str]:
+    """Return up to three names that start with ``wanted``, or else resemble it."""
+    wanted = _folded(wanted.strip("*?"))
+    starting: dict[str, None] = {}
+    others: dict[str, str] = {}
+    for name in names:
+        folded = _folded(name)
+        if folded.startswith(wanted):
+            starting[name] = None
+            if len(starting) == 3:
+                break
+        elif len(others) < _COMPARED:
+            others.setdefault(folded, name)
+    close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
+    return list(starting) or [others[folded] for folded in close]
+
+
+def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, dict[str, Any]]]:
+    """Yield each clip's row of the side tables: shard by shard, in each by source and segment."""
+    for info, table in zip(output.shards, output.iter_side_tables(), strict=True):
+        table = table.sort_by([("source_uri", "ascending"), ("segment", "ascending")])
+        for batch in table.select(columns).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                yield info, row
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()

@@ -1,0 +1,328 @@
+"""Ray's job API: submits a job to a cluster, follows its driver's lines, and stops it."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from http import HTTPStatus
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import ray
+from ray.exceptions import RayError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import tokpipe
+from tokpipe.errors import RuntimeFault
+from tokpipe.runtime.cluster import (
+    AuthenticationError,
+    authentication_fault,
+    check_not_ray_client,
+    check_reachable,
+    check_token,
+    use_token_of_this_machine,
+)
+from tokpipe.runtime.package import Package
+from tokpipe.runtime.shell import STOP_GRACE_S
+
+REQUEST_TIMEOUT_S = 60.0
+SILENCE_S = 60.0
+"""After this long without a line, the connection may be dead: a new one is opened."""
+RETRY_S = 1.0
+LOST_S = 300.0
+"""Following ends when the cluster has been out of reach for this long."""
+NUM_EARLIER_LINES = 20
+"""Lines to show of a driver that was already running."""
+KILL_AFTER_S = int(STOP_GRACE_S) + 120
+"""Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
+COMMAND_NOT_FOUND = 127
+
+for _module in (
+    *("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"),
+    "_private.runtime_env.packaging",
+):
+    logging.getLogger(f"ray.{_module}").setLevel(logging.WARNING)  # each sets INFO for itself
+
+
+class _RequestFailed(RuntimeError):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"it answered with HTTP status {status}: {text[:2000]}")
+        self.status = status
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, with a time limit for each request, and errors that carry the status."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=REQUEST_TIMEOUT_S, **options)
+
+    def _raise_error(self, r: Any) -> None:
+        raise _RequestFailed(r.status_code, r.text)
+
+
+_TROUBLE = (OSError, RayError, RuntimeError, ValueError, KeyError, aiohttp.ClientError)
+"""What Ray's client raises when a cluster does not answer as one."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The newest driver of an output on a cluster; drivers of one output have numbered ids."""
+
+    name: str
+    number: int
+    info: JobDetails | None
+    """None if there was no driver yet, which is number 0."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-{self.number}"
+
+    @property
+    def is_live(self) -> bool:
+        return self.info is not None and not self.info.status.is_terminal()
+
+    @property
+    def digest(self) -> str | None:
+        """``Package.digest`` of what was submitted."""
+        return (self.info.metadata or {}).get("digest") if self.info else None
+
+    @property
+    def was_stopped(self) -> bool:
+        return self.info is not None and self.info.status == JobStatus.STOPPED
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a driver that has ended, 128 + n if signal n ended it.
+
+        Raises:
+            RuntimeFault: there is none, because the driver did not start or died with its node.
+        """
+        assert self.info is not None
+        code = self.info.driver_exit_code
+        if self.was_stopped:
+            return 128 + signal.SIGTERM
+        if code is None:
+            raise RuntimeFault(
+                f"{self.id}: the driver did not start, or it died with its node: "
+                f"{self.info.message}. Committed work is safe; once the cluster works again, run "
+                "the same command to resume"
+            )
+        if code == COMMAND_NOT_FOUND:
+            raise RuntimeFault(
+                f"{self.id}: `python` was not on PATH where `ray start` ran on the head. Start Ray "
+                'there from an activated environment with "tokpipe[run]"'
+            )
+        return code if code >= 0 else 128 - code
+
+
+class Cluster:
+    """The job API of a running Ray cluster."""
+
+    def __init__(self, address: str | None) -> None:
+        """Connect.
+
+        Args:
+            address: of the dashboard (``http://HEAD:8265``) or of the cluster (``HEAD:6379``); by
+                default, as for ``ray job submit``, what ``RAY_API_SERVER_ADDRESS`` or
+                ``RAY_ADDRESS`` say, else the cluster on this machine.
+
+        Raises:
+            ConfigError: it is an address of Ray Client.
+            RuntimeFault: no Ray cluster answers there, or it rejects the token.
+        """
+        names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
+        address = next(filter(None, [address, *map(os.environ.get, names)]), None)
+        self.address = address or "this machine"
+        check_not_ray_client(self.address)
+        check_token(self.address)
+        # Ray would prefer the variables to the address that it is passed.
+        saved = {name: os.environ.pop(name) for name in names if name in os.environ}
+        try:
+            with self._faults(
+                "no Ray cluster answers",
+                "Nothing was started. Use the address of the dashboard, --address http://HEAD:8265",
+            ):
+                self._client = _connect(address)
+        finally:
+            os.environ.update(saved)
+        self.address = self._client.get_address()
+
+    @property
+    def version_note(self) -> str | None:
+        """A warning if the cluster has another version of Ray."""
+        theirs = self._client._server_ray_version
+        if theirs == ray.__version__:
+            return None
+        return (
+            f"{self.address} runs Ray {theirs}, this machine has {ray.__version__}: if submitting "
+            "fails, install the cluster's version here"
+        )
+
+    def newest(self, package: Package) -> Submission:
+        """Find the newest submission for a package's output, without listing all jobs."""
+        job = package.job
+        identity = [job.output.uri.rstrip("/"), job.storage.options, "--dry-run" in package.options]
+        name = f"tokpipe-{sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+
+        def is_unused(number: int) -> bool:
+            return number > 0 and self._info(f"{name}-{number}") is None
+
+        with self._faults("looking for a running job failed"):
+            end = 1  # numbers have no gaps, so doubling and then bisecting finds the last one
+            while not is_unused(end):
+                end *= 2
+            number = bisect_left(range(end), True, lo=end // 2, key=is_unused) - 1
+            return Submission(name, number, self._info(f"{name}-{number}") if number else None)
+
+    def submit(self, package: Package, newest: Submission) -> tuple[Submission, bool]:
+        """Submit a job after its newest submission, which has ended.
+
+        Returns the submission, and whether it is this one: someone else may have been faster,
+        because an id can be used only once.
+        """
+        submission, is_new = replace(newest, number=newest.number + 1), True
+        with self._faults("submitting failed"), TemporaryDirectory() as folder:
+            package.write(Path(folder))
+            try:
+                self._client.submit_job(
+                    entrypoint=package.entrypoint,
+                    submission_id=submission.id,
+                    runtime_env={
+                        "working_dir": folder,
+                        "env_vars": {
+                            "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
+                            **package.variables,
+                        },
+                    },
+                    metadata={
+                        "digest": package.digest,
+                        "dataset": package.job.dataset,
+                        "output": package.job.output.uri,
+                        "tokpipe": tokpipe.__version__,
+                    },
+                )
+            except _TROUBLE:
+                is_new = False
+                if self._info(submission.id) is None:
+                    raise
+            return replace(submission, info=self._info(submission.id)), is_new
+
+    def stop(self, submission: Submission) -> None:
+        """Ask a driver to commit what is finished and end. Follow it to see how it does."""
+        with self._faults("stopping failed"):
+            self._client.stop_job(submission.id)
+
+    def follow(self, submission: Submission, *, from_start: bool) -> Iterator[str | Submission]:
+        """Yield the driver's lines, and last the submission as it ended.
+
+        A broken connection is opened again, and continues after the last line.
+
+        Args:
+            from_start: all lines, rather than the last few of those that exist.
+
+        Raises:
+            RuntimeFault: the cluster is out of reach for LOST_S, or was restarted.
+        """
+        log, in_contact = _Log(), time.monotonic()
+        if not from_start:
+            with self._faults("reading the driver's lines failed"):
+                lines = list(log.lines_in(self._client.get_job_logs(submission.id)))
+            yield from lines[-NUM_EARLIER_LINES:]
+        while True:
+            with suppress(*_TROUBLE):
+                yield from self._tail(submission.id, log)
+            try:
+                info = self._info(submission.id)
+            except _TROUBLE as error:
+                if time.monotonic() - in_contact > LOST_S:
+                    raise RuntimeFault(
+                        f"{self.address} has not answered for {LOST_S / 60:.0f} minutes: {error}. "
+                        "If the head still runs, so does the job; run the same command to follow it"
+                    ) from error
+            else:
+                if info is None:
+                    raise RuntimeFault(
+                        f"{self.address} no longer knows {submission.id}, because its head was "
+                        "restarted. Committed work is safe; run the same command to resume"
+                    )
+                in_contact = time.monotonic()
+                if info.status.is_terminal():
+                    with suppress(*_TROUBLE):  # its node may be gone
+                        text = self._client.get_job_logs(submission.id)
+                        yield from log.lines_in(text[log.num_seen :])
+                    yield from log.rest()
+                    yield replace(submission, info=info)
+                    return
+            time.sleep(RETRY_S)
+
+    def _tail(self, submission_id: str, log: "_Log") -> Iterator[str]:
+        """Yield new lines until the driver ends or the connection breaks or may have."""
+        stream, skip = self._client.tail_job_logs(submission_id), log.num_seen
+        with asyncio.Runner() as runner:
+            while True:
+                try:
+                    text = runner.run(asyncio.wait_for(anext(stream), SILENCE_S))
+                except StopAsyncIteration:
+                    return
+                yield from log.lines_in(text[skip:])
+                skip = max(0, skip - len(text))
+
+    def _info(self, submission_id: str) -> JobDetails | None:
+        try:
+            return self._client.get_job_info(submission_id)
+        except _RequestFailed as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    @contextmanager
+    def _faults(self, what: str, advice: str = "") -> Iterator[None]:
+        try:
+            yield
+        except AuthenticationError as error:
+            raise authentication_fault(self.address) from error
+        except _TROUBLE as error:
+            raise RuntimeFault(f"{self.address}: {what}: {error}. {advice}".rstrip()) from error
+
+
+@dataclass
+class _Log:
+    """The part of a driver's log that has been received."""
+
+    num_seen: int = 0
+    _rest: str = ""
+
+    def lines_in(self, text: str) -> Iterator[str]:
+        """Yield the lines that end in the next part."""
+        self.num_seen += len(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        yield from lines
+
+    def rest(self) -> Iterator[str]:
+        """Yield the last line, if the log ends within it."""
+        yield from filter(None, [self._rest])
+
+
+def _connect(address: str | None) -> _Client:
+    if address in (None, "auto"):
+        use_token_of_this_machine()
+        return _Client(None)
+    is_url = "://" in address
+    place = urlsplit(address if is_url else f"//{address}")
+    check_reachable(place.hostname or "", place.port or (443 if place.scheme == "https" else 80))
+    if is_url:
+        return _Client(address)
+    try:
+        return _Client(f"http://{address}")
+    except ConnectionError:  # not the dashboard, so perhaps the cluster's own address
+        return _Client(address)

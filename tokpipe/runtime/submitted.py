@@ -1,0 +1,111 @@
+"""The driver's side of a submitted job: starts it, and explains what `ray job submit` left out.
+
+`tokpipe submit` sends a copy of this file, which the cluster runs as ``python FILE VERSION JOB.yaml
+...``, so that a cluster without tokpipe says so. Imports only the standard library for that.
+"""
+
+import json
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokpipe.config.job import JobConfig
+
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable (it is its name) in the process of a submitted job."""
+UNFIT_CLUSTER = 7
+
+
+def main(version: str, *arguments: str) -> int:
+    """Run a job that a tokpipe of this version has checked; exit with its exit code."""
+    here = f"the cluster's head ({socket.gethostname()}, {sys.executable})"
+    advice = (
+        f'Install "tokpipe[run]=={version}" on every node, into the environment whose `python` is '
+        "first on PATH where `ray start` runs"
+    )
+    try:
+        import tokpipe
+        import tokpipe.config
+    except ImportError as error:
+        print(f"RuntimeFault: {here} cannot import tokpipe: {error}. {advice}", file=sys.stderr)
+        return UNFIT_CLUSTER
+    if tokpipe.__version__ != version:
+        print(
+            f"RuntimeFault: {here} has tokpipe {tokpipe.__version__}, but the job was checked and "
+            f"submitted by tokpipe {version}, whose settings may differ. {advice}",
+            file=sys.stderr,
+        )
+        return UNFIT_CLUSTER
+    sys.argv = ["tokpipe.run", *arguments]
+    runpy.run_module("tokpipe.run", run_name="__main__")
+    return 0
+
+
+@contextmanager
+def explained(job: Path) -> Iterator[None]:
+    """In a driver that `ray job submit` started, say which files or variables it lacks.
+
+    Raises:
+        ConfigError: the one that was raised within the block, with the explanation.
+    """
+    from tokpipe.errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        lacks = _lacks(job) if JOB_CONFIG in os.environ else None
+        if lacks is None:
+            raise
+        raise ConfigError(f"{error}. {lacks}, or submit with `tokpipe submit {job}`") from error
+
+
+def check_output(job: "JobConfig") -> None:
+    """Reject an output in the folder that Ray unpacked for this job and deletes after it.
+
+    Raises:
+        ConfigError: the job would lose its output.
+    """
+    submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    if not (submitted.get("runtime_env") or {}).get("working_dir"):
+        return
+    from tokpipe.errors import ConfigError
+
+    uri = job.output.uri.removeprefix("file://")
+    if uri.startswith("/") and Path(uri).resolve().is_relative_to(Path.cwd()):
+        raise ConfigError(
+            f"output.uri: {job.output.uri} is in the folder of --working-dir, which Ray deletes "
+            "after the job, with all codes: use a URI of a store or an absolute path that all "
+            "nodes share, or submit with `tokpipe submit`, which starts relative paths at the "
+            "submitter's project"
+        )
+
+
+def _lacks(job: Path) -> str | None:
+    from tokpipe.config.base import variables_of
+    from tokpipe.config.strict_yaml import read_mapping
+
+    if not job.exists():
+        return (
+            f"This driver runs on {socket.gethostname()} in {Path.cwd()}, and `ray job submit` "
+            "sends no files: add `--working-dir .` before `--`"
+        )
+    wanted = dict(variables_of(read_mapping(job.read_bytes(), str(job))))
+    unset = [name for name, has_default in wanted.items() if not has_default | (name in os.environ)]
+    if not unset:
+        return None
+    example = json.dumps({"env_vars": dict.fromkeys(unset, "...")})
+    return (
+        f"{', '.join(unset)} must be set on {socket.gethostname()}, where this driver runs, and "
+        "`ray job submit` carries no exported variables: add "
+        f"`--runtime-env-json '{example}'` before `--`"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

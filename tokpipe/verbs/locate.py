@@ -1,0 +1,151 @@
+"""Finds the output or the job file that somebody named, or explains what is there instead."""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.load import load_output, project_root
+from tokpipe.errors import AccessDenied, ConfigError, NotFound, TokpipeError
+from tokpipe.formats.layout import JOB_RECORD
+from tokpipe.storage import Store, open_store
+from tokpipe.storage.client import split_protocol
+
+_INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
+"""Names below an output's prefix; nothing is deeper than two more levels."""
+_SHOWN = 4
+
+
+def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, StoreOptions]:
+    """Return the URI of the output that is meant, and how to reach its store.
+
+    Args:
+        named: the output's URI, the URI of anything inside it, or the job file that writes it.
+        options: how to reach the store, unless a job file says.
+
+    Raises:
+        ConfigError: the job file, or the URI's protocol, cannot be used.
+        NotFound: there is no output. The message says what there is instead.
+    """
+    if not named:
+        raise ConfigError("the output is empty text: name the job's output.uri or its job file")
+    uri, options, job = named, options or StoreOptions(), None
+    path = _local(named)
+    if path is not None:
+        uri = str(path)
+        if path.is_file() and not any(map(_is_output, _above(uri))):
+            job, (uri, options) = named, load_output(named)
+    store = open_store(uri, options)
+    for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
+        if candidate.size(JOB_RECORD) is not None:
+            return candidate.uri, options
+    if any(next(iter(store.list(f"{name}/")), None) for name in ("manifest", "plan")):
+        return uri, options  # a damaged output, which the verb will describe
+    if job is not None:
+        raise NotFound(
+            f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started. Start it "
+            f"with tokpipe run {job}"
+        )
+    found = _content(store) if (path := _local(uri)) is None else _missing(path)
+    raise NotFound(f"{found} Name the job's output.uri or its job file")
+
+
+def check_is_job_file(path: Path) -> None:
+    """Check that a path can be a job file.
+
+    Raises:
+        ConfigError: it is missing, a folder or part of an output. The message says what to name.
+    """
+    for output in (str(path.absolute()), *_above(str(path.absolute()))):
+        if _is_output(output):
+            jobs = [_shown(job) for job in _job_files(path) if _writes(job, output)]
+            known = f"it is {jobs[0]}" if jobs else "it is the file with this output.uri"
+            again = f"tokpipe run {jobs[0] if jobs else 'JOB.yaml'}"
+            raise ConfigError(
+                f"{path}: this is a job's output, not its job file: {known}. To resume the job, "
+                f"use {again}; to see how far it is, tokpipe status {_shown(Path(output))}"
+            )
+    if path.is_dir():
+        jobs = sorted(str(job) for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
+        held = f"; it holds {_some(jobs)}" if jobs else " without any .yaml file"
+        raise ConfigError(f"{path}: this is a folder{held}. Name one job file")
+    if not path.exists():
+        raise ConfigError(f"{_missing(path.absolute())} Name a job file, such as jobs/demo.yaml")
+
+
+def _local(uri: str) -> Path | None:
+    """Return the absolute path of a URI on this machine, None for any other."""
+    protocol, rest = split_protocol(uri)
+    return Path(os.path.abspath(rest)) if protocol == "file" else None  # noqa: PTH100
+
+
+def _above(uri: str) -> Iterator[str]:
+    """Yield the prefixes of which ``uri`` could be a part."""
+    parts = uri.rstrip("/").split("/")
+    for number in range(max(1, len(parts) - 3), len(parts)):
+        if parts[number] in _INSIDE:
+            yield "/".join(parts[:number])
+
+
+def _is_output(folder: str) -> bool:
+    return Path(folder, JOB_RECORD).is_file()
+
+
+def _missing(path: Path) -> str:
+    """Describe what is at an absolute path, or near it."""
+    here = _shown(path)
+    if path.is_dir():
+        names = sorted(one.name + "/" * one.is_dir() for one in islice(path.iterdir(), 1000))
+        outputs = [_shown(path / name) for name in names if _is_output(str(path / name))]
+        if outputs:
+            return f"{here}: this folder is not an output, but holds some: {_some(outputs)}."
+        return f"{here}: this folder is not an output; it holds {_some(names) or 'nothing'}."
+    if path.exists():
+        return f"{here}: is neither a folder nor a job file."
+    if ":/" in here:
+        return f"{here}: does not exist. A URI has two slashes after its colon."
+    if not path.parent.is_dir():
+        return f"{here}: does not exist, and neither does the folder {_shown(path.parent)}."
+    by_name = {one.name: one for one in islice(path.parent.iterdir(), 1000)}
+    for job in _job_files(path):
+        by_name.setdefault(job.name, job)
+        by_name.setdefault(job.stem, job)
+    near = [_shown(by_name[name]) for name in difflib.get_close_matches(path.name, by_name, n=1)]
+    return f"{here}: does not exist." + "".join(f" Did you mean {one}?" for one in near)
+
+
+def _shown(path: Path) -> str:
+    """Write a path as people do: relative if it is below the current folder."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _content(store: Store) -> str:
+    """Describe a prefix in a store."""
+    try:
+        keys = [found.key for found in islice(store.list(""), _SHOWN)]
+    except (NotFound, AccessDenied) as error:
+        return f"{store.uri}: has no {JOB_RECORD}, and cannot be listed ({error})."
+    return f"{store.uri}: has no {JOB_RECORD}; it holds {_some(keys) or 'nothing'}."
+
+
+def _job_files(near: Path) -> Iterator[Path]:
+    """Yield YAML files where job files usually are."""
+    for folder in (Path.cwd(), Path("jobs").absolute(), project_root(near) / "jobs"):
+        yield from sorted(islice(folder.glob("*.y*ml"), 100))
+
+
+def _writes(job: Path, output: str) -> bool:
+    try:
+        uri, _ = load_output(job)
+    except TokpipeError:
+        return False
+    return (path := _local(uri)) is not None and os.path.realpath(path) == os.path.realpath(output)
+
+
+def _some(names: Iterable[str]) -> str:
+    named = list(names)
+    more = len(named) - _SHOWN
+    return ", ".join(named[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
