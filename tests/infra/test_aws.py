@@ -6,6 +6,7 @@ Ray's own provider runs with boto3; only the answers of EC2 are made up.
 import fnmatch
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -48,8 +49,7 @@ class Ec2:
                 ]
             },
         }
-        ok = type("Response", (), {"status_code": 200})()
-        return ok, answers.get(model.name, lambda body: {})(body)
+        return SimpleNamespace(status_code=200), answers.get(model.name, lambda body: {})(body)
 
     def _run(self, body: dict[str, Any]) -> dict[str, Any]:
         name = f"i-{len(self.instances)}"
