@@ -5,6 +5,7 @@ Ray's own provider runs with boto3; only the answers of EC2 are made up.
 
 import fnmatch
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ class Ec2:
     def answer(self, model: Any, params: dict[str, Any], **_: Any) -> tuple[Any, dict[str, Any]]:
         body = params["body"]
         self.calls.append((model.name, body))
-        answers = {
+        answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "RunInstances": self._run,
             "DescribeInstances": lambda body: {
                 "Reservations": [{"Instances": list(self.instances.values())}]
@@ -49,7 +50,8 @@ class Ec2:
                 ]
             },
         }
-        return SimpleNamespace(status_code=200), answers.get(model.name, lambda body: {})(body)
+        found = answers[model.name](body) if model.name in answers else {}
+        return SimpleNamespace(status_code=200), found
 
     def _run(self, body: dict[str, Any]) -> dict[str, Any]:
         name = f"i-{len(self.instances)}"

@@ -63,5 +63,6 @@ def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
     for name in ("init", "shutdown"):
         monkeypatch.setattr(ray, name, lambda **_: None)
+    monkeypatch.setattr("tokpipe.runtime.cluster._check_cluster", lambda *_: None)
     with connected(cluster) as found:
         assert found == unused
