@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -24,7 +25,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from tests.conftest import S3Server
 from tests.end_to_end.jobs import (
     assert_complete,
     codes_of,
@@ -38,7 +38,7 @@ from tests.end_to_end.jobs import (
 )
 from tests.pages import REPOSITORY
 from tests.ray_head import BIN, Head, free_ports, plain_environment, running_head
-from tests.s3_server import fresh_bucket
+from tests.s3_server import S3Server, fresh_bucket
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
@@ -349,8 +349,9 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     with unreliable_way_to(user.head) as address:
         code, printed = user.run(*user.command(job, "--address", address))
     assert code == 0, printed
-    (newest,) = (one for one in user.jobs() if one["submission_id"].endswith("-2"))
-    log = user.log_of(newest["submission_id"])
+    name = re.search(r"(tokpipe-\w+-2) already works on", printed)
+    assert name is not None, printed
+    log = user.log_of(name[1])
     assert log.splitlines()[-8:] == printed.splitlines()[-8:]
     assert len(set(printed.splitlines())) == len(printed.splitlines()), "no line comes twice"
     assert_complete(slow_job)
