@@ -19,6 +19,7 @@ from tokpipe.cli import (
     convert,
     decode,
     export,
+    init,
     inspect,
     ls,
     plan,
@@ -46,8 +47,8 @@ class Verb(Protocol):
 
 
 VERBS: tuple[Verb, ...] = (
-    check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean, export,
-    convert, train, completion,
+    init, check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean,
+    export, convert, train, completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 
@@ -112,5 +113,6 @@ def _prepare_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; the next file opened would be in its place
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (never closed)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not fit its encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may not fit its encoding
+            stream.reconfigure(errors="backslashreplace")
