@@ -200,7 +200,11 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
 
 
 def test_the_reference_command_works_where_the_head_has_project_and_variables(
-    user: User, webvid: dict[str, str], s3_server: S3Server
+    user: User,
+    webvid: dict[str, str],
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As printed in the job file's header, on a cluster without tokens."""
     again = {**webvid, "OUTPUT": f"{webvid['OUTPUT']}-again"}
@@ -222,11 +226,14 @@ def test_the_reference_command_works_where_the_head_has_project_and_variables(
         code, printed = alone.submit("jobs/webvid.yaml", **webvid)
         assert code == 0, printed
         assert f"{webvid['OUTPUT']}\n" in printed
+        code, printed = alone.submit("jobs/webvid.yaml", "--dry-run", **webvid)
+        assert code == 0, printed
+        for name, value in webvid.items():
+            monkeypatch.setenv(name, value)
         for address in (head.address, head.url.removeprefix("http://")):
-            code, printed = alone.run(
-                *alone.command("jobs/webvid.yaml", "--stop"), RAY_ADDRESS=address, **webvid
-            )
-            assert code == 0, printed
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            assert main(["submit", str(user.project / "jobs/webvid.yaml"), "--stop"]) == 0
+            printed = capsys.readouterr().out
             assert f"nothing to stop: no job for {webvid['OUTPUT']} is running" in printed
             assert head.url.rpartition(":")[2] in printed
 
@@ -438,9 +445,9 @@ def test_a_wrong_token_is_reported_as_such(
 
 
 def test_addresses_without_a_cluster_are_reported_as_such(
-    user: User, web_server: str, ray_address: str
+    user: User, web_server: str, ray_address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_job(user.project / "jobs/any.yaml", files(user.project), "out/any")
+    job = write_job(user.project / "jobs/any.yaml", files(user.project), "out/any")
     (closed,) = free_ports(1)
     for address, expected, said in (
         ("ray://127.0.0.1:10001", 2, "is an address of Ray Client"),
@@ -451,9 +458,8 @@ def test_addresses_without_a_cluster_are_reported_as_such(
         ("http://no-such-host.invalid:8265", 7, "no Ray cluster answers"),
         (ray_address, 7, "no Ray cluster answers"),  # without a dashboard
     ):
-        code, printed = user.run(
-            *user.command("jobs/any.yaml", "--address", address), RAY_AUTH_MODE="disabled"
-        )
+        code = main(["submit", str(job), "--address", address])
+        printed = capsys.readouterr().err
         assert code == expected, printed
         assert said in printed, printed
         assert "Traceback" not in printed
