@@ -62,6 +62,7 @@ SLOW: dict[str, str] = {
         "minutes; tests/examples trains for fewer steps"
     ),
     "infra/aws-spot.yaml": "docs/clusters.md submits the same job",
+    "jobs/webvid.yaml": "docs/clusters.md submits it; without a token it runs in `make test`, too",
 }
 """Command, page or folder -> why only `make chaos` runs it."""
 
