@@ -1,9 +1,8 @@
-"""Trains a small transformer on the codes of an output, and has it generate a clip::
+"""Trains a small transformer on the codes of an output, and has it generate a clip.
 
-    python examples/train_transformer.py out/demo -o out/generated.mp4
-
-On two cores it memorizes the demo's film in a minute or two. Use it as a starting point: the model
-and the loop are plain PyTorch, and only ``sequences_of`` and ``show`` are specific to tokpipe.
+For the demo's film, ``python examples/train_transformer.py out/demo -o out/generated.mp4`` takes
+about a minute on two cores. Use it as a starting point: the model and the loop are plain PyTorch,
+and only ``sequences_of`` and ``show`` are specific to tokpipe.
 """
 
 import argparse
@@ -164,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small transformer on codes.")
     parser.add_argument("output", metavar="OUT", help="the output of a job")
     parser.add_argument("-o", dest="video", type=Path, required=True, help="the generated clip")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cache", type=Path, default=Path("out/codes"), help="on a local disk")
     parsed = parser.parse_args()
     torch.manual_seed(0)

@@ -71,7 +71,9 @@ if [ "${#nodes[@]}" -gt 1 ]; then
     # shellcheck disable=SC2016
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="${nodes[0]}" \
         --cpus-per-task="$cpus" --no-kill --kill-on-bad-exit=0 \
-        bash -c 'for _ in {1..10}; do "$@"; sleep 5; done' start "${start[@]}" --address="$ip:$port" &
+        bash -c 'for _ in {1..10}; do "$@"; sleep 5; done
+            echo "slurm.sh: Ray does not stay up on $HOSTNAME, which is idle from now on" >&2' \
+        start "${start[@]}" --address="$ip:$port" &
     workers=$!
 fi
 RAY_ADDRESS=$ip:$port python -m tokpipe.run "$job" &

@@ -75,6 +75,7 @@ class Done:
 
     finished: frozenset[str]
     """``page:line`` of each command that ended with exit code 0."""
+    exit_code: int
     printed: str
 
 
@@ -169,13 +170,21 @@ class Scene:
     ) -> Done:
         """Type the commands of a page in one shell, one after the other, and write its files.
 
+        Each block of Python continues those before it.
+
         ``words`` replaces placeholders, such as the id of a clip. A command that fails ends it.
         """
         marks = self.folder / "finished"
         marks.write_text("")
         lines = ["set -euo pipefail", STOP]
+        python = ""
         for number, step in enumerate(steps):
-            if step.block.title is not None:
+            if step.block.language == "python" and step.block.title is None:
+                python += step.block.code
+                content = self.folder / f"block{number}.py"
+                content.write_text(python)
+                lines += [f"echo '{step.block}' >&2", f"python {content}"]
+            elif step.block.title is not None:
                 content = self.folder / f"block{number}"
                 content.write_text(step.block.code)
                 target = self.clone / step.block.title
@@ -199,7 +208,7 @@ class Scene:
             text=True,
             check=False,
         )
-        return Done(frozenset(marks.read_text().split()), done.stdout)
+        return Done(frozenset(marks.read_text().split()), done.returncode, done.stdout)
 
     def first_clip(self, output: str) -> str:
         return next(iter(open_output(str(self.clone / output)).clips())).clip_id

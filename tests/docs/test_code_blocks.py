@@ -68,7 +68,7 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
 def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail unless a command is valid as it is written."""
     program, arguments = Path(words[0]).name, words[1:]
-    made_here = {block.title for block in blocks_of(page)} | {"jobs/mine.yaml"}
+    made_here = {block.title for block in blocks_of(page)} | {"jobs/mine.yaml", "jobs/videos.yaml"}
     for word in arguments:
         if re.match(r"(benchmarks|docs|examples|infra|jobs|tests|tokpipe)/", word):
             path = word.partition("::")[0]
@@ -95,11 +95,11 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert set(targets) <= set(rules)
         case ["ray", "job", "submit", *rest]:
             check(rest[rest.index("--") + 1 :], page, monkeypatch)
-        case ["ruff", "check" | "format", *_]:
+        case ["ruff", "check" | "format", *_] | ["ray", "get-auth-token" | "start", *_]:
             pass
         case ["prometheus", config]:
             assert yaml.safe_load((REPOSITORY / config.partition("=")[2]).read_text())
-        case ["pip", "install", *what]:
+        case ["pip", "install", *what] | ["uv", "pip", "install", *what]:
             text = (REPOSITORY / "pyproject.toml").read_text()
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(what)):
                 assert re.search(rf"^{extra} = \[", text, re.MULTILINE)

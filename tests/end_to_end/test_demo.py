@@ -54,7 +54,7 @@ def test_the_demo_makes_codes_that_anyone_can_read(
     assert psnr is not None
     assert float(psnr[1]) > 20, "the checkpoint that ships does not reproduce its training video"
     assert str(clone / "out/demo.html") in done.stdout
-    assert (clone / "out/demo.html").read_text().startswith("<!doctype html>")
+    assert (clone / "out/demo.html").read_text().startswith("<!DOCTYPE html>")
     assert (clone / "out/demo.png").read_bytes().startswith(b"\x89PNG")
     assert len(done.stdout.splitlines()) < 20, "no noise"
 

@@ -29,8 +29,10 @@ chunking: {policy: independent, chunk_frames: 17}
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working folder of the image: what infra/Dockerfile copies."""
     folder = tmp_path_factory.mktemp("image")
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
     for words in map(shlex.split, re.findall(r"^COPY (.+)", DOCKERFILE, re.MULTILINE)):
         for pattern in words[:-1]:
+            assert f"!{pattern}" in allowed, f"COPY {pattern}: .dockerignore leaves it out"
             sources = list(ROOT.glob(pattern))
             assert sources, f"COPY {pattern} finds nothing"
             for source in sources:

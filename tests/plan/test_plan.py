@@ -126,7 +126,7 @@ def test_a_plan_records_what_its_sources_left_out(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "t.csv").write_text("url\n/x.mp4\n")
-    sources = [FILES, {"kind": "files", "uri": "."}, {**CSV, "uri": "t.csv"}]
+    sources: list[dict[str, Any]] = [FILES, {"kind": "files", "uri": "."}, {**CSV, "uri": "t.csv"}]
     stored, _ = plan(tmp_path, FILES)
     assert stored.left_out.text == "1 file: 1 .mov (b.MOV)"
     stored, store = plan(tmp_path, *sources, on_duplicate="keep_first")
@@ -138,7 +138,8 @@ def test_a_plan_records_what_its_sources_left_out(tmp_path: Path) -> None:
     assert again == stored
     earlier = {key: value for key, value in stored.to_json().items() if key != "left_out"}
     assert StoredPlan.from_json(earlier).left_out.text == ""
-    for forged in (None, [], {"counts": {".jpg": "many"}}, {"counts": {".jpg": 1}}):
+    forgeries: list[Any] = [None, [], {"counts": {".jpg": "many"}}, {"counts": {".jpg": 1}}]
+    for forged in forgeries:
         with pytest.raises(CorruptOutput, match="does not describe a stored plan"):
             StoredPlan.from_json({**earlier, "left_out": forged})
 

@@ -17,6 +17,7 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorPlaced,
     ActorUp,
     Capacity,
+    SetupFailed,
     StartActor,
     StopRequested,
     Tick,
@@ -244,9 +245,16 @@ def test_resources_that_others_hold_are_named_after_a_minute() -> None:
     job.come_up("decode", "write")
     assert job.note(59.0) == "starting 1 encode worker (59 s)"
     assert job.note(75.0) == (
-        "no node has had 1 CPU and 1 GPU free for encode workers for 1:15. Other jobs may hold "
+        "no node has had 1 GPU free for encode workers for 1:15. Other jobs may hold "
         "them (`ray status` shows it); this one continues when they are free"
     )
+
+
+def test_encoders_that_fail_to_start_are_not_said_to_lack_gpus() -> None:
+    job = Starting(limits(on_gpu=True), cpus=4, gpus=1)
+    job.come_up("decode", "write")
+    job.dispatcher.handle(SetupFailed(job.actors["encode"][0], "no weights", False), 1.0)
+    assert job.note(75.0) == "starting encode workers (75 s)"
 
 
 def test_before_the_cluster_is_known_the_job_starts_workers() -> None:

@@ -15,7 +15,7 @@ from tests.conftest import S3Bucket
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.storage import open_store
-from tokpipe.storage.client import client_of
+from tokpipe.storage.client import Client, client_of
 from tokpipe.storage.left_out import NO_MATCH, LeftOut
 from tokpipe.storage.listing import Listing, Match
 
@@ -180,6 +180,21 @@ def test_alternatives_of_braces_may_be_folders(root: str) -> None:
     assert listing.left_out.text == (f"1 file: 1 .txt (c.txt); 1 unmatched pattern ({root}/2022)")
 
 
+@pytest.mark.s3
+def test_names_that_are_missing_cost_a_store_no_listing(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(s3_bucket.uri, [f"{number:03}.tar" for number in range(30)])
+
+    def no_listing(*_: Any) -> Any:
+        raise AssertionError("listed")
+
+    monkeypatch.setattr(Client, "iter_objects", no_listing)
+    listing = Listing(f"{s3_bucket.uri}/{{000..049}}.tar", OPTIONS, known=("tar",))
+    assert len(names_in(listing, s3_bucket.uri)) == 30
+    assert listing.left_out.counts == {NO_MATCH: 20}
+
+
 def test_names_with_wildcards_are_taken_literally_if_nothing_matches(root: str) -> None:
     names = ["[2024] films/a.mp4", "[2024] films/b.mp4", "{a,b}/c.mp4", "what?.mp4"]
     fill(root, names)
@@ -216,11 +231,13 @@ def test_videos_beside_a_glob_are_counted(root: str) -> None:
 def test_what_another_source_takes_or_has_counted_is_not_left_out(root: str) -> None:
     fill(root, ["a.mp4", "b.mov", "c.MOV", "d.MP4", "list.csv", "e.txt"])
     uris = [f"{root}/*.mp4", f"{root}/*.mov", f"{root}/", f"{root}/list.csv", f"{root}/{{d,e}}.MP4"]
+    uris.append(f"{root}/{{b.mov,*.mp4}}")
     for chosen, left_out in [
         ((0, 1), {".mov": 1, ".mp4": 1}),
         ((0, 1, 4), {".mov": 1, NO_MATCH: 1}),
         ((0, 2, 3), {".txt": 1}),
         ((3, 0, 2), {".txt": 1}),
+        ((5,), {".mov": 1, ".mp4": 1}),
     ]:
         listings = [folder_of(uris[index]) for index in chosen]
         found, total = [], LeftOut()
@@ -239,6 +256,7 @@ def test_an_output_in_a_folder_is_not_part_of_it(root: str) -> None:
     assert "out/decoded/b.mp4" in names_in(
         folder_of(f"{root}/**/*.mp4", output_uri=f"{root}/out"), root
     ), "a glob means what it says"
+    assert "a.mp4" in names_in(folder_of(root, output_uri=root), root)
 
 
 def test_wildcards_in_the_path_of_the_project_are_no_pattern(tmp_path: Path) -> None:
@@ -290,7 +308,7 @@ def test_a_web_server_has_names_but_no_folders_and_no_globs() -> None:
         assert names_in(folder_of(f"{root}/a.mp4?version=[1]"), root) == ["a.mp4?version=[1]"]
         listing = folder_of(f"{root}/[ab].mp4")
         assert names_in(listing, root) == []
-        assert listing.explain_nothing() == "The server has no such file"
+        assert listing.explain_nothing() == "The server has no such file."
         server.shutdown()
 
 

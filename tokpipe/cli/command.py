@@ -113,5 +113,6 @@ def _prepare_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; the next file opened would be in its place
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (never closed)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not fit its encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may not fit its encoding
+            stream.reconfigure(errors="backslashreplace")

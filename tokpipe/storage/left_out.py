@@ -39,7 +39,7 @@ class LeftOut:
         return cls(counts, {kind: list(map(str, value["names"][kind])) for kind in counts})
 
     def add(self, kind: str, name: str) -> None:
-        known = self.names.get(kind, ())
+        known = self.names.get(kind, [])
         if len(known) == _NAMES and name > known[-1]:  # the usual case, fast
             self.counts[kind] += 1
             return

@@ -147,23 +147,21 @@ class Listing:
 
     def explain_nothing(self) -> str:
         """Return a sentence on what is there, after an iteration without a match."""
-        if self.left_out.counts:
-            return f"Found there instead: {self.left_out.text}"
+        if self.left_out.counts.keys() - {NO_MATCH}:
+            return f"Found there instead: {self.left_out.text}."
         client = self._client
         if not client.can_list:
-            return "The server has no such file"
+            return "The server has no such file."
         (path, *_) = [*self._names, *(scan.folder for scan in self._scans or ())]
         nearest = path
         while nearest.strip("/") and not self._is_folder(nearest):
             nearest = nearest.rpartition("/")[0]
-        if nearest == path:
-            return f"The folder {client.uri_of(path or '/')} exists, but has no such files"
-        missing = path[len(nearest) :].strip("/").partition("/")[0]
+        missing = path[len(nearest) :].strip("/").partition("/")[0] or "such files"
         names: dict[str, str] = {}
         if client.is_local:
             names = {one.name.lower(): one.name for one in Path(nearest or "/").iterdir()}
         near = difflib.get_close_matches(missing.lower(), names, n=1)
-        hint = f"; did you mean {names[near[0]]}?" if near else ""
+        hint = f": did you mean {names[near[0]]}?" if near else "."
         return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
 
     def _is_folder(self, path: str) -> bool:
@@ -222,23 +220,25 @@ class Listing:
 
     def _matches(self) -> Iterator[Match]:
         self._scans = scans = self._scans or []
+        num_patterns = len(self._names) + sum(len(scan.globs) for scan in scans)
+        unmatched = []
         with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
-            for (path, uri), is_file in zip(
-                self._names.items(), pool.map(self._is_file, self._names.values()), strict=True
-            ):
+            are_files = pool.map(self._is_file, self._names.values())
+            for (path, uri), is_file in zip(self._names.items(), are_files, strict=True):
                 if is_file:
                     yield Match(uri)
+                elif not self._client.can_list or (
+                    # One of {000..999}.tar that is missing is hardly a folder, so save requests.
+                    num_patterns > 1 and kind_of(path) in self._known
+                ):
+                    unmatched.append(uri)
                 else:
                     scans.append(_Scan(path.rstrip("/"), self._known, (uri,)))
-        for scan in scans if self._client.can_list else ():
+        for scan in scans:
             yield from self._below(scan)
-        unmatched = [
-            glob
-            for scan in scans
-            for number, glob in enumerate(scan.globs, 1)
-            if number not in scan.hits
-        ]
-        if len(self._names) + sum(len(scan.globs) for scan in scans if scan.regex) > 1:
+            numbered = enumerate(scan.globs, 1)
+            unmatched += [glob for number, glob in numbered if number not in scan.hits]
+        if num_patterns > 1:
             for glob in unmatched:
                 self.left_out.add(NO_MATCH, glob)
 
@@ -254,12 +254,12 @@ class Listing:
     def _below(self, scan: _Scan) -> Iterator[Match]:
         uri_of, start = self._client.uri_of, len(scan.folder) + 1
         output = client_of(self._output_uri, self._options).path_of(self._output_uri) + "/"
-        is_alone = len(self._scans or ()) == len(self.peers) == 1
+        # A glob means what it says, and a job may have its output in the folder itself.
+        has_output = scan.regex is None and len(output) > start
+        is_alone = len(self.peers) == 1 and "{" not in self.uri
         for path, is_folder in self._listed(scan):
             name = path[start:]
-            if scan.regex is None and (is_folder or path.startswith(output)):
-                continue
-            if is_folder and not scan.takes_folders:
+            if (is_folder and not scan.takes_folders) or (has_output and path.startswith(output)):
                 continue
             if scan.takes(name):
                 if scan.regex is None:

@@ -112,9 +112,8 @@ def _missing(path: Path) -> str:
     for job in _job_files(path):
         by_name.setdefault(job.name, job)
         by_name.setdefault(job.stem, job)
-    close = difflib.get_close_matches(path.name, by_name, n=3)
-    near = list(dict.fromkeys(_shown(by_name[name]) for name in close))
-    return f"{here}: does not exist." + (f" Did you mean {' or '.join(near)}?" if near else "")
+    near = [_shown(by_name[name]) for name in difflib.get_close_matches(path.name, by_name, n=1)]
+    return f"{here}: does not exist." + "".join(f" Did you mean {one}?" for one in near)
 
 
 def _shown(path: Path) -> str:
@@ -143,7 +142,7 @@ def _writes(job: Path, output: str) -> bool:
         uri, _ = load_output(job)
     except TokpipeError:
         return False
-    return _local(uri) == Path(output)
+    return (path := _local(uri)) is not None and os.path.realpath(path) == os.path.realpath(output)
 
 
 def _some(names: Iterable[str]) -> str:
