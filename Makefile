@@ -4,10 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types audit-dependencies docs unit chaos bench lowest clean
+.PHONY: demo wheel test lint types audit-dependencies docs unit chaos bench lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
+
+# The wheel and the source distribution, into dist/.
+wheel: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
 
 test: lint types audit-dependencies docs unit
 

@@ -74,15 +74,18 @@ def tokenize_until_killed() -> None:
     with LOG.open("a") as log:
         job = subprocess.Popen(tokpipe("run", JOB), env=environment(), stdout=log, stderr=log)
     try:
-        while job.poll() is None and num_clips() < KILL_AFTER:
+        while num_clips() < KILL_AFTER and job.poll() is None:
             time.sleep(0.01)
+        ended = job.poll()
     finally:
         job.kill()  # SIGKILL: it cannot finish anything
-    if job.wait() > 0:
-        raise failed(job.args)
+        job.wait()
+    if ended:
+        raise failed("run", JOB)
     output = open_output(str(OUT))
     total = next(output.clips()).num_segments
-    say(f"              killed with SIGKILL after {output.num_clips} of {total} clips")
+    how = "killed with SIGKILL" if ended is None else "it was faster than the kill"
+    say(f"              {how} after {output.num_clips} of {total} clips")
 
 
 def resume() -> None:
@@ -126,7 +129,7 @@ def run(*words: object) -> str:
         )
         log.write(done.stdout)
     if done.returncode != 0:
-        raise failed(done.args)
+        raise failed(*words)
     return done.stdout
 
 
@@ -139,9 +142,10 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
-def failed(command: object) -> Stopped:
+def failed(*words: object) -> Stopped:
+    command = " ".join(map(str, ["tokpipe", *words]))
     end = "\n".join(LOG.read_text().splitlines()[-20:])
-    return Stopped(f"a command failed: {command}\n\n{end}\n\nEverything printed is in {LOG}.")
+    return Stopped(f"this command failed: {command}\n\n{end}\n\nThe whole log is {LOG}")
 
 
 def num_clips() -> int:

@@ -1,9 +1,8 @@
-"""Trains a small transformer on the codes of an output, and has it generate a clip::
+"""Trains a small transformer on the codes of an output, and has it generate a clip.
 
-    python examples/train_transformer.py out/demo -o out/generated.mp4
-
-On two cores it memorizes the demo's film in a minute or two. Use it as a starting point: the model
-and the loop are plain PyTorch, and only ``sequences_of`` and ``show`` are specific to tokpipe.
+For the demo's film, ``python examples/train_transformer.py out/demo -o out/generated.mp4`` takes
+about a minute on two cores. Use it as a starting point: the model and the loop are plain PyTorch,
+and only ``sequences_of`` and ``show`` are specific to tokpipe.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, default_collate
 
 from tokpipe.errors import TokpipeError
@@ -26,9 +26,9 @@ from tokpipe.reader import Clip, ClipStream, CodeCache, Output, TokenSequences, 
 from tokpipe.reader.dataset import ClipDataset
 from tokpipe.reconstruct import Reconstructor
 
-LENGTH, BATCH, WIDTH, HEADS, LAYERS = 800, 2, 128, 4, 3
+LENGTH, BATCH, WIDTH, HEADS, LAYERS = 512, 4, 128, 4, 3
 Cache = tuple[Tensor, Tensor]
-"""Keys and values of the tokens so far, in one layer."""
+"""Keys and values of the last ``LENGTH`` tokens, in one layer."""
 
 
 def sequences_of(output: Output, folder: Path) -> TokenSequences:
@@ -83,7 +83,8 @@ class Layer(nn.Module):
         heads = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         query, key, value = heads
         if cache is not None:
-            key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
+            key = torch.cat([cache[0], key], dim=2)[:, :, -LENGTH:]
+            value = torch.cat([cache[1], value], dim=2)[:, :, -LENGTH:]
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.out(seen.transpose(1, 2).reshape(x.shape))
         return x + self.mlp(self.norm2(x)), (key, value)
@@ -112,7 +113,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Cache]]:
         """Return logits (B, L, vocabulary) for the token after each, and each layer's cache.
 
-        With the caches of earlier tokens, only the new ones are passed, and attend to all.
+        With the caches of earlier tokens, pass only the next one: it attends to all of them.
         """
         x = self.token(tokens)
         for axis, place in enumerate(self.places):
@@ -137,7 +138,7 @@ def loss_of(model: Transformer, vocabulary: Vocabulary, batch: dict[str, Tensor]
 def generate(
     model: Transformer, vocabulary: Vocabulary, shape: tuple[int, int, int], seed: int = 0
 ) -> Tensor:
-    """Draw (t, h, w) codes one after the other, each from all before it."""
+    """Draw (t, h, w) codes one after the other, each from the ``LENGTH`` tokens before it."""
     generator = torch.Generator().manual_seed(seed)
     token, position, caches = torch.tensor([[vocabulary.separator]]), torch.zeros(1, 1, 3), None
     numbers = []
@@ -150,13 +151,10 @@ def generate(
 
 
 def show(output: Output, like: Clip, codes: Tensor, path: Path) -> None:
-    """Decode codes (t, h, w) to a video, as if they were the beginning of a clip."""
-    spec = output.tokenizer
-    num_frames = spec.first_frames + spec.temporal_stride * (len(codes) - 1)
-    array = codes.numpy().astype(spec.code_dtype)
-    chunk = replace(like.chunks[0], codes=array, n_frames=num_frames, n_pad_frames=0)
+    """Decode codes to a video, in place of the first chunk of a clip."""
+    spec, job = output.tokenizer, output.record.job_config(output.store.uri)
+    chunk = replace(like.chunks[0], codes=codes.numpy().astype(spec.code_dtype))
     with VideoWriter(path, like.fps) as writer:
-        job = output.record.job_config(output.store.uri)
         for frames in Reconstructor(job, spec, "cpu").frames([chunk]):
             writer.write(frames)
 
@@ -165,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small transformer on codes.")
     parser.add_argument("output", metavar="OUT", help="the output of a job")
     parser.add_argument("-o", dest="video", type=Path, required=True, help="the generated clip")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cache", type=Path, default=Path("out/codes"), help="on a local disk")
     parsed = parser.parse_args()
     torch.manual_seed(0)
@@ -179,22 +177,22 @@ def main() -> None:
     sequences = sequences_of(output, parsed.cache)
     vocabulary = Vocabulary(sequences)
     size = len(vocabulary)
-    print(
-        f"{output.num_clips:,} clips, {output.num_codes:,} codes, of which {size - 2:,} different"
-    )
-    print(f"an untrained model has a loss of about ln({size}) = {math.log(size):.3f}")
+    print(f"{output.num_clips:,} clips, {output.num_codes:,} codes, {size - 2:,} of them different")
+    print(f"if every token is equally likely, the loss is ln({size}) = {math.log(size):.3f}")
     model = Transformer(vocabulary)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = OneCycleLR(optimizer, max_lr=3e-3, total_steps=parsed.steps, pct_start=0.1)
     for step, batch in enumerate(islice(batches_of(sequences), parsed.steps)):
         loss = loss_of(model, vocabulary, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         if step % 20 == 0 or step == parsed.steps - 1:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
     t, h, w = first.chunks[0].codes.shape
     began = time.monotonic()
-    codes = generate(model, vocabulary, (max(1, min(t, LENGTH // (h * w))), h, w))
+    codes = generate(model, vocabulary, (t, h, w))
     rate = codes.numel() / (time.monotonic() - began)
     show(output, first, codes, parsed.video)
     print(f"generated {codes.numel():,} codes, {rate:,.0f} per second: {parsed.video}")

@@ -67,9 +67,13 @@ until (: >"/dev/tcp/$ip/$port") 2>/dev/null; do
 done
 workers=
 if [ "${#nodes[@]}" -gt 1 ]; then
+    # Starting Ray on a busy node can time out, so it is tried again.
+    # shellcheck disable=SC2016
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="${nodes[0]}" \
         --cpus-per-task="$cpus" --no-kill --kill-on-bad-exit=0 \
-        "${start[@]}" --address="$ip:$port" &
+        bash -c 'for _ in {1..10}; do "$@"; sleep 5; done
+            echo "slurm.sh: Ray does not stay up on $HOSTNAME, which is idle from now on" >&2' \
+        start "${start[@]}" --address="$ip:$port" &
     workers=$!
 fi
 RAY_ADDRESS=$ip:$port python -m tokpipe.run "$job" &
@@ -78,11 +82,14 @@ driver=$!
 requeue=
 trap 'kill -TERM "$driver"' TERM
 trap 'requeue=yes; kill -TERM "$driver"' USR1
-while kill -0 "$driver" 2>/dev/null; do
-    wait "$driver" || : # a signal ends it early
+while :; do # a signal ends `wait` early
+    status=0
+    wait "$driver" || status=$?
+    kill -0 "$driver" 2>/dev/null || break
 done
-status=0
-wait "$driver" || status=$?
+ended=0
+wait "$driver" 2>/dev/null || ended=$?
+[ "$ended" -eq 127 ] || status=$ended # 127: the status above is the driver's
 kill -TERM $workers "$ray" 2>/dev/null || :
 wait || :
 if [ -n "$requeue" ] && [ "$status" -ge 128 ]; then # stopped with work left

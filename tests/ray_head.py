@@ -32,18 +32,26 @@ class Head:
 
 
 @contextlib.contextmanager
-def running_head(cwd: Path, environment: Mapping[str, str]) -> Iterator[Head]:
+def running_head(
+    cwd: Path,
+    environment: Mapping[str, str],
+    *,
+    ray: Path = BIN / "ray",
+    folder: Path | None = None,
+) -> Iterator[Head]:
     """Run ``ray start --head`` in a folder; stop it after the block.
 
     Nothing of this process's environment gets there but PATH, with this Python's folder first.
+    Ray's files are in ``folder``.
     """
     port, dashboard, agent, client = free_ports(4)
     # A short path, because it begins the names of Ray's sockets.
-    folder = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))
+    folder = folder or Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))
+    folder.mkdir(exist_ok=True)
     with (folder / "out.log").open("wb") as log:
         process = subprocess.Popen(
             [
-                str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+                str(ray), "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
                 "--disable-usage-stats", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
             ],

@@ -8,6 +8,8 @@ import pytest
 from tokpipe.audit import audit
 from tokpipe.config.job import StoreOptions
 from tokpipe.export import FORMATS, export_output
+from tokpipe.formats import job_record
+from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output, open_output
 from tokpipe.storage import open_store
 
@@ -32,6 +34,11 @@ def test_codes_are_unchanged(output: Output) -> None:
 def test_the_audit_is_clean() -> None:
     report = audit(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
     assert report.is_clean, list(report.lines())
+
+
+def test_a_plan_that_counted_nothing_beside_its_sources_is_read() -> None:
+    record = job_record.read(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
+    assert not StoredPlan.from_json(record.plan).left_out.counts
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,9 +1,10 @@
 """Every command that the project's pages print, and what runs it.
 
-A command is one logical line of an ``sh`` block of a Markdown page, of a usage example in the
-opening comment of a file below ``jobs/`` or ``infra/``, or of the docstring that opens a program
-in ``examples/``. ``test_commands_run.py`` runs all of them as they are printed, except those in the
-tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says why nothing does.
+A command is one logical line of an ``sh`` block of a Markdown page, of the comment that opens a
+file below ``jobs/`` or ``infra/``, or of the docstring that opens a program in ``examples/``; or
+the example in the help of a verb. ``test_commands_run.py`` runs all of them as they are printed,
+except those in the tables below: ``RUN_ELSEWHERE`` names the test that runs them, ``NOT_RUN`` says
+why nothing does.
 
     python -m tests.docs.commands    # lists what is not run here, and counts
 """
@@ -18,9 +19,14 @@ from functools import cache
 from tests.pages import REPOSITORY, Block, blocks_of, name_of, pages
 
 _SUITE = "runs tests: `make test` runs all of them, this one too"
+_PYPI = "tokpipe is not on PyPI yet: tests/infra/test_wheel.py installs the wheel and its extras"
 _AN_HOUR = "takes half an hour on an idle machine; "
 
 NOT_RUN: dict[str, str] = {
+    "pip install tokpipe": _PYPI,
+    'pip install "tokpipe[run]"': _PYPI,
+    'pip install "tokpipe[run]" --extra-index-url https://download.pytorch.org/whl/cpu': _PYPI,
+    'uv pip install "tokpipe[run]"': _PYPI,
     "make test": _SUITE,
     "python -m pytest tests/config tests/media": _SUITE,
     "python -m pytest tests/stages -q": _SUITE,
@@ -31,12 +37,16 @@ NOT_RUN: dict[str, str] = {
     "python -m benchmarks": _AN_HOUR + "tests/benchmarks runs the quick form of each benchmark",
     "python -m benchmarks encoder storage": _AN_HOUR + "tests/benchmarks runs the quick form",
     "python -m benchmarks --json benchmarks/results": _AN_HOUR + "`make bench` runs it",
+    "ray start --head": "tests/ray_head.py runs it, with ports and a folder that are free",
 }
 """Command -> why no test runs it."""
 
+HERE = "tests/docs/test_commands_run.py::test_the_commands_of_a_page_work_as_printed"
+_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
 _WORKED_EXAMPLE = "tests/docs/test_contributing_page.py::test_the_worked_example_works"
 
 RUN_ELSEWHERE: dict[str, str] = {
+    "make demo": _DEMO,
     "python -m pytest tests/media/test_media_small.py -q": _WORKED_EXAMPLE,
 }
 """Command -> the test that runs it, as ``file::name``."""
@@ -44,19 +54,21 @@ RUN_ELSEWHERE: dict[str, str] = {
 SLOW: dict[str, str] = {
     "python -m benchmarks --quick": "minutes",
     "python -m benchmarks.encoder": "minutes",
+    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "a minute, until Ctrl-C",
+    "tokpipe train examples/demo_tokenizer/train.yaml": "a minute, until Ctrl-C",
+    "examples/demo_tokenizer/README.md": "draws and measures 24 videos",
+    "tokpipe/cli/": "most are on pages, too",
+    "examples/train_transformer.py": "a minute; tests/examples trains for fewer steps",
+    "infra/aws-spot.yaml": "docs/clusters.md submits the same job",
 }
-"""Command -> why only `make chaos` runs it."""
+"""Command, page or folder -> why only `make chaos` runs it."""
 
 STOPPED: dict[str, str] = {
-    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00003.mp4",
-    "python -m tokpipe.train examples/demo_tokenizer/train.yaml": "test -s out/train/log.jsonl",
+    "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00001.mp4",
+    "tokpipe train examples/demo_tokenizer/train.yaml": "test -e out/train/log.jsonl",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 
-_DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
-_QUICKSTART = (
-    "tests/end_to_end/test_demo.py::test_the_quickstart_leads_from_videos_to_a_model_that_learns"
-)
 _DATA = "tests/sources/test_data_page.py::test_every_source_on_the_page_has_its_clips"
 _TOKENIZERS = (
     "tests/docs/test_tokenizers_page.py"
@@ -66,8 +78,7 @@ _TOKENIZERS = (
 BLOCKS: dict[tuple[str, str], str] = {
     ("CONTRIBUTING.md", "diff"): _WORKED_EXAMPLE,
     ("CONTRIBUTING.md", "python"): _WORKED_EXAMPLE,
-    ("README.md", "python"): _DEMO,
-    ("README.md", "sql"): _DEMO,
+    ("README.md", "python"): HERE,
     ("docs/data.md", "csv"): _DATA,
     ("docs/data.md", "jsonl"): _DATA,
     ("docs/data.md", "python"): _DATA,
@@ -80,8 +91,7 @@ BLOCKS: dict[tuple[str, str], str] = {
     ),
     ("docs/output.md", "python"): _DEMO,
     ("docs/output.md", "sql"): _DEMO,
-    ("docs/quickstart.md", "python"): _QUICKSTART,
-    ("docs/quickstart.md", "yaml"): _QUICKSTART,
+    ("docs/quickstart.md", "python"): HERE,
     ("docs/reading.md", "python"): (
         "tests/reader/test_reading_page.py::test_the_training_blocks_work"
     ),
@@ -112,12 +122,13 @@ class Command:
 
     @property
     def runs(self) -> bool:
-        """Whether ``test_commands_run.py`` runs it."""
+        """Whether ``test_commands_run.py`` runs it, in `make test` or in `make chaos`."""
         return self.key not in RUN_ELSEWHERE and self.key not in NOT_RUN
 
     @property
     def is_slow(self) -> bool:
-        return self.key in SLOW
+        """Whether only `make chaos` runs it."""
+        return self.key in SLOW or any(self.page.startswith(name) for name in SLOW)
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -150,20 +161,20 @@ def _is_complete(code: str) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """What a reader of a page does next: write a file, or type commands."""
+    """What a reader of a page does next: write a file, type commands, or run Python."""
 
     block: Block
     commands: tuple[Command, ...] = ()
 
 
 def steps_of(page: str) -> list[Step]:
-    """The shell blocks and the titled blocks of a page, in order."""
+    """The shell blocks, the titled blocks and, if ``BLOCKS`` says so, the Python of a page."""
     steps = []
     for block in _blocks_of(page):
         if block.language == "sh":
             commands = commands_of_code(page, block.line + 1, block.code)
             steps.append(Step(block, tuple(commands)))
-        elif block.title is not None:
+        elif block.title is not None or BLOCKS.get((page, block.language)) == HERE:
             steps.append(Step(block))
     return steps
 
@@ -177,6 +188,11 @@ def _blocks_of(page: str) -> list[Block]:
 def _usage_in(name: str) -> Iterator[tuple[int, str]]:
     """The usage examples of a program or a configuration file, with the line of each."""
     text = (REPOSITORY / name).read_text()
+    if name.startswith("tokpipe/cli/"):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXAMPLE":
+                yield node.lineno, ast.literal_eval(node.value)
+        return
     if name.endswith(".py"):
         for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):
             if line.startswith("    "):
@@ -200,6 +216,7 @@ def sources() -> tuple[str, ...]:
         *sorted((REPOSITORY / "jobs").glob("*.yaml")),
         *sorted(path for path in (REPOSITORY / "infra").glob("*") if path.is_file()),
         *sorted((REPOSITORY / "examples").glob("*.py")),
+        *sorted((REPOSITORY / "tokpipe/cli").glob("*.py")),
     ]
     names = [name_of(path) for path in [*pages(), *files]]
     return tuple(name for name in names if any(step.commands for step in steps_of(name)))
@@ -220,9 +237,10 @@ def summary() -> str:
     others = [(block.page, block.language) for block in other_blocks()]
     found = all_commands()
     keys = [command.key for command in found]
-    elsewhere, listed, slow, stopped = (
-        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, SLOW, STOPPED)
+    elsewhere, listed, stopped = (
+        sum(key in table for key in keys) for table in (RUN_ELSEWHERE, NOT_RUN, STOPPED)
     )
+    slow = sum(command.is_slow for command in found)
     return (
         f"{len(found)} commands on {len(sources())} pages: {len(found) - listed} run as printed "
         f"({stopped} until Ctrl-C, {slow} by `make chaos`, {elsewhere} by other tests); "
@@ -239,8 +257,9 @@ def main() -> None:
             print(f"{command}: {key}\n    not run: {NOT_RUN[key]}")
         elif key in RUN_ELSEWHERE:
             print(f"{command}: {key}\n    run by {RUN_ELSEWHERE[key]}")
-        elif key in SLOW:
-            print(f"{command}: {key}\n    run by `make chaos`: {SLOW[key]}")
+        elif command.is_slow:
+            why = next(why for name, why in SLOW.items() if f"{key}\n{command.page}".count(name))
+            print(f"{command}: {key}\n    run by `make chaos`: {why}")
         elif key in STOPPED:
             print(f"{command}: {key}\n    until Ctrl-C at: {STOPPED[key]}")
     for (page, language), what in ONLY_PARSED.items():

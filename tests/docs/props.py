@@ -4,6 +4,7 @@ import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,8 @@ from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
 
 def checkpoints(scene: Scene) -> None:
     """Training checkpoints as PyTorch Lightning saves them; the first is small for its name."""
-    config = MoVQGANConfig(
-        kind="movqgan", ch=32, ch_mult=(1, 1, 1, 2), num_res_blocks=1, codebook_size=50
-    )
+    small: dict[str, Any] = {"ch": 32, "num_res_blocks": 1, "codebook_size": 50}
+    config = MoVQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **small)
     published = MoVQGANTokenizer(config, with_decoder=True)
     randomize(published)
     discriminator = {"loss.discriminator.main.0.weight": torch.zeros(3)}
@@ -45,7 +45,21 @@ def trained_tokenizer(scene: Scene) -> None:
     shutil.copy(scene.clone / "examples/data/bigbuckbunny.mp4", scene.clone / "clip.mp4")
 
 
+def scenes(scene: Scene) -> None:
+    """A few of the drawn scenes that the example of training reads."""
+    scene.bash("python -m examples.demo_tokenizer.draw_scenes out/scenes --count 2 --textures 9")
+
+
+def whole_videos(scene: Scene) -> None:
+    """No damaged video among those of a newcomer: their first job would have exit code 4."""
+    (scene.clone / "videos/cut.mp4").unlink()
+
+
 PROPS: dict[str, Callable[[Scene], None]] = {
+    "README.md": whole_videos,
+    "docs/quickstart.md": whole_videos,
+    "tokpipe/cli/convert.py": checkpoints,
+    "tokpipe/cli/train.py": scenes,
     "docs/tokenizers.md": checkpoints,
     "docs/training.md": trained_tokenizer,
 }

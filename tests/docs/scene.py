@@ -13,9 +13,11 @@ Programs that need a service (``sbatch``, ``kubectl``, ``docker``, ...) are play
 ``stand_in.py``, which checks the files that it is given.
 """
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -34,10 +36,12 @@ from tokpipe.config import load_job
 from tokpipe.reader import open_output
 
 STAND_INS = ("sbatch", "squeue", "scancel", "kubectl", "docker", "prometheus", "aws")
-RAY_LAUNCHER = "up|down|exec|attach|submit|monitor|get-head-ip|rsync-up|rsync-down"
+RAY_LAUNCHER = "up|down|exec|dashboard|attach|submit|monitor|get-head-ip|rsync-up|rsync-down"
 """Commands of ``ray`` that need a cloud provider."""
-SYSTEM = ("bash", "env", "git", "jq", "make", "tar", "xdg-open")
+SYSTEM = ("bash", "git", "jq", "make", "tar")
 """Programs of the system that pages use."""
+OPTIONAL = ("jq",)
+"""Those that contributors may not have: where they are missing, they are played, too."""
 
 STOP = """
 stop_when() { # CONDITION COMMAND: starts the command, and presses Ctrl-C on the condition
@@ -48,7 +52,7 @@ stop_when() { # CONDITION COMMAND: starts the command, and presses Ctrl-C on the
     until bash -c "$1" &>/dev/null; do kill -0 $!; sleep 0.2; done
     kill -INT -- "-$!"
     wait $! || status=$?
-    test $status = 130 || test $status = 1
+    test $status = 130
 }
 """
 
@@ -71,6 +75,7 @@ class Done:
 
     finished: frozenset[str]
     """``page:line`` of each command that ended with exit code 0."""
+    exit_code: int
     printed: str
 
 
@@ -130,6 +135,7 @@ class Scene:
 
     def reset(self, *, outputs: bool) -> None:
         """Start again, with a new home; without ``outputs``, before anything was run."""
+        self.end_processes()
         shutil.rmtree(self.clone, ignore_errors=True)
         shutil.rmtree(self.home, ignore_errors=True)
         shutil.copytree(self.folder / "template", self.clone, symlinks=True)
@@ -137,6 +143,14 @@ class Scene:
         if not outputs:
             shutil.rmtree(self.clone / "out")
             shutil.rmtree(self.clone / "logs")
+
+    def end_processes(self) -> None:
+        """Kill what commands have left running; their home directory identifies them."""
+        mark = f"HOME={self.home}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended, or is someone else's
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def environment(self, *, installed: bool) -> dict[str, str]:
         """What a new terminal has; if ``installed``, one with the environment on its path."""
@@ -156,13 +170,21 @@ class Scene:
     ) -> Done:
         """Type the commands of a page in one shell, one after the other, and write its files.
 
+        Each block of Python continues those before it.
+
         ``words`` replaces placeholders, such as the id of a clip. A command that fails ends it.
         """
         marks = self.folder / "finished"
         marks.write_text("")
         lines = ["set -euo pipefail", STOP]
+        python = ""
         for number, step in enumerate(steps):
-            if step.block.title is not None:
+            if step.block.language == "python" and step.block.title is None:
+                python += step.block.code
+                content = self.folder / f"block{number}.py"
+                content.write_text(python)
+                lines += [f"echo '{step.block}' >&2", f"python {content}"]
+            elif step.block.title is not None:
                 content = self.folder / f"block{number}"
                 content.write_text(step.block.code)
                 target = self.clone / step.block.title
@@ -186,7 +208,7 @@ class Scene:
             text=True,
             check=False,
         )
-        return Done(frozenset(marks.read_text().split()), done.stdout)
+        return Done(frozenset(marks.read_text().split()), done.returncode, done.stdout)
 
     def first_clip(self, output: str) -> str:
         return next(iter(open_output(str(self.clone / output)).clips())).clip_id
@@ -233,7 +255,8 @@ def make_environment(project: Path, stand_ins: Path) -> None:
 def make_stand_ins(folder: Path) -> None:
     folder.mkdir()
     script = Path(__file__).with_name("stand_in.py")
-    for name in (*STAND_INS, "ray"):
+    missing = [name for name in OPTIONAL if shutil.which(name) is None]
+    for name in (*STAND_INS, "ray", *missing):
         path = folder / name
         path.write_text(f'#!/bin/bash\nexec {sys.executable} {script} {name} "$@"\n')
         path.chmod(0o755)

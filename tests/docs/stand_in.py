@@ -5,6 +5,7 @@
 Prints the command, and fails if a file is missing or malformed.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,8 @@ def main(program: str, arguments: list[str]) -> None:
             _check_image(Path(rest[rest.index("-f") + 1]), Path(rest[-1]))
         case ["prometheus", *options]:
             assert all(option.startswith("--") for option in options), "it takes no arguments"
+        case ["jq", *_, file]:
+            assert all(json.loads(line) for line in Path(file).read_text().splitlines())
         case ["ray", _, config, *_]:
             assert yaml.safe_load(Path(config).read_text())["cluster_name"]
     for word in arguments:

@@ -1,11 +1,8 @@
 """Every block of code on every page is valid.
 
-Blocks are run where that is cheap: the blocks of the quickstart, README.md and docs/output.md by
-tests/end_to_end/test_demo.py, of docs/data.md by tests/sources/test_data_page.py, of
-docs/reading.md by tests/reader/test_reading_page.py, of docs/models.md and docs/tokenizers.md by
-their own tests. All blocks, run or not, are checked here: commands by the real argument parsers,
-job sections by the models, Python by its imports.
-CONTRIBUTING.md states the rule.
+``test_commands_run.py`` runs the commands of all pages, and ``commands.py`` names the tests that
+run other blocks. All blocks, run or not, are checked here: commands by the real argument parsers,
+job sections by the models, Python by its imports. CONTRIBUTING.md states the rule.
 """
 
 import argparse
@@ -71,7 +68,7 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
 def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail unless a command is valid as it is written."""
     program, arguments = Path(words[0]).name, words[1:]
-    made_here = {block.title for block in blocks_of(page)} | {"jobs/mine.yaml"}
+    made_here = {block.title for block in blocks_of(page)} | {"jobs/mine.yaml", "jobs/videos.yaml"}
     for word in arguments:
         if re.match(r"(benchmarks|docs|examples|infra|jobs|tests|tokpipe)/", word):
             path = word.partition("::")[0]
@@ -98,11 +95,11 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert set(targets) <= set(rules)
         case ["ray", "job", "submit", *rest]:
             check(rest[rest.index("--") + 1 :], page, monkeypatch)
-        case ["ruff", "check" | "format", *_]:
+        case ["ruff", "check" | "format", *_] | ["ray", "get-auth-token" | "start", *_]:
             pass
         case ["prometheus", config]:
             assert yaml.safe_load((REPOSITORY / config.partition("=")[2]).read_text())
-        case ["pip", "install", *what]:
+        case ["pip", "install", *what] | ["uv", "pip", "install", *what]:
             text = (REPOSITORY / "pyproject.toml").read_text()
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(what)):
                 assert re.search(rf"^{extra} = \[", text, re.MULTILINE)

@@ -131,9 +131,9 @@ def test_code_stays_in_its_box_and_paths_stay_whole(
 def test_the_search_works_without_a_server(browser: Browser, site: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((site / "quickstart.html").as_uri())
-    page.get_by_role("textbox", name="Search").fill("retry-rejected")
+    page.get_by_role("textbox", name="Search").press_sequentially("retry-rejected")
     found = page.locator(".md-search-result__link").first
-    found.wait_for()
+    found.wait_for(timeout=600_000)
     assert (found.get_attribute("href") or "").partition("#")[0].endswith(".html")
     assert page.locator(".md-search-result__item").count() > 2
     page.close()

@@ -282,5 +282,5 @@ def num_commits(job: Path) -> int:
 
 def peak_actors(printed: str, stage: str) -> int:
     """The most actors of a stage in any progress line of a driver."""
-    found = re.findall(rf"{stage} [\d,]+ \([\d.,]+/s, (\d+) workers\)", printed)
+    found = re.findall(rf"{stage} [\d,]+ \([\d.,]+/s, (\d+) workers?\)", printed)
     return max(map(int, found), default=0)

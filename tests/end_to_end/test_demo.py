@@ -1,10 +1,9 @@
-"""The shipped demo, as a newcomer and as a cluster would run it."""
+"""The demo, as a newcomer runs it, and the code on the pages that continue from it."""
 
+import json
+import os
 import re
-import secrets
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
@@ -12,138 +11,114 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.end_to_end.jobs import assert_complete, run_well
-from tests.pages import REPOSITORY, Block, blocks_of, commands_of
-from tests.ray_head import BIN, plain_environment, running_head
-from tokpipe.cli import main
+from examples import demo
+from tests.docs.scene import copy_repository, make_environment
+from tests.end_to_end.jobs import assert_complete
+from tests.pages import REPOSITORY, blocks_of
 from tokpipe.reader import open_output
-
-
-def _project(folder: Path) -> Path:
-    """A folder that the demo's relative paths work in, with an output of its own."""
-    (folder / "examples").mkdir(parents=True)
-    shutil.copytree(REPOSITORY / "examples/data", folder / "examples/data")
-    (folder / "jobs").mkdir()
-    shutil.copy(REPOSITORY / "jobs/demo.yaml", folder / "jobs/demo.yaml")
-    return folder / "jobs/demo.yaml"
 
 
 @pytest.mark.ray
 def test_the_demo_makes_codes_that_anyone_can_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _project(tmp_path)
-    printed = run_well(job)
-    assert_complete(job)
-    # 132 frames at 25/s are 5.28 s: 43 frames at 8/s, in clips of 17, 17 and 9.
-    output = open_output(str(tmp_path / "out/demo"))
-    assert sorted(clip.codes.shape for clip in output.clips()) == [
-        (3, 16, 16),
-        (5, 16, 16),
-        (5, 16, 16),
-    ]
-    assert "3 clips, 43 frames, 3,328 codes" in printed
-
-    shards = tmp_path / "out/demo/shards"
-    table = pq.read_table(shards, columns=["clip_id", "t", "h", "w", "codes"])
-    (row,) = duckdb.execute(
-        "SELECT count(DISTINCT clip_id), sum(len(codes)), max(list_max(codes)) "
-        f"FROM '{shards}/*.parquet'"
-    ).fetchall()
-    assert table.num_rows == 3
-    assert row[:2] == (3, 3328)
-    assert 0 < row[2] < 64_000
-
-    picture = tmp_path / "clip.png"
-    assert main(["decode", str(tmp_path / "out/demo"), "--compare", "-o", str(picture)]) == 0
-    psnr = re.search(r"PSNR (\d+\.\d+) dB", capsys.readouterr().out)
+    """`make demo`, in a clone with an unusual path, next to a Ray cluster, without a terminal."""
+    clone = tmp_path / "a [new] folder" / "tokpipe"
+    copy_repository(clone)
+    make_environment(clone, tmp_path)
+    (clone / "out/demo/plan").mkdir(parents=True)  # of a demo that ended early
+    (clone / "out/demo/plan/0.parquet").write_bytes(b"")
+    done = subprocess.run(
+        ["make", "demo"],
+        cwd=clone,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            "RAY_ADDRESS": "127.0.0.1:1",  # of another cluster: the demo has no use for it
+            "RAY_AUTH_MODE": "token",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    killed = re.search(r"killed with SIGKILL after (\d) of 8 clips", done.stdout)
+    assert killed is not None, done.stdout
+    assert 0 < int(killed[1]) < 8, "the job was not in the middle"
+    assert f"8 clips: {killed[1]} from before the kill, {8 - int(killed[1])} new" in done.stdout
+    assert "132 frames became 9,984 codes" in done.stdout
+    assert "nothing lost, nothing doubled: 8 clips, each once" in done.stdout
+    assert "2 clips were encoded again from the film: the same codes" in done.stdout
+    psnr = re.search(r"what its codes keep below, (\d+\.\d) dB", done.stdout)
     assert psnr is not None
     assert float(psnr[1]) > 20, "the checkpoint that ships does not reproduce its training video"
+    assert str(clone / "out/demo.html") in done.stdout
+    assert (clone / "out/demo.html").read_text().startswith("<!DOCTYPE html>")
+    assert (clone / "out/demo.png").read_bytes().startswith(b"\x89PNG")
+    assert len(done.stdout.splitlines()) < 20, "no noise"
 
-    monkeypatch.chdir(tmp_path)
-    for page in ("README.md", "docs/output.md"):
+    assert_complete(clone / "jobs/demo.yaml")
+    out = clone / "out/demo"
+    clips = sorted(open_output(str(out)).clips(), key=lambda clip: clip.segment)
+    # 132 frames in clips of 17; a first frame, and then one latent frame for each 4.
+    assert [clip.codes.shape for clip in clips] == [*[(5, 16, 16)] * 7, (4, 16, 16)]
+    table = pq.read_table(out / "shards", columns=["clip_id", "t", "h", "w", "codes"])
+    monkeypatch.chdir(clone)
+    (row,) = duckdb.execute(
+        "SELECT count(DISTINCT clip_id), sum(len(codes)), max(list_max(codes)) "
+        "FROM 'out/demo/shards/*.parquet'"
+    ).fetchall()
+    assert table.num_rows == 8
+    assert row[:2] == (8, 9984)
+    assert 0 < row[2] < 64_000
+
+    (clone / "out/videos").symlink_to("demo")  # as if the videos of the pages were the film
+    for page in ("README.md", "docs/quickstart.md", "docs/output.md"):
         names: dict[str, object] = {}  # blocks of a page go on from each other
         for block in blocks_of(page):
             if block.language == "python":
                 exec(compile(block.code, str(block), "exec"), names)
             elif block.language == "sql":
                 assert duckdb.execute(block.code).fetchall()
-            elif block.language == "sh":
-                _give(block, "out/demo")
 
 
-def _give(block: Block, output: str) -> None:
-    """Give those of a block's commands that look at an output; all but those that name an ID."""
-    for words in commands_of(block.code):
-        if words[0] == "tokpipe" and output in words and "ID" not in words:
-            assert main(words[1:]) == 0, f"{block}: {' '.join(words)}"
+def project(folder: Path) -> Path:
+    """A folder with the demo's job file."""
+    (folder / "jobs").mkdir()
+    (folder / "jobs/demo.yaml").write_text((REPOSITORY / "jobs/demo.yaml").read_text())
+    return folder
 
 
-@pytest.mark.ray
-def test_the_quickstart_leads_from_videos_to_a_model_that_learns(
+def record(source: str) -> str:
+    return json.dumps({"job": {"sources": [{"kind": "files", "uri": source}]}})
+
+
+def test_the_demo_replaces_only_what_a_demo_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project(tmp_path))
+    kept = tmp_path / "out/demo/job.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(record("/data/mine/*.mp4"))
+    with pytest.raises(demo.Stopped, match=r"out/demo has codes of /data/mine/\*.mp4"):
+        demo.prepare()
+    assert kept.exists()
+    kept.write_text(record("/another/place/examples/data/*.mp4"))
+    demo.prepare()
+    assert not kept.parent.exists()
+    assert "removing out/demo of an earlier demo" in capsys.readouterr().out
+
+
+def test_a_step_that_fails_shows_what_its_command_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Page in hand. Its job is submitted to a cluster, which is the other way to start one."""
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "examples").mkdir()
-    shutil.copytree(REPOSITORY / "examples/data", tmp_path / "videos")
-    shutil.copy(REPOSITORY / "examples/train_transformer.py", tmp_path / "examples")
-    monkeypatch.chdir(tmp_path)
-    seen = []
-    for block in blocks_of("docs/quickstart.md"):
-        if block.title is not None:
-            (tmp_path / block.title).write_text(block.code)
-        elif block.language == "python":
-            exec(compile(block.code, str(block), "exec"), {})
-        for words in commands_of(block.code) if block.language == "sh" else []:
-            seen.append(" ".join(words[:2]))
-            if words[:2] == ["tokpipe", "run"]:
-                printed = _submit(tmp_path, words[2])
-                assert "1 clip, 43 frames, 3,328 codes" in printed
-                assert_complete(tmp_path / words[2])
-            elif words[0] == "tokpipe":
-                assert main(words[1:]) == 0, f"{block}: {' '.join(words)}"
-            elif words[0] == "python":
-                _train(tmp_path, words[1:])
-            else:
-                assert words[0] in ("make", "export")  # the installation, which has been
-    assert {"tokpipe run", "tokpipe decode", "python examples/train_transformer.py"} <= {*seen}
-
-
-def _train(folder: Path, arguments: list[str]) -> None:
-    """The worked example learns from the codes, and generates a video."""
-    command = [sys.executable, *arguments, "--steps", "41"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r"step \d+: loss (\d+\.\d+)", done.stdout)]
-    assert len(losses) == 3
-    assert losses[0] > losses[1] > losses[2]
-    assert (folder / "generated.mp4").stat().st_size > 1000
-
-
-def _submit(folder: Path, job: str) -> str:
-    """Submit a job to a cluster of this machine; return what it printed."""
-    environment = {
-        "HOME": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    with running_head(folder, environment) as head:
-        submitted = subprocess.run(
-            [
-                str(BIN / "ray"), "job", "submit", "--address", head.url, "--",
-                "python", "-m", "tokpipe.run", job,
-            ],
-            cwd=folder,
-            env={**plain_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=1000,
-            check=False,
-        )  # fmt: skip
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    return submitted.stdout
+    monkeypatch.chdir(project(tmp_path))
+    demo.prepare()
+    demo.JOB.write_text("sources: 3\n")
+    for step in (demo.tokenize_until_killed, demo.resume):
+        with pytest.raises(demo.Stopped, match=r"(?s)tokpipe run out/demo.yaml.*ConfigError.*log"):
+            step()
 
 
 def test_the_demo_job_uses_nothing_but_what_it_ships() -> None:

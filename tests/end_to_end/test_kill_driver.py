@@ -123,7 +123,7 @@ def test_interruptions_lose_and_double_nothing_and_an_audit_agrees(
     life: Life, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish_and_check(life)
-    assert "done" in run_well(life.job, life.address)
+    assert "nothing left to do: 91 clips" in run_well(life.job, life.address)
 
     out = str(life.folder / "out")
     assert main(["audit", out, "--sample", "4", "--seed", "1", "--json"]) == 0

@@ -23,6 +23,7 @@ from tokpipe.config import load_job
 
 def test_a_job_with_other_settings_is_rejected_by_name(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", 2)
+    (tmp_path / "videos/beside.MOV").touch()
     source, out, path = files(tmp_path / "videos"), str(tmp_path / "out"), tmp_path / "job.yaml"
     run_without_ray(load_job(write_job(path, source, out)))
 
@@ -37,7 +38,9 @@ def test_a_job_with_other_settings_is_rejected_by_name(tmp_path: Path) -> None:
 
     # Settings that no code depends on may change.
     changed = write_job(path, source, out, output={"uri": out, "shard_bytes": 5000})
-    assert "done" in run_well(changed)
+    printed = run_well(changed)
+    assert "done" in printed
+    assert "left out: 1 file: 1 .mov (beside.MOV)" in printed, "as the plan recorded it"
 
 
 @pytest.mark.ray

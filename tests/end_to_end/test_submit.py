@@ -266,7 +266,7 @@ class Slow(nn.Module):
         self.until = Path(until)
 
     def encode(self, x):
-        for _ in range(5 * len(x)):
+        for _ in range(20 * len(x)):
             time.sleep(0 if self.until.exists() else 0.1)
         return (x.mean(1)[:, :, ::8, ::8] * 15.99).long()
 """
@@ -281,6 +281,7 @@ def slow_job(user: User) -> Path:
         user.project / "jobs/slow.yaml",
         files(user.project / "many"),
         "out/slow",
+        output={"uri": "out/slow", "shard_bytes": 1024, "shard_max_age_s": 2},
         tokenizer={
             "kind": "custom",
             "implementation": "only_here:Slow",
@@ -342,9 +343,9 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     assert (code, "nothing to stop" in printed) == (0, True), printed
     assert main(["audit", str(user.project / "out/slow"), "--partial"]) == 0
 
-    (user.project / "hurry").touch()
     code, printed = user.submit(job, "--detach")
     assert code == 0, printed
+    (user.project / "hurry").touch()
     with unreliable_way_to(user.head) as address:
         code, printed = user.run(*user.command(job, "--address", address))
     assert code == 0, printed
@@ -359,7 +360,7 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
 
 @contextlib.contextmanager
 def unreliable_way_to(head: Head) -> Iterator[str]:
-    """A port that leads to the head's dashboard, but breaks each stream of lines after a second."""
+    """A port that leads to the head's dashboard, but breaks each stream of lines soon."""
     port = int(head.url.rpartition(":")[2])
 
     class Handler(socketserver.BaseRequestHandler):
@@ -368,7 +369,7 @@ def unreliable_way_to(head: Head) -> Iterator[str]:
                 request = self.request.recv(65536)
                 server.sendall(request)
                 if b"/logs/tail" in request:
-                    threading.Timer(1.0, server.shutdown, [socket.SHUT_RDWR]).start()
+                    threading.Timer(3.0, server.shutdown, [socket.SHUT_RDWR]).start()
                     broken.append(request)
                 up = threading.Thread(target=pass_on, args=(self.request, server))
                 up.start()
@@ -413,7 +414,7 @@ def web_server() -> Iterator[str]:
     ("variables", "said"),
     [
         ({"RAY_AUTH_TOKEN": "wrong" * 8}, "it does not accept the token in RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_TOKEN": ""}, "~/.ray/auth_token does not exist"),
+        ({"RAY_AUTH_TOKEN": ""}, "home/.ray/auth_token does not exist"),
         ({"RAY_AUTH_MODE": "disabled"}, "no token was sent, because RAY_AUTH_MODE is not `token`"),
     ],
     ids=["wrong", "missing", "off"],

@@ -41,9 +41,8 @@ def world(num_nodes: int, folder: str) -> None:
     sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
     nodes = []
     for index in range(num_nodes):
-        sh(
-            f"ip link add n{index} type veth peer name p{index} && ip link set p{index} master br0 up"
-        )
+        sh(f"ip link add n{index} type veth peer name p{index}")
+        sh(f"ip link set p{index} master br0 up")
         command = [*NAMESPACES, sys.executable, __file__, "node", str(index)]
         node = subprocess.Popen(command, stdin=subprocess.PIPE)
         # The first child of `unshare` is in the node's namespaces; it waits for its network.
@@ -146,13 +145,14 @@ class Slurm:
             "SLURM_JOB_NUM_NODES": str(num_nodes),
             **environment,
         }
-        output = (self.folder / "slurm.out").open("a")
         request = {"argv": ["/mnt/spool/slurm_script", job], "env": env, "cwd": str(SHARED)}
-        return ask("node-1", request, self.folder, output.fileno())
+        with (self.folder / "slurm.out").open("a") as output:
+            return ask("node-1", request, self.folder, output.fileno())
 
     def signal_batch(self, number: int) -> None:
         """Do what ``scancel --batch --signal`` and ``#SBATCH --signal=B:`` do."""
-        ask("node-1", {"signal": number, "step": False}, self.folder).recv(16)
+        with ask("node-1", {"signal": number, "step": False}, self.folder) as asked:
+            asked.recv(16)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import tokpipe.plan.duplicates as plan_duplicates
 from tests.conftest import S3Bucket
@@ -19,9 +21,10 @@ from tests.formats.formats_helpers import flipped
 from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.errors import ConfigError, CorruptOutput, PlanMismatch
 from tokpipe.identity import ids
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
+from tokpipe.runtime.output import look_up, start_output
 from tokpipe.storage import Store, open_store
 from tokpipe.types import WorkItem
 
@@ -116,6 +119,64 @@ def test_a_stored_plan_survives_json(tmp_path: Path) -> None:
     assert items_of(PlanReader(store, again)) == items_of(PlanReader(store, stored))
     kinds = [str(kind) for kind in PlanReader(store, again).extras([1]).schema.types]
     assert kinds == list(stored.columns.values()) == ["int64", "timestamp[us, tz=UTC]"]
+
+
+def test_a_plan_records_what_its_sources_left_out(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.MOV", "c.txt", "more/d.webm", "more/e.jpg", "out/f.mp4", "t.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "t.csv").write_text("url\n/x.mp4\n")
+    sources: list[dict[str, Any]] = [FILES, {"kind": "files", "uri": "."}, {**CSV, "uri": "t.csv"}]
+    stored, _ = plan(tmp_path, FILES)
+    assert stored.left_out.text == "1 file: 1 .mov (b.MOV)"
+    stored, store = plan(tmp_path, *sources, on_duplicate="keep_first")
+    found = [item.source_uri for item in items_of(PlanReader(store, stored))]
+    videos = [f"{tmp_path}/{name}" for name in ("a.mp4", "b.MOV", "more/d.webm")]
+    assert found == [*videos, "/x.mp4"], "the output's own folder is no source"
+    assert stored.left_out.text == "2 files: 1 .jpg (more/e.jpg), 1 .txt (c.txt)"
+    again = StoredPlan.from_json(json.loads(json.dumps(stored.to_json())))
+    assert again == stored
+    earlier = {key: value for key, value in stored.to_json().items() if key != "left_out"}
+    assert StoredPlan.from_json(earlier).left_out.text == ""
+    forgeries: list[Any] = [None, [], {"counts": {".jpg": "many"}}, {"counts": {".jpg": 1}}]
+    for forged in forgeries:
+        with pytest.raises(CorruptOutput, match="does not describe a stored plan"):
+            StoredPlan.from_json({**earlier, "left_out": forged})
+
+
+def test_the_path_of_the_project_is_no_pattern_and_its_clips_keep_their_ids(tmp_path: Path) -> None:
+    root = tmp_path / "[2024] films {a,b} *"
+    (root / "v").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "[c].mp4"):
+        (root / "v" / name).touch()
+    (root / "t.csv").write_text("url\nv/a.mp4\n")
+    ids = {}
+    for uri in ("v/*.mp4", "v", "v/{a,b,[[]c]}.mp4", f"{root}/v/*.mp4"):
+        stored, store = plan(root, {"kind": "files", "uri": uri})
+        items = items_of(PlanReader(store, stored))
+        ids[uri] = [item.row_id for item in items]
+        assert [item.source_uri for item in items] == [
+            f"{root}/v/{name}" for name in ("[c].mp4", "a.mp4", "b.mp4")
+        ]
+    assert len({tuple(found) for found in ids.values()}) == 1
+    stored, _ = plan(root, {**CSV, "uri": "*.csv"})
+    assert stored.num_rows == 1
+    config = job_of(root, FILES)
+    assert config.model_dump(mode="json")["sources"] == [{"kind": "files", "uri": f"{root}/*.mp4"}]
+
+
+def test_an_output_resumes_under_the_newer_default_of_video_extensions(tmp_path: Path) -> None:
+    tar_of = {"kind": "webdataset", "uri": "x.tar"}
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.mp4"))
+    former = {**tar_of, "video_extensions": ["mp4", "mkv", "webm", "mov", "avi"]}
+    job = job_of(tmp_path, former, encode={"device": "cpu"})
+    start_output(job, look_up(job), Console(quiet=True))
+    again = look_up(job_of(tmp_path, tar_of, encode={"device": "cpu"}))
+    assert again.record is not None
+    assert again.record.num_rows == 1
+    with pytest.raises(PlanMismatch, match="sources"):
+        look_up(job_of(tmp_path, {**tar_of, "video_extensions": ["mp4"]}, encode={"device": "cpu"}))
 
 
 def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorPlaced,
     ActorUp,
     Capacity,
+    SetupFailed,
     StartActor,
     StopRequested,
     Tick,
@@ -140,8 +141,8 @@ def test_a_terminal_without_unicode_gets_plain_bars() -> None:
 def test_without_a_terminal_one_line_says_the_same() -> None:
     (line,) = shown(SNAPSHOT, on_terminal=False)
     assert line == (
-        "0.6% of ~3,000 clips done, elapsed 0:42, left 9:54; decode 40 (7.5/s, 3 workers), "
-        "encode 30 (3.8/s, 1 workers), write 20 (0.0/s, 1 workers); "
+        "0.6% of ~3,000 clips done, elapsed 0:42, left 9:54; decode 40 (7.50/s, 3 workers), "
+        "encode 30 (3.75/s, 1 worker), write 20 (0.00/s, 1 worker); "
         "rejected 4: truncated 3, no_video 1; encoders busy 95%: as fast as they can go"
     )
 
@@ -165,7 +166,7 @@ def test_the_time_left_counts_rejected_clips_and_waits_for_a_rate() -> None:
     assert replace(SNAPSHOT, recent=Account()).left_s is None
     rejecting = Account(rejected_at={"decode": 20, "encode": 10})
     assert replace(SNAPSHOT, recent=rejecting).left_s == SNAPSHOT.left_s == 2_970 * 6 / 30
-    encoded = {"decode": 3_000, "encode": 3_000, "write": 2_900}
+    encoded: dict[Stage, int] = {"decode": 3_000, "encode": 3_000, "write": 2_900}
     assert replace(SNAPSHOT, passed=encoded).left_s is None, "no commit in the last minute"
     recent = Account(clips={"write": 50})
     assert replace(SNAPSHOT, passed=encoded, recent=recent).left_s == 100 * 6 / 50
@@ -235,7 +236,7 @@ def test_a_resource_that_no_node_has_is_named_at_once() -> None:
     job.come_up("decode", "write")
     assert job.note(1.0) == (
         "no room for encode workers: each requests 1 GPU, and the cluster has 0 in all. "
-        "Add nodes, or lower runtime.encode.gpus"
+        "Add nodes (an autoscaler does), or lower runtime.encode.gpus"
     )
 
 
@@ -244,9 +245,16 @@ def test_resources_that_others_hold_are_named_after_a_minute() -> None:
     job.come_up("decode", "write")
     assert job.note(59.0) == "starting 1 encode worker (59 s)"
     assert job.note(75.0) == (
-        "no node has had 1 CPU and 1 GPU free for encode workers for 1:15. Other jobs may hold "
+        "no node has had 1 GPU free for encode workers for 1:15. Other jobs may hold "
         "them (`ray status` shows it); this one continues when they are free"
     )
+
+
+def test_encoders_that_fail_to_start_are_not_said_to_lack_gpus() -> None:
+    job = Starting(limits(on_gpu=True), cpus=4, gpus=1)
+    job.come_up("decode", "write")
+    job.dispatcher.handle(SetupFailed(job.actors["encode"][0], "no weights", False), 1.0)
+    assert job.note(75.0) == "starting encode workers (75 s)"
 
 
 def test_before_the_cluster_is_known_the_job_starts_workers() -> None:
@@ -269,7 +277,8 @@ JOB = JobConfig.model_construct(output=OutputConfig(uri="/out/my codes"), max_re
 OUTCOME = Outcome(
     "done",
     Totals(num_clips=3, num_frames=43, num_codes=3_328, num_shards=1, size_bytes=13_000),
-    elapsed_s=120.0,
+    elapsed_s=180.0,
+    encoding_s=120.0,
     num_left=0,
     account=Account(
         {"decode": 98.0, "encode": 59.0},
@@ -288,8 +297,8 @@ def summary(**changes: object) -> Iterator[str]:
 
 def test_the_summary_says_what_limited_a_job_and_what_to_change() -> None:
     lines = list(summary())
-    assert lines[0] == "done after 2:00: /out/my codes"
-    assert "  speed of this run: 0.5 clips/s, 10.0 frames/s" in lines
+    assert lines[0] == "done after 3:00: /out/my codes"
+    assert "  this run: 60 clips at 0.50 clips/s, 10.0 frames/s" in lines
     assert (
         "  decoding limited this job: encoders waited 41% of the time. Add CPUs, or lower "
         "runtime.decode.cpus if they were not all busy"
@@ -298,8 +307,8 @@ def test_the_summary_says_what_limited_a_job_and_what_to_change() -> None:
 
 
 def test_a_short_run_is_not_judged() -> None:
-    text = "\n".join(summary(elapsed_s=30.0))
-    assert "too short to judge its speed" in text
+    text = "\n".join(summary(encoding_s=20.0))
+    assert "encoding took 0:20, too short to judge the speed" in text
     assert "limited" not in text
     assert "goodput" not in text
 
@@ -312,13 +321,13 @@ def test_a_run_with_nothing_to_do_says_so() -> None:
 
 def test_a_stopped_run_says_how_to_continue() -> None:
     first, *_, last = summary(ended="stopped", num_left=1)
-    assert first == "stopped after 2:00 with 1 plan row left: /out/my codes"
+    assert first == "stopped after 3:00 with 1 plan row left: /out/my codes"
     assert last == "  run the same command again to continue"
 
 
 def test_a_failed_run_says_so_first_and_last() -> None:
     totals = replace(OUTCOME.totals, rejected=Counter(truncated=5))
     first, *rest, last = summary(totals=totals)
-    assert first.startswith("failed after 2:00")
+    assert first.startswith("failed after 3:00")
     assert "  5 rejected: truncated 5 (why: tokpipe rejected '/out/my codes')" in rest
     assert last.startswith("failed: 62.5% of the clips are rejected")

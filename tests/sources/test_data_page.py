@@ -1,5 +1,6 @@
 """docs/data.md: builds its tables and tars, and plans its sources over real videos."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,13 +11,15 @@ import yaml
 from tests.pages import REPOSITORY, blocks_of, commands_of
 from tokpipe.cli import main
 from tokpipe.config import load_job
+from tokpipe.config.sources import VIDEO_EXTENSIONS
 from tokpipe.verbs.forecast import forecast
 
 SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
 JOB = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
 CLIPS = {
     # The sample is cut into 3 clips, of 17, 17 and 9 frames.
-    "videos/**/*.mp4": 4 * 3 + 3,  # also the one with another ending
+    "videos/": 4 * 3 + 3,  # also the one with another ending
+    "videos/**/*.{mp4,webm}": 4 * 3 + 3,
     "videos/clips.csv": 2 + 2 + 3,  # 2.5 s and 2.78 s of the dog, and the cat
     "videos/list.jsonl": 2 * 3,
     "videos/clips.parquet": 3 + 3,  # the dog from 0.5 s on
@@ -56,6 +59,12 @@ def test_every_source_on_the_page_has_its_clips(
     assert seen == set(CLIPS)
     assert main(["check", str(path)]) == 0
     assert "carrying key, txt, json" in capsys.readouterr().out
+
+
+def test_the_page_lists_every_extension() -> None:
+    page = (REPOSITORY / "docs/data.md").read_text()
+    section = page.partition("### Extensions")[2].partition("##")[0]
+    assert re.findall(r"`(\w+)`", section) == list(VIDEO_EXTENSIONS)
 
 
 def test_what_the_page_says_is_rejected_is_rejected(

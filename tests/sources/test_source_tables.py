@@ -238,6 +238,13 @@ def test_tables_of_a_glob_are_read_in_order_as_one(tmp_path: Path) -> None:
         read(tmp_path / "*.csv")
 
 
+def test_braces_name_tables_and_are_columns_in_a_template(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.csv", f"id\n{name}\n")
+    rows = read(tmp_path / "{a,c}.csv", uri_template="/v/{id}.mp4")
+    assert [row["source_uri"] for row in rows] == ["/v/a.mp4", "/v/c.mp4"]
+
+
 def test_parquet_parts_may_differ_in_number_types(tmp_path: Path) -> None:
     parquet(tmp_path, "a.parquet", url=["/1.mp4"], n=[1])
     parquet(tmp_path, "b.parquet", n=[1.5], url=["/2.mp4"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import S3Bucket
-from tests.sources.reading import OPTIONS, Rows, problems, tar, uris, write
+from tests.sources.reading import OPTIONS, Rows, opened, problems, tar, uris, write
 from tests.sources.reading import read as read_source
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.sources.webdataset import TEXT_BYTES
@@ -82,6 +82,25 @@ def test_hidden_files_folders_and_links_are_not_clips(tmp_path: Path) -> None:
             member.linkname = "real.mp4"
             archive.addfile(member)
     assert names(read_tar(tmp_path, sink.getvalue())) == ["real.mp4"]
+
+
+def test_every_video_extension_is_a_clip_and_other_members_are_counted(tmp_path: Path) -> None:
+    videos = ["a.mp4", "b.MOV", "c.ts", "d.M4V", "e.3gp"]
+    others = ["a.jpg", "b.JPG", "c.wav", "._d.mp4", "README", "a.txt", "a.json"]
+    for number in range(3):
+        write(tmp_path / f"{number}.tar", tar(dict.fromkeys([*videos, *others], b"{}")))
+    write(tmp_path / "3.TAR", b"")
+    source = opened("webdataset", tmp_path / "*.tar")
+    for _ in range(2):
+        assert sum(batch.num_rows for batch in source.batches()) == 3 * len(videos)
+        assert source.left_out.counts == {
+            ".jpg": 6,
+            ".wav": 3,
+            "hidden": 3,
+            "without an extension": 3,
+            ".tar": 1,
+        }
+    assert len(read(tmp_path / "{0..2}.tar", video_extensions=(".MOV", "Ts"))) == 6
 
 
 def test_a_text_above_the_size_limit_is_not_carried(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
-"""Globs, on disk and in stores."""
+"""Globs, braces and folders, on disk and in stores."""
 
+import http.server
 import os
 import socket
+import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,8 @@ from tests.conftest import S3Bucket
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.storage import open_store
+from tokpipe.storage.client import Client, client_of
+from tokpipe.storage.left_out import NO_MATCH, LeftOut
 from tokpipe.storage.listing import Listing, Match
 
 OPTIONS = StoreOptions(deadline_s=10)
@@ -26,6 +32,10 @@ GLOBS = [
     ("[ab].m??", ["a.mp4", "b.mkv"]),
     ("*", [".hidden.mp4", "a.mp4", "b.mkv"]),
     ("x/y/d.mp4", ["x/y/d.mp4"]),
+    ("{a.mp4,b.mkv,nothing.mp4}", ["a.mp4", "b.mkv"]),
+    ("x{,y}/*.{mp4,mov}", ["x/c.mp4", "xy/f.mp4"]),
+    ("x/{y,y/z}/*.mp4", ["x/y/d.mp4", "x/y/z/e.mp4"]),
+    ("{a..c}.m{p4,kv}", ["a.mp4", "b.mkv"]),
     *((nothing, []) for nothing in ("nothing*", "nothing.mp4", "nothing/**/*.mp4")),
 ]
 
@@ -35,7 +45,7 @@ def test_globs_mean_the_same_in_every_store(root: str) -> None:
     for name in NAMES:
         store.put(name, b"1")
     for pattern, found in GLOBS:
-        matches = sorted(Listing(f"{root}/{pattern}", OPTIONS), key=lambda match: match.uri)
+        matches = sorted(set(Listing(f"{root}/{pattern}", OPTIONS)), key=lambda match: match.uri)
         assert matches == [Match(f"{root}/{name}") for name in sorted(found)], pattern
 
 
@@ -87,3 +97,236 @@ def test_pipes_and_links_are_found_and_loops_end(tmp_path: Path) -> None:
     ]
     assert found == {"folder.mp4": True, **dict.fromkeys(files, False)}
     assert {m.uri for m in Listing(f"{tmp_path}/*", OPTIONS) if m.is_folder} == set()
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+EXTENSIONS = ("mp4", "mov")
+NFC = "Vidéos für Öma"
+NFD = unicodedata.normalize("NFD", NFC)
+VIDEOS = [
+    *("a.mp4", "B.MOV", "c.MoV", "-rf.mp4", "x y [1] {a,b}.mp4", "*.mp4", "2024/07/deep.MP4"),
+    *(f"{NFC}/é.mp4", f"{NFD}/e\u0301.mp4", "日本/動画.mp4", "folder.mp4/inside.mov", "a.b.mp4"),
+]
+OTHERS = {
+    ".jpg": ["IMG.JPG", "2024/a.jpg"],
+    ".thm": ["GOPR.THM"],
+    "hidden": ["._B.MOV", ".DS_Store", ".Trashes/501/old.mp4", "$RECYCLE.BIN/$R1.mp4"],
+    "without an extension": ["README", "2024/mp4"],
+    "others": ["B.MOV~"],
+}
+
+
+def folder_of(uri: str, **settings: Any) -> Listing:
+    return Listing(uri, OPTIONS, known=EXTENSIONS, **settings)
+
+
+def fill(root: str, names: list[str]) -> None:
+    store = open_store(root, OPTIONS)
+    for name in names:
+        store.put(name, b"1")
+
+
+def names_in(listing: Listing, root: str) -> list[str]:
+    return sorted(match.uri.removeprefix(f"{root}/") for match in listing)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_means_its_videos_of_any_extension_and_depth(root: str, slash: str) -> None:
+    fill(f"{root}/phone", [*VIDEOS, *(name for names in OTHERS.values() for name in names)])
+    fill(root, ["phone.mp4", "phone2/z.mp4"])
+    listing = folder_of(f"{root}/phone{slash}")
+    assert names_in(listing, f"{root}/phone") == sorted(VIDEOS)
+    assert listing.left_out.counts == {kind: len(names) for kind, names in OTHERS.items()}
+    assert listing.left_out.names["hidden"] == sorted(OTHERS["hidden"])[:3]
+    assert listing.left_out.names[".jpg"] == sorted(OTHERS[".jpg"])
+
+
+@pytest.mark.s3
+def test_a_bucket_is_a_folder_and_markers_of_folders_are_no_files(s3_bucket: S3Bucket) -> None:
+    fill(s3_bucket.uri, ["a.mp4", "x/b.MOV"])
+    client = client_of(s3_bucket.uri, OPTIONS)
+    for key in ("x/", "empty/"):
+        client.call(
+            "marking", s3_bucket.uri, "call_s3", "put_object", Bucket=s3_bucket.name, Key=key
+        )
+    for uri in (s3_bucket.uri, f"{s3_bucket.uri}/"):
+        listing = folder_of(uri)
+        assert names_in(listing, s3_bucket.uri) == ["a.mp4", "x/b.MOV"]
+        assert not listing.left_out.counts
+    assert names_in(folder_of(f"{s3_bucket.uri}/x"), s3_bucket.uri) == ["x/b.MOV"]
+    assert names_in(folder_of(f"{s3_bucket.uri}/empty/"), s3_bucket.uri) == []
+    with pytest.raises(ConfigError, match="Name the bucket"):
+        list(folder_of("s3://"))
+
+
+@pytest.mark.s3
+def test_a_name_is_an_object_before_it_is_a_folder(s3_bucket: S3Bucket) -> None:
+    fill(s3_bucket.uri, ["x/a.mp4", "y"])
+    client_of(s3_bucket.uri, OPTIONS).call(
+        "writing", s3_bucket.uri, "call_s3", "put_object", Bucket=s3_bucket.name, Key="x"
+    )
+    root = s3_bucket.uri
+    assert names_in(folder_of(f"{root}/x"), root) == ["x"]
+    assert names_in(folder_of(f"{root}/y"), root) == ["y"]
+    assert names_in(folder_of(f"{root}/x/"), root) == ["x/a.mp4"]
+
+
+def test_alternatives_of_braces_may_be_folders(root: str) -> None:
+    fill(root, ["2023/a.mp4", "2024/b.mov", "2024/c.txt", "2025/d.mp4"])
+    listing = folder_of(f"{root}/{{2022..2024}}")
+    assert names_in(listing, root) == ["2023/a.mp4", "2024/b.mov"]
+    assert listing.left_out.counts == {".txt": 1, NO_MATCH: 1}
+    assert listing.left_out.text == (f"1 file: 1 .txt (c.txt); 1 unmatched pattern ({root}/2022)")
+
+
+@pytest.mark.s3
+def test_names_that_are_missing_cost_a_store_no_listing(
+    s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(s3_bucket.uri, [f"{number:03}.tar" for number in range(30)])
+
+    def no_listing(*_: Any) -> Any:
+        raise AssertionError("listed")
+
+    monkeypatch.setattr(Client, "iter_objects", no_listing)
+    listing = Listing(f"{s3_bucket.uri}/{{000..049}}.tar", OPTIONS, known=("tar",))
+    assert len(names_in(listing, s3_bucket.uri)) == 30
+    assert listing.left_out.counts == {NO_MATCH: 20}
+
+
+def test_names_with_wildcards_are_taken_literally_if_nothing_matches(root: str) -> None:
+    names = ["[2024] films/a.mp4", "[2024] films/b.mp4", "{a,b}/c.mp4", "what?.mp4"]
+    fill(root, names)
+    for uri, found in [
+        ("[2024] films", names[:2]),
+        ("[2024] films/*.mp4", names[:2]),
+        ("{a,b}/*.mp4", [names[2]]),
+        ("{a,b}/c.mp4", [names[2]]),
+        ("what?.mp4", [names[3]]),
+    ]:
+        assert names_in(folder_of(f"{root}/{uri}"), root) == found, uri
+
+
+def test_accents_match_in_either_unicode_form(root: str) -> None:
+    fill(root, [f"{NFD}/a.mp4"])
+    for uri in (f"{root}/{NFC}", f"{root}/{NFC}/a.mp4", f"{root}/{NFC}/*.mp4"):
+        assert names_in(folder_of(uri), root) == [f"{NFD}/a.mp4"]
+
+
+def test_videos_beside_a_glob_are_counted(root: str) -> None:
+    videos = [name for name in VIDEOS if not name.startswith("folder.mp4")]
+    fill(root, [*videos, *(name for names in OTHERS.values() for name in names)])
+    listing = folder_of(f"{root}/*.mp4")
+    assert names_in(listing, root) == ["*.mp4", "-rf.mp4", "a.b.mp4", "a.mp4", "x y [1] {a,b}.mp4"]
+    assert listing.left_out == LeftOut({".mov": 2}, {".mov": ["B.MOV", "c.MoV"]})
+    listing = folder_of(f"{root}/**/*.mp4")
+    assert len(list(listing)) == len(videos) - 3 + 2  # with hidden ones, as the pattern says
+    assert listing.left_out.counts == {".mov": 2, ".mp4": 1}
+    listing = folder_of(f"{root}/-*.mp4")
+    assert names_in(listing, root) == ["-rf.mp4"]
+    assert not listing.left_out.counts, "names that begin otherwise are another choice"
+
+
+def test_what_another_source_takes_or_has_counted_is_not_left_out(root: str) -> None:
+    fill(root, ["a.mp4", "b.mov", "c.MOV", "d.MP4", "list.csv", "e.txt"])
+    uris = [f"{root}/*.mp4", f"{root}/*.mov", f"{root}/", f"{root}/list.csv", f"{root}/{{d,e}}.MP4"]
+    uris.append(f"{root}/{{b.mov,*.mp4}}")
+    for chosen, left_out in [
+        ((0, 1), {".mov": 1, ".mp4": 1}),
+        ((0, 1, 4), {".mov": 1, NO_MATCH: 1}),
+        ((0, 2, 3), {".txt": 1}),
+        ((3, 0, 2), {".txt": 1}),
+        ((5,), {".mov": 1, ".mp4": 1}),
+    ]:
+        listings = [folder_of(uris[index]) for index in chosen]
+        found, total = [], LeftOut()
+        for listing in listings:
+            listing.peers = listings
+            found += names_in(listing, root)
+            total.update(listing.left_out)
+        assert total.counts == left_out, chosen
+
+
+def test_an_output_in_a_folder_is_not_part_of_it(root: str) -> None:
+    fill(root, ["a.mp4", "out/job.json", "out/decoded/b.mp4", "out2/c.mp4"])
+    listing = folder_of(root, output_uri=f"{root}/out")
+    assert names_in(listing, root) == ["a.mp4", "out2/c.mp4"]
+    assert not listing.left_out.counts
+    assert "out/decoded/b.mp4" in names_in(
+        folder_of(f"{root}/**/*.mp4", output_uri=f"{root}/out"), root
+    ), "a glob means what it says"
+    assert "a.mp4" in names_in(folder_of(root, output_uri=root), root)
+
+
+def test_wildcards_in_the_path_of_the_project_are_no_pattern(tmp_path: Path) -> None:
+    for project in ("[2024] films", "2 films", "*", "{a,b}", "a", "what?"):
+        for name in ("v/a.mp4", "v/b.MOV", "v/[x].mp4"):
+            path = tmp_path / project / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    for project in ("[2024] films", "*", "{a,b}", "what?"):
+        own = f"{tmp_path}/{project}"
+        for uri, found in [
+            ("v", ["a.mp4", "b.MOV", "[x].mp4"]),
+            ("v/*.mp4", ["a.mp4", "[x].mp4"]),
+            ("v/{a.mp4,b.MOV}", ["a.mp4", "b.MOV"]),
+            ("v/[x].mp4", ["[x].mp4"]),
+        ]:
+            listing = folder_of(f"{own}/{uri}", literal=own)
+            assert names_in(listing, f"{own}/v") == sorted(found), (project, uri)
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    """A page of links, as web servers show folders, and two files."""
+
+    def do_GET(self) -> None:
+        found = self.path.partition("?")[0] in ("/videos/", "/videos/a.mp4", "/videos/b.mp4")
+        self.send_response(200 if found else 404)
+        data = b'<a href="a.mp4">a</a>'
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_web_server_has_names_but_no_folders_and_no_globs() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}/videos"
+        for uri in (f"{root}/", f"{root}/*.mp4", f"{root}/**/*.mp4", f"{root}/{{a,b}}*.mp4"):
+            with pytest.raises(ConfigError, match=r"http:// cannot list .*kind: table.*braces"):
+                list(folder_of(uri))
+        listing = folder_of(f"{root}/{{a..d}}.mp4")
+        assert names_in(listing, root) == ["a.mp4", "b.mp4"]
+        assert listing.left_out.counts == {NO_MATCH: 2}
+        assert names_in(folder_of(f"{root}/a.mp4?version=[1]"), root) == ["a.mp4?version=[1]"]
+        listing = folder_of(f"{root}/[ab].mp4")
+        assert names_in(listing, root) == []
+        assert listing.explain_nothing() == "The server has no such file."
+        server.shutdown()
+
+
+def test_kinds_and_names_that_are_left_out_take_bounded_memory() -> None:
+    left_out = LeftOut()
+    for number in range(1000):
+        left_out.add(f".{number}", f"{number:04}.{number}")
+        left_out.add(".jpg", f"{999 - number:04}.jpg")
+    assert len(left_out.counts) <= 102
+    assert left_out.num_files == 2000
+    assert left_out.names[".jpg"] == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    assert len(left_out.text) < 500
+    assert LeftOut.from_json({"counts": left_out.counts, "names": left_out.names}) == left_out
+
+
+def test_names_that_are_left_out_are_printable() -> None:
+    left_out = LeftOut()
+    for name in ("a\nb.jpg", "\x1b[2J.jpg", os.fsdecode(b"\xff.jpg"), f"{NFD}.jpg"):
+        left_out.add(".jpg", name)
+    assert left_out.text.isprintable()
+    left_out.text.encode()

@@ -98,7 +98,7 @@ def test_rate_and_time_left_are_those_of_the_newest_driver(store: DictStore) -> 
         "  1 rejected: truncated 1\n"
         "  goodput 80% of 0:20 encoder time\n"
         "  last commit 0:40 ago, by process 4242 on head-node (tokpipe 1.2.3)\n"
-        "  recently 0.2 clips/s, left 1:15"
+        "  recently 0.20 clips/s, left 1:15"
     )
     shown = json.loads(found.to_json())
     assert (shown["num_rows_done"], shown["totals"]["rejected"]) == (5, {"truncated": 1})

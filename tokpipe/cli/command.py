@@ -19,6 +19,7 @@ from tokpipe.cli import (
     convert,
     decode,
     export,
+    init,
     inspect,
     ls,
     plan,
@@ -46,8 +47,8 @@ class Verb(Protocol):
 
 
 VERBS: tuple[Verb, ...] = (
-    check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean, export,
-    convert, train, completion,
+    init, check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean,
+    export, convert, train, completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 

@@ -6,7 +6,7 @@ import shtab
 
 from tokpipe.cli.output import print_script
 
-EXAMPLE = "tokpipe completion bash > ~/.local/share/bash-completion/completions/tokpipe"
+EXAMPLE = "source <(tokpipe completion bash)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Start a job, or resume it where an earlier run stopped."""
 
 import argparse
+import sys
 
 from rich.console import Console
 
@@ -41,7 +42,8 @@ def options_of(parsed: argparse.Namespace) -> list[str]:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    console = Console(highlight=False)
+    # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
+    console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
     options_of(parsed)  # rejects those that do not go together
     with submitted.explained(parsed.job):
         if parsed.dry_run:

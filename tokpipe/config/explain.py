@@ -2,14 +2,27 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from tokpipe.config.suggest import (
+    accepted,
+    bare,
+    in_yaml,
+    is_section,
+    kinds_of,
+    one_of,
+    places_of_keys,
+    remedy,
+)
 from tokpipe.errors import ConfigError
+
+_MAX_CHARS = 80
+_UNKNOWN = "unknown key"
 
 Location = tuple[int | str, ...]
 
@@ -33,13 +46,21 @@ def validate_settings(
     Raises:
         ConfigError: one line that names each wrong key, what was found and what would be right.
     """
+    # Strict models accept a list for a tuple only when they parse JSON.
+    text = json.dumps(data, default=str)
     try:
-        # Strict models accept a list for a tuple only when they parse JSON.
-        return TypeAdapter(expected).validate_json(json.dumps(data), context=dict(context or {}))
+        return TypeAdapter(expected).validate_json(text, context=dict(context or {}))
     except ValidationError as error:
-        problems = []
+        explained: dict[Location, str] = {}
         for detail in error.errors(include_url=False):
-            place, message = _explained(expected, detail)
+            place, message = _explained(expected, data, detail)
+            explained.setdefault(place, message)
+        problems = []
+        for place, message in explained.items():
+            if any(place == other[: len(place)] != other for other in explained):
+                continue  # a consequence of what is wrong within
+            if message.startswith(_UNKNOWN):
+                place = place[:-1]
             where = ".".join(map(str, place))
             if tokenizer_from is not None and place[:1] == ("tokenizer",):
                 where = f"{where} (in {tokenizer_from})"
@@ -47,73 +68,78 @@ def validate_settings(
         raise ConfigError(f"{name}: {'; '.join(problems)}") from error
 
 
-def _explained(expected: Any, detail: ErrorDetails) -> tuple[Location, str]:
-    """Return where a problem is, as written in the file, and what it is."""
+def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location, str]:
+    """Return where a problem is, as written in the file, and what to write there."""
     annotation, place = _follow(expected, detail["loc"])
-    found, message = detail["input"], detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
+    kind, found = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
         section, _ = _follow(expected, detail["loc"][:-1])
-        return place[:-1], _unknown_key(str(place[-1]), section)
-    if detail["type"].startswith("union_tag"):
-        kinds = ", ".join(map(repr, _kinds(annotation)))
-        if isinstance(found, dict):
-            return place, f"kind {found.get('kind')!r} is not one of {kinds}"
-        return place, f"found {found!r} in place of a section, whose kind is one of {kinds}"
-    if detail["type"] not in ("value_error", "missing") and not isinstance(found, dict | list):
-        message += f" (found {found!r})"
-    return place, message
+        return place, _unknown_key(str(place[-1]), bare(section), expected)
+    if kind == "value_error":
+        return place, detail["msg"].removeprefix("Value error, ")
+    if kind == "missing" and isinstance(place[-1], str):
+        return place, f"is missing: write {accepted(annotation)}{_purpose(annotation)}"
+    if kind.startswith("union_tag") and isinstance(found, dict):
+        kinds = kinds_of(annotation)
+        if "kind" not in found:
+            return place, f"has no kind: write kind: {one_of(kinds)}"
+        near = difflib.get_close_matches(str(found["kind"]).lower(), kinds, n=1)
+        return (*place, "kind"), f"found {_text(found['kind'])}; write {one_of(near or kinds)}"
+    # A list is judged as a whole: [128] lacks a number, "128" in it is not the only mistake.
+    while place and isinstance(place[-1], int) and not is_section(annotation):
+        place = place[:-1]
+        annotation, _ = _follow(expected, detail["loc"][: len(place) - len(detail["loc"])])
+    found = data
+    for part in place:
+        found = found[part]
+    key = str(place[-1]) if place else ""
+    return place, f"found {_text(found)}; {remedy(annotation, found, key)}"
 
 
-def _unknown_key(key: str, section: Any) -> str:
-    keys = sorted(section.model_fields) if _is_model(section) else []
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the keys here are: {', '.join(keys)}"
-    return f"unknown key {key!r}; {hint}"
+def _purpose(annotation: Any) -> str:
+    """Return the first sentence about a text, in brackets."""
+    about = annotation.__metadata__[0].description
+    return f" ({about.partition('.')[0]})" if about and bare(annotation) is str else ""
+
+
+def _text(found: Any) -> str:
+    text = "nothing" if found is None else in_yaml(found)
+    return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]} ..."
+
+
+def _unknown_key(key: str, section: Any, expected: Any) -> str:
+    keys = sorted(section.model_fields)
+    places = places_of_keys(expected)
+    plain = re.sub(r"[- ]", "_", key.lower()).rpartition(".")[2]
+    here = difflib.get_close_matches(plain, keys, n=1, cutoff=0.8)
+    anywhere = difflib.get_close_matches(plain, places, n=1, cutoff=0.8)
+    if anywhere and ("." in key or not here):
+        found = sorted(places[anywhere[0]], key=lambda place: (place.count("."), place))
+        nearest = [place for place in found if place.count(".") == found[0].count(".")]
+        subject = "it" if anywhere[0] == key else repr(anywhere[0])
+        return f"{_UNKNOWN} {key!r}; {subject} belongs in {one_of(nearest)}"
+    here = here or difflib.get_close_matches(plain, keys, n=1, cutoff=0.5)
+    hint = f"did you mean {here[0]!r}?" if here else f"the keys here are: {', '.join(keys)}"
+    return f"{_UNKNOWN} {key!r}; {hint}"
 
 
 def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
     """Follow an error's location down from ``annotation``.
 
-    Returns the annotation found there, and the location as written in the file: pydantic also
-    names the kind of each section on the way.
+    Returns the annotation found there, with its field, and the location as written in the file:
+    pydantic also names the kind of each section on the way.
     """
     place: list[int | str] = []
     for part in location:
-        annotation = _bare(annotation)
-        if kinds := _kinds(annotation):
+        if kinds := kinds_of(annotation):
             annotation = kinds.get(str(part))
             continue
+        annotation = bare(annotation)
         place.append(part)
         if get_origin(annotation) is tuple:
             annotation = get_args(annotation)[0]
-        elif _is_model(annotation) and (field := annotation.model_fields.get(str(part))):
-            annotation = field.annotation
+        elif is_section(annotation) and (field := annotation.model_fields.get(str(part))):
+            annotation = Annotated[(field.annotation, field)]
         else:
             annotation = None
-    return _bare(annotation), tuple(place)
-
-
-def _bare(annotation: Any) -> Any:
-    """Return an annotation without its metadata and without ``| None``."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, UnionType):
-        members = [member for member in get_args(annotation) if member is not NoneType]
-        if len(members) == 1:
-            return _bare(members[0])
-    return annotation
-
-
-def _kinds(annotation: Any) -> dict[str, Any]:
-    """Return the models of a discriminated union by kind; empty for any other annotation."""
-    if get_origin(annotation) not in (Union, UnionType):
-        return {}
-    return {
-        get_args(member.model_fields["kind"].annotation)[0]: member
-        for member in map(_bare, get_args(annotation))
-        if _is_model(member)
-    }
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation, tuple(place)

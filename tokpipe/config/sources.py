@@ -1,11 +1,10 @@
 """Where clips come from: files in a folder or by glob, tables, or WebDataset tars."""
 
-import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tokpipe.config.base import Frozen, Uri, UriTemplate
+from tokpipe.config.base import Frozen, PatternUri, Uri, UriTemplate
 
 VIDEO_EXTENSIONS = (
     *("mp4", "m4v", "mov", "qt", "3gp", "3gpp", "3g2", "f4v", "insv", "mkv", "webm", "mk3d"),
@@ -16,38 +15,20 @@ VIDEO_EXTENSIONS = (
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
 
-class _Listed(Frozen):
-    """A source whose ``uri`` may be a pattern."""
-
-    kind: str
-    uri: Uri
-    _literal: str = ""
-
-    def model_post_init(self, context: Any) -> None:
-        root = (context or {}).get("root")
-        if root is not None and root.is_absolute() and self.uri.startswith("/"):
-            self._literal = os.path.commonpath([root, self.uri])
-
-    @property
-    def literal(self) -> str:
-        """Leading folders of ``uri`` that are the project's path: brackets there are no pattern."""
-        return self._literal
-
-
-class FilesSource(_Listed):
+class FilesSource(Frozen):
     """One clip per file of a folder, or per file that matches a glob."""
 
     kind: Literal["files"]
-    uri: Uri
+    uri: PatternUri
     """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
 
 
-class TableSource(_Listed):
+class TableSource(Frozen):
     """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
 
     kind: Literal["table"]
-    uri: Uri
+    uri: PatternUri
     """The table, or a glob of tables with the same columns. ``.gz`` is decompressed on the fly."""
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     """Format of a file whose extension does not say."""
@@ -74,11 +55,11 @@ class TableSource(_Listed):
         return self
 
 
-class WebDatasetSource(_Listed):
+class WebDatasetSource(Frozen):
     """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]
-    uri: Uri
+    uri: PatternUri
     """A tar, or a glob of tars; ``{000..999}`` expands. Videos are read in place, by byte range."""
     video_extensions: tuple[str, ...] | None = None
     """Members with other extensions, in any case, are not clips. By default those that a folder

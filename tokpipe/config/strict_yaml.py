@@ -37,10 +37,29 @@ def read_mapping(text: str | bytes, name: str) -> dict[str, Any]:
     """
     try:
         data = yaml.load(text, Loader=StrictLoader)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{name}: {_explained(error, text)}") from error
+    except (RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{name}: is not valid YAML: {error}") from error
     if data is None:
         raise ConfigError(f"{name}: is empty, or has only comments")
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: holds {type(data).__name__}, not a mapping of settings")
     return data
+
+
+def _explained(error: yaml.MarkedYAMLError, text: str | bytes) -> str:
+    mark = error.problem_mark or error.context_mark
+    number = mark.line if mark else 0
+    shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    line = (shown.splitlines() or [""])[min(number, shown.count("\n"))]
+    if "\t" in line:
+        hint = "indent with spaces instead of tabs"
+    elif error.problem and "appears twice" in error.problem:
+        hint = "keep one of them"
+    else:
+        hint = (
+            "check the indentation, write a space after each colon, and put text in quotes if it "
+            "starts with *, &, {, [, @ or % or contains ': '"
+        )
+    return f"is not valid YAML, near line {number + 1}: {error.problem}; {hint}"

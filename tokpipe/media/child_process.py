@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib.util
 import mmap
 import os
 import signal
@@ -27,6 +28,8 @@ class ChildProcess:
     """A process that runs ``tokpipe.media.child``; RuntimeFault if it does not start."""
 
     def __init__(self, memory_bytes: int) -> None:
+        if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
+            raise ModuleNotFoundError("No module named 'av'", name="av")
         self._channel, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         # Libraries print into a file of fixed size: no pipe to drain and no disk to fill. What

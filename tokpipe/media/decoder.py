@@ -50,6 +50,9 @@ class Probe:
     num_segments: int
     size: tuple[int, int]
     """(height, width) of the frames."""
+    source_size: tuple[int, int]
+    """(height, width) of the video as it is shown, in square pixels."""
+    source_fps: float
 
 
 class Undecodable(SourceError):
@@ -166,7 +169,8 @@ class VideoDecoder:
         """
         asked = {"start_s": start_s, "end_s": end_s, "only_probe": True}
         probe, _ = self._answer(path, asked)
-        return Probe(**{**probe, "size": tuple(probe["size"])})
+        sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
+        return Probe(**{**probe, **sizes})
 
     def close(self) -> None:
         """End the child and free its memory. The next ``decode`` starts another."""

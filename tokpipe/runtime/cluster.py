@@ -1,5 +1,6 @@
 """Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from tokpipe.errors import ConfigError, RuntimeFault
+from tokpipe.telemetry.logs import log_event
 
 CONNECT_TIMEOUT_S = 10.0
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
@@ -27,18 +29,24 @@ _FOUND_BY_RAY = ("local", "auto", None)
 
 
 @contextmanager
-def connected(cluster: str) -> Iterator[None]:
+def connected(cluster: str) -> Iterator[list[str]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
     local one; ``local`` is always a new one; anything else is an address.
+
+    Yields the addresses of clusters with a node on this machine beside which ``auto`` has started
+    a local one.
 
     Raises:
         ConfigError: it is an address of Ray Client.
         RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    unused: list[str] = []
     if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
+        if cluster == "auto":  # running processes: the file that Ray keeps may be of a dead cluster
+            unused = sorted(ray._private.services.find_gcs_addresses())
         # Ray reads these from the environment of the process that starts it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -47,9 +55,9 @@ def connected(cluster: str) -> Iterator[None]:
         options.update(address=cluster)
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
-            _check_cluster(address)
+            _check_cluster(address, f"runtime.cluster={cluster}")
         ray.init(**options)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         ray.shutdown()
         raise
     except AuthenticationError as error:
@@ -60,7 +68,7 @@ def connected(cluster: str) -> Iterator[None]:
             "Check that the cluster runs and that the address is right."
         ) from error
     try:
-        yield
+        yield unused
     finally:
         ray.shutdown()
 
@@ -80,16 +88,30 @@ def check_reachable(host: str, port: int) -> None:
     socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
 
 
+def check_token(where: str) -> None:
+    """Raise RuntimeFault if this process must send a token and has none: Ray would crash."""
+    if _sends_token() and not os.environ.get("RAY_AUTH_TOKEN") and not _token_path().exists():
+        raise authentication_fault(where)
+
+
+def use_token_of_this_machine() -> None:
+    """As ``ray start`` and ``ray.init`` do, use a token if there is one and no mode is set."""
+    with contextlib.suppress(ImportError):  # older versions of Ray have no tokens
+        from ray._private.authentication import authentication_token_setup as setup
+
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def authentication_fault(where: str) -> RuntimeFault:
     """Describe why a cluster did not accept this process, and what to set."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+    if not _sends_token():
         found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
     elif os.environ.get("RAY_AUTH_TOKEN"):
         found = "it does not accept the token in RAY_AUTH_TOKEN"
+    elif (path := _token_path()).exists():
+        found = f"it does not accept the token in {path}"
     else:
-        path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
-        exists = Path(path).expanduser().exists()
-        found = f"it does not accept the token in {path}" if exists else f"{path} does not exist"
+        found = f"{path} does not exist"
     return RuntimeFault(
         f"{where}: authentication failed: the Ray cluster requires a token, and {found}. Nothing "
         "was started. Set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or "
@@ -97,13 +119,38 @@ def authentication_fault(where: str) -> RuntimeFault:
     )
 
 
-def _check_cluster(address: str) -> None:
+def _sends_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+
+
+def _check_cluster(address: str, where: str) -> None:
     """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
     check_not_ray_client(address)
+    check_token(where)
     full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     place = urlsplit(f"//{full}")
     check_reachable(place.hostname or "", place.port or 0)
     GcsClient(address=full)
+
+
+def warn_of_unused(addresses: list[str]) -> None:
+    """Say that clusters on this machine do not work on a job that started a local Ray."""
+    if addresses:
+        one = addresses[0] if len(addresses) == 1 else "ADDRESS"
+        log_event(
+            "cluster_unused",
+            f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
+            "not set. This job started another Ray, on this machine alone: the nodes of a running "
+            "cluster stay idle, and CPUs here are used twice. To use a running cluster, stop this "
+            f"job, then run it with RAY_ADDRESS={one} or use `tokpipe submit`. If a local Ray is "
+            "intended, set runtime.cluster to local.",
+            level=logging.WARNING,
+            addresses=addresses,
+        )
 
 
 def draining_nodes() -> frozenset[str]:

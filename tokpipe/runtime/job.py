@@ -19,14 +19,14 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
-from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
-from tokpipe.runtime.output import JobOutput, RetryRejected, look_up, start_output
+from tokpipe.runtime.output import RetryRejected, look_up, start_output
 from tokpipe.runtime.progress import ProgressLog, ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import Signals
-from tokpipe.runtime.snapshot import Snapshots
+from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.storage import probe_store
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
@@ -45,12 +45,14 @@ class Outcome:
     elapsed_s: float
     num_left: int
     """Plan rows that are not settled."""
-    account: Account = field(default_factory=Account)
-    """What this run did."""
-    signal: int | None = None
-    """The signal that stopped the run, or SIGTERM if its node is draining."""
     left_out: str = ""
     """What the sources found and did not take, as text."""
+    account: Account = field(default_factory=Account)
+    """What this run did."""
+    encoding_s: float = 0.0
+    """Seconds of it since the first encoder was up."""
+    signal: int | None = None
+    """The signal that stopped the run, or SIGTERM if its node is draining."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
     was_done: bool = False
@@ -76,77 +78,57 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     Raises:
         TokpipeError: see ``errors``. Committed work is kept.
     """
-    started = time.monotonic()
+    started, interval_s = time.monotonic(), job.runtime.progress_interval_s
     with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
         output = look_up(job)
         if output.state is not None and output.is_done(retry):
-            elapsed_s = time.monotonic() - started
-            return Outcome(
-                "done",
-                output.state.totals,
-                elapsed_s,
-                0,
-                left_out=_left_out(output.record),
-                was_done=True,
-            )
+            elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
+            return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
-        with connected(job.runtime.cluster):
+        with connected(job.runtime.cluster) as unused:
             signals.arm()
             record = output.record or start_output(job, output, console)
-            return _run(job, output, record, console, retry, signals, started)
+            with (
+                ProgressView(console, interval_s) as view,
+                driver_log(job.runtime.log_path, view.say, log_context(output, record)),
+                _errors_logged(),
+            ):
+                warn_of_unused(unused)
+                run = assemble(job, output, record, console, retry)
+                shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
+                _log_start(job, record, state)
+                view.say(
+                    f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
+                    f"{state.committed.num_done:,} settled before; encoding on {record.device}"
+                )
+                if left_out:
+                    view.say(f"left out: {left_out}")
+                snapshots = Snapshots(state, started)
+                metrics = JobMetrics(job.dataset, record.plan["plan_id"])
+                displays = view, ProgressLog(interval_s), metrics
 
+                def show_progress() -> Snapshot:
+                    snapshot = snapshots.take(run.dispatcher)
+                    for display in displays:
+                        display.show(snapshot)
+                    return snapshot
 
-def _run(
-    job: JobConfig,
-    output: JobOutput,
-    record: JobRecord,
-    console: Console,
-    retry: RetryRejected | None,
-    signals: Signals,
-    started: float,
-) -> Outcome:
-    """Do the work of ``run_job`` on the cluster that the process is connected to."""
-    context, interval_s = log_context(output, record), job.runtime.progress_interval_s
-    with (
-        ProgressView(console, interval_s) as view,
-        driver_log(job.runtime.log_path, view.say, context),
-        _errors_logged(),
-    ):
-        run = assemble(job, output, record, console, retry)
-        shell, state = Shell(run), run.committer.state
-        _log_start(job, record, state)
-        view.say(
-            f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-            f"{state.committed.num_done:,} settled before; encoding on {record.device}"
-        )
-        if left_out := _left_out(record):
-            view.say(f"left out: {left_out}")
-        snapshots = Snapshots(state, started)
-        metrics = JobMetrics(job.dataset, record.plan["plan_id"])
-        displays = view, ProgressLog(interval_s), metrics
-
-        def show_progress() -> None:
-            snapshot = snapshots.take(run.dispatcher)
-            for display in displays:
-                display.show(snapshot)
-
-        signals.stop = shell.stop
-        try:
-            finish = shell.run(show_progress)
-        finally:
-            signals.stop = None
-        show_progress()
-        _log_end(finish, state)
+                signals.stop = shell.stop
+                finish = shell.run(show_progress)
+                signals.stop = None
+                encoding_s = show_progress().encoding_s
+                _log_end(finish, state)
     stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)
     return Outcome(
         finish.outcome,
         state.totals,
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
-        run.dispatcher.account,
-        stopped_by if finish.outcome == "stopped" else None,
         left_out,
+        run.dispatcher.account,
+        encoding_s,
+        stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
     )
 

@@ -146,25 +146,21 @@ def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
     if not isinstance(job.tokenizer, CustomConfig):
         return
     module = job.tokenizer.implementation.partition(":")[0].split(".")
-    places: Iterable[str] | None = None  # where Python looks, also through editable installs
-    for depth in range(1, len(module) + 1):
-        name = ".".join(module[:depth])
-        spec = importlib.util.find_spec(name) if places is None else None
-        if spec is None:
-            folders = places or [*sys.path, str(project_root(path)), str(path.resolve().parent)]
-            spec = importlib.machinery.PathFinder.find_spec(name, list(folders))
+    folders = [*sys.path, str(project_root(path)), str(path.resolve().parent)]
+    for depth, name in enumerate(module, start=1):
+        spec = importlib.util.find_spec(name) if depth == 1 else None  # also an editable install
+        if spec is None or spec.origin is None:  # not found, or part of a namespace
+            spec = importlib.machinery.PathFinder.find_spec(name, folders) or spec
         if spec is None:
             return
-        if spec.origin is not None and spec.has_location:
+        if spec.origin is not None:
             found, place = Path(spec.origin), Path(*module[:depth])
-            if not _is_installed(found):
+            if spec.has_location and not _is_installed(found):
                 is_package = spec.submodule_search_locations is not None
                 code = found.parent if is_package else found
                 yield str(place if is_package else place.with_suffix(found.suffix)), code
             return
-        if spec.submodule_search_locations is None:
-            return  # built into Python
-        places = list(spec.submodule_search_locations)  # a namespace: only its part is sent
+        folders = list(spec.submodule_search_locations or ())  # of a namespace, only that part
 
 
 def _is_installed(path: Path) -> bool:

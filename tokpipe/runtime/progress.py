@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.human import counted, counts_text, duration, share_text
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 from tokpipe.telemetry.logs import events_are_logged, log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.telemetry.speed import speed_of, speed_text
@@ -61,7 +61,7 @@ class ProgressView:
                 (f"{stage:<8}", "bold"),
                 (done * filled, "green"),
                 (rest * (width - filled), "bright_black"),
-                f"{passed:>13,}{snapshot.clips_per_s(stage):>11,.1f} clips/s",
+                f"{passed:>13,}{rate_text(snapshot.clips_per_s(stage)):>11} clips/s",
                 f"{workers:>8,} worker{'' if workers == 1 else 's'}",
                 no_wrap=True,
                 overflow="crop",
@@ -78,13 +78,14 @@ class ProgressView:
 
 
 def _plain_line(snapshot: Snapshot) -> str:
-    stages = [
-        f"{stage} {snapshot.passed[stage]:,} ({snapshot.clips_per_s(stage):,.1f}/s, "
-        f"{snapshot.actors[stage]:,} workers)"
+    stages = ", ".join(
+        f"{stage} {snapshot.passed[stage]:,} ({rate_text(snapshot.clips_per_s(stage))}/s, "
+        f"{counted(snapshot.actors[stage], 'worker')})"
         for stage in STAGES
-    ]
+        if any(snapshot.actors.values())
+    )
     notes = _rejected_text(snapshot), snapshot.waiting_for or _speed_text(snapshot)
-    return "; ".join([_job_text(snapshot), ", ".join(stages), *filter(None, notes)])
+    return "; ".join(filter(None, [_job_text(snapshot), stages, *notes]))
 
 
 def _job_text(snapshot: Snapshot) -> str:

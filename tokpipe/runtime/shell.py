@@ -67,7 +67,7 @@ class Shell:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
         self._events.put(protocol.StopRequested(STOP_GRACE_S))
 
-    def run(self, on_progress: Callable[[], None]) -> protocol.Finish:
+    def run(self, on_progress: Callable[[], object]) -> protocol.Finish:
         """Work until every clip is committed, or until stopped.
 
         Args:
@@ -85,7 +85,7 @@ class Shell:
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
-    def _loop(self, on_progress: Callable[[], None]) -> protocol.Finish:
+    def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
         moved_at = time.time()  # the clock that keeps running while a machine is suspended

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -27,19 +28,24 @@ class Signals:
         self.arm()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            # Ray's handler, which is in place until ``arm``, exits with the number of the signal.
+            raise KeyboardInterrupt(signal.SIGTERM) from error
 
     def arm(self) -> None:
-        """Install the handlers. Again after ``ray.init``, which installs one for SIGTERM."""
+        """Install the handlers. Do so again after ``ray.init``, which installs one for SIGTERM."""
         for number in NUMBERS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: object) -> None:
         self.received.append(signal.Signals(number))
-        if len(self.received) > 2:
-            os._exit(128 + number)  # not even the clean-up ends: as safe as a SIGKILL
+        if len(self.received) > 2:  # not even the clean-up ends; as safe as a SIGKILL
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h")  # the cursor that the live lines hide
+            os._exit(128 + number)
         if self.stop is None or len(self.received) > 1:
             self._acknowledge("stopping now ...")
             raise KeyboardInterrupt(number)

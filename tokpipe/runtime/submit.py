@@ -19,9 +19,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import ray
-from ray._private.authentication.authentication_token_setup import (
-    maybe_enable_token_auth_if_token_available,
-)
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -32,6 +29,8 @@ from tokpipe.runtime.cluster import (
     authentication_fault,
     check_not_ray_client,
     check_reachable,
+    check_token,
+    use_token_of_this_machine,
 )
 from tokpipe.runtime.package import Package
 from tokpipe.runtime.shell import STOP_GRACE_S
@@ -143,8 +142,9 @@ class Cluster:
         """
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
-        check_not_ray_client(address or "")
         self.address = address or "this machine"
+        check_not_ray_client(self.address)
+        check_token(self.address)
         # Ray would prefer the variables to the address that it is passed.
         saved = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
@@ -257,6 +257,9 @@ class Cluster:
                     )
                 in_contact = time.monotonic()
                 if info.status.is_terminal():
+                    with suppress(*_TROUBLE):  # its node may be gone
+                        text = self._client.get_job_logs(submission.id)
+                        yield from log.lines_in(text[log.num_seen :])
                     yield from log.rest()
                     yield replace(submission, info=info)
                     return
@@ -312,7 +315,7 @@ class _Log:
 
 def _connect(address: str | None) -> _Client:
     if address in (None, "auto"):
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        use_token_of_this_machine()
         return _Client(None)
     is_url = "://" in address
     place = urlsplit(address if is_url else f"//{address}")

@@ -6,6 +6,7 @@
 
 import json
 import os
+import runpy
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ UNFIT_CLUSTER = 7
 
 
 def main(version: str, *arguments: str) -> int:
-    """Run a job that a tokpipe of this version has checked; return its exit code."""
+    """Run a job that a tokpipe of this version has checked; exit with its exit code."""
     here = f"the cluster's head ({socket.gethostname()}, {sys.executable})"
     advice = (
         f'Install "tokpipe[run]=={version}" on every node, into the environment whose `python` is '
@@ -30,7 +31,7 @@ def main(version: str, *arguments: str) -> int:
     )
     try:
         import tokpipe
-        import tokpipe.cli
+        import tokpipe.config
     except ImportError as error:
         print(f"RuntimeFault: {here} cannot import tokpipe: {error}. {advice}", file=sys.stderr)
         return UNFIT_CLUSTER
@@ -41,7 +42,9 @@ def main(version: str, *arguments: str) -> int:
             file=sys.stderr,
         )
         return UNFIT_CLUSTER
-    return tokpipe.cli.main(["run", *arguments])
+    sys.argv = ["tokpipe.run", *arguments]
+    runpy.run_module("tokpipe.run", run_name="__main__")
+    return 0
 
 
 @contextmanager

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
-from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.human import counted, counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
 from tokpipe.telemetry.speed import advice
 
-MIN_JUDGED_S = 60.0
-"""Shorter runs mostly start workers, so their speed says nothing about a longer one."""
+MIN_JUDGED_S = 30.0
+"""The speed of a run that encodes for less time says nothing about a longer one."""
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
@@ -35,8 +34,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"  left out: {outcome.left_out}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
-    if not outcome.was_done:
-        yield from _speed_lines(outcome)
+    yield from _speed_lines(outcome)
     if outcome.was_drained:
         yield "  stopped because the driver's node is draining"
     if outcome.ended == "stopped":
@@ -54,28 +52,21 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
 
 def _speed_lines(outcome: Outcome) -> Iterator[str]:
     """How fast the run was, what limited it, and what losses cost."""
-    account, elapsed_s = outcome.account, outcome.elapsed_s
+    account, seconds = outcome.account, outcome.encoding_s
     num_clips, num_frames = account.clips.get("write", 0), account.num_frames
-    if elapsed_s < MIN_JUDGED_S or outcome.speed is None:
-        yield "  too short to judge its speed: most of such a run is starting workers"
-    else:
-        yield (
-            f"  speed of this run: {num_clips / elapsed_s:,.1f} clips/s, "
-            f"{num_frames / elapsed_s:,.1f} frames/s"
-        )
+    if outcome.speed is not None and seconds < MIN_JUDGED_S:
+        yield f"  encoding took {duration(seconds)}, too short to judge the speed"
+    elif outcome.speed is not None:
+        clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
+        yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
         yield f"  {advice(outcome.speed)}"
-        yield from _goodput_line(account)
+        yield (
+            f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "
+            f"{account.paid_s:,.0f} encoder seconds produced the codes committed by this run"
+        )
     if account.lost_actors or account.lost_s:
         actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(account.lost_actors.items()))
         yield (
             f"  lost workers: {actors or 'none'}; {account.lost_s:,.0f} encoder seconds had to "
             "be repeated"
-        )
-
-
-def _goodput_line(account: Account) -> Iterator[str]:
-    if account.goodput is not None:
-        yield (
-            f"  goodput {account.goodput:.0%}: {account.useful_s:,.0f} of {account.paid_s:,.0f} "
-            "encoder seconds produced the codes committed by this run"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tokpipe.config.base import literal_part
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, FilesSource, Source, TableSource
 from tokpipe.sources.files import FilesRows
@@ -25,7 +26,7 @@ def open_sources(
             known={"files": VIDEO_EXTENSIONS, "table": EXTENSIONS, "webdataset": ("tar",)}[
                 config.kind
             ],
-            literal=config.literal,
+            literal=literal_part(config.uri),
             output_uri=output_uri,
         )
         for config in configs

@@ -71,6 +71,12 @@ class TableRows:
         types = [self._columns.field(name).type for name in names]
         return pa.schema(list(zip(carried_names(names), types, strict=True)))
 
+    def head(self) -> tuple[str, pa.RecordBatch]:
+        """Return the folder of the first table, and some rows with its own names of columns."""
+        self.carried()
+        first = self._tables[0]
+        return first.uri.rpartition("/")[0], next(first.batches(self._columns)).columns
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([*ROW_SCHEMA, *self.carried()])
         self._num_named = self._num_outside = 0

@@ -24,11 +24,11 @@ def expand_braces(text: str) -> list[str]:
         commas, closing = _inside(text, opening)
         if closing < 0:
             continue
+        options = _sequence(text[opening + 1 : closing])
         if commas:
-            ends = [opening, *commas, closing]
-            inner = [text[a + 1 : b] for a, b in itertools.pairwise(ends)]
-            options = [option for part in inner for option in expand_braces(part)]
-        elif (options := _sequence(text[opening + 1 : closing])) is None:
+            inner = itertools.pairwise([opening, *commas, closing])
+            options = [option for a, b in inner for option in expand_braces(text[a + 1 : b])]
+        if not options:
             continue
         rest = expand_braces(text[closing + 1 :])
         if len(options) * len(rest) > MAX_ALTERNATIVES:
@@ -39,7 +39,8 @@ def expand_braces(text: str) -> list[str]:
 
 def _inside(text: str, opening: int) -> tuple[list[int], int]:
     """Return where the commas of a brace are, and its partner; -1 if it has none."""
-    depth, commas = 0, []
+    commas: list[int] = []
+    depth = 0
     for match in re.compile("[{},]").finditer(text, opening):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
         if not depth:
@@ -49,13 +50,14 @@ def _inside(text: str, opening: int) -> tuple[list[int], int]:
     return [], -1
 
 
-def _sequence(body: str) -> list[str] | None:
+def _sequence(body: str) -> list[str]:
+    """Return the texts of a range such as ``01..10``, none if it is not one."""
     if match := _NUMBERS.fullmatch(body):
         first, last = int(match[1]), int(match[2])
     elif match := _LETTERS.fullmatch(body):
         first, last = ord(match[1]), ord(match[2])
     else:
-        return None
+        return []
     step = abs(int(match[3] or 1)) or 1
     values = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
     if abs(last - first) // step >= MAX_ALTERNATIVES:  # len() overflows

@@ -23,7 +23,7 @@ def kind_of(name: str) -> str:
     _, dot, extension = name.rpartition("/")[2].rpartition(".")
     if not dot:
         return "without an extension"
-    return f".{extension.lower()}" if re.fullmatch(r"\w{1,12}", extension) else "others"
+    return f".{extension.lower()}" if len(extension) < 13 and extension.isalnum() else "others"
 
 
 @dataclass
@@ -39,6 +39,10 @@ class LeftOut:
         return cls(counts, {kind: list(map(str, value["names"][kind])) for kind in counts})
 
     def add(self, kind: str, name: str) -> None:
+        known = self.names.get(kind, [])
+        if len(known) == _NAMES and name > known[-1]:  # the usual case, fast
+            self.counts[kind] += 1
+            return
         # Names may hold line breaks, escape sequences and bytes that are not UTF-8.
         self._add(kind, 1, [repr(name)[1:-1]])
 

@@ -71,9 +71,13 @@ class _Scan:
             self.hits.add(number)
         return bool(number)
 
-    def counts(self, name: str) -> bool:
-        """Whether a file that is not taken is counted: everything in a folder, else known kinds."""
-        return self.regex is None or kind_of(name) in self.known
+    def counted_as(self, path: str) -> str:
+        """Return the kind of a file that is not taken: any in a folder, known ones for a glob."""
+        if name := self.name_of(path):
+            kind = kind_of(name)
+            if self.regex is None or kind in self.known:
+                return kind
+        return ""
 
 
 class Listing:
@@ -143,21 +147,21 @@ class Listing:
 
     def explain_nothing(self) -> str:
         """Return a sentence on what is there, after an iteration without a match."""
-        if self.left_out.counts:
-            return f"There are {self.left_out.text}"
+        if self.left_out.counts.keys() - {NO_MATCH}:
+            return f"Found there instead: {self.left_out.text}."
         client = self._client
         if not client.can_list:
-            return "The server has no such file"
+            return "The server has no such file."
         (path, *_) = [*self._names, *(scan.folder for scan in self._scans or ())]
         nearest = path
         while nearest.strip("/") and not self._is_folder(nearest):
             nearest = nearest.rpartition("/")[0]
-        if nearest == path:
-            return f"The folder {client.uri_of(path or '/')} exists, but has no such files"
-        missing = path[len(nearest) :].strip("/").partition("/")[0]
-        names = [one.name for one in Path(nearest or "/").iterdir()] if client.is_local else []
-        near = difflib.get_close_matches(missing, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        missing = path[len(nearest) :].strip("/").partition("/")[0] or "such files"
+        names: dict[str, str] = {}
+        if client.is_local:
+            names = {one.name.lower(): one.name for one in Path(nearest or "/").iterdir()}
+        near = difflib.get_close_matches(missing.lower(), names, n=1)
+        hint = f": did you mean {names[near[0]]}?" if near else "."
         return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
 
     def _is_folder(self, path: str) -> bool:
@@ -216,23 +220,25 @@ class Listing:
 
     def _matches(self) -> Iterator[Match]:
         self._scans = scans = self._scans or []
+        num_patterns = len(self._names) + sum(len(scan.globs) for scan in scans)
+        unmatched = []
         with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
-            for (path, uri), is_file in zip(
-                self._names.items(), pool.map(self._is_file, self._names.values()), strict=True
-            ):
+            are_files = pool.map(self._is_file, self._names.values())
+            for (path, uri), is_file in zip(self._names.items(), are_files, strict=True):
                 if is_file:
                     yield Match(uri)
+                elif not self._client.can_list or (
+                    # One of {000..999}.tar that is missing is hardly a folder, so save requests.
+                    num_patterns > 1 and kind_of(path) in self._known
+                ):
+                    unmatched.append(uri)
                 else:
                     scans.append(_Scan(path.rstrip("/"), self._known, (uri,)))
-        for scan in scans if self._client.can_list else ():
+        for scan in scans:
             yield from self._below(scan)
-        unmatched = [
-            glob
-            for scan in scans
-            for number, glob in enumerate(scan.globs, 1)
-            if number not in scan.hits
-        ]
-        if len(self._names) + sum(len(scan.globs) for scan in scans if scan.regex) > 1:
+            numbered = enumerate(scan.globs, 1)
+            unmatched += [glob for number, glob in numbered if number not in scan.hits]
+        if num_patterns > 1:
             for glob in unmatched:
                 self.left_out.add(NO_MATCH, glob)
 
@@ -246,21 +252,25 @@ class Listing:
             return False
 
     def _below(self, scan: _Scan) -> Iterator[Match]:
-        client = self._client
+        uri_of, start = self._client.uri_of, len(scan.folder) + 1
         output = client_of(self._output_uri, self._options).path_of(self._output_uri) + "/"
+        # A glob means what it says, and a job may have its output in the folder itself.
+        has_output = scan.regex is None and len(output) > start
+        is_alone = len(self.peers) == 1 and "{" not in self.uri
         for path, is_folder in self._listed(scan):
-            name = scan.name_of(path)
-            if not name or (scan.regex is None and path.startswith(output)):
+            name = path[start:]
+            if (is_folder and not scan.takes_folders) or (has_output and path.startswith(output)):
                 continue
-            if is_folder:
-                if scan.takes_folders and scan.takes(name):
-                    yield Match(path, is_folder)
-            elif scan.takes(name):
+            if scan.takes(name):
                 if scan.regex is None:
                     self.folder = scan.globs[0]
-                yield Match(client.uri_of(path))
-            elif scan.counts(name) and not self._is_accounted_for(path, scan):
-                self.left_out.add(kind_of(name), name)
+                yield Match(uri_of(path), is_folder)
+            elif (
+                not is_folder
+                and (kind := scan.counted_as(path))
+                and (is_alone or not self._is_accounted_for(path, scan))
+            ):
+                self.left_out.add(kind, name)
 
     def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool]]:
         client = self._client
@@ -285,14 +295,14 @@ class Listing:
         before = itertools.takewhile(
             lambda other: other is not scan, (scan for peer in peers for scan in peer._scans or ())
         )
-        return any((name := one.name_of(path)) and one.counts(name) for one in before)
+        return any(other.counted_as(path) for other in before)
 
     def _takes(self, path: str) -> bool:
         """Whether this source takes a file, without looking into the store."""
         if self._scans is None:
             self._parse(*next(self._readings()))
         for scan in self._scans or ():
-            if scan.regex and (name := scan.name_of(path)) and scan.takes(name):
+            if scan.regex and (name := scan.name_of(path)) and scan.regex.match(name):
                 return True
         folder = path
         while folder:

@@ -23,6 +23,11 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:,.1f} TiB"
 
 
+def rate_text(rate: float) -> str:
+    """Format a rate as ``1,234.5``, or as ``0.02`` if it is small."""
+    return f"{rate:,.1f}" if rate >= 9.995 else f"{rate:.2f}"
+
+
 def share_text(share: float) -> str:
     """Format a fraction done as ``12.3%``; as ``100.0%`` only if everything is done."""
     return f"{math.floor(1000 * share) / 10:.1f}%"

@@ -26,14 +26,15 @@ SAME_LINE_S = 5.0
 """Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 
 EventName = Literal[
-    "run_started", "output_claimed", "rejections_reopened", "pools_resized", "actor_up",
-    "actor_refused", "actor_lost", "nodes_draining", "node_avoided", "lease_failed",
+    "run_started", "cluster_unused", "output_claimed", "rejections_reopened", "pools_resized",
+    "actor_up", "actor_refused", "actor_lost", "nodes_draining", "node_avoided", "lease_failed",
     "clip_retried", "clip_rejected", "shard_committed", "committed", "progress",
     "stop_requested", "claim_lost", "run_ended", "run_failed", "log",
 ]  # fmt: skip
 
 EVENTS: Mapping[EventName, str] = {
     "run_started": "A driver starts: its settings, and how much earlier runs have finished.",
+    "cluster_unused": "The run started a local Ray although one runs on its machine.",
     "output_claimed": "The driver owns the output from manifest entry `seq` on.",
     "rejections_reopened": "`--retry-rejected` has withdrawn `num_clips` rejections.",
     "pools_resized": "The number of actors wanted per stage, after the cluster or costs changed.",
@@ -47,7 +48,7 @@ EVENTS: Mapping[EventName, str] = {
     "clip_rejected": "A rejection was committed. Once per rejected clip.",
     "shard_committed": "A shard was committed. Once per shard.",
     "committed": "Manifest entry `seq` was written; the store took `commit_s`.",
-    "progress": "How far the job is, every `runtime.progress_interval_s`.",
+    "progress": "How far the job is, and what it waits for, every `runtime.progress_interval_s`.",
     "stop_requested": "A signal or a preemption notice stops the run cleanly.",
     "claim_lost": "Another driver claimed the output; this one stops.",
     "run_ended": "The run is over: `done`, or `stopped` with work left.",

@@ -14,7 +14,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
-from tokpipe.telemetry.human import counted, counts_text, duration, share_text
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 
 RECENT_ENTRIES = 32
 """Commits that the rate is measured over; fewer if the driver started later."""
@@ -64,7 +64,7 @@ class Status:
         if self.driver is not None and self.last_commit_age_s is not None:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:
-            yield f"  recently {self.clips_per_s:,.1f} clips/s, left {duration(self.left_s)}"
+            yield f"  recently {rate_text(self.clips_per_s)} clips/s, left {duration(self.left_s)}"
 
 
 def status(store: Store, *, now: datetime | None = None) -> Status:

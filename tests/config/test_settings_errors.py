@@ -1,0 +1,259 @@
+"""Errors of settings say where they are, what was found and what to write, in the file's terms."""
+
+import contextlib
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from tokpipe.config import parse_job
+from tokpipe.config.explain import validate_settings
+from tokpipe.config.job import JobConfig
+from tokpipe.config.suggest import bare, kinds_of
+from tokpipe.errors import ConfigError
+from tokpipe.train.config import TrainConfig
+
+JOB: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "native_job.yaml").read_text())
+DECODER = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+TRAINING: dict[str, Any] = {
+    **{key: JOB[key] for key in ("sources", "frames")},
+    "output": "out",
+    "tokenizer": {**JOB["tokenizer"], "decoder": DECODER},
+    "phases": [
+        {
+            "steps": 1,
+            "size": 64,
+            "batches": [{"frames": 5, "clips": 1}],
+            "learning_rate": [0.1, 0.1],
+            "loss": {},
+        }
+    ],
+}
+DECLARES = {"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 8}
+KINDS: dict[str, dict[str, Any]] = {
+    "table": {"kind": "table", "uri": "a.csv", "uri_column": "uri"},
+    "webdataset": {"kind": "webdataset", "uri": "a.tar"},
+    "movqgan": {"kind": "movqgan", "weights": "w"},
+    "emu3": {"kind": "emu3", "weights": "w"},
+    "cosmos_dv": {"kind": "cosmos_dv", "variant": "4x8x8", "weights": "w"},
+    "custom": {"kind": "custom", "implementation": "a:B", "declares": DECLARES},
+}
+WRONG: tuple[Any, ...] = (
+    *(None, True, -1, 2.5, "", "text", "8fps", "${X}", [], [None], [1, 2, 3], ["a"], [{"a": 1}]),
+    *({}, {"kind": "x"}, "é" * 200),
+)
+JARGON = (
+    *("Input should", "valid", "Field required", "type=", "Extra inputs", "tuple", "str ", "dict"),
+    *("discriminator", "Traceback", "NoneType", "pydantic", "Value error"),
+)
+
+
+def changed(base: dict[str, Any], place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    """Return a copy of ``base`` with another value at ``place``."""
+    copied = inner = copy.deepcopy(base)
+    for part in place[:-1]:
+        if isinstance(inner, dict) and inner.get(part) is None:
+            inner[part] = {}  # type: ignore[index]
+        inner = inner[part]  # type: ignore[index]
+    inner[place[-1]] = value  # type: ignore[index]
+    return copied
+
+
+def parse(data: dict[str, Any], model: type[BaseModel] = JobConfig) -> None:
+    context = {"root": Path("/p"), "environ": {}}
+    validate_settings(model, data, name="file.yaml", context=context)  # without parsing YAML
+
+
+def message(data: dict[str, Any], model: type[BaseModel] = JobConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(data, model)
+    return str(caught.value).removeprefix("file.yaml: ")
+
+
+def at(place: str, value: Any, base: dict[str, Any] = JOB) -> str:
+    parts = [int(part) if part.isdigit() else part for part in place.split(".")]
+    model = TrainConfig if base is TRAINING else JobConfig
+    return message(changed(base, tuple(parts), value), model)
+
+
+def fields_of(
+    annotation: Any, base: dict[str, Any], place: tuple[str | int, ...] = ()
+) -> Iterator[tuple[dict[str, Any], tuple[str | int, ...]]]:
+    """Yield a valid file and the place of a setting in it, for every setting of every kind."""
+    annotation = bare(annotation)
+    for kind, model in kinds_of(annotation).items():
+        base_of_kind = changed(base, place, KINDS[kind]) if kind in KINDS else base
+        if kind in KINDS or kind in ("files", "native", "fsq"):
+            yield from fields_of(model, base_of_kind, place)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, info in annotation.model_fields.items():
+            yield base, (*place, name)
+            yield from fields_of(info.annotation, base, (*place, name))
+    elif get_args(annotation) and (*place[-1:],) in (("sources",), ("phases",), ("batches",)):
+        yield from fields_of(get_args(annotation)[0], base, (*place, 0))
+
+
+@pytest.mark.parametrize(("model", "base"), [(JobConfig, JOB), (TrainConfig, TRAINING)])
+def test_no_wrong_value_of_any_setting_is_explained_in_terms_of_python(
+    model: type[BaseModel], base: dict[str, Any]
+) -> None:
+    parse(base, model)
+    cases = {json.dumps([data, place]): (data, place) for data, place in fields_of(model, base)}
+    assert len(cases) > 100
+    for data, place in cases.values():
+        for wrong in WRONG:
+            try:
+                parse(changed(data, place, wrong), model)
+            except ConfigError as error:
+                text = str(error)
+                assert len(text) < 1000, text
+                assert str(place[-1]) in text or str(place[0]) in text, (place, wrong, text)
+                without_value = text.partition("; ")[2] if "found" in text else text
+                assert not [word for word in JARGON if word in without_value], (place, text)
+                if wrong is None or isinstance(wrong, (list, dict)):
+                    assert "found" in text or ":" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "found", "write"),
+    [
+        ("frames.size", 128, "[128, 128]"),
+        ("frames.size", [128], "[128, 128]"),
+        ("frames.size", "128x128", "[128, 128]"),
+        ("frames.size", "128, 256", "[128, 256]"),
+        ("frames.size", ["128", 128.0], "[128, 128]"),
+        ("frames.size", [1, 2, 3], "a list of 2 values, each a whole number above 0"),
+        ("frames.buckets", [256, 256], "[[256, 256]]"),
+        ("frames.fit", "Crop", "crop"),
+        ("frames.fit", "squash", "crop, pad or stretch"),
+        ("sampling.fps", "8", "8"),
+        ("sampling.fps", "8fps", "8"),
+        ("sampling.fps", "29.97 fps", "29.97"),
+        ("sampling.fps", 0, "a number above 0"),
+        ("sampling.fps", float("inf"), "a number above 0"),
+        ("sampling.max_clip_frames", 17.0, "17"),
+        ("sampling.max_clip_frames", "1e2", "100"),
+        ("sampling.max_clip_frames", None, "a whole number above 0, or remove the key"),
+        ("sampling", None, "a section with fps, max_clip_frames, min_clip_frames, or remove"),
+        ("max_rejected_fraction", "5%", "0.05"),
+        ("max_rejected_fraction", 5, "a number of at least 0 and of at most 1"),
+        ("output.shard_bytes", "128MB", "128000000"),
+        ("output.shard_bytes", "128 MiB", "134217728"),
+        ("output.shard_bytes", "128 apples", "a whole number of at least 1,024"),
+        ("output.shard_max_age_s", "5 min", "300"),
+        ("output.accept_unsafe_store", "yes", "true"),
+        ("output.accept_unsafe_store", 0, "false"),
+        ("output", "s3://bucket/codes", "{uri: 's3://bucket/codes'}"),
+        ("output.uri", None, "text"),
+        ("sources", "videos/*.mp4", "[{kind: files, uri: videos/*.mp4}]"),
+        ("sources", {"kind": "files", "uri": "a"}, "[{kind: files, uri: a}]"),
+        (
+            "sources",
+            {"kind": "fil"},
+            "a list: put a dash before its first key, as in '- kind: .",
+        ),
+        ("sources.0", "a.mp4", "{kind: files, uri: a.mp4}"),
+        ("sources.0.kind", "file", "files"),
+        ("encode.device", "gpu", "cuda"),
+        ("encode.device", "cuda:0", "cuda"),
+        ("encode.dtype", "bf16", "bfloat16"),
+        ("encode.dtype", "BFloat16", "bfloat16"),
+        ("runtime.decode", 4, "a section with min_actors"),
+        ("tokenizer.patch_size", "2", "2"),
+        ("tokenizer.quantizer.levels", "8,8,8", "[8, 8, 8]"),
+        ("tokenizer", "builtin://fsq-4x8x8", "{checkpoint: builtin://fsq-4x8x8} if that"),
+        ("dataset", 2024, "'2024'"),
+        ("dataset", "my data", "my-data"),
+    ],
+    ids=str,
+)
+def test_an_error_says_what_to_write(place: str, found: Any, write: str) -> None:
+    text = at(place, found)
+    assert text.startswith(f"{place}: found ")
+    assert f"; write {write}" in text
+    if text.endswith(f"write {write}") and not re.search(r"^a | or |^text", write):
+        parts = tuple(int(part) if part.isdigit() else part for part in place.split("."))
+        advised = changed(JOB, parts, yaml.safe_load(write))
+        with contextlib.suppress(ConfigError):  # about another setting, which does not fit it
+            parse(advised)
+            return
+        assert f"{place}: found" not in message(advised)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("chunk_frames", 17, "unknown key 'chunk_frames'; it belongs in chunking"),
+        ("frames.fps", 8, "frames: unknown key 'fps'; it belongs in sampling"),
+        ("uri", "x", "unknown key 'uri'; it belongs in output or sources"),
+        ("encode.dataset", "x", "encode: unknown key 'dataset'; it belongs in the top level"),
+        ("encode.device ", "x", "encode: unknown key 'device '; did you mean 'device'?"),
+        ("sampling.max-clip-frames", 8, "unknown key 'max-clip-frames'; did you mean 'max_clip"),
+        ("chunk_frame", 8, "unknown key 'chunk_frame'; 'chunk_frames' belongs in chunking"),
+        ("Sampling", {}, "unknown key 'Sampling'; did you mean 'sampling'?"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_sent_to_the_right_one(
+    place: str, value: Any, said: str
+) -> None:
+    assert said in at(place, value)
+
+
+def test_a_dotted_key_is_sent_to_its_section() -> None:
+    assert "'size' belongs in frames" in message({**JOB, "frames.size": [128, 128]})
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("frames", "frames: is missing: write a section with size, buckets, fit"),
+        ("dataset", "dataset: is missing: write text (Name of the dataset"),
+        ("sources", "sources: is missing: write a list, each a section with kind: files, table or"),
+    ],
+)
+def test_a_missing_setting_is_described(missing: str, said: str) -> None:
+    assert said in message({key: value for key, value in JOB.items() if key != missing})
+
+
+def test_a_section_without_a_kind_lists_the_kinds() -> None:
+    said = "sources.0: has no kind: write kind: files, table or webdataset"
+    assert at("sources.0", {"uri": "a"}) == said
+
+
+def test_every_mistake_is_named_once() -> None:
+    data = changed(changed(JOB, ("frames", "size"), ["a", "b"]), ("sampling", "fps"), "x")
+    text = message({**data, "foo_bar": 1, "baz_qux": 2})
+    assert text.count("frames.size: ") == text.count("sampling.fps: ") == 1
+    assert text.count("unknown key") == 2
+
+
+def test_the_file_of_a_training_is_explained_alike() -> None:
+    assert at("phases.0.learning_rate", 0.1, TRAINING).endswith("found 0.1; write [0.1, 0.1]")
+    assert at("phases.0.learning_rate", "1e-3", TRAINING).endswith("write [0.001, 0.001]")
+    assert "it belongs in phases" in at("learning_rate", 0.1, TRAINING)
+    assert at("dtype", "bf16", TRAINING) == "dtype: found bf16; write bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dataset: a\nframes:\n\tsize: 1\n", "near line 3: .* indent with spaces instead of tabs"),
+        ("dataset: a\nsources: *.mp4\n", "near line 2: .* put text in quotes if it starts with"),
+        ("dataset: a\nframes:\n  size:[1]\n  fit: pad\n", "near line 4: .* after each colon"),
+        ("dataset: a\ndataset: b\n", "near line 2: key 'dataset' appears twice; keep one of them"),
+        ("a: &x [*x]\n", "near line 1: "),
+        ("a: !!python/object:os.system x", "near line 1: "),
+        ("a: !!binary aGk=\nb: !!set {c}\n", "unknown key 'a'"),
+        (f"a: {'[' * 5000}", "not valid YAML"),
+        ("a: \x00", "not valid YAML"),
+    ],
+)
+def test_a_mistake_of_yaml_has_its_line_and_a_remedy(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_job(text, name="file.yaml", root=Path("/p"))

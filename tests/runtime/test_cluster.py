@@ -1,0 +1,66 @@
+"""Which cluster a driver works on, and that one it leaves unused does not go unnoticed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+import ray._private.services as services
+
+from tests.end_to_end.jobs import RUNTIME, files, run, write_job, write_videos
+from tokpipe.runtime.cluster import connected
+
+
+@pytest.mark.ray
+def test_a_job_that_starts_a_local_ray_beside_a_cluster_says_so(
+    ray_address: str, tmp_path: Path
+) -> None:
+    services.find_gcs_addresses.cache_clear()
+    write_videos(tmp_path, 1)
+    log = tmp_path / "log.jsonl"
+    job = write_job(
+        tmp_path / "job.yaml",
+        files(tmp_path),
+        str(tmp_path / "out"),
+        runtime={**RUNTIME, "log_path": str(log)},
+    )
+    code, printed = run(job)
+    assert code == 0, printed
+    printed = " ".join(printed.split())
+    assert "warning: Ray is already running on this machine" in printed
+    assert ray_address in printed
+    assert "run it with RAY_ADDRESS=" in printed
+    (event,) = (
+        event
+        for event in map(json.loads, log.read_text().splitlines())
+        if event["event"] == "cluster_unused"
+    )
+    assert ray_address in event["addresses"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "environment", "running", "unused"),
+    [
+        ("auto", None, {"10.0.0.1:6379", "10.0.0.2:6379"}, ["10.0.0.1:6379", "10.0.0.2:6379"]),
+        ("auto", None, set(), []),  # a file that names a dead cluster is not looked at
+        ("auto", "10.0.0.1:6379", {"10.0.0.1:6379"}, []),
+        ("local", None, {"10.0.0.1:6379"}, []),
+        ("10.0.0.1:6379", None, {"10.0.0.1:6379"}, []),
+    ],
+    ids=["two clusters", "none", "RAY_ADDRESS", "local on purpose", "by address"],
+)
+def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
+    cluster: str,
+    environment: str | None,
+    running: set[str],
+    unused: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(ray, name, lambda **_: None)
+    with connected(cluster) as found:
+        assert found == unused

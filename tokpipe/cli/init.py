@@ -1,0 +1,43 @@
+"""Write a commented job file for a folder of videos, a table or tars.
+
+Looks at what is there, probes a few videos, and proposes sources, sizes and frame rate. Never
+overwrites a file.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from tokpipe.cli.arguments import complete_files
+from tokpipe.cli.output import print_lines
+
+EXAMPLE = "tokpipe init videos/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    complete_files(
+        parser.add_argument(
+            "folder",
+            metavar="FOLDER",
+            help="a folder, table, tar or video, on this machine or in a store",
+        )
+    )
+    complete_files(
+        parser.add_argument(
+            "-o",
+            "--job",
+            type=Path,
+            metavar="FILE",
+            help="the job file to write (default: jobs/NAME.yaml, after the folder)",
+        )
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    from tokpipe.verbs.init import write_job
+
+    path, notes = write_job(parsed.folder, parsed.job)
+    shown = shlex.quote(str(path))
+    next_steps = f"  tokpipe check {shown}", f"  tokpipe run {shown}"
+    print_lines([*notes, f"wrote {path}; next:", *next_steps])
+    return 0

@@ -1,0 +1,57 @@
+"""Guesses which columns of a table hold its videos and their spans."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tokpipe.config.sources import VIDEO_EXTENSIONS
+from tokpipe.sources.spans import holds_seconds
+
+_IS_VIDEO = re.compile(rf"(?i).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
+_IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SPAN = re.compile(
+    r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"
+)
+_NUM_VALUES = 100
+
+
+def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
+    """Return what a table source needs, from some rows of a table in ``folder``.
+
+    Empty if no column looks like videos: names with their extensions, URIs, or paths that exist.
+    """
+    found: dict[str, Any] = {}
+    best = 0
+    for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
+        if pa.types.is_string(kind):
+            values = rows.column(name).slice(0, _NUM_VALUES).drop_null().to_pylist()
+            score = sum(_score(value, folder) for value in values)
+            if score > best:
+                found, best = {"uri_column": name, **_prefixes(values, folder)}, score
+    for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
+        match = _SPAN.fullmatch(name)
+        if found and match and holds_seconds(kind):
+            found.setdefault("start_column" if match[1] else "end_column", name)
+    return found
+
+
+def _score(value: str, folder: str) -> int:
+    exists = "://" not in folder and Path(folder, value).is_file()
+    return 2 * bool(_IS_VIDEO.match(value)) + bool(_IS_URI.match(value)) + 2 * exists
+
+
+def _prefixes(values: list[str], folder: str) -> dict[str, list[str]]:
+    """Return the setting that local videos outside the folder of their table need."""
+    local = (value.removeprefix("file://") for value in values if not _is_remote(value))
+    paths = [Path(folder, value) for value in local]
+    outside = {str(path.parent) for path in paths if not path.is_relative_to(folder)}
+    if "://" in folder or not outside:
+        return {}
+    return {"allowed_prefixes": [os.path.commonpath(outside), folder]}
+
+
+def _is_remote(value: str) -> bool:
+    return bool(_IS_URI.match(value)) and not value.startswith("file://")

@@ -1,0 +1,222 @@
+"""``tokpipe init``: a commented job file for the videos that a folder holds."""
+
+import os
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tokpipe.config import JobConfig, parse_job, project_root
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import VIDEO_EXTENSIONS, TableSource
+from tokpipe.config.suggest import in_yaml
+from tokpipe.errors import ConfigError
+from tokpipe.media.decoder import Probe
+from tokpipe.plan import sample_rows
+from tokpipe.sources import open_sources
+from tokpipe.sources.guess import guess_columns
+from tokpipe.sources.table import EXTENSIONS, TableRows
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.storage.listing import Listing
+from tokpipe.telemetry.redact import redact
+from tokpipe.types import Failed, Rejected
+from tokpipe.verbs.probing import set_up
+
+_OPTIONS = StoreOptions()
+_NUM_SAMPLED = 8
+_MAX_ROWS = 2_000
+_SIDE = 128
+"""The shorter side of frames, at which the tokenizer that ships was trained."""
+_STRIDE = 8
+_LONGEST = 2.4
+"""Longer pictures are cropped."""
+_FPS = 8
+_COMMENTS = {
+    "files": "# All videos here; of a folder also those in the folders below it.",
+    "table": "# A clip per row. The other columns go to the output too.",
+    "webdataset": "# A clip per video in these tars. Its .txt and .json go to the output too.",
+}
+_TEMPLATE = """\
+# For {target}, by `tokpipe init`. docs/jobs.md explains every setting.
+dataset: {name}
+sources:
+{sources}
+output:
+  # A folder on this machine, or a prefix such as s3://bucket/codes that all machines reach.
+  uri: {output}
+sampling:
+  # {about_fps}
+  fps: {fps:g}
+  # Longer videos become several clips of this many frames.
+  max_clip_frames: 129
+frames:
+  {sizes}
+tokenizer:
+  # The small one that ships, to try everything. Its card says how good it is.
+  checkpoint: builtin://fsq-4x8x8
+chunking:
+  policy: independent
+  # Encoded together: the first frame, plus a multiple of the tokenizer's temporal stride.
+  chunk_frames: 17
+# The run fails if more than this share of the clips is rejected.
+max_rejected_fraction: 0.05
+"""
+
+
+def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
+    """Write a job file for a folder, table or tar, by default as ``jobs/<its name>.yaml``.
+
+    Returns:
+        The file, and what to say about it.
+
+    Raises:
+        ConfigError: nothing there can be tokenized, or the file exists.
+        StorageError: the store of ``target`` kept failing.
+    """
+    plain = target.removeprefix("file://")
+    uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
+    endings = "|".join((*EXTENSIONS, "tar", *VIDEO_EXTENSIONS))
+    stem = re.sub(rf"(?i)(\.({endings}))+$", "", uri.rpartition("/")[2])
+    name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "videos"
+    path = path or Path("jobs", f"{name}.yaml")
+    if path.exists():
+        raise ConfigError(f"{path} exists already: name another file with -o, or remove this one")
+    root = project_root(path)
+    sources, probes, notes, problems = [], [], [], []
+    for source in _sources_of(uri):
+        written = _relative(source, root)
+        job = parse_job(_text(target, name, [written], []), name=str(path), root=root)
+        try:
+            count, some = _probe(job)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        sources.append(written)
+        probes += some
+        notes.append(f"found {count} ({source['kind']} {written['uri']})")
+    if not sources:
+        raise ConfigError("; ".join(problems))
+    text = _text(target, name, sources, probes)
+    parse_job(text, name=str(path), root=root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return path, [*notes, *(f"left out: {problem}" for problem in problems)]
+
+
+def _sources_of(uri: str) -> list[dict[str, Any]]:
+    """Return sections for the videos, tables and tars at a URI or below it."""
+    listing = Listing(uri, _OPTIONS, known=VIDEO_EXTENSIONS, literal="" if "://" in uri else uri)
+    num_videos = sum(1 for _ in listing)
+    is_file = num_videos == 1 and not listing.folder
+    names = [uri] if is_file else [some[0] for some in listing.left_out.names.values()]
+    patterns = {}
+    for name in names:
+        # A pattern may hold the name of a folder with characters that are special in patterns.
+        match = re.search(rf"(?i)\.({'|'.join((*EXTENSIONS, 'tar'))})(\.gz)?$", name)
+        if match and match[0].lower() != ".gz":
+            folder = re.sub(r"([*?[])", r"[\1]", uri)
+            patterns[match[1].lower()] = uri if is_file else f"{folder}/**/*{match[0]}"
+    found: list[dict[str, Any]] = []
+    columns = []
+    for table in (pattern for ending, pattern in patterns.items() if ending != "tar"):
+        config = TableSource(kind="table", uri=table, uri_template="-")
+        (rows,) = open_sources([config], _OPTIONS)
+        assert isinstance(rows, TableRows)
+        folder, head = rows.head()
+        columns += head.schema.names
+        if guessed := guess_columns(head, folder):
+            found.append({"kind": "table", "uri": table, **guessed})
+    if not found and num_videos and not (is_file and patterns):
+        found.append({"kind": "files", "uri": uri if is_file else f"{uri}/"})
+    if "tar" in patterns and not any(source["kind"] == "table" for source in found):
+        found.append({"kind": "webdataset", "uri": patterns["tar"]})
+    if not found and columns:
+        raise ConfigError(
+            f"{uri}: no column of its table looks like the URIs or paths of videos. The columns "
+            f"are {', '.join(columns)}. Write a source with uri_column or uri_template yourself, "
+            "as docs/data.md describes"
+        )
+    if not found:
+        raise ConfigError(
+            f"{uri}: found no videos, tables or tars of videos. {listing.explain_nothing()}"
+        )
+    return found
+
+
+def _relative(source: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Return a section with its URI as it is written in a job file of this project."""
+    uri = source["uri"]
+    if not uri.startswith(f"{root}/"):
+        return source
+    return {**source, "uri": uri.removeprefix(f"{root}/")}
+
+
+def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
+    """Return how many clips the source of a job has, and what a few of its videos are like.
+
+    Raises:
+        ConfigError: none of these can be opened.
+    """
+    (source,) = open_sources(job.sources, job.storage, job.output.uri)
+    rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
+    if not rows.items:
+        raise ConfigError(f"{source.label}: found no videos ({rows.problem or 'it is empty'})")
+    more = "" if rows.is_complete else "more than "
+    count = f"{more}{rows.num_rows:,} clip{'s' if rows.num_rows > 1 else ''}"
+    if not find_spec("av"):
+        return count, []
+    with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
+        found = [stage.probe(item) for item in rows.items]
+    probes = [one for one in found if isinstance(one, Probe)]
+    if not probes:
+        bad = found[0]
+        assert isinstance(bad, Rejected | Failed)
+        raise ConfigError(
+            f"{source.label}: none of {len(found)} videos can be opened, such as "
+            f"{bad.ref.source_uri}: {bad.message}"
+        )
+    return count, probes
+
+
+def _text(
+    target: str, name: str, sources: Sequence[dict[str, Any]], probes: Sequence[Probe]
+) -> str:
+    fps = max((probe.source_fps for probe in probes), default=0.0)
+    about_fps = f"Videos here have up to {fps:.3g} frames/s. " if fps else ""
+    return _TEMPLATE.format(
+        target=redact(" ".join(target.split())),
+        name=in_yaml(name),
+        sources="\n".join(line for source in sources for line in _lines_of(source)),
+        output=in_yaml(f"out/{name}"),
+        about_fps=f"{about_fps}8 show most motion; null keeps every frame.",
+        fps=max(1, min(_FPS, int(fps or _FPS))),
+        sizes=_sizes(probes),
+    )
+
+
+def _lines_of(source: dict[str, Any]) -> Iterator[str]:
+    yield f"  {_COMMENTS[source['kind']]}"
+    for index, (key, value) in enumerate(source.items()):
+        yield f"  {'- ' if index == 0 else '  '}{key}: {in_yaml(value)}"
+
+
+def _sizes(probes: Sequence[Probe]) -> str:
+    """Return the lines for sizes of the shapes that videos have."""
+    aspects: dict[str, list[float]] = {}
+    for probe in probes:
+        height, width = probe.source_size
+        aspect = max(1 / _LONGEST, min(width / height, _LONGEST))
+        shape = "square" if 0.8 < aspect < 1.25 else "wide" if aspect > 1 else "tall"
+        aspects.setdefault(shape, []).append(aspect)
+    sizes = []
+    for shape in sorted(aspects, reverse=True):
+        aspect = statistics.median(aspects[shape])
+        long = round(_SIDE * max(aspect, 1 / aspect) / _STRIDE) * _STRIDE
+        sizes.append({"square": [_SIDE] * 2, "wide": [_SIDE, long], "tall": [long, _SIDE]}[shape])
+    if len(sizes) > 1:
+        return f"# Each clip gets the size closest to its shape.\n  buckets: {in_yaml(sizes)}"
+    size = in_yaml(sizes[0] if sizes else [_SIDE, _SIDE])
+    return f"# Height and width, both multiples of the tokenizer's stride.\n  size: {size}"
