@@ -52,7 +52,8 @@ def _explained(error: yaml.MarkedYAMLError, text: str | bytes) -> str:
     mark = error.problem_mark or error.context_mark
     number = mark.line if mark else 0
     shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
-    line = (shown.splitlines() or [""])[min(number, shown.count("\n"))]
+    lines = shown.splitlines() or [""]
+    line = lines[min(number, len(lines) - 1)]
     if "\t" in line:
         hint = "indent with spaces instead of tabs"
     elif error.problem and "appears twice" in error.problem:
