@@ -51,9 +51,8 @@ def read_mapping(text: str | bytes, name: str) -> dict[str, Any]:
 def _explained(error: yaml.MarkedYAMLError, text: str | bytes) -> str:
     mark = error.problem_mark or error.context_mark
     number = mark.line if mark else 0
-    shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
-    line = (shown.splitlines() or [""])[min(number, shown.count("\n"))]
-    if "\t" in line:
+    lines = (text if isinstance(text, str) else text.decode("utf-8", "replace")).splitlines()
+    if "\t" in "".join(lines[number : number + 1]):
         hint = "indent with spaces instead of tabs"
     elif error.problem and "appears twice" in error.problem:
         hint = "keep one of them"
