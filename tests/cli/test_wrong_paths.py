@@ -93,6 +93,16 @@ def test_a_wrong_output_is_explained(verb: str, place: Path, capsys: Capture) ->
     assert everything_below(place) == before
 
 
+def test_a_store_that_cannot_be_reached_is_named(place: Path, capsys: Capture) -> None:
+    options = {"s3": {"endpoint_url": "http://127.0.0.1:1", "anon": True}}
+    job = {"output": {"uri": "s3://bucket/demo"}, "storage": {"options": options, "deadline_s": 1}}
+    (place / "far.yaml").write_text(yaml.safe_dump(job))
+    code, text = answer(capsys, "status", "far.yaml")
+    assert code == 5
+    assert "s3://bucket/demo/job.json" in text
+    assert "The store is unreachable" in text
+
+
 WRONG_JOBS = {
     "missing.yaml": "does not exist",
     "jobs/dmo.yaml": "Did you mean jobs/demo.yaml?",

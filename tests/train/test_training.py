@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tokpipe.train.__main__ import main
 
 from tests.models.adapter_helpers import noise
 from tests.train.conftest import Config, Settings, phase
+from tokpipe.cli import main
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import FSQ
 from tokpipe.train.config import LossConfig, TrainConfig
@@ -91,18 +91,30 @@ def test_a_continued_run_equals_one_that_was_never_stopped(config: Config, tmp_p
 def test_sigterm_saves_the_run_after_the_current_step(
     settings: Settings, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [str(tmp_path / "train.yaml")]
+    command = ["train", str(tmp_path / "train.yaml")]
     (tmp_path / "train.yaml").write_text("output: x\n")
     assert main(command) == 2
     assert "tokenizer: Field required" in capsys.readouterr().err
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings()))
     call_at_step(2, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
-    assert main(command) == 1
-    assert "run the same command to continue" in capsys.readouterr().err
+    assert main(command) == 128 + signal.SIGTERM
+    assert "run the same command to continue" in capsys.readouterr().out
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3]
     assert main(command) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "tokenizer")
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_is_not_finite_ends_the_command_with_what_to_change(
+    settings: Settings, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "train.yaml").write_text(
+        yaml.safe_dump(settings(phases=[phase(steps=40, learning_rate=[1e30, 1e30])]))
+    )
+    assert main(["train", str(tmp_path / "train.yaml")]) == 7
+    printed = capsys.readouterr().err
+    assert "Lower learning_rate" in printed
+    assert "Traceback" not in printed
 
 
 def test_steps_that_a_kill_undid_are_logged_once(config: Config, tmp_path: Path) -> None:

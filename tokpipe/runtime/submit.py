@@ -160,8 +160,8 @@ class Cluster:
     @property
     def version_note(self) -> str | None:
         """A warning if the cluster has another version of Ray."""
-        theirs = self._client._server_ray_version
-        if theirs == ray.__version__:
+        theirs = getattr(self._client, "_server_ray_version", None)
+        if theirs in (None, ray.__version__):
             return None
         return (
             f"{self.address} runs Ray {theirs}, this machine has {ray.__version__}: if submitting "
@@ -172,7 +172,7 @@ class Cluster:
         """Find the newest submission for a package's output, without listing all jobs."""
         job = package.job
         identity = [job.output.uri.rstrip("/"), job.storage.options, "--dry-run" in package.options]
-        name = f"tokpipe-{sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+        name = f"tokpipe-{sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
 
         def is_unused(number: int) -> bool:
             return number > 0 and self._info(f"{name}-{number}") is None

@@ -129,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--end", type=int, help="frame after the last (default: all)")
     parser.add_argument("--picture", type=Path, help="write a PNG, source above reconstruction")
     given = parser.parse_args(arguments)
+    if given.picture is not None and not given.picture.parent.is_dir():
+        parser.error(f"--picture {given.picture}: the folder {given.picture.parent} does not exist")
     clips = (
         clip
         for path in given.videos
