@@ -37,6 +37,7 @@ fail() {
 ip=$(python -c "import ray.util, tokpipe; print(ray.util.get_node_ip_address())") ||
     fail "PATH has no Python with tokpipe and ray. Activate the environment before sbatch."
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+: "${nodes[0]:?scontrol names no node}"
 cpus=${SLURM_CPUS_PER_TASK:-$(nproc)} # Ray would count those of the whole machine
 port=$((20000 + SLURM_JOB_ID % 10000)) # one per job, and none that Linux assigns by itself
 

@@ -44,10 +44,29 @@ def running_head(
     Nothing of this process's environment gets there but PATH, with this Python's folder first.
     Ray's files are in ``folder``.
     """
-    port, dashboard, agent, client = free_ports(4)
     # A short path, because it begins the names of Ray's sockets.
     folder = folder or Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))
     folder.mkdir(exist_ok=True)
+    for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
+        process, head = _start(cwd, environment, ray, folder)
+        if process.poll() is None:
+            break
+    try:
+        assert process.poll() is None, head.log.read_text()
+        yield head
+    finally:
+        process.terminate()
+        try:
+            process.wait(300)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(
+    cwd: Path, environment: Mapping[str, str], ray: Path, folder: Path
+) -> tuple[subprocess.Popen[bytes], Head]:
+    """Start the head, and wait until it is ready or has ended."""
+    port, dashboard, agent, client = free_ports(4)
     with (folder / "out.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -60,17 +79,14 @@ def running_head(
             stdout=log,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
-    head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", folder, folder / "out.log")
+    url, address = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
+    head = Head(url, address, folder, folder / "out.log")
     try:
-        wait_until(lambda: _answers(head) or process.poll() is not None, every_s=0.5)
-        assert process.poll() is None, head.log.read_text()
-        yield head
-    finally:
+        wait_until(lambda: _is_ready(head) or process.poll() is not None, every_s=0.5)
+    except AssertionError:
         process.terminate()
-        try:
-            process.wait(300)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return process, head
 
 
 def plain_environment() -> dict[str, str]:
@@ -94,7 +110,9 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _answers(head: Head) -> bool:
+def _is_ready(head: Head) -> bool:
+    if "Ray runtime started" not in head.log.read_text():
+        return False  # its dashboard may answer already
     try:
         urllib.request.urlopen(f"{head.url}/api/version", timeout=5).close()
     except urllib.error.HTTPError as refusal:

@@ -39,7 +39,7 @@ def test_check_and_dry_run_print_the_same(
     job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
     assert main(["check", str(job)]) == 0
     found = capsys.readouterr().out
-    assert "first clip" in found
+    assert "1 row, such as" in found
     assert "new" in found
     assert main(["run", str(job), "--dry-run"]) == 0
     assert capsys.readouterr().out == found
@@ -48,7 +48,7 @@ def test_check_and_dry_run_print_the_same(
     assert list(facts) == [
         *("dataset", "tokenizer", "source", "videos", "trial", "output", "not checked"),
     ]
-    assert facts["source"]["first_clip"] == str(tmp_path / "videos/a.mp4")
+    assert facts["source"]["example"] == str(tmp_path / "videos/a.mp4")
     assert facts["tokenizer"]["codebook_size"] == 8**4
     assert facts["output"]["is_new"]
     assert main(["check", str(tmp_path / "missing.yaml")]) == 2
@@ -86,12 +86,7 @@ def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [
-        ("statsu", "'status'"),
-        ("list", "'ls'"),
-        ("trian", "'train'"),
-        ("xyz", "verbs are init,"),
-    ],
+    [("statsu", "'status'"), ("list", "'ls'"), ("trian", "'train'"), ("xyz", "verbs are init,")],
 )
 def test_a_misspelt_verb_is_answered_with_one_that_exists(
     typed: str, offered: str, capsys: pytest.CaptureFixture[str]

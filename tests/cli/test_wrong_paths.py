@@ -117,7 +117,7 @@ WRONG_JOBS = {
     "list.yaml": "holds list, not a mapping",
     "broken.yaml": "is not valid YAML",
     "training.yaml": "use tokpipe train training.yaml",
-    "later.yaml": "sources: ",
+    "later.yaml": "sources: is missing",
     "s3://bucket/job.yaml": "read from local disk",
     "loop": "loop",
     "video.mp4/job.yaml": "video.mp4",

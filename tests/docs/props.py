@@ -55,10 +55,17 @@ def whole_videos(scene: Scene) -> None:
     (scene.clone / "videos/cut.mp4").unlink()
 
 
+def past_run(scene: Scene) -> None:
+    """A log, and an output that records how long encoding took."""
+    scene.bash("rm -r out/mine; tokpipe run jobs/mine.yaml")
+
+
 PROPS: dict[str, Callable[[Scene], None]] = {
     "README.md": whole_videos,
+    "docs/monitoring.md": past_run,
     "docs/quickstart.md": whole_videos,
     "tokpipe/cli/convert.py": checkpoints,
+    "tokpipe/cli/plan.py": past_run,
     "tokpipe/cli/train.py": scenes,
     "docs/tokenizers.md": checkpoints,
     "docs/training.md": trained_tokenizer,

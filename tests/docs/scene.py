@@ -6,8 +6,7 @@ so that every page starts from the same files. In the clone are
 - ``.venv`` with this project, as ``make demo`` would install it;
 - ``videos``, a few real videos, and a damaged one;
 - ``jobs/mine.yaml``, a job for them;
-- ``out/demo`` and ``out/mine``, the outputs of the two jobs, and ``logs/webvid.jsonl``, the log of
-  the second.
+- ``out/demo`` and ``out/mine``, outputs of ``jobs/demo.yaml`` and of that job.
 
 Programs that need a service (``sbatch``, ``kubectl``, ``docker``, ...) are played by
 ``stand_in.py``, which checks the files that it is given.
@@ -112,10 +111,10 @@ class Scene:
         (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
         (self.clone / "jobs/mine.yaml").write_text(yaml.safe_dump(MINE, sort_keys=False))
         self.home.mkdir()
-        demo = load_job(self.clone / "jobs/demo.yaml")
-        on_cpu = demo.encode.model_copy(update={"device": "cpu"})
-        run_without_ray(demo.model_copy(update={"encode": on_cpu}))
-        self.bash("tokpipe run jobs/mine.yaml")
+        for path in ("jobs/demo.yaml", "jobs/mine.yaml"):
+            job = load_job(self.clone / path)
+            on_cpu = job.encode.model_copy(update={"device": "cpu"})
+            run_without_ray(job.model_copy(update={"encode": on_cpu}))
         shutil.copytree(self.clone, self.folder / "template", symlinks=True)
 
     def bash(self, code: str) -> str:
@@ -142,7 +141,6 @@ class Scene:
         self.home.mkdir()
         if not outputs:
             shutil.rmtree(self.clone / "out")
-            shutil.rmtree(self.clone / "logs")
 
     def end_processes(self) -> None:
         """Kill what commands have left running; their home directory identifies them."""

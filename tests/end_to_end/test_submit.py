@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -24,7 +25,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from tests.conftest import S3Server
 from tests.end_to_end.jobs import (
     assert_complete,
     codes_of,
@@ -38,7 +38,7 @@ from tests.end_to_end.jobs import (
 )
 from tests.pages import REPOSITORY
 from tests.ray_head import BIN, Head, free_ports, plain_environment, running_head
-from tests.s3_server import fresh_bucket
+from tests.s3_server import S3Server, fresh_bucket
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
@@ -200,7 +200,11 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
 
 
 def test_the_reference_command_works_where_the_head_has_project_and_variables(
-    user: User, webvid: dict[str, str], s3_server: S3Server
+    user: User,
+    webvid: dict[str, str],
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As printed in the job file's header, on a cluster without tokens."""
     again = {**webvid, "OUTPUT": f"{webvid['OUTPUT']}-again"}
@@ -222,11 +226,14 @@ def test_the_reference_command_works_where_the_head_has_project_and_variables(
         code, printed = alone.submit("jobs/webvid.yaml", **webvid)
         assert code == 0, printed
         assert f"{webvid['OUTPUT']}\n" in printed
+        code, printed = alone.submit("jobs/webvid.yaml", "--dry-run", **webvid)
+        assert code == 0, printed
+        for name, value in webvid.items():
+            monkeypatch.setenv(name, value)
         for address in (head.address, head.url.removeprefix("http://")):
-            code, printed = alone.run(
-                *alone.command("jobs/webvid.yaml", "--stop"), RAY_ADDRESS=address, **webvid
-            )
-            assert code == 0, printed
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            assert main(["submit", str(user.project / "jobs/webvid.yaml"), "--stop"]) == 0
+            printed = capsys.readouterr().out
             assert f"nothing to stop: no job for {webvid['OUTPUT']} is running" in printed
             assert head.url.rpartition(":")[2] in printed
 
@@ -349,8 +356,9 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     with unreliable_way_to(user.head) as address:
         code, printed = user.run(*user.command(job, "--address", address))
     assert code == 0, printed
-    (newest,) = (one for one in user.jobs() if one["submission_id"].endswith("-2"))
-    log = user.log_of(newest["submission_id"])
+    name = re.search(r"(tokpipe-\w+-2) already works on", printed)
+    assert name is not None, printed
+    log = user.log_of(name[1])
     assert log.splitlines()[-8:] == printed.splitlines()[-8:]
     assert len(set(printed.splitlines())) == len(printed.splitlines()), "no line comes twice"
     assert_complete(slow_job)
@@ -437,22 +445,21 @@ def test_a_wrong_token_is_reported_as_such(
 
 
 def test_addresses_without_a_cluster_are_reported_as_such(
-    user: User, web_server: str, ray_address: str
+    user: User, web_server: str, ray_address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_job(user.project / "jobs/any.yaml", files(user.project), "out/any")
+    job = write_job(user.project / "jobs/any.yaml", files(user.project), "out/any")
     (closed,) = free_ports(1)
     for address, expected, said in (
         ("ray://127.0.0.1:10001", 2, "is an address of Ray Client"),
-        (f"http://127.0.0.1:{closed}", 7, "Connection refused"),
+        (f"http://127.0.0.1:{closed}", 7, "no Ray cluster answers"),
         (f"127.0.0.1:{closed}", 7, "Connection refused"),
         (web_server, 7, "no Ray cluster answers"),
         (f"http://{user.head.address}", 7, "no Ray cluster answers"),
         ("http://no-such-host.invalid:8265", 7, "no Ray cluster answers"),
         (ray_address, 7, "no Ray cluster answers"),  # without a dashboard
     ):
-        code, printed = user.run(
-            *user.command("jobs/any.yaml", "--address", address), RAY_AUTH_MODE="disabled"
-        )
+        code = main(["submit", str(job), "--address", address])
+        printed = capsys.readouterr().err
         assert code == expected, printed
         assert said in printed, printed
         assert "Traceback" not in printed

@@ -5,7 +5,9 @@ Ray's own provider runs with boto3; only the answers of EC2 are made up.
 
 import fnmatch
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -32,7 +34,7 @@ class Ec2:
     def answer(self, model: Any, params: dict[str, Any], **_: Any) -> tuple[Any, dict[str, Any]]:
         body = params["body"]
         self.calls.append((model.name, body))
-        answers = {
+        answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "RunInstances": self._run,
             "DescribeInstances": lambda body: {
                 "Reservations": [{"Instances": list(self.instances.values())}]
@@ -48,8 +50,8 @@ class Ec2:
                 ]
             },
         }
-        ok = type("Response", (), {"status_code": 200})()
-        return ok, answers.get(model.name, lambda body: {})(body)
+        found = answers[model.name](body) if model.name in answers else {}
+        return SimpleNamespace(status_code=200), found
 
     def _run(self, body: dict[str, Any]) -> dict[str, Any]:
         name = f"i-{len(self.instances)}"

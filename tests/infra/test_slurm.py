@@ -37,9 +37,9 @@ def ended(running: socket.socket) -> int:
 
 
 def busy_nodes(log: Path) -> set[str]:
-    """Ids of the nodes on which an encoder or decoder came up."""
-    lines = map(json.loads, log.read_text().splitlines()) if log.exists() else iter(())
-    return {line["node"] for line in lines if line["event"] == "actor_up"}
+    """Ids of the nodes on which an actor of any stage came up."""
+    events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return {event["node"] for event in events if event["event"] == "actor_up"}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ FAKES = {
     "python": 'case "$*" in\n'
     '*"import ray"*) [ -z "$NO_RAY" ] && echo 127.0.0.1 ;;\n'
     "*secrets*) echo token-of-this-job ;;\n"
-    '*) echo "$@" > "$OUT/driver"; trap "exit 143" TERM\n'
+    '*) echo "$RAY_ADDRESS $*" > "$OUT/driver"; trap "exit 143" TERM\n'
     '   [ -n "$ENDS" ] && exit "$ENDS"; touch "$OUT/up"; while :; do sleep 0.05; done ;;\nesac',
 }
 """Stand-ins for what the script calls: a Ray that listens, a driver that ends with $ENDS."""
@@ -113,7 +113,7 @@ def start(folder: Path, **environment: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("code", [0, 2, 4])
 def test_a_job_ends_with_the_exit_code_of_its_driver(code: int, tmp_path: Path) -> None:
     assert start(tmp_path, ENDS=str(code)).wait(300) == code
-    assert (tmp_path / "driver").read_text() == "-m tokpipe.run job.yaml\n"
+    assert (tmp_path / "driver").read_text() == "127.0.0.1:20042 -m tokpipe.run job.yaml\n"
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])

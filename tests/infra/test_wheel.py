@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.jobs import write_videos
 from tests.infra.wheel_env import build_wheel, environment
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ def test_with_the_extra_run_a_folder_of_videos_is_tokenized(
     binaries = environment(tmp_path_factory.mktemp("run"), wheel, "run")
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "videos").mkdir()
-    shutil.copy(ROOT / "examples/data/bigbuckbunny.mp4", tmp_path / "videos")
+    write_videos(tmp_path / "videos", 2)
     ended = call(binaries, tmp_path, "tokpipe", "run", "job.yaml")
     assert ended.returncode == 0, ended.stdout
     assert (tmp_path / "codes").is_dir()

@@ -15,7 +15,8 @@ from tokpipe.runtime.cluster import connected
 def test_a_job_that_starts_a_local_ray_beside_a_cluster_says_so(
     ray_address: str, tmp_path: Path
 ) -> None:
-    services.find_gcs_addresses.cache_clear()
+    # Ray keeps the addresses that an earlier test of this process has found.
+    getattr(services.find_gcs_addresses, "cache_clear", lambda: None)()
     write_videos(tmp_path, 1)
     log = tmp_path / "log.jsonl"
     job = write_job(
@@ -62,5 +63,6 @@ def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
     for name in ("init", "shutdown"):
         monkeypatch.setattr(ray, name, lambda **_: None)
+    monkeypatch.setattr("tokpipe.runtime.cluster._check_cluster", lambda *_: None)
     with connected(cluster) as found:
         assert found == unused

@@ -15,7 +15,10 @@ from tokpipe.config.sources import VIDEO_EXTENSIONS
 from tokpipe.verbs.forecast import forecast
 
 SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
-JOB = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
+JOB = {
+    **yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text()),
+    "sampling": {"fps": 8, "max_clip_frames": 17},
+}
 CLIPS = {
     # The sample is cut into 3 clips, of 17, 17 and 9 frames.
     "videos/": 4 * 3 + 3,  # also the one with another ending

@@ -86,7 +86,7 @@ def one_with(lines: list[str], *words: str) -> str:
 def test_a_sample_is_opened_and_the_rest_is_admitted(videos: Path, tmp_path: Path) -> None:
     lines = found(tmp_path, files(videos))
     assert "  opened 4 videos: all fine" in lines
-    assert "6 rows" in one_with(lines, "first clip")
+    assert "6 rows" in one_with(lines, "sources[0] (", " such as ")
     assert one_with(lines, "not checked: 2 of 6 videos of sources[0]")
     assert one_with(lines, "not checked: what comes after the first frame")
     assert lines[-1].startswith("not checked: ")
@@ -160,7 +160,7 @@ def test_rows_after_the_limit_are_neither_read_nor_claimed(
     source = {"kind": "table", "uri": f"{tmp_path}/*.csv", "uri_column": "uri"}
     monkeypatch.setattr(check_module, "MAX_ROWS", 1)
     lines = found(tmp_path, {**source, "allowed_prefixes": [str(videos)]})
-    assert "more than 1 row" in one_with(lines, "first clip")
+    assert "more than 1 row" in one_with(lines, "sources[0] (", " such as ")
     assert one_with(lines, "not checked: rows of sources[0] after the first 1")
 
 

@@ -163,7 +163,7 @@ def test_paths_hold_from_wherever_the_job_file_is(project: bool, here: Path) -> 
     ("made", "said"),
     [
         ((), "v: found no videos, tables or tars"),
-        (("notes.txt", "b.jpg"), "There are 2 files: 1 .jpg (b.jpg), 1 .txt (notes.txt)"),
+        (("notes.txt", "b.jpg"), "2 files: 1 .jpg (b.jpg), 1 .txt (notes.txt)"),
         (("a.mp4",), "none of 1 videos can be opened, such as"),
         (("a.csv",), "a.csv"),
         (("a.tar",), "a.tar"),

@@ -8,6 +8,7 @@ ends the printing: run the same command to follow again, or with --stop to stop 
 import argparse
 import shlex
 import signal
+import time
 
 from tokpipe.cli import run as run_verb
 from tokpipe.cli.arguments import job_of
@@ -50,11 +51,11 @@ def run(parsed: argparse.Namespace) -> int:
 
     package = make_package(parsed.job, job, options, parsed.env)
 
-    from tokpipe.runtime.submit import Cluster, Submission
+    from tokpipe.runtime.submit import KILL_AFTER_S, Cluster, Submission
 
     cluster = Cluster(parsed.address)
     newest = cluster.newest(package)
-    uri, is_new = job.output.uri, False
+    uri, is_new, started = job.output.uri, False, time.monotonic()
     if parsed.stop:
         if not newest.is_live:
             print_lines([f"nothing to stop: no job for {uri} is running on {cluster.address}"])
@@ -71,7 +72,8 @@ def run(parsed: argparse.Namespace) -> int:
             notes.append(f"all nodes must see these local paths: {', '.join(paths)}")
         print_lines(filter(None, notes))
         newest, is_new = cluster.submit(package, newest)
-        print_lines([f"submitted {newest.id} to {cluster.address}"])
+        done = "submitted" if is_new else "someone else has just submitted"
+        print_lines([f"{done} {newest.id} to {cluster.address}"])
     command = ["tokpipe", "submit", str(parsed.job)]
     again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
     ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
@@ -85,9 +87,13 @@ def run(parsed: argparse.Namespace) -> int:
             else:
                 print_lines([line])
     except KeyboardInterrupt:
-        print_lines([f"the job continues on {cluster.address}", *ways])
+        state = "is being stopped" if parsed.stop else "continues"
+        print_lines([f"the job {state} on {cluster.address}", *ways])
         return 128 + signal.SIGINT
     if parsed.stop and newest.was_stopped:
+        if time.monotonic() - started > KILL_AFTER_S:
+            print_lines([f"Ray killed {newest.id} after {KILL_AFTER_S} s; committed work is safe"])
+            return 128 + signal.SIGKILL
         print_lines([f"stopped {newest.id}"])
         return 0
     return newest.exit_code

@@ -22,7 +22,6 @@ from tokpipe.config.suggest import (
 from tokpipe.errors import ConfigError
 
 _MAX_CHARS = 80
-_UNKNOWN = "unknown key"
 
 Location = tuple[int | str, ...]
 
@@ -51,17 +50,16 @@ def validate_settings(
     try:
         return TypeAdapter(expected).validate_json(text, context=dict(context or {}))
     except ValidationError as error:
-        explained: dict[Location, str] = {}
+        explained: dict[Location, tuple[Location, str]] = {}
         for detail in error.errors(include_url=False):
             place, message = _explained(expected, data, detail)
-            explained.setdefault(place, message)
+            shown = place[:-1] if detail["type"] == "extra_forbidden" else place
+            explained.setdefault(place, (shown, message))
         problems = []
-        for place, message in explained.items():
+        for place, (shown, message) in explained.items():
             if any(place == other[: len(place)] != other for other in explained):
                 continue  # a consequence of what is wrong within
-            if message.startswith(_UNKNOWN):
-                place = place[:-1]
-            where = ".".join(map(str, place))
+            where = ".".join(map(str, shown))
             if tokenizer_from is not None and place[:1] == ("tokenizer",):
                 where = f"{where} (in {tokenizer_from})"
             problems.append(f"{where}: {message}" if where else message)
@@ -117,10 +115,10 @@ def _unknown_key(key: str, section: Any, expected: Any) -> str:
         found = sorted(places[anywhere[0]], key=lambda place: (place.count("."), place))
         nearest = [place for place in found if place.count(".") == found[0].count(".")]
         subject = "it" if anywhere[0] == key else repr(anywhere[0])
-        return f"{_UNKNOWN} {key!r}; {subject} belongs in {one_of(nearest)}"
+        return f"unknown key {key!r}; {subject} belongs in {one_of(nearest)}"
     here = here or difflib.get_close_matches(plain, keys, n=1, cutoff=0.5)
     hint = f"did you mean {here[0]!r}?" if here else f"the keys here are: {', '.join(keys)}"
-    return f"{_UNKNOWN} {key!r}; {hint}"
+    return f"unknown key {key!r}; {hint}"
 
 
 def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:

@@ -92,8 +92,6 @@ def _meant(annotation: Any, found: Any, key: str) -> Any:
     arguments, text = get_args(annotation), str(found).strip().lower()
     if found is None or isinstance(found, dict):
         return [found] if found and is_section(_entries(annotation)) else None
-    if is_section(annotation):
-        return next(filter(None, (_from_uri(one, found) for one in _members(annotation))), None)
     if get_origin(annotation) is Literal:
         text = _ALIASES.get(text, text).replace("-", "_")
         options = {str(option).lower(): option for option in arguments}
@@ -139,15 +137,6 @@ def _is_valid(annotation: Any, value: Any) -> bool:
     except ValidationError:
         return False
     return True
-
-
-def _from_uri(model: type[BaseModel], found: Any) -> dict[str, str] | None:
-    """Return the section that a URI alone stands for, where nothing else is required."""
-    required = {name for name, info in model.model_fields.items() if info.is_required()}
-    if not isinstance(found, str) or required - {"kind"} != {"uri"}:
-        return None
-    kinds = [get_args(model.model_fields[name].annotation)[0] for name in required - {"uri"}]
-    return {**({"kind": kinds[0]} if kinds else {}), "uri": found}
 
 
 def _entries(annotation: Any) -> Any:

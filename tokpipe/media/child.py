@@ -151,20 +151,20 @@ class _Clip:
                 f"sampling.min_clip_frames is {self.min_frames}",
             )
         aspect, orientation = timeline.pixel_aspect, timeline.orientation
-        shown = orientation.oriented(timeline.height, timeline.width)
         size = nearest_size(
             [(height, width) for height, width in request["sizes"]],
-            *shown,
+            *orientation.oriented(timeline.height, timeline.width),
             orientation.oriented_aspect(aspect),
         )
         self.framing = Framing(size, request["fit"], aspect, orientation)
         self.shape = (len(self.wanted), *size, 3)
         total = {"num_segments": num_segments}
+        rows, columns = orientation.oriented(timeline.height, timeline.width)
         self.probed = {
             **total,
             "num_frames": selection.num_frames,
             "size": size,
-            "source_size": (shown[0], round(shown[1] * orientation.oriented_aspect(aspect))),
+            "source_size": (rows, round(columns * orientation.oriented_aspect(aspect))),
             "source_fps": timeline.average_fps,
         }
         self.description = {

@@ -19,8 +19,6 @@ class RowSample:
     num_rows: int
     is_complete: bool
     """Whether the source has no further rows."""
-    first_uri: str
-    """That of the first row that can be a clip; empty if none can."""
     num_problems: int
     """Rows that cannot be clips."""
     problem: str | None
@@ -40,15 +38,13 @@ def sample_rows(
     """
     draw = np.random.default_rng(seed)
     drawn: list[tuple[float, WorkItem]] = []
-    hashes, num_rows, first_uri, num_problems, problem = [], 0, "", 0, None
+    hashes, num_rows, num_problems, problem = [], 0, 0, None
     batches = source.batches()
     for batch in batches:
         table, some = with_row_ids(dataset, pa.Table.from_batches([batch]))
         hashes.append(some)
         problems = batch.column("problem")
         good = np.flatnonzero(problems.is_null().to_numpy(zero_copy_only=False))
-        if not first_uri and len(good):
-            first_uri = batch.column("source_uri")[int(good[0])].as_py()
         num_problems += len(problems) - len(good)
         problem = problem or next(iter(problems.drop_null().to_pylist()), None)
         # Of all rows read, those with the smallest numbers are kept.
@@ -63,7 +59,6 @@ def sample_rows(
     return RowSample(
         num_rows,
         next(batches, None) is None,
-        first_uri,
         num_problems,
         problem,
         sorted((item for _, item in drawn), key=lambda item: item.row),

@@ -79,8 +79,9 @@ class RowSource(Protocol):
 def nothing_matches(label: str, listing: Listing) -> ConfigError:
     return ConfigError(
         f"{label}: nothing matches {listing.uri}, so the job would have no clips. "
-        f"{listing.explain_nothing()} Check the path: a folder is searched for the extensions of "
-        "videos at any depth; in a glob, '**' crosses folders, '*' does not, and case matters."
+        f"{listing.explain_nothing()} Check the path and the kind of the source: files takes a "
+        "folder of videos at any depth, or a glob; table and webdataset take a file or a glob. In "
+        "a glob, '**' crosses folders, '*' does not, and case matters."
     )
 
 

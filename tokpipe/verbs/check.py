@@ -147,20 +147,20 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
             f"{source.label}: none of {rows.num_rows:,} rows can be used; the first: "
             f"{rows.problem}. There is nothing to tokenize: correct the source"
         )
-    columns, first = source.carried().names, redact(rows.first_uri)
+    columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
     left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
     more_than = "" if rows.is_complete else "more than "
     count = f"{more_than}{rows.num_rows:,} row{'s' if rows.num_rows > 1 else ''}"
     yield CheckResult(
         "source",
-        f"{source.label}: {count}, first clip {first}{carried}{left_out}",
+        f"{source.label}: {count}, such as {example}{carried}{left_out}",
         {
             "label": source.label,
             "num_rows": rows.num_rows,
             "is_complete": rows.is_complete,
             "num_bad_rows": rows.num_problems,
-            "first_clip": first,
+            "example": example,
             "columns": list(columns),
             "left_out": source.left_out.counts,
         },

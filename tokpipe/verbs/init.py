@@ -3,10 +3,13 @@
 import os
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tokpipe.config import JobConfig, parse_job, project_root
 from tokpipe.config.job import StoreOptions
@@ -34,9 +37,9 @@ _LONGEST = 2.4
 """Longer pictures are cropped."""
 _FPS = 8
 _COMMENTS = {
-    "files": "# All videos here; of a folder also those in the folders below it.",
-    "table": "# A clip per row. The other columns go to the output too.",
-    "webdataset": "# A clip per video in these tars. Its .txt and .json go to the output too.",
+    "files": "  # All videos here; of a folder also those in the folders below it.\n",
+    "table": "  # A clip per row. The other columns go to the output too.\n",
+    "webdataset": "  # A clip per video in these tars. Its .txt and .json go to the output too.\n",
 }
 _TEMPLATE = """\
 # For {target}, by `tokpipe init`. docs/jobs.md explains every setting.
@@ -86,16 +89,16 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     root = project_root(path)
     sources, probes, notes, problems = [], [], [], []
     for source in _sources_of(uri):
-        written = _relative(source, root)
-        job = parse_job(_text(target, name, [written], []), name=str(path), root=root)
+        source["uri"] = source["uri"].removeprefix(f"{root}/")
+        job = parse_job(_text(target, name, [source], []), name=str(path), root=root)
         try:
             count, some = _probe(job)
         except ConfigError as error:
             problems.append(str(error))
             continue
-        sources.append(written)
+        sources.append(source)
         probes += some
-        notes.append(f"found {count} ({source['kind']} {written['uri']})")
+        notes.append(f"found {count} ({source['kind']} {source['uri']})")
     if not sources:
         raise ConfigError("; ".join(problems))
     text = _text(target, name, sources, probes)
@@ -146,14 +149,6 @@ def _sources_of(uri: str) -> list[dict[str, Any]]:
     return found
 
 
-def _relative(source: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Return a section with its URI as it is written in a job file of this project."""
-    uri = source["uri"]
-    if not uri.startswith(f"{root}/"):
-        return source
-    return {**source, "uri": uri.removeprefix(f"{root}/")}
-
-
 def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
 
@@ -189,7 +184,7 @@ def _text(
     return _TEMPLATE.format(
         target=redact(" ".join(target.split())),
         name=in_yaml(name),
-        sources="\n".join(line for source in sources for line in _lines_of(source)),
+        sources="".join(_COMMENTS[one["kind"]] + _indented([one]) for one in sources).rstrip(),
         output=in_yaml(f"out/{name}"),
         about_fps=f"{about_fps}8 show most motion; null keeps every frame.",
         fps=max(1, min(_FPS, int(fps or _FPS))),
@@ -197,10 +192,8 @@ def _text(
     )
 
 
-def _lines_of(source: dict[str, Any]) -> Iterator[str]:
-    yield f"  {_COMMENTS[source['kind']]}"
-    for index, (key, value) in enumerate(source.items()):
-        yield f"  {'- ' if index == 0 else '  '}{key}: {in_yaml(value)}"
+def _indented(sources: list[dict[str, Any]]) -> str:
+    return textwrap.indent(yaml.safe_dump(sources, allow_unicode=True, sort_keys=False), "  ")
 
 
 def _sizes(probes: Sequence[Probe]) -> str:
