@@ -63,14 +63,15 @@ def run(parsed: argparse.Namespace) -> int:
         cluster.stop(newest)
         print_lines([f"stopping {newest.id}: it commits what is finished, which can take a minute"])
     elif newest.is_live:
-        print_lines([f"{newest.id} already works on {uri}: following it"])
-        if newest.digest != package.digest:
-            print_lines(["  its job file or options differ: to use these, run with --stop first"])
+        print_lines(
+            [
+                f"{newest.id} already works on {uri}: following it",
+                "  with the job and options it was submitted with; to use others, --stop it first",
+            ]
+        )
     else:
-        notes = [cluster.version_note]
         if paths := package.local_paths():
-            notes.append(f"all nodes must see these local paths: {', '.join(paths)}")
-        print_lines(filter(None, notes))
+            print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
         newest, is_new = cluster.submit(package, newest)
         done = "submitted" if is_new else "someone else has just submitted"
         print_lines([f"{done} {newest.id} to {cluster.address}"])
