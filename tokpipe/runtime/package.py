@@ -139,7 +139,7 @@ def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
     parts = job.tokenizer.implementation.partition(":")[0].split(".")
     places = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     stdlib = sysconfig.get_path("stdlib")
-    for folder in map(Path, [*sys.path, project_root(path), path.resolve().parent]):
+    for folder in (*map(Path, sys.path), project_root(path), path.resolve().parent):
         for place in places:  # of a folder without __init__.py, only what is named in it
             for code, file in ((place, f"{place}/__init__.py"), (f"{place}.py", f"{place}.py")):
                 if (folder / file).is_file():
