@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,8 +28,7 @@ from tokpipe.verbs.init import write_job
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder. The tokenizer is always the same one, so it is not tried."""
     monkeypatch.chdir(tmp_path)
-    find = check_module.find_spec
-    monkeypatch.setattr(check_module, "find_spec", lambda name: name != "torch" and find(name))
+    monkeypatch.setattr(check_module, "find_spec", lambda name: name != "torch" and find_spec(name))
     return tmp_path
 
 
@@ -86,9 +87,9 @@ def test_a_table_beside_its_videos_is_the_source(kind: str, here: Path) -> None:
     assert columns == ("file", "start", "end_s")
 
 
-def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
         return
     mark = "\t" if path.suffix == ".tsv" else ","
     lines = [mark.join(rows[0]), *(mark.join(map(str, row.values())) for row in rows)]
