@@ -393,6 +393,14 @@ def test_a_stream_that_is_closed_or_full_causes_no_traceback(
     assert ("No space left" in done.stderr) == ("full" in command)
 
 
+def test_no_file_takes_the_place_of_a_closed_stream(place: Path) -> None:
+    program = (
+        "import os; from tokpipe.cli import main; main(['ls', 'out/demo']); "
+        "assert os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev"
+    )
+    subprocess.run(["bash", "-c", f'{sys.executable} -c "{program}" >&-'], check=True)
+
+
 def test_a_name_that_the_terminal_cannot_show_is_escaped(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tokpipe.cli", "ls", "out/demo", "--source", "katze"],

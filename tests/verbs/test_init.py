@@ -26,7 +26,8 @@ from tokpipe.verbs.init import write_job
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder. The tokenizer is always the same one, so it is not tried."""
+    """Work in an empty project. The tokenizer is always the same one, so it is not tried."""
+    (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check_module, "find_spec", lambda name: name != "torch" and find_spec(name))
     return tmp_path
@@ -153,8 +154,8 @@ def test_one_video_is_a_source_and_its_job_is_named_after_it(here: Path) -> None
 def test_paths_hold_from_wherever_the_job_file_is(project: bool, here: Path) -> None:
     write_video(here / "data/[a]/v.mp4", 20)
     (here / "work/deep").mkdir(parents=True)
-    if project:
-        (here / "pyproject.toml").touch()
+    if not project:
+        (here / "pyproject.toml").unlink()
     os.chdir(here / "work/deep")
     assert uris(checked("../../data/[a]")) == [("files", str(here / "data/[a]"))]
     assert uris(checked(str(here / "data"), here / "else.yaml")) == [("files", str(here / "data"))]
