@@ -2,8 +2,6 @@
 
 import argparse
 
-from rich.console import Console
-
 from tokpipe.cli.arguments import add_output_arguments, add_source_argument, count, output_of
 from tokpipe.cli.output import print_lines
 
@@ -23,7 +21,6 @@ def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
     from tokpipe.verbs.clips import clip_lines
 
-    console = Console(highlight=False)
     print_lines(
         clip_lines(
             open_output(*output_of(parsed)),
@@ -31,8 +28,6 @@ def run(parsed: argparse.Namespace) -> int:
             mark=parsed.mark,
             limit=parsed.limit,
             as_json=parsed.json,
-            width=console.width if console.is_terminal else None,
-        ),
-        console,
+        )
     )
     return 0

@@ -47,7 +47,7 @@ def remedy(annotation: Any, found: Any) -> str:
 def accepted(annotation: Any) -> str:
     """Describe what an annotation accepts, such as ``a whole number above 0``."""
     limits = [
-        f" {text} {bound:,g}"
+        f" {text} {bound:,}"
         for one in _rules(annotation)
         for name, text in _LIMITS.items()
         if (bound := getattr(one, name, None)) is not None
