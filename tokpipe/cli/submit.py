@@ -8,7 +8,6 @@ ends the printing: run the same command to follow again, or with --stop to stop 
 import argparse
 import shlex
 import signal
-import time
 
 from tokpipe.cli import run as run_verb
 from tokpipe.cli.arguments import job_of
@@ -51,11 +50,11 @@ def run(parsed: argparse.Namespace) -> int:
 
     package = make_package(parsed.job, job, options, parsed.env)
 
-    from tokpipe.runtime.submit import KILL_AFTER_S, Cluster, Submission
+    from tokpipe.runtime.submit import Cluster, Submission
 
     cluster = Cluster(parsed.address)
     newest = cluster.newest(package)
-    uri, is_new, started = job.output.uri, False, time.monotonic()
+    uri, is_new = job.output.uri, False
     if parsed.stop:
         if not newest.is_live:
             print_lines([f"nothing to stop: no job for {uri} is running on {cluster.address}"])
@@ -72,9 +71,8 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         if paths := package.local_paths():
             print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
-        newest, is_new = cluster.submit(package, newest)
-        done = "submitted" if is_new else "someone else has just submitted"
-        print_lines([f"{done} {newest.id} to {cluster.address}"])
+        newest, is_new = cluster.submit(package, newest), True
+        print_lines([f"submitted {newest.id} to {cluster.address}"])
     command = ["tokpipe", "submit", str(parsed.job)]
     again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
     ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
@@ -92,9 +90,6 @@ def run(parsed: argparse.Namespace) -> int:
         print_lines([f"the job {state} on {cluster.address}", *ways])
         return 128 + signal.SIGINT
     if parsed.stop and newest.was_stopped:
-        if time.monotonic() - started > KILL_AFTER_S:
-            print_lines([f"Ray killed {newest.id} after {KILL_AFTER_S} s; committed work is safe"])
-            return 128 + signal.SIGKILL
         print_lines([f"stopped {newest.id}"])
         return 0
     return newest.exit_code

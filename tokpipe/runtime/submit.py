@@ -160,37 +160,28 @@ class Cluster:
                 newest = Submission(name, newest.number + 1, info)
         return newest
 
-    def submit(self, package: Package, newest: Submission) -> tuple[Submission, bool]:
-        """Submit a job after its newest submission, which has ended.
-
-        Returns the submission, and whether it is this one: someone else may have been faster,
-        because an id can be used only once.
-        """
-        submission, is_new = replace(newest, number=newest.number + 1), True
+    def submit(self, package: Package, newest: Submission) -> Submission:
+        """Submit a job after its newest submission, which has ended."""
+        submission = Submission(newest.name, newest.number + 1, None)
         with self._faults("submitting failed"), TemporaryDirectory() as folder:
             package.write(Path(folder))
-            try:
-                self._client.submit_job(
-                    entrypoint=package.entrypoint,
-                    submission_id=submission.id,
-                    runtime_env={
-                        "working_dir": folder,
-                        "env_vars": {
-                            "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
-                            **package.variables,
-                        },
+            self._client.submit_job(
+                entrypoint=package.entrypoint,
+                submission_id=submission.id,
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {
+                        "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
+                        **package.variables,
                     },
-                    metadata={
-                        "dataset": package.job.dataset,
-                        "output": package.job.output.uri,
-                        "tokpipe": tokpipe.__version__,
-                    },
-                )
-            except _TROUBLE:
-                is_new = False
-                if self._info(submission.id) is None:
-                    raise
-            return replace(submission, info=self._info(submission.id)), is_new
+                },
+                metadata={
+                    "dataset": package.job.dataset,
+                    "output": package.job.output.uri,
+                    "tokpipe": tokpipe.__version__,
+                },
+            )
+        return submission
 
     def stop(self, submission: Submission) -> None:
         """Ask a driver to commit what is finished and end. Follow it to see how it does."""
