@@ -16,8 +16,8 @@ from tokpipe.config.suggest import (
     is_section,
     kinds_of,
     one_of,
-    places_of_keys,
     remedy,
+    sections_of,
 )
 from tokpipe.errors import ConfigError
 
@@ -106,7 +106,10 @@ def _text(found: Any) -> str:
 
 def _unknown_key(key: str, section: Any, expected: Any) -> str:
     keys = sorted(section.model_fields)
-    places = places_of_keys(expected)
+    places: dict[str, set[str]] = {}
+    for place, model in sections_of(expected):
+        for name in model.model_fields:
+            places.setdefault(name, set()).add(place or "the top level")
     plain = re.sub(r"[- ]", "_", key.lower()).rpartition(".")[2]
     here = difflib.get_close_matches(plain, keys, n=1, cutoff=0.8)
     anywhere = difflib.get_close_matches(plain, places, n=1, cutoff=0.8)

@@ -5,7 +5,6 @@ to date.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -15,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from tokpipe.config.job import JobConfig
-from tokpipe.config.suggest import accepted, bare, in_yaml, is_section, one_of
+from tokpipe.config.suggest import accepted, bare, in_yaml, is_section, one_of, sections_of
 
 START = "## The whole file\n"
 """The page's prose ends where this line begins."""
@@ -23,35 +22,17 @@ START = "## The whole file\n"
 
 def reference() -> str:
     """Return the page from ``START`` on, in Markdown."""
-    lines = []
-    for title, model in _sections("", JobConfig, set()):
-        lines.append(f"## {title or 'The whole file'}\n\n{_paragraph(model.__doc__)}\n")
+    lines, places = [], dict[type[BaseModel], str]()
+    for place, model in sections_of(JobConfig):
+        places.setdefault(model, place)
+    for model, place in places.items():
+        kind = model.model_fields.get("kind")
+        tag = f" (kind: {get_args(kind.annotation)[0]})" if kind else ""
+        lines.append(f"## {place + tag or 'The whole file'}\n\n{_paragraph(model.__doc__)}\n")
         lines.append("| key | type | default | |\n|---|---|---|---|")
         lines.extend(_row(name, field) for name, field in model.model_fields.items())
         lines.append("")
     return "\n".join(lines)
-
-
-def _sections(
-    path: str, model: type[BaseModel], seen: set[type[BaseModel]]
-) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the dotted key and the model of a section and of all below it, each model once."""
-    if model in seen:
-        return
-    seen.add(model)
-    yield path, model
-    for name, field in model.model_fields.items():
-        for inner in _models(field.annotation):
-            kind = inner.model_fields.get("kind")
-            tag = f" (kind: {get_args(kind.annotation)[0]})" if kind else ""
-            yield from _sections(f"{path}.{name}{tag}".lstrip("."), inner, seen)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
 
 
 def _row(name: str, field: FieldInfo) -> str:

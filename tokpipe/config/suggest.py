@@ -159,13 +159,9 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def places_of_keys(annotation: Any, above: str = "") -> dict[str, set[str]]:
-    """Return for each key the sections that have it, at any depth."""
-    places: dict[str, set[str]] = {}
+def sections_of(annotation: Any, above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield every section at any depth: its dotted key, and a model that it may be read as."""
     for model in _members(annotation) or _members(_entries(annotation)):
+        yield above, model
         for name, info in model.model_fields.items():
-            places.setdefault(name, set()).add(above or "the top level")
-            below = places_of_keys(info.annotation, f"{above}.{name}".lstrip("."))
-            for key, found in below.items():
-                places.setdefault(key, set()).update(found)
-    return places
+            yield from sections_of(info.annotation, f"{above}.{name}".lstrip("."))
