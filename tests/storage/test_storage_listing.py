@@ -241,8 +241,8 @@ def test_what_another_source_takes_or_has_counted_is_not_left_out(root: str) -> 
     ]:
         listings = [folder_of(uris[index]) for index in chosen]
         found, total = [], LeftOut()
-        for listing in listings:
-            listing.peers = listings
+        for at, listing in enumerate(listings):
+            listing.share(listings[:at], listings[at + 1 :])
             found += names_in(listing, root)
             total.update(listing.left_out)
         assert total.counts == left_out, chosen

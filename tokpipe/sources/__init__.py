@@ -11,6 +11,8 @@ from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.sources.webdataset import WebDatasetRows
 from tokpipe.storage.listing import Listing
 
+_EXTENSIONS = {"files": VIDEO_EXTENSIONS, "table": EXTENSIONS, "webdataset": ("tar",)}
+
 
 def open_sources(
     configs: Sequence[Source], options: StoreOptions, output_uri: str = ""
@@ -20,20 +22,12 @@ def open_sources(
     Files below ``output_uri`` are not part of a folder of videos.
     """
     listings = [
-        Listing(
-            config.uri,
-            options,
-            known={"files": VIDEO_EXTENSIONS, "table": EXTENSIONS, "webdataset": ("tar",)}[
-                config.kind
-            ],
-            literal=literal_part(config.uri),
-            output_uri=output_uri,
-        )
+        Listing(config.uri, options, _EXTENSIONS[config.kind], literal_part(config.uri), output_uri)
         for config in configs
     ]
     rows: list[RowSource] = []
     for index, (config, listing) in enumerate(zip(configs, listings, strict=True)):
-        listing.peers = listings
+        listing.share(listings[:index], listings[index + 1 :])
         label = f"sources[{index}] ({config.kind} {config.uri})"
         if isinstance(config, FilesSource):
             rows.append(FilesRows(label, listing))
