@@ -32,7 +32,7 @@ def open_sources(
         if isinstance(config, FilesSource):
             rows.append(FilesRows(label, listing))
         elif isinstance(config, TableSource):
-            rows.append(TableRows(label, config, options, listing))
+            rows.append(TableRows(label, listing, config, options))
         else:
-            rows.append(WebDatasetRows(label, config, options, listing))
+            rows.append(WebDatasetRows(label, listing, config, options))
     return rows

@@ -19,13 +19,12 @@ from tokpipe.sources.rows import (
     MAX_COLUMNS,
     ROW_SCHEMA,
     RawBatch,
+    RowSource,
     carried_names,
     make_batch,
-    matching_uris,
 )
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.text_tables import DelimitedFile, JsonLinesFile
-from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.redact import redact
 
@@ -40,7 +39,7 @@ _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
 
 
-class TableRows:
+class TableRows(RowSource):
     """One row per row of a table, or of several tables with the same columns, in name order.
 
     A URI is used as it is if it has a scheme or starts with ``/``; otherwise it is relative to the
@@ -50,19 +49,14 @@ class TableRows:
     """
 
     def __init__(
-        self, label: str, config: TableSource, options: StoreOptions, listing: Listing
+        self, label: str, listing: Listing, config: TableSource, options: StoreOptions
     ) -> None:
-        self.label = label
-        self._listing = listing
+        super().__init__(label, listing)
         self._config = config
         self._options = options
         self._prefixes_key = f"{label.partition(' ')[0]}.allowed_prefixes"
         self._tables: list[TableFile] = []
         self._columns = pa.schema([])
-
-    @property
-    def left_out(self) -> LeftOut:
-        return self._listing.left_out
 
     def carried(self) -> pa.Schema:
         if not self._tables:
@@ -95,8 +89,7 @@ class TableRows:
             )
 
     def _open(self) -> None:
-        uris = matching_uris(self.label, self._listing)
-        tables = [self._table_file(uri) for uri in uris]
+        tables = [self._table_file(uri) for uri in self.matching_uris()]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             schemas = list(pool.map(lambda table: table.columns(), tables))
         self._columns = self._unify(tables, schemas)

@@ -4,9 +4,8 @@ import io
 import itertools
 import os
 import tarfile
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,10 +14,10 @@ import pyarrow as pa
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
-from tokpipe.sources.rows import ROW_SCHEMA, make_batch, matching_uris, printable
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
 from tokpipe.storage.left_out import LeftOut, kind_of
-from tokpipe.storage.listing import Listing
 from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.read_ahead import read_ahead
 
 TEXT_BYTES = 2**20
 """A longer ``.json`` or ``.txt`` member is not carried: its column is null."""
@@ -35,8 +34,8 @@ _BATCH_ROWS = 8192
 _THREADS = 32
 
 
-@dataclass(frozen=True)
-class WebDatasetRows:
+@dataclass
+class WebDatasetRows(RowSource):
     """One row per member with a video extension, tar by tar, in the order of the tars' names.
 
     The texts ``KEY.txt`` and ``KEY.json`` of a video ``KEY.mp4`` become columns, where KEY is
@@ -48,38 +47,17 @@ class WebDatasetRows:
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
 
-    label: str
     config: WebDatasetSource
     options: StoreOptions
-    listing: Listing
-    left_out: LeftOut = field(default_factory=LeftOut)
 
     def carried(self) -> pa.Schema:
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         # Reading headers is waiting for small answers, so many tars are read at the same time.
-        waiting: deque[Future[tuple[list[pa.RecordBatch], LeftOut]]] = deque()
-        self.left_out.clear()
-        with ThreadPoolExecutor(_THREADS) as pool:
-            try:
-                uris = matching_uris(self.label, self.listing)
-                self.left_out.update(self.listing.left_out)
-                for uri in uris:
-                    waiting.append(pool.submit(self._index, uri))
-                    if len(waiting) > _THREADS:
-                        yield from self._indexed(waiting.popleft())
-                while waiting:
-                    yield from self._indexed(waiting.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _indexed(
-        self, future: Future[tuple[list[pa.RecordBatch], LeftOut]]
-    ) -> list[pa.RecordBatch]:
-        batches, left_out = future.result()
-        self.left_out.update(left_out)
-        return batches
+        for batches, left_out in read_ahead(self._index, self.matching_uris(), _THREADS):
+            self.left_out.update(left_out)
+            yield from batches
 
     def _index(self, uri: str) -> tuple[list[pa.RecordBatch], LeftOut]:
         left_out = LeftOut()
