@@ -51,22 +51,18 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """
     sources = open_sources(job.sources, job.storage, job.output.uri)
     columns = merge_columns(sources)
-    writer = _PartWriter(store, f"plan/{plan_attempt}")
+    prefix = f"plan/{plan_attempt}/"
     try:
-        for index, source in enumerate(sources):
-            num_rows = writer.write(index, job.dataset, source)
-            if not num_rows:
-                raise ConfigError(
-                    f"{source.label} has no rows. A source without clips is likely a mistake: "
-                    "correct it, or remove it from the job."
-                )
-        parts = writer.finish()
+        parts = _store_parts(store, prefix, job.dataset, sources)
         duplicates = find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(explain_duplicates(duplicates))
         parts = without_rows(store, parts, {row.position for row, _ in duplicates})
     except BaseException:
-        writer.abandon()
+        # No job.json will ever name these; the error that stopped the plan matters more.
+        with contextlib.suppress(StorageError):
+            for stored in list(store.list(prefix)):
+                store.delete(stored.key)
         raise
     left_out = LeftOut()
     for source in sources:
@@ -106,46 +102,31 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
     return pa.schema([field for field, _ in merged.values()])
 
 
-class _PartWriter:
-    """Assigns row ids and stores parts in threads, while the next rows are read."""
+def _store_parts(
+    store: Store, prefix: str, dataset: str, sources: Sequence[RowSource]
+) -> list[PlannedPart]:
+    """Assign row ids and store parts in threads, while the next rows are read."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
-        self._store = store
-        self._prefix = prefix
-        self._pool = ThreadPoolExecutor(_WRITERS)
-        self._futures: list[Future[PlannedPart]] = []
-
-    def write(self, index: int, dataset: str, source: RowSource) -> int:
-        """Store all rows of one source; return how many."""
-        num_rows = 0
-        for table in _cut(source.batches()):
-            if len(self._futures) > _WRITERS:  # bounds memory: sources can be faster than the store
-                self._futures[-_WRITERS - 1].result()
-            key = f"{self._prefix}/{len(self._futures):05d}.parquet"
-            args = key, index, num_rows, dataset, table
-            self._futures.append(self._pool.submit(self._put, *args))
-            num_rows += table.num_rows
-        return num_rows
-
-    def finish(self) -> list[PlannedPart]:
-        parts = [future.result() for future in self._futures]
-        self._pool.shutdown()
-        return parts
-
-    def abandon(self) -> None:
-        """Remove what was stored: no ``job.json`` will ever name it."""
-        self._pool.shutdown(cancel_futures=True)
-        # Leftovers are harmless, and the error that stopped the plan matters more.
-        with contextlib.suppress(StorageError):
-            for number in range(len(self._futures)):
-                self._store.delete(f"{self._prefix}/{number:05d}.parquet")
-
-    def _put(
-        self, key: str, source: int, first_row: int, dataset: str, table: pa.Table
-    ) -> PlannedPart:
+    def put(number: int, source: int, first_row: int, table: pa.Table) -> PlannedPart:
         table, hashes = with_row_ids(dataset, table)
-        stored = store_part(self._store, key, table)
+        stored = store_part(store, f"{prefix}{number:05d}.parquet", table)
         return PlannedPart(stored, source, first_row, count_problems(table), hashes)
+
+    futures: list[Future[PlannedPart]] = []
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for index, source in enumerate(sources):
+            num_rows = 0
+            for table in _cut(source.batches()):
+                if len(futures) > _WRITERS:  # bounds memory: sources can be faster than the store
+                    futures[-_WRITERS - 1].result()
+                futures.append(pool.submit(put, len(futures), index, num_rows, table))
+                num_rows += table.num_rows
+            if not num_rows:
+                raise ConfigError(
+                    f"{source.label} has no rows. A source without clips is likely a mistake: "
+                    "correct it, or remove it from the job."
+                )
+    return [future.result() for future in futures]
 
 
 def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
