@@ -25,19 +25,15 @@ _CREATE_ATTEMPTS = 5
 _memory_lock = threading.Lock()
 
 
-def open_store(uri: str, options: StoreOptions) -> "FsspecStore":
-    """Open the store of all objects below ``uri``, without reading or writing anything.
-
-    Raises:
-        ConfigError: the URI's protocol or its options cannot be used.
-    """
-    return FsspecStore(uri, options)
-
-
 class FsspecStore:
     """Objects below a URI prefix. Can be pickled; each process opens its own connections."""
 
     def __init__(self, uri: str, options: StoreOptions) -> None:
+        """Open the store without reading or writing any object.
+
+        Raises:
+            ConfigError: the URI's protocol or its options cannot be used.
+        """
         self._options = options
         client = client_of(uri, options)
         if client.protocol not in ("file", "memory") and not _names_a_place(uri):
@@ -46,9 +42,6 @@ class FsspecStore:
         if client.is_local:
             self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
             remove_abandoned(Path(self._uri))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self._uri, self._options)
 
     def __repr__(self) -> str:
         return f"FsspecStore({self._uri!r})"
@@ -140,6 +133,9 @@ class FsspecStore:
         # In memory, fsspec checks first and then writes.
         with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
             client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
+
+
+open_store = FsspecStore
 
 
 def _names_a_place(uri: str) -> bool:

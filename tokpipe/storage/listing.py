@@ -141,7 +141,7 @@ class Listing:
             if found:
                 return
             unsuccessful.append(self.left_out)
-        self.left_out = max(unsuccessful, key=lambda left_out: left_out.num_files)
+        self.left_out = max(unsuccessful, key=lambda left_out: sum(left_out.files.values()))
 
     def explain_nothing(self) -> str:
         """Return a sentence on what is there, after an iteration without a match."""
