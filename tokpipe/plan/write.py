@@ -36,7 +36,7 @@ _WRITERS = 2
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
 
-    Rows keep the order of the sources. Memory holds 8 bytes per row, a few parts, and the names
+    Rows keep the order of the sources. Memory holds 16 bytes per row, a few parts, and the names
     of a glob's files while they are sorted.
 
     Args:
@@ -57,7 +57,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         duplicates = find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(explain_duplicates(duplicates))
-        parts = without_rows(store, parts, {row.position for row, _ in duplicates})
+        parts = without_rows(store, parts, [row.position for row in duplicates])
     except BaseException:
         # No job.json will ever name these; the error that stopped the plan matters more.
         with contextlib.suppress(StorageError):
@@ -74,8 +74,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         num_problems=sum(part.num_problems for part in parts),
         num_duplicates=len(duplicates),
         duplicate_examples=tuple(
-            f"{later.place} repeats {first.place}: {later.clip}"
-            for later, first in duplicates[:_NUM_EXAMPLES]
+            f"{row.place} repeats {row.first}: {row.clip}" for row in duplicates[:_NUM_EXAMPLES]
         ),
         columns={field.name: str(field.type) for field in columns},
         left_out=left_out,

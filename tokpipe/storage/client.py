@@ -265,16 +265,12 @@ def _iter_local(folder: str, prefix: str) -> Iterator[Listed]:
 
 def _modified_s(info: Mapping[str, Any]) -> float:
     """Return when an object was written, in seconds since 1970; now, to be safe, if unknown."""
-    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        match info.get(key):
-            case int() | float() as seconds:
-                return float(seconds)
-            case datetime() as moment:
-                return moment.timestamp()
-            case str() as text:
-                with contextlib.suppress(ValueError):
-                    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    return time.time()
+    found = map(info.get, ("mtime", "LastModified", "last_modified", "updated", "created"))
+    moment = next(filter(None, found), None)
+    if isinstance(moment, str):
+        with contextlib.suppress(ValueError):
+            moment = datetime.fromisoformat(moment)
+    return moment.timestamp() if isinstance(moment, datetime) else time.time()
 
 
 def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
