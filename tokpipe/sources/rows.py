@@ -114,16 +114,13 @@ def printable(name: str) -> str:
 def unique_names(names: Sequence[str]) -> list[str]:
     """Name each column: a missing name is ``column_<position>``, a repeated one ``name_2`` ...
 
-    Quadratic in repeated names, so callers pass at most ``MAX_COLUMNS + 1``.
+    Quadratic, so callers pass at most ``MAX_COLUMNS + 1``.
     """
-    taken = set(names)
     unique: list[str] = []
-    seen: set[str] = set()
     for position, name in enumerate(names, 1):
         candidate, number = name or f"column_{position}", 2
-        while candidate in seen or (candidate != name and candidate in taken):
+        while candidate in unique or (candidate != name and candidate in names):
             candidate, number = f"{name or 'column'}_{number}", number + 1
-        seen.add(candidate)
         unique.append(candidate)
     return unique
 

@@ -3,8 +3,9 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +32,14 @@ from tokpipe.telemetry.redact import redact
 TableFile = DelimitedFile | JsonLinesFile | ParquetFile
 """A broken row of a table is a problem, a broken table raises ``ConfigError``."""
 
-EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq", "gz")
-_FORMATS = {"ndjson": "jsonl", "parq": "parquet"}
-"""Formats whose files may also have another ending."""
+_FORMATS: dict[str, Callable[[str, StoreOptions], TableFile]] = {
+    "csv": DelimitedFile,
+    "tsv": partial(DelimitedFile, delimiter="\t"),
+    **dict.fromkeys(("jsonl", "ndjson"), JsonLinesFile),
+    **dict.fromkeys(("parquet", "parq"), ParquetFile),
+}
+"""How to open a table, by its ending."""
+EXTENSIONS = (*_FORMATS, "gz")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
@@ -98,19 +104,13 @@ class TableRows(RowSource):
 
     def _table_file(self, uri: str) -> TableFile:
         ending = uri.lower().removesuffix(".gz").rpartition(".")[2]
-        match self._config.format or _FORMATS.get(ending, ending):
-            case "parquet":
-                return ParquetFile(uri, self._options)
-            case "jsonl":
-                return JsonLinesFile(uri, self._options)
-            case "csv":
-                return DelimitedFile(uri, self._options, ",")
-            case "tsv":
-                return DelimitedFile(uri, self._options, "\t")
-        raise ConfigError(
-            f"{self.label}: the name of {uri} does not show its format. Set the source's format "
-            "to csv, tsv, jsonl or parquet."
-        )
+        kind = self._config.format or ending
+        if kind not in _FORMATS:
+            raise ConfigError(
+                f"{self.label}: the name of {uri} does not show its format. Set the source's "
+                "format to csv, tsv, jsonl or parquet."
+            )
+        return _FORMATS[kind](uri, self._options)
 
     def _unify(self, tables: list[TableFile], schemas: list[pa.Schema]) -> pa.Schema:
         """Return one schema for all tables; keys of JSON objects may differ between tables."""

@@ -47,7 +47,7 @@ class DelimitedFile:
 
     uri: str
     options: StoreOptions
-    delimiter: str
+    delimiter: str = ","
     place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:

@@ -1,7 +1,6 @@
 """Implements ``Store`` for any fsspec file system."""
 
 import contextlib
-import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -12,12 +11,7 @@ from urllib.parse import urlsplit
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.storage.client import MULTIPART_BYTES, AlreadyExists, Client, client_of
-from tokpipe.storage.local_files import (
-    TEMPORARY_FOLDER,
-    create_file,
-    remove_abandoned,
-    replace_file,
-)
+from tokpipe.storage.local_files import TEMPORARY_FOLDER, put_file, remove_abandoned
 from tokpipe.storage.store import StoredObject
 
 _CREATE_ATTEMPTS = 5
@@ -94,7 +88,7 @@ class FsspecStore:
         folder_uri = self.uri_of(folder) if folder else self._uri
         root = self._client.path_of(self._uri).rstrip("/") + "/"
         for found in self._client.iter_objects(folder_uri, start):
-            key = found.path.removeprefix(root)
+            key = found.key.removeprefix(root)
             if not key.startswith(f"{TEMPORARY_FOLDER}/"):
                 yield StoredObject(key, found.size_bytes, found.modified_s)
 
@@ -110,14 +104,17 @@ class FsspecStore:
     def _write(self, key: str, data: bytes, *, exclusive: bool) -> None:
         uri, client = self.uri_of(key), self._client
         doing = "creating it" if exclusive else "writing it"
+        keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
+        if client.protocol in ("s3", "s3a"):
+            keywords["chunksize"] = MULTIPART_BYTES // 2
         try:
             if client.is_local:
-                write = functools.partial(
-                    create_file if exclusive else replace_file, Path(self._uri), Path(uri), data
-                )
-                client.run(doing, uri, lambda _: write())
-            else:
-                self._pipe(client, doing, uri, data, exclusive=exclusive)
+                paths = Path(self._uri), Path(uri)
+                client.run(doing, uri, lambda _: put_file(*paths, data, exclusive=exclusive))
+                return
+            # In memory, fsspec checks first and then writes.
+            with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
+                client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
         except NotFound as error:
             # Keys need no folder, so the bucket must be missing.
             raise StorageError(
@@ -125,14 +122,6 @@ class FsspecStore:
                 f"({error.__cause__}). Create {self._uri.split('/')[2]!r} first, or correct "
                 "output.uri"
             ) from error
-
-    def _pipe(self, client: Client, doing: str, uri: str, data: bytes, *, exclusive: bool) -> None:
-        keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
-        if client.protocol in ("s3", "s3a"):
-            keywords["chunksize"] = MULTIPART_BYTES // 2
-        # In memory, fsspec checks first and then writes.
-        with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
-            client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
 
 
 open_store = FsspecStore

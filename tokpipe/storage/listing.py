@@ -275,7 +275,7 @@ class Listing:
             )
         try:
             for listed in client.iter_objects(client.uri_of(scan.folder), scan.stem):
-                yield listed.path, False
+                yield listed.key, False
         except NotImplementedError as error:
             raise _not_listable(self.uri) from error
 
