@@ -1,7 +1,6 @@
 """Writes a plan: reads every source once, and stores every row."""
 
 import base64
-import binascii
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,7 +128,7 @@ def _store_parts(
 
 
 def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Turn batches of any size into tables of ``PART_ROWS`` rows, fewer if they are large."""
+    """Turn batches of any size into tables of at most ``PART_ROWS`` rows."""
     held: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
     for whole in batches:
@@ -138,30 +137,19 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         step = max(1, min(-(-whole.num_rows // steps), PART_ROWS))
         for start in range(0, whole.num_rows, step):
             batch = whole.slice(start, step)
-            if held and num_bytes + batch.nbytes > _PART_BYTES:
+            is_full = num_rows + batch.num_rows > PART_ROWS
+            if held and (is_full or num_bytes + batch.nbytes > _PART_BYTES):
                 yield pa.Table.from_batches(held)
                 held, num_rows, num_bytes = [], 0, 0
-            if (over := num_rows + batch.num_rows - PART_ROWS) >= 0:
-                fits = batch.num_rows - over
-                yield pa.Table.from_batches([*held, batch.slice(0, fits)])
-                batch = batch.slice(fits)
-                held, num_rows, num_bytes = [], 0, 0
-            if batch.num_rows:
-                held.append(batch)
-                num_rows += batch.num_rows
-                num_bytes += batch.nbytes
+            held.append(batch)
+            num_rows += batch.num_rows
+            num_bytes += batch.nbytes
     if num_rows:
         yield pa.Table.from_batches(held)
 
 
 def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:
     """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
-    ids = _row_digests(dataset, table)
-    hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
-    return table.add_column(0, ROW_ID, _hex_column(ids)), hashes
-
-
-def _row_digests(dataset: str, table: pa.Table) -> bytes:
     spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
     assert spans.dtype.itemsize == SPAN_BYTES
     for is_set, seconds, name in (("a", "b", "start_s"), ("c", "d", "end_s")):
@@ -169,13 +157,6 @@ def _row_digests(dataset: str, table: pa.Table) -> bytes:
         spans[is_set] = column.is_valid().to_numpy()
         spans[seconds] = column.fill_null(0.0).to_numpy() + 0.0  # -0.0 becomes 0.0
     uris = table.column("source_uri").cast(pa.binary()).to_pylist()
-    return row_digests(dataset, uris, spans.tobytes())
-
-
-def _hex_column(ids: bytes) -> pa.Array:
-    """Turn 16 bytes per row into a column of 32 hex digits, without Python objects per row."""
-    num_rows = len(ids) // 16
-    offsets = np.arange(num_rows + 1, dtype=np.int32) * 32
-    return pa.StringArray.from_buffers(
-        num_rows, pa.py_buffer(offsets), pa.py_buffer(binascii.hexlify(ids))
-    )
+    ids = row_digests(dataset, uris, spans.tobytes())
+    texts = pa.array([ids[at : at + 16].hex() for at in range(0, len(ids), 16)], pa.string())
+    return table.add_column(0, ROW_ID, texts), np.frombuffer(ids, np.dtype("<u8"))[::2].copy()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
@@ -62,6 +63,8 @@ class RowSource(ABC):
     label: str
     """Names the source in messages: ``sources[0] (table videos.csv)``."""
     listing: Listing
+    config: Any
+    options: StoreOptions
 
     @abstractmethod
     def carried(self) -> pa.Schema:

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
@@ -30,7 +30,7 @@ class FsspecStore:
         """
         self._options = options
         client = client_of(uri, options)
-        if client.protocol not in ("file", "memory") and not _names_a_place(uri):
+        if client.protocol not in ("file", "memory") and not re.search("://[^/?#]", uri):
             raise ConfigError(f"{uri}: names no bucket or host: write {client.protocol}://NAME/...")
         self._uri = client.uri_of(client.path_of(uri))
         if client.is_local:
@@ -125,10 +125,3 @@ class FsspecStore:
 
 
 open_store = FsspecStore
-
-
-def _names_a_place(uri: str) -> bool:
-    try:
-        return bool(urlsplit(uri).netloc)
-    except ValueError:  # such as a lone bracket
-        return False

@@ -306,15 +306,10 @@ def _walk_local(
         return
     with entries:
         for entry in entries:
-            is_folder = _is_folder(entry)
+            # A link to itself is not a folder, and DirEntry.is_dir() would raise.
+            is_link = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
             yield entry.path, is_folder
             if is_folder and (depth is None or depth > 1):
                 below = None if depth is None else depth - 1
                 yield from _walk_local(entry.path, below, (*above, here), left_out)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
