@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import short
+from tokpipe.report.markup import Markup, el, short
 from tokpipe.telemetry.human import duration
 
 _TOP, _PLOT, _BELOW = 8, 140, 22

@@ -1,17 +1,15 @@
 """Everything that a report shows, gathered from an output."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.reader import Output
-from tokpipe.report.groups import Group, read_groups
+from tokpipe.report.groups import read_groups
 from tokpipe.report.history import History
 from tokpipe.report.pairs import Pairs, make_pairs
-from tokpipe.report.rejections import RejectionExamples
 from tokpipe.report.sample import Sample, take_sample
 from tokpipe.telemetry.human import finite
 from tokpipe.verbs.status import Status, status_of
@@ -26,10 +24,7 @@ class Facts:
     record: JobRecord
     status: Status
     num_entries: int
-    num_read: int
-    """Entries that were read: totals are exact, times are interpolated between these."""
     history: History
-    examples: RejectionExamples
     sample: Sample
     pairs: Pairs | None
     """None if none were requested."""
@@ -118,25 +113,14 @@ def gather(
     """
     now = now or datetime.now(UTC)
     status = status_of(output.store, output.record, output.state, now=now)
-    examples, num_read = RejectionExamples(), 0
-
-    def groups() -> Iterator[Group]:
-        nonlocal num_read
-        for group in read_groups(output):
-            num_read += 1
-            examples.add(group.entry)
-            yield group
-
-    history = History(groups())
+    history = History(read_groups(output))
     sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
     return Facts(
         made_at=now.isoformat(timespec="seconds"),
         record=output.record,
         status=status,
         num_entries=output.state.next_seq,
-        num_read=num_read,
         history=history,
-        examples=examples,
         sample=sample,
         pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
     )

@@ -1,6 +1,7 @@
 """What a job did over time, in a bounded number of steps, from its manifest."""
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,14 +10,19 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.report.groups import Group
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Speed, speed_of
-from tokpipe.types import STAGES, Stage
+from tokpipe.types import STAGES, Rejected, Stage
 from tokpipe.verbs.status import time_of
 
 MAX_STEPS = 120
 """A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough."""
+
+NUM_EXAMPLES = 3
+MAX_REASONS = 100
+"""Reasons with examples. Jobs have a few dozen; a forged manifest may have any number."""
 
 _COLUMNS = [
     *("clips", "frames", "timed_s", "timed_frames"),
@@ -88,12 +94,18 @@ class History:
         """When each driver began, in working time."""
         self.versions: dict[str, None] = {}
         """Versions of tokpipe that took part, in order."""
+        self.num_read = 0
+        """Entries that were read: totals are exact, times are interpolated between these."""
+        self._rejected: dict[str, deque[Rejected]] = {}
+        """The newest rejections of each reason, newest first."""
         self._ends_s = [0.0]
         writer: str | None = None
         at: datetime | None = None
         rows = [np.zeros(len(_COLUMNS))]
         for group in groups:
             entry = group.entry
+            self.num_read += 1
+            self._add_examples(entry)
             now, elapsed_s = time_of(entry), 0.0
             if at is not None and entry.writer == writer:
                 elapsed_s = max(0.0, (now - at).total_seconds())
@@ -107,6 +119,20 @@ class History:
             rows.append(_amounts_of(group, elapsed_s))
             writer, at = entry.writer, now
         self._done = np.cumsum(rows, axis=0)
+
+    def _add_examples(self, entry: ManifestEntry) -> None:
+        for withdrawn in entry.reopened:
+            kept = self._rejected.get(withdrawn.reason, deque())
+            for example in [one for one in kept if one.ref == withdrawn.ref]:
+                kept.remove(example)
+        for rejected in entry.rejected:
+            if rejected.reason in self._rejected or len(self._rejected) < MAX_REASONS:
+                kept = self._rejected.setdefault(rejected.reason, deque(maxlen=NUM_EXAMPLES))
+                kept.appendleft(rejected)
+
+    def examples_of(self, reason: str) -> list[Rejected]:
+        """Rejected clips of one reason, newest first; none if their entries were not read."""
+        return list(self._rejected.get(reason, ()))
 
     @property
     def worked_s(self) -> float:

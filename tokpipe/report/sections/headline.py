@@ -1,8 +1,7 @@
 """The key figures, and how far the job is."""
 
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, short, tiles
+from tokpipe.report.markup import UNKNOWN, Markup, el, short, tiles
 from tokpipe.telemetry.human import counted, duration, size_text
 
 

@@ -7,8 +7,7 @@ from itertools import accumulate
 
 from tokpipe.report.charts import AxisTick, columns_chart
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import details, figure, notice, section, table, tiles
+from tokpipe.report.markup import Markup, details, el, figure, notice, table, tiles
 from tokpipe.report.sample import Sample
 from tokpipe.telemetry.human import counted
 
@@ -20,12 +19,12 @@ FEW_CODES = 20
 """A sample with fewer codes than this many times the codebook size misses some codes by chance."""
 
 
-def codes(facts: Facts) -> Markup:
+def codes(facts: Facts) -> list[Markup]:
     """How the codebook is used."""
     sample, size = facts.sample, facts.record.tokenizer.codebook_size
     usage = sample.usage
     if not usage.num_codes:
-        return section("codes", "Code usage", *_damaged(sample), el("p", "There are no codes yet."))
+        return [*_damaged(sample), el("p", "There are no codes yet.")]
     used = usage.num_used
     values = [
         ("perplexity", f"{usage.perplexity:,.0f}", f"of at most {size:,}"),
@@ -49,9 +48,7 @@ def codes(facts: Facts) -> Markup:
             f"{FEW_CODES * size:,} codes, with more shards, before you call a code dead."
         )
     ]
-    return section(
-        "codes",
-        "Code usage",
+    return [
         *_damaged(sample),
         el("p", f"Counted over {_extent(sample)}: {usage.num_codes:,} codes."),
         tiles(values),
@@ -74,25 +71,23 @@ def codes(facts: Facts) -> Markup:
                 ((name, f"{count:,}") for name, count in zip(ranges, counts, strict=True)),
             ),
         ),
-    )
+    ]
 
 
-def lengths(facts: Facts) -> Markup:
+def lengths(facts: Facts) -> list[Markup]:
     """Frames and codes per clip."""
     sample = facts.sample
     if not sample.num_clips:
-        return section("lengths", "Clip lengths", el("p", "There are no clips yet."))
+        return [el("p", "There are no clips yet.")]
     charts = [
         _length_chart("Frames per clip", sample.frames_per_clip),
         _length_chart("Codes per clip", sample.codes_per_clip),
     ]
-    return section(
-        "lengths",
-        "Clip lengths",
+    return [
         el("p", f"Measured over {_extent(sample)}: {counted(sample.num_clips, 'clip')}."),
         el("div", *(chart for chart, _ in charts), class_="pair"),
         details("Clip lengths as tables", *(numbers for _, numbers in charts)),
-    )
+    ]
 
 
 def _length_chart(title: str, lengths: Counter[int]) -> tuple[Markup, Markup]:

@@ -3,8 +3,7 @@
 from tokpipe.report.charts import AxisTick, BarPart, Span, bars_chart, count_ticks, steps_chart
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, StageUse
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, details, figure, section, table
+from tokpipe.report.markup import UNKNOWN, Markup, details, el, figure, table
 from tokpipe.telemetry.human import duration
 from tokpipe.telemetry.speed import Speed
 
@@ -12,23 +11,17 @@ _WORK = ("decode", "encode", "write")
 """Activities that process clips; the others (download, transfer) move them."""
 
 
-def throughput(facts: Facts) -> Markup:
+def throughput(facts: Facts) -> list[Markup]:
     """Throughput over time, and by stage."""
     history = facts.history
     if not history.whole["frames"]:
-        empty = el("p", "No frames have been committed yet.")
-        return section("throughput", "Throughput", empty)
+        return [el("p", "No frames have been committed yet.")]
     partly = (
-        f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. Totals are exact. Times and "
+        f"Read: {history.num_read:,} of {facts.num_entries:,} commits. Totals are exact. Times and "
         "actor seconds are estimated from these commits."
     )
-    return section(
-        "throughput",
-        "Throughput",
-        *([el("p", partly)] if facts.num_read < facts.num_entries else []),
-        *_over_time(history),
-        *_by_stage(history),
-    )
+    note = [el("p", partly)] if history.num_read < facts.num_entries else []
+    return [*note, *_over_time(history), *_by_stage(history)]
 
 
 def _over_time(history: History) -> list[Markup]:
