@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tokpipe.audit.findings import Findings
-from tokpipe.audit.leftovers import Leftovers, unlisted
-from tokpipe.audit.listing import list_output
+from tokpipe.audit.leftovers import Leftovers, list_output, unlisted
 from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from tokpipe.audit.findings import Findings
-from tokpipe.audit.listing import Listing
+from tokpipe.audit.leftovers import Listing
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.layout import entry_key

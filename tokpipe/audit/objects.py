@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from tokpipe.audit.findings import Findings, Kind
-from tokpipe.audit.listing import Listing
+from tokpipe.audit.leftovers import Listing
 from tokpipe.errors import CorruptOutput, NotFound, TokpipeError
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.shard import ShardMetadata
