@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
-from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Changes, metrics_table
+from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Changes
 from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.logs import events_table
+from tokpipe.telemetry.logs import EVENTS, EventName
 from tokpipe.types import STAGES
 
 PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
@@ -66,5 +67,12 @@ def test_busy_ratios_match_the_progress_line() -> None:
 
 def test_the_monitoring_page_lists_every_metric_and_event() -> None:
     page = PAGE.read_text()
-    assert metrics_table() in page, "paste the output of python -m tokpipe.runtime.metrics"
-    assert events_table() in page, "paste the output of python -m tokpipe.telemetry.logs"
+    metrics = [
+        f"| `{one.exposed}` | {one.kind} | {', '.join(f'`{key}`' for key in one.labels)} | "
+        f"{one.description} |"
+        for one in METRICS
+    ]
+    events = [f"| `{name}` | {EVENTS[name]} |" for name in get_args(EventName)]
+    for rows in (metrics, events):
+        table = "\n".join([*rows, ""])
+        assert table in page, f"docs/monitoring.md should have these rows:\n{table}"

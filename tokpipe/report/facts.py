@@ -1,18 +1,15 @@
-"""Everything that a report shows, gathered from an output."""
+"""Everything that a report shows."""
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.reader import Output
-from tokpipe.report.groups import read_groups
 from tokpipe.report.history import History
-from tokpipe.report.pairs import Pairs, make_pairs
-from tokpipe.report.sample import Sample, take_sample
+from tokpipe.report.pairs import Pairs
+from tokpipe.report.sample import Sample
 from tokpipe.telemetry.human import finite
-from tokpipe.verbs.status import Status, status_of
+from tokpipe.verbs.status import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,34 +90,3 @@ class Facts:
                 ],
             },
         }
-
-
-def gather(
-    output: Output,
-    *,
-    num_shards: int,
-    num_pairs: int,
-    seed: int,
-    device: str,
-    now: datetime | None = None,
-) -> Facts:
-    """Read the manifest once (a sample of a long one), and a sample of shards.
-
-    Memory grows with the number of shards, as that of ``output`` does, and with nothing else.
-
-    Raises:
-        CorruptOutput: the manifest is damaged.
-    """
-    now = now or datetime.now(UTC)
-    status = status_of(output.store, output.record, output.state, now=now)
-    history = History(read_groups(output))
-    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
-    return Facts(
-        made_at=now.isoformat(timespec="seconds"),
-        record=output.record,
-        status=status,
-        num_entries=output.state.next_seq,
-        history=history,
-        sample=sample,
-        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
-    )

@@ -21,8 +21,6 @@ MAX_STEPS = 120
 """A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough."""
 
 NUM_EXAMPLES = 3
-MAX_REASONS = 100
-"""Reasons with examples. Jobs have a few dozen; a forged manifest may have any number."""
 
 _COLUMNS = [
     *("clips", "frames", "timed_s", "timed_frames"),
@@ -126,9 +124,8 @@ class History:
             for example in [one for one in kept if one.ref == withdrawn.ref]:
                 kept.remove(example)
         for rejected in entry.rejected:
-            if rejected.reason in self._rejected or len(self._rejected) < MAX_REASONS:
-                kept = self._rejected.setdefault(rejected.reason, deque(maxlen=NUM_EXAMPLES))
-                kept.appendleft(rejected)
+            kept = self._rejected.setdefault(rejected.reason, deque(maxlen=NUM_EXAMPLES))
+            kept.appendleft(rejected)
 
     def examples_of(self, reason: str) -> list[Rejected]:
         """Rejected clips of one reason, newest first; none if their entries were not read."""

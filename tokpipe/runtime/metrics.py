@@ -1,8 +1,7 @@
 """Metrics of a job for Prometheus, exported through the endpoint that Ray runs on every node.
 
 They are read in the driver, twice a second, from the snapshot that progress lines show: nothing is
-counted twice, and no clip costs anything. ``python -m tokpipe.runtime.metrics`` prints the table
-in docs/monitoring.md.
+counted twice, and no clip costs anything.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -194,17 +193,3 @@ class JobMetrics:
                 series.set(value, tags)
             else:
                 series.inc(value, tags)
-
-
-def metrics_table() -> str:
-    """The metrics, as a table in Markdown."""
-    rows = [
-        f"| `{one.exposed}` | {one.kind} | {', '.join(f'`{key}`' for key in one.labels)} | "
-        f"{one.description} |"
-        for one in METRICS
-    ]
-    return "\n".join(["| name | kind | labels | |", "|---|---|---|---|", *rows, ""])
-
-
-if __name__ == "__main__":
-    print(metrics_table(), end="")
