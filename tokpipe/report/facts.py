@@ -27,20 +27,9 @@ class Facts:
     """None if none were requested."""
 
     @property
-    def bits_per_code(self) -> float | None:
-        """Stored bits per code, shards and side tables included; None before any codes."""
-        totals = self.status.totals
-        return 8 * totals.size_bytes / totals.num_codes if totals.num_codes else None
-
-    @property
     def max_bits_per_code(self) -> float:
         """Entropy if all codes of the codebook were equally frequent."""
         return math.log2(self.record.tokenizer.codebook_size)
-
-    @property
-    def rejected_fraction(self) -> float:
-        totals = self.status.totals
-        return totals.num_rejected / max(1, totals.num_clips + totals.num_rejected)
 
     @property
     def frames_per_s(self) -> float | None:
@@ -58,7 +47,7 @@ class Facts:
         """Return the figures of the report for programs."""
         usage, speed, pairs = self.sample.usage, self.history.whole.speed, self.pairs
         return {
-            "bits_per_code": self.bits_per_code,
+            "bits_per_code": self.status.totals.bits_per_code,
             "frames_per_s": self.frames_per_s,
             "worked_s": self.history.worked_s,
             "num_drivers": len(self.history.starts_s),

@@ -1,8 +1,8 @@
 """From the stored plan to work items, without what is committed."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from tokpipe.formats.manifest import CommittedRows
 from tokpipe.plan import PlanReader
@@ -23,18 +23,12 @@ class Feed:
             row: (part.num_segments, frozenset(part.done))
             for row, part in committed.partial.items()
         }
-        self._batches = plan.iter_undone(committed.done)
-        self._ready: deque[WorkItem] = deque()
+        batches = plan.iter_undone(committed.done)
+        self._left = (left for batch in batches for item in batch for left in self._missing(item))
 
     def fetch(self, num_items: int) -> Planned:
         """Return ``num_items`` items, or all that are left."""
-        while len(self._ready) < num_items:
-            batch = next(self._batches, None)
-            if batch is None:
-                break
-            for item in batch:
-                self._ready.extend(self._missing(item))
-        items = tuple(self._ready.popleft() for _ in range(min(num_items, len(self._ready))))
+        items = tuple(islice(self._left, num_items))
         return Planned(items, exhausted=len(items) < num_items)
 
     def _missing(self, item: WorkItem) -> Iterator[WorkItem]:

@@ -33,7 +33,6 @@ from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.logs import EventName, driver_log, log_event
 from tokpipe.telemetry.redact import redact
-from tokpipe.telemetry.speed import Speed, speed_of
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,6 @@ class Outcome:
     """The run stopped because the driver's node is draining."""
     was_done: bool = False
     """Earlier runs had already settled every plan row."""
-
-    @property
-    def rejected_fraction(self) -> float:
-        clips = self.totals.num_clips + self.totals.num_rejected
-        return self.totals.num_rejected / clips if clips else 0.0
-
-    @property
-    def speed(self) -> Speed | None:
-        """How close this run came to the speed of its encoders, and what limited it."""
-        return speed_of(self.account)
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:

@@ -103,7 +103,7 @@ def _job_text(snapshot: Snapshot) -> str:
 def _rejected_text(snapshot: Snapshot) -> str:
     if not snapshot.rejected:
         return ""
-    return f"rejected {snapshot.num_rejected:,}: {counts_text(snapshot.rejected)}"
+    return f"rejected {sum(snapshot.rejected.values()):,}: {counts_text(snapshot.rejected)}"
 
 
 def _speed_text(snapshot: Snapshot) -> str:

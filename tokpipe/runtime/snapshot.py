@@ -64,10 +64,6 @@ class Snapshot:
             return None
         return max(0, left) * min(self.recent_s, self.encoding_s) / max(1, settled)
 
-    @property
-    def num_rejected(self) -> int:
-        return sum(self.rejected.values())
-
     def clips_per_s(self, stage: Stage) -> float:
         """Recent speed of a stage."""
         return self.recent.passed(stage) / self.recent_s if self.recent_s > 0 else 0.0

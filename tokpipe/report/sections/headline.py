@@ -8,7 +8,7 @@ from tokpipe.telemetry.human import counted, duration, size_text
 def headline(facts: Facts) -> Markup:
     """Totals of the whole output."""
     totals, history = facts.status.totals, facts.history
-    bits, rate, goodput = facts.bits_per_code, facts.frames_per_s, totals.goodput
+    bits, rate, goodput = totals.bits_per_code, facts.frames_per_s, totals.goodput
     drivers = counted(len(history.starts_s), "driver")
     return tiles(
         [
@@ -25,7 +25,11 @@ def headline(facts: Facts) -> Markup:
                 f"stored, everything included; uncompressed: {facts.max_bits_per_code:.2f}",
             ),
             ("stored", size_text(totals.size_bytes), f"in {counted(totals.num_shards, 'shard')}"),
-            ("rejected", short(totals.num_rejected), f"{facts.rejected_fraction:.2%} of the clips"),
+            (
+                "rejected",
+                short(totals.num_rejected),
+                f"{totals.rejected_fraction:.2%} of clips",
+            ),
             (
                 "goodput",
                 UNKNOWN if goodput is None else f"{goodput:.0%}",

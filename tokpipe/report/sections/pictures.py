@@ -18,16 +18,10 @@ def pictures(facts: Facts) -> list[Markup]:
         return [notice("Clips cannot be decoded here. ", found.problem)]
     if not found.pairs:
         return [el("p", "There are no clips yet.")]
-    psnrs = found.psnrs_db
-    summary = (
-        f"PSNR {min(psnrs):.1f} to {max(psnrs):.1f} dB, mean {sum(psnrs) / len(psnrs):.1f} dB. "
-        if len(psnrs) > 1
-        else ""
-    )
     text = (
         f"{counted(len(found.pairs), 'clip')}, selected at random from the sample. Top: up to "
         f"{NUM_FRAMES} evenly spaced frames of the source, as the encoder saw it. Bottom: the same "
-        f"frames, decoded from the codes. {summary}PSNR and SSIM are means over all decoded frames."
+        f"frames, decoded from the codes. PSNR and SSIM are means over all decoded frames."
     )
     return [el("p", text), el("div", *map(_pair, found.pairs), class_="pairs")]
 

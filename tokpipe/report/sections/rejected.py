@@ -11,7 +11,7 @@ def rejected(facts: Facts) -> list[Markup]:
     if not reasons:
         return [el("p", "No clip was rejected.")]
     most = reasons[0][1]
-    total = facts.status.totals.num_rejected
+    totals, total = facts.status.totals, facts.status.totals.num_rejected
     bars = [
         (
             reason,
@@ -25,7 +25,7 @@ def rejected(facts: Facts) -> list[Markup]:
         figure(
             f"{total:,} clips by reason",
             bars_chart("Rejected clips by reason", bars),
-            f"{facts.rejected_fraction:.2%} of the clips. tokpipe rejected lists all of them.",
+            f"{totals.rejected_fraction:.2%} of the clips. tokpipe rejected lists all of them.",
         ),
         details("Examples of each reason", *examples, is_open=len(reasons) <= 3),
     ]
