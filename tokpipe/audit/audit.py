@@ -27,9 +27,6 @@ from tokpipe.types import Receipt
 
 _SAY_EVERY_S = 10.0
 
-_SAY_ABOVE_ROWS = 2**20
-"""Reading a larger plan takes seconds."""
-
 
 def audit(
     store: Store,
@@ -71,8 +68,6 @@ def audit(
     except CorruptOutput as error:
         findings.add("plan", store.uri_of(JOB_RECORD), error)
     else:
-        if record.num_rows > _SAY_ABOVE_ROWS:
-            say(f"reading the plan of {record.num_rows:,} rows")
         check_plan(store, record, plan, findings)
         clips = PlannedClips(store, plan, record.job["sampling"])
     manifest = ManifestAudit(store, record.num_rows, clips, findings)

@@ -37,23 +37,18 @@ class Facts:
         worked_s = self.history.worked_s
         return self.status.totals.num_frames / worked_s if worked_s > 0 else None
 
-    @property
-    def rejected_by_reason(self) -> dict[str, int]:
-        """Rejected clips of each reason, the most frequent first."""
-        counts = self.status.totals.rejected.items()
-        return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report for programs."""
         usage, speed, pairs = self.sample.usage, self.history.whole.speed, self.pairs
+        totals = self.status.totals
         return {
-            "bits_per_code": self.status.totals.bits_per_code,
+            "bits_per_code": totals.bits_per_code,
             "frames_per_s": self.frames_per_s,
             "worked_s": self.history.worked_s,
             "num_drivers": len(self.history.starts_s),
             "speed_of_light": None if speed is None else speed.share,
             "limited_by": None if speed is None else speed.limit,
-            "rejected": self.rejected_by_reason,
+            "rejected": dict(totals.rejected.most_common()),
             "sample": {
                 "num_shards": self.sample.num_shards,
                 "num_shards_of": self.sample.num_shards_of,

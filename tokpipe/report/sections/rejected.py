@@ -7,7 +7,7 @@ from tokpipe.report.markup import Markup, details, el, figure, table
 
 def rejected(facts: Facts) -> list[Markup]:
     """Counts by reason, with examples."""
-    reasons = list(facts.rejected_by_reason.items())
+    reasons = facts.status.totals.rejected.most_common()
     if not reasons:
         return [el("p", "No clip was rejected.")]
     most = reasons[0][1]
