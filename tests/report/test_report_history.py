@@ -11,9 +11,8 @@ from tests.report.report_outputs import SPENT, UP, entry, with_history
 from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.shard import receipt_of
 from tokpipe.reader.output import Output
-from tokpipe.report import groups
-from tokpipe.report.groups import Group, read_groups
-from tokpipe.report.history import MAX_STEPS, History
+from tokpipe.report import history as history_module
+from tokpipe.report.history import MAX_STEPS, Group, History, read_groups
 from tokpipe.telemetry.account import Account
 
 RECEIPT = receipt_of("shard", [encoded_clip(1, [5, 5])], b"", b"")
@@ -88,7 +87,7 @@ def test_entries_without_actor_seconds_do_not_lower_the_averages() -> None:
 def test_a_sample_of_a_long_manifest_has_exact_totals(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups, "MAX_ENTRIES", most)
+    monkeypatch.setattr(history_module, "MAX_ENTRIES", most)
     output = Output(with_history())
     found = list(read_groups(output))
     assert [group.entry.seq for group in found] == sorted({g.entry.seq for g in found})

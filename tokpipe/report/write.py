@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts
-from tokpipe.report.groups import read_groups
-from tokpipe.report.history import History
+from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
 from tokpipe.report.pairs import make_pairs
 from tokpipe.report.sample import take_sample
