@@ -451,7 +451,7 @@ def test_addresses_without_a_cluster_are_reported_as_such(
     (closed,) = free_ports(1)
     for address, expected, said in (
         ("ray://127.0.0.1:10001", 2, "is an address of Ray Client"),
-        (f"http://127.0.0.1:{closed}", 7, "Connection refused"),
+        (f"http://127.0.0.1:{closed}", 7, "no Ray cluster answers"),
         (f"127.0.0.1:{closed}", 7, "Connection refused"),
         (web_server, 7, "no Ray cluster answers"),
         (f"http://{user.head.address}", 7, "no Ray cluster answers"),

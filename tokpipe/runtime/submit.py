@@ -15,7 +15,6 @@ from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import ray
@@ -38,7 +37,7 @@ from tokpipe.runtime.shell import STOP_GRACE_S
 REQUEST_TIMEOUT_S = 60.0
 SILENCE_S = 60.0
 """After this long without a line, the connection may be dead: a new one is opened."""
-RETRY_S = 1.0
+RETRY_S = 2.0
 LOST_S = 300.0
 """Following ends when the cluster has been out of reach for this long."""
 NUM_EARLIER_LINES = 20
@@ -256,10 +255,11 @@ class Cluster:
                         "restarted. Committed work is safe; run the same command to resume"
                     )
                 in_contact = time.monotonic()
+                with suppress(*_TROUBLE):  # its node may be gone
+                    # What a broken connection has lost, or all of it if a proxy allows none.
+                    text = self._client.get_job_logs(submission.id)
+                    yield from log.lines_in(text[log.num_seen :])
                 if info.status.is_terminal():
-                    with suppress(*_TROUBLE):  # its node may be gone
-                        text = self._client.get_job_logs(submission.id)
-                        yield from log.lines_in(text[log.num_seen :])
                     yield from log.rest()
                     yield replace(submission, info=info)
                     return
@@ -317,11 +317,9 @@ def _connect(address: str | None) -> _Client:
     if address in (None, "auto"):
         use_token_of_this_machine()
         return _Client(None)
-    is_url = "://" in address
-    place = urlsplit(address if is_url else f"//{address}")
-    check_reachable(place.hostname or "", place.port or (443 if place.scheme == "https" else 80))
-    if is_url:
+    if "://" in address:
         return _Client(address)
+    check_reachable(address)
     try:
         return _Client(f"http://{address}")
     except ConnectionError:  # not the dashboard, so perhaps the cluster's own address
