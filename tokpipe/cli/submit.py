@@ -62,12 +62,8 @@ def run(parsed: argparse.Namespace) -> int:
         cluster.stop(newest)
         print_lines([f"stopping {newest.id}: it commits what is finished, which can take a minute"])
     elif newest.is_live:
-        print_lines(
-            [
-                f"{newest.id} already works on {uri}: following it",
-                "  with the job and options it was submitted with; to use others, --stop it first",
-            ]
-        )
+        old = "with the settings it was submitted with (to use others, --stop it first)"
+        print_lines([f"{newest.id} already works on {uri}: following it, {old}"])
     else:
         if paths := package.local_paths():
             print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
