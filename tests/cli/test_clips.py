@@ -94,20 +94,6 @@ def test_ls_is_sorted_by_source_and_time_and_aligned(project: Path, capsys: Capt
     assert starts == pytest.approx([0.0, 1.125, 2.25, 0.0, 1.125, 2.25, 0.0], abs=0.01)
 
 
-def test_a_terminal_gets_lines_of_its_width_with_whole_ids(project: Path) -> None:
-    output = open_output(str(project / "out/demo"))
-    long = next(listed_clips(output))["source_uri"]
-    for width in (100, 120, len(long) + 200):
-        _, heading, *lines = clip_lines(output, width=width)
-        for line, clip in zip(lines, listed_clips(output), strict=True):
-            source = line[heading.index("source") :]
-            assert line.startswith(clip["clip_id"])
-            assert (source == clip["source_uri"]) == (width > len(long) + 100)
-            assert source.endswith(clip["source_uri"][-10:])
-            assert len(line) == width or source == clip["source_uri"] or len(source) == 24
-    assert all("…" not in line for line in clip_lines(output, width=None))
-
-
 @pytest.mark.parametrize(
     ("pattern", "number"),
     [

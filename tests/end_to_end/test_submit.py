@@ -339,7 +339,7 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     seen += follower.communicate(timeout=300)[0]
     assert follower.returncode == 130, seen
     assert f"already works on {user.project}/out/slow: following it" in seen
-    assert "its job file or options differ" in seen
+    assert "with the job and options it was submitted with" in seen
     assert f"to follow it: tokpipe submit {job} --address {user.head.url}" in seen
     assert f"to stop it:   tokpipe submit {job} --address {user.head.url} --stop" in seen
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import tokpipe.plan.duplicates as plan_duplicates
 from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import TOKENIZER
 from tests.formats.formats_helpers import flipped
@@ -252,18 +251,6 @@ def test_duplicate_clips_name_both_rows_and_leave_no_files(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=problem):
         plan(tmp_path, *sources)
     assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
-
-
-@pytest.mark.parametrize("num_ranges", [1, 2, 3, 7, 1000])
-def test_repeated_values_are_found_for_any_number_of_ranges(
-    num_ranges: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan_duplicates, "_SORTED_AT_ONCE", 3000 // num_ranges)
-    values = np.random.default_rng(0).integers(0, 2**64, 2995, np.uint64)
-    edges = np.array([0, 2**64 - 1, 2**63, 0, 2**64 - 1], np.uint64)
-    parts = [values[:1000], values[1000:], edges, values[5:7], values[5:6]]
-    wanted = sorted([0, 2**64 - 1, *values[5:7].tolist()])
-    assert plan_duplicates._repeated(parts).tolist() == wanted
 
 
 @pytest.mark.parametrize(

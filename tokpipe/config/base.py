@@ -27,25 +27,6 @@ class Frozen(BaseModel):
     )
 
 
-def expand_variables(text: str, environ: Mapping[str, str]) -> str:
-    """Replace ``${NAME}`` and ``${NAME:-default}``.
-
-    Raises:
-        ValueError: a variable is not set and has no default.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        found = environ.get(name, default)
-        if found is None:
-            raise ValueError(
-                f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
-            )
-        return found
-
-    return _VARIABLE.sub(value, text)
-
-
 def variables_of(data: Any) -> Iterator[tuple[str, bool]]:
     """Yield the name of each variable in a job file's data, and whether it has a default."""
     for _, _, value in leaves("", data):
@@ -65,25 +46,30 @@ def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, A
         yield place, name, value
 
 
-def resolve_uri(text: str, *, root: Path | None, environ: Mapping[str, str]) -> str:
-    """Expand variables, and make a path without a scheme absolute, starting at ``root``.
+def _expanded(text: str, info: ValidationInfo) -> str:
+    """Replace ``${NAME}`` and ``${NAME:-default}``."""
 
-    Raises:
-        ValueError: nothing is left, or a variable is not set.
-    """
-    text = expand_variables(text, environ)
-    if not text:
-        raise ValueError("is empty; use a path or a URI such as s3://bucket/prefix")
-    if _SCHEME.match(text):
-        return text
-    path = Path(text).expanduser()
-    # normpath, not resolve(): wildcards and symbolic links stay as written.
-    return os.path.normpath(path if root is None else root / path)
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = _environ(info).get(name, default)
+        if found is None:
+            raise ValueError(
+                f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+            )
+        return found
+
+    return _VARIABLE.sub(value, text)
 
 
 def _validate_uri(text: str, info: ValidationInfo) -> str:
-    root = (info.context or {}).get("root")
-    return _check_no_secret(resolve_uri(text, root=root, environ=_environ(info)), info)
+    text = _expanded(text, info)
+    if not text:
+        raise ValueError("is empty; use a path or a URI such as s3://bucket/prefix")
+    if not _SCHEME.match(text):
+        path, root = Path(text).expanduser(), (info.context or {}).get("root")
+        # normpath, not resolve(): wildcards and symbolic links stay as written.
+        text = os.path.normpath(path if root is None else root / path)
+    return _check_no_secret(text, info)
 
 
 class _Pattern(str):
@@ -105,7 +91,7 @@ def _validate_pattern(text: str, info: ValidationInfo) -> str:
 
 
 def _validate_template(text: str, info: ValidationInfo) -> str:
-    return _check_no_secret(expand_variables(text, _environ(info)), info)
+    return _check_no_secret(_expanded(text, info), info)
 
 
 def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,12 +112,10 @@ class PlanReader:
 def items_of(table: pa.Table, rows: Sequence[int]) -> list[WorkItem]:
     """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
     columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
-    return [_item(row, values) for row, *values in zip(rows, *columns, strict=True)]
-
-
-def _item(row: int, values: Sequence[Any]) -> WorkItem:
-    row_id, source_uri, archive_uri, member_offset, member_size, start_s, end_s, problem = values
-    member = None
-    if archive_uri is not None:
-        member = ArchiveMember(archive_uri, member_offset, member_size)
-    return WorkItem(row, row_id, source_uri, member, start_s, end_s, problem=problem)
+    items = []
+    for row, row_id, uri, archive_uri, offset, size, start_s, end_s, problem in zip(
+        rows, *columns, strict=True
+    ):
+        member = None if archive_uri is None else ArchiveMember(archive_uri, offset, size)
+        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, problem=problem))
+    return items

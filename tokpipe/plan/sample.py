@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tokpipe.plan.read import items_of
 from tokpipe.plan.write import with_row_ids
-from tokpipe.sources.rows import RowSource
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.types import WorkItem
 
 
@@ -36,35 +36,23 @@ def sample_rows(
 
     Raises the errors of ``RowSource.batches``.
     """
-    draw = np.random.default_rng(seed)
-    drawn: list[tuple[float, WorkItem]] = []
-    hashes, num_rows, num_problems, problem = [], 0, 0, None
+    read, num_rows = [ROW_SCHEMA.empty_table()], 0
     batches = source.batches()
     for batch in batches:
-        table, some = with_row_ids(dataset, pa.Table.from_batches([batch]))
-        hashes.append(some)
-        problems = batch.column("problem")
-        good = np.flatnonzero(problems.is_null().to_numpy(zero_copy_only=False))
-        num_problems += len(problems) - len(good)
-        problem = problem or next(iter(problems.drop_null().to_pylist()), None)
-        # Of all rows read, those with the smallest numbers are kept.
-        numbers = draw.random(len(good))
-        best = np.argsort(numbers)[:num_items]
-        items = items_of(table.take(pa.array(good[best])), (num_rows + good[best]).tolist())
-        drawn = sorted([*drawn, *zip(numbers[best].tolist(), items, strict=True)], key=_number)
-        drawn = drawn[:num_items]
-        num_rows += len(problems)
+        read.append(pa.Table.from_batches([batch]).select(ROW_SCHEMA.names))
+        num_rows += batch.num_rows
         if num_rows >= max_rows:
             break
+    table, hashes = with_row_ids(dataset, pa.concat_tables(read).combine_chunks())
+    problems = table.column("problem")
+    good = np.flatnonzero(problems.is_null().to_numpy())
+    draw = np.random.default_rng(seed)
+    drawn = np.sort(draw.choice(good, min(num_items, len(good)), replace=False))
     return RowSample(
         num_rows,
         next(batches, None) is None,
-        num_problems,
-        problem,
-        sorted((item for _, item in drawn), key=lambda item: item.row),
-        np.concatenate(hashes) if hashes else np.zeros(0, np.uint64),
+        num_rows - len(good),
+        next(iter(problems.drop_null().to_pylist()), None),
+        items_of(table.take(pa.array(drawn)), drawn.tolist()),
+        hashes,
     )
-
-
-def _number(drawn: tuple[float, WorkItem]) -> float:
-    return drawn[0]

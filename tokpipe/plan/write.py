@@ -1,7 +1,6 @@
 """Writes a plan: reads every source once, and stores every row."""
 
 import base64
-import binascii
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +35,7 @@ _WRITERS = 2
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
 
-    Rows keep the order of the sources. Memory holds 8 bytes per row, a few parts, and the names
+    Rows keep the order of the sources. Memory holds 16 bytes per row, a few parts, and the names
     of a glob's files while they are sorted.
 
     Args:
@@ -51,22 +50,18 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """
     sources = open_sources(job.sources, job.storage, job.output.uri)
     columns = merge_columns(sources)
-    writer = _PartWriter(store, f"plan/{plan_attempt}")
+    prefix = f"plan/{plan_attempt}/"
     try:
-        for index, source in enumerate(sources):
-            num_rows = writer.write(index, job.dataset, source)
-            if not num_rows:
-                raise ConfigError(
-                    f"{source.label} has no rows. A source without clips is likely a mistake: "
-                    "correct it, or remove it from the job."
-                )
-        parts = writer.finish()
+        parts = _store_parts(store, prefix, job.dataset, sources)
         duplicates = find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(explain_duplicates(duplicates))
-        parts = without_rows(store, parts, {row.position for row, _ in duplicates})
+        parts = without_rows(store, parts, [row.position for row in duplicates])
     except BaseException:
-        writer.abandon()
+        # No job.json will ever name these; the error that stopped the plan matters more.
+        with contextlib.suppress(StorageError):
+            for stored in list(store.list(prefix)):
+                store.delete(stored.key)
         raise
     left_out = LeftOut()
     for source in sources:
@@ -78,8 +73,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         num_problems=sum(part.num_problems for part in parts),
         num_duplicates=len(duplicates),
         duplicate_examples=tuple(
-            f"{later.place} repeats {first.place}: {later.clip}"
-            for later, first in duplicates[:_NUM_EXAMPLES]
+            f"{row.place} repeats {row.first}: {row.clip}" for row in duplicates[:_NUM_EXAMPLES]
         ),
         columns={field.name: str(field.type) for field in columns},
         left_out=left_out,
@@ -106,50 +100,35 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
     return pa.schema([field for field, _ in merged.values()])
 
 
-class _PartWriter:
-    """Assigns row ids and stores parts in threads, while the next rows are read."""
+def _store_parts(
+    store: Store, prefix: str, dataset: str, sources: Sequence[RowSource]
+) -> list[PlannedPart]:
+    """Assign row ids and store parts in threads, while the next rows are read."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
-        self._store = store
-        self._prefix = prefix
-        self._pool = ThreadPoolExecutor(_WRITERS)
-        self._futures: list[Future[PlannedPart]] = []
-
-    def write(self, index: int, dataset: str, source: RowSource) -> int:
-        """Store all rows of one source; return how many."""
-        num_rows = 0
-        for table in _cut(source.batches()):
-            if len(self._futures) > _WRITERS:  # bounds memory: sources can be faster than the store
-                self._futures[-_WRITERS - 1].result()
-            key = f"{self._prefix}/{len(self._futures):05d}.parquet"
-            args = key, index, num_rows, dataset, table
-            self._futures.append(self._pool.submit(self._put, *args))
-            num_rows += table.num_rows
-        return num_rows
-
-    def finish(self) -> list[PlannedPart]:
-        parts = [future.result() for future in self._futures]
-        self._pool.shutdown()
-        return parts
-
-    def abandon(self) -> None:
-        """Remove what was stored: no ``job.json`` will ever name it."""
-        self._pool.shutdown(cancel_futures=True)
-        # Leftovers are harmless, and the error that stopped the plan matters more.
-        with contextlib.suppress(StorageError):
-            for number in range(len(self._futures)):
-                self._store.delete(f"{self._prefix}/{number:05d}.parquet")
-
-    def _put(
-        self, key: str, source: int, first_row: int, dataset: str, table: pa.Table
-    ) -> PlannedPart:
+    def put(number: int, source: int, first_row: int, table: pa.Table) -> PlannedPart:
         table, hashes = with_row_ids(dataset, table)
-        stored = store_part(self._store, key, table)
+        stored = store_part(store, f"{prefix}{number:05d}.parquet", table)
         return PlannedPart(stored, source, first_row, count_problems(table), hashes)
+
+    futures: list[Future[PlannedPart]] = []
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for index, source in enumerate(sources):
+            num_rows = 0
+            for table in _cut(source.batches()):
+                if len(futures) > _WRITERS:  # bounds memory: sources can be faster than the store
+                    futures[-_WRITERS - 1].result()
+                futures.append(pool.submit(put, len(futures), index, num_rows, table))
+                num_rows += table.num_rows
+            if not num_rows:
+                raise ConfigError(
+                    f"{source.label} has no rows. A source without clips is likely a mistake: "
+                    "correct it, or remove it from the job."
+                )
+    return [future.result() for future in futures]
 
 
 def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Turn batches of any size into tables of ``PART_ROWS`` rows, fewer if they are large."""
+    """Turn batches of any size into tables of at most ``PART_ROWS`` rows."""
     held: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
     for whole in batches:
@@ -158,30 +137,19 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         step = max(1, min(-(-whole.num_rows // steps), PART_ROWS))
         for start in range(0, whole.num_rows, step):
             batch = whole.slice(start, step)
-            if held and num_bytes + batch.nbytes > _PART_BYTES:
+            is_full = num_rows + batch.num_rows > PART_ROWS
+            if held and (is_full or num_bytes + batch.nbytes > _PART_BYTES):
                 yield pa.Table.from_batches(held)
                 held, num_rows, num_bytes = [], 0, 0
-            if (over := num_rows + batch.num_rows - PART_ROWS) >= 0:
-                fits = batch.num_rows - over
-                yield pa.Table.from_batches([*held, batch.slice(0, fits)])
-                batch = batch.slice(fits)
-                held, num_rows, num_bytes = [], 0, 0
-            if batch.num_rows:
-                held.append(batch)
-                num_rows += batch.num_rows
-                num_bytes += batch.nbytes
+            held.append(batch)
+            num_rows += batch.num_rows
+            num_bytes += batch.nbytes
     if num_rows:
         yield pa.Table.from_batches(held)
 
 
 def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:
     """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
-    ids = _row_digests(dataset, table)
-    hashes = np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
-    return table.add_column(0, ROW_ID, _hex_column(ids)), hashes
-
-
-def _row_digests(dataset: str, table: pa.Table) -> bytes:
     spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
     assert spans.dtype.itemsize == SPAN_BYTES
     for is_set, seconds, name in (("a", "b", "start_s"), ("c", "d", "end_s")):
@@ -189,13 +157,6 @@ def _row_digests(dataset: str, table: pa.Table) -> bytes:
         spans[is_set] = column.is_valid().to_numpy()
         spans[seconds] = column.fill_null(0.0).to_numpy() + 0.0  # -0.0 becomes 0.0
     uris = table.column("source_uri").cast(pa.binary()).to_pylist()
-    return row_digests(dataset, uris, spans.tobytes())
-
-
-def _hex_column(ids: bytes) -> pa.Array:
-    """Turn 16 bytes per row into a column of 32 hex digits, without Python objects per row."""
-    num_rows = len(ids) // 16
-    offsets = np.arange(num_rows + 1, dtype=np.int32) * 32
-    return pa.StringArray.from_buffers(
-        num_rows, pa.py_buffer(offsets), pa.py_buffer(binascii.hexlify(ids))
-    )
+    ids = row_digests(dataset, uris, spans.tobytes())
+    texts = pa.array([ids[at : at + 16].hex() for at in range(0, len(ids), 16)], pa.string())
+    return table.add_column(0, ROW_ID, texts), np.frombuffer(ids, np.dtype("<u8"))[::2].copy()

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 
 from tokpipe.config.base import literal_part
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import VIDEO_EXTENSIONS, FilesSource, Source, TableSource
+from tokpipe.config.sources import VIDEO_EXTENSIONS, Source
 from tokpipe.sources.files import FilesRows
 from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.sources.webdataset import WebDatasetRows
 from tokpipe.storage.listing import Listing
+
+_KINDS: dict[str, tuple[type[RowSource], Sequence[str]]] = {
+    "files": (FilesRows, VIDEO_EXTENSIONS),
+    "table": (TableRows, EXTENSIONS),
+    "webdataset": (WebDatasetRows, ("tar",)),
+}
+"""By kind: the rows of a source, and the extensions of its files."""
 
 
 def open_sources(
@@ -20,25 +27,12 @@ def open_sources(
     Files below ``output_uri`` are not part of a folder of videos.
     """
     listings = [
-        Listing(
-            config.uri,
-            options,
-            known={"files": VIDEO_EXTENSIONS, "table": EXTENSIONS, "webdataset": ("tar",)}[
-                config.kind
-            ],
-            literal=literal_part(config.uri),
-            output_uri=output_uri,
-        )
+        Listing(config.uri, options, _KINDS[config.kind][1], literal_part(config.uri), output_uri)
         for config in configs
     ]
-    rows: list[RowSource] = []
+    rows = []
     for index, (config, listing) in enumerate(zip(configs, listings, strict=True)):
-        listing.peers = listings
+        listing.share(listings[:index], listings[index + 1 :])
         label = f"sources[{index}] ({config.kind} {config.uri})"
-        if isinstance(config, FilesSource):
-            rows.append(FilesRows(label, listing))
-        elif isinstance(config, TableSource):
-            rows.append(TableRows(label, config, options, listing))
-        else:
-            rows.append(WebDatasetRows(label, config, options, listing))
+        rows.append(_KINDS[config.kind][0](label, listing, config, options))
     return rows

@@ -15,6 +15,8 @@ REMOTE_PROTOCOLS = (
 _LOCAL = r"^(?i:file|local)://"
 _REMOTE = rf"^(?i:{'|'.join(REMOTE_PROTOCOLS)})://"
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
+_NOTHING = r"/(\.?/)+"
+"""Parts of a local path that mean nothing."""
 _CHAIN = r"::.*:/"
 """fsspec's ``simplecache::file:///etc/passwd``: one protocol inside another."""
 _PARENT = r"(?i)(^|[/\\])(\.|%2e){2}([/\\?#]|$)"
@@ -49,21 +51,16 @@ class AllowedUris:
                 return chained
         else:
             is_remote = pa.repeat(False, len(uris))
-        is_local, paths = _local_paths(uris)
+        has_scheme = pc.match_substring_regex(uris, _SCHEME)
+        is_local = pc.or_(pc.match_substring_regex(uris, _LOCAL), pc.invert(has_scheme))
+        paths = pc.replace_substring_regex(uris, _LOCAL, "")
+        paths = pc.replace_substring_regex(paths, _NOTHING, "/")
         plain = pc.if_else(is_local, paths, uris)
         is_below = pc.is_in(plain, pa.array(self._exact, pa.string()))
         for folder in self._folders:
             is_below = pc.or_(is_below, pc.starts_with(plain, f"{folder}/"))
         is_below = pc.and_not(is_below, pc.match_substring_regex(uris, _PARENT))
         return pc.or_(chained, pc.invert(pc.or_(is_remote, is_below)))
-
-
-def _local_paths(uris: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return for each URI whether it is a local file, and its plain path if it is."""
-    has_scheme = pc.match_substring_regex(uris, _SCHEME)
-    is_local = pc.or_(pc.match_substring_regex(uris, _LOCAL), pc.invert(has_scheme))
-    paths = pc.replace_substring_regex(uris, _LOCAL, "")
-    return is_local, pc.replace_substring_regex(paths, r"/(\.?/)+", "/")
 
 
 def example_prefix(uri: str) -> str:
@@ -76,5 +73,5 @@ def example_prefix(uri: str) -> str:
 def _plain(uri: str) -> str:
     """Drop a trailing slash; for a local path also ``file://``, ``//`` and ``/./``."""
     if re.match(_LOCAL, uri) or not re.match(_SCHEME, uri):
-        uri = re.sub(r"/(\.?/)+", "/", re.sub(_LOCAL, "", uri))
+        uri = re.sub(_NOTHING, "/", re.sub(_LOCAL, "", uri))
     return uri.rstrip("/")

@@ -2,32 +2,21 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.sources.rows import ROW_SCHEMA, make_batch, nothing_matches, printable
-from tokpipe.storage.left_out import LeftOut
-from tokpipe.storage.listing import Listing
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
 
 _BATCH_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class FilesRows:
+class FilesRows(RowSource):
     """One row per name that is listed, in the order of the names' UTF-8 bytes.
 
     A pipe, a dangling link or a folder called ``x.mp4`` is a row too, which is rejected with its
     reason. Skipping it would hide that the dataset is broken.
     """
-
-    label: str
-    listing: Listing
-
-    @property
-    def left_out(self) -> LeftOut:
-        return self.listing.left_out
 
     def carried(self) -> pa.Schema:
         return pa.schema([])
@@ -53,7 +42,7 @@ class FilesRows:
                     problems[name] = f"the file name {name} is not valid UTF-8; rename the file"
             chunks.append(pa.array(names, pa.large_string()))  # 10 M names exceed 2 GB
         if not chunks:
-            raise nothing_matches(self.label, self.listing)
+            raise self.nothing_matches()
         names = pa.chunked_array(chunks).combine_chunks()
         del chunks
         if "{" in self.listing.uri:  # two alternatives may match the same name

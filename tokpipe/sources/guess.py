@@ -45,13 +45,9 @@ def _score(value: str, folder: str) -> int:
 
 def _prefixes(values: list[str], folder: str) -> dict[str, list[str]]:
     """Return the setting that local videos outside the folder of their table need."""
-    local = (value.removeprefix("file://") for value in values if not _is_remote(value))
-    paths = [Path(folder, value) for value in local]
+    names = (value.removeprefix("file://") for value in values)
+    paths = [Path(folder, name) for name in names if not _IS_URI.match(name)]
     outside = {str(path.parent) for path in paths if not path.is_relative_to(folder)}
     if "://" in folder or not outside:
         return {}
     return {"allowed_prefixes": [os.path.commonpath(outside), folder]}
-
-
-def _is_remote(value: str) -> bool:
-    return bool(_IS_URI.match(value)) and not value.startswith("file://")

@@ -1,11 +1,13 @@
 """What every source produces: its columns, and the names that carried columns may have."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
+from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
@@ -54,13 +56,17 @@ class RawBatch:
     """Broken rows, by position in this batch."""
 
 
-class RowSource(Protocol):
+@dataclass
+class RowSource(ABC):
     """One entry of a job's ``sources``, opened."""
 
-    @property
-    def label(self) -> str:
-        """Names the source in messages: ``sources[0] (table videos.csv)``."""
+    label: str
+    """Names the source in messages: ``sources[0] (table videos.csv)``."""
+    listing: Listing
+    config: Any
+    options: StoreOptions
 
+    @abstractmethod
     def carried(self) -> pa.Schema:
         """Return the columns that this source's rows carry beyond ``ROW_SCHEMA``.
 
@@ -68,41 +74,39 @@ class RowSource(Protocol):
             ConfigError: the source as a whole cannot be used.
         """
 
+    @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows as ``ROW_SCHEMA`` + carried, in the same order every time."""
 
     @property
     def left_out(self) -> LeftOut:
         """What was found and not taken, complete after the last row."""
+        return self.listing.left_out
 
+    def nothing_matches(self) -> ConfigError:
+        return ConfigError(
+            f"{self.label}: nothing matches {self.listing.uri}, so the job would have no clips. "
+            f"{self.listing.explain_nothing()} Check the path and the kind of the source: files "
+            "takes a folder of videos at any depth, or a glob; table and webdataset take a file or "
+            "a glob. In a glob, '**' crosses folders, '*' does not, and case matters."
+        )
 
-def nothing_matches(label: str, listing: Listing) -> ConfigError:
-    return ConfigError(
-        f"{label}: nothing matches {listing.uri}, so the job would have no clips. "
-        f"{listing.explain_nothing()} Check the path and the kind of the source: files takes a "
-        "folder of videos at any depth, or a glob; table and webdataset take a file or a glob. In "
-        "a glob, '**' crosses folders, '*' does not, and case matters."
-    )
+    def matching_uris(self) -> list[str]:
+        """Return the files that a glob matches, in order.
 
-
-def matching_uris(label: str, listing: Listing) -> list[str]:
-    """Return the files that a glob matches, in order.
-
-    Raises:
-        ConfigError: nothing matches, or it is a folder.
-    """
-    uris = set()
-    for match in listing:
-        if folder := listing.folder.rstrip("/"):
-            ending = match.uri.rpartition(".")[2]
+        Raises:
+            ConfigError: nothing matches, or it is a folder.
+        """
+        uris = {match.uri for match in self.listing}
+        if not uris:
+            raise self.nothing_matches()
+        if folder := self.listing.folder.rstrip("/"):
+            ending = min(uris).rpartition(".")[2]
             raise ConfigError(
-                f"{label}: {folder} is a folder, and only sources of kind files take a folder. "
-                f"Write a glob of the files in it, such as {folder}/**/*.{ending}"
+                f"{self.label}: {folder} is a folder, and only sources of kind files take a folder."
+                f" Write a glob of the files in it, such as {folder}/**/*.{ending}"
             )
-        uris.add(match.uri)
-    if not uris:
-        raise nothing_matches(label, listing)
-    return sorted(uris)
+        return sorted(uris)
 
 
 def printable(name: str) -> str:
@@ -113,16 +117,13 @@ def printable(name: str) -> str:
 def unique_names(names: Sequence[str]) -> list[str]:
     """Name each column: a missing name is ``column_<position>``, a repeated one ``name_2`` ...
 
-    Quadratic in repeated names, so callers pass at most ``MAX_COLUMNS + 1``.
+    Quadratic, so callers pass at most ``MAX_COLUMNS + 1``.
     """
-    taken = set(names)
     unique: list[str] = []
-    seen: set[str] = set()
     for position, name in enumerate(names, 1):
         candidate, number = name or f"column_{position}", 2
-        while candidate in seen or (candidate != name and candidate in taken):
+        while candidate in unique or (candidate != name and candidate in names):
             candidate, number = f"{name or 'column'}_{number}", number + 1
-        seen.add(candidate)
         unique.append(candidate)
     return unique
 

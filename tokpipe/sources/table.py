@@ -3,8 +3,10 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,28 +21,32 @@ from tokpipe.sources.rows import (
     MAX_COLUMNS,
     ROW_SCHEMA,
     RawBatch,
+    RowSource,
     carried_names,
     make_batch,
-    matching_uris,
 )
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.text_tables import DelimitedFile, JsonLinesFile
-from tokpipe.storage.left_out import LeftOut
-from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonLinesFile | ParquetFile
 """A broken row of a table is a problem, a broken table raises ``ConfigError``."""
 
-EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq", "gz")
-_FORMATS = {"ndjson": "jsonl", "parq": "parquet"}
-"""Formats whose files may also have another ending."""
+_FORMATS: dict[str, Callable[[str, StoreOptions], TableFile]] = {
+    "csv": DelimitedFile,
+    "tsv": partial(DelimitedFile, delimiter="\t"),
+    **dict.fromkeys(("jsonl", "ndjson"), JsonLinesFile),
+    **dict.fromkeys(("parquet", "parq"), ParquetFile),
+}
+"""How to open a table, by its ending."""
+EXTENSIONS = (*_FORMATS, "gz")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
 
 
-class TableRows:
+@dataclass
+class TableRows(RowSource):
     """One row per row of a table, or of several tables with the same columns, in name order.
 
     A URI is used as it is if it has a scheme or starts with ``/``; otherwise it is relative to the
@@ -49,20 +55,13 @@ class TableRows:
     named after its place.
     """
 
-    def __init__(
-        self, label: str, config: TableSource, options: StoreOptions, listing: Listing
-    ) -> None:
-        self.label = label
-        self._listing = listing
-        self._config = config
-        self._options = options
-        self._prefixes_key = f"{label.partition(' ')[0]}.allowed_prefixes"
-        self._tables: list[TableFile] = []
-        self._columns = pa.schema([])
+    config: TableSource
+    _tables: list[TableFile] = field(default_factory=list)
+    _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @property
-    def left_out(self) -> LeftOut:
-        return self._listing.left_out
+    def _prefixes_key(self) -> str:
+        return f"{self.label.partition(' ')[0]}.allowed_prefixes"
 
     def carried(self) -> pa.Schema:
         if not self._tables:
@@ -82,7 +81,7 @@ class TableRows:
         self._num_named = self._num_outside = 0
         self._outside_example = ""
         for table in self._tables:
-            allowed = AllowedUris(table.uri, self._config.allowed_prefixes)
+            allowed = AllowedUris(table.uri, self.config.allowed_prefixes)
             for raw in table.batches(self._columns):
                 yield self._rows(table, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
@@ -95,8 +94,7 @@ class TableRows:
             )
 
     def _open(self) -> None:
-        uris = matching_uris(self.label, self._listing)
-        tables = [self._table_file(uri) for uri in uris]
+        tables = [self._table_file(uri) for uri in self.matching_uris()]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             schemas = list(pool.map(lambda table: table.columns(), tables))
         self._columns = self._unify(tables, schemas)
@@ -105,19 +103,13 @@ class TableRows:
 
     def _table_file(self, uri: str) -> TableFile:
         ending = uri.lower().removesuffix(".gz").rpartition(".")[2]
-        match self._config.format or _FORMATS.get(ending, ending):
-            case "parquet":
-                return ParquetFile(uri, self._options)
-            case "jsonl":
-                return JsonLinesFile(uri, self._options)
-            case "csv":
-                return DelimitedFile(uri, self._options, ",")
-            case "tsv":
-                return DelimitedFile(uri, self._options, "\t")
-        raise ConfigError(
-            f"{self.label}: the name of {uri} does not show its format. Set the source's format "
-            "to csv, tsv, jsonl or parquet."
-        )
+        kind = self.config.format or ending
+        if kind not in _FORMATS:
+            raise ConfigError(
+                f"{self.label}: the name of {uri} does not show its format. Set the source's "
+                "format to csv, tsv, jsonl or parquet."
+            )
+        return _FORMATS[kind](uri, self.options)
 
     def _unify(self, tables: list[TableFile], schemas: list[pa.Schema]) -> pa.Schema:
         """Return one schema for all tables; keys of JSON objects may differ between tables."""
@@ -138,12 +130,12 @@ class TableRows:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
-                f"{self.label}: a column has different types in the tables of {self._config.uri} "
+                f"{self.label}: a column has different types in the tables of {self.config.uri} "
                 f"({error}). Tables of one glob are read as one: write one source per kind."
             ) from error
 
     def _check_columns(self) -> None:
-        config = self._config
+        config = self.config
         for name in _PLACEHOLDER.findall(config.uri_template or ""):
             if not _is_printable(self._type_of("uri_template", name)):
                 raise ConfigError(
@@ -173,13 +165,13 @@ class TableRows:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "write one of those."
         raise ConfigError(
-            f"{self.label}: {key} names a column {name!r} that {self._config.uri} does not "
+            f"{self.label}: {key} names a column {name!r} that {self.config.uri} does not "
             f"have; its columns are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}; "
             f"{hint}"
         )
 
     def _carried_columns(self) -> list[str]:
-        config = self._config
+        config = self.config
         used = {config.uri_column, config.start_column, config.end_column}
         return [name for name in self._columns.names if name not in used]
 
@@ -189,8 +181,8 @@ class TableRows:
         uris = self._uris(table.uri, raw.columns)
         is_empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), True)
         problems = raw.problems | self._outside(uris, pc.invert(is_empty), allowed)
-        starts = self._times(raw.columns, self._config.start_column, problems)
-        ends = self._times(raw.columns, self._config.end_column, problems)
+        starts = self._times(raw.columns, self.config.start_column, problems)
+        ends = self._times(raw.columns, self.config.end_column, problems)
         for i in _positions(is_empty):
             problems.setdefault(i, "names no video: its URI, or a part of it, is empty")
         backwards = pc.fill_null(pc.less_equal(ends, pc.fill_null(starts, 0.0)), False)
@@ -217,10 +209,10 @@ class TableRows:
         return make_batch(columns, arrays, schema)
 
     def _uris(self, table_uri: str, columns: pa.RecordBatch) -> pa.Array:
-        if self._config.uri_column is not None:
-            uris = columns.column(self._config.uri_column)
+        if self.config.uri_column is not None:
+            uris = columns.column(self.config.uri_column)
         else:
-            uris = _fill_template(self._config.uri_template or "", columns)
+            uris = _fill_template(self.config.uri_template or "", columns)
         is_relative = pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
         if not pc.any(is_relative).as_py():
             return uris

@@ -47,7 +47,7 @@ class DelimitedFile:
 
     uri: str
     options: StoreOptions
-    delimiter: str
+    delimiter: str = ","
     place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:
@@ -61,21 +61,18 @@ class DelimitedFile:
             yield from _batches(names, _records(lines, self.delimiter, len(names)))
 
     def _header(self, lines: "_Lines") -> list[str]:
-        fields: list[str] | None = None
-        cause: Exception | None = None
         found = "is empty or starts with an empty line"
-        advice = "Add a first line with the column names."
         try:
             fields = next(csv.reader(lines, delimiter=self.delimiter, strict=True), None)
-        except UnicodeDecodeError as error:
-            cause, found = error, f"is not UTF-8 text (it starts with {lines.record[0][:16]!r})"
-            advice = "Save it as UTF-8, or set the source's format."
+        except UnicodeDecodeError:
+            fields, found = None, f"is not UTF-8 text (it starts with {lines.record[0][:16]!r})"
         except (csv.Error, _BrokenRecord) as error:
-            cause, found = error, f"its first line is not a header ({error})"
+            fields, found = None, f"its first line is not a header ({error})"
         if not fields:
             raise ConfigError(
-                f"{self.uri}: {found}, so its columns are unknown. {advice}"
-            ) from cause
+                f"{self.uri}: {found}, so its columns are unknown. Write a first line with the "
+                "column names, in UTF-8, or set the source's format."
+            )
         lines.end_record()
         return unique_names(fields[: MAX_COLUMNS + 1])  # one too many is rejected
 

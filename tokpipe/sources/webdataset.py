@@ -4,21 +4,19 @@ import io
 import itertools
 import os
 import tarfile
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
-from tokpipe.sources.rows import ROW_SCHEMA, make_batch, matching_uris, printable
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
 from tokpipe.storage.left_out import LeftOut, kind_of
-from tokpipe.storage.listing import Listing
 from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.read_ahead import read_ahead
 
 TEXT_BYTES = 2**20
 """A longer ``.json`` or ``.txt`` member is not carried: its column is null."""
@@ -35,8 +33,8 @@ _BATCH_ROWS = 8192
 _THREADS = 32
 
 
-@dataclass(frozen=True)
-class WebDatasetRows:
+@dataclass
+class WebDatasetRows(RowSource):
     """One row per member with a video extension, tar by tar, in the order of the tars' names.
 
     The texts ``KEY.txt`` and ``KEY.json`` of a video ``KEY.mp4`` become columns, where KEY is
@@ -48,38 +46,16 @@ class WebDatasetRows:
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
 
-    label: str
     config: WebDatasetSource
-    options: StoreOptions
-    listing: Listing
-    left_out: LeftOut = field(default_factory=LeftOut)
 
     def carried(self) -> pa.Schema:
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         # Reading headers is waiting for small answers, so many tars are read at the same time.
-        waiting: deque[Future[tuple[list[pa.RecordBatch], LeftOut]]] = deque()
-        self.left_out.clear()
-        with ThreadPoolExecutor(_THREADS) as pool:
-            try:
-                uris = matching_uris(self.label, self.listing)
-                self.left_out.update(self.listing.left_out)
-                for uri in uris:
-                    waiting.append(pool.submit(self._index, uri))
-                    if len(waiting) > _THREADS:
-                        yield from self._indexed(waiting.popleft())
-                while waiting:
-                    yield from self._indexed(waiting.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _indexed(
-        self, future: Future[tuple[list[pa.RecordBatch], LeftOut]]
-    ) -> list[pa.RecordBatch]:
-        batches, left_out = future.result()
-        self.left_out.update(left_out)
-        return batches
+        for batches, left_out in read_ahead(self._index, self.matching_uris(), _THREADS):
+            self.left_out.update(left_out)
+            yield from batches
 
     def _index(self, uri: str) -> tuple[list[pa.RecordBatch], LeftOut]:
         left_out = LeftOut()
@@ -92,18 +68,20 @@ class WebDatasetRows:
 
     def _rows(self, uri: str, left_out: LeftOut) -> "Iterator[_Row]":
         extensions = self.config.video_extensions or VIDEO_EXTENSIONS
+        problem = ""
         clips = _Clips(uri, {ext.lower().lstrip(".") for ext in extensions}, left_out)
         try:
             with open_ranged(uri, self.options, _WINDOW_BYTES) as file:
                 for member in _members(file):
                     clips.add(member, file)
                     yield from clips.settled()
-            yield from clips.rest()
         except _Damaged as error:
-            yield from clips.rest()
-            yield _Row(uri, problem=f"{uri} {error}")
+            problem = f"{uri} {error}"
         except (NotFound, AccessDenied) as error:
-            yield _Row(uri, problem=str(error))
+            problem = str(error)
+        yield from clips.settled(is_last=True)
+        if problem:
+            yield _Row(uri, problem=problem)
 
 
 class _Row(NamedTuple):
@@ -119,15 +97,6 @@ class _Row(NamedTuple):
     problem: str | None = None
 
 
-@dataclass
-class _Group:
-    """The members of one key."""
-
-    videos: list[tarfile.TarInfo] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
-    """By what follows the key: ``txt``, ``json``, or ``1.txt`` beside ``1.mp4``."""
-
-
 class _Clips:
     """Joins videos and texts by key, over a bounded stretch of one tar."""
 
@@ -135,44 +104,41 @@ class _Clips:
         self._uri = uri
         self._extensions = extensions
         self._left_out = left_out
-        self._groups: defaultdict[str, _Group] = defaultdict(_Group)
+        # By key: its videos, and its texts by what follows the key, such as ``txt``, or ``1.txt``
+        # beside ``1.mp4``.
+        self._groups: defaultdict[str, tuple[list[tarfile.TarInfo], dict[str, str]]]
+        self._groups = defaultdict(lambda: ([], {}))
         self._text_chars = 0
 
     def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
         key, ending = _split_name(member.name)
         extension = ending.rpartition(".")[2].lower()
         if key and extension in self._extensions:
-            self._groups[key].videos.append(member)
+            self._groups[key][0].append(member)
         elif key and extension in ("txt", "json"):
-            group = self._groups[key]  # which keeps its place in the order, read or not
+            _, texts = self._groups[key]  # which keeps its place in the order, read or not
             if member.size <= TEXT_BYTES:
                 file.seek(member.offset_data)
                 text = file.read(member.size).decode("utf-8", "replace")
-                group.texts[ending.lower()] = text
+                texts[ending.lower()] = text
                 self._text_chars += len(text)
         else:
             self._left_out.add(kind_of(member.name), member.name)
 
-    def settled(self) -> Iterator[_Row]:
-        """Release the oldest keys while too much is held."""
-        while len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS:
-            yield from self._release(next(iter(self._groups)))
-
-    def rest(self) -> Iterator[_Row]:
-        for key in list(self._groups):
-            yield from self._release(key)
-
-    def _release(self, key: str) -> Iterator[_Row]:
-        group = self._groups.pop(key)
-        self._text_chars -= sum(map(len, group.texts.values()))
-        for member in group.videos:
-            stem = _split_name(member.name)[1].lower().rpartition(".")[0]
-            texts = [
-                group.texts.get(f"{stem}.{kind}", group.texts.get(kind)) for kind in ("txt", "json")
-            ]
-            source_uri = f"{self._uri}#{printable(member.name)}"
-            place = self._uri, member.offset_data, member.size
-            yield _Row(source_uri, *place, printable(key), *texts)
+    def settled(self, *, is_last: bool = False) -> Iterator[_Row]:
+        """Release the oldest keys while too much is held, and all of them at last."""
+        while self._groups and (
+            is_last or len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS
+        ):
+            key = next(iter(self._groups))
+            videos, found = self._groups.pop(key)
+            self._text_chars -= sum(map(len, found.values()))
+            for member in videos:
+                stem = _split_name(member.name)[1].lower().rpartition(".")[0]
+                texts = [found.get(f"{stem}.{kind}", found.get(kind)) for kind in ("txt", "json")]
+                source_uri = f"{self._uri}#{printable(member.name)}"
+                place = self._uri, member.offset_data, member.size
+                yield _Row(source_uri, *place, printable(key), *texts)
 
 
 class _Damaged(Exception):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.asyn import sync
@@ -19,6 +19,7 @@ from fsspec.asyn import sync
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
 from tokpipe.storage.retry import GaveUp, RetryPolicy
+from tokpipe.storage.store import StoredObject
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.telemetry.redact import redact
 
@@ -48,14 +49,6 @@ class ObjectInfo:
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
     takes_ranges: bool
     """False for an HTTP server that ignores ranges and sends the whole object."""
-
-
-class Listed(NamedTuple):
-    """One object in a listing, under the file system's own name."""
-
-    path: str
-    size_bytes: int
-    modified_s: float
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -161,13 +154,11 @@ class Client:
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
             raise NotFound(f"{redact(uri)}: is a folder, not an object")
-        version = next(
-            (found[key] for key in ("ETag", "etag", "generation", "mtime") if found.get(key)), ""
-        )
+        versions = map(found.get, ("ETag", "etag", "generation", "mtime"))
         size = found.get("size")
         return ObjectInfo(
             size=None if size is None else int(size),
-            version=str(version),
+            version=str(next(filter(None, versions), "")),
             takes_ranges=bool(found.get("partial", not self.protocol.startswith("http"))),
         )
 
@@ -181,30 +172,31 @@ class Client:
     def read_range(self, uri: str, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
         try:
-            return self._read_range(uri, start, end, min_bytes=0) if start < end else b""
+            return self.read_exactly(uri, start, end, min_bytes=0) if start < end else b""
         except BadRange:
             return b""
 
-    def read_exactly(self, uri: str, start: int, end: int) -> bytes:
+    def read_exactly(self, uri: str, start: int, end: int, min_bytes: int | None = None) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), which must exist; retries short reads."""
-        return self._read_range(uri, start, end, min_bytes=end - start)
-
-    def _read_range(self, uri: str, start: int, end: int, *, min_bytes: int) -> bytes:
+        wanted = end - start if min_bytes is None else min_bytes
         read = functools.partial(
             self._attempt, "cat_file", (self.path_of(uri),), {"start": start, "end": end}
         )
 
         def attempt(timeout_s: float) -> bytes:
             data = bytes(read(timeout_s))
-            if len(data) < min_bytes:
-                raise ConnectionError(f"got {len(data)} of {min_bytes} bytes")
+            if len(data) < wanted:
+                raise ConnectionError(f"got {len(data)} of {wanted} bytes")
             # An HTTP server may ignore the range and send everything.
             return data if len(data) <= end - start else data[start:end]
 
         return self.run(f"reading bytes {start} to {end}", uri, attempt)
 
-    def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[Listed]:
-        """Yield the objects below a folder whose names, relative to it, start with ``prefix``."""
+    def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
+
+        Their keys are the file system's own names.
+        """
         folder = self.path_of(folder_uri)
         if self.protocol in ("s3", "s3a"):
             yield from self._iter_s3(folder_uri, folder, prefix)
@@ -219,9 +211,9 @@ class Client:
         start = len(folder.rstrip("/")) + 1
         for path, info in found.items():
             if info["type"] == "file" and path[start:].startswith(prefix):
-                yield Listed(path, int(info["size"]), _modified_s(info))
+                yield StoredObject(path, int(info["size"]), _modified_s(info))
 
-    def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[Listed]:
+    def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[StoredObject]:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
         bucket, key, _ = self.fs.split_path(folder)
         request: dict[str, Any] = {
@@ -232,8 +224,8 @@ class Client:
             page = self.call("listing it", folder_uri, "call_s3", "list_objects_v2", **request)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
-                    path, modified_s = f"{bucket}/{entry['Key']}", entry["LastModified"].timestamp()
-                    yield Listed(path, int(entry["Size"]), modified_s)
+                    path, moment = f"{bucket}/{entry['Key']}", entry["LastModified"]
+                    yield StoredObject(path, int(entry["Size"]), moment.timestamp())
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -252,7 +244,7 @@ class Client:
         return sync(self.fs.loop, bounded)
 
 
-def _iter_local(folder: str, prefix: str) -> Iterator[Listed]:
+def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
     # fsspec's find() fails if a file disappears meanwhile.
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -260,21 +252,17 @@ def _iter_local(folder: str, prefix: str) -> Iterator[Listed]:
             if path[len(folder.rstrip("/")) + 1 :].startswith(prefix):
                 with contextlib.suppress(FileNotFoundError):
                     status = os.stat(path)  # noqa: PTH116
-                    yield Listed(path, status.st_size, status.st_mtime)
+                    yield StoredObject(path, status.st_size, status.st_mtime)
 
 
 def _modified_s(info: Mapping[str, Any]) -> float:
     """Return when an object was written, in seconds since 1970; now, to be safe, if unknown."""
-    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        match info.get(key):
-            case int() | float() as seconds:
-                return float(seconds)
-            case datetime() as moment:
-                return moment.timestamp()
-            case str() as text:
-                with contextlib.suppress(ValueError):
-                    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    return time.time()
+    found = map(info.get, ("mtime", "LastModified", "last_modified", "updated", "created"))
+    moment = next(filter(None, found), None)
+    if isinstance(moment, str):
+        with contextlib.suppress(ValueError):
+            moment = datetime.fromisoformat(moment)
+    return moment.timestamp() if isinstance(moment, datetime) else time.time()
 
 
 def _open_filesystem(protocol: str, options: StoreOptions) -> Any:

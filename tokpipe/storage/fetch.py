@@ -21,6 +21,7 @@ from tokpipe.errors import (
     StorageError,
 )
 from tokpipe.storage.client import Client, client_of, split_protocol
+from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
 _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -70,13 +71,8 @@ def _local_file(path: Path, max_bytes: int) -> Path:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        match error:
-            case FileNotFoundError() | NotADirectoryError():
-                reason = "missing"
-            case PermissionError():
-                reason = "access_denied"
-            case _:
-                reason = "bad_uri"
+        known = {Trouble.NOT_FOUND: "missing", Trouble.DENIED: "access_denied"}
+        reason = known.get(classify(error), "bad_uri")
         raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         kind = stat.filemode(status.st_mode)[0]

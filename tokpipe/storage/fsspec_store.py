@@ -1,23 +1,17 @@
 """Implements ``Store`` for any fsspec file system."""
 
 import contextlib
-import functools
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.storage.client import MULTIPART_BYTES, AlreadyExists, Client, client_of
-from tokpipe.storage.local_files import (
-    TEMPORARY_FOLDER,
-    create_file,
-    remove_abandoned,
-    replace_file,
-)
+from tokpipe.storage.local_files import TEMPORARY_FOLDER, put_file, remove_abandoned
 from tokpipe.storage.store import StoredObject
 
 _CREATE_ATTEMPTS = 5
@@ -25,30 +19,23 @@ _CREATE_ATTEMPTS = 5
 _memory_lock = threading.Lock()
 
 
-def open_store(uri: str, options: StoreOptions) -> "FsspecStore":
-    """Open the store of all objects below ``uri``, without reading or writing anything.
-
-    Raises:
-        ConfigError: the URI's protocol or its options cannot be used.
-    """
-    return FsspecStore(uri, options)
-
-
 class FsspecStore:
     """Objects below a URI prefix. Can be pickled; each process opens its own connections."""
 
     def __init__(self, uri: str, options: StoreOptions) -> None:
+        """Open the store without reading or writing any object.
+
+        Raises:
+            ConfigError: the URI's protocol or its options cannot be used.
+        """
         self._options = options
         client = client_of(uri, options)
-        if client.protocol not in ("file", "memory") and not _names_a_place(uri):
+        if client.protocol not in ("file", "memory") and not re.search("://[^/?#]", uri):
             raise ConfigError(f"{uri}: names no bucket or host: write {client.protocol}://NAME/...")
         self._uri = client.uri_of(client.path_of(uri))
         if client.is_local:
             self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
             remove_abandoned(Path(self._uri))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self._uri, self._options)
 
     def __repr__(self) -> str:
         return f"FsspecStore({self._uri!r})"
@@ -101,7 +88,7 @@ class FsspecStore:
         folder_uri = self.uri_of(folder) if folder else self._uri
         root = self._client.path_of(self._uri).rstrip("/") + "/"
         for found in self._client.iter_objects(folder_uri, start):
-            key = found.path.removeprefix(root)
+            key = found.key.removeprefix(root)
             if not key.startswith(f"{TEMPORARY_FOLDER}/"):
                 yield StoredObject(key, found.size_bytes, found.modified_s)
 
@@ -117,14 +104,17 @@ class FsspecStore:
     def _write(self, key: str, data: bytes, *, exclusive: bool) -> None:
         uri, client = self.uri_of(key), self._client
         doing = "creating it" if exclusive else "writing it"
+        keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
+        if client.protocol in ("s3", "s3a"):
+            keywords["chunksize"] = MULTIPART_BYTES // 2
         try:
             if client.is_local:
-                write = functools.partial(
-                    create_file if exclusive else replace_file, Path(self._uri), Path(uri), data
-                )
-                client.run(doing, uri, lambda _: write())
-            else:
-                self._pipe(client, doing, uri, data, exclusive=exclusive)
+                paths = Path(self._uri), Path(uri)
+                client.run(doing, uri, lambda _: put_file(*paths, data, exclusive=exclusive))
+                return
+            # In memory, fsspec checks first and then writes.
+            with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
+                client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
         except NotFound as error:
             # Keys need no folder, so the bucket must be missing.
             raise StorageError(
@@ -133,17 +123,5 @@ class FsspecStore:
                 "output.uri"
             ) from error
 
-    def _pipe(self, client: Client, doing: str, uri: str, data: bytes, *, exclusive: bool) -> None:
-        keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
-        if client.protocol in ("s3", "s3a"):
-            keywords["chunksize"] = MULTIPART_BYTES // 2
-        # In memory, fsspec checks first and then writes.
-        with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
-            client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
 
-
-def _names_a_place(uri: str) -> bool:
-    try:
-        return bool(urlsplit(uri).netloc)
-    except ValueError:  # such as a lone bracket
-        return False
+open_store = FsspecStore

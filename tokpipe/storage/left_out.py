@@ -9,7 +9,6 @@ HIDDEN = "hidden"
 NO_MATCH = "unmatched pattern"
 """One of those that braces stand for."""
 UNREADABLE = "unreadable folder"
-_NO_FILES = {NO_MATCH, UNREADABLE}
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
 """Also macOS's ``._IMG_0001.MOV``, which holds attributes, and what Windows and NAS deleted."""
@@ -46,10 +45,6 @@ class LeftOut:
         # Names may hold line breaks, escape sequences and bytes that are not UTF-8.
         self._add(kind, 1, [repr(name)[1:-1]])
 
-    def clear(self) -> None:
-        self.counts.clear()
-        self.names.clear()
-
     def update(self, other: "LeftOut") -> None:
         for kind, number in other.counts.items():
             self._add(kind, number, other.names[kind])
@@ -61,24 +56,26 @@ class LeftOut:
         self.names[kind] = sorted({*self.names.get(kind, ()), *names})[:_NAMES]
 
     @property
-    def num_files(self) -> int:
-        return sum(n for kind, n in self.counts.items() if kind not in _NO_FILES)
+    def files(self) -> dict[str, int]:
+        """Number of files by kind, the most frequent first."""
+        by_number = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        return {kind: n for kind, n in by_number if kind not in (NO_MATCH, UNREADABLE)}
 
     @property
     def text(self) -> str:
         """Return ``3 files: 2 .jpg (a.jpg, b.jpg), 1 hidden (.x)``; empty if there are none."""
-        by_number = sorted(self.counts, key=lambda kind: (-self.counts[kind], kind))
-        kinds = [kind for kind in by_number if kind not in _NO_FILES]
-        shown = [self._kind_text(kind) for kind in kinds[:_SHOWN_KINDS]]
-        if others := kinds[_SHOWN_KINDS:]:
-            number = sum(self.counts[kind] for kind in others)
-            shown.append(f"{number:,} of {len(others)} other kinds")
-        number = self.num_files
-        files = [f"{number:,} file{'s' * (number > 1)}: {', '.join(shown)}"] if kinds else []
-        return "; ".join([*files, *map(self._kind_text, sorted(_NO_FILES & self.counts.keys()))])
+        files, texts = self.files, []
+        if number := sum(files.values()):
+            shown = [self._kind_text(kind) for kind in [*files][:_SHOWN_KINDS]]
+            if others := [*files.values()][_SHOWN_KINDS:]:
+                shown.append(f"{sum(others):,} of {len(others)} other kinds")
+            texts.append(f"{number:,} file{'s' * (number > 1)}: {', '.join(shown)}")
+        for kind in (NO_MATCH, UNREADABLE):
+            if number := self.counts.get(kind, 0):
+                texts.append(self._kind_text(kind, "s" * (number > 1)))
+        return "; ".join(texts)
 
-    def _kind_text(self, kind: str) -> str:
+    def _kind_text(self, kind: str, plural: str = "") -> str:
         number, names = self.counts[kind], self.names[kind]
-        plural = "s" if kind in _NO_FILES and number > 1 else ""
         more = ", ..." if number > len(names) else ""
         return f"{number:,} {kind}{plural} ({', '.join(names)}{more})"

@@ -1,13 +1,12 @@
 """Finds the files that a source's ``uri`` names, on local disk and in object stores."""
 
 import difflib
-import itertools
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -35,49 +34,32 @@ class Match:
 
 @dataclass
 class _Scan:
-    """One pass over the names below a folder, for a folder source or for globs."""
+    """One pass over the names below a folder, for globs or for the folder as a source."""
 
     folder: str
     """As the file system names it, without a trailing slash; empty for the root of a disk."""
+    uris: list[str]
+    """Those of the globs, or that of the folder."""
     known: frozenset[str]
-    """Kinds that a folder source takes, and that are counted beside a glob."""
-    globs: Sequence[str]
-    """What is looked for: globs below the folder, or the folder's own URI."""
+    """Kinds that are taken from a folder, and counted beside a glob."""
     regex: re.Pattern[str] | None = None
-    """Has a group per glob; None for a folder source."""
+    """Has a group per glob; None for a folder."""
     stem: str = ""
     """What all names that the globs match begin with."""
     depth: int | None = None
     """How many folders deep the globs look; None for all."""
     takes_folders: bool = False
     """Whether a folder whose name matches is a match, to be rejected by name."""
-    hits: set[int] = field(default_factory=set)
-    """Which globs have matched, from 1."""
 
-    def name_of(self, path: str) -> str:
-        """Return a file's name in this pass, empty if it is not part of it."""
-        if not path.startswith(f"{self.folder}/{self.stem}"):
+    def taker(self, path: str) -> str:
+        """Return the URI that takes a file, empty if none does."""
+        if not path.startswith(f"{self.folder}/"):
             return ""
         name = path[len(self.folder) + 1 :]
-        return name if self.depth is None or name.count("/") < self.depth else ""
-
-    def takes(self, name: str) -> bool:
-        if self.regex is not None:
-            match = self.regex.match(name)
-            number = match and match.lastindex
-        else:
-            number = int(kind_of(name) in self.known)
-        if number:
-            self.hits.add(number)
-        return bool(number)
-
-    def counted_as(self, path: str) -> str:
-        """Return the kind of a file that is not taken: any in a folder, known ones for a glob."""
-        if name := self.name_of(path):
-            kind = kind_of(name)
-            if self.regex is None or kind in self.known:
-                return kind
-        return ""
+        if self.regex is None:
+            return self.uris[0] if kind_of(name) in self.known else ""
+        match = self.regex.match(name)
+        return self.uris[match.lastindex - 1] if match and match.lastindex else ""
 
 
 class Listing:
@@ -101,7 +83,6 @@ class Listing:
         self,
         uri: str,
         options: StoreOptions,
-        *,
         known: Sequence[str] = (),
         literal: str = "",
         output_uri: str = "",
@@ -118,14 +99,31 @@ class Listing:
         """What lay beside the matches, complete after the last one."""
         self.folder = ""
         """URI of the last folder that was listed as a folder, not for a glob."""
-        self.peers: Sequence[Listing] = (self,)
-        """The listings of all sources of a job. What one of them takes is left out by none, and
-        what several leave out counts for the first."""
         self._options, self._literal, self._output_uri = options, literal, output_uri
         self._known = frozenset(f".{extension}" for extension in known)
+        self._elsewhere: frozenset[str] = frozenset()
+        """Kinds that other sources of the job take or count in the same folders."""
         self._names: dict[str, str] = {}
         """URIs that are names, by path."""
-        self._scans: list[_Scan] | None = None
+        self._scans: list[_Scan] = []
+
+    def share(self, earlier: Sequence["Listing"], later: Sequence["Listing"]) -> None:
+        """Leave out no kind that other sources of a job take, or count, in the same folders."""
+        base, kinds = self._reach
+        for other in (*earlier, *later):
+            at, taken = other._reach
+            if at.startswith(base) or base.startswith(at):
+                counted = self._known & other._known - kinds if other in earlier else frozenset()
+                self._elsewhere |= taken | counted
+
+    @cached_property
+    def _reach(self) -> tuple[str, frozenset[str]]:
+        """Return the folder in which files are looked for, and the kinds that are taken."""
+        written = self.uri[len(self._literal) :]
+        kinds = {kind_of(uri.rpartition("/")[2]) for uri in expand_braces(written)}
+        fixed = self._literal + re.split(r"[*?\[{]", written, maxsplit=1)[0]
+        folder = self.uri.rstrip("/") if fixed == self.uri else fixed.rpartition("/")[0]
+        return f"{folder}/", frozenset(kinds) & self._known or self._known | kinds
 
     @cached_property
     def _client(self) -> Client:
@@ -143,7 +141,7 @@ class Listing:
             if found:
                 return
             unsuccessful.append(self.left_out)
-        self.left_out = max(unsuccessful, key=lambda left_out: left_out.num_files)
+        self.left_out = max(unsuccessful, key=lambda left_out: sum(left_out.files.values()))
 
     def explain_nothing(self) -> str:
         """Return a sentence on what is there, after an iteration without a match."""
@@ -152,22 +150,19 @@ class Listing:
         client = self._client
         if not client.can_list:
             return "The server has no such file."
-        (path, *_) = [*self._names, *(scan.folder for scan in self._scans or ())]
-        nearest = path
-        while nearest.strip("/") and not self._is_folder(nearest):
+        nearest = path = [*self._names, *(scan.folder for scan in self._scans)][0]
+        while nearest.strip("/") and not (
+            Path(nearest).is_dir()
+            if client.is_local
+            else any(True for _ in client.iter_objects(client.uri_of(nearest)))
+        ):
             nearest = nearest.rpartition("/")[0]
         missing = path[len(nearest) :].strip("/").partition("/")[0] or "such files"
-        names: dict[str, str] = {}
-        if client.is_local:
-            names = {one.name.lower(): one.name for one in Path(nearest or "/").iterdir()}
+        there = Path(nearest or "/").iterdir() if client.is_local else ()
+        names = {one.name.lower(): one.name for one in there}
         near = difflib.get_close_matches(missing.lower(), names, n=1)
         hint = f": did you mean {names[near[0]]}?" if near else "."
         return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
-
-    def _is_folder(self, path: str) -> bool:
-        if self._client.is_local:
-            return Path(path).is_dir()
-        return next(self._client.iter_objects(self._client.uri_of(path)), None) is not None
 
     def _readings(self) -> Iterator[tuple[list[str], re.Pattern[str]]]:
         """Yield what the URI may mean: URIs without braces, and the wildcards in them."""
@@ -182,24 +177,24 @@ class Listing:
                 yield expanded, _NO_MAGIC
                 continue
             yield expanded, _MAGIC
-            if re.search(r"[\[{]", written) and _WILDCARD.search(written):
+            if re.search(r"[\[{]", written):
                 yield [fixed + written], _WILDCARD
-            if len(expanded) > 1 or _MAGIC.search(written):
+            if _WILDCARD.search(written):
                 yield [fixed + written], _NO_MAGIC
 
     def _parse(self, uris: list[str], magic: re.Pattern[str]) -> None:
         self._names = {}
-        globs: dict[str, list[str]] = {}
+        globs: dict[str, dict[str, str]] = {}
         for uri in uris:
             path = self._client.path_of(uri)
             if wildcard := magic.search(path, len(self._literal)):
                 folder = path[: wildcard.start()].rpartition("/")[0]
-                globs.setdefault(folder, []).append(path[len(folder) + 1 :])
+                globs.setdefault(folder, {})[path[len(folder) + 1 :]] = uri
             else:
                 self._names[path] = uri
         self._scans = [self._scan(*group, magic) for group in globs.items()]
 
-    def _scan(self, folder: str, globs: list[str], magic: re.Pattern[str]) -> _Scan:
+    def _scan(self, folder: str, globs: dict[str, str], magic: re.Pattern[str]) -> _Scan:
         escaped = globs if magic is _MAGIC else [glob.replace("[", "[[]") for glob in globs]
         try:
             regex = re.compile("|".join(f"({glob_translate(glob)})" for glob in escaped))
@@ -210,8 +205,8 @@ class Listing:
             ) from error
         return _Scan(
             folder,
+            list(globs.values()),
             self._known,
-            globs,
             regex,
             stem=os.path.commonprefix([magic.split(glob, 1)[0] for glob in globs]),  # noqa: RUF071
             depth=None if "**" in "".join(globs) else 1 + max(glob.count("/") for glob in globs),
@@ -219,28 +214,21 @@ class Listing:
         )
 
     def _matches(self) -> Iterator[Match]:
-        self._scans = scans = self._scans or []
-        num_patterns = len(self._names) + sum(len(scan.globs) for scan in scans)
-        unmatched = []
+        unmatched = {*self._names.values(), *(uri for scan in self._scans for uri in scan.uris)}
+        has_several = len(unmatched) > 1
         with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
             are_files = pool.map(self._is_file, self._names.values())
             for (path, uri), is_file in zip(self._names.items(), are_files, strict=True):
                 if is_file:
+                    unmatched.remove(uri)
                     yield Match(uri)
-                elif not self._client.can_list or (
-                    # One of {000..999}.tar that is missing is hardly a folder, so save requests.
-                    num_patterns > 1 and kind_of(path) in self._known
-                ):
-                    unmatched.append(uri)
-                else:
-                    scans.append(_Scan(path.rstrip("/"), self._known, (uri,)))
-        for scan in scans:
-            yield from self._below(scan)
-            numbered = enumerate(scan.globs, 1)
-            unmatched += [glob for number, glob in numbered if number not in scan.hits]
-        if num_patterns > 1:
-            for glob in unmatched:
-                self.left_out.add(NO_MATCH, glob)
+                # One of {000..999}.tar that is missing is hardly a folder, so save requests.
+                elif self._client.can_list and not (has_several and kind_of(path) in self._known):
+                    self._scans.append(_Scan(path.rstrip("/"), [uri], self._known))
+        for scan in self._scans:
+            yield from self._below(scan, unmatched)
+        for uri in unmatched if has_several else ():
+            self.left_out.add(NO_MATCH, uri)
 
     def _is_file(self, uri: str) -> bool:
         path = self._client.path_of(uri)
@@ -251,26 +239,30 @@ class Listing:
         except NotFound:
             return False
 
-    def _below(self, scan: _Scan) -> Iterator[Match]:
-        uri_of, start = self._client.uri_of, len(scan.folder) + 1
+    def _below(self, scan: _Scan, unmatched: set[str]) -> Iterator[Match]:
+        start = len(scan.folder) + 1
         output = client_of(self._output_uri, self._options).path_of(self._output_uri) + "/"
         # A glob means what it says, and a job may have its output in the folder itself.
         has_output = scan.regex is None and len(output) > start
-        is_alone = len(self.peers) == 1 and "{" not in self.uri
         for path, is_folder in self._listed(scan):
             name = path[start:]
             if (is_folder and not scan.takes_folders) or (has_output and path.startswith(output)):
                 continue
-            if scan.takes(name):
+            if uri := scan.taker(path):
+                unmatched.discard(uri)
                 if scan.regex is None:
-                    self.folder = scan.globs[0]
-                yield Match(uri_of(path), is_folder)
-            elif (
-                not is_folder
-                and (kind := scan.counted_as(path))
-                and (is_alone or not self._is_accounted_for(path, scan))
-            ):
-                self.left_out.add(kind, name)
+                    self.folder = uri
+                yield Match(self._client.uri_of(path), is_folder)
+            elif not is_folder and name.startswith(scan.stem):
+                kind = kind_of(name)
+                if (
+                    (scan.regex is None or kind in self._known)
+                    and kind not in self._elsewhere
+                    and (scan.depth is None or name.count("/") < scan.depth)
+                    and path not in self._names
+                    and not any(other.taker(path) for other in self._scans)
+                ):
+                    self.left_out.add(kind, name)
 
     def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool]]:
         client = self._client
@@ -283,33 +275,9 @@ class Listing:
             )
         try:
             for listed in client.iter_objects(client.uri_of(scan.folder), scan.stem):
-                yield listed.path, False
+                yield listed.key, False
         except NotImplementedError as error:
             raise _not_listable(self.uri) from error
-
-    def _is_accounted_for(self, path: str, scan: _Scan) -> bool:
-        """Whether another scan or source takes a file, or an earlier one has counted it."""
-        peers = [peer for peer in self.peers if peer._client.protocol == self._client.protocol]
-        if any(peer._takes(path) for peer in peers):
-            return True
-        before = itertools.takewhile(
-            lambda other: other is not scan, (scan for peer in peers for scan in peer._scans or ())
-        )
-        return any(other.counted_as(path) for other in before)
-
-    def _takes(self, path: str) -> bool:
-        """Whether this source takes a file, without looking into the store."""
-        if self._scans is None:
-            self._parse(*next(self._readings()))
-        for scan in self._scans or ():
-            if scan.regex and (name := scan.name_of(path)) and scan.regex.match(name):
-                return True
-        folder = path
-        while folder:
-            if folder in self._names:
-                return folder == path or kind_of(path[len(folder) + 1 :]) in self._known
-            folder = folder.rpartition("/")[0]
-        return False
 
 
 def _not_listable(uri: str) -> ConfigError:
@@ -338,15 +306,10 @@ def _walk_local(
         return
     with entries:
         for entry in entries:
-            is_folder = _is_folder(entry)
+            # A link to itself is not a folder, and DirEntry.is_dir() would raise.
+            is_link = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
             yield entry.path, is_folder
             if is_folder and (depth is None or depth > 1):
                 below = None if depth is None else depth - 1
                 yield from _walk_local(entry.path, below, (*above, here), left_out)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False

@@ -23,36 +23,32 @@ def write_file(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def replace_file(root: Path, path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one."""
-    with _temporary_below(root, data) as temporary:
-        _make_folder(path.parent)
-        os.replace(temporary, path)  # noqa: PTH105
-    _sync_folder(path.parent)
+def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool) -> None:
+    """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one.
 
-
-def create_file(root: Path, path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` below ``root`` unless the path exists.
-
-    Hard links are atomic, also on NFS. With ``O_EXCL``, a killed writer would leave an incomplete
-    file.
+    Exclusive writes use hard links, which are atomic, also on NFS. With ``O_EXCL``, a killed
+    writer would leave an incomplete file.
 
     Raises:
-        FileExistsError: the path exists.
-        StorageError: the file system has no hard links.
+        FileExistsError: the path exists, and the write is exclusive.
+        StorageError: the write is exclusive, and the file system has no hard links.
     """
-    with _temporary_below(root, data) as temporary:
+    _make_folder(root / TEMPORARY_FOLDER)
+    with _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data) as temporary:
         _make_folder(path.parent)
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            raise StorageError(
-                f"{path}: cannot be created exclusively, because this file system has no hard "
-                f"links ({error.strerror}). Without them two drivers could both commit. Write to "
-                "another disk, or to the bucket behind this mount by its own URI (s3://...)"
-            ) from error
+        if not exclusive:
+            os.replace(temporary, path)  # noqa: PTH105
+        else:
+            try:
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                raise StorageError(
+                    f"{path}: cannot be created exclusively, because this file system has no hard "
+                    f"links ({error.strerror}). Without them two drivers could both commit. Write "
+                    "to another disk, or to the bucket behind this mount by its own URI (s3://...)"
+                ) from error
     _sync_folder(path.parent)
 
 
@@ -65,11 +61,6 @@ def remove_abandoned(root: Path, now_s: float | None = None) -> None:
             with contextlib.suppress(OSError):  # such as another process that cleans up too
                 if entry.stat().st_mtime < oldest_s:
                     os.unlink(entry.path)  # noqa: PTH108
-
-
-def _temporary_below(root: Path, data: bytes) -> contextlib.AbstractContextManager[Path]:
-    _make_folder(root / TEMPORARY_FOLDER)
-    return _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,13 @@ def probe_store(store: Store, *, leave_folders: bool = True) -> None:
     """
     key = f"probe/{uuid.uuid4().hex}"
     attempts = {"in one request": b"second"}
-    if split_protocol(store.uri)[0] not in ("file", "memory"):
+    protocol, path = split_protocol(store.uri)
+    root = Path(path)
+    below = (root / "probe", root / TEMPORARY_FOLDER, root, *root.parents)
+    is_cleaned = protocol == "file" and not leave_folders
+    created = [folder for folder in below if is_cleaned and not folder.exists()]
+    if protocol not in ("file", "memory"):
         attempts["in parts"] = bytes(MULTIPART_BYTES)
-    created = [] if leave_folders else _missing_folders(store.uri)
     try:
         store.create(key, b"first")
         for how, data in attempts.items():
@@ -47,16 +51,3 @@ def probe_store(store: Store, *, leave_folders: bool = True) -> None:
         for folder in created:
             with contextlib.suppress(OSError):  # another process has written there
                 folder.rmdir()
-
-
-def _missing_folders(uri: str) -> list[Path]:
-    """Return the folders that a local store would create for a probe, the deepest first."""
-    protocol, path = split_protocol(uri)
-    if protocol != "file":
-        return []
-    root = Path(path)
-    return [
-        folder
-        for folder in (root / "probe", root / TEMPORARY_FOLDER, root, *root.parents)
-        if not folder.exists()
-    ]

@@ -9,7 +9,6 @@ there.
 import contextlib
 import errno
 import functools
-from collections.abc import Iterator
 from enum import Enum
 
 from tokpipe.errors import TokpipeError
@@ -51,6 +50,13 @@ _PERMANENT_ERRNOS = frozenset({
     errno.ENAMETOOLONG, errno.ENODEV, errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.ENXIO,
     errno.EOPNOTSUPP, errno.EROFS, errno.EXDEV,
 })  # fmt: skip
+_STATUSES = {
+    **dict.fromkeys((401, 403), Trouble.DENIED),
+    **dict.fromkeys((404, 410), Trouble.NOT_FOUND),
+    412: Trouble.EXISTS,
+    416: Trouble.BAD_RANGE,
+    **dict.fromkeys((408, 409, 425, 429), Trouble.TRANSIENT),
+}
 
 
 def classify(error: BaseException) -> Trouble:
@@ -58,17 +64,9 @@ def classify(error: BaseException) -> Trouble:
     if isinstance(error, TokpipeError):
         return Trouble.FOREIGN
     # Innermost first: fsspec's HTTP file system turns a rejected connection into FileNotFoundError.
-    for link in reversed(list(_causes(error))):
-        if trouble := _classify_one(link):
-            return trouble
-    return Trouble.FOREIGN
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__
+    if error.__cause__ and (trouble := classify(error.__cause__)) is not Trouble.FOREIGN:
+        return trouble
+    return _classify_one(error) or Trouble.FOREIGN
 
 
 def _classify_one(error: BaseException) -> Trouble | None:
@@ -103,17 +101,8 @@ def _classify_one(error: BaseException) -> Trouble | None:
 
 
 def _by_status(status: int) -> Trouble:
-    if status in (401, 403):
-        return Trouble.DENIED
-    if status in (404, 410):
-        return Trouble.NOT_FOUND
-    if status == 412:
-        return Trouble.EXISTS
-    if status == 416:
-        return Trouble.BAD_RANGE
-    if status in (408, 409, 425, 429) or (status >= 500 and status != 501):
-        return Trouble.TRANSIENT
-    return Trouble.PERMANENT
+    is_transient = status >= 500 and status != 501
+    return _STATUSES.get(status, Trouble.TRANSIENT if is_transient else Trouble.PERMANENT)
 
 
 @functools.cache

@@ -10,9 +10,6 @@ from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 
-_SHORTEST_SOURCE = 24
-
-
 _COLUMNS = [
     *("clip_id", "source_uri", "segment", "n_segments", "start_pts_s", "end_pts_s"),
     *("n_frames", "fps", "marks"),
@@ -27,7 +24,6 @@ def clip_lines(
     mark: str | None = None,
     limit: int = 0,
     as_json: bool = False,
-    width: int | None = None,
 ) -> Iterator[str]:
     """Yield the totals, then a line per clip, then what was left out. Holds one side table.
 
@@ -36,7 +32,6 @@ def clip_lines(
         mark: only clips with this mark.
         limit: stop after this many clips; 0 for all.
         as_json: yield only one JSON object per clip.
-        width: of the terminal that the lines are for; None leaves sources whole.
     """
     if not as_json:
         uri, rejected = output.store.uri, output.totals.num_rejected
@@ -54,7 +49,7 @@ def clip_lines(
         else:
             if not number:
                 yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
-            yield _line(clip, width)
+            yield _line(clip)
         number += 1
     if not as_json and (source is not None or mark is not None):
         yield f"{number:,} of {output.num_clips:,} clips match"
@@ -77,21 +72,14 @@ def listed_clips(
             yield {**row, "duration_s": num_frames / fps, "codes": grid}
 
 
-def _line(clip: dict[str, Any], width: int | None) -> str:
-    """Describe a clip in at most ``width`` columns, as far as its source can be shortened."""
+def _line(clip: dict[str, Any]) -> str:
     grid = "x".join("?" if side is None else str(side) for side in clip["codes"])
     span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
     marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
-    known = (
+    return (
         f"{clip['clip_id']}  {clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {grid:>10}  "
-        f"{span:>18}  "
+        f"{span:>18}  {clip['source_uri']}{marks}"
     )
-    uri = clip["source_uri"]
-    room = len(uri) if width is None else max(width - len(known) - len(marks), _SHORTEST_SOURCE)
-    if len(uri) > room:  # both ends stay
-        head = (room - 1) // 3
-        uri = f"{uri[:head]}…{uri[-(room - 1 - head) :]}"
-    return f"{known}{uri}{marks}"
 
 
 def _latents_of(output: Output) -> Callable[[int], int | None]:
