@@ -30,7 +30,9 @@ class FsspecStore:
         """
         self._options = options
         client = client_of(uri, options)
-        if client.protocol not in ("file", "memory") and not re.search("://[^/?#]", uri):
+        if client.protocol not in ("file", "memory") and not re.search(
+            r"://([^/?#\[]|\[[^/]*\])", uri
+        ):
             raise ConfigError(f"{uri}: names no bucket or host: write {client.protocol}://NAME/...")
         self._uri = client.uri_of(client.path_of(uri))
         if client.is_local:
