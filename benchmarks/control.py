@@ -23,7 +23,7 @@ from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
 from benchmarks.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
-from tokpipe.runtime.assemble import Stages
+from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatch.protocol import Capacity
 from tokpipe.storage import open_store
@@ -111,8 +111,8 @@ def free_job(
     )
 
 
-def _freed(stages: Stages) -> Stages:
-    return replace(stages, decode=FreeDecode(), encode=FreeEncode, write=FreeWrite())
+def _freed(run: Run) -> Run:
+    return replace(run, decode=FreeDecode(), encode=FreeEncode, write=FreeWrite())
 
 
 def _by_ray_data(num_clips: int) -> float:

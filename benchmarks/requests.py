@@ -42,13 +42,13 @@ def requests_of(num_clips: int) -> dict[str, float]:
         items = run.feed.fetch(num_clips).items
         parts = {"start": counts.total()}
 
-        decode, encode, write = run.stages.decode, run.stages.encode(), run.stages.write
+        decode, encode, write = run.decode, run.encode(), run.write
         decode.setup(folder)
         decoded = [one for one in decode.process(list(items)) if isinstance(one, DecodedClip)]
         decode.close()
         parts["source"] = counts.total() - sum(parts.values())
 
-        encode.setup("cpu", run.stages.weights)
+        encode.setup("cpu", run.weights)
         encoded = [one for one in encode.process(decoded) if isinstance(one, EncodedClip)]
         write.setup()
         receipt = write.process("bench-1-1", encoded)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.free_stages import receipt_of, ref_of
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows
+from tokpipe.plan import PlanReader
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import (
@@ -56,17 +57,17 @@ CODES_PER_CLIP = 5 * 32 * 32
 """Of 17 frames of 256x256, compressed 4 x 8 x 8 times."""
 
 
-class EndlessRows:
+class EndlessRows(PlanReader):
     """Replaces a stored plan."""
 
     def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
+        self.count = num_rows
 
     def iter_undone(
         self, done: Callable[[int, int], NDArray[np.bool_]]
     ) -> Iterator[list[WorkItem]]:
-        for start in range(0, self.num_rows, 4096):
-            rows = range(start, min(start + 4096, self.num_rows))
+        for start in range(0, self.count, 4096):
+            rows = range(start, min(start + 4096, self.count))
             yield [WorkItem(row, f"{row:032x}", f"s3://bucket/{row:09d}.mp4") for row in rows]
 
 
@@ -120,7 +121,7 @@ class VirtualCluster:
 
     def play(self) -> VirtualRun:
         """Run the job to its end."""
-        feed = Feed(self._rows, CommittedRows(self._rows.num_rows))
+        feed = Feed(self._rows, CommittedRows(self._rows.count))
         self._post(0.0, self.capacity)
         self._post(0.5, Tick())
         while True:

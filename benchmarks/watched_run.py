@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.processes import resident_mb
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats.manifest import Totals
-from tokpipe.runtime.assemble import Stages, assemble
+from tokpipe.runtime.assemble import Run, assemble
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
@@ -91,14 +91,14 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
 
 def run_watched(
     job: JobConfig,
-    change: Callable[[Stages], Stages] = lambda same: same,
+    change: Callable[[Run], Run] = lambda same: same,
     *,
     probe: Callable[[], float] = lambda: 0.0,
 ) -> WatchedRun:
     """Run a new job to its end, with the real shell, dispatcher, feed, committer and store.
 
     Args:
-        change: replaces the job's stages.
+        change: replaces the job's stages, in the run.
         probe: called when all stages are up, and at the end.
     """
     watched, console = WatchedRun(), Console(quiet=True)
@@ -112,7 +112,7 @@ def run_watched(
             watched.samples.append(Sample(time.monotonic(), committed, resident_mb()))
 
         watched.began = time.monotonic()
-        finish = Shell(replace(run, stages=change(run.stages))).run(sample)
+        finish = Shell(change(run)).run(sample)
         watched.ended = time.monotonic()
     assert finish.outcome == "done"
     watched.account, watched.totals = run.dispatcher.account, run.committer.state.totals

@@ -153,4 +153,4 @@ def test_json_reports_are_one_line(output: Made, capsys: pytest.CaptureFixture[s
 
 def test_a_missing_output_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(tmp_path / "nothing")]) == 2
-    assert "Check the URI" in capsys.readouterr().err
+    assert "does not exist. Name the job's output.uri" in capsys.readouterr().err

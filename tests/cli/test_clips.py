@@ -32,11 +32,11 @@ def test_ls_lists_each_clip_once_with_what_the_reader_finds(project: Path, capsy
         one = found[clip_id]
         assert one["source_uri"] == clip.source_uri
         assert one["codes"] == list(clip.codes.shape)
-        assert one["num_frames"] == sum(chunk.n_frames for chunk in clip.chunks)
-        assert one["duration_s"] == one["num_frames"] / 8
+        assert one["n_frames"] == sum(chunk.n_frames for chunk in clip.chunks)
+        assert one["duration_s"] == one["n_frames"] / 8
         assert one["start_pts_s"] == clip.chunks[0].start_pts_s
         assert one["end_pts_s"] == clip.chunks[-1].end_pts_s
-        assert (one["segment"], one["num_segments"]) == (clip.segment, clip.num_segments)
+        assert (one["segment"], one["n_segments"]) == (clip.segment, clip.num_segments)
         assert one["marks"] == []
 
 
@@ -56,7 +56,7 @@ def test_ls_knows_the_grid_of_codes_under_each_policy(
     run_without_ray(load_job(job))
     output = open_output(str(tmp_path / "out"))
     shapes = {clip.clip_id: clip.codes.shape for clip in output.clips()}
-    assert {clip.clip_id: clip.codes for clip in listed_clips(output)} == shapes
+    assert {clip["clip_id"]: tuple(clip["codes"]) for clip in listed_clips(output)} == shapes
 
 
 def test_ls_reads_one_side_table_at_a_time_and_nothing_else() -> None:
@@ -67,11 +67,11 @@ def test_ls_reads_one_side_table_at_a_time_and_nothing_else() -> None:
     second = output.shards[1].side_table
     table = store.objects.pop(second)
     clips = listed_clips(output)
-    assert next(clips).num_frames == 22
+    assert next(clips)["n_frames"] == 22
     store.objects[second] = table
-    assert next(clips).num_frames == 9
+    assert next(clips)["n_frames"] == 9
     # The settings of this record are unknown, and with them how frames are cut into chunks.
-    assert all(clip.codes[0] is None for clip in listed_clips(output))
+    assert all(clip["codes"][0] is None for clip in listed_clips(output))
     height, width = output.shards[0].grid
     assert any(f" ?x{height}x{width} " in line for line in clip_lines(output))
 
@@ -92,20 +92,6 @@ def test_ls_is_sorted_by_source_and_time_and_aligned(project: Path, capsys: Capt
     ]
     starts = [float(line[:column].split()[4].partition("-")[0]) for line in lines]
     assert starts == pytest.approx([0.0, 1.125, 2.25, 0.0, 1.125, 2.25, 0.0], abs=0.01)
-
-
-def test_a_terminal_gets_lines_of_its_width_with_whole_ids(project: Path) -> None:
-    output = open_output(str(project / "out/demo"))
-    long = next(listed_clips(output)).source_uri
-    for width in (100, 120, len(long) + 200):
-        _, heading, *lines = clip_lines(output, width=width)
-        for line, clip in zip(lines, listed_clips(output), strict=True):
-            source = line[heading.index("source") :]
-            assert line.startswith(clip.clip_id)
-            assert (source == clip.source_uri) == (width > len(long) + 100)
-            assert source.endswith(clip.source_uri[-10:])
-            assert len(line) == width or source == clip.source_uri or len(source) == 24
-    assert all("…" not in line for line in clip_lines(output, width=None))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +169,7 @@ def test_decode_takes_the_first_clip_of_a_source(
     assert "the first of" not in capsys.readouterr().out
     (tmp_path / "a.png").unlink()
     assert decode("ketze.mp4") == 2
-    assert "no clip's source matches 'ketze.mp4'. Did you mean katze-ä.mp4?" in one_line(capsys)
+    assert "no source matches 'ketze.mp4'. Did you mean katze-ä.mp4?" in one_line(capsys)
     assert decode("broken") == 2
     assert "broken.mp4 was rejected as not_a_video" in one_line(capsys)
     assert not (tmp_path / "a.png").exists()
@@ -191,9 +177,9 @@ def test_decode_takes_the_first_clip_of_a_source(
 
 def test_near_names_start_alike_or_look_alike_and_reading_stops_early() -> None:
     def names() -> Iterator[str]:
-        yield from ("abc1", "xyz", "abc2", "abc2", "abc3")
-        raise AssertionError("three were enough")
+        yield from ("xyz", "abc1")
+        raise AssertionError("one was enough")
 
-    assert near_names("ABC", names()) == ["abc1", "abc2", "abc3"]
+    assert near_names("ABC", names()) == ["abc1"]
     assert near_names("axc1", ["abc1", "xyz"]) == ["abc1"]
     assert near_names("nothing", ["abc1", "xyz"]) == []

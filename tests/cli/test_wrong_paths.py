@@ -48,7 +48,6 @@ def place(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 WRONG_OUTPUTS = {
     "missing": "does not exist",
     "out/dmeo": "Did you mean out/demo?",
-    "demo": "jobs/demo.yaml",
     "jobs/demo": "Did you mean jobs/demo.yaml?",
     "jobs/dmo.yaml": "Did you mean jobs/demo.yaml?",
     "missing/demo": "neither does the folder missing",
@@ -109,9 +108,9 @@ WRONG_JOBS = {
     "missing/demo.yaml": "neither does the folder missing",
     "nothing_in_it": "without any .yaml file",
     "jobs": "it holds jobs/demo.yaml. Name one",
-    "out/demo": "it is jobs/demo.yaml. To resume the job, use tokpipe run jobs/demo.yaml",
-    "out/demo/job.json": "it is jobs/demo.yaml",
-    "out/demo/shards/x": "it is jobs/demo.yaml",
+    "out/demo": "job file that has this output.uri; to see how far it is, tokpipe status out/demo",
+    "out/demo/job.json": "tokpipe status out/demo",
+    "out/demo/shards/x": "tokpipe status out/demo",
     "video.mp4": "is not a text file",
     "empty.yaml": "is empty",
     "list.yaml": "holds list, not a mapping",
@@ -392,6 +391,14 @@ def test_a_stream_that_is_closed_or_full_causes_no_traceback(
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert ("No space left" in done.stderr) == ("full" in command)
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(place: Path) -> None:
+    program = (
+        "import os; from tokpipe.cli import main; main(['ls', 'out/demo']); "
+        "assert os.fstat(1).st_rdev == os.stat(os.devnull).st_rdev"
+    )
+    subprocess.run(["bash", "-c", f'{sys.executable} -c "{program}" >&-'], check=True)
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(place: Path) -> None:

@@ -56,12 +56,13 @@ JARGON = (
 
 def changed(base: dict[str, Any], place: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     """Return a copy of ``base`` with another value at ``place``."""
-    copied = inner = copy.deepcopy(base)
+    copied = copy.deepcopy(base)
+    inner: Any = copied
     for part in place[:-1]:
         if isinstance(inner, dict) and inner.get(part) is None:
-            inner[part] = {}  # type: ignore[index]
-        inner = inner[part]  # type: ignore[index]
-    inner[place[-1]] = value  # type: ignore[index]
+            inner[part] = {}
+        inner = inner[part]
+    inner[place[-1]] = value
     return copied
 
 

@@ -104,7 +104,8 @@ def run_page(
     commands = [command for step in steps for command in step.commands]
     assert commands
     scene.reset(outputs=page not in FIRST)
-    PROPS.get(page, lambda scene: None)(scene)
+    if page in PROPS:
+        PROPS[page](scene)
     environment = scene.environment(installed=page not in FIRST)
     with ExitStack() as stack:
         words = words_of(page, scene)

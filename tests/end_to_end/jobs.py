@@ -186,18 +186,18 @@ def run_without_ray(config: JobConfig) -> None:
     """Make the output of a job in this process, each clip by itself, by the stages of a run."""
     output, console = look_up(config), Console(quiet=True)
     parts = assemble(config, output, start_output(config, output, console), console)
-    stages, encode_stage = parts.stages, parts.stages.encode()
-    encode_stage.setup("cpu", stages.weights)
-    stages.write.setup()
-    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(stages.decode):
-        stages.decode.setup(Path(scratch))
+    encode_stage = parts.encode()
+    encode_stage.setup("cpu", parts.weights)
+    parts.write.setup()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(parts.decode):
+        parts.decode.setup(Path(scratch))
         for item in parts.feed.fetch(10**6).items:
             made = list(_made_of(item, parts, encode_stage))
             rejected = [one for one in made if isinstance(one, Rejected)]
             encoded = [one for one in made if isinstance(one, EncodedClip)]
             assert len(rejected) + len(encoded) == len(made), made
-            name = f"{stages.shard_prefix}.{item.row}-1"
-            receipts = [stages.write.process(name, encoded)] if encoded else []
+            name = f"{parts.shard_prefix}.{item.row}-1"
+            receipts = [parts.write.process(name, encoded)] if encoded else []
             parts.committer.commit(receipts, rejected)
 
 
@@ -207,7 +207,7 @@ def _made_of(
     """Yield what becomes of each clip of a plan row, or of each piece of its streamed clip."""
     state, todo = None, [item]
     while todo:
-        (clip,) = parts.stages.decode.process([todo.pop()])
+        (clip,) = parts.decode.process([todo.pop()])
         if not isinstance(clip, DecodedClip):
             yield clip
         elif clip.piece.num_pieces > 1:

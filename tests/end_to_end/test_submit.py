@@ -339,7 +339,7 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     seen += follower.communicate(timeout=300)[0]
     assert follower.returncode == 130, seen
     assert f"already works on {user.project}/out/slow: following it" in seen
-    assert "its job file or options differ" in seen
+    assert "with the job and options it was submitted with" in seen
     assert f"to follow it: tokpipe submit {job} --address {user.head.url}" in seen
     assert f"to stop it:   tokpipe submit {job} --address {user.head.url} --stop" in seen
 
@@ -451,7 +451,7 @@ def test_addresses_without_a_cluster_are_reported_as_such(
     (closed,) = free_ports(1)
     for address, expected, said in (
         ("ray://127.0.0.1:10001", 2, "is an address of Ray Client"),
-        (f"http://127.0.0.1:{closed}", 7, "Connection refused"),
+        (f"http://127.0.0.1:{closed}", 7, "no Ray cluster answers"),
         (f"127.0.0.1:{closed}", 7, "Connection refused"),
         (web_server, 7, "no Ray cluster answers"),
         (f"http://{user.head.address}", 7, "no Ray cluster answers"),

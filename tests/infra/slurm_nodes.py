@@ -39,7 +39,6 @@ def world(num_nodes: int, folder: str) -> None:
     """Start the nodes. Runs in namespaces itself, so that nothing outside can see them."""
     sh(f"mount --bind {folder} {SHARED} && mount --bind {SHARED}/hosts /etc/hosts")
     sh("ip link set lo up && ip link add br0 type bridge && ip link set br0 up")
-    nodes = []
     for index in range(num_nodes):
         sh(f"ip link add n{index} type veth peer name p{index}")
         sh(f"ip link set p{index} master br0 up")
@@ -53,9 +52,7 @@ def world(num_nodes: int, folder: str) -> None:
         assert node.stdin is not None
         node.stdin.write(b"\n")
         node.stdin.close()
-        nodes.append(node)
-    for node in nodes:
-        node.wait()
+    sys.stdin.read()  # until the test closes it, or is gone; then all processes here end
 
 
 def node(index: int) -> None:
@@ -171,14 +168,16 @@ def running_slurm(num_nodes: int) -> Iterator[Slurm]:
         # Root of namespaces of its own, where this process is not root already.
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         command = [*NAMESPACES[:1], *user, *NAMESPACES[1:], "--kill-child", sys.executable]
-        world = subprocess.Popen([*command, __file__, "world", str(num_nodes), name])
+        command += [__file__, "world", str(num_nodes), name]
+        world = subprocess.Popen(command, stdin=subprocess.PIPE)
         try:
             while len(list(folder.glob("node-*.sock"))) < num_nodes:
                 assert world.poll() is None
                 time.sleep(0.1)
             yield Slurm(folder)
         finally:
-            world.kill()  # and with it every process on the nodes
+            assert world.stdin is not None
+            world.stdin.close()  # ends it, and with it every process on the nodes
             world.wait()
 
 

@@ -37,7 +37,7 @@ def ended(running: socket.socket) -> int:
 
 
 def busy_nodes(log: Path) -> set[str]:
-    """Ids of the nodes on which an encoder or decoder came up."""
+    """Ids of the nodes on which an actor of any stage came up."""
     events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return {event["node"] for event in events if event["event"] == "actor_up"}
 

@@ -17,6 +17,7 @@ from tests.runtime.simulated_world import Key, Scenario, Trouble, item_of, ref_o
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected
+from tokpipe.plan import PlanReader
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.runtime.dispatch.streams import AHEAD
@@ -244,12 +245,12 @@ class _Driver:
         assert len(passed) == 1, f"stages disagree on what is done: {account}"
 
 
-class _Rows:
+class _Rows(PlanReader):
     """A stored plan."""
 
     def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
+        self.count = num_rows
 
     def iter_undone(self, done):  # type: ignore[no-untyped-def]
-        mask = done(0, self.num_rows)
-        yield [item_of(row) for row in range(self.num_rows) if not mask[row]]
+        mask = done(0, self.count)
+        yield [item_of(row) for row in range(self.count) if not mask[row]]

@@ -4,8 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tokpipe.telemetry import usage
 from tokpipe.telemetry.usage import CodeUsage
@@ -17,9 +15,14 @@ def numpy_measures(codes: np.ndarray[Any, Any], size: int) -> dict[str, float]:
     entropy = float(-(shares * np.log2(shares)).sum())
     used = int((counts > 0).sum())
     return {
-        "num_codes": len(codes), "num_used": used, "num_dead": size - used,
-        "used_fraction": used / size, "entropy_bits": entropy, "perplexity": 2**entropy,
+        "num_codes": len(codes), "num_used": used, "used_fraction": used / size,
+        "entropy_bits": entropy, "perplexity": 2**entropy,
     }  # fmt: skip
+
+
+def measures(found: CodeUsage) -> dict[str, float]:
+    names = "num_codes", "num_used", "used_fraction", "entropy_bits", "perplexity"
+    return {name: getattr(found, name) for name in names}
 
 
 @pytest.mark.parametrize("min_sorted", [1, 2**18], ids=["sorted at once", "sorted late"])
@@ -35,23 +38,11 @@ def test_measures_are_those_of_all_batches_together(
         found.update(torch.from_numpy(codes) if index % 4 < 2 else codes)
         codes[:] = 3  # a counted batch may be overwritten
         if index == 20:
-            found.summary()  # reading changes nothing
+            found.perplexity  # noqa: B018  reading changes nothing
     codes = np.concatenate([batch.ravel() for batch in batches])
-    assert found.summary() == pytest.approx(numpy_measures(codes, 500))
-    assert all(type(value) is float for value in found.summary().values())
-    assert np.array_equal(found.histogram(), np.bincount(codes, minlength=500))
-    assert np.array_equal(found.dead_codes(), np.setdiff1d(np.arange(500), codes))
-
-
-@given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=6), st.integers(0, 6))
-def test_counts_of_workers_add_up(parts: list[list[int]], split: int) -> None:
-    workers = [CodeUsage(10), CodeUsage(10)]
-    for index, part in enumerate(parts):
-        workers[index >= split].update(np.array(part, dtype=np.int64))
-    workers[0].add(workers[1])
-    codes = np.array([code for part in parts for code in part], dtype=np.int64)
-    assert workers[0].summary() == pytest.approx(numpy_measures(codes, 10))
-    assert workers[0].histogram().tolist() == np.bincount(codes, minlength=10).tolist()
+    assert measures(found) == pytest.approx(numpy_measures(codes, 500))
+    assert np.array_equal(found.histogram(500), np.bincount(codes, minlength=500))
+    assert np.array_equal(found.histogram(7), np.bincount(codes * 7 // 500, minlength=7))
 
 
 def test_perplexity_is_the_number_of_equally_frequent_codes() -> None:
@@ -73,8 +64,6 @@ def test_memory_depends_only_on_the_number_of_distinct_codes() -> None:
         assert sum(map(len, found._unsorted)) == found._num_unsorted
     assert (found.num_codes, found.num_used) == (2_000_000, 1000)
     assert math.log2(found.perplexity) == pytest.approx(math.log2(1000), abs=0.01)
-    with pytest.raises(ValueError, match=r"4611686018427387904 entries, too many to list"):
-        found.histogram()
 
 
 def test_invalid_codes_are_rejected_and_not_counted() -> None:
@@ -85,8 +74,6 @@ def test_invalid_codes_are_rejected_and_not_counted() -> None:
     for floats in (torch.zeros(2), np.zeros(2)):
         with pytest.raises(TypeError, match=r"codes are float\d+, but only integers"):
             found.update(floats)
-    with pytest.raises(ValueError, match="cannot add the usage of 9 codes to that of 8"):
-        found.add(CodeUsage(9))
     assert found.num_codes == found.num_used == 0
     with pytest.raises(ValueError, match="codebook_size=0"):
         CodeUsage(0)

@@ -94,7 +94,7 @@ def test_sigterm_saves_the_run_after_the_current_step(
     command = ["train", str(tmp_path / "train.yaml")]
     (tmp_path / "train.yaml").write_text("output: x\n")
     assert main(command) == 2
-    assert "tokenizer: Field required" in capsys.readouterr().err
+    assert "tokenizer: is missing" in capsys.readouterr().err
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings()))
     call_at_step(2, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
     assert main(command) == 128 + signal.SIGTERM

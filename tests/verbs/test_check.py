@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,8 @@ def with_torch() -> None:
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    find = check_module.find_spec
     monkeypatch.setattr(
-        check_module, "find_spec", lambda name: None if name in names else find(name)
+        check_module, "find_spec", lambda name: None if name in names else find_spec(name)
     )
 
 

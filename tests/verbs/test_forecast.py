@@ -14,7 +14,7 @@ from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_jo
 from tests.formats.formats_helpers import encoded_clip, record
 from tokpipe.cli import main
 from tokpipe.config import JobConfig, load_job
-from tokpipe.errors import ConfigError
+from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
 from tokpipe.formats.shard import receipt_of
@@ -102,7 +102,7 @@ def test_time_size_and_cost_follow_a_similar_output(videos: Path, tmp_path: Path
     assert found.cost == pytest.approx(found.codes.value / 8 / 3600 * 2)
     assert forecast(job, codes_per_s=10).encoder_s == pytest.approx(found.codes.value / 10)
     assert forecast(job).encoder_s is None
-    with pytest.raises(ConfigError, match="no codes with a recorded encoder time"):
+    with pytest.raises(NotFound, match="does not exist"):
         forecast(job, like=str(tmp_path / "nothing"))
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,10 +26,10 @@ from tokpipe.verbs.init import write_job
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder. The tokenizer is always the same one, so it is not tried."""
+    """Work in an empty project. The tokenizer is always the same one, so it is not tried."""
+    (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
-    find = check_module.find_spec
-    monkeypatch.setattr(check_module, "find_spec", lambda name: name != "torch" and find(name))
+    monkeypatch.setattr(check_module, "find_spec", lambda name: name != "torch" and find_spec(name))
     return tmp_path
 
 
@@ -86,9 +88,9 @@ def test_a_table_beside_its_videos_is_the_source(kind: str, here: Path) -> None:
     assert columns == ("file", "start", "end_s")
 
 
-def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
         return
     mark = "\t" if path.suffix == ".tsv" else ","
     lines = [mark.join(rows[0]), *(mark.join(map(str, row.values())) for row in rows)]
@@ -152,8 +154,8 @@ def test_one_video_is_a_source_and_its_job_is_named_after_it(here: Path) -> None
 def test_paths_hold_from_wherever_the_job_file_is(project: bool, here: Path) -> None:
     write_video(here / "data/[a]/v.mp4", 20)
     (here / "work/deep").mkdir(parents=True)
-    if project:
-        (here / "pyproject.toml").touch()
+    if not project:
+        (here / "pyproject.toml").unlink()
     os.chdir(here / "work/deep")
     assert uris(checked("../../data/[a]")) == [("files", str(here / "data/[a]"))]
     assert uris(checked(str(here / "data"), here / "else.yaml")) == [("files", str(here / "data"))]

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tokpipe.audit.findings import Findings
-from tokpipe.audit.leftovers import Leftovers, unlisted
-from tokpipe.audit.listing import list_output
+from tokpipe.audit.leftovers import Leftovers, list_output, unlisted
 from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
@@ -27,9 +26,6 @@ from tokpipe.storage.store import Store
 from tokpipe.types import Receipt
 
 _SAY_EVERY_S = 10.0
-
-_SAY_ABOVE_ROWS = 2**20
-"""Reading a larger plan takes seconds."""
 
 
 def audit(
@@ -72,8 +68,6 @@ def audit(
     except CorruptOutput as error:
         findings.add("plan", store.uri_of(JOB_RECORD), error)
     else:
-        if record.num_rows > _SAY_ABOVE_ROWS:
-            say(f"reading the plan of {record.num_rows:,} rows")
         check_plan(store, record, plan, findings)
         clips = PlannedClips(store, plan, record.job["sampling"])
     manifest = ManifestAudit(store, record.num_rows, clips, findings)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 
 import numpy as np
 
 from tokpipe.audit.findings import Findings
-from tokpipe.audit.listing import Listing
+from tokpipe.audit.leftovers import Listing
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.layout import entry_key
@@ -20,7 +19,6 @@ from tokpipe.types import ClipRef, Receipt
 
 _ROWS_NAMED = 3
 """How many unsettled rows a message names."""
-_ROWS_AT_ONCE = 2**20
 
 _SHORTCUT = (
     "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
@@ -65,19 +63,14 @@ class ManifestAudit:
 
     def unsettled(self) -> str:
         """Name some of the rows that are not settled."""
-        partial = self.state.committed.partial
+        committed, partial = self.state.committed, self.state.committed.partial
+        rows = np.flatnonzero(~committed.done(0, committed.num_rows))[:_ROWS_NAMED].tolist()
         return ", ".join(
             f"{row} ({len(partial[row].done)} of {partial[row].num_segments} clips settled)"
             if row in partial
             else str(row)
-            for row in islice(self._unsettled_rows(), _ROWS_NAMED)
+            for row in rows
         )
-
-    def _unsettled_rows(self) -> Iterator[int]:
-        num_rows = self.state.committed.num_rows
-        for start in range(0, num_rows, _ROWS_AT_ONCE):
-            done = self.state.committed.done(start, min(start + _ROWS_AT_ONCE, num_rows))
-            yield from (start + np.flatnonzero(~done)).tolist()
 
     def _check_gap(self, end: int, seq: int, reason: str) -> None:
         if (missing := seq - end) > 0:

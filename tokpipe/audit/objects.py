@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from tokpipe.audit.findings import Findings, Kind
-from tokpipe.audit.listing import Listing
+from tokpipe.audit.leftovers import Listing
 from tokpipe.errors import CorruptOutput, NotFound, TokpipeError
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.shard import ShardMetadata
@@ -24,69 +25,62 @@ _PARALLEL_CHECKS = 4
 _Check = tuple[Kind, str, int, Callable[[str, bytes, Receipt], None]]
 
 
+@dataclass(slots=True)
 class ObjectChecks:
     """Checks the objects that the manifest lists. Every shard must have this ``metadata``."""
 
-    def __init__(
-        self,
-        store: Store,
-        listing: Listing,
-        metadata: ShardMetadata,
-        depth: Depth,
-        findings: Findings,
-    ) -> None:
-        self._store = store
-        self._listing = listing
-        self._metadata = metadata
-        self._depth = depth
-        self._findings = findings
-        self.num_shards = 0
-        """Shards checked so far, with their side tables."""
-        self.num_bytes = 0
-        """Bytes read so far."""
+    store: Store
+    listing: Listing
+    metadata: ShardMetadata
+    depth: Depth
+    findings: Findings
+    num_shards: int = 0
+    """Shards checked so far, with their side tables."""
+    num_bytes: int = 0
+    """Bytes read so far."""
 
     def check_all(self, receipts: Iterable[Receipt]) -> None:
         """Check each shard and its side table."""
-        if self._depth == "manifest":
+        if self.depth == "manifest":
             deque(receipts, maxlen=0)
             return
         for receipt in read_ahead(self._check, receipts, _PARALLEL_CHECKS):
             self.num_shards += 1
-            if self._depth == "bytes":
+            if self.depth == "bytes":
                 self.num_bytes += receipt.size_bytes + receipt.side_table_size_bytes
 
     def _check(self, receipt: Receipt) -> Receipt:
         side_table, size_bytes = receipt.side_table, receipt.side_table_size_bytes
-        check_listed = partial(check_shard, metadata=self._metadata)
+        check_listed = partial(check_shard, metadata=self.metadata)
         checks: list[_Check] = [
             ("shard", receipt.shard, receipt.size_bytes, check_listed),
             ("side_table", side_table, size_bytes, _check_side_table),
         ]
         for kind, key, size_bytes, check in checks:
-            uri = f"{self._store.uri}/{key}"
+            uri = f"{self.store.uri}/{key}"
             try:
-                if self._depth == "sizes":
+                if self.depth == "sizes":
                     self._check_size(uri, key, size_bytes)
                 else:
-                    check(uri, self._store.get(key), receipt)
+                    check(uri, self.store.get(key), receipt)
             except NotFound:
                 problem = "it is missing, although the manifest lists it"
-                self._findings.add_damage("object_missing", uri, problem)
+                self.findings.add_damage("object_missing", uri, problem)
             except CorruptOutput as error:
-                self._findings.add(kind, uri, error)
+                self.findings.add(kind, uri, error)
             except TokpipeError:
                 raise
             except Exception as error:
                 # A malicious manifest or file can make a parser raise anything. That is one more
                 # defect, and the audit continues.
                 problem = f"checking it failed with {type(error).__name__}: {error}"
-                self._findings.add_damage(kind, uri, problem)
+                self.findings.add_damage(kind, uri, problem)
         return receipt
 
     def _check_size(self, uri: str, key: str, size_bytes: int) -> None:
-        found = self._listing.data.get(key)
+        found = self.listing.data.get(key)
         # An object that was not listed may be newer than the listing: ask the store for it.
-        size = self._store.size(key) if found is None else found.size_bytes
+        size = self.store.size(key) if found is None else found.size_bytes
         if size is None:
             raise NotFound(uri)
         if size != size_bytes:

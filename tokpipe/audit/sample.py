@@ -3,13 +3,13 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tokpipe.audit.findings import Findings
 from tokpipe.audit.report import Sampled
 from tokpipe.errors import NotFound, SourceError
 from tokpipe.formats.job_record import JobRecord
+from tokpipe.identity.fingerprint import installed_version
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Output
 from tokpipe.reconstruct.reencode import Reencoder, equal_fraction
@@ -68,12 +68,10 @@ def encode_again(
 
 def _versions(record: JobRecord) -> str:
     """Name the libraries whose versions are not those that encoded."""
-    changed = []
-    for name, before in sorted(record.settings["libraries"].items()):
-        try:
-            now = version(name)
-        except PackageNotFoundError:
-            now = "not installed"
-        if now != before:
-            changed.append(f"{name} {before}, here {now}")
+    now = {name: installed_version(name) or "not installed" for name in record.libraries}
+    changed = [
+        f"{name} {before}, here {now[name]}"
+        for name, before in sorted(record.libraries.items())
+        if now[name] != before
+    ]
     return "; ".join(changed) or "here all versions are the same"

@@ -91,18 +91,18 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--seed", type=count, default=0, help=f"selects the {what} (default: 0)")
+def add_count(
+    parser: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 0
+) -> None:
+    """Add an option that takes an integer of at least ``least``."""
 
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
 
-def add_shards_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shards",
-        type=count,
-        default=8,
-        metavar="N",
-        help="count codes in N shards, spread evenly; 0 for all (default: 8)",
-    )
+    help_text = f"{what} (default: {default})"
+    parser.add_argument(option, type=number, default=default, metavar="N", help=help_text)
 
 
 def complete_files(argument: argparse.Action) -> None:
@@ -116,14 +116,6 @@ def _local_path(text: str) -> Path:
             f"{text} is a URI, but job files are read from local disk: copy it here first"
         )
     return Path(text.removeprefix("file://"))
-
-
-def count(text: str) -> int:
-    """Parse an integer that is 0 or more."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return number
 
 
 def positive(text: str) -> float:

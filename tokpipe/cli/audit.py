@@ -8,7 +8,7 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import add_output_arguments, add_seed_argument, count, output_of
+from tokpipe.cli.arguments import add_count, add_output_arguments, output_of
 from tokpipe.cli.output import print_lines, show
 from tokpipe.errors import CorruptOutput
 
@@ -27,14 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--partial", action="store_true", help="accept plan rows that are not settled yet"
     )
-    parser.add_argument(
-        "--sample",
-        type=count,
-        default=0,
-        metavar="N",
-        help="also encode N random clips again from their sources, and compare the codes",
-    )
-    add_seed_argument(parser, "random clips")
+    sample = "also encode N random clips again from their sources, and compare the codes"
+    add_count(parser, "--sample", 0, sample)
+    add_count(parser, "--seed", 0, "selects the random clips")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -6,13 +6,7 @@ object in the output. Leaves nothing behind and needs no cluster.
 
 import argparse
 
-from tokpipe.cli.arguments import (
-    add_job_argument,
-    add_json_argument,
-    add_seed_argument,
-    count,
-    job_of,
-)
+from tokpipe.cli.arguments import add_count, add_job_argument, add_json_argument, job_of
 from tokpipe.cli.output import print_json, print_lines
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
@@ -22,20 +16,14 @@ SAMPLE = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
     add_json_argument(parser)
-    parser.add_argument(
-        "--sample",
-        type=count,
-        default=SAMPLE,
-        metavar="N",
-        help=f"open N videos of each source (default: {SAMPLE})",
-    )
-    add_seed_argument(parser, "videos")
+    add_count(parser, "--sample", SAMPLE, "open N videos of each source", least=1)
+    add_count(parser, "--seed", 0, "selects the videos")
 
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.verbs.check import check
 
-    checked = check(job_of(parsed), num_sampled=max(1, parsed.sample), seed=parsed.seed)
+    checked = check(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed)
     if parsed.json:
         print_json([{"subject": one.subject, **one.facts} for one in checked])
     else:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments, add_shards_argument, count, output_of
+from tokpipe.cli.arguments import add_count, add_output_arguments, output_of
 from tokpipe.cli.output import show
 
 EXAMPLE = "tokpipe inspect out/demo --shards 0"
@@ -10,10 +10,8 @@ EXAMPLE = "tokpipe inspect out/demo --shards 0"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
-    add_shards_argument(parser)
-    parser.add_argument(
-        "--clips", type=count, default=3, metavar="N", help="show N clips (default: 3)"
-    )
+    add_count(parser, "--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+    add_count(parser, "--clips", 3, "show N clips")
 
 
 def run(parsed: argparse.Namespace) -> int:

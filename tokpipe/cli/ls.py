@@ -2,9 +2,7 @@
 
 import argparse
 
-from rich.console import Console
-
-from tokpipe.cli.arguments import add_output_arguments, add_source_argument, count, output_of
+from tokpipe.cli.arguments import add_count, add_output_arguments, add_source_argument, output_of
 from tokpipe.cli.output import print_lines
 
 EXAMPLE = "tokpipe ls out/demo --source '*.mov' --limit 20"
@@ -14,16 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
     add_source_argument(parser, "only clips")
     parser.add_argument("--mark", metavar="M", help="only clips with this mark, such as damaged")
-    parser.add_argument(
-        "--limit", type=count, default=0, metavar="N", help="list N clips; 0 for all (default: 0)"
-    )
+    add_count(parser, "--limit", 0, "list N clips; 0 for all")
 
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.reader import open_output
     from tokpipe.verbs.clips import clip_lines
 
-    console = Console(highlight=False)
     print_lines(
         clip_lines(
             open_output(*output_of(parsed)),
@@ -31,8 +26,6 @@ def run(parsed: argparse.Namespace) -> int:
             mark=parsed.mark,
             limit=parsed.limit,
             as_json=parsed.json,
-            width=console.width if console.is_terminal else None,
-        ),
-        console,
+        )
     )
     return 0

@@ -7,10 +7,9 @@ bytes and encoder hours. For a finished job, also prints how far off the estimat
 import argparse
 
 from tokpipe.cli.arguments import (
+    add_count,
     add_job_argument,
     add_json_argument,
-    add_seed_argument,
-    count,
     job_of,
     positive,
 )
@@ -22,22 +21,16 @@ EXAMPLE = "tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
     add_json_argument(parser)
-    parser.add_argument(
-        "--sample", type=count, default=64, metavar="N", help="probe N videos (default: 64)"
-    )
-    add_seed_argument(parser, "videos")
+    add_count(parser, "--sample", 64, "probe N videos", least=1)
+    add_count(parser, "--seed", 0, "selects the videos")
     parser.add_argument(
         "--like",
         metavar="OUT",
         help="predict time and size from this output (or that of this job file) with the same "
         "tokenizer and GPU (default: the job's own output)",
     )
-    parser.add_argument(
-        "--codes-per-s",
-        type=positive,
-        metavar="X",
-        help="speed of one encoder, instead of --like",
-    )
+    speed = "speed of one encoder, instead of --like"
+    parser.add_argument("--codes-per-s", type=positive, metavar="X", help=speed)
     parser.add_argument("--price", type=float, metavar="P", help="price of one encoder (GPU) hour")
 
 
@@ -46,7 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     found = forecast(
         job_of(parsed),
-        num_sampled=max(1, parsed.sample),
+        num_sampled=parsed.sample,
         seed=parsed.seed,
         like=parsed.like,
         codes_per_s=parsed.codes_per_s,

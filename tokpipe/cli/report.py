@@ -8,12 +8,10 @@ import argparse
 from pathlib import Path
 
 from tokpipe.cli.arguments import (
+    add_count,
     add_device_argument,
     add_output_arguments,
-    add_seed_argument,
-    add_shards_argument,
     check_new_file,
-    count,
     output_of,
 )
 from tokpipe.cli.output import show
@@ -26,15 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", dest="path", type=Path, required=True, metavar="FILE.html", help="where to write"
     )
-    parser.add_argument(
-        "--pairs",
-        type=count,
-        default=3,
-        metavar="N",
-        help="show N clips next to their sources; 0 needs neither torch nor sources (default: 3)",
-    )
-    add_shards_argument(parser)
-    add_seed_argument(parser, "clips")
+    pairs = "show N clips next to their sources; 0 needs neither torch nor sources"
+    add_count(parser, "--pairs", 3, pairs)
+    add_count(parser, "--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+    add_count(parser, "--seed", 0, "selects the clips")
     add_device_argument(parser)
 
 

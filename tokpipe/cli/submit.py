@@ -8,7 +8,6 @@ ends the printing: run the same command to follow again, or with --stop to stop 
 import argparse
 import shlex
 import signal
-import time
 
 from tokpipe.cli import run as run_verb
 from tokpipe.cli.arguments import job_of
@@ -51,11 +50,11 @@ def run(parsed: argparse.Namespace) -> int:
 
     package = make_package(parsed.job, job, options, parsed.env)
 
-    from tokpipe.runtime.submit import KILL_AFTER_S, Cluster, Submission
+    from tokpipe.runtime.submit import Cluster, Submission
 
     cluster = Cluster(parsed.address)
     newest = cluster.newest(package)
-    uri, is_new, started = job.output.uri, False, time.monotonic()
+    uri, is_new = job.output.uri, False
     if parsed.stop:
         if not newest.is_live:
             print_lines([f"nothing to stop: no job for {uri} is running on {cluster.address}"])
@@ -63,17 +62,17 @@ def run(parsed: argparse.Namespace) -> int:
         cluster.stop(newest)
         print_lines([f"stopping {newest.id}: it commits what is finished, which can take a minute"])
     elif newest.is_live:
-        print_lines([f"{newest.id} already works on {uri}: following it"])
-        if newest.digest != package.digest:
-            print_lines(["  its job file or options differ: to use these, run with --stop first"])
+        print_lines(
+            [
+                f"{newest.id} already works on {uri}: following it",
+                "  with the job and options it was submitted with; to use others, --stop it first",
+            ]
+        )
     else:
-        notes = [cluster.version_note]
         if paths := package.local_paths():
-            notes.append(f"all nodes must see these local paths: {', '.join(paths)}")
-        print_lines(filter(None, notes))
-        newest, is_new = cluster.submit(package, newest)
-        done = "submitted" if is_new else "someone else has just submitted"
-        print_lines([f"{done} {newest.id} to {cluster.address}"])
+            print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
+        newest, is_new = cluster.submit(package, newest), True
+        print_lines([f"submitted {newest.id} to {cluster.address}"])
     command = ["tokpipe", "submit", str(parsed.job)]
     again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
     ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
@@ -91,9 +90,6 @@ def run(parsed: argparse.Namespace) -> int:
         print_lines([f"the job {state} on {cluster.address}", *ways])
         return 128 + signal.SIGINT
     if parsed.stop and newest.was_stopped:
-        if time.monotonic() - started > KILL_AFTER_S:
-            print_lines([f"Ray killed {newest.id} after {KILL_AFTER_S} s; committed work is safe"])
-            return 128 + signal.SIGKILL
         print_lines([f"stopped {newest.id}"])
         return 0
     return newest.exit_code

@@ -90,8 +90,7 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
     found = data
     for part in place:
         found = found[part]
-    key = str(place[-1]) if place else ""
-    return place, f"found {_text(found)}; {remedy(annotation, found, key)}"
+    return place, f"found {_text(found)}; {remedy(annotation, found)}"
 
 
 def _purpose(annotation: Any) -> str:

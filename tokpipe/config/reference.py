@@ -7,15 +7,15 @@ to date.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from tokpipe.config.job import JobConfig
+from tokpipe.config.suggest import accepted, bare, in_yaml, is_section, one_of
 
 START = "## The whole file\n"
 """The page's prose ends where this line begins."""
@@ -60,33 +60,18 @@ def _row(name: str, field: FieldInfo) -> str:
     elif isinstance(field.default, BaseModel) or field.default is PydanticUndefined:
         default = ""
     else:
-        default = f"`{_yaml(field.default)}`"
-    return f"| `{name}` | {_type(field.annotation)} | {default} | {_paragraph(field.description)} |"
+        default = f"`{in_yaml(to_jsonable_python(field.default))}`"
+    return f"| `{name}` | {_type(field)} | {default} | {_paragraph(field.description)} |"
 
 
-def _type(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type(inner[0])
-    if origin is Literal:
-        return ", ".join(f"`{_yaml(value)}`" for value in inner)
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_type, inner)))
-    if origin is tuple:
-        if inner[-1] is Ellipsis:
-            return f"list of {_type(inner[0])}"
-        return f"[{', '.join(map(_type, inner))}]"
-    if origin is dict:
-        return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section"
-    names = {str: "text", int: "integer", float: "number", bool: "true, false", NoneType: "null"}
-    return names[annotation]
-
-
-def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=1000)
-    return text.removesuffix("...\n").strip()
+def _type(field: FieldInfo) -> str:
+    annotation: Any = Annotated[(field.annotation, field)]
+    plain = bare(annotation)
+    if get_origin(plain) is Literal:
+        text = one_of(f"`{in_yaml(value)}`" for value in get_args(plain))
+    else:
+        text = "a section" if is_section(plain) else accepted(annotation)
+    return f"{text}, or `null`" if NoneType in get_args(field.annotation) else text
 
 
 def _paragraph(text: str | None) -> str:

@@ -4,37 +4,32 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 _ALIASES = {"gpu": "cuda", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
-_TRUTHS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-_UNITS: dict[str, dict[str, float]] = {
-    "": {"": 1, "%": 0.01, "fps": 1, "hz": 1, "px": 1, "frames": 1},
-    "_s": {"ms": 0.001, "s": 1, "sec": 1, "seconds": 1, "m": 60, "min": 60, "h": 3600},
-    "_bytes": {
-        unit: base ** (power + 1)
-        for power, letter in enumerate("kmgt")
-        for base, units in ((1000, (letter, f"{letter}b")), (1024, (f"{letter}ib",)))
-        for unit in units
-    },
-}
-"""Factors by the ending of a key, the first for all keys."""
-_QUANTITY = re.compile(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z%]*)")
-_SIZES = re.compile(r"[\[(]?\s*[\d.]+(\s*[x×*,; ]\s*[\d.]+)+\s*[\])]?")  # noqa: RUF001
+_UNITS = {"": 1, "%": 0.01, "fps": 1, "px": 1, "s": 1, "min": 60, "h": 3600}
+_UNITS |= {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_QUANTITY = re.compile(rf"([-+.\de]+?)\s*({'|'.join(_UNITS)})")
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
 
-def remedy(annotation: Any, found: Any, key: str) -> str:
-    """Say what to write in place of a value that was found at ``key``."""
-    meant = _meant(annotation, found, key)
-    if meant is not None and _is_valid(annotation, meant) and in_yaml(meant) != in_yaml(found):
-        return f"write {in_yaml(meant)}"
+def remedy(annotation: Any, found: Any) -> str:
+    """Say what to write in place of a value."""
+    adapter = TypeAdapter(annotation)
+    for candidate in _candidates(annotation, found):
+        with suppress(ValueError):  # not strict, so that "8" and 8.0 are read as 8
+            value = adapter.validate_json(json.dumps(candidate, allow_nan=False))
+            plain = adapter.dump_python(value, mode="json", exclude_unset=True)
+            meant = re.sub(r"\b(\d+)\.0(?=[,\]]|$)", r"\1", in_yaml(plain))
+            if meant != in_yaml(found):
+                return f"write {meant}"
     wanted = accepted(annotation)
     if "native" in kinds_of(annotation) and isinstance(found, str):
         return f"write {{checkpoint: {found}}} if that is a checkpoint, or else {wanted}"
@@ -52,7 +47,7 @@ def remedy(annotation: Any, found: Any, key: str) -> str:
 def accepted(annotation: Any) -> str:
     """Describe what an annotation accepts, such as ``a whole number above 0``."""
     limits = [
-        f" {text} {bound:,g}"
+        f" {text} {bound:,}"
         for one in _rules(annotation)
         for name, text in _LIMITS.items()
         if (bound := getattr(one, name, None)) is not None
@@ -86,57 +81,29 @@ def in_yaml(value: Any) -> str:
     return text.partition("\n")[0]
 
 
-def _meant(annotation: Any, found: Any, key: str) -> Any:
-    """Return what ``found`` may stand for, not checked against all rules; None if unknown."""
-    annotation = bare(annotation)
-    arguments, text = get_args(annotation), str(found).strip().lower()
-    if found is None or isinstance(found, dict):
-        return [found] if found and is_section(_entries(annotation)) else None
-    if get_origin(annotation) is Literal:
+def _candidates(annotation: Any, found: Any) -> Iterator[Any]:
+    """Yield what ``found`` may stand for, likely or not."""
+    if found is None or isinstance(found, bool):
+        return
+    yield found
+    yield [found]
+    if isinstance(found, list) and len(found) == 1:
+        yield found * 2  # a square
+        yield found[0]
+    if isinstance(found, (dict, list)):
+        return
+    text = str(found).strip().lower()
+    if get_origin(bare(annotation)) is Literal:
+        options = {str(option).lower(): option for option in get_args(bare(annotation))}
         text = _ALIASES.get(text, text).replace("-", "_")
-        options = {str(option).lower(): option for option in arguments}
-        return options.get(next(iter(difflib.get_close_matches(text, options, n=1)), ""))
-    if get_origin(annotation) is tuple:
-        return _meant_list(arguments, found, key)
-    if isinstance(found, list):
-        return _meant(annotation, found[0], key) if len(found) == 1 else None
-    if annotation is bool:
-        return _TRUTHS.get({"1": "yes", "0": "no"}.get(text, text))
-    if annotation is str:
-        return re.sub(r"[^\w.-]+", "-", text if isinstance(found, bool) else str(found))
-    match = _QUANTITY.fullmatch(text)
-    if annotation not in (int, float) or match is None or isinstance(found, bool):
-        return None
-    number, unit = float(match[1].replace("_", "")), match[2]
-    factors = [table[unit] for end, table in _UNITS.items() if key.endswith(end) and unit in table]
-    if not factors:
-        return None
-    number *= factors[0]
-    return int(number) if number.is_integer() else number
-
-
-def _meant_list(arguments: tuple[Any, ...], found: Any, key: str) -> Any:
-    if isinstance(found, str) and _SIZES.fullmatch(found):
-        found = re.findall(r"[\d.]+", found)
-    values = found if isinstance(found, list) else [found]
-    is_any_length = arguments[-1] is Ellipsis
-    if (
-        is_any_length
-        and get_origin(bare(arguments[0])) is tuple
-        and not isinstance(values[0], list)
-    ):
-        values = [values]  # one size, where a list of sizes belongs
-    if not is_any_length and len(values) == 1:
-        values = values * len(arguments)  # a square
-    return [_meant(arguments[0], value, key) for value in values]
-
-
-def _is_valid(annotation: Any, value: Any) -> bool:
-    try:
-        TypeAdapter(annotation).validate_json(json.dumps(value))
-    except ValidationError:
-        return False
-    return True
+        yield from map(options.get, difflib.get_close_matches(text, options, n=1))
+    if match := _QUANTITY.fullmatch(text):
+        with suppress(ValueError):
+            number = float(match[1]) * _UNITS[match[2]]
+            yield from (number, [number], [number, number])
+    if len(numbers := re.split(r"\s*[x×*,; ]\s*", text)) > 1:  # noqa: RUF001
+        yield numbers
+    yield re.sub(r"[^\w.-]+", "-", str(found))
 
 
 def _entries(annotation: Any) -> Any:

@@ -37,7 +37,8 @@ def write(output: Output, folder: Path) -> None:
     }
     shards = []
     samples = packed.samples_of(output, _array_head)
-    files = packed.files_of(samples, _head(config), packed.FILE_BYTES)
+    head = json.dumps(config, sort_keys=True).encode()
+    files = packed.files_of(samples, head, packed.FILE_BYTES)
     for number, (size, data) in enumerate(files):
         name = f"shard.{number:05}.mds"
         (folder / name).write_bytes(data)
@@ -52,8 +53,7 @@ def count(folder: Path) -> tuple[int, int]:
     """Return (clips, codes) by reading every shard that the index lists."""
     num_clips = num_codes = 0
     for shard in json.loads((folder / "index.json").read_text())["shards"]:
-        raw, num_samples = shard.pop("raw_data"), shard.pop("samples")
-        del shard["zip_data"]
+        raw, num_samples = shard["raw_data"], shard["samples"]
         dtype = np.dtype(shard["column_encodings"][1].removeprefix("ndarray:"))
         num_clips += num_samples
         num_codes += packed.count_codes(
@@ -61,14 +61,9 @@ def count(folder: Path) -> tuple[int, int]:
             partial(_size_of, dtype=dtype),
             num_bytes=raw["bytes"],
             num_samples=num_samples,
-            head=_head(shard),
             sha256=raw["hashes"]["sha256"],
         )
     return num_clips, num_codes
-
-
-def _head(config: dict[str, Any]) -> bytes:
-    return json.dumps(config, sort_keys=True).encode()
 
 
 def _array_head(codes: NDArray[Any]) -> bytes:

@@ -53,7 +53,6 @@ def count_codes(
     *,
     num_bytes: int,
     num_samples: int,
-    head: bytes = b"",
     sha256: str | None = None,
 ) -> int:
     """Return the number of codes in a file. ``size_of`` returns that of a field of codes.
@@ -63,7 +62,7 @@ def count_codes(
     """
     data = path.read_bytes()
     try:
-        sizes = [size_of(codes) for _, codes, _ in _samples_in(data, head)]
+        sizes = [size_of(codes) for _, codes, _ in _samples_in(data)]
         if (len(data), len(sizes)) != (num_bytes, num_samples):
             raise ValueError(f"it has {len(data)} bytes and {len(sizes)} samples, unlike the index")
         if sha256 not in (None, hashlib.sha256(data).hexdigest()):
@@ -76,15 +75,12 @@ def count_codes(
     return sum(sizes)
 
 
-def _samples_in(data: bytes, head: bytes) -> Iterator[list[bytes]]:
+def _samples_in(data: bytes) -> Iterator[list[bytes]]:
     """Yield the three fields of each sample of a file."""
     (number,) = _read_words(data, 0, 1)
     offsets = _read_words(data, _WORD.itemsize, number + 1)
-    begin = (2 + number) * _WORD.itemsize
-    if offsets[0] != begin + len(head) or offsets[-1] != len(data):
+    if offsets[0] < (2 + number) * _WORD.itemsize or offsets[-1] != len(data):
         raise ValueError("its samples are not where its offsets say")
-    if data[begin : offsets[0]] != head:
-        raise ValueError("its head differs from the index")
     for start, end in pairwise(offsets):
         sizes = _read_words(data, start, 3)
         starts = list(accumulate(sizes, initial=start + 3 * _WORD.itemsize))

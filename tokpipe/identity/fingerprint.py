@@ -19,7 +19,7 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
     Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines. ``device``
     is the kind that encodes, ``"cpu"`` or ``"cuda"``.
     """
-    versions = {name: _version(name) for name in (*LIBRARIES, *job.tokenizer.libraries)}
+    versions = {name: installed_version(name) for name in (*LIBRARIES, *job.tokenizer.libraries)}
     return {
         "codes_version": CODES_VERSION,
         "weights": weights_hash,
@@ -51,7 +51,8 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return digest(settings)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

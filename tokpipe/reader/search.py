@@ -30,20 +30,15 @@ def source_matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def near_names(wanted: str, names: Iterable[str]) -> list[str]:
-    """Return up to three names that start with ``wanted``, or else resemble it."""
+    """Return a name that starts with ``wanted``, or else up to three that resemble it."""
     wanted = _folded(wanted.strip("*?"))
-    starting: dict[str, None] = {}
     others: dict[str, str] = {}
     for name in names:
-        folded = _folded(name)
-        if folded.startswith(wanted):
-            starting[name] = None
-            if len(starting) == 3:
-                break
-        elif len(others) < _COMPARED:
+        if (folded := _folded(name)).startswith(wanted):
+            return [name]
+        if len(others) < _COMPARED:
             others.setdefault(folded, name)
-    close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
-    return list(starting) or [others[folded] for folded in close]
+    return [others[folded] for folded in difflib.get_close_matches(wanted, others)]
 
 
 def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, dict[str, Any]]]:

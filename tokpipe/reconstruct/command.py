@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import near_names, side_rows, source_matcher
 from tokpipe.reconstruct.side_by_side import SideBySide
-from tokpipe.types import Rejected
 
 GRID_FRAMES = 8
 """Frames in an image."""
@@ -94,10 +93,7 @@ def decode_clip(
     Raises:
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.
     """
-    num_matches = None
-    if source is not None:
-        clip_id, num_matches = _choose(output, source)
-    clip = _find(output, clip_id)
+    clip, num_matches = _find(output, clip_id, source)
     total = sum(chunk.n_frames for chunk in clip.chunks)
     comparison = Comparison() if compare else None
     height = width = 0
@@ -119,59 +115,38 @@ def decode_clip(
     return Decoded(clip, total, (height, width), quality, path, num_matches)
 
 
-def _choose(output: Output, pattern: str) -> tuple[str, int]:
-    """Return the id of the first clip whose source matches, and how many do."""
-    matches = source_matcher(pattern)
-    first, num_matches = None, 0
-    for clip_id, uri in _ids_and_sources(output):
-        if matches(uri):
-            first = first or clip_id
-            num_matches += 1
-    if first is None:
-        for rejected in output.rejected():
-            if matches(rejected.ref.source_uri):
-                raise _no_codes(output, rejected)
-        names = (uri.rpartition("/")[2] for _, uri in _ids_and_sources(output))
-        raise NotFound(
-            f"{output.store.uri}: no clip's source matches {pattern!r}."
-            f"{_hint(near_names(pattern, names))} List sources with tokpipe ls {output.store.uri}"
-        )
-    return first, num_matches
-
-
-def _find(output: Output, clip_id: str | None) -> Clip:
-    if clip_id is None:
+def _find(output: Output, clip_id: str | None, source: str | None) -> tuple[Clip, int | None]:
+    """Return a clip, and how many match if it is chosen by its source."""
+    uri = output.store.uri
+    if clip_id is None and source is None:
         if (first := next(output.clips(), None)) is not None:
-            return first
+            return first, None
         raise NotFound(
-            f"{output.store.uri}: has no tokenized clip yet, so there is nothing to decode. Wait "
-            "for the job's first shard, or list the rejected clips with tokpipe rejected"
+            f"{uri}: has no tokenized clip yet, so there is nothing to decode. Wait for the job's "
+            "first shard, or list the rejected clips with tokpipe rejected"
         )
-    try:
-        return output.clip(clip_id)
-    except NotFound as error:
-        for rejected in output.rejected():
-            if rejected.ref.clip_id == clip_id:
-                raise _no_codes(output, rejected) from error
-        near = near_names(clip_id, (one for one, _ in _ids_and_sources(output)))
-        raise NotFound(
-            f"{output.store.uri}: has no clip {clip_id!r}.{_hint(near)} List clips with tokpipe ls "
-            f"{output.store.uri}; to name a clip by its source, use --source"
-        ) from error
+    if clip_id is not None:
+        with suppress(NotFound):
+            return output.clip(clip_id), None
+    matches = source_matcher(source or "")
 
+    def is_meant(row: Mapping[str, str]) -> bool:
+        return row["clip_id"] == clip_id if source is None else matches(row["source_uri"])
 
-def _no_codes(output: Output, rejected: Rejected) -> NotFound:
-    ref = rejected.ref
-    return NotFound(
-        f"{output.store.uri}: clip {ref.clip_id} of {ref.source_uri} was rejected as "
-        f"{rejected.reason}, so it has no codes: {rejected.message}"
-    )
-
-
-def _hint(near: list[str]) -> str:
-    return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _ids_and_sources(output: Output) -> Iterator[tuple[str, str]]:
-    for _, row in side_rows(output, ["clip_id", "source_uri"]):
-        yield row["clip_id"], row["source_uri"]
+    columns = ["clip_id", "source_uri"]
+    ids = (row["clip_id"] for _, row in side_rows(output, columns) if is_meant(row))
+    if (chosen := next(ids, None)) is not None:
+        return output.clip(chosen), 1 + sum(1 for _ in ids)
+    for rejected in output.rejected():
+        ref = rejected.ref
+        if is_meant({"clip_id": ref.clip_id, "source_uri": ref.source_uri}):
+            raise NotFound(
+                f"{uri}: clip {ref.clip_id} of {ref.source_uri} was rejected as {rejected.reason}, "
+                f"so it has no codes: {rejected.message}"
+            )
+    key = "clip_id" if source is None else "source_uri"
+    names = (row[key].rpartition("/")[2] for _, row in side_rows(output, columns))
+    near = " or ".join(near_names(clip_id or source or "", names))
+    problem = f"has no clip {clip_id!r}" if source is None else f"no source matches {source!r}"
+    hint = f" Did you mean {near}?" if near else ""
+    raise NotFound(f"{uri}: {problem}.{hint} List clips with tokpipe ls {uri}")

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import short
+from tokpipe.report.markup import Markup, el, short
 from tokpipe.telemetry.human import duration
 
 _TOP, _PLOT, _BELOW = 8, 140, 22
@@ -74,23 +73,23 @@ def steps_chart(
 
 
 def columns_chart(
-    name: str, counts: Sequence[int], titles: Sequence[str], *, x_ticks: Sequence[AxisTick]
+    name: str, counts: Sequence[int], labels: Sequence[str], *, x_ticks: Sequence[AxisTick]
 ) -> Markup:
-    """Draw a histogram, one column per count. ``x_ticks`` are at 0 to ``len(counts)``."""
+    """Draw a histogram: a column per count and label. ``x_ticks`` are at 0 to ``len(counts)``."""
     ticks = count_ticks(max(counts, default=0), whole=True)
     top, width = ticks[-1].at or 1.0, 1 / max(1, len(counts))
     gap = min(0.15 * width, 0.004)
     columns = (
         el(
             "rect",
-            el("title", title),
+            el("title", f"{label}: {count:,}"),
             x=_percent(index * width + gap / 2),
             width=_percent(width - gap),
             y=_TOP + _PLOT * (1 - count / top),
             height=_PLOT * count / top,
             class_="column",
         )
-        for index, (count, title) in enumerate(zip(counts, titles, strict=True))
+        for index, (count, label) in enumerate(zip(counts, labels, strict=True))
         if count
     )
     return _plot(name, ticks, *columns, *_x_axis(x_ticks, len(counts)))

@@ -1,20 +1,15 @@
-"""Everything that a report shows, gathered from an output."""
+"""Everything that a report shows."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.reader import Output
-from tokpipe.report.groups import Group, read_groups
 from tokpipe.report.history import History
-from tokpipe.report.pairs import Pairs, make_pairs
-from tokpipe.report.rejections import RejectionExamples
-from tokpipe.report.sample import Sample, take_sample
+from tokpipe.report.pairs import Pairs
+from tokpipe.report.sample import Sample
 from tokpipe.telemetry.human import finite
-from tokpipe.verbs.status import Status, status_of
+from tokpipe.verbs.status import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +21,10 @@ class Facts:
     record: JobRecord
     status: Status
     num_entries: int
-    num_read: int
-    """Entries that were read: totals are exact, times are interpolated between these."""
     history: History
-    examples: RejectionExamples
     sample: Sample
     pairs: Pairs | None
     """None if none were requested."""
-
-    @property
-    def bits_per_code(self) -> float | None:
-        """Stored bits per code, shards and side tables included; None before any codes."""
-        totals = self.status.totals
-        return 8 * totals.size_bytes / totals.num_codes if totals.num_codes else None
 
     @property
     def max_bits_per_code(self) -> float:
@@ -46,33 +32,23 @@ class Facts:
         return math.log2(self.record.tokenizer.codebook_size)
 
     @property
-    def rejected_fraction(self) -> float:
-        totals = self.status.totals
-        return totals.num_rejected / max(1, totals.num_clips + totals.num_rejected)
-
-    @property
     def frames_per_s(self) -> float | None:
         """Mean over the working time; None if that is unknown."""
         worked_s = self.history.worked_s
         return self.status.totals.num_frames / worked_s if worked_s > 0 else None
 
-    @property
-    def rejected_by_reason(self) -> dict[str, int]:
-        """Rejected clips of each reason, the most frequent first."""
-        counts = self.status.totals.rejected.items()
-        return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report for programs."""
         usage, speed, pairs = self.sample.usage, self.history.whole.speed, self.pairs
+        totals = self.status.totals
         return {
-            "bits_per_code": self.bits_per_code,
+            "bits_per_code": totals.bits_per_code,
             "frames_per_s": self.frames_per_s,
             "worked_s": self.history.worked_s,
             "num_drivers": len(self.history.starts_s),
             "speed_of_light": None if speed is None else speed.share,
             "limited_by": None if speed is None else speed.limit,
-            "rejected": self.rejected_by_reason,
+            "rejected": dict(totals.rejected.most_common()),
             "sample": {
                 "num_shards": self.sample.num_shards,
                 "num_shards_of": self.sample.num_shards_of,
@@ -98,45 +74,3 @@ class Facts:
                 ],
             },
         }
-
-
-def gather(
-    output: Output,
-    *,
-    num_shards: int,
-    num_pairs: int,
-    seed: int,
-    device: str,
-    now: datetime | None = None,
-) -> Facts:
-    """Read the manifest once (a sample of a long one), and a sample of shards.
-
-    Memory grows with the number of shards, as that of ``output`` does, and with nothing else.
-
-    Raises:
-        CorruptOutput: the manifest is damaged.
-    """
-    now = now or datetime.now(UTC)
-    status = status_of(output.store, output.record, output.state, now=now)
-    examples, num_read = RejectionExamples(), 0
-
-    def groups() -> Iterator[Group]:
-        nonlocal num_read
-        for group in read_groups(output):
-            num_read += 1
-            examples.add(group.entry)
-            yield group
-
-    history = History(groups())
-    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
-    return Facts(
-        made_at=now.isoformat(timespec="seconds"),
-        record=output.record,
-        status=status,
-        num_entries=output.state.next_seq,
-        num_read=num_read,
-        history=history,
-        examples=examples,
-        sample=sample,
-        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
-    )

@@ -1,7 +1,8 @@
-"""What a job did over time, in a bounded number of steps, from its manifest."""
+"""What a job did over time, in a bounded number of steps, from its manifest or a sample of it."""
 
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -9,20 +10,58 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.report.groups import Group
+from tokpipe.formats.manifest import ManifestEntry, read_entries
+from tokpipe.reader import Output
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Speed, speed_of
-from tokpipe.types import STAGES, Stage
+from tokpipe.types import STAGES, Rejected, Stage
 from tokpipe.verbs.status import time_of
 
 MAX_STEPS = 120
 """A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough."""
+
+MAX_ENTRIES = 2048
+"""Entries name every clip, so reading those of 100 million clips would take half an hour."""
+NUM_EXAMPLES = 3
 
 _COLUMNS = [
     *("clips", "frames", "timed_s", "timed_frames"),
     *(f"spent {activity}" for activity in ACTIVITIES),
     *(f"up {stage}" for stage in STAGES),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An entry that was read, together with the skipped ones just before it."""
+
+    entry: ManifestEntry
+    num_entries: int
+    clips: int
+    """Tokenized clips of all of these entries: exact, from the list of shards."""
+    frames: int
+
+
+def read_groups(output: Output) -> Iterator[Group]:
+    """Yield groups that cover the whole manifest, in order.
+
+    Of a manifest with more than ``MAX_ENTRIES``, evenly spaced entries are read. Drivers that
+    began and ended between two of these are missed. Raises CorruptOutput as ``iter_entries`` does.
+    """
+    count = output.state.next_seq
+    chosen = np.linspace(0, count - 1, min(count, MAX_ENTRIES)).round().astype(int).tolist()
+    shards = output.state.shards
+    seqs, clips, frames = (
+        shards.column(name).to_numpy() for name in ("seq", "num_clips", "num_frames")
+    )
+    start = 0
+    for entry in read_entries(output.store, chosen):
+        stop = entry.seq + 1
+        first, last = np.searchsorted(seqs, [start, stop])
+        yield Group(
+            entry, stop - start, int(clips[first:last].sum()), int(frames[first:last].sum())
+        )
+        start = stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +127,18 @@ class History:
         """When each driver began, in working time."""
         self.versions: dict[str, None] = {}
         """Versions of tokpipe that took part, in order."""
+        self.num_read = 0
+        """Entries that were read: totals are exact, times are interpolated between these."""
+        self._rejected: dict[str, deque[Rejected]] = {}
+        """The newest rejections of each reason, newest first."""
         self._ends_s = [0.0]
         writer: str | None = None
         at: datetime | None = None
         rows = [np.zeros(len(_COLUMNS))]
         for group in groups:
             entry = group.entry
+            self.num_read += 1
+            self._add_examples(entry)
             now, elapsed_s = time_of(entry), 0.0
             if at is not None and entry.writer == writer:
                 elapsed_s = max(0.0, (now - at).total_seconds())
@@ -107,6 +152,19 @@ class History:
             rows.append(_amounts_of(group, elapsed_s))
             writer, at = entry.writer, now
         self._done = np.cumsum(rows, axis=0)
+
+    def _add_examples(self, entry: ManifestEntry) -> None:
+        for withdrawn in entry.reopened:
+            kept = self._rejected.get(withdrawn.reason, deque())
+            for example in [one for one in kept if one.ref == withdrawn.ref]:
+                kept.remove(example)
+        for rejected in entry.rejected:
+            kept = self._rejected.setdefault(rejected.reason, deque(maxlen=NUM_EXAMPLES))
+            kept.appendleft(rejected)
+
+    def examples_of(self, reason: str) -> list[Rejected]:
+        """Rejected clips of one reason, newest first; none if their entries were not read."""
+        return list(self._rejected.get(reason, ()))
 
     @property
     def worked_s(self) -> float:

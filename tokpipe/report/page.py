@@ -1,14 +1,13 @@
-"""The HTML page around the sections. Style and script are inline, so it fetches nothing."""
+"""The HTML page around the sections. The style is inline, so it fetches nothing."""
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 
 import tokpipe
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el, joined
-from tokpipe.report.parts import moment
+from tokpipe.report.markup import Markup, el, joined, moment
 from tokpipe.report.sections.headline import headline, state_line
 from tokpipe.report.sections.pictures import pictures
 from tokpipe.report.sections.provenance import provenance
@@ -16,30 +15,27 @@ from tokpipe.report.sections.rejected import rejected
 from tokpipe.report.sections.sample import codes, lengths
 from tokpipe.report.sections.throughput import throughput
 
-_SECTIONS: dict[str, tuple[str, Callable[[Facts], Markup]]] = {
+_SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
     "throughput": ("Throughput", throughput),
-    "rejected": ("Rejected", rejected),
-    "codes": ("Codes", codes),
-    "lengths": ("Lengths", lengths),
-    "pairs": ("Pictures", pictures),
+    "rejected": ("Rejected clips", rejected),
+    "codes": ("Code usage", codes),
+    "lengths": ("Clip lengths", lengths),
+    "pairs": ("Source and reconstruction", pictures),
     "provenance": ("Provenance", provenance),
 }
-"""Title in the table of contents, and content, by anchor."""
+"""Title and content by anchor. A section without content is left out."""
 
 
 def page(facts: Facts) -> str:
     """Return the report as HTML.
 
     All text from the output is escaped. In case that fails, a content security policy allows only
-    this page's script and style, and no requests.
+    this page's style: no script, and no requests.
     """
-    style, script = (
-        Markup(files("tokpipe.report").joinpath(name).read_text("utf-8"))
-        for name in ("style.css", "theme.js")
-    )
+    style = Markup(files("tokpipe.report").joinpath("style.css").read_text("utf-8"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; base-uri 'none'; "
+        "form-action 'none'"
     )
     head = el(
         "head",
@@ -51,36 +47,34 @@ def page(facts: Facts) -> str:
         el("title", f"{facts.record.dataset}: tokpipe report"),
         el("style", style),
     )
-    sections = (content(facts) for _, content in _SECTIONS.values())
+    contents = {name: content(facts) for name, (_, content) in _SECTIONS.items()}
+    shown = {name: content for name, content in contents.items() if content}
+    sections = map(_section, shown, shown.values())
     body = el(
         "body",
         el("a", "Skip to the report", href="#report", class_="skip"),
-        el("header", _masthead(facts)),
+        el("header", _masthead(facts, shown)),
         el("main", headline(facts), *sections, id="report", tabindex=-1),
         el("footer", el("p", f"Made by tokpipe {tokpipe.__version__} at {moment(facts.made_at)}.")),
-        el("script", script),
     )
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
 
 
-def _masthead(facts: Facts) -> Markup:
-    links = (
-        el("li", el("a", title, href=f"#{name}"))
-        for name, (title, _) in _SECTIONS.items()
-        if name != "pairs" or facts.pairs is not None
-    )
+def _masthead(facts: Facts, shown: Iterable[str]) -> Markup:
+    links = (el("li", el("a", _SECTIONS[name][0], href=f"#{name}")) for name in shown)
     return joined(
-        el(
-            "div",
-            el("p", "tokpipe report", class_="kicker"),
-            el("button", "Theme", type="button", id="theme", hidden=True),
-            class_="top",
-        ),
+        el("p", "tokpipe report", class_="kicker"),
         el("h1", facts.record.dataset),
         el("p", facts.status.uri, class_="uri"),
         state_line(facts),
         el("nav", el("ul", *links), aria_label="Sections"),
     )
+
+
+def _section(name: str, content: Iterable[Markup]) -> Markup:
+    heading = f"{name}-title"
+    title = el("h2", _SECTIONS[name][0], id=heading)
+    return el("section", title, *content, id=name, aria_labelledby=heading)
 
 
 def _hash(content: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -46,12 +45,6 @@ class Pairs:
 
     pairs: list[Pair] = field(default_factory=list)
     problem: str | None = None
-
-    @property
-    def psnrs_db(self) -> list[float]:
-        """The known, finite ones."""
-        known = [pair.psnr_db for pair in self.pairs if pair.psnr_db is not None]
-        return [psnr for psnr in known if math.isfinite(psnr)]
 
 
 def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:

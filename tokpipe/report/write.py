@@ -3,14 +3,18 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tokpipe.reader import Output
-from tokpipe.report.facts import Facts, gather
+from tokpipe.report.facts import Facts
+from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
+from tokpipe.report.pairs import make_pairs
+from tokpipe.report.sample import take_sample
 from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.human import size_text
+from tokpipe.verbs.status import status_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ def write_report(
     """Write a report on an output to one HTML file. The file appears when it is complete.
 
     Reads the whole manifest (a sample of a long one), and fetches and verifies a sample of shards.
-    If sources, weights or torch are missing, the report says so.
+    If sources, weights or torch are missing, the report says so. Memory grows with the number of
+    shards, as that of ``output`` does, and with nothing else.
 
     Args:
         num_shards: number of shards in which to count codes and lengths; 0 for all.
@@ -68,8 +73,16 @@ def write_report(
     Raises:
         CorruptOutput: the manifest is damaged.
     """
-    facts = gather(
-        output, num_shards=num_shards, num_pairs=num_pairs, seed=seed, device=device, now=now
+    now = now or datetime.now(UTC)
+    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
+    facts = Facts(
+        made_at=now.isoformat(timespec="seconds"),
+        record=output.record,
+        status=status_of(output.store, output.record, output.state, now=now),
+        num_entries=output.state.next_seq,
+        history=History(read_groups(output)),
+        sample=sample,
+        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
     )
     data = page(facts).encode()
     write_file(path, data)

@@ -43,7 +43,7 @@ class Worker:
     """What all actors share."""
 
     def __init__(self, log: WorkerLog) -> None:
-        self.log = log
+        log.start()
 
     def node_id(self) -> str:
         """Hex id of the node that this actor runs on."""
@@ -54,7 +54,6 @@ class DecodeActor(Worker):
     """Runs the decode stage on CPUs."""
 
     def setup(self, stage: DecodeStage) -> None:
-        self.log.start()
         self.stage = stage
         self.stage.setup(make_scratch("decode"))
 
@@ -81,7 +80,6 @@ class EncodeActor(Worker):
     """Runs the encode stage, on a GPU if the job has any."""
 
     def setup(self, build: Callable[[], EncodeStage], device: str, weights: bytes | None) -> None:
-        self.log.start()
         self.stage = build()
         self.stage.setup(device, weights)
 
@@ -116,7 +114,6 @@ class WriteActor(Worker):
     """Runs the write stage. It gets its inputs by reference, to find out which of them are lost."""
 
     def setup(self, stage: WriteStage) -> None:
-        self.log.start()
         self.stage = stage
         self.stage.setup()
 

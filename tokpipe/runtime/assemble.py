@@ -38,9 +38,13 @@ USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
 
 
 @dataclass(frozen=True)
-class Stages:
-    """The three stages as the job configures them, and what else their actors need."""
+class Run:
+    """The parts of one run, ready for ``Shell``. Its driver has claimed the output."""
 
+    config: RuntimeConfig
+    committer: Committer
+    feed: Feed
+    dispatcher: Dispatcher
     decode: DecodeStage
     encode: Callable[[], EncodeStage]
     """Builds the stage in its actor, because that imports torch."""
@@ -53,17 +57,6 @@ class Stages:
     """``<plan>-<driver>``: no other driver writes shards with this prefix."""
     log_context: Mapping[str, object]
     """Fields of every line in the logs of the driver and its actors."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """The parts of one run, ready for ``Shell``. Its driver has claimed the output."""
-
-    config: RuntimeConfig
-    committer: Committer
-    feed: Feed
-    dispatcher: Dispatcher
-    stages: Stages
 
 
 def assemble(
@@ -80,7 +73,7 @@ def assemble(
         record: of the same output, from ``look_up`` or ``start_output``.
         retry: rejections to withdraw, so that their clips are work again.
     """
-    store, plan = output.store, StoredPlan.from_json(record.plan)
+    store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
@@ -88,9 +81,21 @@ def assemble(
         line = f"{num_clips:,} rejected clips will be tried again"
         console.print(line, highlight=False)
         log_event("rejections_reopened", line, num_clips=num_clips)
-    feed = Feed(PlanReader(store, plan), committer.state.committed)
-    dispatcher = Dispatcher(limits_of(job, record.device), lambda item: _ref(item, job))
-    return Run(job.runtime, committer, feed, dispatcher, _stages(job, output, record, plan))
+    # A CPU gains nothing from batches, and would only wait for them to fill.
+    encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
+    return Run(
+        config=job.runtime,
+        committer=committer,
+        feed=Feed(PlanReader(store, plan), committer.state.committed),
+        dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
+        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
+        write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
+        device=device,
+        weights=output.weights.encoding,
+        shard_prefix=f"{plan.plan_id[:12]}-{output.driver}",
+        log_context=log_context(output, record),
+    )
 
 
 def limits_of(job: JobConfig, device: str) -> Limits:
@@ -114,21 +119,6 @@ def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
     """Fields of every line in the log of a run."""
     plan_id = record.plan["plan_id"]
     return {"dataset": record.dataset, "plan_id": plan_id, "driver": output.driver}
-
-
-def _stages(job: JobConfig, output: JobOutput, record: JobRecord, plan: StoredPlan) -> Stages:
-    device = record.device
-    # A CPU gains nothing from batches, and would only wait for them to fill.
-    encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
-    return Stages(
-        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
-        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
-        write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
-        device=device,
-        weights=output.weights.encoding,
-        shard_prefix=f"{plan.plan_id[:12]}-{output.driver}",
-        log_context=log_context(output, record),
-    )
 
 
 def _encode_stage(

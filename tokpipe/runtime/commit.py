@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,7 +59,7 @@ def claim_output(
     for _ in range(_CLAIM_ATTEMPTS):
         for entry in iter_entries(store, state.next_seq):
             state.apply(entry)
-        committer = Committer(store, state, writer, checkpoint_every=checkpoint_every)
+        committer = Committer(store, state, writer, checkpoint_every)
         try:
             committer.append(committer.entry(claim=claim))
         except Fenced:
@@ -75,6 +76,7 @@ def claim_output(
     )
 
 
+@dataclass
 class Committer:
     """Appends to the manifest of one output until another driver does.
 
@@ -82,20 +84,12 @@ class Committer:
     is unknown here: claim the output again.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        state: ManifestState,
-        writer: str,
-        *,
-        checkpoint_every: int = CHECKPOINT_INTERVAL,
-    ) -> None:
-        self.store = store
-        self.state = state
-        self.writer = writer
-        self.checkpoint_every = checkpoint_every
-        self._unwritten = Account()
-        """From commits that had nothing to add."""
+    store: Store
+    state: ManifestState
+    writer: str
+    checkpoint_every: int = CHECKPOINT_INTERVAL
+    _unwritten: Account = field(default_factory=Account, init=False)
+    """From commits that had nothing to add."""
 
     def commit(
         self,

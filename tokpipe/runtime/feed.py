@@ -1,25 +1,13 @@
 """From the stored plan to work items, without what is committed."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import islice
 
 from tokpipe.formats.manifest import CommittedRows
+from tokpipe.plan import PlanReader
 from tokpipe.runtime.dispatch.protocol import Planned
 from tokpipe.types import WorkItem
-
-
-class Rows(Protocol):
-    """What a feed reads: the stored plan, row by row."""
-
-    def iter_undone(
-        self, done: Callable[[int, int], NDArray[np.bool_]]
-    ) -> Iterator[list[WorkItem]]:
-        """Yield items of rows for which ``done(start, stop)`` is false, a few at a time."""
 
 
 class Feed:
@@ -28,25 +16,19 @@ class Feed:
     A row of which some segments are committed comes as its missing segments.
     """
 
-    def __init__(self, rows: Rows, committed: CommittedRows) -> None:
+    def __init__(self, plan: PlanReader, committed: CommittedRows) -> None:
         # Copied, because the committer's thread changes it. What this driver commits later was
         # handed out before, so it cannot come again.
         self._partial = {
             row: (part.num_segments, frozenset(part.done))
             for row, part in committed.partial.items()
         }
-        self._batches = rows.iter_undone(committed.done)
-        self._ready: deque[WorkItem] = deque()
+        batches = plan.iter_undone(committed.done)
+        self._left = (left for batch in batches for item in batch for left in self._missing(item))
 
     def fetch(self, num_items: int) -> Planned:
         """Return ``num_items`` items, or all that are left."""
-        while len(self._ready) < num_items:
-            batch = next(self._batches, None)
-            if batch is None:
-                break
-            for item in batch:
-                self._ready.extend(self._missing(item))
-        items = tuple(self._ready.popleft() for _ in range(min(num_items, len(self._ready))))
+        items = tuple(islice(self._left, num_items))
         return Planned(items, exhausted=len(items) < num_items)
 
     def _missing(self, item: WorkItem) -> Iterator[WorkItem]:

@@ -23,7 +23,7 @@ from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.output import RetryRejected, look_up, start_output
-from tokpipe.runtime.progress import ProgressLog, ProgressView
+from tokpipe.runtime.progress import ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import Signals
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
@@ -33,7 +33,6 @@ from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.logs import EventName, driver_log, log_event
 from tokpipe.telemetry.redact import redact
-from tokpipe.telemetry.speed import Speed, speed_of
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,6 @@ class Outcome:
     was_done: bool = False
     """Earlier runs had already settled every plan row."""
 
-    @property
-    def rejected_fraction(self) -> float:
-        clips = self.totals.num_clips + self.totals.num_rejected
-        return self.totals.num_rejected / clips if clips else 0.0
-
-    @property
-    def speed(self) -> Speed | None:
-        """How close this run came to the speed of its encoders, and what limited it."""
-        return speed_of(self.account)
-
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
     """Start or resume a job, and work until it is done or SIGINT or SIGTERM stops it.
@@ -78,7 +67,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     Raises:
         TokpipeError: see ``errors``. Committed work is kept.
     """
-    started, interval_s = time.monotonic(), job.runtime.progress_interval_s
+    started = time.monotonic()
     with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
         output = look_up(job)
         if output.state is not None and output.is_done(retry):
@@ -90,7 +79,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             signals.arm()
             record = output.record or start_output(job, output, console)
             with (
-                ProgressView(console, interval_s) as view,
+                ProgressView(console, job.runtime.progress_interval_s) as view,
                 driver_log(job.runtime.log_path, view.say, log_context(output, record)),
                 _errors_logged(),
             ):
@@ -106,12 +95,11 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
                     view.say(f"left out: {left_out}")
                 snapshots = Snapshots(state, started)
                 metrics = JobMetrics(job.dataset, record.plan["plan_id"])
-                displays = view, ProgressLog(interval_s), metrics
 
                 def show_progress() -> Snapshot:
                     snapshot = snapshots.take(run.dispatcher)
-                    for display in displays:
-                        display.show(snapshot)
+                    view.show(snapshot)
+                    metrics.show(snapshot)
                     return snapshot
 
                 signals.stop = shell.stop

@@ -5,8 +5,6 @@ settings of its checkpoint. Whatever the cluster's environment, home or folders 
 therefore runs the same job. No other file of the project is sent.
 """
 
-import importlib.machinery
-import importlib.util
 import os
 import shlex
 import shutil
@@ -14,7 +12,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -52,12 +49,6 @@ class Package:
         """The driver's command: ``exec``, so that signals and exit codes are the driver's."""
         words = ["python", STARTER, tokpipe.__version__, self.name, *self.options]
         return f"exec {shlex.join(words)}"
-
-    @property
-    def digest(self) -> str:
-        """Changes with the job, the options and the variables, not with the code."""
-        parts = [self.text, self.entrypoint, *map("=".join, sorted(self.variables.items()))]
-        return sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def write(self, folder: Path) -> None:
         """Write everything that is sent into an empty folder."""
@@ -145,27 +136,17 @@ def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
     """Yield the module or package of a custom tokenizer, unless it is installed or not here."""
     if not isinstance(job.tokenizer, CustomConfig):
         return
-    module = job.tokenizer.implementation.partition(":")[0].split(".")
-    folders = [*sys.path, str(project_root(path)), str(path.resolve().parent)]
-    for depth, name in enumerate(module, start=1):
-        spec = importlib.util.find_spec(name) if depth == 1 else None  # also an editable install
-        if spec is None or spec.origin is None:  # not found, or part of a namespace
-            spec = importlib.machinery.PathFinder.find_spec(name, folders) or spec
-        if spec is None:
-            return
-        if spec.origin is not None:
-            found, place = Path(spec.origin), Path(*module[:depth])
-            if spec.has_location and not _is_installed(found):
-                is_package = spec.submodule_search_locations is not None
-                code = found.parent if is_package else found
-                yield str(place if is_package else place.with_suffix(found.suffix)), code
-            return
-        folders = list(spec.submodule_search_locations or ())  # of a namespace, only that part
-
-
-def _is_installed(path: Path) -> bool:
-    in_site = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    return in_site or path.is_relative_to(sysconfig.get_path("stdlib"))
+    parts = job.tokenizer.implementation.partition(":")[0].split(".")
+    places = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    stdlib = sysconfig.get_path("stdlib")
+    for folder in (*map(Path, sys.path), project_root(path), path.resolve().parent):
+        for place in places:  # of a folder without __init__.py, only what is named in it
+            for code, file in ((place, f"{place}/__init__.py"), (f"{place}.py", f"{place}.py")):
+                if (folder / file).is_file():
+                    in_site = {"site-packages", "dist-packages"} & {*folder.parts}
+                    if not in_site and not folder.is_relative_to(stdlib):
+                        yield code, folder / code
+                    return
 
 
 def _not_code(folder: str, names: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
-from tokpipe.telemetry.logs import events_are_logged, log_event
+from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.telemetry.speed import speed_of, speed_text
 from tokpipe.types import STAGES
@@ -23,7 +23,7 @@ MIN_LIMIT_S = 10.0
 
 
 class ProgressView:
-    """Live lines on a terminal; elsewhere one plain line every ``interval_s`` seconds."""
+    """Live lines on a terminal; elsewhere, and for the log, a line every ``interval_s`` seconds."""
 
     def __init__(self, console: Console, interval_s: float) -> None:
         self.console = console
@@ -47,9 +47,11 @@ class ProgressView:
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
             self._live.update(Group(*self._lines(snapshot)), refresh=True)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + self.interval_s
-            self.say(_plain_line(snapshot))
+        if (now := time.monotonic()) >= self._next_line:
+            self._next_line = now + self.interval_s
+            _log(snapshot)
+            if self._live is None:
+                self.say(_plain_line(snapshot))
 
     def _lines(self, snapshot: Snapshot) -> Iterator[Text]:
         width = max(0, min(MAX_BAR_WIDTH, self.console.width - COLUMNS_WIDTH))
@@ -101,7 +103,7 @@ def _job_text(snapshot: Snapshot) -> str:
 def _rejected_text(snapshot: Snapshot) -> str:
     if not snapshot.rejected:
         return ""
-    return f"rejected {snapshot.num_rejected:,}: {counts_text(snapshot.rejected)}"
+    return f"rejected {sum(snapshot.rejected.values()):,}: {counts_text(snapshot.rejected)}"
 
 
 def _speed_text(snapshot: Snapshot) -> str:
@@ -112,35 +114,24 @@ def _speed_text(snapshot: Snapshot) -> str:
     return speed_text(speed)
 
 
-class ProgressLog:
-    """Logs a ``progress`` event every ``interval_s`` seconds."""
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._next = 0.0
-
-    def show(self, snapshot: Snapshot) -> None:
-        now = time.monotonic()
-        if now < self._next or not events_are_logged():
-            return
-        self._next = now + self._interval_s
-        speed, run = speed_of(snapshot.recent), snapshot.run
-        log_event(
-            "progress",
-            f"{snapshot.num_rows_done:,} of {snapshot.num_rows:,} plan rows are settled",
-            num_rows=snapshot.num_rows,
-            num_rows_done=snapshot.num_rows_done,
-            clips=run.clips,
-            num_frames=run.num_frames,
-            num_codes=run.num_codes,
-            written_bytes=run.written_bytes,
-            num_rejected=sum(run.rejected.values()),
-            actors=snapshot.actors,
-            goodput=run.goodput,
-            speed_of_light=None if speed is None else round(speed.share, 4),
-            limit=None if speed is None else speed.limit,
-            share_done=round(snapshot.share_done, 4),
-            elapsed_s=round(snapshot.elapsed_s, 1),
-            left_s=None if snapshot.left_s is None else round(snapshot.left_s, 1),
-            waiting_for=snapshot.waiting_for or None,
-        )
+def _log(snapshot: Snapshot) -> None:
+    speed, run = speed_of(snapshot.recent), snapshot.run
+    log_event(
+        "progress",
+        f"{snapshot.num_rows_done:,} of {snapshot.num_rows:,} plan rows are settled",
+        num_rows=snapshot.num_rows,
+        num_rows_done=snapshot.num_rows_done,
+        clips=run.clips,
+        num_frames=run.num_frames,
+        num_codes=run.num_codes,
+        written_bytes=run.written_bytes,
+        num_rejected=sum(run.rejected.values()),
+        actors=snapshot.actors,
+        goodput=run.goodput,
+        speed_of_light=None if speed is None else round(speed.share, 4),
+        limit=None if speed is None else speed.limit,
+        share_done=round(snapshot.share_done, 4),
+        elapsed_s=round(snapshot.elapsed_s, 1),
+        left_s=None if snapshot.left_s is None else round(snapshot.left_s, 1),
+        waiting_for=snapshot.waiting_for or None,
+    )

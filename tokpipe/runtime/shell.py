@@ -51,7 +51,7 @@ class Shell:
     """One run of the job on a Ray cluster that the process is connected to."""
 
     def __init__(self, run: Run) -> None:
-        self.config, self.stages = run.config, run.stages
+        self.job = run
         self.dispatcher, self.feed, self.committer = run.dispatcher, run.feed, run.committer
         self.was_drained = False
         """The run was stopped because the driver's own node is draining."""
@@ -76,7 +76,7 @@ class Shell:
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
         """
-        self._weights = ray.put(self.stages.weights)
+        self._weights = ray.put(self.job.weights)
         try:
             return self._loop(on_progress)
         finally:
@@ -184,19 +184,19 @@ class Shell:
             self._events.put(fault)
 
     def _start(self, command: protocol.StartActor) -> None:
-        actor_id, stage, stages = command.actor, command.stage, self.stages
-        cpus = 0.0 if command.zero_cpu else getattr(self.config, stage).cpus
+        actor_id, stage, job = command.actor, command.stage, self.job
+        cpus = 0.0 if command.zero_cpu else getattr(job.config, stage).cpus
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if command.avoid:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
-        setup = [getattr(stages, stage)]
+        setup = [getattr(job, stage)]
         if stage == "encode":
-            setup += stages.device, self._weights
-            if stages.device == "cuda":
-                options["num_gpus"] = gpus_per_encoder(self.config)
+            setup += job.device, self._weights
+            if job.device == "cuda":
+                options["num_gpus"] = gpus_per_encoder(job.config)
         log = WorkerLog(
-            as_json=self.config.log_path is not None,
-            context={**stages.log_context, "stage": stage, "actor": actor_id},
+            as_json=job.config.log_path is not None,
+            context={**job.log_context, "stage": stage, "actor": actor_id},
         )
         actor = _REMOTE[stage].options(**options).remote(log)
         self._actors[actor_id] = actor
@@ -207,7 +207,7 @@ class Shell:
     def _dispatch(self, command: protocol.Dispatch) -> None:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
         if isinstance(lease, protocol.WriteLease):
-            name = f"{self.stages.shard_prefix}.{lease.lease_id}-{attempt}"
+            name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
             codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             done = actor.work.remote(attempt, name, codes)
         elif isinstance(lease, protocol.DecodeLease):

@@ -1,8 +1,6 @@
 """SIGINT and SIGTERM during a run: acknowledged at once, whatever the driver is doing."""
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -14,7 +12,7 @@ class Signals:
     """Within the block, the first signal stops the run in good order, and the second at once.
 
     While ``stop`` is None there is nothing to commit, so the first signal ends the run at once.
-    That raises ``KeyboardInterrupt`` with the signal's number; the third exits without clean-up.
+    That raises ``KeyboardInterrupt`` with the signal's number.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -42,10 +40,6 @@ class Signals:
 
     def _on_signal(self, number: int, _: object) -> None:
         self.received.append(signal.Signals(number))
-        if len(self.received) > 2:  # not even the clean-up ends; as safe as a SIGKILL
-            if sys.stdout.isatty():
-                os.write(1, b"\x1b[?25h")  # the cursor that the live lines hide
-            os._exit(128 + number)
         if self.stop is None or len(self.received) > 1:
             self._acknowledge("stopping now ...")
             raise KeyboardInterrupt(number)

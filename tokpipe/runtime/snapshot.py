@@ -64,10 +64,6 @@ class Snapshot:
             return None
         return max(0, left) * min(self.recent_s, self.encoding_s) / max(1, settled)
 
-    @property
-    def num_rejected(self) -> int:
-        return sum(self.rejected.values())
-
     def clips_per_s(self, stage: Stage) -> float:
         """Recent speed of a stage."""
         return self.recent.passed(stage) / self.recent_s if self.recent_s > 0 else 0.0
@@ -82,7 +78,11 @@ class Snapshots:
         """When each stage last had a worker."""
         self._encoding_since: float | None = None
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
-        self._unopened_before, self._left_before = _rows_and_clips_left(state)
+        committed = state.committed
+        self._unopened_before = committed.num_rows - committed.num_done - len(committed.partial)
+        missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
+        self._left_before = self._unopened_before + missing
+        """Clips left, counting a row that was never opened as one."""
         self._recent = RecentAccount(RECENT_S)
 
     def take(self, dispatcher: Dispatcher) -> Snapshot:
@@ -110,11 +110,3 @@ class Snapshots:
             elapsed_s=now - self._started,
             waiting_for=waiting_for(dispatcher.parts, self._last_up, now),
         )
-
-
-def _rows_and_clips_left(state: ManifestState) -> tuple[int, int]:
-    """Rows that were never opened; and clips left, counting these rows as one clip each."""
-    committed = state.committed
-    untouched = committed.num_rows - committed.num_done - len(committed.partial)
-    missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
-    return untouched, untouched + missing

@@ -6,8 +6,7 @@ import logging
 import os
 import signal
 import time
-from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,10 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-import ray
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -38,7 +35,7 @@ from tokpipe.runtime.shell import STOP_GRACE_S
 REQUEST_TIMEOUT_S = 60.0
 SILENCE_S = 60.0
 """After this long without a line, the connection may be dead: a new one is opened."""
-RETRY_S = 1.0
+RETRY_S = 2.0
 LOST_S = 300.0
 """Following ends when the cluster has been out of reach for this long."""
 NUM_EARLIER_LINES = 20
@@ -90,11 +87,6 @@ class Submission:
     @property
     def is_live(self) -> bool:
         return self.info is not None and not self.info.status.is_terminal()
-
-    @property
-    def digest(self) -> str | None:
-        """``Package.digest`` of what was submitted."""
-        return (self.info.metadata or {}).get("digest") if self.info else None
 
     @property
     def was_stopped(self) -> bool:
@@ -157,65 +149,39 @@ class Cluster:
             os.environ.update(saved)
         self.address = self._client.get_address()
 
-    @property
-    def version_note(self) -> str | None:
-        """A warning if the cluster has another version of Ray."""
-        theirs = getattr(self._client, "_server_ray_version", None)
-        if theirs in (None, ray.__version__):
-            return None
-        return (
-            f"{self.address} runs Ray {theirs}, this machine has {ray.__version__}: if submitting "
-            "fails, install the cluster's version here"
-        )
-
     def newest(self, package: Package) -> Submission:
-        """Find the newest submission for a package's output, without listing all jobs."""
+        """Find the newest submission for a package's output."""
         job = package.job
         identity = [job.output.uri.rstrip("/"), job.storage.options, "--dry-run" in package.options]
         name = f"tokpipe-{sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
-
-        def is_unused(number: int) -> bool:
-            return number > 0 and self._info(f"{name}-{number}") is None
-
+        newest = Submission(name, 0, None)
         with self._faults("looking for a running job failed"):
-            end = 1  # numbers have no gaps, so doubling and then bisecting finds the last one
-            while not is_unused(end):
-                end *= 2
-            number = bisect_left(range(end), True, lo=end // 2, key=is_unused) - 1
-            return Submission(name, number, self._info(f"{name}-{number}") if number else None)
+            while info := self._info(f"{name}-{newest.number + 1}"):
+                newest = Submission(name, newest.number + 1, info)
+        return newest
 
-    def submit(self, package: Package, newest: Submission) -> tuple[Submission, bool]:
-        """Submit a job after its newest submission, which has ended.
-
-        Returns the submission, and whether it is this one: someone else may have been faster,
-        because an id can be used only once.
-        """
-        submission, is_new = replace(newest, number=newest.number + 1), True
+    def submit(self, package: Package, newest: Submission) -> Submission:
+        """Submit a job after its newest submission, which has ended."""
+        submission = Submission(newest.name, newest.number + 1, None)
         with self._faults("submitting failed"), TemporaryDirectory() as folder:
             package.write(Path(folder))
-            try:
-                self._client.submit_job(
-                    entrypoint=package.entrypoint,
-                    submission_id=submission.id,
-                    runtime_env={
-                        "working_dir": folder,
-                        "env_vars": {
-                            "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
-                            **package.variables,
-                        },
+            self._client.submit_job(
+                entrypoint=package.entrypoint,
+                submission_id=submission.id,
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {
+                        "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
+                        **package.variables,
                     },
-                    metadata={
-                        "digest": package.digest,
-                        "dataset": package.job.dataset,
-                        "output": package.job.output.uri,
-                        "tokpipe": tokpipe.__version__,
-                    },
-                )
-            except _TROUBLE:
-                is_new = False
-                if self._info(submission.id) is None:
-                    raise
-            return replace(submission, info=self._info(submission.id)), is_new
+                },
+                metadata={
+                    "dataset": package.job.dataset,
+                    "output": package.job.output.uri,
+                    "tokpipe": tokpipe.__version__,
+                },
+            )
+        return submission
 
     def stop(self, submission: Submission) -> None:
         """Ask a driver to commit what is finished and end. Follow it to see how it does."""
@@ -233,14 +199,26 @@ class Cluster:
         Raises:
             RuntimeFault: the cluster is out of reach for LOST_S, or was restarted.
         """
-        log, in_contact = _Log(), time.monotonic()
+        seen, in_contact = 0, time.monotonic()
+
+        def new_lines(parts: Iterable[str]) -> Iterator[str]:
+            """Yield the complete lines not seen yet of a log, whose parts come from its start."""
+            nonlocal seen
+            rest, skip = "", seen
+            for part in parts:
+                *lines, rest = (rest + part[skip:]).split("\n")
+                skip = max(0, skip - len(part))
+                for line in lines:
+                    seen += len(line) + 1
+                    yield line
+
         if not from_start:
             with self._faults("reading the driver's lines failed"):
-                lines = list(log.lines_in(self._client.get_job_logs(submission.id)))
-            yield from lines[-NUM_EARLIER_LINES:]
+                text = self._client.get_job_logs(submission.id)
+            seen = len(text) - len("\n".join(text.split("\n")[-NUM_EARLIER_LINES - 1 :]))
         while True:
             with suppress(*_TROUBLE):
-                yield from self._tail(submission.id, log)
+                yield from new_lines(self._tail(submission.id))
             try:
                 info = self._info(submission.id)
             except _TROUBLE as error:
@@ -255,27 +233,23 @@ class Cluster:
                         f"{self.address} no longer knows {submission.id}, because its head was "
                         "restarted. Committed work is safe; run the same command to resume"
                     )
-                in_contact = time.monotonic()
-                if info.status.is_terminal():
-                    with suppress(*_TROUBLE):  # its node may be gone
-                        text = self._client.get_job_logs(submission.id)
-                        yield from log.lines_in(text[log.num_seen :])
-                    yield from log.rest()
+                in_contact, is_over = time.monotonic(), info.status.is_terminal()
+                with suppress(*_TROUBLE):  # its node may be gone
+                    # What a broken connection has lost, or all of it if a proxy allows none.
+                    text = self._client.get_job_logs(submission.id)
+                    end = "\n" if is_over and text[-1:] not in ("", "\n") else ""
+                    yield from new_lines([text, end])
+                if is_over:
                     yield replace(submission, info=info)
                     return
             time.sleep(RETRY_S)
 
-    def _tail(self, submission_id: str, log: "_Log") -> Iterator[str]:
-        """Yield new lines until the driver ends or the connection breaks or may have."""
-        stream, skip = self._client.tail_job_logs(submission_id), log.num_seen
-        with asyncio.Runner() as runner:
+    def _tail(self, submission_id: str) -> Iterator[str]:
+        """Yield parts of a log until the driver ends or the connection breaks or may have."""
+        stream = self._client.tail_job_logs(submission_id)
+        with asyncio.Runner() as runner, suppress(StopAsyncIteration):
             while True:
-                try:
-                    text = runner.run(asyncio.wait_for(anext(stream), SILENCE_S))
-                except StopAsyncIteration:
-                    return
-                yield from log.lines_in(text[skip:])
-                skip = max(0, skip - len(text))
+                yield runner.run(asyncio.wait_for(anext(stream), SILENCE_S))
 
     def _info(self, submission_id: str) -> JobDetails | None:
         try:
@@ -295,33 +269,13 @@ class Cluster:
             raise RuntimeFault(f"{self.address}: {what}: {error}. {advice}".rstrip()) from error
 
 
-@dataclass
-class _Log:
-    """The part of a driver's log that has been received."""
-
-    num_seen: int = 0
-    _rest: str = ""
-
-    def lines_in(self, text: str) -> Iterator[str]:
-        """Yield the lines that end in the next part."""
-        self.num_seen += len(text)
-        *lines, self._rest = (self._rest + text).split("\n")
-        yield from lines
-
-    def rest(self) -> Iterator[str]:
-        """Yield the last line, if the log ends within it."""
-        yield from filter(None, [self._rest])
-
-
 def _connect(address: str | None) -> _Client:
     if address in (None, "auto"):
         use_token_of_this_machine()
         return _Client(None)
-    is_url = "://" in address
-    place = urlsplit(address if is_url else f"//{address}")
-    check_reachable(place.hostname or "", place.port or (443 if place.scheme == "https" else 80))
-    if is_url:
+    if "://" in address:
         return _Client(address)
+    check_reachable(address)
     try:
         return _Client(f"http://{address}")
     except ConnectionError:  # not the dashboard, so perhaps the cluster's own address

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
-from tokpipe.telemetry.speed import advice
+from tokpipe.telemetry.speed import advice, speed_of
 
 MIN_JUDGED_S = 30.0
 """The speed of a run that encodes for less time says nothing about a longer one."""
@@ -15,7 +15,7 @@ MIN_JUDGED_S = 30.0
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     """Yield the summary of a run, line by line."""
     totals, uri = outcome.totals, shlex.quote(job.output.uri)
-    too_many = outcome.rejected_fraction > job.max_rejected_fraction
+    too_many = totals.rejected_fraction > job.max_rejected_fraction
     left = f" with {counted(outcome.num_left, 'plan row')} left" if outcome.num_left else ""
     ended = "failed" if outcome.ended == "done" and too_many else outcome.ended
     if outcome.was_done:
@@ -23,7 +23,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"nothing left to do: {counted(num_clips, 'clip')} done before: {job.output.uri}"
     else:
         yield f"{ended} after {duration(outcome.elapsed_s)}{left}: {job.output.uri}"
-    bits = f", {8 * totals.size_bytes / totals.num_codes:.1f} bits each" if totals.num_codes else ""
+    bits = f", {totals.bits_per_code:.1f} bits each" if totals.bits_per_code else ""
     yield f"  {totals.text()}{bits}"
     if totals.num_rejected:
         yield (
@@ -44,7 +44,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"  a page about it: tokpipe report {uri}"
     if ended == "failed":
         yield (
-            f"failed: {outcome.rejected_fraction:.1%} of the clips are rejected, more than "
+            f"failed: {totals.rejected_fraction:.1%} of the clips are rejected, more than "
             f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the other clips "
             "are valid and stay; check the reasons, then raise the limit or fix the sources"
         )
@@ -54,12 +54,13 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
     """How fast the run was, what limited it, and what losses cost."""
     account, seconds = outcome.account, outcome.encoding_s
     num_clips, num_frames = account.clips.get("write", 0), account.num_frames
-    if outcome.speed is not None and seconds < MIN_JUDGED_S:
+    speed = speed_of(account)
+    if speed is not None and seconds < MIN_JUDGED_S:
         yield f"  encoding took {duration(seconds)}, too short to judge the speed"
-    elif outcome.speed is not None:
+    elif speed is not None:
         clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
         yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
-        yield f"  {advice(outcome.speed)}"
+        yield f"  {advice(speed)}"
         yield (
             f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "
             f"{account.paid_s:,.0f} encoder seconds produced the codes committed by this run"

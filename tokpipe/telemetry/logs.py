@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TextIO, get_args
+from typing import Literal, TextIO
 
 from tokpipe.errors import ConfigError
 from tokpipe.telemetry.redact import redact_nested
@@ -173,13 +173,3 @@ def _open(path: str) -> TextIO:
             f"runtime.log_path: {path} cannot be written ({error.strerror}), so the job would run "
             "without its log: use a path on a local disk, or - for standard error"
         ) from error
-
-
-def events_table() -> str:
-    """Return the events as a Markdown table, for docs/monitoring.md."""
-    rows = [f"| `{name}` | {EVENTS[name]} |" for name in get_args(EventName)]
-    return "\n".join(["| event | |", "|---|---|", *rows, ""])
-
-
-if __name__ == "__main__":
-    print(events_table(), end="")

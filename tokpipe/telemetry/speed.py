@@ -63,13 +63,10 @@ def speed_of(account: Account) -> Speed | None:
 
 def busy_shares(account: Account) -> dict[Stage, float]:
     """Return the fraction of time (0 to 1) in which the actors of each stage were busy."""
-    busy: dict[Stage, float] = {}
-    for stage in STAGES:
-        spent = sum(account.spent_s.get(one, 0.0) for one in OF_STAGE[stage])
-        up = account.up_s.get(stage, 0.0)
-        # A lease is counted when it ends, so part of it may be earlier.
-        busy[stage] = min(1.0, spent / up) if up > 0 else 0.0
-    return busy
+    spent_s, up_s = account.spent_s, account.up_s
+    busy = {stage: sum(spent_s.get(one, 0.0) for one in OF_STAGE[stage]) for stage in STAGES}
+    # A lease is counted when it ends, so part of it may be earlier.
+    return {one: min(1.0, busy[one] / up_s[one]) if up_s.get(one, 0.0) > 0 else 0.0 for one in busy}
 
 
 class RecentAccount:

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_LISTED = 2**24
-"""Largest codebook that is listed entry by entry, as 128 MiB of int64."""
 MIN_SORTED = 2**18
 """Fewest codes that are sorted into the counts at once."""
 
@@ -56,20 +54,6 @@ class CodeUsage:
         if self._num_unsorted >= max(MIN_SORTED, len(self._seen)):
             self._sort()
 
-    def add(self, other: "CodeUsage") -> None:
-        """Add the counts of ``other``, for example of another worker.
-
-        Raises:
-            ValueError: ``other`` has another codebook size.
-        """
-        if other.codebook_size != self.codebook_size:
-            raise ValueError(
-                f"cannot add the usage of {other.codebook_size} codes to that of "
-                f"{self.codebook_size}: they belong to different codebooks"
-            )
-        self._absorb(other.codes, other.counts)
-        self.num_codes += other.num_codes
-
     @property
     def codes(self) -> NDArray[np.int64]:
         """Distinct codes seen, ascending."""
@@ -82,32 +66,16 @@ class CodeUsage:
         self._sort()
         return self._counts
 
-    def histogram(self, num_bins: int | None = None) -> NDArray[np.int64]:
-        """Return how many codes fell into each of ``num_bins`` equal parts of the codebook.
-
-        Without ``num_bins``, each code is a part.
-
-        Raises:
-            ValueError: the codebook has more than ``MAX_LISTED`` entries, and no ``num_bins``.
-        """
-        if num_bins is None and self.codebook_size > MAX_LISTED:
-            raise ValueError(
-                f"the codebook has {self.codebook_size} entries, too many to list (at most "
-                f"{MAX_LISTED}): pass num_bins, or use summary()"
-            )
-        bins = self.codes if num_bins is None else self.codes * num_bins // self.codebook_size
-        histogram = np.zeros(num_bins or self.codebook_size, np.int64)
-        np.add.at(histogram, bins, self.counts)
+    def histogram(self, num_bins: int) -> NDArray[np.int64]:
+        """Return how many codes fell into each of ``num_bins`` equal parts of the codebook."""
+        histogram = np.zeros(num_bins, np.int64)
+        np.add.at(histogram, self.codes * num_bins // self.codebook_size, self.counts)
         return histogram
 
     def most_frequent(self, number: int = 5) -> list[tuple[int, float]]:
         """Return the most frequent codes, each with its fraction of all codes."""
         order = np.argsort(-self.counts, kind="stable")[:number]
         return [(int(self.codes[i]), float(self.counts[i] / self.num_codes)) for i in order]
-
-    def dead_codes(self) -> NDArray[np.int64]:
-        """Return the codes that never occurred, ascending. Raises like ``histogram``."""
-        return np.flatnonzero(self.histogram() == 0)
 
     @property
     def num_used(self) -> int:
@@ -130,25 +98,11 @@ class CodeUsage:
         """``2**entropy_bits``: the number of equally frequent codes with this entropy."""
         return math.pow(2.0, self.entropy_bits)
 
-    def summary(self) -> dict[str, float]:
-        """Return the measures above by name, for logs and reports."""
-        return {
-            "num_codes": float(self.num_codes),
-            "num_used": float(self.num_used),
-            "num_dead": float(self.codebook_size - self.num_used),
-            "used_fraction": self.used_fraction,
-            "entropy_bits": self.entropy_bits,
-            "perplexity": self.perplexity,
-        }
-
     def _sort(self) -> None:
         if self._num_unsorted:
-            seen, counts = np.unique(np.concatenate(self._unsorted), return_counts=True)
+            new, counts = np.unique(np.concatenate(self._unsorted), return_counts=True)
             self._unsorted, self._num_unsorted = [], 0
-            self._absorb(seen, counts)
-
-    def _absorb(self, seen: NDArray[np.int64], counts: NDArray[np.intp]) -> None:
-        every, where = np.unique(np.concatenate([self._seen, seen]), return_inverse=True)
-        summed = np.zeros(len(every), np.int64)
-        np.add.at(summed, where, np.concatenate([self._counts, counts]))
-        self._seen, self._counts = every, summed
+            self._seen, where = np.unique(np.concatenate([self._seen, new]), return_inverse=True)
+            summed = np.zeros(len(self._seen), np.int64)
+            np.add.at(summed, where, np.concatenate([self._counts, counts]))
+            self._counts = summed

@@ -23,7 +23,7 @@ from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store, probe_store
-from tokpipe.telemetry.human import counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
 from tokpipe.verbs.probing import set_up
@@ -69,8 +69,7 @@ def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[Ch
 
 
 def _steps(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]:
-    yield _dataset(job)
-    yield _tokenizer(job)
+    yield from _settings(job)
     yield from _sources(job, num_sampled, seed)
     weights = yield from _trial(job)
     yield from _output(job, weights)
@@ -85,37 +84,24 @@ def _not_checked(what: str, why: str) -> CheckResult:
     return CheckResult(NOT_CHECKED, f"not checked: {what} ({why})", {"what": what, "why": why})
 
 
-def _dataset(job: JobConfig) -> CheckResult:
-    policy = job.chunking.policy
+def _settings(job: JobConfig) -> Iterator[CheckResult]:
     sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
-    fps = "native" if job.sampling.fps is None else f"{job.sampling.fps:g}"
-    return CheckResult(
+    fps, policy = job.sampling.fps, job.chunking.policy
+    yield CheckResult(
         "dataset",
-        f"dataset {job.dataset}: {sizes} pixels at {fps} frames/s, policy {policy}",
-        {
-            "name": job.dataset,
-            "sizes": [list(size) for size in job.frames.sizes],
-            "fps": job.sampling.fps,
-            "policy": policy,
-        },
+        f"dataset {job.dataset}: {sizes} pixels at {'native' if fps is None else f'{fps:g}'} "
+        f"frames/s, policy {policy}",
+        {"name": job.dataset, "sizes": job.frames.sizes, "fps": fps, "policy": policy},
     )
-
-
-def _tokenizer(job: JobConfig) -> CheckResult:
     tokenizer, traits = job.tokenizer, job.tokenizer.traits
-    return CheckResult(
+    names = ("temporal_stride", "spatial_stride", "codebook_size", "code_dtype")
+    yield CheckResult(
         "tokenizer",
         f"tokenizer {tokenizer.name} ({tokenizer.kind}): {traits.temporal_stride}x"
         f"{traits.spatial_stride}x{traits.spatial_stride} pixels per code, "
         f"{traits.codebook_size:,} codes, {traits.code_dtype}",
-        {
-            "name": tokenizer.name,
-            "kind": tokenizer.kind,
-            "temporal_stride": traits.temporal_stride,
-            "spatial_stride": traits.spatial_stride,
-            "codebook_size": traits.codebook_size,
-            "code_dtype": traits.code_dtype,
-        },
+        {name: getattr(tokenizer, name) for name in ("name", "kind")}
+        | {name: getattr(traits, name) for name in names},
     )
 
 
@@ -150,8 +136,7 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
     columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
     left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
-    more_than = "" if rows.is_complete else "more than "
-    count = f"{more_than}{rows.num_rows:,} row{'s' if rows.num_rows > 1 else ''}"
+    count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "row")
     yield CheckResult(
         "source",
         f"{source.label}: {count}, such as {example}{carried}{left_out}",
@@ -194,10 +179,10 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
             f"({counts_text(reasons)}), such as {example}. A run would reject most of its clips, "
             "if not all: correct the source, or its access to the videos"
         )
-    opened = f"  opened {len(found)} video{'s' if len(found) > 1 else ''}: "
     text = f"rejected {len(bad)} ({counts_text(reasons)}), such as {example}" if bad else "all fine"
     facts = {"label": source.label, "num_opened": len(found), "reasons": reasons}
-    yield CheckResult("videos", opened + text, {**facts, "example": example})
+    opened = f"  opened {counted(len(found), 'video')}: {text}"
+    yield CheckResult("videos", opened, {**facts, "example": example})
     share = 1 - (1 - len(bad) / len(found)) * num_good / rows.num_rows
     if share > job.max_rejected_fraction:
         yield _warning(
@@ -207,9 +192,8 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
     if num_good > len(found):
         left = f"{num_good - len(found):,} of {num_good:,} videos of {short}"
         yield _not_checked(left, "only a sample was opened; --sample N opens more")
-    yield _not_checked(
-        f"what comes after the first frame of each video of {short}", "decoding all takes long"
-    )
+    later = f"what comes after the first frame of each video of {short}"
+    yield _not_checked(later, "decoding all takes long")
 
 
 def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | None]:
@@ -232,10 +216,9 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
     yield CheckResult("trial", text, {"device": device})
     if encode.device != "cpu" and device == "cpu":
         waits = "; a run that has only this machine would wait for one"
-        why = "this machine has none" + (waits if encode.device == "cuda" else "")
+        why = "this machine has none" + waits * (encode.device == "cuda")
         yield _not_checked("codes on a GPU", why)
-    sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
-    yield _not_checked(f"memory and speed at {sizes}", "the tokenizer was tried on a small clip")
+    yield _not_checked("memory and speed", "the tokenizer was tried on a small clip")
     return weights
 
 
@@ -276,12 +259,11 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
 def _other_machines(job: JobConfig) -> Iterator[CheckResult]:
     if job.runtime.cluster == "local":
         return
-    tokenizer = job.tokenizer
     needs = [*(config.uri for config in job.sources), job.output.uri]
-    if tokenizer.weights is not None and not tokenizer.weights.startswith(BUILTIN):
-        needs.append(tokenizer.weights)
-    if isinstance(tokenizer, CustomConfig):
-        needs.append(tokenizer.implementation)
+    if (weights := job.tokenizer.weights) is not None and not weights.startswith(BUILTIN):
+        needs.append(weights)
+    if isinstance(job.tokenizer, CustomConfig):
+        needs.append(job.tokenizer.implementation)
     yield _not_checked(
         f"whether other machines of a cluster can use {', '.join(needs)}",
         "they were tried on this machine only",

@@ -9,7 +9,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound
-from tokpipe.formats import job_record
-from tokpipe.formats.manifest import Totals, load_state
+from tokpipe.formats.manifest import Totals
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
@@ -31,6 +30,7 @@ from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.status import status
 
 _STANDARD_ERRORS = 1.96
 """Half the width of a 95 % confidence interval."""
@@ -69,8 +69,6 @@ class EncoderSpeed:
     bytes_per_code: float | None
     """None if only the speed is known."""
     source: str
-    is_own: bool = False
-    """Measured on this same job, so it cannot validate the forecast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class Forecast:
     price_per_hour: float | None
     actual: Totals | None
     """What the output holds, if the job is done."""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: LeftOut
     """What the sources found and do not take."""
 
     @property
@@ -114,9 +112,9 @@ class Forecast:
         """Return the whole forecast as one line of JSON."""
         actual = None
         if (totals := self.actual) is not None:
-            names = ("clips", "rejected", "frames", "codes", "shards")
-            actual = {f"num_{name}": getattr(totals, f"num_{name}") for name in names}
-            actual |= {"size_bytes": totals.size_bytes, "encoder_s": totals.paid_s}
+            names = ("num_clips", "num_rejected", "num_frames", "num_codes", "num_shards")
+            actual = {name: getattr(totals, name) for name in (*names, "size_bytes")}
+            actual["encoder_s"] = totals.paid_s
         own = asdict(replace(self, actual=None))
         return json.dumps({**own, "cost": self.cost, "actual": actual})
 
@@ -150,19 +148,10 @@ class Forecast:
         if (totals := self.actual) is None:
             return
         yield "the job is done; its output holds (error of this forecast):"
-        pairs: dict[str, tuple[float, float | None]] = {
-            "clips": (totals.num_clips, self.clips.value),
-            "rejected": (totals.num_rejected, self.rejected.value),
-            "frames": (totals.num_frames, self.frames.value),
-            "codes": (totals.num_codes, self.codes.value),
-        }
-        if self.speed is None or not self.speed.is_own:
-            pairs["bytes"] = totals.size_bytes, self.size_bytes
-            pairs["encoder seconds"] = totals.paid_s, self.encoder_s
-        for name, (held, predicted) in pairs.items():
-            if predicted is not None:
-                error = f"{predicted / held - 1:+.1%}" if held else f"{predicted - held:+,.0f}"
-                yield f"  {held:,.0f} {name} ({error})"
+        for name in ("clips", "rejected", "frames", "codes"):
+            held, predicted = getattr(totals, f"num_{name}"), getattr(self, name).value
+            error = f"{predicted / held - 1:+.1%}" if held else f"{predicted:+,.0f}"
+            yield f"  {held:,} {name} ({error})"
 
 
 def forecast(
@@ -189,6 +178,7 @@ def forecast(
     """
     own, is_done = _totals(job.output.uri, job.storage)
     speed = _speed(job, own, like, codes_per_s)
+    reasons = Counter[str]()
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
         store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
@@ -196,12 +186,10 @@ def forecast(
         items = _items(PlanReader(store, plan), np.sort(rows))
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
         with set_up(stage):
-            sample = [_row_forecast(job, stage.probe(item)) for item in items]
-
-    def total(name: str) -> Estimate:
-        return Estimate.of([getattr(one, name) for one in sample], plan.num_rows)
-
-    codes = total("codes")
+            sample = [_amounts(job, stage.probe(item), reasons) for item in items]
+    clips, rejected, frames, chunks, codes = (
+        Estimate.of(amounts, plan.num_rows) for amounts in zip(*sample, strict=True)
+    )
     if speed is not None and speed.bytes_per_code is not None:
         size_bytes = codes.value * speed.bytes_per_code
     else:
@@ -212,11 +200,11 @@ def forecast(
         num_rows=plan.num_rows,
         num_duplicates=plan.num_duplicates,
         num_sampled=len(sample),
-        clips=total("clips"),
-        rejected=total("rejected"),
-        reasons=dict(Counter(one.reason for one in sample if one.reason).most_common()),
-        frames=total("frames"),
-        chunks=total("chunks"),
+        clips=clips,
+        rejected=rejected,
+        reasons=dict(reasons.most_common()),
+        frames=frames,
+        chunks=chunks,
         codes=codes,
         size_bytes=size_bytes,
         num_shards=max(1, math.ceil(size_bytes / job.output.shard_bytes)),
@@ -228,19 +216,6 @@ def forecast(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _RowForecast:
-    """What one plan row will produce."""
-
-    clips: int = 0
-    rejected: int = 0
-    frames: int = 0
-    chunks: int = 0
-    codes: int = 0
-    reason: str | None = None
-    """Why the row, or some of its clips, will be rejected."""
-
-
 def _items(reader: PlanReader, rows: NDArray[np.int64]) -> Iterator[WorkItem]:
     """Yield the work items of ascending rows."""
     parts = np.array([reader.part_of(int(row)) for row in rows])
@@ -248,9 +223,13 @@ def _items(reader: PlanReader, rows: NDArray[np.int64]) -> Iterator[WorkItem]:
         yield from reader.items(int(part), rows[parts == part])
 
 
-def _row_forecast(job: JobConfig, found: Probe | Rejected | Failed) -> _RowForecast:
+def _amounts(
+    job: JobConfig, found: Probe | Rejected | Failed, reasons: Counter[str]
+) -> tuple[int, int, int, int, int]:
+    """Return a row's clips, rejections, frames, chunks and codes; count why clips are rejected."""
     if not isinstance(found, Probe):
-        return _RowForecast(rejected=1, reason=found.reason)
+        reasons[found.reason] += 1
+        return 0, 1, 0, 0, 0
     traits, sampling = job.tokenizer.traits, job.sampling
     pieces = pieces_of(job)
     cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
@@ -258,32 +237,30 @@ def _row_forecast(job: JobConfig, found: Probe | Rejected | Failed) -> _RowForec
     parts = [(start, min(stop, found.num_frames) - start) for start, stop in bounds]
     if pieces is None:  # each part is a clip, so its chunks count from its first frame
         parts = [(0, length) for _, length in parts if length >= sampling.min_clip_frames]
-    short = found.num_segments - len(parts)
+    if short := found.num_segments - len(parts):
+        reasons["too_short"] += 1
     spans = [
         span
         for start, length in parts
         for span in plan_chunks(length, job.chunking, traits, first_frame=start)
     ]
     codes_per_latent = math.prod(side // traits.spatial_stride for side in found.size)
-    return _RowForecast(
-        clips=len(parts) if pieces is None else 1,
-        rejected=short,
-        frames=sum(length for _, length in parts),
-        chunks=len(spans),
-        codes=codes_per_latent * sum(num_kept_latents(span, traits) for span in spans),
-        reason="too_short" if short else None,
+    return (
+        len(parts) if pieces is None else 1,
+        short,
+        sum(length for _, length in parts),
+        len(spans),
+        codes_per_latent * sum(num_kept_latents(span, traits) for span in spans),
     )
 
 
 def _totals(uri: str, options: StoreOptions) -> tuple[Totals | None, bool]:
     """Return what an output holds, None if there is none, and whether it is done."""
-    store = open_store(uri, options)
     try:
-        record = job_record.read(store)
+        found = status(open_store(uri, options))
     except NotFound:
         return None, False
-    state = load_state(store, record.num_rows)
-    return state.totals, state.committed.num_done == record.num_rows
+    return found.totals, found.is_done
 
 
 def _speed(
@@ -297,7 +274,6 @@ def _speed(
             totals.num_codes / totals.paid_s,
             totals.size_bytes / totals.num_codes,
             f"measured on {like or job.output.uri}",
-            is_own=like is None,
         )
     if like is not None:
         raise ConfigError(

@@ -23,6 +23,7 @@ from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
+from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Failed, Rejected
 from tokpipe.verbs.probing import set_up
@@ -159,8 +160,7 @@ def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
     rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
     if not rows.items:
         raise ConfigError(f"{source.label}: found no videos ({rows.problem or 'it is empty'})")
-    more = "" if rows.is_complete else "more than "
-    count = f"{more}{rows.num_rows:,} clip{'s' if rows.num_rows > 1 else ''}"
+    count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "clip")
     if not find_spec("av"):
         return count, []
     with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
@@ -181,10 +181,15 @@ def _text(
 ) -> str:
     fps = max((probe.source_fps for probe in probes), default=0.0)
     about_fps = f"Videos here have up to {fps:.3g} frames/s. " if fps else ""
+    sections = [
+        _COMMENTS[one["kind"]]
+        + textwrap.indent(yaml.safe_dump([one], allow_unicode=True, sort_keys=False), "  ")
+        for one in sources
+    ]
     return _TEMPLATE.format(
         target=redact(" ".join(target.split())),
         name=in_yaml(name),
-        sources="".join(_COMMENTS[one["kind"]] + _indented([one]) for one in sources).rstrip(),
+        sources="".join(sections).rstrip(),
         output=in_yaml(f"out/{name}"),
         about_fps=f"{about_fps}8 show most motion; null keeps every frame.",
         fps=max(1, min(_FPS, int(fps or _FPS))),
@@ -192,23 +197,19 @@ def _text(
     )
 
 
-def _indented(sources: list[dict[str, Any]]) -> str:
-    return textwrap.indent(yaml.safe_dump(sources, allow_unicode=True, sort_keys=False), "  ")
-
-
 def _sizes(probes: Sequence[Probe]) -> str:
     """Return the lines for sizes of the shapes that videos have."""
-    aspects: dict[str, list[float]] = {}
+    shapes: dict[str, list[float]] = {"wide": [], "tall": [], "square": []}
     for probe in probes:
         height, width = probe.source_size
-        aspect = max(1 / _LONGEST, min(width / height, _LONGEST))
-        shape = "square" if 0.8 < aspect < 1.25 else "wide" if aspect > 1 else "tall"
-        aspects.setdefault(shape, []).append(aspect)
+        aspect = min(max(height, width) / min(height, width), _LONGEST)
+        shapes["square" if aspect < 1.25 else "wide" if width > height else "tall"].append(aspect)
     sizes = []
-    for shape in sorted(aspects, reverse=True):
-        aspect = statistics.median(aspects[shape])
-        long = round(_SIDE * max(aspect, 1 / aspect) / _STRIDE) * _STRIDE
-        sizes.append({"square": [_SIDE] * 2, "wide": [_SIDE, long], "tall": [long, _SIDE]}[shape])
+    for shape, aspects in shapes.items():
+        if aspects:
+            long = round(_SIDE * statistics.median(aspects) / _STRIDE) * _STRIDE
+            wide = [_SIDE, _SIDE if shape == "square" else long]
+            sizes.append(wide[::-1] if shape == "tall" else wide)
     if len(sizes) > 1:
         return f"# Each clip gets the size closest to its shape.\n  buckets: {in_yaml(sizes)}"
     size = in_yaml(sizes[0] if sizes else [_SIDE, _SIDE])

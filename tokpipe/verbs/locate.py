@@ -2,15 +2,15 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.load import load_output, project_root
-from tokpipe.errors import AccessDenied, ConfigError, NotFound, TokpipeError
+from tokpipe.config.load import load_output
+from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import open_store
 from tokpipe.storage.client import split_protocol
 
 _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
@@ -48,7 +48,11 @@ def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, S
             f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started. Start it "
             f"with tokpipe run {job}"
         )
-    found = _content(store) if (path := _local(uri)) is None else _missing(path)
+    if (path := _local(uri)) is not None:
+        found = _missing(path)
+    else:
+        keys = [one.key for one in islice(store.list(""), _SHOWN)]
+        found = f"{uri}: has no {JOB_RECORD}; it holds {', '.join(keys) or 'nothing'}."
     raise NotFound(f"{found} Name the job's output.uri or its job file")
 
 
@@ -60,12 +64,10 @@ def check_is_job_file(path: Path) -> None:
     """
     for output in (str(path.absolute()), *_above(str(path.absolute()))):
         if _is_output(output):
-            jobs = [_shown(job) for job in _job_files(path) if _writes(job, output)]
-            known = f"it is {jobs[0]}" if jobs else "it is the file with this output.uri"
-            again = f"tokpipe run {jobs[0] if jobs else 'JOB.yaml'}"
             raise ConfigError(
-                f"{path}: this is a job's output, not its job file: {known}. To resume the job, "
-                f"use {again}; to see how far it is, tokpipe status {_shown(Path(output))}"
+                f"{path}: this is a job's output. To resume the job, use tokpipe run with the job "
+                "file that has this output.uri; to see how far it is, tokpipe status "
+                f"{_shown(Path(output))}"
             )
     if path.is_dir():
         jobs = sorted(str(job) for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
@@ -109,9 +111,7 @@ def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{here}: does not exist, and neither does the folder {_shown(path.parent)}."
     by_name = {one.name: one for one in islice(path.parent.iterdir(), 1000)}
-    for job in _job_files(path):
-        by_name.setdefault(job.name, job)
-        by_name.setdefault(job.stem, job)
+    by_name |= {one.stem: one for one in path.parent.glob("*.yaml")}
     near = [_shown(by_name[name]) for name in difflib.get_close_matches(path.name, by_name, n=1)]
     return f"{here}: does not exist." + "".join(f" Did you mean {one}?" for one in near)
 
@@ -122,30 +122,6 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _content(store: Store) -> str:
-    """Describe a prefix in a store."""
-    try:
-        keys = [found.key for found in islice(store.list(""), _SHOWN)]
-    except (NotFound, AccessDenied) as error:
-        return f"{store.uri}: has no {JOB_RECORD}, and cannot be listed ({error})."
-    return f"{store.uri}: has no {JOB_RECORD}; it holds {_some(keys) or 'nothing'}."
-
-
-def _job_files(near: Path) -> Iterator[Path]:
-    """Yield YAML files where job files usually are."""
-    for folder in (Path.cwd(), Path("jobs").absolute(), project_root(near) / "jobs"):
-        yield from sorted(islice(folder.glob("*.y*ml"), 100))
-
-
-def _writes(job: Path, output: str) -> bool:
-    try:
-        uri, _ = load_output(job)
-    except TokpipeError:
-        return False
-    return (path := _local(uri)) is not None and os.path.realpath(path) == os.path.realpath(output)
-
-
-def _some(names: Iterable[str]) -> str:
-    named = list(names)
-    more = len(named) - _SHOWN
-    return ", ".join(named[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -192,14 +192,14 @@ def _choose(
                 f"are {_some(table)}"
             )
         table = kept
-    if (prefix := choices.strip) is not None:
-        kept = {key.removeprefix(prefix): key for key in table if key.startswith(prefix)}
+    if (strip := choices.strip) is not None:
+        kept = {key.removeprefix(strip): key for key in table if key.startswith(strip)}
         if not kept:
             raise ConfigError(
-                f"{source}: no key begins with {prefix!r}, so --strip leaves nothing; the keys "
+                f"{source}: no key begins with {strip!r}, so --strip leaves nothing; the keys "
                 f"are {_some(table)}"
             )
-        yield f"{source}: took the {len(kept):,} of {len(table):,} keys below {prefix!r}"
+        yield f"{source}: took the {len(kept):,} of {len(table):,} keys below {strip!r}"
         table = kept
     if choices.ema:
         table = yield from _averaged(table, averages, source)

@@ -57,6 +57,16 @@ class Totals:
     def num_rejected(self) -> int:
         return self.rejected.total()
 
+    @property
+    def rejected_fraction(self) -> float:
+        """Fraction of the settled clips that are rejected, 0 to 1."""
+        return self.num_rejected / max(1, self.num_clips + self.num_rejected)
+
+    @property
+    def bits_per_code(self) -> float | None:
+        """Stored bits per code, shards and side tables included; None before any codes."""
+        return 8 * self.size_bytes / self.num_codes if self.num_codes else None
+
     def text(self) -> str:
         """Format what an output holds: ``3 clips, 43 frames, 3,328 codes, 13.3 KiB in 1 shard``."""
         counts = (self.num_clips, "clip"), (self.num_frames, "frame"), (self.num_codes, "code")

@@ -1,15 +1,14 @@
 """The key figures, and how far the job is."""
 
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, short, tiles
+from tokpipe.report.markup import UNKNOWN, Markup, el, short, tiles
 from tokpipe.telemetry.human import counted, duration, size_text
 
 
 def headline(facts: Facts) -> Markup:
     """Totals of the whole output."""
     totals, history = facts.status.totals, facts.history
-    bits, rate, goodput = facts.bits_per_code, facts.frames_per_s, totals.goodput
+    bits, rate, goodput = totals.bits_per_code, facts.frames_per_s, totals.goodput
     drivers = counted(len(history.starts_s), "driver")
     return tiles(
         [
@@ -26,7 +25,11 @@ def headline(facts: Facts) -> Markup:
                 f"stored, everything included; uncompressed: {facts.max_bits_per_code:.2f}",
             ),
             ("stored", size_text(totals.size_bytes), f"in {counted(totals.num_shards, 'shard')}"),
-            ("rejected", short(totals.num_rejected), f"{facts.rejected_fraction:.2%} of the clips"),
+            (
+                "rejected",
+                short(totals.num_rejected),
+                f"{totals.rejected_fraction:.2%} of clips",
+            ),
             (
                 "goodput",
                 UNKNOWN if goodput is None else f"{goodput:.0%}",

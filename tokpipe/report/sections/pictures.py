@@ -4,36 +4,26 @@ import base64
 import math
 
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el, joined
+from tokpipe.report.markup import Markup, el, notice
 from tokpipe.report.pairs import NUM_FRAMES, Pair
-from tokpipe.report.parts import notice, section
 from tokpipe.telemetry.human import counted
 
 
-def pictures(facts: Facts) -> Markup:
+def pictures(facts: Facts) -> list[Markup]:
     """Clips next to their reconstructions; empty if no pictures were requested."""
     found = facts.pairs
-    title = "Source and reconstruction"
     if found is None:
-        return joined()
+        return []
     if found.problem is not None:
-        return section("pairs", title, notice("Clips cannot be decoded here. ", found.problem))
+        return [notice("Clips cannot be decoded here. ", found.problem)]
     if not found.pairs:
-        return section("pairs", title, el("p", "There are no clips yet."))
-    psnrs = found.psnrs_db
-    summary = (
-        f"PSNR {min(psnrs):.1f} to {max(psnrs):.1f} dB, mean {sum(psnrs) / len(psnrs):.1f} dB. "
-        if len(psnrs) > 1
-        else ""
-    )
+        return [el("p", "There are no clips yet.")]
     text = (
         f"{counted(len(found.pairs), 'clip')}, selected at random from the sample. Top: up to "
         f"{NUM_FRAMES} evenly spaced frames of the source, as the encoder saw it. Bottom: the same "
-        f"frames, decoded from the codes. {summary}PSNR and SSIM are means over all decoded frames."
+        f"frames, decoded from the codes. PSNR and SSIM are means over all decoded frames."
     )
-    return section(
-        "pairs", title, el("p", text), el("div", *map(_pair, found.pairs), class_="pairs")
-    )
+    return [el("p", text), el("div", *map(_pair, found.pairs), class_="pairs")]
 
 
 def _pair(pair: Pair) -> Markup:

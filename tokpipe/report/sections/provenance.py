@@ -5,13 +5,12 @@ import yaml
 import tokpipe
 from tokpipe.formats.job_record import flatten
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, details, moment, section, table
+from tokpipe.report.markup import UNKNOWN, Markup, details, el, moment, table
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact_nested
 
 
-def provenance(facts: Facts) -> Markup:
+def provenance(facts: Facts) -> list[Markup]:
     """Dataset, tokenizer, versions, and the job with every default."""
     record, status, history = facts.record, facts.status, facts.history
     spec, stride = record.tokenizer, record.tokenizer.spatial_stride
@@ -38,9 +37,7 @@ def provenance(facts: Facts) -> Markup:
         "Settings behind the fingerprint": ("setting", settings),
         "Libraries at the first start": ("library", dict(sorted(record.libraries.items()))),
     }
-    return section(
-        "provenance",
-        "Provenance",
+    return [
         el("dl", *(el("div", el("dt", name), el("dd", text)) for name, text in known.items())),
         details(
             "The resolved job",
@@ -50,7 +47,7 @@ def provenance(facts: Facts) -> Markup:
             details(title, table(title, (column, "value"), _rows(values), is_numeric=False))
             for title, (column, values) in tables.items()
         ),
-    )
+    ]
 
 
 def _rows(values: dict[str, object]) -> list[tuple[str, str]]:

@@ -2,17 +2,16 @@
 
 from tokpipe.report.charts import BarPart, bars_chart
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import details, figure, section, table
+from tokpipe.report.markup import Markup, details, el, figure, table
 
 
-def rejected(facts: Facts) -> Markup:
+def rejected(facts: Facts) -> list[Markup]:
     """Counts by reason, with examples."""
-    reasons = list(facts.rejected_by_reason.items())
+    reasons = facts.status.totals.rejected.most_common()
     if not reasons:
-        return section("rejected", "Rejected clips", el("p", "No clip was rejected."))
+        return [el("p", "No clip was rejected.")]
     most = reasons[0][1]
-    total = facts.status.totals.num_rejected
+    totals, total = facts.status.totals, facts.status.totals.num_rejected
     bars = [
         (
             reason,
@@ -22,20 +21,18 @@ def rejected(facts: Facts) -> Markup:
         for reason, count in reasons
     ]
     examples = [part for reason, count in reasons for part in _examples(facts, reason, count)]
-    return section(
-        "rejected",
-        "Rejected clips",
+    return [
         figure(
             f"{total:,} clips by reason",
             bars_chart("Rejected clips by reason", bars),
-            f"{facts.rejected_fraction:.2%} of the clips. tokpipe rejected lists all of them.",
+            f"{totals.rejected_fraction:.2%} of the clips. tokpipe rejected lists all of them.",
         ),
         details("Examples of each reason", *examples, is_open=len(reasons) <= 3),
-    )
+    ]
 
 
 def _examples(facts: Facts, reason: str, count: int) -> list[Markup]:
-    examples = facts.examples.of(reason)
+    examples = facts.history.examples_of(reason)
     rows = ((one.ref.source_uri, one.stage, one.message, one.ref.clip_id) for one in examples)
     columns = ("source", "stage", "message", "clip")
     caption = f"Newest clips rejected for {reason}"

@@ -3,12 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from tokpipe.report.charts import AxisTick, columns_chart
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import details, figure, notice, section, table, tiles
+from tokpipe.report.markup import Markup, details, el, figure, notice, table, tiles
 from tokpipe.report.sample import Sample
 from tokpipe.telemetry.human import counted
 
@@ -16,16 +15,14 @@ NUM_BARS = 64
 """Columns of the histogram of codes."""
 MAX_LENGTHS = 24
 """Columns of a histogram of lengths."""
-FEW_CODES = 20
-"""A sample with fewer codes than this many times the codebook size misses some codes by chance."""
 
 
-def codes(facts: Facts) -> Markup:
+def codes(facts: Facts) -> list[Markup]:
     """How the codebook is used."""
     sample, size = facts.sample, facts.record.tokenizer.codebook_size
     usage = sample.usage
     if not usage.num_codes:
-        return section("codes", "Code usage", *_damaged(sample), el("p", "There are no codes yet."))
+        return [*_damaged(sample), el("p", "There are no codes yet.")]
     used = usage.num_used
     values = [
         ("perplexity", f"{usage.perplexity:,.0f}", f"of at most {size:,}"),
@@ -38,61 +35,44 @@ def codes(facts: Facts) -> Markup:
         ),
     ]
     bars = min(NUM_BARS, size)
-    counts = usage.histogram(bars).tolist()
     edges = [index * size // bars for index in range(bars + 1)]
-    ranges = [f"{edges[i]:,} to {edges[i + 1] - 1:,}" for i in range(bars)]
-    titles = [f"codes {name}: {count:,}" for name, count in zip(ranges, counts, strict=True)]
+    labels = [f"{low:,} to {high - 1:,}" for low, high in pairwise(edges)]
     ticks = [AxisTick(i * bars / 4, f"{min(i * size // 4, size - 1):,}") for i in range(5)]
-    few = [
-        notice(
-            "A sample this small misses some codes by chance. Count at least "
-            f"{FEW_CODES * size:,} codes, with more shards, before you call a code dead."
-        )
-    ]
-    return section(
-        "codes",
-        "Code usage",
+    chart, numbers = _histogram(
+        "How often codes occur",
+        ("codes", "times"),
+        dict(zip(labels, usage.histogram(bars).tolist(), strict=True)),
+        ticks,
+        f"{bars} equal parts of the codebook, from code 0 to {size - 1:,}.",
+    )
+    most = ((f"{code:,}", f"{share:.3%}") for code, share in usage.most_frequent(10))
+    return [
         *_damaged(sample),
         el("p", f"Counted over {_extent(sample)}: {usage.num_codes:,} codes."),
         tiles(values),
-        *(few if used < size and usage.num_codes < FEW_CODES * size else []),
-        figure(
-            "How often codes occur",
-            columns_chart("How often codes occur, by code", counts, titles, x_ticks=ticks),
-            f"{bars} equal parts of the codebook, from code 0 to {size - 1:,}.",
-        ),
+        chart,
         details(
             "Code usage as tables",
-            table(
-                "The most frequent codes",
-                ("code", "share"),
-                ((f"{code:,}", f"{share:.3%}") for code, share in usage.most_frequent(10)),
-            ),
-            table(
-                "How often codes occur",
-                ("codes", "times"),
-                ((name, f"{count:,}") for name, count in zip(ranges, counts, strict=True)),
-            ),
+            table("The most frequent codes", ("code", "share"), most),
+            numbers,
         ),
-    )
+    ]
 
 
-def lengths(facts: Facts) -> Markup:
+def lengths(facts: Facts) -> list[Markup]:
     """Frames and codes per clip."""
     sample = facts.sample
     if not sample.num_clips:
-        return section("lengths", "Clip lengths", el("p", "There are no clips yet."))
+        return [el("p", "There are no clips yet.")]
     charts = [
         _length_chart("Frames per clip", sample.frames_per_clip),
         _length_chart("Codes per clip", sample.codes_per_clip),
     ]
-    return section(
-        "lengths",
-        "Clip lengths",
+    return [
         el("p", f"Measured over {_extent(sample)}: {counted(sample.num_clips, 'clip')}."),
         el("div", *(chart for chart, _ in charts), class_="pair"),
         details("Clip lengths as tables", *(numbers for _, numbers in charts)),
-    )
+    ]
 
 
 def _length_chart(title: str, lengths: Counter[int]) -> tuple[Markup, Markup]:
@@ -102,20 +82,29 @@ def _length_chart(title: str, lengths: Counter[int]) -> tuple[Markup, Markup]:
     counts = [0] * len(starts)
     for length, number in lengths.items():
         counts[(length - low) // width] += number
-    names = [f"{at:,}" if width == 1 else f"{at:,} to {at + width - 1:,}" for at in starts]
-    titles = [f"{name}: {counted(n, 'clip')}" for name, n in zip(names, counts, strict=True)]
+    labels = [f"{at:,}" if width == 1 else f"{at:,} to {at + width - 1:,}" for at in starts]
     every = math.ceil(len(counts) / 5)
     ticks = [AxisTick(i + 0.5, f"{starts[i]:,}") for i in range(0, len(counts), every)]
     total, ordered = lengths.total(), sorted(lengths)
     mean = sum(length * number for length, number in lengths.items()) / total
     seen = accumulate(lengths[length] for length in ordered)
     median = next(length for length, n in zip(ordered, seen, strict=True) if 2 * n >= total)
-    chart = columns_chart(f"{title}: clips by length", counts, titles, x_ticks=ticks)
-    rows = ((name, f"{count:,}") for name, count in zip(names, counts, strict=True) if count)
-    return (
-        figure(title, chart, f"Mean {mean:,.1f}, median {median:,}, {low:,} to {high:,}."),
-        table(title, (title.lower(), "clips"), rows),
-    )
+    note = f"Mean {mean:,.1f}, median {median:,}, {low:,} to {high:,}."
+    bars = dict(zip(labels, counts, strict=True))
+    return _histogram(title, (title.lower(), "clips"), bars, ticks, note)
+
+
+def _histogram(
+    title: str,
+    columns: tuple[str, str],
+    bars: dict[str, int],
+    ticks: list[AxisTick],
+    note: str,
+) -> tuple[Markup, Markup]:
+    """Return counts by label as a chart, and as a table with these columns."""
+    chart = columns_chart(title, [*bars.values()], [*bars], x_ticks=ticks)
+    rows = ((label, f"{count:,}") for label, count in bars.items())
+    return figure(title, chart, note), table(title, columns, rows)
 
 
 def _extent(sample: Sample) -> str:

@@ -3,32 +3,25 @@
 from tokpipe.report.charts import AxisTick, BarPart, Span, bars_chart, count_ticks, steps_chart
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, StageUse
-from tokpipe.report.markup import Markup, el
-from tokpipe.report.parts import UNKNOWN, details, figure, section, table
+from tokpipe.report.markup import UNKNOWN, Markup, details, el, figure, table
 from tokpipe.telemetry.human import duration
-from tokpipe.telemetry.speed import Speed
+from tokpipe.telemetry.speed import advice
 
 _WORK = ("decode", "encode", "write")
 """Activities that process clips; the others (download, transfer) move them."""
 
 
-def throughput(facts: Facts) -> Markup:
+def throughput(facts: Facts) -> list[Markup]:
     """Throughput over time, and by stage."""
     history = facts.history
     if not history.whole["frames"]:
-        empty = el("p", "No frames have been committed yet.")
-        return section("throughput", "Throughput", empty)
+        return [el("p", "No frames have been committed yet.")]
     partly = (
-        f"Read: {facts.num_read:,} of {facts.num_entries:,} commits. Totals are exact. Times and "
+        f"Read: {history.num_read:,} of {facts.num_entries:,} commits. Totals are exact. Times and "
         "actor seconds are estimated from these commits."
     )
-    return section(
-        "throughput",
-        "Throughput",
-        *([el("p", partly)] if facts.num_read < facts.num_entries else []),
-        *_over_time(history),
-        *_by_stage(history),
-    )
+    note = [el("p", partly)] if history.num_read < facts.num_entries else []
+    return [*note, *_over_time(history), *_by_stage(history)]
 
 
 def _over_time(history: History) -> list[Markup]:
@@ -92,6 +85,7 @@ def _by_stage(history: History) -> list[Markup]:
                 "that wrote it recorded only encoder time.",
             )
         ]
+    light = el("strong", f"{speed.share:.0%} of the speed of light")
     kinds = ("work", "moving", "track")
     activities = ("/".join(_WORK), "download/transfer", "waiting")
     legend = (
@@ -99,7 +93,7 @@ def _by_stage(history: History) -> list[Markup]:
         for kind, activity in zip(kinds, activities, strict=True)
     )
     return [
-        el("p", *_limit(speed), class_="limit"),
+        el("p", light, f": {advice(speed)}.", class_="limit"),
         figure(
             "How actors spent their time",
             bars_chart("Fraction of each stage's time by activity", [*map(_stage_bar, stages)]),
@@ -115,17 +109,6 @@ def _by_stage(history: History) -> list[Markup]:
             ),
         ),
     ]
-
-
-def _limit(speed: Speed) -> list[str]:
-    share = el("strong", f"{speed.share:.0%} of the speed of light")
-    if speed.limit is None:
-        why = ["; no stage was busy long enough to name a limit, as is usual for short jobs."]
-    else:
-        limit = el("strong", speed.limit)
-        end = ": as fast as its encoders." if speed.limit == "encode" else "."
-        why = [", limited by ", limit, f" (busy {speed.limit_share:.0%})", end]
-    return ["The whole job ran at ", share, *why]
 
 
 def _stage_bar(use: StageUse) -> tuple[str, str, list[BarPart]]:

@@ -84,15 +84,8 @@ class Blame:
         if strikes < self._max_attempts:
             self._note_retry(failed.ref, lease.stage, failed.reason, failed.message, strikes)
             return RETRY_PAUSE_S * 4.0 ** (strikes - 1)
-        return Rejected(
-            ref=failed.ref,
-            stage=lease.stage,
-            reason=failed.reason,
-            message=failed.message,
-            backend=failed.backend,
-            attempts=strikes,
-            error=failed.error,
-        )
+        ref, reason, message = failed.ref, failed.reason, failed.message
+        return Rejected(ref, lease.stage, reason, message, failed.backend, strikes, failed.error)
 
     def store_failed(self, lease: Lease, why: str) -> None:
         """A store failed under a lease; abort if it does so again and again."""
