@@ -76,7 +76,7 @@ def claim_output(
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class Committer:
     """Appends to the manifest of one output until another driver does.
 
