@@ -246,6 +246,11 @@ def test_what_another_source_takes_or_has_counted_is_not_left_out(root: str) -> 
             found += names_in(listing, root)
             total.update(listing.left_out)
         assert total.counts == left_out, chosen
+    fill(root, ["cats/a.mp4", "cats/b.MP4", "dogs/c.mp4"])
+    cats, dogs = (folder_of(f"{root}/{name}/*.mp4") for name in ("cats", "dogs"))
+    cats.share([], [dogs])
+    assert names_in(cats, root) == ["cats/a.mp4"]
+    assert cats.left_out.counts == {".mp4": 1}, "another folder is another choice"
 
 
 def test_an_output_in_a_folder_is_not_part_of_it(root: str) -> None:

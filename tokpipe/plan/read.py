@@ -28,17 +28,10 @@ class PlanReader:
         self._parts = stored.parts
         counts = [part.num_rows for part in stored.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        self.num_rows, self.num_parts = int(self._starts[-1]), len(counts)
         schema = base64.b64decode(stored.columns_schema)
         self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
         self._part = lru_cache(_CACHED_PARTS)(lambda index: read_part(store, stored.parts[index]))
-
-    @property
-    def num_rows(self) -> int:
-        return int(self._starts[-1])
-
-    @property
-    def num_parts(self) -> int:
-        return len(self._parts)
 
     def part_of(self, row: int) -> int:
         """Return the index of the part that holds a row."""

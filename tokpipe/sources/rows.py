@@ -32,16 +32,13 @@ A row with a problem is not a clip. It is named after the place where it was fou
 MAX_COLUMNS = 1000
 """A wider table is rejected: each column costs memory in every part of the plan and every shard."""
 
-_OWN_NAMES = frozenset(
-    {
-        *ROW_SCHEMA.names,
-        *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset"),
-        *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start"),
-        *("n_frames", "n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder"),
-        *("marks", "damage"),
-        *("t", "h", "w", "codes", "codes_crc32"),
-    }
-)
+_OWN_NAMES = {
+    *ROW_SCHEMA.names,
+    *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset", "marks"),
+    *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start", "n_frames"),
+    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t", "h"),
+    *("w", "codes", "codes_crc32"),
+}
 
 
 @dataclass(frozen=True)

@@ -135,40 +135,32 @@ class TableRows(RowSource):
             ) from error
 
     def _check_columns(self) -> None:
-        config = self.config
+        config, names = self.config, self._columns.names
+        times = "seconds. Name a column with one time per row; write lists of spans as rows"
+        chosen = [
+            ("uri_column", config.uri_column, pa.types.is_string, "text. Name that of the videos"),
+            ("start_column", config.start_column, holds_seconds, times),
+            ("end_column", config.end_column, holds_seconds, times),
+        ]
         for name in _PLACEHOLDER.findall(config.uri_template or ""):
-            if not _is_printable(self._type_of("uri_template", name)):
+            wanted = "text or numbers, so it cannot be part of a URI. Name such columns"
+            chosen.append(("uri_template", name, _is_printable, wanted))
+        for key, name, fits, wanted in chosen:
+            if name is None:
+                continue
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else "write one of those."
+                shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
                 raise ConfigError(
-                    f"{self.label}: uri_template names column {name!r} of {config.uri}, which "
-                    f"holds {self._columns.field(name).type} and cannot be part of a URI. Name "
-                    "columns of text or numbers."
+                    f"{self.label}: {key} names a column {name!r} that {config.uri} does not "
+                    f"have; its columns are {shown}; {hint}"
                 )
-        if config.uri_column is not None:
-            kind = self._type_of("uri_column", config.uri_column)
-            if not pa.types.is_string(kind):
+            kind = self._columns.field(name).type
+            if not fits(kind):
                 raise ConfigError(
-                    f"{self.label}: uri_column {config.uri_column!r} of {config.uri} "
-                    f"holds {kind}, not text. Name the column with the videos' URIs."
+                    f"{self.label}: {key} {name!r} of {config.uri} holds {kind}, not {wanted}."
                 )
-        for key in ("start_column", "end_column"):
-            name = getattr(config, key)
-            if name is not None and not holds_seconds(kind := self._type_of(key, name)):
-                raise ConfigError(
-                    f"{self.label}: {key} {name!r} of {config.uri} holds {kind}, not seconds. "
-                    "Name a column with one time per row; write a list of spans as one row each."
-                )
-
-    def _type_of(self, key: str, name: str) -> pa.DataType:
-        names = self._columns.names
-        if name in names:
-            return self._columns.field(name).type
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "write one of those."
-        raise ConfigError(
-            f"{self.label}: {key} names a column {name!r} that {self.config.uri} does not "
-            f"have; its columns are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}; "
-            f"{hint}"
-        )
 
     def _carried_columns(self) -> list[str]:
         config = self.config

@@ -229,28 +229,25 @@ def _text_schema(names: Iterable[str]) -> pa.Schema:
 
 def _batches(names: list[str], records: Iterable[_Record]) -> Iterator[RawBatch]:
     """Collect records into batches of bounded size."""
-    schema = _text_schema(names)
-    values: list[Sequence[str | None]] = []
-    places: list[int] = []
-    problems: dict[int, str] = {}
+    held: list[_Record] = []
     num_bytes = 0
+    for record in records:
+        held.append(record)
+        num_bytes += record[2]
+        if len(held) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+            yield _batch(names, held)
+            held, num_bytes = [], 0
+    yield _batch(names, held)
 
-    def batch() -> RawBatch:
-        columns = list(zip(*values, strict=True)) or [()] * len(names)
-        arrays = [pa.array(column, pa.string()) for column in columns]
-        return RawBatch(pa.RecordBatch.from_arrays(arrays, schema=schema), places, problems)
 
-    for place, row, size in records:
-        if isinstance(row, str):
-            problems[len(values)] = row
-            row = [None] * len(names)
-        values.append(row)
-        places.append(place)
-        num_bytes += size
-        if len(values) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
-            yield batch()
-            values, places, problems, num_bytes = [], [], {}, 0
-    yield batch()
+def _batch(names: list[str], records: list[_Record]) -> RawBatch:
+    places, rows, _ = zip(*records, strict=True) if records else ((), (), ())
+    problems = {i: row for i, row in enumerate(rows) if isinstance(row, str)}
+    values = ([None] * len(names) if isinstance(row, str) else row for row in rows)
+    columns = list(zip(*values, strict=True)) or [()] * len(names)
+    arrays = [pa.array(column, pa.string()) for column in columns]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=_text_schema(names))
+    return RawBatch(batch, places, problems)
 
 
 def _read_line(file: io.BufferedReader) -> bytes:

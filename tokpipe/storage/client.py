@@ -91,16 +91,10 @@ class Client:
 
     def __init__(self, protocol: str, options: StoreOptions) -> None:
         self.protocol = protocol
+        self.is_local = protocol == "file"
+        self.can_list = protocol not in ("http", "https")
         self.retry = RetryPolicy(options.deadline_s)
         self.fs = _open_filesystem(protocol, options)
-
-    @property
-    def is_local(self) -> bool:
-        return self.protocol == "file"
-
-    @property
-    def can_list(self) -> bool:
-        return self.protocol not in ("http", "https")
 
     def path_of(self, uri: str) -> str:
         """Return the file system's own name for a URI, without a trailing slash."""
@@ -310,29 +304,26 @@ def _translate(doing: str, uri: str, error: Exception) -> StorageError | None:
     trouble = classify(error)
     if trouble is Trouble.FOREIGN:
         return None
-    what, uri = _describe(error), redact(uri)
-    match trouble:
-        case Trouble.NOT_FOUND:
-            return NotFound(f"{uri}: does not exist ({what})")
-        case Trouble.EXISTS:
-            return AlreadyExists(f"{uri}: already exists ({what})")
-        case Trouble.BAD_RANGE:
-            return BadRange(f"{uri}: {doing} failed, because the object ends earlier ({what})")
-        case Trouble.DENIED:
-            return AccessDenied(
-                f"{uri}: {doing} was denied ({what}). The store is reachable, but these "
-                "credentials may not access this object: grant them access"
-            )
-        case Trouble.CREDENTIALS:
-            return StorageError(
-                f"{uri}: {doing} failed, because the store does not accept the credentials "
-                f"({what}). Renew them in the environment or the instance role, then run again. A "
-                "wrong clock can also cause this"
-            )
-    return StorageError(
-        f"{uri}: {doing} failed ({what}), and trying again would not help: fix the cause, then run "
-        "again"
-    )
+    what = _describe(error)
+    meanings: dict[Trouble, tuple[type[StorageError], str]] = {
+        Trouble.NOT_FOUND: (NotFound, f"does not exist ({what})"),
+        Trouble.EXISTS: (AlreadyExists, f"already exists ({what})"),
+        Trouble.BAD_RANGE: (BadRange, f"{doing} failed, because the object ends earlier ({what})"),
+        Trouble.DENIED: (
+            AccessDenied,
+            f"{doing} was denied ({what}). The store is reachable, but these credentials may not "
+            "access this object: grant them access",
+        ),
+        Trouble.CREDENTIALS: (
+            StorageError,
+            f"{doing} failed, because the store does not accept the credentials ({what}). Renew "
+            "them in the environment or the instance role, then run again. A wrong clock can also "
+            "cause this",
+        ),
+    }
+    hopeless = f"{doing} failed ({what}), and trying again would not help: fix the cause, then run"
+    kind, text = meanings.get(trouble, (StorageError, f"{hopeless} again"))
+    return kind(f"{redact(uri)}: {text}")
 
 
 def _describe(error: BaseException | None) -> str:

@@ -34,23 +34,19 @@ class FsspecStore:
             r"://([^/?#\[]|\[[^/]*\])", uri
         ):
             raise ConfigError(f"{uri}: names no bucket or host: write {client.protocol}://NAME/...")
-        self._uri = client.uri_of(client.path_of(uri))
+        self.uri = client.uri_of(client.path_of(uri))
         if client.is_local:
-            self._uri = os.path.abspath(self._uri)  # noqa: PTH100 (resolve() follows links)
-            remove_abandoned(Path(self._uri))
+            self.uri = os.path.abspath(self.uri)  # noqa: PTH100 (resolve() follows links)
+            remove_abandoned(Path(self.uri))
 
     def __repr__(self) -> str:
-        return f"FsspecStore({self._uri!r})"
-
-    @property
-    def uri(self) -> str:
-        return self._uri
+        return f"FsspecStore({self.uri!r})"
 
     def uri_of(self, key: str) -> str:
         parts = key.split("/")
         if "" in parts or "." in parts or ".." in parts or parts[0] == TEMPORARY_FOLDER:
             raise ValueError(f"{key!r} is not a key: keys are relative names, such as 'shards/a'")
-        return f"{self._uri.rstrip('/')}/{key}"
+        return f"{self.uri.rstrip('/')}/{key}"
 
     def get(self, key: str) -> bytes:
         return self._client.read(self.uri_of(key))
@@ -87,8 +83,8 @@ class FsspecStore:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         folder, _, start = prefix.rpartition("/")
-        folder_uri = self.uri_of(folder) if folder else self._uri
-        root = self._client.path_of(self._uri).rstrip("/") + "/"
+        folder_uri = self.uri_of(folder) if folder else self.uri
+        root = self._client.path_of(self.uri).rstrip("/") + "/"
         for found in self._client.iter_objects(folder_uri, start):
             key = found.key.removeprefix(root)
             if not key.startswith(f"{TEMPORARY_FOLDER}/"):
@@ -101,7 +97,7 @@ class FsspecStore:
 
     @property
     def _client(self) -> Client:
-        return client_of(self._uri, self._options)
+        return client_of(self.uri, self._options)
 
     def _write(self, key: str, data: bytes, *, exclusive: bool) -> None:
         uri, client = self.uri_of(key), self._client
@@ -111,7 +107,7 @@ class FsspecStore:
             keywords["chunksize"] = MULTIPART_BYTES // 2
         try:
             if client.is_local:
-                paths = Path(self._uri), Path(uri)
+                paths = Path(self.uri), Path(uri)
                 client.run(doing, uri, lambda _: put_file(*paths, data, exclusive=exclusive))
                 return
             # In memory, fsspec checks first and then writes.
@@ -121,7 +117,7 @@ class FsspecStore:
             # Keys need no folder, so the bucket must be missing.
             raise StorageError(
                 f"{uri}: cannot be written, because its bucket or container does not exist "
-                f"({error.__cause__}). Create {self._uri.split('/')[2]!r} first, or correct "
+                f"({error.__cause__}). Create {self.uri.split('/')[2]!r} first, or correct "
                 "output.uri"
             ) from error
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-HIDDEN = "hidden"
 NO_MATCH = "unmatched pattern"
 """One of those that braces stand for."""
 UNREADABLE = "unreadable folder"
@@ -18,7 +17,7 @@ _MAX_KINDS, _SHOWN_KINDS, _NAMES = 100, 8, 3
 def kind_of(name: str) -> str:
     """Return the kind that a file is counted under: ``.mp4`` for any case of this extension."""
     if _HIDDEN.search(name):
-        return HIDDEN
+        return "hidden"
     _, dot, extension = name.rpartition("/")[2].rpartition(".")
     if not dot:
         return "without an extension"

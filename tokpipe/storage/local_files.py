@@ -52,9 +52,9 @@ def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool) -> None:
     _sync_folder(path.parent)
 
 
-def remove_abandoned(root: Path, now_s: float | None = None) -> None:
+def remove_abandoned(root: Path) -> None:
     """Remove temporary files that killed processes left more than a day ago."""
-    oldest_s = (time.time() if now_s is None else now_s) - _ABANDONED_AFTER_S
+    oldest_s = time.time() - _ABANDONED_AFTER_S
     # Opening a store does this, and must not fail for readers who may not write to it.
     with contextlib.suppress(OSError), os.scandir(root / TEMPORARY_FOLDER) as entries:
         for entry in entries:
