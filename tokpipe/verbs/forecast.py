@@ -69,6 +69,8 @@ class EncoderSpeed:
     bytes_per_code: float | None
     """None if only the speed is known."""
     source: str
+    is_own: bool = False
+    """Measured on this same job, so it cannot validate the forecast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +150,17 @@ class Forecast:
         if (totals := self.actual) is None:
             return
         yield "the job is done; its output holds (error of this forecast):"
-        for name in ("clips", "rejected", "frames", "codes"):
-            held, predicted = getattr(totals, f"num_{name}"), getattr(self, name).value
-            error = f"{predicted / held - 1:+.1%}" if held else f"{predicted:+,.0f}"
-            yield f"  {held:,} {name} ({error})"
+        pairs: dict[str, tuple[float, float | None]] = {
+            name: (getattr(totals, f"num_{name}"), getattr(self, name).value)
+            for name in ("clips", "rejected", "frames", "codes")
+        }
+        if self.speed is None or not self.speed.is_own:
+            pairs["bytes"] = totals.size_bytes, self.size_bytes
+            pairs["encoder seconds"] = totals.paid_s, self.encoder_s
+        for name, (held, predicted) in pairs.items():
+            if predicted is not None:
+                error = f"{predicted / held - 1:+.1%}" if held else f"{predicted:+,.0f}"
+                yield f"  {held:,.0f} {name} ({error})"
 
 
 def forecast(
@@ -274,6 +283,7 @@ def _speed(
             totals.num_codes / totals.paid_s,
             totals.size_bytes / totals.num_codes,
             f"measured on {like or job.output.uri}",
+            is_own=like is None,
         )
     if like is not None:
         raise ConfigError(
