@@ -56,6 +56,8 @@ def test_the_example_jobs_are_valid() -> None:
         ("dataset: demo", "dataset: [", r"not valid YAML"),
         ("uri: out/demo", "uri: ''", r"output\.uri: is empty"),
         ("uri: out/demo", "uri: out/${NOWHERE}", r"output\.uri: .* NOWHERE is not set"),
+        ("uri: out/demo", "uri: s3:/b/x", r"output\.uri: .* write s3://b/x"),
+        ("uri: out/demo", "uri: $OUT/x", r"output\.uri: .* write \$\{OUT\}/x"),
     ],
 )
 def test_an_error_names_the_key_and_the_fix(old: str, new: str, message: str) -> None:

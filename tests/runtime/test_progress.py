@@ -303,7 +303,7 @@ def test_the_summary_says_what_limited_a_job_and_what_to_change() -> None:
         "  decoding limited this job: encoders waited 41% of the time. Add CPUs, or lower "
         "runtime.decode.cpus if they were not all busy"
     ) in lines
-    assert lines[-1] == "  a page about it: tokpipe report '/out/my codes'"
+    assert lines[-1] == "  a page about it: tokpipe report '/out/my codes' -o report.html"
 
 
 def test_a_short_run_is_not_judged() -> None:

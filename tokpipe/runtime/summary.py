@@ -41,12 +41,13 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"  progress: tokpipe status {uri}"
         yield "  run the same command again to continue"
     else:
-        yield f"  a page about it: tokpipe report {uri}"
+        yield f"  a page about it: tokpipe report {uri} -o report.html"
     if ended == "failed":
         yield (
             f"failed: {totals.rejected_fraction:.1%} of the clips are rejected, more than "
             f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the other clips "
-            "are valid and stay; check the reasons, then raise the limit or fix the sources"
+            "are valid and stay. Check the reasons, then raise the limit, or fix the sources and run "
+            "again with --retry-rejected"
         )
 
 

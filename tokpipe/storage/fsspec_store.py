@@ -114,6 +114,10 @@ class FsspecStore:
             with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
                 client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
         except NotFound as error:
+            if client.is_local:  # such as a folder below /proc
+                raise StorageError(
+                    f"{uri}: its folder cannot be created ({error.__cause__}). Correct output.uri"
+                ) from error
             # Keys need no folder, so the bucket must be missing.
             raise StorageError(
                 f"{uri}: cannot be written, because its bucket or container does not exist "
