@@ -46,8 +46,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield (
             f"failed: {totals.rejected_fraction:.1%} of the clips are rejected, more than "
             f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the other clips "
-            "are valid and stay. Check the reasons, then raise the limit, or fix the sources and run "
-            "again with --retry-rejected"
+            "are valid and stay. Check the reasons, then raise the limit, or fix the sources and "
+            "run again with --retry-rejected"
         )
 
 
