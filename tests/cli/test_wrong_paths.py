@@ -106,7 +106,7 @@ WRONG_JOBS = {
     "missing.yaml": "does not exist",
     "jobs/dmo.yaml": "Did you mean jobs/demo.yaml?",
     "missing/demo.yaml": "neither does the folder missing",
-    "nothing_in_it": "without any .yaml file. Name one job file; `tokpipe init nothing_in_it/` writ",
+    "nothing_in_it": "without any .yaml file. Name one job file; `tokpipe init nothing_in",
     "jobs": "it holds jobs/demo.yaml. Name one",
     "out/demo": "job file that has this output.uri; to see how far it is, tokpipe status out/demo",
     "out/demo/job.json": "tokpipe status out/demo",

@@ -153,6 +153,14 @@ def test_tables_that_differ_do_not_hide_the_videos(here: Path) -> None:
     assert [n for n in notes if n.startswith("left out: ") and "data/wrong.csv have diff" in n]
 
 
+def test_what_cannot_be_used_is_said(here: Path) -> None:
+    write_video(here / "v/a.mp4", 20)
+    (here / "v/b.mp4").touch()
+    (here / "v/notes.txt").touch()
+    _, (note,) = write_job("v")
+    assert note.startswith("found 2 clips (files v/); left out: 1 file: 1 .txt (notes.txt); 1 of 2")
+
+
 def test_another_job_of_one_folder_has_its_own_output(here: Path) -> None:
     write_video(here / "v/a.mp4", 20)
     job = checked("v", here / "jobs/my other.yaml")

@@ -97,13 +97,13 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
         source["uri"] = source["uri"].removeprefix(f"{root}/")
         job = parse_job(_text(target, name, [source], []), name=str(path), root=root)
         try:
-            count, some = _probe(job)
+            count, more, some = _probe(job)
         except ConfigError as error:
             problems.append(str(error))
             continue
         sources.append(source)
         probes += some
-        notes.append(f"found {count} ({source['kind']} {source['uri']})")
+        notes.append(f"found {count} ({source['kind']} {source['uri']}){more}")
     if not sources:
         raise ConfigError("; ".join(problems))
     text = _text(target, name, sources, probes)
@@ -169,8 +169,10 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     return found, problems
 
 
-def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
+def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
+
+    The second text names what is left out or cannot be opened.
 
     Raises:
         ConfigError: none of these can be opened.
@@ -180,19 +182,23 @@ def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
     if not rows.items:
         raise ConfigError(f"{source.label}: found no videos ({rows.problem or 'it is empty'})")
     count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "clip")
+    more = f"; left out: {there}" if (there := source.left_out.text) else ""
     if not find_spec("av"):
-        return count, []
+        return count, more, []
     with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
+    bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)
+    if bad is None:
+        return count, more, probes
+    example = redact(f"{bad.ref.source_uri}: {bad.message}")
     if not probes:
-        bad = found[0]
-        assert isinstance(bad, Rejected | Failed)
         raise ConfigError(
-            f"{source.label}: none of {len(found)} videos can be opened, such as "
-            f"{bad.ref.source_uri}: {bad.message}"
+            f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
         )
-    return count, probes
+    num_bad = len(found) - len(probes)
+    more += f"; {num_bad} of {len(found)} tried cannot be opened, such as {example}"
+    return count, more, probes
 
 
 def _text(
