@@ -150,16 +150,20 @@ def test_no_wrong_value_of_any_setting_is_explained_in_terms_of_python(
         ("output.shard_max_age_s", "5 min", "300"),
         ("output.accept_unsafe_store", "yes", "true"),
         ("output.accept_unsafe_store", 0, "false"),
-        ("output", "s3://bucket/codes", "a section with uri, shard_bytes"),
+        ("output", "s3://bucket/codes", "{uri: 's3://bucket/codes'}"),
+        ("output", 3, "a section with uri"),
         ("output.uri", None, "text"),
-        ("sources", "videos/*.mp4", "a list, each a section with kind: files, table or webdataset"),
+        ("sources", "videos/", "[{kind: files, uri: videos/}]"),
+        ("sources", "t.csv", "a list, each a section with kind: files, table or webdataset"),
         ("sources", {"kind": "files", "uri": "a"}, "[{kind: files, uri: a}]"),
         (
             "sources",
             {"kind": "fil"},
             "a list: put a dash before its first key, as in '- kind: .",
         ),
-        ("sources.0", "a.mp4", "a section with kind: files, table or webdataset"),
+        ("sources.0", "a.mp4", "{kind: files, uri: a.mp4}"),
+        ("sources.0", "a.tar", "{kind: webdataset, uri: a.tar}"),
+        ("sources.0", 3, "a section with kind: files, table or webdataset"),
         ("sources.0.kind", "file", "files"),
         ("encode.device", "gpu", "cuda"),
         ("encode.device", "cuda:0", "cuda"),
@@ -197,6 +201,8 @@ def test_an_error_says_what_to_write(place: str, found: Any, write: str) -> None
         ("encode.device ", "x", "encode: unknown key 'device '; did you mean 'device'?"),
         ("sampling.max-clip-frames", 8, "unknown key 'max-clip-frames'; did you mean 'max_clip"),
         ("chunk_frame", 8, "unknown key 'chunk_frame'; 'chunk_frames' belongs in chunking"),
+        ("batch_size", 4, "unknown key 'batch_size'; the keys here are"),
+        ("sources.0.folder", "x", "sources.0: unknown key 'folder'; did you mean 'uri'?"),
         ("Sampling", {}, "unknown key 'Sampling'; did you mean 'sampling'?"),
     ],
 )
@@ -214,12 +220,20 @@ def test_a_dotted_key_is_sent_to_its_section() -> None:
     ("missing", "said"),
     [
         ("frames", "frames: is missing: write a section with size, buckets, fit"),
+        ("output", "output: is missing: write a section with uri"),
         ("dataset", "dataset: is missing: write text (Name of the dataset"),
         ("sources", "sources: is missing: write a list, each a section with kind: files, table or"),
     ],
 )
 def test_a_missing_setting_is_described(missing: str, said: str) -> None:
     assert said in message({key: value for key, value in JOB.items() if key != missing})
+
+
+def test_a_missing_uri_is_described_in_a_sentence_and_found_by_another_name() -> None:
+    text = at("sources.0", {"kind": "files", "path": "a"})
+    assert "(A folder such as videos/, whose" in text
+    assert "such as s3://bucket/raw/**/*.mp4; or one file)" in text
+    assert text.endswith("unknown key 'path'; did you mean 'uri'?")
 
 
 def test_a_section_without_a_kind_lists_the_kinds() -> None:
@@ -254,6 +268,7 @@ def test_the_file_of_a_training_is_explained_alike() -> None:
         ("a: !!binary aGk=\nb: !!set {c}\n", "unknown key 'a'"),
         (f"a: {'[' * 5000}", "not valid YAML"),
         ("a: \x00", "not valid YAML"),
+        ("Some notes.\nMore.", "file.yaml: is not a job file: it holds plain text"),
     ],
 )
 def test_a_mistake_of_yaml_has_its_line_and_a_remedy(text: str, said: str) -> None:

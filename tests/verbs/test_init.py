@@ -143,6 +143,47 @@ def test_tars_without_videos_are_left_out_and_named(here: Path) -> None:
     assert [note for note in notes if note.startswith("left out: ") and "webdataset" in note]
 
 
+def test_tables_that_differ_do_not_hide_the_videos(here: Path) -> None:
+    write_video(here / "data/videos/a.mp4", 20)
+    write_table(here / "data/t.csv", [{"id": 1, "file": "videos/a.mp4"}])
+    write_table(here / "data/wrong.csv", [{"x": 1}])
+    write_table(here / "data/none.jsonl", [{"x": 1}])
+    path, notes = write_job("data")
+    assert uris(load_job(path)) == [("files", str(here / "data"))]
+    assert [n for n in notes if n.startswith("left out: ") and "data/wrong.csv have diff" in n]
+
+
+def test_what_cannot_be_used_is_said(here: Path) -> None:
+    write_video(here / "v/a.mp4", 20)
+    (here / "v/b.mp4").touch()
+    (here / "v/notes.txt").touch()
+    _, (note,) = write_job("v")
+    assert note.startswith("found 2 clips (files v/); left out: 1 file: 1 .txt (notes.txt); 1 of 2")
+
+
+def test_another_job_of_one_folder_has_its_own_output(here: Path) -> None:
+    write_video(here / "v/a.mp4", 20)
+    job = checked("v", here / "jobs/my other.yaml")
+    assert (job.dataset, job.output.uri) == ("my-other", str(here / "out/my-other"))
+
+
+@pytest.mark.parametrize("glob", ["v/*.mp4", "v/{a,b}.mp4", "**/[ab].mp4"])
+def test_a_glob_is_a_source(glob: str, here: Path) -> None:
+    for name in "ab":
+        write_video(here / f"v/{name}.mp4", 20, seed=ord(name))
+    path, notes = write_job(glob)
+    assert uris(load_job(path)) == [("files", str(here / glob))]
+    assert notes == [f"found 2 clips (files {glob})"]
+    with pytest.raises(ConfigError, match=r"x\*\.mp4"):
+        write_job("v/x*.mp4")
+
+
+def test_a_glob_of_tables_is_a_source(here: Path) -> None:
+    write_video(here / "v/a.mp4", 20)
+    write_table(here / "v/t1.csv", [{"file": "a.mp4"}])
+    assert uris(checked("v/t*.csv")) == [("table", str(here / "v/t*.csv"))]
+
+
 def test_one_video_is_a_source_and_its_job_is_named_after_it(here: Path) -> None:
     write_video(here / "holiday 2024.mp4", 20)
     job = checked("holiday 2024.mp4")

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "folder",
             metavar="FOLDER",
-            help="a folder, table, tar or video, on this machine or in a store",
+            help="a folder, table, tar, video or quoted glob, on this machine or in a store",
         )
     )
     complete_files(
@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--job",
             type=Path,
             metavar="FILE",
-            help="the job file to write (default: jobs/NAME.yaml, after the folder)",
+            help="the job file to write, which also names the dataset and the output (default: "
+            "jobs/NAME.yaml, after the folder)",
         )
     )
 

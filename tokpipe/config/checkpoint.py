@@ -91,6 +91,8 @@ def resolve_checkpoint(
         names = ""
         if folder.startswith(BUILTIN):
             names = f" Built-in checkpoints: {', '.join(builtin_names())}."
+        elif (name := folder.rpartition("/")[2]) in builtin_names():
+            names = f" Did you mean {BUILTIN}{name}?"
         raise ConfigError(
             f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
             f"weights; the job has no tokenizer without it.{names} Correct the URI, or create the "

@@ -22,6 +22,7 @@ from tokpipe.config.suggest import (
 from tokpipe.errors import ConfigError
 
 _MAX_CHARS = 80
+_MEAN_URI = ("path", "file", "folder", "url")
 
 Location = tuple[int | str, ...]
 
@@ -95,8 +96,9 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
 
 def _purpose(annotation: Any) -> str:
     """Return the first sentence about a text, in brackets."""
-    about = annotation.__metadata__[0].description
-    return f" ({about.partition('.')[0]})" if about and bare(annotation) is str else ""
+    about = " ".join((annotation.__metadata__[0].description or "").replace("`", "").split())
+    sentence = about.partition(". ")[0].removesuffix(".")
+    return f" ({sentence})" if about and bare(annotation) is str else ""
 
 
 def _text(found: Any) -> str:
@@ -111,8 +113,11 @@ def _unknown_key(key: str, section: Any, expected: Any) -> str:
         for name in model.model_fields:
             places.setdefault(name, set()).add(place or "the top level")
     plain = re.sub(r"[- ]", "_", key.lower()).rpartition(".")[2]
+    if plain in _MEAN_URI and "uri" in keys:
+        plain = "uri"
     here = difflib.get_close_matches(plain, keys, n=1, cutoff=0.8)
-    anywhere = difflib.get_close_matches(plain, places, n=1, cutoff=0.8)
+    cutoff = 0.8 if "." in key else 0.92  # batch_size is no patch_size
+    anywhere = difflib.get_close_matches(plain, places, n=1, cutoff=cutoff)
     if anywhere and ("." in key or not here):
         found = sorted(places[anywhere[0]], key=lambda place: (place.count("."), place))
         nearest = [place for place in found if place.count(".") == found[0].count(".")]

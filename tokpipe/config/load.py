@@ -70,7 +70,7 @@ def _read_text(path: Path) -> str:
 
 
 def _job_settings(text: str, name: str) -> dict[str, Any]:
-    data = read_mapping(text, name)
+    data = read_mapping(text, name, "job file")
     if "phases" in data and "dataset" not in data:
         raise ConfigError(
             f"{name}: this is a training file, not a job file: use tokpipe train {name}"

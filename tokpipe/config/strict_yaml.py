@@ -29,7 +29,7 @@ StrictLoader.yaml_implicit_resolvers = {
 }
 
 
-def read_mapping(text: str | bytes, name: str) -> dict[str, Any]:
+def read_mapping(text: str | bytes, name: str, what: str = "file of settings") -> dict[str, Any]:
     """Parse YAML that must hold a mapping at its top level.
 
     Raises:
@@ -43,6 +43,8 @@ def read_mapping(text: str | bytes, name: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: is not valid YAML: {error}") from error
     if data is None:
         raise ConfigError(f"{name}: is empty, or has only comments")
+    if isinstance(data, str):
+        raise ConfigError(f"{name}: is not a {what}: it holds plain text")
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: holds {type(data).__name__}, not a mapping of settings")
     return data

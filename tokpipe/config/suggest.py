@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,6 +22,8 @@ _LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"
 
 def remedy(annotation: Any, found: Any) -> str:
     """Say what to write in place of a value."""
+    if isinstance(found, str) and found and (section := _with_uri(annotation, found)):
+        return f"write {in_yaml(section)}"
     adapter = TypeAdapter(annotation)
     for candidate in _candidates(annotation, found):
         with suppress(ValueError):  # not strict, so that "8" and 8.0 are read as 8
@@ -59,7 +61,8 @@ def accepted(annotation: Any) -> str:
     if kinds := kinds_of(annotation):
         return f"a section with kind: {one_of(kinds)}"
     if is_section(annotation):
-        return f"a section with {', '.join(annotation.model_fields)}"
+        fields = annotation.model_fields
+        return f"a section with {', '.join(_required(fields) or fields)}"
     if get_origin(annotation) is Literal:
         return one_of(arguments)
     if get_origin(annotation) is tuple:
@@ -104,6 +107,24 @@ def _candidates(annotation: Any, found: Any) -> Iterator[Any]:
     if len(numbers := re.split(r"\s*[x×*,; ]\s*", text)) > 1:  # noqa: RUF001
         yield numbers
     yield re.sub(r"[^\w.-]+", "-", str(found))
+
+
+def _with_uri(annotation: Any, uri: str) -> Any:
+    """Return the section, or the list of it, that needs no more than a URI; None if none does."""
+    if section := _entries(annotation):
+        inner = _with_uri(section, uri)
+        return inner and [inner]
+    kinds = kinds_of(annotation)
+    kind = "webdataset" if uri.endswith(".tar") else "files"
+    if kind in kinds:
+        is_table = re.search(r"(?i)\.(csv|tsv|jsonl|ndjson|parquet)(\.gz)?$", uri)
+        return None if is_table else {"kind": kind, "uri": uri}
+    model = bare(annotation)
+    return {"uri": uri} if _is_model(model) and _required(model.model_fields) == ["uri"] else None
+
+
+def _required(fields: Mapping[str, FieldInfo]) -> list[str]:
+    return [name for name, info in fields.items() if info.is_required()]
 
 
 def _entries(annotation: Any) -> Any:

@@ -83,23 +83,27 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
     endings = "|".join((*EXTENSIONS, "tar", *VIDEO_EXTENSIONS))
     stem = re.sub(rf"(?i)(\.({endings}))+$", "", uri.rpartition("/")[2])
-    name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "videos"
-    path = path or Path("jobs", f"{name}.yaml")
+    name = _named(stem)
+    if path is None:
+        path = Path("jobs", f"{name}.yaml")
+    else:
+        name = _named(path.stem)  # so that two jobs of one folder do not share an output
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file with -o, or remove this one")
     root = project_root(path)
-    sources, probes, notes, problems = [], [], [], []
-    for source in _sources_of(uri):
+    sources, probes, notes = [], [], []
+    found, problems = _sources_of(uri)
+    for source in found:
         source["uri"] = source["uri"].removeprefix(f"{root}/")
         job = parse_job(_text(target, name, [source], []), name=str(path), root=root)
         try:
-            count, some = _probe(job)
+            count, more, some = _probe(job)
         except ConfigError as error:
             problems.append(str(error))
             continue
         sources.append(source)
         probes += some
-        notes.append(f"found {count} ({source['kind']} {source['uri']})")
+        notes.append(f"found {count} ({source['kind']} {source['uri']}){more}")
     if not sources:
         raise ConfigError("; ".join(problems))
     text = _text(target, name, sources, probes)
@@ -110,11 +114,19 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     return path, [*notes, *(f"left out: {problem}" for problem in problems)]
 
 
-def _sources_of(uri: str) -> list[dict[str, Any]]:
-    """Return sections for the videos, tables and tars at a URI or below it."""
+def _named(stem: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "videos"
+
+
+def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return sections for the videos, tables and tars at a URI, below it or that match it.
+
+    Also returns what is wrong with tables that cannot be used.
+    """
     listing = Listing(uri, _OPTIONS, known=VIDEO_EXTENSIONS, literal="" if "://" in uri else uri)
     num_videos = sum(1 for _ in listing)
-    is_file = num_videos == 1 and not listing.folder
+    is_glob = bool(re.search(r"[*?{]", uri)) and not (listing.folder or os.path.lexists(uri))
+    is_file = is_glob or (num_videos == 1 and not listing.folder)
     names = [uri] if is_file else [some[0] for some in listing.left_out.names.values()]
     patterns = {}
     for name in names:
@@ -124,19 +136,26 @@ def _sources_of(uri: str) -> list[dict[str, Any]]:
             folder = re.sub(r"([*?[])", r"[\1]", uri)
             patterns[match[1].lower()] = uri if is_file else f"{folder}/**/*{match[0]}"
     found: list[dict[str, Any]] = []
-    columns = []
+    columns: list[str] = []
+    problems = []
     for table in (pattern for ending, pattern in patterns.items() if ending != "tar"):
         config = TableSource(kind="table", uri=table, uri_template="-")
         (rows,) = open_sources([config], _OPTIONS)
         assert isinstance(rows, TableRows)
-        folder, head = rows.head()
+        try:
+            folder, head = rows.head()
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
         columns += head.schema.names
         if guessed := guess_columns(head, folder):
             found.append({"kind": "table", "uri": table, **guessed})
-    if not found and num_videos and not (is_file and patterns):
+    if not found and (num_videos or is_glob) and not (is_file and patterns):
         found.append({"kind": "files", "uri": uri if is_file else f"{uri}/"})
     if "tar" in patterns and not any(source["kind"] == "table" for source in found):
         found.append({"kind": "webdataset", "uri": patterns["tar"]})
+    if not found and problems:
+        raise ConfigError("; ".join(problems))
     if not found and columns:
         raise ConfigError(
             f"{uri}: no column of its table looks like the URIs or paths of videos. The columns "
@@ -147,11 +166,13 @@ def _sources_of(uri: str) -> list[dict[str, Any]]:
         raise ConfigError(
             f"{uri}: found no videos, tables or tars of videos. {listing.explain_nothing()}"
         )
-    return found
+    return found, problems
 
 
-def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
+def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
+
+    The second text names what is left out or cannot be opened.
 
     Raises:
         ConfigError: none of these can be opened.
@@ -161,19 +182,23 @@ def _probe(job: JobConfig) -> tuple[str, list[Probe]]:
     if not rows.items:
         raise ConfigError(f"{source.label}: found no videos ({rows.problem or 'it is empty'})")
     count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "clip")
+    more = f"; left out: {there}" if (there := source.left_out.text) else ""
     if not find_spec("av"):
-        return count, []
+        return count, more, []
     with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
+    bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)
+    if bad is None:
+        return count, more, probes
+    example = redact(f"{bad.ref.source_uri}: {bad.message}")
     if not probes:
-        bad = found[0]
-        assert isinstance(bad, Rejected | Failed)
         raise ConfigError(
-            f"{source.label}: none of {len(found)} videos can be opened, such as "
-            f"{bad.ref.source_uri}: {bad.message}"
+            f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
         )
-    return count, probes
+    num_bad = len(found) - len(probes)
+    more += f"; {num_bad} of {len(found)} tried cannot be opened, such as {example}"
+    return count, more, probes
 
 
 def _text(

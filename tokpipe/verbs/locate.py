@@ -2,12 +2,14 @@
 
 import difflib
 import os
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.load import load_output
+from tokpipe.config.sources import VIDEO_EXTENSIONS
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.storage import open_store
@@ -16,6 +18,7 @@ from tokpipe.storage.client import split_protocol
 _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
 _SHOWN = 4
+_DATA = {f".{one}" for one in (*VIDEO_EXTENSIONS, "csv", "tsv", "jsonl", "parquet", "tar")}
 
 
 def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, StoreOptions]:
@@ -72,7 +75,11 @@ def check_is_job_file(path: Path) -> None:
     if path.is_dir():
         jobs = sorted(str(job) for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
         held = f"; it holds {_some(jobs)}" if jobs else " without any .yaml file"
-        raise ConfigError(f"{path}: this is a folder{held}. Name one job file")
+        init = f"; `tokpipe init {shlex.quote(f'{path}/')}` writes one" if not jobs else ""
+        raise ConfigError(f"{path}: this is a folder{held}. Name one job file{init}")
+    if path.is_file() and path.suffix.lower() in _DATA:
+        init = f"`tokpipe init {shlex.quote(str(path))}` writes one for it"
+        raise ConfigError(f"{path}: is not a job file; {init}")
     if not path.exists():
         raise ConfigError(f"{_missing(path.absolute())} Name a job file, such as jobs/demo.yaml")
 

@@ -124,7 +124,9 @@ def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
 
 
 def _missing(uri: str, setting: str) -> ConfigError:
-    where = f"{setting}: " if setting else ""
+    if not setting:
+        return ConfigError(f"no file at {uri}")  # the caller says what to do
     return ConfigError(
-        f"{where}no file at {uri}. The tokenizer needs it. Put the file there, or correct the URI"
+        f"{setting}: no file at {uri}. The tokenizer needs it. Put the file there, or correct the "
+        "URI"
     )
