@@ -330,6 +330,8 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell that starts the tests in the background makes them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert follower.stdout is not None
     seen = follower.stdout.readline()

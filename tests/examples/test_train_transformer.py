@@ -74,7 +74,7 @@ def test_it_learns_and_generates_a_clip(
     assert expected is not None
     assert losses[0] == pytest.approx(float(expected[1]), rel=0.02)
     assert losses[0] - 1 > losses[1] > losses[2]
-    assert "generated 320 codes" in printed
+    assert re.search("generated (320|192) codes", printed), "those of one of its clips"
     assert video.stat().st_size > 1000
 
 

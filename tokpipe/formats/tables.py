@@ -31,6 +31,13 @@ def from_parquet(uri: str, data: bytes, kind: str, *, verify: bool = True) -> pa
         CorruptOutput: it is not Parquet, or ``verify`` and a page has a wrong checksum.
     """
     try:
-        return pq.read_table(pa.BufferReader(data), page_checksum_verification=verify)
+        # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while
+        # Python exits, the process aborts.
+        return pq.read_table(
+            pa.BufferReader(data),
+            page_checksum_verification=verify,
+            use_threads=False,
+            pre_buffer=False,
+        )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a {kind}: {error}") from error

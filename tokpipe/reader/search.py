@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
+
 from tokpipe.reader.output import Output
 from tokpipe.reader.values import ShardInfo
 
@@ -44,8 +46,11 @@ def near_names(wanted: str, names: Iterable[str]) -> list[str]:
 def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, dict[str, Any]]]:
     """Yield each clip's row of the side tables: shard by shard, in each by source and segment."""
     for info, table in zip(output.shards, output.iter_side_tables(), strict=True):
-        table = table.sort_by([("source_uri", "ascending"), ("segment", "ascending")])
-        for batch in table.select(columns).to_batches(max_chunksize=1024):
+        # Not Table.sort_by: its threads can outlive it, and then abort the process as it exits.
+        order = pc.sort_indices(
+            table, sort_keys=[("source_uri", "ascending"), ("segment", "ascending")]
+        )
+        for batch in table.select(columns).take(order).to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 yield info, row
 

@@ -26,12 +26,6 @@ from tokpipe.types import ArchiveMember
 
 _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-_REASONS: dict[type[Exception], str] = {
-    ConfigError: "bad_uri",
-    NotFound: "missing",
-    AccessDenied: "access_denied",
-}
-
 PIECE_BYTES = 16 * 2**20
 """Bytes that are read, and held in memory, at a time."""
 
@@ -59,13 +53,17 @@ def fetch_to_file(
     source = uri if member is None else member.archive_uri
     try:
         return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
-    except (ConfigError, StorageError) as error:
+    except ConfigError as error:
+        raise SourceError("bad_uri", str(error)) from error
+    except NotFound as error:
+        raise SourceError("missing", str(error)) from error
+    except AccessDenied as error:
+        raise SourceError("access_denied", str(error)) from error
+    except StorageError as error:
         # A list of web addresses spans many servers; a job can continue without one of them.
-        is_web = split_protocol(source)[0] in ("http", "https")
-        reason = _REASONS.get(type(error)) or ("unreachable" if is_web else "")
-        if not reason:
+        if split_protocol(source)[0] not in ("http", "https"):
             raise
-        raise SourceError(reason, str(error)) from error
+        raise SourceError("unreachable", str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> Path:
