@@ -60,7 +60,12 @@ def node(index: int) -> None:
     sh(f"hostname node-{index + 1} && ip link set lo up && ip link set n{index} name eth0")
     sh(f"ip addr add 10.77.0.{index + 1}/24 dev eth0 && ip link set eth0 up")
     sh("ip route add default via 10.77.0.254")
+    # A checkout or an environment in /tmp stays, as if it were on the shared file system.
+    kept = [path for path in (ROOT, Path(sys.prefix)) if path.is_relative_to("/tmp")]
+    sh(f"mkdir -p {SHARED}/tmp && mount --rbind /tmp {SHARED}/tmp")
     sh("mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm")
+    for path in kept:
+        sh(f"mkdir -p '{path}' && mount --bind '{SHARED}{path}' '{path}'")
     sh("mkdir /tmp/ray && echo -n 10.77.0.9:6379 >/tmp/ray/ray_current_cluster")  # of a dead job
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(SHARED / f"node-{index + 1}.sock"))
