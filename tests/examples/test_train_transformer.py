@@ -74,7 +74,8 @@ def test_it_learns_and_generates_a_clip(
     assert expected is not None
     assert losses[0] == pytest.approx(float(expected[1]), rel=0.02)
     assert losses[0] - 1 > losses[1] > losses[2]
-    assert re.search("generated (320|192) codes", printed), "those of one of its clips"
+    first = next(open_output(str(out)).clips())  # which one that is depends on its path
+    assert f"generated {first.chunks[0].codes.size} codes" in printed
     assert video.stat().st_size > 1000
 
 
