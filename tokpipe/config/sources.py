@@ -14,6 +14,9 @@ VIDEO_EXTENSIONS = (
 )
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
+TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
+"""Endings of tables, which may be followed by ``.gz``."""
+
 
 class FilesSource(Frozen):
     """One clip per file of a folder, or per file that matches a glob."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import TableSource
+from tokpipe.config.sources import TABLE_EXTENSIONS, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.parquet import ParquetFile
@@ -39,7 +39,7 @@ _FORMATS: dict[str, Callable[[str, StoreOptions], TableFile]] = {
     **dict.fromkeys(("parquet", "parq"), ParquetFile),
 }
 """How to open a table, by its ending."""
-EXTENSIONS = (*_FORMATS, "gz")
+EXTENSIONS = (*TABLE_EXTENSIONS, "gz")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokpipe.telemetry.human import counted
+
 NO_MATCH = "unmatched pattern"
 """One of those that braces stand for."""
 UNREADABLE = "unreadable folder"
+_NO_FILES = (NO_MATCH, UNREADABLE)
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
 """Also macOS's ``._IMG_0001.MOV``, which holds attributes, and what Windows and NAS deleted."""
@@ -58,7 +61,7 @@ class LeftOut:
     def files(self) -> dict[str, int]:
         """Number of files by kind, the most frequent first."""
         by_number = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        return {kind: n for kind, n in by_number if kind not in (NO_MATCH, UNREADABLE)}
+        return {kind: n for kind, n in by_number if kind not in _NO_FILES}
 
     @property
     def text(self) -> str:
@@ -68,13 +71,12 @@ class LeftOut:
             shown = [self._kind_text(kind) for kind in [*files][:_SHOWN_KINDS]]
             if others := [*files.values()][_SHOWN_KINDS:]:
                 shown.append(f"{sum(others):,} of {len(others)} other kinds")
-            texts.append(f"{number:,} file{'s' * (number > 1)}: {', '.join(shown)}")
-        for kind in (NO_MATCH, UNREADABLE):
-            if number := self.counts.get(kind, 0):
-                texts.append(self._kind_text(kind, "s" * (number > 1)))
+            texts.append(f"{counted(number, 'file')}: {', '.join(shown)}")
+        texts += [self._kind_text(kind) for kind in _NO_FILES if kind in self.counts]
         return "; ".join(texts)
 
-    def _kind_text(self, kind: str, plural: str = "") -> str:
+    def _kind_text(self, kind: str) -> str:
         number, names = self.counts[kind], self.names[kind]
+        found = counted(number, kind) if kind in _NO_FILES else f"{number:,} {kind}"
         more = ", ..." if number > len(names) else ""
-        return f"{number:,} {kind}{plural} ({', '.join(names)}{more})"
+        return f"{found} ({', '.join(names)}{more})"
