@@ -26,6 +26,7 @@ from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
 from tokpipe.media.backends import DECORD_MIN_SHARE, Task, load_backend
 from tokpipe.media.backends.pyav import Stopped
+from tokpipe.media.colour import Look
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
@@ -125,6 +126,7 @@ class _Clip:
         status = check_regular_file(self.path)
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         self.timeline = timeline = _timeline(self.path, self.salvage, version)
+        self.marks = _marks(timeline, request["hdr"])
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -156,7 +158,8 @@ class _Clip:
             *orientation.oriented(timeline.height, timeline.width),
             orientation.oriented_aspect(aspect),
         )
-        self.framing = Framing(size, request["fit"], aspect, orientation)
+        look = Look(**request["look"])
+        self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
         self.shape = (len(self.wanted), *size, 3)
         total = {"num_segments": num_segments}
         rows, columns = orientation.oriented(timeline.height, timeline.width)
@@ -173,6 +176,7 @@ class _Clip:
             "pts_s": timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
+            "marks": self.marks,
         }
 
     def decode(self, backend: str, memory: int) -> None:
@@ -188,7 +192,7 @@ class _Clip:
         pixels = np.frombuffer(_mapped(memory, math.prod(self.shape)), np.uint8)
         out = pixels.reshape(self.shape)
         if self.framing.leaves_margins:
-            out[:] = 0
+            out[:] = self.framing.look.background
         try:
             decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
         except Stopped as error:
@@ -200,6 +204,22 @@ class _Clip:
                 "pts_s": self.description["pts_s"][:num],
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
+
+
+def _marks(timeline: Timeline, hdr: str) -> list[str]:
+    """What is special about a source.
+
+    Raises:
+        SourceError: ``hdr``, if the job rejects that.
+    """
+    marks = ["interlaced"] if timeline.is_interlaced else []
+    if timeline.tags.is_hdr:
+        if hdr == "reject":
+            raise SourceError(
+                "hdr", "the video is HDR (PQ or HLG); the job rejects that by frames.hdr"
+            )
+        marks.append("tonemapped" if hdr == "tonemap" else "hdr")
+    return marks
 
 
 def _mapped(memory: int, size: int) -> mmap.mmap:

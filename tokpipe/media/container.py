@@ -1,6 +1,7 @@
 """Opens local video files with FFmpeg's libraries, through PyAV. For the decoding child only."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import av
 
 from tokpipe.errors import SourceError
+from tokpipe.media.geometry import Crop
 
 # Video containers only. Without this list FFmpeg also accepts playlists and scripts that name
 # other files and hosts to read (hls, dash, concat, sdp), renders text as pictures (tty), and
@@ -18,6 +20,7 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,nut,mxf,rm,dv,ivf,obu,gif,"
     "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk"
 )
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def check_regular_file(path: Path) -> os.stat_result:
@@ -65,7 +68,36 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         # With more than one thread, the frames of a damaged stream differ from run to run. One
         # child per actor keeps the CPU busy anyway.
         stream.codec_context.thread_count = 1
+        # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
+        stream.codec_context.flags |= av.codec.context.Flags.unaligned
         yield container, stream
+
+
+def decoder_of(stream: Any) -> Any:
+    """Return the decoder for a stream: its own, or libvpx where only that decodes the alpha."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
+        return own
+    decoder: Any = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
+    decoder.thread_count = 1
+    return decoder
+
+
+def read_crop(container: Any, stream: Any) -> Crop:
+    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap.
+
+    PyAV has this only in FFmpeg's description of the file.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        described = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
+    mine = dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
+    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
+    return Crop(*map(int, found.groups())) if found else Crop()
 
 
 def _main_stream(container: Any) -> Any:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
-from tokpipe.media.container import damaged, open_video
-from tokpipe.media.geometry import Orientation, orientation_of
+from tokpipe.media.colour import Tags, tags_of
+from tokpipe.media.container import damaged, decoder_of, open_video, read_crop
+from tokpipe.media.geometry import Crop, Orientation, orientation_of
 
 # Containers that store a presentation time per frame, and codecs in which a packet is one shown
 # frame. Elsewhere (decoding times only, fields, hidden frames in separate packets, packed
@@ -60,10 +61,16 @@ class Timeline:
     """Whether the packets list the frames; otherwise they were counted by decoding."""
     height: int
     width: int
-    """Size of the first frame as coded: before rotation, in pixels that may not be square."""
+    """Size of the first frame without what the container hides: before rotation, in pixels that
+    may not be square."""
     pixel_aspect: Fraction
     """Width of a coded pixel over its height."""
     orientation: Orientation
+    crop: Crop
+    tags: Tags
+    """Of the first frame."""
+    is_interlaced: bool
+    """Whether the first frame is."""
     format: str
     codec: str
     num_video_streams: int
@@ -114,6 +121,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         aspect = stream.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
+        crop = read_crop(container, stream)
     if not trusted:
         pts, durations, stopped = _times_by_decoding(path)
         if stopped is not None and not (salvage and pts):
@@ -144,6 +152,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     orientation = Orientation()
     if (matrix := first.side_data.get("DISPLAYMATRIX")) is not None:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
+    crop = crop.within(first.height, first.width)
+    height, width = crop.kept(first.height, first.width)
     return Timeline(
         times_s=times_s,
         end_s=end_s,
@@ -151,11 +161,14 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         pts=tuple(pts) if has_pts else None,
         key_frames=key_frames,
         from_packets=trusted,
-        height=first.height,
-        width=first.width,
+        height=height,
+        width=width,
         # Unset, or beyond any real format.
         pixel_aspect=Fraction(aspect if aspect and Fraction(1, 8) <= aspect <= 8 else 1),
         orientation=orientation,
+        crop=crop,
+        tags=tags_of(first),
+        is_interlaced=bool(first.interlaced_frame),
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,
@@ -248,12 +261,13 @@ def decode_frames(container: Any, stream: Any) -> Any:
     """
     count = 0
     packets = container.demux(stream)
+    decoder = decoder_of(stream)
     while True:
         try:
             packet = next(packets, None)
             if packet is None:
                 return
-            frames = packet.decode()
+            frames = decoder.decode(packet)
         except av.EOFError:
             return
         except av.FFmpegError as error:

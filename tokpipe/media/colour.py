@@ -1,0 +1,190 @@
+"""What the samples of a frame mean: matrix, range, transfer and alpha."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.errors import SourceError
+
+# Numbers of ITU-T H.273, as FFmpeg has them, and FFmpeg's names of what its scaler converts.
+# BT.2020 with constant luminance (10) is read as without; a matrix that follows from the primaries
+# (12) is looked up by them.
+_MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
+_MATRICES |= {9: "bt2020", 10: "bt2020"}
+_BY_PRIMARIES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
+_ELSEWHERE = {8: "YCgCo", 11: "SMPTE 2085", 13: "chroma-derived constant luminance"}
+_ELSEWHERE |= {14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
+_HD_ROWS = 720
+
+_LIMITED, _FULL = 1, 2
+_PQ, _HLG = 16, 18
+
+_REFERENCE_WHITE = 203.0
+"""cd/m2, by ITU-R BT.2408."""
+_HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2
+"""The reference display of ITU-R BT.2100, on which HLG's 75 % is the reference white."""
+_BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
+
+# Linear RGB to BT.709, by number of the primaries: none for BT.709 itself, BT.2020 (ITU-R BT.2407)
+# where nothing else is known, and Display P3.
+_TO_BT709 = {
+    1: None,
+    9: [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
+    12: [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the job decides about colours and fields."""
+
+    matrix: str = "auto"
+    tonemap: bool = True
+    background: tuple[int, int, int] = (0, 0, 0)
+    deinterlace: bool = False
+
+
+class Tags(NamedTuple):
+    """What a frame says about its samples."""
+
+    format: str
+    matrix: int
+    range: int
+    transfer: int
+    primaries: int
+
+    @property
+    def is_hdr(self) -> bool:
+        return self.transfer in (_PQ, _HLG)
+
+    @property
+    def is_grey(self) -> bool:
+        return self.format.startswith(("gray", "ya"))
+
+    @property
+    def is_rgb(self) -> bool:
+        kind = av.VideoFormat(self.format)
+        return bool(kind.is_rgb or kind.has_palette or kind.is_bayer)
+
+    @property
+    def has_alpha(self) -> bool:
+        kind = av.VideoFormat(self.format)
+        return bool(kind.has_palette or kind.components[-1].is_alpha)
+
+    @property
+    def must_be_stretched(self) -> bool:
+        """Whether limited range is left in the RGB that FFmpeg's scaler makes of it.
+
+        It takes RGB and grey for full range, whatever their tag.
+        """
+        return self.range == _LIMITED and (self.is_grey or self.is_rgb)
+
+
+def tags_of(frame: Any) -> Tags:
+    """Read the tags of an ``av.VideoFrame``."""
+    return Tags(
+        frame.format.name,
+        int(frame.colorspace),
+        int(frame.color_range),
+        int(frame.color_trc),
+        int(frame.color_primaries),
+    )
+
+
+def conversion(tags: Tags, rows: int, choice: str) -> str:
+    """Return what FFmpeg's scaler needs, after its flags, to make RGB of frames with these tags.
+
+    Args:
+        rows: of the frame as coded. They decide for frames without a usable matrix.
+        choice: ``frames.matrix`` of the job.
+
+    Raises:
+        SourceError: ``unsupported``: the matrix is none that FFmpeg's scaler knows.
+    """
+    if tags.is_rgb:
+        return ""
+    by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= _HD_ROWS else "bt601"
+    if choice != "auto":
+        matrix = choice
+    elif tags.matrix in _ELSEWHERE and not tags.is_grey:
+        raise SourceError(
+            "unsupported",
+            f"the colour matrix {_ELSEWHERE[tags.matrix]} cannot be converted to RGB. If the tag "
+            "is wrong, set frames.matrix",
+        )
+    elif tags.matrix == 12:
+        matrix = _BY_PRIMARIES.get(tags.primaries, by_size)
+    else:
+        matrix = _MATRICES.get(tags.matrix, by_size)
+    is_full = tags.range == _FULL or tags.format.startswith("yuvj")
+    extent = "full" if is_full else "limited"
+    # Otherwise it makes one colour of two columns, as 4:2:0 and 4:2:2 store them.
+    flags = "+full_chroma_int" if av.VideoFormat(tags.format).chroma_width(2) == 2 else ""
+    return f"{flags}:in_color_matrix={matrix}:in_range={extent}:out_range=full"
+
+
+def stretched(picture: NDArray[Any]) -> NDArray[Any]:
+    """Stretch RGB of limited range to full range."""
+    colours = _stretch(picture.dtype.itemsize)[picture[..., :3]]
+    return np.concatenate([colours, picture[..., 3:]], axis=2)
+
+
+@functools.cache
+def _stretch(num_bytes: int) -> NDArray[Any]:
+    one, most = 256 ** (num_bytes - 1), 256**num_bytes - 1
+    levels = (np.arange(most + 1) - 16 * one) * (most / (219 * one))
+    return np.clip(np.rint(levels), 0, most).astype(f"u{num_bytes}")
+
+
+def compose(picture: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Put (H, W, 4) RGB with straight alpha on a background: (H, W, 3)."""
+    alpha = picture[..., 3:].astype(np.uint32)
+    below = np.array(background, np.uint32) * (255 - alpha)
+    return ((picture[..., :3] * alpha + below + 127) // 255).astype(np.uint8)
+
+
+def tonemapped(picture: NDArray[np.uint16], tags: Tags) -> NDArray[np.uint8]:
+    """Turn HDR into BT.709 as a display shows it: (H, W, 3 or 4) of 16 bits -> of 8 bits.
+
+    The light of the reference display (ITU-R BT.2100: PQ is absolute; HLG on a display of 1,000
+    cd/m2) is divided by the reference white of 203 cd/m2 (ITU-R BT.2408), converted to BT.709
+    primaries (ITU-R BT.2407) and encoded by the inverse of ITU-R BT.1886. So what SDR can show
+    looks as it did, and what is brighter or more saturated is clipped, per channel.
+    """
+    # FFmpeg's scaler ends at 65,280 if it converts a matrix.
+    white = 65535 if tags.is_rgb or tags.is_grey else 65280
+    light = _light(tags.transfer, white)[picture[..., :3]]
+    if tags.transfer == _HLG:
+        light *= ((light @ _BT2020_LUMINANCE) ** (_HLG_GAMMA - 1))[..., None]
+        light *= _HLG_PEAK / _REFERENCE_WHITE
+    matrix = _TO_BT709.get(tags.primaries, _TO_BT709[9])
+    if matrix is not None:
+        light = light @ np.array(matrix, np.float32).T
+    # By the square root, since steps of the light would be coarse where it is dark.
+    index = (np.sqrt(np.clip(light, 0, 1)) * 65535 + 0.5).astype(np.uint16)
+    colours = _codes()[index]
+    return np.concatenate([colours, (picture[..., 3:] >> 8).astype(np.uint8)], axis=2)
+
+
+@functools.cache
+def _light(transfer: int, white: int) -> NDArray[np.float32]:
+    """Light by 16-bit signal: of PQ in units of the reference white, of HLG from the scene."""
+    signal = np.minimum(np.arange(65536) / white, 1)
+    if transfer == _HLG:
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        light = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+    else:
+        power = signal ** (32 / 2523)
+        ratio = np.maximum(power - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * power)
+        light = 10_000 * ratio ** (16384 / 2610) / _REFERENCE_WHITE
+    return light.astype(np.float32)
+
+
+@functools.cache
+def _codes() -> NDArray[np.uint8]:
+    """8-bit code by the square root of the light, in 16 bits."""
+    return np.rint(255 * (np.arange(65536) / 65535) ** (2 / 2.4)).astype(np.uint8)
