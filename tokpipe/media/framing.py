@@ -110,7 +110,7 @@ class _Scaler:
         self._tonemaps = tags.is_hdr and look.tonemap
         self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
         rgb = _RGB[self._channels * self._dtype.itemsize]
-        to_rgb = _FLAGS + conversion(tags, frame.height, look.matrix)
+        to_rgb = _FLAGS + conversion(tags, frame.height, look)
         whole = frame.height, frame.width
         inner = crop.kept(*whole)
         cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
