@@ -90,8 +90,8 @@ class FramesConfig(Frozen):
     255, and marks their clips ``tonemapped``; ``mark`` keeps the samples as they are, which look
     washed out, and marks the clips ``hdr``; ``reject`` rejects them."""
     deinterlace: bool = False
-    """Interpolate the second field of interlaced frames. Clips of interlaced videos are marked
-    ``interlaced`` either way."""
+    """Show only the upper field of interlaced frames, half of their rows, and not two times in
+    one frame. Clips of interlaced videos are marked ``interlaced`` either way."""
 
     @model_validator(mode="after")
     def _background_is_a_colour(self) -> Self:

@@ -212,7 +212,7 @@ def _marks(timeline: Timeline, hdr: str) -> list[str]:
     Raises:
         SourceError: ``hdr``, if the job rejects that.
     """
-    marks = ["interlaced"] if timeline.is_interlaced else []
+    marks = ["interlaced"] if timeline.tags.is_interlaced else []
     if timeline.tags.is_hdr:
         if hdr == "reject":
             raise SourceError(

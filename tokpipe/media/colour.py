@@ -58,6 +58,7 @@ class Tags(NamedTuple):
     range: int
     transfer: int
     primaries: int
+    is_interlaced: bool
 
     @property
     def is_hdr(self) -> bool:
@@ -94,6 +95,7 @@ def tags_of(frame: Any) -> Tags:
         int(frame.color_range),
         int(frame.color_trc),
         int(frame.color_primaries),
+        bool(frame.interlaced_frame),
     )
 
 

@@ -115,7 +115,11 @@ class _Scaler:
         inner = crop.kept(*whole)
         cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
         steps: list[tuple[str, str | None]] = []
-        if crop.left % 4 or crop.top % 4:  # perhaps in the middle of a chroma sample
+        takes_field = tags.is_interlaced and look.deinterlace
+        if takes_field:
+            steps.append(("field", "type=top"))
+        # Columns or rows may begin in the middle of a chroma sample.
+        if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
             steps += [_scale(whole, to_rgb), ("format", rgb)]
             to_rgb = _FLAGS
         if inner != whole:

@@ -69,8 +69,6 @@ class Timeline:
     crop: Crop
     tags: Tags
     """Of the first frame."""
-    is_interlaced: bool
-    """Whether the first frame is."""
     format: str
     codec: str
     num_video_streams: int
@@ -168,7 +166,6 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         orientation=orientation,
         crop=crop,
         tags=tags_of(first),
-        is_interlaced=bool(first.interlaced_frame),
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.container import damaged, open_video
-from tokpipe.media.deinterlace import deinterlaced
 from tokpipe.media.framing import Painter
 from tokpipe.media.timeline import Packet, Timeline, decode_frames
 
@@ -34,9 +33,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
             The same file always stops at the same frame.
         SourceError: the file cannot be opened.
     """
-    # A deinterlaced frame also depends on the one before.
-    first = int(task.wanted[0]) - task.framing.look.deinterlace
-    entry = _entry(task.timeline, max(0, first))
+    entry = _entry(task.timeline, int(task.wanted[0]))
     if entry is not None:
         try:
             return _decode_from(entry, task, out)
@@ -66,8 +63,6 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
             container.seek(entry.dts, stream=stream, backward=True)
             index = bisect_left(timeline.pts, entry.pts)
             frames = (frame for frame in frames if frame.pts is None or frame.pts >= entry.pts)
-        if task.framing.look.deinterlace:
-            frames = deinterlaced(frames)
         slot = 0
         try:
             for frame in frames:
