@@ -20,7 +20,7 @@ _ELSEWHERE = {8: "YCgCo", 11: "SMPTE 2085", 13: "chroma-derived constant luminan
 _ELSEWHERE |= {14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
 _HD_ROWS = 720
 # FFmpeg's scaler rejects reserved tags even of what it does not convert.
-_AS_IT_IS = ":in_primaries=bt709:in_transfer=bt709"
+_AS_IT_IS = "in_primaries=bt709:in_transfer=bt709"
 
 _LIMITED, _FULL = 1, 2
 _PQ, _HLG = 16, 18
@@ -100,7 +100,7 @@ def tags_of(frame: Any) -> Tags:
 
 
 def conversion(tags: Tags, rows: int, look: Look) -> str:
-    """Return what FFmpeg's scaler needs, after its flags, to make RGB of frames with these tags.
+    """Return what FFmpeg's scaler needs to make RGB of frames with these tags.
 
     Args:
         rows: of the frame as coded. They decide for frames without a usable matrix.
@@ -125,13 +125,7 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
         matrix = _MATRICES.get(tags.matrix, by_size)
     is_full = tags.range == _FULL or tags.format.startswith("yuvj")
     extent = "full" if is_full else "limited"
-    # Without the flag, two columns share a colour and values are rounded down: nothing lost for
-    # 8-bit 4:2:0 (3 levels at most), and faster. With it, some 16-bit results are black (FFmpeg 8).
-    kind = av.VideoFormat(tags.format)
-    is_plain = kind.components[0].bits == 8 and kind.chroma_width(2) == 1
-    is_broken = tags.is_hdr and look.tonemap and kind.chroma_height(2) == 1
-    flags = "" if is_plain or is_broken else "+full_chroma_int"
-    return f"{flags}:in_color_matrix={matrix}:in_range={extent}:out_range=full{_AS_IT_IS}"
+    return f"in_color_matrix={matrix}:in_range={extent}:out_range=full:{_AS_IT_IS}"
 
 
 def stretched(picture: NDArray[Any]) -> NDArray[Any]:

@@ -21,13 +21,14 @@ from tokpipe.media.colour import (
 )
 from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
-# FFmpeg's old default, which decord scales with: bilinear over the whole area that an output
-# pixel covers. With the same flag both return the same bytes for ordinary 8-bit 4:2:0.
-_FLAGS = "bilinear"
+# Over the whole area that an output pixel covers.
+_FLAGS = "flags=bilinear+accurate_rnd"
 # swscale rejects filters with more taps; a stronger reduction takes several steps.
 _MAX_REDUCTION = 128
-# By bytes per pixel.
-_RGB = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
+# By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
+# levels of 255) and slower than by way of planes.
+_PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
+_PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,9 @@ class _Scaler:
         self._tags = tags
         self._tonemaps = tags.is_hdr and look.tonemap
         self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
-        rgb = _RGB[self._channels * self._dtype.itemsize]
-        to_rgb = _FLAGS + conversion(tags, frame.height, look)
+        planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
+        packed = ("format", _PACKED[self._channels * self._dtype.itemsize])
+        to_rgb = f"{_FLAGS}:{conversion(tags, frame.height, look)}"
         whole = frame.height, frame.width
         inner = crop.kept(*whole)
         cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
@@ -120,12 +122,12 @@ class _Scaler:
             steps.append(("field", "type=top"))
         # Columns or rows may begin in the middle of a chroma sample.
         if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
-            steps += [_scale(whole, to_rgb), ("format", rgb)]
+            steps += [_scale(whole, to_rgb), planes]
             to_rgb = _FLAGS
         if inner != whole:
             steps.append(cut)
         first, *others = _steps(inner, size)
-        steps += [_scale(first, to_rgb), ("format", rgb), *map(_scale, others)]
+        steps += [_scale(first, to_rgb), planes, *map(_scale, others)]
         self._graph = av.filter.Graph()
         self._graph.threads = 1
         node = self._graph.add_buffer(
@@ -134,7 +136,7 @@ class _Scaler:
             format=frame.format,
             time_base=Fraction(1, 1000),  # irrelevant to scaling
         )
-        for name, arguments in [*steps, ("format", rgb), ("buffersink", None)]:
+        for name, arguments in [*steps, packed, ("buffersink", None)]:
             step = self._graph.add(name, arguments)
             node.link_to(step)
             node = step
@@ -158,7 +160,7 @@ class _Scaler:
 
 
 def _scale(size: tuple[int, int], options: str = _FLAGS) -> tuple[str, str]:
-    return "scale", f"{size[1]}:{size[0]}:flags={options}"
+    return "scale", f"{size[1]}:{size[0]}:{options}"
 
 
 def _steps(source: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:

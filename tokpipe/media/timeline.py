@@ -152,6 +152,9 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
     crop = crop.within(first.height, first.width)
     height, width = crop.kept(first.height, first.width)
+    if name == "mov" and aspect == Fraction(first.height * width, first.width * height):
+        # FFmpeg compares the size in which a track is shown with what is coded, not with the rest.
+        aspect = None
     return Timeline(
         times_s=times_s,
         end_s=end_s,
