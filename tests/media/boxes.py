@@ -1,9 +1,6 @@
 """Puts into files what FFmpeg's muxers cannot write: container crops and SEI messages."""
 
 from pathlib import Path
-from typing import Any
-
-import av
 
 Edges = tuple[int, int, int, int]
 """Left, right, top and bottom: what a crop takes away."""
@@ -65,14 +62,13 @@ def crop_mp4(path: Path, edges: Edges, size: tuple[int, int]) -> None:
     path.write_bytes(data[:end] + box + data[end:])
 
 
-def filtered(path: Path, target: Path, bitstream_filter: str) -> Path:
-    """Copy a video through one of FFmpeg's bitstream filters."""
-    with av.open(str(path)) as before, av.open(str(target), "w") as after:
-        stream = before.streams.video[0]
-        copy: Any = after.add_stream_from_template(stream)
-        chain = av.bitstream.BitStreamFilterContext(bitstream_filter, stream)
-        for packet in before.demux(stream):
-            for done in chain.filter(packet if packet.size else None):
-                done.stream = copy
-                after.mux(done)
-    return target
+def turn(path: Path, quarters: int, mirrored: bool) -> None:
+    """Put a display orientation message before the first slice of an H.264 or HEVC stream."""
+    data = path.read_bytes()
+    payload = int(f"0{mirrored:b}0{quarters << 14:016b}11000", 2).to_bytes(3, "big")
+    # NAL unit header, type and size of the message, and the end of the unit.
+    header = b"\x06" if path.suffix == ".h264" else b"\x4e\x01"
+    unit = b"\0\0\1" + header + bytes([47, len(payload)]) + payload + b"\x80"
+    slices = (b"\0\0\1\x65",) if path.suffix == ".h264" else (b"\0\0\1\x28", b"\0\0\1\x26")
+    at = min(data.index(one) for one in slices if one in data)
+    path.write_bytes(data[:at] + unit + data[at:])

@@ -127,29 +127,31 @@ def expected(one: Combination) -> Colours:
     return colours
 
 
+def shown(path: Path, size: tuple[int, int], fit: FitMode) -> np.ndarray:
+    """The first frame of a file."""
+    timeline = read_timeline(path)
+    aspect, orientation, crop = timeline.pixel_aspect, timeline.orientation, timeline.crop
+    framing = Framing(size, fit, aspect, orientation, crop, Look())
+    out = np.zeros((1, *size, 3), np.uint8)
+    pyav.decode(Task(path, timeline, np.array([0]), framing), out)
+    return out[0]
+
+
 def errors(one: Combination, folder: Path) -> tuple[float, float]:
     """The largest difference to the gradient, and the largest of a channel's mean, in levels.
 
     A frame's border is left out: filters have nothing to average with there. Margins count.
     """
-    path = write(one, folder)
-    timeline = read_timeline(path)
-    framing = Framing(
-        *(one.size, one.fit, timeline.pixel_aspect, timeline.orientation, timeline.crop), Look()
-    )
-    out = np.zeros((1, *one.size, 3), np.uint8)
-    pyav.decode(Task(path, timeline, np.array([0]), framing), out)
+    out = shown(write(one, folder), one.size, one.fit)
     wanted = expected(one)
     margin = np.isnan(wanted[..., 0])
-    difference = out[0] - 255 * np.where(margin[..., None], 0, wanted)
+    difference = out - 255 * np.where(margin[..., None], 0, wanted)
     inside = ~margin
     for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
         for _ in range(3):
             inside &= np.roll(inside, step, axis)
     inside[:3] = inside[-3:] = inside[:, :3] = inside[:, -3:] = False
-    # Pixels at the edge of a margin may be covered in part.
-    edge = np.zeros_like(margin)
-    counted = difference[inside | (margin & ~edge)]
+    counted = difference[inside | margin]
     means = np.abs(difference[inside].mean(0)) if inside.any() else np.zeros(3)
     return float(np.abs(counted).max()), float(means.max())
 

@@ -19,25 +19,7 @@ from tokpipe.telemetry.redact import redact, says_secret
 MAX_CLIP_BYTES = 128 * 2**20
 """Limit on the pixels of one clip, so that stages can bound their memory by counting clips."""
 
-_COLOURS = {
-    "black": "#000000",
-    "silver": "#c0c0c0",
-    "gray": "#808080",
-    "white": "#ffffff",
-    "maroon": "#800000",
-    "red": "#ff0000",
-    "purple": "#800080",
-    "fuchsia": "#ff00ff",
-    "green": "#008000",
-    "lime": "#00ff00",
-    "olive": "#808000",
-    "yellow": "#ffff00",
-    "navy": "#000080",
-    "blue": "#0000ff",
-    "teal": "#008080",
-    "aqua": "#00ffff",
-}
-"""The basic colours of HTML."""
+_COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
@@ -79,9 +61,9 @@ class FramesConfig(Frozen):
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """``crop`` covers the size and cuts out the middle, ``pad`` fits the frame inside on black,
     ``stretch`` ignores the aspect ratio."""
-    background: Annotated[str, Field(pattern=r"^([a-z]+|#[0-9a-fA-F]{6})$")] = "black"
-    """What shows through transparent pixels and in the margins of ``pad``: ``#rrggbb``, or a basic
-    colour of HTML such as ``white``."""
+    background: Annotated[str, Field(pattern=r"^(black|gray|white|#[0-9a-fA-F]{6})$")] = "black"
+    """What shows through transparent pixels and in the margins of ``pad``: ``black``, ``gray``,
+    ``white`` or ``#rrggbb``."""
     matrix: Literal["auto", "bt601", "bt709", "bt2020"] = "auto"
     """Colour matrix of YUV videos. ``auto`` is what a video is tagged with, and for untagged ones
     BT.709 from 720 coded rows on, else BT.601. Any other value replaces the tags of all videos."""
@@ -92,15 +74,6 @@ class FramesConfig(Frozen):
     deinterlace: bool = False
     """Show only the upper field of interlaced frames, half of their rows, and not two times in
     one frame. Clips of interlaced videos are marked ``interlaced`` either way."""
-
-    @model_validator(mode="after")
-    def _background_is_a_colour(self) -> Self:
-        if self.background[0] != "#" and self.background not in _COLOURS:
-            raise ValueError(
-                f"background={self.background} is not a colour: use #rrggbb or one of "
-                f"{', '.join(_COLOURS)}"
-            )
-        return self
 
     @property
     def background_rgb(self) -> tuple[int, int, int]:

@@ -126,7 +126,11 @@ class _Clip:
         status = check_regular_file(self.path)
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         self.timeline = timeline = _timeline(self.path, self.salvage, version)
-        self.marks = _marks(timeline, request["hdr"])
+        tags, hdr = timeline.tags, request["hdr"]
+        if tags.is_hdr and hdr == "reject":
+            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
+        marks = {"interlaced": tags.is_interlaced, "tonemapped": tags.is_hdr and hdr == "tonemap"}
+        marks["hdr"] = tags.is_hdr and hdr == "mark"
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -176,7 +180,7 @@ class _Clip:
             "pts_s": timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
-            "marks": self.marks,
+            "marks": [mark for mark, applies in marks.items() if applies],
         }
 
     def decode(self, backend: str, memory: int) -> None:
@@ -204,22 +208,6 @@ class _Clip:
                 "pts_s": self.description["pts_s"][:num],
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
-
-
-def _marks(timeline: Timeline, hdr: str) -> list[str]:
-    """What is special about a source.
-
-    Raises:
-        SourceError: ``hdr``, if the job rejects that.
-    """
-    marks = ["interlaced"] if timeline.tags.is_interlaced else []
-    if timeline.tags.is_hdr:
-        if hdr == "reject":
-            raise SourceError(
-                "hdr", "the video is HDR (PQ or HLG); the job rejects that by frames.hdr"
-            )
-        marks.append("tonemapped" if hdr == "tonemap" else "hdr")
-    return marks
 
 
 def _mapped(memory: int, size: int) -> mmap.mmap:

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 
-# Numbers of ITU-T H.273, as FFmpeg has them, and FFmpeg's names of what its scaler converts.
-# BT.2020 with constant luminance (10) is read as without; a matrix that follows from the primaries
-# (12) is looked up by them.
+# Numbers of ITU-T H.273 that FFmpeg's scaler converts. BT.2020 with constant luminance (10) is
+# read as without.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
 _MATRICES |= {9: "bt2020", 10: "bt2020"}
-_BY_PRIMARIES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
-_ELSEWHERE = {8: "YCgCo", 11: "SMPTE 2085", 13: "chroma-derived constant luminance"}
-_ELSEWHERE |= {14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
+_UNKNOWN = (8, *range(11, 18))  # YCgCo, ICtCp and others
 _HD_ROWS = 720
 # FFmpeg's scaler rejects reserved tags even of what it does not convert.
 _AS_IT_IS = "in_primaries=bt709:in_transfer=bt709"
@@ -31,13 +28,11 @@ _HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2
 """The reference display of ITU-R BT.2100, on which HLG's 75 % is the reference white."""
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
-# Linear RGB to BT.709, by number of the primaries: none for BT.709 itself, BT.2020 (ITU-R BT.2407)
-# where nothing else is known, and Display P3.
-_TO_BT709 = {
-    1: None,
-    9: [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
-    12: [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
-}
+_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
+    np.float32,
+)
+"""Linear BT.2020 to BT.709, by ITU-R BT.2407."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +108,17 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
     by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= _HD_ROWS else "bt601"
     if look.matrix != "auto":
         matrix = look.matrix
-    elif tags.matrix in _ELSEWHERE and not tags.is_grey:
+    elif tags.matrix in _UNKNOWN and not tags.is_grey:
         raise SourceError(
             "unsupported",
-            f"the colour matrix {_ELSEWHERE[tags.matrix]} cannot be converted to RGB. If the tag "
-            "is wrong, set frames.matrix",
+            f"colour matrix {tags.matrix} of ITU-T H.273 (8: YCgCo, 14: ICtCp) cannot be converted "
+            "to RGB. If the tag is wrong, set frames.matrix",
         )
-    elif tags.matrix == 12:
-        matrix = _BY_PRIMARIES.get(tags.primaries, by_size)
     else:
         matrix = _MATRICES.get(tags.matrix, by_size)
     is_full = tags.range == _FULL or tags.format.startswith("yuvj")
     extent = "full" if is_full else "limited"
     return f"in_color_matrix={matrix}:in_range={extent}:out_range=full:{_AS_IT_IS}"
-
-
-def stretched(picture: NDArray[Any]) -> NDArray[Any]:
-    """Stretch RGB of limited range to full range."""
-    colours = _stretch(picture.dtype.itemsize)[picture[..., :3]]
-    return np.concatenate([colours, picture[..., 3:]], axis=2)
-
-
-@functools.cache
-def _stretch(num_bytes: int) -> NDArray[Any]:
-    one, most = 256 ** (num_bytes - 1), 256**num_bytes - 1
-    levels = (np.arange(most + 1) - 16 * one) * (most / (219 * one))
-    return np.clip(np.rint(levels), 0, most).astype(f"u{num_bytes}")
 
 
 def compose(picture: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -156,15 +136,12 @@ def tonemapped(picture: NDArray[np.uint16], tags: Tags) -> NDArray[np.uint8]:
     primaries (ITU-R BT.2407) and encoded by the inverse of ITU-R BT.1886. So what SDR can show
     looks as it did, and what is brighter or more saturated is clipped, per channel.
     """
-    # FFmpeg's scaler ends at 65,280 if it converts a matrix.
-    white = 65535 if tags.is_rgb or tags.is_grey else 65280
-    light = _light(tags.transfer, white)[picture[..., :3]]
+    light = _light(tags.transfer)[picture[..., :3]]
     if tags.transfer == _HLG:
         light *= ((light @ _BT2020_LUMINANCE) ** (_HLG_GAMMA - 1))[..., None]
         light *= _HLG_PEAK / _REFERENCE_WHITE
-    matrix = _TO_BT709.get(tags.primaries, _TO_BT709[9])
-    if matrix is not None:
-        light = light @ np.array(matrix, np.float32).T
+    if tags.primaries != 1:
+        light = light @ _TO_BT709.T
     # By the square root, since steps of the light would be coarse where it is dark.
     index = (np.sqrt(np.clip(light, 0, 1)) * 65535 + 0.5).astype(np.uint16)
     colours = _codes()[index]
@@ -172,9 +149,9 @@ def tonemapped(picture: NDArray[np.uint16], tags: Tags) -> NDArray[np.uint8]:
 
 
 @functools.cache
-def _light(transfer: int, white: int) -> NDArray[np.float32]:
+def _light(transfer: int) -> NDArray[np.float32]:
     """Light by 16-bit signal: of PQ in units of the reference white, of HLG from the scene."""
-    signal = np.minimum(np.arange(65536) / white, 1)
+    signal = np.minimum(np.arange(65536) / 65280, 1)  # where FFmpeg's scaler ends
     if transfer == _HLG:
         a, b, c = 0.17883277, 0.28466892, 0.55991073
         light = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)

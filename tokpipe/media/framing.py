@@ -15,7 +15,6 @@ from tokpipe.media.colour import (
     Tags,
     compose,
     conversion,
-    stretched,
     tags_of,
     tonemapped,
 )
@@ -29,6 +28,10 @@ _MAX_REDUCTION = 128
 # levels of 255) and slower than by way of planes.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
 _PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
+
+
+# From limited to full range.
+_STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" for c in "rgb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ class _Scaler:
             steps.append(cut)
         first, *others = _steps(inner, size)
         steps += [_scale(first, to_rgb), planes, *map(_scale, others)]
+        if tags.must_be_stretched:
+            steps.append(("lutrgb", _STRETCH))
         self._graph = av.filter.Graph()
         self._graph.threads = 1
         node = self._graph.add_buffer(
@@ -154,8 +159,6 @@ class _Scaler:
         shape = scaled.height, scaled.width, self._channels
         strides = plane.line_size, self._channels * self._dtype.itemsize, self._dtype.itemsize
         picture: NDArray[Any] = np.ndarray(shape, self._dtype, plane, strides=strides)
-        if self._tags.must_be_stretched:
-            picture = stretched(picture)
         return tonemapped(picture, self._tags) if self._tonemaps else picture
 
 
