@@ -158,14 +158,12 @@ def errors(one: Combination, folder: Path) -> tuple[float, float]:
 
 def main(num: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = []
-        for seed in range(num):
-            one = draw(random.Random(seed))
-            found.append((*errors(one, Path(folder)), seed, one))
+        drawn = [draw(random.Random(seed)) for seed in range(num)]
+        found = [(errors(one, Path(folder)), one) for one in drawn]
         for index, name in ((0, "largest"), (1, "mean")):
-            values = sorted(result[index] for result in found)
+            values = sorted(result[0][index] for result in found)
             print(name, "median", f"{values[num // 2]:.2f}", "worst", f"{values[-1]:.2f}")
-        for result in sorted(found, key=lambda result: result[:2])[-5:]:
+        for result in sorted(found, key=lambda result: result[0])[-5:]:
             print(*result)
 
 

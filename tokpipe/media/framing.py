@@ -1,7 +1,7 @@
 """Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -43,9 +43,9 @@ class Framing:
     pixel_aspect: Fraction
     """Width over height of a stored pixel, before it is turned upright."""
     orientation: Orientation
-    crop: Crop
+    crop: Crop = field(default_factory=Crop)
     """What the container hides of a stored frame."""
-    look: Look
+    look: Look = field(default_factory=Look)
 
     @property
     def leaves_margins(self) -> bool:
