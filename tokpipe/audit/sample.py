@@ -1,7 +1,7 @@
 """Encodes some clips of an output again: the one check that does not trust the stored codes."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -55,20 +55,24 @@ def encode_again(
                 continue
             sampled.append(Sampled(clip_id, clip.source_uri, same, *(psnr or (None, None))))
             if same < 1:
+                changed = _changed_versions(record, reencoder.decoders)
                 findings.add(
                     "codes_differ",
                     store.uri,
                     f"{where} produces different codes when it is encoded again: {same:.2%} are "
                     "the same. Training would see a video that differs from the source. Other "
-                    f"hardware or library versions ({_versions(record)}) can break ties "
+                    f"hardware or library versions ({changed}) can break ties "
                     "differently; otherwise tokenize it again to a new output prefix",
                 )
     return tuple(sampled)
 
 
-def _versions(record: JobRecord) -> str:
+def _changed_versions(record: JobRecord, decoders: Mapping[str, str]) -> str:
     """Name the libraries whose versions are not those that encoded."""
-    now = {name: installed_version(name) or "not installed" for name in record.libraries}
+    now = {
+        name: decoders.get(name) or installed_version(name) or "not installed"
+        for name in record.libraries
+    }
     changed = [
         f"{name} {before}, here {now[name]}"
         for name, before in sorted(record.libraries.items())

@@ -18,7 +18,6 @@ _EXTRAS = {
     **dict.fromkeys(("av", "decord", "ray", "safetensors", "torch"), "run"),
     "s3fs": "s3",
     "botocore": "s3",
-    "torchcodec": "torchcodec",
     "transformers": "emu3",
 }
 """The extra of tokpipe that installs each package."""

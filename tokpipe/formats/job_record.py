@@ -46,6 +46,11 @@ class JobRecord(BaseModel):
     """The resolved job file."""
 
     @property
+    def decoders(self) -> dict[str, str]:
+        """Versions that every decoder of the job has to load."""
+        return dict(self.settings["decode"]["libraries"])
+
+    @property
     def device(self) -> str:
         """The kind of device that encodes since the first run, ``cpu`` or ``cuda``."""
         return str(self.settings["encode"]["device"])
@@ -123,14 +128,22 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(pairs("", settings)) if settings else {}
 
 
-def check_resumable(store: Store, record: JobRecord, job: JobConfig, weights_hash: str) -> None:
+def check_resumable(
+    store: Store,
+    record: JobRecord,
+    job: JobConfig,
+    weights_hash: str,
+    decoders: Mapping[str, str],
+) -> None:
     """Check that resuming an output would mix neither two kinds of codes nor two plans.
+
+    ``decoders``: as ``fingerprint_settings``.
 
     Raises:
         PlanMismatch: as ``check_same``.
     """
     device = record.device if job.encode.device == "auto" else job.encode.device
-    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
     check_same(
         store.uri,
         {**record.settings, **_plan_inputs(record.job)},

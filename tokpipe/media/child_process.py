@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
-from tokpipe.errors import RuntimeFault
+from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.media import wire
 
 _START_TIMEOUT_S = 60.0
@@ -25,9 +26,17 @@ _MAX_SPARES = 16
 
 
 class ChildProcess:
-    """A process that runs ``tokpipe.media.child``; RuntimeFault if it does not start."""
+    """A process that runs ``tokpipe.media.child``.
 
-    def __init__(self, memory_bytes: int) -> None:
+    Attributes:
+        versions: of the modules that it loaded for ``backends``, and of their FFmpeg.
+
+    Raises:
+        ConfigError: a backend does not load.
+        NodeTrouble: it does not start.
+    """
+
+    def __init__(self, memory_bytes: int, backends: Sequence[str]) -> None:
         if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
             raise ModuleNotFoundError("No module named 'av'", name="av")
         self._channel, theirs = socket.socketpair()
@@ -39,7 +48,7 @@ class ChildProcess:
         fcntl.fcntl(self._stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         code = (
             "from tokpipe.media.child import main; "
-            f"main({theirs.fileno()}, {lifeline}, {memory_bytes})"
+            f"main({theirs.fileno()}, {lifeline}, {memory_bytes}, {list(backends)})"
         )
         try:
             # A new program rather than a fork, because threads of the actor's libraries hold locks.
@@ -56,12 +65,16 @@ class ChildProcess:
             theirs.close()
             os.close(lifeline)
         try:
-            self.receive(_START_TIMEOUT_S)
+            started, _ = self.receive(_START_TIMEOUT_S)
         except (TimeoutError, wire.Closed) as error:
             status, stderr = self.collect()
-            raise RuntimeFault(
+            raise NodeTrouble(
                 f"the decoding child did not start ({how_it_died(status)}): {stderr}"
             ) from error
+        if "unavailable" in started:
+            self.kill()
+            raise ConfigError(started["unavailable"])
+        self.versions: dict[str, str] = started["versions"]
 
     @property
     def pid(self) -> int:

@@ -3,6 +3,7 @@
 They agree on which frame is which, because each is checked against the same timeline.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,14 +16,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
 
-_SHORT_NAMES = ("decord", "pyav", "torchcodec")
-
-DECORD_MIN_SHARE = 0.5
-"""Share of a file's frames below which decord is not tried if another backend follows.
-
-It decodes and converts every frame. On 720p it is as fast as PyAV when all frames are wanted, and
-0.74 times as fast when a third are.
-"""
+_SHORT_NAMES = ("decord", "pyav")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +31,10 @@ class Task:
 
 
 class Backend(Protocol):
-    """Decodes selected frames of one file: a module or an object with this one function."""
+    """Decodes selected frames of one file: a module or an object with this one function.
+
+    Those of this package also have ``versions``, of what they loaded, by name.
+    """
 
     def decode(self, task: Task, out: NDArray[np.uint8]) -> None:
         """Write frame ``task.wanted[i]`` of the timeline into ``out[i]``, resized and placed.
@@ -66,3 +63,15 @@ def load_backend(name: str) -> Backend:
             "it and the libraries it needs on every node, or name another backend."
         ) from error
     return backend
+
+
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Load backends; return the versions of their modules and of the FFmpeg behind each.
+
+    Raises:
+        ConfigError: one does not load.
+    """
+    found: dict[str, str] = {}
+    for backend in map(load_backend, names):
+        found |= getattr(backend, "versions", dict)()
+    return found

@@ -7,17 +7,23 @@ error on every file tried. So every frame of the file is decoded and scaled here
 needs few of them PyAV is faster: it converts only what is wanted, and can seek.
 """
 
+import ctypes
 import os
 from typing import Any
 
-import decord
 import numpy as np
-from decord import DECORDError, DECORDLimitReachedError
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.timeline import Timeline
+
+# decord offers its libraries' functions to the whole process. PyAV would then call some of
+# decord's FFmpeg, and versions would not say which.
+ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
+import decord  # noqa: E402
+from decord import DECORDError, DECORDLimitReachedError  # noqa: E402
+from decord._ffi.base import _LIB  # noqa: E402
 
 # What decord was measured to read correctly. It has no AV1, duplicates frames of MPEG-TS, and has
 # no times for AVI.
@@ -29,6 +35,16 @@ _FAULT_LIMIT = 1e-9
 
 # Everything that it was seen to raise on damaged files.
 _ERRORS = (DECORDError, DECORDLimitReachedError, RuntimeError, StopIteration, AssertionError)
+
+
+def versions() -> dict[str, str]:
+    found = {"decord": decord.__version__}
+    for name in ("avcodec", "avfilter", "avformat", "avutil", "swscale"):
+        if (ask := getattr(_LIB, f"{name}_version", None)) is not None:  # unless hidden inside
+            number = ask()
+            parts = number >> 16, number >> 8 & 255, number & 255
+            found[f"decord lib{name}"] = ".".join(map(str, parts))
+    return found
 
 
 def decode(task: Task, out: NDArray[np.uint8]) -> None:

@@ -67,12 +67,15 @@ class _Starts:
         self._nodes: dict[NodeId, tuple[int, float]] = {}
         """How often each node had trouble, and until when it is avoided."""
         self._troubles_in_a_row: Counter[Stage] = Counter()
+        self.unfit: dict[Stage, dict[NodeId, str]] = {stage: {} for stage in STAGES}
+        """Nodes that a stage cannot run on, and why."""
 
     def may_start(self, stage: Stage, now: float) -> bool:
         return now >= self._after.get(stage, 0.0)
 
-    def nodes_to_avoid(self, now: float) -> tuple[NodeId, ...]:
-        return tuple(sorted(node for node, (_, until) in self._nodes.items() if now < until))
+    def nodes_to_avoid(self, stage: Stage, now: float) -> tuple[NodeId, ...]:
+        resting = {node for node, (_, until) in self._nodes.items() if now < until}
+        return tuple(sorted(resting | self.unfit[stage].keys()))
 
     def came_up(self, stage: Stage) -> None:
         self._raised[stage] = self._died[stage] = 0
@@ -118,6 +121,20 @@ class _Starts:
                 f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
                 f"last error: {message}. No clip is to blame, and none can be finished. "
                 "Committed work is kept; fix the nodes and run the job again."
+            )
+
+    def node_is_unfit(self, actor: Actor, message: str) -> None:
+        """Packages of its node kept an actor from starting: its stage does not use the node."""
+        stage, node = actor.stage, actor.node
+        if node is not None and node not in self.unfit[stage]:
+            self.unfit[stage][node] = message
+            self._out.note(
+                "node_avoided",
+                f"node {node[:12]}: not used to {stage}: {message}",
+                is_warning=True,
+                node=node,
+                stage=stage,
+                reason=message,
             )
 
 
@@ -208,7 +225,8 @@ class Fleet:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
         self._num[stage] += 1
-        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.nodes_to_avoid(now)))
+        avoid = self.starts.nodes_to_avoid(stage, now)
+        self._out.emit(StartActor(actor_id, stage, zero_cpu, avoid))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
@@ -281,10 +299,24 @@ class Fleet:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
-            if event.is_node_trouble:
+            if event.is_unfit_node and actor.node is not None:
+                self.starts.node_is_unfit(actor, message)
+            elif event.is_node_trouble:
                 self.starts.node_trouble(actor, message, now)
             else:
                 self.starts.failed(actor.stage, message, now, died=False)
+
+    def check_fit(self, nodes: frozenset[NodeId]) -> None:
+        """End the job if a stage cannot run on any of the cluster's nodes that have CPUs."""
+        for stage, unfit in self.starts.unfit.items():
+            if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
+                found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
+                self._out.abort(
+                    f"no node of the cluster can {stage} for this job: {found}. Other packages "
+                    "could make other codes. Install on every node what the machine of the driver "
+                    "had when the job first ran, and run it again; committed work is kept.",
+                    kind="config",
+                )
 
     def remove_overdue(self, now: float) -> Iterator[tuple[Actor, str]]:
         """Kill actors that missed a deadline; yield each with what it held, and why."""
