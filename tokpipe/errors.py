@@ -102,7 +102,7 @@ class NodeTrouble(RuntimeFault):
     """A worker cannot work because of its node, such as one with a full or failing disk."""
 
 
-class UnfitNode(NodeTrouble):
+class UnfitNode(ConfigError, NodeTrouble):
     """A worker's packages are not those that the fingerprint lists. Waiting does not help."""
 
 

@@ -46,11 +46,6 @@ class JobRecord(BaseModel):
     """The resolved job file."""
 
     @property
-    def decoders(self) -> dict[str, str]:
-        """Versions that every decoder of the job has to load."""
-        return dict(self.settings["decode"]["libraries"])
-
-    @property
     def device(self) -> str:
         """The kind of device that encodes since the first run, ``cpu`` or ``cuda``."""
         return str(self.settings["encode"]["device"])
@@ -129,15 +124,9 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_resumable(
-    store: Store,
-    record: JobRecord,
-    job: JobConfig,
-    weights_hash: str,
-    decoders: Mapping[str, str],
+    store: Store, record: JobRecord, job: JobConfig, weights_hash: str, decoders: Mapping[str, str]
 ) -> None:
     """Check that resuming an output would mix neither two kinds of codes nor two plans.
-
-    ``decoders``: as ``fingerprint_settings``.
 
     Raises:
         PlanMismatch: as ``check_same``.

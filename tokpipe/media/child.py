@@ -44,7 +44,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
     Args:
         lifeline_fd: a pipe that is never written to; its other end closes when the parent dies.
         memory_bytes: address space to allow on top of what the process has when it starts.
-        backends: the first message has their versions, or says which does not load.
+        backends: the first message has their versions, or the problem with loading one.
     """
     _die_with_parent(lifeline_fd)
     av.logging.set_level(None)
@@ -53,7 +53,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
         try:
             wire.send(channel, {"versions": versions_of(backends)})
         except ConfigError as error:
-            wire.send(channel, {"unavailable": str(error)})
+            wire.send(channel, {"problem": str(error)})
             return
         _limit_address_space(memory_bytes)
         while True:

@@ -5,16 +5,18 @@ import fcntl
 import importlib.util
 import mmap
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokpipe.errors import ConfigError, NodeTrouble
+from tokpipe.errors import NodeTrouble, UnfitNode
+from tokpipe.identity.fingerprint import releases
 from tokpipe.media import wire
 
 _START_TIMEOUT_S = 60.0
@@ -28,15 +30,17 @@ _MAX_SPARES = 16
 class ChildProcess:
     """A process that runs ``tokpipe.media.child``.
 
-    Attributes:
-        versions: of the modules that it loaded for ``backends``, and of their FFmpeg.
+    Args:
+        wanted: releases that ``backends`` and their FFmpeg must have; None accepts any.
 
     Raises:
-        ConfigError: a backend does not load.
-        NodeTrouble: it does not start.
+        UnfitNode: a backend does not load, or in another release.
+        NodeTrouble: the process does not start.
     """
 
-    def __init__(self, memory_bytes: int, backends: Sequence[str]) -> None:
+    def __init__(
+        self, memory_bytes: int, backends: Sequence[str], wanted: Mapping[str, str] | None = None
+    ) -> None:
         if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
             raise ModuleNotFoundError("No module named 'av'", name="av")
         self._channel, theirs = socket.socketpair()
@@ -68,13 +72,20 @@ class ChildProcess:
             started, _ = self.receive(_START_TIMEOUT_S)
         except (TimeoutError, wire.Closed) as error:
             status, stderr = self.collect()
-            raise NodeTrouble(
+            # Python's own exit status means that an import failed.
+            raise (UnfitNode if status == 1 else NodeTrouble)(
                 f"the decoding child did not start ({how_it_died(status)}): {stderr}"
             ) from error
-        if "unavailable" in started:
+        self.versions: dict[str, str] = started.get("versions", {})
+        found = releases(self.versions)
+        problem = started.get("problem") or ", ".join(
+            f"{name} {found.get(name, 'missing')} instead of {release}"
+            for name, release in (wanted or {}).items()
+            if found.get(name) != release
+        )
+        if problem:
             self.kill()
-            raise ConfigError(started["unavailable"])
-        self.versions: dict[str, str] = started["versions"]
+            raise UnfitNode(f"{platform.node()} cannot decode for the job: {problem}")
 
     @property
     def pid(self) -> int:

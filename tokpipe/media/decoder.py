@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
-from tokpipe.errors import ConfigError, RuntimeFault, SourceError, UnfitNode
-from tokpipe.identity.fingerprint import releases
+from tokpipe.errors import RuntimeFault, SourceError
 from tokpipe.media import wire
 from tokpipe.media.child_process import ChildProcess, SpareMemory, how_it_died
 from tokpipe.types import Cut
@@ -132,33 +130,9 @@ class VideoDecoder:
         self._spares = SpareMemory()
 
     def start(self) -> ChildProcess:
-        """Start the child unless it runs.
-
-        Raises:
-            ConfigError: a decoder of the job does not load, where any version would do.
-            UnfitNode: one does not load, or in another version than the job's.
-            NodeTrouble: the child does not start.
-        """
+        """Start the child unless it runs; raises what ``ChildProcess`` does."""
         if self._child is None:
-            try:
-                child = ChildProcess(self._config.memory_bytes, self._backends)
-            except (ConfigError, ModuleNotFoundError) as error:
-                if self._versions is None:
-                    raise
-                raise UnfitNode(f"{platform.node()}: {error}") from error
-            if self._versions is not None:
-                found = releases(child.versions)
-                wrong = [
-                    f"{name} {found.get(name, 'missing')}, not {wanted}"
-                    for name, wanted in self._versions.items()
-                    if found.get(name) != wanted
-                ]
-                if wrong:
-                    child.kill()
-                    raise UnfitNode(
-                        f"{platform.node()} has other decoders than the job: {'; '.join(wrong)}"
-                    )
-            self._child = child
+            self._child = ChildProcess(self._config.memory_bytes, self._backends, self._versions)
         return self._child
 
     @property
@@ -179,8 +153,7 @@ class VideoDecoder:
 
         Raises:
             Undecodable: the clip cannot be decoded, through its own fault.
-            RuntimeFault: the child keeps being killed from outside, or as ``start``.
-            ConfigError: as ``start``.
+            RuntimeFault: the child does not start, or keeps being killed from outside.
         """
         asked = {"segment": segment, "num_segments": num_segments}
         video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
@@ -194,7 +167,7 @@ class VideoDecoder:
         """Read the container of a local file without decoding it.
 
         Raises:
-            TokpipeError: as ``decode``, except for damage that only decoding shows.
+            Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
         asked = {"start_s": start_s, "end_s": end_s, "only_probe": True}
         probe, _ = self._answer(path, asked)

@@ -86,10 +86,8 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
     device = job.encode.device
     if device == "auto":
         device = "cuda" if has_gpu() else "cpu"
-    decoders = decoder_versions(job.decode)
-    settings = fingerprint_settings(
-        job, weights_hash=weights_hash, device=device, decoders=decoders
-    )
+    found = decoder_versions(job.decode)
+    settings = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=found)
     console.print("planning ...", highlight=False)
     plan = write_plan(job, store, driver)
     if plan.num_duplicates:
@@ -111,10 +109,10 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
             tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
             num_rows=plan.num_rows,
             plan=plan.to_json(),
-            libraries=settings["libraries"] | decoders,
+            libraries=settings["libraries"] | found,
             job=job.model_dump(mode="json"),
         ),
     )
     if record.writer != driver:
-        job_record.check_resumable(store, record, job, weights_hash, decoders)
+        job_record.check_resumable(store, record, job, weights_hash, found)
     return record

@@ -170,9 +170,8 @@ class Shell:
                 level = logging.WARNING if is_warning else logging.INFO
                 log_event(event, message, level=level, **fields)
             case protocol.Abort(kind, message):
-                raise {"storage": StorageError, "config": ConfigError}.get(kind, RuntimeFault)(
-                    message
-                )
+                kinds = {"storage": StorageError, "config": ConfigError, "runtime": RuntimeFault}
+                raise kinds[kind](message)
 
     def _commit(self, command: protocol.Commit, ordered_at: float) -> protocol.Committed:
         _check_moving(ordered_at)
@@ -244,11 +243,13 @@ class Shell:
             self._events.put(protocol.ActorUp(actor))
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
-            if isinstance(cause, ConfigError):
+            is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
+            if isinstance(cause, ConfigError) and not is_unfit:
                 self._events.put(cause)  # weights that do not fit will not fit any other actor
             else:
-                trouble = isinstance(cause, NodeTrouble), isinstance(cause, UnfitNode)
-                self._events.put(protocol.SetupFailed(actor, _say(error), *trouble))
+                is_trouble = isinstance(cause, NodeTrouble)
+                failed = protocol.SetupFailed(actor, _say(error), is_trouble, is_unfit)
+                self._events.put(failed)
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = str(error).strip().splitlines()[-1]

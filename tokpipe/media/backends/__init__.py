@@ -59,8 +59,8 @@ def load_backend(name: str) -> Backend:
         backend: Backend = import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
         raise ConfigError(
-            f"decode.backend: {name} does not load ({error}). It cannot decode any clip. Install "
-            "it and the libraries it needs on every node, or name another backend."
+            f"decode.backend: {name} does not load ({error}); install it and the libraries that it "
+            "needs on every node, or name another backend"
         ) from error
     return backend
 

@@ -9,7 +9,6 @@ needs few of them PyAV is faster: it converts only what is wanted, and can seek.
 
 import ctypes
 import os
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +75,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         for index in range(len(timeline)):
             picture = reader.next()
             if slot < len(wanted) and wanted[slot] == index:
-                resized: NDArray[np.uint8] = np.from_dlpack(_Exported(picture)).view(np.uint8)
+                resized: NDArray[np.uint8] = picture.asnumpy()
                 # It mistakes row padding for pixels at widths such as 16, 48 and 72.
                 if resized.shape != (height, width, 3):
                     raise SourceError("corrupt", f"decord's frame has shape {resized.shape}")
@@ -88,19 +87,6 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         raise SourceError("corrupt", f"decord stopped: {_last_line(error)}") from error
     if os.lseek(2, 0, os.SEEK_CUR):
         raise SourceError("corrupt", "decord's FFmpeg reported an error in the video stream")
-
-
-class _Exported:
-    """Lets numpy view a decord frame in place; decord's own conversion copies it twice."""
-
-    def __init__(self, picture: Any) -> None:
-        self._picture = picture
-
-    def __dlpack__(self, **_: Any) -> Any:  # decord has no versions or copies, which numpy asks for
-        return self._picture.to_dlpack()
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0  # kDLCPU
 
 
 def _declines(timeline: Timeline, keeps_whole: bool) -> str | None:
