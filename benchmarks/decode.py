@@ -94,20 +94,25 @@ def _compare(
             except ConfigError as error:
                 backends.remove(name)
                 yield name, Skipped(name, str(error).partition("\n")[0])
+                continue
             except SourceError as error:
                 yield name, Skipped(f"{title}, {name}", str(error))
+                continue
+            if one.backend != name.removesuffix("2"):
+                yield name, Skipped(f"{title}, {name}", "it leaves such files to PyAV")
             else:
                 ours[name], calls[name] = one, _Contestant(one.decode)
         by_turns(calls, rounds=rounds, warmups=1)
         their_wall, their_cpu = calls["ffmpeg"].times(rounds)
+        num_frames = FPS * _WAYS[way][1] or clip.num_frames
         for name, one in ours.items():
             wall, cpu = calls[name].times(rounds)
             details: dict[str, float | int | str | bool] = {
                 "by CPU time": ratio(their_cpu, cpu),
-                "frames/s": clip.num_frames / wall.median,
-                "frames per CPU second": clip.num_frames / cpu.median,
-                "ffmpeg frames/s": clip.num_frames / their_wall.median,
-                "ffmpeg frames per CPU second": clip.num_frames / their_cpu.median,
+                "frames/s": num_frames / wall.median,
+                "frames per CPU second": num_frames / cpu.median,
+                "ffmpeg frames/s": num_frames / their_wall.median,
+                "ffmpeg frames per CPU second": num_frames / their_cpu.median,
                 "decoded by": one.backend,
                 "kbit/s": clip.kbit_per_s,
             }

@@ -133,7 +133,7 @@ def test_a_missing_backend_is_a_mistake_in_the_job(clip: Path, lab: Lab) -> None
         ("import sys; sys.path.pop(0); del sys.modules['av']; import av; av.__version__ = '17.9.1'",
          "av 17.9 instead of 18.1"),
         ("raise ImportError('libavcodec.so.60 is missing')", "libavcodec.so.60 is missing"),
-        ("", "has no attribute"),
+        ("", "'av' is not a package"),
     ],
     ids=["another", "broken", "empty"],
 )  # fmt: skip

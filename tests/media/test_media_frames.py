@@ -82,7 +82,7 @@ CASES = {name: {"num_frames": 30, **settings} for name, settings in SETTINGS.ite
 BY_DECORD = {
     *("cfr.mp4", "h264.mkv", "vfr.mp4", "vfr.mkv", "late.mp4", "b-pyramid.mp4", "open-gop.mp4"),
     *("fragmented.mp4", "audio.mp4", "hevc.mp4", "hevc-open-gop.mp4", "vp9.webm"),
-    *("vp9-altref.webm", "interlaced.mp4", "fps-1000.mp4", "one-frame.mp4"),
+    *("vp9-altref.webm", "321x241.webm", "fps-1000.mp4", "one-frame.mp4"),
 }
 """``backend: decord`` decodes these with decord, and the others with PyAV."""
 

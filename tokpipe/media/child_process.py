@@ -74,7 +74,8 @@ class ChildProcess:
             status, stderr = self.collect()
             # Python's own exit status means that an import failed.
             raise (UnfitNode if status == 1 else NodeTrouble)(
-                f"the decoding child did not start ({how_it_died(status)}): {stderr}"
+                f"{platform.node()} cannot decode: the decoding child did not start "
+                f"({how_it_died(status)}): {stderr.rpartition(chr(10))[2]}"
             ) from error
         self.versions: dict[str, str] = started.get("versions", {})
         found = releases(self.versions)
