@@ -1,7 +1,7 @@
 """Encodes some clips of an output again: the one check that does not trust the stored codes."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from tokpipe.audit.findings import Findings
 from tokpipe.audit.report import Sampled
 from tokpipe.errors import NotFound, SourceError
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.identity.fingerprint import installed_version
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Output
 from tokpipe.reconstruct.reencode import Reencoder, equal_fraction
@@ -55,27 +54,12 @@ def encode_again(
                 continue
             sampled.append(Sampled(clip_id, clip.source_uri, same, *(psnr or (None, None))))
             if same < 1:
-                changed = _changed_versions(record, reencoder.decoders)
                 findings.add(
                     "codes_differ",
                     store.uri,
                     f"{where} produces different codes when it is encoded again: {same:.2%} are "
                     "the same. Training would see a video that differs from the source. Other "
-                    f"hardware or library versions ({changed}) can break ties "
+                    "hardware, or other library versions than job.json lists, can break ties "
                     "differently; otherwise tokenize it again to a new output prefix",
                 )
     return tuple(sampled)
-
-
-def _changed_versions(record: JobRecord, decoders: Mapping[str, str]) -> str:
-    """Name the libraries whose versions are not those that encoded."""
-    now = {
-        name: decoders.get(name) or installed_version(name) or "not installed"
-        for name in record.libraries
-    }
-    changed = [
-        f"{name} {before}, here {now[name]}"
-        for name, before in sorted(record.libraries.items())
-        if now[name] != before
-    ]
-    return "; ".join(changed) or "here all versions are the same"

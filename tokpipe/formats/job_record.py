@@ -16,7 +16,6 @@ from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
-_FORMER_EXTENSIONS = ["mp4", "mkv", "webm", "mov", "avi"]
 
 
 class JobRecord(BaseModel):
@@ -142,15 +141,9 @@ def check_resumable(
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved job that decide the rows of its plan."""
-    # Not allowed_prefixes: it is checked while planning, and older jobs did not have it. Nor the
-    # default of video_extensions, which once was a list.
+    # Not allowed_prefixes, which are checked while planning.
     sources = [
-        {
-            key: value
-            for key, value in source.items()
-            if key != "allowed_prefixes"
-            and not (key == "video_extensions" and value in (None, _FORMER_EXTENSIONS))
-        }
+        {key: value for key, value in source.items() if key != "allowed_prefixes"}
         for source in job["sources"]
     ]
     return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}

@@ -16,11 +16,9 @@ def fingerprint_settings(
 ) -> dict[str, Any]:
     """Return everything that determines the codes, as nested settings to compare one by one.
 
-    Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines.
-
-    Args:
-        device: the kind that encodes, ``"cpu"`` or ``"cuda"``.
-        decoders: versions of the job's decoders and of their FFmpeg, as they load.
+    Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines. ``device``
+    is the kind that encodes, ``"cpu"`` or ``"cuda"``, and ``decoders`` the versions of the job's
+    decoders and of their FFmpeg, as they load.
     """
     versions = {name: installed_version(name) for name in ("torch", *job.tokenizer.libraries)}
     return {
@@ -37,8 +35,7 @@ def fingerprint_settings(
         "decode": {
             "backends": list(job.decode.backends),
             "libraries": releases(decoders),
-            # Outputs from before this setting existed keep their fingerprint.
-            **({} if job.decode.on_damage == "reject" else {"on_damage": job.decode.on_damage}),
+            "on_damage": job.decode.on_damage,
         },
         "encode": {
             "device": device,
@@ -56,10 +53,7 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 
 def releases(versions: Mapping[str, str]) -> dict[str, str]:
-    """Shorten versions to their first two numbers, which decide pixels.
-
-    A patch release of PyAV or FFmpeg corrects faults, and leaves the frames of good files alone.
-    """
+    """Shorten versions to two numbers: a patch release leaves the frames of good files alone."""
     return {name: ".".join(version.split(".")[:2]) for name, version in versions.items()}
 
 

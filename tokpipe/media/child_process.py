@@ -28,14 +28,9 @@ _MAX_SPARES = 16
 
 
 class ChildProcess:
-    """A process that runs ``tokpipe.media.child``.
+    """A process that runs ``tokpipe.media.child``; NodeTrouble if it does not start.
 
-    Args:
-        wanted: releases that ``backends`` and their FFmpeg must have; None accepts any.
-
-    Raises:
-        UnfitNode: a backend does not load, or in another release.
-        NodeTrouble: the process does not start.
+    ``backends`` and their FFmpeg must be of the ``wanted`` releases, or else the node is unfit.
     """
 
     def __init__(

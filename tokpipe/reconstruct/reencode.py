@@ -18,7 +18,6 @@ from tokpipe.reader import Clip
 from tokpipe.reader.shard_codes import Codes
 from tokpipe.reconstruct.reconstructor import Reconstructor, weights_of
 from tokpipe.reconstruct.source import SourceFrames
-from tokpipe.stages.decode import decoder_versions
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import EncodedClip, Failed, Rejected
 
@@ -52,7 +51,6 @@ class Reencoder:
         self._stage.setup(device, weights_of(job, spec).encoding)
         self._streams = job.chunking.policy == "streaming"
         self._sources = SourceFrames(job, plan, scratch)
-        self.decoders = decoder_versions(job.decode)
         self._reconstructor: Reconstructor | None = None
         with suppress(ConfigError):  # the tokenizer has no decoder
             self._reconstructor = Reconstructor(job, spec, device)

@@ -60,7 +60,7 @@ class DecodeStage:
         """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
 
         Raises:
-            ConfigError, NodeTrouble: the job's decoder does not load here, or in another version.
+            NodeTrouble: the job's decoders do not load here, or in other versions.
         """
         self._decoder = VideoDecoder(
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
@@ -161,12 +161,9 @@ class DecodeStage:
 
 @cache
 def decoder_versions(config: DecodeConfig) -> dict[str, str]:
-    """Versions of the decoders that load on this machine, and of the FFmpeg behind each.
+    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
 
-    A decoding child loads them: package metadata may describe another module.
-
-    Raises:
-        ConfigError: a decoder of the job does not load here.
+    Asked of a decoding child, since package metadata may describe another module.
     """
     child = ChildProcess(config.memory_bytes, config.backends)
     child.kill()

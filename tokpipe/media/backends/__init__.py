@@ -16,8 +16,6 @@ from tokpipe.errors import ConfigError
 from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
 
-_SHORT_NAMES = ("decord", "pyav")
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -31,10 +29,7 @@ class Task:
 
 
 class Backend(Protocol):
-    """Decodes selected frames of one file: a module or an object with this one function.
-
-    Those of this package also have ``versions``, of what they loaded, by name.
-    """
+    """A module that decodes selected frames of one file; it may also have ``versions``."""
 
     def decode(self, task: Task, out: NDArray[np.uint8]) -> None:
         """Write frame ``task.wanted[i]`` of the timeline into ``out[i]``, resized and placed.
@@ -54,9 +49,8 @@ def load_backend(name: str) -> Backend:
     Raises:
         ConfigError: it, or a library that it needs, does not load on this machine.
     """
-    module = f"{__name__}.{name}" if name in _SHORT_NAMES else name
     try:
-        backend: Backend = import_module(module)
+        backend: Backend = import_module(name if "." in name else f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
         raise ConfigError(
             f"decode.backend: {name} does not load ({error}); install it and the libraries that it "
@@ -66,11 +60,7 @@ def load_backend(name: str) -> Backend:
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:
-    """Load backends; return the versions of their modules and of the FFmpeg behind each.
-
-    Raises:
-        ConfigError: one does not load.
-    """
+    """Load backends; return versions of their modules and FFmpeg. ConfigError if one does not."""
     found: dict[str, str] = {}
     for backend in map(load_backend, names):
         found |= getattr(backend, "versions", dict)()

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -64,18 +65,21 @@ class _Starts:
         self._after: dict[Stage, float] = {}
         self._raised: Counter[Stage] = Counter()
         self._died: Counter[Stage] = Counter()
-        self._nodes: dict[NodeId, tuple[int, float]] = {}
-        """How often each node had trouble, and until when it is avoided."""
+        self._nodes: dict[tuple[Stage, NodeId], tuple[int, float, str]] = {}
+        """How often a stage had trouble on a node, until when it avoids it, and why."""
         self._troubles_in_a_row: Counter[Stage] = Counter()
-        self.unfit: dict[Stage, dict[NodeId, str]] = {stage: {} for stage in STAGES}
-        """Nodes that a stage cannot run on, and why."""
 
     def may_start(self, stage: Stage, now: float) -> bool:
         return now >= self._after.get(stage, 0.0)
 
-    def nodes_to_avoid(self, stage: Stage, now: float) -> tuple[NodeId, ...]:
-        resting = {node for node, (_, until) in self._nodes.items() if now < until}
-        return tuple(sorted(resting | self.unfit[stage].keys()))
+    def avoided(self, stage: Stage, now: float) -> tuple[NodeId, ...]:
+        nodes = {node: until for (of, node), (_, until, _) in self._nodes.items() if of == stage}
+        return tuple(sorted(node for node, until in nodes.items() if now < until))
+
+    def unfit_nodes(self, stage: Stage) -> dict[NodeId, str]:
+        """The nodes that a stage can never run on, and why."""
+        nodes = self._nodes.items()
+        return {node: why for (of, node), (_, until, why) in nodes if (of, until) == (stage, inf)}
 
     def came_up(self, stage: Stage) -> None:
         self._raised[stage] = self._died[stage] = 0
@@ -97,22 +101,26 @@ class _Starts:
                 "and run the job again."
             )
 
-    def node_trouble(self, actor: Actor, message: str, now: float) -> None:
-        """Trouble of its node cost an actor: avoid the node for a while, or abort."""
+    def node_trouble(self, actor: Actor, message: str, now: float, *, is_unfit: bool) -> None:
+        """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``."""
         stage, node = actor.stage, actor.node
         if node is not None:
-            before, _ = self._nodes.get(node, (0, 0.0))
-            rest_s = NODE_REST_S * 2**before
-            self._nodes[node] = before + 1, now + rest_s
+            before, until, _ = self._nodes.get((stage, node), (0, 0.0, ""))
+            if until == inf:
+                return  # the others that started there with the first
+            rest_s = inf if is_unfit else NODE_REST_S * 2**before
+            self._nodes[stage, node] = before + 1, now + rest_s, message
             self._out.note(
                 "node_avoided",
-                f"node {node[:12]}: not used for {rest_s:g} s: {message}",
+                f"node {node[:12]}: not used to {stage}{'' if is_unfit else f' for {rest_s:g} s'}: {message}",
                 is_warning=True,
                 node=node,
                 stage=stage,
                 reason=message,
-                rest_s=rest_s,
+                rest_s=None if is_unfit else rest_s,
             )
+            if is_unfit:
+                return
         self._troubles_in_a_row[stage] += 1
         in_a_row = self._troubles_in_a_row[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 1.5**in_a_row)
@@ -121,20 +129,6 @@ class _Starts:
                 f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
                 f"last error: {message}. No clip is to blame, and none can be finished. "
                 "Committed work is kept; fix the nodes and run the job again."
-            )
-
-    def node_is_unfit(self, actor: Actor, message: str) -> None:
-        """Packages of its node kept an actor from starting: its stage does not use the node."""
-        stage, node = actor.stage, actor.node
-        if node is not None and node not in self.unfit[stage]:
-            self.unfit[stage][node] = message
-            self._out.note(
-                "node_avoided",
-                f"node {node[:12]}: not used to {stage}: {message}",
-                is_warning=True,
-                node=node,
-                stage=stage,
-                reason=message,
             )
 
 
@@ -225,8 +219,7 @@ class Fleet:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
         self._num[stage] += 1
-        avoid = self.starts.nodes_to_avoid(stage, now)
-        self._out.emit(StartActor(actor_id, stage, zero_cpu, avoid))
+        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.avoided(stage, now)))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
@@ -299,16 +292,15 @@ class Fleet:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
-            if event.is_unfit_node and actor.node is not None:
-                self.starts.node_is_unfit(actor, message)
-            elif event.is_node_trouble:
-                self.starts.node_trouble(actor, message, now)
+            if event.is_node_trouble or event.is_unfit_node:
+                self.starts.node_trouble(actor, message, now, is_unfit=event.is_unfit_node)
             else:
                 self.starts.failed(actor.stage, message, now, died=False)
 
     def check_fit(self, nodes: frozenset[NodeId]) -> None:
-        """End the job if a stage cannot run on any of the cluster's nodes that have CPUs."""
-        for stage, unfit in self.starts.unfit.items():
+        """End the job if a stage can never run on any of the cluster's nodes that have CPUs."""
+        for stage in STAGES:
+            unfit = self.starts.unfit_nodes(stage)
             if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
