@@ -110,9 +110,10 @@ class _Starts:
                 return  # the others that started there with the first
             rest_s = inf if is_unfit else NODE_REST_S * 2**before
             self._nodes[stage, node] = before + 1, now + rest_s, message
+            how_long = "" if is_unfit else f" for {rest_s:g} s"
             self._out.note(
                 "node_avoided",
-                f"node {node[:12]}: not used to {stage}{'' if is_unfit else f' for {rest_s:g} s'}: {message}",
+                f"node {node[:12]}: not used to {stage}{how_long}: {message}",
                 is_warning=True,
                 node=node,
                 stage=stage,
