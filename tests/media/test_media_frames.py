@@ -110,6 +110,14 @@ def test_every_backend_returns_every_frame_in_order(name: str, lab: Lab) -> None
     np.testing.assert_allclose(auto.pts_s, times_s, atol=6e-4)  # Matroska counts milliseconds
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_pixels_do_not_depend_on_the_vector_instructions_of_a_machine(name: str, lab: Lab) -> None:
+    path = lab.write(name, **{**CASES[name], "num_frames": min(10, CASES[name]["num_frames"])})
+    here = lab.decoder().decode(path)
+    elsewhere = lab.decoder(backends=("tests.media.plain_cpu",)).decode(path)
+    assert np.array_equal(here.frames, elsewhere.frames)
+
+
 @pytest.mark.parametrize(
     ("name", "first", "backend"),
     [("cut.mp4", 33, "pyav"), ("cut.mkv", 20, "decord"), ("cut.ts", 20, "pyav")],
