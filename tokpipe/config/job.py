@@ -74,21 +74,25 @@ class FramesConfig(Frozen):
 class DecodeConfig(Frozen):
     """How videos are decoded, in a child process that can be killed."""
 
-    backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``auto`` uses decord where it was measured to be correct and faster, and decodes again with
-    PyAV if decord reports anything. A backend that is named here decodes every clip or rejects
-    it."""
+    backend: Literal["auto", "decord", "pyav"] = "auto"
+    """``auto`` is PyAV, for every file. ``decord`` (the package decord or decord2) decodes the
+    files that it reads correctly; PyAV decodes the others, and those that decord reports anything
+    about. Each clip's side table names its decoder."""
     on_damage: Literal["reject", "mark"] = "reject"
     """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
     clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
-    side table. Only PyAV keeps frames (``auto`` falls back to it). Not for policy
-    ``streaming``."""
+    side table. Not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for decoding one clip, for each backend that is tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
     """Address space that the decoding child may use."""
     max_source_bytes: PositiveInt = 64 * 2**30
     """Larger source files are rejected before they are copied to the node."""
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The decoders to try, in order. No node's packages have a say in this."""
+        return ("decord", "pyav") if self.backend == "decord" else ("pyav",)
 
 
 class ChunkingConfig(Frozen):
