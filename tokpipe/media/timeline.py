@@ -25,14 +25,12 @@ _PLAIN_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 # Indexed containers, in which seeking reaches exactly the requested key frame.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 
-# Streams and recordings of them, whose clock may jump. Like FFmpeg's own tools, a jump of more than
-# ten seconds in them is taken for another clock rather than for missing frames.
+# Formats of streams, in which a clock may jump. FFmpeg's tools, too, take more than ten seconds in
+# them for another clock rather than for missing frames.
 _STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 _MAX_STEP_S = 10.0
-
 _HOLE_FRAMES = 8
 """Fewer missing frames may be an irregular rate."""
-
 MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
@@ -66,8 +64,8 @@ class Timeline:
     tick_s: float
     """Resolution of the times."""
     pts: tuple[int, ...] | None
-    """What decoded frames carry, in units of the stream: the same times, except that they begin
-    again where files were joined. None where frames carry no times."""
+    """What decoded frames carry, in units of the stream: the same times, which begin again where
+    files were joined. None where frames carry no times."""
     key_frames: tuple[Packet, ...]
     """Where decoding may start, increasing; empty where seeking is unreliable."""
     from_packets: bool
@@ -105,11 +103,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         packets, first, damage = _read_packets(path, container, stream)
         name = container.format.name.split(",")[0]
         if name == "mov" and (missing := len(stream.index_entries) - len(packets)) > 0:
-            damage = damage or SourceError(
-                "truncated",
-                f"the file ends {missing} of {len(stream.index_entries)} packets before the end "
-                "that its index lists",
-            )
+            where = f"the file ends {missing} packets before the end that its index lists"
+            damage = damage or SourceError("truncated", where)
         if damage is not None and not salvage:
             raise damage
         codec = stream.codec_context.codec.canonical_name
@@ -119,19 +114,17 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         key_frames: tuple[Packet, ...] = ()
         pts: list[int] = []
         durations = {packet.pts: packet.duration for packet in packets}
-        if trusted and parts:
-            for part in parts:
-                pts += sorted(one.pts for one in part if one.is_shown)
+        for part in parts if trusted else ():
             # A lost packet is shown no earlier than it is decoded, so whatever is shown after the
             # last packet was decoded may have a gap before it.
-            last = max((one.dts for one in parts[-1] if one.dts is not None), default=None)
-            while damage is not None and last is not None and pts and pts[-1] > last:
-                pts.pop()
-            if name in _SEEKABLE_FORMATS and len(parts) == 1:
-                keys = (one for one in packets if one.is_key and one.dts is not None)
-                key_frames = tuple(sorted(keys, key=lambda packet: packet.pts))
+            is_cut = damage is not None and part is parts[-1]
+            end = max(one.dts or 0 for one in part) if is_cut else math.inf
+            pts += sorted(one.pts for one in part if one.is_shown and one.pts <= end)
+        if trusted and name in _SEEKABLE_FORMATS and len(parts) == 1:
+            keys = (one for one in packets if one.is_key and one.dts is not None)
+            key_frames = tuple(sorted(keys, key=lambda packet: packet.pts))
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
-        clock_s = Fraction(container.start_time or 0, av.time_base)
+        clock_s = (container.start_time or 0) / av.time_base
         aspect = stream.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
     hole = _first_hole(packets, name)
@@ -143,17 +136,18 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         damage = damage or stopped
     if not pts or first is None:
         raise damage or SourceError("no_video", "the video stream has no frame that can be decoded")
+    if name in ("gif", "apng") and len(pts) == 1:
+        raise SourceError("still_picture", "the file has one picture and is not animated")
     if hole:
         shown = int(np.argmax(np.diff(pts) >= hole)) + 1
-        missing_s, after_s = float(hole * unit), float((pts[shown - 1] - pts[0]) * unit)
-        damage = SourceError(
-            "gap", f"{missing_s:.3g} s of frames are missing, {after_s:.3f} s after the first frame"
-        )
+        hole_s, at_s = float(hole * unit), float((pts[shown - 1] - pts[0]) * unit)
+        where = f"{hole_s:.3g} s of frames are missing, {at_s:.3f} s after the first frame"
+        damage = SourceError("gap", where)
         if not salvage:
             raise damage
         del pts[shown:]
     steps = np.diff(np.array(pts, np.int64))
-    breaks = (steps <= 0) | (steps > _max_step(name, unit))
+    breaks = (steps <= 0) | ((len(parts) > 1) & (steps > _MAX_STEP_S / unit))
     known = steps[~breaks]
     has_pts = len(parts) > 1 or len(known) == len(steps)
     if has_pts:
@@ -162,9 +156,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
             steps[at] = round(_duration_s(durations.get(pts[at]), known, unit, rate) / unit)
         # Integers with one rounding each: the same values as fractions, but much faster.
         times_s = np.cumsum([0, *steps]) * unit.numerator / unit.denominator
-        late_s = pts[0] * unit - clock_s
-        if name != "avi" and late_s > Fraction(1, av.time_base):  # else FFmpeg rounded the start
-            times_s += float(late_s)
+        late_s = float(pts[0] * unit) - clock_s
+        times_s += late_s if late_s > 1e-6 and name != "avi" else 0.0  # FFmpeg rounds the clock
         last_s = float(_duration_s(durations.get(pts[-1]), known, unit, rate))
     else:
         # The file stores decoding times (AVI with B-frames). The order of the frames is right, and
@@ -174,11 +167,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     end_s = float(times_s[-1]) + last_s
     longest = float(np.diff(times_s, append=end_s).max())
     if longest > MAX_GAP_S:
-        raise SourceError(
-            "corrupt",
-            f"one frame lasts {longest:.0f} s by its timestamps, more than {MAX_GAP_S:.0f} s: "
-            "they are damaged",
-        )
+        where = f"one frame lasts {longest:.0f} s by its timestamps: they are damaged"
+        raise SourceError("corrupt", where)
     orientation = Orientation()
     if (matrix := first.side_data.get("DISPLAYMATRIX")) is not None:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
@@ -246,8 +236,20 @@ def _read_packets(
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
         return packets, first, damage
-    if (loss := _first_loss(path, container, stream, packets)) is not None:
-        return packets[: loss[0]], first, loss[1]
+    name = container.format.name
+    flagged = [at for at, one in enumerate(packets) if one.is_corrupt]
+    for at in (at for at, one in enumerate(packets) if one.is_restart):
+        # A clock may be set within a stream. But where packets are lost as well, or may be, frames
+        # up to the next key frame belong to others. FFmpeg hides some of joined fragmented MP4.
+        is_lossy = name == "mpeg" or any(at - 3 <= other <= at for other in flagged)
+        if name.startswith("mov") or (is_lossy and not packets[at].is_key):
+            where = f"the timestamps begin again at video packet {at}, which is not a clean start"
+            return packets[:at], first, SourceError("corrupt", where)
+    # FFmpeg also flags what is before a join of two MPEG-TS files, although nothing is missing.
+    joins = count_clean_joins(path, stream.id) if flagged and name == "mpegts" else 0
+    for at in flagged[joins:]:  # or at the packet after it
+        reason = "truncated" if at >= len(packets) - 2 else "corrupt"
+        return packets[:at], first, SourceError(reason, f"data is missing at video packet {at}")
     declared_s = (container.duration or 0) / av.time_base
     if is_matroska and declared_s > 1.1 * latest_s + 1:
         where = f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s in its header"
@@ -255,82 +257,48 @@ def _read_packets(
     return packets, first, None
 
 
-def _first_loss(
-    path: Path, container: Any, stream: Any, packets: list[Packet]
-) -> tuple[int, SourceError] | None:
-    """Return the first packet that is damaged, or whose predecessors are missing, and the error."""
-    name = container.format.name
-    for at, packet in enumerate(packets):
-        if not packet.is_restart:
-            continue
-        # A clock may be set within a stream. But where packets are lost as well, or may be, frames
-        # up to the next key frame belong to others. FFmpeg hides some of joined fragmented MP4.
-        nearby = packets[max(0, at - 3) : at + 1]
-        is_lossy = name == "mpeg" or any(one.is_corrupt for one in nearby)
-        if name.startswith("mov") or (is_lossy and not packet.is_key):
-            where = f"the timestamps begin again at video packet {at}, which is not a clean start"
-            return at, SourceError("corrupt", where)
-    flagged = [at for at, one in enumerate(packets) if one.is_corrupt]
-    # FFmpeg also flags what is before a join of two MPEG-TS files, although nothing is missing.
-    joins = count_clean_joins(path, stream.id) if flagged and name == "mpegts" else 0
-    if len(flagged) <= joins:
-        return None
-    at = flagged[joins]
-    if at >= len(packets) - 2:  # the flag may be on the packet before the damaged one
-        return at, SourceError("truncated", f"the file ends inside video packet {at}")
-    return at, SourceError("corrupt", f"data is missing near video packet {at}")
-
-
 def restarts_of(container: Any, stream: Any) -> Callable[[Any], bool]:
     """Return a function that takes the packets in order, and says where the timestamps restart."""
-    longest = _max_step(container.format.name, stream.time_base)
-    second = 1 / stream.time_base
-    is_mov = container.format.name.startswith("mov")
-    last: int | None = None
+    name, unit, last = container.format.name, float(stream.time_base), None
 
     def is_restart(packet: Any) -> bool:
         nonlocal last
-        # Packets that an edit list hides may come from anywhere.
-        if packet.dts is None or packet.is_discard:
+        if packet.dts is None or packet.is_discard:  # what an edit list hides may be from anywhere
             return False
-        step = 0 if last is None else packet.dts - last
+        step_s = 0 if last is None else (packet.dts - last) * unit
         last = packet.dts
-        return step > longest or step < -second or (step < 0 and packet.is_keyframe and not is_mov)
+        slack_s = 0 if packet.is_keyframe and not name.startswith("mov") else 1
+        return step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
 
     return is_restart
-
-
-def _max_step(name: str, unit: Fraction) -> float:
-    return _MAX_STEP_S / unit if name in _STREAMED_FORMATS else math.inf
 
 
 def _first_hole(packets: list[Packet], name: str) -> int:
     """Return for how many ticks frames are missing at the first hole; 0 if there is none.
 
-    MP4 and GIF list how long a packet lasts, so a picture that is shown for a minute is not a hole.
+    MP4 lists how long a packet lasts, so a picture that is shown for a minute is not a hole.
     Elsewhere a hole is a long step to a key frame, in a stream whose other steps are equal. Where
     packets were flagged, although they seem whole, one missing frame is enough.
     """
-    if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS | {"asf", "gif"}:
+    if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS:
         return 0
-    if name in ("mov", "gif"):
+    if name == "mov":
         steps = np.diff([one.dts or 0 for one in packets])
-        expected = np.array([one.duration for one in packets[:-1]])
-        holes = steps - expected >= max(1.0, _HOLE_FRAMES * np.median(expected))
+        usual = np.array([one.duration for one in packets[:-1]])
+        is_hole = steps - usual >= max(1.0, _HOLE_FRAMES * np.median(usual))
     else:
         part = np.cumsum([one.is_restart for one in packets])
         pts, is_key = np.array([(one.pts, one.is_key) for one in packets], np.int64).T
         order = np.lexsort((pts, part))
         steps = np.where(np.diff(part[order]), 0, np.diff(pts[order]))
-        expected = np.full(len(steps), max(1.0, np.median(steps)))
+        usual = np.full(len(steps), max(1.0, np.median(steps)))
+        is_hole = (steps - usual >= _HOLE_FRAMES * usual) & (is_key[order][1:] == 1)
+        is_equal = np.abs(steps - usual) <= usual / 2
         if any(one.is_corrupt for one in packets):
-            holes = steps > 1.5 * expected
-        else:
-            holes = (steps - expected >= _HOLE_FRAMES * expected) & (is_key[order][1:] == 1)
-            is_equal = np.abs(steps - expected) <= expected / 2
-            if holes.mean() > 0.1 or is_equal[~holes].mean() < 0.95 or is_key.all():
-                return 0
-    return int((steps - expected)[holes][:1].sum())
+            is_hole = steps > 1.5 * usual
+        elif is_hole.mean() > 0.1 or is_equal[~is_hole].mean() < 0.95 or is_key.all():
+            return 0
+    return int((steps - usual)[is_hole][:1].sum())
 
 
 def _are_frames(packets: list[Packet]) -> bool:
@@ -376,15 +344,12 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
     is_restart = restarts_of(container, stream)
     while True:
         try:
-            packet = next(packets, None)
-            if packet is None:
-                return
-            frames = []
+            packet, frames = next(packets), []
             if is_restart(packet) and packet.is_keyframe:
                 frames += stream.codec_context.decode(None)
                 stream.codec_context.flush_buffers()
             frames += packet.decode()
-        except av.EOFError:
+        except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:
             if count or isinstance(error, MemoryError):
