@@ -292,7 +292,8 @@ def _first_hole(packets: list[Packet], name: str) -> int:
         order = np.lexsort((pts, part))
         steps = np.where(np.diff(part[order]), 0, np.diff(pts[order]))
         usual = np.full(len(steps), max(1.0, np.median(steps)))
-        is_hole = (steps - usual >= _HOLE_FRAMES * usual) & (is_key[order][1:] == 1)
+        resumed = np.minimum.accumulate(order[::-1])[-2::-1]  # what is decoded first after a step
+        is_hole = (steps - usual >= _HOLE_FRAMES * usual) & (is_key[resumed] == 1)
         is_equal = np.abs(steps - usual) <= usual / 2
         if any(one.is_corrupt for one in packets):
             is_hole = steps > 1.5 * usual
