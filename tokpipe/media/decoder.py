@@ -30,7 +30,7 @@ class Video:
     frames: NDArray[np.uint8]
     """(T, H, W, 3) RGB."""
     pts_s: NDArray[np.float64]
-    """(T,) true presentation times, from the first shown frame of the source."""
+    """(T,) true presentation times, on the clock of the container."""
     fps: float
     """Frames per second: the job's, or the average of the source."""
     num_segments: int

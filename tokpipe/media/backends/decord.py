@@ -112,6 +112,6 @@ def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
     times_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
     # decord keeps times in 32 bits.
     allowed_s = 1e-3 + timeline.tick_s + 1e-6 * timeline.end_s
-    worst_s = float(np.abs(times_s - times_s[0] - timeline.times_s).max())
+    worst_s = float(np.abs(times_s - times_s[0] - timeline.times_s + timeline.times_s[0]).max())
     if worst_s > allowed_s:
         raise SourceError("corrupt", f"decord's frame times differ by up to {worst_s:.3f} s")
