@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -39,6 +39,10 @@ class BadRange(StorageError):
     """A range starts beyond the object's end. Never leaves ``storage``."""
 
 
+class NoRanges(StorageError):
+    """An HTTP server sends whole objects only. Never leaves ``storage``."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """What a store says about one object."""
@@ -48,7 +52,7 @@ class ObjectInfo:
     version: str
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
     takes_ranges: bool
-    """False for an HTTP server that ignores ranges and sends the whole object."""
+    """False for an HTTP server that says that it sends whole objects only."""
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -148,12 +152,13 @@ class Client:
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
             raise NotFound(f"{redact(uri)}: is a folder, not an object")
-        versions = map(found.get, ("ETag", "etag", "generation", "mtime"))
+        names = ("ETag", "etag", "generation", "mtime", "Last-Modified", "LastModified")
+        versions = map(found.get, (*names, "last_modified", "modified", "created", "blob_id"))
         size = found.get("size")
         return ObjectInfo(
             size=None if size is None else int(size),
             version=str(next(filter(None, versions), "")),
-            takes_ranges=bool(found.get("partial", not self.protocol.startswith("http"))),
+            takes_ranges=bool(found.get("partial", True)),
         )
 
     def read(self, uri: str) -> bytes:
@@ -165,26 +170,47 @@ class Client:
 
     def read_range(self, uri: str, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
+        if start >= end:
+            return b""
+        doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
         try:
-            return self.read_exactly(uri, start, end, min_bytes=0) if start < end else b""
+            data = bytes(self.call(doing, uri, "cat_file", self.path_of(uri), **limits))
         except BadRange:
             return b""
+        # An HTTP server may ignore the range and send everything.
+        return data if len(data) <= end - start else data[start:end]
 
-    def read_exactly(self, uri: str, start: int, end: int, min_bytes: int | None = None) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive), which must exist; retries short reads."""
-        wanted = end - start if min_bytes is None else min_bytes
-        read = functools.partial(
-            self._attempt, "cat_file", (self.path_of(uri),), {"start": start, "end": end}
-        )
+    def read_version(self, uri: str, start: int, end: int) -> tuple[bytes, int | None, str]:
+        """Return bytes ``start`` to ``end``, and the size and version of the object they are of.
 
-        def attempt(timeout_s: float) -> bytes:
-            data = bytes(read(timeout_s))
-            if len(data) < wanted:
-                raise ConnectionError(f"got {len(data)} of {wanted} bytes")
-            # An HTTP server may ignore the range and send everything.
-            return data if len(data) <= end - start else data[start:end]
+        The size is None if the store's answers do not say. One request; bytes that are missing
+        although the object has them are requested again.
+
+        Raises:
+            NoRanges: this HTTP server sends whole objects only.
+        """
+
+        def attempt(timeout_s: float) -> tuple[bytes, int | None, str]:
+            data, size, version = self._read_version(self.path_of(uri), start, end, timeout_s)
+            if len(data) < end - start and size is not None and size >= end:
+                raise ConnectionError(f"got {len(data)} of {end - start} bytes")
+            return data, size, version
 
         return self.run(f"reading bytes {start} to {end}", uri, attempt)
+
+    def _read_version(
+        self, path: str, start: int, end: int, timeout_s: float
+    ) -> tuple[bytes, int | None, str]:
+        if self.protocol in ("http", "https"):
+            reading = _read_http(self.fs, path, start, end)
+        elif self.protocol in ("s3", "s3a"):
+            reading = _read_s3(self.fs, path, start, end)
+        else:
+            limits = {"start": start, "end": end}
+            return bytes(self._attempt("cat_file", (path,), limits, timeout_s)), None, ""
+        data, extent, version = self._await(reading, timeout_s)
+        size = extent.rpartition("/")[2]
+        return data, int(size) if size.isdigit() else None, version
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
@@ -231,11 +257,44 @@ class Client:
         if not inspect.iscoroutinefunction(coroutine):
             return getattr(self.fs, method)(*args, **kwargs)
 
-        async def bounded() -> Any:
-            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
-            return await asyncio.wait_for(coroutine(*args, **kwargs), timeout_s)
+        return self._await(coroutine(*args, **kwargs), timeout_s)
 
-        return sync(self.fs.loop, bounded)
+    def _await(self, request: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        async def bounded() -> T:
+            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
+            return await asyncio.wait_for(request, timeout_s)
+
+        found: T = sync(self.fs.loop, bounded)
+        return found
+
+
+_Answer = tuple[bytes, str, str]
+"""Bytes, which of how many they are (``bytes 0-9/100``), and the version of the object."""
+
+
+async def _read_s3(fs: Any, path: str, start: int, end: int) -> _Answer:
+    bucket, key, version_id = fs.split_path(path)
+    of_version = {"VersionId": version_id} if version_id else {}
+    place = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}", **of_version}
+    answer = await fs._call_s3("get_object", **place)
+    try:
+        data = await answer["Body"].read()
+    finally:
+        answer["Body"].close()
+    return data, answer.get("ContentRange", ""), answer["ETag"]
+
+
+async def _read_http(fs: Any, url: str, start: int, end: int) -> _Answer:
+    session = await fs.set_session()
+    limits = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    keywords = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), **limits}}
+    async with session.get(fs.encode_url(url), **keywords) as answer:
+        answer.raise_for_status()
+        extent = answer.headers.get("Content-Range", "")
+        if answer.status != 206 or not re.match(rf"bytes {start}-\d+/\d+$", extent):
+            raise NoRanges(url)
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
+        return await answer.read(), extent, version
 
 
 def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:

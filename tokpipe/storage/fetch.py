@@ -9,25 +9,23 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
     AccessDenied,
+    Changed,
     ConfigError,
     NodeTrouble,
     NotFound,
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import Client, client_of, split_protocol
+from tokpipe.storage.client import client_of, split_protocol
+from tokpipe.storage.ranged import PIECE_BYTES, Pin, copy_whole, open_raw
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
 _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-PIECE_BYTES = 16 * 2**20
-"""Bytes that are read, and held in memory, at a time."""
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
@@ -52,9 +50,11 @@ def fetch_to_file(
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
     source = uri if member is None else member.archive_uri
     try:
-        return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
+        return _copy(source, member, folder, _suffix(uri), options, max_bytes)
     except ConfigError as error:
         raise SourceError("bad_uri", str(error)) from error
+    except Changed as error:
+        raise SourceError("changed", str(error)) from error
     except NotFound as error:
         raise SourceError("missing", str(error)) from error
     except AccessDenied as error:
@@ -84,26 +84,18 @@ def _local_file(path: Path, max_bytes: int) -> Path:
 
 
 def _copy(
-    client: Client,
     source: str,
     member: ArchiveMember | None,
     folder: Path,
     suffix: str,
+    options: StoreOptions,
     max_bytes: int,
 ) -> Path:
+    client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
-    if member is not None:
-        start, size = member.offset, member.size
-        if info.size is not None and start + size > info.size:
-            raise SourceError(
-                "truncated",
-                f"{source}: ends at byte {info.size}, but its member ends at byte {start + size}. "
-                "The archive was cut short or replaced after it was indexed",
-            )
-    else:
-        start, size = 0, info.size or 0
+    start, size = (member.offset, member.size) if member else (0, info.size or 0)
     _check_size(source, size, max_bytes)
 
     with node_trouble(folder):
@@ -111,18 +103,27 @@ def _copy(
     path = Path(name)
     try:
         with node_trouble(folder), os.fdopen(descriptor, "wb") as file:
-            if member is None and (info.size is None or not info.takes_ranges):
-                _copy_stream(client, source, file, folder, max_bytes)
+            if member is None and not client.can_list:  # a web server
+
+                def write(piece: bytes) -> None:
+                    _check_size(source, file.tell() + len(piece), max_bytes)
+                    with node_trouble(folder):  # else it would look like the store's error
+                        file.write(piece)
+
+                copy_whole(client, source, file, write)
             else:
-                for at in range(start, start + size, PIECE_BYTES):
-                    piece_end = min(at + PIECE_BYTES, start + size)
-                    file.write(client.read_exactly(source, at, piece_end))
-                if size > PIECE_BYTES and (after := client.info(source)) != info:
-                    raise SourceError(
-                        "changed",
-                        f"{source}: was replaced while it was read ({info} became {after}), so the "
-                        "copy would mix two files",
-                    )
+                pin = Pin(info, has_one_range=size <= PIECE_BYTES)
+                with open_raw(source, options, pin) as stored:
+                    if stored.size < start + size:
+                        raise SourceError(
+                            "truncated",
+                            f"{source}: ends at byte {stored.size}, but its member ends at byte "
+                            f"{start + size}. The archive was cut short or replaced after it was "
+                            "indexed",
+                        )
+                    stored.seek(start)
+                    for at in range(0, size, PIECE_BYTES):
+                        file.write(stored.read(min(PIECE_BYTES, size - at)) or b"")
     except BaseException:
         path.unlink()
         raise
@@ -142,21 +143,6 @@ def node_trouble(folder: Path) -> Iterator[None]:
             f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
             "or set TMPDIR to a larger disk on every node"
         ) from error
-
-
-def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:
-    """Copy from an HTTP server without ranges; after an error, start again."""
-
-    def attempt(_: float) -> None:
-        file.seek(0)
-        file.truncate()
-        with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
-            while piece := stream.read(PIECE_BYTES):
-                _check_size(source, file.tell() + len(piece), max_bytes)
-                with node_trouble(folder):  # else it would look like the store's error
-                    file.write(piece)
-
-    client.run("reading it", source, attempt)
 
 
 def _check_size(source: str, size: int, max_bytes: int) -> None:
