@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.store import StoredObject
-from tokpipe.storage.trouble import Trouble, classify
+from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ T = TypeVar("T")
 MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
 
+_CLOUDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
+"""Protocols that can be used without options."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -41,6 +44,10 @@ class BadRange(StorageError):
 
 class NoRanges(StorageError):
     """An HTTP server sends whole objects only. Never leaves ``storage``."""
+
+
+class UnknownProtocol(ConfigError):
+    """A URI names a protocol that cannot be used, at least not without options."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,8 @@ class Client:
     def run(self, doing: str, uri: str, attempt: Callable[[float], T]) -> T:
         """Run ``attempt(timeout_s)`` with retries, and translate its last error."""
         try:
-            return self.retry.run(attempt, lambda error: classify(error) is Trouble.TRANSIENT)
+            may_pass = Trouble.TRANSIENT, Trouble.NODE
+            return self.retry.run(attempt, lambda e: classify(e) in may_pass, retry_after_s)
         except GaveUp as gave_up:
             raise StorageError(
                 f"{redact(uri)}: {doing} kept failing ({gave_up}); the last error was "
@@ -330,31 +338,23 @@ def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
     try:
-        fs = fsspec.filesystem(
-            protocol,
-            # Cached listings would hide what other processes write, and a cached instance may
-            # have other credentials.
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            **chosen,
-        )
+        kind = fsspec.get_filesystem_class(protocol)
+        # Cached listings would hide what other processes write, and a cached instance may have
+        # other credentials.
+        fs = kind(skip_instance_cache=True, use_listings_cache=False, **chosen)
         if protocol in ("s3", "s3a"):
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
     except ImportError as error:
         raise ConfigError(
-            f"{protocol}:// needs a package that is not installed ({error}). "
-            "Install it; for S3: pip install 'tokpipe[s3]'"
+            f"{protocol}:// needs a package that is not installed on {socket.gethostname()} "
+            f"({error}). Install it on every node; for S3: pip install 'tokpipe[s3]'"
         ) from error
-    except (ValueError, OSError) as error:  # zip:// and others open a file here
-        raise ConfigError(
+    except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
+        is_meant = bool(chosen) or protocol in _CLOUDS
+        raise (ConfigError if is_meant else UnknownProtocol)(
             f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol of "
-            "fsspec"
-        ) from error
-    except TypeError as error:
-        raise ConfigError(
-            f"storage.options.{protocol}: {error}. Use arguments of fsspec's file system for this "
-            "protocol"
+            f"fsspec, and set its arguments in storage.options.{protocol}"
         ) from error
     return fs
 

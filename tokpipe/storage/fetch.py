@@ -14,18 +14,17 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
     AccessDenied,
     Changed,
-    ConfigError,
     NodeTrouble,
     NotFound,
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import client_of, split_protocol
+from tokpipe.storage.client import UnknownProtocol, client_of, split_protocol
 from tokpipe.storage.ranged import PIECE_BYTES, Pin, copy_whole, open_raw
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
-_NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
@@ -44,14 +43,16 @@ def fetch_to_file(
             ``changed`` (the object was replaced during the copy), ``unreachable`` (an HTTP
             server) or ``bad_uri``.
         StorageError: the store kept failing.
-        NodeTrouble: the disk of ``folder`` is full or failing.
+        ConfigError: the store's package is missing on this node, or its options are wrong.
+        NodeTrouble: the disk of ``folder``, the disk of the video or the node's network is
+            failing, or the node has no memory or file handles left.
     """
     if member is None and split_protocol(uri)[0] == "file":
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
     source = uri if member is None else member.archive_uri
     try:
         return _copy(source, member, folder, _suffix(uri), options, max_bytes)
-    except ConfigError as error:
+    except UnknownProtocol as error:
         raise SourceError("bad_uri", str(error)) from error
     except Changed as error:
         raise SourceError("changed", str(error)) from error
@@ -60,18 +61,27 @@ def fetch_to_file(
     except AccessDenied as error:
         raise SourceError("access_denied", str(error)) from error
     except StorageError as error:
+        trouble = classify(error.__cause__ or error)
+        if trouble is Trouble.NODE:
+            raise NodeTrouble(f"{error} (on {socket.gethostname()})") from error
+        if trouble is Trouble.BAD_NAME:
+            raise SourceError("bad_uri", str(error)) from error
         # A list of web addresses spans many servers; a job can continue without one of them.
         if split_protocol(source)[0] not in ("http", "https"):
             raise
-        raise SourceError("unreachable", str(error)) from error
+        reason = "access_denied" if trouble is Trouble.CREDENTIALS else "unreachable"
+        raise SourceError(reason, str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> Path:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        trouble = classify(error)
+        if trouble in (Trouble.TRANSIENT, Trouble.NODE):
+            raise _node_trouble(path, error) from error
         known = {Trouble.NOT_FOUND: "missing", Trouble.DENIED: "access_denied"}
-        reason = known.get(classify(error), "bad_uri")
+        reason = known.get(trouble, "bad_uri")
         raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         kind = stat.filemode(status.st_mode)[0]
@@ -138,11 +148,15 @@ def node_trouble(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NODE_ERRNOS:
             raise
-        raise NodeTrouble(
-            f"{folder} on {socket.gethostname()}: the local disk is full or failing "
-            f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
-            "or set TMPDIR to a larger disk on every node"
-        ) from error
+        raise _node_trouble(folder, error) from error
+
+
+def _node_trouble(path: Path, error: OSError | ValueError) -> NodeTrouble:
+    return NodeTrouble(
+        f"{path} on {socket.gethostname()}: the local disk is full or failing ({error}). Videos "
+        "cannot be read or copied there; other nodes continue. Free space, mount the disk again, "
+        "or set TMPDIR to a larger disk on every node"
+    )
 
 
 def _check_size(source: str, size: int, max_bytes: int) -> None:
