@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
+from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.store import StoredObject
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
@@ -42,10 +43,6 @@ class BadRange(StorageError):
     """A range starts beyond the object's end. Never leaves ``storage``."""
 
 
-class NoRanges(StorageError):
-    """An HTTP server sends whole objects only. Never leaves ``storage``."""
-
-
 class UnknownProtocol(ConfigError):
     """A URI names a protocol that cannot be used, at least not without options."""
 
@@ -58,8 +55,8 @@ class ObjectInfo:
     """Size in bytes, or None if an HTTP server does not say."""
     version: str
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
-    takes_ranges: bool
-    """False for an HTTP server that says that it sends whole objects only."""
+    inode: int = 0
+    """On local disk. Not part of the version, because it may differ between nodes."""
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -83,14 +80,15 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
     environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
-    return _client(protocol, options.model_dump_json(), os.getpid(), tuple(environment))
+    chosen = json.dumps([options.options_of(uri), options.deadline_s])
+    return _client(protocol, chosen, os.getpid(), tuple(environment))
 
 
 @functools.lru_cache(maxsize=32)
 def _client(
-    protocol: str, options_json: str, pid: int, environment: tuple[tuple[str, str], ...]
+    protocol: str, chosen_json: str, pid: int, environment: tuple[tuple[str, str], ...]
 ) -> "Client":
-    return Client(protocol, StoreOptions.model_validate(json.loads(options_json)))
+    return Client(protocol, *json.loads(chosen_json))
 
 
 class Client:
@@ -100,12 +98,12 @@ class Client:
     for permanent errors (bad credentials, a full disk), and after the deadline for all others.
     """
 
-    def __init__(self, protocol: str, options: StoreOptions) -> None:
+    def __init__(self, protocol: str, options: dict[str, Any], deadline_s: float) -> None:
         self.protocol = protocol
         self.is_local = protocol == "file"
         self.can_list = protocol not in ("http", "https")
-        self.retry = RetryPolicy(options.deadline_s)
-        self.fs = _open_filesystem(protocol, options)
+        self.retry = RetryPolicy(deadline_s)
+        self.fs = _open_filesystem(protocol, options, deadline_s)
 
     def path_of(self, uri: str) -> str:
         """Return the file system's own name for a URI, without a trailing slash."""
@@ -157,17 +155,16 @@ class Client:
             return self._look_up(uri)
 
     def _look_up(self, uri: str) -> ObjectInfo:
+        if self.is_local:
+            status = self.run("looking it up", uri, lambda _: os.stat(self.path_of(uri)))  # noqa: PTH116
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+                raise NotFound(f"{uri}: is not a regular file")
+            return ObjectInfo(status.st_size, str(status.st_mtime_ns), status.st_ino)
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
             raise NotFound(f"{redact(uri)}: is a folder, not an object")
-        names = ("ETag", "etag", "generation", "mtime", "Last-Modified", "LastModified")
-        versions = map(found.get, (*names, "last_modified", "modified", "created", "blob_id"))
         size = found.get("size")
-        return ObjectInfo(
-            size=None if size is None else int(size),
-            version=str(next(filter(None, versions), "")),
-            takes_ranges=bool(found.get("partial", True)),
-        )
+        return ObjectInfo(None if size is None else int(size), _version(found))
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
@@ -180,45 +177,45 @@ class Client:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
         if start >= end:
             return b""
-        doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
+        read = f"reading bytes {start} to {end}", uri, "cat_file", self.path_of(uri)
         try:
-            data = bytes(self.call(doing, uri, "cat_file", self.path_of(uri), **limits))
+            data = bytes(self.call(*read, start=start, end=end))
         except BadRange:
             return b""
         # An HTTP server may ignore the range and send everything.
         return data if len(data) <= end - start else data[start:end]
 
-    def read_version(self, uri: str, start: int, end: int) -> tuple[bytes, int | None, str]:
-        """Return bytes ``start`` to ``end``, and the size and version of the object they are of.
+    def read_version(self, uri: str, start: int, end: int, version: ObjectInfo) -> bytes:
+        """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
 
-        The size is None if the store's answers do not say. One request; bytes that are missing
-        although the object has them are requested again.
+        An HTTP server may ignore the range and send everything; then everything is returned.
 
         Raises:
-            NoRanges: this HTTP server sends whole objects only.
+            Changed: the object is another one now, or gone.
         """
 
-        def attempt(timeout_s: float) -> tuple[bytes, int | None, str]:
-            data, size, version = self._read_version(self.path_of(uri), start, end, timeout_s)
-            if len(data) < end - start and size is not None and size >= end:
+        def attempt(timeout_s: float) -> tuple[bytes, ObjectInfo | None]:
+            if self.protocol in ("s3", "s3a"):
+                reading = _read_s3(self.fs, self.path_of(uri), start, end)
+            elif not self.can_list:
+                reading = _read_http(self.fs, self.path_of(uri), start, end)
+            else:
+                limits = {"start": start, "end": end}
+                return self._attempt("cat_file", (self.path_of(uri),), limits, timeout_s), None
+            data, found = self._await(reading, timeout_s)
+            if len(data) < end - start and found == version:
                 raise ConnectionError(f"got {len(data)} of {end - start} bytes")
-            return data, size, version
+            return data, found
 
-        return self.run(f"reading bytes {start} to {end}", uri, attempt)
-
-    def _read_version(
-        self, path: str, start: int, end: int, timeout_s: float
-    ) -> tuple[bytes, int | None, str]:
-        if self.protocol in ("http", "https"):
-            reading = _read_http(self.fs, path, start, end)
-        elif self.protocol in ("s3", "s3a"):
-            reading = _read_s3(self.fs, path, start, end)
-        else:
-            limits = {"start": start, "end": end}
-            return bytes(self._attempt("cat_file", (path,), limits, timeout_s)), None, ""
-        data, extent, version = self._await(reading, timeout_s)
-        size = extent.rpartition("/")[2]
-        return data, int(size) if size.isdigit() else None, version
+        try:
+            data, found = self.run(f"reading bytes {start} to {end}", uri, attempt)
+            # Other stores must be asked; afterwards, because the object may change meanwhile.
+            found = found or self.info(uri)
+        except (NotFound, BadRange) as error:
+            raise changed(uri) from error
+        if found != version or len(data) < end - start:
+            raise changed(uri)
+        return bytes(data)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
@@ -276,33 +273,33 @@ class Client:
         return found
 
 
-_Answer = tuple[bytes, str, str]
-"""Bytes, which of how many they are (``bytes 0-9/100``), and the version of the object."""
-
-
-async def _read_s3(fs: Any, path: str, start: int, end: int) -> _Answer:
-    bucket, key, version_id = fs.split_path(path)
-    of_version = {"VersionId": version_id} if version_id else {}
-    place = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}", **of_version}
-    answer = await fs._call_s3("get_object", **place)
+async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+    bucket, key, _ = fs.split_path(path)
+    limits = f"bytes={start}-{end - 1}"
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=limits)
     try:
-        data = await answer["Body"].read()
+        size = answer["ContentRange"].rpartition("/")[2]  # of "bytes 0-9/100"
+        return await answer["Body"].read(), ObjectInfo(int(size), _version(answer))
     finally:
         answer["Body"].close()
-    return data, answer.get("ContentRange", ""), answer["ETag"]
 
 
-async def _read_http(fs: Any, url: str, start: int, end: int) -> _Answer:
+async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
     session = await fs.set_session()
     limits = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
     keywords = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), **limits}}
     async with session.get(fs.encode_url(url), **keywords) as answer:
         answer.raise_for_status()
-        extent = answer.headers.get("Content-Range", "")
-        if answer.status != 206 or not re.match(rf"bytes {start}-\d+/\d+$", extent):
-            raise NoRanges(url)
-        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
-        return await answer.read(), extent, version
+        data, size = await answer.read(), answer.headers.get("Content-Range", "").rpartition("/")[2]
+        size = size if answer.status == 206 else str(len(data))
+        return data, ObjectInfo(int(size) if size.isdigit() else None, _version(answer.headers))
+
+
+def changed(uri: str) -> Changed:
+    return Changed(
+        f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was read "
+        "would mix two versions. Wait until whatever writes it has finished, then run again"
+    )
 
 
 def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
@@ -316,6 +313,13 @@ def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
                     yield StoredObject(path, status.st_size, status.st_mtime)
 
 
+def _version(info: Mapping[str, Any]) -> str:
+    keys = ("ETag", "etag", "generation", "blob_id", "mtime", "LastModified", "Last-Modified")
+    # Azure has its ETags in quotes only if they are headers.
+    found = filter(None, map(info.get, (*keys, "updated", "created")))
+    return str(next(found, "")).strip('"')
+
+
 def _modified_s(info: Mapping[str, Any]) -> float:
     """Return when an object was written, in seconds since 1970; now, to be safe, if unknown."""
     found = map(info.get, ("mtime", "LastModified", "last_modified", "updated", "created"))
@@ -326,13 +330,13 @@ def _modified_s(info: Mapping[str, Any]) -> float:
     return moment.timestamp() if isinstance(moment, datetime) else time.time()
 
 
-def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
-    chosen = dict(options.options.get(protocol, {}))
+def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) -> Any:
+    chosen = dict(options)
     if protocol in ("s3", "s3a"):
         chosen["config_kwargs"] = {
-            "connect_timeout": min(5.0, options.deadline_s / 4),
+            "connect_timeout": min(5.0, deadline_s / 4),
             # Between two bytes; short enough to leave time for another attempt.
-            "read_timeout": min(20.0, options.deadline_s / 4),
+            "read_timeout": min(20.0, deadline_s / 4),
             "max_pool_connections": 64,
             **chosen.get("config_kwargs", {}),
             "retries": {"mode": "standard", "total_max_attempts": 1},

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
@@ -19,12 +20,15 @@ from tokpipe.errors import (
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import UnknownProtocol, client_of, split_protocol
-from tokpipe.storage.ranged import PIECE_BYTES, Pin, copy_whole, open_raw
+from tokpipe.storage.client import Client, UnknownProtocol, client_of, split_protocol
+from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
 _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+PIECE_BYTES = 16 * 2**20
+"""Bytes that are read, and held in memory, at a time."""
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
@@ -106,6 +110,14 @@ def _copy(
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
     start, size = (member.offset, member.size) if member else (0, info.size or 0)
+    is_streamed = member is None and not client.can_list  # from a web server, in one answer
+    stored = None if is_streamed else ranged_file(client, source, info)
+    if stored is not None and start + size > stored.size:
+        raise SourceError(
+            "truncated",
+            f"{source}: ends at byte {stored.size}, but its member ends at byte {start + size}. "
+            "The archive was cut short or replaced after it was indexed",
+        )
     _check_size(source, size, max_bytes)
 
     with node_trouble(folder):
@@ -113,27 +125,12 @@ def _copy(
     path = Path(name)
     try:
         with node_trouble(folder), os.fdopen(descriptor, "wb") as file:
-            if member is None and not client.can_list:  # a web server
-
-                def write(piece: bytes) -> None:
-                    _check_size(source, file.tell() + len(piece), max_bytes)
-                    with node_trouble(folder):  # else it would look like the store's error
-                        file.write(piece)
-
-                copy_whole(client, source, file, write)
+            if stored is None:
+                _copy_stream(client, source, file, folder, max_bytes)
             else:
-                pin = Pin(info, has_one_range=size <= PIECE_BYTES)
-                with open_raw(source, options, pin) as stored:
-                    if stored.size < start + size:
-                        raise SourceError(
-                            "truncated",
-                            f"{source}: ends at byte {stored.size}, but its member ends at byte "
-                            f"{start + size}. The archive was cut short or replaced after it was "
-                            "indexed",
-                        )
-                    stored.seek(start)
-                    for at in range(0, size, PIECE_BYTES):
-                        file.write(stored.read(min(PIECE_BYTES, size - at)) or b"")
+                stored.seek(start)
+                for at in range(0, size, PIECE_BYTES):
+                    file.write(stored.read(min(PIECE_BYTES, size - at)) or b"")
     except BaseException:
         path.unlink()
         raise
@@ -157,6 +154,21 @@ def _node_trouble(path: Path, error: OSError | ValueError) -> NodeTrouble:
         "cannot be read or copied there; other nodes continue. Free space, mount the disk again, "
         "or set TMPDIR to a larger disk on every node"
     )
+
+
+def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:
+    """Copy from a web server, whose one answer is of one version; after an error, start again."""
+
+    def attempt(_: float) -> None:
+        file.seek(0)
+        file.truncate()
+        with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                _check_size(source, file.tell() + len(piece), max_bytes)
+                with node_trouble(folder):  # else it would look like the store's error
+                    file.write(piece)
+
+    client.run("reading it", source, attempt)
 
 
 def _check_size(source: str, size: int, max_bytes: int) -> None:

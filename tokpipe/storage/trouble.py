@@ -9,14 +9,11 @@ there. Classes are known by name, because few of the libraries are installed.
 import contextlib
 import errno
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import TypeVar
 
 from tokpipe.errors import TokpipeError
-
-K = TypeVar("K")
 
 
 class Trouble(Enum):
@@ -42,91 +39,60 @@ class Trouble(Enum):
     """Not an error of a store: a bug, or one of tokpipe's own errors. Raise it unchanged."""
 
 
-def _inverted(table: Mapping[Trouble, tuple[K, ...]]) -> dict[K, Trouble]:
-    return {key: trouble for trouble, keys in table.items() for key in keys}
-
-
-_CODES = _inverted({
+_KNOWN: dict[Trouble, tuple[int | str, ...]] = {
     Trouble.TRANSIENT: (
+        408, 409, 425, 429,
         "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestLimitExceeded",
         "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
         "XAmzContentSHA256Mismatch",
         "ConditionalRequestConflict",  # two creates met; AWS says to try again
         "NoSuchUpload",  # the multipart upload is gone, so start another
         "RequestTimeout",  # has status 400
+        "aiohttp.HttpProcessingError",  # its ``code`` 400 is aiohttp's, not the server's
+        "botocore.ConnectionError", "botocore.CredentialRetrievalError", "botocore.HTTPClientError",
+        "botocore.IncompleteReadError", "botocore.MetadataRetrievalError",
+        "botocore.ResponseParserError",  # some servers throttle with an answer that is not XML
+        "google.TransportError",
+        "huggingface_hub.LocalEntryNotFoundError!",  # neither cached nor reached
+    ),
+    Trouble.NODE: (
+        errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, "builtins.MemoryError",
+        "aiohttp.ClientHttpProxyError!", "aiohttp.ClientProxyConnectionError!",
     ),
     Trouble.CREDENTIALS: (
-        "AccountProblem", "AuthorizationHeaderMalformed", "ExpiredToken", "ExpiredTokenException",
-        "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity", "InvalidToken",
-        "MissingSecurityHeader", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
-        "TokenRefreshRequired", "UserSuspended",
+        401, "AccountProblem", "AuthorizationHeaderMalformed", "ExpiredToken",
+        "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity",
+        "InvalidToken", "MissingSecurityHeader", "NotSignedUp", "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch", "TokenRefreshRequired", "UserSuspended",
         "AccountIsDisabled", "AuthenticationFailed", "InvalidAuthenticationInfo",  # of Azure
+        "azure.ClientAuthenticationError", "botocore.NoCredentialsError",
+        "botocore.PartialCredentialsError", "google.GoogleAuthError",
+        "huggingface_hub.GatedRepoError!",  # for the whole repository
     ),
-    Trouble.BAD_NAME: (
-        "InvalidBucketName", "InvalidResourceName", "InvalidURI", "KeyTooLongError",
+    Trouble.DENIED: (403, "builtins.PermissionError"),
+    Trouble.NOT_FOUND: (
+        404, 410, "builtins.FileNotFoundError", "builtins.NotADirectoryError",
+        "huggingface_hub.EntryNotFoundError",
     ),
-})  # fmt: skip
-"""Error codes of S3 and Azure."""
-_STATUSES = _inverted({
-    Trouble.TRANSIENT: (408, 409, 425, 429),
-    Trouble.CREDENTIALS: (401,),
-    Trouble.DENIED: (403,),
-    Trouble.NOT_FOUND: (404, 410),
-    Trouble.EXISTS: (412,),
+    Trouble.EXISTS: (412, "azure.ResourceExistsError!", "builtins.FileExistsError"),
     Trouble.BAD_RANGE: (416,),
-})  # fmt: skip
-_ERRNOS = _inverted({
-    Trouble.NODE: (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
-    Trouble.BAD_NAME: (errno.ENAMETOOLONG,),
+    Trouble.BAD_NAME: (
+        errno.ENAMETOOLONG, "builtins.UnicodeError",
+        "InvalidBucketName", "InvalidResourceName", "InvalidURI", "KeyTooLongError",
+        "aiohttp.InvalidURL", "botocore.ParamValidationError", "httpx.InvalidURL",
+        "huggingface_hub.HFValidationError", "huggingface_hub.HfUriError", "requests.InvalidURL",
+    ),
     Trouble.PERMANENT: (
         errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
         errno.ENODEV, errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.ENXIO,
         errno.EOPNOTSUPP, errno.EROFS, errno.EXDEV,
-    ),
-})  # fmt: skip
-_SPEAKING = _inverted(
-    {
-        Trouble.TRANSIENT: (
-            "huggingface_hub.LocalEntryNotFoundError",
-        ),  # neither cached nor reached
-        Trouble.NODE: ("aiohttp.ClientHttpProxyError", "aiohttp.ClientProxyConnectionError"),
-        Trouble.CREDENTIALS: ("huggingface_hub.GatedRepoError",),  # the whole repository
-        Trouble.EXISTS: ("azure.ResourceExistsError",),
-        Trouble.PERMANENT: ("huggingface_hub.OfflineModeIsEnabled",),
-    }
-)
-"""Classes, by package and name, that say more than their causes."""
-_CLASSES = _inverted({
-    Trouble.TRANSIENT: (
-        "botocore.ConnectionError", "botocore.CredentialRetrievalError",
-        "botocore.HTTPClientError", "botocore.IncompleteReadError",
-        "botocore.MetadataRetrievalError",
-        "botocore.ResponseParserError",  # some servers throttle with an answer that is not XML
-        "aiohttp.HttpProcessingError",  # its ``code`` 400 is aiohttp's, not the server's
-        "google.TransportError",
-    ),
-    Trouble.NODE: ("builtins.MemoryError",),
-    Trouble.CREDENTIALS: (
-        "botocore.NoCredentialsError", "botocore.PartialCredentialsError",
-        "azure.ClientAuthenticationError", "google.GoogleAuthError",
-        "paramiko.AuthenticationException",
-    ),
-    Trouble.DENIED: ("builtins.PermissionError",),
-    Trouble.NOT_FOUND: (
-        "builtins.FileNotFoundError", "builtins.NotADirectoryError",
-        "huggingface_hub.EntryNotFoundError",
-    ),
-    Trouble.EXISTS: ("builtins.FileExistsError",),
-    Trouble.BAD_NAME: (
-        "aiohttp.InvalidURL", "botocore.ParamValidationError", "builtins.UnicodeError",
-        "httpx.InvalidURL", "httpx.UnsupportedProtocol", "huggingface_hub.HFValidationError",
-        "huggingface_hub.HfUriError", "requests.InvalidURL",
-    ),
-    Trouble.PERMANENT: (
         "botocore.BotoCoreError", "httpx.TooManyRedirects", "requests.TooManyRedirects",
-        "ssl.SSLCertVerificationError",
+        "ssl.SSLCertVerificationError", "huggingface_hub.OfflineModeIsEnabled!",
     ),
-})  # fmt: skip
+}  # fmt: skip
+"""HTTP statuses, errnos, codes of S3 and Azure, and classes by the names of package and class;
+with ``!`` those that say more than their causes."""
+_TROUBLES = {key: trouble for trouble, keys in _KNOWN.items() for key in keys}
 
 
 def classify(error: BaseException) -> Trouble:
@@ -134,7 +100,7 @@ def classify(error: BaseException) -> Trouble:
     if isinstance(error, TokpipeError):
         return Trouble.FOREIGN
     chain = list(_chain(error))
-    found = [_by_class(one, _SPEAKING) for one in chain]
+    found = [_by_class(one, "!") for one in chain]
     # Innermost first: fsspec's HTTP file system turns a rejected connection into FileNotFoundError.
     found += [_classify_one(one) for one in reversed(chain)]
     return next(filter(None, found), Trouble.FOREIGN)
@@ -170,27 +136,27 @@ def _classify_one(error: BaseException) -> Trouble | None:
     if isinstance(response, dict):  # botocore's ClientError
         code = response.get("Error", {}).get("Code")
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-    if trouble := _CODES.get(str(getattr(code, "value", code))) or _by_class(error, _CLASSES):
+    if trouble := _TROUBLES.get(str(getattr(code, "value", code))) or _by_class(error):
         return trouble
     for holder in (error, response):  # aiohttp, adlfs, gcsfs, requests, httpx
         for name in ("status", "status_code", "code"):
             status = status or getattr(holder, name, None)
     if isinstance(status, int) and 300 <= status < 600:
         is_transient = status >= 500 and status != 501
-        return _STATUSES.get(status, Trouble.TRANSIENT if is_transient else Trouble.PERMANENT)
+        return _TROUBLES.get(status, Trouble.TRANSIENT if is_transient else Trouble.PERMANENT)
     if type(error) is OSError and error.errno is None and str(error).startswith("Forbidden: "):
         return Trouble.DENIED  # gcsfs keeps nothing else of the status 403
     if isinstance(error, OSError):
-        return _ERRNOS.get(error.errno or 0, Trouble.TRANSIENT)
+        return _TROUBLES.get(error.errno or 0, Trouble.TRANSIENT)
     if type(error) is ValueError:  # gcsfs and adlfs, for requests that the store rejects
         return Trouble.PERMANENT
     # An exception that a library defines is not a bug of tokpipe.
     return None if type(error).__module__ == "builtins" else Trouble.TRANSIENT
 
 
-def _by_class(error: BaseException, table: Mapping[str, Trouble]) -> Trouble | None:
+def _by_class(error: BaseException, mark: str = "") -> Trouble | None:
     for kind in type(error).__mro__:
         package = kind.__module__.partition(".")[0].rstrip("0123456789")  # such as httpx2
-        if trouble := table.get(f"{package}.{kind.__name__}"):
+        if trouble := _TROUBLES.get(f"{package}.{kind.__name__}{mark}"):
             return trouble
     return None
