@@ -8,6 +8,7 @@ TokpipeError
   StorageError       the store kept failing            storage retries, then the job stops
     NotFound         the object does not exist         the caller decides
     AccessDenied     the store denies this object      the caller decides
+    Changed          it was replaced during a read     let its writer finish, run again
     UnsafeStore      exclusive create does not work    use another store, or accept the risk
   Fenced             another driver owns the output    this driver stops, the other continues
   CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
@@ -80,6 +81,10 @@ class NotFound(StorageError):
 
 class AccessDenied(StorageError):
     """The store is reachable, but denies access to this object. Not retried."""
+
+
+class Changed(StorageError):
+    """The object was replaced, cut short or deleted while it was read in ranges. Not retried."""
 
 
 class UnsafeStore(StorageError):

@@ -266,6 +266,8 @@ class Shell:
             self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
         elif not isinstance(error, RayTaskError):
             self._events.put(_Death(command.actor, _say(error)))
+        elif isinstance(cause, ConfigError):
+            self._events.put(cause)  # such as a missing package: no clip is to blame
         elif isinstance(cause, StorageError):
             self._events.put(LeaseFailed(attempt, "storage", _say(error)))
         elif isinstance(cause, NodeTrouble):
