@@ -4,12 +4,16 @@ import argparse
 import math
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import shtab
 
 from tokpipe.config import JobConfig, load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokpipe.reader import Output
 
 
 def add_job_argument(parser: argparse.ArgumentParser) -> None:
@@ -40,15 +44,16 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def output_of(parsed: argparse.Namespace) -> tuple[str, StoreOptions]:
-    """Return the output that the user named, and how to reach its store.
+def output_of(parsed: argparse.Namespace) -> "Output":
+    """Open the output that the user named.
 
     Raises:
         ConfigError, NotFound: there is no output; the message suggests what to name.
     """
+    from tokpipe.reader import Output
     from tokpipe.verbs.locate import find_output
 
-    return find_output(parsed.output)
+    return Output(find_output(parsed.output))
 
 
 def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:

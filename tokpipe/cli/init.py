@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from tokpipe.cli.arguments import complete_files
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe init videos/"
 
@@ -34,11 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.init import write_job
 
     path, notes = write_job(parsed.folder, parsed.job)
     shown = shlex.quote(str(path))
     next_steps = f"  tokpipe check {shown}", f"  tokpipe run {shown}"
-    print_lines([*notes, f"wrote {path}; next:", *next_steps])
-    return 0
+    return [*notes, f"wrote {path}; next:", *next_steps]

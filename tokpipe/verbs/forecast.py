@@ -26,6 +26,7 @@ from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
+from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
@@ -185,7 +186,7 @@ def forecast(
     Raises:
         TokpipeError: a problem that would keep the job from starting, or no speed in ``like``.
     """
-    own, is_done = _totals(job.output.uri, job.storage)
+    own, is_done = _totals(open_store(job.output.uri, job.storage))
     speed = _speed(job, own, like, codes_per_s)
     reasons = Counter[str]()
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
@@ -263,10 +264,10 @@ def _amounts(
     )
 
 
-def _totals(uri: str, options: StoreOptions) -> tuple[Totals | None, bool]:
+def _totals(store: Store) -> tuple[Totals | None, bool]:
     """Return what an output holds, None if there is none, and whether it is done."""
     try:
-        found = status(open_store(uri, options))
+        found = status(store)
     except NotFound:
         return None, False
     return found.totals, found.is_done
@@ -277,7 +278,7 @@ def _speed(
 ) -> EncoderSpeed | None:
     if codes_per_s is not None:
         return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
-    totals = own if like is None else _totals(*find_output(like, job.storage))[0]
+    totals = own if like is None else _totals(find_output(like, job.storage))[0]
     if totals is not None and totals.paid_s > 0 and totals.num_codes:
         return EncoderSpeed(
             totals.num_codes / totals.paid_s,
