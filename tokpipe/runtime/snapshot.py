@@ -91,7 +91,7 @@ class Snapshots:
         unopened = max(0, self._unopened_before - run.num_opened)
         now = time.monotonic()
         recent, recent_s = self._recent.add(now, run)
-        actors = {stage: dispatcher.num_up(stage) for stage in STAGES}
+        actors = {stage: dispatcher.parts.fleet.num_up(stage) for stage in STAGES}
         self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
         if self._encoding_since is None and actors["encode"]:
             self._encoding_since = now
