@@ -23,11 +23,7 @@ def add_job_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
-    """Read the job file that the user named.
-
-    Raises:
-        ConfigError: it is wrong, or something else was named.
-    """
+    """Read the job file that the user named, or say what else was named."""
     from tokpipe.verbs.locate import check_is_job_file
 
     check_is_job_file(parsed.job)
@@ -45,11 +41,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def output_of(parsed: argparse.Namespace) -> "Output":
-    """Open the output that the user named.
-
-    Raises:
-        ConfigError, NotFound: there is no output; the message suggests what to name.
-    """
+    """Open the output that the user named, or suggest what to name."""
     from tokpipe.reader import Output
     from tokpipe.verbs.locate import find_output
 
@@ -66,11 +58,7 @@ def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:
 
 
 def check_new_file(path: Path, *endings: str) -> None:
-    """Check, before any work, that ``-o`` names a file that can be written.
-
-    Raises:
-        ConfigError: it is a folder, has another ending, or its folder is missing or read-only.
-    """
+    """Check, before any work, that ``-o`` names a file that can be written."""
     if path.is_dir():
         problem = f"is a folder: name a file in it, such as {path / f'clip{endings[0]}'}"
     elif path.suffix not in endings:

@@ -50,11 +50,9 @@ class Exported:
     size_bytes: int
 
     def to_json(self) -> str:
-        """Return all fields on one line."""
         return json.dumps(asdict(self))
 
     def lines(self) -> Iterator[str]:
-        """Yield a summary for people."""
         yield (
             f"{self.folder}: {self.num_clips:,} clips, {self.num_codes:,} codes, "
             f"{size_text(self.size_bytes)} in {self.num_files:,} files ({self.format})"
@@ -66,10 +64,6 @@ def export_output(output: Output, name: str, folder: Path) -> Exported:
 
     The export is called ``<folder>.partial`` until its clips and codes were counted and match the
     manifest.
-
-    Raises:
-        ConfigError: the folder exists, the format is unknown, or it cannot hold this output.
-        CorruptOutput: a shard is damaged, or the counts differ.
     """
     if name not in FORMATS:
         raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")

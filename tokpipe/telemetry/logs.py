@@ -53,12 +53,8 @@ def driver_log(
 ) -> Iterator[None]:
     """Within the block, send warnings to ``say`` and all events to ``path``.
 
-    Args:
-        path: a local file to append to, ``-`` for standard error, or None for no events.
-        context: fields of every line.
-
-    Raises:
-        ConfigError: the file cannot be written.
+    ``path`` is a local file to append to, ``-`` for standard error, or None for no events. Every
+    line has the fields of ``context``.
     """
     with ExitStack() as stack:
         _attach(stack, _WarningLines(say))

@@ -175,16 +175,8 @@ def forecast(
 ) -> Forecast:
     """Plan a job, and probe a sample of its videos.
 
-    Args:
-        num_sampled: number of rows to probe, at most all.
-        seed: selects these rows.
-        like: URI or job file of an output with the job's speed and size per code; by default the
-            job's own output, if it exists.
-        codes_per_s: speed of one encoder, instead of ``like``.
-        price_per_hour: price of one encoder.
-
-    Raises:
-        TokpipeError: a problem that would keep the job from starting, or no speed in ``like``.
+    ``like`` is the URI or job file of an output with the job's speed and size per code; by default
+    the job's own output, if it exists. ``codes_per_s`` is a known speed of one encoder instead.
     """
     own, is_done = _totals(open_store(job.output.uri, job.storage))
     speed = _speed(job, own, like, codes_per_s)

@@ -72,12 +72,7 @@ max_rejected_fraction: 0.05
 def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     """Write a job file for a folder, table or tar, by default as ``jobs/<its name>.yaml``.
 
-    Returns:
-        The file, and what to say about it.
-
-    Raises:
-        ConfigError: nothing there can be tokenized, or the file exists.
-        StorageError: the store of ``target`` kept failing.
+    Returns the file, and what to say about it.
     """
     plain = target.removeprefix("file://")
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
@@ -172,10 +167,7 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
 
-    The second text names what is left out or cannot be opened.
-
-    Raises:
-        ConfigError: none of these can be opened.
+    The second text names what is left out or cannot be opened. If nothing can, it is an error.
     """
     (source,) = open_sources(job.sources, job.storage, job.output.uri)
     rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)

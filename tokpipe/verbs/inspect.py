@@ -106,12 +106,7 @@ class Inspection:
 
 
 def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
-    """Fetch and verify some shards of an output, and count their codes.
-
-    Args:
-        num_shards: number of shards, evenly spread; 0 for all.
-        num_clips: number of clips to show.
-    """
+    """Fetch and verify some shards of an output (0 for all), and count their codes."""
     chosen = evenly_spread(len(output.shards), num_shards)
     usage = _usage(output, chosen)
     return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))

@@ -61,11 +61,7 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
 
 
 def check_is_job_file(path: Path) -> None:
-    """Check that a path can be a job file.
-
-    Raises:
-        ConfigError: it is missing, a folder or part of an output. The message says what to name.
-    """
+    """Raise ConfigError if a path is missing, a folder or in an output, and say what to name."""
     for output in (str(path.absolute()), *_above(str(path.absolute()))):
         if _is_output(output):
             raise ConfigError(

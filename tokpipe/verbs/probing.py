@@ -10,11 +10,7 @@ from tokpipe.stages.decode import DecodeStage
 
 @contextmanager
 def set_up(stage: DecodeStage) -> Iterator[DecodeStage]:
-    """Set a stage up with a scratch folder, and close it after the block.
-
-    Raises:
-        ConfigError: the decoder that the job names is not installed.
-    """
+    """Set a stage up with a scratch folder, and close it after the block."""
     with tempfile.TemporaryDirectory(prefix="tokpipe-scratch-") as folder:
         stage.setup(Path(folder))
         with closing(stage):

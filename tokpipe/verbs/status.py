@@ -68,12 +68,7 @@ class Status:
 
 
 def status(store: Store, *, now: datetime | None = None) -> Status:
-    """Read the state of the output in ``store``.
-
-    Raises:
-        NotFound: there is no output.
-        CorruptOutput: its record or its manifest is damaged.
-    """
+    """Read the state of the output in ``store``. Raises NotFound if there is none."""
     record = job_record.read(store)
     return status_of(store, record, load_state(store, record.num_rows), now=now)
 
