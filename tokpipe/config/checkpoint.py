@@ -24,7 +24,7 @@ _BUILTIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
 def builtin_path(uri: str) -> Path:
-    """Return where the file or folder ``builtin://...`` is installed, if a checkpoint can have its name."""
+    """Return where the file or folder ``builtin://...`` is installed, if there can be one."""
     name = uri.removeprefix(BUILTIN)
     if not _BUILTIN_NAME.fullmatch(name):
         raise ConfigError(
