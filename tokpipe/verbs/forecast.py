@@ -23,14 +23,13 @@ from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
-from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
 
 _STANDARD_ERRORS = 1.96
@@ -186,8 +185,7 @@ def forecast(
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = _items(PlanReader(store, plan), np.sort(rows))
-        stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        with set_up(stage):
+        with decoding(job, pieces_of(job)) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (
         Estimate.of(amounts, plan.num_rows) for amounts in zip(*sample, strict=True)

@@ -21,12 +21,11 @@ from tokpipe.plan import sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.table import EXTENSIONS, TableRows
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Failed, Rejected
-from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
@@ -177,7 +176,7 @@ def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     more = f"; left out: {there}" if (there := source.left_out.text) else ""
     if not find_spec("av"):
         return count, more, []
-    with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
+    with decoding(job) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
     bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)
