@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_job_argument(parser: argparse.ArgumentParser) -> None:
-    complete_files(
-        parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
-    )
+    parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
 
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
@@ -32,10 +30,8 @@ def job_of(parsed: argparse.Namespace) -> JobConfig:
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the output that a verb reads, and ``--json``."""
-    complete_files(
-        parser.add_argument(
-            "output", metavar="OUT", help="the job's output, as in output.uri, or its job file"
-        )
+    parser.add_argument(
+        "output", metavar="OUT", help="the job's output, as in output.uri, or its job file"
     )
     add_json_argument(parser)
 
@@ -98,9 +94,11 @@ def add_count(
     parser.add_argument(option, type=number, default=default, metavar="N", help=help_text)
 
 
-def complete_files(argument: argparse.Action) -> None:
-    """Make shells complete an argument with file names."""
-    vars(argument)["complete"] = shtab.FILE  # where shtab looks
+def complete_paths(parser: argparse.ArgumentParser) -> None:
+    """Make shells complete file names, where an argument can be one."""
+    for argument in parser._actions:
+        if argument.type in (Path, _local_path) or argument.dest in ("output", "folder"):
+            vars(argument)["complete"] = shtab.FILE  # where shtab looks
 
 
 def _local_path(text: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import tokpipe
+from tokpipe.cli.arguments import complete_paths
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 
 
@@ -66,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=f"example: {verb.EXAMPLE}",
         )
         verb.add_arguments(its_parser)
+        complete_paths(its_parser)
         its_parser.set_defaults(run=verb.run)
     return parser
 

@@ -10,7 +10,6 @@ import sys
 import threading
 from pathlib import Path
 
-from tokpipe.cli.arguments import complete_files
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import RuntimeFault
 
@@ -18,9 +17,7 @@ EXAMPLE = "tokpipe train examples/demo_tokenizer/train.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    complete_files(
-        parser.add_argument("file", type=Path, metavar="TRAINING.yaml", help="the training file")
-    )
+    parser.add_argument("file", type=Path, metavar="TRAINING.yaml", help="the training file")
 
 
 def run(parsed: argparse.Namespace) -> Result:
