@@ -2,11 +2,12 @@
 
 import argparse
 import errno
+import json
 import signal
 import sys
 import traceback
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -33,9 +34,9 @@ class ReaderGone(BaseException):
 
 
 class Printable(Protocol):
-    """What a verb has found or done: as lines for people, or as one line of JSON."""
+    """What a verb has found or done: as lines for people, or as a value for JSON."""
 
-    def to_json(self) -> str: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def lines(self) -> Iterable[str]: ...
 
 
@@ -44,7 +45,7 @@ Result = Printable | Iterable[str] | int
 
 
 def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
-    return [result.to_json()] if parsed.json else result.lines()
+    return [json.dumps(result.to_dict())] if parsed.json else result.lines()
 
 
 def print_lines(lines: Iterable[str], console: Console | None = None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.telemetry.human import size_text
@@ -49,8 +48,8 @@ class Exported:
     num_files: int
     size_bytes: int
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def lines(self) -> Iterator[str]:
         yield (

@@ -1,11 +1,11 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,24 +51,22 @@ class Decoded:
             )
         return lines
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
         """Return the summary for programs; an infinite PSNR is null."""
         quality = None
         if self.quality is not None:
             psnr = self.quality.psnr_db
             quality = {"psnr_db": psnr if math.isfinite(psnr) else None, "ssim": self.quality.ssim}
-        return json.dumps(
-            {
-                "clip_id": self.clip.clip_id,
-                "source_uri": self.clip.source_uri,
-                "num_matches": self.num_matches,
-                "file": str(self.path),
-                "num_frames": self.num_frames,
-                "size": list(self.size),
-                "num_codes": int(self.clip.codes.size),
-                "quality": quality,
-            }
-        )
+        return {
+            "clip_id": self.clip.clip_id,
+            "source_uri": self.clip.source_uri,
+            "num_matches": self.num_matches,
+            "file": str(self.path),
+            "num_frames": self.num_frames,
+            "size": list(self.size),
+            "num_codes": int(self.clip.codes.size),
+            "quality": quality,
+        }
 
 
 def decode_clip(

@@ -4,13 +4,12 @@ Rows are counted exactly. A random sample of sources is fetched, and their conta
 Nothing is decoded, and nothing is written to the output.
 """
 
-import json
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,15 +109,13 @@ class Forecast:
             return None
         return self.encoder_s / 3600 * self.price_per_hour
 
-    def to_json(self) -> str:
-        """Return the whole forecast as one line of JSON."""
+    def to_dict(self) -> dict[str, Any]:
         actual = None
         if (totals := self.actual) is not None:
             names = ("num_clips", "num_rejected", "num_frames", "num_codes", "num_shards")
             actual = {name: getattr(totals, name) for name in (*names, "size_bytes")}
             actual["encoder_s"] = totals.paid_s
-        own = asdict(replace(self, actual=None))
-        return json.dumps({**own, "cost": self.cost, "actual": actual})
+        return {**asdict(replace(self, actual=None)), "cost": self.cost, "actual": actual}
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people, and its errors if the job is done."""
