@@ -59,12 +59,7 @@ def resolve_checkpoint(
 ) -> tuple[dict[str, Any], str]:
     """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config.
 
-    Args:
-        read: reads the object at a URI.
-        context: what ``Uri`` is validated with.
-
-    Raises:
-        ConfigError: the folder or its config cannot be used.
+    ``read`` reads the object at a URI; ``context`` is what ``Uri`` is validated with.
     """
     if extra := sorted(section.keys() - {"checkpoint"}):
         raise ConfigError(
