@@ -126,3 +126,20 @@ def test_a_shell_completes_verbs_options_and_choices(
         check=True,
     )
     assert set(completed.stdout.split()) == offered, completed.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--verison"], "there is no option '--verison'; did you mean '--version'?"),
+        (["sumbit"], "there is no verb 'sumbit'; did you mean 'submit'?"),
+        (["ls", "out", "--lmit=3"], "unrecognized arguments: --lmit=3; did you mean --limit?"),
+        (["status", "out", "more"], "unrecognized arguments: more\n"),
+    ],
+)
+def test_misspelt_words_are_named_with_the_nearest(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert hint in capsys.readouterr().err

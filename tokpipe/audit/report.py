@@ -8,7 +8,7 @@ from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Leftovers
 from tokpipe.audit.objects import Depth
 from tokpipe.formats.manifest import Totals
-from tokpipe.telemetry.human import finite
+from tokpipe.telemetry.human import counted, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class AuditReport:
             yield f"clean: no defect found, in {self.elapsed_s:.1f} s"
             return
         counts = ", ".join(f"{kind} {count:,}" for kind, count in self.findings.counts.items())
-        yield f"{len(self.findings):,} defects: {counts}"
+        yield f"{counted(len(self.findings), 'defect')}: {counts}"
         for finding in self.findings:
             yield f"{finding.kind}: {finding.message}"
 

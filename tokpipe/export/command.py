@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.telemetry.human import size_text
+from tokpipe.telemetry.human import counted, size_text
 
 if TYPE_CHECKING:  # importing FORMATS must not import pyarrow
     from tokpipe.reader import Output
@@ -53,8 +53,8 @@ class Exported:
 
     def lines(self) -> Iterator[str]:
         yield (
-            f"{self.folder}: {self.num_clips:,} clips, {self.num_codes:,} codes, "
-            f"{size_text(self.size_bytes)} in {self.num_files:,} files ({self.format})"
+            f"{self.folder}: {counted(self.num_clips, 'clip')}, {self.num_codes:,} codes, "
+            f"{size_text(self.size_bytes)} in {counted(self.num_files, 'file')} ({self.format})"
         )
 
 

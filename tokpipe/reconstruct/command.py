@@ -13,7 +13,6 @@ from tokpipe.media.quality import Comparison, Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import near_names, side_rows, source_matcher
-from tokpipe.reconstruct.side_by_side import SideBySide
 from tokpipe.telemetry.human import finite
 
 GRID_FRAMES = 8
@@ -91,6 +90,9 @@ def decode_clip(
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.
     """
     clip, num_matches = _find(output, clip_id, source)
+    # Imported late: torch takes seconds, and there may be no such clip.
+    from tokpipe.reconstruct.side_by_side import SideBySide
+
     total = sum(chunk.n_frames for chunk in clip.chunks)
     comparison = Comparison() if compare else None
     height = width = 0

@@ -100,7 +100,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
 
                 signals.stop = shell.stop
                 finish = shell.run(show_progress)
-                signals.stop = None
                 encoding_s = show_progress().encoding_s
                 _log_end(finish, state)
     stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)

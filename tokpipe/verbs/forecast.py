@@ -25,7 +25,7 @@ from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
-from tokpipe.telemetry.human import counts_text, duration, size_text
+from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
@@ -120,7 +120,8 @@ class Forecast:
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people, and its errors if the job is done."""
         dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
-        yield f"{self.dataset}: {self.num_rows:,} plan rows{dropped}; probed {self.num_sampled:,}"
+        rows = counted(self.num_rows, "plan row")
+        yield f"{self.dataset}: {rows}{dropped}; probed {self.num_sampled:,}"
         if left_out := self.left_out.text:
             yield f"  left out: {left_out}"
         yield (
@@ -129,7 +130,7 @@ class Forecast:
         )
         reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
-        yield f"  {size_text(self.size_bytes)} in about {self.num_shards:,} shards"
+        yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         if self.speed is None or self.encoder_s is None:
             yield (
                 "  time unknown: pass --codes-per-s, or --like OUT with an output of the same "

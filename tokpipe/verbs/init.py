@@ -25,6 +25,7 @@ from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Failed, Rejected
+from tokpipe.verbs.locate import is_inside_output
 from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
@@ -88,7 +89,7 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     sources, probes, notes = [], [], []
     found, problems = _sources_of(uri)
     for source in found:
-        source["uri"] = source["uri"].removeprefix(f"{root}/")
+        source["uri"] = source["uri"].removeprefix(f"{root}/") or "./"
         job = parse_job(_text(target, name, [source], []), name=str(path), root=root)
         try:
             count, more, some = _probe(job)
@@ -121,7 +122,10 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     num_videos = sum(1 for _ in listing)
     is_glob = bool(re.search(r"[*?{]", uri)) and not (listing.folder or os.path.lexists(uri))
     is_file = is_glob or (num_videos == 1 and not listing.folder)
-    names = [uri] if is_file else [some[0] for some in listing.left_out.names.values()]
+    found_names = (some[0] for some in listing.left_out.names.values())
+    # An earlier output's tables are no list of videos.
+    beside = (name for name in found_names if not is_inside_output(f"{uri.rstrip('/')}/{name}"))
+    names = [uri] if is_file else list(beside)
     patterns = {}
     for name in names:
         # A pattern may hold the name of a folder with characters that are special in patterns.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
+from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
 
 _BAR = " ▁▂▃▄▅▆▇█"
@@ -75,7 +76,10 @@ class Inspection:
             f"chunks {spec.chunk_policy}"
         )
         num_shards = len(output.shards)
-        yield f"  {output.num_clips:,} clips, {output.num_codes:,} codes in {num_shards:,} shards"
+        yield (
+            f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
+            f"{counted(num_shards, 'shard')}"
+        )
         yield "columns of shards/*.parquet, one row per chunk:"
         for one in output.schema:
             inner: Any = getattr(one.type, "value_type", None)

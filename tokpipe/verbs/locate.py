@@ -39,7 +39,7 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     path = _local(named)
     if path is not None:
         uri = str(path)
-        if path.is_file() and not any(map(_is_output, _above(uri))):
+        if path.is_file() and not is_inside_output(uri):
             job, (uri, options) = named, load_output(named)
     store = open_store(uri, options)
     for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
@@ -85,6 +85,11 @@ def _local(uri: str) -> Path | None:
     """Return the absolute path of a URI on this machine, None for any other."""
     protocol, rest = split_protocol(uri)
     return Path(os.path.abspath(rest)) if protocol == "file" else None  # noqa: PTH100
+
+
+def is_inside_output(path: str) -> bool:
+    """Whether a local path is a part of an output."""
+    return any(map(_is_output, _above(path)))
 
 
 def _above(uri: str) -> Iterator[str]:
