@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +95,18 @@ def parse_job(
     config_uri = None
     section = data.get("tokenizer")
     if isinstance(section, dict) and "checkpoint" in section:
+
+        def read_config(uri: str) -> bytes:
+            if read is None or uri.startswith(BUILTIN):
+                return read_local(uri)
+            return read(uri, options)
+
         try:
             options = validate_settings(StoreOptions, data.get("storage", {}), name="storage")
-            data["tokenizer"], config_uri = resolve_checkpoint(
-                section, partial(_read, read, options), context
-            )
+            data["tokenizer"], config_uri = resolve_checkpoint(section, read_config, context)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     job: JobConfig = validate_settings(
         JobConfig, data, name=name, context=context, tokenizer_from=config_uri
     )
     return job
-
-
-def _read(read: ReadFromStore | None, options: StoreOptions, uri: str) -> bytes:
-    if read is None or uri.startswith(BUILTIN):
-        return read_local(uri)
-    return read(uri, options)
