@@ -84,7 +84,8 @@ class Dispatcher:
             num_decoders = max(1, parts.fleet.num("decode"))
             parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
             parts.streams.admit(parts.fleet.num_up("encode"))
-            returns.retry_due(parts, now)
+            for lease in parts.queues.due_retries(now):
+                returns.put_back(parts, lease)
             leasing.decodes(parts, now)
             leasing.encodes(parts, now)
         self._settle(now)
