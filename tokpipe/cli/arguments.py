@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import shtab
 
 from tokpipe.config import JobConfig, load_job
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,9 +22,10 @@ def add_job_argument(parser: argparse.ArgumentParser) -> None:
 def job_of(parsed: argparse.Namespace) -> JobConfig:
     """Read the job file that the user named, or say what else was named."""
     from tokpipe.verbs.locate import check_is_job_file
+    from tokpipe.weights.read import read_object
 
     check_is_job_file(parsed.job)
-    return load_job(parsed.job, read=read_checkpoint)
+    return load_job(parsed.job, read=read_object)
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +115,3 @@ def positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
-
-
-def read_checkpoint(uri: str, options: StoreOptions) -> bytes:
-    """Read a checkpoint's configuration, for ``load_job``."""
-    from tokpipe.weights.read import read_object  # imports stores, which few jobs need here
-
-    return read_object(uri, options)
