@@ -23,7 +23,7 @@ from tokpipe.models.group_norm import GroupNorm, Norm
 from tokpipe.models.levels import Pyramid
 from tokpipe.models.rows import add_rows
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
-from tokpipe.models.streaming import Stream, why_not_streamable
+from tokpipe.models.streaming import Stream, StreamState
 
 
 class Network3D(nn.Module):
@@ -48,7 +48,23 @@ class Network3D(nn.Module):
     @property
     def why_not_streamable(self) -> str | None:
         """Why ``stream`` raises for this network, or None if it does not."""
-        return why_not_streamable(self.norm, self.pad_mode)
+        if self.norm != "frame":
+            return (
+                f"norm={self.norm!r} takes statistics over all frames, later ones included, so a "
+                "piece differs from the same frames of the whole clip; only norm='frame' avoids "
+                "that, and it needs weights that were trained with it"
+            )
+        if self.pad_mode == "reflect":
+            return (
+                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
+                "piece; 'first' and 'constant' do not"
+            )
+        return None
+
+    def _piece(self, state: StreamState | None) -> Stream:
+        if (reason := self.why_not_streamable) is not None:
+            raise ValueError(f"this network cannot take a clip in pieces: {reason}")
+        return Stream(self, state)
 
 
 def activated_conv(

@@ -128,8 +128,7 @@ class Encoder3D(Network3D):
             ValueError: an encoder that is not causal, a piece of another length, or the state of
                 another network, batch or frame size.
         """
-        if (reason := self.why_not_streamable) is not None:
-            raise ValueError(f"this encoder cannot take a clip in pieces: {reason}")
+        stream = self._piece(state)
         self._check(x)
         frames, stride = x.shape[2], self.temporal_stride
         if state is None and (frames - 1) % stride:
@@ -143,7 +142,6 @@ class Encoder3D(Network3D):
                 f"a later piece of a clip has {frames} frames and ends within a latent frame of "
                 f"{stride}, so the next piece would start inside it. Pass a multiple of {stride}"
             )
-        stream = Stream(self, state)
         return self._encode(x, stream), stream.state()
 
     def _check(self, x: Tensor) -> None:

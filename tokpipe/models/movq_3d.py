@@ -115,9 +115,7 @@ class MOVQDecoder3D(Network3D):
             ValueError: a decoder that is not causal, an empty piece, or the state of another
                 network, batch or latent size.
         """
-        if (reason := self.why_not_streamable) is not None:
-            raise ValueError(f"this decoder cannot take a latent in pieces: {reason}")
-        stream = Stream(self, state)
+        stream = self._piece(state)
         return self._decode(z, stream), stream.state()
 
     def _decode(self, zq: Tensor, stream: Stream | None = None) -> Tensor:

@@ -1,7 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import near_names, side_rows, source_matcher
 from tokpipe.reconstruct.side_by_side import SideBySide
+from tokpipe.telemetry.human import finite
 
 GRID_FRAMES = 8
 """Frames in an image."""
@@ -55,8 +55,7 @@ class Decoded:
         """Return the summary for programs; an infinite PSNR is null."""
         quality = None
         if self.quality is not None:
-            psnr = self.quality.psnr_db
-            quality = {"psnr_db": psnr if math.isfinite(psnr) else None, "ssim": self.quality.ssim}
+            quality = {"psnr_db": finite(self.quality.psnr_db), "ssim": self.quality.ssim}
         return json.dumps(
             {
                 "clip_id": self.clip.clip_id,
