@@ -20,8 +20,9 @@ from tokpipe.media.colour import (
 )
 from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
-# Over the whole area that an output pixel covers.
-_FLAGS = "flags=bilinear+accurate_rnd"
+# Over the whole area that an output pixel covers, and independent of the vector instructions of a
+# machine.
+_FLAGS = "flags=bilinear+accurate_rnd+bitexact"
 # swscale rejects filters with more taps; a stronger reduction takes several steps.
 _MAX_REDUCTION = 128
 # By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
