@@ -64,3 +64,18 @@ def clip_id(
         return row_id
     first = segment * max_clip_frames
     return digest([row_id, first, first + max_clip_frames, fps])
+
+
+MEMBER_VERSION_BYTES = 512 + 4096
+"""What identifies a member of a tar: the last block of its header, and the start of its data.
+
+Nothing of the rest of the tar, so members that others were appended to remain the same.
+"""
+
+
+def version_of(found: bytes) -> int:
+    """Return 64 bits that identify the present content of a source.
+
+    ``found`` is its size and ETag, or size and time of change, or the ``MEMBER_VERSION_BYTES``.
+    """
+    return int.from_bytes(hashlib.sha256(found).digest()[:8], "little")
