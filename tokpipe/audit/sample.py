@@ -30,7 +30,7 @@ def encode_again(
     """
     output = Output(store)
     job = record.job_config(store.uri)
-    plan = PlanReader(store, StoredPlan.from_json(record.plan))
+    plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)
     device = str(record.settings["encode"]["device"])
     sampled = []
     with (

@@ -18,7 +18,14 @@ TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
 """Endings of tables, which may be followed by ``.gz``."""
 
 
-class FilesSource(Frozen):
+class _Source(Frozen):
+    on_change: Literal["reject", "accept"] = "reject"
+    """What happens to clips whose source is not what was planned: a file or object that was
+    replaced, a tar that was packed again. They are rejected as ``changed``, or made from what has
+    the name now. May change when a job is resumed."""
+
+
+class FilesSource(_Source):
     """One clip per file of a folder, or per file that matches a glob."""
 
     kind: Literal["files"]
@@ -27,7 +34,7 @@ class FilesSource(Frozen):
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
 
 
-class TableSource(Frozen):
+class TableSource(_Source):
     """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
 
     kind: Literal["table"]
@@ -58,7 +65,7 @@ class TableSource(Frozen):
         return self
 
 
-class WebDatasetSource(Frozen):
+class WebDatasetSource(_Source):
     """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]

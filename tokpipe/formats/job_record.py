@@ -140,13 +140,14 @@ def check_resumable(store: Store, record: JobRecord, job: JobConfig, weights_has
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved job that decide the rows of its plan."""
-    # Not allowed_prefixes: it is checked while planning, and older jobs did not have it. Nor the
-    # default of video_extensions, which once was a list.
+    # Not allowed_prefixes: it is checked while planning, and older jobs did not have it. Nor
+    # on_change, which decides about clips and not rows, nor the default of video_extensions, which
+    # once was a list.
     sources = [
         {
             key: value
             for key, value in source.items()
-            if key != "allowed_prefixes"
+            if key not in ("allowed_prefixes", "on_change")
             and not (key == "video_extensions" and value in (None, _FORMER_EXTENSIONS))
         }
         for source in job["sources"]

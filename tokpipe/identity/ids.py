@@ -66,7 +66,8 @@ def clip_id(
     return digest([row_id, first, first + max_clip_frames, fps])
 
 
-MEMBER_VERSION_BYTES = 512 + 4096
+TAR_BLOCK = 512
+MEMBER_VERSION_BYTES = TAR_BLOCK + 4096
 """What identifies a member of a tar: the last block of its header, and the start of its data.
 
 Nothing of the rest of the tar, so members that others were appended to remain the same.

@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
-from tokpipe.errors import AccessDenied, NotFound
+from tokpipe.errors import AccessDenied, NotFound, SourceError
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
 from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.storage.read_ahead import read_ahead
+from tokpipe.types import ArchiveMember
 
 TEXT_BYTES = 2**20
 """A longer ``.json`` or ``.txt`` member is not carried: its column is null."""
@@ -37,6 +38,7 @@ _PENDING_CLIPS = 10_000
 _PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
+_FOLLOWED_TARS = 4
 _MAX_LINKS = 40
 """That lead to each other, as on Linux."""
 
@@ -70,6 +72,27 @@ class WebDatasetRows(RowSource):
         for rows, left_out in read_ahead(index, self.matching_uris(), _THREADS):
             self.left_out.update(left_out)
             yield from rows.to_batches(_BATCH_ROWS)
+
+
+def find_member(
+    source_uri: str, archive_uri: str, options: StoreOptions
+) -> tuple[ArchiveMember, int]:
+    """Look a video up by its name in a tar as it is now; return its place and version.
+
+    Raises:
+        SourceError: ``missing``, or the tar cannot be read.
+    """
+    extension = source_uri.rpartition(".")[2].lower()
+    row = _rows_by_uri(archive_uri, extension, options.model_dump_json()).get(source_uri)
+    if row is None or row["problem"] is not None:
+        raise SourceError("missing", f"{source_uri}: the tar was packed again, without this member")
+    return ArchiveMember(*(row[name] for name in _Row._fields[1:4])), row["source_version"]
+
+
+@functools.lru_cache(_FOLLOWED_TARS)
+def _rows_by_uri(uri: str, extension: str, options_json: str) -> dict[str, dict[str, Any]]:
+    rows, _ = _index(uri, StoreOptions.model_validate_json(options_json), {extension})
+    return {row["source_uri"]: row for row in rows.to_pylist()}
 
 
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:

@@ -18,6 +18,7 @@ from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
+from tokpipe.identity.ids import version_of
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.store import StoredObject
 from tokpipe.storage.trouble import Trouble, classify
@@ -49,6 +50,11 @@ class ObjectInfo:
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
     takes_ranges: bool
     """False for an HTTP server that ignores ranges and sends the whole object."""
+
+    @property
+    def source_version(self) -> int | None:
+        """What a plan stores to identify the content; None if the store says nothing of it."""
+        return _source_version(self.size, self.version)
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -148,11 +154,10 @@ class Client:
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
             raise NotFound(f"{redact(uri)}: is a folder, not an object")
-        versions = map(found.get, ("ETag", "etag", "generation", "mtime"))
         size = found.get("size")
         return ObjectInfo(
             size=None if size is None else int(size),
-            version=str(next(filter(None, versions), "")),
+            version=_version(found),
             takes_ranges=bool(found.get("partial", not self.protocol.startswith("http"))),
         )
 
@@ -205,7 +210,9 @@ class Client:
         start = len(folder.rstrip("/")) + 1
         for path, info in found.items():
             if info["type"] == "file" and path[start:].startswith(prefix):
-                yield StoredObject(path, int(info["size"]), _modified_s(info))
+                size = int(info["size"])
+                version = _source_version(size, _version(info))
+                yield StoredObject(path, size, _modified_s(info), version)
 
     def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[StoredObject]:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
@@ -219,7 +226,9 @@ class Client:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
                     path, moment = f"{bucket}/{entry['Key']}", entry["LastModified"]
-                    yield StoredObject(path, int(entry["Size"]), moment.timestamp())
+                    size, version = int(entry["Size"]), _version(entry)
+                    found = _source_version(size, version)
+                    yield StoredObject(path, size, moment.timestamp(), found)
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -247,6 +256,20 @@ def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
                 with contextlib.suppress(FileNotFoundError):
                     status = os.stat(path)  # noqa: PTH116
                     yield StoredObject(path, status.st_size, status.st_mtime)
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    keys = ("ETag", "etag", "generation", "blob_id", "mtime", "LastModified", "updated", "created")
+    return str(next(filter(None, map(info.get, keys)), ""))
+
+
+def _source_version(size: int | None, version: str) -> int | None:
+    return None if size is None and not version else version_of(f"{size} {version}".encode())
+
+
+def local_version(status: os.stat_result) -> int:
+    """Return what a plan stores to identify the content of a local file."""
+    return version_of(f"{status.st_size} {status.st_mtime_ns}".encode())
 
 
 def _modified_s(info: Mapping[str, Any]) -> float:

@@ -20,7 +20,8 @@ from tokpipe.errors import (
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import Client, client_of, split_protocol
+from tokpipe.identity.ids import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
+from tokpipe.storage.client import Client, client_of, local_version, split_protocol
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
@@ -33,9 +34,15 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 
 def fetch_to_file(
-    uri: str, member: ArchiveMember | None, folder: Path, *, options: StoreOptions, max_bytes: int
-) -> Path:
-    """Return a local file that holds the video ``uri``.
+    uri: str,
+    member: ArchiveMember | None,
+    folder: Path,
+    *,
+    options: StoreOptions,
+    max_bytes: int,
+    version: int | None = None,
+) -> tuple[Path, int | None]:
+    """Return a local file that holds the video ``uri``, and the video's version if it is known.
 
     Local videos are used in place. Others, and members of archives, are copied to a new file in
     ``folder`` that keeps the video's suffix; the caller removes it. No file is left after an error.
@@ -43,16 +50,19 @@ def fetch_to_file(
     Raises:
         SourceError: this video is unusable. The reason is ``missing``, ``not_a_file``,
             ``access_denied``, ``too_large``, ``truncated`` (the archive ends before the member),
-            ``changed`` (the object was replaced during the copy), ``unreachable`` (an HTTP
-            server) or ``bad_uri``.
+            ``changed`` (its version is not ``version``, or it was replaced during the copy),
+            ``unreachable`` (an HTTP server) or ``bad_uri``.
         StorageError: the store kept failing.
         NodeTrouble: the disk of ``folder`` is full or failing.
     """
     if member is None and split_protocol(uri)[0] == "file":
-        return _local_file(Path(split_protocol(uri)[1]), max_bytes)
+        path, found = _local_file(Path(split_protocol(uri)[1]), max_bytes)
+        _check_version(uri, found, version)
+        return path, found
     source = uri if member is None else member.archive_uri
     try:
-        return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
+        client, suffix = client_of(source, options), _suffix(uri)
+        return _copy(client, source, member, folder, suffix, max_bytes, version)
     except ConfigError as error:
         raise SourceError("bad_uri", str(error)) from error
     except NotFound as error:
@@ -66,7 +76,7 @@ def fetch_to_file(
         raise SourceError("unreachable", str(error)) from error
 
 
-def _local_file(path: Path, max_bytes: int) -> Path:
+def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -80,7 +90,7 @@ def _local_file(path: Path, max_bytes: int) -> Path:
     if not os.access(path, os.R_OK):
         raise SourceError("access_denied", f"{path}: permission denied")
     _check_size(str(path), status.st_size, max_bytes)
-    return path
+    return path, local_version(status)
 
 
 def _copy(
@@ -90,7 +100,8 @@ def _copy(
     folder: Path,
     suffix: str,
     max_bytes: int,
-) -> Path:
+    version: int | None,
+) -> tuple[Path, int | None]:
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
@@ -98,12 +109,14 @@ def _copy(
         start, size = member.offset, member.size
         if info.size is not None and start + size > info.size:
             raise SourceError(
-                "truncated",
+                "truncated" if version is None else "changed",  # it was whole when it was planned
                 f"{source}: ends at byte {info.size}, but its member ends at byte {start + size}. "
                 "The archive was cut short or replaced after it was indexed",
             )
+        head, found = (0 if version is None else TAR_BLOCK), version
     else:
-        start, size = 0, info.size or 0
+        start, size, head, found = 0, info.size or 0, 0, info.source_version
+        _check_version(source, found, version)
     _check_size(source, size, max_bytes)
 
     with node_trouble(folder):
@@ -114,9 +127,13 @@ def _copy(
             if member is None and (info.size is None or not info.takes_ranges):
                 _copy_stream(client, source, file, folder, max_bytes)
             else:
-                for at in range(start, start + size, PIECE_BYTES):
+                for at in range(start - head, start + size, PIECE_BYTES):
                     piece_end = min(at + PIECE_BYTES, start + size)
-                    file.write(client.read_exactly(source, at, piece_end))
+                    piece = client.read_exactly(source, at, piece_end)
+                    if at < start:  # the header of a member comes with its data
+                        _check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
+                        piece = piece[head:]
+                    file.write(piece)
                 if size > PIECE_BYTES and (after := client.info(source)) != info:
                     raise SourceError(
                         "changed",
@@ -126,7 +143,7 @@ def _copy(
     except BaseException:
         path.unlink()
         raise
-    return path
+    return path, found
 
 
 @contextlib.contextmanager
@@ -165,6 +182,16 @@ def _check_size(source: str, size: int, max_bytes: int) -> None:
             "too_large",
             f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}. "
             "Larger sources could fill a node's disk: raise the setting if there is enough space",
+        )
+
+
+def _check_version(source: str, found: int | None, planned: int | None) -> None:
+    if planned not in (None, found):
+        raise SourceError(
+            "changed",
+            f"{source}: is not what was planned, or first read: its size, time of change, ETag or, "
+            "in a tar, header differs. The codes would be those of another video: restore it, or "
+            "set on_change: accept for its source to take what is there now",
         )
 
 

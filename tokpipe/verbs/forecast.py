@@ -193,7 +193,7 @@ def forecast(
         store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
-        items = _items(PlanReader(store, plan), np.sort(rows))
+        items = _items(PlanReader(store, plan, job.sources), np.sort(rows))
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
         with set_up(stage):
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
