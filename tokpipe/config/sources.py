@@ -18,23 +18,27 @@ TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
 """Endings of tables, which may be followed by ``.gz``."""
 
 
-class _Source(Frozen):
-    on_change: Literal["reject", "accept"] = "reject"
-    """What happens to clips whose source is not what was planned: a file or object that was
-    replaced, a tar that was packed again. They are rejected as ``changed``, or made from what has
-    the name now. May change when a job is resumed."""
+OnChange = Annotated[
+    Literal["reject", "accept"],
+    Field(
+        description="What happens to clips whose source is not what was planned: a file or object "
+        "that was replaced, a tar that was packed again. They are rejected as ``changed``, or made "
+        "from what has the name now. May change when a job is resumed."
+    ),
+]
 
 
-class FilesSource(_Source):
+class FilesSource(Frozen):
     """One clip per file of a folder, or per file that matches a glob."""
 
     kind: Literal["files"]
     uri: PatternUri
     """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
+    on_change: OnChange = "reject"
 
 
-class TableSource(_Source):
+class TableSource(Frozen):
     """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
 
     kind: Literal["table"]
@@ -57,6 +61,7 @@ class TableSource(_Source):
     rejected, and so is any path with ``..`` in it. By default videos may be in any remote store
     or on the web, and a local table's videos may also be below its own folder, but nowhere else
     on this machine."""
+    on_change: OnChange = "reject"
 
     @model_validator(mode="after")
     def _one_way_to_a_uri(self) -> Self:
@@ -65,7 +70,7 @@ class TableSource(_Source):
         return self
 
 
-class WebDatasetSource(_Source):
+class WebDatasetSource(Frozen):
     """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]
@@ -74,6 +79,7 @@ class WebDatasetSource(_Source):
     video_extensions: tuple[str, ...] | None = None
     """Members with other extensions, in any case, are not clips. By default those that a folder
     of files is searched for."""
+    on_change: OnChange = "reject"
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

@@ -17,13 +17,12 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
-from tokpipe.errors import AccessDenied, NotFound, SourceError
+from tokpipe.errors import AccessDenied, NotFound
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
 from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.types import ArchiveMember
 
 TEXT_BYTES = 2**20
 """A longer ``.json`` or ``.txt`` member is not carried: its column is null."""
@@ -38,7 +37,6 @@ _PENDING_CLIPS = 10_000
 _PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
-_FOLLOWED_TARS = 4
 _MAX_LINKS = 40
 """That lead to each other, as on Linux."""
 
@@ -74,25 +72,11 @@ class WebDatasetRows(RowSource):
             yield from rows.to_batches(_BATCH_ROWS)
 
 
-def find_member(
-    source_uri: str, archive_uri: str, options: StoreOptions
-) -> tuple[ArchiveMember, int]:
-    """Look a video up by its name in a tar as it is now; return its place and version.
-
-    Raises:
-        SourceError: ``missing``, or the tar cannot be read.
-    """
-    extension = source_uri.rpartition(".")[2].lower()
-    row = _rows_by_uri(archive_uri, extension, options.model_dump_json()).get(source_uri)
-    if row is None or row["problem"] is not None:
-        raise SourceError("missing", f"{source_uri}: the tar was packed again, without this member")
-    return ArchiveMember(*(row[name] for name in _Row._fields[1:4])), row["source_version"]
-
-
-@functools.lru_cache(_FOLLOWED_TARS)
-def _rows_by_uri(uri: str, extension: str, options_json: str) -> dict[str, dict[str, Any]]:
+@functools.lru_cache(4)
+def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of a tar's videos with an extension as it is now, by ``source_uri``."""
     rows, _ = _index(uri, StoreOptions.model_validate_json(options_json), {extension})
-    return {row["source_uri"]: row for row in rows.to_pylist()}
+    return {row["source_uri"]: row for row in rows.to_pylist() if row["problem"] is None}
 
 
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
@@ -106,23 +90,15 @@ def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Ta
 
 
 def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
-    """Drop members that a later one overwrites when the tar is unpacked; their texts stay."""
+    """Drop members that a later one overwrites when the tar is unpacked."""
     names = pc.replace_substring_regex(rows["source_uri"], r"#(\./)+", "#", max_replacements=1)
     if pc.count_distinct(names).as_py() == rows.num_rows:
         return rows
-    numbers = np.arange(rows.num_rows)
-    columns = {"name": names, "row": numbers, "txt": rows["txt"], "json": rows["json"]}
-    last = (
-        pa.table(columns)
-        .group_by("name", use_threads=False)
-        .aggregate([("row", "max"), ("txt", "last"), ("json", "last")])
-        .sort_by("row_max")
-    )
-    for uri in rows["source_uri"].take(np.setdiff1d(numbers, last["row_max"])).to_pylist():
+    last = {name: row for row, name in enumerate(names.to_pylist())}
+    is_last = np.isin(np.arange(rows.num_rows), list(last.values()))
+    for uri in rows["source_uri"].filter(pa.array(~is_last)).to_pylist():
         left_out.add(OVERWRITTEN, uri.partition("#")[2])
-    kept = rows.take(last["row_max"])
-    columns = dict(zip(kept.column_names, kept.columns, strict=True))
-    return pa.table(columns | {"txt": last["txt_last"], "json": last["json_last"]}, _SCHEMA)
+    return rows.filter(pa.array(is_last))
 
 
 def _rows(
@@ -249,10 +225,8 @@ class _Clips:
             unused = set(found)
             for name, what, problem in videos:
                 stem = _split_name(name)[1].lower().rpartition(".")[0]
-                endings = [
-                    f"{stem}.{kind}" if f"{stem}.{kind}" in found else kind
-                    for kind in ("txt", "json")
-                ]
+                own = (f"{stem}.{kind}" for kind in ("txt", "json"))
+                endings = [one if one in found else one.rpartition(".")[2] for one in own]
                 unused.difference_update(endings)
                 texts = printable(key), *map(found.get, endings)
                 source_uri = f"{self._uri}#{printable(name)}"

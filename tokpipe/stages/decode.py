@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, Store
 from tokpipe.errors import SourceError
 from tokpipe.identity.ids import clip_id
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
-from tokpipe.sources.webdataset import find_member
+from tokpipe.sources.webdataset import find_members
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
@@ -188,24 +188,24 @@ class _SourceFiles:
         return path, is_new
 
     def _get(self, item: WorkItem) -> tuple[Path, int | None]:
+        """Fetch an item's source, or what has its name now if the item follows that."""
+        uri, member, version = item.source_uri, item.member, item.version
         get = partial(
-            fetch_to_file,
-            item.source_uri,
-            folder=self._folder,
-            options=self._options,
-            max_bytes=self._max_bytes,
+            fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
         )
-        if not item.follows:
-            return get(item.member, version=item.version)
-        if item.member is None:
-            return get(None)
+        if member is None:
+            return get(uri, None, version=None if item.follows else version)
         try:
-            return get(item.member, version=item.version)
+            return get(uri, member, version=version)
         except SourceError as error:
-            if error.reason != "changed":
+            if error.reason != "changed" or not item.follows:
                 raise
-        member, version = find_member(item.source_uri, item.member.archive_uri, self._options)
-        return get(member, version=version)
+        ending = uri.rpartition(".")[2].lower()
+        row = find_members(member.archive_uri, ending, self._options.model_dump_json()).get(uri)
+        if row is None:
+            raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
+        member = replace(member, offset=row["member_offset"], size=row["member_size"])
+        return get(uri, member, version=row["source_version"])
 
     def keep(self) -> None:
         """Keep the last source until it is requested again."""
