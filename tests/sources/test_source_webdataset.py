@@ -141,7 +141,7 @@ def test_a_link_is_a_sample_with_the_data_of_its_target_or_a_problem(
     found = contents(write(tmp_path / "x.tar", packed(*before, link, *after)))
     assert (found["twice.mp4"], found["real.mp4"]) == (b"two", b"real")
     if right is None:
-        assert f"x.tar: its member {link[0]} is a" in found[link[0]]
+        assert f"x.tar: its member {link[0]} is " in found[link[0]]
     else:
         assert found[link[0]] == right
 
@@ -221,7 +221,7 @@ def test_a_sparse_video_is_a_problem_and_the_members_after_it_are_read(
     assert (tmp_path / "x.tar").stat().st_size < 2**20
     found = contents(tmp_path / "x.tar")
     assert found.pop("after.mp4") == b"after"
-    assert "its member holes.mp4 is stored in pieces" in found.pop("holes.mp4")
+    assert "its member holes.mp4 is sparse, a device" in found.pop("holes.mp4")
     assert found == {}
 
 

@@ -134,15 +134,6 @@ class _Row(NamedTuple):
     problem: str | None = None
 
 
-class _Place(NamedTuple):
-    """Where the data of a member is."""
-
-    archive_uri: str
-    offset: int
-    size: int
-    version: int
-
-
 class _Clips:
     """Joins videos and texts by key, over a bounded stretch of one tar."""
 
@@ -150,68 +141,60 @@ class _Clips:
         self._uri = uri
         self._extensions = extensions
         self._left_out = left_out
-        # By key: the names of its videos with their data and what to say without it, and its texts
-        # by what follows the key, such as ``txt``, or ``1.txt`` beside ``1.mp4``.
+        # By key: its videos, each with what is known of its data and its target if it is a link,
+        # and its texts by what follows the key, such as ``txt``, or ``1.txt`` beside ``1.mp4``.
         self._groups: defaultdict[
-            str, tuple[list[tuple[str, _Place | str | None, str]], dict[str, str]]
+            str, tuple[list[tuple[str, _Row | str | None, str]], dict[str, str]]
         ]
         self._groups = defaultdict(lambda: ([], {}))
         self._text_chars = 0
-        self._places: dict[str, _Place | str | None] = {}
-        """The last members by name, for links; that of a link is what it leads to."""
+        self._known: dict[str, _Row | str | None] = {}
+        """By name, what links may lead to: where data is, the name that a link leads to, or None
+        for what cannot be read in place."""
 
     def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
         name = member.name
         key, ending = _split_name(name)
         ending = ending.lower()
         extension = ending.rpartition(".")[2]
-        place, problem = self._place(member, file)
-        self._places[_plain(name)] = place
-        if len(self._places) > _PENDING_CLIPS:
-            del self._places[next(iter(self._places))]
+        found = self._known[_plain(name)] = self._find(member, file)
+        if len(self._known) > _PENDING_CLIPS:
+            del self._known[next(iter(self._known))]
         if key and extension in self._extensions and not member.isdir():
-            self._groups[key][0].append((name, place, problem))
+            self._groups[key][0].append((name, found, member.linkname))
             return
         if key and extension in ("txt", "json"):
             _, texts = self._groups[key]  # which keeps its place in the order, read or not
-            target = self._target(place)
-            if target and target.size <= TEXT_BYTES:
+            row = self._follow(found)
+            if row is not None and (size := row.member_size or 0) <= TEXT_BYTES:
                 if ending in texts:
                     self._left_out.add(OVERWRITTEN, name)
-                file.seek(target.offset)
-                text = file.read(target.size).decode("utf-8", "replace")
+                file.seek(row.member_offset or 0)
+                text = file.read(size).decode("utf-8", "replace")
                 self._text_chars += len(text) - len(texts.get(ending, ""))
                 texts[ending] = text
                 return
         if not member.isdir():
             self._left_out.add(kind_of(name), name)
 
-    def _place(
-        self, member: tarfile.TarInfo, file: io.BufferedReader
-    ) -> tuple[_Place | str | None, str]:
-        """Return where a member's data is, or what it links to, and why it may be nowhere."""
-        if member.islnk():
-            target = _plain(member.linkname)
-            # Not what a later member of that name holds.
-            place = self._target(self._places.get(target)) or target
-            return place, f"is a link to {member.linkname}, and the tar has no such file"
+    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Row | str | None:
+        target = member.linkname
+        if member.islnk():  # to what its target is now, whatever has that name later
+            return self._follow(self._known.get(_plain(target))) or _plain(target)
         if member.issym():
-            target = posixpath.join(posixpath.dirname(member.name), member.linkname)
-            inside = None if member.linkname.startswith("/") else _plain(target)
-            return inside, f"is a link to {member.linkname}, and the tar has no such file"
-        if member.issparse():
-            return None, "is stored in pieces, without its holes: pack the tar without --sparse"
-        if not member.isreg():
-            return None, "is a device, a pipe or the like, not a file"
+            target = posixpath.join(posixpath.dirname(member.name), target)
+            return None if member.linkname.startswith("/") else _plain(target)
+        if not member.isreg() or member.issparse():
+            return None
         file.seek(member.offset_data - tarfile.BLOCKSIZE)
         head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
-        return _Place(self._uri, member.offset_data, member.size, version_of(head)), ""
+        return _Row("", self._uri, member.offset_data, member.size, version_of(head))
 
-    def _target(self, place: _Place | str | None) -> _Place | None:
+    def _follow(self, found: _Row | str | None) -> _Row | None:
         for _ in range(_MAX_LINKS):
-            if not isinstance(place, str):
-                return place
-            place = self._places.get(place)
+            if not isinstance(found, str):
+                return found
+            found = self._known.get(found)
         return None
 
     def settled(self, *, is_last: bool = False) -> Iterator[_Row]:
@@ -220,22 +203,28 @@ class _Clips:
             is_last or len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS
         ):
             key = next(iter(self._groups))
-            videos, found = self._groups.pop(key)
-            self._text_chars -= sum(map(len, found.values()))
-            unused = set(found)
-            for name, what, problem in videos:
+            videos, texts = self._groups.pop(key)
+            self._text_chars -= sum(map(len, texts.values()))
+            unused = set(texts)
+            for name, found, target in videos:
                 stem = _split_name(name)[1].lower().rpartition(".")[0]
                 own = (f"{stem}.{kind}" for kind in ("txt", "json"))
-                endings = [one if one in found else one.rpartition(".")[2] for one in own]
-                unused.difference_update(endings)
-                texts = printable(key), *map(found.get, endings)
-                source_uri = f"{self._uri}#{printable(name)}"
-                if place := self._target(what):
-                    yield _Row(source_uri, *place, *texts)
-                else:
-                    problem = printable(f"{self._uri}: its member {name} {problem}")
-                    yield _Row(source_uri, None, None, None, None, *texts, problem)
-            for ending in sorted(unused):
+                txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
+                unused -= {txt, json}
+                if (row := self._follow(found)) is None:
+                    what = (
+                        f"a link to {target}, which is not in the tar"
+                        if target
+                        else ("sparse, a device or a pipe, so it cannot be read in place")
+                    )
+                    row = _Row("", problem=printable(f"{self._uri}: its member {name} is {what}"))
+                yield row._replace(
+                    source_uri=f"{self._uri}#{printable(name)}",
+                    key=printable(key),
+                    txt=texts.get(txt),
+                    json=texts.get(json),
+                )
+            for ending in unused:
                 self._left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
 
 
