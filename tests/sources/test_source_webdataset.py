@@ -76,7 +76,10 @@ def test_names_are_kept_and_never_used_as_paths(tmp_path: Path, kind: int) -> No
 REG, LNK, SYM, DIR = tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
 
 
-def packed(*members: tuple[str, bytes, bytes | str]) -> bytes:
+Member = tuple[str, bytes, bytes | str]
+
+
+def packed(*members: Member) -> bytes:
     """A tar of (name, type, data or target)."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
@@ -100,7 +103,7 @@ def contents(path: Path) -> dict[str, Any]:
     return found
 
 
-LINKS: dict[str, tuple[tuple[str, bytes, bytes | str], bytes | None]] = {
+LINKS: dict[str, tuple[Member, bytes | None]] = {
     "hard": (("l.mp4", LNK, "real.mp4"), b"real"),
     "hard, to a later member": (("l.mp4", LNK, "later.mp4"), b"later"),
     "hard, to a file of another kind": (("l.mp4", LNK, "blob"), b"blob"),
@@ -130,11 +133,11 @@ def test_a_link_is_a_sample_with_the_data_of_its_target_or_a_problem(
     case: str, tmp_path: Path
 ) -> None:
     link, right = LINKS[case]
-    before = [
+    before: list[Member] = [
         *(("real.mp4", REG, b"real"), ("blob", REG, b"blob"), ("d", DIR, "")),
         *(("d/in.mp4", REG, b"in"), ("twice.mp4", REG, b"one")),
     ]
-    after = [
+    after: list[Member] = [
         *(("later.mp4", REG, b"later"), ("twice.mp4", REG, b"two")),
         *(("over.mp4", SYM, "real.mp4"), ("circle.mp4", SYM, "l.mp4")),
     ]
@@ -156,7 +159,7 @@ def test_a_link_stands_for_its_target_and_one_to_nothing_is_a_problem() -> None:
 
 
 def test_what_is_neither_a_video_nor_its_text_is_counted(tmp_path: Path) -> None:
-    members: list[tuple[str, bytes, bytes | str]] = [
+    members: list[Member] = [
         *(("folder.mp4", DIR, ""), ("folder", DIR, ""), ("._apple.mp4", REG, b"v")),
         *(("mp4", REG, b"v"), ("a.txt", REG, b"caption"), ("b.txt", LNK, "a.txt")),
         *(("c.txt", SYM, "none"), ("link", SYM, "a.mp4")),
@@ -176,7 +179,7 @@ def test_what_is_neither_a_video_nor_its_text_is_counted(tmp_path: Path) -> None
 
 
 def test_the_last_of_a_name_wins_with_its_texts_and_the_others_are_counted(tmp_path: Path) -> None:
-    members: list[tuple[str, bytes, bytes | str]] = [
+    members: list[Member] = [
         member
         for n in range(3)
         for member in (

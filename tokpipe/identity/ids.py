@@ -68,15 +68,13 @@ def clip_id(
 
 TAR_BLOCK = 512
 MEMBER_VERSION_BYTES = TAR_BLOCK + 4096
-"""What identifies a member of a tar: the last block of its header, and the start of its data.
-
-Nothing of the rest of the tar, so members that others were appended to remain the same.
-"""
+"""What is known of a member of a tar: the last block of its header, and the start of its data."""
 
 
-def version_of(found: bytes) -> int:
+def version_of(*found: object) -> int:
     """Return 64 bits that identify the present content of a source.
 
-    ``found`` is its size and ETag, or size and time of change, or the ``MEMBER_VERSION_BYTES``.
+    ``found`` is its size and its ETag or time of change, or the ``MEMBER_VERSION_BYTES``.
     """
-    return int.from_bytes(hashlib.sha256(found).digest()[:8], "little")
+    parts = (one if isinstance(one, bytes) else str(one).encode() for one in found)
+    return int.from_bytes(hashlib.sha256(b" ".join(parts)).digest()[:8], "little")

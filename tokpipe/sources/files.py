@@ -36,7 +36,9 @@ class FilesRows(RowSource):
             yield make_batch(columns, [], ROW_SCHEMA)
 
     def _sorted_names(self) -> tuple[pa.Array, pa.Array, dict[str, str]]:
-        chunks, versions, problems = [], [], {}
+        chunks: list[pa.Array] = []
+        versions: list[pa.Array] = []
+        problems: dict[str, str] = {}
         matches = iter(self.listing)
         while some := list(itertools.islice(matches, _BATCH_ROWS)):
             names = [printable(match.uri) for match in some]

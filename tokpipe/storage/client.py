@@ -52,9 +52,9 @@ class ObjectInfo:
     """False for an HTTP server that ignores ranges and sends the whole object."""
 
     @property
-    def source_version(self) -> int | None:
-        """What a plan stores to identify the content; None if the store says nothing of it."""
-        return _source_version(self.size, self.version)
+    def source_version(self) -> int:
+        """What a plan stores to identify the content."""
+        return version_of(self.size, self.version)
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -211,7 +211,7 @@ class Client:
         for path, info in found.items():
             if info["type"] == "file" and path[start:].startswith(prefix):
                 size = int(info["size"])
-                version = _source_version(size, _version(info))
+                version = version_of(size, _version(info))
                 yield StoredObject(path, size, _modified_s(info), version)
 
     def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[StoredObject]:
@@ -226,9 +226,8 @@ class Client:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
                     path, moment = f"{bucket}/{entry['Key']}", entry["LastModified"]
-                    size, version = int(entry["Size"]), _version(entry)
-                    found = _source_version(size, version)
-                    yield StoredObject(path, size, moment.timestamp(), found)
+                    size, version = entry["Size"], version_of(entry["Size"], _version(entry))
+                    yield StoredObject(path, size, moment.timestamp(), version)
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -260,16 +259,8 @@ def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
 
 def _version(info: Mapping[str, Any]) -> str:
     keys = ("ETag", "etag", "generation", "blob_id", "mtime", "LastModified", "updated", "created")
-    return str(next(filter(None, map(info.get, keys)), ""))
-
-
-def _source_version(size: int | None, version: str) -> int | None:
-    return None if size is None and not version else version_of(f"{size} {version}".encode())
-
-
-def local_version(status: os.stat_result) -> int:
-    """Return what a plan stores to identify the content of a local file."""
-    return version_of(f"{status.st_size} {status.st_mtime_ns}".encode())
+    # Azure has its ETags in quotes only if they are headers.
+    return str(next(filter(None, map(info.get, keys)), "")).strip('"')
 
 
 def _modified_s(info: Mapping[str, Any]) -> float:

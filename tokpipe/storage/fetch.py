@@ -21,7 +21,7 @@ from tokpipe.errors import (
     StorageError,
 )
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
-from tokpipe.storage.client import Client, client_of, local_version, split_protocol
+from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
@@ -90,7 +90,7 @@ def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
     if not os.access(path, os.R_OK):
         raise SourceError("access_denied", f"{path}: permission denied")
     _check_size(str(path), status.st_size, max_bytes)
-    return path, local_version(status)
+    return path, version_of(status.st_size, status.st_mtime_ns)
 
 
 def _copy(

@@ -15,8 +15,9 @@ from fsspec.utils import glob_translate
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound
+from tokpipe.identity.ids import version_of
 from tokpipe.storage.braces import expand_braces
-from tokpipe.storage.client import Client, client_of, local_version, split_protocol
+from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, is_apple_double, kind_of
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -32,7 +33,7 @@ class Match:
     uri: str
     is_folder: bool = False
     version: int | None = field(default=None, compare=False)
-    """Identifies its content, if the store says something of it."""
+    """Identifies its content; None if that is unknown."""
 
 
 @dataclass
@@ -302,7 +303,8 @@ def _not_listable(uri: str) -> ConfigError:
 
 def _local_version(path: str) -> int | None:
     with suppress(OSError):  # a dangling link, or gone
-        return local_version(os.stat(path))  # noqa: PTH116
+        status = os.stat(path)  # noqa: PTH116
+        return version_of(status.st_size, status.st_mtime_ns)
     return None
 
 

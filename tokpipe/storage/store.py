@@ -17,7 +17,7 @@ class StoredObject:
     modified_s: float
     """Time of the last write, in seconds since 1970 by the store's clock."""
     version: int | None = None
-    """Identifies the content, as ``ObjectInfo.source_version`` does; None if unknown."""
+    """Identifies the content, as ``ObjectInfo.source_version`` does."""
 
 
 class Store(Protocol):
