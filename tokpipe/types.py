@@ -64,6 +64,10 @@ class WorkItem(Travels):
     """Known once piece 0 is decoded."""
     problem: str | None = None
     """Why the row cannot be a clip, if planning already knows (a null URI, end before start)."""
+    version: int | None = None
+    """Identifies the source's content as it was planned, or first read; None if unknown."""
+    follows: bool = False
+    """Whether to decode what has the source's name now, if that is another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class DecodedClip(Travels):
     """What users of the clip should know: ``"damaged"`` if part of its video is missing."""
     damage: str | None = None
     """What is missing, for people, if the clip is marked ``"damaged"``."""
+    version: int | None = None
+    """Identifies the content of the source that was decoded."""
 
 
 @dataclass(frozen=True, slots=True)

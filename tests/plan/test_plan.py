@@ -161,7 +161,9 @@ def test_the_path_of_the_project_is_no_pattern_and_its_clips_keep_their_ids(tmp_
     stored, _ = plan(root, {**CSV, "uri": "*.csv"})
     assert stored.num_rows == 1
     config = job_of(root, FILES)
-    assert config.model_dump(mode="json")["sources"] == [{"kind": "files", "uri": f"{root}/*.mp4"}]
+    assert config.model_dump(mode="json")["sources"] == [
+        {"kind": "files", "uri": f"{root}/*.mp4", "on_change": "reject"}
+    ]
 
 
 def test_an_output_resumes_under_the_newer_default_of_video_extensions(tmp_path: Path) -> None:

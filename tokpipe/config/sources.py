@@ -18,6 +18,16 @@ TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
 """Endings of tables, which may be followed by ``.gz``."""
 
 
+OnChange = Annotated[
+    Literal["reject", "accept"],
+    Field(
+        description="What happens to clips whose source is not what was planned: a file or object "
+        "that was replaced, a tar that was packed again. They are rejected as ``changed``, or made "
+        "from what has the name now. May change when a job is resumed."
+    ),
+]
+
+
 class FilesSource(Frozen):
     """One clip per file of a folder, or per file that matches a glob."""
 
@@ -25,6 +35,7 @@ class FilesSource(Frozen):
     uri: PatternUri
     """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
+    on_change: OnChange = "reject"
 
 
 class TableSource(Frozen):
@@ -50,6 +61,7 @@ class TableSource(Frozen):
     rejected, and so is any path with ``..`` in it. By default videos may be in any remote store
     or on the web, and a local table's videos may also be below its own folder, but nowhere else
     on this machine."""
+    on_change: OnChange = "reject"
 
     @model_validator(mode="after")
     def _one_way_to_a_uri(self) -> Self:
@@ -67,6 +79,7 @@ class WebDatasetSource(Frozen):
     video_extensions: tuple[str, ...] | None = None
     """Members with other extensions, in any case, are not clips. By default those that a folder
     of files is searched for."""
+    on_change: OnChange = "reject"
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

@@ -62,7 +62,7 @@ class TrainingData:
         """Return a hash of all rows. Runs with equal settings and digests get equal batches."""
         digest = hashlib.sha256()
         for table in self._sources:
-            for batch in table.to_batches():
+            for batch in table.drop_columns("source_version").to_batches():
                 for row in batch.to_pylist():
                     digest.update(repr(row).encode())
         return digest.hexdigest()
@@ -186,6 +186,7 @@ def _item(rows: pa.Table, row: int) -> WorkItem:
         member=None if place[0] is None else ArchiveMember(*place),
         start_s=values["start_s"],
         end_s=values["end_s"],
+        version=values["source_version"],
     )
 
 
