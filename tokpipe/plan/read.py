@@ -104,11 +104,13 @@ class PlanReader:
 
 def items_of(table: pa.Table, rows: Sequence[int]) -> list[WorkItem]:
     """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
+    if "member_column" not in table.column_names:  # a plan of an earlier version
+        table = table.append_column("member_column", pa.nulls(table.num_rows, pa.string()))
     columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
     items = []
-    for row, row_id, uri, archive_uri, offset, size, start_s, end_s, problem in zip(
+    for row, row_id, uri, archive_uri, offset, size, column, start_s, end_s, problem in zip(
         rows, *columns, strict=True
     ):
-        member = None if archive_uri is None else ArchiveMember(archive_uri, offset, size)
+        member = None if archive_uri is None else ArchiveMember(archive_uri, offset, size, column)
         items.append(WorkItem(row, row_id, uri, member, start_s, end_s, problem=problem))
     return items

@@ -1,0 +1,107 @@
+"""What columns of tables hold: types that can be carried, and fields within columns."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.formats.tables import from_parquet, to_parquet
+
+_types = pa.types
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that values of this type are carried as.
+
+    Arrow cannot sort or merge every way to store the same values. Views, large types,
+    dictionaries and extension types, also within others, become the plain type with these values.
+
+    Raises:
+        ValueError: a struct has two fields of one name, so nobody could read it by name.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.bool_() if kind == pa.bool8() else plain_type(kind.storage_type)
+    if _types.is_dictionary(kind) or _types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if _types.is_large_string(kind) or _types.is_string_view(kind):
+        return pa.string()
+    if _types.is_large_binary(kind) or _types.is_binary_view(kind):
+        return pa.binary()
+    if _types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if _types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if hasattr(kind, "value_field"):  # the other lists
+        return pa.list_(_plain_field(kind.value_field))
+    if _types.is_struct(kind):
+        names = [field.name for field in kind]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"has a struct with two fields {repeated[0]!r}")
+        return pa.struct([_plain_field(field) for field in kind])
+    return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    # Nullable, because a row with a problem has no values.
+    return pa.field(field.name, plain_type(field.type))
+
+
+def plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return an array as ``kind``: its plain type, or one that several tables have in common."""
+    if "list_view" in str(array.type):  # Arrow's own cast returns an invalid list
+        return pa.array(array.to_pylist(), kind)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array if array.type == kind else pc.cast(array, kind)
+
+
+def is_media(kind: pa.DataType) -> bool:
+    """Whether this is a ``Video``, ``Image`` or ``Audio`` column of Hugging Face datasets."""
+    names = {field.name for field in kind} if _types.is_struct(kind) else ()
+    return names == {"bytes", "path"} and bool(_types.is_binary(kind.field("bytes").type))
+
+
+def find(fields: pa.Schema | pa.StructType, name: str) -> tuple[list[str], pa.DataType] | None:
+    """Return where a column, or the field ``a.b`` within one, is, and its type.
+
+    A column whose own name has dots comes first.
+    """
+    known = {field.name: field.type for field in fields}
+    if name in known:
+        return [name], known[name]
+    for at in (at for at in range(len(name) - 1, 0, -1) if name[at] == "."):
+        kind = known.get(name[:at])
+        if _types.is_struct(kind or pa.null()) and (inner := find(kind, name[at + 1 :])):
+            return [name[:at], *inner[0]], inner[1]
+    return None
+
+
+def check_carried(label: str, columns: pa.Schema) -> None:
+    """Write no row and one row of these columns as Parquet, as plans and side tables do.
+
+    Raises:
+        ConfigError: a column does not come back.
+    """
+    if _comes_back(columns) is None:
+        return
+    for field in columns:
+        if trouble := _comes_back(pa.schema([field])):
+            raise ConfigError(
+                f"{label}: column {field.name!r} holds {field.type}, which cannot be carried into "
+                f"the output ({trouble}). Convert it to text, numbers or lists of these, or write "
+                "the table without it."
+            )
+
+
+def _comes_back(columns: pa.Schema) -> str | None:
+    """Return why a table with these columns is not read back as it was written, or None."""
+    try:
+        row = pa.table([pa.nulls(1, field.type) for field in columns], schema=columns)
+        tables = [
+            from_parquet("a trial", to_parquet(table), "table") for table in (row, row.slice(1))
+        ]
+        pa.concat_tables(tables).take(pa.array([0]))
+    except (pa.ArrowException, CorruptOutput) as error:
+        return str(error)
+    if found := [str(field.type) for field in tables[1].schema if field not in columns]:
+        return f"it comes back as {found[0]}"
+    return None
