@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
+from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.storage.fetch import fetch_to_file
@@ -166,6 +167,7 @@ class _SourceFiles:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
+        self._embedded = EmbeddedVideos(options)
         self._last: dict[_Source, Path] = {}
         """The last source requested, unless it is kept."""
         self._kept: dict[_Source, Path] = {}
@@ -177,7 +179,9 @@ class _SourceFiles:
         path = self._last.pop(source, None) or self._kept.pop(source, None)
         self._drop(self._last, at_most=0)
         is_new = path is None
-        if path is None:
+        if path is None and member is not None and member.column is not None:
+            path = self._embedded.copy(member, self._folder, self._max_bytes)
+        elif path is None:
             path = fetch_to_file(
                 uri, member, self._folder, options=self._options, max_bytes=self._max_bytes
             )

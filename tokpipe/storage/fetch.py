@@ -51,8 +51,15 @@ def fetch_to_file(
     if member is None and split_protocol(uri)[0] == "file":
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
     source = uri if member is None else member.archive_uri
-    try:
+    with source_errors(source):
         return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
+
+
+@contextlib.contextmanager
+def source_errors(source: str) -> Iterator[None]:
+    """Raise ``SourceError`` in place of a store's errors that are the fault of ``source``."""
+    try:
+        yield
     except ConfigError as error:
         raise SourceError("bad_uri", str(error)) from error
     except NotFound as error:
@@ -79,7 +86,7 @@ def _local_file(path: Path, max_bytes: int) -> Path:
         raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
     if not os.access(path, os.R_OK):
         raise SourceError("access_denied", f"{path}: permission denied")
-    _check_size(str(path), status.st_size, max_bytes)
+    check_size(str(path), status.st_size, max_bytes)
     return path
 
 
@@ -104,7 +111,7 @@ def _copy(
             )
     else:
         start, size = 0, info.size or 0
-    _check_size(source, size, max_bytes)
+    check_size(source, size, max_bytes)
 
     with node_trouble(folder):
         descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
@@ -152,14 +159,14 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_
         file.truncate()
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
-                _check_size(source, file.tell() + len(piece), max_bytes)
+                check_size(source, file.tell() + len(piece), max_bytes)
                 with node_trouble(folder):  # else it would look like the store's error
                     file.write(piece)
 
     client.run("reading it", source, attempt)
 
 
-def _check_size(source: str, size: int, max_bytes: int) -> None:
+def check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise SourceError(
             "too_large",
