@@ -219,7 +219,8 @@ class JsonFile:
             start = b"".join(file.peek(_PEEK_BYTES)[:_PEEK_BYTES].split())
             if start[:2] in (b"[{", b"[]", b"["):
                 self.place = "row"
-                yield from _array(self.uri, io.TextIOWrapper(file, "utf-8"))
+                with io.TextIOWrapper(file, "utf-8") as text:
+                    yield from _array(self.uri, text)
                 return
             for number, line in enumerate(iter(lambda: _read_line(file), b""), 1):
                 if len(line) > RECORD_BYTES:
