@@ -1,5 +1,6 @@
 """Where clips come from: files in a folder or by glob, tables, or WebDataset tars."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,9 +16,12 @@ VIDEO_EXTENSIONS = (
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
-"""Endings of tables, which may be followed by one of ``COMPRESSIONS``."""
+"""Endings of tables in a folder. A ``.json`` there is mostly something else."""
 
 COMPRESSIONS = ("gz", "zst", "bz2")
+TABLE_ENDING = re.compile(
+    rf"(?i)\.({'|'.join((*TABLE_EXTENSIONS, 'json'))})(\.({'|'.join(COMPRESSIONS)}))?$"
+)
 
 
 class FilesSource(Frozen):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.sources import COMPRESSIONS, TABLE_EXTENSIONS, TableSource
+from tokpipe.config.sources import COMPRESSIONS, TABLE_ENDING, TABLE_EXTENSIONS, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.columns import check_carried, find, is_media
@@ -123,8 +123,8 @@ class TableRows(RowSource):
         return [*named, *(("uri_template", name) for name in columns)]
 
     def _table_file(self, uri: str) -> TableFile:
-        packed = rf"(?i)\.({'|'.join(COMPRESSIONS)})$"
-        kind = self.config.format or re.sub(packed, "", uri).rpartition(".")[2].lower()
+        ending = TABLE_ENDING.search(uri)
+        kind = self.config.format or (ending[1].lower() if ending else "")
         if kind in _DELIMITERS:
             return DelimitedFile(uri, self.options, self.config.delimiter or _DELIMITERS[kind])
         if self.config.delimiter is not None:
