@@ -1,6 +1,7 @@
 """Where clips come from: files in a folder or by glob, tables, or WebDataset tars."""
 
 import re
+from string import Formatter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -67,6 +68,8 @@ class TableSource(Frozen):
     def _one_way_to_a_uri(self) -> Self:
         if (self.uri_column is None) == (self.uri_template is None):
             raise ValueError("set exactly one of uri_column and uri_template")
+        if any(conversion for *_, conversion in Formatter().parse(self.uri_template or "")):
+            raise ValueError("uri_template: a '!' has no meaning after the name of a column")
         return self
 
 

@@ -60,48 +60,34 @@ def is_media(kind: pa.DataType) -> bool:
     return names == {"bytes", "path"} and bool(_types.is_binary(kind.field("bytes").type))
 
 
-def find(fields: pa.Schema | pa.StructType, name: str) -> tuple[list[str], pa.DataType] | None:
-    """Return where a column, or the field ``a.b`` within one, is, and its type.
-
-    A column whose own name has dots comes first.
-    """
-    known = {field.name: field.type for field in fields}
-    if name in known:
-        return [name], known[name]
-    for at in (at for at in range(len(name) - 1, 0, -1) if name[at] == "."):
-        kind = known.get(name[:at])
-        if _types.is_struct(kind or pa.null()) and (inner := find(kind, name[at + 1 :])):
-            return [name[:at], *inner[0]], inner[1]
-    return None
+def find(columns: pa.Schema, name: str) -> tuple[list[str], pa.DataType] | None:
+    """Return where a column, or the field ``a.b`` within one, is, and its type."""
+    path = [name] if name in columns.names else name.split(".")
+    kind = pa.struct(list(columns))
+    for part in path:
+        if not _types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return None
+        kind = kind.field(part).type
+    return path, kind
 
 
 def check_carried(label: str, columns: pa.Schema) -> None:
-    """Write no row and one row of these columns as Parquet, as plans and side tables do.
+    """Write one row and no row of each column as Parquet, as plans and side tables do.
 
     Raises:
         ConfigError: a column does not come back.
     """
-    if _comes_back(columns) is None:
-        return
     for field in columns:
-        if trouble := _comes_back(pa.schema([field])):
+        row = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
+        try:
+            back = [from_parquet("", to_parquet(one), "table") for one in (row, row.slice(1))]
+            pa.concat_tables(back).take(pa.array([0]))
+            trouble = "" if back[1].schema == row.schema else f"returns as {back[1].schema}"
+        except (pa.ArrowException, CorruptOutput) as error:
+            trouble = str(error)
+        if trouble:
             raise ConfigError(
                 f"{label}: column {field.name!r} holds {field.type}, which cannot be carried into "
                 f"the output ({trouble}). Convert it to text, numbers or lists of these, or write "
                 "the table without it."
             )
-
-
-def _comes_back(columns: pa.Schema) -> str | None:
-    """Return why a table with these columns is not read back as it was written, or None."""
-    try:
-        row = pa.table([pa.nulls(1, field.type) for field in columns], schema=columns)
-        tables = [
-            from_parquet("a trial", to_parquet(table), "table") for table in (row, row.slice(1))
-        ]
-        pa.concat_tables(tables).take(pa.array([0]))
-    except (pa.ArrowException, CorruptOutput) as error:
-        return str(error)
-    if found := [str(field.type) for field in tables[1].schema if field not in columns]:
-        return f"it comes back as {found[0]}"
-    return None

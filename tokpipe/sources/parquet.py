@@ -46,23 +46,19 @@ class ParquetFile:
             }
             skipped = {*is_set, *(f"{one.name}.bytes" for one in own if is_media(one.type))}
             leaves = [leaf for leaf in _leaves(file) if leaf not in skipped]
-            kept = [
-                name
-                for name, field in zip(own.names, file.schema_arrow, strict=False)
-                if not skipped.issuperset(_parts(field))
-            ]
             place = 1
             for batch in file.iter_batches(
                 _batch_rows(file, skipped), columns=leaves if skipped else None, use_threads=True
             ):
                 places = range(place, place + batch.num_rows)
+                names = unique_names(batch.schema.names)
                 problems: dict[int, str] = {}
                 arrays = []
                 for field, (path, _) in zip(columns, found, strict=True):
                     if (leaf := ".".join(path)) in is_set:
                         arrays.append(is_set[leaf].slice(place - 1, batch.num_rows))
                     elif path:
-                        array = batch.column(kept.index(path[0]))
+                        array = batch.column(names.index(path[0]))
                         for name in path[1:]:
                             array = pc.struct_field(array, [array.type.get_field_index(name)])
                         arrays.append(_checked(plain(array, field.type), field, problems))
@@ -118,12 +114,6 @@ class ParquetFile:
 
 def _leaves(file: Any) -> list[str]:
     return [file.schema.column(i).path for i in range(file.metadata.num_columns)]
-
-
-def _parts(field: pa.Field) -> list[str]:
-    """Return the leaves of a column of bytes, or of a struct of such."""
-    inner = field.type if pa.types.is_struct(field.type) else ()
-    return [f"{field.name}.{one.name}" for one in inner] or [field.name]
 
 
 def _batch_rows(file: Any, skipped: set[str]) -> int:

@@ -100,13 +100,7 @@ class TableRows(RowSource):
 
     def _open(self) -> None:
         if self.config.uri_template is not None:
-            try:
-                self._template = Template(self.config.uri_template)
-            except ValueError as error:
-                raise ConfigError(
-                    f"{self.label}: uri_template {self.config.uri_template!r} cannot be used "
-                    f"({error}). Write {{column}} or {{column:03d}}, and {{{{ for a brace."
-                ) from error
+            self._template = Template(self.config.uri_template)
         tables = [self._table_file(uri) for uri in self.matching_uris()]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             schemas = list(pool.map(lambda table: table.columns(), tables))
@@ -180,9 +174,12 @@ class TableRows(RowSource):
         }
         read = {}
         for key, name in self._used():
-            kind = self._type_of(table, columns, name)
-            if kind is None:
+            found = find(columns, name)
+            if isinstance(table, JsonFile) and name.split(".")[0] in columns.names:
+                found = [name], pa.string()
+            if found is None:
                 raise ConfigError(self._explain_missing(key, name, table, columns.names))
+            kind = found[1]
             fits, text = wanted[key]
             if not fits(kind):
                 raise ConfigError(
@@ -204,13 +201,6 @@ class TableRows(RowSource):
         self._carried = [one.name for one in carried]
         self._columns = pa.schema(list({**read, **{one.name: one.type for one in carried}}.items()))
 
-    def _type_of(self, table: TableFile, columns: pa.Schema, name: str) -> pa.DataType | None:
-        if found := find(columns, name):
-            return found[1]
-        heads = (name[:at] for at in range(len(name)) if name[at] == ".")
-        is_inner = isinstance(table, JsonFile) and any(head in columns.names for head in heads)
-        return pa.string() if is_inner else None
-
     def _explain_missing(self, key: str, name: str, table: TableFile, names: list[str]) -> str:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "write one of those."
@@ -229,12 +219,7 @@ class TableRows(RowSource):
         store, slashes, folder = table_uri.rpartition("/")[0].rpartition("://")
         parts = folder.split("/")
         num_left = len(parts) - (self._template.num_parents if self._template else 0)
-        if num_left < 1:
-            raise ConfigError(
-                f"{self.label}: uri_template starts with more '../' than there are folders above "
-                f"{table_uri}. Write fewer, or the whole path."
-            )
-        return f"{store}{slashes}{'/'.join(parts[:num_left])}"
+        return f"{store}{slashes}{'/'.join(parts[: max(1, num_left)])}"
 
     def _rows(
         self, table: TableFile, base: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris

@@ -252,14 +252,11 @@ def _written(value: Any) -> str:
     return _compact(value)
 
 
-def _inner(row: Mapping[str, Any], name: str) -> Any:
+def _inner(row: Any, name: str) -> Any:
     """Return the value of a key, or of ``a.b`` within an object; a key with dots comes first."""
-    if name in row:
-        return row[name]
-    for at in (at for at in range(len(name) - 1, 0, -1) if name[at] == "."):
-        if isinstance(value := row.get(name[:at]), tuple):
-            return _inner(dict(value), name[at + 1 :])
-    return None
+    for part in [name] if name in row else name.split("."):
+        row = dict(row).get(part) if isinstance(row, dict | tuple) else None
+    return row
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:
@@ -277,14 +274,12 @@ def _row(value: Any, text: str) -> dict[str, Any] | str:
         return f"is not a JSON object but {text.strip()[:100]}"
     row = dict(value)
     if len(row) < len(value):
-        names = [name for name, _ in value]
-        repeated = next(name for name in names if names.count(name) > 1)
-        return f"has the key {repeated!r} twice, and which one counts is not defined"
-    if "\\u" in text:  # an escape can spell half a surrogate pair, which UTF-8 cannot hold
-        try:
-            _written(value).encode("utf-8")
-        except UnicodeEncodeError as error:
-            return f"is not usable JSON: {error}"
+        keys = [key for key, _ in value]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        return f"has the key {repeated!r} twice, so it is not known which one counts"
+    # An escape can spell half a surrogate pair, which UTF-8 cannot hold.
+    if "\\u" in text and re.search("[\ud800-\udfff]", _written(value)):
+        return "is not usable JSON: half a surrogate pair"
     return row
 
 

@@ -2,7 +2,6 @@
 
 import re
 from string import Formatter
-from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -10,9 +9,7 @@ import pyarrow.compute as pc
 
 from tokpipe.sources.allowed import REMOTE_PROTOCOLS
 
-_BLANK = " \t\n\v\f\r\x85\xa0\u2028\u2029\u202a\u202c\u202f\u2060\u3000\ufeff" + "".join(
-    map(chr, range(0x2000, 0x2010))
-)
+_BLANK = " \t\n\v\f\r\xa0\u2007\u200b\u200e\u202a\u202c\u202f\u2060\u3000\ufeff"
 """What spreadsheets and editors leave around a URI: blanks, also of no width."""
 _ORDINARY = (
     rf"^((?:{'|'.join(REMOTE_PROTOCOLS)})://[^/\pC\pZ]|[^\pC\pZ\\:$~])"
@@ -76,23 +73,17 @@ class Template:
     """A ``uri_template``, in the syntax of ``str.format``: ``{id}``, ``{id:06d}``, ``{{``."""
 
     def __init__(self, text: str) -> None:
-        """Raises ``ValueError`` if it cannot be parsed or has an unknown format."""
-        self._parts: list[tuple[str, str | None, str]] = []
-        for literal, name, spec, conversion in Formatter().parse(text):
-            if conversion is not None:
-                raise ValueError(f"'!{conversion}' has no meaning here")
-            if spec and not spec.startswith("%"):  # which dates have
-                _formatted("1", spec)
-            self._parts.append((literal, name, spec or ""))
-        self.columns = [name for _, name, _ in self._parts if name is not None]
-        start = self._parts[0][0] if self._parts else ""
-        self.num_parents = len(re.match(r"(?:\.\./)*", start)[0]) // 3  # type: ignore[index]
+        self.num_parents = 0
         """How many folders above its table's a relative URI starts."""
-        self.folder = start[3 * self.num_parents :].rpartition("/")[0]
-        """The part of it that does not depend on the table's rows."""
+        while text.startswith("../"):
+            self.num_parents, text = self.num_parents + 1, text[3:]
+        self._parts = [(a, b, c or "") for a, b, c, _ in Formatter().parse(text)]
+        self.columns = [name for _, name, _ in self._parts if name is not None]
+        self.folder = self._parts[0][0].rpartition("/")[0] if self._parts else ""
+        """The part after these that does not depend on the table's rows."""
 
     def fill(self, columns: pa.RecordBatch, problems: dict[int, str]) -> pa.Array:
-        """Return a URI per row, without ``../`` before it; empty if a column is."""
+        """Return a URI per row, without ``../`` before it; empty if one of its columns is."""
         pieces: list[pa.Array | str] = []
         is_empty = pa.repeat(False, columns.num_rows)
         for literal, name, spec in self._parts:
@@ -101,35 +92,28 @@ class Template:
                 continue
             values = columns.column(name)
             if spec:
-                text = _format_all(values, name, spec, problems)
+                text = _formatted(values, name, spec, problems)
             else:
                 text = pc.utf8_trim(pc.cast(values, pa.string()), _BLANK)
             is_empty = pc.or_(is_empty, pc.fill_null(pc.equal(text, ""), True))
             pieces.append(text)
         filled = pc.binary_join_element_wise(*pieces, "")
-        filled = pc.utf8_slice_codeunits(filled, 3 * self.num_parents)
         return pc.if_else(is_empty, pa.scalar("", pa.string()), filled)
 
 
-def _format_all(values: pa.Array, name: str, spec: str, problems: dict[int, str]) -> pa.Array:
+def _formatted(values: pa.Array, name: str, spec: str, problems: dict[int, str]) -> pa.Array:
+    """Format values; text of a number counts as one, because text is all that CSV has."""
+    is_int = spec[-1] in "bcdoxX" or re.match(r"[+ -]?0\d*$", spec)
     texts: list[str | None] = []
     for i, value in enumerate(values.to_pylist()):
+        text = None
         try:
-            texts.append(None if value is None or value == "" else _formatted(value, spec))
+            if value and isinstance(value, str):
+                value = (int if is_int else float if spec[-1] in "eEfFgG%" else str)(value)
+            elif is_int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # a column of integers with nulls, as pandas writes it
+            text = None if value in (None, "") else format(value, spec)
         except (TypeError, ValueError):
-            texts.append(None)
             problems.setdefault(i, f"has {value!r} as its {name}, which {spec!r} cannot format")
+        texts.append(text)
     return pa.array(texts, pa.string())
-
-
-def _formatted(value: Any, spec: str) -> str:
-    """Format a value, also text of a number as a number, as tables of text have them."""
-    if isinstance(value, str):
-        value = value.strip(_BLANK)
-        if spec[-1:] in tuple("bcdoxX") or re.match(r"[+ -]?0\d*$", spec):
-            value = int(value)
-        elif spec[-1:] in tuple("eEfFgG%"):
-            value = float(value)
-    elif isinstance(value, float) and spec[-1:] == "d" and value.is_integer():
-        value = int(value)
-    return format(value, spec)
