@@ -7,6 +7,11 @@ from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.formats.tables import from_parquet, to_parquet
 
 _types = pa.types
+_PLAIN = {
+    **dict.fromkeys((pa.large_string(), pa.string_view()), pa.string()),
+    **dict.fromkeys((pa.large_binary(), pa.binary_view()), pa.binary()),
+    pa.bool8(): pa.bool_(),
+}
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -18,20 +23,16 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     Raises:
         ValueError: a struct has two fields of one name, so nobody could read it by name.
     """
+    if kind in _PLAIN:
+        return _PLAIN[kind]
     if isinstance(kind, pa.BaseExtensionType):
-        return pa.bool_() if kind == pa.bool8() else plain_type(kind.storage_type)
+        return plain_type(kind.storage_type)
     if _types.is_dictionary(kind) or _types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
-    if _types.is_large_string(kind) or _types.is_string_view(kind):
-        return pa.string()
-    if _types.is_large_binary(kind) or _types.is_binary_view(kind):
-        return pa.binary()
     if _types.is_map(kind):
         return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
-    if _types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field), kind.list_size)
-    if hasattr(kind, "value_field"):  # the other lists
-        return pa.list_(_plain_field(kind.value_field))
+    if hasattr(kind, "value_field"):  # lists of all kinds
+        return pa.list_(_plain_field(kind.value_field), getattr(kind, "list_size", -1))
     if _types.is_struct(kind):
         names = [field.name for field in kind]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
