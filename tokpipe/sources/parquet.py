@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.formats.tables import stream_parquet
 from tokpipe.sources.columns import find, is_media, plain, plain_type
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pin, open_ranged
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * 2**20
@@ -25,6 +25,7 @@ class ParquetFile:
 
     uri: str
     options: StoreOptions
+    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "row"
 
     def columns(self) -> pa.Schema:
@@ -70,7 +71,7 @@ class ParquetFile:
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with open_ranged(self.uri, self.options, buffer_bytes=64 * 1024) as file:
+            with open_ranged(self.uri, self.options, 64 * 1024, self.pin) as file:
                 yield stream_parquet(file)
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
@@ -84,9 +85,9 @@ class ParquetFile:
         fields = list(file.schema_arrow)[: MAX_COLUMNS + 1]  # one too many is rejected
         names = unique_names([field.name for field in fields])
         columns = []
-        for name, field in zip(names, fields, strict=True):
+        for name, one in zip(names, fields, strict=True):
             try:
-                columns.append(pa.field(name, plain_type(field.type)))
+                columns.append(pa.field(name, plain_type(one.type)))
             except ValueError as error:
                 raise ConfigError(
                     f"{self.uri}: column {name!r} {error}, so its values cannot be read by name. "

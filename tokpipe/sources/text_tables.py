@@ -12,7 +12,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow as pa
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pin, open_ranged
 
 RECORD_BYTES = 8 * 2**20
 """A longer row is a row with a problem."""
@@ -50,14 +50,15 @@ class DelimitedFile:
     uri: str
     options: StoreOptions
     delimiter: str = ","
+    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:
-        with _open_text(self.uri, self.options) as file:
+        with _open_text(self.uri, self.options, self.pin) as file:
             return _text_schema(self._header(_Lines(file)))
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        with _open_text(self.uri, self.options) as file:
+        with _open_text(self.uri, self.options, self.pin) as file:
             lines = _Lines(file)
             names = self._header(lines)
             yield from _batches(names, _records(lines, self.delimiter, len(names)))
@@ -174,6 +175,7 @@ class JsonFile:
     used: Mapping[str, bool]
     """Columns, or fields ``a.b`` within their objects, that make URIs and times: whether numbers
     will do as well as text."""
+    pin: Pin = field(default_factory=Pin, compare=False)
     place: str = "line"
 
     def columns(self) -> pa.Schema:
@@ -215,7 +217,7 @@ class JsonFile:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any] | str, int]]:
         """Yield (place, its values or its problem, its bytes) for each row that is not blank."""
-        with _open_text(self.uri, self.options) as file:
+        with _open_text(self.uri, self.options, self.pin) as file:
             start = b"".join(file.peek(_PEEK_BYTES)[:_PEEK_BYTES].split())
             if start[:2] in (b"[{", b"[]", b"["):
                 self.place = "row"
@@ -349,7 +351,7 @@ _CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @contextmanager
-def _open_text(uri: str, options: StoreOptions) -> Iterator[io.BufferedReader]:
+def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.BufferedReader]:
     """Open a text table, decompressed if it is compressed, after any byte order mark.
 
     Raises:
@@ -357,7 +359,7 @@ def _open_text(uri: str, options: StoreOptions) -> Iterator[io.BufferedReader]:
     """
     codec = None
     try:
-        with open_ranged(uri, options, buffer_bytes=8 * 2**20) as file:
+        with open_ranged(uri, options, 8 * 2**20, pin) as file:
             plain, start = file, file.peek(4)
             codec = next((_CODECS[magic] for magic in _CODECS if start.startswith(magic)), None)
             if codec is not None:
