@@ -113,10 +113,10 @@ def items_of(table: pa.Table, rows: Sequence[int], follows: bool = False) -> lis
         for name in OWN_COLUMNS
     ]
     items = []
-    for row, row_id, uri, archive_uri, offset, size, version, start_s, end_s, problem in zip(
+    for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
         rows, *columns, strict=True
     ):
-        member = None if archive_uri is None else ArchiveMember(archive_uri, offset, size)
+        member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
         known = {"problem": problem, "version": version, "follows": follows}
         items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
     return items

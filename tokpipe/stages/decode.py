@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
+from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
@@ -184,6 +185,7 @@ class _SourceFiles:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
+        self._embedded = EmbeddedVideos(options)
         self.version: int | None = None
         """Of the last source requested; None if unknown."""
         self._last: dict[_Source, tuple[Path, int | None]] = {}
@@ -209,6 +211,8 @@ class _SourceFiles:
         get = partial(
             fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
         )
+        if member is not None and member.column is not None:
+            return self._embedded.copy(member, self._folder, self._max_bytes), None
         if member is None:
             return get(uri, None, version=None if item.follows else version)
         try:

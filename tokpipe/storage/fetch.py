@@ -63,8 +63,15 @@ def fetch_to_file(
         _check_version(uri, found, version)
         return path, found
     source = uri if member is None else member.archive_uri
-    try:
+    with source_errors(source):
         return _copy(source, member, folder, _suffix(uri), options, max_bytes, version)
+
+
+@contextlib.contextmanager
+def source_errors(source: str) -> Iterator[None]:
+    """Raise ``SourceError`` in place of a store's errors that are the fault of ``source``."""
+    try:
+        yield
     except UnknownProtocol as error:
         raise SourceError("bad_uri", str(error)) from error
     except Changed as error:
@@ -102,7 +109,7 @@ def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
         raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
     if not os.access(path, os.R_OK):
         raise SourceError("access_denied", f"{path}: permission denied")
-    _check_size(str(path), status.st_size, max_bytes)
+    check_size(str(path), status.st_size, max_bytes)
     return path, version_of(status.st_size, status.st_mtime_ns)
 
 
@@ -133,7 +140,7 @@ def _copy(
             f"{source}: ends at byte {stored.size}, but its member ends at byte {start + size}. "
             "The archive was cut short or replaced after it was indexed",
         )
-    _check_size(source, size, max_bytes)
+    check_size(source, size, max_bytes)
 
     with node_trouble(folder):
         descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
@@ -183,14 +190,14 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_
         file.truncate()
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
-                _check_size(source, file.tell() + len(piece), max_bytes)
+                check_size(source, file.tell() + len(piece), max_bytes)
                 with node_trouble(folder):  # else it would look like the store's error
                     file.write(piece)
 
     client.run("reading it", source, attempt)
 
 
-def _check_size(source: str, size: int, max_bytes: int) -> None:
+def check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise SourceError(
             "too_large",
