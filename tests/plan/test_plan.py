@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import TOKENIZER
@@ -20,10 +18,9 @@ from tests.formats.formats_helpers import flipped
 from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import ConfigError, CorruptOutput, PlanMismatch
+from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.identity import ids
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
-from tokpipe.runtime.output import look_up, start_output
 from tokpipe.storage import Store, open_store
 from tokpipe.types import WorkItem
 
