@@ -71,7 +71,7 @@ def test_untagged_video_follows_the_rule(
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "gray", "gbrp10le", "yuva420p"])
 def test_wrong_tags_never_crash(pix_fmt: str, tmp_path: Path) -> None:
     for number in range(18):
-        tags = Tags(pix_fmt, number, number % 4, number, number, False)
+        tags = Tags(pix_fmt, False, number, number % 4, number, number)
         if number in (8, *range(11, 18)) and pix_fmt.startswith("yuv"):
             with pytest.raises(SourceError, match=r"matrix .+ cannot be converted.+frames\.matrix"):
                 conversion(tags, 64, Look())

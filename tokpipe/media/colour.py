@@ -47,11 +47,11 @@ class Tags(NamedTuple):
     """What a frame says about its samples."""
 
     format: str
+    is_interlaced: bool
     matrix: int
     range: int
     transfer: int
     primaries: int
-    is_interlaced: bool
 
     @property
     def is_hdr(self) -> bool:
@@ -83,7 +83,7 @@ class Tags(NamedTuple):
 def tags_of(frame: Any) -> Tags:
     """Read the tags of an ``av.VideoFrame``."""
     numbers = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
-    return Tags(frame.format.name, *map(int, numbers), bool(frame.interlaced_frame))
+    return Tags(frame.format.name, bool(frame.interlaced_frame), *map(int, numbers))
 
 
 def conversion(tags: Tags, rows: int, look: Look) -> str:
