@@ -124,8 +124,6 @@ class VideoDecoder:
             "num_segments": None,
             "only_probe": False,
             "min_clip_frames": sampling.min_clip_frames,
-            "sizes": frames.sizes,
-            "fit": frames.fit,
             "hdr": frames.hdr,
             "look": {
                 "matrix": frames.matrix,
@@ -133,6 +131,8 @@ class VideoDecoder:
                 "background": frames.background_rgb,
                 "deinterlace": frames.deinterlace,
             },
+            "sizes": frames.sizes,
+            "fit": frames.fit,
             "salvage": decode.on_damage == "mark",
         }
         self._child: ChildProcess | None = None
