@@ -73,10 +73,7 @@ class Tags(NamedTuple):
 
     @property
     def must_be_stretched(self) -> bool:
-        """Whether limited range is left in the RGB that FFmpeg's scaler makes of it.
-
-        It takes RGB and grey for full range, whatever their tag.
-        """
+        """Whether it is limited RGB or grey, which FFmpeg's scaler takes for full range."""
         return self.range == _LIMITED and (self.is_grey or self.is_rgb)
 
 

@@ -21,8 +21,6 @@ _MAX_REDUCTION = 128
 # levels of 255) and slower than by way of planes.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
 _PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
-
-
 # From limited to full range.
 _STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" for c in "rgb")
 
