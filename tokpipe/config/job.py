@@ -79,7 +79,7 @@ class DecodeConfig(Frozen):
     PyAV if decord reports anything. A backend that is named here decodes every clip or rejects
     it."""
     on_damage: Literal["reject", "mark"] = "reject"
-    """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
+    """What to do with a video that is truncated, has a hole or cannot be decoded: ``reject`` its
     clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
     side table. Only PyAV keeps frames (``auto`` falls back to it). Not for policy
     ``streaming``."""

@@ -124,7 +124,8 @@ def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
     except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
         return True
     with path.open("rb") as file:
-        return bool(np.any(_ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0))  # scrambled
+        is_scrambled = _ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0 != 0
+    return 2 * int(is_scrambled.sum()) > len(is_scrambled)
 
 
 def _main_stream(container: Any) -> Any:
