@@ -90,7 +90,7 @@ def few_of_each(cases: Sequence[VideoCase], count: int) -> list[VideoCase]:
 # Formats to damage.
 
 _X264 = {"crf": "20", "preset": "ultrafast", "bf": "2", "threads": "1"}
-_AV1 = {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}}
+_AV1: dict[str, Any] = {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}}
 _FORMATS: dict[str, dict[str, Any]] = {
     "index-first.mp4": {"options": _X264, **FASTSTART},
     "index-last.mp4": {"options": _X264},

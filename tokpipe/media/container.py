@@ -12,7 +12,6 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 from tokpipe.media.geometry import Crop
@@ -108,8 +107,8 @@ def count_clean_joins(path: Path, pid: int) -> int:
     return len(jumps) if is_clean.all() else 0
 
 
-def _ts_heads(block: bytes, pid: int) -> NDArray[np.uint8]:
-    """(N, 4): the first bytes of the MPEG-TS packets of one stream."""
+def _ts_heads(block: bytes, pid: int) -> Any:
+    """(N, 4) uint8: the first bytes of the MPEG-TS packets of one stream."""
     rows = np.frombuffer(block, np.uint8, len(block) // 188 * 188).reshape(-1, 188)[:, :4]
     pids = (rows[:, 1] & 31) * np.uint16(256) + rows[:, 2]
     return rows[(rows[:, 0] == 0x47) & (pids == pid)]
