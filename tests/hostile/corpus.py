@@ -41,7 +41,7 @@ DAMAGED = NOT_OPENED | {"too_large", "too_short", "gap"}
 """Reasons for a file that used to be a video."""
 REASONS = DAMAGED | {
     *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),
-    *("source_changed", "timeout", "unreachable"),
+    *("changed", "timeout", "unreachable"),
     *("animation", "cover_art", "encrypted", "still_picture"),
 }
 """Every reason for which a clip of the corpus may be rejected."""
