@@ -131,7 +131,7 @@ def test_lost_packets_of_a_transport_stream_are_damage(lost: int, lab: Lab) -> N
     for first in (20, *inside[:1], *inside[-1:]):  # the rest of a frame remains
         gone = set(video[first : first + lost])
         path.write_bytes(b"".join(one for at, one in enumerate(packets) if at not in gone))
-        with pytest.raises(SourceError, match="missing|damaged") as caught:
+        with pytest.raises(SourceError, match=r"missing|damaged") as caught:
             lab.decoder().decode(path)
         assert caught.value.reason in ("corrupt", "gap")
         marked = lab.decoder(on_damage="mark").decode(path)
