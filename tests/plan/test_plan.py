@@ -164,12 +164,11 @@ def test_the_path_of_the_project_is_no_pattern_and_its_clips_keep_their_ids(tmp_
     assert config.model_dump(mode="json")["sources"] == [{"kind": "files", "uri": f"{root}/*.mp4"}]
 
 
-def test_an_output_resumes_under_the_newer_default_of_video_extensions(tmp_path: Path) -> None:
+def test_an_output_resumes_only_with_the_same_video_extensions(tmp_path: Path) -> None:
     tar_of = {"kind": "webdataset", "uri": "x.tar"}
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a.mp4"))
-    former = {**tar_of, "video_extensions": ["mp4", "mkv", "webm", "mov", "avi"]}
-    job = job_of(tmp_path, former, encode={"device": "cpu"})
+    job = job_of(tmp_path, tar_of, encode={"device": "cpu"})
     start_output(job, look_up(job), Console(quiet=True))
     again = look_up(job_of(tmp_path, tar_of, encode={"device": "cpu"}))
     assert again.record is not None
