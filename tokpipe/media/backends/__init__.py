@@ -32,11 +32,7 @@ class Task:
 
 
 def load_backend(name: str) -> Any:
-    """Import a backend by its short name, or a module by its import path.
-
-    Raises:
-        ConfigError: it, or a library that it needs, does not load on this machine.
-    """
+    """Import a backend by its short name or import path; ConfigError if it does not load."""
     try:
         return import_module(name if "." in name else f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them

@@ -1,9 +1,7 @@
 """decord or decord2, with an FFmpeg of their own, used only as was measured to be correct.
 
-``get_batch``, ``seek_accurate``, ``skip_frames`` and index access silently return wrong frames of
-ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and fragmented MP4. Calling
-``next()`` for every frame, with the fault limit at zero, returned the right frames or an error on
-every file tried. So every frame of the file is decoded and scaled here.
+Skipping, seeking and batches silently return wrong frames of ordinary files. Calling ``next()`` for
+every frame, with the fault limit at zero, returned the right frames or an error on every file.
 """
 
 import ctypes
@@ -28,8 +26,7 @@ ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
 import decord  # noqa: E402
 from decord._ffi.base import _LIB  # noqa: E402
 
-# What decord was measured to read correctly. It duplicates frames of MPEG-TS, and has no times for
-# AVI. decord 0.6 has no AV1.
+# Frames of MPEG-TS come twice, AVI has no times, and decord 0.6 has no AV1.
 _FORMATS = frozenset({"mov", "matroska"})
 _CODECS = frozenset({"h264", "hevc", "vp9"})
 _SAMPLES = frozenset({"yuv420p", "yuvj420p"})
@@ -55,8 +52,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode the whole file in order and keep the wanted frames.
 
     Raises:
-        SourceError: ``unsupported`` for files that decord is not used for, else ``corrupt``: an
-            error, an FFmpeg message, or a number of frames or times other than listed.
+        SourceError: ``unsupported`` if decord is not used for the file, ``corrupt`` for any doubt.
     """
     timeline, wanted = task.timeline, task.wanted
     fit = task.framing.fit(timeline.height, timeline.width)
