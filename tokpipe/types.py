@@ -32,11 +32,15 @@ class Travels:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember(Travels):
-    """A video inside a tar: ``size`` bytes from ``offset``, read in place."""
+    """A video inside a tar: ``size`` bytes from ``offset``, read in place.
+
+    With a ``column``, it is the value of that column in row ``offset`` of a Parquet table.
+    """
 
     archive_uri: str
     offset: int
     size: int
+    column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

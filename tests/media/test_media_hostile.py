@@ -17,8 +17,8 @@ from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Video, VideoDecoder
 
 REASONS = {
-    "access_denied", "changed", "corrupt", "crashed", "empty", "missing", "no_video", "not_a_file",
-    "not_a_video", "timeout", "too_large", "too_short", "truncated",
+    "access_denied", "changed", "corrupt", "crashed", "empty", "gap", "missing", "no_video",
+    "not_a_file", "not_a_video", "timeout", "too_large", "too_short", "truncated",
     "unsupported",
 }  # fmt: skip
 

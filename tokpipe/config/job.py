@@ -74,21 +74,25 @@ class FramesConfig(Frozen):
 class DecodeConfig(Frozen):
     """How videos are decoded, in a child process that can be killed."""
 
-    backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``auto`` uses decord where it was measured to be correct and faster, and decodes again with
-    PyAV if decord reports anything. A backend that is named here decodes every clip or rejects
-    it."""
+    backend: Literal["auto", "decord", "pyav"] = "auto"
+    """``auto`` is PyAV, for every file. ``decord`` (the package decord or decord2) decodes the
+    files that it reads correctly; PyAV decodes the others, and those that decord reports anything
+    about. Each clip's side table names its decoder."""
     on_damage: Literal["reject", "mark"] = "reject"
     """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
     clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
-    side table. Only PyAV keeps frames (``auto`` falls back to it). Not for policy
-    ``streaming``."""
+    side table. Not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for decoding one clip, for each backend that is tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
     """Address space that the decoding child may use."""
     max_source_bytes: PositiveInt = 64 * 2**30
     """Larger source files are rejected before they are copied to the node."""
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The decoders to try, in order. No node's packages have a say in this."""
+        return ("decord", "pyav") if self.backend == "decord" else ("pyav",)
 
 
 class ChunkingConfig(Frozen):
@@ -168,17 +172,31 @@ class RuntimeConfig(Frozen):
     leaves the choice to the environment. See [monitoring.md](monitoring.md)."""
 
 
+_NO_CREDENTIALS = ("anon", "cloud", "google_default")
+"""Values of gcsfs's option ``token`` that say where credentials come from."""
+
+
 class StoreOptions(Frozen):
     """How stores are accessed. Credentials come from the environment, never from a job file."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``."""
+    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``, or by prefix,
+    such as ``{"s3://public-bucket": {anon: true}}``. The longest prefix of a URI decides, and
+    replaces the options of its protocol."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for one request, including all its retries."""
+
+    def options_of(self, uri: str) -> dict[str, Any]:
+        """Return the fsspec options for a URI."""
+        prefixes = [key for key in self.options if f"{uri}/".startswith(f"{key.rstrip('/')}/")]
+        protocol = uri.partition("://")[0].lower()
+        return self.options.get(max(prefixes, key=len, default=protocol), {})
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
         for place, name, value in leaves("storage.options", self.options):
+            if isinstance(value, bool) or value in _NO_CREDENTIALS:
+                continue
             if says_secret(name) or (isinstance(value, str) and redact(value) != value):
                 raise ValueError(
                     f"{place} looks like a credential, and job files are copied into outputs; use "

@@ -1,5 +1,7 @@
 """Where clips come from: files in a folder or by glob, tables, or WebDataset tars."""
 
+import re
+from string import Formatter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,7 +17,12 @@ VIDEO_EXTENSIONS = (
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
-"""Endings of tables, which may be followed by ``.gz``."""
+"""Endings of tables in a folder. A ``.json`` there is mostly something else."""
+
+COMPRESSIONS = ("gz", "zst", "bz2")
+TABLE_ENDING = re.compile(
+    rf"(?i)\.({'|'.join((*TABLE_EXTENSIONS, 'json'))})(\.({'|'.join(COMPRESSIONS)}))?$"
+)
 
 
 OnChange = Annotated[
@@ -39,18 +46,24 @@ class FilesSource(Frozen):
 
 
 class TableSource(Frozen):
-    """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
+    """One clip per row of a table: CSV, TSV, JSONL, JSON or Parquet, by file extension."""
 
     kind: Literal["table"]
     uri: PatternUri
-    """The table, or a glob of tables with the same columns. ``.gz`` is decompressed on the fly."""
-    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
+    """The table, or a glob of tables with the same columns. Text is decompressed on the fly
+    (``.gz``, ``.zst``, ``.bz2``)."""
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet"] | None = None
     """Format of a file whose extension does not say."""
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    """What separates the columns of a CSV or TSV table, such as ``;``. By default a comma or a
+    tab."""
     uri_column: str | None = None
-    """Column with each video's URI (WebVid: ``contentUrl``). A URI without a scheme or a leading
-    ``/`` is relative to the table's folder. Set this or ``uri_template``."""
+    """Column with each video's URI (WebVid: ``contentUrl``), or with the videos themselves, as
+    bytes or as a Hugging Face ``Video``. A URI without a scheme or a leading ``/`` is relative to
+    the table's folder. ``a.b`` is a field of a column. Set this or ``uri_template``."""
     uri_template: UriTemplate | None = None
-    """Pattern over columns, such as ``s3://bucket/{page_dir}/{videoid}.mp4``."""
+    """Pattern over columns, such as ``s3://bucket/{page_dir}/{videoid:06d}.mp4``, in the syntax
+    of Python's ``str.format``."""
     start_column: str | None = None
     """Column with the time in the video where the clip starts, in seconds or as
     ``[HH:]MM:SS.mmm``; null means at the beginning."""
@@ -67,6 +80,8 @@ class TableSource(Frozen):
     def _one_way_to_a_uri(self) -> Self:
         if (self.uri_column is None) == (self.uri_template is None):
             raise ValueError("set exactly one of uri_column and uri_template")
+        if any(conversion for *_, conversion in Formatter().parse(self.uri_template or "")):
+            raise ValueError("uri_template: a '!' has no meaning after the name of a column")
         return self
 
 

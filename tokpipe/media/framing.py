@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from tokpipe.media.geometry import Fit, FitMode, Orientation, fit_frame
 
-# decord scales with FFmpeg's filter at its old default: bilinear over the whole area that an
-# output pixel covers. With the same flag both return the same bytes for every bit depth, chroma
-# format and colour matrix tried, so codes do not depend on which of them decoded a clip.
-_FLAGS = "bilinear"
+# FFmpeg's old default, bilinear over the whole area that an output pixel covers, and what makes
+# results independent of the vector instructions of a machine. Where something is scaled, the
+# latter costs nothing.
+_FLAGS = "bilinear+accurate_rnd+bitexact"
 # swscale rejects filters with more taps; a stronger reduction takes several steps.
 _MAX_REDUCTION = 128
 

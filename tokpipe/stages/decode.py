@@ -1,18 +1,21 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
+from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
+from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.client import client_of
+from tokpipe.storage.fetch import check_version, fetch_to_file, source_errors
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
@@ -49,6 +52,8 @@ class DecodeStage:
     decode: DecodeConfig
     storage: StoreOptions
     pieces: Cut | None = None
+    versions: Mapping[str, str] | None = None
+    """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     fetched_s: float = field(default=0.0, init=False)
     """Seconds that this process has spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)
@@ -58,9 +63,12 @@ class DecodeStage:
         """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
 
         Raises:
-            ConfigError: the decoder that the job names is not installed.
+            NodeTrouble: the job's decoders do not load here, or in other versions.
         """
-        self._decoder = VideoDecoder(self.decode, self.sampling, self.frames, pieces=self.pieces)
+        self._decoder = VideoDecoder(
+            *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
+        )
+        self._decoder.start()
         self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
@@ -72,7 +80,6 @@ class DecodeStage:
         """Decode each item.
 
         Raises:
-            ConfigError: the decoder that the job names does not load.
             StorageError: the store kept failing.
             RuntimeFault: decoding children do not start, or keep being killed from outside.
         """
@@ -156,6 +163,17 @@ class DecodeStage:
         return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
+@cache
+def decoder_versions(config: DecodeConfig) -> dict[str, str]:
+    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
+
+    Asked of a decoding child, since package metadata may describe another module.
+    """
+    child = ChildProcess(config.memory_bytes, config.backends)
+    child.kill()
+    return child.versions
+
+
 class _SourceFiles:
     """Local copies of the last source, for all segments of a cut source, and of those kept for
     the next pieces of streamed clips.
@@ -170,6 +188,7 @@ class _SourceFiles:
         self._max_bytes = max_bytes
         self.version: int | None = None
         """Of the last source requested; None if unknown."""
+        self._embedded = EmbeddedVideos(options)
         self._last: dict[_Source, tuple[Path, int | None]] = {}
         """The last source requested, unless it is kept."""
         self._kept: dict[_Source, tuple[Path, int | None]] = {}
@@ -195,6 +214,11 @@ class _SourceFiles:
         )
         if member is None:
             return get(uri, None, version=None if item.follows else version)
+        if member.column is not None:
+            with source_errors(member.archive_uri):
+                info = client_of(member.archive_uri, self._options).info(member.archive_uri)
+            check_version(uri, info.source_version, None if item.follows else version)
+            return self._embedded.copy(member, self._folder, self._max_bytes), version
         try:
             return get(uri, member, version=version)
         except SourceError as error:

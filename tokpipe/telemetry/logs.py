@@ -42,7 +42,7 @@ EVENTS: Mapping[EventName, str] = {
     "actor_refused": "An actor could not be started or set up.",
     "actor_lost": "An actor died (with its node if `node_lost`) or was killed at a deadline.",
     "nodes_draining": "The cluster announced that nodes will be removed.",
-    "node_avoided": "A node has trouble and gets no new actors for `rest_s`.",
+    "node_avoided": "A stage starts no actors on a node for `rest_s`, or for the whole run.",
     "lease_failed": "A stage raised, or the inputs of a lease were lost (`kind`).",
     "clip_retried": "A clip failed, or its worker died with this clip alone; it is tried again.",
     "clip_rejected": "A rejection was committed. Once per rejected clip.",

@@ -178,7 +178,8 @@ def _usable_rows(source: RowSource) -> pa.Table:
 
 def _item(rows: pa.Table, row: int) -> WorkItem:
     (values,) = rows.slice(row, 1).to_pylist()
-    place = values["archive_uri"], values["member_offset"], values["member_size"]
+    keys = ("archive_uri", "member_offset", "member_size", "member_column")
+    place = [values[key] for key in keys]
     return WorkItem(
         row,
         row_id=f"{row:032x}",

@@ -23,6 +23,11 @@ class Stopped(SourceError):
         self.num_written = num_written
 
 
+def versions() -> dict[str, str]:
+    libraries = {f"av {name}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
+    return {"av": av.__version__, **libraries}
+
+
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode in order, from the key frame before the first wanted frame to the last wanted one.
 

@@ -137,10 +137,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Capacity(Event):
-    """Total CPUs and GPUs of the cluster's live nodes."""
+    """Total CPUs and GPUs of the cluster's live nodes, and which of them have CPUs."""
 
     cpus: float
     gpus: float
+    nodes: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ class SetupFailed(Event):
     actor: ActorId
     message: str
     is_node_trouble: bool = False
+    is_unfit_node: bool = False
+    """The node's packages are not the job's, so its stage cannot run there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,5 +312,5 @@ class Finish(Command):
 class Abort(Command):
     """The job cannot continue. Committed work is kept."""
 
-    kind: Literal["storage", "runtime"]
+    kind: Literal["storage", "runtime", "config"]
     message: str
