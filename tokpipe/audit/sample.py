@@ -22,11 +22,7 @@ def encode_again(
     findings: Findings,
     say: Callable[[str], None],
 ) -> tuple[Sampled, ...]:
-    """Encode clips again from their sources. Codes that differ are a finding.
-
-    Raises:
-        ConfigError: this machine cannot run the job's tokenizer as the job did.
-    """
+    """Encode clips again from their sources. Codes that differ are a finding."""
     output = Output(store)
     job = record.job_config(store.uri)
     plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)

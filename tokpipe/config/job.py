@@ -19,6 +19,8 @@ from tokpipe.telemetry.redact import redact, says_secret
 MAX_CLIP_BYTES = 128 * 2**20
 """Limit on the pixels of one clip, so that stages can bound their memory by counting clips."""
 
+_COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
+
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
 
@@ -59,6 +61,24 @@ class FramesConfig(Frozen):
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """``crop`` covers the size and cuts out the middle, ``pad`` fits the frame inside on black,
     ``stretch`` ignores the aspect ratio."""
+    background: Annotated[str, Field(pattern=r"^(black|gray|white|#[0-9a-fA-F]{6})$")] = "black"
+    """What shows through transparent pixels and in the margins of ``pad``: ``black``, ``gray``,
+    ``white`` or ``#rrggbb``."""
+    matrix: Literal["auto", "bt601", "bt709", "bt2020"] = "auto"
+    """Colour matrix of YUV videos. ``auto`` is what a video is tagged with, and for untagged ones
+    BT.709 from 720 coded rows on, else BT.601. Any other value replaces the tags of all videos."""
+    hdr: Literal["tonemap", "mark", "reject"] = "tonemap"
+    """Videos in PQ or HLG: ``tonemap`` turns them into BT.709 with reference white (203 cd/m2) at
+    255, and marks their clips ``tonemapped``; ``mark`` keeps the samples as they are, which look
+    washed out, and marks the clips ``hdr``; ``reject`` rejects them."""
+    deinterlace: bool = False
+    """Show only the upper field of interlaced frames, half of their rows, and not two times in
+    one frame. Clips of interlaced videos are marked ``interlaced`` either way."""
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        red, green, blue = bytes.fromhex(_COLOURS.get(self.background, self.background)[1:])
+        return red, green, blue
 
     @model_validator(mode="after")
     def _one_way_to_a_size(self) -> Self:

@@ -26,6 +26,7 @@ from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
 from tokpipe.media.backends import Task, load_backend, versions_of
 from tokpipe.media.backends.pyav import Stopped
+from tokpipe.media.colour import Look
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
@@ -125,6 +126,11 @@ class _Clip:
         status = check_regular_file(self.path)
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         self.timeline = timeline = _timeline(self.path, self.salvage, version)
+        tags, hdr = timeline.tags, request["hdr"]
+        if tags.is_hdr and hdr == "reject":
+            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
+        marks = {"interlaced": tags.is_interlaced, "tonemapped": tags.is_hdr and hdr == "tonemap"}
+        marks["hdr"] = tags.is_hdr and hdr == "mark"
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -155,7 +161,8 @@ class _Clip:
             *orientation.oriented(timeline.height, timeline.width),
             orientation.oriented_aspect(aspect),
         )
-        self.framing = Framing(size, request["fit"], aspect, orientation)
+        look = Look(**request["look"])
+        self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
         self.shape = (len(self.wanted), *size, 3)
         total = {"num_segments": num_segments}
         rows, columns = orientation.oriented(timeline.height, timeline.width)
@@ -172,6 +179,7 @@ class _Clip:
             "pts_s": timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
+            "marks": [mark for mark, applies in marks.items() if applies],
         }
 
     def decode(self, backend: str, memory: int) -> None:
@@ -187,7 +195,7 @@ class _Clip:
         pixels = np.frombuffer(_mapped(memory, math.prod(self.shape)), np.uint8)
         out = pixels.reshape(self.shape)
         if self.framing.leaves_margins:
-            out[:] = 0
+            out[:] = self.framing.look.background
         try:
             decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
         except Stopped as error:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
+from tokpipe.media.geometry import Crop
 
 # Video containers only. Without this list FFmpeg also accepts playlists and scripts that name
 # other files and hosts to read (hls, dash, concat, sdp), renders text as pictures (tty), and
@@ -26,6 +27,7 @@ _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0
 """How files in JPEG, PNG, TIFF, BMP and JPEG XL begin."""
 # Major brands of HEIF, which holds pictures, animations or both.
 _PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"}
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def check_regular_file(path: Path) -> os.stat_result:
@@ -74,6 +76,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         # With more than one thread, the frames of a damaged stream differ from run to run. One
         # child per actor keeps the CPU busy anyway.
         stream.codec_context.thread_count = 1
+        # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
+        stream.codec_context.flags |= av.codec.context.Flags.unaligned
         yield container, stream
 
 
@@ -125,6 +129,33 @@ def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
         return True
     with path.open("rb") as file:
         return bool(np.any(_ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0))  # scrambled
+
+
+def decoder_of(stream: Any) -> Any:
+    """Return the decoder for a stream: its own, or libvpx where only that decodes the alpha."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
+        return own
+    decoder: Any = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
+    decoder.thread_count = 1
+    return decoder
+
+
+def read_crop(container: Any, stream: Any) -> Crop:
+    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap.
+
+    PyAV has this only in FFmpeg's description of the file.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        described = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
+    mine = dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
+    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
+    return Crop(*map(int, found.groups())) if found else Crop()
 
 
 def _main_stream(container: Any) -> Any:

@@ -38,6 +38,8 @@ class Video:
     backend: str
     damage: str | None = None
     """What is missing, under ``decode.on_damage: mark``."""
+    marks: tuple[str, ...] = ()
+    """What is special about the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,13 @@ class VideoDecoder:
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
+            "hdr": frames.hdr,
+            "look": {
+                "matrix": frames.matrix,
+                "tonemap": frames.hdr == "tonemap",
+                "background": frames.background_rgb,
+                "deinterlace": frames.deinterlace,
+            },
             "salvage": decode.on_damage == "mark",
         }
         self._child: ChildProcess | None = None
@@ -159,7 +168,8 @@ class VideoDecoder:
         video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
         shape, pts_s = video.pop("shape"), video.pop("pts_s")
         pixels = np.frombuffer(self._spares.lend(fd), np.uint8, int(np.prod(shape)))
-        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), **video)
+        marks = tuple(video.pop("marks"))
+        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), marks=marks, **video)
 
     def probe(
         self, path: Path, *, start_s: float | None = None, end_s: float | None = None

@@ -14,8 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
-from tokpipe.media.container import count_clean_joins, damaged, open_video
-from tokpipe.media.geometry import Orientation, orientation_of
+from tokpipe.media.colour import Tags, tags_of
+from tokpipe.media.container import (
+    count_clean_joins,
+    damaged,
+    decoder_of,
+    open_video,
+    read_crop,
+)
+from tokpipe.media.geometry import Crop, Orientation, orientation_of
 
 # Containers that store a presentation time per frame, and codecs in which a packet is one shown
 # frame. Elsewhere (decoding times only, fields, hidden frames in separate packets, packed
@@ -72,10 +79,14 @@ class Timeline:
     """Whether the packets list the frames; otherwise they were counted by decoding."""
     height: int
     width: int
-    """Size of the first frame as coded: before rotation, in pixels that may not be square."""
+    """Size of the first frame without what the container hides: before rotation, in pixels that
+    may not be square."""
     pixel_aspect: Fraction
     """Width of a coded pixel over its height."""
     orientation: Orientation
+    crop: Crop
+    tags: Tags
+    """Of the first frame."""
     format: str
     codec: str
     num_video_streams: int
@@ -127,6 +138,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         clock_s = (container.start_time or 0) / av.time_base
         aspect = stream.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
+        crop = read_crop(container, stream)
     hole = _first_hole(packets, name)
     if not trusted:
         # Nothing after the damage counts, even if the decoder does not notice it.
@@ -172,6 +184,11 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     orientation = Orientation()
     if (matrix := first.side_data.get("DISPLAYMATRIX")) is not None:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
+    crop = crop.within(first.height, first.width)
+    height, width = crop.kept(first.height, first.width)
+    if name == "mov" and aspect == Fraction(first.height * width, first.width * height):
+        # FFmpeg compares the size in which a track is shown with what is coded, not with the rest.
+        aspect = None
     return Timeline(
         times_s=times_s,
         end_s=end_s,
@@ -179,11 +196,13 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         pts=tuple(pts) if has_pts else None,
         key_frames=key_frames,
         from_packets=trusted,
-        height=first.height,
-        width=first.width,
+        height=height,
+        width=width,
         # Unset, or beyond any real format.
         pixel_aspect=Fraction(aspect if aspect and Fraction(1, 8) <= aspect <= 8 else 1),
         orientation=orientation,
+        crop=crop,
+        tags=tags_of(first),
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,
@@ -343,13 +362,14 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
     count = 0
     packets = islice(container.demux(stream), num_packets)
     is_restart = restarts_of(container, stream)
+    decoder = decoder_of(stream)
     while True:
         try:
             packet, frames = next(packets), []
             if is_restart(packet) and packet.is_keyframe:
-                frames += stream.codec_context.decode(None)
-                stream.codec_context.flush_buffers()
-            frames += packet.decode()
+                frames += decoder.decode(None)
+                decoder.flush_buffers()
+            frames += decoder.decode(packet)
         except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:

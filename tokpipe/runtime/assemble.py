@@ -68,10 +68,7 @@ def assemble(
 ) -> Run:
     """Claim the output of a job and assemble the parts that do the rest. Needs no Ray.
 
-    Args:
-        output: from ``look_up``.
-        record: of the same output, from ``look_up`` or ``start_output``.
-        retry: rejections to withdraw, so that their clips are work again.
+    ``record`` is that of the same output, from ``look_up`` or ``start_output``.
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)

@@ -61,7 +61,6 @@ def look_up(job: JobConfig) -> JobOutput:
 
     Raises:
         PlanMismatch: the output was started with different settings or sources.
-        TokpipeError: see ``errors``.
     """
     store = open_store(job.output.uri, job.storage)
     try:
@@ -80,7 +79,6 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
 
     Raises:
         PlanMismatch: another driver started the output with different settings.
-        TokpipeError: see ``errors``.
     """
     store, driver, weights_hash = output.store, output.driver, output.weights.hash
     device = job.encode.device

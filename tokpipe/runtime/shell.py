@@ -75,10 +75,7 @@ class Shell:
         self._events.put(protocol.StopRequested(STOP_GRACE_S))
 
     def run(self, on_progress: Callable[[], object]) -> protocol.Finish:
-        """Work until every clip is committed, or until stopped.
-
-        Args:
-            on_progress: called twice a second.
+        """Work until every clip is committed or until stopped; twice a second, ``on_progress``.
 
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.

@@ -28,11 +28,7 @@ def clip_lines(
 ) -> Iterator[str]:
     """Yield the totals, then a line per clip, then what was left out. Holds one side table.
 
-    Args:
-        source: only clips whose source matches, as in ``source_matcher``.
-        mark: only clips with this mark.
-        limit: stop after this many clips; 0 for all.
-        as_json: yield only one JSON object per clip.
+    ``limit`` is 0 for all clips. With ``as_json``, yields only one JSON object per clip.
     """
     if not as_json:
         uri, rejected = output.store.uri, output.totals.num_rejected

@@ -21,13 +21,12 @@ from tokpipe.plan import sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.table import EXTENSIONS, TableRows
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Failed, Rejected
 from tokpipe.verbs.locate import is_inside_output
-from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
@@ -73,12 +72,7 @@ max_rejected_fraction: 0.05
 def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     """Write a job file for a folder, table or tar, by default as ``jobs/<its name>.yaml``.
 
-    Returns:
-        The file, and what to say about it.
-
-    Raises:
-        ConfigError: nothing there can be tokenized, or the file exists.
-        StorageError: the store of ``target`` kept failing.
+    Returns the file, and what to say about it.
     """
     plain = target.removeprefix("file://")
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
@@ -176,10 +170,7 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
 
-    The second text names what is left out or cannot be opened.
-
-    Raises:
-        ConfigError: none of these can be opened.
+    The second text names what is left out or cannot be opened. If nothing can, it is an error.
     """
     (source,) = open_sources(job.sources, job.storage, job.output.uri)
     rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
@@ -189,7 +180,7 @@ def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     more = f"; left out: {there}" if (there := source.left_out.text) else ""
     if not find_spec("av"):
         return count, more, []
-    with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
+    with decoding(job) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
     bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)

@@ -45,7 +45,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         except SourceError:
             # Not every key frame is a clean start, so decide from the beginning.
             if task.framing.leaves_margins:
-                out[:] = 0
+                out[:] = task.framing.look.background
     return _decode_from(None, task, out)
 
 
