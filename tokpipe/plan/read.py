@@ -107,15 +107,16 @@ class PlanReader:
 
 def items_of(table: pa.Table, rows: Sequence[int], follows: bool = False) -> list[WorkItem]:
     """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
-    for name in ("member_column", "source_version"):  # not in plans of earlier versions
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows))
-    columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
+    unknown = pa.nulls(len(table))
+    columns = [
+        (table.column(name) if name in table.column_names else unknown).to_pylist()
+        for name in OWN_COLUMNS
+    ]
     items = []
-    for row, row_id, uri, archive, offset, size, column, version, start_s, end_s, problem in zip(
+    for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
         rows, *columns, strict=True
     ):
-        member = None if archive is None else ArchiveMember(archive, offset, size, column)
+        member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
         known = {"problem": problem, "version": version, "follows": follows}
         items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
     return items

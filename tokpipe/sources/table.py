@@ -57,6 +57,8 @@ class TableRows(RowSource):
     """What is read: carried columns and those that make URIs and times."""
     _carried: Sequence[str] = ()
     _template: Template | None = None
+    media: Sequence[str] = ()
+    """Columns with embedded videos, pictures or sounds."""
     _texts: str | None = None
     """The column with URIs; none if a template makes them, or all videos are embedded."""
     _bytes: str | None = None
@@ -199,9 +201,10 @@ class TableRows(RowSource):
             if inner or pa.types.is_string(kind):
                 self._texts = f"{name}.path" if inner else name
                 read[self._texts] = pa.string()
+        self.media = [one.name for one in columns if is_media(one.type)]
         once = {name for key, name in self._used() if key != "uri_template"}
         # Videos and sounds within a table would make the plan and side tables as large as it is.
-        carried = [one for one in columns if one.name not in once and not is_media(one.type)]
+        carried = [one for one in columns if one.name not in {*once, *self.media}]
         self._carried = [one.name for one in carried]
         self._columns = pa.schema(list({**read, **{one.name: one.type for one in carried}}.items()))
 

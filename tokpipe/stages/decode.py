@@ -186,9 +186,9 @@ class _SourceFiles:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
+        self._embedded = EmbeddedVideos(options)
         self.version: int | None = None
         """Of the last source requested; None if unknown."""
-        self._embedded = EmbeddedVideos(options)
         self._last: dict[_Source, tuple[Path, int | None]] = {}
         """The last source requested, unless it is kept."""
         self._kept: dict[_Source, tuple[Path, int | None]] = {}

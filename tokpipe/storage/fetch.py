@@ -126,7 +126,12 @@ def _copy(
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
-    start, size = (member.offset, member.size) if member else (0, info.size or 0)
+    if member is None:
+        start, size, head, found = 0, info.size or 0, 0, info.source_version
+        check_version(source, found, version)
+    else:
+        start, size, found = member.offset, member.size, version
+        head = 0 if version is None else TAR_BLOCK
     is_streamed = member is None and not client.can_list  # from a web server, in one answer
     stored = None if is_streamed else ranged_file(client, source, info)
     if stored is not None and start + size > stored.size:
@@ -136,10 +141,6 @@ def _copy(
             "The archive was cut short or replaced after it was indexed",
         )
     check_size(source, size, max_bytes)
-    head, found = TAR_BLOCK if member and version is not None else 0, version
-    if member is None:
-        found = info.source_version
-        check_version(source, found, version)
 
     with node_trouble(folder):
         descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
@@ -150,9 +151,9 @@ def _copy(
                 _copy_stream(client, source, file, folder, max_bytes)
             else:
                 stored.seek(start - head)
-                for at in range(-head, size, PIECE_BYTES):
-                    piece = stored.read(min(PIECE_BYTES, size - at)) or b""
-                    if at < 0:  # the header of a member comes with its data
+                for at in range(start - head, start + size, PIECE_BYTES):
+                    piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
+                    if at < start:  # the header of a member comes with its data
                         check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
                         piece = piece[head:]
                     file.write(piece)

@@ -146,7 +146,8 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
             problems.append(str(error))
             continue
         columns += head.schema.names
-        if guessed := guess_columns(head, folder):
+        embedded = {"uri_column": rows.media[0]} if rows.media else {}
+        if guessed := guess_columns(head, folder) or embedded:
             found.append({"kind": "table", "uri": table, **guessed})
     if not found and (num_videos or is_glob) and not (is_file and patterns):
         found.append({"kind": "files", "uri": uri if is_file else f"{uri}/"})
