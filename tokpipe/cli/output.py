@@ -16,10 +16,9 @@ from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.telemetry.redact import redact
 
 _EXTRAS = {
-    **dict.fromkeys(("av", "decord", "ray", "safetensors", "torch"), "run"),
+    **dict.fromkeys(("av", "ray", "safetensors", "torch"), "run"),
     "s3fs": "s3",
     "botocore": "s3",
-    "torchcodec": "torchcodec",
     "transformers": "emu3",
 }
 """The extra of tokpipe that installs each package."""

@@ -85,7 +85,10 @@ def assemble(
         committer=committer,
         feed=Feed(PlanReader(store, plan), committer.state.committed),
         dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
-        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+        decode=DecodeStage(
+            *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+            versions=record.settings["decode"]["libraries"],
+        ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,

@@ -21,6 +21,7 @@ from tokpipe.formats.manifest import load_state
 from tokpipe.plan import RowSample, merge_columns, sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
+from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
@@ -224,10 +225,11 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
     except NotFound:
         text, facts = f"output {uri}: new", {"uri": uri, "is_new": True}
     else:
-        if weights is None:
-            yield _not_checked(f"whether {uri} has the settings of this job", "see the tokenizer")
+        if weights is None or not find_spec("av"):
+            yield _not_checked(f"whether {uri} has the settings of this job", "see above")
         else:
-            job_record.check_resumable(store, record, job, weights.hash)
+            decoders = decoder_versions(job.decode)
+            job_record.check_resumable(store, record, job, weights.hash, decoders)
         found = status_of(store, record, load_state(store, record.num_rows))
         done, rows = found.num_rows_done, found.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"

@@ -57,6 +57,7 @@ class Dispatcher:
                     returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():
                 parts.pools.resize(event, now)
+                parts.fleet.check_fit(event.nodes)
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():

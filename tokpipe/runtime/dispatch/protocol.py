@@ -129,10 +129,11 @@ Info = DecodedInfo | EncodedInfo | Rejected | Failed
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Total CPUs and GPUs of the cluster's live nodes."""
+    """Total CPUs and GPUs of the cluster's live nodes, and which of them have CPUs."""
 
     cpus: float
     gpus: float
+    nodes: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,8 @@ class SetupFailed:
     actor: ActorId
     message: str
     is_node_trouble: bool = False
+    is_unfit_node: bool = False
+    """The node's packages are not the job's, so its stage cannot run there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +303,7 @@ class Finish:
 class Abort:
     """The job cannot continue. Committed work is kept."""
 
-    kind: Literal["storage", "runtime"]
+    kind: Literal["storage", "runtime", "config"]
     message: str
 
 

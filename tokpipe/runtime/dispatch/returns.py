@@ -185,7 +185,7 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         lost(parts, actor, now, blame=None)
         if kind == "node":
             put_back(parts, lease)
-            parts.fleet.starts.node_trouble(actor, message, now)
+            parts.fleet.starts.node_trouble(actor, message, now, is_unfit=False)
         else:
             _blame_worker_loss(parts, lease, "fault", message, now)
 
