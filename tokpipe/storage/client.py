@@ -8,7 +8,6 @@ import json
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -155,16 +154,14 @@ class Client:
             return self._look_up(uri)
 
     def _look_up(self, uri: str) -> ObjectInfo:
-        if self.is_local:
-            status = self.run("looking it up", uri, lambda _: os.stat(self.path_of(uri)))  # noqa: PTH116
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
-                raise NotFound(f"{uri}: is not a regular file")
-            return ObjectInfo(status.st_size, str(status.st_mtime_ns), status.st_ino)
-        found = self.call("looking it up", uri, "info", self.path_of(uri))
-        if found.get("type") == "directory":
-            raise NotFound(f"{redact(uri)}: is a folder, not an object")
+        path = self.path_of(uri)
+        if self.is_local:  # else the times would be those of a link
+            path = os.path.realpath(path)
+        found = self.call("looking it up", uri, "info", path)
+        if found.get("type", "file") != "file":  # opening a pipe would wait for its writer
+            raise NotFound(f"{redact(uri)}: is a folder or a device, not an object")
         size = found.get("size")
-        return ObjectInfo(None if size is None else int(size), _version(found))
+        return ObjectInfo(None if size is None else int(size), _version(found), found.get("ino", 0))
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
@@ -177,13 +174,13 @@ class Client:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
         if start >= end:
             return b""
-        read = f"reading bytes {start} to {end}", uri, "cat_file", self.path_of(uri)
+        doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
         try:
-            data = bytes(self.call(*read, start=start, end=end))
+            data = self.call(doing, uri, "cat_file", self.path_of(uri), **limits)
         except BadRange:
             return b""
         # An HTTP server may ignore the range and send everything.
-        return data if len(data) <= end - start else data[start:end]
+        return bytes(data if len(data) <= end - start else data[start:end])
 
     def read_version(self, uri: str, start: int, end: int, version: ObjectInfo) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
@@ -274,9 +271,10 @@ class Client:
 
 
 async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-    bucket, key, _ = fs.split_path(path)
-    limits = f"bytes={start}-{end - 1}"
-    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=limits)
+    bucket, key, version_id = fs.split_path(path)
+    of_version = {"VersionId": version_id} if version_id else {}
+    limits = {"Range": f"bytes={start}-{end - 1}", **of_version}
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
     try:
         size = answer["ContentRange"].rpartition("/")[2]  # of "bytes 0-9/100"
         return await answer["Body"].read(), ObjectInfo(int(size), _version(answer))
@@ -290,8 +288,10 @@ async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, Ob
     keywords = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), **limits}}
     async with session.get(fs.encode_url(url), **keywords) as answer:
         answer.raise_for_status()
-        data, size = await answer.read(), answer.headers.get("Content-Range", "").rpartition("/")[2]
-        size = size if answer.status == 206 else str(len(data))
+        data, extent = await answer.read(), answer.headers.get("Content-Range", "")
+        size = extent.rpartition("/")[2] if extent.startswith(f"bytes {start}-") else ""
+        if answer.status != 206:
+            size = str(len(data))
         return data, ObjectInfo(int(size) if size.isdigit() else None, _version(answer.headers))
 
 
@@ -357,8 +357,8 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
     except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
         is_meant = bool(chosen) or protocol in _CLOUDS
         raise (ConfigError if is_meant else UnknownProtocol)(
-            f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol of "
-            f"fsspec, and set its arguments in storage.options.{protocol}"
+            f"{protocol}:// cannot be opened. Use a path, s3:// or another protocol of fsspec, and "
+            f"its arguments in storage.options.{protocol} ({error})"
         ) from error
     return fs
 

@@ -48,14 +48,13 @@ def fetch_to_file(
             server) or ``bad_uri``.
         StorageError: the store kept failing.
         ConfigError: the store's package is missing on this node, or its options are wrong.
-        NodeTrouble: the disk of ``folder``, the disk of the video or the node's network is
-            failing, or the node has no memory or file handles left.
+        NodeTrouble: a disk of this node is full or failing, or it has no memory or files left.
     """
     if member is None and split_protocol(uri)[0] == "file":
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
     source = uri if member is None else member.archive_uri
     try:
-        return _copy(source, member, folder, _suffix(uri), options, max_bytes)
+        return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
     except UnknownProtocol as error:
         raise SourceError("bad_uri", str(error)) from error
     except Changed as error:
@@ -83,7 +82,7 @@ def _local_file(path: Path, max_bytes: int) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
-            raise _node_trouble(path, error) from error
+            raise NodeTrouble(f"{path} on {socket.gethostname()}: {error}") from error
         known = {Trouble.NOT_FOUND: "missing", Trouble.DENIED: "access_denied"}
         reason = known.get(trouble, "bad_uri")
         raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
@@ -98,14 +97,13 @@ def _local_file(path: Path, max_bytes: int) -> Path:
 
 
 def _copy(
+    client: Client,
     source: str,
     member: ArchiveMember | None,
     folder: Path,
     suffix: str,
-    options: StoreOptions,
     max_bytes: int,
 ) -> Path:
-    client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
@@ -145,15 +143,11 @@ def node_trouble(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NODE_ERRNOS:
             raise
-        raise _node_trouble(folder, error) from error
-
-
-def _node_trouble(path: Path, error: OSError | ValueError) -> NodeTrouble:
-    return NodeTrouble(
-        f"{path} on {socket.gethostname()}: the local disk is full or failing ({error}). Videos "
-        "cannot be read or copied there; other nodes continue. Free space, mount the disk again, "
-        "or set TMPDIR to a larger disk on every node"
-    )
+        raise NodeTrouble(
+            f"{folder} on {socket.gethostname()}: the local disk is full or failing "
+            f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
+            "or set TMPDIR to a larger disk on every node"
+        ) from error
 
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:

@@ -32,7 +32,6 @@ class Trouble(Enum):
     BAD_RANGE = "bad range"
     """The range starts at or beyond the object's end."""
     BAD_NAME = "bad name"
-    """No object can have this name."""
     PERMANENT = "permanent"
     """Trying again would not help."""
     FOREIGN = "foreign"
@@ -41,11 +40,10 @@ class Trouble(Enum):
 
 _KNOWN: dict[Trouble, tuple[int | str, ...]] = {
     Trouble.TRANSIENT: (
-        408, 409, 425, 429,
-        "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestLimitExceeded",
-        "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
-        "XAmzContentSHA256Mismatch",
-        "ConditionalRequestConflict",  # two creates met; AWS says to try again
+        408, 425, 429,
+        409,  # such as two creates that met; AWS says to try again
+        "BadDigest", "IncompleteBody", "RequestLimitExceeded", "SlowDown", "Throttling",
+        "ThrottlingException", "XAmzContentSHA256Mismatch",
         "NoSuchUpload",  # the multipart upload is gone, so start another
         "RequestTimeout",  # has status 400
         "aiohttp.HttpProcessingError",  # its ``code`` 400 is aiohttp's, not the server's
@@ -127,7 +125,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception and its causes. botocore keeps that of a lost connection elsewhere."""
     while isinstance(error, BaseException):
         yield error
-        error = error.__cause__ or dict(getattr(error, "kwargs", None) or {}).get("error")
+        kwargs = getattr(error, "kwargs", None)
+        error = error.__cause__ or (kwargs.get("error") if isinstance(kwargs, dict) else None)
 
 
 def _classify_one(error: BaseException) -> Trouble | None:
