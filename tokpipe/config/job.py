@@ -172,9 +172,8 @@ class StoreOptions(Frozen):
     """How stores are accessed. Credentials come from the environment, never from a job file."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``, or by prefix,
-    such as ``{"s3://public-bucket": {anon: true}}``. The longest prefix of a URI decides, and
-    replaces the options of its protocol."""
+    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``. Those of a
+    prefix, such as ``{"s3://public-bucket": {anon: true}}``, replace those of its protocol."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for one request, including all its retries."""
 

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import fsspec
+
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
     AccessDenied,
     Changed,
+    ConfigError,
     NodeTrouble,
     NotFound,
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import Client, UnknownProtocol, client_of, split_protocol
+from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
@@ -55,7 +58,9 @@ def fetch_to_file(
     source = uri if member is None else member.archive_uri
     try:
         return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
-    except UnknownProtocol as error:
+    except ConfigError as error:
+        if split_protocol(source)[0] in fsspec.available_protocols():
+            raise  # a package is missing on this node, or storage.options are wrong
         raise SourceError("bad_uri", str(error)) from error
     except Changed as error:
         raise SourceError("changed", str(error)) from error
@@ -67,13 +72,11 @@ def fetch_to_file(
         trouble = classify(error.__cause__ or error)
         if trouble is Trouble.NODE:
             raise NodeTrouble(f"{error} (on {socket.gethostname()})") from error
-        if trouble is Trouble.BAD_NAME:
-            raise SourceError("bad_uri", str(error)) from error
         # A list of web addresses spans many servers; a job can continue without one of them.
-        if split_protocol(source)[0] not in ("http", "https"):
+        if trouble is not Trouble.BAD_NAME and split_protocol(source)[0] not in ("http", "https"):
             raise
-        reason = "access_denied" if trouble is Trouble.CREDENTIALS else "unreachable"
-        raise SourceError(reason, str(error)) from error
+        reasons = {Trouble.BAD_NAME: "bad_uri", Trouble.CREDENTIALS: "access_denied"}
+        raise SourceError(reasons.get(trouble, "unreachable"), str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> Path:
