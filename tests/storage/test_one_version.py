@@ -37,7 +37,7 @@ def made(kind: str, letter: str, num_rows: int = 12) -> bytes:
         sink = pa.BufferOutputStream()
         plain = {"compression": "none", "use_dictionary": False, "row_group_size": 6}
         pq.write_table(pa.table({"url": names}), sink, **plain)
-        return sink.getvalue().to_pybytes()
+        return bytes(sink.getvalue().to_pybytes())
     if kind == "jsonl":
         return "".join(f'{{"url":"{name}"}}\n' for name in names).encode()
     text = "".join(f"{line}\n" for line in ["url", *names]).encode()
@@ -61,8 +61,8 @@ class Source:
 
     def __init__(self, uri: str, put: Callable[[bytes], None], options: StoreOptions) -> None:
         self.uri, self.put, self.options = uri, put, options
-        self.num, self.then = 0, lambda: None
-        self.at = -1
+        self.num, self.at = 0, -1
+        self.then: Callable[[], None] = lambda: None
 
     def count(self) -> None:
         if self.num == self.at:

@@ -21,10 +21,10 @@ import requests
 import urllib3
 from aiohttp.client_reqrep import ConnectionKey, RequestInfo
 from botocore import exceptions as boto
-from google.auth import exceptions as google
+from google.auth import exceptions as google_auth
 from huggingface_hub import HfFileSystem
 from huggingface_hub import errors as hub
-from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub.utils._http import hf_raise_for_status
 from yarl import URL
 
 from tests.conftest import S3Bucket
@@ -35,6 +35,7 @@ from tokpipe.storage import fetch_to_file, open_store
 from tokpipe.storage.client import client_of
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 
+google: Any = google_auth
 HUB = httpx.Request("GET", "https://huggingface.co/api/datasets/o/n")
 PAGE = URL("https://host/a.mp4")
 KEY = ConnectionKey("host", 443, True, True, None, None, None)
@@ -65,13 +66,14 @@ def of_hub(status: int, **headers: str) -> Exception:
     return caught.value
 
 
-def of_missing_library(name: str, *bases: type[Exception], **attributes: Any) -> Exception:
+def of_missing_library(name: str, **attributes: Any) -> Exception:
     """Return an exception like one of gcsfs or adlfs, neither of which tests need.
 
     Their classes and attributes are those of gcsfs 2026.10 and azure-core 1.41.
     """
     package, _, kind = name.rpartition(".")
-    return type(kind, bases or (Exception,), {"__module__": package, **attributes})("x")
+    error: Exception = type(kind, (Exception,), {"__module__": package, **attributes})("x")
+    return error
 
 
 def of_azure(kind: str, status: int, code: str) -> Exception:
