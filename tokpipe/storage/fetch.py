@@ -72,11 +72,13 @@ def fetch_to_file(
         trouble = classify(error.__cause__ or error)
         if trouble is Trouble.NODE:
             raise NodeTrouble(f"{error} (on {socket.gethostname()})") from error
+        if trouble is Trouble.BAD_NAME:
+            raise SourceError("bad_uri", str(error)) from error
         # A list of web addresses spans many servers; a job can continue without one of them.
-        if trouble is not Trouble.BAD_NAME and split_protocol(source)[0] not in ("http", "https"):
+        if split_protocol(source)[0] not in ("http", "https"):
             raise
-        reasons = {Trouble.BAD_NAME: "bad_uri", Trouble.CREDENTIALS: "access_denied"}
-        raise SourceError(reasons.get(trouble, "unreachable"), str(error)) from error
+        is_denied = trouble is Trouble.CREDENTIALS
+        raise SourceError("access_denied" if is_denied else "unreachable", str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> Path:
