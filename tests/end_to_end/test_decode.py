@@ -58,7 +58,7 @@ def test_a_clip_comes_back_beside_its_source(
     found = np.concatenate(list(blocks))
     plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
     sources = SourceFrames(job, plan, tmp_path)
-    wanted = np.concatenate(list(sources.frames(clip)))
+    wanted = np.concatenate([piece.frames for piece in sources.decoded(clip)])
     sources.close()
     assert found.shape == wanted.shape == (30, 32, 32, 3)
     assert said["clip_id"] == clip.clip_id

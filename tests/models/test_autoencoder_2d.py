@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests.models.checks import difference
 from tests.models.networks import small
+from tokpipe.models import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 from tokpipe.models.autoencoder_2d import Decoder, Encoder, MOVQDecoder
 from tokpipe.models.blocks import ResnetBlock3D
-from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -281,8 +281,11 @@ def test_latents_that_do_not_fit_are_rejected(
 
 
 class OwnBlock(ResnetBlock):
-    def forward(self, x: Tensor, temb: Tensor | None = None, zq: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, temb: Tensor | None = None, zq: Tensor | None = None, *stream: Any
+    ) -> Tensor:
         assert temb is None
+        assert not stream
         return 2 * super().forward(x, temb, zq)
 
 

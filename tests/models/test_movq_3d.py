@@ -10,7 +10,7 @@ from tests.models.networks import small
 from tokpipe.models.blocks import AttnBlock2D, ResnetBlock3D, Upsample3D
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm, Norm, group_norm
 from tokpipe.models.movq_3d import MOVQDecoder3D
-from tokpipe.models.norm_3d import SpatialNorm3D
+from tokpipe.models.spatial_norm import SpatialNorm3D
 
 
 def small_decoder(**changes: Any) -> MOVQDecoder3D:

@@ -49,7 +49,9 @@ def config_of(quantizer: Any = FSQ, **changes: Any) -> NativeConfig:
 
 
 def built(config: NativeConfig, *, with_decoder: bool = True) -> NativeTokenizer:
-    return build_tokenizer(config, None, with_decoder=with_decoder)
+    tokenizer = build_tokenizer(config, None, with_decoder=with_decoder)
+    assert isinstance(tokenizer, NativeTokenizer)
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def real_pixels() -> Tensor:
 
 @pytest.mark.parametrize("quantizer", [FSQ, LFQ, VQ], ids=lambda q: q.kind)
 def test_encode_gives_the_codes_of_the_normalised_pixels(quantizer: Any) -> None:
-    tokenizer = build_tokenizer(small_native(quantizer), None)
+    tokenizer = built(small_native(quantizer), with_decoder=False)
     pixels = noise(2, 5, 8, 12, 3)
     codes = tokenizer.encode(pixels)
     assert codes.shape == (2, 3, 4, 6)
@@ -85,7 +87,7 @@ def test_random_weights_spread_a_video_over_many_codes(quantizer: Any, real_pixe
 
 
 def test_a_latent_that_is_not_finite_gets_no_code() -> None:
-    tokenizer = build_tokenizer(small_native(FSQ), None)
+    tokenizer = built(small_native(FSQ), with_decoder=False)
     pixels = noise(2, 3, 8, 8, 3)
     wanted = tokenizer.encode(pixels)
     for value in (torch.nan, torch.inf, -torch.inf):

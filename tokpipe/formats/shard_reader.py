@@ -20,23 +20,31 @@ _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
 
 
 @dataclass(frozen=True, slots=True)
-class ShardRow:
-    """One chunk of a shard. The fields are the shard's columns."""
+class Chunk:
+    """One chunk of a clip: a row of a shard, whose columns the fields are."""
 
     clip_id: str
     chunk_index: int
     n_chunks: int
     source_uri: str
     start_pts_s: float
+    """Presentation time of the first real frame, in seconds of the source."""
     end_pts_s: float
+    """Presentation time of the last real frame."""
     frame_start: int
+    """First real frame that the codes cover, counted in the resampled clip."""
     n_frames: int
+    """Real frames that the codes cover."""
     n_pad_frames: int
+    """Repeats of the last frame that were encoded after them."""
     n_context_frames: int
+    """Frames that were encoded before them and whose codes were dropped."""
     first_is_image: bool
+    """The first latent frame covers 1 frame instead of ``temporal_stride``."""
     fps: float
     codes: NDArray[np.uint16] | NDArray[np.uint32]
-    """(t, h, w), a read-only view that keeps its row group in memory: copy it to keep it."""
+    """(t, h, w), 0 <= code < codebook size. As a ``ShardReader`` yields it, a read-only view that
+    keeps its row group in memory."""
 
 
 class ShardReader:
@@ -142,9 +150,9 @@ class ShardReader:
     def _damaged_row(self, group: int, row: int, found: str) -> CorruptOutput:
         return damaged(self.uri, f"row {row} of row group {group} {found}")
 
-    def rows(self, groups: Iterable[int] | None = None) -> Iterator[ShardRow]:
+    def rows(self, groups: Iterable[int] | None = None) -> Iterator[Chunk]:
         """Yield rows in file order, from ``groups`` or from all row groups."""
-        fields = [field for field in ShardRow.__slots__ if field != "codes"]
+        fields = [field for field in Chunk.__slots__ if field != "codes"]
         for group in range(self.num_row_groups) if groups is None else groups:
             batch = self.read_row_group(group)
             codes, shapes = batch.column("codes"), batch.select(["t", "h", "w"]).to_pylist()
@@ -154,9 +162,9 @@ class ShardReader:
                 if min(shape) < 0 or block.size != math.prod(shape):
                     found = f"has {block.size} codes for a grid of {shape}"
                     raise self._damaged_row(group, row, found)
-                yield ShardRow(**record, codes=block.reshape(shape))
+                yield Chunk(**record, codes=block.reshape(shape))
 
-    def clips(self) -> Iterator[tuple[ShardRow, ...]]:
+    def clips(self) -> Iterator[tuple[Chunk, ...]]:
         """Yield the rows of each clip, complete and in order."""
         previous = ""
         for clip_id, group in groupby(self.rows(), key=lambda row: row.clip_id):
@@ -165,7 +173,7 @@ class ShardReader:
             yield self._whole(tuple(group))
             previous = clip_id
 
-    def clip(self, clip_id: str) -> tuple[ShardRow, ...] | None:
+    def clip(self, clip_id: str) -> tuple[Chunk, ...] | None:
         """Return a clip's rows, or None. Reads only row groups that may hold it."""
         ids = [
             self._file.metadata.row_group(i).column(0).statistics
@@ -179,7 +187,7 @@ class ShardReader:
         rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
         return self._whole(rows) if rows else None
 
-    def _whole(self, rows: tuple[ShardRow, ...]) -> tuple[ShardRow, ...]:
+    def _whole(self, rows: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
         found = [(row.chunk_index, row.n_chunks) for row in rows]
         if found != [(index, len(rows)) for index in range(len(rows))]:
             raise damaged(self.uri, f"clip {rows[0].clip_id} has chunks (index, count) {found}")

@@ -10,15 +10,22 @@ from tokpipe.models.autoencoder_2d import (
     Encoder,
     MOVQDecoder,
 )
-from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
-from tokpipe.models.blocks_2d import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
+from tokpipe.models.blocks import (
+    AttnBlock,
+    AttnBlock2D,
+    Downsample,
+    DownSample3D,
+    ResnetBlock,
+    ResnetBlock3D,
+    Upsample,
+    Upsample3D,
+)
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.diffusion.attention import LinearAttention, make_attn
 from tokpipe.models.diffusion.timestep import get_timestep_embedding
 from tokpipe.models.diffusion.unet import UNet
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
-from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import (
     FSQ,
@@ -31,6 +38,7 @@ from tokpipe.models.quantizers import (
     VectorQuantizer,
     VectorQuantizer2,
 )
+from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D
 from tokpipe.models.streaming import StreamState
 
 __all__ = [

@@ -10,17 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
-from tokpipe.models.blocks_2d import (
-    Downsample,
-    ResnetBlock,
-    SpatialNorm,
-    Upsample,
-    block_norm,
-    normalized,
-)
+from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
-from tokpipe.models.levels import Factory, Keep, Level, MidBlocks, Pyramid, drop
+from tokpipe.models.group_norm import group_norm
+from tokpipe.models.levels import Factory, Keep, Level, MidBlocks, Pyramid, built, drop
+from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
 
 class Encoder(nn.Module):
@@ -67,16 +62,15 @@ class Encoder(nn.Module):
         block = partial(ResnetBlock, dropout=dropout, temb_channels=0)
         attn = partial(make_attn, attn_type="linear" if use_linear_attn else attn_type)
         plans = pyramid.down()
+        channels = plans[-1].channels
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
-        self.down = nn.ModuleList()
-        for plan in plans:
-            self.down.append(level := Level(plan, block, attn))
-            if plan is not plans[-1]:  # after the blocks, as published: a seed draws in this order
-                level.downsample = Downsample(plan.channels, resamp_with_conv)
-        channels = plans[-1].channels
+        self.down = built(
+            *(plans, block, attn),
+            downsample=lambda plan: Downsample(plan.channels, resamp_with_conv),
+        )
         self.mid = MidBlocks(channels, block, attn)
-        self.norm_out = block_norm(channels, None, add_conv=False)
+        self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,12 +170,9 @@ class Decoder(nn.Module):
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
-        levels = []
-        for plan in plans:
-            levels.append(level := Level(plan, block, attn))
-            if plan is not plans[-1]:
-                level.upsample = Upsample(plan.channels, resamp_with_conv)
-        self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
+        self.up = built(
+            *(plans, block, attn), upsample=lambda plan: Upsample(plan.channels, resamp_with_conv)
+        )
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 

@@ -1,10 +1,15 @@
-"""The blocks of the 3D encoder and decoder. Attribute names are state_dict keys: an interface.
+"""The blocks of encoders and decoders. Attribute names are state_dict keys: an interface.
 
-Shape letters: B clips, C channels, T frames, H rows, W columns. ``zq`` is the quantized latent
-(B, C_zq, t, h, w) that a decoder's norms read, and None in an encoder. ``stream`` is passed where
-the input is one piece of a clip. Source: CogVideo's ``movq_enc_3d`` and ``movq_dec_3d``, whose
-classes of the same name are merged here.
+Shape letters: B images or clips, C channels, T frames, H rows, W columns. ``zq`` is the quantized
+latent (B, C_zq, h, w), or (B, C_zq, t, h, w), that the norms of a MoVQ decoder read, and None
+elsewhere. ``stream`` is passed where the input is one piece of a clip. Source: CogVideo's
+``vqvae_blocks``, ``movq_modules``, ``movq_enc_3d`` and ``movq_dec_3d``, whose classes of the same
+name are merged here.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +17,13 @@ from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
 from tokpipe.models.attention import attention
-from tokpipe.models.blocks_2d import ADD_CONV_WITHOUT_ZQ, ZQ_MISSING, with_embedding
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import Conv3d, FrameConv, as_weights
-from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
+from tokpipe.models.convolution import Conv2d, Conv3d, as_weights, same_conv2d
+from tokpipe.models.group_norm import GroupNorm, Norm
 from tokpipe.models.levels import Pyramid
-from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.rows import add_rows
-from tokpipe.models.streaming import Stream, why_not_streamable
+from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
+from tokpipe.models.streaming import Stream, StreamState
 
 
 class Network3D(nn.Module):
@@ -44,55 +48,42 @@ class Network3D(nn.Module):
     @property
     def why_not_streamable(self) -> str | None:
         """Why ``stream`` raises for this network, or None if it does not."""
-        return why_not_streamable(self.norm, self.pad_mode)
+        if self.norm != "frame":
+            return (
+                f"norm={self.norm!r} takes statistics over all frames, later ones included, so a "
+                "piece differs from the same frames of the whole clip; only norm='frame' avoids "
+                "that, and it needs weights that were trained with it"
+            )
+        if self.pad_mode == "reflect":
+            return (
+                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
+                "piece; 'first' and 'constant' do not"
+            )
+        return None
 
-
-def block_norm(
-    channels: int, zq_ch: int | None, add_conv: bool, norm: Norm
-) -> GroupNorm | SpatialNorm3D:
-    """An encoder's plain norm, or with ``zq_ch`` a decoder's, which reads the latent.
-
-    The convolution of ``add_conv`` sees zeros before frame 0 whatever the decoder's pad mode: the
-    published blocks do not pass it on.
-    """
-    if zq_ch is not None:
-        norm_layer = norm_class(norm)
-        return SpatialNorm3D(
-            channels, zq_ch, norm_layer, add_conv=add_conv, num_groups=32, eps=1e-6
-        )
-    if add_conv:
-        raise ValueError(ADD_CONV_WITHOUT_ZQ)
-    return group_norm(channels, norm)
-
-
-def normalized(
-    norm: GroupNorm | SpatialNorm3D, x: Tensor, zq: Tensor | None, stream: Stream | None
-) -> Tensor:
-    """Apply either kind of ``block_norm``."""
-    if isinstance(norm, GroupNorm):
-        return norm(x)  # type: ignore[no-any-return]
-    if zq is None:
-        raise ValueError(ZQ_MISSING)
-    return norm(x, zq, stream)  # type: ignore[no-any-return]
+    def _piece(self, state: StreamState | None) -> Stream:
+        if (reason := self.why_not_streamable) is not None:
+            raise ValueError(f"this network cannot take a clip in pieces: {reason}")
+        return Stream(self, state)
 
 
 def activated_conv(
-    norm: GroupNorm | SpatialNorm3D,
-    conv: CausalConv3d,
+    norm: GroupNorm | SpatialNorm,
+    conv: nn.Module,
     x: Tensor,
     zq: Tensor | None,
-    stream: Stream | None,
+    *stream: Stream | None,
 ) -> Tensor:
-    """Norm, SiLU and causal convolution: what all blocks of this family consist of."""
-    if isinstance(norm, GroupNorm):
-        return conv.of_silu(norm, x, stream)
-    y: Tensor = conv(silu(normalized(norm, x, zq, stream)), stream)
+    """Norm, SiLU and convolution: what all blocks of this family consist of."""
+    if isinstance(conv, CausalConv3d) and isinstance(norm, GroupNorm) and zq is None:
+        return conv.of_silu(norm, x, *stream)
+    y: Tensor = conv(silu(normalized(norm, x, zq, *stream)), *stream)
     return y
 
 
 def residual(x: Tensor, h: Tensor) -> Tensor:
-    """``x + h``; written over ``h``, which nothing else uses, where no gradient needs it."""
-    if torch.is_grad_enabled():
+    """``x + h``; for clips written over ``h``, which nothing else uses, if no gradient needs it."""
+    if torch.is_grad_enabled() or x.ndim == 4:
         return x + h
     if x.dtype == h.dtype:
         return h.add_(x)
@@ -100,12 +91,25 @@ def residual(x: Tensor, h: Tensor) -> Tensor:
     return add_rows(x, h) if is_in_rows and x.stride() == h.stride() else x + h
 
 
-class ResnetBlock3D(nn.Module):
-    """Two rounds of norm, SiLU and causal convolution, added to the input.
+def with_embedding(h: Tensor, temb: Tensor | None, temb_proj: nn.Linear | None) -> Tensor:
+    """Add ``temb`` (B, temb_channels), if there is one, to every position of ``h`` (B, C, ...)."""
+    if temb is None:
+        return h
+    if temb_proj is None:
+        raise ValueError(
+            "this block was built with temb_channels=0 and cannot use an embedding: leave temb out"
+        )
+    projected: Tensor = temb_proj(silu(temb))
+    return h + projected.view(projected.shape + (1,) * (h.ndim - 2))
 
-    Where the number of channels changes, the input passes through a 1x1x1 convolution, or a causal
-    3x3x3 one (``conv_shortcut``). ``temb_channels`` is the width of an embedding that is added
-    between the rounds, 0 for none. With ``zq_ch`` the norms read the latent.
+
+class ResnetBlock(nn.Module):
+    """Two rounds of norm, SiLU and 3x3 convolution, added to the input.
+
+    Where the number of channels changes, the input passes through a 1x1 convolution, or a 3x3 one
+    (``conv_shortcut``). ``temb_channels`` is the width of an embedding, such as that of a
+    timestep, which is added between the rounds, 0 for none. With ``zq_ch`` the norms read the
+    latent. The last three arguments are for ``ResnetBlock3D``.
     """
 
     def __init__(
@@ -118,56 +122,108 @@ class ResnetBlock3D(nn.Module):
         temb_channels: int = 512,
         zq_ch: int | None = None,
         add_conv: bool = False,
-        pad_mode: PadMode = "constant",
-        norm: Norm = "clip",
+        make_norm: Callable[..., Any] = block_norm,
+        make_conv: Callable[..., Any] = same_conv2d,
+        make_nin: Callable[..., Any] = same_conv2d,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
-        self.norm1 = block_norm(in_channels, zq_ch, add_conv, norm)
-        self.conv1 = CausalConv3d(in_channels, out_channels, 3, pad_mode)
+        self.norm1 = make_norm(in_channels, zq_ch, add_conv)
+        self.conv1 = make_conv(in_channels, out_channels, 3)
         self.temb_proj = nn.Linear(temb_channels, out_channels) if temb_channels > 0 else None
-        self.norm2 = block_norm(out_channels, zq_ch, add_conv, norm)
+        self.norm2 = make_norm(out_channels, zq_ch, add_conv)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = CausalConv3d(out_channels, out_channels, 3, pad_mode)
-        self.conv_shortcut: CausalConv3d | None = None
-        self.nin_shortcut: Conv3d | None = None
+        self.conv2 = make_conv(out_channels, out_channels, 3)
+        # Two keys, which say what kind of convolution the weights are for.
+        self.conv_shortcut = self.nin_shortcut = None
         if in_channels != out_channels:
             if conv_shortcut:
-                self.conv_shortcut = CausalConv3d(in_channels, out_channels, 3, pad_mode)
+                self.conv_shortcut = make_conv(in_channels, out_channels, 3)
             else:
-                self.nin_shortcut = Conv3d(in_channels, out_channels, kernel_size=1)
+                self.nin_shortcut = make_nin(in_channels, out_channels, 1)
 
     def forward(
         self,
         x: Tensor,
         temb: Tensor | None = None,
         zq: Tensor | None = None,
-        stream: Stream | None = None,
+        *stream: Stream | None,
     ) -> Tensor:
-        """(B, C_in, T, H, W), with temb (B, temb_channels) -> (B, C_out, T, H, W).
+        """(B, C_in, ...), with temb (B, temb_channels) -> (B, C_out, ...).
 
         Raises:
-            ValueError: ``temb`` for a block without ``temb_channels``, or no ``zq`` for one with
-                ``zq_ch``.
+            ValueError: ``temb`` for a block without ``temb_channels``, or a ``zq`` that is missing
+                with ``zq_ch``, or present without it.
         """
-        h = activated_conv(self.norm1, self.conv1, x, zq, stream)
+        h = activated_conv(self.norm1, self.conv1, x, zq, *stream)
         h = with_embedding(h, temb, self.temb_proj)
         if self.training and self.dropout.p:
-            h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, stream))), stream)
+            h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, *stream))), *stream)
         else:
-            h = activated_conv(self.norm2, self.conv2, h, zq, stream)
+            h = activated_conv(self.norm2, self.conv2, h, zq, *stream)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x, stream)
+            x = self.conv_shortcut(x, *stream)
         elif self.nin_shortcut is not None:
             x = self.nin_shortcut(x)
         return residual(x, h)
 
 
-class AttnBlock2D(nn.Module):
-    """Single-head attention among the positions of each frame, added to the input.
+class ResnetBlock3D(ResnetBlock):
+    """``ResnetBlock`` of clips, with causal 3x3x3 convolutions."""
 
-    Frames do not attend to each other, but the norm before it may span them. With ``zq_ch`` that
-    norm reads the latent.
+    def __init__(
+        self, *, pad_mode: PadMode = "constant", norm: Norm = "clip", **arguments: Any
+    ) -> None:
+        super().__init__(
+            make_norm=partial(block_norm, norm=norm, make_spatial=SpatialNorm3D),
+            make_conv=partial(CausalConv3d, pad_mode=pad_mode),
+            make_nin=Conv3d,
+            **arguments,
+        )
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention among the positions of an image, added to the input.
+
+    With ``zq_ch`` the norm before it reads the latent. The products of queries and keys are only
+    formed with their scale of C^-0.5, so they overflow float16 later than unscaled ones.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+        *,
+        make_norm: Callable[..., Any] = block_norm,
+    ) -> None:
+        super().__init__()
+        self.norm = make_norm(in_channels, zq_ch, add_conv)
+        self.q = Conv2d(in_channels, in_channels, 1)
+        self.k = Conv2d(in_channels, in_channels, 1)
+        self.v = Conv2d(in_channels, in_channels, 1)
+        self.proj_out = Conv2d(in_channels, in_channels, 1)
+
+    def forward(self, x: Tensor, zq: Tensor | None = None, *stream: Stream | None) -> Tensor:
+        """(B, C, H, W), or (B, C, T, H, W) -> the same shape."""
+        h = as_weights(self.q, normalized(self.norm, x, zq, *stream))
+        q, k, v = (conv(h).flatten(-2).movedim(1, -1) for conv in (self.q, self.k, self.v))
+        h = self.attend(q, k, v).movedim(-1, 1)
+        return residual(x, self.proj_out(h.reshape(x.shape)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H * W, C) or (B, T, H * W, C) each -> the same shape: for each position, the mean of
+        ``v`` weighted by similarity."""
+        # PyTorch's fused kernels only take four dimensions: frames take the place of heads.
+        if q.ndim == 4:
+            return attention(q, k, v)
+        return attention(*(x.unsqueeze(1) for x in (q, k, v))).squeeze(1)
+
+
+class AttnBlock2D(AttnBlock):
+    """``AttnBlock`` of each frame of a clip.
+
+    Frames do not attend to each other, but the norm before it may span them.
     """
 
     def __init__(
@@ -178,20 +234,41 @@ class AttnBlock2D(nn.Module):
         *,
         norm: Norm = "clip",
     ) -> None:
-        super().__init__()
-        self.norm = block_norm(in_channels, zq_ch, add_conv, norm)
-        self.q = FrameConv(in_channels, in_channels, kernel_size=1)
-        self.k = FrameConv(in_channels, in_channels, kernel_size=1)
-        self.v = FrameConv(in_channels, in_channels, kernel_size=1)
-        self.proj_out = FrameConv(in_channels, in_channels, kernel_size=1)
+        make_norm = partial(block_norm, norm=norm, make_spatial=SpatialNorm3D)
+        super().__init__(in_channels, zq_ch, add_conv, make_norm=make_norm)
 
-    def forward(self, x: Tensor, zq: Tensor | None = None, stream: Stream | None = None) -> Tensor:
-        """(B, C, T, H, W) -> the same shape."""
-        h = as_weights(self.q, normalized(self.norm, x, zq, stream))
-        # (B, T, H*W, C), so that frames take the place of heads; the scale is C^-0.5.
-        q, k, v = (conv(h).flatten(3).permute(0, 2, 3, 1) for conv in (self.q, self.k, self.v))
-        h = attention(q, k, v).permute(0, 3, 1, 2)
-        return residual(x, self.proj_out(h.reshape(x.shape)))
+
+class Downsample(nn.Module):
+    """Halves rows and columns, rounding down.
+
+    By a strided 3x3 convolution padded right and below, or by averaging (``with_conv=False``).
+    """
+
+    def __init__(self, in_channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, in_channels, 3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return y
+
+
+class Upsample(nn.Module):
+    """Doubles rows and columns by repetition; then, ``with_conv``, a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, in_channels, 3, padding=1) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        x = F.interpolate(x, scale_factor=2.0)
+        if self.conv is not None:
+            x = self.conv(x)
+        return x
 
 
 class DownSample3D(nn.Module):
@@ -212,7 +289,7 @@ class DownSample3D(nn.Module):
         super().__init__()
         self.compress_time = compress_time
         out_channels = in_channels if out_channels is None else out_channels
-        self.conv = FrameConv(in_channels, out_channels, 3, stride=2) if with_conv else None
+        self.conv = Conv2d(in_channels, out_channels, 3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> (B, C, 1 + (T-1)//2 or T, H//2, W//2), with T not 2 if compressing.
@@ -276,7 +353,7 @@ class Upsample3D(nn.Module):
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
         super().__init__()
         self.compress_time = compress_time
-        self.conv = FrameConv(in_channels, in_channels, 3, padding=1) if with_conv else None
+        self.conv = Conv2d(in_channels, in_channels, 3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> (B, C, 2T-1 if compressing else T, 2H, 2W).

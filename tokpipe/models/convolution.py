@@ -111,39 +111,29 @@ class Conv3d(nn.Conv3d):
         )
 
 
-class FrameConv(nn.Conv2d):
-    """A 2D convolution of every frame, with the state_dict of ``nn.Conv2d``.
-
-    Zero padding, one group. Runs as a 3D convolution of depth 1, since folding the frames into the
-    batch would copy the clip.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, T, H', W')."""
-        return _conv_frames(self, x)
-
-
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose result for one image does not depend on the rest of the batch.
+    """``nn.Conv2d`` of images or of every frame of clips, each alone: zero padding, one group.
 
-    Zero padding, one group. On CPUs it runs as a 3D convolution of depth 1, at the same speed;
-    other devices use their 2D kernels.
+    Clips run as a 3D convolution of depth 1, since folding the frames into the batch would copy
+    them. On CPUs images do as well, at the same speed; other devices use their 2D kernels.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        if x.device.type != "cpu":
+        """(B, C_in, H, W) -> (B, C_out, H', W'), or (B, C_in, T, H, W) -> (B, C_out, T, H', W')."""
+        if x.ndim == 4 and x.device.type != "cpu":
             return super().forward(x)
-        return _conv_frames(self, x.unsqueeze(2)).squeeze(2)
+        assert not isinstance(self.padding, str)
+        y = conv3d(
+            x if x.ndim == 5 else x.unsqueeze(2),
+            self.weight.unsqueeze(2),
+            self.bias,
+            stride=(1, *self.stride),
+            padding=(0, *self.padding),
+            dilation=(1, *self.dilation),
+        )
+        return y if x.ndim == 5 else y.squeeze(2)
 
 
-def _conv_frames(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    assert not isinstance(layer.padding, str)
-    return conv3d(
-        x,
-        layer.weight.unsqueeze(2),
-        layer.bias,
-        stride=(1, *layer.stride),
-        padding=(0, *layer.padding),
-        dilation=(1, *layer.dilation),
-    )
+def same_conv2d(in_channels: int, out_channels: int, kernel: int) -> Conv2d:
+    """A ``Conv2d`` whose result has the size of its input."""
+    return Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)

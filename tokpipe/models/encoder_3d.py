@@ -5,13 +5,13 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, Network3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import check_input, order_weights
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Level, MidBlocks, Pyramid
+from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
 from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
 
@@ -64,15 +64,13 @@ class Encoder3D(Network3D):
         block = partial(
             ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
-        attn = partial(AttnBlock2D, norm=norm)
         self.conv_in = CausalConv3d(in_channels, ch, 3, pad_mode)
-        self.down = nn.ModuleList()
-        for plan in plans:
-            downsample = None
-            if plan is not plans[-1]:
-                compress = 2**plan.index < temporal_compress_times
-                downsample = DownSample3D(plan.channels, resamp_with_conv, compress)
-            self.down.append(Level(plan, block, attn, downsample=downsample))
+        self.down = built(
+            *(plans, block, partial(AttnBlock2D, norm=norm)),
+            downsample=lambda plan: DownSample3D(
+                plan.channels, resamp_with_conv, 2**plan.index < temporal_compress_times
+            ),
+        )
         channels = plans[-1].channels
         self.mid = MidBlocks(channels, block)
         self.norm_out = group_norm(channels, norm)
@@ -130,8 +128,7 @@ class Encoder3D(Network3D):
             ValueError: an encoder that is not causal, a piece of another length, or the state of
                 another network, batch or frame size.
         """
-        if (reason := self.why_not_streamable) is not None:
-            raise ValueError(f"this encoder cannot take a clip in pieces: {reason}")
+        stream = self._piece(state)
         self._check(x)
         frames, stride = x.shape[2], self.temporal_stride
         if state is None and (frames - 1) % stride:
@@ -145,7 +142,6 @@ class Encoder3D(Network3D):
                 f"a later piece of a clip has {frames} frames and ends within a latent frame of "
                 f"{stride}, so the next piece would start inside it. Pass a multiple of {stride}"
             )
-        stream = Stream(self, state)
         return self._encode(x, stream), stream.state()
 
     def _check(self, x: Tensor) -> None:

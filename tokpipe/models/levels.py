@@ -90,22 +90,14 @@ class Level(nn.Module):
     ``downsample`` or ``upsample`` leads to the next level, which the last one lacks.
     """
 
-    def __init__(
-        self,
-        plan: LevelPlan,
-        make_block: Factory,
-        make_attn: Factory,
-        *,
-        downsample: nn.Module | None = None,
-        upsample: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, plan: LevelPlan, make_block: Factory, make_attn: Factory) -> None:
         super().__init__()
         self.block = nn.ModuleList(
             make_block(in_channels=before, out_channels=plan.channels) for before in plan.inputs
         )
         self.attn = nn.ModuleList(make_attn(plan.channels) for _ in plan.inputs if plan.attends)
-        self.downsample = downsample
-        self.upsample = upsample
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
 
     def steps(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Each block, with the attention that follows it."""
@@ -118,6 +110,22 @@ class Level(nn.Module):
             if attn is not None:
                 h = attn(h, *context)
         return h
+
+
+def built(
+    plans: Sequence[LevelPlan],
+    make_block: Factory,
+    make_attn: Factory,
+    **make_resampler: Callable[[LevelPlan], nn.Module],
+) -> nn.ModuleList:
+    """The levels, each but the last with its ``downsample`` or ``upsample``; 0 is the finest."""
+    levels: list[Level] = []
+    for plan in plans:
+        levels.append(level := Level(plan, make_block, make_attn))
+        if plan is not plans[-1]:  # after the blocks, as published: a seed draws in this order
+            for name, make in make_resampler.items():
+                setattr(level, name, make(plan))
+    return nn.ModuleList(levels if plans[0].index == 0 else reversed(levels))
 
 
 class MidBlocks(nn.Module):

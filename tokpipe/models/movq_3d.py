@@ -4,21 +4,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokpipe.models.activation import silu
-from tokpipe.models.blocks import (
-    AttnBlock2D,
-    Network3D,
-    ResnetBlock3D,
-    Upsample3D,
-    block_norm,
-    normalized,
-)
+from tokpipe.models.blocks import AttnBlock2D, Network3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.convolution import check_input
 from tokpipe.models.group_norm import Norm
-from tokpipe.models.levels import Level, MidBlocks, Pyramid
+from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm, normalized
 from tokpipe.models.streaming import Stream, StreamState
 
 
@@ -82,22 +76,21 @@ class MOVQDecoder3D(Network3D):
         block = partial(
             ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, **latent
         )
-        attn = partial(AttnBlock2D, **latent)
         self.post_quant_conv = (
             CausalConv3d(zq_ch, z_channels, 3, pad_mode) if post_quant_conv else None
         )
         coarsest, finest = plans[0], plans[-1]
         self.conv_in = CausalConv3d(z_channels, coarsest.inputs[0], 3, pad_mode)
         self.mid = MidBlocks(coarsest.inputs[0], block)
-        levels = []
-        for plan in plans:
-            upsample = None
-            if plan is not finest:
-                compress = 2 ** (coarsest.index - plan.index) < temporal_compress_times
-                upsample = Upsample3D(plan.channels, resamp_with_conv, compress)
-            levels.append(Level(plan, block, attn, upsample=upsample))
-        self.up = nn.ModuleList(reversed(levels))  # by published key, up.0 is the finest
-        self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm)
+        self.up = built(
+            *(plans, block, partial(AttnBlock2D, **latent)),
+            upsample=lambda plan: Upsample3D(
+                plan.channels,
+                resamp_with_conv,
+                2 ** (coarsest.index - plan.index) < temporal_compress_times,
+            ),
+        )
+        self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm, SpatialNorm3D)
         self.conv_out = CausalConv3d(finest.channels, out_ch, 3, pad_mode)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -122,9 +115,7 @@ class MOVQDecoder3D(Network3D):
             ValueError: a decoder that is not causal, an empty piece, or the state of another
                 network, batch or latent size.
         """
-        if (reason := self.why_not_streamable) is not None:
-            raise ValueError(f"this decoder cannot take a latent in pieces: {reason}")
-        stream = Stream(self, state)
+        stream = self._piece(state)
         return self._decode(z, stream), stream.state()
 
     def _decode(self, zq: Tensor, stream: Stream | None = None) -> Tensor:

@@ -50,22 +50,6 @@ def _unpickled(
     return StreamState(network, tuple(tensor.view(dtype) for tensor, dtype in pairs))
 
 
-def why_not_streamable(norm: str, pad_mode: str) -> str | None:
-    """Why a network with these settings cannot take a clip in pieces, or None if it can."""
-    if norm != "frame":
-        return (
-            f"norm={norm!r} takes statistics over all frames, later ones included, so a piece "
-            "differs from the same frames of the whole clip; only norm='frame' avoids that, and "
-            "it needs weights that were trained with it"
-        )
-    if pad_mode == "reflect":
-        return (
-            "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later piece; "
-            "'first' and 'constant' do not"
-        )
-    return None
-
-
 class Stream:
     """One piece on its way through a network: hands each layer its old frames, keeps its new ones.
 

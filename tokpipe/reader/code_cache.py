@@ -78,11 +78,6 @@ class CodeCache:
     def tokenizer(self) -> TokenizerSpec:
         return self.output.tokenizer
 
-    @property
-    def clip_counts(self) -> NDArray[np.int64]:
-        """(shards,) number of clips in each shard."""
-        return self.output.shards.clip_counts
-
     def __len__(self) -> int:
         """Number of shards."""
         return len(self.output.shards)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -15,11 +16,11 @@ from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
 from tokpipe.formats.shard import ShardMetadata, shard_schema
-from tokpipe.formats.shard_reader import ShardReader, ShardRow, check_same_tokenizer
+from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.shard_list import ClipIndex, ShardList
-from tokpipe.reader.values import Chunk, Clip, ShardInfo
+from tokpipe.reader.values import Clip, ShardInfo
 from tokpipe.storage import open_store
 from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.read_ahead import read_ahead
@@ -225,14 +226,15 @@ def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str)
     return _clip(info, rows, records[0] if records else None)
 
 
-def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, Any] | None) -> Clip:
+def _clip(info: ShardInfo, rows: Sequence[Chunk] | None, record: dict[str, Any] | None) -> Clip:
     if rows is None or record is None or record["clip_id"] != rows[0].clip_id:
         raise damaged(info.side_table_uri, f"its clips are not those of {info.key}")
     return Clip(
         clip_id=record["clip_id"],
         source_uri=record["source_uri"],
         fps=record["fps"],
-        chunks=tuple(map(_chunk, rows)),
+        # A view would keep its row group in memory.
+        chunks=tuple(replace(row, codes=row.codes.copy()) for row in rows),
         metadata={name: value for name, value in record.items() if name not in OWN_COLUMNS},
         plan_row=record["plan_row"],
         segment=record["segment"],
@@ -240,9 +242,3 @@ def _clip(info: ShardInfo, rows: Sequence[ShardRow] | None, record: dict[str, An
         marks=tuple(record["marks"]),
         damage=record["damage"],
     )
-
-
-def _chunk(row: ShardRow) -> Chunk:
-    fields = {name: getattr(row, name) for name in Chunk.__slots__}
-    fields["codes"] = row.codes.copy()  # a view would keep its row group in memory
-    return Chunk(**fields)

@@ -1,8 +1,8 @@
 """Clips for training: shuffled, shared among ranks and workers, resumable to the clip."""
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -92,7 +92,7 @@ class ClipMix:
         self.caches = tuple(caches)
         self.rank, self.world_size = rank, world_size
         self._make = make
-        self._sizes = [cache.clip_counts for cache in caches]
+        self._sizes = [cache.output.shards.clip_counts for cache in caches]
         self._num_clips = [int(sizes.sum()) for sizes in self._sizes]
         if epoch_clips is None:
             epoch_clips = sum(self._num_clips)
@@ -218,8 +218,8 @@ class ClipIterator(Iterator[Any]):
         self._epoch = self._stream.epoch
         self._share = Share(self._left, self._reader, self._num_readers)
         self._taken, self._counts = taken, self._share.counts(taken)
-        self._orders: OrderedDict[tuple[int, int], EpochOrder] = OrderedDict()
-        """Orders of the current passes, by source and number of the pass."""
+        kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
+        self._order = lru_cache(kept)(self._stream._order)
 
     def __next__(self) -> Any:
         if self._taken >= len(self._share):
@@ -236,13 +236,7 @@ class ClipIterator(Iterator[Any]):
         stream = self._stream
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
-        key = source, number
-        if key not in self._orders:
-            self._orders[key] = stream._order(*key)
-            if len(self._orders) > 2 * len(stream.caches):  # a pass that ends, and the next
-                self._orders.popitem(last=False)
-        self._orders.move_to_end(key)
-        shard, item = self._orders[key][place]
+        shard, item = self._order(source, number)[place]
         return clip_of(stream.caches[source].shard(shard), item)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,27 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The codes of one chunk of a clip."""
-
-    codes: NDArray[np.uint16] | NDArray[np.uint32]
-    """(t, h, w), 0 <= code < codebook size, not shared with other chunks."""
-    first_is_image: bool
-    """The first latent frame covers 1 frame instead of ``temporal_stride``."""
-    frame_start: int
-    """First real frame that the codes cover, counted in the resampled clip."""
-    n_frames: int
-    """Real frames that the codes cover."""
-    n_pad_frames: int
-    """Repeats of the last frame that were encoded after them."""
-    n_context_frames: int
-    """Frames that were encoded before them and whose codes were dropped."""
-    start_pts_s: float
-    """Presentation time of the first real frame, in seconds of the source."""
-    end_pts_s: float
-    """Presentation time of the last real frame."""
+from tokpipe.formats.shard_reader import Chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,15 +32,6 @@ class SourceFrames:
         """Stop the decoding process and remove fetched sources."""
         self._stage.close()
 
-    def frames(self, clip: Clip) -> Iterator[Frames]:
-        """Yield the clip's (T, H, W, 3) frames, in one piece or several.
-
-        Raises:
-            SourceError: the source is missing, or does not decode.
-        """
-        for decoded in self.decoded(clip):
-            yield decoded.frames
-
     def blocks(self, clip: Clip) -> Iterator[Frames]:
         """Yield the (T, H, W, 3) frames of each chunk of the clip.
 
@@ -48,7 +39,7 @@ class SourceFrames:
             SourceError: the source is missing, or does not decode.
             NotFound: it has fewer frames than were encoded.
         """
-        pieces = self.frames(clip)
+        pieces = (decoded.frames for decoded in self.decoded(clip))
         rest = np.empty((0, 0, 0, 3), np.uint8)
         for chunk in clip.chunks:
             while len(rest) < chunk.n_frames:

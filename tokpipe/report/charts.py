@@ -1,13 +1,11 @@
 """Charts as inline SVG. Shapes stretch with the page; text keeps its size.
 
-Lengths along x are therefore percentages. Paths cannot have percentages, so they are drawn in an
-inner SVG, which is stretched. Each chart has a label for screen readers, and the page repeats its
-numbers in a table.
+Lengths along x are therefore percentages. Each chart has a label for screen readers, and the page
+repeats its numbers in a table.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 from tokpipe.report.markup import Markup, el, short
@@ -15,8 +13,6 @@ from tokpipe.telemetry.human import duration
 
 _TOP, _PLOT, _BELOW = 8, 140, 22
 """Heights in pixels: above the plot, the plot, and below it."""
-_UNITS = 1000
-"""Width of the inner SVG, in its own units."""
 _SCALE = 34
 """Minimum width of the numbers at the y axis in pixels, so that charts side by side line up."""
 _ROW = 44
@@ -30,12 +26,13 @@ _TIME_STEPS_S = [
 ]
 
 
-class Span(NamedTuple):
-    """A value over a range of x; None where it is unknown."""
+class Column(NamedTuple):
+    """A value over a range of x, with a tooltip in place of the number; None where unknown."""
 
     begin: float
     end: float
     value: float | None
+    title: str | None = None
 
 
 class AxisTick(NamedTuple):
@@ -51,48 +48,38 @@ class BarPart(NamedTuple):
     title: str
 
 
-def steps_chart(
-    name: str, spans: Sequence[Span], *, ticks: Sequence[AxisTick], marks: Iterable[float] = ()
+def columns_chart(
+    name: str,
+    columns: Sequence[Column],
+    *,
+    ticks: Sequence[AxisTick],
+    x_ticks: Sequence[AxisTick] | None = None,
+    marks: Iterable[float] = (),
 ) -> Markup:
-    """Draw a step function of time, with a dashed line at each of ``marks`` (seconds)."""
-    end = max((span.end for span in spans), default=0.0) or 1.0
-    inner = el(
-        "svg",
-        *_areas(spans, end, ticks[-1].at or 1.0),
-        y=_TOP,
-        width="100%",
-        height=_PLOT,
-        viewBox=f"0 0 {_UNITS} {_PLOT}",
-        preserveAspectRatio="none",
-    )
+    """Draw columns, with a dashed line at each of ``marks``. Without ``x_ticks``, x is seconds."""
+    end, top = max((one.end for one in columns), default=0.0) or 1.0, ticks[-1].at or 1.0
+    rects = []
+    for begin, stop, value, title in columns:
+        if value:
+            width, height = (stop - begin) / end, _PLOT * min(1.0, value / top)
+            gap = min(0.15 * width, 0.004)
+            rects.append(
+                el(
+                    "rect",
+                    el("title", title or f"{value:,.4g}"),
+                    x=_percent(begin / end + gap / 2),
+                    width=_percent(width - gap),
+                    y=_TOP + _PLOT - height,
+                    height=height,
+                    class_="column",
+                )
+            )
     lines = (
         el("line", x1=x, x2=x, y1=_TOP, y2=_TOP + _PLOT, class_="mark")
         for x in (_percent(mark / end) for mark in marks)
     )
-    return _plot(name, ticks, inner, *lines, *_x_axis(_time_ticks(end), end))
-
-
-def columns_chart(
-    name: str, counts: Sequence[int], labels: Sequence[str], *, x_ticks: Sequence[AxisTick]
-) -> Markup:
-    """Draw a histogram: a column per count and label. ``x_ticks`` are at 0 to ``len(counts)``."""
-    ticks = count_ticks(max(counts, default=0), whole=True)
-    top, width = ticks[-1].at or 1.0, 1 / max(1, len(counts))
-    gap = min(0.15 * width, 0.004)
-    columns = (
-        el(
-            "rect",
-            el("title", f"{label}: {count:,}"),
-            x=_percent(index * width + gap / 2),
-            width=_percent(width - gap),
-            y=_TOP + _PLOT * (1 - count / top),
-            height=_PLOT * count / top,
-            class_="column",
-        )
-        for index, (count, label) in enumerate(zip(counts, labels, strict=True))
-        if count
-    )
-    return _plot(name, ticks, *columns, *_x_axis(x_ticks, len(counts)))
+    x_ticks = _time_ticks(end) if x_ticks is None else x_ticks
+    return _plot(name, ticks, *rects, *lines, *_x_axis(x_ticks, end))
 
 
 def bars_chart(name: str, rows: Sequence[tuple[str, str, Sequence[BarPart]]]) -> Markup:
@@ -133,25 +120,10 @@ def _time_ticks(end_s: float) -> list[AxisTick]:
     return [AxisTick(at, duration(at)) for at in range(0, int(end_s) + 1, step)]
 
 
-def _areas(spans: Iterable[Span], end: float, top: float) -> Iterator[Markup]:
-    """Draw each run of known values as an area with a line on top."""
-    for is_known, run in groupby(spans, key=lambda span: span.value is not None):
-        if is_known:
-            steps = [(span.begin, span.end, span.value or 0.0) for span in run]
-            heights = [_PLOT * (1 - min(1.0, value / top)) for _, _, value in steps]
-            left = f"{_UNITS * steps[0][0] / end:.2f}"
-            line = f"M{left} {heights[0]:.2f}" + "".join(
-                f"V{y:.2f}H{_UNITS * right / end:.2f}"
-                for y, (_, right, _) in zip(heights, steps, strict=True)
-            )
-            yield el("path", d=f"{line}V{_PLOT}H{left}Z", class_="area")
-            yield el("path", d=line, class_="line")
-
-
 def _x_axis(ticks: Iterable[AxisTick], end: float) -> Iterator[Markup]:
     y = _TOP + _PLOT + 16
     for tick in ticks:
-        at = tick.at / (end or 1.0)
+        at = tick.at / end
         anchor = "start" if at < 0.04 else "end" if at > 0.94 else "middle"
         yield el("text", tick.text, x=_percent(at), y=y, text_anchor=anchor, class_="tick")
 

@@ -1,16 +1,19 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
+from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
+from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
+from tokpipe.sources.webdataset import find_members
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
@@ -48,6 +51,8 @@ class DecodeStage:
     decode: DecodeConfig
     storage: StoreOptions
     pieces: Cut | None = None
+    versions: Mapping[str, str] | None = None
+    """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     fetched_s: float = field(default=0.0, init=False)
     """Seconds that this process has spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)
@@ -57,9 +62,12 @@ class DecodeStage:
         """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
 
         Raises:
-            ConfigError: the decoder that the job names is not installed.
+            NodeTrouble: the job's decoders do not load here, or in other versions.
         """
-        self._decoder = VideoDecoder(self.decode, self.sampling, self.frames, pieces=self.pieces)
+        self._decoder = VideoDecoder(
+            *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
+        )
+        self._decoder.start()
         self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
@@ -71,7 +79,6 @@ class DecodeStage:
         """Decode each item.
 
         Raises:
-            ConfigError: the decoder that the job names does not load.
             StorageError: the store kept failing.
             RuntimeFault: decoding children do not start, or keep being killed from outside.
         """
@@ -111,8 +118,9 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=() if video.damage is None else ("damaged",),
+            marks=video.marks + (() if video.damage is None else ("damaged",)),
             damage=video.damage,
+            version=self._sources.version,
         )
 
     def _tried(self, item: WorkItem, call: Callable[[Path], T]) -> T | Rejected | Failed:
@@ -136,7 +144,7 @@ class DecodeStage:
     def _fetch(self, item: WorkItem) -> Path:
         started = time.monotonic()
         try:
-            path, is_new = self._sources.fetch(item.source_uri, item.member)
+            path, is_new = self._sources.fetch(item)
         finally:
             self.fetched_s += time.monotonic() - started
         if is_new:
@@ -154,6 +162,17 @@ class DecodeStage:
         return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
+@cache
+def decoder_versions(config: DecodeConfig) -> dict[str, str]:
+    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
+
+    Asked of a decoding child, since package metadata may describe another module.
+    """
+    child = ChildProcess(config.memory_bytes, config.backends)
+    child.kill()
+    return child.versions
+
+
 class _SourceFiles:
     """Local copies of the last source, for all segments of a cut source, and of those kept for
     the next pieces of streamed clips.
@@ -166,23 +185,47 @@ class _SourceFiles:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
-        self._last: dict[_Source, Path] = {}
+        self._embedded = EmbeddedVideos(options)
+        self.version: int | None = None
+        """Of the last source requested; None if unknown."""
+        self._last: dict[_Source, tuple[Path, int | None]] = {}
         """The last source requested, unless it is kept."""
-        self._kept: dict[_Source, Path] = {}
+        self._kept: dict[_Source, tuple[Path, int | None]] = {}
         """Oldest first."""
 
-    def fetch(self, uri: str, member: ArchiveMember | None) -> tuple[Path, bool]:
-        """Return a source's local file, and whether it was newly fetched."""
-        source = uri, member
-        path = self._last.pop(source, None) or self._kept.pop(source, None)
+    def fetch(self, item: WorkItem) -> tuple[Path, bool]:
+        """Return the local file of an item's source, and whether it was newly fetched."""
+        source = item.source_uri, item.member
+        held = self._last.pop(source, None) or self._kept.pop(source, None)
         self._drop(self._last, at_most=0)
-        is_new = path is None
-        if path is None:
-            path = fetch_to_file(
-                uri, member, self._folder, options=self._options, max_bytes=self._max_bytes
-            )
-        self._last[source] = path
+        is_new = held is None
+        if held is None or held[0].parent != self._folder:  # used in place, it may have changed
+            held = self._get(item)
+        self._last[source] = held
+        path, self.version = held
         return path, is_new
+
+    def _get(self, item: WorkItem) -> tuple[Path, int | None]:
+        """Fetch an item's source, or what has its name now if the item follows that."""
+        uri, member, version = item.source_uri, item.member, item.version
+        get = partial(
+            fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
+        )
+        if member is not None and member.column is not None:
+            return self._embedded.copy(member, self._folder, self._max_bytes), None
+        if member is None:
+            return get(uri, None, version=None if item.follows else version)
+        try:
+            return get(uri, member, version=version)
+        except SourceError as error:
+            if error.reason != "changed" or not item.follows:
+                raise
+        ending = uri.rpartition(".")[2].lower()
+        row = find_members(member.archive_uri, ending, self._options.model_dump_json()).get(uri)
+        if row is None:
+            raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
+        member = replace(member, offset=row["member_offset"], size=row["member_size"])
+        return get(uri, member, version=row["source_version"])
 
     def keep(self) -> None:
         """Keep the last source until it is requested again."""
@@ -195,9 +238,9 @@ class _SourceFiles:
         self._drop(self._last, at_most=0)
         self._drop(self._kept, at_most=0)
 
-    def _drop(self, paths: dict[_Source, Path], *, at_most: int) -> None:
+    def _drop(self, held: dict[_Source, tuple[Path, int | None]], *, at_most: int) -> None:
         """Remove the oldest copies; a source on local disk is used in place and stays."""
-        while len(paths) > at_most:
-            path = paths.pop(next(iter(paths)))
+        while len(held) > at_most:
+            path, _ = held.pop(next(iter(held)))
             if path.parent == self._folder:
                 path.unlink(missing_ok=True)

@@ -10,11 +10,17 @@ from tokpipe.telemetry.human import counted
 NO_MATCH = "unmatched pattern"
 """One of those that braces stand for."""
 UNREADABLE = "unreadable folder"
+OVERWRITTEN = "overwritten by a later member"
 _NO_FILES = (NO_MATCH, UNREADABLE)
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
 """Also macOS's ``._IMG_0001.MOV``, which holds attributes, and what Windows and NAS deleted."""
 _MAX_KINDS, _SHOWN_KINDS, _NAMES = 100, 8, 3
+
+
+def is_apple_double(name: str) -> bool:
+    """Whether a file is one of those in which macOS keeps attributes: ``._IMG_0001.MOV``."""
+    return name.rpartition("/")[2].startswith("._")
 
 
 def kind_of(name: str) -> str:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.norm_3d import SpatialNorm3D
 from tokpipe.models.quantizers import FSQ, Quantized
+from tokpipe.models.spatial_norm import SpatialNorm3D
 from tokpipe.models.tokenizers.native import NativeTokenizer, fill_uniform
 from tokpipe.train.config import LossConfig
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tokpipe.models.blocks_2d import AttnBlock
+from tokpipe.models.blocks import AttnBlock
 from tokpipe.models.convolution import Conv2d
 
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]

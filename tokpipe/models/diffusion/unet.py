@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.models.activation import silu
-from tokpipe.models.blocks_2d import Downsample, ResnetBlock, Upsample, block_norm
+from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.diffusion.timestep import TimestepEmbedding
-from tokpipe.models.levels import Level, MidBlocks, Pyramid
+from tokpipe.models.group_norm import group_norm
+from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
 
 
 class UNet(nn.Module):
@@ -62,24 +63,21 @@ class UNet(nn.Module):
         block = partial(ResnetBlock, dropout=dropout, temb_channels=4 * ch)
 
         self.conv_in = Conv2d(in_channels, ch, kernel_size=3, padding=1)
-        self.down = nn.ModuleList()
         down, up = pyramid.down(), pyramid.up()
         kept = [ch]  # channels of the activations that the way up takes, from the end
         for plan in down:
-            last = plan is down[-1]
-            downsample = None if last else Downsample(plan.channels, resamp_with_conv)
-            self.down.append(Level(plan, block, attn, downsample=downsample))
-            kept += [plan.channels] * (num_res_blocks + (not last))
+            kept += [plan.channels] * (num_res_blocks + (plan is not down[-1]))
+        joined = [replace(p, inputs=[width + kept.pop() for width in p.inputs]) for p in up]
+        self.down = built(
+            *(down, block, attn),
+            downsample=lambda plan: Downsample(plan.channels, resamp_with_conv),
+        )
         self.mid = MidBlocks(down[-1].channels, block, attn)
-        levels = []
-        for plan in up:
-            last = plan is up[-1]
-            upsample = None if last else Upsample(plan.channels, resamp_with_conv)
-            joined = replace(plan, inputs=[width + kept.pop() for width in plan.inputs])
-            levels.append(Level(joined, block, attn, upsample=upsample))
-        self.up = nn.ModuleList(reversed(levels))  # up.0 is the finest, like down.0
+        self.up = built(
+            *(joined, block, attn), upsample=lambda plan: Upsample(plan.channels, resamp_with_conv)
+        )
         channels = up[-1].channels
-        self.norm_out = block_norm(channels, None, False)
+        self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, out_ch, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:

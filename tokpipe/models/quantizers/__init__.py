@@ -5,11 +5,14 @@ changes about one code in a hundred. Latents and vectors are (B, dim, ...), code
 """
 
 from tokpipe.models.quantizers.base import Quantized, Quantizer
-from tokpipe.models.quantizers.ema import EMAVectorQuantizer
 from tokpipe.models.quantizers.fsq import FSQ
 from tokpipe.models.quantizers.gumbel import GumbelQuantizer
 from tokpipe.models.quantizers.lfq import LFQ
-from tokpipe.models.quantizers.vector import VectorQuantizer, VectorQuantizer2
+from tokpipe.models.quantizers.vector import (
+    EMAVectorQuantizer,
+    VectorQuantizer,
+    VectorQuantizer2,
+)
 from tokpipe.telemetry.usage import CodeUsage
 
 __all__ = [

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokpipe.models.quantizers.base import Quantizer
-from tokpipe.models.quantizers.nearest import search
 
 Remap = str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor
 UnknownIndex = Literal["random", "extra"] | int
@@ -87,31 +86,6 @@ class CodebookQuantizer(Quantizer):
             return codes
         entries: Tensor = self.used[codes.where(codes < len(self.used), 0)]
         return entries
-
-
-class NearestQuantizer(CodebookQuantizer):
-    """Names the nearest code vector by Euclidean distance.
-
-    A subclass has an ``embedding``, with a ``weight`` (K, dim), that maps entries to vectors.
-    """
-
-    embedding: nn.Module
-
-    def codes_of(self, latent: Tensor) -> Tensor:
-        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
-        return self._entries_to_codes(self._nearest_entries(latent))
-
-    def _nearest_entries(self, latent: Tensor) -> Tensor:
-        self._check_channels(latent)
-        assert isinstance(self.embedding.weight, Tensor)
-        codebook = self.embedding.weight.detach().float()
-        # Without the latent's norm, which is the same for every code vector: adding it would only
-        # lose precision.
-        return search(latent, codebook, codebook.square().sum(1), -2)
-
-    def _vectors(self, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.embedding(self._codes_to_entries(codes))
-        return vectors.float()
 
 
 def _loaded(path: str | os.PathLike[str]) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Builds a tokenizer from its config and the bytes of its weights."""
 
-from typing import overload
+from collections.abc import Callable
 
 import torch
 
@@ -18,23 +18,15 @@ from tokpipe.models.tokenizers.cosmos import build_cosmos_dv
 from tokpipe.models.tokenizers.custom import build_custom
 from tokpipe.models.tokenizers.emu3 import build_emu3
 from tokpipe.models.tokenizers.movqgan import build_movqgan
-from tokpipe.models.tokenizers.native import NativeTokenizer, build_native
+from tokpipe.models.tokenizers.native import build_native
 
-
-@overload
-def build_tokenizer(
-    config: NativeConfig, weights: bytes | None, *, with_decoder: bool = False
-) -> NativeTokenizer: ...
-
-
-@overload
-def build_tokenizer(
-    config: TokenizerConfig,
-    weights: bytes | None,
-    *,
-    with_decoder: bool = False,
-    decoder_weights: bytes | None = None,
-) -> VideoTokenizer: ...
+_BUILDERS: dict[type[TokenizerConfig], Callable[..., VideoTokenizer]] = {
+    NativeConfig: build_native,
+    MoVQGANConfig: build_movqgan,
+    Emu3Config: build_emu3,
+    CosmosDVConfig: build_cosmos_dv,
+    CustomConfig: build_custom,
+}
 
 
 def build_tokenizer(
@@ -60,19 +52,7 @@ def build_tokenizer(
         )
     # Layers draw their initial values from the global generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        if isinstance(config, NativeConfig):
-            tokenizer: VideoTokenizer = build_native(config, weights, with_decoder=with_decoder)
-        elif isinstance(config, CustomConfig):
-            tokenizer = build_custom(config, weights, with_decoder=with_decoder)
-        else:
-            assert weights is not None, "the other kinds require weights"
-            if isinstance(config, MoVQGANConfig):
-                tokenizer = build_movqgan(config, weights, with_decoder=with_decoder)
-            elif isinstance(config, Emu3Config):
-                tokenizer = build_emu3(config, weights, with_decoder=with_decoder)
-            else:
-                assert isinstance(config, CosmosDVConfig), config
-                tokenizer = build_cosmos_dv(
-                    config, weights, decoder_weights, with_decoder=with_decoder
-                )
+        more = {"decoder_weights": decoder_weights} if isinstance(config, CosmosDVConfig) else {}
+        build = _BUILDERS[type(config)]
+        tokenizer = build(config, weights, with_decoder=with_decoder, **more)
     return tokenizer.eval().requires_grad_(False)

@@ -93,7 +93,7 @@ class CosmosDVTokenizer(VideoTokenizer):
 
 
 def build_cosmos_dv(
-    config: CosmosDVConfig, weights: bytes, decoder_weights: bytes | None, *, with_decoder: bool
+    config: CosmosDVConfig, weights: bytes, *, with_decoder: bool, decoder_weights: bytes | None
 ) -> CosmosDVTokenizer:
     """Build on the CPU, in float32 if the program allows; see ``build_tokenizer``."""
     if with_decoder and decoder_weights is None:

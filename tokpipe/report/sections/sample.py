@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
-from tokpipe.report.charts import AxisTick, columns_chart
+from tokpipe.report.charts import AxisTick, Column, columns_chart, count_ticks
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, details, el, figure, notice, table, tiles
 from tokpipe.report.sample import Sample
@@ -96,15 +96,20 @@ def _length_chart(title: str, lengths: Counter[int]) -> tuple[Markup, Markup]:
 
 def _histogram(
     title: str,
-    columns: tuple[str, str],
+    heads: tuple[str, str],
     bars: dict[str, int],
     ticks: list[AxisTick],
     note: str,
 ) -> tuple[Markup, Markup]:
-    """Return counts by label as a chart, and as a table with these columns."""
-    chart = columns_chart(title, [*bars.values()], [*bars], x_ticks=ticks)
-    rows = ((label, f"{count:,}") for label, count in bars.items())
-    return figure(title, chart, note), table(title, columns, rows)
+    """Return counts by label as a chart, and as a table with these heads."""
+    rows = [(label, f"{count:,}") for label, count in bars.items()]
+    columns = [
+        Column(at, at + 1, count, f"{label}: {count:,}")
+        for at, (label, count) in enumerate(bars.items())
+    ]
+    counts = count_ticks(max(bars.values()), whole=True)
+    chart = columns_chart(title, columns, ticks=counts, x_ticks=ticks)
+    return figure(title, chart, note), table(title, heads, rows)
 
 
 def _extent(sample: Sample) -> str:

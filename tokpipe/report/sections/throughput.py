@@ -1,6 +1,6 @@
 """Frames per second over time, and how each stage's actors spent their time."""
 
-from tokpipe.report.charts import AxisTick, BarPart, Span, bars_chart, count_ticks, steps_chart
+from tokpipe.report.charts import AxisTick, BarPart, Column, bars_chart, columns_chart, count_ticks
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, StageUse
 from tokpipe.report.markup import UNKNOWN, Markup, details, el, figure, table
@@ -31,9 +31,9 @@ def _over_time(history: History) -> list[Markup]:
     charts = [
         figure(
             "Frames per second",
-            steps_chart(
+            columns_chart(
                 f"Frames per second over {duration(history.worked_s)} of working time",
-                [Span(one.begin_s, one.end_s, one.frames_per_s) for one in steps],
+                [Column(one.begin_s, one.end_s, one.frames_per_s) for one in steps],
                 ticks=count_ticks(max(one.frames_per_s for one in steps)),
                 marks=starts,
             ),
@@ -42,16 +42,16 @@ def _over_time(history: History) -> list[Markup]:
     ]
     speeds = [step.speed for step in steps]
     if any(speeds):
-        spans = [
-            Span(step.begin_s, step.end_s, None if speed is None else speed.share)
+        shares = [
+            Column(step.begin_s, step.end_s, None if speed is None else speed.share)
             for step, speed in zip(steps, speeds, strict=True)
         ]
         charts.append(
             figure(
                 "Fraction of the speed of light",
-                steps_chart(
+                columns_chart(
                     "Fraction of their time in which encoders computed",
-                    spans,
+                    shares,
                     ticks=[AxisTick(at, f"{at:.0%}") for at in (0.0, 0.5, 1.0)],
                     marks=starts,
                 ),

@@ -1,0 +1,133 @@
+"""The norms of blocks: plain, or scaled and shifted by a quantized latent.
+
+Shape letters: B images or clips, C channels, T frames, H rows, W columns.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.convolution import same_conv2d
+from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
+from tokpipe.models.streaming import Stream
+
+
+class SpatialNorm(nn.Module):
+    """A norm whose scale and shift at each position come from the quantized latent ``zq``.
+
+    ``norm_layer(f) * conv_y(zq) + conv_b(zq)``, with ``zq`` resized to ``f`` by repetition.
+    ``add_conv`` adds a 3x3 convolution of the resized ``zq``. ``norm_layer`` is called with
+    ``num_channels`` and ``norm_layer_params``; ``freeze_norm_layer`` keeps its parameters out of
+    training. Source: MoVQ, arXiv:2209.09002; arguments and keys as in CogVideo.
+    """
+
+    def __init__(
+        self,
+        f_channels: int,
+        zq_channels: int,
+        norm_layer: Callable[..., nn.Module] = GroupNorm,
+        freeze_norm_layer: bool = False,
+        add_conv: bool = False,
+        *,
+        make_conv: Callable[..., Any] = same_conv2d,
+        **norm_layer_params: Any,
+    ) -> None:
+        super().__init__()
+        self.norm_layer = norm_layer(num_channels=f_channels, **norm_layer_params)
+        self.norm_layer.requires_grad_(not freeze_norm_layer)
+        self.conv = make_conv(zq_channels, zq_channels, 3) if add_conv else None
+        self.conv_y = make_conv(zq_channels, f_channels, 1)
+        self.conv_b = make_conv(zq_channels, f_channels, 1)
+
+    def forward(self, f: Tensor, zq: Tensor, *stream: Stream | None) -> Tensor:
+        """f (B, C_f, H, W), zq (B, C_zq, h, w) -> (B, C_f, H, W)."""
+        if self.conv is not None:
+            zq = self.conv(self._resized(zq, f.shape[2:], *stream), *stream)
+        # Otherwise no position of zq depends on another: scale and shift are computed before the
+        # resize, on a fraction of the positions.
+        scale = self._resized(self.conv_y(zq), f.shape[2:], *stream)
+        shift = self._resized(self.conv_b(zq), f.shape[2:], *stream)
+        y: Tensor = self.norm_layer(f) * scale + shift
+        return y
+
+    def _resized(self, x: Tensor, size: torch.Size, *stream: Stream | None) -> Tensor:
+        return x if x.shape[2:] == size else F.interpolate(x, size)
+
+
+class SpatialNorm3D(SpatialNorm):
+    """``SpatialNorm`` of clips, f (B, C_f, T, H, W), with causal convolutions.
+
+    The first frame of ``zq`` is resized to the first of ``f``, the others to the others.
+    """
+
+    def __init__(
+        self,
+        f_channels: int,
+        zq_channels: int,
+        norm_layer: Callable[..., nn.Module] = GroupNorm,
+        freeze_norm_layer: bool = False,
+        add_conv: bool = False,
+        pad_mode: PadMode = "constant",
+        **norm_layer_params: Any,
+    ) -> None:
+        super().__init__(
+            *(f_channels, zq_channels, norm_layer, freeze_norm_layer, add_conv),
+            make_conv=partial(CausalConv3d, pad_mode=pad_mode),
+            **norm_layer_params,
+        )
+
+    def _resized(self, x: Tensor, size: torch.Size, *stream: Stream | None) -> Tensor:
+        if x.shape[2:] == size:
+            return x
+        if x.shape[2] == 1 or any(one is not None and not one.is_first for one in stream):
+            return F.interpolate(x, size)
+        if size[0] == 1:
+            raise ValueError(
+                f"zq has {x.shape[2]} frames for the single frame of f, so all but the first have "
+                "nothing to scale. Pass one frame of zq, or more of f"
+            )
+        first = F.interpolate(x[:, :, :1], (1, *size[1:]))
+        rest = F.interpolate(x[:, :, 1:], (size[0] - 1, *size[1:]))
+        return torch.cat([first, rest], dim=2)
+
+
+def block_norm(
+    channels: int,
+    zq_ch: int | None,
+    add_conv: bool,
+    norm: Norm = "clip",
+    make_spatial: type[SpatialNorm] = SpatialNorm,
+) -> GroupNorm | SpatialNorm:
+    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
+
+    The convolution of ``add_conv`` sees zeros before frame 0 whatever the decoder's pad mode: the
+    published blocks do not pass it on.
+    """
+    if zq_ch is not None:
+        layer = norm_class(norm)
+        return make_spatial(channels, zq_ch, layer, add_conv=add_conv, num_groups=32, eps=1e-6)
+    if add_conv:
+        raise ValueError(
+            "add_conv=True without zq_ch: the convolution applies to the latent, which this norm "
+            "does not read. Pass zq_ch, or leave add_conv out"
+        )
+    return group_norm(channels, norm)
+
+
+def normalized(
+    norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None, *stream: Stream | None
+) -> Tensor:
+    """Apply either kind of ``block_norm``."""
+    if isinstance(norm, SpatialNorm) != (zq is not None):
+        raise ValueError(
+            "this block was built with zq_ch, so its norms need the latent: pass zq"
+            if zq is None
+            else "this block was built without zq_ch, so its norms cannot use zq: leave it out"
+        )
+    y: Tensor = norm(x) if zq is None else norm(x, zq, *stream)
+    return y
