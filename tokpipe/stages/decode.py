@@ -14,7 +14,8 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.client import client_of
+from tokpipe.storage.fetch import check_version, fetch_to_file, source_errors
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
@@ -164,10 +165,7 @@ class DecodeStage:
 
 @cache
 def decoder_versions(config: DecodeConfig) -> dict[str, str]:
-    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
-
-    Asked of a decoding child, since package metadata may describe another module.
-    """
+    """What a decoding child loads here: package metadata may describe other modules."""
     child = ChildProcess(config.memory_bytes, config.backends)
     child.kill()
     return child.versions
@@ -211,10 +209,13 @@ class _SourceFiles:
         get = partial(
             fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
         )
-        if member is not None and member.column is not None:
-            return self._embedded.copy(member, self._folder, self._max_bytes), None
         if member is None:
             return get(uri, None, version=None if item.follows else version)
+        if member.column is not None:
+            with source_errors(member.archive_uri):
+                info = client_of(member.archive_uri, self._options).info(member.archive_uri)
+            check_version(uri, info.source_version, None if item.follows else version)
+            return self._embedded.copy(member, self._folder, self._max_bytes), version
         try:
             return get(uri, member, version=version)
         except SourceError as error:
