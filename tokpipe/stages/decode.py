@@ -119,7 +119,7 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=video.marks + (() if video.damage is None else ("damaged",)),
+            marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
             damage=video.damage,
             version=self._sources.version,
         )
