@@ -4,6 +4,7 @@ import bz2
 import functools
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -311,9 +312,11 @@ def test_a_template_may_lead_where_its_values_may_not(tmp_path: Path) -> None:
         read("table", table, uri_template="../../v/{n}.mp4", allowed_prefixes=("/w",))
 
 
-def decoded(path: Path, column: str = "video") -> list[Any]:
+def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any]:
     source = opened("table", path, uri_column=column)
     items = sample_rows(source, "d", num_items=9, max_rows=99).items
+    if change:
+        os.utime(path, (1, 1))
     sampling = SamplingConfig(fps=8, max_clip_frames=17)
     stage = DecodeStage(sampling, FramesConfig(size=(32, 32)), DecodeConfig(), OPTIONS)
     scratch = path.parent / "scratch"
@@ -349,6 +352,8 @@ def test_embedded_videos_are_decoded_from_their_table(tmp_path: Path) -> None:
         kinds = [type(one) if isinstance(one, DecodedClip) else one.reason for one in decoded(path)]
         assert kinds == [DecodedClip, DecodedClip, "empty", DecodedClip]
         assert len(decoded(path, "raw")) == len(decoded(path, "video.bytes")) == 3
+    changed = decoded(path, change=True)
+    assert [getattr(one, "reason", None) for one in changed] == ["changed", None, *["changed"] * 2]
     assert list(problems(read("table", path, uri_column="video.path"))) == [
         f"{path}#row={row}" for row in (3, 4, 5)
     ]

@@ -28,6 +28,7 @@ from tokpipe.sources.rows import (
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
 from tokpipe.sources.uris import Template, exact_uris
+from tokpipe.storage.client import client_of
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonFile | ParquetFile
@@ -245,6 +246,7 @@ class TableRows(RowSource):
             problems.setdefault(i, f"ends before it starts: {span} seconds")
         columns: dict[str, Any] = {"source_uri": uris, "start_s": starts, "end_s": ends}
         if embedded is not None:
+            version = client_of(table.uri, self.options).info(table.uri).source_version
             places = pa.array(raw.places, pa.int64())
             names = [f"{table.uri}#{self.config.uri_column}={place}" for place in raw.places]
             nothing = pa.scalar(None)
@@ -254,6 +256,7 @@ class TableRows(RowSource):
                 "member_offset": pc.if_else(embedded, pc.subtract(places, 1), nothing),
                 "member_size": pc.if_else(embedded, pa.scalar(0, pa.int64()), nothing),
                 "member_column": pc.if_else(embedded, self._bytes, nothing),
+                "source_version": pc.if_else(embedded, pa.scalar(version, pa.uint64()), nothing),
             }
         if problems:
             # Name these rows after their places, and remove their spans.

@@ -212,7 +212,8 @@ class _SourceFiles:
             fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
         )
         if member is not None and member.column is not None:
-            return self._embedded.copy(member, self._folder, self._max_bytes), None
+            planned = None if item.follows else version
+            return self._embedded.copy(member, self._folder, self._max_bytes, planned)
         if member is None:
             return get(uri, None, version=None if item.follows else version)
         try:
