@@ -206,8 +206,7 @@ def test_dots_name_fields_within_columns_unless_a_column_has_that_name(
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
     for name in ("t.parquet", "t.jsonl"):
-        keys = {"uri_column": "m.v.path", "start_column": "m.t"}
-        found = read("table", tmp_path / name, **keys)
+        found = read("table", tmp_path / name, uri_column="m.v.path", start_column="m.t")
         assert uris(found) == [f"{tmp_path}/{'x' if literal else i}.mp4" for i in (1, 2)]
         assert [row["start_s"] for row in found] == [0 if literal else i for i in (1, 2)]
         assert found[0]["x"] == (
@@ -224,7 +223,8 @@ ZSTD = functools.partial(pa.compress, codec="zstd", asbytes=True)
 
 @pytest.mark.parametrize("ending", ["gz", "zst", "bz2"])
 def test_text_tables_may_be_compressed_but_not_damaged(tmp_path: Path, ending: str) -> None:
-    pack = {"gz": gzip.compress, "zst": ZSTD, "bz2": bz2.compress}[ending]
+    packs: dict[str, Any] = {"gz": gzip.compress, "zst": ZSTD, "bz2": bz2.compress}
+    pack = packs[ending]
     head, tail = (
         pack(b"".join(b"/%d.mp4\n" % i for i in some)) for some in (range(9), range(9, 5000))
     )
@@ -332,7 +332,7 @@ def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any
 def test_embedded_videos_are_decoded_from_their_table(tmp_path: Path) -> None:
     data = SAMPLE.read_bytes()
     (tmp_path / "own.mp4").write_bytes(data)
-    values = [
+    values: list[dict[str, Any] | None] = [
         {"bytes": data, "path": "x.mp4"},
         {"bytes": None, "path": "own.mp4"},
         None,
