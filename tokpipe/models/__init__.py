@@ -1,6 +1,7 @@
 """Encoders, decoders and quantizers of the CogVideo VQ-VAE and MoVQ family. Needs torch alone.
 
-Tokenizers, which are built from a job's settings, are in ``tokpipe.models.tokenizers``.
+Arguments and inputs that do not fit raise ValueError, which says what does. Tokenizers, which are
+built from a job's settings, are in ``tokpipe.models.tokenizers``.
 """
 
 from tokpipe.models.autoencoder_2d import (

@@ -30,9 +30,6 @@ class Reencoder:
         spec: the output's record of its tokenizer.
         device: the kind of device that encoded it, ``"cpu"`` or ``"cuda"``.
         scratch: a local folder for sources that must be fetched.
-
-    Raises:
-        ConfigError: this machine has no such device, or the weights differ from those that encoded.
     """
 
     def __init__(
@@ -60,11 +57,7 @@ class Reencoder:
         self._sources.close()
 
     def codes(self, clip: Clip) -> Iterator[Codes]:
-        """Encode the clip again, and yield the (t, h, w) codes of each chunk.
-
-        Raises:
-            SourceError: the source is missing, does not decode, or the encoder rejects it.
-        """
+        """Encode the clip again, and yield the (t, h, w) codes of each chunk."""
         state: StreamState | None = None
         result: EncodedClip | Rejected | Failed
         for piece in self._sources.decoded(clip):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.activation import silu
+from tokpipe.models.operations import silu
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
@@ -17,10 +17,6 @@ def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
     whatever the dtype of ``timesteps``, of which whole numbers up to 2**24 are exact.
     Source: tensor2tensor, as in Denoising Diffusion Probabilistic Models, arXiv:2006.11239;
     arguments as in CogVideo's ``sgm.modules.diffusionmodules.model``.
-
-    Raises:
-        ValueError: timesteps that are not one number per input, or an ``embedding_dim`` below 4,
-            which has no room for two periods.
     """
     if timesteps.ndim != 1:
         raise ValueError(

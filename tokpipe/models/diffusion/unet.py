@@ -10,13 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.activation import silu
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
-from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.diffusion.timestep import TimestepEmbedding
 from tokpipe.models.group_norm import group_norm
 from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.operations import Conv2d, check_input, silu
 
 
 class UNet(nn.Module):
@@ -31,11 +30,6 @@ class UNet(nn.Module):
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
     of the published weights, and never use it.
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
-
-    Raises:
-        ValueError: no level, no block, channels that are not multiples of 32, or an unknown
-            ``attn_type``.
-        ImportError: ``vanilla-xformers`` without xformers.
     """
 
     def __init__(
@@ -85,10 +79,6 @@ class UNet(nn.Module):
 
         ``t`` is the timestep of each image, (B,), or one for all, (1,). ``context``, an aligned
         image of (B, in_channels - C, H, W), is appended to the channels of ``x``.
-
-        Raises:
-            ValueError: rows or columns that do not halve evenly, shapes that do not fit each
-                other or the network, or missing timesteps.
         """
         x = self._joined(x, context)
         temb = self._embed(x, t)
