@@ -96,12 +96,10 @@ class MOVQDecoder3D(Network3D):
         return self._decode(z)
 
     def stream(self, z: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Decode one piece of a clip's latent, continuing from the state of the piece before it.
+        """Decode one piece of a clip's latent: the inverse of ``Encoder3D.stream``.
 
         The first piece, with ``state=None``, has ``1 + k`` latent frames and returns ``1 + r * k``
-        frames; each later one has ``k`` and returns ``r * k``. Concatenated they equal ``forward``
-        of the whole latent, for any cuts, in memory that does not grow with its length.
-        Gradients do not cross pieces.
+        frames; each later one has ``k`` and returns ``r * k``.
         """
         stream = self._piece(state)
         return self._decode(z, stream), stream.state()

@@ -23,14 +23,7 @@ from tokpipe.types import EncodedClip, Failed, Rejected
 
 
 class Reencoder:
-    """The decode and encode stages of an output's job, on the kind of device that it used.
-
-    Args:
-        job: the resolved job of the output.
-        spec: the output's record of its tokenizer.
-        device: the kind of device that encoded it, ``"cpu"`` or ``"cuda"``.
-        scratch: a local folder for sources that must be fetched.
-    """
+    """The decode and encode stages of an output's job, on the kind of device that it used."""
 
     def __init__(
         self, job: JobConfig, spec: TokenizerSpec, plan: PlanReader, device: str, scratch: Path

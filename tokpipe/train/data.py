@@ -182,11 +182,7 @@ def _item(rows: pa.Table, row: int) -> WorkItem:
 
 
 def random_crop(clip: Frames, rng: np.random.Generator, frames: int, size: int) -> Frames:
-    """Crop a clip at a random place, scale, speed and direction: (frames, size, size, 3).
-
-    Args:
-        clip: at least ``frames`` frames, with sides of at least ``size``.
-    """
+    """Crop (frames, size, size, 3) or more at a random place, scale, speed and direction."""
     length, height, width = clip.shape[:3]
     stride = int(rng.choice(_TIME_STRIDES))
     stride = max(1, min(stride, (length - 1) // max(1, frames - 1)))

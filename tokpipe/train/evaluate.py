@@ -40,11 +40,7 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
 def evaluate(
     tokenizer: VideoTokenizer, clips: Iterable[Frames]
 ) -> tuple[dict[str, float], tuple[Frames, Frames] | None]:
-    """Encode and decode (T, H, W, 3) clips one by one.
-
-    Returns:
-        The measures by name, and the first clip with its reconstruction.
-    """
+    """Return measures over (T, H, W, 3) clips, and the first clip with its reconstruction."""
     comparison, usage, same = Comparison(), CodeUsage(tokenizer.traits.codebook_size), 0
     narrow = copy.deepcopy(tokenizer)  # rounding its weights to bfloat16 loses digits
     narrow.compute_in(torch.bfloat16)
