@@ -23,8 +23,7 @@ from tokpipe.models.blocks import (
 )
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.diffusion.attention import LinearAttention, make_attn
-from tokpipe.models.diffusion.timestep import get_timestep_embedding
-from tokpipe.models.diffusion.unet import UNet
+from tokpipe.models.diffusion.unet import UNet, get_timestep_embedding
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.published import load_published
