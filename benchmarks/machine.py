@@ -11,9 +11,7 @@ import torch
 
 import tokpipe
 
-LIBRARIES = (
-    *("torch", "triton", "ray", "pyarrow", "numpy", "decord", "av", "torchcodec", "fsspec", "s3fs"),
-)
+LIBRARIES = (*("torch", "triton", "ray", "pyarrow", "numpy", "decord", "av", "fsspec", "s3fs"),)
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 

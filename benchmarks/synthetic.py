@@ -25,6 +25,7 @@ from tokpipe.formats.manifest import (
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt
@@ -87,7 +88,8 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
     store = open_store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     weights_hash = read_weights(job.tokenizer, job.storage).hash
-    settings = fingerprint_settings(job, weights_hash=weights_hash, device="cpu")
+    decoders = decoder_versions(job.decode)  # as a run that resumes it will find them
+    settings = fingerprint_settings(job, weights_hash=weights_hash, device="cpu", decoders=decoders)
     record = job_record.write_once(
         store,
         JobRecord(

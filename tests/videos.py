@@ -156,6 +156,27 @@ def copy_from(source: Path, target: Path, start_s: float) -> Path:
     return target
 
 
+def remux(
+    source: Path,
+    target: Path,
+    shift_s: Sequence[float] = (0, 0),
+    kept: Iterable[int] | None = None,
+) -> Path:
+    """Copy packets (default: all of them), adding to the times of each stream."""
+    keep = None if kept is None else set(kept)
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        copies = [after.add_stream_from_template(stream) for stream in before.streams]
+        for number, packet in enumerate(one for one in before.demux() if one.size):
+            if keep is not None and number not in keep:
+                continue
+            shift = round(shift_s[packet.stream_index] / packet.time_base)
+            packet.pts += shift
+            packet.dts = packet.pts if packet.dts is None else packet.dts + shift
+            packet.stream = copies[packet.stream_index]
+            after.mux(packet)
+    return target
+
+
 def write_size_change(path: Path, codec: str, num_frames: int) -> Path:
     """Numbered pictures whose size changes halfway through the stream."""
     with av.open(str(path), "w") as container:

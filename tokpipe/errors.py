@@ -8,11 +8,13 @@ TokpipeError
   StorageError       the store kept failing            storage retries, then the job stops
     NotFound         the object does not exist         the caller decides
     AccessDenied     the store denies this object      the caller decides
+    Changed          it was replaced during a read     let its writer finish, run again
     UnsafeStore      exclusive create does not work    use another store, or accept the risk
   Fenced             another driver owns the output    this driver stops, the other continues
   CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
   RuntimeFault       no progress is possible           fix the cluster or the weights, run again
     NodeTrouble      one node cannot work              the runtime avoids that node
+      UnfitNode      its packages are not the job's    the runtime does not use that node
 
 A message says where, what was found, why it matters and what to do. Code checks types and
 attributes, never the text of a message.
@@ -81,6 +83,10 @@ class AccessDenied(StorageError):
     """The store is reachable, but denies access to this object. Not retried."""
 
 
+class Changed(StorageError):
+    """The object was replaced, cut short or deleted while it was read in ranges. Not retried."""
+
+
 class UnsafeStore(StorageError):
     """A second exclusive create succeeded, so two drivers could both commit."""
 
@@ -99,6 +105,10 @@ class RuntimeFault(TokpipeError):
 
 class NodeTrouble(RuntimeFault):
     """A worker cannot work because of its node, such as one with a full or failing disk."""
+
+
+class UnfitNode(ConfigError, NodeTrouble):
+    """A worker's packages are not those that the fingerprint lists. Waiting does not help."""
 
 
 class CorruptOutput(TokpipeError):

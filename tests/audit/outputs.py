@@ -67,7 +67,8 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
     store = open_store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
-    codes = fingerprint_settings(job, weights_hash="random, seed 0", device="cpu")
+    kind = {"weights_hash": "random, seed 0", "device": "cpu"}
+    codes = fingerprint_settings(job, **kind, decoders={"av": "18.1.0"})
     spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 0")
     record = a_record(
         dataset=dataset,

@@ -1,5 +1,6 @@
 """An audit finds every planted defect, and nothing in a clean output."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_a_planted_defect_is_found(
         clean_output.write.store = before
     report = audit(store)
     assert not report.is_clean
-    assert report.to_json()
+    assert json.dumps(report.to_dict())
     for finding in report.findings:
         assert finding.where.startswith(store.uri)
         assert store.uri in finding.message

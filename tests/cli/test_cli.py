@@ -23,7 +23,7 @@ REPORTING = {
 }
 
 
-@pytest.mark.parametrize("verb", [verb.__name__.rpartition(".")[2] for verb in VERBS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
@@ -78,7 +78,7 @@ def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture
             main(words)
         printed = capsys.readouterr()
         listed = re.findall(r"^    (\w+)", printed.err if code else printed.out, re.MULTILINE)
-        assert listed == [verb.__name__.rpartition(".")[2] for verb in VERBS]
+        assert listed == [*VERBS]
     with pytest.raises(SystemExit, match="0"):
         main(["help", "ls"])
     assert "example: tokpipe ls " in capsys.readouterr().out
@@ -126,3 +126,20 @@ def test_a_shell_completes_verbs_options_and_choices(
         check=True,
     )
     assert set(completed.stdout.split()) == offered, completed.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--verison"], "there is no option '--verison'; did you mean '--version'?"),
+        (["sumbit"], "there is no verb 'sumbit'; did you mean 'submit'?"),
+        (["ls", "out", "--lmit=3"], "unrecognized arguments: --lmit=3; did you mean --limit?"),
+        (["status", "out", "more"], "unrecognized arguments: more\n"),
+    ],
+)
+def test_misspelt_words_are_named_with_the_nearest(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert hint in capsys.readouterr().err

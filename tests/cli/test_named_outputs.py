@@ -26,11 +26,11 @@ OPTIONS = {
 def verbs_on(argument: str) -> list[str]:
     """Return the verbs with this positional argument, so that new verbs are tested too."""
     found = []
-    for verb in VERBS:
+    for name, verb in VERBS.items():
         parser = argparse.ArgumentParser()
         verb.add_arguments(parser)
         if argument in {one.dest for one in parser._actions if not one.option_strings}:
-            found.append(verb.__name__.rpartition(".")[2])
+            found.append(name)
     return found
 
 

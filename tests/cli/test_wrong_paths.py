@@ -304,7 +304,7 @@ def test_a_reader_may_lack_permission_to_write(project: Path, capsys: Capture) -
     assert not (temporary / "left").exists()
 
 
-ABSENT = ["av", "decord", "ray", "s3fs", "safetensors", "torch", "torchcodec", "transformers"]
+ABSENT = ["av", "decord", "ray", "s3fs", "safetensors", "torch", "transformers"]
 WITHOUT = {
     "status out/demo": "",
     "ls out/demo": "",

@@ -28,7 +28,7 @@ def parse(text: str, environ: dict[str, str] | None = None) -> JobConfig:
 
 def hashed(job: JobConfig) -> dict[str, Any]:
     """The settings in the fingerprint of a job."""
-    return fingerprint_settings(job, weights_hash="w", device="cpu")
+    return fingerprint_settings(job, weights_hash="w", device="cpu", decoders={"av": "18.1.0"})
 
 
 def test_the_example_jobs_are_valid() -> None:
@@ -114,9 +114,21 @@ def test_streamed_clips_cannot_continue_from_a_damaged_piece() -> None:
 
 
 def test_a_damage_rule_other_than_the_default_is_part_of_the_fingerprint() -> None:
-    assert hashed(parse(JOB))["decode"] == {"backend": "auto"}
+    rule = {"backends": ["pyav"], "libraries": {"av": "18.1"}}
+    assert hashed(parse(JOB))["decode"] == rule
     marked = parse(f"{JOB}\ndecode:\n  on_damage: mark\n")
-    assert hashed(marked)["decode"] == {"backend": "auto", "on_damage": "mark"}
+    assert hashed(marked)["decode"] == {**rule, "on_damage": "mark"}
+
+
+def test_the_rule_for_decoders_is_part_of_the_fingerprint_and_patch_releases_are_not() -> None:
+    jobs = {name: parse(f"{JOB}\ndecode:\n  backend: {name}\n") for name in ("pyav", "decord")}
+    assert hashed(jobs["pyav"]) == hashed(parse(JOB))
+    assert hashed(jobs["decord"])["decode"]["backends"] == ["decord", "pyav"]
+    for version, is_same in (("18.1.7", True), ("18.2.0", False), ("19.0", False)):
+        found = fingerprint_settings(
+            parse(JOB), weights_hash="w", device="cpu", decoders={"av": version}
+        )
+        assert (found == hashed(parse(JOB))) == is_same
 
 
 def test_logs_are_local_and_do_not_change_the_fingerprint() -> None:

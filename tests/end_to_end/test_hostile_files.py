@@ -19,22 +19,22 @@ from tests.end_to_end.jobs import (
     write_videos,
 )
 
-PLANTED_DECORD = '''
-"""Stands in front of the real decord, and misbehaves for files that are called so."""
+PLANTED_AV = '''
+"""Stands in front of the real PyAV, and misbehaves for files that are called so."""
 import ctypes, importlib, os, signal, sys
 here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-path, me = list(sys.path), sys.modules.pop("decord")
+path, me = list(sys.path), sys.modules.pop("av")
 sys.path[:] = [entry for entry in path if os.path.abspath(entry or ".") != here]
-real = importlib.import_module("decord")
+real = importlib.import_module("av")
 sys.path[:] = path
-class VideoReader(real.VideoReader):
-    def __init__(self, uri, *args, **kwargs):
-        if "hangs" in os.path.basename(uri):
-            ctypes.PyDLL(None).sleep(10_000)  # in C, holding the interpreter's lock
-        if "crashes" in os.path.basename(uri):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        super().__init__(uri, *args, **kwargs)
-real.VideoReader = VideoReader
+open_really = real.open
+def open_or_not(uri, *args, **kwargs):
+    if "hangs" in os.path.basename(uri):
+        ctypes.PyDLL(None).sleep(10_000)  # in C, holding the interpreter's lock
+    if "crashes" in os.path.basename(uri):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return open_really(uri, *args, **kwargs)
+real.open = open_or_not
 '''
 
 
@@ -44,8 +44,8 @@ def test_a_decoder_that_hangs_and_one_that_crashes_cost_one_clip_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = tmp_path / "planted"
-    (planted / "decord").mkdir(parents=True)
-    (planted / "decord" / "__init__.py").write_text(PLANTED_DECORD)
+    (planted / "av").mkdir(parents=True)
+    (planted / "av" / "__init__.py").write_text(PLANTED_AV)
     monkeypatch.setenv("PYTHONPATH", str(planted), prepend=os.pathsep)
     folder = tmp_path / "videos"
     write_videos(folder, 4)
@@ -55,7 +55,7 @@ def test_a_decoder_that_hangs_and_one_that_crashes_cost_one_clip_each(
         tmp_path / "job.yaml",
         files(folder),
         str(tmp_path / "out"),
-        decode={"backend": "decord", "deadline_s": 3},
+        decode={"deadline_s": 3},
         max_rejected_fraction=1.0,
     )
     run_well(job)

@@ -10,12 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from tests.media.conftest import Lab
 from tests.videos import numbers_of, spoil_end, write_video
-from tokpipe.errors import ConfigError, RuntimeFault, SourceError
+from tokpipe.errors import ConfigError, RuntimeFault, SourceError, UnfitNode
+from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Undecodable
 
 PLANTED = "tests.media.planted"
@@ -123,6 +125,37 @@ def test_output_of_libraries_is_not_shown(
 def test_a_missing_backend_is_a_mistake_in_the_job(clip: Path, lab: Lab) -> None:
     with pytest.raises(ConfigError, match="no_such_backend does not load"):
         lab.decoder(backends=("no_such_backend",)).decode(clip)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("import sys; sys.path.pop(0); del sys.modules['av']; import av; av.__version__ = '17.9.1'",
+         "av 17.9 instead of 18.1"),
+        ("raise ImportError('libavcodec.so.60 is missing')", "libavcodec.so.60 is missing"),
+        ("", "'av' is not a package"),
+    ],
+    ids=["another", "broken", "empty"],
+)  # fmt: skip
+def test_a_child_with_other_decoders_than_the_jobs_does_not_start(
+    module: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"av": "18.1", "av libavcodec": "62.28"}
+    ChildProcess(2**31, ["pyav"], wanted).kill()
+    (tmp_path / "av.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnfitNode, match=message):
+        ChildProcess(2**31, ["pyav"], wanted)
+
+
+def test_versions_are_those_of_the_modules_that_load() -> None:
+    child = ChildProcess(2**31, ["decord", "pyav"])
+    child.kill()
+    assert child.versions["av"] == av.__version__
+    for library in ("libavcodec", "libavformat", "libswscale"):
+        ours = ".".join(map(str, av.library_versions[library]))
+        assert child.versions[f"av {library}"] == ours
+        assert child.versions[f"decord {library}"] != ours  # decord's FFmpeg is its own
 
 
 def test_the_child_outlives_the_thread_that_started_it(clip: Path, lab: Lab) -> None:

@@ -77,9 +77,9 @@ def test_segments_of_a_damaged_source_agree_on_their_number(lab: Lab) -> None:
     [
         ({}, "decod"),
         ({"backend": "pyav"}, "decod"),
-        ({"backend": "decord"}, "decord"),  # which would repeat another frame in its place
+        ({"backend": "decord"}, "decod"),  # decord would repeat another frame in its place
         ({"on_damage": "mark", "min_clip_frames": 20}, "decod"),
-        ({"on_damage": "mark", "backend": "decord"}, "decord"),
+        ({"on_damage": "mark", "backend": "decord", "min_clip_frames": 20}, "decod"),
     ],
 )
 def test_a_damaged_clip_is_rejected_if_its_intact_frames_are_not_enough(

@@ -17,7 +17,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Video, VideoDecoder
 
 REASONS = {
-    "access_denied", "corrupt", "crashed", "empty", "missing", "no_video", "not_a_file",
+    "access_denied", "corrupt", "crashed", "empty", "gap", "missing", "no_video", "not_a_file",
     "not_a_video", "source_changed", "timeout", "too_large", "too_short", "truncated",
     "unsupported",
 }  # fmt: skip

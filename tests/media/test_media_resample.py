@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -79,14 +80,43 @@ def test_segments_together_are_the_whole(
     assert all(len(part.indices) == max_clip_frames for part in parts[:-1])
 
 
-@pytest.mark.parametrize("rate", [8, 10, 23.976, 24, 25, 29.97, 30, 50, 60, 1000])
-def test_resampling_to_the_native_rate_changes_nothing(rate: float) -> None:
-    times_s, end_s = constant(500, rate)
-    assert select(times_s, end_s, fps=rate).indices.tolist() == list(range(500))
-    if rate < 50:  # also with rounded times; at higher rates a millisecond is no rounding error
-        milliseconds = [round(value, 3) for value in times_s]
-        got = select(milliseconds, round(end_s, 3), fps=rate, tick_s=0.001)
-        assert got.indices.tolist() == list(range(500))
+RATES = {
+    **{str(rate): Fraction(rate) for rate in (8, 10, 24, 25, 30, 48, 50, 60, 120)},
+    **{f"{rate * 1000 / 1001:.3f}": Fraction(rate * 1000, 1001) for rate in (24, 30, 60, 120)},
+}
+"""The rate as a job names it, and the true one."""
+
+
+@pytest.mark.parametrize("rounding", [math.floor, round, math.ceil])
+@pytest.mark.parametrize("ticks_per_s", [600, 1000, 12_800, 90_000], ids="{}/s".format)
+@pytest.mark.parametrize("name", RATES)
+def test_at_its_own_rate_each_frame_comes_once_however_its_times_are_rounded(
+    name: str, ticks_per_s: int, rounding: Callable[[Fraction], int]
+) -> None:
+    rate = RATES[name]
+    for phase in (Fraction(0), Fraction(1, 2), Fraction(9, 10)):
+        edges = [rounding(phase + k * ticks_per_s / rate) for k in range(501)]
+        durations = {rounding(ticks_per_s / rate), edges[500] - edges[499]}
+        for duration in durations:
+            times_s = [edge / ticks_per_s for edge in edges[:500]]
+            end_s = (edges[499] + duration) / ticks_per_s
+            for fps in (float(name), float(rate)):
+                got = select(times_s, end_s, fps=fps, tick_s=1 / ticks_per_s)
+                assert got.indices.tolist() == list(range(500)), (phase, duration, fps)
+
+
+def test_times_that_are_exact_need_no_tick() -> None:
+    assert select(*constant(500, 1000), fps=1000).indices.tolist() == list(range(500))
+
+
+@pytest.mark.parametrize("start_s", [None, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fps", [None, 8.0])
+def test_a_span_that_begins_before_the_video_begins_with_its_first_frame(
+    start_s: float | None, fps: float | None
+) -> None:
+    times_s = [1.03 + k / 8 for k in range(16)]
+    got = select(times_s, 3.03, fps=fps, span=(start_s, 2.03))
+    assert got.indices.tolist() == list(range(8))
 
 
 def test_a_tick_as_coarse_as_the_frames_is_not_a_rounding_error() -> None:

@@ -106,6 +106,42 @@ def test_a_node_with_trouble_is_avoided_and_no_clip_is_blamed() -> None:
     assert not bench.account.retried
 
 
+def test_a_node_with_other_packages_is_not_used_for_its_stage_again() -> None:
+    bench = Bench(0, 1, 2)
+    (decode,) = bench.in_flight()
+    bench.lose(decode.actor, with_node=True)
+    for node, found in (("node-a", "av 17.0"), ("node-b", "no av")):
+        bench.tick(1000)  # longer than a node with trouble is avoided
+        decoder = bench.actor("decode")
+        bench.send(protocol.ActorPlaced(decoder, node))
+        commands = bench.send(protocol.SetupFailed(decoder, found, True, True))
+        (note,) = (one for one in only(protocol.Note, commands) if one.event == "node_avoided")
+        assert (node in note.message, found in note.message) == (True, True)
+        bench.send(protocol.Capacity(8, 0, frozenset({"node-a", "node-b", "node-c"})))
+    bench.lose(bench.actor("encode"), with_node=True)
+    bench.tick(1000)
+    started = {one.stage: one.avoid for one in only(protocol.StartActor, bench.log)}
+    assert started["decode"] == ("node-a", "node-b")
+    assert started["encode"] == ()
+    bench.bring_up()
+    (again,) = bench.in_flight()
+    assert [item.row for item in again.lease.items] == [0, 1, 2]
+    assert not only(protocol.Abort, bench.log)
+
+
+def test_the_job_ends_if_no_node_has_its_packages() -> None:
+    bench = Bench(0)
+    bench.lose(bench.actor("decode"), with_node=True)
+    bench.tick(100)
+    decoder = bench.actor("decode")
+    bench.send(protocol.ActorPlaced(decoder, "node-a"))
+    bench.send(protocol.SetupFailed(decoder, "av 17.0 instead of 18.1", True, True))
+    bench.send(protocol.Capacity(8, 0, frozenset({"node-a", "node-b"})))
+    assert not only(protocol.Abort, bench.log)
+    (abort,) = only(protocol.Abort, bench.send(protocol.Capacity(8, 0, frozenset({"node-a"}))))
+    assert (abort.kind, "node-a: av 17.0" in abort.message) == ("config", True)
+
+
 def test_the_job_ends_if_all_nodes_have_trouble() -> None:
     bench = Bench(0)
     for _ in range(MAX_NODE_TROUBLES):

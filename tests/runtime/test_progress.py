@@ -111,7 +111,7 @@ def test_a_narrow_terminal_cuts_lines_rather_than_wrapping_them(width: int) -> N
 
 def test_a_terminal_shows_the_whole_job_what_was_rejected_and_the_speed() -> None:
     lines = shown(SNAPSHOT)
-    assert "0.6% of ~3,000 clips done, elapsed 0:42, left 9:54" in lines
+    assert "0.6% of ~3,000 clips committed, elapsed 0:42, left 9:54" in lines
     assert "rejected 4: truncated 3, no_video 1" in lines
     assert "encoders busy 95%: as fast as they can go" in lines
 
@@ -119,7 +119,7 @@ def test_a_terminal_shows_the_whole_job_what_was_rejected_and_the_speed() -> Non
 def test_a_terminal_shows_what_the_job_waits_for_in_place_of_its_speed() -> None:
     lines = shown(STARTING)
     assert lines[-1] == "starting 2 decode and 1 encode workers (12 s)"
-    assert "0.0% of ~3,000 clips done, elapsed 0:42, left -" in lines
+    assert "0.0% of ~3,000 clips committed, elapsed 0:42, left -" in lines
     assert "a long reason a" in " ".join(shown(WAITING, width=80)), "a long note is not cut"
 
 
@@ -141,7 +141,7 @@ def test_a_terminal_without_unicode_gets_plain_bars() -> None:
 def test_without_a_terminal_one_line_says_the_same() -> None:
     (line,) = shown(SNAPSHOT, on_terminal=False)
     assert line == (
-        "0.6% of ~3,000 clips done, elapsed 0:42, left 9:54; decode 40 (7.50/s, 3 workers), "
+        "0.6% of ~3,000 clips committed, elapsed 0:42, left 9:54; decode 40 (7.50/s, 3 workers), "
         "encode 30 (3.75/s, 1 worker), write 20 (0.00/s, 1 worker); "
         "rejected 4: truncated 3, no_video 1; encoders busy 95%: as fast as they can go"
     )

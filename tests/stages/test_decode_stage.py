@@ -1,4 +1,3 @@
-import importlib.util
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -89,7 +88,7 @@ def test_items_become_clips_in_order_and_the_same_when_decoded_again(lab: Lab) -
     assert clips[0].frames.dtype == np.uint8
     assert clips[0].frames.shape == (5, 48, 64, 3)
     assert clips[2].pts_s.tolist() == [0.04, 0.08]
-    assert (clips[0].fps, clips[0].backend) == (25.0, "decord")
+    assert (clips[0].fps, clips[0].backend) == (25.0, "pyav")
     for one, other in zip(clips, again, strict=True):
         assert one.ref == other.ref
         assert np.array_equal(one.frames, other.frames)
@@ -252,11 +251,13 @@ def test_a_failing_store_is_not_blamed_on_the_clip(lab: Lab) -> None:
         lab.stage().process([item("brokenstore://bucket/clip.mp4")])
 
 
-def test_a_decoder_that_is_not_installed_is_named(lab: Lab) -> None:
-    if importlib.util.find_spec("torchcodec"):
-        pytest.skip("torchcodec is installed here")
-    with pytest.raises(ConfigError, match="torchcodec is not installed here"):
-        lab.stage(backend="torchcodec")
+def test_a_decoder_that_is_not_installed_is_named(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "decord.py").write_text("raise ImportError('not for this machine')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"decord does not load \(not for this machine\)"):
+        lab.stage(backend="decord")
 
 
 @pytest.mark.parametrize("place", ["http://me:{}@127.0.0.1:9/a.mp4", "http://127.0.0.1:9/a?sig={}"])

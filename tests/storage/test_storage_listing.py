@@ -228,6 +228,14 @@ def test_videos_beside_a_glob_are_counted(root: str) -> None:
     assert not listing.left_out.counts, "names that begin otherwise are another choice"
 
 
+def test_a_glob_takes_files_of_attributes_only_if_it_names_them(root: str) -> None:
+    fill(root, ["x/._a.mp4", "x/a.mp4", "x/.b.mp4", "._x/c.mp4"])
+    listing = folder_of(f"{root}/**/*.mp4")
+    assert names_in(listing, root) == ["._x/c.mp4", "x/.b.mp4", "x/a.mp4"]
+    assert listing.left_out == LeftOut({"hidden": 1}, {"hidden": ["x/._a.mp4"]})
+    assert names_in(folder_of(f"{root}/x/._*.mp4"), root) == ["x/._a.mp4"]
+
+
 def test_what_another_source_takes_or_has_counted_is_not_left_out(root: str) -> None:
     fill(root, ["a.mp4", "b.mov", "c.MOV", "d.MP4", "list.csv", "e.txt"])
     uris = [f"{root}/*.mp4", f"{root}/*.mov", f"{root}/", f"{root}/list.csv", f"{root}/{{d,e}}.MP4"]

@@ -31,6 +31,7 @@ def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:
         ({"sources": []}, "sources"),
         ({"shares": [1, 1]}, "shares: 2 numbers for 1 sources"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"output": "s3://bucket/run"}, "output: .*write a local folder"),
         ({"betas": [0.9, 1]}, "betas"),
     ],
 )

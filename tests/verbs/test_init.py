@@ -153,6 +153,15 @@ def test_tables_that_differ_do_not_hide_the_videos(here: Path) -> None:
     assert [n for n in notes if n.startswith("left out: ") and "data/wrong.csv have diff" in n]
 
 
+def test_tables_of_an_earlier_output_are_not_sources(here: Path) -> None:
+    write_video(here / "v/a.mp4", 20)
+    job = checked("v")
+    run_without_ray(
+        job.model_copy(update={"encode": job.encode.model_copy(update={"device": "cpu"})})
+    )
+    assert uris(checked(".", here / "again.yaml")) == [("files", str(here))]
+
+
 def test_what_cannot_be_used_is_said(here: Path) -> None:
     write_video(here / "v/a.mp4", 20)
     (here / "v/b.mp4").touch()

@@ -42,15 +42,9 @@ def audit(
     May leave out what is committed while it runs.
 
     Args:
-        depth: what to read: the manifest and the plan, or listed objects as well.
         partial: the job is unfinished, so rows without an outcome are not a defect.
         sample: number of tokenized clips to encode again, to compare their codes.
-        seed: selects those clips.
         say: receives a progress line every few seconds.
-
-    Raises:
-        ConfigError: there is no output at the store's URI.
-        StorageError: the store kept failing.
     """
     started = time.monotonic()
     findings = Findings()

@@ -1,6 +1,5 @@
 """The result of an audit, for people and for programs."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -9,7 +8,7 @@ from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Leftovers
 from tokpipe.audit.objects import Depth
 from tokpipe.formats.manifest import Totals
-from tokpipe.telemetry.human import finite
+from tokpipe.telemetry.human import counted, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class AuditReport:
             yield f"clean: no defect found, in {self.elapsed_s:.1f} s"
             return
         counts = ", ".join(f"{kind} {count:,}" for kind, count in self.findings.counts.items())
-        yield f"{len(self.findings):,} defects: {counts}"
+        yield f"{counted(len(self.findings), 'defect')}: {counts}"
         for finding in self.findings:
             yield f"{finding.kind}: {finding.message}"
 
@@ -96,21 +95,18 @@ class AuditReport:
         for one in self.sampled:
             yield f"  sample    {one.line()}"
 
-    def to_json(self) -> str:
-        """Return the whole report as one line of JSON."""
+    def to_dict(self) -> dict[str, Any]:
         own = {one.name: getattr(self, one.name) for one in fields(self)}
         findings, totals = own.pop("findings"), own.pop("totals")
-        return json.dumps(
-            {
-                **own,
-                "clean": self.is_clean,
-                "defects": dict(findings.counts),
-                "examples": [asdict(finding) for finding in findings],
-                "num_tokenized": None if totals is None else totals.num_clips,
-                "num_rejected": None if totals is None else totals.num_rejected,
-                "num_shards": None if totals is None else totals.num_shards,
-                "leftovers": asdict(self.leftovers),
-                "sampled": [one.to_dict() for one in self.sampled],
-                "elapsed_s": round(self.elapsed_s, 3),
-            }
-        )
+        return {
+            **own,
+            "clean": self.is_clean,
+            "defects": dict(findings.counts),
+            "examples": [asdict(finding) for finding in findings],
+            "num_tokenized": None if totals is None else totals.num_clips,
+            "num_rejected": None if totals is None else totals.num_rejected,
+            "num_shards": None if totals is None else totals.num_shards,
+            "leftovers": asdict(self.leftovers),
+            "sampled": [one.to_dict() for one in self.sampled],
+            "elapsed_s": round(self.elapsed_s, 3),
+        }

@@ -9,7 +9,6 @@ from tokpipe.audit.findings import Findings
 from tokpipe.audit.report import Sampled
 from tokpipe.errors import NotFound, SourceError
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.identity.fingerprint import installed_version
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Output
 from tokpipe.reconstruct.reencode import Reencoder, equal_fraction
@@ -23,11 +22,7 @@ def encode_again(
     findings: Findings,
     say: Callable[[str], None],
 ) -> tuple[Sampled, ...]:
-    """Encode clips again from their sources. Codes that differ are a finding.
-
-    Raises:
-        ConfigError: this machine cannot run the job's tokenizer as the job did.
-    """
+    """Encode clips again from their sources. Codes that differ are a finding."""
     output = Output(store)
     job = record.job_config(store.uri)
     plan = PlanReader(store, StoredPlan.from_json(record.plan))
@@ -60,18 +55,7 @@ def encode_again(
                     store.uri,
                     f"{where} produces different codes when it is encoded again: {same:.2%} are "
                     "the same. Training would see a video that differs from the source. Other "
-                    f"hardware or library versions ({_versions(record)}) can break ties "
+                    "hardware, or other library versions than job.json lists, can break ties "
                     "differently; otherwise tokenize it again to a new output prefix",
                 )
     return tuple(sampled)
-
-
-def _versions(record: JobRecord) -> str:
-    """Name the libraries whose versions are not those that encoded."""
-    now = {name: installed_version(name) or "not installed" for name in record.libraries}
-    changed = [
-        f"{name} {before}, here {now[name]}"
-        for name, before in sorted(record.libraries.items())
-        if now[name] != before
-    ]
-    return "; ".join(changed) or "here all versions are the same"

@@ -4,51 +4,44 @@ import argparse
 import math
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import shtab
 
 from tokpipe.config import JobConfig, load_job
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokpipe.reader import Output
 
 
 def add_job_argument(parser: argparse.ArgumentParser) -> None:
-    complete_files(
-        parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
-    )
+    parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
 
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
-    """Read the job file that the user named.
-
-    Raises:
-        ConfigError: it is wrong, or something else was named.
-    """
+    """Read the job file that the user named, or say what else was named."""
     from tokpipe.verbs.locate import check_is_job_file
+    from tokpipe.weights.read import read_object
 
     check_is_job_file(parsed.job)
-    return load_job(parsed.job, read=read_checkpoint)
+    return load_job(parsed.job, read=read_object)
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the output that a verb reads, and ``--json``."""
-    complete_files(
-        parser.add_argument(
-            "output", metavar="OUT", help="the job's output, as in output.uri, or its job file"
-        )
+    parser.add_argument(
+        "output", metavar="OUT", help="the job's output, as in output.uri, or its job file"
     )
     add_json_argument(parser)
 
 
-def output_of(parsed: argparse.Namespace) -> tuple[str, StoreOptions]:
-    """Return the output that the user named, and how to reach its store.
-
-    Raises:
-        ConfigError, NotFound: there is no output; the message suggests what to name.
-    """
+def output_of(parsed: argparse.Namespace) -> "Output":
+    """Open the output that the user named, or suggest what to name."""
+    from tokpipe.reader import Output
     from tokpipe.verbs.locate import find_output
 
-    return find_output(parsed.output)
+    return Output(find_output(parsed.output))
 
 
 def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:
@@ -61,11 +54,7 @@ def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:
 
 
 def check_new_file(path: Path, *endings: str) -> None:
-    """Check, before any work, that ``-o`` names a file that can be written.
-
-    Raises:
-        ConfigError: it is a folder, has another ending, or its folder is missing or read-only.
-    """
+    """Check, before any work, that ``-o`` names a file that can be written."""
     if path.is_dir():
         problem = f"is a folder: name a file in it, such as {path / f'clip{endings[0]}'}"
     elif path.suffix not in endings:
@@ -105,9 +94,11 @@ def add_count(
     parser.add_argument(option, type=number, default=default, metavar="N", help=help_text)
 
 
-def complete_files(argument: argparse.Action) -> None:
-    """Make shells complete an argument with file names."""
-    vars(argument)["complete"] = shtab.FILE  # where shtab looks
+def complete_paths(parser: argparse.ArgumentParser) -> None:
+    """Make shells complete file names, where an argument can be one."""
+    for argument in parser._actions:
+        if argument.type in (Path, _local_path) or argument.dest in ("output", "folder"):
+            vars(argument)["complete"] = shtab.FILE  # where shtab looks
 
 
 def _local_path(text: str) -> Path:
@@ -124,10 +115,3 @@ def positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
-
-
-def read_checkpoint(uri: str, options: StoreOptions) -> bytes:
-    """Read a checkpoint's configuration, for ``load_job``."""
-    from tokpipe.weights.read import read_object  # imports stores, which few jobs need here
-
-    return read_object(uri, options)

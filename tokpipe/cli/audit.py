@@ -8,8 +8,8 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import add_count, add_output_arguments, output_of
-from tokpipe.cli.output import print_lines, show
+from tokpipe.cli.arguments import add_count, add_output_arguments
+from tokpipe.cli.output import print_lines, shown
 from tokpipe.errors import CorruptOutput
 
 EXAMPLE = "tokpipe audit out/demo --sample 10"
@@ -34,16 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import audit
-    from tokpipe.storage import open_store
+    from tokpipe.verbs.locate import find_output
 
     errors = Console(stderr=True, highlight=False)
     report = audit(
-        open_store(*output_of(parsed)),
+        find_output(parsed.output),
         depth=parsed.depth,
         partial=parsed.partial,
         sample=parsed.sample,
         seed=parsed.seed,
         say=lambda line: print_lines([line], errors),
     )
-    show(report, as_json=parsed.json)
+    print_lines(shown(report, parsed))
     return 0 if report.is_clean else CorruptOutput.exit_code

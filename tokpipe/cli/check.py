@@ -5,9 +5,10 @@ object in the output. Leaves nothing behind and needs no cluster.
 """
 
 import argparse
+import json
 
 from tokpipe.cli.arguments import add_count, add_job_argument, add_json_argument, job_of
-from tokpipe.cli.output import print_json, print_lines
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
 SAMPLE = 4
@@ -20,12 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_count(parser, "--seed", 0, "selects the videos")
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.check import check
 
     checked = check(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed)
     if parsed.json:
-        print_json([{"subject": one.subject, **one.facts} for one in checked])
-    else:
-        print_lines(one.text for one in checked)
-    return 0
+        return [json.dumps([{"subject": one.subject, **one.facts} for one in checked])]
+    return (one.text for one in checked)

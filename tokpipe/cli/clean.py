@@ -4,11 +4,12 @@ These are objects that neither the manifest nor job.json lists. Readers never se
 """
 
 import argparse
+import json
 import re
 from dataclasses import asdict
 
-from tokpipe.cli.arguments import add_output_arguments, output_of
-from tokpipe.cli.output import print_json, print_lines
+from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
 
@@ -27,19 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.audit import clean
-    from tokpipe.storage import open_store
+    from tokpipe.verbs.locate import find_output
 
-    store = open_store(*output_of(parsed))
+    store = find_output(parsed.output)
     removed = clean(store, older_than_s=parsed.older_than, dry_run=parsed.dry_run)
     if parsed.json:
-        print_json({**asdict(removed), "dry_run": parsed.dry_run})
-    else:
-        done = "would remove" if parsed.dry_run else "removed"
-        size = f"{removed.size_bytes / 1e6:,.1f} MB"
-        print_lines([f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"])
-    return 0
+        return [json.dumps({**asdict(removed), "dry_run": parsed.dry_run})]
+    done = "would remove" if parsed.dry_run else "removed"
+    size = f"{removed.size_bytes / 1e6:,.1f} MB"
+    return [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]
 
 
 def _seconds(text: str) -> float:

@@ -7,50 +7,32 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import tokpipe
-from tokpipe.cli import (
-    audit,
-    check,
-    clean,
-    completion,
-    convert,
-    decode,
-    export,
-    init,
-    inspect,
-    ls,
-    plan,
-    rejected,
-    report,
-    run,
-    status,
-    submit,
-    train,
-)
-from tokpipe.cli.output import ReaderGone, exit_code_of
+from tokpipe.cli.arguments import complete_paths
+from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 
 
 class Verb(Protocol):
     """A module for one word after ``tokpipe``. Its docstring is the help text, and the first
     sentence of that is the summary in the list of verbs."""
 
-    __name__: str
     EXAMPLE: str
 
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
 
-    def run(self, parsed: argparse.Namespace, /) -> int:
-        """Return the exit code."""
+    def run(self, parsed: argparse.Namespace, /) -> Result: ...
 
 
-VERBS: tuple[Verb, ...] = (
-    init, check, plan, run, submit, status, ls, inspect, decode, rejected, report, audit, clean,
-    export, convert, train, completion,
+_NAMES = (
+    "init", "check", "plan", "run", "submit", "status", "ls", "inspect", "decode", "rejected",
+    "report", "audit", "clean", "export", "convert", "train", "completion",
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
+VERBS = {name: cast(Verb, import_module(f"tokpipe.cli.{name}")) for name in _NAMES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = _parse(words)
-        return exit_code_of(parsed.run, parsed)
+        return exit_code_of(parsed)
     except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
         return 128 + signal.SIGPIPE
@@ -76,16 +58,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS:
+    for name, verb in VERBS.items():
         summary, _, _ = (verb.__doc__ or "").partition(".")
         its_parser = verbs.add_parser(
-            _name_of(verb),
+            name,
             help=summary[:1].lower() + summary[1:],
             description=verb.__doc__,
             epilog=f"example: {verb.EXAMPLE}",
         )
         verb.add_arguments(its_parser)
-        its_parser.set_defaults(run=verb.run)
+        complete_paths(its_parser)
+        its_parser.set_defaults(run=verb.run, its_parser=its_parser)
     return parser
 
 
@@ -96,16 +79,19 @@ def _parse(words: list[str]) -> argparse.Namespace:
         parser.exit(2)
     if words[0] == "help":
         words = [*words[1:], "--help"]
-    names = [_name_of(verb) for verb in VERBS]
-    if not words[0].startswith("-") and words[0] not in names:
-        near = difflib.get_close_matches(words[0], names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(names)}"
-        parser.error(f"there is no verb {words[0]!r}; {hint}")
-    return parser.parse_args(words)
-
-
-def _name_of(verb: Verb) -> str:
-    return verb.__name__.rpartition(".")[2]
+    known = [*VERBS, "-h", "--help", "--version"]
+    if words[0] not in known:
+        kind = "option" if words[0].startswith("-") else "verb"
+        near = difflib.get_close_matches(words[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}"
+        parser.error(f"there is no {kind} {words[0]!r}; {hint}")
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        options = {text for action in parsed.its_parser._actions for text in action.option_strings}
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parsed.its_parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return parsed
 
 
 def _prepare_streams() -> None:

@@ -6,7 +6,7 @@ The folder holds config.yaml and model.safetensors. Code in the checkpoint is ne
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan"
 
@@ -46,13 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.weights.convert import Choices, convert
 
     choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
-    print_lines(
-        convert(
-            parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
-        )
+    return convert(
+        parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
     )
-    return 0

@@ -13,7 +13,7 @@ from tokpipe.cli.arguments import (
     check_new_file,
     output_of,
 )
-from tokpipe.cli.output import show
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
 
@@ -39,18 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     check_new_file(parsed.path, ".mp4", ".png")
-    from tokpipe.reader import open_output
     from tokpipe.reconstruct.command import decode_clip
 
-    decoded = decode_clip(
-        open_output(*output_of(parsed)),
+    return decode_clip(
+        output_of(parsed),
         parsed.path,
         clip_id=parsed.clip,
         source=parsed.source,
         compare=parsed.compare,
         device=parsed.device,
     )
-    show(decoded, as_json=parsed.json)
-    return 0

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from tokpipe.cli.arguments import add_output_arguments, output_of
-from tokpipe.cli.output import show
+from tokpipe.cli.output import Result
 from tokpipe.export import FORMATS
 
 EXAMPLE = "tokpipe export out/demo --to memmap -o out/demo-memmap"
@@ -27,10 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.export import export_output
-    from tokpipe.reader import open_output
 
-    exported = export_output(open_output(*output_of(parsed)), parsed.format, parsed.folder)
-    show(exported, as_json=parsed.json)
-    return 0
+    return export_output(output_of(parsed), parsed.format, parsed.folder)

@@ -8,37 +8,31 @@ import argparse
 import shlex
 from pathlib import Path
 
-from tokpipe.cli.arguments import complete_files
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe init videos/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    complete_files(
-        parser.add_argument(
-            "folder",
-            metavar="FOLDER",
-            help="a folder, table, tar, video or quoted glob, on this machine or in a store",
-        )
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a folder, table, tar, video or quoted glob, on this machine or in a store",
     )
-    complete_files(
-        parser.add_argument(
-            "-o",
-            "--job",
-            type=Path,
-            metavar="FILE",
-            help="the job file to write, which also names the dataset and the output (default: "
-            "jobs/NAME.yaml, after the folder)",
-        )
+    parser.add_argument(
+        "-o",
+        "--job",
+        type=Path,
+        metavar="FILE",
+        help="the job file to write, which also names the dataset and the output (default: "
+        "jobs/NAME.yaml, after the folder)",
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.init import write_job
 
     path, notes = write_job(parsed.folder, parsed.job)
     shown = shlex.quote(str(path))
     next_steps = f"  tokpipe check {shown}", f"  tokpipe run {shown}"
-    print_lines([*notes, f"wrote {path}; next:", *next_steps])
-    return 0
+    return [*notes, f"wrote {path}; next:", *next_steps]

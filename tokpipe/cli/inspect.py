@@ -3,7 +3,7 @@
 import argparse
 
 from tokpipe.cli.arguments import add_count, add_output_arguments, output_of
-from tokpipe.cli.output import show
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe inspect out/demo --shards 0"
 
@@ -14,12 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_count(parser, "--clips", 3, "show N clips")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    from tokpipe.reader import open_output
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.inspect import inspect
 
-    found = inspect(
-        open_output(*output_of(parsed)), num_shards=parsed.shards, num_clips=parsed.clips
-    )
-    show(found, as_json=parsed.json)
-    return 0
+    return inspect(output_of(parsed), num_shards=parsed.shards, num_clips=parsed.clips)

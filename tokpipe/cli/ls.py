@@ -3,7 +3,7 @@
 import argparse
 
 from tokpipe.cli.arguments import add_count, add_output_arguments, add_source_argument, output_of
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe ls out/demo --source '*.mov' --limit 20"
 
@@ -15,17 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_count(parser, "--limit", 0, "list N clips; 0 for all")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    from tokpipe.reader import open_output
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.clips import clip_lines
 
-    print_lines(
-        clip_lines(
-            open_output(*output_of(parsed)),
-            source=parsed.source,
-            mark=parsed.mark,
-            limit=parsed.limit,
-            as_json=parsed.json,
-        )
+    return clip_lines(
+        output_of(parsed),
+        source=parsed.source,
+        mark=parsed.mark,
+        limit=parsed.limit,
+        as_json=parsed.json,
     )
-    return 0

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -15,10 +15,9 @@ from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.telemetry.redact import redact
 
 _EXTRAS = {
-    **dict.fromkeys(("av", "decord", "ray", "safetensors", "torch"), "run"),
+    **dict.fromkeys(("av", "ray", "safetensors", "torch"), "run"),
     "s3fs": "s3",
     "botocore": "s3",
-    "torchcodec": "torchcodec",
     "transformers": "emu3",
 }
 """The extra of tokpipe that installs each package."""
@@ -34,19 +33,18 @@ class ReaderGone(BaseException):
 
 
 class Printable(Protocol):
-    """What a verb has found or done."""
+    """What a verb has found or done: as lines for people, or as a value for JSON."""
 
-    def to_json(self) -> str: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def lines(self) -> Iterable[str]: ...
 
 
-def show(result: Printable, *, as_json: bool) -> None:
-    """Print a result: as lines for people, or as one line of JSON."""
-    print_lines([result.to_json()] if as_json else result.lines())
+Result = Printable | Iterable[str] | int
+"""What a verb returns: what to print, or its exit code if that may not be 0."""
 
 
-def print_json(value: Any) -> None:
-    print_lines([json.dumps(value)])
+def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
+    return [json.dumps(result.to_dict())] if parsed.json else result.lines()
 
 
 def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
@@ -64,10 +62,14 @@ def print_script(text: str) -> None:
         raise ReaderGone from error
 
 
-def exit_code_of(command: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
-    """Run a command; if it raises, print the error and return its exit code."""
+def exit_code_of(parsed: argparse.Namespace) -> int:
+    """Run a verb, print its result or error, and return its exit code."""
     try:
-        return command(parsed)
+        result: Result = parsed.run(parsed)
+        if isinstance(result, int):
+            return result
+        print_lines(result if isinstance(result, Iterable) else shown(result, parsed))
+        return 0
     except TokpipeError as error:
         _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code

@@ -13,7 +13,7 @@ from tokpipe.cli.arguments import (
     job_of,
     positive,
 )
-from tokpipe.cli.output import show
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5"
 
@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", type=float, metavar="P", help="price of one encoder (GPU) hour")
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.forecast import forecast
 
-    found = forecast(
+    return forecast(
         job_of(parsed),
         num_sampled=parsed.sample,
         seed=parsed.seed,
@@ -45,5 +45,3 @@ def run(parsed: argparse.Namespace) -> int:
         codes_per_s=parsed.codes_per_s,
         price_per_hour=parsed.price,
     )
-    show(found, as_json=parsed.json)
-    return 0

@@ -7,7 +7,7 @@ tokpipe run JOB.yaml --retry-rejected.
 import argparse
 
 from tokpipe.cli.arguments import add_output_arguments, output_of
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe rejected out/demo --reason truncated"
 
@@ -18,16 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="S", help="only clips rejected by this stage")
 
 
-def run(parsed: argparse.Namespace) -> int:
-    from tokpipe.reader import open_output
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.rejected import rejected_lines
 
-    print_lines(
-        rejected_lines(
-            open_output(*output_of(parsed)),
-            reason=parsed.reason,
-            stage=parsed.stage,
-            as_json=parsed.json,
-        )
+    return rejected_lines(
+        output_of(parsed), reason=parsed.reason, stage=parsed.stage, as_json=parsed.json
     )
-    return 0

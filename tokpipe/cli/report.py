@@ -14,7 +14,7 @@ from tokpipe.cli.arguments import (
     check_new_file,
     output_of,
 )
-from tokpipe.cli.output import show
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe report out/demo -o report.html"
 
@@ -31,18 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
 
 
-def run(parsed: argparse.Namespace) -> int:
-    from tokpipe.reader import open_output
+def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.report import write_report
 
     check_new_file(parsed.path, ".html", ".htm")
-    written = write_report(
-        open_output(*output_of(parsed)),
+    return write_report(
+        output_of(parsed),
         parsed.path,
         num_shards=parsed.shards,
         num_pairs=parsed.pairs,
         seed=parsed.seed,
         device=parsed.device,
     )
-    show(written, as_json=parsed.json)
-    return 0

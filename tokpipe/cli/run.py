@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tokpipe.cli import check
 from tokpipe.cli.arguments import add_job_argument, job_of
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
 
@@ -41,7 +41,7 @@ def options_of(parsed: argparse.Namespace) -> list[str]:
     return options if parsed.reason is None else [*options, "--reason", parsed.reason]
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
     console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
     options_of(parsed)  # rejects those that do not go together

@@ -5,17 +5,16 @@ Reads only the output, so the job may be running elsewhere, finished or stopped.
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments, output_of
-from tokpipe.cli.output import show
+from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe status s3://bucket/codes/webvid"
 
 add_arguments = add_output_arguments
 
 
-def run(parsed: argparse.Namespace) -> int:
-    from tokpipe.storage import open_store
+def run(parsed: argparse.Namespace) -> Result:
+    from tokpipe.verbs.locate import find_output
     from tokpipe.verbs.status import status
 
-    show(status(open_store(*output_of(parsed))), as_json=parsed.json)
-    return 0
+    return status(find_output(parsed.output))

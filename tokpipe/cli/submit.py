@@ -11,7 +11,7 @@ import signal
 
 from tokpipe.cli import run as run_verb
 from tokpipe.cli.arguments import job_of
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result, print_lines
 
 EXAMPLE = "tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     options = run_verb.options_of(parsed)
     job = job_of(parsed)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
@@ -57,8 +57,7 @@ def run(parsed: argparse.Namespace) -> int:
     uri, is_new = job.output.uri, False
     if parsed.stop:
         if not newest.is_live:
-            print_lines([f"nothing to stop: no job for {uri} is running on {cluster.address}"])
-            return 0
+            return [f"nothing to stop: no job for {uri} is running on {cluster.address}"]
         cluster.stop(newest)
         print_lines([f"stopping {newest.id}: it commits what is finished, which can take a minute"])
     elif newest.is_live:
@@ -73,8 +72,7 @@ def run(parsed: argparse.Namespace) -> int:
     again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
     ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
     if parsed.detach:
-        print_lines(ways)
-        return 0
+        return ways
     try:
         for line in cluster.follow(newest, from_start=is_new):
             if isinstance(line, Submission):
@@ -86,6 +84,5 @@ def run(parsed: argparse.Namespace) -> int:
         print_lines([f"the job {state} on {cluster.address}", *ways])
         return 128 + signal.SIGINT
     if parsed.stop and newest.was_stopped:
-        print_lines([f"stopped {newest.id}"])
-        return 0
+        return [f"stopped {newest.id}"]
     return newest.exit_code

@@ -10,20 +10,17 @@ import sys
 import threading
 from pathlib import Path
 
-from tokpipe.cli.arguments import complete_files
-from tokpipe.cli.output import print_lines
+from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import RuntimeFault
 
 EXAMPLE = "tokpipe train examples/demo_tokenizer/train.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    complete_files(
-        parser.add_argument("file", type=Path, metavar="TRAINING.yaml", help="the training file")
-    )
+    parser.add_argument("file", type=Path, metavar="TRAINING.yaml", help="the training file")
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> Result:
     # Imported late: torch takes seconds, and a wrong training file is reported without it.
     from tokpipe.train.config import load_training
 
@@ -48,5 +45,4 @@ def run(parsed: argparse.Namespace) -> int:
     if folder is None:
         print_lines(["stopped with a checkpoint; run the same command to continue"])
         return 128 + received[0]
-    print_lines([str(folder)])
-    return 0
+    return [str(folder)]

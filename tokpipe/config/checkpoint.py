@@ -24,11 +24,7 @@ _BUILTIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
 def builtin_path(uri: str) -> Path:
-    """Return where the file or folder ``builtin://...`` is installed.
-
-    Raises:
-        ConfigError: the name is not one that a built-in checkpoint could have.
-    """
+    """Return where the file or folder ``builtin://...`` is installed, if there can be one."""
     name = uri.removeprefix(BUILTIN)
     if not _BUILTIN_NAME.fullmatch(name):
         raise ConfigError(
@@ -48,11 +44,7 @@ def _pretrained() -> Path:
 
 
 def read_local(uri: str) -> bytes:
-    """Read a file on this machine, or one of a built-in checkpoint.
-
-    Raises:
-        ConfigError: the URI is in a store, or the file cannot be read.
-    """
+    """Read a file on this machine, or one of a built-in checkpoint."""
     if "://" in uri and not uri.startswith((BUILTIN, "file://")):
         raise ConfigError(f"{uri} is in a store, but only local files can be read here")
     path = builtin_path(uri) if uri.startswith(BUILTIN) else Path(uri.removeprefix("file://"))
@@ -67,12 +59,7 @@ def resolve_checkpoint(
 ) -> tuple[dict[str, Any], str]:
     """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config.
 
-    Args:
-        read: reads the object at a URI.
-        context: what ``Uri`` is validated with.
-
-    Raises:
-        ConfigError: the folder or its config cannot be used.
+    ``read`` reads the object at a URI; ``context`` is what ``Uri`` is validated with.
     """
     if extra := sorted(section.keys() - {"checkpoint"}):
         raise ConfigError(

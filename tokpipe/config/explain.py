@@ -37,14 +37,9 @@ def validate_settings(
 ) -> Any:
     """Check ``data``, as read from YAML or JSON, and build what ``expected`` describes.
 
-    Args:
-        expected: a pydantic model, or a union of models with different ``kind``s.
-        name: the file or object that ``data`` comes from; messages start with it.
-        context: passed to the validators.
-        tokenizer_from: the file of the ``tokenizer`` section, if that is another one.
-
-    Raises:
-        ConfigError: one line that names each wrong key, what was found and what would be right.
+    A ConfigError is one line that names each wrong key, what was found and what would be right. It
+    starts with ``name``, the file that ``data`` comes from; ``tokenizer_from`` is that of the
+    ``tokenizer`` section, if it is another one.
     """
     # Strict models accept a list for a tuple only when they parse JSON.
     text = json.dumps(data, default=str)

@@ -19,6 +19,8 @@ from tokpipe.telemetry.redact import redact, says_secret
 MAX_CLIP_BYTES = 128 * 2**20
 """Limit on the pixels of one clip, so that stages can bound their memory by counting clips."""
 
+_COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
+
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
 
@@ -59,6 +61,24 @@ class FramesConfig(Frozen):
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """``crop`` covers the size and cuts out the middle, ``pad`` fits the frame inside on black,
     ``stretch`` ignores the aspect ratio."""
+    background: Annotated[str, Field(pattern=r"^(black|gray|white|#[0-9a-fA-F]{6})$")] = "black"
+    """What shows through transparent pixels and in the margins of ``pad``: ``black``, ``gray``,
+    ``white`` or ``#rrggbb``."""
+    matrix: Literal["auto", "bt601", "bt709", "bt2020"] = "auto"
+    """Colour matrix of YUV videos. ``auto`` is what a video is tagged with, and for untagged ones
+    BT.709 from 720 coded rows on, else BT.601. Any other value replaces the tags of all videos."""
+    hdr: Literal["tonemap", "mark", "reject"] = "tonemap"
+    """Videos in PQ or HLG: ``tonemap`` turns them into BT.709 with reference white (203 cd/m2) at
+    255, and marks their clips ``tonemapped``; ``mark`` keeps the samples as they are, which look
+    washed out, and marks the clips ``hdr``; ``reject`` rejects them."""
+    deinterlace: bool = False
+    """Show only the upper field of interlaced frames, half of their rows, and not two times in
+    one frame. Clips of interlaced videos are marked ``interlaced`` either way."""
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        red, green, blue = bytes.fromhex(_COLOURS.get(self.background, self.background)[1:])
+        return red, green, blue
 
     @model_validator(mode="after")
     def _one_way_to_a_size(self) -> Self:
@@ -74,21 +94,25 @@ class FramesConfig(Frozen):
 class DecodeConfig(Frozen):
     """How videos are decoded, in a child process that can be killed."""
 
-    backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """``auto`` uses decord where it was measured to be correct and faster, and decodes again with
-    PyAV if decord reports anything. A backend that is named here decodes every clip or rejects
-    it."""
+    backend: Literal["auto", "decord", "pyav"] = "auto"
+    """``auto`` is PyAV, for every file. ``decord`` (the package decord or decord2) decodes the
+    files that it reads correctly; PyAV decodes the others, and those that decord reports anything
+    about. Each clip's side table names its decoder."""
     on_damage: Literal["reject", "mark"] = "reject"
     """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
     clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
-    side table. Only PyAV keeps frames (``auto`` falls back to it). Not for policy
-    ``streaming``."""
+    side table. Not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for decoding one clip, for each backend that is tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
     """Address space that the decoding child may use."""
     max_source_bytes: PositiveInt = 64 * 2**30
     """Larger source files are rejected before they are copied to the node."""
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The decoders to try, in order. No node's packages have a say in this."""
+        return ("decord", "pyav") if self.backend == "decord" else ("pyav",)
 
 
 class ChunkingConfig(Frozen):
@@ -168,17 +192,31 @@ class RuntimeConfig(Frozen):
     leaves the choice to the environment. See [monitoring.md](monitoring.md)."""
 
 
+_NO_CREDENTIALS = ("anon", "cloud", "google_default")
+"""Values of gcsfs's option ``token`` that say where credentials come from."""
+
+
 class StoreOptions(Frozen):
     """How stores are accessed. Credentials come from the environment, never from a job file."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``."""
+    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``, or by prefix,
+    such as ``{"s3://public-bucket": {anon: true}}``. The longest prefix of a URI decides, and
+    replaces the options of its protocol."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for one request, including all its retries."""
+
+    def options_of(self, uri: str) -> dict[str, Any]:
+        """Return the fsspec options for a URI."""
+        prefixes = [key for key in self.options if f"{uri}/".startswith(f"{key.rstrip('/')}/")]
+        protocol = uri.partition("://")[0].lower()
+        return self.options.get(max(prefixes, key=len, default=protocol), {})
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
         for place, name, value in leaves("storage.options", self.options):
+            if isinstance(value, bool) or value in _NO_CREDENTIALS:
+                continue
             if says_secret(name) or (isinstance(value, str) and redact(value) != value):
                 raise ValueError(
                     f"{place} looks like a credential, and job files are copied into outputs; use "

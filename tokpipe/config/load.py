@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,6 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
     """Read only where a job writes: its ``output.uri`` and how to reach that store.
 
     Other settings may be wrong, and the tokenizer's checkpoint unreachable.
-
-    Raises:
-        ConfigError: the file is not a job file, or these settings are wrong.
     """
     path = Path(path)
     data = _job_settings(_read_text(path), str(path))
@@ -86,37 +82,31 @@ def parse_job(
     environ: Mapping[str, str] | None = None,
     read: ReadFromStore | None = None,
 ) -> JobConfig:
-    """Check the YAML ``text`` of a job.
+    """Check the YAML ``text`` of a job. Errors start with ``name``.
 
     Args:
-        name: starts every error message.
         root: folder that relative paths start from.
         environ: values of ``${NAME}``; the process's environment by default.
         read: reads the config of a checkpoint that is in a store. Without it, checkpoints must be
             on this machine: ``config`` itself knows no stores, so it imports fast.
-
-    Raises:
-        ConfigError: naming the file, the key, what was found and what would be right.
     """
     data = _job_settings(text, name)
     context = {"root": root, "environ": os.environ if environ is None else environ}
     config_uri = None
     section = data.get("tokenizer")
     if isinstance(section, dict) and "checkpoint" in section:
+
+        def read_config(uri: str) -> bytes:
+            if read is None or uri.startswith(BUILTIN):
+                return read_local(uri)
+            return read(uri, options)
+
         try:
             options = validate_settings(StoreOptions, data.get("storage", {}), name="storage")
-            data["tokenizer"], config_uri = resolve_checkpoint(
-                section, partial(_read, read, options), context
-            )
+            data["tokenizer"], config_uri = resolve_checkpoint(section, read_config, context)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     job: JobConfig = validate_settings(
         JobConfig, data, name=name, context=context, tokenizer_from=config_uri
     )
     return job
-
-
-def _read(read: ReadFromStore | None, options: StoreOptions, uri: str) -> bytes:
-    if read is None or uri.startswith(BUILTIN):
-        return read_local(uri)
-    return read(uri, options)

@@ -30,11 +30,7 @@ StrictLoader.yaml_implicit_resolvers = {
 
 
 def read_mapping(text: str | bytes, name: str, what: str = "file of settings") -> dict[str, Any]:
-    """Parse YAML that must hold a mapping at its top level.
-
-    Raises:
-        ConfigError: it does not; the message starts with ``name``.
-    """
+    """Parse YAML that must hold a mapping at its top level. Errors start with ``name``."""
     try:
         data = yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:

@@ -121,8 +121,8 @@ def _with_uri(annotation: Any, uri: str) -> Any:
     if kind in kinds:
         is_table = re.search(rf"(?i)\.({'|'.join(TABLE_EXTENSIONS)})(\.gz)?$", uri)
         return None if is_table else {"kind": kind, "uri": uri}
-    model = bare(annotation)
-    return {"uri": uri} if _is_model(model) and _required(model.model_fields) == ["uri"] else None
+    model = _models_of(annotation).get("")
+    return {"uri": uri} if model and _required(model.model_fields) == ["uri"] else None
 
 
 def _required(fields: Mapping[str, FieldInfo]) -> list[str]:
@@ -159,32 +159,28 @@ def _rules(annotation: Any) -> Iterator[Any]:
         yield from _rules(one)
 
 
-def kinds_of(annotation: Any) -> dict[str, Any]:
-    """Return the models of a discriminated union by kind; empty for any other annotation."""
+def _models_of(annotation: Any) -> dict[str, Any]:
+    """Return the models that a section may be read as, by kind; ``""`` if there is only one."""
     annotation = bare(annotation)
-    if get_origin(annotation) not in (Union, UnionType):
-        return {}
-    members = filter(_is_model, map(bare, get_args(annotation)))
+    if isinstance(annotation, type(BaseModel)):
+        return {"": annotation}
+    union = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    members = [one for one in map(bare, union) if isinstance(one, type(BaseModel))]
     return {get_args(one.model_fields["kind"].annotation)[0]: one for one in members}
 
 
-def _members(annotation: Any) -> list[Any]:
-    """Return the models that a section may be read as."""
-    annotation = bare(annotation)
-    return [annotation] if _is_model(annotation) else list(kinds_of(annotation).values())
+def kinds_of(annotation: Any) -> dict[str, Any]:
+    """Return the models of a discriminated union by kind; empty for any other annotation."""
+    return {kind: model for kind, model in _models_of(annotation).items() if kind}
 
 
 def is_section(annotation: Any) -> bool:
-    return bool(_members(annotation))
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return bool(_models_of(annotation))
 
 
 def sections_of(annotation: Any, above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield every section at any depth: its dotted key, and a model that it may be read as."""
-    for model in _members(annotation) or _members(_entries(annotation)):
+    for model in (_models_of(annotation) or _models_of(_entries(annotation))).values():
         yield above, model
         for name, info in model.model_fields.items():
             yield from sections_of(info.annotation, f"{above}.{name}".lstrip("."))

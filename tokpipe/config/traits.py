@@ -91,11 +91,7 @@ class TokenizerTraits(Frozen):
         return self.first_frames + self.temporal_stride * (num_latent_frames - 1)
 
     def check_num_frames(self, num_frames: int, name: str = "num_frames") -> None:
-        """Check that a chunk length loses no frames and that the tokenizer accepts it.
-
-        Raises:
-            ValueError: it does not; the message calls it ``name`` and says the closest valid ones.
-        """
+        """Raise ValueError if a chunk length would lose frames, or the tokenizer rejects it."""
         first, stride = self.first_frames, self.temporal_stride
         exact = self.chunk_frames
         if exact is not None and num_frames != exact:
@@ -113,11 +109,7 @@ class TokenizerTraits(Frozen):
             )
 
     def check_size(self, height: int, width: int) -> None:
-        """Check that a frame size loses no pixels at the edges.
-
-        Raises:
-            ValueError: it does; the message names the side and the closest valid sizes.
-        """
+        """Raise ValueError if a frame size would lose pixels at the edges, or is not accepted."""
         multiple = self.side_multiple
         what = "size multiple" if multiple != self.spatial_stride else "spatial stride"
         for side, pixels in (("height", height), ("width", width)):
@@ -135,11 +127,7 @@ class TokenizerTraits(Frozen):
             )
 
     def check_policy(self, policy: str) -> None:
-        """Check that the tokenizer can keep the promise of a chunk policy.
-
-        Raises:
-            ValueError: it cannot; the message names the policies that it can keep.
-        """
+        """Raise ValueError if the tokenizer cannot keep the promise of a chunk policy."""
         if policy == "streaming" and self.why_not_streamable is not None:
             raise ValueError(
                 f"chunking.policy streaming promises the codes of encoding a clip whole, but "

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.telemetry.human import size_text
+from tokpipe.telemetry.human import counted, size_text
 
 if TYPE_CHECKING:  # importing FORMATS must not import pyarrow
     from tokpipe.reader import Output
@@ -49,15 +48,13 @@ class Exported:
     num_files: int
     size_bytes: int
 
-    def to_json(self) -> str:
-        """Return all fields on one line."""
-        return json.dumps(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def lines(self) -> Iterator[str]:
-        """Yield a summary for people."""
         yield (
-            f"{self.folder}: {self.num_clips:,} clips, {self.num_codes:,} codes, "
-            f"{size_text(self.size_bytes)} in {self.num_files:,} files ({self.format})"
+            f"{self.folder}: {counted(self.num_clips, 'clip')}, {self.num_codes:,} codes, "
+            f"{size_text(self.size_bytes)} in {counted(self.num_files, 'file')} ({self.format})"
         )
 
 
@@ -66,10 +63,6 @@ def export_output(output: Output, name: str, folder: Path) -> Exported:
 
     The export is called ``<folder>.partial`` until its clips and codes were counted and match the
     manifest.
-
-    Raises:
-        ConfigError: the folder exists, the format is unknown, or it cannot hold this output.
-        CorruptOutput: a shard is damaged, or the counts differ.
     """
     if name not in FORMATS:
         raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")

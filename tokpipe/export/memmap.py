@@ -17,11 +17,7 @@ from tokpipe.reader import Output
 
 
 def write(output: Output, folder: Path) -> None:
-    """Write all clips, in the order of the manifest. Holds two shards in memory.
-
-    Raises:
-        ConfigError: clips differ in grid, so one array cannot hold them.
-    """
+    """Write all clips, in the order of the manifest. Holds two shards in memory."""
     spec = output.tokenizer
     grid: tuple[int, ...] | None = None
     num_images = 0

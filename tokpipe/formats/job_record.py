@@ -16,7 +16,6 @@ from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
-_FORMER_EXTENSIONS = ["mp4", "mkv", "webm", "mov", "avi"]
 
 
 class JobRecord(BaseModel):
@@ -118,10 +117,12 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(pairs("", settings)) if settings else {}
 
 
-def check_resumable(store: Store, record: JobRecord, job: JobConfig, weights_hash: str) -> None:
+def check_resumable(
+    store: Store, record: JobRecord, job: JobConfig, weights_hash: str, decoders: Mapping[str, str]
+) -> None:
     """Check that resuming an output would mix neither two kinds of codes nor two plans."""
     device = record.device if job.encode.device == "auto" else job.encode.device
-    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
     check_same(
         store.uri,
         {**record.settings, **_plan_inputs(record.job)},
@@ -131,15 +132,9 @@ def check_resumable(store: Store, record: JobRecord, job: JobConfig, weights_has
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved job that decide the rows of its plan."""
-    # Not allowed_prefixes: it is checked while planning, and older jobs did not have it. Nor the
-    # default of video_extensions, which once was a list.
+    # Not allowed_prefixes, which are checked while planning.
     sources = [
-        {
-            key: value
-            for key, value in source.items()
-            if key != "allowed_prefixes"
-            and not (key == "video_extensions" and value in (None, _FORMER_EXTENSIONS))
-        }
+        {key: value for key, value in source.items() if key != "allowed_prefixes"}
         for source in job["sources"]
     ]
     return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}

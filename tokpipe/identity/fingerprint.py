@@ -1,25 +1,26 @@
 """The fingerprint: a hash of everything that determines the codes."""
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tokpipe.config.job import JobConfig
 from tokpipe.identity.ids import digest
 
-CODES_VERSION = 2
+CODES_VERSION = 3
 """Increased whenever tokpipe would produce different codes for the same settings."""
 
-LIBRARIES = ("torch", "decord", "av", "torchcodec")
-"""Packages whose build can change a pixel or a rounding, and therefore a code."""
 
-
-def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> dict[str, Any]:
+def fingerprint_settings(
+    job: JobConfig, *, weights_hash: str, device: str, decoders: Mapping[str, str]
+) -> dict[str, Any]:
     """Return everything that determines the codes, as nested settings to compare one by one.
 
     Leaves out what no code depends on: names, pools, shard sizes, stores, deadlines. ``device``
-    is the kind that encodes, ``"cpu"`` or ``"cuda"``.
+    is the kind that encodes, ``"cpu"`` or ``"cuda"``, and ``decoders`` the versions of the job's
+    decoders and of their FFmpeg, as they load.
     """
-    versions = {name: installed_version(name) for name in (*LIBRARIES, *job.tokenizer.libraries)}
+    versions = {name: installed_version(name) for name in ("torch", *job.tokenizer.libraries)}
     return {
         "codes_version": CODES_VERSION,
         "weights": weights_hash,
@@ -32,9 +33,9 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
         "frames": job.frames.model_dump(mode="json"),
         "chunking": job.chunking.model_dump(mode="json"),
         "decode": {
-            "backend": job.decode.backend,
-            # Outputs from before this setting existed keep their fingerprint.
-            **({} if job.decode.on_damage == "reject" else {"on_damage": job.decode.on_damage}),
+            "backends": list(job.decode.backends),
+            "libraries": releases(decoders),
+            "on_damage": job.decode.on_damage,
         },
         "encode": {
             "device": device,
@@ -49,6 +50,11 @@ def fingerprint_settings(job: JobConfig, *, weights_hash: str, device: str) -> d
 def fingerprint(settings: dict[str, Any]) -> str:
     """Return the hash of ``fingerprint_settings``, as 32 hex digits."""
     return digest(settings)
+
+
+def releases(versions: Mapping[str, str]) -> dict[str, str]:
+    """Shorten versions to two numbers: a patch release leaves the frames of good files alone."""
+    return {name: ".".join(version.split(".")[:2]) for name, version in versions.items()}
 
 
 def installed_version(package: str) -> str | None:

@@ -24,8 +24,9 @@ import numpy as np
 
 from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
-from tokpipe.media.backends import DECORD_MIN_SHARE, Task, load_backend
+from tokpipe.media.backends import Task, load_backend, versions_of
 from tokpipe.media.backends.pyav import Stopped
+from tokpipe.media.colour import Look
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
@@ -38,19 +39,24 @@ _MAX_TIMELINES = 4
 """The timeline of a three-hour video takes about 20 MB."""
 
 
-def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
+def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[str]) -> None:
     """Serve requests until the parent closes its end of the channel.
 
     Args:
         lifeline_fd: a pipe that is never written to; its other end closes when the parent dies.
         memory_bytes: address space to allow on top of what the process has when it starts.
+        backends: the first message has their versions, or the problem with loading one.
     """
     _die_with_parent(lifeline_fd)
     av.logging.set_level(None)
-    _limit_address_space(memory_bytes)
     channel = socket.socket(fileno=channel_fd)
     with contextlib.suppress(wire.Closed):
-        wire.send(channel, {"ready": os.getpid()})
+        try:
+            wire.send(channel, {"versions": versions_of(backends)})
+        except ConfigError as error:
+            wire.send(channel, {"problem": str(error)})
+            return
+        _limit_address_space(memory_bytes)
         while True:
             request, spare = wire.receive(channel)
             # Anonymous memory leaves no name behind in /dev/shm: it disappears with its last
@@ -69,7 +75,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int) -> None:
 
 
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
-    """Send ``trying`` before each backend, then ``done``, ``rejected`` or ``unavailable``.
+    """Send ``trying`` before each backend, then ``done`` or ``rejected``.
 
     The frames are in ``memory``, which is sent with ``done`` unless the request says
     ``only_probe``.
@@ -83,16 +89,11 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
         wire.send(channel, {"done": clip.probed})
         return
     outcome: dict[str, Any] = {}
-    *first_choices, last = request["backends"]
-    if clip.share < DECORD_MIN_SHARE:
-        first_choices = [name for name in first_choices if name != "decord"]
-    for name in [*first_choices, last]:
+    for name in request["backends"]:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
             clip.decode(name, memory)
-        except ConfigError as error:
-            outcome = {"unavailable": str(error)}
         except (SourceError, MemoryError) as error:
             outcome = _rejected(error, name, clip.num_segments)
         else:
@@ -125,6 +126,11 @@ class _Clip:
         status = check_regular_file(self.path)
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         self.timeline = timeline = _timeline(self.path, self.salvage, version)
+        tags, hdr = timeline.tags, request["hdr"]
+        if tags.is_hdr and hdr == "reject":
+            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
+        marks = {"interlaced": tags.is_interlaced, "tonemapped": tags.is_hdr and hdr == "tonemap"}
+        marks["hdr"] = tags.is_hdr and hdr == "mark"
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -141,7 +147,6 @@ class _Clip:
             )
         self.num_segments = num_segments or None
         self.wanted = selection.indices
-        self.share = len(np.unique(self.wanted)) / len(timeline)
         is_clip = request["segment_is"] == "clip"
         clip_frames = len(self.wanted) if is_clip else selection.num_frames
         if clip_frames < self.min_frames:
@@ -156,7 +161,8 @@ class _Clip:
             *orientation.oriented(timeline.height, timeline.width),
             orientation.oriented_aspect(aspect),
         )
-        self.framing = Framing(size, request["fit"], aspect, orientation)
+        look = Look(**request["look"])
+        self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
         self.shape = (len(self.wanted), *size, 3)
         total = {"num_segments": num_segments}
         rows, columns = orientation.oriented(timeline.height, timeline.width)
@@ -173,6 +179,7 @@ class _Clip:
             "pts_s": timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
+            "marks": [mark for mark, applies in marks.items() if applies],
         }
 
     def decode(self, backend: str, memory: int) -> None:
@@ -188,7 +195,7 @@ class _Clip:
         pixels = np.frombuffer(_mapped(memory, math.prod(self.shape)), np.uint8)
         out = pixels.reshape(self.shape)
         if self.framing.leaves_margins:
-            out[:] = 0
+            out[:] = self.framing.look.background
         try:
             decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
         except Stopped as error:

@@ -5,15 +5,18 @@ import fcntl
 import importlib.util
 import mmap
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokpipe.errors import RuntimeFault
+from tokpipe.errors import NodeTrouble, UnfitNode
+from tokpipe.identity.fingerprint import releases
 from tokpipe.media import wire
 
 _START_TIMEOUT_S = 60.0
@@ -25,9 +28,14 @@ _MAX_SPARES = 16
 
 
 class ChildProcess:
-    """A process that runs ``tokpipe.media.child``; RuntimeFault if it does not start."""
+    """A process that runs ``tokpipe.media.child``; NodeTrouble if it does not start.
 
-    def __init__(self, memory_bytes: int) -> None:
+    ``backends`` and their FFmpeg must be of the ``wanted`` releases, or else the node is unfit.
+    """
+
+    def __init__(
+        self, memory_bytes: int, backends: Sequence[str], wanted: Mapping[str, str] | None = None
+    ) -> None:
         if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
             raise ModuleNotFoundError("No module named 'av'", name="av")
         self._channel, theirs = socket.socketpair()
@@ -39,7 +47,7 @@ class ChildProcess:
         fcntl.fcntl(self._stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         code = (
             "from tokpipe.media.child import main; "
-            f"main({theirs.fileno()}, {lifeline}, {memory_bytes})"
+            f"main({theirs.fileno()}, {lifeline}, {memory_bytes}, {list(backends)})"
         )
         try:
             # A new program rather than a fork, because threads of the actor's libraries hold locks.
@@ -56,12 +64,24 @@ class ChildProcess:
             theirs.close()
             os.close(lifeline)
         try:
-            self.receive(_START_TIMEOUT_S)
+            started, _ = self.receive(_START_TIMEOUT_S)
         except (TimeoutError, wire.Closed) as error:
             status, stderr = self.collect()
-            raise RuntimeFault(
-                f"the decoding child did not start ({how_it_died(status)}): {stderr}"
+            # Python's own exit status means that an import failed.
+            raise (UnfitNode if status == 1 else NodeTrouble)(
+                f"{platform.node()} cannot decode: the decoding child did not start "
+                f"({how_it_died(status)}): {stderr.rpartition(chr(10))[2]}"
             ) from error
+        self.versions: dict[str, str] = started.get("versions", {})
+        found = releases(self.versions)
+        problem = started.get("problem") or ", ".join(
+            f"{name} {found.get(name, 'missing')} instead of {release}"
+            for name, release in (wanted or {}).items()
+            if found.get(name) != release
+        )
+        if problem:
+            self.kill()
+            raise UnfitNode(f"{platform.node()} cannot decode for the job: {problem}")
 
     @property
     def pid(self) -> int:

@@ -1,6 +1,8 @@
 """Opens local video files with FFmpeg's libraries, through PyAV. For the decoding child only."""
 
+import mmap
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
+from tokpipe.media.geometry import Crop
 
 # Video containers only. Without this list FFmpeg also accepts playlists and scripts that name
 # other files and hosts to read (hls, dash, concat, sdp), renders text as pictures (tty), and
 # treats a path with a percent sign as a pattern of still images (image2).
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,nut,mxf,rm,dv,ivf,obu,gif,"
-    "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk"
+    "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk,apng"
 )
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cJXL")
+"""How files in JPEG, PNG, TIFF, BMP and JPEG XL begin."""
+# Major brands of HEIF, which holds pictures, animations or both.
+_PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"}
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def check_regular_file(path: Path) -> os.stat_result:
@@ -53,25 +63,112 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     check_regular_file(path)
     try:
         container = av.open(
-            # The prefix stops FFmpeg from taking a name with a colon for a protocol.
-            f"file:{path}",
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            _url(path),
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"},
             metadata_errors="replace",
         )
     except (av.FFmpegError, OSError) as error:
         raise _not_opened(path, error) from error
     with container:
         stream = _main_stream(container)
+        if _is_encrypted(path, container, stream):
+            raise SourceError("encrypted", "the video stream is encrypted")
         # With more than one thread, the frames of a damaged stream differ from run to run. One
         # child per actor keeps the CPU busy anyway.
         stream.codec_context.thread_count = 1
+        # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
+        stream.codec_context.flags |= av.codec.context.Flags.unaligned
         yield container, stream
+
+
+def _url(path: Path) -> str:
+    """What FFmpeg opens: the file, or the parts of joined FLV files without the later headers."""
+    with path.open("rb") as file:
+        starts = [0]
+        if (head := file.read(9)).startswith(b"FLV\x01") and "|" not in str(path):
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+                starts = [found.start() for found in re.finditer(re.escape(head), whole)]
+    if len(starts) == 1:
+        # The prefix stops FFmpeg from taking a name with a colon for a protocol.
+        return f"file:{path}"
+    ends = [*starts[1:], 0]  # 0 is the end of the file
+    parts = zip([0, *(start + 13 for start in starts[1:])], ends, strict=True)
+    return "concat:" + "|".join(f"subfile,,start,{a},end,{b},,:{path}" for a, b in parts)
+
+
+def count_clean_joins(path: Path, pid: int) -> int:
+    """Count where an MPEG-TS file was joined, by the counters in the packets of one stream.
+
+    Returns:
+        0 if data is missing anywhere: if a unit was not complete (its end is padded) or not begun.
+    """
+    with path.open("rb") as file:
+        heads = [_ts_heads(block, pid) for block in iter(lambda: file.read(188 << 12), b"")]
+    head = np.concatenate(heads)
+    head = head[head[:, 3] & 0x10 != 0]  # with a payload
+    begins, is_padded, counter = head[:, 1] & 0x40, head[:, 3] & 0x20, head[:, 3] & 15
+    jumps = np.flatnonzero((np.diff(counter) - 1) & 15)
+    is_clean = (begins[jumps + 1] != 0) & ((is_padded[jumps] != 0) | (counter[jumps + 1] == 0))
+    return len(jumps) if is_clean.all() else 0
+
+
+def _ts_heads(block: bytes, pid: int) -> NDArray[np.uint8]:
+    """(N, 4): the first bytes of the MPEG-TS packets of one stream."""
+    rows = np.frombuffer(block, np.uint8, len(block) // 188 * 188).reshape(-1, 188)[:, :4]
+    pids = (rows[:, 1] & 31) * np.uint16(256) + rows[:, 2]
+    return rows[(rows[:, 0] == 0x47) & (pids == pid)]
+
+
+def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
+    """Whether the container says that the stream is encrypted. MP4 says so by packet."""
+    if container.format.name != "mpegts":
+        return "enc_key_id" in stream.metadata  # Matroska
+    try:
+        _ = stream.codec_context.codec_tag
+    except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
+        return True
+    with path.open("rb") as file:
+        return bool(np.any(_ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0))  # scrambled
+
+
+def decoder_of(stream: Any) -> Any:
+    """Return the decoder for a stream: its own, or libvpx where only that decodes the alpha."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
+        return own
+    decoder: Any = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
+    decoder.thread_count = 1
+    return decoder
+
+
+def read_crop(container: Any, stream: Any) -> Crop:
+    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap.
+
+    PyAV has this only in FFmpeg's description of the file.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        described = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
+    mine = dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
+    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
+    return Crop(*map(int, found.groups())) if found else Crop()
 
 
 def _main_stream(container: Any) -> Any:
     """Return the stream that a player shows: FFmpeg's choice, unless that is cover art."""
     attached = av.stream.Disposition.attached_pic
     streams = [one for one in container.streams.video if not one.disposition & attached]
+    if streams and container.metadata.get("major_brand") in _PICTURE_BRANDS:
+        # A tile of a picture is a stream as well. Only animations have a duration.
+        streams = [one for one in streams if one.duration is not None]
+        if not streams:
+            raise SourceError("still_picture", "the file is a still picture, in HEIF or AVIF")
+    if not streams and container.streams.video:
+        raise SourceError("cover_art", "the only picture in the file is the cover of its sound")
     if not streams:
         others = ", ".join(sorted(stream.type for stream in container.streams)) or "none"
         raise SourceError("no_video", f"the file has no video stream (its streams: {others})")
@@ -79,9 +176,7 @@ def _main_stream(container: Any) -> Any:
     if best not in streams:
         best = streams[0]
     if best.codec_context is None:
-        raise SourceError(
-            "unsupported", "the video stream has a format that this FFmpeg has no decoder for"
-        )
+        raise SourceError("unsupported", "this FFmpeg has no decoder for the video stream")
     return best
 
 
@@ -90,17 +185,20 @@ def _not_opened(path: Path, error: Exception) -> SourceError:
     if isinstance(error, MemoryError):
         raise error
     with path.open("rb") as file:
-        head = file.read(12)
+        head = file.read(64)
         # A failing disk is not the video's fault: it raises OSError while the rest is read.
         while file.read(2**20):
             pass
+    is_webp = head[8:12] == b"WEBP"
+    if is_webp and head[12:16] == b"VP8X" and head[20] & 2:
+        return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
+    if is_webp or head.startswith(_PICTURES):
+        return SourceError("still_picture", f"the file is a picture that begins {head[:12]!r}")
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
-        return SourceError(
-            "truncated",
-            "the file starts like a video but its index cannot be read "
-            f"({_words(error)}): it was cut short, or never finished",
-        )
-    return SourceError("not_a_video", f"no video container is recognized ({_words(error)})")
+        found = f"the file starts like a video but its index cannot be read ({_words(error)})"
+        return SourceError("truncated", f"{found}: it was cut short, or never finished")
+    found = f"no video container is recognized ({_words(error)})"
+    return SourceError("not_a_video", f"{found}; the file begins with {head[:48]!r}")
 
 
 def damaged(what: str, error: Exception) -> SourceError:

@@ -1,10 +1,9 @@
 """Decodes clips in a child process that can be killed: hostile files do hang and crash decoders."""
 
-import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
-from tokpipe.errors import ConfigError, RuntimeFault, SourceError
+from tokpipe.errors import RuntimeFault, SourceError
 from tokpipe.media import wire
 from tokpipe.media.child_process import ChildProcess, SpareMemory, how_it_died
 from tokpipe.types import Cut
@@ -31,7 +30,7 @@ class Video:
     frames: NDArray[np.uint8]
     """(T, H, W, 3) RGB."""
     pts_s: NDArray[np.float64]
-    """(T,) true presentation times, from the first shown frame of the source."""
+    """(T,) true presentation times, on the clock of the container."""
     fps: float
     """Frames per second: the job's, or the average of the source."""
     num_segments: int
@@ -39,6 +38,8 @@ class Video:
     backend: str
     damage: str | None = None
     """What is missing, under ``decode.on_damage: mark``."""
+    marks: tuple[str, ...] = ()
+    """What is special about the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,9 @@ class VideoDecoder:
     Args:
         pieces: how to decode a streamed clip in pieces; a segment is then a piece of the row's
             one clip. Without it, a segment is a clip of ``sampling.max_clip_frames``.
+        versions: what has to load, as ``job.json`` lists it; None accepts any.
         backends: names to try in order, in place of ``decode.backend``: short names, or import
             paths of modules with the function of ``tokpipe.media.backends.Backend``.
-
-    Raises:
-        ConfigError: the backend that the job names is not installed.
     """
 
     def __init__(
@@ -110,12 +109,12 @@ class VideoDecoder:
         frames: FramesConfig,
         *,
         pieces: Cut | None = None,
+        versions: Mapping[str, str] | None = None,
         backends: Sequence[str] | None = None,
     ) -> None:
         self._config = decode
-        if backends is None:
-            backends = _backends_of(decode, in_pieces=pieces is not None)
-        self._backends = tuple(backends)
+        self._versions = versions
+        self._backends = decode.backends if backends is None else tuple(backends)
         cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
         self._settings = {
             "fps": sampling.fps,
@@ -127,10 +126,23 @@ class VideoDecoder:
             "min_clip_frames": sampling.min_clip_frames,
             "sizes": frames.sizes,
             "fit": frames.fit,
+            "hdr": frames.hdr,
+            "look": {
+                "matrix": frames.matrix,
+                "tonemap": frames.hdr == "tonemap",
+                "background": frames.background_rgb,
+                "deinterlace": frames.deinterlace,
+            },
             "salvage": decode.on_damage == "mark",
         }
         self._child: ChildProcess | None = None
         self._spares = SpareMemory()
+
+    def start(self) -> ChildProcess:
+        """Start the child unless it runs; raises what ``ChildProcess`` does."""
+        if self._child is None:
+            self._child = ChildProcess(self._config.memory_bytes, self._backends, self._versions)
+        return self._child
 
     @property
     def child_pid(self) -> int | None:
@@ -150,14 +162,14 @@ class VideoDecoder:
 
         Raises:
             Undecodable: the clip cannot be decoded, through its own fault.
-            ConfigError: a library of the backend that the job names does not load.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
         asked = {"segment": segment, "num_segments": num_segments}
         video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
         shape, pts_s = video.pop("shape"), video.pop("pts_s")
         pixels = np.frombuffer(self._spares.lend(fd), np.uint8, int(np.prod(shape)))
-        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), **video)
+        marks = tuple(video.pop("marks"))
+        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), marks=marks, **video)
 
     def probe(
         self, path: Path, *, start_s: float | None = None, end_s: float | None = None
@@ -214,25 +226,24 @@ class VideoDecoder:
         Raises:
             _Lost: the child missed its deadline or died, and was cleared away.
         """
-        if self._child is None:
-            self._child = ChildProcess(self._config.memory_bytes)
+        child = self.start()
         backend: str | None = None
         num_segments: int | None = None
         has_started = False
         deadline_s = self._config.deadline_s
         try:
-            self._child.send(request, self._spares.take())
-            answer, fd = self._child.receive(deadline_s)
+            child.send(request, self._spares.take())
+            answer, fd = child.receive(deadline_s)
             while "trying" in answer:
                 has_started = True
                 backend, num_segments = answer["trying"], answer["num_segments"]
-                answer, fd = self._child.receive(deadline_s)
+                answer, fd = child.receive(deadline_s)
         except TimeoutError:
             self.close()
             message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"
             raise _Lost("timeout", message, backend, num_segments, "TimeoutError") from None
         except wire.Closed:
-            status, stderr = self._child.collect()
+            status, stderr = child.collect()
             self._child = None
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
@@ -249,23 +260,5 @@ class VideoDecoder:
                 return found, -1 if fd is None else fd
             case {"rejected": fields}:
                 raise Undecodable(**fields)
-            case {"unavailable": message}:
-                raise ConfigError(message)
         self.close()
         raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")
-
-
-def _backends_of(config: DecodeConfig, *, in_pieces: bool) -> tuple[str, ...]:
-    if config.backend != "auto":
-        module = "av" if config.backend == "pyav" else config.backend
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"decode.backend: {config.backend} is not installed here; install the package "
-                f"{module} on every node, or use 'auto'"
-            )
-        return (config.backend,)
-    # decord reads a file from its start for every piece, so it would only be worthwhile for long
-    # pieces, and the choice must not depend on their length. It has wheels for one platform only.
-    if in_pieces or not importlib.util.find_spec("decord"):
-        return ("pyav",)
-    return ("decord", "pyav")

@@ -1,5 +1,6 @@
 """Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -9,14 +10,29 @@ import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.geometry import Fit, FitMode, Orientation, fit_frame
+from tokpipe.media.colour import (
+    Look,
+    Tags,
+    compose,
+    conversion,
+    tags_of,
+    tonemapped,
+)
+from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
-# decord scales with FFmpeg's filter at its old default: bilinear over the whole area that an
-# output pixel covers. With the same flag both return the same bytes for every bit depth, chroma
-# format and colour matrix tried, so codes do not depend on which of them decoded a clip.
-_FLAGS = "bilinear"
+# Over the whole area that an output pixel covers, and independent of the vector instructions of a
+# machine.
+_FLAGS = "flags=bilinear+accurate_rnd+bitexact"
 # swscale rejects filters with more taps; a stronger reduction takes several steps.
 _MAX_REDUCTION = 128
+# By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
+# levels of 255) and slower than by way of planes.
+_PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
+_PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
+
+
+# From limited to full range.
+_STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" for c in "rgb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,51 +44,96 @@ class Framing:
     pixel_aspect: Fraction
     """Width over height of a stored pixel, before it is turned upright."""
     orientation: Orientation
+    crop: Crop
+    """What the container hides of a stored frame."""
+    look: Look
 
     @property
     def leaves_margins(self) -> bool:
-        """Whether a frame may cover only a part of ``size``, on black."""
+        """Whether a frame may cover only a part of ``size``, on ``look.background``."""
         return self.mode == "pad"
 
     def fit(self, height: int, width: int) -> Fit:
-        """How a frame stored as (height, width) fits once it is upright."""
+        """How a frame stored as (height, width), without what is hidden, fits once upright."""
         shown = self.orientation.oriented(height, width)
         aspect = self.orientation.oriented_aspect(self.pixel_aspect)
         return fit_frame(*shown, aspect, self.size, self.mode)
 
 
 class Painter:
-    """Paints PyAV frames into output frames, reusing the scaler of the last frame if it fits."""
+    """Paints PyAV frames into output frames, reusing the last scalers if they fit."""
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
-        self._scaler: _Scaler | None = None
+        self._scalers: dict[tuple[Any, ...], _Scaler] = {}
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
-        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are already black."""
-        upright = self.framing.orientation
-        fit = self.framing.fit(frame.height, frame.width)
-        if fit.box is None:
-            picture = upright.apply(self._scaled(frame, upright.oriented(*fit.resized)))
+        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are painted already.
+
+        Raises:
+            SourceError: ``unsupported``: its colours cannot be converted.
+        """
+        upright, tags = self.framing.orientation, tags_of(frame)
+        crop = self.framing.crop.within(frame.height, frame.width)
+        height, width = crop.kept(frame.height, frame.width)
+        fit = self.framing.fit(height, width)
+        if fit.box is None and not _has_alpha(tags):
+            size = upright.oriented(*fit.resized)
+            picture = upright.apply(self._scaled(frame, tags, crop, size))
         else:
-            top, left, height, width = fit.box
-            picture = upright.apply(self._scaled(frame, (frame.height, frame.width)))
-            cut = np.ascontiguousarray(picture[top : top + height, left : left + width])
-            box = av.VideoFrame.from_ndarray(cut, "rgb24")
-            picture = _Scaler(box, fit.resized)(box)
+            # Composed before it is scaled, so that hidden colours do not bleed into edges.
+            picture = upright.apply(self._scaled(frame, tags, crop, (height, width)))
+            top, left, height, width = fit.box or (0, 0, *picture.shape[:2])
+            picture = picture[top : top + height, left : left + width]
+            if picture.shape[2] == 4:
+                picture = compose(picture, self.framing.look.background)
+            whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+            picture = self._scaled(whole, tags_of(whole), Crop(), fit.resized)
         fit.place(picture, out)
 
-    def _scaled(self, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-        if self._scaler is None or self._scaler.kind != _kind(frame, size):
-            self._scaler = _Scaler(frame, size)
-        return self._scaler(frame)
+    def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
+        kind = frame.width, frame.height, tags, size
+        scaler = self._scalers.get(kind)
+        if scaler is None:
+            if len(self._scalers) == 4:  # sizes may change at every frame
+                self._scalers.clear()
+            scaler = _Scaler(frame, tags, crop, size, self.framing.look)
+            self._scalers[kind] = scaler
+        return scaler(frame)
+
+
+_has_alpha = functools.cache(lambda tags: tags.has_alpha)  # called for every frame
 
 
 class _Scaler:
     """An FFmpeg filter graph from frames of one kind to RGB of one size."""
 
-    def __init__(self, frame: Any, size: tuple[int, int]) -> None:
-        self.kind = _kind(frame, size)
+    def __init__(
+        self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], look: Look
+    ) -> None:
+        self._tags = tags
+        self._tonemaps = tags.is_hdr and look.tonemap
+        self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
+        planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
+        packed = ("format", _PACKED[self._channels * self._dtype.itemsize])
+        to_rgb = f"{_FLAGS}:{conversion(tags, frame.height, look)}"
+        whole = frame.height, frame.width
+        inner = crop.kept(*whole)
+        cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
+        steps: list[tuple[str, str | None]] = []
+        takes_field = tags.is_interlaced and look.deinterlace
+        if takes_field:
+            steps.append(("field", "type=top"))
+        # Columns or rows may begin in the middle of a chroma sample.
+        if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
+            steps += [_scale(whole, to_rgb), planes]
+            to_rgb = _FLAGS
+        if inner != whole:
+            steps.append(cut)
+        first, *others = _steps(inner, size)
+        steps += [_scale(first, to_rgb), planes, *map(_scale, others)]
+        if tags.must_be_stretched:
+            steps.append(("lutrgb", _STRETCH))
         self._graph = av.filter.Graph()
         self._graph.threads = 1
         node = self._graph.add_buffer(
@@ -81,32 +142,29 @@ class _Scaler:
             format=frame.format,
             time_base=Fraction(1, 1000),  # irrelevant to scaling
         )
-        steps: list[tuple[str, str | None]] = [
-            ("scale", f"{width}:{height}:flags={_FLAGS}")
-            for height, width in _steps((frame.height, frame.width), size)
-        ]
-        for name, arguments in [*steps, ("format", "rgb24"), ("buffersink", None)]:
+        for name, arguments in [*steps, packed, ("buffersink", None)]:
             step = self._graph.add(name, arguments)
             node.link_to(step)
             node = step
         self._graph.configure()
 
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
-        """An ``av.VideoFrame`` -> (H, W, 3) RGB, a view of memory that FFmpeg holds for it."""
+        """An ``av.VideoFrame`` -> (H, W, 3) RGB, or (H, W, 4) if it has alpha.
+
+        Often a view of memory that FFmpeg holds for it.
+        """
         self._graph.push(frame)
         scaled: Any = self._graph.pull()
         plane = scaled.planes[0]
         # ``to_ndarray`` would make another copy.
-        picture: NDArray[np.uint8] = np.ndarray(
-            (scaled.height, scaled.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
-        )
-        return picture
+        shape = scaled.height, scaled.width, self._channels
+        strides = plane.line_size, self._channels * self._dtype.itemsize, self._dtype.itemsize
+        picture: NDArray[Any] = np.ndarray(shape, self._dtype, plane, strides=strides)
+        return tonemapped(picture, self._tags) if self._tonemaps else picture
 
 
-def _kind(frame: Any, size: tuple[int, int]) -> tuple[Any, ...]:
-    """What a scaler depends on."""
-    colours = frame.format.name, frame.colorspace, frame.color_range
-    return frame.width, frame.height, *colours, size
+def _scale(size: tuple[int, int], options: str = _FLAGS) -> tuple[str, str]:
+    return "scale", f"{size[1]}:{size[0]}:{options}"
 
 
 def _steps(source: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:

@@ -58,6 +58,24 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
 
 
 @dataclass(frozen=True, slots=True)
+class Crop:
+    """Columns and rows of a stored frame that are not shown."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+    def kept(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) as stored -> without what is hidden."""
+        return height - self.top - self.bottom, width - self.left - self.right
+
+    def within(self, height: int, width: int) -> "Crop":
+        """This crop, or none if it would leave nothing of a stored (height, width)."""
+        return self if min(self.kept(height, width)) > 0 else Crop()
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """How an upright picture becomes an output frame: crop a box, resize it, place it."""
 

@@ -42,17 +42,20 @@ def select_frames(
     within the span is taken once. Segment ``j`` has the outputs ``cut.bounds(j)``.
 
     Args:
-        times_s: (N,) when each frame appears, increasing from 0.
+        times_s: (N,) when each frame appears, increasing. A span that begins before the first
+            frame begins with it: until then there is nothing on screen.
         video_end_s: when the last frame disappears.
         tick_s: resolution of those times. A container that counts in milliseconds shifts frames
             by up to one, which must not cost a frame.
     """
-    start = max(start_s or 0.0, 0.0)
+    first_s = float(times_s[0])
+    start = first_s if start_s is None else max(start_s, first_s)
     end = video_end_s if end_s is None else min(end_s, video_end_s)
-    gap_s = video_end_s / len(times_s)
+    gap_s = (video_end_s - first_s) / len(times_s)
     period_s = gap_s if fps is None else 1 / fps
-    # A tick as coarse as the frames themselves is not a rounding error.
-    slack_s = tick_s if tick_s <= 0.05 * min(gap_s, period_s) else 0.0
+    # Rounding moves a frame, and the start, by up to half a tick each: a tick in all. Where frames
+    # are not further apart than two ticks, the tick was made for them, and nothing was rounded.
+    slack_s = tick_s if 2 * tick_s < min(gap_s, period_s) else 0.0
     slack_s += _ROUNDING * period_s
     first, last = cut.bounds(segment)
     if fps is None:
@@ -60,7 +63,8 @@ def select_frames(
         count = max(0, int(high - low))
         indices = np.arange(low + min(first, count), low + min(last, count))
     else:
-        count = max(0, math.ceil((end - start - slack_s) * fps))
+        # The end is the last frame's time plus its duration, which is rounded as well.
+        count = max(0, math.ceil((end - start - 2 * slack_s) * fps))
         outputs = np.arange(min(first, count), min(last, count))
         at = start + outputs / fps + slack_s
         indices = np.maximum(np.searchsorted(times_s, at, side="right") - 1, 0)

@@ -1,10 +1,11 @@
 """When each frame of a video is on screen, found without decoding wherever possible."""
 
 import contextlib
-import statistics
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
-from tokpipe.media.container import damaged, open_video
-from tokpipe.media.geometry import Orientation, orientation_of
+from tokpipe.media.colour import Tags, tags_of
+from tokpipe.media.container import (
+    count_clean_joins,
+    damaged,
+    decoder_of,
+    open_video,
+    read_crop,
+)
+from tokpipe.media.geometry import Crop, Orientation, orientation_of
 
 # Containers that store a presentation time per frame, and codecs in which a packet is one shown
 # frame. Elsewhere (decoding times only, fields, hidden frames in separate packets, packed
@@ -24,6 +32,12 @@ _PLAIN_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 # Indexed containers, in which seeking reaches exactly the requested key frame.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 
+# Formats of streams, in which a clock may jump. FFmpeg's tools, too, take more than ten seconds in
+# them for another clock rather than for missing frames.
+_STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
+_MAX_STEP_S = 10.0
+_HOLE_FRAMES = 8
+"""Fewer missing frames may be an irregular rate."""
 MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
@@ -37,33 +51,42 @@ class Packet(NamedTuple):
     is_key: bool
     is_shown: bool
     has_pts: bool
+    is_corrupt: bool
+    is_restart: bool
+    """Whether the timestamps begin again here, as where two files were joined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """The frames that a player shows, in order, and what they look like.
 
-    Time zero is the first shown frame. Frames hidden by an edit list are left out.
+    Time zero is where the first of the file's streams begins, as in players. Frames hidden by an
+    edit list are left out.
     """
 
     times_s: NDArray[np.float64]
-    """(N,) presentation times, strictly increasing from 0."""
+    """(N,) presentation times, strictly increasing. The first is above 0 if sound starts first."""
     end_s: float
     """When the last frame leaves the screen."""
     tick_s: float
     """Resolution of the times."""
     pts: tuple[int, ...] | None
-    """The same times in units of the stream; None where decoded frames do not carry them."""
+    """What decoded frames carry, in units of the stream: the same times, which begin again where
+    files were joined. None where frames carry no times."""
     key_frames: tuple[Packet, ...]
     """Where decoding may start, increasing; empty where seeking is unreliable."""
     from_packets: bool
     """Whether the packets list the frames; otherwise they were counted by decoding."""
     height: int
     width: int
-    """Size of the first frame as coded: before rotation, in pixels that may not be square."""
+    """Size of the first frame without what the container hides: before rotation, in pixels that
+    may not be square."""
     pixel_aspect: Fraction
     """Width of a coded pixel over its height."""
     orientation: Orientation
+    crop: Crop
+    tags: Tags
+    """Of the first frame."""
     format: str
     codec: str
     num_video_streams: int
@@ -75,7 +98,7 @@ class Timeline:
 
     @property
     def average_fps(self) -> float:
-        return len(self) / self.end_s
+        return len(self) / (self.end_s - float(self.times_s[0]))
 
 
 def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
@@ -88,46 +111,66 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         SourceError: the file is not a video, has no frames, or was cut short.
     """
     with open_video(path) as (container, stream):
-        packets, first, damage = _read_packets(container, stream)
+        packets, first, damage = _read_packets(path, container, stream)
         name = container.format.name.split(",")[0]
         if name == "mov" and (missing := len(stream.index_entries) - len(packets)) > 0:
-            damage = damage or SourceError(
-                "truncated",
-                f"the file ends {missing} of {len(stream.index_entries)} packets before the end "
-                "that its index lists",
-            )
+            where = f"the file ends {missing} packets before the end that its index lists"
+            damage = damage or SourceError("truncated", where)
         if damage is not None and not salvage:
             raise damage
         codec = stream.codec_context.codec.canonical_name
-        trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and _are_frames(packets)
+        starts = [at for at, one in enumerate(packets) if at == 0 or one.is_restart]
+        parts = [packets[start:end] for start, end in pairwise([*starts, len(packets)])]
+        trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and all(map(_are_frames, parts))
         key_frames: tuple[Packet, ...] = ()
-        if trusted:
+        pts: list[int] = []
+        durations = {packet.pts: packet.duration for packet in packets}
+        for part in parts if trusted else ():
             # A lost packet is shown no earlier than it is decoded, so whatever is shown after the
             # last packet was decoded may have a gap before it.
-            last = packets[-1].dts if damage is not None else None
-            shown = (one.pts for one in packets if one.is_shown)
-            pts = sorted(value for value in shown if last is None or value <= last)
-            if name in _SEEKABLE_FORMATS:
-                starts = (one for one in packets if one.is_key and one.dts is not None)
-                key_frames = tuple(sorted(starts, key=lambda packet: packet.pts))
-            durations = {packet.pts: packet.duration for packet in packets}
+            is_cut = damage is not None and part is parts[-1]
+            end = max(one.dts or 0 for one in part) if is_cut else math.inf
+            pts += sorted(one.pts for one in part if one.is_shown and one.pts <= end)
+        if trusted and name in _SEEKABLE_FORMATS and len(parts) == 1:
+            keys = (one for one in packets if one.is_key and one.dts is not None)
+            key_frames = tuple(sorted(keys, key=lambda packet: packet.pts))
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
+        clock_s = (container.start_time or 0) / av.time_base
         aspect = stream.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
+        crop = read_crop(container, stream)
+    hole = _first_hole(packets, name)
     if not trusted:
-        pts, durations, stopped = _times_by_decoding(path)
+        # Nothing after the damage counts, even if the decoder does not notice it.
+        pts, durations, stopped = _times_by_decoding(path, len(packets) if damage else None)
         if stopped is not None and not (salvage and pts):
             raise stopped
         damage = damage or stopped
     if not pts or first is None:
         raise damage or SourceError("no_video", "the video stream has no frame that can be decoded")
-    has_pts = all(earlier < later for earlier, later in pairwise(pts))
+    if name in ("gif", "apng") and len(pts) == 1:
+        raise SourceError("still_picture", "the file has one picture and is not animated")
+    if hole:
+        shown = int(np.argmax(np.diff(pts) >= hole)) + 1
+        hole_s, at_s = float(hole * unit), float((pts[shown - 1] - pts[0]) * unit)
+        where = f"{hole_s:.3g} s of frames are missing, {at_s:.3f} s after the first frame"
+        damage = SourceError("gap", where)
+        if not salvage:
+            raise damage
+        del pts[shown:]
+    steps = np.diff(np.array(pts, np.int64))
+    breaks = (steps <= 0) | ((len(parts) > 1) & (steps > _MAX_STEP_S / unit))
+    known = steps[~breaks]
+    has_pts = len(parts) > 1 or len(known) == len(steps)
     if has_pts:
+        # A later part begins when the last frame of the earlier one has been shown.
+        for at in np.flatnonzero(breaks):
+            steps[at] = round(_duration_s(durations.get(pts[at]), known, unit, rate) / unit)
         # Integers with one rounding each: the same values as fractions, but much faster.
-        times_s = np.array(
-            [(value - pts[0]) * unit.numerator / unit.denominator for value in pts], np.float64
-        )
-        last_s = _last_duration_s(pts, durations.get(pts[-1]) or 0, unit, rate)
+        times_s = np.cumsum([0, *steps]) * unit.numerator / unit.denominator
+        late_s = float(pts[0] * unit) - clock_s
+        times_s += late_s if late_s > 1e-6 and name != "avi" else 0.0  # FFmpeg rounds the clock
+        last_s = float(_duration_s(durations.get(pts[-1]), known, unit, rate))
     else:
         # The file stores decoding times (AVI with B-frames). The order of the frames is right, and
         # such files have a constant rate.
@@ -136,14 +179,16 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     end_s = float(times_s[-1]) + last_s
     longest = float(np.diff(times_s, append=end_s).max())
     if longest > MAX_GAP_S:
-        raise SourceError(
-            "corrupt",
-            f"one frame lasts {longest:.0f} s by its timestamps, more than {MAX_GAP_S:.0f} s: "
-            "they are damaged",
-        )
+        where = f"one frame lasts {longest:.0f} s by its timestamps: they are damaged"
+        raise SourceError("corrupt", where)
     orientation = Orientation()
     if (matrix := first.side_data.get("DISPLAYMATRIX")) is not None:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
+    crop = crop.within(first.height, first.width)
+    height, width = crop.kept(first.height, first.width)
+    if name == "mov" and aspect == Fraction(first.height * width, first.width * height):
+        # FFmpeg compares the size in which a track is shown with what is coded, not with the rest.
+        aspect = None
     return Timeline(
         times_s=times_s,
         end_s=end_s,
@@ -151,11 +196,13 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         pts=tuple(pts) if has_pts else None,
         key_frames=key_frames,
         from_packets=trusted,
-        height=first.height,
-        width=first.width,
+        height=height,
+        width=width,
         # Unset, or beyond any real format.
         pixel_aspect=Fraction(aspect if aspect and Fraction(1, 8) <= aspect <= 8 else 1),
         orientation=orientation,
+        crop=crop,
+        tags=tags_of(first),
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,
@@ -163,7 +210,9 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     )
 
 
-def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, SourceError | None]:
+def _read_packets(
+    path: Path, container: Any, stream: Any
+) -> tuple[list[Packet], Any, SourceError | None]:
     """Read every whole packet of the stream, decoding until one frame is seen.
 
     Returns:
@@ -172,6 +221,7 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
     packets: list[Packet] = []
     first = None
     latest_s = 0.0
+    is_restart = restarts_of(container, stream)
     is_matroska = container.format.name.startswith("matroska")
     # Other formats may start a stream in the middle, where PyAV cannot read all of them at once.
     streams = () if is_matroska else (stream,)
@@ -182,9 +232,8 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
                 latest_s = max(latest_s, float(stop))
             if packet.stream_index != stream.index:
                 continue
-            if packet.size and packet.is_corrupt:
-                where = f"the file ends inside video packet {len(packets)}"
-                return packets, first, SourceError("truncated", where)
+            if packet.has_sidedata("encryption_info"):
+                raise SourceError("encrypted", "the video stream is encrypted")
             if packet.size:
                 packets.append(
                     Packet(
@@ -194,6 +243,8 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
                         is_key=packet.is_keyframe,
                         is_shown=not packet.is_discard,
                         has_pts=packet.pts is not None,
+                        is_corrupt=packet.is_corrupt,
+                        is_restart=is_restart(packet),
                     )
                 )
             if first is None:
@@ -204,11 +255,70 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Packet], Any, Sourc
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
         return packets, first, damage
+    name = container.format.name
+    flagged = [at for at, one in enumerate(packets) if one.is_corrupt]
+    for at in (at for at, one in enumerate(packets) if one.is_restart):
+        # A clock may be set within a stream. But where packets are lost as well, or may be, frames
+        # up to the next key frame belong to others. FFmpeg hides some of joined fragmented MP4.
+        is_lossy = name == "mpeg" or any(at - 3 <= other <= at for other in flagged)
+        if name.startswith("mov") or (is_lossy and not packets[at].is_key):
+            where = f"the timestamps begin again at video packet {at}, which is not a clean start"
+            return packets[:at], first, SourceError("corrupt", where)
+    # FFmpeg also flags what is before a join of two MPEG-TS files, although nothing is missing.
+    joins = count_clean_joins(path, stream.id) if flagged and name == "mpegts" else 0
+    for at in flagged[joins:]:  # or at the packet after it
+        reason = "truncated" if at >= len(packets) - 2 else "corrupt"
+        return packets[:at], first, SourceError(reason, f"data is missing at video packet {at}")
     declared_s = (container.duration or 0) / av.time_base
     if is_matroska and declared_s > 1.1 * latest_s + 1:
         where = f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s in its header"
         return packets, first, SourceError("truncated", where)
     return packets, first, None
+
+
+def restarts_of(container: Any, stream: Any) -> Callable[[Any], bool]:
+    """Return a function that takes the packets in order, and says where the timestamps restart."""
+    name, unit, last = container.format.name, float(stream.time_base), None
+
+    def is_restart(packet: Any) -> bool:
+        nonlocal last
+        if packet.dts is None or packet.is_discard:  # what an edit list hides may be from anywhere
+            return False
+        step_s = 0 if last is None else (packet.dts - last) * unit
+        last = packet.dts
+        slack_s = 0 if packet.is_keyframe and not name.startswith("mov") else 1
+        return step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
+
+    return is_restart
+
+
+def _first_hole(packets: list[Packet], name: str) -> int:
+    """Return for how many ticks frames are missing at the first hole; 0 if there is none.
+
+    MP4 lists how long a packet lasts, so a picture that is shown for a minute is not a hole.
+    Elsewhere a hole is a long step to a key frame, in a stream whose other steps are equal. Where
+    packets were flagged, although they seem whole, one missing frame is enough.
+    """
+    if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS:
+        return 0
+    if name == "mov":
+        steps = np.diff([one.dts or 0 for one in packets])
+        usual = np.array([one.duration for one in packets[:-1]])
+        is_hole = steps - usual >= max(1.0, _HOLE_FRAMES * np.median(usual))
+    else:
+        part = np.cumsum([one.is_restart for one in packets])
+        pts, is_key = np.array([(one.pts, one.is_key) for one in packets], np.int64).T
+        order = np.lexsort((pts, part))
+        steps = np.where(np.diff(part[order]), 0, np.diff(pts[order]))
+        usual = np.full(len(steps), max(1.0, np.median(steps)))
+        resumed = np.minimum.accumulate(order[::-1])[-2::-1]  # what is decoded first after a step
+        is_hole = (steps - usual >= _HOLE_FRAMES * usual) & (is_key[resumed] == 1)
+        is_equal = np.abs(steps - usual) <= usual / 2
+        if any(one.is_corrupt for one in packets):
+            is_hole = steps > 1.5 * usual
+        elif is_hole.mean() > 0.1 or is_equal[~is_hole].mean() < 0.95 or is_key.all():
+            return 0
+    return int((steps - usual)[is_hole][:1].sum())
 
 
 def _are_frames(packets: list[Packet]) -> bool:
@@ -221,13 +331,15 @@ def _are_frames(packets: list[Packet]) -> bool:
     return starts_clean and len(shown) == len(set(shown))
 
 
-def _times_by_decoding(path: Path) -> tuple[list[int], dict[int, int], SourceError | None]:
+def _times_by_decoding(
+    path: Path, num_packets: int | None
+) -> tuple[list[int], dict[int, int], SourceError | None]:
     """Return presentation times in the order shown, durations, and the error that ended them."""
     pts: list[int] = []
     durations: dict[int, int] = {}
     try:
         with open_video(path) as (container, stream):
-            for frame in decode_frames(container, stream):
+            for frame in decode_frames(container, stream, num_packets):
                 # A frame without a time repeats the last one, so that the caller counts instead.
                 pts.append(frame.pts if frame.pts is not None else pts[-1] if pts else 0)
                 durations[pts[-1]] = frame.duration or 0
@@ -236,25 +348,29 @@ def _times_by_decoding(path: Path) -> tuple[list[int], dict[int, int], SourceErr
     return pts, durations, None
 
 
-def decode_frames(container: Any, stream: Any) -> Any:
+def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -> Any:
     """Yield decoded frames in presentation order, from the container's position.
 
     What cannot be decoded before the first whole frame is skipped, as players do with a stream
-    that starts in the middle.
+    that starts in the middle. Where the timestamps restart at a key frame, the decoder does so too:
+    each of several joined files is decoded as if it were alone.
 
     Raises:
         SourceError: ``corrupt``, at the first error or damaged frame after that.
         MemoryError: at any time.
     """
     count = 0
-    packets = container.demux(stream)
+    packets = islice(container.demux(stream), num_packets)
+    is_restart = restarts_of(container, stream)
+    decoder = decoder_of(stream)
     while True:
         try:
-            packet = next(packets, None)
-            if packet is None:
-                return
-            frames = packet.decode()
-        except av.EOFError:
+            packet, frames = next(packets), []
+            if is_restart(packet) and packet.is_keyframe:
+                frames += decoder.decode(None)
+                decoder.flush_buffers()
+            frames += decoder.decode(packet)
+        except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:
             if count or isinstance(error, MemoryError):
@@ -269,11 +385,12 @@ def decode_frames(container: Any, stream: Any) -> Any:
                 raise SourceError("corrupt", message)
 
 
-def _last_duration_s(pts: list[int], duration: int, unit: Fraction, rate: Fraction | None) -> float:
-    """Seconds that the last frame is shown, which containers often get wrong or omit."""
-    gaps = [later - earlier for earlier, later in pairwise(pts)]
-    if duration > 0 and (not gaps or duration <= 2 * max(gaps)):
-        return float(duration * unit)
-    if gaps:
-        return float(statistics.median(gaps) * unit)
-    return float(1 / rate) if rate else 1 / 25
+def _duration_s(
+    ticks: int | None, steps: NDArray[np.int64], unit: Fraction, rate: Fraction | None
+) -> Fraction:
+    """How long a frame without a next one is shown, which containers often get wrong or omit."""
+    if ticks and ticks > 0 and (not len(steps) or ticks <= 2 * steps.max()):
+        return ticks * unit
+    if len(steps):
+        return Fraction(float(np.median(steps))) * unit
+    return 1 / Fraction(rate or 25)

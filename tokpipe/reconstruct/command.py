@@ -1,10 +1,10 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from tokpipe.media.quality import Comparison, Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import near_names, side_rows, source_matcher
-from tokpipe.reconstruct.side_by_side import SideBySide
 from tokpipe.telemetry.human import finite
 
 GRID_FRAMES = 8
@@ -51,23 +50,21 @@ class Decoded:
             )
         return lines
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
         """Return the summary for programs; an infinite PSNR is null."""
         quality = None
         if self.quality is not None:
             quality = {"psnr_db": finite(self.quality.psnr_db), "ssim": self.quality.ssim}
-        return json.dumps(
-            {
-                "clip_id": self.clip.clip_id,
-                "source_uri": self.clip.source_uri,
-                "num_matches": self.num_matches,
-                "file": str(self.path),
-                "num_frames": self.num_frames,
-                "size": list(self.size),
-                "num_codes": int(self.clip.codes.size),
-                "quality": quality,
-            }
-        )
+        return {
+            "clip_id": self.clip.clip_id,
+            "source_uri": self.clip.source_uri,
+            "num_matches": self.num_matches,
+            "file": str(self.path),
+            "num_frames": self.num_frames,
+            "size": list(self.size),
+            "num_codes": int(self.clip.codes.size),
+            "quality": quality,
+        }
 
 
 def decode_clip(
@@ -93,6 +90,9 @@ def decode_clip(
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.
     """
     clip, num_matches = _find(output, clip_id, source)
+    # Imported late: torch takes seconds, and there may be no such clip.
+    from tokpipe.reconstruct.side_by_side import SideBySide
+
     total = sum(chunk.n_frames for chunk in clip.chunks)
     comparison = Comparison() if compare else None
     height = width = 0

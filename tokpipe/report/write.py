@@ -1,10 +1,10 @@
 """Writes a report as one HTML file."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts
@@ -25,11 +25,10 @@ class WrittenReport:
     size_bytes: int
     facts: Facts
 
-    def to_json(self) -> str:
-        """Return the figures of the report as one line of JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures of the report."""
         own = {"file": str(self.path), "size_bytes": self.size_bytes}
-        status = json.loads(self.facts.status.to_json())
-        return json.dumps({**own, **self.facts.to_dict(), "status": status})
+        return {**own, **self.facts.to_dict(), "status": self.facts.status.to_dict()}
 
     def lines(self) -> Iterator[str]:
         """Yield what was written, and what the report could not show."""

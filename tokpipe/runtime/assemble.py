@@ -68,10 +68,7 @@ def assemble(
 ) -> Run:
     """Claim the output of a job and assemble the parts that do the rest. Needs no Ray.
 
-    Args:
-        output: from ``look_up``.
-        record: of the same output, from ``look_up`` or ``start_output``.
-        retry: rejections to withdraw, so that their clips are work again.
+    ``record`` is that of the same output, from ``look_up`` or ``start_output``.
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
@@ -88,7 +85,10 @@ def assemble(
         committer=committer,
         feed=Feed(PlanReader(store, plan), committer.state.committed),
         dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
-        decode=DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+        decode=DecodeStage(
+            *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+            versions=record.settings["decode"]["libraries"],
+        ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,16 +43,10 @@ def claim_output(
     """Become the one driver of an output, and fence every older one.
 
     A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one always
-    wins. Of two that start at the same moment, one does.
+    wins. Of two that start at the same moment, one does, and the other raises Fenced.
 
-    Args:
-        known: the manifest as it was loaded earlier. It is brought up to date, and then belongs
-            to the committer.
-
-    Raises:
-        Fenced: another driver is starting at this moment.
-        CorruptOutput: the manifest is damaged.
-        StorageError: the store did not answer.
+    ``known`` is the manifest as it was loaded earlier. It is brought up to date, and then belongs
+    to the committer.
     """
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
     state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
@@ -126,11 +120,7 @@ class Committer:
             _log_entry(entry, time.monotonic() - began)
 
     def reopen(self, rejected: Iterable[Rejected]) -> int:
-        """Withdraw rejections, so that their clips are work again; return how many.
-
-        Raises:
-            Fenced, StorageError: as ``commit``. Those in earlier entries stay withdrawn.
-        """
+        """Withdraw rejections, so that their clips are work again; return how many."""
         withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
         for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
             self.append(self.entry(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY])))
@@ -182,38 +172,23 @@ class Committer:
 
 
 def _log_entry(entry: ManifestEntry, commit_s: float) -> None:
+    seq, num_shards, num_rejected = entry.seq, len(entry.shards), len(entry.rejected)
+    names = ("shard", "num_frames", "num_codes", "size_bytes")
     for receipt in entry.shards:
-        log_event(
-            "shard_committed",
-            f"{receipt.shard}: {len(receipt.clips):,} clips",
-            seq=entry.seq,
-            shard=receipt.shard,
-            num_clips=len(receipt.clips),
-            num_frames=receipt.num_frames,
-            num_codes=receipt.num_codes,
-            size_bytes=receipt.size_bytes,
-        )
+        fields = {name: getattr(receipt, name) for name in names}
+        num_clips, text = len(receipt.clips), f"{receipt.shard}: {len(receipt.clips):,} clips"
+        log_event("shard_committed", text, seq=seq, num_clips=num_clips, **fields)
     for one in entry.rejected:
-        log_event(
-            "clip_rejected",
-            f"{one.ref.source_uri}: {one.reason}: {one.message}",
-            seq=entry.seq,
-            clip_id=one.ref.clip_id,
-            source_uri=one.ref.source_uri,
-            row=one.ref.row,
-            segment=one.ref.segment,
-            stage=one.stage,
-            reason=one.reason,
-            backend=one.backend,
-            attempts=one.attempts,
-        )
+        fields = asdict(one)
+        ref, message = fields.pop("ref"), fields.pop("message")
+        text = f"{one.ref.source_uri}: {one.reason}: {message}"
+        log_event("clip_rejected", text, seq=seq, **ref, **fields)
     log_event(
         "committed",
-        f"manifest entry {entry.seq}: {len(entry.shards):,} shards, "
-        f"{len(entry.rejected):,} rejections",
-        seq=entry.seq,
-        num_shards=len(entry.shards),
+        f"manifest entry {seq}: {num_shards:,} shards, {num_rejected:,} rejections",
+        seq=seq,
+        num_shards=num_shards,
         num_clips=sum(len(receipt.clips) for receipt in entry.shards),
-        num_rejected=len(entry.rejected),
+        num_rejected=num_rejected,
         commit_s=round(commit_s, 3),
     )

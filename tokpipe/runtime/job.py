@@ -61,11 +61,7 @@ class Outcome:
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
     """Start or resume a job, and work until it is done or SIGINT or SIGTERM stops it.
 
-    Args:
-        retry: rejections to withdraw first, so that their clips are work again.
-
-    Raises:
-        TokpipeError: see ``errors``. Committed work is kept.
+    Whatever it raises, committed work is kept.
     """
     started = time.monotonic()
     with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
@@ -104,7 +100,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
 
                 signals.stop = shell.stop
                 finish = shell.run(show_progress)
-                signals.stop = None
                 encoding_s = show_progress().encoding_s
                 _log_end(finish, state)
     stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)
@@ -162,16 +157,11 @@ def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:
 
 
 def _log_end(finish: Finish, state: ManifestState) -> None:
-    totals = state.totals
+    names = ("num_shards", "num_clips", "num_frames", "num_codes", "size_bytes", "rejected")
     log_event(
         "run_ended",
-        f"{finish.outcome}: the output holds {totals.num_clips:,} clips",
+        f"{finish.outcome}: the output holds {state.totals.num_clips:,} clips",
         outcome=finish.outcome,
         num_rows_done=state.committed.num_done,
-        num_shards=totals.num_shards,
-        num_clips=totals.num_clips,
-        num_frames=totals.num_frames,
-        num_codes=totals.num_codes,
-        size_bytes=totals.size_bytes,
-        rejected=dict(totals.rejected),
+        **{name: getattr(state.totals, name) for name in names},
     )

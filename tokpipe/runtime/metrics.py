@@ -53,6 +53,10 @@ class Metric:
         return {} if value is None else {(): value}
 
 
+def _gauge(name: str, description: str, read: Callable[[Snapshot], Any], *labels: str) -> Metric:
+    return Metric(f"tokpipe_{name}", "gauge", description, read, labels)
+
+
 def _counter(name: str, description: str, field: str, *labels: str) -> Metric:
     """A counter of a field of the run's account; by stage, it starts with 0 for each."""
 
@@ -60,7 +64,7 @@ def _counter(name: str, description: str, field: str, *labels: str) -> Metric:
         value = getattr(now.run, field)
         return {stage: value.get(stage, 0) for stage in STAGES} if "stage" in labels else value
 
-    return Metric(name, "counter", description, read, labels)
+    return Metric(f"tokpipe_{name}", "counter", description, read, labels)
 
 
 def _stage_seconds(snapshot: Snapshot) -> Mapping[Labels, float]:
@@ -74,41 +78,32 @@ def _speed_of_light(snapshot: Snapshot) -> float | None:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric(
-        "tokpipe_plan_rows",
-        "gauge",
+    _gauge(
+        "plan_rows",
         "Rows of the plan: clips, or sources that are cut into several clips.",
         lambda now: now.num_rows,
     ),
-    Metric(
-        "tokpipe_plan_rows_done",
-        "gauge",
+    _gauge(
+        "plan_rows_done",
         "Rows of which every clip is tokenized or rejected, by any run.",
         lambda now: now.num_rows_done,
     ),
     _counter(
-        "tokpipe_clips",
-        "Clips that a stage has finished; for `write`, committed clips.",
-        "clips",
-        "stage",
+        "clips", "Clips that a stage has finished; for `write`, committed clips.", "clips", "stage"
     ),
-    _counter("tokpipe_frames", "Frames of committed clips.", "num_frames"),
-    _counter("tokpipe_codes", "Codes of committed clips.", "num_codes"),
+    _counter("frames", "Frames of committed clips.", "num_frames"),
+    _counter("codes", "Codes of committed clips.", "num_codes"),
     _counter(
-        "tokpipe_source_bytes",
+        "source_bytes",
         "Bytes of source videos that decoders fetched, or found on local disk.",
         "download_bytes",
     ),
+    _counter("written_bytes", "Bytes of committed shards and their side tables.", "written_bytes"),
+    _counter("shards", "Committed shards.", "num_shards"),
+    _counter("commits", "Commits to the manifest.", "num_commits"),
+    _counter("rejected_clips", "Clips whose rejection is committed.", "rejected", "reason"),
     _counter(
-        "tokpipe_written_bytes",
-        "Bytes of committed shards and their side tables.",
-        "written_bytes",
-    ),
-    _counter("tokpipe_shards", "Committed shards.", "num_shards"),
-    _counter("tokpipe_commits", "Commits to the manifest.", "num_commits"),
-    _counter("tokpipe_rejected_clips", "Clips whose rejection is committed.", "rejected", "reason"),
-    _counter(
-        "tokpipe_retried_clips",
+        "retried_clips",
         "Retries of single clips, after the clip failed or a worker that held only it was lost.",
         "retried",
         "stage",
@@ -121,37 +116,32 @@ METRICS: tuple[Metric, ...] = (
         _stage_seconds,
         ("stage", "activity"),
     ),
-    _counter("tokpipe_actor_seconds", "Seconds that actors were up, busy or not.", "up_s", "stage"),
-    Metric(
-        "tokpipe_actors", "gauge", "Actors that take leases.", lambda now: now.actors, ("stage",)
-    ),
-    Metric(
-        "tokpipe_busy_ratio",
-        "gauge",
+    _counter("actor_seconds", "Seconds that actors were up, busy or not.", "up_s", "stage"),
+    _gauge("actors", "Actors that take leases.", lambda now: now.actors, "stage"),
+    _gauge(
+        "busy_ratio",
         "Fraction of the last minute in which a stage's actors were busy, 0 to 1.",
         lambda now: busy_shares(now.recent),
-        ("stage",),
+        "stage",
     ),
-    Metric(
-        "tokpipe_speed_of_light_ratio",
-        "gauge",
+    _gauge(
+        "speed_of_light_ratio",
         "Fraction of the last minute in which encoders computed, 0 to 1: how close the job is to "
         "the speed of its encoders alone.",
         _speed_of_light,
     ),
-    Metric(
-        "tokpipe_goodput_ratio",
-        "gauge",
+    _gauge(
+        "goodput_ratio",
         "Fraction of this run's encoder time that produced committed codes, 0 to 1.",
         lambda now: now.run.goodput,
     ),
     _counter(
-        "tokpipe_lost_actors",
+        "lost_actors",
         "Actors that were up and died, or were killed at a deadline.",
         "lost_actors",
         "stage",
     ),
-    _counter("tokpipe_lost_nodes", "Nodes that were lost with actors on them.", "num_lost_nodes"),
+    _counter("lost_nodes", "Nodes that were lost with actors on them.", "num_lost_nodes"),
 )
 
 

@@ -16,6 +16,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import write_plan
 from tokpipe.runtime.cluster import has_gpu
+from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
@@ -60,7 +61,6 @@ def look_up(job: JobConfig) -> JobOutput:
 
     Raises:
         PlanMismatch: the output was started with different settings or sources.
-        TokpipeError: see ``errors``.
     """
     store = open_store(job.output.uri, job.storage)
     try:
@@ -70,7 +70,7 @@ def look_up(job: JobConfig) -> JobOutput:
     weights = read_weights(job.tokenizer, job.storage)
     if record is None:
         return JobOutput(store, weights)
-    job_record.check_resumable(store, record, job, weights.hash)
+    job_record.check_resumable(store, record, job, weights.hash, decoder_versions(job.decode))
     return JobOutput(store, weights, record, load_state(store, record.num_rows))
 
 
@@ -79,13 +79,13 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
 
     Raises:
         PlanMismatch: another driver started the output with different settings.
-        TokpipeError: see ``errors``.
     """
     store, driver, weights_hash = output.store, output.driver, output.weights.hash
     device = job.encode.device
     if device == "auto":
         device = "cuda" if has_gpu() else "cpu"
-    settings = fingerprint_settings(job, weights_hash=weights_hash, device=device)
+    found = decoder_versions(job.decode)
+    settings = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=found)
     console.print("planning ...", highlight=False)
     plan = write_plan(job, store, driver)
     if plan.num_duplicates:
@@ -107,10 +107,10 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
             tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
             num_rows=plan.num_rows,
             plan=plan.to_json(),
-            libraries=dict(settings["libraries"]),
+            libraries=settings["libraries"] | found,
             job=job.model_dump(mode="json"),
         ),
     )
     if record.writer != driver:
-        job_record.check_resumable(store, record, job, weights_hash)
+        job_record.check_resumable(store, record, job, weights_hash, found)
     return record

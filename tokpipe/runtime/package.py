@@ -73,11 +73,7 @@ def make_package(
 ) -> Package:
     """Prepare a loaded job for sending. Copies nothing yet.
 
-    Args:
-        asked: variables to set on the cluster, each as NAME or NAME=VALUE.
-
-    Raises:
-        ConfigError: a secret would be sent, or a variable cannot be passed.
+    ``asked``: variables to set on the cluster, each as NAME or NAME=VALUE; secrets are rejected.
     """
     data = read_mapping(path.read_bytes(), str(path))
     for name, _ in variables_of(data):

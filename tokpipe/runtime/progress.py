@@ -97,7 +97,7 @@ def _job_text(snapshot: Snapshot) -> str:
     )
     left = "-" if snapshot.left_s is None else duration(snapshot.left_s)
     share = share_text(snapshot.share_done)
-    return f"{share} of {total} done, elapsed {duration(snapshot.elapsed_s)}, left {left}"
+    return f"{share} of {total} committed, elapsed {duration(snapshot.elapsed_s)}, left {left}"
 
 
 def _rejected_text(snapshot: Snapshot) -> str:

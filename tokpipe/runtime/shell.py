@@ -11,7 +11,14 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault, StorageError, TokpipeError
+from tokpipe.errors import (
+    ConfigError,
+    NodeTrouble,
+    RuntimeFault,
+    StorageError,
+    TokpipeError,
+    UnfitNode,
+)
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import draining_nodes
@@ -68,10 +75,7 @@ class Shell:
         self._events.put(protocol.StopRequested(STOP_GRACE_S))
 
     def run(self, on_progress: Callable[[], object]) -> protocol.Finish:
-        """Work until every clip is committed, or until stopped.
-
-        Args:
-            on_progress: called twice a second.
+        """Work until every clip is committed or until stopped; twice a second, ``on_progress``.
 
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
@@ -123,13 +127,14 @@ class Shell:
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
-        alive = [
-            node["Resources"]
+        alive = {
+            node["NodeID"]: node["Resources"]
             for node in ray.nodes()
             if node["Alive"] and node["NodeID"] not in draining
-        ]
-        cpus, gpus = (sum(one.get(kind, 0.0) for one in alive) for kind in ("CPU", "GPU"))
-        self._events.put(protocol.Capacity(cpus, gpus))
+        }
+        cpus, gpus = (sum(one.get(kind, 0.0) for one in alive.values()) for kind in ("CPU", "GPU"))
+        with_cpus = frozenset(node for node, has in alive.items() if has.get("CPU"))
+        self._events.put(protocol.Capacity(cpus, gpus, with_cpus))
 
     def _node_is_lost(self, actor_id: ActorId) -> bool:
         actor = self.dispatcher.parts.fleet.actors.get(actor_id)
@@ -162,7 +167,8 @@ class Shell:
                 level = logging.WARNING if is_warning else logging.INFO
                 log_event(event, message, level=level, **fields)
             case protocol.Abort(kind, message):
-                raise StorageError(message) if kind == "storage" else RuntimeFault(message)
+                kinds = {"storage": StorageError, "config": ConfigError, "runtime": RuntimeFault}
+                raise kinds[kind](message)
 
     def _commit(self, command: protocol.Commit, ordered_at: float) -> protocol.Committed:
         _check_moving(ordered_at)
@@ -234,11 +240,13 @@ class Shell:
             self._events.put(protocol.ActorUp(actor))
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
-            if isinstance(cause, ConfigError):
+            is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
+            if isinstance(cause, ConfigError) and not is_unfit:
                 self._events.put(cause)  # weights that do not fit will not fit any other actor
             else:
-                is_node_trouble = isinstance(cause, NodeTrouble)
-                self._events.put(protocol.SetupFailed(actor, _say(error), is_node_trouble))
+                is_trouble = isinstance(cause, NodeTrouble)
+                failed = protocol.SetupFailed(actor, _say(error), is_trouble, is_unfit)
+                self._events.put(failed)
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = str(error).strip().splitlines()[-1]
@@ -255,6 +263,8 @@ class Shell:
             self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
         elif not isinstance(error, RayTaskError):
             self._events.put(_Death(command.actor, _say(error)))
+        elif isinstance(cause, ConfigError):
+            self._events.put(cause)  # such as a missing package: no clip is to blame
         elif isinstance(cause, StorageError):
             self._events.put(LeaseFailed(attempt, "storage", _say(error)))
         elif isinstance(cause, NodeTrouble):

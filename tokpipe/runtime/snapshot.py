@@ -1,6 +1,7 @@
 """The state of a job at one moment: what progress lines, logs and metrics show."""
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,7 +9,6 @@ from tokpipe.formats.manifest import ManifestState
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.waiting import waiting_for
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.speed import RecentAccount
 from tokpipe.types import STAGES, Stage
 
 RECENT_S = 60.0
@@ -83,15 +83,19 @@ class Snapshots:
         missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
         self._left_before = self._unopened_before + missing
         """Clips left, counting a row that was never opened as one."""
-        self._recent = RecentAccount(RECENT_S)
+        self._points: deque[tuple[float, Account]] = deque()
+        """Earlier times, from RECENT_S ago on, and the account at each."""
 
     def take(self, dispatcher: Dispatcher) -> Snapshot:
         run, committed = dispatcher.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
         now = time.monotonic()
-        recent, recent_s = self._recent.add(now, run)
-        actors = {stage: dispatcher.num_up(stage) for stage in STAGES}
+        self._points.append((now, run))
+        while len(self._points) > 2 and self._points[1][0] < now - RECENT_S:
+            self._points.popleft()
+        begin, earlier = self._points[0]
+        actors = {stage: dispatcher.parts.fleet.num_up(stage) for stage in STAGES}
         self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
         if self._encoding_since is None and actors["encode"]:
             self._encoding_since = now
@@ -104,8 +108,8 @@ class Snapshots:
             num_rows=committed.num_rows,
             num_rows_done=committed.num_done,
             run=run,
-            recent=recent,
-            recent_s=recent_s,
+            recent=run - earlier,
+            recent_s=now - begin,
             encoding_s=now - (self._encoding_since or now),
             elapsed_s=now - self._started,
             waiting_for=waiting_for(dispatcher.parts, self._last_up, now),

@@ -94,11 +94,7 @@ class Submission:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a driver that has ended, 128 + n if signal n ended it.
-
-        Raises:
-            RuntimeFault: there is none, because the driver did not start or died with its node.
-        """
+        """The exit code of a driver that has ended, 128 + n if signal n ended it."""
         assert self.info is not None
         code = self.info.driver_exit_code
         if self.was_stopped:
@@ -121,16 +117,10 @@ class Cluster:
     """The job API of a running Ray cluster."""
 
     def __init__(self, address: str | None) -> None:
-        """Connect.
+        """Connect to a dashboard (``http://HEAD:8265``) or a cluster (``HEAD:6379``).
 
-        Args:
-            address: of the dashboard (``http://HEAD:8265``) or of the cluster (``HEAD:6379``); by
-                default, as for ``ray job submit``, what ``RAY_API_SERVER_ADDRESS`` or
-                ``RAY_ADDRESS`` say, else the cluster on this machine.
-
-        Raises:
-            ConfigError: it is an address of Ray Client.
-            RuntimeFault: no Ray cluster answers there, or it rejects the token.
+        By default, as for ``ray job submit``, it is what ``RAY_API_SERVER_ADDRESS`` or
+        ``RAY_ADDRESS`` say, else the cluster on this machine.
         """
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
@@ -191,13 +181,9 @@ class Cluster:
     def follow(self, submission: Submission, *, from_start: bool) -> Iterator[str | Submission]:
         """Yield the driver's lines, and last the submission as it ended.
 
-        A broken connection is opened again, and continues after the last line.
-
-        Args:
-            from_start: all lines, rather than the last few of those that exist.
-
-        Raises:
-            RuntimeFault: the cluster is out of reach for LOST_S, or was restarted.
+        A broken connection is opened again, and continues after the last line, until the cluster
+        has been out of reach for LOST_S. Of earlier lines, only the last few come, unless
+        ``from_start``.
         """
         seen, in_contact = 0, time.monotonic()
 

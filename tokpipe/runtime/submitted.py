@@ -49,11 +49,7 @@ def main(version: str, *arguments: str) -> int:
 
 @contextmanager
 def explained(job: Path) -> Iterator[None]:
-    """In a driver that `ray job submit` started, say which files or variables it lacks.
-
-    Raises:
-        ConfigError: the one that was raised within the block, with the explanation.
-    """
+    """In a driver that `ray job submit` started, add to a ConfigError what the driver lacks."""
     from tokpipe.errors import ConfigError
 
     try:
@@ -66,11 +62,7 @@ def explained(job: Path) -> Iterator[None]:
 
 
 def check_output(job: "JobConfig") -> None:
-    """Reject an output in the folder that Ray unpacked for this job and deletes after it.
-
-    Raises:
-        ConfigError: the job would lose its output.
-    """
+    """Reject an output in the folder that Ray unpacked for this job and deletes after it."""
     submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
     if not (submitted.get("runtime_env") or {}).get("working_dir"):
         return

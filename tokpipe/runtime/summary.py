@@ -60,7 +60,8 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
         yield f"  encoding took {duration(seconds)}, too short to judge the speed"
     elif speed is not None:
         clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
-        yield f"  this run: {num_clips:,} clips at {clips_per_s} clips/s, {frames_per_s} frames/s"
+        done = counted(num_clips, "clip")
+        yield f"  this run: {done} at {clips_per_s} clips/s, {frames_per_s} frames/s"
         yield f"  {advice(speed)}"
         yield (
             f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "

@@ -15,8 +15,7 @@ and on a busy machine tens of seconds."""
 def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str:
     """Return what holds the job up; empty while every stage has a worker.
 
-    Args:
-        last_up: when each stage last had a worker.
+    ``last_up``: when each stage last had one.
     """
     if parts.out.is_over:
         return ""

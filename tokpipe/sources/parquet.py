@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pin, open_ranged
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * 2**20
@@ -26,6 +26,7 @@ class ParquetFile:
 
     uri: str
     options: StoreOptions
+    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "row"
 
     def columns(self) -> pa.Schema:
@@ -51,7 +52,7 @@ class ParquetFile:
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with open_ranged(self.uri, self.options, buffer_bytes=64 * 1024) as file:
+            with open_ranged(self.uri, self.options, 64 * 1024, self.pin) as file:
                 metadata = pq.read_metadata(file)
                 buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
                 file.seek(0)

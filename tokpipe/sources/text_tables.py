@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow as pa
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pin, open_ranged
 
 RECORD_BYTES = 8 * 2**20
 """A longer row is a row with a problem."""
@@ -48,14 +48,15 @@ class DelimitedFile:
     uri: str
     options: StoreOptions
     delimiter: str = ","
+    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:
-        with _open_text(self.uri, self.options) as file:
+        with _open_text(self.uri, self.options, self.pin) as file:
             return _text_schema(self._header(_Lines(file)))
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        with _open_text(self.uri, self.options) as file:
+        with _open_text(self.uri, self.options, self.pin) as file:
             lines = _Lines(file)
             names = self._header(lines)
             yield from _batches(names, _records(lines, self.delimiter, len(names)))
@@ -168,6 +169,7 @@ class JsonLinesFile:
 
     uri: str
     options: StoreOptions
+    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:
@@ -198,7 +200,7 @@ class JsonLinesFile:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str | None] | str, int]]:
         """Yield (line, its values or its problem, its bytes) for each line that is not blank."""
-        with _open_text(self.uri, self.options) as file:
+        with _open_text(self.uri, self.options, self.pin) as file:
             for number, line in enumerate(iter(lambda: _read_line(file), b""), 1):
                 if len(line) > RECORD_BYTES:
                     yield number, f"is longer than {RECORD_BYTES} bytes", 0
@@ -259,14 +261,14 @@ def _read_line(file: io.BufferedReader) -> bytes:
 
 
 @contextmanager
-def _open_text(uri: str, options: StoreOptions) -> Iterator[io.BufferedReader]:
+def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.BufferedReader]:
     """Open a text table, decompressed if it is gzip, after any byte order mark.
 
     Raises:
         ConfigError: it cannot be opened, or its gzip stream is cut or damaged.
     """
     try:
-        with open_ranged(uri, options, buffer_bytes=8 * 2**20) as file:
+        with open_ranged(uri, options, 8 * 2**20, pin) as file:
             plain = file
             if file.peek(2)[:2] == b"\x1f\x8b":
                 plain = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), 2**20)

@@ -1,15 +1,16 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.identity.ids import clip_id
+from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.telemetry.redact import redact
@@ -48,6 +49,8 @@ class DecodeStage:
     decode: DecodeConfig
     storage: StoreOptions
     pieces: Cut | None = None
+    versions: Mapping[str, str] | None = None
+    """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     fetched_s: float = field(default=0.0, init=False)
     """Seconds that this process has spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)
@@ -57,9 +60,12 @@ class DecodeStage:
         """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
 
         Raises:
-            ConfigError: the decoder that the job names is not installed.
+            NodeTrouble: the job's decoders do not load here, or in other versions.
         """
-        self._decoder = VideoDecoder(self.decode, self.sampling, self.frames, pieces=self.pieces)
+        self._decoder = VideoDecoder(
+            *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
+        )
+        self._decoder.start()
         self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
@@ -71,7 +77,6 @@ class DecodeStage:
         """Decode each item.
 
         Raises:
-            ConfigError: the decoder that the job names does not load.
             StorageError: the store kept failing.
             RuntimeFault: decoding children do not start, or keep being killed from outside.
         """
@@ -111,7 +116,7 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=() if video.damage is None else ("damaged",),
+            marks=video.marks + (() if video.damage is None else ("damaged",)),
             damage=video.damage,
         )
 
@@ -152,6 +157,17 @@ class DecodeStage:
         sampling = self.sampling
         name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
         return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
+
+
+@cache
+def decoder_versions(config: DecodeConfig) -> dict[str, str]:
+    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
+
+    Asked of a decoding child, since package metadata may describe another module.
+    """
+    child = ChildProcess(config.memory_bytes, config.backends)
+    child.kill()
+    return child.versions
 
 
 class _SourceFiles:

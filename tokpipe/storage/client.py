@@ -7,8 +7,10 @@ import inspect
 import json
 import os
 import re
+import socket
+import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -17,10 +19,10 @@ import fsspec
 from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import AccessDenied, ConfigError, NotFound, StorageError
+from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.store import StoredObject
-from tokpipe.storage.trouble import Trouble, classify
+from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
 
 T = TypeVar("T")
@@ -28,6 +30,8 @@ T = TypeVar("T")
 MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
 
+_CLOUDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
+"""Protocols that can be used without options."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -39,6 +43,10 @@ class BadRange(StorageError):
     """A range starts beyond the object's end. Never leaves ``storage``."""
 
 
+class UnknownProtocol(ConfigError):
+    """A URI names a protocol that cannot be used, at least not without options."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """What a store says about one object."""
@@ -47,8 +55,8 @@ class ObjectInfo:
     """Size in bytes, or None if an HTTP server does not say."""
     version: str
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
-    takes_ranges: bool
-    """False for an HTTP server that ignores ranges and sends the whole object."""
+    inode: int = 0
+    """On local disk. Not part of the version, because it may differ between nodes."""
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -72,14 +80,15 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
     environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
-    return _client(protocol, options.model_dump_json(), os.getpid(), tuple(environment))
+    chosen = json.dumps([options.options_of(uri), options.deadline_s])
+    return _client(protocol, chosen, os.getpid(), tuple(environment))
 
 
 @functools.lru_cache(maxsize=32)
 def _client(
-    protocol: str, options_json: str, pid: int, environment: tuple[tuple[str, str], ...]
+    protocol: str, chosen_json: str, pid: int, environment: tuple[tuple[str, str], ...]
 ) -> "Client":
-    return Client(protocol, StoreOptions.model_validate(json.loads(options_json)))
+    return Client(protocol, *json.loads(chosen_json))
 
 
 class Client:
@@ -89,12 +98,12 @@ class Client:
     for permanent errors (bad credentials, a full disk), and after the deadline for all others.
     """
 
-    def __init__(self, protocol: str, options: StoreOptions) -> None:
+    def __init__(self, protocol: str, options: dict[str, Any], deadline_s: float) -> None:
         self.protocol = protocol
         self.is_local = protocol == "file"
         self.can_list = protocol not in ("http", "https")
-        self.retry = RetryPolicy(options.deadline_s)
-        self.fs = _open_filesystem(protocol, options)
+        self.retry = RetryPolicy(deadline_s)
+        self.fs = _open_filesystem(protocol, options, deadline_s)
 
     def path_of(self, uri: str) -> str:
         """Return the file system's own name for a URI, without a trailing slash."""
@@ -116,7 +125,8 @@ class Client:
     def run(self, doing: str, uri: str, attempt: Callable[[float], T]) -> T:
         """Run ``attempt(timeout_s)`` with retries, and translate its last error."""
         try:
-            return self.retry.run(attempt, lambda error: classify(error) is Trouble.TRANSIENT)
+            may_pass = Trouble.TRANSIENT, Trouble.NODE
+            return self.retry.run(attempt, lambda e: classify(e) in may_pass, retry_after_s)
         except GaveUp as gave_up:
             raise StorageError(
                 f"{redact(uri)}: {doing} kept failing ({gave_up}); the last error was "
@@ -145,16 +155,16 @@ class Client:
             return self._look_up(uri)
 
     def _look_up(self, uri: str) -> ObjectInfo:
+        if self.is_local:
+            status = self.run("looking it up", uri, lambda _: os.stat(self.path_of(uri)))  # noqa: PTH116
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+                raise NotFound(f"{uri}: is not a regular file")
+            return ObjectInfo(status.st_size, str(status.st_mtime_ns), status.st_ino)
         found = self.call("looking it up", uri, "info", self.path_of(uri))
         if found.get("type") == "directory":
             raise NotFound(f"{redact(uri)}: is a folder, not an object")
-        versions = map(found.get, ("ETag", "etag", "generation", "mtime"))
         size = found.get("size")
-        return ObjectInfo(
-            size=None if size is None else int(size),
-            version=str(next(filter(None, versions), "")),
-            takes_ranges=bool(found.get("partial", not self.protocol.startswith("http"))),
-        )
+        return ObjectInfo(None if size is None else int(size), _version(found))
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
@@ -165,26 +175,47 @@ class Client:
 
     def read_range(self, uri: str, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
+        if start >= end:
+            return b""
+        read = f"reading bytes {start} to {end}", uri, "cat_file", self.path_of(uri)
         try:
-            return self.read_exactly(uri, start, end, min_bytes=0) if start < end else b""
+            data = bytes(self.call(*read, start=start, end=end))
         except BadRange:
             return b""
+        # An HTTP server may ignore the range and send everything.
+        return data if len(data) <= end - start else data[start:end]
 
-    def read_exactly(self, uri: str, start: int, end: int, min_bytes: int | None = None) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive), which must exist; retries short reads."""
-        wanted = end - start if min_bytes is None else min_bytes
-        read = functools.partial(
-            self._attempt, "cat_file", (self.path_of(uri),), {"start": start, "end": end}
-        )
+    def read_version(self, uri: str, start: int, end: int, version: ObjectInfo) -> bytes:
+        """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
 
-        def attempt(timeout_s: float) -> bytes:
-            data = bytes(read(timeout_s))
-            if len(data) < wanted:
-                raise ConnectionError(f"got {len(data)} of {wanted} bytes")
-            # An HTTP server may ignore the range and send everything.
-            return data if len(data) <= end - start else data[start:end]
+        An HTTP server may ignore the range and send everything; then everything is returned.
 
-        return self.run(f"reading bytes {start} to {end}", uri, attempt)
+        Raises:
+            Changed: the object is another one now, or gone.
+        """
+
+        def attempt(timeout_s: float) -> tuple[bytes, ObjectInfo | None]:
+            if self.protocol in ("s3", "s3a"):
+                reading = _read_s3(self.fs, self.path_of(uri), start, end)
+            elif not self.can_list:
+                reading = _read_http(self.fs, self.path_of(uri), start, end)
+            else:
+                limits = {"start": start, "end": end}
+                return self._attempt("cat_file", (self.path_of(uri),), limits, timeout_s), None
+            data, found = self._await(reading, timeout_s)
+            if len(data) < end - start and found == version:
+                raise ConnectionError(f"got {len(data)} of {end - start} bytes")
+            return data, found
+
+        try:
+            data, found = self.run(f"reading bytes {start} to {end}", uri, attempt)
+            # Other stores must be asked; afterwards, because the object may change meanwhile.
+            found = found or self.info(uri)
+        except (NotFound, BadRange) as error:
+            raise changed(uri) from error
+        if found != version or len(data) < end - start:
+            raise changed(uri)
+        return bytes(data)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
@@ -231,11 +262,44 @@ class Client:
         if not inspect.iscoroutinefunction(coroutine):
             return getattr(self.fs, method)(*args, **kwargs)
 
-        async def bounded() -> Any:
-            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
-            return await asyncio.wait_for(coroutine(*args, **kwargs), timeout_s)
+        return self._await(coroutine(*args, **kwargs), timeout_s)
 
-        return sync(self.fs.loop, bounded)
+    def _await(self, request: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        async def bounded() -> T:
+            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
+            return await asyncio.wait_for(request, timeout_s)
+
+        found: T = sync(self.fs.loop, bounded)
+        return found
+
+
+async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+    bucket, key, _ = fs.split_path(path)
+    limits = f"bytes={start}-{end - 1}"
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=limits)
+    try:
+        size = answer["ContentRange"].rpartition("/")[2]  # of "bytes 0-9/100"
+        return await answer["Body"].read(), ObjectInfo(int(size), _version(answer))
+    finally:
+        answer["Body"].close()
+
+
+async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+    session = await fs.set_session()
+    limits = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    keywords = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), **limits}}
+    async with session.get(fs.encode_url(url), **keywords) as answer:
+        answer.raise_for_status()
+        data, size = await answer.read(), answer.headers.get("Content-Range", "").rpartition("/")[2]
+        size = size if answer.status == 206 else str(len(data))
+        return data, ObjectInfo(int(size) if size.isdigit() else None, _version(answer.headers))
+
+
+def changed(uri: str) -> Changed:
+    return Changed(
+        f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was read "
+        "would mix two versions. Wait until whatever writes it has finished, then run again"
+    )
 
 
 def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
@@ -249,6 +313,13 @@ def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
                     yield StoredObject(path, status.st_size, status.st_mtime)
 
 
+def _version(info: Mapping[str, Any]) -> str:
+    keys = ("ETag", "etag", "generation", "blob_id", "mtime", "LastModified", "Last-Modified")
+    # Azure has its ETags in quotes only if they are headers.
+    found = filter(None, map(info.get, (*keys, "updated", "created")))
+    return str(next(found, "")).strip('"')
+
+
 def _modified_s(info: Mapping[str, Any]) -> float:
     """Return when an object was written, in seconds since 1970; now, to be safe, if unknown."""
     found = map(info.get, ("mtime", "LastModified", "last_modified", "updated", "created"))
@@ -259,43 +330,35 @@ def _modified_s(info: Mapping[str, Any]) -> float:
     return moment.timestamp() if isinstance(moment, datetime) else time.time()
 
 
-def _open_filesystem(protocol: str, options: StoreOptions) -> Any:
-    chosen = dict(options.options.get(protocol, {}))
+def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) -> Any:
+    chosen = dict(options)
     if protocol in ("s3", "s3a"):
         chosen["config_kwargs"] = {
-            "connect_timeout": min(5.0, options.deadline_s / 4),
+            "connect_timeout": min(5.0, deadline_s / 4),
             # Between two bytes; short enough to leave time for another attempt.
-            "read_timeout": min(20.0, options.deadline_s / 4),
+            "read_timeout": min(20.0, deadline_s / 4),
             "max_pool_connections": 64,
             **chosen.get("config_kwargs", {}),
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
     try:
-        fs = fsspec.filesystem(
-            protocol,
-            # Cached listings would hide what other processes write, and a cached instance may
-            # have other credentials.
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            **chosen,
-        )
+        kind = fsspec.get_filesystem_class(protocol)
+        # Cached listings would hide what other processes write, and a cached instance may have
+        # other credentials.
+        fs = kind(skip_instance_cache=True, use_listings_cache=False, **chosen)
         if protocol in ("s3", "s3a"):
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
     except ImportError as error:
         raise ConfigError(
-            f"{protocol}:// needs a package that is not installed ({error}). "
-            "Install it; for S3: pip install 'tokpipe[s3]'"
+            f"{protocol}:// needs a package that is not installed on {socket.gethostname()} "
+            f"({error}). Install it on every node; for S3: pip install 'tokpipe[s3]'"
         ) from error
-    except (ValueError, OSError) as error:  # zip:// and others open a file here
-        raise ConfigError(
+    except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
+        is_meant = bool(chosen) or protocol in _CLOUDS
+        raise (ConfigError if is_meant else UnknownProtocol)(
             f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol of "
-            "fsspec"
-        ) from error
-    except TypeError as error:
-        raise ConfigError(
-            f"storage.options.{protocol}: {error}. Use arguments of fsspec's file system for this "
-            "protocol"
+            f"fsspec, and set its arguments in storage.options.{protocol}"
         ) from error
     return fs
 

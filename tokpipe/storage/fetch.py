@@ -14,17 +14,18 @@ from typing import BinaryIO
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
     AccessDenied,
-    ConfigError,
+    Changed,
     NodeTrouble,
     NotFound,
     SourceError,
     StorageError,
 )
-from tokpipe.storage.client import Client, client_of, split_protocol
+from tokpipe.storage.client import Client, UnknownProtocol, client_of, split_protocol
+from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
-_NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 PIECE_BYTES = 16 * 2**20
 """Bytes that are read, and held in memory, at a time."""
@@ -46,32 +47,45 @@ def fetch_to_file(
             ``changed`` (the object was replaced during the copy), ``unreachable`` (an HTTP
             server) or ``bad_uri``.
         StorageError: the store kept failing.
-        NodeTrouble: the disk of ``folder`` is full or failing.
+        ConfigError: the store's package is missing on this node, or its options are wrong.
+        NodeTrouble: the disk of ``folder``, the disk of the video or the node's network is
+            failing, or the node has no memory or file handles left.
     """
     if member is None and split_protocol(uri)[0] == "file":
         return _local_file(Path(split_protocol(uri)[1]), max_bytes)
     source = uri if member is None else member.archive_uri
     try:
-        return _copy(client_of(source, options), source, member, folder, _suffix(uri), max_bytes)
-    except ConfigError as error:
+        return _copy(source, member, folder, _suffix(uri), options, max_bytes)
+    except UnknownProtocol as error:
         raise SourceError("bad_uri", str(error)) from error
+    except Changed as error:
+        raise SourceError("changed", str(error)) from error
     except NotFound as error:
         raise SourceError("missing", str(error)) from error
     except AccessDenied as error:
         raise SourceError("access_denied", str(error)) from error
     except StorageError as error:
+        trouble = classify(error.__cause__ or error)
+        if trouble is Trouble.NODE:
+            raise NodeTrouble(f"{error} (on {socket.gethostname()})") from error
+        if trouble is Trouble.BAD_NAME:
+            raise SourceError("bad_uri", str(error)) from error
         # A list of web addresses spans many servers; a job can continue without one of them.
         if split_protocol(source)[0] not in ("http", "https"):
             raise
-        raise SourceError("unreachable", str(error)) from error
+        reason = "access_denied" if trouble is Trouble.CREDENTIALS else "unreachable"
+        raise SourceError(reason, str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> Path:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        trouble = classify(error)
+        if trouble in (Trouble.TRANSIENT, Trouble.NODE):
+            raise _node_trouble(path, error) from error
         known = {Trouble.NOT_FOUND: "missing", Trouble.DENIED: "access_denied"}
-        reason = known.get(classify(error), "bad_uri")
+        reason = known.get(trouble, "bad_uri")
         raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         kind = stat.filemode(status.st_mode)[0]
@@ -84,26 +98,26 @@ def _local_file(path: Path, max_bytes: int) -> Path:
 
 
 def _copy(
-    client: Client,
     source: str,
     member: ArchiveMember | None,
     folder: Path,
     suffix: str,
+    options: StoreOptions,
     max_bytes: int,
 ) -> Path:
+    client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
-    if member is not None:
-        start, size = member.offset, member.size
-        if info.size is not None and start + size > info.size:
-            raise SourceError(
-                "truncated",
-                f"{source}: ends at byte {info.size}, but its member ends at byte {start + size}. "
-                "The archive was cut short or replaced after it was indexed",
-            )
-    else:
-        start, size = 0, info.size or 0
+    start, size = (member.offset, member.size) if member else (0, info.size or 0)
+    is_streamed = member is None and not client.can_list  # from a web server, in one answer
+    stored = None if is_streamed else ranged_file(client, source, info)
+    if stored is not None and start + size > stored.size:
+        raise SourceError(
+            "truncated",
+            f"{source}: ends at byte {stored.size}, but its member ends at byte {start + size}. "
+            "The archive was cut short or replaced after it was indexed",
+        )
     _check_size(source, size, max_bytes)
 
     with node_trouble(folder):
@@ -111,18 +125,12 @@ def _copy(
     path = Path(name)
     try:
         with node_trouble(folder), os.fdopen(descriptor, "wb") as file:
-            if member is None and (info.size is None or not info.takes_ranges):
+            if stored is None:
                 _copy_stream(client, source, file, folder, max_bytes)
             else:
-                for at in range(start, start + size, PIECE_BYTES):
-                    piece_end = min(at + PIECE_BYTES, start + size)
-                    file.write(client.read_exactly(source, at, piece_end))
-                if size > PIECE_BYTES and (after := client.info(source)) != info:
-                    raise SourceError(
-                        "changed",
-                        f"{source}: was replaced while it was read ({info} became {after}), so the "
-                        "copy would mix two files",
-                    )
+                stored.seek(start)
+                for at in range(0, size, PIECE_BYTES):
+                    file.write(stored.read(min(PIECE_BYTES, size - at)) or b"")
     except BaseException:
         path.unlink()
         raise
@@ -137,15 +145,19 @@ def node_trouble(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NODE_ERRNOS:
             raise
-        raise NodeTrouble(
-            f"{folder} on {socket.gethostname()}: the local disk is full or failing "
-            f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
-            "or set TMPDIR to a larger disk on every node"
-        ) from error
+        raise _node_trouble(folder, error) from error
+
+
+def _node_trouble(path: Path, error: OSError | ValueError) -> NodeTrouble:
+    return NodeTrouble(
+        f"{path} on {socket.gethostname()}: the local disk is full or failing ({error}). Videos "
+        "cannot be read or copied there; other nodes continue. Free space, mount the disk again, "
+        "or set TMPDIR to a larger disk on every node"
+    )
 
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:
-    """Copy from an HTTP server without ranges; after an error, start again."""
+    """Copy from a web server, whose one answer is of one version; after an error, start again."""
 
     def attempt(_: float) -> None:
         file.seek(0)

@@ -16,7 +16,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
-from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, kind_of
+from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, is_apple_double, kind_of
 
 _MAGIC = re.compile(r"[*?\[]")
 _WILDCARD = re.compile(r"[*?]")
@@ -65,9 +65,10 @@ class _Scan:
 class Listing:
     """The files that a URI names: one, those that a pattern matches, or those below a folder.
 
-    ``*`` and ``?`` stay within one folder and also match a leading dot, as in object stores;
-    ``**`` crosses folders; braces expand. A pattern that matches nothing is read again with
-    brackets and braces as plain characters, and then as an exact name (``[2019] trip.mp4``).
+    ``*`` and ``?`` stay within one folder and also match a leading dot, as in object stores, except
+    for macOS's ``._`` files, which hold attributes; ``**`` crosses folders; braces expand. A
+    pattern that matches nothing is read again with brackets and braces as plain characters, and
+    then as an exact name (``[2019] trip.mp4``).
 
     Iterating looks into the store, and yields names in any order. One that two alternatives of a
     brace match comes twice. Local matches include pipes, dangling links and the like, for the
@@ -250,6 +251,9 @@ class Listing:
                 continue
             if uri := scan.taker(path):
                 unmatched.discard(uri)
+                if scan.regex is not None and is_apple_double(name) and "._" not in uri:
+                    self.left_out.add(kind_of(name), name)
+                    continue
                 if scan.regex is None:
                     self.folder = uri
                 yield Match(self._client.uri_of(path), is_folder)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import functools
+import hashlib
 import io
-import stat
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage.client import client_of
+from tokpipe.storage.client import Client, ObjectInfo, changed, client_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -53,25 +51,47 @@ class RangedFile(io.RawIOBase):
         return len(data)
 
 
-def open_ranged(uri: str, options: StoreOptions, buffer_bytes: int) -> io.BufferedReader:
-    """Open an object for reading.
+@dataclass
+class Pin:
+    """The version of an object that all passes over it must agree on: that of the first."""
+
+    info: ObjectInfo | None = None
+    digest: bytes = b""
+    """Of the whole object, from a web server that serves no ranges or names no versions."""
+
+
+def open_ranged(
+    uri: str, options: StoreOptions, buffer_bytes: int, pin: Pin | None = None
+) -> io.BufferedReader:
+    """Open an object for reading, all of one version.
 
     Raises:
         NotFound, AccessDenied, StorageError: from the store, now or during a later read.
+        Changed: during a later read, if the object is not the same any more.
     """
-    client = client_of(uri, options)
-    if not client.is_local:
-        info = client.info(uri)
-        if info.size is not None and info.takes_ranges:
-            file = RangedFile(info.size, functools.partial(client.read_range, uri))
-            return io.BufferedReader(file, buffer_bytes)
-        # Seeking needs ranges; without them the whole object is held in memory.
-        return io.BufferedReader(io.BytesIO(client.read(uri)), buffer_bytes)
+    client, pin = client_of(uri, options), pin or Pin()
+    info = pin.info = pin.info or client.info(uri)
+    if info.size is not None and info.version:
+        return io.BufferedReader(ranged_file(client, uri, info), buffer_bytes)
+    # One answer is of one version. Seeking needs ranges, so the whole object is held in memory.
+    data = client.read(uri)
+    digest = hashlib.sha256(data).digest()
+    if pin.digest not in (b"", digest):
+        raise changed(uri)
+    pin.digest = digest
+    return io.BufferedReader(io.BytesIO(data), buffer_bytes)
 
-    def attempt(_: float) -> io.BufferedReader:
-        path = Path(client.path_of(uri))
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise FileNotFoundError(errno.ENOENT, "is not a regular file", str(path))
-        return io.BufferedReader(path.open("rb", 0), buffer_bytes)
 
-    return client.run("opening it", uri, attempt)
+def ranged_file(client: Client, uri: str, info: ObjectInfo) -> RangedFile:
+    """Return one version of an object as a file. Reading raises ``Changed`` if it is replaced."""
+    # A size that is not known shows that the server sends everything anyway.
+    whole = client.read(uri) if info.size is None else b""
+
+    def read(start: int, end: int) -> bytes:
+        nonlocal whole
+        data = whole or client.read_version(uri, start, end, info)
+        if len(data) > end - start:  # a web server ignored the range and sent everything
+            whole, data = data, data[start:end]
+        return data
+
+    return RangedFile(len(whole) if info.size is None else info.size, read)

@@ -36,8 +36,15 @@ class RetryPolicy:
     draw: Callable[[], float] = random.random
     """Returns a number from 0 to 1."""
 
-    def run(self, attempt: Callable[[float], T], is_transient: Callable[[Exception], bool]) -> T:
+    def run(
+        self,
+        attempt: Callable[[float], T],
+        is_transient: Callable[[Exception], bool],
+        wait_s: Callable[[Exception], float] = lambda _: 0.0,
+    ) -> T:
         """Call ``attempt`` until it returns, raises a permanent error, or the deadline passes.
+
+        ``wait_s`` returns how long the store asks to wait after an error, if it does.
 
         ``attempt`` takes its own time limit in seconds: at most half the deadline, so that a
         request that hangs leaves time for a second one.
@@ -57,9 +64,11 @@ class RetryPolicy:
             except Exception as error:
                 if not is_transient(error):
                     raise
-                pause_s = self.draw() * longest_pause_s
+                asked_s = wait_s(error)
+                pause_s = asked_s + self.draw() * longest_pause_s
                 elapsed_s = self.clock() - started
                 if elapsed_s + pause_s >= self.deadline_s:
-                    raise GaveUp(f"{num_attempts} attempts in {elapsed_s:.1f} s") from error
+                    asked = f"; the store asks to wait {asked_s:.0f} s" if asked_s else ""
+                    raise GaveUp(f"{num_attempts} attempts in {elapsed_s:.1f} s{asked}") from error
             self.sleep(pause_s)
             longest_pause_s = min(2 * longest_pause_s, self.longest_pause_s)

@@ -31,30 +31,7 @@ EventName = Literal[
     "clip_retried", "clip_rejected", "shard_committed", "committed", "progress",
     "stop_requested", "claim_lost", "run_ended", "run_failed", "log",
 ]  # fmt: skip
-
-EVENTS: Mapping[EventName, str] = {
-    "run_started": "A driver starts: its settings, and how much earlier runs have finished.",
-    "cluster_unused": "The run started a local Ray although one runs on its machine.",
-    "output_claimed": "The driver owns the output from manifest entry `seq` on.",
-    "rejections_reopened": "`--retry-rejected` has withdrawn `num_clips` rejections.",
-    "pools_resized": "The number of actors wanted per stage, after the cluster or costs changed.",
-    "actor_up": "An actor is set up and takes leases.",
-    "actor_refused": "An actor could not be started or set up.",
-    "actor_lost": "An actor died (with its node if `node_lost`) or was killed at a deadline.",
-    "nodes_draining": "The cluster announced that nodes will be removed.",
-    "node_avoided": "A node has trouble and gets no new actors for `rest_s`.",
-    "lease_failed": "A stage raised, or the inputs of a lease were lost (`kind`).",
-    "clip_retried": "A clip failed, or its worker died with this clip alone; it is tried again.",
-    "clip_rejected": "A rejection was committed. Once per rejected clip.",
-    "shard_committed": "A shard was committed. Once per shard.",
-    "committed": "Manifest entry `seq` was written; the store took `commit_s`.",
-    "progress": "How far the job is, and what it waits for, every `runtime.progress_interval_s`.",
-    "stop_requested": "A signal or a preemption notice stops the run cleanly.",
-    "claim_lost": "Another driver claimed the output; this one stops.",
-    "run_ended": "The run is over: `done`, or `stopped` with work left.",
-    "run_failed": "The run failed with an error.",
-    "log": "Any other record of the package, from the module `logger`.",
-}
+"""docs/monitoring.md explains each."""
 
 
 def log_event(
@@ -76,12 +53,8 @@ def driver_log(
 ) -> Iterator[None]:
     """Within the block, send warnings to ``say`` and all events to ``path``.
 
-    Args:
-        path: a local file to append to, ``-`` for standard error, or None for no events.
-        context: fields of every line.
-
-    Raises:
-        ConfigError: the file cannot be written.
+    ``path`` is a local file to append to, ``-`` for standard error, or None for no events. Every
+    line has the fields of ``context``.
     """
     with ExitStack() as stack:
         _attach(stack, _WarningLines(say))

@@ -1,6 +1,5 @@
 """Compares a job with the speed of its encoders, and names what limits it."""
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -67,22 +66,6 @@ def busy_shares(account: Account) -> dict[Stage, float]:
     busy = {stage: sum(spent_s.get(one, 0.0) for one in OF_STAGE[stage]) for stage in STAGES}
     # A lease is counted when it ends, so part of it may be earlier.
     return {one: min(1.0, busy[one] / up_s[one]) if up_s.get(one, 0.0) > 0 else 0.0 for one in busy}
-
-
-class RecentAccount:
-    """The account of the last ``window_s`` seconds."""
-
-    def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
-        self._points: deque[tuple[float, Account]] = deque()
-
-    def add(self, now: float, account: Account) -> tuple[Account, float]:
-        """Add the account of the whole run so far; return the recent part and its seconds."""
-        self._points.append((now, account))
-        while len(self._points) > 2 and self._points[1][0] < now - self._window_s:
-            self._points.popleft()
-        begin, earlier = self._points[0]
-        return account - earlier, now - begin
 
 
 def speed_text(speed: Speed) -> str:

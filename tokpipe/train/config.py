@@ -10,6 +10,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -120,6 +121,13 @@ class TrainConfig(Frozen):
     log_every_steps: PositiveInt = 20
     weights_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """How the trained tokenizer is stored."""
+
+    @field_validator("output")
+    @classmethod
+    def _is_local(cls, uri: str) -> str:
+        if "://" in uri:
+            raise ValueError("write a local folder: checkpoints are replaced in place")
+        return uri
 
     @model_validator(mode="after")
     def _tokenizer_can_be_trained(self) -> Self:

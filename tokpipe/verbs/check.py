@@ -21,12 +21,12 @@ from tokpipe.formats.manifest import load_state
 from tokpipe.plan import RowSample, merge_columns, sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
-from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
-from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status_of
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
@@ -52,12 +52,8 @@ class CheckResult:
 def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[CheckResult]:
     """Check a job, and yield what is found. What was not checked comes last.
 
-    Args:
-        num_sampled: number of videos to open of each source.
-        seed: selects these videos.
-
-    Raises:
-        TokpipeError: the first problem that would keep the job from running.
+    Opens ``num_sampled`` videos of each source. Raises the first problem that would keep the job
+    from running.
     """
     skipped = []
     for found in _steps(job, num_sampled, seed):
@@ -167,8 +163,7 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
         yield _not_checked(f"videos of {short}", "PyAV is not installed here")
         return
     # A clip's length is checked whole, but only its first frame is decoded.
-    stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, _FIRST_FRAME)
-    with set_up(stage):
+    with decoding(job, _FIRST_FRAME) as stage:
         found = stage.process(rows.items)
     bad = [one for one in found if not isinstance(one, DecodedClip)]
     reasons = dict(Counter(one.reason for one in bad).most_common())
@@ -230,10 +225,11 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
     except NotFound:
         text, facts = f"output {uri}: new", {"uri": uri, "is_new": True}
     else:
-        if weights is None:
-            yield _not_checked(f"whether {uri} has the settings of this job", "see the tokenizer")
+        if weights is None or not find_spec("av"):
+            yield _not_checked(f"whether {uri} has the settings of this job", "see above")
         else:
-            job_record.check_resumable(store, record, job, weights.hash)
+            decoders = decoder_versions(job.decode)
+            job_record.check_resumable(store, record, job, weights.hash, decoders)
         found = status_of(store, record, load_state(store, record.num_rows))
         done, rows = found.num_rows_done, found.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"

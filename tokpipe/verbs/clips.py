@@ -9,6 +9,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
+from tokpipe.telemetry.human import counted
 
 _COLUMNS = [
     *("clip_id", "source_uri", "segment", "n_segments", "start_pts_s", "end_pts_s"),
@@ -27,15 +28,11 @@ def clip_lines(
 ) -> Iterator[str]:
     """Yield the totals, then a line per clip, then what was left out. Holds one side table.
 
-    Args:
-        source: only clips whose source matches, as in ``source_matcher``.
-        mark: only clips with this mark.
-        limit: stop after this many clips; 0 for all.
-        as_json: yield only one JSON object per clip.
+    ``limit`` is 0 for all clips. With ``as_json``, yields only one JSON object per clip.
     """
     if not as_json:
         uri, rejected = output.store.uri, output.totals.num_rejected
-        yield f"{uri}: {output.num_clips:,} clips, {rejected:,} rejected" + (
+        yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected" + (
             f" (tokpipe rejected {uri})" if rejected else ""
         )
     number = 0

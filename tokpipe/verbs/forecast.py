@@ -4,13 +4,12 @@ Rows are counted exactly. A random sample of sources is fetched, and their conta
 Nothing is decoded, and nothing is written to the output.
 """
 
-import json
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,13 @@ from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
-from tokpipe.telemetry.human import counts_text, duration, size_text
+from tokpipe.storage.store import Store
+from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected, WorkItem
 from tokpipe.verbs.locate import find_output
-from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
 
 _STANDARD_ERRORS = 1.96
@@ -110,20 +109,19 @@ class Forecast:
             return None
         return self.encoder_s / 3600 * self.price_per_hour
 
-    def to_json(self) -> str:
-        """Return the whole forecast as one line of JSON."""
+    def to_dict(self) -> dict[str, Any]:
         actual = None
         if (totals := self.actual) is not None:
             names = ("num_clips", "num_rejected", "num_frames", "num_codes", "num_shards")
             actual = {name: getattr(totals, name) for name in (*names, "size_bytes")}
             actual["encoder_s"] = totals.paid_s
-        own = asdict(replace(self, actual=None))
-        return json.dumps({**own, "cost": self.cost, "actual": actual})
+        return {**asdict(replace(self, actual=None)), "cost": self.cost, "actual": actual}
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people, and its errors if the job is done."""
         dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
-        yield f"{self.dataset}: {self.num_rows:,} plan rows{dropped}; probed {self.num_sampled:,}"
+        rows = counted(self.num_rows, "plan row")
+        yield f"{self.dataset}: {rows}{dropped}; probed {self.num_sampled:,}"
         if left_out := self.left_out.text:
             yield f"  left out: {left_out}"
         yield (
@@ -132,7 +130,7 @@ class Forecast:
         )
         reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
-        yield f"  {size_text(self.size_bytes)} in about {self.num_shards:,} shards"
+        yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         if self.speed is None or self.encoder_s is None:
             yield (
                 "  time unknown: pass --codes-per-s, or --like OUT with an output of the same "
@@ -174,18 +172,10 @@ def forecast(
 ) -> Forecast:
     """Plan a job, and probe a sample of its videos.
 
-    Args:
-        num_sampled: number of rows to probe, at most all.
-        seed: selects these rows.
-        like: URI or job file of an output with the job's speed and size per code; by default the
-            job's own output, if it exists.
-        codes_per_s: speed of one encoder, instead of ``like``.
-        price_per_hour: price of one encoder.
-
-    Raises:
-        TokpipeError: a problem that would keep the job from starting, or no speed in ``like``.
+    ``like`` is the URI or job file of an output with the job's speed and size per code; by default
+    the job's own output, if it exists. ``codes_per_s`` is a known speed of one encoder instead.
     """
-    own, is_done = _totals(job.output.uri, job.storage)
+    own, is_done = _totals(open_store(job.output.uri, job.storage))
     speed = _speed(job, own, like, codes_per_s)
     reasons = Counter[str]()
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
@@ -193,8 +183,7 @@ def forecast(
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = _items(PlanReader(store, plan), np.sort(rows))
-        stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        with set_up(stage):
+        with decoding(job, pieces_of(job)) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (
         Estimate.of(amounts, plan.num_rows) for amounts in zip(*sample, strict=True)
@@ -263,10 +252,10 @@ def _amounts(
     )
 
 
-def _totals(uri: str, options: StoreOptions) -> tuple[Totals | None, bool]:
+def _totals(store: Store) -> tuple[Totals | None, bool]:
     """Return what an output holds, None if there is none, and whether it is done."""
     try:
-        found = status(open_store(uri, options))
+        found = status(store)
     except NotFound:
         return None, False
     return found.totals, found.is_done
@@ -277,7 +266,7 @@ def _speed(
 ) -> EncoderSpeed | None:
     if codes_per_s is not None:
         return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
-    totals = own if like is None else _totals(*find_output(like, job.storage))[0]
+    totals = own if like is None else _totals(find_output(like, job.storage))[0]
     if totals is not None and totals.paid_s > 0 and totals.num_codes:
         return EncoderSpeed(
             totals.num_codes / totals.paid_s,

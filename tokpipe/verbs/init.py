@@ -21,12 +21,12 @@ from tokpipe.plan import sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.table import EXTENSIONS, TableRows
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Failed, Rejected
-from tokpipe.verbs.probing import set_up
+from tokpipe.verbs.locate import is_inside_output
+from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
@@ -72,12 +72,7 @@ max_rejected_fraction: 0.05
 def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     """Write a job file for a folder, table or tar, by default as ``jobs/<its name>.yaml``.
 
-    Returns:
-        The file, and what to say about it.
-
-    Raises:
-        ConfigError: nothing there can be tokenized, or the file exists.
-        StorageError: the store of ``target`` kept failing.
+    Returns the file, and what to say about it.
     """
     plain = target.removeprefix("file://")
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
@@ -94,7 +89,7 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     sources, probes, notes = [], [], []
     found, problems = _sources_of(uri)
     for source in found:
-        source["uri"] = source["uri"].removeprefix(f"{root}/")
+        source["uri"] = source["uri"].removeprefix(f"{root}/") or "./"
         job = parse_job(_text(target, name, [source], []), name=str(path), root=root)
         try:
             count, more, some = _probe(job)
@@ -127,7 +122,10 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     num_videos = sum(1 for _ in listing)
     is_glob = bool(re.search(r"[*?{]", uri)) and not (listing.folder or os.path.lexists(uri))
     is_file = is_glob or (num_videos == 1 and not listing.folder)
-    names = [uri] if is_file else [some[0] for some in listing.left_out.names.values()]
+    found_names = (some[0] for some in listing.left_out.names.values())
+    # An earlier output's tables are no list of videos.
+    beside = (name for name in found_names if not is_inside_output(f"{uri.rstrip('/')}/{name}"))
+    names = [uri] if is_file else list(beside)
     patterns = {}
     for name in names:
         # A pattern may hold the name of a folder with characters that are special in patterns.
@@ -172,10 +170,7 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
 
-    The second text names what is left out or cannot be opened.
-
-    Raises:
-        ConfigError: none of these can be opened.
+    The second text names what is left out or cannot be opened. If nothing can, it is an error.
     """
     (source,) = open_sources(job.sources, job.storage, job.output.uri)
     rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
@@ -185,7 +180,7 @@ def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     more = f"; left out: {there}" if (there := source.left_out.text) else ""
     if not find_spec("av"):
         return count, more, []
-    with set_up(DecodeStage(job.sampling, job.frames, job.decode, job.storage)) as stage:
+    with decoding(job) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
     bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)

@@ -1,6 +1,5 @@
 """``tokpipe inspect``: an output's codes, columns and first clips, from a few of its shards."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
+from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
 
 _BAR = " ▁▂▃▄▅▆▇█"
@@ -34,43 +34,40 @@ class Inspection:
     clips: list[Clip]
     """The first clips of the output."""
 
-    def to_json(self) -> str:
-        """Return one line of JSON, with a histogram over 64 equal parts of the codebook."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, with a histogram over 64 equal parts of the codebook."""
         output, usage = self.output, self.usage
-        return json.dumps(
-            {
-                "uri": output.store.uri,
-                "dataset": output.record.dataset,
-                "fingerprint": output.fingerprint,
-                "tokenizer": output.tokenizer.model_dump(mode="json"),
-                "schema": {one.name: str(one.type) for one in output.schema},
-                "num_clips": output.num_clips,
-                "num_codes": output.num_codes,
-                "num_shards": len(output.shards),
-                "counted": {
-                    "num_shards": self.num_shards,
-                    "num_codes": usage.num_codes,
-                    "num_distinct": usage.num_used,
-                    "entropy_bits": usage.entropy_bits,
-                    "perplexity": usage.perplexity,
-                    "histogram": usage.histogram(_BINS).tolist(),
-                    "most_frequent": usage.most_frequent(),
-                },
-                "clips": [
-                    {
-                        "clip_id": clip.clip_id,
-                        "source_uri": clip.source_uri,
-                        "shape": clip.codes.shape,
-                        "fps": clip.fps,
-                        "metadata": {key: str(value) for key, value in clip.metadata.items()},
-                    }
-                    for clip in self.clips
-                ],
-            }
-        )
+        return {
+            "uri": output.store.uri,
+            "dataset": output.record.dataset,
+            "fingerprint": output.fingerprint,
+            "tokenizer": output.tokenizer.model_dump(mode="json"),
+            "schema": {one.name: str(one.type) for one in output.schema},
+            "num_clips": output.num_clips,
+            "num_codes": output.num_codes,
+            "num_shards": len(output.shards),
+            "counted": {
+                "num_shards": self.num_shards,
+                "num_codes": usage.num_codes,
+                "num_distinct": usage.num_used,
+                "entropy_bits": usage.entropy_bits,
+                "perplexity": usage.perplexity,
+                "histogram": usage.histogram(_BINS).tolist(),
+                "most_frequent": usage.most_frequent(),
+            },
+            "clips": [
+                {
+                    "clip_id": clip.clip_id,
+                    "source_uri": clip.source_uri,
+                    "shape": clip.codes.shape,
+                    "fps": clip.fps,
+                    "metadata": {key: str(value) for key, value in clip.metadata.items()},
+                }
+                for clip in self.clips
+            ],
+        }
 
     def lines(self) -> Iterator[str]:
-        """Yield the same for people."""
         output, spec, usage = self.output, self.output.tokenizer, self.usage
         yield f"{output.store.uri}: {output.record.dataset}, fingerprint {output.fingerprint}"
         yield (
@@ -79,7 +76,10 @@ class Inspection:
             f"chunks {spec.chunk_policy}"
         )
         num_shards = len(output.shards)
-        yield f"  {output.num_clips:,} clips, {output.num_codes:,} codes in {num_shards:,} shards"
+        yield (
+            f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
+            f"{counted(num_shards, 'shard')}"
+        )
         yield "columns of shards/*.parquet, one row per chunk:"
         for one in output.schema:
             inner: Any = getattr(one.type, "value_type", None)
@@ -106,12 +106,7 @@ class Inspection:
 
 
 def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
-    """Fetch and verify some shards of an output, and count their codes.
-
-    Args:
-        num_shards: number of shards, evenly spread; 0 for all.
-        num_clips: number of clips to show.
-    """
+    """Fetch and verify some shards of an output (0 for all), and count their codes."""
     chosen = evenly_spread(len(output.shards), num_shards)
     usage = _usage(output, chosen)
     return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))

@@ -14,6 +14,7 @@ from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.storage import open_store
 from tokpipe.storage.client import split_protocol
+from tokpipe.storage.store import Store
 
 _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
@@ -21,8 +22,8 @@ _SHOWN = 4
 _DATA = {f".{one}" for one in (*VIDEO_EXTENSIONS, *TABLE_EXTENSIONS, "tar")}
 
 
-def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, StoreOptions]:
-    """Return the URI of the output that is meant, and how to reach its store.
+def find_output(named: str, options: StoreOptions | None = None) -> Store:
+    """Open the store of the output that is meant.
 
     Args:
         named: the output's URI, the URI of anything inside it, or the job file that writes it.
@@ -38,14 +39,14 @@ def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, S
     path = _local(named)
     if path is not None:
         uri = str(path)
-        if path.is_file() and not any(map(_is_output, _above(uri))):
+        if path.is_file() and not is_inside_output(uri):
             job, (uri, options) = named, load_output(named)
     store = open_store(uri, options)
     for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
         if candidate.size(JOB_RECORD) is not None:
-            return candidate.uri, options
+            return candidate
     if any(next(iter(store.list(f"{name}/")), None) for name in ("manifest", "plan")):
-        return uri, options  # a damaged output, which the verb will describe
+        return store  # a damaged output, which the verb will describe
     if job is not None:
         raise NotFound(
             f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started. Start it "
@@ -60,11 +61,7 @@ def find_output(named: str, options: StoreOptions | None = None) -> tuple[str, S
 
 
 def check_is_job_file(path: Path) -> None:
-    """Check that a path can be a job file.
-
-    Raises:
-        ConfigError: it is missing, a folder or part of an output. The message says what to name.
-    """
+    """Raise ConfigError if a path is missing, a folder or in an output, and say what to name."""
     for output in (str(path.absolute()), *_above(str(path.absolute()))):
         if _is_output(output):
             raise ConfigError(
@@ -88,6 +85,11 @@ def _local(uri: str) -> Path | None:
     """Return the absolute path of a URI on this machine, None for any other."""
     protocol, rest = split_protocol(uri)
     return Path(os.path.abspath(rest)) if protocol == "file" else None  # noqa: PTH100
+
+
+def is_inside_output(path: str) -> bool:
+    """Whether a local path is a part of an output."""
+    return any(map(_is_output, _above(path)))
 
 
 def _above(uri: str) -> Iterator[str]:

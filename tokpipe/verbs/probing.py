@@ -5,16 +5,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from tokpipe.config import JobConfig
 from tokpipe.stages.decode import DecodeStage
+from tokpipe.types import Cut
 
 
 @contextmanager
-def set_up(stage: DecodeStage) -> Iterator[DecodeStage]:
-    """Set a stage up with a scratch folder, and close it after the block.
-
-    Raises:
-        ConfigError: the decoder that the job names is not installed.
-    """
+def decoding(job: JobConfig, pieces: Cut | None = None) -> Iterator[DecodeStage]:
+    """Set the decode stage of a job up within the block, with a scratch folder."""
+    stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces)
     with tempfile.TemporaryDirectory(prefix="tokpipe-scratch-") as folder:
         stage.setup(Path(folder))
         with closing(stage):

@@ -14,12 +14,8 @@ def rejected_lines(
 ) -> Iterator[str]:
     """Yield the totals, then three lines per rejected clip, newest first.
 
-    Reads the manifest backwards and holds one entry of it at a time.
-
-    Args:
-        reason: only clips that were rejected for this reason.
-        stage: only clips that this stage rejected.
-        as_json: yield one JSON object per clip, with every field of ``tokpipe.types.Rejected``.
+    Reads the manifest backwards and holds one entry of it at a time. With ``as_json``, yields
+    only one JSON object per clip, with every field of ``tokpipe.types.Rejected``.
     """
     if not as_json:
         totals = output.totals

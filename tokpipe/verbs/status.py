@@ -4,7 +4,6 @@ Works next to a running job, and on any machine that reaches the store. It does 
 driver or list objects.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -45,13 +44,11 @@ class Status:
     def is_done(self) -> bool:
         return self.num_rows_done == self.num_rows
 
-    def to_json(self) -> str:
-        """Return everything as one line of JSON."""
+    def to_dict(self) -> dict[str, Any]:
         totals = {**_fields(self.totals), "goodput": self.totals.goodput}
-        return json.dumps({**_fields(self), "totals": totals, "is_done": self.is_done})
+        return {**_fields(self), "totals": totals, "is_done": self.is_done}
 
     def lines(self) -> Iterator[str]:
-        """Yield the same for people."""
         totals = self.totals
         share = "done" if self.is_done else f"{share_text(self.num_rows_done / self.num_rows)} done"
         yield f"{self.uri}: {self.dataset}, {share}"
@@ -68,12 +65,7 @@ class Status:
 
 
 def status(store: Store, *, now: datetime | None = None) -> Status:
-    """Read the state of the output in ``store``.
-
-    Raises:
-        NotFound: there is no output.
-        CorruptOutput: its record or its manifest is damaged.
-    """
+    """Read the state of the output in ``store``. Raises NotFound if there is none."""
     record = job_record.read(store)
     return status_of(store, record, load_state(store, record.num_rows), now=now)
 

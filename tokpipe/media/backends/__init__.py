@@ -3,6 +3,7 @@
 They agree on which frame is which, because each is checked against the same timeline.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,15 +15,6 @@ from numpy.typing import NDArray
 from tokpipe.errors import ConfigError
 from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
-
-_SHORT_NAMES = ("decord", "pyav", "torchcodec")
-
-DECORD_MIN_SHARE = 0.5
-"""Share of a file's frames below which decord is not tried if another backend follows.
-
-It decodes and converts every frame. On 720p it is as fast as PyAV when all frames are wanted, and
-0.74 times as fast when a third are.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +29,7 @@ class Task:
 
 
 class Backend(Protocol):
-    """Decodes selected frames of one file: a module or an object with this one function."""
+    """A module that decodes selected frames of one file; it may also have ``versions``."""
 
     def decode(self, task: Task, out: NDArray[np.uint8]) -> None:
         """Write frame ``task.wanted[i]`` of the timeline into ``out[i]``, resized and placed.
@@ -57,12 +49,19 @@ def load_backend(name: str) -> Backend:
     Raises:
         ConfigError: it, or a library that it needs, does not load on this machine.
     """
-    module = f"{__name__}.{name}" if name in _SHORT_NAMES else name
     try:
-        backend: Backend = import_module(module)
+        backend: Backend = import_module(name if "." in name else f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
         raise ConfigError(
-            f"decode.backend: {name} does not load ({error}). It cannot decode any clip. Install "
-            "it and the libraries it needs on every node, or name another backend."
+            f"decode.backend: {name} does not load ({error}); install it and the libraries that it "
+            "needs on every node, or name another backend"
         ) from error
     return backend
+
+
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Load backends; return versions of their modules and FFmpeg. ConfigError if one does not."""
+    found: dict[str, str] = {}
+    for backend in map(load_backend, names):
+        found |= getattr(backend, "versions", dict)()
+    return found

@@ -1,26 +1,30 @@
-"""decord, with its own FFmpeg (4.1), used only in the way that was measured to be correct.
+"""decord or decord2, with an FFmpeg of their own, used only as was measured to be correct.
 
-Its ``get_batch``, ``seek_accurate``, ``skip_frames`` and index access silently return wrong frames
-of ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and fragmented MP4.
-Calling ``next()`` for every frame, with the fault limit at zero, returned the right frames or an
-error on every file tried. So every frame of the file is decoded and scaled here. For a clip that
-needs few of them PyAV is faster: it converts only what is wanted, and can seek.
+``get_batch``, ``seek_accurate``, ``skip_frames`` and index access silently return wrong frames of
+ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and fragmented MP4. Calling
+``next()`` for every frame, with the fault limit at zero, returned the right frames or an error on
+every file tried. So every frame of the file is decoded and scaled here.
 """
 
+import ctypes
 import os
-from typing import Any
+from itertools import count
 
-import decord
 import numpy as np
-from decord import DECORDError, DECORDLimitReachedError
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.timeline import Timeline
 
-# What decord was measured to read correctly. It has no AV1, duplicates frames of MPEG-TS, and has
-# no times for AVI.
+# decord offers its libraries' functions to the whole process. PyAV would then call some of
+# decord's FFmpeg, and versions would not say which.
+ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
+import decord  # noqa: E402
+from decord._ffi.base import _LIB  # noqa: E402
+
+# What decord was measured to read correctly. It duplicates frames of MPEG-TS, and has no times for
+# AVI. decord 0.6 has no AV1.
 _FORMATS = frozenset({"mov", "matroska"})
 _CODECS = frozenset({"h264", "hevc", "vp9"})
 
@@ -28,7 +32,16 @@ _CODECS = frozenset({"h264", "hevc", "vp9"})
 _FAULT_LIMIT = 1e-9
 
 # Everything that it was seen to raise on damaged files.
-_ERRORS = (DECORDError, DECORDLimitReachedError, RuntimeError, StopIteration, AssertionError)
+_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError)
+
+
+def versions() -> dict[str, str]:
+    found = {"decord": decord.__version__}
+    for name in ("avcodec", "avfilter", "avformat", "avutil", "swscale"):
+        if ask := getattr(_LIB, f"{name}_version", None):  # unless hidden inside
+            major, minor, micro = (ask() >> bits & 255 for bits in (16, 8, 0))
+            found[f"decord lib{name}"] = f"{major}.{minor}.{micro}"
+    return found
 
 
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
@@ -56,35 +69,27 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         )
         _check_times(reader, timeline)
         slot = 0
-        # Read to the very end, the only place where it is certain that no frame was dropped.
-        for index in range(len(timeline)):
-            picture = reader.next()
+        # Only the end shows whether a frame was dropped, or came twice.
+        for index in count():
+            try:
+                picture = reader.next()
+            except StopIteration:
+                break
             if slot < len(wanted) and wanted[slot] == index:
-                resized: NDArray[np.uint8] = np.from_dlpack(_Exported(picture)).view(np.uint8)
+                resized: NDArray[np.uint8] = picture.asnumpy()
                 # It mistakes row padding for pixels at widths such as 16, 48 and 72.
                 if resized.shape != (height, width, 3):
                     raise SourceError("corrupt", f"decord's frame has shape {resized.shape}")
                 while slot < len(wanted) and wanted[slot] == index:
                     fit.place(resized, out[slot])
                     slot += 1
-        _check_end(reader)
     except _ERRORS as error:
-        raise SourceError("corrupt", f"decord stopped: {_last_line(error)}") from error
+        last_line = str(error).strip().rpartition("\n")[2]
+        raise SourceError("corrupt", f"decord stopped: {last_line}") from error
+    if index != len(timeline):
+        raise SourceError("corrupt", f"decord has {index} frames, the file lists {len(timeline)}")
     if os.lseek(2, 0, os.SEEK_CUR):
         raise SourceError("corrupt", "decord's FFmpeg reported an error in the video stream")
-
-
-class _Exported:
-    """Lets numpy view a decord frame in place; decord's own conversion copies it twice."""
-
-    def __init__(self, picture: Any) -> None:
-        self._picture = picture
-
-    def __dlpack__(self, **_: Any) -> Any:  # decord has no versions or copies, which numpy asks for
-        return self._picture.to_dlpack()
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0  # kDLCPU
 
 
 def _declines(timeline: Timeline, keeps_whole: bool) -> str | None:
@@ -107,20 +112,6 @@ def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
     times_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
     # decord keeps times in 32 bits.
     allowed_s = 1e-3 + timeline.tick_s + 1e-6 * timeline.end_s
-    worst_s = float(np.abs(times_s - times_s[0] - timeline.times_s).max())
+    worst_s = float(np.abs(times_s - times_s[0] - timeline.times_s + timeline.times_s[0]).max())
     if worst_s > allowed_s:
         raise SourceError("corrupt", f"decord's frame times differ by up to {worst_s:.3f} s")
-
-
-def _check_end(reader: decord.VideoReader) -> None:
-    """A frame left over after the last one means that another was returned twice."""
-    try:
-        reader.next()
-    except StopIteration:
-        return
-    raise SourceError("corrupt", "decord returned more frames than the file lists: some came twice")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

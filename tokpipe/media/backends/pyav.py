@@ -23,6 +23,11 @@ class Stopped(SourceError):
         self.num_written = num_written
 
 
+def versions() -> dict[str, str]:
+    libraries = {f"av {name}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
+    return {"av": av.__version__, **libraries}
+
+
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode in order, from the key frame before the first wanted frame to the last wanted one.
 
@@ -40,7 +45,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         except SourceError:
             # Not every key frame is a clean start, so decide from the beginning.
             if task.framing.leaves_margins:
-                out[:] = 0
+                out[:] = task.framing.look.background
     return _decode_from(None, task, out)
 
 

@@ -19,7 +19,7 @@ from tokpipe.runtime.dispatch import leasing, protocol, returns
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.protocol import Command, Event, Limits
 from tokpipe.telemetry.account import Account
-from tokpipe.types import STAGES, ClipRef, Stage, WorkItem
+from tokpipe.types import STAGES, ClipRef, WorkItem
 
 
 class Dispatcher:
@@ -32,10 +32,6 @@ class Dispatcher:
     def account(self) -> Account:
         """What the run has done and spent so far."""
         return self.parts.out.account
-
-    def num_up(self, stage: Stage) -> int:
-        """Actors of a stage that take leases."""
-        return self.parts.fleet.num_up(stage)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
@@ -61,6 +57,7 @@ class Dispatcher:
                     returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():
                 parts.pools.resize(event, now)
+                parts.fleet.check_fit(event.nodes)
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
@@ -88,7 +85,8 @@ class Dispatcher:
             num_decoders = max(1, parts.fleet.num("decode"))
             parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
             parts.streams.admit(parts.fleet.num_up("encode"))
-            returns.retry_due(parts, now)
+            for lease in parts.queues.due_retries(now):
+                returns.put_back(parts, lease)
             leasing.decodes(parts, now)
             leasing.encodes(parts, now)
         self._settle(now)

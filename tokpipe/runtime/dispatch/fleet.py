@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -64,15 +65,21 @@ class _Starts:
         self._after: dict[Stage, float] = {}
         self._raised: Counter[Stage] = Counter()
         self._died: Counter[Stage] = Counter()
-        self._nodes: dict[NodeId, tuple[int, float]] = {}
-        """How often each node had trouble, and until when it is avoided."""
+        self._nodes: dict[tuple[Stage, NodeId], tuple[int, float, str]] = {}
+        """How often a stage had trouble on a node, until when it avoids it, and why."""
         self._troubles_in_a_row: Counter[Stage] = Counter()
 
     def may_start(self, stage: Stage, now: float) -> bool:
         return now >= self._after.get(stage, 0.0)
 
-    def nodes_to_avoid(self, now: float) -> tuple[NodeId, ...]:
-        return tuple(sorted(node for node, (_, until) in self._nodes.items() if now < until))
+    def avoided(self, stage: Stage, now: float) -> tuple[NodeId, ...]:
+        nodes = {node: until for (of, node), (_, until, _) in self._nodes.items() if of == stage}
+        return tuple(sorted(node for node, until in nodes.items() if now < until))
+
+    def unfit_nodes(self, stage: Stage) -> dict[NodeId, str]:
+        """The nodes that a stage can never run on, and why."""
+        nodes = self._nodes.items()
+        return {node: why for (of, node), (_, until, why) in nodes if (of, until) == (stage, inf)}
 
     def came_up(self, stage: Stage) -> None:
         self._raised[stage] = self._died[stage] = 0
@@ -94,22 +101,27 @@ class _Starts:
                 "and run the job again."
             )
 
-    def node_trouble(self, actor: Actor, message: str, now: float) -> None:
-        """Trouble of its node cost an actor: avoid the node for a while, or abort."""
+    def node_trouble(self, actor: Actor, message: str, now: float, *, is_unfit: bool) -> None:
+        """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``."""
         stage, node = actor.stage, actor.node
         if node is not None:
-            before, _ = self._nodes.get(node, (0, 0.0))
-            rest_s = NODE_REST_S * 2**before
-            self._nodes[node] = before + 1, now + rest_s
+            before, until, _ = self._nodes.get((stage, node), (0, 0.0, ""))
+            if until == inf:
+                return  # the others that started there with the first
+            rest_s = inf if is_unfit else NODE_REST_S * 2**before
+            self._nodes[stage, node] = before + 1, now + rest_s, message
+            how_long = "" if is_unfit else f" for {rest_s:g} s"
             self._out.note(
                 "node_avoided",
-                f"node {node[:12]}: not used for {rest_s:g} s: {message}",
+                f"node {node[:12]}: not used to {stage}{how_long}: {message}",
                 is_warning=True,
                 node=node,
                 stage=stage,
                 reason=message,
-                rest_s=rest_s,
+                rest_s=None if is_unfit else rest_s,
             )
+            if is_unfit:
+                return
         self._troubles_in_a_row[stage] += 1
         in_a_row = self._troubles_in_a_row[stage]
         self._after[stage] = now + min(MAX_PAUSE_S, 1.5**in_a_row)
@@ -208,7 +220,7 @@ class Fleet:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
         self._num[stage] += 1
-        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.nodes_to_avoid(now)))
+        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.avoided(stage, now)))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
@@ -281,10 +293,23 @@ class Fleet:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
-            if event.is_node_trouble:
-                self.starts.node_trouble(actor, message, now)
+            if event.is_node_trouble or event.is_unfit_node:
+                self.starts.node_trouble(actor, message, now, is_unfit=event.is_unfit_node)
             else:
                 self.starts.failed(actor.stage, message, now, died=False)
+
+    def check_fit(self, nodes: frozenset[NodeId]) -> None:
+        """End the job if a stage can never run on any of the cluster's nodes that have CPUs."""
+        for stage in STAGES:
+            unfit = self.starts.unfit_nodes(stage)
+            if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
+                found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
+                self._out.abort(
+                    f"no node of the cluster can {stage} for this job: {found}. Other packages "
+                    "could make other codes. Install on every node what the machine of the driver "
+                    "had when the job first ran, and run it again; committed work is kept.",
+                    kind="config",
+                )
 
     def remove_overdue(self, now: float) -> Iterator[tuple[Actor, str]]:
         """Kill actors that missed a deadline; yield each with what it held, and why."""

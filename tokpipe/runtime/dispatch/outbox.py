@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from tokpipe.runtime.dispatch.protocol import Abort, Command, Finish, Note
 from tokpipe.telemetry.account import Account
@@ -33,9 +33,9 @@ class Outbox:
     ) -> None:
         self.emit(Note(event, message, fields, is_warning))
 
-    def abort(self, message: str) -> None:
+    def abort(self, message: str, kind: Literal["runtime", "config"] = "runtime") -> None:
         """End the job: there is no way to finish it."""
-        self.emit(Abort("runtime", message))
+        self.emit(Abort(kind, message))
 
     def take(self) -> list[Command]:
         """Return the commands since the last call."""

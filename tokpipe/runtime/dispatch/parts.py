@@ -15,10 +15,7 @@ from tokpipe.types import ClipRef, WorkItem
 
 
 class Parts:
-    """Each part owns its state: ``fleet`` the actors, ``flights`` the attempts in flight,
-    ``queues`` and ``streams`` what waits, ``blame`` the strikes, ``settlement`` what is to be
-    committed. The functions of ``leasing`` and ``returns`` move work between them.
-    """
+    """Each part owns its state. The functions of ``leasing`` and ``returns`` move work between."""
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         self.out = out = Outbox()

@@ -138,11 +138,8 @@ def size_pools(
     gets a whole CPU more than it needs; on small machines that is a lot.
 
     A stage never gets fewer than its ``min_actors``, whether they fit or not: an actor that waits
-    for room is what makes a cluster's autoscaler add a node.
-
-    Args:
-        need: measured pace of this job; None while too little was measured.
-        num_decoders: current number of decoders, kept unless a change pays off.
+    for room is what makes a cluster's autoscaler add a node. ``num_decoders``, the current number,
+    is kept unless a change pays off.
     """
     if on_gpu:
         encode = _bounded(_fit(capacity.gpus, gpus_per_encoder(config)), config.encode)

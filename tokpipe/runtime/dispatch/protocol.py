@@ -127,22 +127,17 @@ Info = DecodedInfo | EncodedInfo | Rejected | Failed
 # --- events -------------------------------------------------------------------------------------
 
 
-class Event:
-    """Something that happened, for the dispatcher to react to."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True, slots=True)
-class Capacity(Event):
-    """Total CPUs and GPUs of the cluster's live nodes."""
+class Capacity:
+    """Total CPUs and GPUs of the cluster's live nodes, and which of them have CPUs."""
 
     cpus: float
     gpus: float
+    nodes: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class ActorPlaced(Event):
+class ActorPlaced:
     """The cluster found room for an actor; it is setting up."""
 
     actor: ActorId
@@ -150,14 +145,14 @@ class ActorPlaced(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ActorUp(Event):
+class ActorUp:
     """An actor is set up and takes leases."""
 
     actor: ActorId
 
 
 @dataclass(frozen=True, slots=True)
-class ActorLost(Event):
+class ActorLost:
     """An actor died. ``node_lost``: its whole node died, so no clip is to blame."""
 
     actor: ActorId
@@ -166,23 +161,25 @@ class ActorLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class SetupFailed(Event):
+class SetupFailed:
     """An actor's setup raised: weights, packages or settings are wrong, or its node is."""
 
     actor: ActorId
     message: str
     is_node_trouble: bool = False
+    is_unfit_node: bool = False
+    """The node's packages are not the job's, so its stage cannot run there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draining(Event):
+class Draining:
     """All nodes that the cluster is about to take away."""
 
     nodes: frozenset[NodeId]
 
 
 @dataclass(frozen=True, slots=True)
-class Planned(Event):
+class Planned:
     """More of the plan, in answer to FetchPlan; ``exhausted`` when there is no more."""
 
     items: tuple[WorkItem, ...]
@@ -190,7 +187,7 @@ class Planned(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseDone(Event, Travels):
+class LeaseDone(Travels):
     """A stage answered. Of ``busy_s`` seconds of work, ``download_s`` went into fetching."""
 
     attempt: AttemptId
@@ -201,7 +198,7 @@ class LeaseDone(Event, Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseFailed(Event, Travels):
+class LeaseFailed(Travels):
     """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (such as a
     full disk) blame no clip. ``lost``, with ``inputs_lost``: the outputs that vanished."""
 
@@ -212,33 +209,32 @@ class LeaseFailed(Event, Travels):
 
 
 @dataclass(frozen=True, slots=True)
-class Committed(Event):
+class Committed:
     """The commit in flight is in the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
-class StopRequested(Event):
+class StopRequested:
     """Commit what is finished and end. Encoders get ``grace_s`` to finish, then writers too."""
 
     grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Tick(Event):
+class Tick:
     """Time has passed."""
 
+
+Event = (
+    Capacity | ActorPlaced | ActorUp | ActorLost | SetupFailed | Draining
+    | Planned | LeaseDone | LeaseFailed | Committed | StopRequested | Tick
+)  # fmt: skip
 
 # --- commands -----------------------------------------------------------------------------------
 
 
-class Command:
-    """Something that the dispatcher wants done."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True, slots=True)
-class StartActor(Command):
+class StartActor:
     """Start an actor away from the nodes to ``avoid``. ``zero_cpu``: it requests no CPUs."""
 
     actor: ActorId
@@ -248,12 +244,12 @@ class StartActor(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class KillActor(Command):
+class KillActor:
     actor: ActorId
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch(Command):
+class Dispatch:
     """Have an actor work on a lease; answer with LeaseDone or LeaseFailed."""
 
     attempt: AttemptId
@@ -262,7 +258,7 @@ class Dispatch(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Release(Command):
+class Release:
     """The output of an attempt is no longer needed, nor any state that it left; or only that."""
 
     attempt: AttemptId
@@ -270,14 +266,14 @@ class Release(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class FetchPlan(Command):
+class FetchPlan:
     """Answer with Planned, holding about this many items."""
 
     num_items: int
 
 
 @dataclass(frozen=True, slots=True)
-class Commit(Command):
+class Commit:
     """Append to the manifest; answer with Committed. Only one at a time."""
 
     receipts: tuple[Receipt, ...]
@@ -287,7 +283,7 @@ class Commit(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Note(Command):
+class Note:
     """Log that something happened: ``message`` for people, ``fields`` for programs."""
 
     event: EventName
@@ -297,15 +293,18 @@ class Note(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Finish(Command):
+class Finish:
     """The job is over: ``done``, or ``stopped`` on request with work left."""
 
     outcome: Literal["done", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
-class Abort(Command):
+class Abort:
     """The job cannot continue. Committed work is kept."""
 
-    kind: Literal["storage", "runtime"]
+    kind: Literal["storage", "runtime", "config"]
     message: str
+
+
+Command = StartActor | KillActor | Dispatch | Release | FetchPlan | Commit | Note | Finish | Abort

@@ -177,15 +177,15 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         assert not isinstance(lease, DecodeLease)
         _start_over(parts, lease, frozenset(event.lost))
     elif kind == "storage":
-        _put_back(parts, lease)
+        put_back(parts, lease)
         parts.blame.store_failed(lease, message)
     else:
         # An exception can leave a device or a library unusable, so the worker is replaced.
         actor = parts.fleet.remove(flight.actor)
         lost(parts, actor, now, blame=None)
         if kind == "node":
-            _put_back(parts, lease)
-            parts.fleet.starts.node_trouble(actor, message, now)
+            put_back(parts, lease)
+            parts.fleet.starts.node_trouble(actor, message, now, is_unfit=False)
         else:
             _blame_worker_loss(parts, lease, "fault", message, now)
 
@@ -215,7 +215,7 @@ def lost(parts: Parts, actor: Actor, now: float, *, blame: str | None) -> None:
         if blame is not None and position == 0:
             _blame_worker_loss(parts, flight.lease, "worker_lost", blame, now)
         else:
-            _put_back(parts, flight.lease)
+            put_back(parts, flight.lease)
 
 
 def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: float) -> None:
@@ -239,13 +239,8 @@ def _try_later(parts: Parts, lease: ClipLease, failed: Failed, now: float) -> No
         parts.queues.add_retry(now + verdict, parts.out.new_id(), lease)
 
 
-def retry_due(parts: Parts, now: float) -> None:
-    """Hand out again what has paused. It took down no worker, so it need not be alone."""
-    for lease in parts.queues.due_retries(now):
-        _put_back(parts, lease)
-
-
-def _put_back(parts: Parts, lease: Lease) -> None:
+def put_back(parts: Parts, lease: Lease) -> None:
+    """Hand a lease out again before others. It took down no worker, so it need not be alone."""
     if isinstance(lease, WriteLease) or lease.stream is None:
         parts.queues.put_back(lease)
     else:
@@ -306,5 +301,5 @@ def _end_streamed(parts: Parts, clip: StreamedClip) -> None:
     parts.queues.forget(clip.stream_id)
     parts.out.count("clips", -clip.is_decoded, by="decode")
     parts.out.count("lost_s", clip.encode_s)
-    for pick in clip.held:
+    for pick in (*clip.pixels.values(), *clip.codes):  # its state goes with the last codes
         parts.flights.use_up(pick)

@@ -11,7 +11,6 @@ Piece 0 is decoded like any clip, and its answer says how many pieces there are.
 """
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from tokpipe.runtime.dispatch.protocol import (
@@ -81,12 +80,6 @@ class StreamedClip:
     @property
     def can_encode(self) -> bool:
         return not self.is_encoding and self.next_piece in self.pixels
-
-    @property
-    def held(self) -> Iterator[Pick]:
-        """Outputs that the clip holds; its state is part of the last encoded piece's output."""
-        yield from self.pixels.values()
-        yield from self.codes
 
 
 class StreamedClips:

@@ -1,6 +1,6 @@
 """The tables of docs/jobs.md, written from the models' own docstrings.
 
-``python -m tokpipe.config.reference docs/jobs.md`` updates the page; a test checks that it is up
+``python -m tests.docs.settings docs/jobs.md`` updates the page; a test checks that it is up
 to date.
 """
 
