@@ -288,24 +288,20 @@ class DownSample3D(nn.Module):
 
         A later piece of a stream returns T/2 frames.
         """
-        kept = self._kept_frames(x.shape[2], stream) if self.compress_time else x.shape[2]
+        kept = frames = x.shape[2]
+        if self.compress_time:
+            kept = 1 if stream is None or stream.is_first else 0
+            if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
+                raise ValueError(
+                    f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to "
+                    "be averaged with: cut or repeat frames to fit"
+                )
         if self.conv is None:
             x = self._pooled(x, kept, margin=0)
             pooled: Tensor = F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
             return pooled
         y: Tensor = self.conv(self._pooled(x, kept, margin=1))
         return y
-
-    @staticmethod
-    def _kept_frames(frames: int, stream: Stream | None) -> int:
-        """How many frames are kept, before those that are averaged in pairs."""
-        kept = 1 if stream is None or stream.is_first else 0
-        if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
-            raise ValueError(
-                f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to be "
-                "averaged with: cut or repeat frames to fit"
-            )
-        return kept
 
     @staticmethod
     def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:
