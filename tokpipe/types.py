@@ -32,11 +32,15 @@ class Travels:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember(Travels):
-    """A video inside a tar: ``size`` bytes from ``offset``, read in place."""
+    """A video inside a tar: ``size`` bytes from ``offset``, read in place.
+
+    With a ``column``, it is the value of that column in row ``offset`` of a Parquet table.
+    """
 
     archive_uri: str
     offset: int
     size: int
+    column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,10 @@ class WorkItem(Travels):
     """Known once piece 0 is decoded."""
     problem: str | None = None
     """Why the row cannot be a clip, if planning already knows (a null URI, end before start)."""
+    version: int | None = None
+    """Identifies the source's content as it was planned, or first read; None if unknown."""
+    follows: bool = False
+    """Whether to decode what has the source's name now, if that is another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,8 @@ class DecodedClip(Travels):
     """What users of the clip should know: ``"damaged"`` if part of its video is missing."""
     damage: str | None = None
     """What is missing, for people, if the clip is marked ``"damaged"``."""
+    version: int | None = None
+    """Identifies the content of the source that was decoded."""
 
 
 @dataclass(frozen=True, slots=True)

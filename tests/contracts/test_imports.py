@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "media": {"config", "storage"},
     "models": {"config"},
     "weights": {"config", "models", "storage"},
-    "stages": {"config", "formats", "media", "models", "plan", "storage"},
+    "stages": {"config", "formats", "media", "models", "plan", "sources", "storage"},
     "runtime": {"config", "formats", "plan", "stages", "storage", "weights"},
     "reader": {"config", "formats", "storage"},
     "verbs": {

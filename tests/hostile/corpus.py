@@ -35,7 +35,7 @@ DAMAGED = NOT_OPENED | {"too_large", "too_short"}
 """Reasons for a file that used to be a video."""
 REASONS = DAMAGED | {
     *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),
-    *("source_changed", "timeout", "unreachable"),
+    *("changed", "timeout", "unreachable"),
 }
 """Every reason for which a clip of the corpus may be rejected."""
 

@@ -17,8 +17,8 @@ from tokpipe.errors import SourceError
 from tokpipe.media.decoder import Video, VideoDecoder
 
 REASONS = {
-    "access_denied", "corrupt", "crashed", "empty", "gap", "missing", "no_video", "not_a_file",
-    "not_a_video", "source_changed", "timeout", "too_large", "too_short", "truncated",
+    "access_denied", "changed", "corrupt", "crashed", "empty", "gap", "missing", "no_video",
+    "not_a_file", "not_a_video", "timeout", "too_large", "too_short", "truncated",
     "unsupported",
 }  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_a_source_that_changed_is_rejected(lab: Lab) -> None:
     path = lab.write("clip.mp4", 10)
     with pytest.raises(SourceError, match="now has 3 clips and had 2") as caught:
         lab.decoder(max_clip_frames=4).decode(path, segment=1, num_segments=2)
-    assert caught.value.reason == "source_changed"
+    assert caught.value.reason == "changed"
 
 
 @pytest.mark.parametrize("name", FORMATS)

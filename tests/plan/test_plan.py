@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import TOKENIZER
@@ -20,10 +18,9 @@ from tests.formats.formats_helpers import flipped
 from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import ConfigError, CorruptOutput, PlanMismatch
+from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.identity import ids
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
-from tokpipe.runtime.output import look_up, start_output
 from tokpipe.storage import Store, open_store
 from tokpipe.types import WorkItem
 
@@ -161,21 +158,9 @@ def test_the_path_of_the_project_is_no_pattern_and_its_clips_keep_their_ids(tmp_
     stored, _ = plan(root, {**CSV, "uri": "*.csv"})
     assert stored.num_rows == 1
     config = job_of(root, FILES)
-    assert config.model_dump(mode="json")["sources"] == [{"kind": "files", "uri": f"{root}/*.mp4"}]
-
-
-def test_an_output_resumes_under_the_newer_default_of_video_extensions(tmp_path: Path) -> None:
-    tar_of = {"kind": "webdataset", "uri": "x.tar"}
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.addfile(tarfile.TarInfo("a.mp4"))
-    former = {**tar_of, "video_extensions": ["mp4", "mkv", "webm", "mov", "avi"]}
-    job = job_of(tmp_path, former, encode={"device": "cpu"})
-    start_output(job, look_up(job), Console(quiet=True))
-    again = look_up(job_of(tmp_path, tar_of, encode={"device": "cpu"}))
-    assert again.record is not None
-    assert again.record.num_rows == 1
-    with pytest.raises(PlanMismatch, match="sources"):
-        look_up(job_of(tmp_path, {**tar_of, "video_extensions": ["mp4"]}, encode={"device": "cpu"}))
+    assert config.model_dump(mode="json")["sources"] == [
+        {"kind": "files", "uri": f"{root}/*.mp4", "on_change": "reject"}
+    ]
 
 
 def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:

@@ -61,3 +61,14 @@ def test_rows_are_opened_once() -> None:
     bench.done(decode, *infos, protocol.DecodedInfo(whole, 5))
     assert (bench.account.num_opened, bench.account.num_extra_clips) == (2, 3)
     assert bench.account.retried == {"decode": 1}
+
+
+def test_later_clips_of_a_source_are_made_from_the_version_that_was_read_first() -> None:
+    bench = Bench(0)
+    (decode,) = bench.in_flight()
+    (ref,) = refs_of(decode)
+    bench.done(decode, protocol.DecodedInfo(replace(ref, num_segments=3), 5, version=7))
+    while decodes := bench.in_flight("decode"):
+        assert {item.version for one in decodes for item in one.lease.items} == {7}
+        bench.done(decodes[0])
+    assert bench.account.clips["decode"] == 3

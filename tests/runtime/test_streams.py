@@ -68,3 +68,10 @@ def test_a_rejected_piece_rejects_the_clip_and_releases_all_of_it() -> None:
     # Answers to what is still in flight are ignored.
     assert encode.attempt in released(bench.done(encode))
     assert "encode" not in bench.account.clips
+
+
+def test_pieces_are_decoded_from_the_version_that_was_read_first() -> None:
+    bench = Bench(3)
+    (first,) = bench.in_flight()
+    bench.done(first, protocol.DecodedInfo(refs_of(first)[0], 17, NUM_PIECES, version=7))
+    assert [one.lease.items[0].version for one in bench.in_flight("decode")] == [7, 7]

@@ -26,6 +26,8 @@ CLIPS = {
     "videos/clips.csv": 2 + 2 + 3,  # 2.5 s and 2.78 s of the dog, and the cat
     "videos/list.jsonl": 2 * 3,
     "videos/clips.parquet": 3 + 3,  # the dog from 0.5 s on
+    "videos/train.parquet": 3 + 3,
+    "lerobot/meta/episodes/*/*.parquet": 2,  # episodes of 2 s
     "videos/*.tar": 2 * 3,
 }
 
@@ -37,6 +39,10 @@ def test_every_source_on_the_page_has_its_clips(
         path = tmp_path / "videos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(SAMPLE, path)
+    shutil.copytree(REPOSITORY / "tests/cases/lerobot", tmp_path / "lerobot")
+    path = tmp_path / "lerobot/videos/observation.images.top/chunk-000/file-000.mp4"
+    path.parent.mkdir(parents=True)
+    shutil.copy(SAMPLE, path)
     path = tmp_path / "jobs/mine.yaml"
     path.parent.mkdir()
     monkeypatch.chdir(tmp_path)

@@ -96,8 +96,8 @@ def test_json_values_other_than_text_are_carried_as_json(tmp_path: Path) -> None
     assert values == ["ünï", "7", '["a",{"b":null}]', None]
     assert [rows[1][name] for name in ("name", "late")] == [None, "true"]
     found = problems(rows)
-    assert [uri.rpartition("=")[2] for uri in found] == ["4", "5", "6", "8", "9"]
-    assert uris(rows)[5] == f'{tmp_path}/["/7.mp4"]'
+    assert [uri.rpartition("=")[2] for uri in found] == ["4", "5", "6", "7", "8", "9"]
+    assert 'has ["/7.mp4"] as its url, which is not text' in rows[5]["problem"]
 
 
 def test_parquet_columns_keep_their_types(tmp_path: Path) -> None:
@@ -322,9 +322,11 @@ def test_files_are_found_and_tables_read_on_s3(s3_bucket: S3Bucket, tmp_path: Pa
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0.:%"), max_size=8)
 
+NAMES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters=".:%$"), max_size=8)
+
 
 @settings(max_examples=60)
-@given(rows=st.lists(st.tuples(CELLS, CELLS), max_size=8), tab=st.booleans())
+@given(rows=st.lists(st.tuples(NAMES, CELLS), max_size=8), tab=st.booleans())
 def test_the_output_of_a_csv_writer_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], tab: bool
 ) -> None:

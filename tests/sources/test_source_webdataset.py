@@ -4,8 +4,10 @@ import functools
 import gzip
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +19,10 @@ from tests.sources.reading import read as read_source
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.sources.webdataset import TEXT_BYTES
 from tokpipe.storage import fetch_to_file, open_store
+from tokpipe.storage.left_out import OVERWRITTEN
 from tokpipe.types import ArchiveMember
 
+CASES = Path(__file__).parents[1] / "cases" / "tables"
 read = functools.partial(read_source, "webdataset")
 
 
@@ -69,19 +73,159 @@ def test_names_are_kept_and_never_used_as_paths(tmp_path: Path, kind: int) -> No
     assert last == ("bad\\xff.mp4" if kind == tarfile.GNU_FORMAT else "bad.mp4")
 
 
-def test_hidden_files_folders_and_links_are_not_clips(tmp_path: Path) -> None:
+REG, LNK, SYM, DIR = tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
+
+
+Member = tuple[str, bytes, bytes | str]
+
+
+def packed(*members: Member) -> bytes:
+    """A tar of (name, type, data or target)."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
-        for name, member_type in (
-            *(("folder.mp4", tarfile.DIRTYPE), ("link.mp4", tarfile.SYMTYPE)),
-            *(("hard.mp4", tarfile.LNKTYPE), ("pipe.mp4", tarfile.FIFOTYPE)),
-            *((name, tarfile.REGTYPE) for name in ("._apple.mp4", "mp4", "real.mp4")),
-        ):
+        for name, member_type, content in members:
             member = tarfile.TarInfo(name)
             member.type = member_type
-            member.linkname = "real.mp4"
-            archive.addfile(member)
-    assert names(read_tar(tmp_path, sink.getvalue())) == ["real.mp4"]
+            data = content if isinstance(content, bytes) else b""
+            member.size, member.linkname = len(data), "" if data else str(content)
+            archive.addfile(member, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """The data of each sample of a tar by its name, or the problem of its row."""
+    data = path.read_bytes()
+    found: dict[str, Any] = {}
+    for row in read(path):
+        name, start = row["source_uri"].partition("#")[2], row["member_offset"]
+        assert name not in found
+        found[name] = row["problem"] or data[start : start + row["member_size"]]
+    return found
+
+
+LINKS: dict[str, tuple[Member, bytes | None]] = {
+    "hard": (("l.mp4", LNK, "real.mp4"), b"real"),
+    "hard, to a later member": (("l.mp4", LNK, "later.mp4"), b"later"),
+    "hard, to a file of another kind": (("l.mp4", LNK, "blob"), b"blob"),
+    "hard, to what is overwritten later": (("l.mp4", LNK, "twice.mp4"), b"one"),
+    "hard, named differently": (("l.mp4", LNK, "./d/../real.mp4"), b"real"),
+    "hard, to itself": (("real.mp4", LNK, "real.mp4"), b"real"),
+    "hard, to nothing": (("l.mp4", LNK, "none.mp4"), None),
+    "symbolic": (("l.mp4", SYM, "real.mp4"), b"real"),
+    "symbolic, from a folder": (("d/l.mp4", SYM, "../real.mp4"), b"real"),
+    "symbolic, within a folder": (("d/l.mp4", SYM, "in.mp4"), b"in"),
+    "symbolic, to a later member": (("l.mp4", SYM, "later.mp4"), b"later"),
+    "symbolic, to what is overwritten later": (("l.mp4", SYM, "twice.mp4"), b"two"),
+    "symbolic, to another link": (("l.mp4", SYM, "over.mp4"), b"real"),
+    "symbolic, outside": (("l.mp4", SYM, "/real.mp4"), None),
+    "symbolic, above": (("l.mp4", SYM, "../real.mp4"), None),
+    "symbolic, in a circle": (("l.mp4", SYM, "circle.mp4"), None),
+    "symbolic, to itself": (("l.mp4", SYM, "l.mp4"), None),
+    "symbolic, to a folder": (("l.mp4", SYM, "d"), None),
+    "pipe": (("l.mp4", tarfile.FIFOTYPE, ""), None),
+    "device": (("l.mp4", tarfile.CHRTYPE, ""), None),
+    "of an unknown type": (("l.mp4", b"Z", b"data"), None),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_a_link_is_a_sample_with_the_data_of_its_target_or_a_problem(
+    case: str, tmp_path: Path
+) -> None:
+    link, right = LINKS[case]
+    before: list[Member] = [
+        *(("real.mp4", REG, b"real"), ("blob", REG, b"blob"), ("d", DIR, "")),
+        *(("d/in.mp4", REG, b"in"), ("twice.mp4", REG, b"one")),
+    ]
+    after: list[Member] = [
+        *(("later.mp4", REG, b"later"), ("twice.mp4", REG, b"two")),
+        *(("over.mp4", SYM, "real.mp4"), ("circle.mp4", SYM, "l.mp4")),
+    ]
+    found = contents(write(tmp_path / "x.tar", packed(*before, link, *after)))
+    assert (found["twice.mp4"], found["real.mp4"]) == (b"two", b"real")
+    if right is None:
+        assert f"x.tar: its member {link[0]} is " in found[link[0]]
+    else:
+        assert found[link[0]] == right
+
+
+def test_a_link_stands_for_its_target_and_one_to_nothing_is_a_problem() -> None:
+    hard, symbolic = (contents(CASES / f"{kind}link.tar") for kind in ("hard", "sym"))
+    assert set(hard) == {"a.mp4", "b.mp4"}
+    assert hard["a.mp4"] == hard["b.mp4"] == symbolic["a.mp4"] == symbolic["b.mp4"]
+    assert hard["a.mp4"][4:8] == b"ftyp"
+    assert "c.mp4 is a link to missing/zz.mp4" in symbolic["c.mp4"]
+    assert [row["txt"] is None for row in read(CASES / "hardlink.tar")] == [True, False]
+
+
+def test_what_is_neither_a_video_nor_its_text_is_counted(tmp_path: Path) -> None:
+    members: list[Member] = [
+        *(("folder.mp4", DIR, ""), ("folder", DIR, ""), ("._apple.mp4", REG, b"v")),
+        *(("mp4", REG, b"v"), ("a.txt", REG, b"caption"), ("b.txt", LNK, "a.txt")),
+        *(("c.txt", SYM, "none"), ("link", SYM, "a.mp4")),
+        *((f"{name}.mp4", REG, b"v") for name in "abc"),
+        *(("orphan.json", REG, b"{}"), ("a.2.txt", REG, b"of no video")),
+    ]
+    source = opened("webdataset", write(tmp_path / "x.tar", packed(*members)))
+    (batch,) = source.batches()
+    assert batch.column("key").to_pylist() == ["a", "b", "c"]
+    assert batch.column("txt").to_pylist() == ["caption", "caption", None]
+    assert source.left_out.names == {
+        "hidden": ["._apple.mp4"],
+        "without an extension": ["link", "mp4"],
+        ".txt": ["a.2.txt", "c.txt"],
+        ".json": ["orphan.json"],
+    }
+
+
+def test_the_last_of_a_name_wins_with_its_texts_and_the_others_are_counted(tmp_path: Path) -> None:
+    members: list[Member] = [
+        member
+        for n in range(3)
+        for member in (
+            *(("a.mp4", REG, b"1%d" % n), ("a.txt", REG, b"2%d" % n)),
+            (f"b{n}.mp4", REG, b"b"),
+        )
+    ]
+    path = write(tmp_path / "x.tar", packed(*members, ("./b1.mp4", REG, b"new")))
+    source = opened("webdataset", path)
+    (batch,) = source.batches()
+    rows = {row["source_uri"].partition("#")[2]: row["txt"] for row in batch.to_pylist()}
+    assert rows == {"a.mp4": "22", "b0.mp4": None, "b2.mp4": None, "./b1.mp4": None}
+    found = contents(path)
+    assert (found["a.mp4"], found["./b1.mp4"]) == (b"12", b"new")
+    assert source.left_out.counts == {OVERWRITTEN: 5}
+
+
+def test_what_follows_an_end_mark_is_read_or_a_problem(tmp_path: Path) -> None:
+    one, two = (tar([(f"{name}.mp4", name.encode() * 700)]) for name in "ab")
+    empty, path = tar([]), tmp_path / "x.tar"
+    both = {"a.mp4": b"a" * 700, "b.mp4": b"b" * 700}
+    for joined in (one + two, empty + one + two, one + bytes(5 * 2**20) + two + empty):
+        assert contents(write(path, joined)) == both
+    assert contents(write(path, one[:2048] + two)) == both, "one block of zeros"
+    (problem,) = problems(read_tar(tmp_path, one + b"rubbish" * 100 + two)).values()
+    assert "has no header at byte 10240" in problem
+
+
+@pytest.mark.parametrize(
+    "form", ["gnu", "pax --sparse-version=0.0", "pax --sparse-version=0.1", "pax"]
+)
+def test_a_sparse_video_is_a_problem_and_the_members_after_it_are_read(
+    form: str, tmp_path: Path
+) -> None:
+    (tmp_path / "after.mp4").write_bytes(b"after")
+    for name in ("holes.mp4", "holes.txt"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"start")
+            file.truncate(50 * 2**20)
+    command = f"tar --format={form} --sparse -cf x.tar holes.txt holes.mp4 after.mp4"
+    subprocess.run(command.split(), cwd=tmp_path, check=True)
+    assert (tmp_path / "x.tar").stat().st_size < 2**20
+    found = contents(tmp_path / "x.tar")
+    assert found.pop("after.mp4") == b"after"
+    assert "its member holes.mp4 is sparse, a device" in found.pop("holes.mp4")
+    assert found == {}
 
 
 def test_every_video_extension_is_a_clip_and_other_members_are_counted(tmp_path: Path) -> None:
@@ -184,7 +328,7 @@ def test_tars_on_s3_are_indexed_without_reading_the_videos(
     row = rows[5]
     assert (row["source_uri"], row["txt"]) == (f"{s3_bucket.uri}/wds/1.tar#1.mp4", "caption")
     member = ArchiveMember(row["archive_uri"], row["member_offset"], row["member_size"])
-    path = fetch_to_file(row["source_uri"], member, tmp_path, options=OPTIONS, max_bytes=2**30)
+    path, _ = fetch_to_file(row["source_uri"], member, tmp_path, options=OPTIONS, max_bytes=2**30)
     assert path.read_bytes() == videos[1]
 
 

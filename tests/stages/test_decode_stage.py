@@ -146,7 +146,7 @@ def test_limits_apply_to_the_whole_streamed_clip(lab: Lab) -> None:
     assert (result.reason, result.ref.num_segments) == ("too_short", 1)
     assert "the span has 20 frames" in result.message
     result = rejected(lab.stage(Cut(5, 4)), item(path, piece=2, num_pieces=9))
-    assert result.reason == "source_changed"
+    assert result.reason == "changed"
     assert "now has 5 pieces and had 9" in result.message
 
 
@@ -160,7 +160,7 @@ def test_sources_of_interleaved_streamed_clips_are_fetched_once(
         uris.append(f"memory://streamed/{index}.mp4")
     fetched: list[str] = []
 
-    def counted(uri: str, *args: Any, **kwargs: Any) -> Path:
+    def counted(uri: str, *args: Any, **kwargs: Any) -> tuple[Path, int | None]:
         fetched.append(uri)
         return fetch_to_file(uri, *args, **kwargs)
 
@@ -193,7 +193,7 @@ def test_rejections_keep_their_places_repeat_and_name_the_error_behind_them(lab:
         2: ("decode", "missing", "FileNotFoundError"),
         3: ("plan", "bad_row", None),
         5: ("decode", "not_a_file", None),
-        6: ("decode", "source_changed", None),
+        6: ("decode", "changed", None),
         7: ("decode", "too_short", None),
     }
     assert [result.ref.row for result in results] == list(range(8))

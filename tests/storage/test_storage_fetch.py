@@ -30,7 +30,8 @@ def folder(tmp_path: Path) -> Path:
 
 def fetch(uri: str, folder: Path, member: ArchiveMember | None = None, **settings: Any) -> Path:
     settings = {"options": OPTIONS, "max_bytes": 2**40, **settings}
-    return fetch_to_file(uri, member, folder, **settings)
+    path, _ = fetch_to_file(uri, member, folder, **settings)
+    return path
 
 
 def rejected(reason: str, uri: str, folder: Path, **keywords: Any) -> str:

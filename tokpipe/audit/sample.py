@@ -25,7 +25,7 @@ def encode_again(
     """Encode clips again from their sources. Codes that differ are a finding."""
     output = Output(store)
     job = record.job_config(store.uri)
-    plan = PlanReader(store, StoredPlan.from_json(record.plan))
+    plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)
     device = str(record.settings["encode"]["device"])
     sampled = []
     with (

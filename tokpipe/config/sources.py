@@ -1,5 +1,7 @@
 """Where clips come from: files in a folder or by glob, tables, or WebDataset tars."""
 
+import re
+from string import Formatter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,7 +17,22 @@ VIDEO_EXTENSIONS = (
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
-"""Endings of tables, which may be followed by ``.gz``."""
+"""Endings of tables in a folder. A ``.json`` there is mostly something else."""
+
+COMPRESSIONS = ("gz", "zst", "bz2")
+TABLE_ENDING = re.compile(
+    rf"(?i)\.({'|'.join((*TABLE_EXTENSIONS, 'json'))})(\.({'|'.join(COMPRESSIONS)}))?$"
+)
+
+
+OnChange = Annotated[
+    Literal["reject", "accept"],
+    Field(
+        description="What happens to clips whose source is not what was planned: a file or object "
+        "that was replaced, a tar that was packed again. They are rejected as ``changed``, or made "
+        "from what has the name now. May change when a job is resumed."
+    ),
+]
 
 
 class FilesSource(Frozen):
@@ -25,21 +42,28 @@ class FilesSource(Frozen):
     uri: PatternUri
     """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
+    on_change: OnChange = "reject"
 
 
 class TableSource(Frozen):
-    """One clip per row of a table: CSV, TSV, JSONL or Parquet, by file extension."""
+    """One clip per row of a table: CSV, TSV, JSONL, JSON or Parquet, by file extension."""
 
     kind: Literal["table"]
     uri: PatternUri
-    """The table, or a glob of tables with the same columns. ``.gz`` is decompressed on the fly."""
-    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
+    """The table, or a glob of tables with the same columns. Text is decompressed on the fly
+    (``.gz``, ``.zst``, ``.bz2``)."""
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet"] | None = None
     """Format of a file whose extension does not say."""
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+    """What separates the columns of a CSV or TSV table, such as ``;``. By default a comma or a
+    tab."""
     uri_column: str | None = None
-    """Column with each video's URI (WebVid: ``contentUrl``). A URI without a scheme or a leading
-    ``/`` is relative to the table's folder. Set this or ``uri_template``."""
+    """Column with each video's URI (WebVid: ``contentUrl``), or with the videos themselves, as
+    bytes or as a Hugging Face ``Video``. A URI without a scheme or a leading ``/`` is relative to
+    the table's folder. ``a.b`` is a field of a column. Set this or ``uri_template``."""
     uri_template: UriTemplate | None = None
-    """Pattern over columns, such as ``s3://bucket/{page_dir}/{videoid}.mp4``."""
+    """Pattern over columns, such as ``s3://bucket/{page_dir}/{videoid:06d}.mp4``, in the syntax
+    of Python's ``str.format``."""
     start_column: str | None = None
     """Column with the time in the video where the clip starts, in seconds or as
     ``[HH:]MM:SS.mmm``; null means at the beginning."""
@@ -50,11 +74,14 @@ class TableSource(Frozen):
     rejected, and so is any path with ``..`` in it. By default videos may be in any remote store
     or on the web, and a local table's videos may also be below its own folder, but nowhere else
     on this machine."""
+    on_change: OnChange = "reject"
 
     @model_validator(mode="after")
     def _one_way_to_a_uri(self) -> Self:
         if (self.uri_column is None) == (self.uri_template is None):
             raise ValueError("set exactly one of uri_column and uri_template")
+        if any(conversion for *_, conversion in Formatter().parse(self.uri_template or "")):
+            raise ValueError("uri_template: a '!' has no meaning after the name of a column")
         return self
 
 
@@ -67,6 +94,7 @@ class WebDatasetSource(Frozen):
     video_extensions: tuple[str, ...] | None = None
     """Members with other extensions, in any case, are not clips. By default those that a folder
     of files is searched for."""
+    on_change: OnChange = "reject"
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

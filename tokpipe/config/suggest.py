@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from tokpipe.config.sources import TABLE_EXTENSIONS
+from tokpipe.config.sources import TABLE_ENDING
 
 _ALIASES = {"gpu": "cuda", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 _UNITS = {"": 1, "%": 0.01, "fps": 1, "px": 1, "s": 1, "min": 60, "h": 3600}
@@ -119,8 +119,7 @@ def _with_uri(annotation: Any, uri: str) -> Any:
     kinds = kinds_of(annotation)
     kind = "webdataset" if uri.endswith(".tar") else "files"
     if kind in kinds:
-        is_table = re.search(rf"(?i)\.({'|'.join(TABLE_EXTENSIONS)})(\.gz)?$", uri)
-        return None if is_table else {"kind": kind, "uri": uri}
+        return None if TABLE_ENDING.search(uri) else {"kind": kind, "uri": uri}
     model = _models_of(annotation).get("")
     return {"uri": uri} if model and _required(model.model_fields) == ["uri"] else None
 

@@ -1,11 +1,15 @@
 """Arrow tables as Parquet bytes, and the schemas of tokpipe's own columns."""
 
 from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokpipe.formats.checks import damaged
+
+_BUFFERS_BYTES = 64 * 2**20
+"""Read-ahead of all columns together."""
 
 
 def required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -37,3 +41,16 @@ def from_parquet(uri: str, data: bytes, kind: str, *, verify: bool = True) -> pa
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a {kind}: {error}") from error
+
+
+def stream_parquet(file: BinaryIO) -> Any:
+    """Open Parquet to be read as a stream of batches, in bounded memory."""
+    metadata = pq.read_metadata(file)
+    buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
+    file.seek(0)
+    return pq.ParquetFile(
+        file,
+        metadata=metadata,
+        buffer_size=min(4 * 2**20, max(64 * 1024, buffer_bytes)),
+        pre_buffer=False,  # which would hold whole row groups
+    )

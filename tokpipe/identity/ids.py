@@ -64,3 +64,17 @@ def clip_id(
         return row_id
     first = segment * max_clip_frames
     return digest([row_id, first, first + max_clip_frames, fps])
+
+
+TAR_BLOCK = 512
+MEMBER_VERSION_BYTES = TAR_BLOCK + 4096
+"""What is known of a member of a tar: the last block of its header, and the start of its data."""
+
+
+def version_of(*found: object) -> int:
+    """Return 64 bits that identify the present content of a source.
+
+    ``found`` is its size and its ETag or time of change, or the ``MEMBER_VERSION_BYTES``.
+    """
+    parts = (one if isinstance(one, bytes) else str(one).encode() for one in found)
+    return int.from_bytes(hashlib.sha256(b" ".join(parts)).digest()[:8], "little")

@@ -141,7 +141,7 @@ class _Clip:
         num_segments, expected = selection.num_segments, request["num_segments"]
         if expected not in (None, num_segments):
             raise SourceError(
-                "source_changed",
+                "changed",
                 f"the source now has {num_segments} {request['segment_is']}s and had {expected} "
                 "when it was first read: the file was replaced",
             )

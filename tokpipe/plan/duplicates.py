@@ -18,7 +18,6 @@ class PlannedPart:
     """A stored part, with what is needed only until the plan is complete."""
 
     stored: PlanPart
-    source: int
     first_row: int
     """Position of its first row within its source."""
     num_problems: int
@@ -54,7 +53,7 @@ def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> list[Duplicat
         if len(inside):
             rows = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside)).to_pylist()
             for offset, row in zip(inside.tolist(), rows, strict=True):
-                place = f"source {part.source} row {part.first_row + offset}"
+                place = f"source {part.stored.source} row {part.first_row + offset}"
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
@@ -98,7 +97,8 @@ def without_rows(
             kept.append(part)
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
-            stored, num_problems = store_part(store, part.stored.key, table), count_problems(table)
+            stored = store_part(store, part.stored.key, table, part.stored.source)
+            num_problems = count_problems(table)
             hashes = part.hashes[keep]
             kept.append(replace(part, stored=stored, num_problems=num_problems, hashes=hashes))
     return kept

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tokpipe.config.sources import Source
 from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part
 from tokpipe.storage.store import Store
 from tokpipe.types import ArchiveMember, WorkItem
@@ -23,8 +24,10 @@ class PlanReader:
     ``CorruptOutput`` for a part that is not what was planned.
     """
 
-    def __init__(self, store: Store, stored: StoredPlan) -> None:
+    def __init__(self, store: Store, stored: StoredPlan, sources: Sequence[Source] = ()) -> None:
+        """``sources``: those of the job, whose ``on_change`` the work items follow."""
         self._store = store
+        self._followed = {i for i, one in enumerate(sources) if one.on_change == "accept"}
         self._parts = stored.parts
         counts = [part.num_rows for part in stored.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
@@ -60,7 +63,7 @@ class PlanReader:
             if len(rows) and not (start <= int(rows.min()) and int(rows.max()) < stop):
                 raise IndexError(f"part {part_index} holds rows {start} to {stop - 1} only")
             table = table.take(pa.array(rows - start))
-        return items_of(table, rows.tolist())
+        return items_of(table, rows.tolist(), self._parts[part_index].source in self._followed)
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
         """Return the carried columns of ``rows``, in that order.
@@ -102,13 +105,18 @@ class PlanReader:
                 yield self.items(part_index, undone[at : at + _ITEMS_AT_ONCE])
 
 
-def items_of(table: pa.Table, rows: Sequence[int]) -> list[WorkItem]:
+def items_of(table: pa.Table, rows: Sequence[int], follows: bool = False) -> list[WorkItem]:
     """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
-    columns = [table.column(name).to_pylist() for name in OWN_COLUMNS]
+    unknown = pa.nulls(len(table))
+    columns = [
+        (table.column(name) if name in table.column_names else unknown).to_pylist()
+        for name in OWN_COLUMNS
+    ]
     items = []
-    for row, row_id, uri, archive_uri, offset, size, start_s, end_s, problem in zip(
+    for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
         rows, *columns, strict=True
     ):
-        member = None if archive_uri is None else ArchiveMember(archive_uri, offset, size)
-        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, problem=problem))
+        member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
+        known = {"problem": problem, "version": version, "follows": follows}
+        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
     return items

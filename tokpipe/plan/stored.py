@@ -25,6 +25,8 @@ class PlanPart:
     num_rows: int
     sha256: str
     size_bytes: int
+    source: int = 0
+    """Position of its source in the job; unknown, like the sources' versions, in older plans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,10 @@ class StoredPlan:
             ) from error
 
 
-def store_part(store: Store, key: str, table: pa.Table) -> PlanPart:
+def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:
     sink = io.BytesIO()
     # Parquet would try a dictionary for unique texts, and then drop it.
-    unique = {ROW_ID.name, "source_uri"}
+    unique = {ROW_ID.name, "source_uri", "source_version"}
     pq.write_table(
         table,
         sink,
@@ -86,7 +88,7 @@ def store_part(store: Store, key: str, table: pa.Table) -> PlanPart:
     )
     data = sink.getvalue()
     store.put(key, data)
-    return PlanPart(key, table.num_rows, hashlib.sha256(data).hexdigest(), len(data))
+    return PlanPart(key, table.num_rows, hashlib.sha256(data).hexdigest(), len(data), source)
 
 
 def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:

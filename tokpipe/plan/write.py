@@ -107,8 +107,8 @@ def _store_parts(
 
     def put(number: int, source: int, first_row: int, table: pa.Table) -> PlannedPart:
         table, hashes = with_row_ids(dataset, table)
-        stored = store_part(store, f"{prefix}{number:05d}.parquet", table)
-        return PlannedPart(stored, source, first_row, count_problems(table), hashes)
+        stored = store_part(store, f"{prefix}{number:05d}.parquet", table, source)
+        return PlannedPart(stored, first_row, count_problems(table), hashes)
 
     futures: list[Future[PlannedPart]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:

@@ -56,7 +56,8 @@ class SideBySide:
     def _opened(self) -> SourceFrames:
         if self._sources is None:
             scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            plan = PlanReader(self._output.store, StoredPlan.from_json(self._output.record.plan))
-            self._sources = SourceFrames(self._job, plan, scratch)
+            plan = StoredPlan.from_json(self._output.record.plan)
+            reader = PlanReader(self._output.store, plan, self._job.sources)
+            self._sources = SourceFrames(self._job, reader, scratch)
             self._stack.callback(self._sources.close)
         return self._sources

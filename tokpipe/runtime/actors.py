@@ -68,7 +68,7 @@ class DecodeActor(Worker):
         infos = tuple(
             one
             if isinstance(one, Rejected | Failed)
-            else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces)
+            else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces, one.version)
             for one in results
         )
         fetched_s, fetched_bytes = stage.fetched_s - fetched_s, stage.fetched_bytes - fetched_bytes

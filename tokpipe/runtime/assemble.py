@@ -83,7 +83,7 @@ def assemble(
     return Run(
         config=job.runtime,
         committer=committer,
-        feed=Feed(PlanReader(store, plan), committer.state.committed),
+        feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed),
         dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),

@@ -14,6 +14,7 @@ REMOTE_PROTOCOLS = (
 
 _LOCAL = r"^(?i:file|local)://"
 _REMOTE = rf"^(?i:{'|'.join(REMOTE_PROTOCOLS)})://"
+_PROTOCOL = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
 _NOTHING = r"/(\.?/)+"
 """Parts of a local path that mean nothing."""
@@ -28,15 +29,18 @@ class AllowedUris:
     """Decides which URIs of one table may be read.
 
     Without prefixes: plain remote protocols anywhere, and local files below the folder of a
-    local table. With prefixes: what is at or below one of them, compared by whole path parts.
+    local table or of ``template_folder``, which the job's author wrote. With prefixes: what is at
+    or below one of them, compared by whole path parts.
     """
 
-    def __init__(self, table_uri: str, prefixes: Sequence[str] | None) -> None:
+    def __init__(
+        self, table_uri: str, prefixes: Sequence[str] | None, template_folder: str = ""
+    ) -> None:
         self._allows_remote = prefixes is None
         if prefixes is None:
-            folder = _plain(table_uri.rpartition("/")[0] + "/")
+            folders = (_plain(table_uri.rpartition("/")[0] + "/"), _plain(template_folder))
             self._exact: list[str] = []
-            self._folders = [] if re.match(_SCHEME, folder) else [folder]
+            self._folders = [one for one in folders if one and not re.match(_PROTOCOL, one)]
         else:
             self._exact = self._folders = [_plain(prefix) for prefix in prefixes]
 

@@ -7,22 +7,21 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
+from tokpipe.formats.tables import stream_parquet
+from tokpipe.sources.columns import find, is_media, plain, plain_type
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import Pin, open_ranged
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * 2**20
-_BUFFERS_BYTES = 64 * 2**20
-"""Read-ahead of all columns together."""
 
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A Parquet table. Columns keep their types; dictionaries are decoded."""
+    """A Parquet table. Columns keep their values, in their plain types."""
 
     uri: str
     options: StoreOptions
@@ -34,34 +33,46 @@ class ParquetFile:
             return self._columns_of(file)
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
+        """Yield these columns. One of bytes that is wanted as bool holds whether there are any.
+
+        Bytes of videos are not read: they can be most of a table.
+        """
         with self._open() as file:
-            own = self._columns_of(file).names
-            chosen = [own.index(name) for name in columns.names]
+            own = self._columns_of(file)
+            found = [find(own, field.name) or ([], pa.null()) for field in columns]
+            is_set = {
+                ".".join(path): self._is_set(file, ".".join(path))
+                for field, (path, kind) in zip(columns, found, strict=True)
+                if pa.types.is_binary(kind) and pa.types.is_boolean(field.type)
+            }
+            skipped = {*is_set, *(f"{one.name}.bytes" for one in own if is_media(one.type))}
+            leaves = [leaf for leaf in _leaves(file) if leaf not in skipped]
             place = 1
-            for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=True):
+            for batch in file.iter_batches(
+                _batch_rows(file, skipped), columns=leaves if skipped else None, use_threads=True
+            ):
                 places = range(place, place + batch.num_rows)
-                place += batch.num_rows
+                names = unique_names(batch.schema.names)
                 problems: dict[int, str] = {}
-                arrays = [
-                    _plain(batch.column(i), field, problems)
-                    for i, field in zip(chosen, columns, strict=True)
-                ]
-                plain = pa.RecordBatch.from_arrays(arrays, schema=columns)
-                yield RawBatch(plain, places, problems)
+                arrays = []
+                for field, (path, _) in zip(columns, found, strict=True):
+                    if (leaf := ".".join(path)) in is_set:
+                        arrays.append(is_set[leaf].slice(place - 1, batch.num_rows))
+                    elif path:
+                        array = batch.column(names.index(path[0]))
+                        for name in path[1:]:
+                            array = pc.struct_field(array, [array.type.get_field_index(name)])
+                        arrays.append(_checked(plain(array, field.type), field, problems))
+                    else:  # a field that only other tables of the glob have
+                        arrays.append(pa.nulls(batch.num_rows, field.type))
+                place += batch.num_rows
+                yield RawBatch(pa.RecordBatch.from_arrays(arrays, schema=columns), places, problems)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         try:
             with open_ranged(self.uri, self.options, 64 * 1024, self.pin) as file:
-                metadata = pq.read_metadata(file)
-                buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
-                file.seek(0)
-                yield pq.ParquetFile(
-                    file,
-                    metadata=metadata,
-                    buffer_size=min(4 * 2**20, max(64 * 1024, buffer_bytes)),
-                    pre_buffer=False,  # which would hold whole row groups
-                )
+                yield stream_parquet(file)
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -73,47 +84,62 @@ class ParquetFile:
     def _columns_of(self, file: Any) -> pa.Schema:
         fields = list(file.schema_arrow)[: MAX_COLUMNS + 1]  # one too many is rejected
         names = unique_names([field.name for field in fields])
-        types = [_plain_type(field.type) for field in fields]
-        return pa.schema(list(zip(names, types, strict=True)))
+        columns = []
+        for name, one in zip(names, fields, strict=True):
+            try:
+                columns.append(pa.field(name, plain_type(one.type)))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{self.uri}: column {name!r} {error}, so its values cannot be read by name. "
+                    "Rename one of them, or write the table without this column."
+                ) from error
+        return pa.schema(columns)
+
+    def _is_set(self, file: Any, leaf: str) -> pa.Array:
+        """Return whether each row has a value, without reading those that statistics describe."""
+        at, masks = _leaves(file).index(leaf), []
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            known = group.column(at).statistics
+            num_nulls = known.null_count if known is not None and known.has_null_count else None
+            if num_nulls in (0, group.num_rows):
+                masks.append(pa.repeat(num_nulls == 0, group.num_rows))
+                continue
+            for batch in file.iter_batches(1, row_groups=[index], columns=[leaf]):
+                (array,) = batch.columns
+                while pa.types.is_struct(array.type):
+                    array = pc.struct_field(array, [0])
+                masks.append(array.is_valid())
+        return pa.chunked_array(masks, pa.bool_()).combine_chunks()
 
 
-def _batch_rows(metadata: Any) -> int:
+def _leaves(file: Any) -> list[str]:
+    return [file.schema.column(i).path for i in range(file.metadata.num_columns)]
+
+
+def _batch_rows(file: Any, skipped: set[str]) -> int:
     """Rows per batch: fewer where rows are wide."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
-    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, widest))))
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    unread = [i for i, leaf in enumerate(_leaves(file)) if leaf in skipped]
+    widths = (
+        (group.total_byte_size - sum(group.column(i).total_uncompressed_size for i in unread))
+        / max(1, group.num_rows)
+        for group in groups
+    )
+    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, *widths, 1))))
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
-        return pa.string()  # a column of nulls is most often missing text
-    return kind
-
-
-def _plain(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.Array:
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if array.type != field.type:
-        array = pc.cast(array, field.type)
-    if not pa.types.is_string(field.type):
-        return array
+def _checked(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.Array:
+    """Return values with null where text is not UTF-8, noting a problem for each such row."""
     try:
         array.validate(full=True)  # reading Parquet does not check that text is UTF-8
     except pa.ArrowInvalid:
-        return _decode(array, field.name, problems)
+        is_good = []
+        for i, value in enumerate(array):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                problems[i] = f"has a {field.name} that is not valid UTF-8: {error.reason}"
+            is_good.append(i not in problems)
+        return pc.if_else(pa.array(is_good), array, pa.scalar(None, field.type))
     return array
-
-
-def _decode(array: pa.Array, name: str, problems: dict[int, str]) -> pa.Array:
-    """Return text with null where it is not UTF-8, noting a problem for each such row."""
-    texts: list[str | None] = [None] * len(array)
-    for i, value in enumerate(array.cast(pa.binary()).to_pylist()):
-        try:
-            texts[i] = None if value is None else value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problems[i] = f"has a {name} that is not valid UTF-8: {error.reason}"
-    return pa.array(texts, pa.string())

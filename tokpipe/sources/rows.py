@@ -18,6 +18,8 @@ ROW_SCHEMA = pa.schema(
         pa.field("archive_uri", pa.string()),
         pa.field("member_offset", pa.int64()),
         pa.field("member_size", pa.int64()),
+        pa.field("member_column", pa.string()),
+        pa.field("source_version", pa.uint64()),
         pa.field("start_s", pa.float64()),
         pa.field("end_s", pa.float64()),
         pa.field("problem", pa.string()),

@@ -3,19 +3,19 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import TABLE_EXTENSIONS, TableSource
+from tokpipe.config.sources import COMPRESSIONS, TABLE_ENDING, TABLE_EXTENSIONS, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
+from tokpipe.sources.columns import check_carried, find, is_media
 from tokpipe.sources.parquet import ParquetFile
 from tokpipe.sources.rows import (
     MAX_COLUMNS,
@@ -26,21 +26,16 @@ from tokpipe.sources.rows import (
     make_batch,
 )
 from tokpipe.sources.spans import holds_seconds, to_seconds
-from tokpipe.sources.text_tables import DelimitedFile, JsonLinesFile
+from tokpipe.sources.text_tables import DelimitedFile, JsonFile
+from tokpipe.sources.uris import Template, exact_uris
 from tokpipe.telemetry.redact import redact
 
-TableFile = DelimitedFile | JsonLinesFile | ParquetFile
+TableFile = DelimitedFile | JsonFile | ParquetFile
 """A broken row of a table is a problem, a broken table raises ``ConfigError``."""
 
-_FORMATS: dict[str, Callable[[str, StoreOptions], TableFile]] = {
-    "csv": DelimitedFile,
-    "tsv": partial(DelimitedFile, delimiter="\t"),
-    **dict.fromkeys(("jsonl", "ndjson"), JsonLinesFile),
-    **dict.fromkeys(("parquet", "parq"), ParquetFile),
-}
-"""How to open a table, by its ending."""
-EXTENSIONS = (*TABLE_EXTENSIONS, "gz")
-_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_JSON = ("jsonl", "ndjson", "json")
+EXTENSIONS = (*TABLE_EXTENSIONS, *COMPRESSIONS)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
 
@@ -58,6 +53,15 @@ class TableRows(RowSource):
     config: TableSource
     _tables: list[TableFile] = field(default_factory=list)
     _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """What is read: carried columns and those that make URIs and times."""
+    _carried: Sequence[str] = ()
+    _template: Template | None = None
+    media: Sequence[str] = ()
+    """Columns with embedded videos, pictures or sounds."""
+    _texts: str | None = None
+    """The column with URIs; none if a template makes them, or all videos are embedded."""
+    _bytes: str | None = None
+    """The column with embedded videos; read as whether there is one."""
 
     @property
     def _prefixes_key(self) -> str:
@@ -66,9 +70,8 @@ class TableRows(RowSource):
     def carried(self) -> pa.Schema:
         if not self._tables:
             self._open()
-        names = self._carried_columns()
-        types = [self._columns.field(name).type for name in names]
-        return pa.schema(list(zip(carried_names(names), types, strict=True)))
+        types = [self._columns.field(name).type for name in self._carried]
+        return pa.schema(list(zip(carried_names(self._carried), types, strict=True)))
 
     def head(self) -> tuple[str, pa.RecordBatch]:
         """Return the folder of the first table, and some rows with its own names of columns."""
@@ -81,9 +84,13 @@ class TableRows(RowSource):
         self._num_named = self._num_outside = 0
         self._outside_example = ""
         for table in self._tables:
-            allowed = AllowedUris(table.uri, self.config.allowed_prefixes)
+            base = self._base(table.uri)
+            folder = self._template.folder if self._template else ""
+            if not re.match(_ABSOLUTE, f"{folder}/"):
+                folder = f"{base}/{folder}"
+            allowed = AllowedUris(table.uri, self.config.allowed_prefixes, folder)
             for raw in table.batches(self._columns):
-                yield self._rows(table, raw, schema, allowed)
+                yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
             example = redact(self._outside_example)
             prefix = redact(example_prefix(self._outside_example))
@@ -94,22 +101,42 @@ class TableRows(RowSource):
             )
 
     def _open(self) -> None:
+        if self.config.uri_template is not None:
+            self._template = Template(self.config.uri_template)
         tables = [self._table_file(uri) for uri in self.matching_uris()]
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             schemas = list(pool.map(lambda table: table.columns(), tables))
-        self._columns = self._unify(tables, schemas)
-        self._check_columns()
+        self._choose_columns(tables[0], self._unify(tables, schemas))
         self._tables = tables
+        check_carried(self.label, self.carried())
+
+    def _used(self) -> list[tuple[str, str]]:
+        """Return (setting, column) for each column that makes URIs and times."""
+        config = self.config
+        keys = {one: getattr(config, one) for one in ("uri_column", "start_column", "end_column")}
+        named = [(key, name) for key, name in keys.items() if name is not None]
+        columns = self._template.columns if self._template else []
+        return [*named, *(("uri_template", name) for name in columns)]
 
     def _table_file(self, uri: str) -> TableFile:
-        ending = uri.lower().removesuffix(".gz").rpartition(".")[2]
-        kind = self.config.format or ending
-        if kind not in _FORMATS:
+        ending = TABLE_ENDING.search(uri)
+        kind = self.config.format or (ending[1].lower() if ending else "")
+        if kind in _DELIMITERS:
+            return DelimitedFile(uri, self.options, self.config.delimiter or _DELIMITERS[kind])
+        if self.config.delimiter is not None:
             raise ConfigError(
-                f"{self.label}: the name of {uri} does not show its format. Set the source's "
-                "format to csv, tsv, jsonl or parquet."
+                f"{self.label}: delimiter is set, but {uri} is not CSV or TSV. Remove it, or set "
+                "the source's format."
             )
-        return _FORMATS[kind](uri, self.options)
+        if kind in _JSON:
+            used = {name: key != "uri_column" for key, name in self._used()}
+            return JsonFile(uri, self.options, used)
+        if kind in ("parquet", "parq"):
+            return ParquetFile(uri, self.options)
+        raise ConfigError(
+            f"{self.label}: the name of {uri} does not show its format. Set the source's format "
+            "to csv, tsv, jsonl, json or parquet."
+        )
 
     def _unify(self, tables: list[TableFile], schemas: list[pa.Schema]) -> pa.Schema:
         """Return one schema for all tables; keys of JSON objects may differ between tables."""
@@ -120,59 +147,94 @@ class TableRows(RowSource):
                     "needed with the codes, or put what varies into one."
                 )
             apart = set(schemas[0].names) ^ set(schema.names)
-            if apart and not isinstance(table, JsonLinesFile):
+            if apart and not isinstance(table, JsonFile):
                 raise ConfigError(
                     f"{self.label}: {tables[0].uri} and {table.uri} have different columns "
                     f"({', '.join(sorted(apart)[:10])}). Tables of one glob are read as one: "
                     "write one source per kind of table."
                 )
         try:
-            return pa.unify_schemas(schemas, promote_options="permissive")
+            columns = pa.unify_schemas(schemas, promote_options="permissive")
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
                 f"{self.label}: a column has different types in the tables of {self.config.uri} "
                 f"({error}). Tables of one glob are read as one: write one source per kind."
             ) from error
+        # A column of nulls is most often missing text.
+        kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in columns.types]
+        return pa.schema(list(zip(columns.names, kinds, strict=True)))
 
-    def _check_columns(self) -> None:
-        config, names = self.config, self._columns.names
+    def _choose_columns(self, table: TableFile, columns: pa.Schema) -> None:
+        """Decide what to read of these columns, and which to carry."""
         times = "seconds. Name a column with one time per row; write lists of spans as rows"
-        chosen = [
-            ("uri_column", config.uri_column, pa.types.is_string, "text. Name that of the videos"),
-            ("start_column", config.start_column, holds_seconds, times),
-            ("end_column", config.end_column, holds_seconds, times),
-        ]
-        for name in _PLACEHOLDER.findall(config.uri_template or ""):
-            wanted = "text or numbers, so it cannot be part of a URI. Name such columns"
-            chosen.append(("uri_template", name, _is_printable, wanted))
-        for key, name, fits, wanted in chosen:
-            if name is None:
-                continue
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else "write one of those."
-                shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-                raise ConfigError(
-                    f"{self.label}: {key} names a column {name!r} that {config.uri} does not "
-                    f"have; its columns are {shown}; {hint}"
-                )
-            kind = self._columns.field(name).type
+        printable = "text or numbers, so it cannot be part of a URI. Name such columns"
+        wanted = {
+            "uri_column": (_holds_videos, "text, bytes or videos. Name that of the videos"),
+            "start_column": (holds_seconds, times),
+            "end_column": (holds_seconds, times),
+            "uri_template": (_is_printable, printable),
+        }
+        read = {}
+        for key, name in self._used():
+            found = find(columns, name)
+            if isinstance(table, JsonFile) and name.split(".")[0] in columns.names:
+                found = [name], pa.string()
+            if found is None:
+                raise ConfigError(self._explain_missing(key, name, table, columns.names))
+            kind = found[1]
+            fits, text = wanted[key]
             if not fits(kind):
                 raise ConfigError(
-                    f"{self.label}: {key} {name!r} of {config.uri} holds {kind}, not {wanted}."
+                    f"{self.label}: {key} {name!r} of {self.config.uri} holds {kind}, not {text}."
                 )
+            if key != "uri_column":
+                read[name] = kind
+                continue
+            inner = is_media(kind)
+            if inner or not pa.types.is_string(kind):
+                self._bytes = f"{name}.bytes" if inner else name
+                read[self._bytes] = pa.bool_()
+            if inner or pa.types.is_string(kind):
+                self._texts = f"{name}.path" if inner else name
+                read[self._texts] = pa.string()
+        self.media = [one.name for one in columns if is_media(one.type)]
+        once = {name for key, name in self._used() if key != "uri_template"}
+        # Videos and sounds within a table would make the plan and side tables as large as it is.
+        carried = [one for one in columns if one.name not in {*once, *self.media}]
+        self._carried = [one.name for one in carried]
+        self._columns = pa.schema(list({**read, **{one.name: one.type for one in carried}}.items()))
 
-    def _carried_columns(self) -> list[str]:
-        config = self.config
-        used = {config.uri_column, config.start_column, config.end_column}
-        return [name for name in self._columns.names if name not in used]
+    def _explain_missing(self, key: str, name: str, table: TableFile, names: list[str]) -> str:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "write one of those."
+        if isinstance(table, DelimitedFile):
+            header = table.delimiter.join(names)
+            for other in (one for one in ",;|\t" if name in header.split(one)):
+                hint = f'its columns are separated by another character: set delimiter: "{other}"'
+        shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+        return (
+            f"{self.label}: {key} names a column {name!r} that {self.config.uri} does not have; "
+            f"its columns are {shown}; {hint}"
+        )
+
+    def _base(self, table_uri: str) -> str:
+        """Return the folder that relative URIs of a table start from."""
+        store, slashes, folder = table_uri.rpartition("/")[0].rpartition("://")
+        parts = folder.split("/")
+        num_left = len(parts) - (self._template.num_parents if self._template else 0)
+        return f"{store}{slashes}{'/'.join(parts[: max(1, num_left)])}"
 
     def _rows(
-        self, table: TableFile, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
+        self, table: TableFile, base: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
     ) -> pa.RecordBatch:
-        uris = self._uris(table.uri, raw.columns)
-        is_empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), True)
-        problems = raw.problems | self._outside(uris, pc.invert(is_empty), allowed)
+        problems = dict(raw.problems)
+        embedded = raw.columns.column(self._bytes) if self._bytes else None
+        uris = self._uris(raw.columns, base, embedded, problems)
+        is_empty = pc.fill_null(pc.equal(uris, ""), True)
+        for i, problem in self._outside(uris, pc.invert(is_empty), allowed).items():
+            problems.setdefault(i, problem)
+        if embedded is not None:
+            is_empty = pc.and_not(is_empty, embedded)
         starts = self._times(raw.columns, self.config.start_column, problems)
         ends = self._times(raw.columns, self.config.end_column, problems)
         for i in _positions(is_empty):
@@ -181,37 +243,55 @@ class TableRows(RowSource):
         for i in _positions(backwards):
             span = f"{starts[i].as_py() or 0.0} to {ends[i].as_py()}"
             problems.setdefault(i, f"ends before it starts: {span} seconds")
-        columns = {"source_uri": uris, "start_s": starts, "end_s": ends}
+        columns: dict[str, Any] = {"source_uri": uris, "start_s": starts, "end_s": ends}
+        if embedded is not None:
+            places = pa.array(raw.places, pa.int64())
+            names = [f"{table.uri}#{self.config.uri_column}={place}" for place in raw.places]
+            nothing = pa.scalar(None)
+            columns |= {
+                "source_uri": pc.if_else(embedded, names, uris),
+                "archive_uri": pc.if_else(embedded, table.uri, nothing),
+                "member_offset": pc.if_else(embedded, pc.subtract(places, 1), nothing),
+                "member_size": pc.if_else(embedded, pa.scalar(0, pa.int64()), nothing),
+                "member_column": pc.if_else(embedded, self._bytes, nothing),
+            }
         if problems:
             # Name these rows after their places, and remove their spans.
-            names = uris.to_pylist()
+            names = columns["source_uri"].to_pylist()
             texts: list[str | None] = [None] * len(names)
             for i, problem in problems.items():
                 of_video = f" (video {names[i][:200]})" if names[i] else ""
                 texts[i] = f"{table.place} {raw.places[i]} of {table.uri} {problem}{of_video}"
                 names[i] = f"{table.uri}#{table.place}={raw.places[i]}"
             is_good = pc.is_null(pa.array(texts, pa.string()))
-            columns = {
-                "source_uri": names,
-                "problem": texts,
-                "start_s": pc.if_else(is_good, starts, None),
-                "end_s": pc.if_else(is_good, ends, None),
-            }
-        arrays = [raw.columns.column(name) for name in self._carried_columns()]
+            columns = {key: pc.if_else(is_good, columns[key], None) for key in columns}
+            columns |= {"source_uri": names, "problem": texts}
+        arrays = [raw.columns.column(name) for name in self._carried]
         return make_batch(columns, arrays, schema)
 
-    def _uris(self, table_uri: str, columns: pa.RecordBatch) -> pa.Array:
-        if self.config.uri_column is not None:
-            uris = columns.column(self.config.uri_column)
+    def _uris(
+        self,
+        columns: pa.RecordBatch,
+        base: str,
+        embedded: pa.Array | None,
+        problems: dict[int, str],
+    ) -> pa.Array:
+        """Return absolute URIs, null or empty where there is none or it has a problem."""
+        if self._template:
+            uris = self._template.fill(columns, problems)
+        elif self._texts:
+            uris = columns.column(self._texts)
         else:
-            uris = _fill_template(self.config.uri_template or "", columns)
+            return pa.nulls(columns.num_rows, pa.string())
+        if embedded is not None:
+            uris = pc.if_else(embedded, None, uris)
+        uris = exact_uris(uris, problems)
         is_relative = pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
         if not pc.any(is_relative).as_py():
             return uris
-        absolute = pc.binary_join_element_wise(table_uri.rpartition("/")[0], uris, "/")
+        absolute = pc.binary_join_element_wise(base, uris, "/")
         # An empty URI stays empty, so that it is found.
-        is_empty = pc.equal(pc.utf8_trim_whitespace(uris), "")
-        return pc.if_else(pc.and_(is_relative, pc.invert(is_empty)), absolute, uris)
+        return pc.if_else(pc.and_(is_relative, pc.not_equal(uris, "")), absolute, uris)
 
     def _outside(self, uris: pa.Array, is_named: pa.Array, allowed: AllowedUris) -> dict[int, str]:
         """Return a problem for each row that names a video outside the allowed prefixes."""
@@ -247,24 +327,11 @@ def _positions(mask: pa.Array) -> list[int]:
     return positions
 
 
+def _holds_videos(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind) or is_media(kind))
+
+
 def _is_printable(kind: pa.DataType) -> bool:
     """Whether every value of this type can be written as text, unlike bytes or lists."""
     types = pa.types
     return bool(types.is_string(kind) or types.is_primitive(kind) or types.is_decimal(kind))
-
-
-def _fill_template(template: str, columns: pa.RecordBatch) -> pa.Array:
-    """Fill ``{column}``; a row in which one of the columns is null or empty becomes empty."""
-    pieces: list[pa.Array | str] = []
-    is_empty = pa.repeat(False, columns.num_rows)
-    # Splitting at the placeholders alternates text and column names.
-    for i, piece in enumerate(_PLACEHOLDER.split(template)):
-        if i % 2 == 0:
-            pieces.append(piece)
-            continue
-        values = columns.column(piece)
-        text = values if pa.types.is_string(values.type) else pc.cast(values, pa.string())
-        is_empty = pc.or_(is_empty, pc.fill_null(pc.equal(text, ""), True))
-        pieces.append(text)
-    filled = pc.binary_join_element_wise(*pieces, "")
-    return pc.if_else(is_empty, pa.scalar("", pa.string()), filled)

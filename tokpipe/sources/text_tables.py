@@ -6,15 +6,14 @@ Here a malformed record loses only its first line; its later lines are read agai
 
 import codecs
 import csv
-import gzip
 import io
 import json
-import zlib
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -30,6 +29,9 @@ _RECORD_LINES = 1000
 """A quoted field that spans more lines counts as a quote that is never closed."""
 _BATCH_ROWS = 16_384
 _BATCH_BYTES = 16 * 2**20
+_PEEK_BYTES = 4096
+_PIECE_CHARS = 2**20
+_BETWEEN = re.compile(r"[\s,]*")
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _Record = tuple[int, Sequence[str | None] | str, int]
@@ -160,31 +162,35 @@ def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] 
     return fields if len(fields) == num_fields else None
 
 
-@dataclass(frozen=True)
-class JsonLinesFile:
-    """A JSONL table, plain or gzipped: one object per line, other values than text as JSON.
+@dataclass
+class JsonFile:
+    """A JSONL table, plain or compressed: one object per line; or one JSON array of objects.
 
-    A key may first appear in any line, so the whole table is read once to find the columns.
+    Values other than text are carried as JSON, with the digits that they have there. A key may
+    first appear in any row, so the whole table is read once to find the columns.
     """
 
     uri: str
     options: StoreOptions
+    used: Mapping[str, bool]
+    """Columns, or fields ``a.b`` within their objects, that make URIs and times: whether numbers
+    will do as well as text."""
     pin: Pin = field(default_factory=Pin, compare=False)
-    place: ClassVar[str] = "line"
+    place: str = "line"
 
     def columns(self) -> pa.Schema:
         names: dict[str, None] = {}
-        num_lines = 0
+        num_rows = 0
         for _, row, _ in self._rows():
-            num_lines += 1
+            num_rows += 1
             if not isinstance(row, str):
                 names |= dict.fromkeys(row)
             if len(names) > MAX_COLUMNS:
                 break  # one too many is rejected
         if not names:
             raise ConfigError(
-                f"{self.uri}: none of its {num_lines} lines is a JSON object with keys. Write "
-                'one object per line, such as {"url": "..."}.'
+                f"{self.uri}: none of its {num_rows} {self.place}s is a JSON object with keys. "
+                'Write one object per line, such as {"url": "..."}, or an array of objects.'
             )
         return _text_schema(list(names)[: MAX_COLUMNS + 1])
 
@@ -193,14 +199,31 @@ class JsonLinesFile:
         return _batches(
             names,
             (
-                (line, row if isinstance(row, str) else [row.get(name) for name in names], size)
-                for line, row, size in self._rows()
+                (place, row if isinstance(row, str) else self._values(row, names), size)
+                for place, row, size in self._rows()
             ),
         )
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, str | None] | str, int]]:
-        """Yield (line, its values or its problem, its bytes) for each line that is not blank."""
+    def _values(self, row: dict[str, Any], names: list[str]) -> list[str | None] | str:
+        for name, may_be_number in self.used.items():
+            value = row[name] = _inner(row, name)
+            is_right = type(value) is str or (may_be_number and type(value) is _Number)
+            if value is not None and not is_right:
+                return f"has {_written(value)[:100]} as its {name}, which is not text"
+        return [
+            value if value is None or isinstance(value, str) else _written(value)
+            for value in map(row.get, names)
+        ]
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any] | str, int]]:
+        """Yield (place, its values or its problem, its bytes) for each row that is not blank."""
         with _open_text(self.uri, self.options, self.pin) as file:
+            start = b"".join(file.peek(_PEEK_BYTES)[:_PEEK_BYTES].split())
+            if start[:2] in (b"[{", b"[]", b"["):
+                self.place = "row"
+                with io.TextIOWrapper(file, "utf-8") as text:
+                    yield from _array(self.uri, text)
+                return
             for number, line in enumerate(iter(lambda: _read_line(file), b""), 1):
                 if len(line) > RECORD_BYTES:
                     yield number, f"is longer than {RECORD_BYTES} bytes", 0
@@ -208,21 +231,84 @@ class JsonLinesFile:
                     yield number, _parse(line), len(line)
 
 
-def _parse(line: bytes) -> dict[str, str | None] | str:
+class _Number(str):
+    """A number, or NaN, as its digits: 1.10 or 12345678901234567890123 would not survive."""
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=tuple,  # a tuple of pairs: a key may be there twice
+    parse_float=_Number,
+    parse_int=_Number,
+    parse_constant=_Number,
+)
+
+
+def _written(value: Any) -> str:
+    """Return a value as compact JSON."""
+    if isinstance(value, _Number):
+        return value
+    if isinstance(value, tuple):
+        return f"{{{','.join(f'{_compact(key)}:{_written(inner)}' for key, inner in value)}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return _compact(value)
+
+
+def _inner(row: Any, name: str) -> Any:
+    """Return the value of a key, or of ``a.b`` within an object; a key with dots comes first."""
+    for part in [name] if name in row else name.split("."):
+        row = dict(row).get(part) if isinstance(row, dict | tuple) else None
+    return row
+
+
+def _parse(line: bytes) -> dict[str, Any] | str:
     try:
         # From bytes, ``json`` guesses UTF-16 and accepts half a surrogate pair.
-        value = json.loads(line.decode("utf-8"))
-        if not isinstance(value, dict):
-            return f"is not a JSON object but {type(value).__name__}"
-        texts = {
-            name: inner if inner is None or isinstance(inner, str) else _compact(inner)
-            for name, inner in value.items()
-        }
-        if b"\\u" in line:  # an escape can spell half a surrogate pair, which UTF-8 cannot hold
-            json.dumps(texts, ensure_ascii=False).encode("utf-8")
+        text = line.decode("utf-8")
+        return _row(_decoder.decode(text), text)
     except (ValueError, RecursionError) as error:
         return f"is not usable JSON: {error}"
-    return texts
+
+
+def _row(value: Any, text: str) -> dict[str, Any] | str:
+    """Return an object by key, or why it is not a row of a table."""
+    if not isinstance(value, tuple):
+        return f"is not a JSON object but {text.strip()[:100]}"
+    row = dict(value)
+    if len(row) < len(value):
+        keys = [key for key, _ in value]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        return f"has the key {repeated!r} twice, so it is not known which one counts"
+    # An escape can spell half a surrogate pair, which UTF-8 cannot hold.
+    if "\\u" in text and re.search("[\ud800-\udfff]", _written(value)):
+        return "is not usable JSON: half a surrogate pair"
+    return row
+
+
+def _array(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any] | str, int]]:
+    """Yield the elements of a JSON array, holding one of them and a piece of text."""
+    number, at = 0, 1
+    try:
+        text = file.read(_PIECE_CHARS).lstrip()
+        while not text.startswith("]", at := _BETWEEN.match(text, at).end()):  # type: ignore[union-attr]
+            try:
+                value, end = _decoder.raw_decode(text, at)
+            except (ValueError, RecursionError):
+                if len(text) - at > RECORD_BYTES or not (more := file.read(_PIECE_CHARS)):
+                    raise
+                text, at = text[at:] + more, 0
+                continue
+            number += 1
+            yield number, _row(value, text[at:end]), end - at
+            at = end
+        if (text[at + 1 :] + file.read(_PIECE_CHARS)).strip():
+            raise ValueError("something follows the end of the array")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{uri}: its JSON array is cut or damaged after element {number} ({error}), or an "
+            f"element is longer than {RECORD_BYTES} characters. The clips after that point would "
+            "silently be missing: write the table again, best as JSONL."
+        ) from error
 
 
 def _text_schema(names: Iterable[str]) -> pa.Schema:
@@ -260,25 +346,35 @@ def _read_line(file: io.BufferedReader) -> bytes:
     return line
 
 
+_CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+"""By the first bytes of a file."""
+
+
 @contextmanager
 def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.BufferedReader]:
-    """Open a text table, decompressed if it is gzip, after any byte order mark.
+    """Open a text table, decompressed if it is compressed, after any byte order mark.
 
     Raises:
-        ConfigError: it cannot be opened, or its gzip stream is cut or damaged.
+        ConfigError: it cannot be opened, or its compressed stream is cut or damaged.
     """
+    codec = None
     try:
         with open_ranged(uri, options, 8 * 2**20, pin) as file:
-            plain = file
-            if file.peek(2)[:2] == b"\x1f\x8b":
-                plain = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), 2**20)
+            plain, start = file, file.peek(4)
+            codec = next((_CODECS[magic] for magic in _CODECS if start.startswith(magic)), None)
+            if codec is not None:
+                # Python's own would take a damaged second stream for the end.
+                stream: Any = pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
+                plain = io.BufferedReader(stream, 2**20)
             if plain.peek(3)[:3] == codecs.BOM_UTF8:
                 plain.read(3)
             yield plain
     except (NotFound, AccessDenied) as error:
         raise ConfigError(str(error)) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except OSError as error:
+        if codec is None:
+            raise
         raise ConfigError(
-            f"{uri}: its gzip stream is cut or damaged ({error}). The clips after that point "
+            f"{uri}: its {codec} stream is cut or damaged ({error}). The clips after that point "
             "would silently be missing: fetch or write the table again."
         ) from error

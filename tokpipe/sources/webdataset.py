@@ -1,20 +1,26 @@
 """WebDataset tars: one row per video member, indexed from headers alone."""
 
+import functools
 import io
 import itertools
 import os
+import posixpath
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
+from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
-from tokpipe.storage.left_out import LeftOut, kind_of
+from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.storage.read_ahead import read_ahead
 
@@ -31,6 +37,8 @@ _PENDING_CLIPS = 10_000
 _PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
+_MAX_LINKS = 40
+"""That lead to each other, as on Linux."""
 
 
 @dataclass
@@ -41,7 +49,10 @@ class WebDatasetRows(RowSource):
     the name up to the first dot of its last part. They may be up to ``_PENDING_CLIPS`` keys away
     from the video. Member names identify clips and are never used as paths.
 
-    Members of other kinds are left out and counted.
+    As ``tar -i`` unpacks them, the last of several members with one name wins, and what follows
+    an end mark is read. A link stands for the member that it leads to. A video that cannot be read
+    in place (a sparse member, a link to nothing) is a row with a problem. Members of other kinds,
+    and texts without a video, are left out and counted.
 
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
@@ -52,36 +63,61 @@ class WebDatasetRows(RowSource):
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        # Reading headers is waiting for small answers, so many tars are read at the same time.
-        for batches, left_out in read_ahead(self._index, self.matching_uris(), _THREADS):
-            self.left_out.update(left_out)
-            yield from batches
-
-    def _index(self, uri: str) -> tuple[list[pa.RecordBatch], LeftOut]:
-        left_out = LeftOut()
-        rows, batches = self._rows(uri, left_out), []
-        while some := list(itertools.islice(rows, _BATCH_ROWS)):
-            columns: dict[str, Any] = dict(zip(_Row._fields, zip(*some, strict=True), strict=True))
-            carried = [pa.array(columns[name], pa.string()) for name in _CARRIED.names]
-            batches.append(make_batch(columns, carried, _SCHEMA))
-        return batches, left_out
-
-    def _rows(self, uri: str, left_out: LeftOut) -> "Iterator[_Row]":
         extensions = self.config.video_extensions or VIDEO_EXTENSIONS
-        problem = ""
-        clips = _Clips(uri, {ext.lower().lstrip(".") for ext in extensions}, left_out)
-        try:
-            with open_ranged(uri, self.options, _WINDOW_BYTES) as file:
-                for member in _members(file):
-                    clips.add(member, file)
-                    yield from clips.settled()
-        except _Damaged as error:
-            problem = f"{uri} {error}"
-        except (NotFound, AccessDenied) as error:
-            problem = str(error)
-        yield from clips.settled(is_last=True)
-        if problem:
-            yield _Row(uri, problem=problem)
+        wanted = {extension.lower().lstrip(".") for extension in extensions}
+        index = functools.partial(_index, options=self.options, extensions=wanted)
+        # Reading headers is waiting for small answers, so many tars are read at the same time.
+        for rows, left_out in read_ahead(index, self.matching_uris(), _THREADS):
+            self.left_out.update(left_out)
+            yield from rows.to_batches(_BATCH_ROWS)
+
+
+@functools.lru_cache(4)
+def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of a tar's videos with an extension as it is now, by ``source_uri``."""
+    rows, _ = _index(uri, StoreOptions.model_validate_json(options_json), {extension})
+    return {row["source_uri"]: row for row in rows.to_pylist() if row["problem"] is None}
+
+
+def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
+    left_out = LeftOut()
+    rows, batches = _rows(uri, options, extensions, left_out), []
+    while some := list(itertools.islice(rows, _BATCH_ROWS)):
+        columns: dict[str, Any] = dict(zip(_Row._fields, zip(*some, strict=True), strict=True))
+        carried = [pa.array(columns[name], pa.string()) for name in _CARRIED.names]
+        batches.append(make_batch(columns, carried, _SCHEMA))
+    return _last_of_each_name(pa.Table.from_batches(batches, _SCHEMA), left_out), left_out
+
+
+def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
+    """Drop members that a later one overwrites when the tar is unpacked."""
+    names = pc.replace_substring_regex(rows["source_uri"], r"#(\./)+", "#", max_replacements=1)
+    if pc.count_distinct(names).as_py() == rows.num_rows:
+        return rows
+    last = {name: row for row, name in enumerate(names.to_pylist())}
+    is_last = np.isin(np.arange(rows.num_rows), list(last.values()))
+    for uri in rows["source_uri"].filter(pa.array(~is_last)).to_pylist():
+        left_out.add(OVERWRITTEN, uri.partition("#")[2])
+    return rows.filter(pa.array(is_last))
+
+
+def _rows(
+    uri: str, options: StoreOptions, extensions: set[str], left_out: LeftOut
+) -> "Iterator[_Row]":
+    problem = ""
+    clips = _Clips(uri, extensions, left_out)
+    try:
+        with open_ranged(uri, options, _WINDOW_BYTES) as file:
+            for member in _members(file):
+                clips.add(member, file)
+                yield from clips.settled()
+    except _Damaged as error:
+        problem = f"{uri} {error}"
+    except (NotFound, AccessDenied) as error:
+        problem = str(error)
+    yield from clips.settled(is_last=True)
+    if problem:
+        yield _Row(uri, problem=problem)
 
 
 class _Row(NamedTuple):
@@ -91,6 +127,7 @@ class _Row(NamedTuple):
     archive_uri: str | None = None
     member_offset: int | None = None
     member_size: int | None = None
+    source_version: int | None = None
     key: str | None = None
     txt: str | None = None
     json: str | None = None
@@ -104,26 +141,61 @@ class _Clips:
         self._uri = uri
         self._extensions = extensions
         self._left_out = left_out
-        # By key: its videos, and its texts by what follows the key, such as ``txt``, or ``1.txt``
-        # beside ``1.mp4``.
-        self._groups: defaultdict[str, tuple[list[tarfile.TarInfo], dict[str, str]]]
+        # By key: its videos, each with what is known of its data and its target if it is a link,
+        # and its texts by what follows the key, such as ``txt``, or ``1.txt`` beside ``1.mp4``.
+        self._groups: defaultdict[
+            str, tuple[list[tuple[str, _Row | str | None, str]], dict[str, str]]
+        ]
         self._groups = defaultdict(lambda: ([], {}))
         self._text_chars = 0
+        self._known: dict[str, _Row | str | None] = {}
+        """By name, what links may lead to: where data is, the name that a link leads to, or None
+        for what cannot be read in place."""
 
     def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
-        key, ending = _split_name(member.name)
-        extension = ending.rpartition(".")[2].lower()
-        if key and extension in self._extensions:
-            self._groups[key][0].append(member)
-        elif key and extension in ("txt", "json"):
+        name = member.name
+        key, ending = _split_name(name)
+        ending = ending.lower()
+        extension = ending.rpartition(".")[2]
+        found = self._known[_plain(name)] = self._find(member, file)
+        if len(self._known) > _PENDING_CLIPS:
+            del self._known[next(iter(self._known))]
+        if key and extension in self._extensions and not member.isdir():
+            self._groups[key][0].append((name, found, member.linkname))
+            return
+        if key and extension in ("txt", "json"):
             _, texts = self._groups[key]  # which keeps its place in the order, read or not
-            if member.size <= TEXT_BYTES:
-                file.seek(member.offset_data)
-                text = file.read(member.size).decode("utf-8", "replace")
-                texts[ending.lower()] = text
-                self._text_chars += len(text)
-        else:
-            self._left_out.add(kind_of(member.name), member.name)
+            row = self._follow(found)
+            if row is not None and (size := row.member_size or 0) <= TEXT_BYTES:
+                if ending in texts:
+                    self._left_out.add(OVERWRITTEN, name)
+                file.seek(row.member_offset or 0)
+                text = file.read(size).decode("utf-8", "replace")
+                self._text_chars += len(text) - len(texts.get(ending, ""))
+                texts[ending] = text
+                return
+        if not member.isdir():
+            self._left_out.add(kind_of(name), name)
+
+    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Row | str | None:
+        target = member.linkname
+        if member.islnk():  # to what its target is now, whatever has that name later
+            return self._follow(self._known.get(_plain(target))) or _plain(target)
+        if member.issym():
+            target = posixpath.join(posixpath.dirname(member.name), target)
+            return None if member.linkname.startswith("/") else _plain(target)
+        if not member.isreg() or member.issparse():
+            return None
+        file.seek(member.offset_data - tarfile.BLOCKSIZE)
+        head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
+        return _Row("", self._uri, member.offset_data, member.size, version_of(head))
+
+    def _follow(self, found: _Row | str | None) -> _Row | None:
+        for _ in range(_MAX_LINKS):
+            if not isinstance(found, str):
+                return found
+            found = self._known.get(found)
+        return None
 
     def settled(self, *, is_last: bool = False) -> Iterator[_Row]:
         """Release the oldest keys while too much is held, and all of them at last."""
@@ -131,14 +203,29 @@ class _Clips:
             is_last or len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS
         ):
             key = next(iter(self._groups))
-            videos, found = self._groups.pop(key)
-            self._text_chars -= sum(map(len, found.values()))
-            for member in videos:
-                stem = _split_name(member.name)[1].lower().rpartition(".")[0]
-                texts = [found.get(f"{stem}.{kind}", found.get(kind)) for kind in ("txt", "json")]
-                source_uri = f"{self._uri}#{printable(member.name)}"
-                place = self._uri, member.offset_data, member.size
-                yield _Row(source_uri, *place, printable(key), *texts)
+            videos, texts = self._groups.pop(key)
+            self._text_chars -= sum(map(len, texts.values()))
+            unused = set(texts)
+            for name, found, target in videos:
+                stem = _split_name(name)[1].lower().rpartition(".")[0]
+                own = (f"{stem}.{kind}" for kind in ("txt", "json"))
+                txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
+                unused -= {txt, json}
+                if (row := self._follow(found)) is None:
+                    what = (
+                        f"a link to {target}, which is not in the tar"
+                        if target
+                        else ("sparse, a device or a pipe, so it cannot be read in place")
+                    )
+                    row = _Row("", problem=printable(f"{self._uri}: its member {name} is {what}"))
+                yield row._replace(
+                    source_uri=f"{self._uri}#{printable(name)}",
+                    key=printable(key),
+                    txt=texts.get(txt),
+                    json=texts.get(json),
+                )
+            for ending in unused:
+                self._left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
 
 
 class _Damaged(Exception):
@@ -159,38 +246,52 @@ class _Headers:
 
 
 def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular members that are complete.
+    """Yield the members that are complete, of all tars that the file consists of.
 
     Raises:
         _Damaged: after those, if something else than a member follows.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
-            offset = -1
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile keeps every header it has seen
-                if archive.offset <= offset or member.size < 0:
-                    raise _Damaged(f"has a header that points back, at byte {offset}")
-                offset = archive.offset
-                if member.offset_data + member.size > size:
-                    raise _Damaged(
-                        f"ends at byte {size}, inside member {printable(member.name)}: it was "
-                        "cut short, and the members from there on are lost"
-                    )
-                if member.isreg() and not member.issparse():
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        try:
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
+                offset = start - 1
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # tarfile keeps every header it has seen
+                    if archive.offset <= offset or member.size < 0:
+                        raise _Damaged(f"has a header that points back, at byte {offset}")
+                    offset = archive.offset
+                    end = member.offset_data + member.size
+                    if member.issparse():  # it has the size that it unpacks to
+                        end = archive.offset - tarfile.BLOCKSIZE + 1
+                    if member.isreg() and end > size:
+                        raise _Damaged(
+                            f"ends at byte {size}, inside member {printable(member.name)}: it was "
+                            "cut short, and the members from there on are lost"
+                        )
                     yield member
-            end = archive.offset
-    except (tarfile.TarError, ValueError, RecursionError) as error:
-        file.seek(0)
-        packed = file.read(2) == b"\x1f\x8b"
-        what = "is compressed, so members cannot be read in place" if packed else "is not a tar"
-        raise _Damaged(f"{what} ({error})") from error
-    # tarfile takes any block that is not a header for the end.
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise _Damaged(f"has no header at byte {end}, where one must be: members may be lost")
+                end = archive.offset
+        except (tarfile.TarError, ValueError, RecursionError) as error:
+            file.seek(0)
+            packed = file.read(2) == b"\x1f\x8b"
+            what = "is compressed, so members cannot be read in place" if packed else "is not a tar"
+            raise _Damaged(f"{what} ({error})") from error
+        # tarfile takes any block that is not a header for the end.
+        start = _next_block(file, end)
+        if start == end:
+            raise _Damaged(f"has no header at byte {end}, where one must be: members may be lost")
+
+
+def _next_block(file: io.BufferedReader, at: int) -> int | None:
+    """Return where the next block that does not consist of zeros starts, if there is one."""
+    file.seek(at)
+    while data := file.read(_HEADER_BYTES):
+        if rest := data.lstrip(b"\0"):
+            return at + (len(data) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(data)
+    return None
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -198,3 +299,8 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
     return (folder + slash + stem, ending) if stem and dot else ("", "")
+
+
+def _plain(name: str) -> str:
+    """Return the name that a member is unpacked to, for comparison only."""
+    return posixpath.normpath(name).lstrip("/")

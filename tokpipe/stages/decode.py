@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
+from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
+from tokpipe.sources.webdataset import find_members
 from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
@@ -118,6 +120,7 @@ class DecodeStage:
             piece,
             marks=video.marks + (() if video.damage is None else ("damaged",)),
             damage=video.damage,
+            version=self._sources.version,
         )
 
     def _tried(self, item: WorkItem, call: Callable[[Path], T]) -> T | Rejected | Failed:
@@ -141,7 +144,7 @@ class DecodeStage:
     def _fetch(self, item: WorkItem) -> Path:
         started = time.monotonic()
         try:
-            path, is_new = self._sources.fetch(item.source_uri, item.member)
+            path, is_new = self._sources.fetch(item)
         finally:
             self.fetched_s += time.monotonic() - started
         if is_new:
@@ -182,23 +185,47 @@ class _SourceFiles:
         self._folder = folder
         self._options = options
         self._max_bytes = max_bytes
-        self._last: dict[_Source, Path] = {}
+        self._embedded = EmbeddedVideos(options)
+        self.version: int | None = None
+        """Of the last source requested; None if unknown."""
+        self._last: dict[_Source, tuple[Path, int | None]] = {}
         """The last source requested, unless it is kept."""
-        self._kept: dict[_Source, Path] = {}
+        self._kept: dict[_Source, tuple[Path, int | None]] = {}
         """Oldest first."""
 
-    def fetch(self, uri: str, member: ArchiveMember | None) -> tuple[Path, bool]:
-        """Return a source's local file, and whether it was newly fetched."""
-        source = uri, member
-        path = self._last.pop(source, None) or self._kept.pop(source, None)
+    def fetch(self, item: WorkItem) -> tuple[Path, bool]:
+        """Return the local file of an item's source, and whether it was newly fetched."""
+        source = item.source_uri, item.member
+        held = self._last.pop(source, None) or self._kept.pop(source, None)
         self._drop(self._last, at_most=0)
-        is_new = path is None
-        if path is None:
-            path = fetch_to_file(
-                uri, member, self._folder, options=self._options, max_bytes=self._max_bytes
-            )
-        self._last[source] = path
+        is_new = held is None
+        if held is None or held[0].parent != self._folder:  # used in place, it may have changed
+            held = self._get(item)
+        self._last[source] = held
+        path, self.version = held
         return path, is_new
+
+    def _get(self, item: WorkItem) -> tuple[Path, int | None]:
+        """Fetch an item's source, or what has its name now if the item follows that."""
+        uri, member, version = item.source_uri, item.member, item.version
+        get = partial(
+            fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
+        )
+        if member is not None and member.column is not None:
+            return self._embedded.copy(member, self._folder, self._max_bytes), None
+        if member is None:
+            return get(uri, None, version=None if item.follows else version)
+        try:
+            return get(uri, member, version=version)
+        except SourceError as error:
+            if error.reason != "changed" or not item.follows:
+                raise
+        ending = uri.rpartition(".")[2].lower()
+        row = find_members(member.archive_uri, ending, self._options.model_dump_json()).get(uri)
+        if row is None:
+            raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
+        member = replace(member, offset=row["member_offset"], size=row["member_size"])
+        return get(uri, member, version=row["source_version"])
 
     def keep(self) -> None:
         """Keep the last source until it is requested again."""
@@ -211,9 +238,9 @@ class _SourceFiles:
         self._drop(self._last, at_most=0)
         self._drop(self._kept, at_most=0)
 
-    def _drop(self, paths: dict[_Source, Path], *, at_most: int) -> None:
+    def _drop(self, held: dict[_Source, tuple[Path, int | None]], *, at_most: int) -> None:
         """Remove the oldest copies; a source on local disk is used in place and stays."""
-        while len(paths) > at_most:
-            path = paths.pop(next(iter(paths)))
+        while len(held) > at_most:
+            path, _ = held.pop(next(iter(held)))
             if path.parent == self._folder:
                 path.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
+from tokpipe.identity.ids import version_of
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.store import StoredObject
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
@@ -57,6 +58,11 @@ class ObjectInfo:
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
     inode: int = 0
     """On local disk. Not part of the version, because it may differ between nodes."""
+
+    @property
+    def source_version(self) -> int:
+        """What a plan stores to identify the content."""
+        return version_of(self.size, self.version)
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -236,7 +242,9 @@ class Client:
         start = len(folder.rstrip("/")) + 1
         for path, info in found.items():
             if info["type"] == "file" and path[start:].startswith(prefix):
-                yield StoredObject(path, int(info["size"]), _modified_s(info))
+                size = int(info["size"])
+                version = version_of(size, _version(info))
+                yield StoredObject(path, size, _modified_s(info), version)
 
     def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[StoredObject]:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
@@ -250,7 +258,8 @@ class Client:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
                     path, moment = f"{bucket}/{entry['Key']}", entry["LastModified"]
-                    yield StoredObject(path, int(entry["Size"]), moment.timestamp())
+                    size, version = entry["Size"], version_of(entry["Size"], _version(entry))
+                    yield StoredObject(path, size, moment.timestamp(), version)
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]

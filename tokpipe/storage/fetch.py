@@ -20,6 +20,7 @@ from tokpipe.errors import (
     SourceError,
     StorageError,
 )
+from tokpipe.identity.ids import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
 from tokpipe.storage.client import Client, UnknownProtocol, client_of, split_protocol
 from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
@@ -34,9 +35,15 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 
 def fetch_to_file(
-    uri: str, member: ArchiveMember | None, folder: Path, *, options: StoreOptions, max_bytes: int
-) -> Path:
-    """Return a local file that holds the video ``uri``.
+    uri: str,
+    member: ArchiveMember | None,
+    folder: Path,
+    *,
+    options: StoreOptions,
+    max_bytes: int,
+    version: int | None = None,
+) -> tuple[Path, int | None]:
+    """Return a local file that holds the video ``uri``, and the video's version if it is known.
 
     Local videos are used in place. Others, and members of archives, are copied to a new file in
     ``folder`` that keeps the video's suffix; the caller removes it. No file is left after an error.
@@ -44,18 +51,27 @@ def fetch_to_file(
     Raises:
         SourceError: this video is unusable. The reason is ``missing``, ``not_a_file``,
             ``access_denied``, ``too_large``, ``truncated`` (the archive ends before the member),
-            ``changed`` (the object was replaced during the copy), ``unreachable`` (an HTTP
-            server) or ``bad_uri``.
+            ``changed`` (its version is not ``version``, or it was replaced during the copy),
+            ``unreachable`` (an HTTP server) or ``bad_uri``.
         StorageError: the store kept failing.
         ConfigError: the store's package is missing on this node, or its options are wrong.
         NodeTrouble: the disk of ``folder``, the disk of the video or the node's network is
             failing, or the node has no memory or file handles left.
     """
     if member is None and split_protocol(uri)[0] == "file":
-        return _local_file(Path(split_protocol(uri)[1]), max_bytes)
+        path, found = _local_file(Path(split_protocol(uri)[1]), max_bytes)
+        _check_version(uri, found, version)
+        return path, found
     source = uri if member is None else member.archive_uri
+    with source_errors(source):
+        return _copy(source, member, folder, _suffix(uri), options, max_bytes, version)
+
+
+@contextlib.contextmanager
+def source_errors(source: str) -> Iterator[None]:
+    """Raise ``SourceError`` in place of a store's errors that are the fault of ``source``."""
     try:
-        return _copy(source, member, folder, _suffix(uri), options, max_bytes)
+        yield
     except UnknownProtocol as error:
         raise SourceError("bad_uri", str(error)) from error
     except Changed as error:
@@ -77,7 +93,7 @@ def fetch_to_file(
         raise SourceError(reason, str(error)) from error
 
 
-def _local_file(path: Path, max_bytes: int) -> Path:
+def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -93,8 +109,8 @@ def _local_file(path: Path, max_bytes: int) -> Path:
         raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
     if not os.access(path, os.R_OK):
         raise SourceError("access_denied", f"{path}: permission denied")
-    _check_size(str(path), status.st_size, max_bytes)
-    return path
+    check_size(str(path), status.st_size, max_bytes)
+    return path, version_of(status.st_size, status.st_mtime_ns)
 
 
 def _copy(
@@ -104,21 +120,27 @@ def _copy(
     suffix: str,
     options: StoreOptions,
     max_bytes: int,
-) -> Path:
+    version: int | None,
+) -> tuple[Path, int | None]:
     client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
-    start, size = (member.offset, member.size) if member else (0, info.size or 0)
+    if member is None:
+        start, size, head, found = 0, info.size or 0, 0, info.source_version
+        _check_version(source, found, version)
+    else:
+        start, size, found = member.offset, member.size, version
+        head = 0 if version is None else TAR_BLOCK
     is_streamed = member is None and not client.can_list  # from a web server, in one answer
     stored = None if is_streamed else ranged_file(client, source, info)
     if stored is not None and start + size > stored.size:
         raise SourceError(
-            "truncated",
+            "truncated" if version is None else "changed",  # it was whole when it was planned
             f"{source}: ends at byte {stored.size}, but its member ends at byte {start + size}. "
             "The archive was cut short or replaced after it was indexed",
         )
-    _check_size(source, size, max_bytes)
+    check_size(source, size, max_bytes)
 
     with node_trouble(folder):
         descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
@@ -128,13 +150,17 @@ def _copy(
             if stored is None:
                 _copy_stream(client, source, file, folder, max_bytes)
             else:
-                stored.seek(start)
-                for at in range(0, size, PIECE_BYTES):
-                    file.write(stored.read(min(PIECE_BYTES, size - at)) or b"")
+                stored.seek(start - head)
+                for at in range(start - head, start + size, PIECE_BYTES):
+                    piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
+                    if at < start:  # the header of a member comes with its data
+                        _check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
+                        piece = piece[head:]
+                    file.write(piece)
     except BaseException:
         path.unlink()
         raise
-    return path
+    return path, found
 
 
 @contextlib.contextmanager
@@ -164,19 +190,29 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_
         file.truncate()
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
-                _check_size(source, file.tell() + len(piece), max_bytes)
+                check_size(source, file.tell() + len(piece), max_bytes)
                 with node_trouble(folder):  # else it would look like the store's error
                     file.write(piece)
 
     client.run("reading it", source, attempt)
 
 
-def _check_size(source: str, size: int, max_bytes: int) -> None:
+def check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise SourceError(
             "too_large",
             f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}. "
             "Larger sources could fill a node's disk: raise the setting if there is enough space",
+        )
+
+
+def _check_version(source: str, found: int | None, planned: int | None) -> None:
+    if planned not in (None, found):
+        raise SourceError(
+            "changed",
+            f"{source}: is not what was planned, or first read: its size, time of change, ETag or, "
+            "in a tar, header differs. The codes would be those of another video: restore it, or "
+            "set on_change: accept for its source to take what is there now",
         )
 
 

@@ -10,6 +10,7 @@ from tokpipe.telemetry.human import counted
 NO_MATCH = "unmatched pattern"
 """One of those that braces stand for."""
 UNREADABLE = "unreadable folder"
+OVERWRITTEN = "overwritten by a later member"
 _NO_FILES = (NO_MATCH, UNREADABLE)
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")

@@ -6,7 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fsspec.utils import glob_translate
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound
+from tokpipe.identity.ids import version_of
 from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, is_apple_double, kind_of
@@ -30,6 +32,8 @@ class Match:
 
     uri: str
     is_folder: bool = False
+    version: int | None = field(default=None, compare=False)
+    """Identifies its content; None if that is unknown."""
 
 
 @dataclass
@@ -218,11 +222,11 @@ class Listing:
         unmatched = {*self._names.values(), *(uri for scan in self._scans for uri in scan.uris)}
         has_several = len(unmatched) > 1
         with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
-            are_files = pool.map(self._is_file, self._names.values())
-            for (path, uri), is_file in zip(self._names.items(), are_files, strict=True):
-                if is_file:
+            files = pool.map(self._look_up, self._names.values())
+            for (path, uri), file in zip(self._names.items(), files, strict=True):
+                if file is not None:
                     unmatched.remove(uri)
-                    yield Match(uri)
+                    yield file
                 # One of {000..999}.tar that is missing is hardly a folder, so save requests.
                 elif self._client.can_list and not (has_several and kind_of(path) in self._known):
                     self._scans.append(_Scan(path.rstrip("/"), [uri], self._known))
@@ -231,21 +235,22 @@ class Listing:
         for uri in unmatched if has_several else ():
             self.left_out.add(NO_MATCH, uri)
 
-    def _is_file(self, uri: str) -> bool:
+    def _look_up(self, uri: str) -> Match | None:
         path = self._client.path_of(uri)
         if self._client.is_local:
-            return os.path.lexists(path) and not Path(path).is_dir()
-        try:
-            return not uri.endswith("/") and bool(self._client.info(uri))
-        except NotFound:
-            return False
+            is_file = os.path.lexists(path) and not Path(path).is_dir()
+            return Match(uri, False, _local_version(path)) if is_file else None
+        with suppress(NotFound):
+            if not uri.endswith("/"):
+                return Match(uri, False, self._client.info(uri).source_version)
+        return None
 
     def _below(self, scan: _Scan, unmatched: set[str]) -> Iterator[Match]:
         start = len(scan.folder) + 1
         output = client_of(self._output_uri, self._options).path_of(self._output_uri) + "/"
         # A glob means what it says, and a job may have its output in the folder itself.
         has_output = scan.regex is None and len(output) > start
-        for path, is_folder in self._listed(scan):
+        for path, is_folder, version in self._listed(scan):
             name = path[start:]
             if (is_folder and not scan.takes_folders) or (has_output and path.startswith(output)):
                 continue
@@ -256,7 +261,9 @@ class Listing:
                     continue
                 if scan.regex is None:
                     self.folder = uri
-                yield Match(self._client.uri_of(path), is_folder)
+                if self._client.is_local and not is_folder:
+                    version = _local_version(path)
+                yield Match(self._client.uri_of(path), is_folder, version)
             elif not is_folder and name.startswith(scan.stem):
                 kind = kind_of(name)
                 if (
@@ -268,10 +275,11 @@ class Listing:
                 ):
                     self.left_out.add(kind, name)
 
-    def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool]]:
+    def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool, int | None]]:
         client = self._client
         if client.is_local:
-            yield from _walk_local(scan.folder or "/", scan.depth, (), self.left_out)
+            walk = _walk_local(scan.folder or "/", scan.depth, (), self.left_out)
+            yield from ((path, is_folder, None) for path, is_folder in walk)
             return
         if not scan.folder.strip("/"):
             raise ConfigError(
@@ -279,7 +287,7 @@ class Listing:
             )
         try:
             for listed in client.iter_objects(client.uri_of(scan.folder), scan.stem):
-                yield listed.key, False
+                yield listed.key, False, listed.version
         except NotImplementedError as error:
             raise _not_listable(self.uri) from error
 
@@ -291,6 +299,13 @@ def _not_listable(uri: str) -> ConfigError:
         "with one URL per row (kind: table), or expand the pattern with braces, as in "
         "{000..999}.mp4"
     )
+
+
+def _local_version(path: str) -> int | None:
+    with suppress(OSError):  # a dangling link, or gone
+        status = os.stat(path)  # noqa: PTH116
+        return version_of(status.st_size, status.st_mtime_ns)
+    return None
 
 
 def _walk_local(

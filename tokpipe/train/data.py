@@ -59,7 +59,7 @@ class TrainingData:
         """Return a hash of all rows. Runs with equal settings and digests get equal batches."""
         digest = hashlib.sha256()
         for table in self._sources:
-            for batch in table.to_batches():
+            for batch in table.drop_columns("source_version").to_batches():
                 for row in batch.to_pylist():
                     digest.update(repr(row).encode())
         return digest.hexdigest()
@@ -170,7 +170,8 @@ def _usable_rows(source: RowSource) -> pa.Table:
 
 def _item(rows: pa.Table, row: int) -> WorkItem:
     (values,) = rows.slice(row, 1).to_pylist()
-    place = values["archive_uri"], values["member_offset"], values["member_size"]
+    keys = ("archive_uri", "member_offset", "member_size", "member_column")
+    place = [values[key] for key in keys]
     return WorkItem(
         row,
         row_id=f"{row:032x}",
@@ -178,6 +179,7 @@ def _item(rows: pa.Table, row: int) -> WorkItem:
         member=None if place[0] is None else ArchiveMember(*place),
         start_s=values["start_s"],
         end_s=values["end_s"],
+        version=values["source_version"],
     )
 
 

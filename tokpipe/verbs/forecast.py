@@ -182,7 +182,7 @@ def forecast(
         store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
-        items = _items(PlanReader(store, plan), np.sort(rows))
+        items = _items(PlanReader(store, plan, job.sources), np.sort(rows))
         with decoding(job, pieces_of(job)) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (

@@ -13,7 +13,7 @@ import yaml
 
 from tokpipe.config import JobConfig, parse_job, project_root
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import VIDEO_EXTENSIONS, TableSource
+from tokpipe.config.sources import TABLE_ENDING, VIDEO_EXTENSIONS, TableSource
 from tokpipe.config.suggest import in_yaml
 from tokpipe.errors import ConfigError
 from tokpipe.media.decoder import Probe
@@ -129,8 +129,8 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     patterns = {}
     for name in names:
         # A pattern may hold the name of a folder with characters that are special in patterns.
-        match = re.search(rf"(?i)\.({'|'.join((*EXTENSIONS, 'tar'))})(\.gz)?$", name)
-        if match and match[0].lower() != ".gz":
+        match = TABLE_ENDING.search(name) or re.search(r"(?i)\.(tar)$", name)
+        if match and (is_file or match[1].lower() != "json"):
             folder = re.sub(r"([*?[])", r"[\1]", uri)
             patterns[match[1].lower()] = uri if is_file else f"{folder}/**/*{match[0]}"
     found: list[dict[str, Any]] = []
@@ -146,7 +146,8 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
             problems.append(str(error))
             continue
         columns += head.schema.names
-        if guessed := guess_columns(head, folder):
+        embedded = {"uri_column": rows.media[0]} if rows.media else {}
+        if guessed := guess_columns(head, folder) or embedded:
             found.append({"kind": "table", "uri": table, **guessed})
     if not found and (num_videos or is_glob) and not (is_file and patterns):
         found.append({"kind": "files", "uri": uri if is_file else f"{uri}/"})

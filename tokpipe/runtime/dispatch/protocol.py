@@ -110,6 +110,8 @@ class DecodedInfo(Travels):
     num_frames: int
     num_pieces: int = 1
     """More than one if this is a piece of a streamed clip."""
+    version: int | None = None
+    """Of the source that was decoded."""
 
 
 @dataclass(frozen=True, slots=True)

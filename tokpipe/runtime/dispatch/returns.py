@@ -83,6 +83,8 @@ def _decoded(
         total = result.ref.num_segments
         if item.num_segments is None and not isinstance(result, Failed):
             parts.out.count("num_opened")
+        if isinstance(result, DecodedInfo) and item.version is None and not item.follows:
+            item = replace(item, version=result.version)  # its other clips need the same content
         if item.num_segments is None and total > 1:
             item = replace(item, num_segments=total)
             parts.queues.add_segments(item, total)

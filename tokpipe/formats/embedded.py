@@ -1,0 +1,82 @@
+"""Videos that are values in Parquet tables."""
+
+import bisect
+import itertools
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import SourceError
+from tokpipe.formats.tables import stream_parquet
+from tokpipe.storage.fetch import check_size, node_trouble, source_errors
+from tokpipe.storage.ranged import open_ranged
+from tokpipe.types import ArchiveMember
+
+_NEAR_ROWS = 16
+
+
+class EmbeddedVideos:
+    """Copies videos out of tables, one at a time.
+
+    Values can only be read in order from the start of their row group, so after one the place is
+    kept: clips of one decoder are mostly near each other. Memory holds a page, which ends at the
+    end of a row group at the latest.
+    """
+
+    def __init__(self, options: StoreOptions) -> None:
+        self._options = options
+        self._values: Iterator[tuple[int, bytes | None]] = iter(())
+        self._next: tuple[tuple[str, str | None] | None, int] = None, 0
+        """The column that they are of, and the first row."""
+
+    def copy(self, member: ArchiveMember, folder: Path, max_bytes: int) -> Path:
+        """Return a new file in ``folder``. Raises the errors of ``fetch_to_file``."""
+        place = f"{member.archive_uri}: row {member.offset + 1}"
+        with source_errors(member.archive_uri):
+            try:
+                data = self._read(member)
+            except (pa.ArrowException, OSError) as error:
+                raise SourceError("corrupt", f"{place}: cannot be read ({error})") from error
+        if data is None:
+            raise SourceError("changed", f"{place}: has no video any more")
+        check_size(place, len(data), max_bytes)
+        path = folder / uuid.uuid4().hex
+        try:
+            with node_trouble(folder):
+                path.write_bytes(data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _read(self, member: ArchiveMember) -> bytes | None:
+        column, (known, next_row) = (member.archive_uri, member.column), self._next
+        if known != column or not next_row <= member.offset < next_row + _NEAR_ROWS:
+            self._values = _values(member, self._options)
+        self._next = None, 0
+        for row, value in self._values:
+            if row == member.offset:
+                self._next = column, row + 1
+                return value
+        return None
+
+
+def _values(member: ArchiveMember, options: StoreOptions) -> Iterator[tuple[int, bytes | None]]:
+    """Yield each row and its value, from the start of the member's row group on."""
+    with open_ranged(member.archive_uri, options, 2**20) as file:
+        table = stream_parquet(file)
+        sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+        starts = list(itertools.accumulate(sizes, initial=0))
+        group = bisect.bisect_right(starts, member.offset) - 1
+        groups = range(group, len(sizes))
+        batches = table.iter_batches(
+            1, row_groups=groups, columns=[member.column], use_threads=False
+        )
+        for row, batch in enumerate(batches, starts[group]):
+            value = batch.column(0)[0].as_py()
+            while isinstance(value, dict):
+                (value,) = value.values()
+            yield row, value

@@ -1,0 +1,94 @@
+"""What columns of tables hold: types that can be carried, and fields within columns."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.formats.tables import from_parquet, to_parquet
+
+_types = pa.types
+_PLAIN = {
+    **dict.fromkeys((pa.large_string(), pa.string_view()), pa.string()),
+    **dict.fromkeys((pa.large_binary(), pa.binary_view()), pa.binary()),
+    pa.bool8(): pa.bool_(),
+}
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that values of this type are carried as.
+
+    Arrow cannot sort or merge every way to store the same values. Views, large types,
+    dictionaries and extension types, also within others, become the plain type with these values.
+
+    Raises:
+        ValueError: a struct has two fields of one name, so nobody could read it by name.
+    """
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if _types.is_dictionary(kind) or _types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if _types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if hasattr(kind, "value_field"):  # lists of all kinds
+        return pa.list_(_plain_field(kind.value_field), getattr(kind, "list_size", -1))
+    if _types.is_struct(kind):
+        names = [field.name for field in kind]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"has a struct with two fields {repeated[0]!r}")
+        return pa.struct([_plain_field(field) for field in kind])
+    return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    # Nullable, because a row with a problem has no values.
+    return pa.field(field.name, plain_type(field.type))
+
+
+def plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return an array as ``kind``: its plain type, or one that several tables have in common."""
+    if "list_view" in str(array.type):  # Arrow's own cast returns an invalid list
+        return pa.array(array.to_pylist(), kind)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array if array.type == kind else pc.cast(array, kind)
+
+
+def is_media(kind: pa.DataType) -> bool:
+    """Whether this is a ``Video``, ``Image`` or ``Audio`` column of Hugging Face datasets."""
+    names = {field.name for field in kind} if _types.is_struct(kind) else ()
+    return names == {"bytes", "path"} and bool(_types.is_binary(kind.field("bytes").type))
+
+
+def find(columns: pa.Schema, name: str) -> tuple[list[str], pa.DataType] | None:
+    """Return where a column, or the field ``a.b`` within one, is, and its type."""
+    path = [name] if name in columns.names else name.split(".")
+    kind = pa.struct(list(columns))
+    for part in path:
+        if not _types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return None
+        kind = kind.field(part).type
+    return path, kind
+
+
+def check_carried(label: str, columns: pa.Schema) -> None:
+    """Write one row and no row of each column as Parquet, as plans and side tables do.
+
+    Raises:
+        ConfigError: a column does not come back.
+    """
+    for field in columns:
+        row = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
+        try:
+            back = [from_parquet("", to_parquet(one), "table") for one in (row, row.slice(1))]
+            pa.concat_tables(back).take(pa.array([0]))
+            trouble = "" if back[1].schema == row.schema else f"returns as {back[1].schema}"
+        except (pa.ArrowException, CorruptOutput) as error:
+            trouble = str(error)
+        if trouble:
+            raise ConfigError(
+                f"{label}: column {field.name!r} holds {field.type}, which cannot be carried into "
+                f"the output ({trouble}). Convert it to text, numbers or lists of these, or write "
+                "the table without it."
+            )

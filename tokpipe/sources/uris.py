@@ -1,0 +1,119 @@
+"""URIs of videos in tables: exactly as written, or not at all."""
+
+import re
+from string import Formatter
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tokpipe.sources.allowed import REMOTE_PROTOCOLS
+
+_BLANK = " \t\n\v\f\r\xa0\u2007\u200b\u200e\u202a\u202c\u202f\u2060\u3000\ufeff"
+"""What spreadsheets and editors leave around a URI: blanks, also of no width."""
+_ORDINARY = (
+    rf"^((?:{'|'.join(REMOTE_PROTOCOLS)})://[^/\pC\pZ]|[^\pC\pZ\\:$~])"
+    r"([^\pC\\:$]*[^\pC\pZ\\:$])?$"
+)
+"""Most URIs: nothing in them needs a closer look."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_LOCAL = re.compile(r"(?i)(?:file|local):(?://)?(?=/(?!/))")
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
+_WITH_HOST = {*REMOTE_PROTOCOLS, "file", "local"} - {"memory"}
+
+
+def exact_uris(texts: pa.Array, problems: dict[int, str]) -> pa.Array:
+    """Return URIs without blanks around them, and with a protocol in lower case.
+
+    ``file:///my%20v.mp4`` is decoded, nothing else is. What means another path than its author
+    meant is a problem of its row, and null.
+    """
+    odd = pc.fill_null(pc.invert(pc.match_substring_regex(texts, _ORDINARY)), False)
+    if not pc.any(odd).as_py():
+        return texts
+    uris = texts.to_pylist()
+    for i, is_odd in enumerate(odd.to_pylist()):
+        if is_odd:
+            try:
+                uris[i] = _exact(uris[i])
+            except ValueError as error:
+                problems.setdefault(i, f"has a URI that {error}: {uris[i][:200]!r}")
+                uris[i] = None
+    return pa.array(uris, pa.string())
+
+
+def _exact(text: str) -> str:
+    uri = text.strip(_BLANK)
+    if local := _LOCAL.match(uri):
+        try:
+            uri = f"file://{unquote(uri[local.end() :], errors='strict')}"
+        except UnicodeDecodeError as error:
+            raise ValueError("is not UTF-8 once its %XX are decoded") from error
+    if _CONTROL.search(uri):
+        raise ValueError("contains a line break or another control character")
+    if uri.startswith("file:///"):
+        return uri
+    if re.match(r"[A-Za-z]:[/\\]|[^/:]*\\", uri):
+        raise ValueError("is a Windows path; write it relative to the table, with /")
+    if re.match(r"~\w*/", uri) or re.search(r"\$\{\w+\}|^\$\w+/", uri):
+        raise ValueError("contains ~ or a variable, which are expanded only in job files")
+    if found := _PROTOCOL.match(uri):
+        protocol, slashes = found[1].lower(), found[2]
+        if slashes == "//" and protocol not in ("file", "local"):
+            return f"{protocol}{uri[found.end(1) :]}"
+        if protocol in _WITH_HOST or slashes == "/":
+            raise ValueError(
+                f"begins with {found[0]}, where a URI of a file begins with file:/// and one of a "
+                "store or a server with its protocol, :// and a name"
+            )
+    return uri
+
+
+class Template:
+    """A ``uri_template``, in the syntax of ``str.format``: ``{id}``, ``{id:06d}``, ``{{``."""
+
+    def __init__(self, text: str) -> None:
+        self.num_parents = 0
+        """How many folders above its table's a relative URI starts."""
+        while text.startswith("../"):
+            self.num_parents, text = self.num_parents + 1, text[3:]
+        self._parts = [(a, b, c or "") for a, b, c, _ in Formatter().parse(text)]
+        self.columns = [name for _, name, _ in self._parts if name is not None]
+        self.folder = self._parts[0][0].rpartition("/")[0] if self._parts else ""
+        """The part after these that does not depend on the table's rows."""
+
+    def fill(self, columns: pa.RecordBatch, problems: dict[int, str]) -> pa.Array:
+        """Return a URI per row, without ``../`` before it; empty if one of its columns is."""
+        pieces: list[pa.Array | str] = []
+        is_empty = pa.repeat(False, columns.num_rows)
+        for literal, name, spec in self._parts:
+            pieces.append(literal)
+            if name is None:
+                continue
+            values = columns.column(name)
+            if spec:
+                text = _formatted(values, name, spec, problems)
+            else:
+                text = pc.utf8_trim(pc.cast(values, pa.string()), _BLANK)
+            is_empty = pc.or_(is_empty, pc.fill_null(pc.equal(text, ""), True))
+            pieces.append(text)
+        filled = pc.binary_join_element_wise(*pieces, "")
+        return pc.if_else(is_empty, pa.scalar("", pa.string()), filled)
+
+
+def _formatted(values: pa.Array, name: str, spec: str, problems: dict[int, str]) -> pa.Array:
+    """Format values; text of a number counts as one, because text is all that CSV has."""
+    is_int = spec[-1] in "bcdoxX" or re.match(r"[+ -]?0\d*$", spec)
+    texts: list[str | None] = []
+    for i, value in enumerate(values.to_pylist()):
+        text = None
+        try:
+            if value and isinstance(value, str):
+                value = (int if is_int else float if spec[-1] in "eEfFgG%" else str)(value)
+            elif is_int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # a column of integers with nulls, as pandas writes it
+            text = None if value in (None, "") else format(value, spec)
+        except (TypeError, ValueError):
+            problems.setdefault(i, f"has {value!r} as its {name}, which {spec!r} cannot format")
+        texts.append(text)
+    return pa.array(texts, pa.string())
