@@ -15,7 +15,7 @@ from tokpipe.errors import SourceError
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
 _MATRICES |= {9: "bt2020", 10: "bt2020"}
 _UNKNOWN = (8, *range(11, 18))  # YCgCo, ICtCp and others
-_HD_ROWS = 720
+HD_ROWS = 720
 # FFmpeg's scaler rejects reserved tags even of what it does not convert.
 _AS_IT_IS = "in_primaries=bt709:in_transfer=bt709"
 
@@ -105,7 +105,7 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
     """
     if tags.is_rgb:
         return _AS_IT_IS
-    by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= _HD_ROWS else "bt601"
+    by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"
     if look.matrix != "auto":
         matrix = look.matrix
     elif tags.matrix in _UNKNOWN and not tags.is_grey:

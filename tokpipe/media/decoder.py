@@ -99,7 +99,7 @@ class VideoDecoder:
             one clip. Without it, a segment is a clip of ``sampling.max_clip_frames``.
         versions: what has to load, as ``job.json`` lists it; None accepts any.
         backends: names to try in order, in place of ``decode.backend``: short names, or import
-            paths of modules with the function of ``tokpipe.media.backends.Backend``.
+            paths of modules like those of ``tokpipe.media.backends``.
     """
 
     def __init__(

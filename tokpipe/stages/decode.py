@@ -165,10 +165,7 @@ class DecodeStage:
 
 @cache
 def decoder_versions(config: DecodeConfig) -> dict[str, str]:
-    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
-
-    Asked of a decoding child, since package metadata may describe another module.
-    """
+    """What a decoding child loads here: package metadata may describe other modules."""
     child = ChildProcess(config.memory_bytes, config.backends)
     child.kill()
     return child.versions
