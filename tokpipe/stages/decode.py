@@ -14,8 +14,7 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.client import client_of
-from tokpipe.storage.fetch import check_version, fetch_to_file, source_errors
+from tokpipe.storage.fetch import fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
@@ -119,7 +118,7 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=video.marks + (() if video.damage is None else ("damaged",)),
+            marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
             damage=video.damage,
             version=self._sources.version,
         )
@@ -209,13 +208,11 @@ class _SourceFiles:
         get = partial(
             fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
         )
+        if member is not None and member.column is not None:
+            planned = None if item.follows else version
+            return self._embedded.copy(member, self._folder, self._max_bytes, planned)
         if member is None:
             return get(uri, None, version=None if item.follows else version)
-        if member.column is not None:
-            with source_errors(member.archive_uri):
-                info = client_of(member.archive_uri, self._options).info(member.archive_uri)
-            check_version(uri, info.source_version, None if item.follows else version)
-            return self._embedded.copy(member, self._folder, self._max_bytes), version
         try:
             return get(uri, member, version=version)
         except SourceError as error:
