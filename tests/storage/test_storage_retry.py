@@ -49,6 +49,13 @@ def test_permanent_errors_are_raised_at_once() -> None:
     assert clock.pauses == []
 
 
+def test_a_pause_is_at_least_as_long_as_the_store_asks() -> None:
+    clock, asked = Clock(), iter([5.0, 0.0, 30.0, 3600.0])
+    with pytest.raises(GaveUp, match=r"4 attempts"):
+        clock.retry(600).run(fail, lambda _: True, lambda _: next(asked))
+    assert clock.pauses == pytest.approx([5.2, 0.4, 30.8])
+
+
 @given(st.floats(0.1, 1000), shares, shares)
 def test_no_attempt_outlasts_the_deadline(
     deadline_s: float, draws: list[float], costs: list[float]

@@ -99,7 +99,7 @@ class DecodeConfig(Frozen):
     files that it reads correctly; PyAV decodes the others, and those that decord reports anything
     about. Each clip's side table names its decoder."""
     on_damage: Literal["reject", "mark"] = "reject"
-    """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
+    """What to do with a video that is truncated, has a hole or cannot be decoded: ``reject`` its
     clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
     side table. Not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0
@@ -192,17 +192,12 @@ class RuntimeConfig(Frozen):
     leaves the choice to the environment. See [monitoring.md](monitoring.md)."""
 
 
-_NO_CREDENTIALS = ("anon", "cloud", "google_default")
-"""Values of gcsfs's option ``token`` that say where credentials come from."""
-
-
 class StoreOptions(Frozen):
     """How stores are accessed. Credentials come from the environment, never from a job file."""
 
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``, or by prefix,
-    such as ``{"s3://public-bucket": {anon: true}}``. The longest prefix of a URI decides, and
-    replaces the options of its protocol."""
+    """fsspec options by protocol, such as ``{s3: {endpoint_url: "http://..."}}``. Those of a
+    prefix, such as ``{"s3://public-bucket": {anon: true}}``, replace those of its protocol."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for one request, including all its retries."""
 
@@ -215,8 +210,8 @@ class StoreOptions(Frozen):
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
         for place, name, value in leaves("storage.options", self.options):
-            if isinstance(value, bool) or value in _NO_CREDENTIALS:
-                continue
+            if value in (True, False, "anon", "cloud", "google_default"):
+                continue  # gcsfs's option ``token`` says where credentials come from
             if says_secret(name) or (isinstance(value, str) and redact(value) != value):
                 raise ValueError(
                     f"{place} looks like a credential, and job files are copied into outputs; use "

@@ -90,6 +90,9 @@ class TableRows(RowSource):
             if not re.match(_ABSOLUTE, f"{folder}/"):
                 folder = f"{base}/{folder}"
             allowed = AllowedUris(table.uri, self.config.allowed_prefixes, folder)
+            if self._bytes:  # the version of a table is that of the videos in it
+                info = client_of(table.uri, self.options).info(table.uri)
+                self._version = pa.scalar(info.source_version, pa.uint64())
             for raw in table.batches(self._columns):
                 yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
@@ -246,7 +249,6 @@ class TableRows(RowSource):
             problems.setdefault(i, f"ends before it starts: {span} seconds")
         columns: dict[str, Any] = {"source_uri": uris, "start_s": starts, "end_s": ends}
         if embedded is not None:
-            version = client_of(table.uri, self.options).info(table.uri).source_version
             places = pa.array(raw.places, pa.int64())
             names = [f"{table.uri}#{self.config.uri_column}={place}" for place in raw.places]
             nothing = pa.scalar(None)
@@ -256,7 +258,7 @@ class TableRows(RowSource):
                 "member_offset": pc.if_else(embedded, pc.subtract(places, 1), nothing),
                 "member_size": pc.if_else(embedded, pa.scalar(0, pa.int64()), nothing),
                 "member_column": pc.if_else(embedded, self._bytes, nothing),
-                "source_version": pc.if_else(embedded, pa.scalar(version, pa.uint64()), nothing),
+                "source_version": pc.if_else(embedded, self._version, nothing),
             }
         if problems:
             # Name these rows after their places, and remove their spans.

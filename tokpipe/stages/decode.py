@@ -118,7 +118,7 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=video.marks + (() if video.damage is None else ("damaged",)),
+            marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
             damage=video.damage,
             version=self._sources.version,
         )
@@ -164,10 +164,7 @@ class DecodeStage:
 
 @cache
 def decoder_versions(config: DecodeConfig) -> dict[str, str]:
-    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
-
-    Asked of a decoding child, since package metadata may describe another module.
-    """
+    """What a decoding child loads here: package metadata may describe other modules."""
     child = ChildProcess(config.memory_bytes, config.backends)
     child.kill()
     return child.versions

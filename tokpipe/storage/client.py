@@ -8,7 +8,6 @@ import json
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ T = TypeVar("T")
 MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
 
-_CLOUDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
-"""Protocols that can be used without options."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -42,10 +39,6 @@ class AlreadyExists(StorageError):
 
 class BadRange(StorageError):
     """A range starts beyond the object's end. Never leaves ``storage``."""
-
-
-class UnknownProtocol(ConfigError):
-    """A URI names a protocol that cannot be used, at least not without options."""
 
 
 @dataclass(frozen=True)
@@ -161,16 +154,17 @@ class Client:
             return self._look_up(uri)
 
     def _look_up(self, uri: str) -> ObjectInfo:
-        if self.is_local:
-            status = self.run("looking it up", uri, lambda _: os.stat(self.path_of(uri)))  # noqa: PTH116
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
-                raise NotFound(f"{uri}: is not a regular file")
-            return ObjectInfo(status.st_size, str(status.st_mtime_ns), status.st_ino)
-        found = self.call("looking it up", uri, "info", self.path_of(uri))
-        if found.get("type") == "directory":
-            raise NotFound(f"{redact(uri)}: is a folder, not an object")
+        path = self.path_of(uri)
+        if self.is_local:  # else the times would be those of a link
+            path = os.path.realpath(path)
+        found = None
+        if not self.can_list:
+            found = self.run("looking it up", uri, lambda s: self._await(_head(self.fs, path), s))
+        found = found or self.call("looking it up", uri, "info", path)
+        if found.get("type", "file") != "file":  # opening a pipe would wait for its writer
+            raise NotFound(f"{redact(uri)}: is a folder or a device, not an object")
         size = found.get("size")
-        return ObjectInfo(None if size is None else int(size), _version(found))
+        return ObjectInfo(None if size is None else int(size), _version(found), found.get("ino", 0))
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
@@ -183,13 +177,13 @@ class Client:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
         if start >= end:
             return b""
-        read = f"reading bytes {start} to {end}", uri, "cat_file", self.path_of(uri)
+        doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
         try:
-            data = bytes(self.call(*read, start=start, end=end))
+            data = self.call(doing, uri, "cat_file", self.path_of(uri), **limits)
         except BadRange:
             return b""
         # An HTTP server may ignore the range and send everything.
-        return data if len(data) <= end - start else data[start:end]
+        return bytes(data if len(data) <= end - start else data[start:end])
 
     def read_version(self, uri: str, start: int, end: int, version: ObjectInfo) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
@@ -208,10 +202,7 @@ class Client:
             else:
                 limits = {"start": start, "end": end}
                 return self._attempt("cat_file", (self.path_of(uri),), limits, timeout_s), None
-            data, found = self._await(reading, timeout_s)
-            if len(data) < end - start and found == version:
-                raise ConnectionError(f"got {len(data)} of {end - start} bytes")
-            return data, found
+            return self._await(reading, timeout_s)
 
         try:
             data, found = self.run(f"reading bytes {start} to {end}", uri, attempt)
@@ -270,7 +261,6 @@ class Client:
         coroutine = getattr(self.fs, f"_{method}", None) if self.fs.async_impl else None
         if not inspect.iscoroutinefunction(coroutine):
             return getattr(self.fs, method)(*args, **kwargs)
-
         return self._await(coroutine(*args, **kwargs), timeout_s)
 
     def _await(self, request: Coroutine[Any, Any, T], timeout_s: float) -> T:
@@ -283,9 +273,10 @@ class Client:
 
 
 async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-    bucket, key, _ = fs.split_path(path)
-    limits = f"bytes={start}-{end - 1}"
-    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=limits)
+    bucket, key, version_id = fs.split_path(path)
+    of_version = {"VersionId": version_id} if version_id else {}
+    limits = {"Range": f"bytes={start}-{end - 1}", **of_version}
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
     try:
         size = answer["ContentRange"].rpartition("/")[2]  # of "bytes 0-9/100"
         return await answer["Body"].read(), ObjectInfo(int(size), _version(answer))
@@ -299,9 +290,24 @@ async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, Ob
     keywords = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), **limits}}
     async with session.get(fs.encode_url(url), **keywords) as answer:
         answer.raise_for_status()
-        data, size = await answer.read(), answer.headers.get("Content-Range", "").rpartition("/")[2]
-        size = size if answer.status == 206 else str(len(data))
+        data = await answer.read()
+        size, extent = str(len(data)), f"bytes {start}-{start + len(data) - 1}/"
+        if answer.status == 206:
+            size = answer.headers.get("Content-Range", "").removeprefix(extent)
         return data, ObjectInfo(int(size) if size.isdigit() else None, _version(answer.headers))
+
+
+async def _head(fs: Any, url: str) -> dict[str, Any] | None:
+    """Ask a web server with HEAD. fsspec would go on to GET, even if asked to come back later."""
+    from fsspec.implementations.http import _file_info
+
+    try:
+        found = await _file_info(fs.encode_url(url), await fs.set_session(), **fs.kwargs)
+    except Exception as error:
+        if classify(error) is Trouble.TRANSIENT:
+            raise
+        return None
+    return found if "size" in found else None
 
 
 def changed(uri: str) -> Changed:
@@ -351,10 +357,10 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
     try:
-        kind = fsspec.get_filesystem_class(protocol)
         # Cached listings would hide what other processes write, and a cached instance may have
         # other credentials.
-        fs = kind(skip_instance_cache=True, use_listings_cache=False, **chosen)
+        uncached = {"skip_instance_cache": True, "use_listings_cache": False}
+        fs = fsspec.filesystem(protocol, **uncached, **chosen)
         if protocol in ("s3", "s3a"):
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
@@ -364,10 +370,9 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             f"({error}). Install it on every node; for S3: pip install 'tokpipe[s3]'"
         ) from error
     except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
-        is_meant = bool(chosen) or protocol in _CLOUDS
-        raise (ConfigError if is_meant else UnknownProtocol)(
-            f"{protocol}:// cannot be opened: {error}. Use a path, s3:// or another protocol of "
-            f"fsspec, and set its arguments in storage.options.{protocol}"
+        raise ConfigError(
+            f"{protocol}:// cannot be opened. Use a path, s3:// or another protocol of fsspec, and "
+            f"its arguments in storage.options.{protocol} ({error})"
         ) from error
     return fs
 

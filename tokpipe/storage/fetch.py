@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import fsspec
+
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
     AccessDenied,
     Changed,
+    ConfigError,
     NodeTrouble,
     NotFound,
     SourceError,
     StorageError,
 )
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
-from tokpipe.storage.client import Client, UnknownProtocol, client_of, split_protocol
+from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
@@ -55,8 +58,7 @@ def fetch_to_file(
             ``unreachable`` (an HTTP server) or ``bad_uri``.
         StorageError: the store kept failing.
         ConfigError: the store's package is missing on this node, or its options are wrong.
-        NodeTrouble: the disk of ``folder``, the disk of the video or the node's network is
-            failing, or the node has no memory or file handles left.
+        NodeTrouble: a disk of this node is full or failing, or it has no memory or files left.
     """
     if member is None and split_protocol(uri)[0] == "file":
         path, found = _local_file(Path(split_protocol(uri)[1]), max_bytes)
@@ -72,7 +74,9 @@ def source_errors(source: str) -> Iterator[None]:
     """Raise ``SourceError`` in place of a store's errors that are the fault of ``source``."""
     try:
         yield
-    except UnknownProtocol as error:
+    except ConfigError as error:
+        if split_protocol(source)[0] in fsspec.available_protocols():
+            raise  # a package is missing on this node, or storage.options are wrong
         raise SourceError("bad_uri", str(error)) from error
     except Changed as error:
         raise SourceError("changed", str(error)) from error
@@ -89,8 +93,8 @@ def source_errors(source: str) -> Iterator[None]:
         # A list of web addresses spans many servers; a job can continue without one of them.
         if split_protocol(source)[0] not in ("http", "https"):
             raise
-        reason = "access_denied" if trouble is Trouble.CREDENTIALS else "unreachable"
-        raise SourceError(reason, str(error)) from error
+        is_denied = trouble is Trouble.CREDENTIALS
+        raise SourceError("access_denied" if is_denied else "unreachable", str(error)) from error
 
 
 def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
@@ -99,7 +103,7 @@ def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
-            raise _node_trouble(path, error) from error
+            raise NodeTrouble(f"{path} on {socket.gethostname()}: {error}") from error
         known = {Trouble.NOT_FOUND: "missing", Trouble.DENIED: "access_denied"}
         reason = known.get(trouble, "bad_uri")
         raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
@@ -125,8 +129,7 @@ def _copy(
     client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
-    info = client.info(source)
-    found = version
+    info, found = client.info(source), version
     if member is None:
         start, size, head, found = 0, info.size or 0, 0, info.source_version
         check_version(source, found, version)
@@ -172,15 +175,11 @@ def node_trouble(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NODE_ERRNOS:
             raise
-        raise _node_trouble(folder, error) from error
-
-
-def _node_trouble(path: Path, error: OSError | ValueError) -> NodeTrouble:
-    return NodeTrouble(
-        f"{path} on {socket.gethostname()}: the local disk is full or failing ({error}). Videos "
-        "cannot be read or copied there; other nodes continue. Free space, mount the disk again, "
-        "or set TMPDIR to a larger disk on every node"
-    )
+        raise NodeTrouble(
+            f"{folder} on {socket.gethostname()}: the local disk is full or failing "
+            f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
+            "or set TMPDIR to a larger disk on every node"
+        ) from error
 
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:

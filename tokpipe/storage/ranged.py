@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage.client import Client, ObjectInfo, changed, client_of
+from tokpipe.storage.client import Client, ObjectInfo, client_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -56,8 +55,8 @@ class Pin:
     """The version of an object that all passes over it must agree on: that of the first."""
 
     info: ObjectInfo | None = None
-    digest: bytes = b""
-    """Of the whole object, from a web server that serves no ranges or names no versions."""
+    whole: bytes = b""
+    """The object itself, if it is from a web server that names no versions."""
 
 
 def open_ranged(
@@ -73,13 +72,9 @@ def open_ranged(
     info = pin.info = pin.info or client.info(uri)
     if info.size is not None and info.version:
         return io.BufferedReader(ranged_file(client, uri, info), buffer_bytes)
-    # One answer is of one version. Seeking needs ranges, so the whole object is held in memory.
-    data = client.read(uri)
-    digest = hashlib.sha256(data).digest()
-    if pin.digest not in (b"", digest):
-        raise changed(uri)
-    pin.digest = digest
-    return io.BufferedReader(io.BytesIO(data), buffer_bytes)
+    # One answer is of one version. Seeking needs ranges, so it is held in memory.
+    pin.whole = pin.whole or client.read(uri)
+    return io.BufferedReader(io.BytesIO(pin.whole), buffer_bytes)
 
 
 def ranged_file(client: Client, uri: str, info: ObjectInfo) -> RangedFile:

@@ -64,11 +64,9 @@ class RetryPolicy:
             except Exception as error:
                 if not is_transient(error):
                     raise
-                asked_s = wait_s(error)
-                pause_s = asked_s + self.draw() * longest_pause_s
+                pause_s = wait_s(error) + self.draw() * longest_pause_s
                 elapsed_s = self.clock() - started
                 if elapsed_s + pause_s >= self.deadline_s:
-                    asked = f"; the store asks to wait {asked_s:.0f} s" if asked_s else ""
-                    raise GaveUp(f"{num_attempts} attempts in {elapsed_s:.1f} s{asked}") from error
+                    raise GaveUp(f"{num_attempts} attempts in {elapsed_s:.1f} s") from error
             self.sleep(pause_s)
             longest_pause_s = min(2 * longest_pause_s, self.longest_pause_s)

@@ -32,7 +32,6 @@ class Trouble(Enum):
     BAD_RANGE = "bad range"
     """The range starts at or beyond the object's end."""
     BAD_NAME = "bad name"
-    """No object can have this name."""
     PERMANENT = "permanent"
     """Trying again would not help."""
     FOREIGN = "foreign"
@@ -41,18 +40,15 @@ class Trouble(Enum):
 
 _KNOWN: dict[Trouble, tuple[int | str, ...]] = {
     Trouble.TRANSIENT: (
-        408, 409, 425, 429,
-        "BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestLimitExceeded",
-        "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
-        "XAmzContentSHA256Mismatch",
-        "ConditionalRequestConflict",  # two creates met; AWS says to try again
+        408, 425, 429,
+        409,  # such as two creates that met; AWS says to try again
+        "BadDigest", "IncompleteBody", "RequestLimitExceeded", "SlowDown", "Throttling",
+        "ThrottlingException", "XAmzContentSHA256Mismatch",
         "NoSuchUpload",  # the multipart upload is gone, so start another
         "RequestTimeout",  # has status 400
         "aiohttp.HttpProcessingError",  # its ``code`` 400 is aiohttp's, not the server's
         "botocore.ConnectionError", "botocore.CredentialRetrievalError", "botocore.HTTPClientError",
-        "botocore.IncompleteReadError", "botocore.MetadataRetrievalError",
-        "botocore.ResponseParserError",  # some servers throttle with an answer that is not XML
-        "google.TransportError",
+        "botocore.IncompleteReadError", "botocore.MetadataRetrievalError", "google.TransportError",
         "huggingface_hub.LocalEntryNotFoundError!",  # neither cached nor reached
     ),
     Trouble.NODE: (
@@ -85,9 +81,9 @@ _KNOWN: dict[Trouble, tuple[int | str, ...]] = {
     Trouble.PERMANENT: (
         errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
         errno.ENODEV, errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.ENXIO,
-        errno.EOPNOTSUPP, errno.EROFS, errno.EXDEV,
-        "botocore.BotoCoreError", "httpx.TooManyRedirects", "requests.TooManyRedirects",
-        "ssl.SSLCertVerificationError", "huggingface_hub.OfflineModeIsEnabled!",
+        errno.EOPNOTSUPP, errno.EROFS, errno.EXDEV, "ssl.SSLCertVerificationError",
+        "aiohttp.TooManyRedirects", "httpx.TooManyRedirects", "requests.TooManyRedirects",
+        "botocore.BotoCoreError", "huggingface_hub.OfflineModeIsEnabled!",
     ),
 }  # fmt: skip
 """HTTP statuses, errnos, codes of S3 and Azure, and classes by the names of package and class;
@@ -124,10 +120,9 @@ def retry_after_s(error: BaseException) -> float:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and its causes. botocore keeps that of a lost connection elsewhere."""
-    while isinstance(error, BaseException):
+    while error is not None:
         yield error
-        error = error.__cause__ or dict(getattr(error, "kwargs", None) or {}).get("error")
+        error = error.__cause__
 
 
 def _classify_one(error: BaseException) -> Trouble | None:
@@ -140,7 +135,7 @@ def _classify_one(error: BaseException) -> Trouble | None:
         return trouble
     for holder in (error, response):  # aiohttp, adlfs, gcsfs, requests, httpx
         for name in ("status", "status_code", "code"):
-            status = status or getattr(holder, name, None)
+            status = getattr(holder, name, None) if status is None else status
     if isinstance(status, int) and 300 <= status < 600:
         is_transient = status >= 500 and status != 501
         return _TROUBLES.get(status, Trouble.TRANSIENT if is_transient else Trouble.PERMANENT)
