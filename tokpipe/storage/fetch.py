@@ -130,11 +130,12 @@ def _copy(
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info = client.info(source)
+    start, size, head, found = 0, info.size or 0, 0, version
     if member is None:
-        start, size, head, found = 0, info.size or 0, 0, info.source_version
+        found = info.source_version
         _check_version(source, found, version)
     else:
-        start, size, found = member.offset, member.size, version
+        start, size = member.offset, member.size
         head = 0 if version is None else TAR_BLOCK
     is_streamed = member is None and not client.can_list  # from a web server, in one answer
     stored = None if is_streamed else ranged_file(client, source, info)
