@@ -71,8 +71,8 @@ def run(quick: bool) -> Iterator[Result]:
                 for way in _WAYS:
                     for backend, result in _compare(program, clip, way, backends, quick):
                         yield result
-                        whole = way == "every frame" and isinstance(result, Figure)
-                        if backend == "pyav" and whole:
+                        is_whole = (backend, way) == ("pyav", "every frame")
+                        if is_whole and isinstance(result, Figure):
                             every_frame[codec, height] = result
                 clip.path.unlink()
     yield from _summary(every_frame)

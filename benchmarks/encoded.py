@@ -65,6 +65,7 @@ def encode(codec: str, height: int, num_frames: int, folder: Path) -> Encoded:
     with av.open(os.fspath(path), "w") as container:
         stream: Any = container.add_stream(encoder, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU709
         stream.codec_context.gop_size = KEY_FRAME_EVERY
         stream.codec_context.thread_count = 1
         for index, picture in enumerate(_pictures(num_frames)):

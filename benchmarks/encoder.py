@@ -26,7 +26,7 @@ from examples.demo_tokenizer.scenes import make_palette, render_scene
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
-from tokpipe.models.quantizers.fsq import FSQ
+from tokpipe.models.quantizers import FSQ
 
 FRAMES = 17
 CPU_SIZES = ((32, 64), (64, 128))

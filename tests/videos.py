@@ -128,6 +128,21 @@ def write_silence(path: Path) -> Path:
     return path
 
 
+def write_cover_art(path: Path, jpeg: bytes) -> Path:
+    """A file with sound and its cover."""
+    with av.open(str(path), "w", format="mp4") as container:
+        cover: Any = container.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        sound = container.add_stream("aac", rate=16_000)
+        container.start_encoding()
+        packet = av.Packet(jpeg)
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = cover, 0, 0, True
+        container.mux(packet)
+        _add_silence(container, sound)
+    return path
+
+
 def _add_silence(container: Any, stream: Any) -> None:
     for index in range(8):
         block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", layout="mono")

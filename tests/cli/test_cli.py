@@ -6,15 +6,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.end_to_end.jobs import files, write_job, write_video
 from tests.formats.formats_helpers import encoded_clip, record
 from tokpipe.cli import main
 from tokpipe.cli.command import VERBS
+from tokpipe.cli.output import print_lines
 from tokpipe.config.job import StoreOptions
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
 from tokpipe.formats.shard import receipt_of
+from tokpipe.runtime.progress import ProgressView
 from tokpipe.storage import open_store
 
 REPORTING = {
@@ -70,6 +73,13 @@ def test_a_verb_prints_text_or_one_line_of_json(
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["dataset"] == "demo"
     assert main([verb, str(tmp_path / "nothing")]) == 2
+
+
+def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"videos/:fire:/[red]a.mp4: 12 [/] {'long ' * 50}."
+    print_lines([text])
+    ProgressView(Console(), 1.0).say(text)
+    assert capsys.readouterr().out == f"{text}\n{text}\n"
 
 
 def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture[str]) -> None:

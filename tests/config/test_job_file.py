@@ -113,8 +113,8 @@ def test_streamed_clips_cannot_continue_from_a_damaged_piece() -> None:
         JobConfig.model_validate(settings)
 
 
-def test_a_damage_rule_other_than_the_default_is_part_of_the_fingerprint() -> None:
-    rule = {"backends": ["pyav"], "libraries": {"av": "18.1"}}
+def test_the_rule_for_damage_is_part_of_the_fingerprint() -> None:
+    rule = {"backends": ["pyav"], "libraries": {"av": "18.1"}, "on_damage": "reject"}
     assert hashed(parse(JOB))["decode"] == rule
     marked = parse(f"{JOB}\ndecode:\n  on_damage: mark\n")
     assert hashed(marked)["decode"] == {**rule, "on_damage": "mark"}

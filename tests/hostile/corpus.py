@@ -13,6 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.end_to_end.jobs import SAMPLE
 from tests.videos import (
     FAST_VP,
@@ -22,20 +24,25 @@ from tests.videos import (
     VP9,
     copy_from,
     cut_short,
+    packets_of,
+    remux,
     spoil_packet,
+    write_cover_art,
     write_silence,
     write_size_change,
     write_video,
 )
 
+CASES = Path(__file__).parents[1] / "cases" / "media"
 TOKENIZED = "tokenized"
 NOT_OPENED = frozenset({"not_a_video", "truncated", "no_video", "unsupported", "corrupt"})
 """Reasons for a file that contains no readable video."""
-DAMAGED = NOT_OPENED | {"too_large", "too_short"}
+DAMAGED = NOT_OPENED | {"too_large", "too_short", "gap"}
 """Reasons for a file that used to be a video."""
 REASONS = DAMAGED | {
     *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),
     *("changed", "timeout", "unreachable"),
+    *("animation", "cover_art", "encrypted", "still_picture"),
 }
 """Every reason for which a clip of the corpus may be rejected."""
 
@@ -83,6 +90,7 @@ def few_of_each(cases: Sequence[VideoCase], count: int) -> list[VideoCase]:
 # Formats to damage.
 
 _X264 = {"crf": "20", "preset": "ultrafast", "bf": "2", "threads": "1"}
+_AV1: dict[str, Any] = {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}}
 _FORMATS: dict[str, dict[str, Any]] = {
     "index-first.mp4": {"options": _X264, **FASTSTART},
     "index-last.mp4": {"options": _X264},
@@ -93,7 +101,7 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "hevc.mp4": HEVC,
     "vp8.webm": {"codec": "libvpx", "options": FAST_VP},
     "vp9.webm": VP9,
-    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
+    "av1.mp4": _AV1,
     "mpeg4.avi": {"codec": "mpeg4"},
     "mpeg4.mp4": {"codec": "mpeg4"},
     "mpeg2.mpg": {"codec": "mpeg2video"},
@@ -219,6 +227,45 @@ def _video(num_frames: int = 20, **settings: Any) -> Make:
     return lambda path: write_video(path, num_frames, fps=FPS, **settings)
 
 
+def _case(name: str) -> Make:
+    return _bytes((CASES / name).read_bytes())
+
+
+def _joined(*names: str) -> Make:
+    """Whole files of one format, one after the other; numbers go on."""
+
+    def make(path: Path) -> None:
+        parts = []
+        for k, name in enumerate(names):
+            write_video(path.with_name(name), 20, first_number=20 * k, **_FORMATS[name])
+            parts.append(path.with_name(name).read_bytes())
+            path.with_name(name).unlink()
+        path.write_bytes(b"".join(parts))
+
+    return make
+
+
+def _with_hole(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_video(Path(folder) / "source.mp4", 40, fps=FPS, options=_X264)
+        remux(source, path, kept=[*range(8), *range(24, 40)])
+
+
+def _scrambled(path: Path) -> None:
+    data = np.frombuffer(whole("h264.ts"), np.uint8).reshape(-1, 188).copy()
+    of_video = (data[:, 1] & 31 == 1) & (data[:, 2] == 0)
+    data[of_video, 3] |= 0x80
+    data[of_video, 60:] ^= 0x55
+    path.write_bytes(data.tobytes())
+
+
+def _cover_art(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "cover.mov"
+        write_video(picture, 1, codec="mjpeg", pix_fmt="yuvj420p")
+        write_cover_art(path, packets_of(picture)[0].data)
+
+
 def _resized(codec: str) -> Make:
     return lambda path: write_size_change(path, codec, 20)
 
@@ -296,7 +343,7 @@ _NOT_A_VIDEO = {"not_a_video", "no_video"}
 _BROKEN = {"corrupt", "truncated"}
 _OK = {TOKENIZED}
 _Cases = Mapping[str, tuple[Make, set[str] | frozenset[str]]]
-_NUMBERED = ("intact formats", "odd pictures", "names", "wrong suffixes")
+_NUMBERED = ("intact formats", "odd pictures", "names", "wrong suffixes", "joined", "animations")
 _FAMILIES: dict[str, _Cases] = {
     "intact formats": {f"whole_{name}": (_of(name), _OK) for name in _FORMATS},
     "odd pictures": {
@@ -339,6 +386,42 @@ _FAMILIES: dict[str, _Cases] = {
         "hours_away.mkv": (_video(3, pts=[0, 1, FPS * 5000]), {"corrupt"}),
         "years_away.mkv": (_video(3, pts=[0, 1, FPS * 10**7]), {"corrupt"}),
         "late_start.ts": (_video(20, pts=range(10_000, 10_020)), {TOKENIZED}),
+        "late.mp4": (_case("late.mp4"), _OK),
+        "wrap.ts": (_video(40, pts=range(2_386_070, 2_386_110)), _OK),
+        "jump.ts": (_video(40, pts=[*range(20), *range(90_000, 90_020)]), _OK),
+    },
+    "joined": {
+        **{
+            f"joined_{name}": (_joined(name, name), _OK)
+            for name in ("h264.ts", "h264.flv", "h264.mkv", "vp9.webm", "mpeg2.mpg", "mpeg4.avi")
+        },
+        "joined_3.ts": (_joined("h264.ts", "h264.ts", "h264.ts"), _OK),
+        "joined.mp4": (_joined("fragments.mp4", "fragments.mp4"), _BROKEN),
+    },
+    "holes": {
+        "dash_hole.mp4": (_case("dash_hole.mp4"), {"gap"}),
+        **{f"hole.{kind}": (_with_hole, {"gap"}) for kind in ("ts", "mkv", "flv")},
+    },
+    "encrypted": {
+        "cenc.mp4": (_case("cenc.mp4"), {"encrypted"}),
+        "scrambled.ts": (_scrambled, {"encrypted"}),
+    },
+    "pictures": {
+        "grid.avif": (_case("grid.avif"), {"still_picture"}),
+        "still.avif": (_video(1, size=(64, 64), **_AV1), {"still_picture"}),
+        "still.gif": (_video(1, codec="gif", pix_fmt="rgb8"), {"still_picture"}),
+        "still.webp": (_video(1, codec="libwebp"), {"still_picture"}),
+        "still.apng": (_video(1, codec="apng", pix_fmt="rgb24"), {"still_picture"}),
+        "jpeg.mp4": (_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99)), {"still_picture"}),
+        "heic.mp4": (_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), {"truncated"}),
+        "moving.webp": (_video(codec="libwebp_anim"), {"animation"}),
+        "cover_art.mp4": (_cover_art, {"cover_art"}),
+        "cover_art.m4a": (_cover_art, {"cover_art"}),
+    },
+    "animations": {
+        "moving.gif": (_video(codec="gif", pix_fmt="rgb8"), _OK),
+        "moving.apng": (_video(codec="apng", pix_fmt="rgb24"), _OK),
+        "moving.avif": (_video(size=(64, 64), **_AV1), _OK),
     },
     "no video": {
         "empty.mp4": (Path.touch, {"empty"}),
@@ -356,7 +439,7 @@ _FAMILIES: dict[str, _Cases] = {
         "zip.mp4": (_bytes(b"PK\x03\x04" + bytes(500)), {"not_a_video"}),
         "gzip.mp4": (_bytes(b"\x1f\x8b\x08" + bytes(500)), {"not_a_video"}),
         "elf.mp4": (lambda path: path.write_bytes(Path("/bin/true").read_bytes()), NOT_OPENED),
-        "png.mp4": (_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), NOT_OPENED),
+        "png.mp4": (_bytes(b"\x89PNG\r\n\x1a\n" + bytes(999)), {"still_picture"}),
         "huge_box.mp4": (_bytes(b"\0\0\0\x01moov\x7f" + b"\xff" * 7 + bytes(99)), NOT_OPENED),
         "nested_boxes.mp4": (
             _bytes(b"\0\0\0\x18ftypisom\0\0\x02\0isomiso2" + b"\0\x0f\xff\xffmoov" * 50_000),
@@ -365,7 +448,7 @@ _FAMILIES: dict[str, _Cases] = {
     },
     "scripts": {
         **{name: (_bytes(text), {"not_a_video"}) for name, text in _SCRIPTS.items()},
-        "image%03d.mp4": (_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99)), NOT_OPENED),
+        "image%03d.mp4": (_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(99)), {"still_picture"}),
     },
     "no files": {
         "folder.mp4": (Path.mkdir, {"bad_row"}),

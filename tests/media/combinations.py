@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.media import boxes
 from tests.media.charts import Colours, samples, write_planes
@@ -59,7 +60,7 @@ def draw(rng: random.Random) -> Combination:
     )
 
 
-def gradient(rows: np.ndarray, columns: np.ndarray, coded: tuple[int, int]) -> Colours:
+def gradient(rows: Colours, columns: Colours, coded: tuple[int, int]) -> Colours:
     """Red from left to right, green from top to bottom."""
     red, green = columns / coded[1], rows / coded[0]
     return np.stack([0.1 + 0.8 * red, 0.9 - 0.8 * green, np.full_like(red, 0.4)], axis=-1)
@@ -127,14 +128,14 @@ def expected(one: Combination) -> Colours:
     return colours
 
 
-def shown(path: Path, size: tuple[int, int], fit: FitMode) -> np.ndarray:
+def shown(path: Path, size: tuple[int, int], fit: FitMode) -> NDArray[np.uint8]:
     """The first frame of a file."""
     timeline = read_timeline(path)
     aspect, orientation, crop = timeline.pixel_aspect, timeline.orientation, timeline.crop
     framing = Framing(size, fit, aspect, orientation, crop, Look())
-    out = np.zeros((1, *size, 3), np.uint8)
-    pyav.decode(Task(path, timeline, np.array([0]), framing), out)
-    return out[0]
+    out = np.zeros((*size, 3), np.uint8)
+    pyav.decode(Task(path, timeline, np.array([0]), framing), out[None])
+    return out
 
 
 def errors(one: Combination, folder: Path) -> tuple[float, float]:
@@ -158,14 +159,12 @@ def errors(one: Combination, folder: Path) -> tuple[float, float]:
 
 def main(num: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = []
-        for seed in range(num):
-            one = draw(random.Random(seed))
-            found.append((*errors(one, Path(folder)), seed, one))
+        drawn = [draw(random.Random(seed)) for seed in range(num)]
+        found = [(errors(one, Path(folder)), one) for one in drawn]
         for index, name in ((0, "largest"), (1, "mean")):
-            values = sorted(result[index] for result in found)
+            values = sorted(result[0][index] for result in found)
             print(name, "median", f"{values[num // 2]:.2f}", "worst", f"{values[-1]:.2f}")
-        for result in sorted(found, key=lambda result: result[:2])[-5:]:
+        for result in sorted(found, key=lambda result: result[0])[-5:]:
             print(*result)
 
 

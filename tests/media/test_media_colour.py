@@ -13,7 +13,7 @@ from tests.media.conftest import Lab
 from tests.videos import numbers_of
 from tokpipe.config.job import FramesConfig
 from tokpipe.errors import SourceError
-from tokpipe.media.colour import Tags, conversion
+from tokpipe.media.colour import Look, Tags, conversion
 
 CASES = Path(__file__).parents[1] / "cases" / "media"
 BT709 = {"colorspace": 1, "color_range": 1, "color_trc": 1, "color_primaries": 1}
@@ -71,13 +71,13 @@ def test_untagged_video_follows_the_rule(
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "gray", "gbrp10le", "yuva420p"])
 def test_wrong_tags_never_crash(pix_fmt: str, tmp_path: Path) -> None:
     for number in range(18):
-        tags = Tags(pix_fmt, number, number % 4, number, number, False)
-        if number in (8, 11, 13, 14, 15, 16, 17) and pix_fmt.startswith("yuv"):
+        tags = Tags(pix_fmt, False, number, number % 4, number, number)
+        if number in (8, *range(11, 18)) and pix_fmt.startswith("yuv"):
             with pytest.raises(SourceError, match=r"matrix .+ cannot be converted.+frames\.matrix"):
-                conversion(tags, 64, charts.Look())
-            assert "bt709" in conversion(tags, 64, charts.Look(matrix="bt709"))
+                conversion(tags, 64, Look())
+            assert "bt709" in conversion(tags, 64, Look(matrix="bt709"))
             continue
-        conversion(tags, 64, charts.Look())
+        conversion(tags, 64, Look())
         planes = samples(chart(), pix_fmt, 1, False)
         planes += [planes[0]] * (pix_fmt == "yuva420p")
         frame, out = frame_of(planes, pix_fmt), np.zeros((64, 64, 3), np.uint8)
@@ -96,11 +96,11 @@ def test_wrong_tags_never_crash(pix_fmt: str, tmp_path: Path) -> None:
 def test_hdr_is_tone_mapped_marked_or_rejected(lab: Lab) -> None:
     path = CASES / "pq_ramp.mp4"
     video = lab.decoder(backend="pyav", size=(128, 256)).decode(path)
-    assert video.marks == ("tonemapped",)
+    assert video.marks == ["tonemapped"]
     assert video.frames[:, :, 0].max() <= 1
     assert video.frames[:, :, -2:].min() >= 253
     marked = lab.decoder(backend="pyav", size=(128, 256), hdr="mark").decode(path)
-    assert marked.marks == ("hdr",)
+    assert marked.marks == ["hdr"]
     assert 140 <= marked.frames[:, :, -2:].mean() <= 150
     with pytest.raises(SourceError, match=r"frames\.hdr") as caught:
         lab.decoder(backend="pyav", hdr="reject").decode(path)
@@ -167,7 +167,7 @@ def test_interlaced_video_is_marked_and_deinterlaced_if_asked(lab: Lab) -> None:
     assert np.abs(fields[0] - fields[1]).max() > 180
     decoder = lab.decoder(backend="pyav", size=(128, 128), deinterlace=True)
     whole = decoder.decode(path)
-    assert kept.marks == whole.marks == ("interlaced",)
+    assert kept.marks == whole.marks == ["interlaced"]
     assert np.array_equal(whole.pts_s, kept.pts_s)
     assert np.abs(whole.frames[:, ::2] - fields[0]).mean() < 6  # half a row higher
     assert numbers_of(whole.frames) == numbers_of(kept.frames[:, ::2])

@@ -150,7 +150,8 @@ def test_rotation_in_the_stream_turns_the_picture(
     codec: str, quarters: int, mirrored: bool, tmp_path: Path
 ) -> None:
     """A display orientation message: mirrored first, then turned anticlockwise."""
-    colours = np.kron(np.random.default_rng(1).random((3, 4, 3)), np.ones((32, 32, 1)))
+    patches = np.random.default_rng(1).random((3, 4, 3))
+    colours = patches.repeat(32, axis=0).repeat(32, axis=1)
     path, encoder = tmp_path / f"clip.{codec}", {"h264": "libx264", "hevc": "libx265"}[codec]
     write_planes(path, samples(colours, "yuv420p", 5, False), "yuv420p", codec=encoder)
     boxes.turn(path, quarters, mirrored)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.models.checks import assert_same_bits
-from tokpipe.models.attention import attention
+from tokpipe.models.operations import attention
 
 
 @pytest.mark.parametrize("layout", ["channels last", "channels first"])

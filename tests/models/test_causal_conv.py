@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.models.checks import changed_frames
-from tokpipe.models.activation import silu
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import Conv2d, conv3d
+from tokpipe.models.operations import Conv2d, conv3d, silu
 
 
 @pytest.mark.parametrize("mode", ["first", "constant"])

@@ -65,9 +65,10 @@ def test_every_source_on_the_page_has_its_clips(
             found = forecast(load_job(path))
             assert (found.clips.value, found.rejected.value) == (CLIPS[uri], 0), str(block)
             seen.add(uri)
+            if uri == "videos/*.tar":
+                assert main(["check", str(path)]) == 0
+                assert "carrying key, txt, json" in capsys.readouterr().out
     assert seen == set(CLIPS)
-    assert main(["check", str(path)]) == 0
-    assert "carrying key, txt, json" in capsys.readouterr().out
 
 
 def test_the_page_lists_every_extension() -> None:
@@ -89,7 +90,7 @@ def test_what_the_page_says_is_rejected_is_rejected(
     path.write_text(yaml.safe_dump({**JOB, "sources": [{"kind": "files", "uri": "videos/*.mp4"}]}))
     found = forecast(load_job(path))
     assert found.clips.value == 3
-    assert found.reasons == {"not_a_video": 1, "bad_row": 1}
+    assert found.reasons == {"still_picture": 1, "bad_row": 1}
 
     twice = [{"kind": "files", "uri": "videos/dog.mp4"}] * 2
     path.write_text(yaml.safe_dump({**JOB, "sources": twice}))

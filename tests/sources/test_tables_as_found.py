@@ -4,6 +4,7 @@ import bz2
 import functools
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,7 @@ def test_dots_name_fields_within_columns_unless_a_column_has_that_name(
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
     for name in ("t.parquet", "t.jsonl"):
-        keys = {"uri_column": "m.v.path", "start_column": "m.t"}
-        found = read("table", tmp_path / name, **keys)
+        found = read("table", tmp_path / name, uri_column="m.v.path", start_column="m.t")
         assert uris(found) == [f"{tmp_path}/{'x' if literal else i}.mp4" for i in (1, 2)]
         assert [row["start_s"] for row in found] == [0 if literal else i for i in (1, 2)]
         assert found[0]["x"] == (
@@ -223,7 +223,8 @@ ZSTD = functools.partial(pa.compress, codec="zstd", asbytes=True)
 
 @pytest.mark.parametrize("ending", ["gz", "zst", "bz2"])
 def test_text_tables_may_be_compressed_but_not_damaged(tmp_path: Path, ending: str) -> None:
-    pack = {"gz": gzip.compress, "zst": ZSTD, "bz2": bz2.compress}[ending]
+    packs: dict[str, Any] = {"gz": gzip.compress, "zst": ZSTD, "bz2": bz2.compress}
+    pack = packs[ending]
     head, tail = (
         pack(b"".join(b"/%d.mp4\n" % i for i in some)) for some in (range(9), range(9, 5000))
     )
@@ -311,9 +312,11 @@ def test_a_template_may_lead_where_its_values_may_not(tmp_path: Path) -> None:
         read("table", table, uri_template="../../v/{n}.mp4", allowed_prefixes=("/w",))
 
 
-def decoded(path: Path, column: str = "video") -> list[Any]:
+def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any]:
     source = opened("table", path, uri_column=column)
     items = sample_rows(source, "d", num_items=9, max_rows=99).items
+    if change:
+        os.utime(path, (1, 1))
     sampling = SamplingConfig(fps=8, max_clip_frames=17)
     stage = DecodeStage(sampling, FramesConfig(size=(32, 32)), DecodeConfig(), OPTIONS)
     scratch = path.parent / "scratch"
@@ -329,7 +332,7 @@ def decoded(path: Path, column: str = "video") -> list[Any]:
 def test_embedded_videos_are_decoded_from_their_table(tmp_path: Path) -> None:
     data = SAMPLE.read_bytes()
     (tmp_path / "own.mp4").write_bytes(data)
-    values = [
+    values: list[dict[str, Any] | None] = [
         {"bytes": data, "path": "x.mp4"},
         {"bytes": None, "path": "own.mp4"},
         None,
@@ -349,6 +352,8 @@ def test_embedded_videos_are_decoded_from_their_table(tmp_path: Path) -> None:
         kinds = [type(one) if isinstance(one, DecodedClip) else one.reason for one in decoded(path)]
         assert kinds == [DecodedClip, DecodedClip, "empty", DecodedClip]
         assert len(decoded(path, "raw")) == len(decoded(path, "video.bytes")) == 3
+    changed = decoded(path, change=True)
+    assert [getattr(one, "reason", None) for one in changed] == ["changed", None, *["changed"] * 2]
     assert list(problems(read("table", path, uri_column="video.path"))) == [
         f"{path}#row={row}" for row in (3, 4, 5)
     ]

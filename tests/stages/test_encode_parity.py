@@ -10,7 +10,7 @@ from tests.stages.test_encode_stage import FSQ, VQ, Quantizer, ready_stage, toke
 from tokpipe.config.native_parts import LFQConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import NodeTrouble
-from tokpipe.models import convolution
+from tokpipe.models import operations
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.models.tokenizers.parity import NARROW_AGREEMENT, Parity, moving_picture
 
@@ -21,7 +21,7 @@ LFQ = LFQConfig(kind="lfq", dim=16, bit_order="big")
 @pytest.fixture
 def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in bfloat16 sum half of the channels, as a broken library might."""
-    right = convolution.conv3d
+    right = operations.conv3d
 
     def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
         if x.dtype == torch.bfloat16:
@@ -29,7 +29,7 @@ def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
             x[:, x.shape[1] // 2 :] = 0
         return right(x, weight, bias, **kwargs)
 
-    monkeypatch.setattr(convolution, "conv3d", conv3d)
+    monkeypatch.setattr(operations, "conv3d", conv3d)
 
 
 @pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ], ids=lambda one: one.kind)

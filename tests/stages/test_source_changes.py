@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import S3Bucket
@@ -201,6 +203,20 @@ def test_members_that_moved_in_a_tar_are_rejected_or_found_by_name(
     tar.write_bytes(pack(videos))
     assert planned.outcomes() == dict(zip(NAMES, rejected, strict=True))
     assert planned.outcomes("accept") == dict(zip(NAMES, accepted, strict=True))
+
+
+def test_videos_in_a_table_that_was_written_again_are_rejected_or_read_by_row(
+    tmp_path: Path, videos: dict[str, bytes], stage: DecodeStage
+) -> None:
+    path = tmp_path / "t.parquet"
+    rows = [{"bytes": videos[name], "path": None} for name in NAMES]
+    pq.write_table(pa.table({"video": rows}), path)
+    planned = Planned(tmp_path, stage, {"kind": "table", "uri": "t.parquet", "uri_column": "video"})
+    names = [f"video={row}" for row in (1, 2, 3)]
+    assert planned.outcomes() == dict(zip(names, (10, 20, 30), strict=True))
+    pq.write_table(pa.table({"video": rows[::-1]}), path)
+    assert planned.outcomes() == dict.fromkeys(names, "changed")
+    assert planned.outcomes("accept") == dict(zip(names, (30, 20, 10), strict=True))
 
 
 @pytest.mark.s3

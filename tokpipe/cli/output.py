@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.text import Text
 
 from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.telemetry.redact import redact
@@ -107,8 +108,8 @@ def _print_error(text: str) -> None:
     _print(Console(stderr=True), text, style="red")
 
 
-def _print(console: Console, text: str, style: str | None = None) -> None:
+def _print(console: Console, text: str, style: str = "") -> None:
     try:
-        console.print(redact(text), style=style, markup=False, soft_wrap=True)
+        console.print(Text(redact(text), style), soft_wrap=True)
     except (BrokenPipeError, SystemExit) as error:  # newer versions of rich exit
         raise ReaderGone from error

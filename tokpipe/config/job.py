@@ -99,7 +99,7 @@ class DecodeConfig(Frozen):
     files that it reads correctly; PyAV decodes the others, and those that decord reports anything
     about. Each clip's side table names its decoder."""
     on_damage: Literal["reject", "mark"] = "reject"
-    """What to do with a video that is truncated or cannot be decoded to its end: ``reject`` its
+    """What to do with a video that is truncated, has a hole or cannot be decoded: ``reject`` its
     clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
     side table. Not for policy ``streaming``."""
     deadline_s: PositiveFloat = 120.0

@@ -65,8 +65,8 @@ class TableSource(Frozen):
     """Pattern over columns, such as ``s3://bucket/{page_dir}/{videoid:06d}.mp4``, in the syntax
     of Python's ``str.format``."""
     start_column: str | None = None
-    """Column with the time in the video where the clip starts, in seconds or as
-    ``[HH:]MM:SS.mmm``; null means at the beginning."""
+    """Column with the time, as players count, where the clip starts, in seconds or as
+    ``[HH:]MM:SS.mmm``; null means with the first frame."""
     end_column: str | None = None
     """Column with the time where the clip ends; null means at the end of the video."""
     allowed_prefixes: Annotated[tuple[Uri, ...], Field(min_length=1)] | None = None

@@ -11,7 +11,8 @@ import pyarrow as pa
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.tables import stream_parquet
-from tokpipe.storage.fetch import check_size, node_trouble, source_errors
+from tokpipe.storage.client import client_of
+from tokpipe.storage.fetch import check_size, check_version, node_trouble, source_errors
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.types import ArchiveMember
 
@@ -32,10 +33,17 @@ class EmbeddedVideos:
         self._next: tuple[tuple[str, str | None] | None, int] = None, 0
         """The column that they are of, and the first row."""
 
-    def copy(self, member: ArchiveMember, folder: Path, max_bytes: int) -> Path:
-        """Return a new file in ``folder``. Raises the errors of ``fetch_to_file``."""
+    def copy(
+        self, member: ArchiveMember, folder: Path, max_bytes: int, version: int | None
+    ) -> tuple[Path, int]:
+        """Return a new file in ``folder``, and the version of the table.
+
+        Raises the errors of ``fetch_to_file``.
+        """
         place = f"{member.archive_uri}: row {member.offset + 1}"
         with source_errors(member.archive_uri):
+            table = client_of(member.archive_uri, self._options).info(member.archive_uri)
+            check_version(member.archive_uri, table.source_version, version)
             try:
                 data = self._read(member)
             except (pa.ArrowException, OSError) as error:
@@ -50,7 +58,7 @@ class EmbeddedVideos:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return path
+        return path, table.source_version
 
     def _read(self, member: ArchiveMember) -> bytes | None:
         column, (known, next_row) = (member.archive_uri, member.column), self._next

@@ -71,11 +71,6 @@ class JobRecord(BaseModel):
 
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> "JobRecord":
-        """Parse a record.
-
-        Raises:
-            CorruptOutput: it is not a record, or has a newer format.
-        """
         # Early versions wrote no checksum; an audit reports it.
         fields = unseal(uri, data, newest_format=JOB_RECORD_FORMAT, may_lack_checksum=True)
         try:
@@ -125,11 +120,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
 def check_resumable(
     store: Store, record: JobRecord, job: JobConfig, weights_hash: str, decoders: Mapping[str, str]
 ) -> None:
-    """Check that resuming an output would mix neither two kinds of codes nor two plans.
-
-    Raises:
-        PlanMismatch: as ``check_same``.
-    """
+    """Check that resuming an output would mix neither two kinds of codes nor two plans."""
     device = record.device if job.encode.device == "auto" else job.encode.device
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
     check_same(
@@ -158,9 +149,6 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
     """Compare the settings of an output with those of the job that resumes it.
 
     Both are compared as JSON, so a tuple equals the list it was stored as.
-
-    Raises:
-        PlanMismatch: settings changed. The message names each by its dotted key.
     """
     changed = differences(json.loads(json.dumps(written)), json.loads(json.dumps(wanted)), "->")
     if changed:

@@ -38,11 +38,7 @@ def _text(value: Any) -> str:
 def unseal(
     uri: str, data: bytes, *, newest_format: int, may_lack_checksum: bool = False
 ) -> dict[str, Any]:
-    """Parse a sealed object and return it without its checksum and format.
-
-    Raises:
-        CorruptOutput: not a JSON object, a wrong checksum, or a newer ``format``.
-    """
+    """Parse a sealed object and return it without its checksum and format."""
     try:
         body = json.loads(data)
         if not isinstance(body, dict):

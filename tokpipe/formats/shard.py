@@ -102,11 +102,7 @@ class ShardFooter:
 
     @classmethod
     def of_key_values(cls, uri: str, key_values: Mapping[bytes, bytes]) -> "ShardFooter":
-        """Parse the key-value metadata of the file at ``uri``.
-
-        Raises:
-            CorruptOutput: a key is missing or malformed, or the format is newer.
-        """
+        """Parse the key-value metadata of the file at ``uri``."""
         own = _METADATA_PREFIX.encode()
         try:
             values = {

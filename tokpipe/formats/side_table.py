@@ -78,11 +78,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
 def read_side_table(
     uri: str, data: bytes, *, size_bytes: int, sha256_hex: str, verify: bool = True
 ) -> pa.Table:
-    """Return a side table, checked against its size and hash in the manifest.
-
-    Raises:
-        CorruptOutput: the bytes differ from the manifest, or are not a side table.
-    """
+    """Return a side table, checked against its size and hash in the manifest."""
     if verify:
         check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
     table = from_parquet(uri, data, "side table", verify=verify)

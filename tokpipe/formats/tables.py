@@ -29,11 +29,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(uri: str, data: bytes, kind: str, *, verify: bool = True) -> pa.Table:
-    """Parse what ``to_parquet`` wrote; ``kind`` names it in the error.
-
-    Raises:
-        CorruptOutput: it is not Parquet, or ``verify`` and a page has a wrong checksum.
-    """
+    """Parse what ``to_parquet`` wrote; ``kind`` names it in the error."""
     try:
         # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while
         # Python exits, the process aborts.

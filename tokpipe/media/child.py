@@ -129,8 +129,8 @@ class _Clip:
         tags, hdr = timeline.tags, request["hdr"]
         if tags.is_hdr and hdr == "reject":
             raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
-        marks = {"interlaced": tags.is_interlaced, "tonemapped": tags.is_hdr and hdr == "tonemap"}
-        marks["hdr"] = tags.is_hdr and hdr == "mark"
+        marks = ["interlaced"] * tags.is_interlaced
+        marks += ["tonemapped" if hdr == "tonemap" else "hdr"] * tags.is_hdr
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -179,7 +179,7 @@ class _Clip:
             "pts_s": timeline.times_s[self.wanted].tolist(),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
-            "marks": [mark for mark, applies in marks.items() if applies],
+            "marks": marks,
         }
 
     def decode(self, backend: str, memory: int) -> None:

@@ -28,10 +28,7 @@ _MAX_SPARES = 16
 
 
 class ChildProcess:
-    """A process that runs ``tokpipe.media.child``; NodeTrouble if it does not start.
-
-    ``backends`` and their FFmpeg must be of the ``wanted`` releases, or else the node is unfit.
-    """
+    """A process that runs ``tokpipe.media.child`` with backends of the ``wanted`` releases."""
 
     def __init__(
         self, memory_bytes: int, backends: Sequence[str], wanted: Mapping[str, str] | None = None

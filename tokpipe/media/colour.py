@@ -15,17 +15,15 @@ from tokpipe.errors import SourceError
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
 _MATRICES |= {9: "bt2020", 10: "bt2020"}
 _UNKNOWN = (8, *range(11, 18))  # YCgCo, ICtCp and others
-_HD_ROWS = 720
+HD_ROWS = 720
 # FFmpeg's scaler rejects reserved tags even of what it does not convert.
 _AS_IT_IS = "in_primaries=bt709:in_transfer=bt709"
 
 _LIMITED, _FULL = 1, 2
 _PQ, _HLG = 16, 18
 
-_REFERENCE_WHITE = 203.0
-"""cd/m2, by ITU-R BT.2408."""
-_HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2
-"""The reference display of ITU-R BT.2100, on which HLG's 75 % is the reference white."""
+_REFERENCE_WHITE = 203.0  # cd/m2, ITU-R BT.2408
+_HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2  # the display of ITU-R BT.2100: 75 % is the reference white
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 _TO_BT709 = np.array(
@@ -49,11 +47,11 @@ class Tags(NamedTuple):
     """What a frame says about its samples."""
 
     format: str
+    is_interlaced: bool
     matrix: int
     range: int
     transfer: int
     primaries: int
-    is_interlaced: bool
 
     @property
     def is_hdr(self) -> bool:
@@ -84,28 +82,21 @@ class Tags(NamedTuple):
 
 def tags_of(frame: Any) -> Tags:
     """Read the tags of an ``av.VideoFrame``."""
-    return Tags(
-        frame.format.name,
-        int(frame.colorspace),
-        int(frame.color_range),
-        int(frame.color_trc),
-        int(frame.color_primaries),
-        bool(frame.interlaced_frame),
-    )
+    numbers = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
+    return Tags(frame.format.name, bool(frame.interlaced_frame), *map(int, numbers))
 
 
 def conversion(tags: Tags, rows: int, look: Look) -> str:
     """Return what FFmpeg's scaler needs to make RGB of frames with these tags.
 
-    Args:
-        rows: of the frame as coded. They decide for frames without a usable matrix.
+    The coded rows decide for frames without a usable matrix.
 
     Raises:
         SourceError: ``unsupported``: the matrix is none that FFmpeg's scaler knows.
     """
     if tags.is_rgb:
         return _AS_IT_IS
-    by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= _HD_ROWS else "bt601"
+    by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"
     if look.matrix != "auto":
         matrix = look.matrix
     elif tags.matrix in _UNKNOWN and not tags.is_grey:
@@ -116,8 +107,7 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
         )
     else:
         matrix = _MATRICES.get(tags.matrix, by_size)
-    is_full = tags.range == _FULL or tags.format.startswith("yuvj")
-    extent = "full" if is_full else "limited"
+    extent = "full" if tags.range == _FULL or tags.format.startswith("yuvj") else "limited"
     return f"in_color_matrix={matrix}:in_range={extent}:out_range=full:{_AS_IT_IS}"
 
 

@@ -6,12 +6,12 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 from tokpipe.media.geometry import Crop
@@ -82,38 +82,33 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _url(path: Path) -> str:
-    """What FFmpeg opens: the file, or the parts of joined FLV files without the later headers."""
+    """What FFmpeg opens: the file, or joined FLV files without the headers of the later ones."""
+    starts = [0]
     with path.open("rb") as file:
-        starts = [0]
         if (head := file.read(9)).startswith(b"FLV\x01") and "|" not in str(path):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
                 starts = [found.start() for found in re.finditer(re.escape(head), whole)]
     if len(starts) == 1:
-        # The prefix stops FFmpeg from taking a name with a colon for a protocol.
-        return f"file:{path}"
-    ends = [*starts[1:], 0]  # 0 is the end of the file
-    parts = zip([0, *(start + 13 for start in starts[1:])], ends, strict=True)
+        return f"file:{path}"  # not a bare path, in which a colon may name a protocol
+    parts = [(start and start + 13, end) for start, end in pairwise([*starts, 0])]
     return "concat:" + "|".join(f"subfile,,start,{a},end,{b},,:{path}" for a, b in parts)
 
 
 def count_clean_joins(path: Path, pid: int) -> int:
-    """Count where an MPEG-TS file was joined, by the counters in the packets of one stream.
-
-    Returns:
-        0 if data is missing anywhere: if a unit was not complete (its end is padded) or not begun.
-    """
+    """Count the jumps in the packet counters of an MPEG-TS stream; 0 if data is missing at any."""
     with path.open("rb") as file:
         heads = [_ts_heads(block, pid) for block in iter(lambda: file.read(188 << 12), b"")]
     head = np.concatenate(heads)
     head = head[head[:, 3] & 0x10 != 0]  # with a payload
     begins, is_padded, counter = head[:, 1] & 0x40, head[:, 3] & 0x20, head[:, 3] & 15
     jumps = np.flatnonzero((np.diff(counter) - 1) & 15)
+    # Nothing is missing if one unit is complete, so that its end is padded, and the next begins.
     is_clean = (begins[jumps + 1] != 0) & ((is_padded[jumps] != 0) | (counter[jumps + 1] == 0))
     return len(jumps) if is_clean.all() else 0
 
 
-def _ts_heads(block: bytes, pid: int) -> NDArray[np.uint8]:
-    """(N, 4): the first bytes of the MPEG-TS packets of one stream."""
+def _ts_heads(block: bytes, pid: int) -> Any:
+    """(N, 4) uint8: the first bytes of the MPEG-TS packets of one stream."""
     rows = np.frombuffer(block, np.uint8, len(block) // 188 * 188).reshape(-1, 188)[:, :4]
     pids = (rows[:, 1] & 31) * np.uint16(256) + rows[:, 2]
     return rows[(rows[:, 0] == 0x47) & (pids == pid)]
@@ -128,7 +123,8 @@ def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
     except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
         return True
     with path.open("rb") as file:
-        return bool(np.any(_ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0))  # scrambled
+        is_scrambled = _ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0 != 0
+    return 2 * int(is_scrambled.sum()) > len(is_scrambled)
 
 
 def decoder_of(stream: Any) -> Any:
@@ -189,10 +185,9 @@ def _not_opened(path: Path, error: Exception) -> SourceError:
         # A failing disk is not the video's fault: it raises OSError while the rest is read.
         while file.read(2**20):
             pass
-    is_webp = head[8:12] == b"WEBP"
-    if is_webp and head[12:16] == b"VP8X" and head[20] & 2:
+    if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
-    if is_webp or head.startswith(_PICTURES):
+    if head[8:12] == b"WEBP" or head.startswith(_PICTURES):
         return SourceError("still_picture", f"the file is a picture that begins {head[:12]!r}")
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
         found = f"the file starts like a video but its index cannot be read ({_words(error)})"

@@ -38,7 +38,7 @@ class Video:
     backend: str
     damage: str | None = None
     """What is missing, under ``decode.on_damage: mark``."""
-    marks: tuple[str, ...] = ()
+    marks: Sequence[str] = ()
     """What is special about the source."""
 
 
@@ -99,7 +99,7 @@ class VideoDecoder:
             one clip. Without it, a segment is a clip of ``sampling.max_clip_frames``.
         versions: what has to load, as ``job.json`` lists it; None accepts any.
         backends: names to try in order, in place of ``decode.backend``: short names, or import
-            paths of modules with the function of ``tokpipe.media.backends.Backend``.
+            paths of modules like those of ``tokpipe.media.backends``.
     """
 
     def __init__(
@@ -124,8 +124,6 @@ class VideoDecoder:
             "num_segments": None,
             "only_probe": False,
             "min_clip_frames": sampling.min_clip_frames,
-            "sizes": frames.sizes,
-            "fit": frames.fit,
             "hdr": frames.hdr,
             "look": {
                 "matrix": frames.matrix,
@@ -133,6 +131,8 @@ class VideoDecoder:
                 "background": frames.background_rgb,
                 "deinterlace": frames.deinterlace,
             },
+            "sizes": frames.sizes,
+            "fit": frames.fit,
             "salvage": decode.on_damage == "mark",
         }
         self._child: ChildProcess | None = None
@@ -168,8 +168,7 @@ class VideoDecoder:
         video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
         shape, pts_s = video.pop("shape"), video.pop("pts_s")
         pixels = np.frombuffer(self._spares.lend(fd), np.uint8, int(np.prod(shape)))
-        marks = tuple(video.pop("marks"))
-        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), marks=marks, **video)
+        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), **video)
 
     def probe(
         self, path: Path, *, start_s: float | None = None, end_s: float | None = None

@@ -1,7 +1,6 @@
 """Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -10,14 +9,7 @@ import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.colour import (
-    Look,
-    Tags,
-    compose,
-    conversion,
-    tags_of,
-    tonemapped,
-)
+from tokpipe.media.colour import Look, Tags, compose, conversion, tags_of, tonemapped
 from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
 # Over the whole area that an output pixel covers, and independent of the vector instructions of a
@@ -44,9 +36,9 @@ class Framing:
     pixel_aspect: Fraction
     """Width over height of a stored pixel, before it is turned upright."""
     orientation: Orientation
-    crop: Crop
+    crop: Crop = field(default_factory=Crop)
     """What the container hides of a stored frame."""
-    look: Look
+    look: Look = field(default_factory=Look)
 
     @property
     def leaves_margins(self) -> bool:
@@ -77,7 +69,7 @@ class Painter:
         crop = self.framing.crop.within(frame.height, frame.width)
         height, width = crop.kept(frame.height, frame.width)
         fit = self.framing.fit(height, width)
-        if fit.box is None and not _has_alpha(tags):
+        if fit.box is None and not tags.has_alpha:
             size = upright.oriented(*fit.resized)
             picture = upright.apply(self._scaled(frame, tags, crop, size))
         else:
@@ -100,9 +92,6 @@ class Painter:
             scaler = _Scaler(frame, tags, crop, size, self.framing.look)
             self._scalers[kind] = scaler
         return scaler(frame)
-
-
-_has_alpha = functools.cache(lambda tags: tags.has_alpha)  # called for every frame
 
 
 class _Scaler:

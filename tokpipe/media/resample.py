@@ -53,8 +53,7 @@ def select_frames(
     end = video_end_s if end_s is None else min(end_s, video_end_s)
     gap_s = (video_end_s - first_s) / len(times_s)
     period_s = gap_s if fps is None else 1 / fps
-    # Rounding moves a frame, and the start, by up to half a tick each: a tick in all. Where frames
-    # are not further apart than two ticks, the tick was made for them, and nothing was rounded.
+    # Rounding moves a frame and the start by a tick in all. A tick of half a frame is no rounding.
     slack_s = tick_s if 2 * tick_s < min(gap_s, period_s) else 0.0
     slack_s += _ROUNDING * period_s
     first, last = cut.bounds(segment)
@@ -63,8 +62,7 @@ def select_frames(
         count = max(0, int(high - low))
         indices = np.arange(low + min(first, count), low + min(last, count))
     else:
-        # The end is the last frame's time plus its duration, which is rounded as well.
-        count = max(0, math.ceil((end - start - 2 * slack_s) * fps))
+        count = max(0, math.ceil((end - start - 2 * slack_s) * fps))  # a duration is rounded, too
         outputs = np.arange(min(first, count), min(last, count))
         at = start + outputs / fps + slack_s
         indices = np.maximum(np.searchsorted(times_s, at, side="right") - 1, 0)

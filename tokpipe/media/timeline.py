@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -32,12 +32,10 @@ _PLAIN_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 # Indexed containers, in which seeking reaches exactly the requested key frame.
 _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 
-# Formats of streams, in which a clock may jump. FFmpeg's tools, too, take more than ten seconds in
-# them for another clock rather than for missing frames.
+# Formats in which a clock may jump. FFmpeg's tools, too, take so long a step for another clock.
 _STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 _MAX_STEP_S = 10.0
-_HOLE_FRAMES = 8
-"""Fewer missing frames may be an irregular rate."""
+_HOLE_FRAMES = 8  # fewer may be an irregular rate
 MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
@@ -114,7 +112,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         packets, first, damage = _read_packets(path, container, stream)
         name = container.format.name.split(",")[0]
         if name == "mov" and (missing := len(stream.index_entries) - len(packets)) > 0:
-            where = f"the file ends {missing} packets before the end that its index lists"
+            where = f"the last {missing} of {len(stream.index_entries)} packets are missing"
             damage = damage or SourceError("truncated", where)
         if damage is not None and not salvage:
             raise damage
@@ -152,8 +150,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         raise SourceError("still_picture", "the file has one picture and is not animated")
     if hole:
         shown = int(np.argmax(np.diff(pts) >= hole)) + 1
-        hole_s, at_s = float(hole * unit), float((pts[shown - 1] - pts[0]) * unit)
-        where = f"{hole_s:.3g} s of frames are missing, {at_s:.3f} s after the first frame"
+        where = f"{float(hole * unit):.3g} s of frames are missing after frame {shown - 1}"
         damage = SourceError("gap", where)
         if not salvage:
             raise damage
@@ -179,8 +176,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     end_s = float(times_s[-1]) + last_s
     longest = float(np.diff(times_s, append=end_s).max())
     if longest > MAX_GAP_S:
-        where = f"one frame lasts {longest:.0f} s by its timestamps: they are damaged"
-        raise SourceError("corrupt", where)
+        raise SourceError("corrupt", f"one frame lasts {longest:.0f} s: its timestamps are damaged")
     orientation = Orientation()
     if (matrix := first.side_data.get("DISPLAYMATRIX")) is not None:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
@@ -221,12 +217,11 @@ def _read_packets(
     packets: list[Packet] = []
     first = None
     latest_s = 0.0
-    is_restart = restarts_of(container, stream)
     is_matroska = container.format.name.startswith("matroska")
     # Other formats may start a stream in the middle, where PyAV cannot read all of them at once.
     streams = () if is_matroska else (stream,)
     try:
-        for packet in container.demux(*streams):
+        for packet, is_restart in _with_restarts(container.demux(*streams), container, stream):
             if is_matroska and packet.pts is not None and packet.time_base is not None:
                 stop = (packet.pts + (packet.duration or 0)) * packet.time_base
                 latest_s = max(latest_s, float(stop))
@@ -244,7 +239,7 @@ def _read_packets(
                         is_shown=not packet.is_discard,
                         has_pts=packet.pts is not None,
                         is_corrupt=packet.is_corrupt,
-                        is_restart=is_restart(packet),
+                        is_restart=is_restart,
                     )
                 )
             if first is None:
@@ -276,28 +271,24 @@ def _read_packets(
     return packets, first, None
 
 
-def restarts_of(container: Any, stream: Any) -> Callable[[Any], bool]:
-    """Return a function that takes the packets in order, and says where the timestamps restart."""
+def _with_restarts(packets: Any, container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
+    """Yield packets, and whether the timestamps of the stream begin again there."""
     name, unit, last = container.format.name, float(stream.time_base), None
-
-    def is_restart(packet: Any) -> bool:
-        nonlocal last
-        if packet.dts is None or packet.is_discard:  # what an edit list hides may be from anywhere
-            return False
-        step_s = 0 if last is None else (packet.dts - last) * unit
-        last = packet.dts
+    for packet in packets:
+        step_s = 0.0
+        # What an edit list hides may be from anywhere.
+        if packet.stream_index == stream.index and not (packet.dts is None or packet.is_discard):
+            step_s = 0.0 if last is None else (packet.dts - last) * unit
+            last = packet.dts
         slack_s = 0 if packet.is_keyframe and not name.startswith("mov") else 1
-        return step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
-
-    return is_restart
+        yield packet, step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
 
 
 def _first_hole(packets: list[Packet], name: str) -> int:
     """Return for how many ticks frames are missing at the first hole; 0 if there is none.
 
-    MP4 lists how long a packet lasts, so a picture that is shown for a minute is not a hole.
-    Elsewhere a hole is a long step to a key frame, in a stream whose other steps are equal. Where
-    packets were flagged, although they seem whole, one missing frame is enough.
+    MP4 lists how long a packet lasts. Elsewhere a hole is a long step to a key frame, in a stream
+    of equal steps; where packets were flagged although they seem whole, it is any missing frame.
     """
     if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS:
         return 0
@@ -360,13 +351,12 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
         MemoryError: at any time.
     """
     count = 0
-    packets = islice(container.demux(stream), num_packets)
-    is_restart = restarts_of(container, stream)
+    packets = _with_restarts(islice(container.demux(stream), num_packets), container, stream)
     decoder = decoder_of(stream)
     while True:
         try:
-            packet, frames = next(packets), []
-            if is_restart(packet) and packet.is_keyframe:
+            (packet, is_restart), frames = next(packets), []
+            if is_restart and packet.is_keyframe:
                 frames += decoder.decode(None)
                 decoder.flush_buffers()
             frames += decoder.decode(packet)
@@ -391,6 +381,4 @@ def _duration_s(
     """How long a frame without a next one is shown, which containers often get wrong or omit."""
     if ticks and ticks > 0 and (not len(steps) or ticks <= 2 * steps.max()):
         return ticks * unit
-    if len(steps):
-        return Fraction(float(np.median(steps))) * unit
-    return 1 / Fraction(rate or 25)
+    return Fraction(float(np.median(steps))) * unit if len(steps) else 1 / Fraction(rate or 25)

@@ -1,6 +1,7 @@
 """Encoders, decoders and quantizers of the CogVideo VQ-VAE and MoVQ family. Needs torch alone.
 
-Tokenizers, which are built from a job's settings, are in ``tokpipe.models.tokenizers``.
+Arguments and inputs that do not fit raise ValueError, which says what does. Tokenizers, which are
+built from a job's settings, are in ``tokpipe.models.tokenizers``.
 """
 
 from tokpipe.models.autoencoder_2d import (
@@ -22,8 +23,7 @@ from tokpipe.models.blocks import (
 )
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.diffusion.attention import LinearAttention, make_attn
-from tokpipe.models.diffusion.timestep import get_timestep_embedding
-from tokpipe.models.diffusion.unet import UNet
+from tokpipe.models.diffusion.unet import UNet, get_timestep_embedding
 from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.published import load_published

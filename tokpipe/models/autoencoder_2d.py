@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokpipe.models.activation import silu
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
-from tokpipe.models.convolution import Conv2d, check_input
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.group_norm import group_norm
 from tokpipe.models.levels import Factory, Keep, Level, MidBlocks, Pyramid, built, drop
+from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
 
@@ -33,11 +32,6 @@ class Encoder(nn.Module):
     last of which sees row 33, and a decoder returns 32.
     Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Encoder`` and
     ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
-
-    Raises:
-        ValueError: no level, no block, channels that are not multiples of 32, or an unknown
-            ``attn_type``.
-        ImportError: ``vanilla-xformers`` without xformers.
     """
 
     def __init__(
@@ -74,11 +68,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s).
-
-        Raises:
-            ValueError: images of another shape or dtype, or with fewer than ``s`` rows or columns.
-        """
+        """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
         return self._encode(x, drop)
 
     def forward_with_features_output(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -130,10 +120,6 @@ class Decoder(nn.Module):
     An image does not depend on the other latents of its batch.
     Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Decoder`` and
     ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
-
-    Raises:
-        ValueError: as ``Encoder``, ``add_conv`` without ``zq_ch``, or ``zq_ch`` with attention
-            that has no norm.
     """
 
     def __init__(
@@ -204,9 +190,6 @@ class Decoder(nn.Module):
         """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
 
         zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
-
-        Raises:
-            ValueError: latents of another shape or dtype, or a ``zq`` that is missing or unused.
         """
         return self._decode(z, zq, drop)
 

@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.activation import silu
-from tokpipe.models.attention import attention
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import Conv2d, Conv3d, as_weights, same_conv2d
 from tokpipe.models.group_norm import GroupNorm, Norm
 from tokpipe.models.levels import Pyramid
+from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
 from tokpipe.models.rows import add_rows
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
 from tokpipe.models.streaming import Stream, StreamState
@@ -149,12 +147,7 @@ class ResnetBlock(nn.Module):
         zq: Tensor | None = None,
         *stream: Stream | None,
     ) -> Tensor:
-        """(B, C_in, ...), with temb (B, temb_channels) -> (B, C_out, ...).
-
-        Raises:
-            ValueError: ``temb`` for a block without ``temb_channels``, or a ``zq`` that is missing
-                with ``zq_ch``, or present without it.
-        """
+        """(B, C_in, ...), with temb (B, temb_channels) -> (B, C_out, ...)."""
         h = activated_conv(self.norm1, self.conv1, x, zq, *stream)
         h = with_embedding(h, temb, self.temb_proj)
         if self.training and self.dropout.p:
@@ -265,10 +258,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        x = F.interpolate(x, scale_factor=2.0)
-        if self.conv is not None:
-            x = self.conv(x)
-        return x
+        # 3D with a factor of one, so that frames need not be folded into the batch.
+        x = F.interpolate(x, scale_factor=2.0 if x.ndim == 4 else (1.0, 2.0, 2.0))
+        return x if self.conv is None else self.conv(x)
 
 
 class DownSample3D(nn.Module):
@@ -295,29 +287,21 @@ class DownSample3D(nn.Module):
         """(B, C, T, H, W) -> (B, C, 1 + (T-1)//2 or T, H//2, W//2), with T not 2 if compressing.
 
         A later piece of a stream returns T/2 frames.
-
-        Raises:
-            ValueError: two frames, of which the second does not fill a pair, or a piece that ends
-                within a pair.
         """
-        kept = self._kept_frames(x.shape[2], stream) if self.compress_time else x.shape[2]
+        kept = frames = x.shape[2]
+        if self.compress_time:
+            kept = 1 if stream is None or stream.is_first else 0
+            if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
+                raise ValueError(
+                    f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to "
+                    "be averaged with: cut or repeat frames to fit"
+                )
         if self.conv is None:
             x = self._pooled(x, kept, margin=0)
             pooled: Tensor = F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
             return pooled
         y: Tensor = self.conv(self._pooled(x, kept, margin=1))
         return y
-
-    @staticmethod
-    def _kept_frames(frames: int, stream: Stream | None) -> int:
-        """How many frames are kept, before those that are averaged in pairs."""
-        kept = 1 if stream is None or stream.is_first else 0
-        if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
-            raise ValueError(
-                f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to be "
-                "averaged with: cut or repeat frames to fit"
-            )
-        return kept
 
     @staticmethod
     def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:
@@ -344,16 +328,12 @@ class DownSample3D(nn.Module):
         return y
 
 
-class Upsample3D(nn.Module):
-    """Doubles rows and columns by repetition; with ``compress_time`` also frames after the first.
-
-    Then, ``with_conv``, a 3x3 convolution of every frame.
-    """
+class Upsample3D(Upsample):
+    """``Upsample`` of every frame, with ``compress_time`` after doubling those after the first."""
 
     def __init__(self, in_channels: int, with_conv: bool, compress_time: bool = False) -> None:
-        super().__init__()
+        super().__init__(in_channels, with_conv)
         self.compress_time = compress_time
-        self.conv = Conv2d(in_channels, in_channels, 3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, C, T, H, W) -> (B, C, 2T-1 if compressing else T, 2H, 2W).
@@ -364,8 +344,4 @@ class Upsample3D(nn.Module):
             kept = 1 if stream is None or stream.is_first else 0
             repeated = x[:, :, kept:].repeat_interleave(2, dim=2)
             x = torch.cat([x[:, :, :kept], repeated], dim=2)
-        # 3D with a factor of one, so that frames need not be folded into the batch.
-        x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0))
-        if self.conv is not None:
-            x = self.conv(x)
-        return x
+        return super().forward(x)

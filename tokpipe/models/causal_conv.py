@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.activation import silu
-from tokpipe.models.convolution import Conv3d, as_weights
 from tokpipe.models.group_norm import GroupNorm, is_fused
+from tokpipe.models.operations import Conv3d, as_weights, silu
 from tokpipe.models.streaming import Stream
 
 PadMode = Literal["first", "constant", "reflect"]
@@ -28,9 +27,6 @@ class CausalConv3d(nn.Module):
     Rows and columns are padded with zeros on both sides. ``stride`` and ``dilation`` only apply to
     time. Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo, except that its
     ``constant`` pads width instead of time.
-
-    Raises:
-        ValueError: even spatial kernel, unknown mode, or a stride that would skip frame 0.
     """
 
     def __init__(
@@ -72,10 +68,6 @@ class CausalConv3d(nn.Module):
         """(B, C_in, T, H, W) -> (B, C_out, T // stride, H, W).
 
         With ``stream``, ``x`` is one piece of a clip, and its past is the end of the piece before.
-
-        Raises:
-            ValueError: too few frames for one output, a piece that ends within an output, or a
-                piece under ``reflect``.
         """
         self._check_frames(x, stream)
         if self.past_frames:

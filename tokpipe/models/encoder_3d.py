@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, Network3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import check_input, order_weights
 from tokpipe.models.group_norm import Norm, group_norm
 from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.operations import check_input, order_weights
 from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
 
@@ -34,10 +34,6 @@ class Encoder3D(Network3D):
     ``norm="clip"``, as published: latents then depend on the whole input. ``norm="frame"`` keeps
     the keys and makes the network strictly causal, so that ``stream`` can take a clip in pieces.
     Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
-
-    Raises:
-        ValueError: ``temporal_compress_times`` is not a power of two or needs more levels, or a
-            level would have no blocks.
     """
 
     def __init__(
@@ -102,11 +98,7 @@ class Encoder3D(Network3D):
         self.is_narrow = dtype != torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s).
-
-        Raises:
-            ValueError: ``1 < T <= r``, ``H`` or ``W`` below ``s``, or another shape or dtype.
-        """
+        """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s)."""
         self._check(x)
         frames, stride = x.shape[2], self.temporal_stride
         if 1 < frames <= stride:
@@ -123,10 +115,6 @@ class Encoder3D(Network3D):
         frames; each later one has ``r * k`` and returns ``k``. Concatenated they equal ``forward``
         of the whole clip, for any cuts, in memory that does not grow with its length.
         Gradients do not cross pieces.
-
-        Raises:
-            ValueError: an encoder that is not causal, a piece of another length, or the state of
-                another network, batch or frame size.
         """
         stream = self._piece(state)
         self._check(x)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.convolution import as_weights
+from tokpipe.models.operations import as_weights
 from tokpipe.models.rows import norm_rows
 
 _log = logging.getLogger(__name__)
@@ -137,9 +137,5 @@ def norm_class(norm: Norm) -> type[GroupNorm]:
 
 
 def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
-    """The norm of this family: 32 groups of channels, epsilon 1e-6.
-
-    Raises:
-        ValueError: an unknown kind of norm, or channels that are not a multiple of 32.
-    """
+    """The norm of this family: 32 groups of channels, epsilon 1e-6."""
     return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)

@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tokpipe.models.activation import silu
 from tokpipe.models.blocks import AttnBlock2D, Network3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import check_input
 from tokpipe.models.group_norm import Norm
 from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.operations import check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm, normalized
 from tokpipe.models.streaming import Stream, StreamState
 
@@ -33,10 +32,6 @@ class MOVQDecoder3D(Network3D):
     ``Encoder3D``.
     Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
     ``post_quant_conv``.
-
-    Raises:
-        ValueError: ``temporal_compress_times`` is not a power of two or needs more levels, or
-            ``zq_ch`` differs from ``z_channels`` without ``post_quant_conv``.
     """
 
     def __init__(
@@ -97,23 +92,14 @@ class MOVQDecoder3D(Network3D):
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
 
         ``s`` is ``2 ** (len(ch_mult) - 1)``.
-
-        Raises:
-            ValueError: a latent of another shape or dtype.
         """
         return self._decode(z)
 
     def stream(self, z: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Decode one piece of a clip's latent, continuing from the state of the piece before it.
+        """Decode one piece of a clip's latent: the inverse of ``Encoder3D.stream``.
 
         The first piece, with ``state=None``, has ``1 + k`` latent frames and returns ``1 + r * k``
-        frames; each later one has ``k`` and returns ``r * k``. Concatenated they equal ``forward``
-        of the whole latent, for any cuts, in memory that does not grow with its length.
-        Gradients do not cross pieces.
-
-        Raises:
-            ValueError: a decoder that is not causal, an empty piece, or the state of another
-                network, batch or latent size.
+        frames; each later one has ``k`` and returns ``r * k``.
         """
         stream = self._piece(state)
         return self._decode(z, stream), stream.state()

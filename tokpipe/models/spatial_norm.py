@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.convolution import same_conv2d
 from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
+from tokpipe.models.operations import same_conv2d
 from tokpipe.models.streaming import Stream
 
 

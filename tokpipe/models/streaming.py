@@ -25,11 +25,9 @@ class StreamState:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the tensors."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
 
     def to(self, device: torch.device | str) -> "StreamState":
-        """The same state on ``device``."""
         return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -71,11 +69,7 @@ class Stream:
         self._new: list[Tensor] = []
 
     def past(self, x: Tensor, frames: int) -> Tensor:
-        """The (B, C, frames, H, W) that the running layer saw before ``x`` of (B, C, T, H, W).
-
-        Raises:
-            ValueError: the state holds something of another shape, dtype or device.
-        """
+        """The (B, C, frames, H, W) that the running layer saw before ``x`` of (B, C, T, H, W)."""
         wanted = (*x.shape[:2], frames, *x.shape[3:])
         past = self._old[len(self._new)] if len(self._new) < len(self._old) else None
         if past is None or past.shape != wanted or past.dtype != x.dtype or past.device != x.device:

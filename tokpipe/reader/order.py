@@ -103,11 +103,7 @@ class Remaining:
         return max(0, -(-(len(self) - reader) // num_readers))
 
     def after(self, taken: Sequence[int]) -> "Remaining":
-        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items.
-
-        Raises:
-            ValueError: a reader has taken more items than it can get.
-        """
+        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items."""
         number = len(taken)
         for reader, count in enumerate(taken):
             if not 0 <= count <= self.num_taken_by(reader, number):

@@ -80,7 +80,6 @@ class Output:
 
     @property
     def num_clips(self) -> int:
-        """Number of tokenized clips."""
         return self.totals.num_clips
 
     @property

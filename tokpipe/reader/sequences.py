@@ -29,9 +29,6 @@ class TokenSequences:
         length: tokens per sequence, at least 1.
         order: order of a clip's axes.
         drop_last: drop the last sequence of an epoch instead of padding it.
-
-    Raises:
-        ConfigError: ``length`` is below 1.
     """
 
     def __init__(
@@ -106,11 +103,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         return {"clips": {**state, "taken": state["taken"] - bool(used)}, "given": used}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of the same reader, with the same number of readers.
-
-        Raises:
-            ConfigError: the state is another reader's or another stream's.
-        """
+        """Continue from the state of the same reader, with the same number of readers."""
         self._clips.load_state_dict(state["clips"])
         self._skip, self._open = state["given"], None
 

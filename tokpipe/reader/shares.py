@@ -78,11 +78,7 @@ class Share:
         return self._left.parts[source].position(index)
 
     def counts(self, taken: int) -> list[int]:
-        """Return how many of each source are among the first ``taken`` items, in log time.
-
-        Raises:
-            ValueError: there are fewer items.
-        """
+        """Return how many of each source are among the first ``taken`` items, in log time."""
         if not 0 <= taken <= len(self):
             raise ValueError(
                 f"a reader of {self._num_readers} cannot have taken {taken} of {len(self)} items: "
@@ -110,11 +106,7 @@ class Share:
 
 
 def quotas(weights: Sequence[float], number: int) -> list[int]:
-    """Divide ``number`` items by weight, rounding up where the fractions are largest.
-
-    Raises:
-        ValueError: a weight is not finite and above 0.
-    """
+    """Divide ``number`` items by weight, rounding up where the fractions are largest."""
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"weights={list(weights)}: each must be finite and above 0")
     exact = [Fraction(weight) for weight in weights]

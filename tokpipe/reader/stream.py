@@ -285,7 +285,6 @@ def _clips_per_epoch(
     by: Literal["clips", "codes"],
     epoch_clips: int,
 ) -> list[int]:
-    """Divide the clips of an epoch among the outputs."""
     if not outputs or len(outputs) != len(weights):
         raise ConfigError(
             f"{len(weights)} weights for {len(outputs)} outputs: pass one weight per output, and "
@@ -317,11 +316,6 @@ def _clips_per_epoch(
 
 
 def _check_same_codes(outputs: Sequence[Output]) -> None:
-    """Check that codes mean the same in all outputs.
-
-    Raises:
-        ConfigError: two outputs have different tokenizers. The message lists the differences.
-    """
     first, *others = outputs
     for other in others:
         one, two = _meaning(first), _meaning(other)

@@ -16,16 +16,7 @@ from tokpipe.weights.read import TokenizerWeights, read_weights
 
 
 class Reconstructor:
-    """The tokenizer of one output, with its decoder, on one device.
-
-    Args:
-        job: the resolved job of the output.
-        spec: the output's record of its tokenizer.
-        device: a torch device, such as ``"cuda"``.
-
-    Raises:
-        ConfigError: the tokenizer has no decoder, or its weights differ from those that encoded.
-    """
+    """The tokenizer of one output, with its decoder, on one device."""
 
     def __init__(self, job: JobConfig, spec: TokenizerSpec, device: str) -> None:
         weights = weights_of(job, spec, with_decoder=True)
@@ -76,11 +67,7 @@ class Reconstructor:
 def weights_of(
     job: JobConfig, spec: TokenizerSpec, *, with_decoder: bool = False
 ) -> TokenizerWeights:
-    """Read the weights that encoded an output.
-
-    Raises:
-        ConfigError: the weights have changed, or ``with_decoder`` and there is no decoder.
-    """
+    """Read the weights that encoded an output."""
     weights = read_weights(job.tokenizer, job.storage, with_decoder=with_decoder)
     if weights.hash != spec.weights_hash:
         raise ConfigError(

@@ -23,17 +23,7 @@ from tokpipe.types import EncodedClip, Failed, Rejected
 
 
 class Reencoder:
-    """The decode and encode stages of an output's job, on the kind of device that it used.
-
-    Args:
-        job: the resolved job of the output.
-        spec: the output's record of its tokenizer.
-        device: the kind of device that encoded it, ``"cpu"`` or ``"cuda"``.
-        scratch: a local folder for sources that must be fetched.
-
-    Raises:
-        ConfigError: this machine has no such device, or the weights differ from those that encoded.
-    """
+    """The decode and encode stages of an output's job, on the kind of device that it used."""
 
     def __init__(
         self, job: JobConfig, spec: TokenizerSpec, plan: PlanReader, device: str, scratch: Path
@@ -60,11 +50,7 @@ class Reencoder:
         self._sources.close()
 
     def codes(self, clip: Clip) -> Iterator[Codes]:
-        """Encode the clip again, and yield the (t, h, w) codes of each chunk.
-
-        Raises:
-            SourceError: the source is missing, does not decode, or the encoder rejects it.
-        """
+        """Encode the clip again, and yield the (t, h, w) codes of each chunk."""
         state: StreamState | None = None
         result: EncodedClip | Rejected | Failed
         for piece in self._sources.decoded(clip):

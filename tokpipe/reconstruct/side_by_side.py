@@ -20,9 +20,6 @@ from tokpipe.reconstruct.source import SourceFrames
 class SideBySide:
     """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
 
-    Args:
-        device: ``"auto"``, or a torch device.
-
     Raises:
         ConfigError: torch cannot use the device, or the tokenizer has no decoder, or its weights
             differ from those that encoded.
@@ -52,9 +49,6 @@ class SideBySide:
         """Yield the (T, H, W, 3) frames of each chunk of a clip, and the same frames of its source.
 
         Sources are decoded again as the job did.
-
-        Raises:
-            SourceError, NotFound: the source is missing, or has changed.
         """
         sources = self._opened().blocks(clip) if with_source else repeat(None)
         return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)

@@ -17,11 +17,7 @@ from tokpipe.types import DecodedClip
 
 
 class SourceFrames:
-    """Decodes sources as the job did: with the same sampling, size and decoder.
-
-    Args:
-        scratch: a local folder for sources that must be fetched.
-    """
+    """Decodes sources as the job did: with the same sampling, size and decoder."""
 
     def __init__(self, job: JobConfig, plan: PlanReader, scratch: Path) -> None:
         self._plan = plan
@@ -33,12 +29,7 @@ class SourceFrames:
         self._stage.close()
 
     def blocks(self, clip: Clip) -> Iterator[Frames]:
-        """Yield the (T, H, W, 3) frames of each chunk of the clip.
-
-        Raises:
-            SourceError: the source is missing, or does not decode.
-            NotFound: it has fewer frames than were encoded.
-        """
+        """Yield the (T, H, W, 3) frames of each chunk of the clip."""
         pieces = (decoded.frames for decoded in self.decoded(clip))
         rest = np.empty((0, 0, 0, 3), np.uint8)
         for chunk in clip.chunks:

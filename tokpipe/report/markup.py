@@ -77,7 +77,6 @@ def details(summary: str, *content: str, is_open: bool = False) -> Markup:
 
 
 def notice(*content: str) -> Markup:
-    """Return a highlighted paragraph."""
     return el("p", *content, class_="notice")
 
 

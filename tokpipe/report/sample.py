@@ -34,13 +34,7 @@ class Sample:
 
 
 def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -> Sample:
-    """Fetch and verify shards, one after the other, and count what they hold.
-
-    Args:
-        num_shards: how many shards; 0 for all.
-        num_clips: how many clips to keep, evenly from these shards.
-        seed: selects the clips.
-    """
+    """Fetch and verify shards (0: all), and count what they hold; ``seed`` selects the clips."""
     chosen = evenly_spread(len(output.shards), num_shards)
     random = Random(seed)
     sample = Sample(len(output.shards), CodeUsage(output.tokenizer.codebook_size))

@@ -68,9 +68,6 @@ def write_report(
         seed: selects these clips.
         device: ``"auto"`` or the torch device that decodes.
         now: time of the report; the current time by default.
-
-    Raises:
-        CorruptOutput: the manifest is damaged.
     """
     now = now or datetime.now(UTC)
     sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)

@@ -72,8 +72,10 @@ def assemble(
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
+    fixed = set[int]()
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
+        fixed = {one.ref.row for one in rejected if one.reason != "changed"}
         num_clips = committer.reopen(rejected)
         line = f"{num_clips:,} rejected clips will be tried again"
         console.print(line, highlight=False)
@@ -83,7 +85,7 @@ def assemble(
     return Run(
         config=job.runtime,
         committer=committer,
-        feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed),
+        feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),

@@ -1,6 +1,6 @@
 """From the stored plan to work items, without what is committed."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -16,7 +16,11 @@ class Feed:
     A row of which some segments are committed comes as its missing segments.
     """
 
-    def __init__(self, plan: PlanReader, committed: CommittedRows) -> None:
+    def __init__(
+        self, plan: PlanReader, committed: CommittedRows, fixed: Collection[int] = ()
+    ) -> None:
+        """``fixed``: rows whose source was unusable, so that it may be another one by now."""
+        self._fixed = fixed
         # Copied, because the committer's thread changes it. What this driver commits later was
         # handed out before, so it cannot come again.
         self._partial = {
@@ -33,7 +37,7 @@ class Feed:
 
     def _missing(self, item: WorkItem) -> Iterator[WorkItem]:
         if item.row not in self._partial:
-            yield item
+            yield replace(item, follows=True) if item.row in self._fixed else item
             return
         total, done = self._partial[item.row]
         for segment in range(total):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Console
+from rich.text import Text
 
 import tokpipe
 from tokpipe.config.job import JobConfig
@@ -126,7 +127,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
     except UnsafeStore as error:
         if not job.output.accept_unsafe_store:
             raise
-        console.print(redact(f"warning: {error}"), style="yellow", markup=False, soft_wrap=True)
+        console.print(Text(redact(f"warning: {error}"), "yellow"), soft_wrap=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.text import Text
 
 import tokpipe
 from tokpipe.config.job import JobConfig
@@ -89,12 +90,9 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
     console.print("planning ...", highlight=False)
     plan = write_plan(job, store, driver)
     if plan.num_duplicates:
-        console.print(
-            f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first), such as "
-            f"{'; '.join(plan.duplicate_examples)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        examples = "; ".join(plan.duplicate_examples)
+        left_out = f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first)"
+        console.print(Text(f"{left_out}, such as {examples}"), soft_wrap=True)
     record = job_record.write_once(
         store,
         JobRecord(

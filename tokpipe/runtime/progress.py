@@ -42,7 +42,7 @@ class ProgressView:
 
     def say(self, message: str) -> None:
         """Print one line above the live ones."""
-        self.console.print(redact(message), highlight=False, soft_wrap=True, markup=False)
+        self.console.print(Text(redact(message)), soft_wrap=True)
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:

@@ -28,6 +28,7 @@ from tokpipe.sources.rows import (
 from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
 from tokpipe.sources.uris import Template, exact_uris
+from tokpipe.storage.client import client_of
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonFile | ParquetFile
@@ -89,6 +90,9 @@ class TableRows(RowSource):
             if not re.match(_ABSOLUTE, f"{folder}/"):
                 folder = f"{base}/{folder}"
             allowed = AllowedUris(table.uri, self.config.allowed_prefixes, folder)
+            if self._bytes:  # the version of a table is that of the videos in it
+                info = client_of(table.uri, self.options).info(table.uri)
+                self._version = pa.scalar(info.source_version, pa.uint64())
             for raw in table.batches(self._columns):
                 yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
@@ -254,6 +258,7 @@ class TableRows(RowSource):
                 "member_offset": pc.if_else(embedded, pc.subtract(places, 1), nothing),
                 "member_size": pc.if_else(embedded, pa.scalar(0, pa.int64()), nothing),
                 "member_column": pc.if_else(embedded, self._bytes, nothing),
+                "source_version": pc.if_else(embedded, self._version, nothing),
             }
         if problems:
             # Name these rows after their places, and remove their spans.

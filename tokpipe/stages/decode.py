@@ -118,7 +118,7 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=video.marks + (() if video.damage is None else ("damaged",)),
+            marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
             damage=video.damage,
             version=self._sources.version,
         )
@@ -164,10 +164,7 @@ class DecodeStage:
 
 @cache
 def decoder_versions(config: DecodeConfig) -> dict[str, str]:
-    """Versions of the decoders that load here, and of their FFmpeg; UnfitNode if one does not.
-
-    Asked of a decoding child, since package metadata may describe another module.
-    """
+    """What a decoding child loads here: package metadata may describe other modules."""
     child = ChildProcess(config.memory_bytes, config.backends)
     child.kill()
     return child.versions
@@ -212,7 +209,8 @@ class _SourceFiles:
             fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
         )
         if member is not None and member.column is not None:
-            return self._embedded.copy(member, self._folder, self._max_bytes), None
+            planned = None if item.follows else version
+            return self._embedded.copy(member, self._folder, self._max_bytes, planned)
         if member is None:
             return get(uri, None, version=None if item.follows else version)
         try:

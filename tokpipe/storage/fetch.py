@@ -62,7 +62,7 @@ def fetch_to_file(
     """
     if member is None and split_protocol(uri)[0] == "file":
         path, found = _local_file(Path(split_protocol(uri)[1]), max_bytes)
-        _check_version(uri, found, version)
+        check_version(uri, found, version)
         return path, found
     source = uri if member is None else member.archive_uri
     with source_errors(source):
@@ -129,11 +129,10 @@ def _copy(
     client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
-    info = client.info(source)
-    start, size, head, found = 0, info.size or 0, 0, version
+    info, found = client.info(source), version
     if member is None:
-        found = info.source_version
-        _check_version(source, found, version)
+        start, size, head, found = 0, info.size or 0, 0, info.source_version
+        check_version(source, found, version)
     else:
         start, size = member.offset, member.size
         head = 0 if version is None else TAR_BLOCK
@@ -159,7 +158,7 @@ def _copy(
                 for at in range(start - head, start + size, PIECE_BYTES):
                     piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
                     if at < start:  # the header of a member comes with its data
-                        _check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
+                        check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
                         piece = piece[head:]
                     file.write(piece)
     except BaseException:
@@ -207,7 +206,7 @@ def check_size(source: str, size: int, max_bytes: int) -> None:
         )
 
 
-def _check_version(source: str, found: int | None, planned: int | None) -> None:
+def check_version(source: str, found: int | None, planned: int | None) -> None:
     if planned not in (None, found):
         raise SourceError(
             "changed",

@@ -1,7 +1,7 @@
 """What a run has done and cost, as values that can be added and subtracted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokpipe.types import Stage
@@ -59,7 +59,7 @@ class Account:
         return self._plus(other, -1)
 
     def _plus(self, other: "Account", sign: int) -> "Account":
-        pairs = ((getattr(self, name), getattr(other, name)) for name in NAMES)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
         return Account(*(_summed(one, more, sign) for one, more in pairs))
 
     @property
@@ -73,10 +73,6 @@ class Account:
         if stage != "decode":
             rejected += self.rejected_at.get("encode", 0)
         return self.clips.get(stage, 0) + rejected
-
-
-NAMES = tuple(one.name for one in fields(Account))
-"""The fields of an account, in order."""
 
 
 def _summed(one: Any, more: Any, sign: int) -> Any:

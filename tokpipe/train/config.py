@@ -188,11 +188,7 @@ class TrainConfig(Frozen):
 
 
 def load_training(path: Path) -> TrainConfig:
-    """Read and check a training file. Relative paths in it start at the file's folder.
-
-    Raises:
-        ConfigError: naming the file, the key and what was found.
-    """
+    """Read and check a training file. Relative paths in it start at the file's folder."""
     try:
         text = path.read_bytes()
     except OSError as error:

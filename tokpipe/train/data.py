@@ -45,9 +45,6 @@ class TrainingData:
     Clip k of a run is a random segment of a random row, decided by the seed and k. Step s takes
     its crops from clips ``s * fresh_clips`` to ``s * fresh_clips + buffer_clips``, so its batch
     depends only on the seed and the step. Memory holds one buffer of clips, and the rows.
-
-    Raises:
-        ConfigError: a source cannot be used, or has no usable row.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -68,12 +65,7 @@ class TrainingData:
         return digest.hexdigest()
 
     def batches(self, first_step: int) -> Generator[Tensor]:
-        """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8.
-
-        Raises:
-            ConfigError: too many clips in a row cannot be used.
-            StorageError, RuntimeFault: as ``DecodeStage.process``.
-        """
+        """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8."""
         num_ahead = self.config.data_threads
         numbers = itertools.count(self._first_clip(first_step))
         with closing(_Decoders(self.config)) as decoders:
@@ -192,11 +184,7 @@ def _item(rows: pa.Table, row: int) -> WorkItem:
 
 
 def random_crop(clip: Frames, rng: np.random.Generator, frames: int, size: int) -> Frames:
-    """Crop a clip at a random place, scale, speed and direction: (frames, size, size, 3).
-
-    Args:
-        clip: at least ``frames`` frames, with sides of at least ``size``.
-    """
+    """Crop (frames, size, size, 3) or more at a random place, scale, speed and direction."""
     length, height, width = clip.shape[:3]
     stride = int(rng.choice(_TIME_STRIDES))
     stride = max(1, min(stride, (length - 1) // max(1, frames - 1)))

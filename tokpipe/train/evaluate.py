@@ -29,11 +29,7 @@ from tokpipe.models.tokenizers.base import VideoTokenizer
 
 
 def open_checkpoint(uri: str) -> VideoTokenizer:
-    """Build the tokenizer of a local checkpoint folder, or of a built-in one.
-
-    Raises:
-        ConfigError: the checkpoint is missing, or its config or weights are wrong.
-    """
+    """Build the tokenizer of a local checkpoint folder, or of a built-in one."""
     section, source = resolve_checkpoint({"checkpoint": uri}, read_local, {"root": Path.cwd()})
     config = validate_settings(AnyTokenizer, section, name=source)
     weights = None if config.weights is None else read_local(config.weights)
@@ -44,11 +40,7 @@ def open_checkpoint(uri: str) -> VideoTokenizer:
 def evaluate(
     tokenizer: VideoTokenizer, clips: Iterable[Frames]
 ) -> tuple[dict[str, float], tuple[Frames, Frames] | None]:
-    """Encode and decode (T, H, W, 3) clips one by one.
-
-    Returns:
-        The measures by name, and the first clip with its reconstruction.
-    """
+    """Return measures over (T, H, W, 3) clips, and the first clip with its reconstruction."""
     comparison, usage, same = Comparison(), CodeUsage(tokenizer.traits.codebook_size), 0
     narrow = copy.deepcopy(tokenizer)  # rounding its weights to bfloat16 loses digits
     narrow.compute_in(torch.bfloat16)
@@ -83,10 +75,6 @@ def read_clips(
 
     Each clip is (frames, size, size, 3) RGB: scaled to cover the square, and the centre cropped. A
     shorter rest at the end is not used. All frames of the video are held in memory.
-
-    Raises:
-        SourceError: the video cannot be decoded.
-        ConfigError: it does not have these frames, or they are fewer than one clip.
     """
     decoder = VideoDecoder(
         DecodeConfig(deadline_s=3600.0),

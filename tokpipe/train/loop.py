@@ -114,11 +114,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any], source: str) -> None:
-        """Continue from a state that was read from ``source``.
-
-        Raises:
-            ConfigError: the state belongs to a run with different settings.
-        """
+        """Continue from a state that was read from ``source``."""
         before = parse_training(json.loads(state["config"]), name=source, root=Path())
         _check_same_run(before, self.config, state["step"], source)
         self.tokenizer.load_state_dict(state["weights"])

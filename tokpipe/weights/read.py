@@ -53,11 +53,7 @@ def read_weights(
 
 
 def encoding_tensors(uri: str, data: bytes, config: TokenizerConfig) -> Tensors:
-    """Return the tensors of a safetensors file that do not belong to the decoder.
-
-    Raises:
-        ConfigError: ``data`` is not a complete safetensors file.
-    """
+    """Return the tensors of a safetensors file that do not belong to the decoder."""
     import safetensors  # jobs are checked without it
 
     try:

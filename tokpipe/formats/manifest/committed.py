@@ -30,11 +30,7 @@ class CommittedRows:
         bitmap: bytes | None = None,
         partial: Mapping[int, PartialRow] | None = None,
     ) -> None:
-        """Start empty, or from the ``bitmap`` and ``partial`` of an earlier instance.
-
-        Raises:
-            ValueError: the bitmap does not fit ``num_rows`` rows.
-        """
+        """Start empty, or from the ``bitmap`` and ``partial`` of an earlier instance."""
         num_bytes = (num_rows + 7) // 8
         beyond = int.from_bytes(bitmap or b"", "little") >> num_rows
         if bitmap is not None and (len(bitmap) != num_bytes or beyond):

@@ -92,11 +92,6 @@ class ManifestEntry:
 
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> "ManifestEntry":
-        """Parse an entry.
-
-        Raises:
-            CorruptOutput: it does not parse, its checksum is wrong, or its format is newer.
-        """
         body = unseal(uri, data, newest_format=MANIFEST_FORMAT)
         try:
             clip_fields = body["clip_fields"]

@@ -76,11 +76,7 @@ def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]
 
 
 def read_entry(store: Store, seq: int) -> ManifestEntry:
-    """Return the entry with this number, which is known to exist.
-
-    Raises:
-        CorruptOutput: it is damaged, missing, or stored under the wrong number.
-    """
+    """Return the entry with this number, which is known to exist."""
     key = entry_key(seq)
     uri = store.uri_of(key)
     try:

@@ -1,32 +1,36 @@
 """decord or decord2, with an FFmpeg of their own, used only as was measured to be correct.
 
-``get_batch``, ``seek_accurate``, ``skip_frames`` and index access silently return wrong frames of
-ordinary files: open-GOP HEVC, MPEG-4 with B-frames, variable frame rate and fragmented MP4. Calling
-``next()`` for every frame, with the fault limit at zero, returned the right frames or an error on
-every file tried. So every frame of the file is decoded and scaled here.
+Skipping, seeking and batches silently return wrong frames of ordinary files. Calling ``next()`` for
+every frame, with the fault limit at zero, returned the right frames or an error on every file.
 """
 
 import ctypes
 import os
 from itertools import count
+from pathlib import Path
 
 import numpy as np
+from av.codec.context import Flags
 from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
-from tokpipe.media.timeline import Timeline
+from tokpipe.media.colour import HD_ROWS
+from tokpipe.media.container import open_video
+from tokpipe.media.geometry import Crop
+from tokpipe.media.timeline import Timeline, decode_frames
 
 # decord offers its libraries' functions to the whole process. PyAV would then call some of
 # decord's FFmpeg, and versions would not say which.
-ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL
+ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
 import decord  # noqa: E402
 from decord._ffi.base import _LIB  # noqa: E402
 
-# What decord was measured to read correctly. It duplicates frames of MPEG-TS, and has no times for
-# AVI. decord 0.6 has no AV1.
+# Frames of MPEG-TS come twice, AVI has no times, and decord 0.6 has no AV1.
 _FORMATS = frozenset({"mov", "matroska"})
 _CODECS = frozenset({"h264", "hevc", "vp9"})
+_SAMPLES = frozenset({"yuv420p", "yuvj420p"})
+_UNTAGGED, _MATRICES = 2, (1, 4, 5, 6, 7, 9)
 
 # Any positive limit below one frame stops decoding at the first frame that decord makes up.
 _FAULT_LIMIT = 1e-9
@@ -48,12 +52,11 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode the whole file in order and keep the wanted frames.
 
     Raises:
-        SourceError: ``unsupported`` for files that decord is not used for, else ``corrupt``: an
-            error, an FFmpeg message, or a number of frames or times other than listed.
+        SourceError: ``unsupported`` if decord is not used for the file, ``corrupt`` for any doubt.
     """
     timeline, wanted = task.timeline, task.wanted
     fit = task.framing.fit(timeline.height, timeline.width)
-    if reason := _declines(timeline, fit.box is None):
+    if reason := _declines(task, fit.box is None) or _moves(task.path):
         raise SourceError("unsupported", f"decord is not used here: {reason}")
     decord.logging.set_level(decord.logging.ERROR)
     height, width = fit.resized
@@ -92,16 +95,34 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         raise SourceError("corrupt", "decord's FFmpeg reported an error in the video stream")
 
 
-def _declines(timeline: Timeline, keeps_whole: bool) -> str | None:
+def _declines(task: Task, keeps_whole: bool) -> str | None:
+    timeline, look = task.timeline, task.framing.look
+    tags, height, width = timeline.tags, timeline.height, timeline.width
+    is_known = tags.matrix in _MATRICES or (tags.matrix == _UNTAGGED and height < HD_ROWS)
     reasons = {
         f"{timeline.codec} in {timeline.format}": timeline.format not in _FORMATS
         or timeline.codec not in _CODECS,
         "the packets do not determine the frames": not timeline.from_packets,
         f"{timeline.num_video_streams} video streams": timeline.num_video_streams != 1,
+        f"{tags.format} of {height}x{width}": tags.format not in _SAMPLES
+        or height % 2
+        or width % 2,
+        "its colours": tags.is_hdr or look.matrix != "auto" or not is_known,
+        "interlaced": tags.is_interlaced,
         "the picture has to be rotated": not timeline.orientation.is_upright,
-        "the picture has to be cropped before scaling": not keeps_whole,
+        "the picture has to be cropped": not keeps_whole or timeline.crop != Crop(),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _moves(path: Path) -> str | None:
+    """Whether FFmpeg as decord uses it moves the picture: some crops on the left do that."""
+    pictures = []
+    for kept in (~0, ~Flags.unaligned):
+        with open_video(path) as (container, stream):
+            stream.codec_context.flags &= kept
+            pictures.append(next(decode_frames(container, stream)).to_ndarray())
+    return None if np.array_equal(*pictures) else "columns are cropped on the left"
 
 
 def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:

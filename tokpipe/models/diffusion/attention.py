@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tokpipe.models.blocks import AttnBlock
-from tokpipe.models.convolution import Conv2d
+from tokpipe.models.operations import Conv2d
 
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
@@ -64,9 +64,6 @@ class XFormersAttnBlock(AttnBlock):
     Keys are the same, and values agree up to rounding, so weights can move between the two.
     Source: ``MemoryEfficientAttnBlock`` of CogVideo's ``sgm.modules.diffusionmodules.model``;
     arXiv:2112.05682.
-
-    Raises:
-        ImportError: xformers is not installed.
     """
 
     def __init__(self, in_channels: int) -> None:

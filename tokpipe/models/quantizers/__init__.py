@@ -5,9 +5,8 @@ changes about one code in a hundred. Latents and vectors are (B, dim, ...), code
 """
 
 from tokpipe.models.quantizers.base import Quantized, Quantizer
-from tokpipe.models.quantizers.fsq import FSQ
 from tokpipe.models.quantizers.gumbel import GumbelQuantizer
-from tokpipe.models.quantizers.lfq import LFQ
+from tokpipe.models.quantizers.scalar import FSQ, LFQ
 from tokpipe.models.quantizers.vector import (
     EMAVectorQuantizer,
     VectorQuantizer,

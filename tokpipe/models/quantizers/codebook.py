@@ -88,21 +88,17 @@ class CodebookQuantizer(Quantizer):
         return entries
 
 
-def _loaded(path: str | os.PathLike[str]) -> NDArray[Any]:
-    try:
-        loaded: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"{os.fspath(path)}: not a .npy file of integers ({error}), so the entries in use are "
-            "unknown. Write it with numpy.save"
-        ) from error
-    return loaded
-
-
 def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
     where, given = "remap", remap
     if isinstance(given, str | os.PathLike):
-        where, given = os.fspath(given), _loaded(given)
+        where = os.fspath(given)
+        try:
+            given = np.load(where, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{where}: not a .npy file of integers ({error}), so the entries in use are "
+                "unknown. Write it with numpy.save"
+            ) from error
     used = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     if used.ndim != 1 or not used.size or used.dtype.kind not in "iu":
         raise ValueError(

@@ -1,11 +1,23 @@
-"""The base of FSQ and LFQ, which round each channel separately and learn no codebook."""
+"""Quantizers that round each channel separately, and learn no codebook: FSQ and LFQ."""
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.quantizers.base import Quantizer
+from tokpipe.models.precision import exact_float32_products
+from tokpipe.models.quantizers.base import Quantized, Quantizer, straight_through
 from tokpipe.models.quantizers.nearest import project
+
+MAX_LEVELS = 2**22
+"""Levels of a channel: with more, float32 cannot tell the middle of a level from its edge."""
+
+JOINT_BITS = 18
+"""Bits whose joint distribution the entropy loss holds at once: 2**18 floats, 1 MiB."""
 
 
 class ScalarQuantizer(Quantizer):
@@ -84,3 +96,212 @@ def _projected(x: Tensor, projection: nn.Module) -> Tensor:
     if not isinstance(projection, nn.Linear):
         return x
     return project(x, projection.weight, projection.bias)
+
+
+class FSQ(ScalarQuantizer):
+    """Finite scalar quantization: each channel is squashed and rounded to one of its levels.
+
+    The code is a mixed-radix number whose first channel is the lowest digit. Vectors lie in
+    [-1, 1], before ``project_out`` if there is one. Gradients pass straight through the rounding,
+    but not the squashing. There is no loss. ``dim``, ``num_codebooks`` and
+    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Source: arXiv:2309.15505.
+    """
+
+    levels: Tensor
+    place_values: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        dim: int | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+    ) -> None:
+        levels = tuple(levels)
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels={list(levels)}: each channel needs at least two")
+        if max(levels) > MAX_LEVELS or math.prod(levels) > 2**62:
+            raise ValueError(
+                f"levels={list(levels)}: at most {MAX_LEVELS} per channel, which float32 can tell "
+                "apart, and 2**62 codes in all, which int64 holds"
+            )
+        super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
+        place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
+        # Integers, which .to(bfloat16) leaves alone; not persistent, as published.
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("place_values", torch.tensor(place_values), persistent=False)
+
+    def bounded(self, latent: Tensor) -> Tensor:
+        """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
+
+        The unit is one level, so the middle of every level is an integer, and the distance to the
+        nearest one, 0 to about 0.5, says how close the code is to changing. Training that pulls
+        it down makes codes that survive reduced precision. Differentiable.
+        """
+        return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
+
+    def codes_of_vectors(self, vectors: Tensor) -> Tensor:
+        """The inverse of ``vectors_of``: (B, dim, ...) -> (B, ...), or (B, ..., n), int64.
+
+        Vectors between levels get the nearest one.
+        """
+        if self.dim != self.codebook_dim * self.num_codebooks:
+            raise ValueError(
+                f"vectors of {self.dim} channels are projected from "
+                f"{self.codebook_dim * self.num_codebooks}, so their codes cannot be recovered. "
+                "Keep the codes instead"
+            )
+        digits = self._round(self._inner(vectors) * (self.levels // 2))
+        return self._shaped((digits * self.place_values).sum(-1))
+
+    def _bound(self, inner: Tensor) -> Tensor:
+        # A thousandth wider than needed, so that both outermost levels are reached; an even number
+        # of levels is centred between two of them.
+        half_width = (self.levels - 1).float() * 1.001 / 2
+        offset = (self.levels % 2 == 0).float() * 0.5
+        return (inner + (offset / half_width).atanh()).tanh() * half_width - offset
+
+    def _round(self, bounded: Tensor) -> Tensor:
+        """Bounded values -> digits from 0 on, int64."""
+        digits = bounded.round().long() + self.levels // 2
+        # From 1,001 levels on that thousandth rounds past the last level.
+        return digits.clamp_min(0).minimum(self.levels - 1)
+
+    def _codes(self, inner: Tensor) -> Tensor:
+        return (self._round(self._bound(inner)) * self.place_values).sum(-1)
+
+    def _inner_vectors(self, codes: Tensor) -> Tensor:
+        return self._digits_to_vectors(codes.unsqueeze(-1) // self.place_values % self.levels)
+
+    def _digits_to_vectors(self, digits: Tensor) -> Tensor:
+        half_width = self.levels // 2
+        return (digits - half_width).float() / half_width
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """(B, dim, ...) -> vectors, codes; no loss."""
+        bounded = self._bound(self._inner(latent))
+        digits = self._round(bounded.detach())
+        vectors = straight_through(bounded / (self.levels // 2), self._digits_to_vectors(digits))
+        codes = self._shaped((digits * self.place_values).sum(-1))
+        return Quantized(self._outer(vectors).movedim(-1, 1), codes)
+
+
+class LFQ(ScalarQuantizer):
+    """Lookup-free quantization: the sign of each channel is one bit of the code.
+
+    Pass ``dim``, ``codebook_size`` (a power of two) or both; ``num_codebooks`` and
+    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Vectors hold ``-codebook_scale`` and
+    ``codebook_scale``, before ``project_out`` if there is one.
+
+    ``bit_order="big"``, as first published, makes the first channel the highest bit, "little" the
+    lowest, as in Open-MAGVIT2. The buffer ``mask`` (codebook_dim,) of the published state_dict
+    holds the values of the bits, so that loading weights of the other order fails.
+
+    In ``train()`` mode the loss is ``entropy_loss_weight`` times (the entropy of each latent's
+    soft code, minus ``diversity_gamma`` times that of their mean), in nats, plus
+    ``commitment_loss_weight`` times the squared distance of the latent to its vector; in
+    ``eval()`` mode it is zero, as published. Source: arXiv:2310.05737.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        codebook_size: int | None = None,
+        entropy_loss_weight: float = 0.1,
+        commitment_loss_weight: float = 0.25,
+        diversity_gamma: float = 1.0,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+        codebook_scale: float = 1.0,
+        bit_order: Literal["big", "little"] = "big",
+    ) -> None:
+        if codebook_size is not None:
+            if codebook_size < 2 or codebook_size & (codebook_size - 1):
+                raise ValueError(f"{codebook_size=}: must be a power of two, one bit per channel")
+            num_bits = codebook_size.bit_length() - 1
+        elif dim is not None:
+            num_bits = dim
+        else:
+            raise ValueError("dim and codebook_size are both missing: pass at least one")
+        if not 1 <= num_bits <= 62:
+            raise ValueError(f"dim={num_bits}: a code of int64 holds 1 to 62 bits")
+        if codebook_scale <= 0:
+            raise ValueError(f"{codebook_scale=}: must be above 0")
+        if bit_order not in ("big", "little"):
+            raise ValueError(f"{bit_order=}: use 'big' (first channel highest) or 'little'")
+        super().__init__(2**num_bits, num_bits, dim, num_codebooks, keep_num_codebooks_dim)
+        self.entropy_loss_weight = entropy_loss_weight
+        self.commitment_loss_weight = commitment_loss_weight
+        self.diversity_gamma = diversity_gamma
+        self.codebook_scale = codebook_scale
+        mask = 2 ** torch.arange(num_bits)
+        self.register_buffer("mask", mask.flip(0) if bit_order == "big" else mask)
+
+    def _codes(self, inner: Tensor) -> Tensor:
+        """Zero counts as negative."""
+        return ((inner > 0) * self.mask).sum(-1)
+
+    def _inner_vectors(self, codes: Tensor) -> Tensor:
+        signs = ((codes.unsqueeze(-1) & self.mask) != 0).float() * 2 - 1
+        return signs * self.codebook_scale
+
+    def forward(self, latent: Tensor, inv_temperature: float = 100.0) -> Quantized:
+        """(B, dim, ...) -> vectors, codes, loss.
+
+        ``inv_temperature`` sharpens the soft codes of the entropy loss.
+        """
+        inner = self._inner(latent)
+        codes = self._codes(inner.detach())
+        vectors = self._inner_vectors(codes)
+        loss = inner.new_zeros(())
+        if self.training:
+            per_sample, of_mean = self._entropies(inner, inv_temperature)
+            entropy = per_sample - self.diversity_gamma * of_mean
+            commitment = F.mse_loss(inner, vectors)
+            loss = self.entropy_loss_weight * entropy + self.commitment_loss_weight * commitment
+        vectors = self._outer(straight_through(inner, vectors)).movedim(-1, 1)
+        return Quantized(vectors, self._shaped(codes), loss)
+
+    def _entropies(self, inner: Tensor, inv_temperature: float) -> tuple[Tensor, Tensor]:
+        """Mean entropy of the latents' soft codes, and entropy of their mean, over codebooks.
+
+        The published soft code is the softmax, over all code vectors, of ``2 * inv_temperature``
+        times the dot product with the latent. That is a product of independent bits, so the
+        entropy of each is a sum over bits.
+        """
+        logits = 4 * inv_temperature * self.codebook_scale * inner.flatten(0, -3)
+        # Entropy of a bit from its logit, finite for every logit.
+        per_bit = F.softplus(logits) - logits * logits.sigmoid()
+        of_mean = [entropy_of_mean(bits) for bits in logits.unbind(1)]
+        return per_bit.sum(-1).mean(), torch.stack(of_mean).mean()
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """Entropy, in nats, of the mean of N distributions of codes, each of independent bits.
+
+    logits (N, num_bits) -> (). Exact up to 18 bits: as a matrix, lower half of the bits by upper
+    half, the mean of the distributions is one matrix product. Wider codes are split into groups of
+    at most 18 bits, whose entropies are summed: an upper bound, exact where groups are independent
+    in the batch. (Published implementations cut off probabilities below 1e-5, which underestimates
+    the entropy from 17 bits on, even for the uniform distribution.)
+    """
+    num_groups = math.ceil(logits.shape[1] / JOINT_BITS)
+    total = logits.new_zeros(())
+    for group in logits.tensor_split(num_groups, dim=1):
+        lower, upper = (_products(half) for half in group.tensor_split(2, dim=1))
+        with exact_float32_products(logits.device):
+            joint = lower.T @ upper / len(logits)
+        # Far below any relevant probability; keeps 0 log 0 and its gradient finite.
+        total = total - (joint * joint.clamp_min(1e-30).log()).sum()
+    return total
+
+
+def _products(logits: Tensor) -> Tensor:
+    """(N, num_bits) -> (N, 2**num_bits): the probability of each value of the bits."""
+    table = logits.new_ones(len(logits), 1)
+    for bit in logits.unbind(1):
+        chances = torch.stack([(-bit).sigmoid(), bit.sigmoid()], dim=1)
+        table = (table.unsqueeze(2) * chances.unsqueeze(1)).flatten(1)
+    return table

@@ -78,11 +78,7 @@ class VideoTokenizer(nn.Module, ABC):
 
     @torch.inference_mode()
     def decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Decode the next latent frames of a clip: the inverse of ``encode_piece``.
-
-        Raises:
-            ValueError: as ``decode``, or a tokenizer that cannot decode in pieces.
-        """
+        """Decode the next latent frames of a clip: the inverse of ``encode_piece``."""
         self._check_streamable()
         codes = self._checked_input_codes(codes)
         num_frames = self.traits.temporal_stride * codes.shape[1]

@@ -61,11 +61,7 @@ class CosmosDVTokenizer(VideoTokenizer):
             ) from error
 
     def prove(self) -> None:
-        """Probe the program on its device, in its current type.
-
-        Raises:
-            ConfigError: it raises, or returns something else than this variant does.
-        """
+        """Probe the program on its device, in its current type."""
         device = next((p.device for p in self.encoder.parameters()), None)
         probe(self, self.what, with_decoder=self.decoder is not None, device=device)
         self._proven = self.dtype

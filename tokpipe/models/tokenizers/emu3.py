@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import Emu3Config
 from tokpipe.errors import ConfigError
-from tokpipe.models.convolution import Conv2d, Conv3d
+from tokpipe.models.operations import Conv2d, Conv3d
 from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
@@ -92,23 +92,12 @@ def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu
 
 
 def _use_own_convolutions(module: nn.Module) -> None:
-    """Replace torch's convolutions by this project's, which round alike in any batch."""
-    for name, child in module.named_children():
-        if type(child) is nn.Conv2d:
-            own: nn.Conv2d | nn.Conv3d = Conv2d(*_arguments(child))
-        elif type(child) is nn.Conv3d:
-            own = Conv3d(*_arguments(child))
-        else:
-            _use_own_convolutions(child)
-            continue
-        own.weight, own.bias = child.weight, child.bias
-        setattr(module, name, own)
-
-
-def _arguments(conv: nn.Conv2d | nn.Conv3d) -> tuple[Any, ...]:
-    assert conv.groups == 1
-    assert conv.padding_mode == "zeros"
-    return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
+    """Turn torch's convolutions into this project's, which round alike in any batch."""
+    own: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Conv3d) and type(part) in own:
+            assert (part.groups, part.padding_mode) == (1, "zeros")
+            part.__class__ = own[type(part)]  # type: ignore[assignment] # only forward differs
 
 
 def in_transformers_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from tokpipe.config.native_parts import (
     FSQConfig,
     GumbelConfig,
     LFQConfig,
-    Movq3DConfig,
     QuantizerConfig,
 )
 from tokpipe.config.tokenizer import NativeConfig
@@ -44,7 +43,12 @@ class NativeTokenizer(VideoTokenizer):
     def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
         self.patch_size = config.patch_size
-        self.encoder = _encoder(config)
+        self.encoder = Encoder3D(
+            **config.encoder.model_dump(exclude={"kind", "in_channels"}),
+            in_channels=config.pixel_channels,
+            double_z=False,
+            norm=config.norm,
+        )
         self.quantizer = _quantizer(config.quantizer)
         self.decoder: MOVQDecoder3D | None = None
         if with_decoder:
@@ -53,7 +57,13 @@ class NativeTokenizer(VideoTokenizer):
                     "tokenizer: has no decoder section, so its codes cannot become pixels again: "
                     "add the settings and weights of the decoder trained with this encoder"
                 )
-            self.decoder = _decoder(config, config.decoder)
+            self.decoder = MOVQDecoder3D(
+                **config.decoder.model_dump(exclude={"kind"}),
+                out_ch=config.pixel_channels,
+                z_channels=config.quantizer.codebook_dim,
+                temporal_compress_times=self.encoder.temporal_stride,
+                norm=config.norm,
+            )
 
     def latent_of(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, z, t, h, w) for the quantizer. With gradients."""
@@ -61,11 +71,7 @@ class NativeTokenizer(VideoTokenizer):
         return latent
 
     def frames_of(self, vectors: Tensor) -> Tensor:
-        """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients.
-
-        Raises:
-            ValueError: built without its decoder.
-        """
+        """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients."""
         return self._unpatched(self._with_decoder()(vectors))
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -105,7 +111,6 @@ class NativeTokenizer(VideoTokenizer):
         return F.pixel_unshuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
 
     def _unpatched(self, x: Tensor) -> Tensor:
-        """The inverse of ``_patched``."""
         if self.patch_size == 1:
             return x
         return F.pixel_shuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
@@ -121,23 +126,6 @@ def build_native(
     else:
         load_weights(tokenizer, weights, config, with_decoder=with_decoder)
     return tokenizer
-
-
-def _encoder(config: NativeConfig) -> Encoder3D:
-    settings = config.encoder.model_dump(exclude={"kind", "in_channels"})
-    return Encoder3D(
-        **settings, in_channels=config.pixel_channels, double_z=False, norm=config.norm
-    )
-
-
-def _decoder(config: NativeConfig, decoder: Movq3DConfig) -> MOVQDecoder3D:
-    return MOVQDecoder3D(
-        **decoder.model_dump(exclude={"kind"}),
-        out_ch=config.pixel_channels,
-        z_channels=config.quantizer.codebook_dim,
-        temporal_compress_times=config.encoder.temporal_compress_times,
-        norm=config.norm,
-    )
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:

@@ -22,9 +22,6 @@ def probe(
 
     Messages call the tokenizer ``what``. ``size`` is (height, width), by default a few latents
     high and, unless only squares are allowed, one more wide.
-
-    Raises:
-        ConfigError: it raises, or returns something other than its traits declare.
     """
     traits = tokenizer.traits
     side = traits.side_multiple * -(-32 // traits.side_multiple)

@@ -22,9 +22,6 @@ def load_weights(
     """Fill ``module`` from a safetensors file that has exactly its keys, once renamed.
 
     Keys that only decoding needs are optional for a module without a decoder.
-
-    Raises:
-        ConfigError: the file is damaged, or does not fit, with the keys that do not.
     """
     source = config.weights or "tokenizer.weights"
     state = read_safetensors(weights, source)
@@ -34,11 +31,7 @@ def load_weights(
 
 
 def read_safetensors(weights: bytes, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, which messages call ``source``.
-
-    Raises:
-        ConfigError: not a safetensors file, or an incomplete one.
-    """
+    """Return the tensors of a safetensors file, which messages call ``source``."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:

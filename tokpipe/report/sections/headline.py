@@ -6,7 +6,6 @@ from tokpipe.telemetry.human import counted, duration, size_text
 
 
 def headline(facts: Facts) -> Markup:
-    """Totals of the whole output."""
     totals, history = facts.status.totals, facts.history
     bits, rate, goodput = totals.bits_per_code, facts.frames_per_s, totals.goodput
     drivers = counted(len(history.starts_s), "driver")
@@ -41,7 +40,6 @@ def headline(facts: Facts) -> Markup:
 
 
 def state_line(facts: Facts) -> Markup:
-    """How far the job is."""
     status = facts.status
     rows = counted(status.num_rows, "plan row")
     if status.is_done:

@@ -6,7 +6,6 @@ from tokpipe.report.markup import Markup, details, el, figure, table
 
 
 def rejected(facts: Facts) -> list[Markup]:
-    """Counts by reason, with examples."""
     reasons = facts.status.totals.rejected.most_common()
     if not reasons:
         return [el("p", "No clip was rejected.")]

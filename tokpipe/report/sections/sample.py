@@ -18,7 +18,6 @@ MAX_LENGTHS = 24
 
 
 def codes(facts: Facts) -> list[Markup]:
-    """How the codebook is used."""
     sample, size = facts.sample, facts.record.tokenizer.codebook_size
     usage = sample.usage
     if not usage.num_codes:
@@ -60,7 +59,6 @@ def codes(facts: Facts) -> list[Markup]:
 
 
 def lengths(facts: Facts) -> list[Markup]:
-    """Frames and codes per clip."""
     sample = facts.sample
     if not sample.num_clips:
         return [el("p", "There are no clips yet.")]

@@ -12,7 +12,6 @@ _WORK = ("decode", "encode", "write")
 
 
 def throughput(facts: Facts) -> list[Markup]:
-    """Throughput over time, and by stage."""
     history = facts.history
     if not history.whole["frames"]:
         return [el("p", "No frames have been committed yet.")]
