@@ -58,8 +58,12 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
     def parse_only(self: argparse.ArgumentParser, *given: Any, **named: Any) -> Any:
         raise Parsed(real(self, *given, **named))
 
+    def run(parsed: argparse.Namespace) -> int:
+        raise Parsed(parsed)
+
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        patch.setattr("tokpipe.cli.command.exit_code_of", run)
         patch.setattr(sys, "argv", [module, *arguments])
         with pytest.raises(Parsed):
             importlib.import_module(module).main()
