@@ -13,7 +13,6 @@ from tokpipe.errors import SourceError
 
 CASES = Path("tests/cases/media").absolute()
 MPEG2 = {"codec": "mpeg2video", "options": {"bf": "2"}}
-EARLIER = ["late.mp4", "late.mkv", "late.ts", "late.flv"]
 
 
 def test_a_span_counts_from_where_the_sound_begins(lab: Lab) -> None:

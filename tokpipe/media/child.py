@@ -194,8 +194,6 @@ class _Clip:
         # still refers to it.
         pixels = np.frombuffer(_mapped(memory, math.prod(self.shape)), np.uint8)
         out = pixels.reshape(self.shape)
-        if self.framing.leaves_margins:
-            out[:] = self.framing.look.background
         try:
             decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
         except Stopped as error:

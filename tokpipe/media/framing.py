@@ -38,11 +38,6 @@ class Framing:
     """What the container hides of a stored frame."""
     look: Look = field(default_factory=Look)
 
-    @property
-    def leaves_margins(self) -> bool:
-        """Whether a frame may cover only a part of ``size``, on ``look.background``."""
-        return self.mode == "pad"
-
     def fit(self, height: int, width: int) -> Fit:
         """How a frame stored as (height, width), without what is hidden, fits once upright."""
         shown = self.orientation.oriented(height, width)
@@ -58,7 +53,7 @@ class Painter:
         self._scalers: dict[tuple[Any, ...], _Scaler] = {}
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
-        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3), whose margins are painted already.
+        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3).
 
         Raises:
             SourceError: ``unsupported``: its colours cannot be converted.
@@ -79,7 +74,7 @@ class Painter:
                 picture = compose(picture, self.framing.look.background)
             whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
             picture = self._scaled(whole, tags_of(whole), Crop(), fit.resized)
-        fit.place(picture, out)
+        fit.place(picture, self.framing.look.background, out)
 
     def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
         kind = frame.width, frame.height, tags, size

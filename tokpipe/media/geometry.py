@@ -25,10 +25,6 @@ class Orientation:
     flip_rows: bool = False
     flip_columns: bool = False
 
-    @property
-    def is_upright(self) -> bool:
-        return self == Orientation()
-
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) as stored -> (H, W, 3) or (W, H, 3) as shown; a view."""
         if self.transpose:
@@ -88,9 +84,13 @@ class Fit:
     size: tuple[int, int]
     """(height, width) of the output."""
 
-    def place(self, resized: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-        """Write a resized picture into ``out`` (H, W, 3), whose margins are already black."""
+    def place(
+        self, resized: NDArray[np.uint8], background: Sequence[int], out: NDArray[np.uint8]
+    ) -> None:
+        """Write a resized picture into ``out`` (H, W, 3), with margins of the background."""
         (row, column), (height, width) = self.offset, self.size
+        if min(self.offset) < 0:
+            out[:] = background
         part = resized[max(row, 0) : row + height, max(column, 0) : column + width]
         top, left = max(-row, 0), max(-column, 0)
         out[top : top + part.shape[0], left : left + part.shape[1]] = part

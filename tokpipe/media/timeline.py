@@ -262,8 +262,10 @@ def _read_packets(
     # FFmpeg also flags what is before a join of two MPEG-TS files, although nothing is missing.
     joins = count_clean_joins(path, stream.id) if flagged and name == "mpegts" else 0
     for at in flagged[joins:]:  # or at the packet after it
-        reason = "truncated" if at >= len(packets) - 2 else "corrupt"
-        return packets[:at], first, SourceError(reason, f"data is missing at video packet {at}")
+        damage = SourceError("corrupt", f"data is missing at video packet {at}")
+        if at >= len(packets) - 2:
+            damage = SourceError("truncated", f"the file ends inside video packet {at}")
+        return packets[:at], first, damage
     declared_s = (container.duration or 0) / av.time_base
     if is_matroska and declared_s > 1.1 * latest_s + 1:
         where = f"the file ends at {latest_s:.1f} s of the {declared_s:.1f} s in its header"

@@ -1,9 +1,9 @@
 """The decoders. Imported in the decoding child only.
 
 Each is a module with ``decode(task, out)``, which writes frame ``task.wanted[i]`` of the timeline
-into ``out[i]``, resized and placed. ``out`` is (T, H, W, 3), filled with the background if the
-framing leaves margins. It raises ``SourceError`` if the frames cannot be decoded, or may not be the
-right ones; ``out`` is then undefined. ``versions()`` lists what it loaded.
+into ``out[i]`` of (T, H, W, 3), resized and placed. It raises ``SourceError`` if the frames cannot
+be decoded, or may not be the right ones; ``out`` is then undefined. ``versions()`` lists what it
+loaded.
 """
 
 from collections.abc import Iterable

@@ -17,7 +17,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.colour import HD_ROWS
 from tokpipe.media.container import open_video
-from tokpipe.media.geometry import Crop
+from tokpipe.media.geometry import Crop, Orientation
 from tokpipe.media.timeline import Timeline, decode_frames
 
 # decord offers its libraries' functions to the whole process. PyAV would then call some of
@@ -84,7 +84,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
                 if resized.shape != (height, width, 3):
                     raise SourceError("corrupt", f"decord's frame has shape {resized.shape}")
                 while slot < len(wanted) and wanted[slot] == index:
-                    fit.place(resized, out[slot])
+                    fit.place(resized, task.framing.look.background, out[slot])
                     slot += 1
     except _ERRORS as error:
         last_line = str(error).strip().rpartition("\n")[2]
@@ -109,7 +109,7 @@ def _declines(task: Task, keeps_whole: bool) -> str | None:
         or width % 2,
         "its colours": tags.is_hdr or look.matrix != "auto" or not is_known,
         "interlaced": tags.is_interlaced,
-        "the picture has to be rotated": not timeline.orientation.is_upright,
+        "the picture has to be rotated": timeline.orientation != Orientation(),
         "the picture has to be cropped": not keeps_whole or timeline.crop != Crop(),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)

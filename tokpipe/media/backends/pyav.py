@@ -43,9 +43,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         try:
             return _decode_from(entry, task, out)
         except SourceError:
-            # Not every key frame is a clean start, so decide from the beginning.
-            if task.framing.leaves_margins:
-                out[:] = task.framing.look.background
+            pass  # not every key frame is a clean start, so decide from the beginning
     return _decode_from(None, task, out)
 
 
