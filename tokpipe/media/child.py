@@ -69,7 +69,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             except wire.Closed:
                 raise
             except Exception:  # a bug or a failing disk, which the parent raises
-                wire.send(channel, {"fault": traceback.format_exc()})
+                wire.send(channel, {"fault": traceback.format_exc()[-10_000:]})
             finally:
                 os.close(memory)
 
@@ -77,8 +77,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
     """Send ``trying`` before each backend, then ``done`` or ``rejected``.
 
-    The frames are in ``memory``, which is sent with ``done`` unless the request says
-    ``only_probe``.
+    The times of the frames and then the frames are in ``memory``, which is sent with ``done``
+    unless the request says ``only_probe``.
     """
     try:
         clip = _Clip(request)
@@ -156,43 +156,44 @@ class _Clip:
                 f"sampling.min_clip_frames is {self.min_frames}",
             )
         aspect, orientation = timeline.pixel_aspect, timeline.orientation
-        size = nearest_size(
-            [(height, width) for height, width in request["sizes"]],
-            *orientation.oriented(timeline.height, timeline.width),
-            orientation.oriented_aspect(aspect),
-        )
+        rows, columns = orientation.oriented(timeline.height, timeline.width)
+        shown_aspect = orientation.oriented_aspect(aspect)
+        sizes = [(height, width) for height, width in request["sizes"]]
+        size = nearest_size(sizes, rows, columns, shown_aspect)
         look = Look(**request["look"])
         self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
         self.shape = (len(self.wanted), *size, 3)
         total = {"num_segments": num_segments}
-        rows, columns = orientation.oriented(timeline.height, timeline.width)
         self.probed = {
             **total,
             "num_frames": selection.num_frames,
             "size": size,
-            "source_size": (rows, round(columns * orientation.oriented_aspect(aspect))),
+            "source_size": (rows, round(columns * shown_aspect)),
             "source_fps": timeline.average_fps,
         }
         self.description = {
             **total,
             "shape": self.shape,
-            "pts_s": timeline.times_s[self.wanted].tolist(),
+            "offset": 8 * len(self.wanted),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
             "marks": marks,
         }
 
     def decode(self, backend: str, memory: int) -> None:
-        """Write the frames to the start of ``memory``, an open file descriptor.
+        """Write times and frames to ``memory``, an open file descriptor.
 
         If damage ends the clip early and the job keeps such clips, ``description`` is shortened.
         """
         if self.timeline.damage is not None and backend != "pyav":
             raise SourceError("truncated", f"{self.timeline.damage}; only PyAV keeps the rest")
         decoder = load_backend(backend)
+        times_s = self.timeline.times_s[self.wanted]
         # The mapping goes with its last reference; an explicit close fails while a traceback
         # still refers to it.
-        pixels = np.frombuffer(_mapped(memory, math.prod(self.shape)), np.uint8)
+        mapped = _mapped(memory, times_s.nbytes + math.prod(self.shape))
+        mapped[: times_s.nbytes] = times_s.tobytes()
+        pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
         out = pixels.reshape(self.shape)
         try:
             decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
@@ -202,7 +203,6 @@ class _Clip:
                 raise
             self.description |= {
                 "shape": (num, *self.shape[1:]),
-                "pts_s": self.description["pts_s"][:num],
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
 

@@ -7,10 +7,8 @@ import mmap
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +33,7 @@ class ChildProcess:
     ) -> None:
         if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
             raise ModuleNotFoundError("No module named 'av'", name="av")
-        self._channel, theirs = socket.socketpair()
+        self._channel, theirs = wire.channel()
         lifeline, self._lifeline = os.pipe()
         # Libraries print into a file of fixed size: no pipe to drain and no disk to fill. What
         # does not fit is lost.
@@ -94,7 +92,7 @@ class ChildProcess:
                 os.close(spare)
 
     def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
-        return wire.receive(self._channel, time.monotonic() + timeout_s)
+        return wire.receive(self._channel, timeout_s)
 
     def kill(self) -> None:
         """End the process and close what connects to it.

@@ -1,6 +1,7 @@
 """Decodes clips in a child process that can be killed: hostile files do hang and crash decoders."""
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -166,9 +167,10 @@ class VideoDecoder:
         """
         asked = {"segment": segment, "num_segments": num_segments}
         video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
-        shape, pts_s = video.pop("shape"), video.pop("pts_s")
-        pixels = np.frombuffer(self._spares.lend(fd), np.uint8, int(np.prod(shape)))
-        return Video(pixels.reshape(shape), np.array(pts_s, np.float64), **video)
+        memory, shape = self._spares.lend(fd), video.pop("shape")
+        pts_s = np.frombuffer(memory, np.float64, shape[0]).copy()
+        pixels = np.frombuffer(memory, np.uint8, math.prod(shape), video.pop("offset"))
+        return Video(pixels.reshape(shape), pts_s, **video)
 
     def probe(
         self, path: Path, *, start_s: float | None = None, end_s: float | None = None

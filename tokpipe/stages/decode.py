@@ -185,20 +185,24 @@ class _SourceFiles:
         self._embedded = EmbeddedVideos(options)
         self.version: int | None = None
         """Of the last source requested; None if unknown."""
-        self._last: dict[_Source, tuple[Path, int | None]] = {}
-        """The last source requested, unless it is kept."""
-        self._kept: dict[_Source, tuple[Path, int | None]] = {}
+        self._held: dict[_Source, tuple[Path, int | None]] = {}
         """Oldest first."""
+        self._last: _Source | None = None
+        """The last source requested, unless it is kept."""
 
     def fetch(self, item: WorkItem) -> tuple[Path, bool]:
         """Return the local file of an item's source, and whether it was newly fetched."""
         source = item.source_uri, item.member
-        held = self._last.pop(source, None) or self._kept.pop(source, None)
-        self._drop(self._last, at_most=0)
+        if self._last is not None and self._last != source:
+            self._drop(self._last)
+        self._last = None
+        held = self._held.pop(source, None)
         is_new = held is None
         if held is None or held[0].parent != self._folder:  # used in place, it may have changed
             held = self._get(item)
-        self._last[source] = held
+        self._last, self._held[source] = source, held
+        if len(self._held) > KEPT_SOURCES:
+            self._drop(next(iter(self._held)))
         path, self.version = held
         return path, is_new
 
@@ -227,18 +231,16 @@ class _SourceFiles:
 
     def keep(self) -> None:
         """Keep the last source until it is requested again."""
-        self._kept |= self._last
-        self._last = {}
-        self._drop(self._kept, at_most=KEPT_SOURCES)
+        self._last = None
 
     def release(self) -> None:
         """Remove all copies."""
-        self._drop(self._last, at_most=0)
-        self._drop(self._kept, at_most=0)
+        self._last = None
+        while self._held:
+            self._drop(next(iter(self._held)))
 
-    def _drop(self, held: dict[_Source, tuple[Path, int | None]], *, at_most: int) -> None:
-        """Remove the oldest copies; a source on local disk is used in place and stays."""
-        while len(held) > at_most:
-            path, _ = held.pop(next(iter(held)))
-            if path.parent == self._folder:
-                path.unlink(missing_ok=True)
+    def _drop(self, source: _Source) -> None:
+        """Remove a copy; a source on local disk is used in place and stays."""
+        path, _ = self._held.pop(source)
+        if path.parent == self._folder:
+            path.unlink(missing_ok=True)
