@@ -189,9 +189,9 @@ class _Ours:
         return time.perf_counter() - started, self._cpu_s() - used
 
     def _cpu_s(self) -> float:
-        pid = self._decoder.child_pid
+        pid = self._decoder.start().pid
         # The clock id that Linux uses for all threads of a process.
-        return time.process_time() + (0.0 if pid is None else time.clock_gettime((~pid << 3) | 2))
+        return time.process_time() + time.clock_gettime((~pid << 3) | 2)
 
 
 def _by_ffmpeg(program: str, clip: Encoded, way: str) -> tuple[float, float]:

@@ -58,10 +58,10 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             return
         _limit_address_space(memory_bytes)
         while True:
-            request, spare = wire.receive(channel)
+            request, _ = wire.receive(channel)
             # Anonymous memory leaves no name behind in /dev/shm: it disappears with its last
             # user, however that user ends.
-            memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC) if spare is None else spare
+            memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
                 wire.send(channel, {"trying": None, "num_segments": None})
                 os.lseek(2, 0, os.SEEK_SET)
@@ -191,7 +191,10 @@ class _Clip:
         times_s = self.timeline.times_s[self.wanted]
         # The mapping goes with its last reference; an explicit close fails while a traceback
         # still refers to it.
-        mapped = _mapped(memory, times_s.nbytes + math.prod(self.shape))
+        size = times_s.nbytes + math.prod(self.shape)
+        os.ftruncate(memory, size)
+        # All pages at once, which is far faster than one page fault each.
+        mapped = mmap.mmap(memory, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         mapped[: times_s.nbytes] = times_s.tobytes()
         pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
         out = pixels.reshape(self.shape)
@@ -205,18 +208,6 @@ class _Clip:
                 "shape": (num, *self.shape[1:]),
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
-
-
-def _mapped(memory: int, size: int) -> mmap.mmap:
-    """Map the first ``size`` bytes of a descriptor, growing it if it is smaller."""
-    flags = mmap.MAP_SHARED
-    if os.fstat(memory).st_size >= size:
-        # Memory of an earlier clip: mapping all of its pages at once is far faster than one page
-        # fault each. New memory gets its pages as they are written.
-        flags |= mmap.MAP_POPULATE
-    else:
-        os.ftruncate(memory, size)
-    return mmap.mmap(memory, size, flags=flags)
 
 
 @functools.lru_cache(_MAX_TIMELINES)

@@ -1,15 +1,14 @@
-"""The parent's side of a decoding child: its process, and the memory that frames arrive in."""
+"""The parent's side of a decoding child: its process."""
 
 import contextlib
 import fcntl
 import importlib.util
-import mmap
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,6 @@ from tokpipe.media import wire
 _START_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 5.0
 _STDERR_BYTES = 64 * 1024
-_MAX_SPARE_BYTES = 2**28
-"""Memory kept for the next clips: twice the largest clip that a plan makes."""
-_MAX_SPARES = 16
 
 
 class ChildProcess:
@@ -33,7 +29,7 @@ class ChildProcess:
     ) -> None:
         if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
             raise ModuleNotFoundError("No module named 'av'", name="av")
-        self._channel, theirs = wire.channel()
+        self._channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # whole messages
         lifeline, self._lifeline = os.pipe()
         # Libraries print into a file of fixed size: no pipe to drain and no disk to fill. What
         # does not fit is lost.
@@ -82,14 +78,9 @@ class ChildProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, message: dict[str, Any], spare: int | None) -> None:
-        """Send a request, and hand over ``spare``, a descriptor of memory to decode into."""
+    def send(self, message: dict[str, Any]) -> None:
         self._channel.settimeout(_START_TIMEOUT_S)
-        try:
-            wire.send(self._channel, message, spare)
-        finally:
-            if spare is not None:
-                os.close(spare)
+        wire.send(self._channel, message)
 
     def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
         return wire.receive(self._channel, timeout_s)
@@ -114,48 +105,6 @@ class ChildProcess:
         printed = os.pread(self._stderr, _STDERR_BYTES, 0).rstrip(b"\0\n")
         self.kill()
         return status, printed[-500:].decode(errors="replace").strip()
-
-
-class SpareMemory:
-    """Memory of clips that are no longer used, for the next ones.
-
-    The kernel takes longer to find and clear new pages than FFmpeg takes to scale a small frame.
-    Each block is in one place at a time: here, with the child, or under the frames of a clip. So
-    it disappears with a child that is killed, and frames in use are never overwritten.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[tuple[int, int]] = []
-        """Descriptors and their sizes in bytes."""
-        self._is_closed = False
-
-    def take(self) -> int | None:
-        """Return a descriptor to decode into, which the caller closes; None if there is none."""
-        return self._free.pop()[0] if self._free else None
-
-    def lend(self, fd: int) -> mmap.mmap:
-        """Map a descriptor, and take it back when the last reference to the mapping is gone."""
-        try:
-            memory = mmap.mmap(fd, 0)
-            # No locks: the finalizer may run inside any call of this class, in any thread.
-            weakref.finalize(memory, self._take_back, fd, len(memory)).atexit = False
-        except BaseException:
-            os.close(fd)
-            raise
-        return memory
-
-    def close(self) -> None:
-        """Free all memory now, and lent memory as soon as it comes back."""
-        self._is_closed = True
-        while (fd := self.take()) is not None:
-            os.close(fd)
-
-    def _take_back(self, fd: int, size: int) -> None:
-        total = size + sum(spare for _, spare in self._free)
-        if self._is_closed or len(self._free) == _MAX_SPARES or total > _MAX_SPARE_BYTES:
-            os.close(fd)
-        else:
-            self._free.append((fd, size))
 
 
 def how_it_died(status: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import mmap
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.errors import RuntimeFault, SourceError
 from tokpipe.media import wire
-from tokpipe.media.child_process import ChildProcess, SpareMemory, how_it_died
+from tokpipe.media.child_process import ChildProcess, how_it_died
 from tokpipe.types import Cut
 
 _log = logging.getLogger(__name__)
@@ -137,18 +138,12 @@ class VideoDecoder:
             "salvage": decode.on_damage == "mark",
         }
         self._child: ChildProcess | None = None
-        self._spares = SpareMemory()
 
     def start(self) -> ChildProcess:
         """Start the child unless it runs; raises what ``ChildProcess`` does."""
         if self._child is None:
             self._child = ChildProcess(self._config.memory_bytes, self._backends, self._versions)
         return self._child
-
-    @property
-    def child_pid(self) -> int | None:
-        """Process id of the child; None before it is started."""
-        return None if self._child is None else self._child.pid
 
     def decode(
         self,
@@ -167,7 +162,11 @@ class VideoDecoder:
         """
         asked = {"segment": segment, "num_segments": num_segments}
         video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
-        memory, shape = self._spares.lend(fd), video.pop("shape")
+        shape = video.pop("shape")
+        try:
+            memory = mmap.mmap(fd, 0)  # as long as frames refer to it
+        finally:
+            os.close(fd)
         pts_s = np.frombuffer(memory, np.float64, shape[0]).copy()
         pixels = np.frombuffer(memory, np.uint8, math.prod(shape), video.pop("offset"))
         return Video(pixels.reshape(shape), pts_s, **video)
@@ -186,9 +185,7 @@ class VideoDecoder:
         return Probe(**{**probe, **sizes})
 
     def close(self) -> None:
-        """End the child and free its memory. The next ``decode`` starts another."""
-        self._spares.close()
-        self._spares = SpareMemory()
+        """End the child. The next ``decode`` starts another."""
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -233,7 +230,7 @@ class VideoDecoder:
         has_started = False
         deadline_s = self._config.deadline_s
         try:
-            child.send(request, self._spares.take())
+            child.send(request)
             answer, fd = child.receive(deadline_s)
             while "trying" in answer:
                 has_started = True

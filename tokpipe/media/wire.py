@@ -15,11 +15,6 @@ class Closed(Exception):
     """The other side has hung up."""
 
 
-def channel() -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a connection that carries whole messages."""
-    return socket.socketpair(type=socket.SOCK_SEQPACKET)
-
-
 def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
     """Send one message, with at most one descriptor, which stays open on this side."""
     try:
