@@ -160,19 +160,19 @@ class _Clip:
         shown_aspect = orientation.oriented_aspect(aspect)
         sizes = [(height, width) for height, width in request["sizes"]]
         size = nearest_size(sizes, rows, columns, shown_aspect)
-        look = Look(**request["look"])
+        chosen = {name: request[name] for name in ("matrix", "background", "deinterlace")}
+        look = Look(tonemap=hdr == "tonemap", **chosen)
         self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
         self.shape = (len(self.wanted), *size, 3)
-        total = {"num_segments": num_segments}
         self.probed = {
-            **total,
+            "num_segments": num_segments,
             "num_frames": selection.num_frames,
             "size": size,
             "source_size": (rows, round(columns * shown_aspect)),
             "source_fps": timeline.average_fps,
         }
         self.description = {
-            **total,
+            "num_segments": num_segments,
             "shape": self.shape,
             "offset": 8 * len(self.wanted),
             "fps": request["fps"] or timeline.average_fps,

@@ -19,7 +19,7 @@ HD_ROWS = 720
 # FFmpeg's scaler rejects reserved tags even of what it does not convert.
 _AS_IT_IS = "in_primaries=bt709:in_transfer=bt709"
 
-_LIMITED, _FULL = 1, 2
+LIMITED, _FULL = 1, 2
 _PQ, _HLG = 16, 18
 
 _REFERENCE_WHITE = 203.0  # cd/m2, ITU-R BT.2408
@@ -70,11 +70,6 @@ class Tags(NamedTuple):
     def has_alpha(self) -> bool:
         kind = av.VideoFormat(self.format)
         return bool(kind.has_palette or kind.components[-1].is_alpha)
-
-    @property
-    def must_be_stretched(self) -> bool:
-        """Whether it is limited RGB or grey, which FFmpeg's scaler takes for full range."""
-        return self.range == _LIMITED and (self.is_grey or self.is_rgb)
 
 
 def tags_of(frame: Any) -> Tags:

@@ -9,13 +9,13 @@ import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.colour import Look, Tags, compose, conversion, tags_of, tonemapped
+from tokpipe.media.colour import LIMITED, Look, Tags, compose, conversion, tags_of, tonemapped
 from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
 # Over the whole area that an output pixel covers, and independent of the vector instructions of a
 # machine.
 _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
-# swscale rejects filters with more taps; a stronger reduction takes several steps.
+# swscale rejects filters with more taps; a stronger reduction takes two steps.
 _MAX_REDUCTION = 128
 # By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
 # levels of 255) and slower than by way of planes.
@@ -112,9 +112,13 @@ class _Scaler:
             to_rgb = _FLAGS
         if inner != whole:
             steps.append(cut)
-        first, *others = _steps(inner, size)
-        steps += [_scale(first, to_rgb), planes, *map(_scale, others)]
-        if tags.must_be_stretched:
+        first = min(inner[0], _MAX_REDUCTION * size[0]), min(inner[1], _MAX_REDUCTION * size[1])
+        if first == inner:
+            first = size
+        steps += [_scale(first, to_rgb), planes]
+        if first != size:
+            steps.append(_scale(size))
+        if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
             steps.append(("lutrgb", _STRETCH))
         self._graph = av.filter.Graph()
         self._graph.threads = 1
@@ -147,13 +151,3 @@ class _Scaler:
 
 def _scale(size: tuple[int, int], options: str = _FLAGS) -> tuple[str, str]:
     return "scale", f"{size[1]}:{size[0]}:{options}"
-
-
-def _steps(source: tuple[int, int], target: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes to scale through, the target last."""
-    (height, width), steps = target, [target]
-    while source[0] > _MAX_REDUCTION * height or source[1] > _MAX_REDUCTION * width:
-        height = min(source[0], _MAX_REDUCTION * height)
-        width = min(source[1], _MAX_REDUCTION * width)
-        steps.insert(0, (height, width))
-    return steps

@@ -13,9 +13,6 @@ from tokpipe.storage.local_files import write_file
 CRF = 12
 """x264's quality: far less loss than any tokenizer, at a tenth of the lossless size."""
 
-_BT601_LIMITED = {"colorspace": 6, "color_range": 1}
-"""The conversion that swscale applies to RGB, in FFmpeg's numbers (smpte170m, mpeg)."""
-
 
 class VideoWriter:
     """Writes an H.264 MP4 of constant frame rate, which appears at its path once it is complete.
@@ -58,8 +55,8 @@ class VideoWriter:
         # 4:2:0 plays everywhere, but only has even sizes.
         stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         stream.options = {"crf": str(CRF)}
-        for name, value in _BT601_LIMITED.items():
-            setattr(stream.codec_context, name, value)
+        # What swscale converts RGB to: BT.601 (smpte170m) of limited range.
+        stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1
         return stream
 
 

@@ -85,10 +85,7 @@ class DecodeStage:
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
-        """Return what decoding the item's row would produce, from its container alone.
-
-        Raises the errors of ``process``.
-        """
+        """Return what decoding the item's row would produce; raises as ``process`` does."""
         probe = partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
         return self._tried(item, probe)
 

@@ -69,12 +69,9 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
         slot = 0
         try:
             for frame in frames:
-                _check_place(frame, index, timeline)
+                _check_place(frame, index, timeline.pts)
                 if index == wanted[slot]:
-                    try:
-                        painter.paint(frame, out[slot])
-                    except av.FFmpegError as error:
-                        raise damaged(f"frame {index} cannot be converted", error) from error
+                    painter.paint(frame, out[slot])
                     slot += 1
                     while slot < len(wanted) and wanted[slot] == index:
                         out[slot] = out[slot - 1]
@@ -86,14 +83,15 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
                 "corrupt",
                 f"decoding ends after frame {index - 1}; the file lists {len(timeline)} frames",
             )
+        except av.FFmpegError as error:
+            message = f"frame {index} cannot be converted"
+            raise Stopped(damaged(message, error), slot) from error
         except SourceError as error:
             raise Stopped(error, slot) from error.__cause__
 
 
-def _check_place(frame: Any, index: int, timeline: Timeline) -> None:
-    if timeline.pts is None:
-        return
-    listed = timeline.pts[index] if index < len(timeline) else None
+def _check_place(frame: Any, index: int, pts: tuple[int, ...] | None) -> None:
+    listed = frame.pts if pts is None else pts[index] if index < len(pts) else None
     if frame.pts != listed:
         raise SourceError(
             "corrupt",
