@@ -22,7 +22,6 @@ class RangedFile(io.RawIOBase):
     """
 
     def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
-        """``read_range(start, end)`` returns the bytes from start to end, both within ``size``."""
         super().__init__()
         self.size = size
         self._read_range = read_range
