@@ -35,10 +35,7 @@ class EmbeddedVideos:
     def copy(
         self, member: ArchiveMember, folder: Path, max_bytes: int, version: int | None
     ) -> tuple[Path, int]:
-        """Return a new file in ``folder``, and the version of the table.
-
-        Raises the errors of ``fetch_to_file``.
-        """
+        """Return a new file, and the version of the table; raise as ``fetch_to_file`` does."""
         place = f"{member.archive_uri}: row {member.offset + 1}"
         with source_errors(member.archive_uri):
             table = client_of(member.archive_uri, self._options).info(member.archive_uri)

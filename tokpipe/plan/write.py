@@ -82,11 +82,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
 
 
 def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
-    """Decide the job's carried columns, before any row is read.
-
-    Raises:
-        ConfigError: two sources have one column with different types.
-    """
+    """Decide the job's carried columns, before any row is read."""
     merged: dict[str, tuple[pa.Field, str]] = {}
     for source in sources:
         for field in source.carried():

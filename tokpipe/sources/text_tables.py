@@ -349,11 +349,7 @@ _CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 @contextmanager
 def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.BufferedReader]:
-    """Open a text table, decompressed if it is compressed, after any byte order mark.
-
-    Raises:
-        ConfigError: it cannot be opened, or its compressed stream is cut or damaged.
-    """
+    """Open a text table, decompressed if it is compressed, after any byte order mark."""
     codec = None
     try:
         with open_ranged(uri, options, 8 * 2**20, pin) as file:

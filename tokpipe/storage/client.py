@@ -72,9 +72,6 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
 
     Clients are cached per process, because connections live on a thread that a fork loses, and
     per set of cloud credentials in the environment.
-
-    Raises:
-        ConfigError: an unknown protocol, a missing package, or an unknown option.
     """
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
@@ -138,11 +135,7 @@ class Client:
             raise _translated(doing, uri, error, trouble) from error
 
     def info(self, uri: str) -> ObjectInfo:
-        """Look up one object.
-
-        Raises:
-            NotFound: it does not exist, or is a folder.
-        """
+        """Look up one object; a folder is ``NotFound``."""
         try:
             return self._look_up(uri)
         except StorageError as error:
@@ -188,9 +181,7 @@ class Client:
         """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
 
         An HTTP server may ignore the range and send everything; then everything is returned.
-
-        Raises:
-            Changed: the object is another one now, or gone.
+        Raises ``Changed`` if the object is another one now, or gone.
         """
 
         def attempt(timeout_s: float) -> tuple[bytes, ObjectInfo | None]:
