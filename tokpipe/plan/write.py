@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.duplicates import (
-    PlannedPart,
-    count_problems,
-    find_duplicates,
-    without_rows,
-)
+from tokpipe.plan.duplicates import PlannedPart, count_problems, find_duplicates, without_rows
 from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource

@@ -228,10 +228,8 @@ class Client:
     def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[StoredObject]:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
         bucket, key, _ = self.fs.split_path(folder)
-        request: dict[str, Any] = {
-            "Bucket": bucket,
-            "Prefix": f"{key.rstrip('/')}/{prefix}" if key else prefix,
-        }
+        start = f"{key.rstrip('/')}/{prefix}" if key else prefix
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": start}
         while True:
             page = self.call("listing it", folder_uri, "call_s3", "list_objects_v2", **request)
             for entry in page.get("Contents", ()):

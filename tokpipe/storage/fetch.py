@@ -183,6 +183,7 @@ def node_trouble(folder: Path) -> Iterator[None]:
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) -> None:
     """Copy from a web server, whose one answer is of one version; after an error, start again."""
+    folder = Path(file.name).parent
 
     def attempt(_: float) -> None:
         file.seek(0)
@@ -190,9 +191,7 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) ->
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
                 check_size(source, file.tell() + len(piece), max_bytes)
-                with node_trouble(
-                    Path(file.name).parent
-                ):  # else it would look like the store's error
+                with node_trouble(folder):  # else it would look like the store's error
                     file.write(piece)
 
     client.run("reading it", source, attempt)
