@@ -138,7 +138,7 @@ def test_the_report_says_what_is_wrong_and_what_to_do(
     output.store.delete("shards/shard3.parquet")
     assert main(["audit", output.store.uri]) == 8
     printed = capsys.readouterr().out
-    assert "1 defects: object_missing 1" in printed
+    assert "1 defect: object_missing 1" in printed
     assert "shard3.parquet is damaged: it is missing, although the manifest lists it" in printed
     assert "tokenize the dataset again" in printed
 

@@ -23,6 +23,8 @@ def test_quick_forms_yield_figures(name: str) -> None:
             assert float(figure.details.get(script, 1.0)) > 0.999, "the peers did another job"
 
 
-def test_a_source_costs_two_requests_and_a_shard_three() -> None:
+def test_a_source_costs_three_requests_and_a_shard_three() -> None:
     parts = requests_of(2)
-    assert (parts["source"], parts["shard"], parts["commit"]) == (2, 2, 1)
+    # The store in memory, like those of Google and Azure, is asked for the version after a read;
+    # answers of S3 and web servers name it.
+    assert (parts["source"], parts["shard"], parts["commit"]) == (3, 2, 1)

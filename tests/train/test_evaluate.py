@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from examples.demo_tokenizer.evaluate import (
+    evaluate,
+    main,
+    open_checkpoint,
+    read_clips,
+    side_by_side,
+)
 from tests.videos import numbers_of, write_video
 from tokpipe.media.quality import psnr_db
-from tokpipe.train.evaluate import evaluate, main, open_checkpoint, read_clips, side_by_side
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "bigbuckbunny.mp4"
 BUILT_IN = "builtin://fsq-4x8x8"

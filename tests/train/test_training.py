@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
+from examples.demo_tokenizer.evaluate import open_checkpoint, read_clips
 from tests.models.adapter_helpers import noise
 from tests.train.conftest import Config, Settings, phase
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import FSQ
 from tokpipe.train.config import LossConfig, TrainConfig
-from tokpipe.train.evaluate import open_checkpoint, read_clips
 from tokpipe.train.loop import LOG_NAME, STATE_NAME, Trainer, train
 from tokpipe.train.reconstruction import guide, losses, reconstruct, scaled
 

@@ -1,1 +1,1 @@
-"""Trains and measures tokenizers: ``tokpipe train``, ``python -m tokpipe.train.evaluate``."""
+"""Trains tokenizers: ``tokpipe train``."""

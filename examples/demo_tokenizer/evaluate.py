@@ -1,4 +1,4 @@
-"""``python -m tokpipe.train.evaluate CHECKPOINT VIDEO...``: measures a tokenizer.
+"""``python -m examples.demo_tokenizer.evaluate CHECKPOINT VIDEO...``: measures a tokenizer.
 
 Prints JSON: PSNR and SSIM of the reconstruction, how the codebook is used, and what fraction of
 codes stays the same in bfloat16.
@@ -107,7 +107,8 @@ def side_by_side(source: Frames, restored: Frames, columns: int = 4) -> Frames:
 def main(arguments: list[str] | None = None) -> int:
     """Return 0, or 2 if the checkpoint or a video cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m tokpipe.train.evaluate", description="Measure a tokenizer on videos."
+        prog="python -m examples.demo_tokenizer.evaluate",
+        description="Measure a tokenizer on videos.",
     )
     parser.add_argument("checkpoint", help="folder with config.yaml, or builtin://NAME")
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO")
