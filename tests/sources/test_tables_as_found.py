@@ -170,6 +170,26 @@ def test_json_is_carried_with_its_digits_and_repeated_keys_are_problems(tmp_path
     assert row["URL"] == "true"
 
 
+@pytest.mark.parametrize("inner", ["1", r'"\u00e9"'])
+def test_json_that_is_nested_too_deeply_is_a_problem_of_its_row(tmp_path: Path, inner: str) -> None:
+    rows = [f'{{"url":"/{n}.mp4","x":{"[" * n}{inner}{"]" * n}}}' for n in range(10, 1010, 10)]
+    for text in ("\n".join(rows), f"[{','.join(rows[:60])}]"):
+        found = read("table", write(tmp_path / "t.json", text))
+        bad = [row["problem"] for row in found if row["problem"]]
+        assert len(found) == text.count("url")
+        assert bad == [one for one in bad if "is not usable JSON" in one]
+        assert 10 < len(found) - len(bad) < len(found)
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\uDFFF", r"\ud800\ud83d\ude00", r"\\\udc00x"])
+def test_half_a_surrogate_pair_is_a_problem_of_its_row(tmp_path: Path, half: str) -> None:
+    whole = r"\ud83d\ude00\\ud800"
+    lines = "".join(f'{{"url": "/v.mp4", "x": "{text}"}}\n' for text in (half, whole))
+    bad, good = read("table", write(tmp_path / "t.jsonl", lines))
+    assert "half a surrogate pair" in bad["problem"]
+    assert good["x"] == "\U0001f600\\ud800"
+
+
 @pytest.mark.parametrize("value", ["7", "1.5", "true", "[1]", '{"path": "x"}'])
 def test_what_is_not_text_is_no_uri(tmp_path: Path, value: str) -> None:
     lines = f'{{"url": {value}, "id": "1"}}\n{{"url": "/v.mp4", "id": [1]}}\n'

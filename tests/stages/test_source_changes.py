@@ -19,7 +19,7 @@ from tests.end_to_end.jobs import TOKENIZER
 from tests.videos import numbers_of, write_video
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.identity.ids import row_id
+from tokpipe.identity.ids import SPAN_BYTES, row_digests
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.plan.stored import read_part, store_part
 from tokpipe.stages.decode import DecodeStage
@@ -288,7 +288,8 @@ def test_a_plan_without_versions_is_read_and_ids_do_not_depend_on_them(
     (tmp_path / "a.mp4").write_bytes(videos["a.mp4"])
     planned = Planned(tmp_path, stage, {"kind": "files", "uri": "*.mp4"})
     (item,) = planned.items()
-    assert item.row_id == row_id("test", str(tmp_path / "a.mp4"), None, None)
+    uri = str(tmp_path / "a.mp4").encode()
+    assert item.row_id == row_digests("test", [uri], bytes(SPAN_BYTES)).hex()
     (part,) = planned.plan.parts
     table = read_part(planned.store, part).drop_columns("source_version")
     older = store_part(planned.store, part.key, table, 0)

@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.tables import stream_parquet
 from tokpipe.storage.client import client_of
-from tokpipe.storage.fetch import check_size, check_version, node_trouble, source_errors
+from tokpipe.storage.fetch import check_size, check_version, new_file, source_errors
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.types import ArchiveMember
 
@@ -36,10 +35,7 @@ class EmbeddedVideos:
     def copy(
         self, member: ArchiveMember, folder: Path, max_bytes: int, version: int | None
     ) -> tuple[Path, int]:
-        """Return a new file in ``folder``, and the version of the table.
-
-        Raises the errors of ``fetch_to_file``.
-        """
+        """Return a new file, and the version of the table; raise as ``fetch_to_file`` does."""
         place = f"{member.archive_uri}: row {member.offset + 1}"
         with source_errors(member.archive_uri):
             table = client_of(member.archive_uri, self._options).info(member.archive_uri)
@@ -51,14 +47,9 @@ class EmbeddedVideos:
         if data is None:
             raise SourceError("changed", f"{place}: has no video any more")
         check_size(place, len(data), max_bytes)
-        path = folder / uuid.uuid4().hex
-        try:
-            with node_trouble(folder):
-                path.write_bytes(data)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path, table.source_version
+        with new_file(folder) as file:
+            file.write(data)
+        return Path(file.name), table.source_version
 
     def _read(self, member: ArchiveMember) -> bytes | None:
         column, (known, next_row) = (member.archive_uri, member.column), self._next

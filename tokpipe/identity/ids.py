@@ -14,26 +14,16 @@ def digest(value: Any) -> str:
 
 
 SPAN_BYTES = 18
-"""Start and end, each as a byte that is 1 if it is set and a little-endian float64 in seconds."""
-
-
-def span_bytes(start_s: float | None, end_s: float | None) -> bytes:
-    """Return a span as ``SPAN_BYTES`` bytes; a limit that is not set is all zeros."""
-    limits = (start_s, end_s)
-    return b"".join(struct.pack("<?d", limit is not None, limit or 0.0) for limit in limits)
+"""Start and end, each as a byte that is 1 if it is set and a little-endian float64 in seconds; a
+limit that is not set is all zeros."""
 
 
 def row_digests(dataset: str, source_uris: Iterable[bytes], spans: bytes) -> bytes:
-    """Return the binary ids of plan rows, 16 bytes each.
+    """Return the binary ids of plan rows, 16 bytes each, from their ``SPAN_BYTES`` joined.
 
     An id is the first 128 bits of SHA-256 over the length of the dataset's name (4 bytes,
-    little-endian), the name, the source uri and the span. The length in front and the fixed size
-    of the span make this input unique.
-
-    Args:
-        dataset: name of the dataset.
-        source_uris: one UTF-8 text per row.
-        spans: the ``span_bytes`` of all rows, joined.
+    little-endian), the name, the source uri (with any member) and the span. The length in front
+    and the fixed size of the span make this input unique.
     """
     name = dataset.encode("utf-8", "surrogatepass")
     head = struct.pack("<I", len(name)) + name
@@ -44,12 +34,6 @@ def row_digests(dataset: str, source_uris: Iterable[bytes], spans: bytes) -> byt
             for at, uri in zip(range(0, len(spans), SPAN_BYTES), source_uris, strict=True)
         ]
     )
-
-
-def row_id(dataset: str, source_uri: str, start_s: float | None, end_s: float | None) -> str:
-    """Return the id of one plan row: of dataset, source uri (with any member) and span."""
-    uri = source_uri.encode("utf-8", "surrogatepass")
-    return row_digests(dataset, [uri], span_bytes(start_s, end_s)).hex()
 
 
 def clip_id(

@@ -1,9 +1,4 @@
-"""The plan: every clip to make, decided once and stored in parts.
-
-``write`` reads the sources and stores their rows, ``duplicates`` finds rows that are the same
-clip, ``read`` reads rows back, ``stored`` describes the plan and its files. ``sample`` draws rows
-of a source without a plan.
-"""
+"""The plan: every clip to make, decided once and stored in parts."""
 
 from tokpipe.plan.read import PlanReader
 from tokpipe.plan.sample import RowSample, sample_rows

@@ -71,15 +71,6 @@ def _clip_text(values: dict[str, Any]) -> str:
     return f"{uri} from {start_s or 0.0} s to {ends}"
 
 
-def explain_duplicates(duplicates: Sequence[Duplicate]) -> str:
-    _, place, first, clip = duplicates[0]
-    return (
-        f"{first} and {place} are the same clip {clip}; in all, {len(duplicates)} rows repeat an "
-        "earlier one (rows count from 0). The dataset would hold its codes twice. Remove the "
-        "repeated rows, or set on_duplicate: keep_first."
-    )
-
-
 def without_rows(
     store: Store, parts: Sequence[PlannedPart], dropped: Sequence[int]
 ) -> list[PlannedPart]:

@@ -94,9 +94,8 @@ class PlanReader:
     ) -> Iterator[list[WorkItem]]:
         """Yield the items that are not done, in plan order, in lists of at most 4,096.
 
-        Args:
-            done: ``done(start, stop)`` returns a boolean per row from start to stop (exclusive).
-                A part whose rows are all done is not opened.
+        ``done(start, stop)`` returns a boolean per row from start to stop (exclusive). A part
+        whose rows are all done is not opened.
         """
         for part_index in range(self.num_parts):
             start, stop = self.bounds(part_index)

@@ -32,10 +32,7 @@ class RowSample:
 def sample_rows(
     source: RowSource, dataset: str, *, num_items: int, max_rows: int, seed: int = 0
 ) -> RowSample:
-    """Read the rows of a source, stopping soon after ``max_rows``, and draw some of them.
-
-    Raises the errors of ``RowSource.batches``.
-    """
+    """Read the rows of a source, stopping soon after ``max_rows``, and draw some of them."""
     read, num_rows = [ROW_SCHEMA.empty_table()], 0
     batches = source.batches()
     for batch in batches:

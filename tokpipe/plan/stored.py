@@ -54,18 +54,14 @@ class StoredPlan:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
-        """Reverse ``to_json``.
-
-        Raises:
-            CorruptOutput: ``value`` does not describe a plan.
-        """
+        """Reverse ``to_json``."""
         try:
-            parts = tuple(PlanPart(**part) for part in value["parts"])
-            examples = tuple(value["duplicate_examples"])
-            left_out = LeftOut.from_json(value.get("left_out", {}))
-            return cls(
-                **{**value, "parts": parts, "duplicate_examples": examples, "left_out": left_out}
-            )
+            own = {
+                "parts": tuple(PlanPart(**part) for part in value["parts"]),
+                "duplicate_examples": tuple(value["duplicate_examples"]),
+                "left_out": LeftOut.from_json(value.get("left_out", {})),
+            }
+            return cls(**{**value, **own})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptOutput(
                 f"job.json does not describe a stored plan ({error!r}). It lists the "

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.duplicates import (
-    PlannedPart,
-    count_problems,
-    explain_duplicates,
-    find_duplicates,
-    without_rows,
-)
+from tokpipe.plan.duplicates import PlannedPart, count_problems, find_duplicates, without_rows
 from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
@@ -38,15 +32,11 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     Rows keep the order of the sources. Memory holds 16 bytes per row, a few parts, and the names
     of a glob's files while they are sorted.
 
-    Args:
-        job: supplies sources, dataset name and storage options.
-        store: the output.
-        plan_attempt: must differ from that of every plan ever written to this output.
+    ``plan_attempt`` must differ from that of every plan ever written to this output.
 
     Raises:
         ConfigError: a source is unusable or has no rows, or two rows are the same clip and the
             job does not say which to keep.
-        StorageError: from the output's or a source's store.
     """
     sources = open_sources(job.sources, job.storage, job.output.uri)
     columns = merge_columns(sources)
@@ -55,7 +45,12 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         parts = _store_parts(store, prefix, job.dataset, sources)
         duplicates = find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
-            raise ConfigError(explain_duplicates(duplicates))
+            _, place, first, clip = duplicates[0]
+            raise ConfigError(
+                f"{first} and {place} are the same clip {clip}; in all, {len(duplicates)} rows "
+                "repeat an earlier one (rows count from 0). The dataset would hold its codes "
+                "twice. Remove the repeated rows, or set on_duplicate: keep_first."
+            )
         parts = without_rows(store, parts, [row.position for row in duplicates])
     except BaseException:
         # No job.json will ever name these; the error that stopped the plan matters more.
@@ -82,11 +77,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
 
 
 def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
-    """Decide the job's carried columns, before any row is read.
-
-    Raises:
-        ConfigError: two sources have one column with different types.
-    """
+    """Decide the job's carried columns, before any row is read."""
     merged: dict[str, tuple[pa.Field, str]] = {}
     for source in sources:
         for field in source.carried():

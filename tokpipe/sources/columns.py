@@ -19,9 +19,6 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
     Arrow cannot sort or merge every way to store the same values. Views, large types,
     dictionaries and extension types, also within others, become the plain type with these values.
-
-    Raises:
-        ValueError: a struct has two fields of one name, so nobody could read it by name.
     """
     if kind in _PLAIN:
         return _PLAIN[kind]
@@ -73,11 +70,7 @@ def find(columns: pa.Schema, name: str) -> tuple[list[str], pa.DataType] | None:
 
 
 def check_carried(label: str, columns: pa.Schema) -> None:
-    """Write one row and no row of each column as Parquet, as plans and side tables do.
-
-    Raises:
-        ConfigError: a column does not come back.
-    """
+    """Check that each column comes back from Parquet, which plans and side tables use."""
     for field in columns:
         row = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
         try:

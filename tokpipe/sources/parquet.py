@@ -134,12 +134,11 @@ def _checked(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.A
     try:
         array.validate(full=True)  # reading Parquet does not check that text is UTF-8
     except pa.ArrowInvalid:
-        is_good = []
         for i, value in enumerate(array):
             try:
                 value.as_py()
             except UnicodeDecodeError as error:
                 problems[i] = f"has a {field.name} that is not valid UTF-8: {error.reason}"
-            is_good.append(i not in problems)
-        return pc.if_else(pa.array(is_good), array, pa.scalar(None, field.type))
+        is_good = pa.array([i not in problems for i in range(len(array))])
+        return pc.if_else(is_good, array, pa.scalar(None, field.type))
     return array

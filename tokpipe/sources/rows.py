@@ -67,11 +67,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def carried(self) -> pa.Schema:
-        """Return the columns that this source's rows carry beyond ``ROW_SCHEMA``.
-
-        Raises:
-            ConfigError: the source as a whole cannot be used.
-        """
+        """Return the columns that this source's rows carry beyond ``ROW_SCHEMA``."""
 
     @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -91,11 +87,7 @@ class RowSource(ABC):
         )
 
     def matching_uris(self) -> list[str]:
-        """Return the files that a glob matches, in order.
-
-        Raises:
-            ConfigError: nothing matches, or it is a folder.
-        """
+        """Return the files that a glob matches, in order."""
         uris = {match.uri for match in self.listing}
         if not uris:
             raise self.nothing_matches()

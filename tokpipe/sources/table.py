@@ -45,10 +45,9 @@ _HEADER_THREADS = 16
 class TableRows(RowSource):
     """One row per row of a table, or of several tables with the same columns, in name order.
 
-    A URI is used as it is if it has a scheme or starts with ``/``; otherwise it is relative to the
-    folder of its table. All columns except the URI and the span are carried. A row that cannot be
-    a clip, or names a video that the table may not name, becomes a row with a problem that is
-    named after its place.
+    A URI without a scheme or a leading ``/`` is relative to the folder of its table. All columns
+    except the URI and the span are carried. A row that cannot be a clip, or names a video that the
+    table may not name, becomes a row with a problem that is named after its place.
     """
 
     config: TableSource

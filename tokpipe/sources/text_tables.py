@@ -32,6 +32,7 @@ _BATCH_BYTES = 16 * 2**20
 _PEEK_BYTES = 4096
 _PIECE_CHARS = 2**20
 _BETWEEN = re.compile(r"[\s,]*")
+_ESCAPE = re.compile(r"(?i)\\(?:ud[89ab]..\\ud[c-f]..|(?P<half>ud[89a-f])|.)")
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _Record = tuple[int, Sequence[str | None] | str, int]
@@ -127,7 +128,6 @@ class _Lines:
 
 
 def _records(lines: _Lines, delimiter: str, num_fields: int) -> Iterator[_Record]:
-    """Yield each record that is not blank."""
     while True:
         problem = None
         try:
@@ -196,24 +196,22 @@ class JsonFile:
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
         names = columns.names
-        return _batches(
-            names,
-            (
-                (place, row if isinstance(row, str) else self._values(row, names), size)
-                for place, row, size in self._rows()
-            ),
-        )
+        values = ((place, self._values(row, names), size) for place, row, size in self._rows())
+        return _batches(names, values)
 
-    def _values(self, row: dict[str, Any], names: list[str]) -> list[str | None] | str:
-        for name, may_be_number in self.used.items():
-            value = row[name] = _inner(row, name)
-            is_right = type(value) is str or (may_be_number and type(value) is _Number)
-            if value is not None and not is_right:
-                return f"has {_written(value)[:100]} as its {name}, which is not text"
-        return [
-            value if value is None or isinstance(value, str) else _written(value)
-            for value in map(row.get, names)
-        ]
+    def _values(self, row: dict[str, Any] | str, names: list[str]) -> list[str | None] | str:
+        if isinstance(row, str):
+            return row
+        try:
+            for name, may_be_number in self.used.items():
+                value = row[name] = _inner(row, name)
+                is_right = type(value) is str or (may_be_number and type(value) is _Number)
+                if value is not None and not is_right:
+                    return f"has {_written(value)[:100]} as its {name}, which is not text"
+            values = map(row.get, names)
+            return [one if one is None or isinstance(one, str) else _written(one) for one in values]
+        except RecursionError:  # such depths can be read, but not written
+            return "is not usable JSON: it is nested too deeply"
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any] | str, int]]:
         """Yield (place, its values or its problem, its bytes) for each row that is not blank."""
@@ -280,7 +278,7 @@ def _row(value: Any, text: str) -> dict[str, Any] | str:
         repeated = next(key for key in keys if keys.count(key) > 1)
         return f"has the key {repeated!r} twice, so it is not known which one counts"
     # An escape can spell half a surrogate pair, which UTF-8 cannot hold.
-    if "\\u" in text and re.search("[\ud800-\udfff]", _written(value)):
+    if "\\u" in text and any(match["half"] for match in _ESCAPE.finditer(text)):
         return "is not usable JSON: half a surrogate pair"
     return row
 
@@ -311,12 +309,11 @@ def _array(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, An
         ) from error
 
 
-def _text_schema(names: Iterable[str]) -> pa.Schema:
+def _text_schema(names: list[str]) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in names])
 
 
 def _batches(names: list[str], records: Iterable[_Record]) -> Iterator[RawBatch]:
-    """Collect records into batches of bounded size."""
     held: list[_Record] = []
     num_bytes = 0
     for record in records:
@@ -352,11 +349,7 @@ _CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 @contextmanager
 def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.BufferedReader]:
-    """Open a text table, decompressed if it is compressed, after any byte order mark.
-
-    Raises:
-        ConfigError: it cannot be opened, or its compressed stream is cut or damaged.
-    """
+    """Open a text table, decompressed if it is compressed, after any byte order mark."""
     codec = None
     try:
         with open_ranged(uri, options, 8 * 2**20, pin) as file:

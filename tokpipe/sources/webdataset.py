@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -95,10 +94,9 @@ def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
     if pc.count_distinct(names).as_py() == rows.num_rows:
         return rows
     last = {name: row for row, name in enumerate(names.to_pylist())}
-    is_last = np.isin(np.arange(rows.num_rows), list(last.values()))
-    for uri in rows["source_uri"].filter(pa.array(~is_last)).to_pylist():
-        left_out.add(OVERWRITTEN, uri.partition("#")[2])
-    return rows.filter(pa.array(is_last))
+    for row in set(range(rows.num_rows)).difference(last.values()):
+        left_out.add(OVERWRITTEN, rows["source_uri"][row].as_py().partition("#")[2])
+    return rows.take(sorted(last.values()))
 
 
 def _rows(
@@ -134,6 +132,13 @@ class _Row(NamedTuple):
     problem: str | None = None
 
 
+_Found = _Row | str | None
+"""Where the data of a member is, the name that it links to, or None if it is not in one place."""
+_Group = tuple[list[tuple[str, _Found, str]], dict[str, str]]
+"""Of one key: its videos, each with the target if it is a link, and its texts by what follows the
+key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
+
+
 class _Clips:
     """Joins videos and texts by key, over a bounded stretch of one tar."""
 
@@ -141,16 +146,9 @@ class _Clips:
         self._uri = uri
         self._extensions = extensions
         self._left_out = left_out
-        # By key: its videos, each with what is known of its data and its target if it is a link,
-        # and its texts by what follows the key, such as ``txt``, or ``1.txt`` beside ``1.mp4``.
-        self._groups: defaultdict[
-            str, tuple[list[tuple[str, _Row | str | None, str]], dict[str, str]]
-        ]
-        self._groups = defaultdict(lambda: ([], {}))
+        self._groups: defaultdict[str, _Group] = defaultdict(lambda: ([], {}))
         self._text_chars = 0
-        self._known: dict[str, _Row | str | None] = {}
-        """By name, what links may lead to: where data is, the name that a link leads to, or None
-        for what cannot be read in place."""
+        self._known: dict[str, _Found] = {}
 
     def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
         name = member.name
@@ -177,7 +175,7 @@ class _Clips:
         if not member.isdir():
             self._left_out.add(kind_of(name), name)
 
-    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Row | str | None:
+    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Found:
         target = member.linkname
         if member.islnk():  # to what its target is now, whatever has that name later
             return self._follow(self._known.get(_plain(target))) or _plain(target)
@@ -190,7 +188,7 @@ class _Clips:
         head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
         return _Row("", self._uri, member.offset_data, member.size, version_of(head))
 
-    def _follow(self, found: _Row | str | None) -> _Row | None:
+    def _follow(self, found: _Found) -> _Row | None:
         for _ in range(_MAX_LINKS):
             if not isinstance(found, str):
                 return found
@@ -212,11 +210,9 @@ class _Clips:
                 txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
                 unused -= {txt, json}
                 if (row := self._follow(found)) is None:
-                    what = (
-                        f"a link to {target}, which is not in the tar"
-                        if target
-                        else ("sparse, a device or a pipe, so it cannot be read in place")
-                    )
+                    what = "sparse, a device or a pipe, so it cannot be read in place"
+                    if target:
+                        what = f"a link to {target}, which is not in the tar"
                     row = _Row("", problem=printable(f"{self._uri}: its member {name} is {what}"))
                 yield row._replace(
                     source_uri=f"{self._uri}#{printable(name)}",
@@ -246,11 +242,7 @@ class _Headers:
 
 
 def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
-    """Yield the members that are complete, of all tars that the file consists of.
-
-    Raises:
-        _Damaged: after those, if something else than a member follows.
-    """
+    """Yield the complete members of all tars that the file consists of, or raise after those."""
     size = file.seek(0, os.SEEK_END)
     start: int | None = 0
     while start is not None:

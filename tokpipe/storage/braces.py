@@ -15,9 +15,6 @@ def expand_braces(text: str) -> list[str]:
     """Return what ``{a,b}``, ``{000..999}`` and ``{0..9..3}`` stand for, in order.
 
     Braces without a comma or a range, or without a partner, mean themselves.
-
-    Raises:
-        ConfigError: there are more than ``MAX_ALTERNATIVES``.
     """
     for opening in (match.start() for match in re.finditer("{", text)):
         cuts, depth = [opening], 0

@@ -72,9 +72,6 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
 
     Clients are cached per process, because connections live on a thread that a fork loses, and
     per set of cloud credentials in the environment.
-
-    Raises:
-        ConfigError: an unknown protocol, a missing package, or an unknown option.
     """
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
@@ -133,16 +130,12 @@ class Client:
                 "it, then start the job again. storage.deadline_s sets how long to retry."
             ) from gave_up.__cause__
         except Exception as error:
-            if translated := _translate(doing, uri, error):
-                raise translated from error
-            raise
+            if (trouble := classify(error)) is Trouble.FOREIGN:
+                raise
+            raise _translated(doing, uri, error, trouble) from error
 
     def info(self, uri: str) -> ObjectInfo:
-        """Look up one object.
-
-        Raises:
-            NotFound: it does not exist, or is a folder.
-        """
+        """Look up one object; a folder is ``NotFound``."""
         try:
             return self._look_up(uri)
         except StorageError as error:
@@ -163,8 +156,7 @@ class Client:
         found = found or self.call("looking it up", uri, "info", path)
         if found.get("type", "file") != "file":  # opening a pipe would wait for its writer
             raise NotFound(f"{redact(uri)}: is a folder or a device, not an object")
-        size = found.get("size")
-        return ObjectInfo(None if size is None else int(size), _version(found), found.get("ino", 0))
+        return _info(found, found.get("size"))
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
@@ -189,9 +181,7 @@ class Client:
         """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
 
         An HTTP server may ignore the range and send everything; then everything is returned.
-
-        Raises:
-            Changed: the object is another one now, or gone.
+        Raises ``Changed`` if the object is another one now, or gone.
         """
 
         def attempt(timeout_s: float) -> tuple[bytes, ObjectInfo | None]:
@@ -233,24 +223,18 @@ class Client:
         start = len(folder.rstrip("/")) + 1
         for path, info in found.items():
             if info["type"] == "file" and path[start:].startswith(prefix):
-                size = int(info["size"])
-                version = version_of(size, _version(info))
-                yield StoredObject(path, size, _modified_s(info), version)
+                yield _listed(path, info, info["size"])
 
     def _iter_s3(self, folder_uri: str, folder: str, prefix: str) -> Iterator[StoredObject]:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
         bucket, key, _ = self.fs.split_path(folder)
-        request: dict[str, Any] = {
-            "Bucket": bucket,
-            "Prefix": f"{key.rstrip('/')}/{prefix}" if key else prefix,
-        }
+        start = f"{key.rstrip('/')}/{prefix}" if key else prefix
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": start}
         while True:
             page = self.call("listing it", folder_uri, "call_s3", "list_objects_v2", **request)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
-                    path, moment = f"{bucket}/{entry['Key']}", entry["LastModified"]
-                    size, version = entry["Size"], version_of(entry["Size"], _version(entry))
-                    yield StoredObject(path, size, moment.timestamp(), version)
+                    yield _listed(f"{bucket}/{entry['Key']}", entry, entry["Size"])
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -279,7 +263,7 @@ async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, Obj
     answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
     try:
         size = answer["ContentRange"].rpartition("/")[2]  # of "bytes 0-9/100"
-        return await answer["Body"].read(), ObjectInfo(int(size), _version(answer))
+        return await answer["Body"].read(), _info(answer, size)
     finally:
         answer["Body"].close()
 
@@ -294,7 +278,7 @@ async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, Ob
         size, extent = str(len(data)), f"bytes {start}-{start + len(data) - 1}/"
         if answer.status == 206:
             size = answer.headers.get("Content-Range", "").removeprefix(extent)
-        return data, ObjectInfo(int(size) if size.isdigit() else None, _version(answer.headers))
+        return data, _info(answer.headers, size if size.isdigit() else None)
 
 
 async def _head(fs: Any, url: str) -> dict[str, Any] | None:
@@ -328,21 +312,23 @@ def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
                     yield StoredObject(path, status.st_size, status.st_mtime)
 
 
-def _version(info: Mapping[str, Any]) -> str:
+def _info(found: Mapping[str, Any], size: str | int | None) -> ObjectInfo:
     keys = ("ETag", "etag", "generation", "blob_id", "mtime", "LastModified", "Last-Modified")
     # Azure has its ETags in quotes only if they are headers.
-    found = filter(None, map(info.get, (*keys, "updated", "created")))
-    return str(next(found, "")).strip('"')
+    versions = filter(None, map(found.get, (*keys, "updated", "created")))
+    version = str(next(versions, "")).strip('"')
+    return ObjectInfo(None if size is None else int(size), version, found.get("ino", 0))
 
 
-def _modified_s(info: Mapping[str, Any]) -> float:
-    """Return when an object was written, in seconds since 1970; now, to be safe, if unknown."""
-    found = map(info.get, ("mtime", "LastModified", "last_modified", "updated", "created"))
-    moment = next(filter(None, found), None)
+def _listed(path: str, found: Mapping[str, Any], size: int) -> StoredObject:
+    keys = ("mtime", "LastModified", "last_modified", "updated", "created")
+    moment = next(filter(None, map(found.get, keys)), None)
     if isinstance(moment, str):
         with contextlib.suppress(ValueError):
             moment = datetime.fromisoformat(moment)
-    return moment.timestamp() if isinstance(moment, datetime) else time.time()
+    # Now, to be safe, if the store does not say.
+    modified_s = moment.timestamp() if isinstance(moment, datetime) else time.time()
+    return StoredObject(path, int(size), modified_s, _info(found, size).source_version)
 
 
 def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) -> Any:
@@ -377,10 +363,7 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
     return fs
 
 
-def _translate(doing: str, uri: str, error: Exception) -> StorageError | None:
-    trouble = classify(error)
-    if trouble is Trouble.FOREIGN:
-        return None
+def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> StorageError:
     what = _describe(error)
     meanings: dict[Trouble, tuple[type[StorageError], str]] = {
         Trouble.NOT_FOUND: (NotFound, f"does not exist ({what})"),

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import stat
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +34,7 @@ _NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE
 PIECE_BYTES = 16 * 2**20
 """Bytes that are read, and held in memory, at a time."""
 
+_REASONS = {Changed: "changed", NotFound: "missing", AccessDenied: "access_denied"}
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 
@@ -52,21 +53,20 @@ def fetch_to_file(
     ``folder`` that keeps the video's suffix; the caller removes it. No file is left after an error.
 
     Raises:
-        SourceError: this video is unusable. The reason is ``missing``, ``not_a_file``,
-            ``access_denied``, ``too_large``, ``truncated`` (the archive ends before the member),
-            ``changed`` (its version is not ``version``, or it was replaced during the copy),
-            ``unreachable`` (an HTTP server) or ``bad_uri``.
+        SourceError: this video is unusable, or is not the ``version`` that is wanted.
         StorageError: the store kept failing.
         ConfigError: the store's package is missing on this node, or its options are wrong.
         NodeTrouble: a disk of this node is full or failing, or it has no memory or files left.
     """
-    if member is None and split_protocol(uri)[0] == "file":
-        path, found = _local_file(Path(split_protocol(uri)[1]), max_bytes)
+    protocol, path = split_protocol(uri)
+    if member is None and protocol == "file":
+        file, found = _local_file(Path(path), max_bytes)
         check_version(uri, found, version)
-        return path, found
+        return file, found
+    suffix = _SUFFIX.search(re.split(r"[?#]", uri)[0] if protocol in ("http", "https") else uri)
     source = uri if member is None else member.archive_uri
-    with source_errors(source):
-        return _copy(source, member, folder, _suffix(uri), options, max_bytes, version)
+    with source_errors(source), new_file(folder, suffix[0] if suffix else "") as copy:
+        return Path(copy.name), _copy(source, member, copy, options, max_bytes, version)
 
 
 @contextlib.contextmanager
@@ -78,12 +78,8 @@ def source_errors(source: str) -> Iterator[None]:
         if split_protocol(source)[0] in fsspec.available_protocols():
             raise  # a package is missing on this node, or storage.options are wrong
         raise SourceError("bad_uri", str(error)) from error
-    except Changed as error:
-        raise SourceError("changed", str(error)) from error
-    except NotFound as error:
-        raise SourceError("missing", str(error)) from error
-    except AccessDenied as error:
-        raise SourceError("access_denied", str(error)) from error
+    except (Changed, NotFound, AccessDenied) as error:
+        raise SourceError(_REASONS[type(error)], str(error)) from error
     except StorageError as error:
         trouble = classify(error.__cause__ or error)
         if trouble is Trouble.NODE:
@@ -120,12 +116,12 @@ def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
 def _copy(
     source: str,
     member: ArchiveMember | None,
-    folder: Path,
-    suffix: str,
+    copy: BinaryIO,
     options: StoreOptions,
     max_bytes: int,
     version: int | None,
-) -> tuple[Path, int | None]:
+) -> int | None:
+    """Copy a video or member, and return its version."""
     client = client_of(source, options)
     if client.is_local:
         _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
@@ -145,26 +141,29 @@ def _copy(
             "The archive was cut short or replaced after it was indexed",
         )
     check_size(source, size, max_bytes)
+    if stored is None:
+        _copy_stream(client, source, copy, max_bytes)
+        return found
+    stored.seek(start - head)
+    for at in range(start - head, start + size, PIECE_BYTES):
+        piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
+        if at < start:  # the header of a member comes with its data
+            check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
+            piece = piece[head:]
+        copy.write(piece)
+    return found
 
-    with node_trouble(folder):
-        descriptor, name = tempfile.mkstemp(suffix=suffix, dir=folder)
-    path = Path(name)
+
+@contextlib.contextmanager
+def new_file(folder: Path, suffix: str = "") -> Iterator[BinaryIO]:
+    """Open a new file that is removed after an error; a full disk is ``NodeTrouble``."""
+    path = folder / f"{uuid.uuid4().hex}{suffix}"
     try:
-        with node_trouble(folder), os.fdopen(descriptor, "wb") as file:
-            if stored is None:
-                _copy_stream(client, source, file, folder, max_bytes)
-            else:
-                stored.seek(start - head)
-                for at in range(start - head, start + size, PIECE_BYTES):
-                    piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
-                    if at < start:  # the header of a member comes with its data
-                        check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
-                        piece = piece[head:]
-                    file.write(piece)
+        with node_trouble(folder), path.open("xb") as file:
+            yield file
     except BaseException:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise
-    return path, found
 
 
 @contextlib.contextmanager
@@ -182,8 +181,9 @@ def node_trouble(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _copy_stream(client: Client, source: str, file: BinaryIO, folder: Path, max_bytes: int) -> None:
+def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) -> None:
     """Copy from a web server, whose one answer is of one version; after an error, start again."""
+    folder = Path(file.name).parent
 
     def attempt(_: float) -> None:
         file.seek(0)
@@ -214,9 +214,3 @@ def check_version(source: str, found: int | None, planned: int | None) -> None:
             "in a tar, header differs. The codes would be those of another video: restore it, or "
             "set on_change: accept for its source to take what is there now",
         )
-
-
-def _suffix(uri: str) -> str:
-    name = re.split(r"[?#]", uri)[0] if split_protocol(uri)[0] in ("http", "https") else uri
-    match = _SUFFIX.search(name)
-    return match.group() if match else ""

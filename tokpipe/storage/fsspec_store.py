@@ -23,11 +23,6 @@ class FsspecStore:
     """Objects below a URI prefix. Can be pickled; each process opens its own connections."""
 
     def __init__(self, uri: str, options: StoreOptions) -> None:
-        """Open the store without reading or writing any object.
-
-        Raises:
-            ConfigError: the URI's protocol or its options cannot be used.
-        """
         self._options = options
         client = client_of(uri, options)
         if client.protocol not in ("file", "memory") and not re.search(

@@ -18,11 +18,6 @@ _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
 _MAX_KINDS, _SHOWN_KINDS, _NAMES = 100, 8, 3
 
 
-def is_apple_double(name: str) -> bool:
-    """Whether a file is one of those in which macOS keeps attributes: ``._IMG_0001.MOV``."""
-    return name.rpartition("/")[2].startswith("._")
-
-
 def kind_of(name: str) -> str:
     """Return the kind that a file is counted under: ``.mp4`` for any case of this extension."""
     if _HIDDEN.search(name):

@@ -18,7 +18,7 @@ from tokpipe.errors import ConfigError, NotFound
 from tokpipe.identity.ids import version_of
 from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
-from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, is_apple_double, kind_of
+from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, kind_of
 
 _MAGIC = re.compile(r"[*?\[]")
 _WILDCARD = re.compile(r"[*?]")
@@ -77,11 +77,6 @@ class Listing:
     Iterating looks into the store, and yields names in any order. One that two alternatives of a
     brace match comes twice. Local matches include pipes, dangling links and the like, for the
     caller to reject by name. Folders are matches only of globs whose last part has an extension.
-
-    Iterating raises:
-        ConfigError: the pattern is malformed, covers a whole object store, or needs a listing of
-            a store that has none.
-        StorageError: the store cannot be listed.
     """
 
     def __init__(
@@ -92,12 +87,11 @@ class Listing:
         literal: str = "",
         output_uri: str = "",
     ) -> None:
-        """Arguments:
+        """Look at nothing yet.
 
-        known: extensions of the files that a folder source takes, and that are counted where they
-            lie beside a glob.
-        literal: leading folders of ``uri`` in which wildcards mean themselves.
-        output_uri: what is below it is not part of a folder.
+        ``known`` are extensions of the files that a folder source takes, and that are counted
+        beside a glob; in ``literal``, leading folders of ``uri``, wildcards mean themselves; what
+        is below ``output_uri`` is not part of a folder.
         """
         self.uri = uri
         self.left_out = LeftOut()
@@ -256,7 +250,8 @@ class Listing:
                 continue
             if uri := scan.taker(path):
                 unmatched.discard(uri)
-                if scan.regex is not None and is_apple_double(name) and "._" not in uri:
+                is_apple_double = name.rpartition("/")[2].startswith("._") and "._" not in uri
+                if scan.regex is not None and is_apple_double:
                     self.left_out.add(kind_of(name), name)
                     continue
                 if scan.regex is None:
@@ -278,8 +273,7 @@ class Listing:
     def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool, int | None]]:
         client = self._client
         if client.is_local:
-            walk = _walk_local(scan.folder or "/", scan.depth, (), self.left_out)
-            yield from ((path, is_folder, None) for path, is_folder in walk)
+            yield from _walk_local(scan.folder or "/", scan.depth, (), self.left_out)
             return
         if not scan.folder.strip("/"):
             raise ConfigError(
@@ -310,7 +304,7 @@ def _local_version(path: str) -> int | None:
 
 def _walk_local(
     folder: str, depth: int | None, above: tuple[tuple[int, int], ...], left_out: LeftOut
-) -> Iterator[tuple[str, bool]]:
+) -> Iterator[tuple[str, bool, None]]:
     """Yield (path, is_folder) for everything below a folder; follows links, but not in loops."""
     try:
         status = os.stat(folder)  # noqa: PTH116
@@ -328,7 +322,7 @@ def _walk_local(
             # A link to itself is not a folder, and DirEntry.is_dir() would raise.
             is_link = entry.is_symlink()
             is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
-            yield entry.path, is_folder
+            yield entry.path, is_folder, None
             if is_folder and (depth is None or depth > 1):
                 below = None if depth is None else depth - 1
                 yield from _walk_local(entry.path, below, (*above, here), left_out)

@@ -28,10 +28,6 @@ def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool) -> None:
 
     Exclusive writes use hard links, which are atomic, also on NFS. With ``O_EXCL``, a killed
     writer would leave an incomplete file.
-
-    Raises:
-        FileExistsError: the path exists, and the write is exclusive.
-        StorageError: the write is exclusive, and the file system has no hard links.
     """
     _make_folder(root / TEMPORARY_FOLDER)
     with _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data) as temporary:

@@ -17,9 +17,6 @@ def probe_store(store: Store, *, leave_folders: bool = True) -> None:
     honours the condition in single requests but ignores it there. This uploads
     ``MULTIPART_BYTES``, so it is done once, when a job starts. Without ``leave_folders``, folders
     on local disk that this created are removed again.
-
-    Raises:
-        UnsafeStore: the second create succeeded.
     """
     key = f"probe/{uuid.uuid4().hex}"
     attempts = {"in one request": b"second"}

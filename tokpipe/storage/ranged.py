@@ -22,7 +22,6 @@ class RangedFile(io.RawIOBase):
     """
 
     def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
-        """``read_range(start, end)`` returns the bytes from start to end, both within ``size``."""
         super().__init__()
         self.size = size
         self._read_range = read_range
@@ -62,12 +61,7 @@ class Pin:
 def open_ranged(
     uri: str, options: StoreOptions, buffer_bytes: int, pin: Pin | None = None
 ) -> io.BufferedReader:
-    """Open an object for reading, all of one version.
-
-    Raises:
-        NotFound, AccessDenied, StorageError: from the store, now or during a later read.
-        Changed: during a later read, if the object is not the same any more.
-    """
+    """Open an object for reading, all of one version: later reads may raise ``Changed``."""
     client, pin = client_of(uri, options), pin or Pin()
     info = pin.info = pin.info or client.info(uri)
     if info.size is not None and info.version:

@@ -44,14 +44,8 @@ class RetryPolicy:
     ) -> T:
         """Call ``attempt`` until it returns, raises a permanent error, or the deadline passes.
 
-        ``wait_s`` returns how long the store asks to wait after an error, if it does.
-
-        ``attempt`` takes its own time limit in seconds: at most half the deadline, so that a
-        request that hangs leaves time for a second one.
-
-        Raises:
-            GaveUp: no time is left for another attempt; chained to the last error.
-            Exception: any error of ``attempt`` that is not transient.
+        ``wait_s`` returns how long the store asks to wait after an error. ``attempt`` takes its own
+        time limit: at most half the deadline, so that one that hangs leaves time for a second.
         """
         started = self.clock()
         longest_pause_s = self.first_pause_s

@@ -1,7 +1,4 @@
-"""The interface to a store: whole, immutable objects below one prefix.
-
-All outputs go through this interface, so one test suite covers memory, disk and S3.
-"""
+"""The interface to a store: whole, immutable objects below one prefix."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
