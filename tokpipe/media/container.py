@@ -1,11 +1,11 @@
 """Opens local video files with FFmpeg's libraries, through PyAV. For the decoding child only."""
 
+import contextlib
 import mmap
 import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,13 @@ _FORMATS = (
 )
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cJXL")
 """How files in JPEG, PNG, TIFF, BMP and JPEG XL begin."""
-# Major brands of HEIF, which holds pictures, animations or both.
-_PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"}
+# How files begin, by their first four bytes, where FFmpeg loses frames of joined files.
+_HEADERS = {
+    b"FLV\x01": rb"FLV\x01.\0\0\0\x09\0{4}",
+    b"\x1a\x45\xdf\xa3": rb"\x1a\x45\xdf\xa3.{0,60}?(?:matroska|webm)",
+    b"nut/": rb"nut/multimedia container\0",
+    b"\x89PNG": rb"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
+}
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
@@ -53,7 +58,7 @@ def check_regular_file(path: Path) -> os.stat_result:
     return status
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Yield a file's PyAV container and main video stream, set up for exact decoding.
 
@@ -70,7 +75,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, OSError) as error:
         raise _not_opened(path, error) from error
     with container:
-        stream = _main_stream(container)
+        stream = _main_stream(path, container)
         if _is_encrypted(path, container, stream):
             raise SourceError("encrypted", "the video stream is encrypted")
         # With more than one thread, the frames of a damaged stream differ from run to run. One
@@ -85,20 +90,35 @@ def _url(path: Path) -> str:
     """What FFmpeg opens: the file, or joined FLV files without the headers of the later ones."""
     starts = [0]
     with path.open("rb") as file:
-        if (head := file.read(9)).startswith(b"FLV\x01") and "|" not in str(path):
+        head = file.read(4)
+        if pattern := _HEADERS.get(head):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                starts = [found.start() for found in re.finditer(re.escape(head), whole)]
+                found = re.finditer(pattern, whole, re.DOTALL)
+                starts = sorted({0, *(one.start() for one in found)})
     if len(starts) == 1:
         return f"file:{path}"  # not a bare path, in which a colon may name a protocol
-    parts = [(start and start + 13, end) for start, end in pairwise([*starts, 0])]
-    return "concat:" + "|".join(f"subfile,,start,{a},end,{b},,:{path}" for a, b in parts)
+    skipped = 13 if head == b"FLV\x01" else 0
+    parts = [(start and start + skipped, end) for start, end in pairwise([*starts, 0])]
+    urls = [f"subfile,,start,{start},end,{end},,:{path}" for start, end in parts]
+    if skipped and "|" not in str(path):
+        return "concat:" + "|".join(urls)
+    # FFmpeg reads two Matroska files, the second with the tracks of the first.
+    if head == b"\x1a\x45\xdf\xa3" and len(urls) == 2 and len(set(map(_tracks, urls))) == 1:
+        return f"file:{path}"
+    where = f"{len(starts)} files were joined, of which FFmpeg shows fewer"
+    raise SourceError("corrupt", f"{where}: split the file at the bytes {starts[1:]}")
+
+
+def _tracks(url: str) -> tuple[Any, ...]:
+    with contextlib.suppress(av.FFmpegError), av.open(url, metadata_errors="replace") as container:
+        codecs = [(one.type, one.codec_context) for one in container.streams]
+        return tuple((kind, codec and (codec.name, codec.extradata)) for kind, codec in codecs)
+    return (url,)
 
 
 def count_clean_joins(path: Path, pid: int) -> int:
     """Count the jumps in the packet counters of an MPEG-TS stream; 0 if data is missing at any."""
-    with path.open("rb") as file:
-        heads = [_ts_heads(block, pid) for block in iter(lambda: file.read(188 << 12), b"")]
-    head = np.concatenate(heads)
+    head = _ts_heads(path, pid)
     head = head[head[:, 3] & 0x10 != 0]  # with a payload
     begins, is_padded, counter = head[:, 1] & 0x40, head[:, 3] & 0x20, head[:, 3] & 15
     jumps = np.flatnonzero((np.diff(counter) - 1) & 15)
@@ -107,11 +127,19 @@ def count_clean_joins(path: Path, pid: int) -> int:
     return len(jumps) if is_clean.all() else 0
 
 
-def _ts_heads(block: bytes, pid: int) -> Any:
+def _ts_heads(path: Path, pid: int) -> Any:
     """(N, 4) uint8: the first bytes of the MPEG-TS packets of one stream."""
-    rows = np.frombuffer(block, np.uint8, len(block) // 188 * 188).reshape(-1, 188)[:, :4]
-    pids = (rows[:, 1] & 31) * np.uint16(256) + rows[:, 2]
-    return rows[(rows[:, 0] == 0x47) & (pids == pid)]
+    heads = [np.empty((0, 4), np.uint8)]
+    with path.open("rb") as file:
+        start = file.read(400)
+        layouts = [(188, 0), (192, 4), (204, 0)]  # plain, M2TS, and with error correction
+        size, at = next((one for one in layouts if start[one[1] :: one[0]][:2] == b"GG"), (188, 0))
+        file.seek(at)
+        while block := file.read(size << 12):
+            rows = np.frombuffer(block, np.uint8, len(block) // size * size).reshape(-1, size)
+            pids = (rows[:, 1] & 31) * np.uint16(256) + rows[:, 2]
+            heads.append(rows[(rows[:, 0] == 0x47) & (pids == pid), :4])
+    return np.concatenate(heads)
 
 
 def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
@@ -122,9 +150,7 @@ def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
         _ = stream.codec_context.codec_tag
     except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
         return True
-    with path.open("rb") as file:
-        is_scrambled = _ts_heads(file.read(2**20), stream.id)[:, 3] & 0xC0 != 0
-    return 2 * int(is_scrambled.sum()) > len(is_scrambled)
+    return bool((_ts_heads(path, stream.id)[:, 3] & 0xC0).any())
 
 
 def decoder_of(stream: Any) -> Any:
@@ -138,10 +164,14 @@ def decoder_of(stream: Any) -> Any:
 
 
 def read_crop(container: Any, stream: Any) -> Crop:
-    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap.
+    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap."""
+    described = _described(container, stream)
+    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", described, re.M)
+    return Crop(*map(int, found.groups())) if found else Crop()
 
-    PyAV has this only in FFmpeg's description of the file.
-    """
+
+def _described(container: Any, stream: Any) -> str:
+    """FFmpeg's description of a stream, which has what PyAV does not offer."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
@@ -149,20 +179,31 @@ def read_crop(container: Any, stream: Any) -> Crop:
     finally:
         av.logging.set_level(level)
     _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
-    mine = dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
-    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
-    return Crop(*map(int, found.groups())) if found else Crop()
+    return dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
 
 
-def _main_stream(container: Any) -> Any:
+def _box_names(path: Path) -> set[bytes]:
+    """The boxes of an MP4 or HEIF file up to its index (moov)."""
+    names, at = set(), 0
+    with path.open("rb") as file:
+        while len(head := file.read(16)) >= 8 and b"moov" not in names:
+            names.add(head[4:8])
+            size = int.from_bytes(head[:4], "big")
+            at += max(8, int.from_bytes(head[8:], "big") if size == 1 else size or 2**62)
+            file.seek(min(at, 2**62))
+    return names
+
+
+def _main_stream(path: Path, container: Any) -> Any:
     """Return the stream that a player shows: FFmpeg's choice, unless that is cover art."""
     attached = av.stream.Disposition.attached_pic
     streams = [one for one in container.streams.video if not one.disposition & attached]
-    if streams and container.metadata.get("major_brand") in _PICTURE_BRANDS:
-        # A tile of a picture is a stream as well. Only animations have a duration.
-        streams = [one for one in streams if one.duration is not None]
-        if not streams:
+    if streams and container.format.name.startswith("mov"):
+        boxes = _box_names(path)
+        if b"meta" in boxes and b"moov" not in boxes:
             raise SourceError("still_picture", "the file is a still picture, in HEIF or AVIF")
+        if b"meta" in boxes:  # A tile of a picture is a stream as well, without a duration.
+            streams = [one for one in streams if one.duration is not None] or streams
     if not streams and container.streams.video:
         raise SourceError("cover_art", "the only picture in the file is the cover of its sound")
     if not streams:
@@ -172,6 +213,8 @@ def _main_stream(container: Any) -> Any:
     if best not in streams:
         best = streams[0]
     if best.codec_context is None:
+        if re.search(r"\((encv|drmi) /", _described(container, best)):
+            raise SourceError("encrypted", "the video stream is encrypted")
         raise SourceError("unsupported", "this FFmpeg has no decoder for the video stream")
     return best
 

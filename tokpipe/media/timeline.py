@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -218,13 +219,15 @@ def _read_packets(
     first = None
     latest_s = 0.0
     is_matroska = container.format.name.startswith("matroska")
-    # Other formats may start a stream in the middle, where PyAV cannot read all of them at once.
-    streams = () if is_matroska else (stream,)
+    streams = () if is_matroska else container.streams.video
+    places: list[tuple[int, int]] = []
     try:
         for packet, is_restart in _with_restarts(container.demux(*streams), container, stream):
             if is_matroska and packet.pts is not None and packet.time_base is not None:
                 stop = (packet.pts + (packet.duration or 0)) * packet.time_base
                 latest_s = max(latest_s, float(stop))
+            if packet.stream.type == "video" and packet.size:
+                places.append((packet.pos or 0, packet.stream_index))
             if packet.stream_index != stream.index:
                 continue
             if packet.has_sidedata("encryption_info"):
@@ -246,11 +249,22 @@ def _read_packets(
                 # A stream may start in the middle. That no frame follows is found later.
                 with contextlib.suppress(av.FFmpegError):
                     first = next((one for one in packet.decode() if not one.is_corrupt), None)
+    except IndexError:
+        # PyAV cannot read on where FFmpeg finds a stream that did not exist when it was opened.
+        where = f"another stream begins after video packet {len(packets)}"
+        return packets, first, SourceError("corrupt", where)
     except av.FFmpegError as error:
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
         return packets, first, damage
     name = container.format.name
+    # Streams of one recording take turns. Those of joined files follow one another.
+    order = [index for _, index in sorted(places)]
+    turns, counts = 1 + np.count_nonzero(np.diff(order)), Counter(order)
+    if name in _STREAMED_FORMATS and 1 < turns <= max(len(counts), min(counts.values()) / 10):
+        at = next(k for k, (one, other) in enumerate(pairwise(order)) if one != other)
+        where = f"another video stream begins after video packet {at}"
+        return packets, first, SourceError("corrupt", where)
     flagged = [at for at, one in enumerate(packets) if one.is_corrupt]
     for at in (at for at, one in enumerate(packets) if one.is_restart):
         # A clock may be set within a stream. But where packets are lost as well, or may be, frames
@@ -309,7 +323,7 @@ def _first_hole(packets: list[Packet], name: str) -> int:
         is_equal = np.abs(steps - usual) <= usual / 2
         if any(one.is_corrupt for one in packets):
             is_hole = steps > 1.5 * usual
-        elif is_hole.mean() > 0.1 or is_equal[~is_hole].mean() < 0.95 or is_key.all():
+        elif is_hole.mean() > 0.1 or is_equal[~is_hole].mean() < 0.95:
             return 0
     return int((steps - usual)[is_hole][:1].sum())
 
