@@ -1,9 +1,11 @@
 """When frames are shown, by the clock of the container; joined streams, and streams with holes."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -56,23 +58,128 @@ def test_a_file_at_its_own_rate_shows_each_frame_once(name: str, rate: str, lab:
 
 
 JOINED: dict[str, dict[str, Any]] = {
-    "a.ts": {}, "hevc.ts": HEVC, "a.flv": {}, "a.mkv": {}, "a.webm": VP9, "a.h264": {},
-    "a.hevc": HEVC, "mpeg2.ts": MPEG2, "a.mpg": MPEG2, "a.vob": MPEG2, "a.avi": {"codec": "mpeg4"},
+    "a.ts": {}, "hevc.ts": HEVC, "a.flv": {}, "a.h264": {}, "a.hevc": HEVC,
+    "mpeg2.ts": MPEG2, "a.mpg": MPEG2, "a.vob": MPEG2, "a.avi": {"codec": "mpeg4"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", JOINED)
 def test_joined_files_play_in_order(name: str, lab: Lab) -> None:
-    num_parts = 2 if name in ("a.mkv", "a.webm") else 3  # FFmpeg reads two
+    video = lab.decoder().decode(_joined(lab, name, [JOINED[name]] * 3))
+    assert numbers_of(video.frames) == list(range(60))
+    np.testing.assert_allclose(video.pts_s, np.arange(60) / 25, atol=1e-3)
+
+
+def _joined(lab: Lab, name: str, settings: Sequence[dict[str, Any]]) -> Path:
+    """Write files of 20 numbered frames each, one after the other."""
     parts = [
-        lab.write(name, 20, first_number=20 * k, **JOINED[name]).read_bytes()
-        for k in range(num_parts)
+        lab.write(name, 20, first_number=20 * k, **each).read_bytes()
+        for k, each in enumerate(settings)
     ]
     path = lab.folder / name
     path.write_bytes(b"".join(parts))
-    video = lab.decoder().decode(path)
-    assert numbers_of(video.frames) == list(range(20 * num_parts))
-    np.testing.assert_allclose(video.pts_s, np.arange(20 * num_parts) / 25, atol=1e-3)
+    return path
+
+
+@pytest.mark.parametrize("sounds", [(True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("name", ["a.ts", "a.flv"])
+def test_joined_files_need_not_all_have_sound(
+    name: str, sounds: tuple[bool, bool], lab: Lab
+) -> None:
+    path = _joined(lab, name, [{"audio": sound} for sound in sounds])
+    assert numbers_of(lab.decoder().decode(path).frames) == list(range(40))
+
+
+OTHER_PID = {"container_options": {"mpegts_start_pid": "0x300"}}
+OTHER_PROGRAM = {"container_options": {"mpegts_start_pid": "768", "mpegts_pmt_start_pid": "4608"}}
+GIF = {"codec": "gif", "pix_fmt": "rgb8"}
+NOT_JOINED: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "other PID": ("a.ts", [{}, OTHER_PID]),
+    "other PID, then the first": ("a.ts", [{}, OTHER_PID, {}]),
+    "other program": ("a.ts", [{}, OTHER_PROGRAM]),
+    "two mkv": ("a.mkv", [{}, {}]),
+    "three mkv": ("a.mkv", [{}, {}, {}]),
+    "other codec": ("a.mkv", [{}, HEVC]),
+    "three webm": ("a.webm", [VP9, VP9, VP9]),
+    "nut": ("a.nut", [{}, {}]),
+    "gif": ("a.gif", [GIF, {**GIF, "size": (96, 128)}]),
+    "apng": ("a.apng", [{"codec": "apng", "pix_fmt": "rgb24"}] * 2),
+}
+
+
+@pytest.mark.parametrize("case", NOT_JOINED)
+def test_joined_files_of_which_ffmpeg_loses_frames_are_corrupt(case: str, lab: Lab) -> None:
+    path = _joined(lab, *NOT_JOINED[case])
+    with pytest.raises(SourceError, match=r"joined.*: split the file") as caught:
+        lab.decoder().decode(path)
+    assert caught.value.reason == "corrupt"
+
+
+def test_two_video_streams_side_by_side_are_not_joined_files(lab: Lab) -> None:
+    one, two = lab.write("one.mp4", 20), lab.write("two.mp4", 20, first_number=20)
+    path = lab.folder / "both.ts"
+    with av.open(str(path), "w") as target, av.open(str(one)) as a, av.open(str(two)) as b:
+        copies = [target.add_stream_from_template(each.streams.video[0]) for each in (a, b)]
+        for packets in zip(a.demux(video=0), b.demux(video=0), strict=True):
+            for packet, copy in zip(packets, copies, strict=True):
+                if packet.size:
+                    packet.stream = copy
+                    target.mux(packet)
+    assert numbers_of(lab.decoder().decode(path).frames) == list(range(20))
+
+
+def test_sound_that_begins_midway_in_flv_loses_no_frame(lab: Lab) -> None:
+    def tags(path: Path) -> list[bytes]:
+        data, at, found = path.read_bytes(), 13, []
+        while at + 11 < len(data):
+            end = at + 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+            found.append(data[at:end])
+            at = end
+        return found
+
+    silent = lab.write("silent.flv", 400)
+    video = [one for one in tags(silent) if one[0] == 9]
+    when = video[300][4:8]  # its time
+    sound = [one for one in tags(lab.write("sound.flv", 9, audio=True)) if one[0] == 8]
+    late = [one[:4] + when + one[8:] for one in sound]
+    path = lab.folder / "late.flv"
+    path.write_bytes(b"FLV\1\0\0\0\0\x09" + bytes(4) + b"".join(video[:300] + late + video[300:]))
+    assert numbers_of(lab.decoder().decode(path).frames) == list(range(400))
+
+
+@pytest.mark.parametrize("part", [(0, 0.3), (0.6, 1), (0.5, 0.52), (0.02, 1)], ids=str)
+def test_a_transport_stream_that_is_scrambled_in_part_is_encrypted(
+    part: tuple[float, float], lab: Lab
+) -> None:
+    path = lab.write("a.ts", 200, size=(480, 640))
+    data = bytearray(path.read_bytes())
+    video = [at for at in range(0, len(data), 188) if data[at + 1] & 31 == 1 and not data[at + 2]]
+    for at in video[int(part[0] * len(video)) : int(part[1] * len(video))]:
+        data[at + 3] |= 0x80
+        data[at + 12 : at + 188] = bytes(byte ^ 0x5A for byte in data[at + 12 : at + 188])
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="encrypted") as caught:
+        lab.decoder().decode(path)
+    assert caught.value.reason == "encrypted"
+
+
+@pytest.mark.parametrize("entry", [b"encv", b"drmi"])
+def test_an_encrypted_mp4_that_does_not_say_how_is_encrypted(entry: bytes, lab: Lab) -> None:
+    path = lab.write("a.mp4", 20)
+    path.write_bytes(path.read_bytes().replace(b"avc1" + bytes(4), entry + bytes(4)))
+    with pytest.raises(SourceError, match="encrypted") as caught:
+        lab.decoder().decode(path)
+    assert caught.value.reason == "encrypted"
+
+
+@pytest.mark.parametrize("brand", [b"mif3", b"MiHE", b"avic", b"isom", bytes(4), b"avif"])
+def test_a_still_picture_is_one_under_every_brand(brand: bytes, lab: Lab) -> None:
+    data = (CASES / "grid.avif").read_bytes()
+    path = lab.folder / "a.avif"
+    path.write_bytes(data[:8] + brand + data[12:])
+    with pytest.raises(SourceError) as caught:
+        lab.decoder().decode(path)
+    assert caught.value.reason == "still_picture"
 
 
 def test_the_case_of_joined_files_has_all_frames_in_order(lab: Lab) -> None:
@@ -138,10 +245,17 @@ def test_lost_packets_of_a_transport_stream_are_damage(lost: int, lab: Lab) -> N
         assert numbers_of(marked.frames) == list(range(len(marked.frames)))
 
 
-@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.flv", "a.webm", "mpeg2.ts"])
+WITH_HOLE: dict[str, dict[str, Any]] = {
+    "a.ts": {}, "a.mkv": {}, "a.flv": {}, "a.webm": VP9, "mpeg2.ts": {"codec": "mpeg2video"},
+    "intra.ts": {"gop": 1}, "mjpeg.mkv": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "prores.mkv": {"codec": "prores_ks", "pix_fmt": "yuv422p10le"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_HOLE)
 def test_a_hole_in_a_stream_is_damage(name: str, lab: Lab) -> None:
-    codec = {"a.webm": VP9, "mpeg2.ts": {"codec": "mpeg2video"}}.get(name, {})
-    whole = lab.write("whole.mp4", 120, **codec)
+    codec = WITH_HOLE[name]
+    whole = lab.write("whole.mov" if name == "prores.mkv" else "whole.mp4", 120, **codec)
     path = remux(whole, lab.folder / name, kept=[*range(40), *range(80, 120)])
     with pytest.raises(SourceError, match=r"1\.6 s of frames are missing") as caught:
         lab.decoder().decode(path)

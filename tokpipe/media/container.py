@@ -25,10 +25,11 @@ _FORMATS = (
 )
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cJXL")
 """How files in JPEG, PNG, TIFF, BMP and JPEG XL begin."""
-# How files begin, by their first four bytes, where FFmpeg loses frames of joined files.
+# How files begin, by their first four bytes, of which FFmpeg may not read all if joined.
 _HEADERS = {
     b"FLV\x01": rb"FLV\x01.\0\0\0\x09\0{4}",
     b"\x1a\x45\xdf\xa3": rb"\x1a\x45\xdf\xa3.{0,60}?(?:matroska|webm)",
+    b"GIF8": rb"GIF8[79]a",
     b"nut/": rb"nut/multimedia container\0",
     b"\x89PNG": rb"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
 }
@@ -93,27 +94,14 @@ def _url(path: Path) -> str:
         head = file.read(4)
         if pattern := _HEADERS.get(head):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                found = re.finditer(pattern, whole, re.DOTALL)
-                starts = sorted({0, *(one.start() for one in found)})
+                starts = sorted({0, *(one.start() for one in re.finditer(pattern, whole, re.S))})
     if len(starts) == 1:
         return f"file:{path}"  # not a bare path, in which a colon may name a protocol
-    skipped = 13 if head == b"FLV\x01" else 0
-    parts = [(start and start + skipped, end) for start, end in pairwise([*starts, 0])]
-    urls = [f"subfile,,start,{start},end,{end},,:{path}" for start, end in parts]
-    if skipped and "|" not in str(path):
-        return "concat:" + "|".join(urls)
-    # FFmpeg reads two Matroska files, the second with the tracks of the first.
-    if head == b"\x1a\x45\xdf\xa3" and len(urls) == 2 and len(set(map(_tracks, urls))) == 1:
-        return f"file:{path}"
-    where = f"{len(starts)} files were joined, of which FFmpeg shows fewer"
-    raise SourceError("corrupt", f"{where}: split the file at the bytes {starts[1:]}")
-
-
-def _tracks(url: str) -> tuple[Any, ...]:
-    with contextlib.suppress(av.FFmpegError), av.open(url, metadata_errors="replace") as container:
-        codecs = [(one.type, one.codec_context) for one in container.streams]
-        return tuple((kind, codec and (codec.name, codec.extradata)) for kind, codec in codecs)
-    return (url,)
+    if head != b"FLV\x01" or "|" in str(path):
+        where = f"{len(starts)} files were joined, of which FFmpeg may lose or mix frames"
+        raise SourceError("corrupt", f"{where}: split the file at the bytes {starts[1:]}")
+    parts = [(start and start + 13, end) for start, end in pairwise([*starts, 0])]
+    return "concat:" + "|".join(f"subfile,,start,{a},end,{b},,:{path}" for a, b in parts)
 
 
 def count_clean_joins(path: Path, pid: int) -> int:
@@ -129,16 +117,12 @@ def count_clean_joins(path: Path, pid: int) -> int:
 
 def _ts_heads(path: Path, pid: int) -> Any:
     """(N, 4) uint8: the first bytes of the MPEG-TS packets of one stream."""
-    heads = [np.empty((0, 4), np.uint8)]
+    heads = []
     with path.open("rb") as file:
-        start = file.read(400)
-        layouts = [(188, 0), (192, 4), (204, 0)]  # plain, M2TS, and with error correction
-        size, at = next((one for one in layouts if start[one[1] :: one[0]][:2] == b"GG"), (188, 0))
-        file.seek(at)
-        while block := file.read(size << 12):
-            rows = np.frombuffer(block, np.uint8, len(block) // size * size).reshape(-1, size)
+        while block := file.read(188 << 12):
+            rows = np.frombuffer(block, np.uint8, len(block) // 188 * 188).reshape(-1, 188)[:, :4]
             pids = (rows[:, 1] & 31) * np.uint16(256) + rows[:, 2]
-            heads.append(rows[(rows[:, 0] == 0x47) & (pids == pid), :4])
+            heads.append(rows[(rows[:, 0] == 0x47) & (pids == pid)])
     return np.concatenate(heads)
 
 
@@ -165,13 +149,13 @@ def decoder_of(stream: Any) -> Any:
 
 def read_crop(container: Any, stream: Any) -> Crop:
     """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap."""
-    described = _described(container, stream)
-    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", described, re.M)
+    mine = described(container).get(str(stream.index), "")
+    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
     return Crop(*map(int, found.groups())) if found else Crop()
 
 
-def _described(container: Any, stream: Any) -> str:
-    """FFmpeg's description of a stream, which has what PyAV does not offer."""
+def described(container: Any) -> dict[str, str]:
+    """FFmpeg's description of each stream, by index: it has what PyAV does not offer."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
@@ -179,31 +163,22 @@ def _described(container: Any, stream: Any) -> str:
     finally:
         av.logging.set_level(level)
     _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
-    return dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
-
-
-def _box_names(path: Path) -> set[bytes]:
-    """The boxes of an MP4 or HEIF file up to its index (moov)."""
-    names, at = set(), 0
-    with path.open("rb") as file:
-        while len(head := file.read(16)) >= 8 and b"moov" not in names:
-            names.add(head[4:8])
-            size = int.from_bytes(head[:4], "big")
-            at += max(8, int.from_bytes(head[8:], "big") if size == 1 else size or 2**62)
-            file.seek(min(at, 2**62))
-    return names
+    return dict(zip(streams[::2], streams[1::2], strict=True))
 
 
 def _main_stream(path: Path, container: Any) -> Any:
     """Return the stream that a player shows: FFmpeg's choice, unless that is cover art."""
     attached = av.stream.Disposition.attached_pic
     streams = [one for one in container.streams.video if not one.disposition & attached]
-    if streams and container.format.name.startswith("mov"):
-        boxes = _box_names(path)
-        if b"meta" in boxes and b"moov" not in boxes:
+    with path.open("rb") as file:
+        head = file.read(2**12)
+    size = int.from_bytes(head[:4], "big")
+    if streams and head[4:8] == b"ftyp" and b"meta" in head[size : size + 64]:
+        # HEIF holds pictures, animations or both. A tile of a picture is a stream as well. Only
+        # animations have a duration.
+        streams = [one for one in streams if one.duration is not None]
+        if not streams:
             raise SourceError("still_picture", "the file is a still picture, in HEIF or AVIF")
-        if b"meta" in boxes:  # A tile of a picture is a stream as well, without a duration.
-            streams = [one for one in streams if one.duration is not None] or streams
     if not streams and container.streams.video:
         raise SourceError("cover_art", "the only picture in the file is the cover of its sound")
     if not streams:
@@ -213,7 +188,7 @@ def _main_stream(path: Path, container: Any) -> Any:
     if best not in streams:
         best = streams[0]
     if best.codec_context is None:
-        if re.search(r"\((encv|drmi) /", _described(container, best)):
+        if re.search(r"\((encv|drmi) /", described(container).get(str(best.index), "")):
             raise SourceError("encrypted", "the video stream is encrypted")
         raise SourceError("unsupported", "this FFmpeg has no decoder for the video stream")
     return best

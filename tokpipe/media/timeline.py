@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ from tokpipe.media.container import (
     count_clean_joins,
     damaged,
     decoder_of,
+    described,
     open_video,
     read_crop,
 )
@@ -249,10 +249,6 @@ def _read_packets(
                 # A stream may start in the middle. That no frame follows is found later.
                 with contextlib.suppress(av.FFmpegError):
                     first = next((one for one in packet.decode() if not one.is_corrupt), None)
-    except IndexError:
-        # PyAV cannot read on where FFmpeg finds a stream that did not exist when it was opened.
-        where = f"another stream begins after video packet {len(packets)}"
-        return packets, first, SourceError("corrupt", where)
     except av.FFmpegError as error:
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
@@ -260,10 +256,11 @@ def _read_packets(
     name = container.format.name
     # Streams of one recording take turns. Those of joined files follow one another.
     order = [index for _, index in sorted(places)]
-    turns, counts = 1 + np.count_nonzero(np.diff(order)), Counter(order)
-    if name in _STREAMED_FORMATS and 1 < turns <= max(len(counts), min(counts.values()) / 10):
-        at = next(k for k, (one, other) in enumerate(pairwise(order)) if one != other)
-        where = f"another video stream begins after video packet {at}"
+    turns = 1 + np.count_nonzero(np.diff(order))
+    is_joined = name in _STREAMED_FORMATS and 1 < turns < 2 * len(set(order))
+    num_found = sum(": Video: " in one.partition("\n")[0] for one in described(container).values())
+    if is_joined or num_found > len(container.streams.video):
+        where = "another video stream begins midway, as in joined files: split the file there"
         return packets, first, SourceError("corrupt", where)
     flagged = [at for at, one in enumerate(packets) if one.is_corrupt]
     for at in (at for at, one in enumerate(packets) if one.is_restart):
@@ -290,14 +287,15 @@ def _read_packets(
 def _with_restarts(packets: Any, container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
     """Yield packets, and whether the timestamps of the stream begin again there."""
     name, unit, last = container.format.name, float(stream.time_base), None
-    for packet in packets:
-        step_s = 0.0
-        # What an edit list hides may be from anywhere.
-        if packet.stream_index == stream.index and not (packet.dts is None or packet.is_discard):
-            step_s = 0.0 if last is None else (packet.dts - last) * unit
-            last = packet.dts
-        slack_s = 0 if packet.is_keyframe and not name.startswith("mov") else 1
-        yield packet, step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
+    # PyAV may raise IndexError at the end, if FFmpeg met more streams than when it opened the file.
+    with contextlib.suppress(IndexError):
+        for packet in packets:
+            step_s, dts = 0.0, packet.dts if packet.stream_index == stream.index else None
+            if not (dts is None or packet.is_discard):  # What is hidden may be from anywhere.
+                step_s = 0.0 if last is None else (dts - last) * unit
+                last = dts
+            slack_s = 0 if packet.is_keyframe and not name.startswith("mov") else 1
+            yield packet, step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
 
 
 def _first_hole(packets: list[Packet], name: str) -> int:
