@@ -396,7 +396,8 @@ _FAMILIES: dict[str, _Cases] = {
             for name in ("h264.ts", "h264.flv", "mpeg2.mpg", "mpeg4.avi")
         },
         **{
-            f"joined_{name}": (_joined(name, name), {"corrupt"}) for name in ("h264.mkv", "vp9.webm")
+            f"joined_{name}": (_joined(name, name), {"corrupt"})
+            for name in ("h264.mkv", "vp9.webm")
         },
         "joined_3.ts": (_joined("h264.ts", "h264.ts", "h264.ts"), _OK),
         "joined.mp4": (_joined("fragments.mp4", "fragments.mp4"), _BROKEN),
