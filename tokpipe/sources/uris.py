@@ -108,8 +108,10 @@ def _formatted(values: pa.Array, name: str, spec: str, problems: dict[int, str])
     for i, value in enumerate(values.to_pylist()):
         text = None
         try:
-            if value and isinstance(value, str):
-                value = (int if is_int else float if spec[-1] in "eEfFgG%" else str)(value)
+            if value and isinstance(value, str) and (is_int or spec[-1] in "eEfFgG%"):
+                # Python would read 7_0, too, and digits of all scripts.
+                digits = value if re.fullmatch(r"\s*[-+.0-9eE]+\s*", value) else ""
+                value = (int if is_int else float)(digits)
             elif is_int and isinstance(value, float) and value.is_integer():
                 value = int(value)  # a column of integers with nulls, as pandas writes it
             text = None if value in (None, "") else format(value, spec)
