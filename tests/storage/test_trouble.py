@@ -277,9 +277,17 @@ def test_trouble_of_a_node_or_of_a_whole_store_rejects_no_clip(
         options = StoreOptions(deadline_s=0.5, options={"hf": hub_options})
         fetch_to_file(uri, None, tmp_path, options=options, max_bytes=1)
 
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # not installed here
-    with pytest.raises(ConfigError, match="gs:// needs a package that is not installed on"):
-        fetch("gs://bkt/a.mp4")
+    for protocol, package in (
+        ("gs", "gcsfs"),
+        ("az", "adlfs"),
+        ("sftp", "paramiko"),
+        ("s3", "s3fs"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)  # not installed here
+        with pytest.raises(ConfigError, match="needs a package that is not installed on") as caught:
+            fetch(f"{protocol}://bkt/a.mp4")
+        assert package in str(caught.value)
+        assert ("tokpipe[s3]" in str(caught.value)) == (protocol == "s3")
     with pytest.raises(StorageError, match="kept failing"):
         fetch("hf://datasets/o/n/x.mp4", endpoint="http://127.0.0.1:9")
     unmounted = OSError(errno.ENOTCONN, "Transport endpoint is not connected")

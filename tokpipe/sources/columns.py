@@ -29,7 +29,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if _types.is_map(kind):
         return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
     if hasattr(kind, "value_field"):  # lists of all kinds
-        return pa.list_(plain_type(kind.value_type), getattr(kind, "list_size", -1))
+        element = pa.field("element", plain_type(kind.value_type))
+        return pa.list_(element, getattr(kind, "list_size", -1))
     if _types.is_struct(kind):
         names = [field.name for field in kind]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -56,7 +57,7 @@ def is_media(kind: pa.DataType) -> bool:
 
 def within(kind: pa.DataType, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], pa.DataType]:
     """Return the types of all fields within this type, by where Parquet has them."""
-    found = {}
+    found: dict[tuple[str, ...], pa.DataType] = {}
     for field in map(kind.field, range(kind.num_fields)):
         path = (*at, field.name if _types.is_struct(kind) else "list.element")
         found |= {path: field.type, **within(field.type, path)}

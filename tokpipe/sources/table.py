@@ -39,7 +39,7 @@ _JSON = ("jsonl", "ndjson", "json")
 EXTENSIONS = (*TABLE_EXTENSIONS, *COMPRESSIONS)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
-_KEPT = (pa.types.is_integer, pa.types.is_uint64, pa.types.is_decimal, pa.types.is_string)
+_NOT_PROMOTED = (pa.types.is_integer, pa.types.is_uint64, pa.types.is_decimal, pa.types.is_string)
 
 
 @dataclass
@@ -159,10 +159,10 @@ class TableRows(RowSource):
         try:
             columns = pa.unify_schemas(schemas, promote_options="permissive")
             common = within(pa.struct(list(columns)))
-            for one in (within(pa.struct(list(schema))) for schema in schemas):
-                for at, kind in one.items():
-                    if any(keeps(kind) and not keeps(common[at]) for keeps in _KEPT):
-                        raise TypeError(f"{'.'.join(at)} is {kind}, or {common[at]} in another")
+            parts = (within(pa.struct(list(one))).items() for one in dict.fromkeys(schemas))
+            for at, kind in (one for part in parts for one in part):
+                if any(is_kind(kind) and not is_kind(common[at]) for is_kind in _NOT_PROMOTED):
+                    raise TypeError(f"{'.'.join(at)} holds {kind} in one, {common[at]} in another")
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
                 f"{self.label}: a column has different types in the tables of {self.config.uri} "
@@ -343,5 +343,5 @@ def _holds_videos(kind: pa.DataType) -> bool:
 
 def _is_printable(kind: pa.DataType) -> bool:
     """Whether every value of this type can be written as text, unlike bytes or lists."""
-    types = pa.types
-    return bool(types.is_string(kind) or types.is_primitive(kind) or types.is_decimal(kind))
+    kinds = (pa.types.is_string, pa.types.is_primitive, pa.types.is_decimal)
+    return any(is_kind(kind) for is_kind in kinds)
