@@ -19,7 +19,7 @@ from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.formats.tables import from_parquet, to_parquet
 from tokpipe.plan import sample_rows
-from tokpipe.sources.columns import check_carried
+from tokpipe.sources.columns import check_carried, within
 from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.types import DecodedClip
@@ -358,7 +358,6 @@ def test_a_template_may_lead_where_its_values_may_not(tmp_path: Path) -> None:
         (pa.float32(), pa.float64(), pa.float64()),
         (TEXT, pa.large_string(), TEXT),
         (pa.binary(), pa.binary(3), pa.binary()),
-        (pa.date32(), pa.date64(), pa.date64()),
         (pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("ns")),
         (pa.null(), pa.float64(), pa.float64()),
         (pa.list_(pa.null()), pa.list_(pa.int64()), pa.list_(pa.int64())),
@@ -381,12 +380,9 @@ def test_tables_of_one_glob_have_one_type_per_column_that_changes_no_value(
             ):
                 opened("table", tmp_path / "*.parquet").carried()
         else:
-            kind = opened("table", tmp_path / "*.parquet").carried().field("c").type
-            assert (
-                {one.name: one.type for one in kind} == {one.name: one.type for one in both}
-                if pa.types.is_struct(both)
-                else kind == both
-            )
+            found = opened("table", tmp_path / "*.parquet").carried().field("c").type
+            # In structs, the order of fields is that of the tables.
+            assert found == both or within(found) == within(both) != {}
 
 
 VIDEO = pa.struct({"bytes": pa.binary(), "path": TEXT})
@@ -406,7 +402,7 @@ def test_a_video_column_without_any_bytes_names_its_paths(tmp_path: Path) -> Non
 
 
 def test_videos_within_columns_are_neither_carried_nor_read(tmp_path: Path) -> None:
-    video = {"bytes": bytes(range(256)) * 4, "path": "v.mp4"}
+    video = {"bytes": bytes(range(256)) * 4000, "path": "v.mp4"}
     row = {"row": {"video": video, "other": video}, "many": [video], "map": [("k", video)], "n": 1}
     kinds = {"row": pa.struct({"video": VIDEO, "other": VIDEO}), "many": pa.list_(VIDEO)}
     schema = pa.schema({**kinds, "map": pa.map_(TEXT, VIDEO), "n": pa.int8()})
@@ -415,6 +411,12 @@ def test_videos_within_columns_are_neither_carried_nor_read(tmp_path: Path) -> N
     (found,) = read("table", path, uri_column="row.video")
     assert set(found) == {*ROW_SCHEMA.names, "n"}
     assert found["source_uri"] == f"{path}#row.video=1"
+    pq.write_table(pa.Table.from_pylist([row], schema).drop(["map"]), path)
+    data = path.read_bytes()
+    start = bytes(range(200))
+    assert data.count(start) >= 3
+    path.write_bytes(data.replace(start, bytes(200)).replace(bytes(range(200, 256)), bytes(56)))
+    assert len(read("table", path, uri_column="row.video")) == 1
 
 
 def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any]:

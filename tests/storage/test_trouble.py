@@ -277,17 +277,15 @@ def test_trouble_of_a_node_or_of_a_whole_store_rejects_no_clip(
         options = StoreOptions(deadline_s=0.5, options={"hf": hub_options})
         fetch_to_file(uri, None, tmp_path, options=options, max_bytes=1)
 
-    for protocol, package in (
-        ("gs", "gcsfs"),
-        ("az", "adlfs"),
-        ("sftp", "paramiko"),
-        ("s3", "s3fs"),
-    ):
-        monkeypatch.setitem(sys.modules, package, None)  # not installed here
-        with pytest.raises(ConfigError, match="needs a package that is not installed on") as caught:
+    packages = {"gs": "gcsfs", "az": "adlfs", "sftp": "paramiko", "s3": "s3fs"}
+    for protocol, package in {**packages, "hf": "huggingface_hub"}.items():
+        with monkeypatch.context() as patch, pytest.raises(ConfigError) as caught:
+            patch.setitem(sys.modules, package, None)  # not installed here
             fetch(f"{protocol}://bkt/a.mp4")
-        assert package in str(caught.value)
-        assert ("tokpipe[s3]" in str(caught.value)) == (protocol == "s3")
+        message = str(caught.value)
+        assert f"{protocol}:// needs a package that is not installed on" in message
+        assert package in message
+        assert ("tokpipe[s3]" in message) == (protocol == "s3")
     with pytest.raises(StorageError, match="kept failing"):
         fetch("hf://datasets/o/n/x.mp4", endpoint="http://127.0.0.1:9")
     unmounted = OSError(errno.ENOTCONN, "Transport endpoint is not connected")
