@@ -33,16 +33,6 @@ _TO_BT709 = np.array(
 """Linear BT.2020 to BT.709, by ITU-R BT.2407."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What the job decides about colours and fields."""
-
-    matrix: str = "auto"
-    tonemap: bool = True
-    background: tuple[int, int, int] = (0, 0, 0)
-    deinterlace: bool = False
-
-
 class Tags(NamedTuple):
     """What a frame says about its samples."""
 
@@ -70,6 +60,22 @@ class Tags(NamedTuple):
     def has_alpha(self) -> bool:
         kind = av.VideoFormat(self.format)
         return bool(kind.has_palette or kind.components[-1].is_alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the job decides about colours and fields, and what the container says of all frames."""
+
+    matrix: str = "auto"
+    hdr: str = "tonemap"
+    background: tuple[int, int, int] = (0, 0, 0)
+    deinterlace: bool = False
+    has_fields: bool = False
+
+    def check(self, tags: Tags) -> None:
+        """Raise ``SourceError`` for frames that the job rejects."""
+        if tags.is_hdr and self.hdr == "reject":
+            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
 
 
 def tags_of(frame: Any) -> Tags:

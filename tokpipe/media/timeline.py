@@ -20,7 +20,7 @@ from tokpipe.media.container import (
     damaged,
     decoder_of,
     open_video,
-    read_crop,
+    read_description,
 )
 from tokpipe.media.geometry import Crop, Orientation, orientation_of
 
@@ -85,6 +85,8 @@ class Timeline:
     crop: Crop
     tags: Tags
     """Of the first frame."""
+    has_fields: bool
+    """Whether only the container says that frames are interlaced."""
     format: str
     codec: str
     num_video_streams: int
@@ -136,7 +138,7 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         clock_s = (container.start_time or 0) / av.time_base
         aspect = stream.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
-        crop = read_crop(container, stream)
+        crop, has_fields = read_description(container, stream)
     hole = _first_hole(packets, name)
     if not trusted:
         # Nothing after the damage counts, even if the decoder does not notice it.
@@ -199,6 +201,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         orientation=orientation,
         crop=crop,
         tags=tags_of(first),
+        # In formats that cannot say so, FFmpeg guesses from the stream. Its frames know better.
+        has_fields=has_fields and name not in _STREAMED_FORMATS and not first.interlaced_frame,
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,
