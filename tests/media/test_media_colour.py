@@ -215,7 +215,7 @@ def test_hdr_in_a_part_of_a_video_is_found_in_that_part(
         assert [half.marks for half in halves] == ([[mark], []] if hdr_first else [[], [mark]])
     for on_damage in ("reject", "mark"):  # HDR is no damage
         decoder = lab.decoder(backend="pyav", hdr="reject", on_damage=on_damage)
-        spans: list[dict[str, float]] = [{"end_s": 0.23}, {"start_s": 0.25}]
+        spans: list[dict[str, Any]] = [{"end_s": 0.23}, {"start_s": 0.25}]
         sdr, bad = spans[::-1] if hdr_first else spans
         assert decoder.decode(path, **sdr).marks == []
         for span in ({}, bad):
