@@ -27,6 +27,7 @@ _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0
 """How files in JPEG, PNG, TIFF, BMP and JPEG XL begin."""
 # Major brands of HEIF, which holds pictures, animations or both.
 _PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"}
+_DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* compatibility id: 0)),"
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
@@ -137,10 +138,13 @@ def decoder_of(stream: Any) -> Any:
     return decoder
 
 
-def read_crop(container: Any, stream: Any) -> Crop:
-    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap.
+def read_description(container: Any, stream: Any) -> tuple[Crop, bool]:
+    """Return what the container hides of frames (PixelCrop, clap), and whether they have fields.
 
     PyAV has this only in FFmpeg's description of the file.
+
+    Raises:
+        SourceError: ``unsupported``: Dolby Vision whose colours only its own players can convert.
     """
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
@@ -150,8 +154,13 @@ def read_crop(container: Any, stream: Any) -> Crop:
         av.logging.set_level(level)
     _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
     mine = dict(zip(streams[::2], streams[1::2], strict=True)).get(str(stream.index), "")
-    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
-    return Crop(*map(int, found.groups())) if found else Crop()
+    crop = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
+    if dolby := re.search(_DOLBY_ONLY, mine, re.M):
+        found = f"the video is Dolby Vision profile {dolby[1]}, without a compatible base layer"
+        do = "its colours (IPT) cannot be converted to RGB. Use a copy in HDR10 or another profile"
+        raise SourceError("unsupported", f"{found}: {do}")
+    has_fields = re.search(r"^[^\n]* Video: [^\n]*[(, ](top|bottom) (coded )?first", mine)
+    return Crop(*map(int, crop.groups())) if crop else Crop(), has_fields is not None
 
 
 def _main_stream(container: Any) -> Any:
