@@ -7,7 +7,8 @@ import tokpipe.cli
 
 def main() -> int:
     """Run one job and return its exit code (see ``tokpipe.cli``)."""
-    return tokpipe.cli.main(["run", *sys.argv[1:]])
+    sys.argv.insert(1, "run")
+    return tokpipe.cli.main()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 from tokpipe.config import parse_job
-from tokpipe.config.explain import validate_settings
+from tokpipe.config.explain import bare, kinds_of, validate_settings
 from tokpipe.config.job import JobConfig
-from tokpipe.config.suggest import bare, kinds_of
 from tokpipe.errors import ConfigError
 from tokpipe.train.config import TrainConfig
 

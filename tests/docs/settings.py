@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from tokpipe.config.explain import accepted, bare, in_yaml, is_section, one_of, sections_of
 from tokpipe.config.job import JobConfig
-from tokpipe.config.suggest import accepted, bare, in_yaml, is_section, one_of, sections_of
 
 START = "## The whole file\n"
 """The page's prose ends where this line begins."""

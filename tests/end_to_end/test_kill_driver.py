@@ -1,6 +1,7 @@
 """One job whose driver is killed and stopped again and again, and started again each time."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -135,9 +136,14 @@ def test_interruptions_lose_and_double_nothing_and_an_audit_agrees(
         assert one["equal_fraction"] == 1.0
         assert one["psnr_db"] == one["psnr_again_db"] > 0
 
-    # The sources become other videos of the same length, which no checksum can show.
+    # The sources become other videos of the same length, name, size and time.
     for index, path in enumerate(sorted((life.folder / "videos").glob("clip*.mp4"))):
-        write_video(path, seed=100 + index)
+        before = path.stat()
+        write_video(path, seed=100 + index, size=(16, 16))
+        missing = before.st_size - path.stat().st_size
+        with path.open("ab") as file:
+            file.write(missing.to_bytes(4) + b"free" + bytes(missing - 8))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert main(["audit", out]) == 0
     capsys.readouterr()
     assert main(["audit", out, "--sample", "2"]) == 8

@@ -1,4 +1,4 @@
-"""Puts into files what FFmpeg's muxers cannot write: container crops and SEI messages."""
+"""Puts into files what FFmpeg's muxers cannot write: crops and other boxes, and SEI messages."""
 
 from pathlib import Path
 
@@ -51,10 +51,16 @@ def crop_mp4(path: Path, edges: Edges, size: tuple[int, int]) -> None:
     # Fractions: width, height, and how far the middle is from the middle of the frame.
     middle = left - right, 2, top - bottom, 2
     numbers = [width - left - right, 1, height - top - bottom, 1, *middle]
-    box = b"\0\0\0\x28clap" + b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+    content = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+    describe_mp4(path, b"avc1", b"clap", content)
+
+
+def describe_mp4(path: Path, entry: bytes, name: bytes, content: bytes) -> None:
+    """Add a box to the sample entry of a file whose index is at its end."""
+    box = (8 + len(content)).to_bytes(4, "big") + name + content
     data = bytearray(path.read_bytes())
     at = data.index(b"moov")
-    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", entry):
         at = data.index(name, at)
         length = int.from_bytes(data[at - 4 : at], "big")
         data[at - 4 : at] = (length + len(box)).to_bytes(4, "big")

@@ -1,16 +1,19 @@
 """Colours against arithmetic on pictures whose samples are computed by the tests."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.media import charts
+from tests.media.boxes import describe_mp4
 from tests.media.charts import chart, frame_of, painted, samples, write_planes
 from tests.media.conftest import Lab
-from tests.videos import numbers_of
+from tests.videos import encode, numbers_of
 from tokpipe.config.job import FramesConfig
 from tokpipe.errors import SourceError
 from tokpipe.media.colour import Look, Tags, conversion
@@ -177,6 +180,126 @@ def test_interlaced_video_is_marked_and_deinterlaced_if_asked(lab: Lab) -> None:
     progressive = CASES / "mkvcrop.mkv"
     same = [lab.decoder(backend="pyav", deinterlace=on).decode(progressive) for on in (True, False)]
     assert np.array_equal(same[0].frames, same[1].frames)
+
+
+WOVEN = np.full((96, 128, 3), 60, np.uint8)
+"""Two fields: the upper one is bright."""
+WOVEN[::2] = 200
+
+
+def is_woven(frames: NDArray[np.uint8]) -> list[bool]:
+    return [bool(np.abs(np.diff(one[40:56, 64, 0].astype(int))).max() > 80) for one in frames]
+
+
+@pytest.mark.parametrize(
+    ("transfer", "hdr_first"),
+    # After HLG, FFmpeg's HEVC decoder takes the rest for HLG, too.
+    [(charts.PQ, False), (charts.PQ, True), (charts.HLG, False)],
+)
+def test_hdr_in_a_part_of_a_video_is_found_in_that_part(
+    transfer: int, hdr_first: bool, tmp_path: Path, lab: Lab
+) -> None:
+    hdr = {"colorspace": 9, "color_range": 1, "color_trc": transfer, "color_primaries": 9}
+    parts = []
+    for name, tags, matrix in (("sdr.ts", BT709, 1), ("hdr.ts", hdr, 9)):
+        planes = samples(np.full((64, 96, 3), 0.5), "yuv420p10le", matrix, False)
+        settings: dict[str, Any] = {"codec": "libx265", "num_frames": 6, "tags": tags}
+        parts.append(write_planes(tmp_path / name, planes, "yuv420p10le", **settings).read_bytes())
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts[::-1] if hdr_first else parts))
+    for choice, mark in (("tonemap", "tonemapped"), ("mark", "hdr")):
+        decoder = lab.decoder(backend="pyav", hdr=choice)
+        whole = decoder.decode(path)
+        assert (whole.marks, len(whole.frames)) == ([mark], 12)
+        halves = [decoder.decode(path, end_s=0.23), decoder.decode(path, start_s=0.25)]
+        assert [half.marks for half in halves] == ([[mark], []] if hdr_first else [[], [mark]])
+    for on_damage in ("reject", "mark"):  # HDR is no damage
+        decoder = lab.decoder(backend="pyav", hdr="reject", on_damage=on_damage)
+        spans: list[dict[str, Any]] = [{"end_s": 0.23}, {"start_s": 0.25}]
+        sdr, bad = spans[::-1] if hdr_first else spans
+        assert decoder.decode(path, **sdr).marks == []
+        for span in ({}, bad):
+            with pytest.raises(SourceError, match=r"frames\.hdr") as caught:
+                decoder.decode(path, **span)
+            assert caught.value.reason == "hdr"
+
+
+def test_interlacing_in_a_part_of_a_video_is_found_in_that_part(tmp_path: Path, lab: Lab) -> None:
+    path, parts = tmp_path / "joined.ts", []
+    for flags in ("", "tff=1:interlaced=1"):
+        part = tmp_path / "part.ts"
+        options = {"x264-params": flags, "crf": "5"}
+        parts.append(encode(part, [WOVEN] * 6, (96, 128), options=options).read_bytes())
+    path.write_bytes(b"".join(parts))
+    decoder = lab.decoder(backend="pyav", size=(96, 128), deinterlace=True)
+    whole = decoder.decode(path)
+    assert whole.marks == ["interlaced"]
+    assert is_woven(whole.frames) == [True] * 6 + [False] * 6
+    assert decoder.decode(path, end_s=0.2).marks == []
+    assert decoder.decode(path, start_s=0.26).marks == ["interlaced"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "pix_fmt", "order"),
+    [
+        ("mkv", "ffv1", "yuv420p", "tt"),
+        ("mkv", "libx264", "yuv420p", "bb"),
+        ("mov", "prores_ks", "yuv422p10le", "tb"),
+        ("mov", "png", "rgb24", "bt"),
+        ("mov", "v210", "yuv422p10le", "tt"),
+    ],
+)
+def test_interlacing_that_the_container_describes_counts(
+    ending: str, codec: str, pix_fmt: str, order: str, lab: Lab
+) -> None:
+    path = lab.folder / f"fields.{ending}"
+    for field_order, is_interlaced in ((order, True), ("progressive", False)):
+        with av.open(str(path), "w") as container:
+            container.metadata["title"] = "Video: a, b(top first), top first"
+            stream: Any = container.add_stream(codec, 25, options={"field_order": field_order})
+            stream.height, stream.width, stream.pix_fmt = 96, 128, pix_fmt
+            for index in range(3):
+                frame = av.VideoFrame.from_ndarray(WOVEN, "rgb24").reformat(format=pix_fmt)
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        for deinterlace in (False, True):
+            decoder = lab.decoder(backend="pyav", size=(96, 128), deinterlace=deinterlace)
+            video = decoder.decode(path)
+            assert video.marks == ["interlaced"] * is_interlaced
+            assert is_woven(video.frames) == [not (is_interlaced and deinterlace)] * 3
+
+
+def write_dolby(path: Path, name: bytes, profile: int, compatibility: int) -> Path:
+    planes = samples(np.full((64, 96, 3), 0.5), "yuv420p10le", 9, False)
+    write_planes(path, planes, "yuv420p10le", codec="libx265")
+    record = bytes([1, 0, profile << 1, 6 << 3 | 5, compatibility << 4]) + bytes(19)
+    describe_mp4(path, b"hev1", name, record)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "compatibility"), [(b"dvcC", 5, 0), (b"dvvC", 10, 0), (b"dvvC", 20, 0)]
+)
+def test_dolby_vision_without_a_base_layer_is_rejected(
+    name: bytes, profile: int, compatibility: int, lab: Lab
+) -> None:
+    path = write_dolby(lab.folder / "dolby.mp4", name, profile, compatibility)
+    for decoder in (lab.decoder(backend="pyav"), lab.decoder(on_damage="mark", hdr="mark")):
+        with pytest.raises(SourceError, match=f"Dolby Vision profile {profile}") as caught:
+            decoder.decode(path)
+        assert caught.value.reason == "unsupported"
+
+
+@pytest.mark.parametrize(("profile", "compatibility"), [(7, 6), (8, 1), (8, 4)])
+def test_dolby_vision_with_a_base_layer_shows_it(
+    profile: int, compatibility: int, lab: Lab
+) -> None:
+    path = write_dolby(lab.folder / "dolby.mp4", b"dvcC", profile, compatibility)
+    plain = path.with_name("plain.mp4")
+    plain.write_bytes(path.read_bytes().replace(b"dvcC", b"free"))
+    decoder = lab.decoder(backend="pyav")
+    assert np.array_equal(decoder.decode(path).frames, decoder.decode(plain).frames)
 
 
 @pytest.mark.parametrize("colour", ["#12345", "chartreuse?", "mauve", "123456"])

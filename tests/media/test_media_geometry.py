@@ -19,6 +19,7 @@ Picture = NDArray[np.uint8]
 
 BLACK = (0, 0, 0)
 ONE = Fraction(1)
+SAR = Fraction(40, 33)
 sides = st.one_of(st.integers(1, 64), st.integers(1, 20_000))
 aspects = st.sampled_from([ONE, Fraction(2), Fraction(1, 2), Fraction(16, 11), Fraction(12, 11)])
 
@@ -133,17 +134,25 @@ def test_what_the_container_hides_is_not_shown() -> None:
     assert combinations.shown(CASES / "mkvcrop.mkv", (128, 128), "stretch").min() > 15
 
 
-def test_a_clean_aperture_in_its_own_size_has_square_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("aspect", "in_track"), [(ONE, ONE), (SAR, ONE), (SAR, SAR)])
+@pytest.mark.parametrize("has_pasp", [False, True])
+def test_a_clean_aperture_in_its_own_size_has_the_pixels_of_the_stream(
+    aspect: Fraction, in_track: Fraction, has_pasp: bool, tmp_path: Path
+) -> None:
     """As QuickTime writes it, where FFmpeg takes the size of the track for that of the frame."""
     planes = samples(np.full((96, 128, 3), 0.5), "yuv420p", 1, False)
-    path = write_planes(tmp_path / "clap.mp4", planes, "yuv420p", codec="libx264")
+    path = tmp_path / "clap.mp4"
+    write_planes(path, planes, "yuv420p", codec="libx264", pixel_aspect=aspect)
+    if not has_pasp:
+        path.write_bytes(path.read_bytes().replace(b"pasp", b"free"))
     boxes.crop_mp4(path, (4, 12, 8, 16), (96, 128))
     data = bytearray(path.read_bytes())
     size = data.index(b"tkhd") + 80
-    data[size : size + 8] = (112 << 16).to_bytes(4, "big") + (72 << 16).to_bytes(4, "big")
+    shown = round(112 * in_track) << 16, 72 << 16
+    data[size : size + 8] = b"".join(number.to_bytes(4, "big") for number in shown)
     path.write_bytes(data)
     timeline = read_timeline(path)
-    assert (timeline.height, timeline.width, timeline.pixel_aspect) == (72, 112, ONE)
+    assert (timeline.height, timeline.width, timeline.pixel_aspect) == (72, 112, aspect)
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc"])

@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.formats.tables import from_parquet, to_parquet
 from tokpipe.plan import sample_rows
-from tokpipe.sources.columns import check_carried
+from tokpipe.sources.columns import check_carried, within
+from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.types import DecodedClip
 
@@ -294,7 +296,12 @@ def test_another_delimiter_is_a_setting_that_the_message_names(tmp_path: Path, m
         ("/{n:02x}-{f:.2f}-{f:05.1f}.mp4", "/07-1.50-001.5.mp4"),
         ("/{{{n}}}.mp4", "/{7}.mp4"),
         ("/{text:03d}_{text:04}.mp4", "/042_0042.mp4"),
-        ("/{name:03d}.mp4", None),
+        *(
+            (f"/{{{name}}}.mp4", None)
+            for name in ("name:03d", "joined:03d", "joined:04", "inf:.1f")
+        ),
+        *((f"/{{{name}}}.mp4", None) for name in ("arabic:03d", "arabic:.1f", "joined:.1f")),
+        ("/{signed:03d}_{blank:03d}_{large:.0f}.mp4", "/-07_007_1000.mp4"),
         ("/{padded}.mp4", "/p.mp4"),
     ],
 )
@@ -302,6 +309,8 @@ def test_templates_format_values_as_python_does(
     tmp_path: Path, template: str, uri: str | None
 ) -> None:
     row = {"n": 7, "name": "x", "f": 1.5, "text": "42", "padded": " p "}
+    row |= {"joined": "7_0", "arabic": "\u0663", "inf": "inf"}
+    row |= {"signed": "-7", "blank": " 7", "large": "1e3"}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
     write(tmp_path / "t.jsonl", json.dumps(row))
     for name in ("t.parquet", "t.jsonl"):
@@ -309,7 +318,10 @@ def test_templates_format_values_as_python_does(
         if uri is not None:
             assert (found["source_uri"], found["problem"]) == (uri, None)
         else:
-            assert "has 'x' as its name, which '03d' cannot format" in found["problem"]
+            name, spec = template[2:-5].split(":")
+            assert f"has {row[name]!r} as its {name}, which {spec!r} cannot format" in str(
+                found["problem"]
+            )
 
 
 @pytest.mark.parametrize("template", ["{n", "n}", "{n!r}"])
@@ -327,6 +339,85 @@ def test_a_template_may_lead_where_its_values_may_not(tmp_path: Path) -> None:
     assert "outside the allowed prefixes" in bad["problem"]
     with pytest.raises(ConfigError, match="outside the allowed prefixes"):
         read("table", table, uri_template="../../v/{n}.mp4", allowed_prefixes=("/w",))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "both"),
+    [
+        (pa.int64(), pa.float64(), None),
+        (pa.int8(), pa.float16(), None),
+        (pa.int64(), pa.decimal128(5, 2), None),
+        (pa.float64(), pa.decimal128(5, 2), None),
+        (pa.uint64(), pa.int64(), None),
+        (TEXT, pa.binary(), None),
+        (pa.binary_view(), pa.large_string(), None),
+        (pa.list_(pa.int64()), pa.list_(pa.float64()), None),
+        (pa.map_(TEXT, TEXT), pa.map_(TEXT, pa.binary()), None),
+        (pa.struct({"a": pa.int64()}), pa.struct({"b": TEXT, "a": pa.float64()}), None),
+        (pa.int32(), pa.int64(), pa.int64()),
+        (pa.uint64(), pa.uint8(), pa.uint64()),
+        (pa.float32(), pa.float64(), pa.float64()),
+        (TEXT, pa.large_string(), TEXT),
+        (pa.binary(), pa.binary(3), pa.binary()),
+        (pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("ns")),
+        (pa.null(), pa.float64(), pa.float64()),
+        (pa.list_(pa.null()), pa.list_(pa.int64()), pa.list_(pa.int64())),
+        (
+            pa.struct({"a": pa.int64()}),
+            pa.struct({"b": TEXT}),
+            pa.struct({"a": pa.int64(), "b": TEXT}),
+        ),
+    ],
+)
+def test_tables_of_one_glob_have_one_type_per_column_that_changes_no_value(
+    tmp_path: Path, ours: pa.DataType, theirs: pa.DataType, both: pa.DataType | None
+) -> None:
+    for kinds in ((ours, theirs), (theirs, ours)):
+        for name, kind in zip("ab", kinds, strict=True):
+            parquet(tmp_path / f"{name}.parquet", url=["/1.mp4"], c=cast([None], kind))
+        if both is None:
+            with pytest.raises(
+                ConfigError, match=r"different types .*\(c\S* holds .* in another\)"
+            ):
+                opened("table", tmp_path / "*.parquet").carried()
+        else:
+            found = opened("table", tmp_path / "*.parquet").carried().field("c").type
+            # In structs, the order of fields is that of the tables.
+            assert found == both or within(found) == within(both) != {}
+
+
+VIDEO = pa.struct({"bytes": pa.binary(), "path": TEXT})
+PATHS = pa.struct({"bytes": pa.null(), "path": TEXT})
+
+
+def test_a_video_column_without_any_bytes_names_its_paths(tmp_path: Path) -> None:
+    values = [{"path": "1.mp4"}, {"path": None}]
+    table = parquet(tmp_path / "a.parquet", url=cast(values, PATHS))
+    names = [f"{tmp_path}/1.mp4", f"{table}#row=2"]
+    assert uris(read("table", table)) == names
+    inside = parquet(tmp_path / "b.parquet", url=cast([{"bytes": b"v"}, *values], VIDEO))
+    found = uris(read("table", tmp_path / "*.parquet"))
+    assert found == [*names, f"{inside}#url=1", names[0], f"{inside}#row=3"]
+    nested = parquet(tmp_path / "n.parquet", r=cast([{"v": values[0]}], pa.struct({"v": PATHS})))
+    assert uris(read("table", nested, uri_column="r.v")) == names[:1]
+
+
+def test_videos_within_columns_are_neither_carried_nor_read(tmp_path: Path) -> None:
+    video = {"bytes": bytes(range(256)) * 4000, "path": "v.mp4"}
+    row = {"row": {"video": video, "other": video}, "many": [video], "map": [("k", video)], "n": 1}
+    kinds = {"row": pa.struct({"video": VIDEO, "other": VIDEO}), "many": pa.list_(VIDEO)}
+    schema = pa.schema({**kinds, "map": pa.map_(TEXT, VIDEO), "n": pa.int8()})
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_pylist([row], schema), path)
+    (found,) = read("table", path, uri_column="row.video")
+    assert set(found) == {*ROW_SCHEMA.names, "n"}
+    assert found["source_uri"] == f"{path}#row.video=1"
+    pq.write_table(pa.Table.from_pylist([row], schema).drop(["map"]), path)
+    data = path.read_bytes()
+    for at in [one.start() for one in re.finditer(re.escape(bytes(range(200))), data)]:
+        data = data[:at] + bytes(1000) + data[at + 1000 :]  # so that reading them would fail
+    path.write_bytes(data)
+    assert len(read("table", path, uri_column="row.video")) == 1
 
 
 def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any]:

@@ -277,9 +277,16 @@ def test_trouble_of_a_node_or_of_a_whole_store_rejects_no_clip(
         options = StoreOptions(deadline_s=0.5, options={"hf": hub_options})
         fetch_to_file(uri, None, tmp_path, options=options, max_bytes=1)
 
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # not installed here
-    with pytest.raises(ConfigError, match="gs:// needs a package that is not installed on"):
-        fetch("gs://bkt/a.mp4")
+    packages = {"gs": "gcsfs", "az": "adlfs", "sftp": "paramiko", "s3": "s3fs"}
+    for protocol, package in {**packages, "hf": "huggingface_hub"}.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)  # not installed here
+            with pytest.raises(ConfigError) as caught:
+                fetch(f"{protocol}://bkt/a.mp4")
+        message = str(caught.value)
+        assert f"{protocol}:// needs a package that is not installed on" in message
+        assert package in message
+        assert ("tokpipe[s3]" in message) == (protocol == "s3")
     with pytest.raises(StorageError, match="kept failing"):
         fetch("hf://datasets/o/n/x.mp4", endpoint="http://127.0.0.1:9")
     unmounted = OSError(errno.ENOTCONN, "Transport endpoint is not connected")

@@ -1,6 +1,7 @@
 """All verbs in one parser."""
 
 import argparse
+import atexit
 import difflib
 import io
 import os
@@ -36,15 +37,26 @@ VERBS = {name: cast(Verb, import_module(f"tokpipe.cli.{name}")) for name in _NAM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ``tokpipe`` command and return its exit code."""
+    """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    codes: list[int] = []
+    if arguments is None:
+        atexit.register(_end, codes)  # first, so that it is called last
     try:
-        parsed = _parse(words)
-        return exit_code_of(parsed)
+        codes.append(exit_code_of(_parse(words)))
     except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
-        return 128 + signal.SIGPIPE
+        codes.append(128 + signal.SIGPIPE)
+    return codes[0]
+
+
+def _end(codes: list[int]) -> None:
+    """End the process before C++ destructors, of which Arrow's abort it now and then."""
+    for code in codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -126,11 +126,6 @@ class _Clip:
         status = check_regular_file(self.path)
         version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         self.timeline = timeline = _timeline(self.path, self.salvage, version)
-        tags, hdr = timeline.tags, request["hdr"]
-        if tags.is_hdr and hdr == "reject":
-            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
-        marks = ["interlaced"] * tags.is_interlaced
-        marks += ["tonemapped" if hdr == "tonemap" else "hdr"] * tags.is_hdr
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -160,9 +155,11 @@ class _Clip:
         shown_aspect = orientation.oriented_aspect(aspect)
         sizes = [(height, width) for height, width in request["sizes"]]
         size = nearest_size(sizes, rows, columns, shown_aspect)
-        chosen = {name: request[name] for name in ("matrix", "background", "deinterlace")}
-        look = Look(tonemap=hdr == "tonemap", **chosen)
+        chosen = ("matrix", "hdr", "background", "deinterlace")
+        look = Look(**{name: request[name] for name in chosen}, has_fields=timeline.has_fields)
         self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
+        if request["only_probe"]:
+            look.check(timeline.tags)
         self.shape = (len(self.wanted), *size, 3)
         self.probed = {
             "num_segments": num_segments,
@@ -177,7 +174,6 @@ class _Clip:
             "offset": 8 * len(self.wanted),
             "fps": request["fps"] or timeline.average_fps,
             "damage": timeline.damage,
-            "marks": marks,
         }
 
     def decode(self, backend: str, memory: int) -> None:
@@ -198,16 +194,20 @@ class _Clip:
         mapped[: times_s.nbytes] = times_s.tobytes()
         pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
         out = pixels.reshape(self.shape)
+        task = Task(self.path, self.timeline, self.wanted, self.framing)
         try:
-            decoder.decode(Task(self.path, self.timeline, self.wanted, self.framing), out)
+            decoder.decode(task, out)
         except Stopped as error:
             num = error.num_written
-            if not self.salvage or num < self.min_frames:
+            if not self.salvage or num < self.min_frames or error.reason == "hdr":
                 raise
             self.description |= {
                 "shape": (num, *self.shape[1:]),
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
+        hdr = "tonemapped" if self.framing.look.hdr == "tonemap" else "hdr"
+        marks = ["interlaced"] * any(tags.is_interlaced for tags in task.painted)
+        self.description["marks"] = marks + [hdr] * any(tags.is_hdr for tags in task.painted)
 
 
 @functools.lru_cache(_MAX_TIMELINES)

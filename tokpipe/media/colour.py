@@ -33,16 +33,6 @@ _TO_BT709 = np.array(
 """Linear BT.2020 to BT.709, by ITU-R BT.2407."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What the job decides about colours and fields."""
-
-    matrix: str = "auto"
-    tonemap: bool = True
-    background: tuple[int, int, int] = (0, 0, 0)
-    deinterlace: bool = False
-
-
 class Tags(NamedTuple):
     """What a frame says about its samples."""
 
@@ -72,6 +62,22 @@ class Tags(NamedTuple):
         return bool(kind.has_palette or kind.components[-1].is_alpha)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the job decides about colours and fields, and what the container says of all frames."""
+
+    matrix: str = "auto"
+    hdr: str = "tonemap"
+    background: tuple[int, int, int] = (0, 0, 0)
+    deinterlace: bool = False
+    has_fields: bool = False
+
+    def check(self, tags: Tags) -> None:
+        """Raise ``SourceError`` for frames that the job rejects."""
+        if tags.is_hdr and self.hdr == "reject":
+            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
+
+
 def tags_of(frame: Any) -> Tags:
     """Read the tags of an ``av.VideoFrame``."""
     numbers = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
@@ -89,16 +95,13 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
     if tags.is_rgb:
         return _AS_IT_IS
     by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"
-    if look.matrix != "auto":
-        matrix = look.matrix
-    elif tags.matrix in _UNKNOWN and not tags.is_grey:
+    matrix = _MATRICES.get(tags.matrix, by_size) if look.matrix == "auto" else look.matrix
+    if look.matrix == "auto" and tags.matrix in _UNKNOWN and not tags.is_grey:
         raise SourceError(
             "unsupported",
             f"colour matrix {tags.matrix} of ITU-T H.273 (8: YCgCo, 14: ICtCp) cannot be converted "
             "to RGB. If the tag is wrong, set frames.matrix",
         )
-    else:
-        matrix = _MATRICES.get(tags.matrix, by_size)
     extent = "full" if tags.range == _FULL or tags.format.startswith("yuvj") else "limited"
     return f"in_color_matrix={matrix}:in_range={extent}:out_range=full:{_AS_IT_IS}"
 

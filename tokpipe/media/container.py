@@ -33,6 +33,7 @@ _HEADERS = {
     b"nut/": rb"nut/multimedia container\0",
     b"\x89PNG": rb"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
 }
+_DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* compatibility id: 0)),"
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
@@ -147,11 +148,20 @@ def decoder_of(stream: Any) -> Any:
     return decoder
 
 
-def read_crop(container: Any, stream: Any) -> Crop:
-    """Return what the container hides of a stream's frames: Matroska's PixelCrop, MP4's clap."""
+def read_description(container: Any, stream: Any) -> tuple[Crop, bool]:
+    """Return what the container hides of frames (PixelCrop, clap), and whether they have fields.
+
+    Raises:
+        SourceError: ``unsupported``: Dolby Vision whose colours only its own players can convert.
+    """
     mine = described(container).get(str(stream.index), "")
-    found = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
-    return Crop(*map(int, found.groups())) if found else Crop()
+    crop = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
+    if dolby := re.search(_DOLBY_ONLY, mine, re.M):
+        found = f"the video is Dolby Vision profile {dolby[1]}, without a compatible base layer"
+        do = "its colours (IPT) cannot be converted to RGB. Use a copy in HDR10 or another profile"
+        raise SourceError("unsupported", f"{found}: {do}")
+    has_fields = re.search(r"^[^\n]* Video: [^\n]*[(, ](top|bottom) (coded )?first", mine)
+    return Crop(*map(int, crop.groups())) if crop else Crop(), has_fields is not None
 
 
 def described(container: Any) -> dict[str, str]:
@@ -159,10 +169,10 @@ def described(container: Any) -> dict[str, str]:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
-        described = container.dumps_format()
+        description = container.dumps_format()
     finally:
         av.logging.set_level(level)
-    _, *streams = re.split(r"^ +Stream #0:(\d+)", described, flags=re.M)
+    _, *streams = re.split(r"^ +Stream #0:(\d+)", description, flags=re.M)
     return dict(zip(streams[::2], streams[1::2], strict=True))
 
 

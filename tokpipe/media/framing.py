@@ -52,13 +52,15 @@ class Painter:
         self.framing = framing
         self._scalers: dict[tuple[Any, ...], _Scaler] = {}
 
-    def paint(self, frame: Any, out: NDArray[np.uint8]) -> None:
-        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3).
+    def paint(self, frame: Any, out: NDArray[np.uint8]) -> Tags:
+        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3); return what it and the container say.
 
         Raises:
-            SourceError: ``unsupported``: its colours cannot be converted.
+            SourceError: ``unsupported``: its colours cannot be converted. ``hdr``: by the job.
         """
         upright, tags = self.framing.orientation, tags_of(frame)
+        tags = tags._replace(is_interlaced=tags.is_interlaced or self.framing.look.has_fields)
+        self.framing.look.check(tags)
         crop = self.framing.crop.within(frame.height, frame.width)
         height, width = crop.kept(frame.height, frame.width)
         fit = self.framing.fit(height, width)
@@ -75,6 +77,7 @@ class Painter:
             whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
             picture = self._scaled(whole, tags_of(whole), Crop(), fit.resized)
         fit.place(picture, self.framing.look.background, out)
+        return tags
 
     def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
         kind = frame.width, frame.height, tags, size
@@ -94,7 +97,7 @@ class _Scaler:
         self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], look: Look
     ) -> None:
         self._tags = tags
-        self._tonemaps = tags.is_hdr and look.tonemap
+        self._tonemaps = tags.is_hdr and look.hdr == "tonemap"
         self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
         planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
         packed = ("format", _PACKED[self._channels * self._dtype.itemsize])

@@ -21,7 +21,7 @@ from tokpipe.media.container import (
     decoder_of,
     described,
     open_video,
-    read_crop,
+    read_description,
 )
 from tokpipe.media.geometry import Crop, Orientation, orientation_of
 
@@ -86,6 +86,8 @@ class Timeline:
     crop: Crop
     tags: Tags
     """Of the first frame."""
+    has_fields: bool
+    """Whether only the container says that frames are interlaced."""
     format: str
     codec: str
     num_video_streams: int
@@ -135,9 +137,9 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
             key_frames = tuple(sorted(keys, key=lambda packet: packet.pts))
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         clock_s = (container.start_time or 0) / av.time_base
-        aspect = stream.sample_aspect_ratio
+        aspect, own = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
         num_video_streams = len(container.streams.video)
-        crop = read_crop(container, stream)
+        crop, has_fields = read_description(container, stream)
     hole = _first_hole(packets, name)
     if not trusted:
         # Nothing after the damage counts, even if the decoder does not notice it.
@@ -183,9 +185,11 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         orientation = orientation_of(np.frombuffer(bytes(matrix), np.int32).tolist())
     crop = crop.within(first.height, first.width)
     height, width = crop.kept(first.height, first.width)
-    if name == "mov" and aspect == Fraction(first.height * width, first.width * height):
-        # FFmpeg compares the size in which a track is shown with what is coded, not with the rest.
-        aspect = None
+    share = Fraction(first.height * width, first.width * height)
+    # FFmpeg compares the size in which a track is shown with what is coded, not with the rest.
+    wrong = (share, share * (own or 1)) if name == "mov" and share != 1 else ()
+    if any(abs((aspect or 0) / one - 1) < 0.005 for one in wrong):
+        aspect = own
     return Timeline(
         times_s=times_s,
         end_s=end_s,
@@ -200,6 +204,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
         orientation=orientation,
         crop=crop,
         tags=tags_of(first),
+        # In formats that cannot say so, FFmpeg guesses from the stream. Its frames know better.
+        has_fields=has_fields and name not in _STREAMED_FORMATS and not first.interlaced_frame,
         format=name,
         codec=codec,
         num_video_streams=num_video_streams,

@@ -29,18 +29,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if _types.is_map(kind):
         return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
     if hasattr(kind, "value_field"):  # lists of all kinds
-        return pa.list_(_plain_field(kind.value_field), getattr(kind, "list_size", -1))
+        element = pa.field("element", plain_type(kind.value_type))
+        return pa.list_(element, getattr(kind, "list_size", -1))
     if _types.is_struct(kind):
         names = [field.name for field in kind]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"has a struct with two fields {repeated[0]!r}")
-        return pa.struct([_plain_field(field) for field in kind])
+        # Nullable, because a row with a problem has no values.
+        return pa.struct([(field.name, plain_type(field.type)) for field in kind])
     return kind
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    # Nullable, because a row with a problem has no values.
-    return pa.field(field.name, plain_type(field.type))
 
 
 def plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -55,7 +52,16 @@ def plain(array: pa.Array, kind: pa.DataType) -> pa.Array:
 def is_media(kind: pa.DataType) -> bool:
     """Whether this is a ``Video``, ``Image`` or ``Audio`` column of Hugging Face datasets."""
     names = {field.name for field in kind} if _types.is_struct(kind) else ()
-    return names == {"bytes", "path"} and bool(_types.is_binary(kind.field("bytes").type))
+    return names == {"bytes", "path"} and kind.field("bytes").type in (pa.binary(), pa.null())
+
+
+def within(kind: pa.DataType, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], pa.DataType]:
+    """Return the types of all fields within this type, by where Parquet has them."""
+    found: dict[tuple[str, ...], pa.DataType] = {}
+    for field in map(kind.field, range(kind.num_fields)):
+        path = (*at, field.name if _types.is_struct(kind) else "list.element")
+        found |= {path: field.type, **within(field.type, path)}
+    return found
 
 
 def find(columns: pa.Schema, name: str) -> tuple[list[str], pa.DataType] | None:

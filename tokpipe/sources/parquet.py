@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.formats.tables import stream_parquet
-from tokpipe.sources.columns import find, is_media, plain, plain_type
+from tokpipe.sources.columns import find, is_media, plain, plain_type, within
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import Pin, open_ranged
 
@@ -45,7 +45,8 @@ class ParquetFile:
                 for field, (path, kind) in zip(columns, found, strict=True)
                 if pa.types.is_binary(kind) and pa.types.is_boolean(field.type)
             }
-            skipped = {*is_set, *(f"{one.name}.bytes" for one in own if is_media(one.type))}
+            inner = within(pa.struct(list(own)))
+            skipped = {*is_set, *(f"{'.'.join(at)}.bytes" for at in inner if is_media(inner[at]))}
             leaves = [leaf for leaf in _leaves(file) if leaf not in skipped]
             place = 1
             for batch in file.iter_batches(
@@ -55,15 +56,15 @@ class ParquetFile:
                 names = unique_names(batch.schema.names)
                 problems: dict[int, str] = {}
                 arrays = []
-                for field, (path, _) in zip(columns, found, strict=True):
+                for field, (path, kind) in zip(columns, found, strict=True):
                     if (leaf := ".".join(path)) in is_set:
                         arrays.append(is_set[leaf].slice(place - 1, batch.num_rows))
-                    elif path:
+                    elif path and not pa.types.is_null(kind):
                         array = batch.column(names.index(path[0]))
                         for name in path[1:]:
                             array = pc.struct_field(array, [array.type.get_field_index(name)])
                         arrays.append(_checked(plain(array, field.type), field, problems))
-                    else:  # a field that only other tables of the glob have
+                    else:  # only other tables of the glob have it, or values in it
                         arrays.append(pa.nulls(batch.num_rows, field.type))
                 place += batch.num_rows
                 yield RawBatch(pa.RecordBatch.from_arrays(arrays, schema=columns), places, problems)

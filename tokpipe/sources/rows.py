@@ -141,10 +141,6 @@ def make_batch(
 ) -> pa.RecordBatch:
     """Assemble a batch from carried columns and some of ``ROW_SCHEMA``'s; the others are null."""
     num_rows = len(columns["source_uri"])
-    own = []
-    for field in ROW_SCHEMA:
-        values = columns.get(field.name)
-        if values is None:
-            values = pa.nulls(num_rows, field.type)
-        own.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
+    given = ((columns.get(one.name, pa.nulls(num_rows, one.type)), one.type) for one in ROW_SCHEMA)
+    own = [one if isinstance(one, pa.Array) else pa.array(one, kind) for one, kind in given]
     return pa.RecordBatch.from_arrays([*own, *carried], schema=schema)

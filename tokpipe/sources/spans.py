@@ -11,10 +11,8 @@ _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 def holds_seconds(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold times."""
     types = pa.types
-    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
-    return bool(
-        is_number or types.is_duration(kind) or types.is_time(kind) or types.is_string(kind)
-    )
+    kinds = (types.is_integer, types.is_decimal, types.is_duration, types.is_time, types.is_string)
+    return any(is_kind(kind) for is_kind in (types.is_floating, *kinds))
 
 
 def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:

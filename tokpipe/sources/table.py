@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tokpipe.config.sources import COMPRESSIONS, TABLE_ENDING, TABLE_EXTENSIONS, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
-from tokpipe.sources.columns import check_carried, find, is_media
+from tokpipe.sources.columns import check_carried, find, is_media, within
 from tokpipe.sources.parquet import ParquetFile
 from tokpipe.sources.rows import (
     MAX_COLUMNS,
@@ -39,6 +39,7 @@ _JSON = ("jsonl", "ndjson", "json")
 EXTENSIONS = (*TABLE_EXTENSIONS, *COMPRESSIONS)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
+_NOT_PROMOTED = (pa.types.is_integer, pa.types.is_uint64, pa.types.is_decimal, pa.types.is_string)
 
 
 @dataclass
@@ -115,9 +116,8 @@ class TableRows(RowSource):
 
     def _used(self) -> list[tuple[str, str]]:
         """Return (setting, column) for each column that makes URIs and times."""
-        config = self.config
-        keys = {one: getattr(config, one) for one in ("uri_column", "start_column", "end_column")}
-        named = [(key, name) for key, name in keys.items() if name is not None]
+        keys = ("uri_column", "start_column", "end_column")
+        named = [(key, name) for key in keys if (name := getattr(self.config, key)) is not None]
         columns = self._template.columns if self._template else []
         return [*named, *(("uri_template", name) for name in columns)]
 
@@ -158,6 +158,11 @@ class TableRows(RowSource):
                 )
         try:
             columns = pa.unify_schemas(schemas, promote_options="permissive")
+            common = within(pa.struct(list(columns)))
+            parts = (within(pa.struct(list(one))).items() for one in dict.fromkeys(schemas))
+            for at, kind in (one for part in parts for one in part):
+                if any(is_kind(kind) and not is_kind(common[at]) for is_kind in _NOT_PROMOTED):
+                    raise TypeError(f"{'.'.join(at)} holds {kind} in one, {common[at]} in another")
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
                 f"{self.label}: a column has different types in the tables of {self.config.uri} "
@@ -203,7 +208,8 @@ class TableRows(RowSource):
         self.media = [one.name for one in columns if is_media(one.type)]
         once = {name for key, name in self._used() if key != "uri_template"}
         # Videos and sounds within a table would make the plan and side tables as large as it is.
-        carried = [one for one in columns if one.name not in {*once, *self.media}]
+        large = {at[0] for at, kind in within(pa.struct(list(columns))).items() if is_media(kind)}
+        carried = [one for one in columns if one.name not in once | large]
         self._carried = [one.name for one in carried]
         self._columns = pa.schema(list({**read, **{one.name: one.type for one in carried}}.items()))
 
@@ -231,7 +237,7 @@ class TableRows(RowSource):
         self, table: TableFile, base: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
     ) -> pa.RecordBatch:
         problems = dict(raw.problems)
-        embedded = raw.columns.column(self._bytes) if self._bytes else None
+        embedded = self._bytes and pc.fill_null(raw.columns.column(self._bytes), False)
         uris = self._uris(raw.columns, base, embedded, problems)
         is_empty = pc.fill_null(pc.equal(uris, ""), True)
         for i, problem in self._outside(uris, pc.invert(is_empty), allowed).items():
@@ -337,5 +343,5 @@ def _holds_videos(kind: pa.DataType) -> bool:
 
 def _is_printable(kind: pa.DataType) -> bool:
     """Whether every value of this type can be written as text, unlike bytes or lists."""
-    types = pa.types
-    return bool(types.is_string(kind) or types.is_primitive(kind) or types.is_decimal(kind))
+    kinds = (pa.types.is_string, pa.types.is_primitive, pa.types.is_decimal)
+    return any(is_kind(kind) for is_kind in kinds)

@@ -102,18 +102,18 @@ class Template:
 
 
 def _formatted(values: pa.Array, name: str, spec: str, problems: dict[int, str]) -> pa.Array:
-    """Format values; text of a number counts as one, because text is all that CSV has."""
+    """Format values; text of a number (7, not 7_0) counts as one, as CSV has only text."""
     is_int = spec[-1] in "bcdoxX" or re.match(r"[+ -]?0\d*$", spec)
-    texts: list[str | None] = []
+    texts: list[str | None] = [None] * len(values)
     for i, value in enumerate(values.to_pylist()):
-        text = None
         try:
-            if value and isinstance(value, str):
-                value = (int if is_int else float if spec[-1] in "eEfFgG%" else str)(value)
+            if value and isinstance(value, str) and (is_int or spec[-1] in "eEfFgG%"):
+                digits = value if re.fullmatch(r"\s*[-+.0-9eE]+\s*", value) else ""
+                value = (int if is_int else float)(digits)
             elif is_int and isinstance(value, float) and value.is_integer():
                 value = int(value)  # a column of integers with nulls, as pandas writes it
-            text = None if value in (None, "") else format(value, spec)
+            if value not in (None, ""):
+                texts[i] = format(value, spec)
         except (TypeError, ValueError):
             problems.setdefault(i, f"has {value!r} as its {name}, which {spec!r} cannot format")
-        texts.append(text)
     return pa.array(texts, pa.string())

@@ -353,7 +353,8 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
     except ImportError as error:
         raise ConfigError(
             f"{protocol}:// needs a package that is not installed on {socket.gethostname()} "
-            f"({error}). Install it on every node; for S3: pip install 'tokpipe[s3]'"
+            f"({error}). Install it on every node"
+            + (": pip install 'tokpipe[s3]'" if protocol in ("s3", "s3a") else "")
         ) from error
     except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
         raise ConfigError(

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from tokpipe.config import JobConfig, parse_job, project_root
+from tokpipe.config.explain import in_yaml
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TABLE_ENDING, VIDEO_EXTENSIONS, TableSource
-from tokpipe.config.suggest import in_yaml
 from tokpipe.errors import ConfigError
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import sample_rows

@@ -7,7 +7,7 @@ loaded.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError
+from tokpipe.media.colour import Tags
 from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
 
@@ -29,6 +30,8 @@ class Task:
     wanted: NDArray[np.int64]
     """(T,) positions in the timeline, never decreasing; a frame may be wanted several times."""
     framing: Framing
+    painted: set[Tags] = field(default_factory=set)
+    """What the frames in ``out`` say about themselves, which decides about marks."""
 
 
 def load_backend(name: str) -> Any:

@@ -108,7 +108,7 @@ def _declines(task: Task, keeps_whole: bool) -> str | None:
         or height % 2
         or width % 2,
         "its colours": tags.is_hdr or look.matrix != "auto" or not is_known,
-        "interlaced": tags.is_interlaced,
+        "interlaced": tags.is_interlaced or timeline.has_fields,
         "the picture has to be rotated": timeline.orientation != Orientation(),
         "the picture has to be cropped": not keeps_whole or timeline.crop != Crop(),
     }

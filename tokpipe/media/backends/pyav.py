@@ -57,6 +57,7 @@ def _entry(timeline: Timeline, first_wanted: int) -> Packet | None:
 
 def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> None:
     painter = Painter(task.framing)
+    task.painted.clear()
     timeline, wanted = task.timeline, task.wanted
     with open_video(task.path) as (container, stream):
         index = 0
@@ -71,7 +72,7 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
             for frame in frames:
                 _check_place(frame, index, timeline.pts)
                 if index == wanted[slot]:
-                    painter.paint(frame, out[slot])
+                    task.painted.add(painter.paint(frame, out[slot]))
                     slot += 1
                     while slot < len(wanted) and wanted[slot] == index:
                         out[slot] = out[slot - 1]
