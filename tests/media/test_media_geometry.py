@@ -134,6 +134,21 @@ def test_what_the_container_hides_is_not_shown() -> None:
     assert combinations.shown(CASES / "mkvcrop.mkv", (128, 128), "stretch").min() > 15
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize(("height", "width"), [(98, 130), (250, 246), (66, 34)])
+def test_what_a_stream_crops_is_not_shown(
+    codec: str, height: int, width: int, tmp_path: Path
+) -> None:
+    """Both codecs store whole blocks, and crop what is beyond the picture."""
+    picture = np.full((height, width, 3), 0.5)
+    picture[:4], picture[-4:] = 1.0, 0.0
+    planes = samples(picture, "yuv420p", 1, False)
+    path = write_planes(tmp_path / "a.mp4", planes, "yuv420p", codec=codec)
+    shown = combinations.shown(path, (height, width), "stretch").astype(int)
+    expected = np.rint(255 * picture)
+    assert np.abs(shown - expected).max() <= 2
+
+
 @pytest.mark.parametrize(("aspect", "in_track"), [(ONE, ONE), (SAR, ONE), (SAR, SAR)])
 @pytest.mark.parametrize("has_pasp", [False, True])
 def test_a_clean_aperture_in_its_own_size_has_the_pixels_of_the_stream(

@@ -21,6 +21,7 @@ import requests
 import urllib3
 from aiohttp.client_reqrep import ConnectionKey, RequestInfo
 from botocore import exceptions as boto
+from fsspec.registry import _registry
 from google.auth import exceptions as google_auth
 from huggingface_hub import HfFileSystem
 from huggingface_hub import errors as hub
@@ -281,6 +282,7 @@ def test_trouble_of_a_node_or_of_a_whole_store_rejects_no_clip(
     for protocol, package in {**packages, "hf": "huggingface_hub"}.items():
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)  # not installed here
+            patch.delitem(_registry, protocol, raising=False)  # nor used before
             with pytest.raises(ConfigError) as caught:
                 fetch(f"{protocol}://bkt/a.mp4")
         message = str(caught.value)
