@@ -97,9 +97,11 @@ def write_planes(
 
     ``tags`` are attributes of PyAV's codec context, ``matrix`` a display matrix.
     """
+    # In one thread and without B-frames, since otherwise x265 may write other times under load.
+    x265 = "lossless=1:log-level=none:pools=1:frame-threads=1:bframes=0"
     lossless = {
         "libx264": {"qp": "0", "preset": "ultrafast"},
-        "libx265": {"x265-params": "lossless=1:log-level=none:pools=1", "preset": "ultrafast"},
+        "libx265": {"x265-params": x265, "preset": "ultrafast"},
         "libvpx-vp9": {"lossless": "1", "cpu-used": "8"},
     }.get(codec, {})
     frame = frame_of(planes, pix_fmt)
