@@ -43,6 +43,8 @@ def connected(cluster: str) -> Iterator[list[str]]:
         RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray would print the traceback of a failed lease too, once for each of its two results.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     unused: list[str] = []
     if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
         if cluster == "auto":  # running processes: the file that Ray keeps may be of a dead cluster

@@ -266,7 +266,7 @@ class Shell:
         elif isinstance(cause, ConfigError):
             self._events.put(cause)  # such as a missing package: no clip is to blame
         elif isinstance(cause, StorageError):
-            self._events.put(LeaseFailed(attempt, "storage", _say(error)))
+            self._events.put(LeaseFailed(attempt, "storage", str(cause)))
         elif isinstance(cause, NodeTrouble):
             self._events.put(LeaseFailed(attempt, "node", _say(error)))
         else:
