@@ -123,8 +123,7 @@ class _Clip:
         self.path = Path(request["path"])
         self.salvage: bool = request["salvage"]
         self.min_frames: int = request["min_clip_frames"]
-        status = check_regular_file(self.path)
-        version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        version = check_regular_file(self.path)
         self.timeline = timeline = _timeline(self.path, self.salvage, version)
         selection = select_frames(
             timeline.times_s,

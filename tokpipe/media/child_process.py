@@ -54,6 +54,7 @@ class ChildProcess:
         finally:
             theirs.close()
             os.close(lifeline)
+        self.pid = self._process.pid
         try:
             started, _ = self.receive(_START_TIMEOUT_S)
         except (TimeoutError, wire.Closed) as error:
@@ -73,10 +74,6 @@ class ChildProcess:
         if problem:
             self.kill()
             raise UnfitNode(f"{platform.node()} cannot decode for the job: {problem}")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def send(self, message: dict[str, Any]) -> None:
         self._channel.settimeout(_START_TIMEOUT_S)

@@ -1,6 +1,7 @@
 """Opens local video files with FFmpeg's libraries, through PyAV. For the decoding child only."""
 
 import contextlib
+import functools
 import mmap
 import os
 import re
@@ -37,8 +38,8 @@ _DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* comp
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
-def check_regular_file(path: Path) -> os.stat_result:
-    """Return a file's status; reject others, since opening a FIFO blocks in every decoder.
+def check_regular_file(path: Path) -> tuple[int, ...]:
+    """Return a file's version; reject others, since opening a FIFO blocks in every decoder.
 
     Raises:
         SourceError: ``missing``, ``access_denied``, ``not_a_file`` or ``empty``.
@@ -57,7 +58,7 @@ def check_regular_file(path: Path) -> os.stat_result:
         raise SourceError("not_a_file", f"{path} is not a regular file but {mode}")
     if status.st_size == 0:
         raise SourceError("empty", f"{path} has 0 bytes")
-    return status
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -67,10 +68,10 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     Raises:
         SourceError: FFmpeg does not know the container, or it has no video stream.
     """
-    check_regular_file(path)
+    version = check_regular_file(path)
     try:
         container = av.open(
-            _url(path),
+            _url(path, version),
             options={"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"},
             metadata_errors="replace",
         )
@@ -78,7 +79,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise _not_opened(path, error) from error
     with container:
         stream = _main_stream(path, container)
-        if _is_encrypted(path, container, stream):
+        if _is_encrypted(path, version, container, stream):
             raise SourceError("encrypted", "the video stream is encrypted")
         # With more than one thread, the frames of a damaged stream differ from run to run. One
         # child per actor keeps the CPU busy anyway.
@@ -88,7 +89,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def _url(path: Path) -> str:
+@functools.lru_cache  # reads the whole file, which is opened again for every clip of it
+def _url(path: Path, version: tuple[int, ...]) -> str:
     """What FFmpeg opens: the file, or joined FLV files without the headers of the later ones."""
     starts = [0]
     with path.open("rb") as file:
@@ -127,7 +129,7 @@ def _ts_heads(path: Path, pid: int) -> Any:
     return np.concatenate(heads)
 
 
-def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
+def _is_encrypted(path: Path, version: tuple[int, ...], container: Any, stream: Any) -> bool:
     """Whether the container says that the stream is encrypted. MP4 says so by packet."""
     if container.format.name != "mpegts":
         return "enc_key_id" in stream.metadata  # Matroska
@@ -135,7 +137,12 @@ def _is_encrypted(path: Path, container: Any, stream: Any) -> bool:
         _ = stream.codec_context.codec_tag
     except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
         return True
-    return bool((_ts_heads(path, stream.id)[:, 3] & 0xC0).any())
+    return _is_scrambled(path, version, stream.id)
+
+
+@functools.lru_cache  # as for _url
+def _is_scrambled(path: Path, version: tuple[int, ...], pid: int) -> bool:
+    return bool((_ts_heads(path, pid)[:, 3] & 0xC0).any())
 
 
 def decoder_of(stream: Any) -> Any:

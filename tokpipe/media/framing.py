@@ -81,13 +81,11 @@ class Painter:
 
     def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
         kind = frame.width, frame.height, tags, size
-        scaler = self._scalers.get(kind)
-        if scaler is None:
+        if kind not in self._scalers:
             if len(self._scalers) == 4:  # sizes may change at every frame
                 self._scalers.clear()
-            scaler = _Scaler(frame, tags, crop, size, self.framing.look)
-            self._scalers[kind] = scaler
-        return scaler(frame)
+            self._scalers[kind] = _Scaler(frame, tags, crop, size, self.framing.look)
+        return self._scalers[kind](frame)
 
 
 class _Scaler:
