@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,13 @@ def assemble(
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
-            folders=tuple(_folders(job)),
+            folders=tuple(
+                folders_of(
+                    uri
+                    for one in job.sources
+                    for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
+                )
+            ),
         ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
@@ -148,15 +154,13 @@ def _encode_stage(
     return EncodeStage(tokenizer, chunking, encode)
 
 
-def _folders(job: JobConfig) -> Iterator[Path]:
-    """The local folders that the job's sources name."""
-    for source in job.sources:
-        uris = [source.uri, *((source.kind == "table" and source.allowed_prefixes) or ())]
-        for protocol, path in map(split_protocol, uris):
-            if protocol == "file":
-                fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
-                is_folder = fixed.endswith("/") if pattern else not Path(fixed).suffix
-                yield Path(fixed) if is_folder else Path(fixed).parent
+def folders_of(uris: Iterable[str]) -> Iterator[Path]:
+    """The local folders that the URIs of sources name."""
+    for protocol, path in map(split_protocol, uris):
+        if protocol == "file":
+            fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
+            is_folder = fixed.endswith("/") if pattern else not Path(fixed).suffix
+            yield Path(fixed) if is_folder else Path(fixed).parent
 
 
 def _ref(item: WorkItem, job: JobConfig) -> ClipRef:
