@@ -10,7 +10,7 @@ from torch import Tensor
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, Network3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input, order_weights
 from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
@@ -61,9 +61,9 @@ class Encoder3D(Network3D):
             ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
         self.conv_in = CausalConv3d(in_channels, ch, 3, pad_mode)
-        self.down = built(
-            *(plans, block, partial(AttnBlock2D, norm=norm)),
-            downsample=lambda plan: DownSample3D(
+        self.down = Levels(
+            *("down", plans, block, partial(AttnBlock2D, norm=norm)),
+            lambda plan: DownSample3D(
                 plan.channels, resamp_with_conv, 2**plan.index < temporal_compress_times
             ),
         )
@@ -143,11 +143,6 @@ class Encoder3D(Network3D):
 
     def _encode(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
-            h = self.conv_in(x, stream)
-            for level in self.down:
-                assert isinstance(level, Level)
-                h = level(h, None, stream)
-                if level.downsample is not None:
-                    h = level.downsample(h, stream)
+            h = self.down(self.conv_in(x, stream), None, stream)
             h = self.mid(h, None, None, stream)
             return self.conv_out.of_silu(self.norm_out, h, stream)
