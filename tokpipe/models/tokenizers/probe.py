@@ -38,15 +38,15 @@ def probe(
         codes, again, alone = map(tokenizer.encode, (pixels, pixels, pixels[1:]))
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= traits.codebook_size:
-            raise _WrongError(
+            raise _Wrong(
                 f"codes from {low} to {high}, but its codebook has 0 to {traits.codebook_size - 1}"
             )
         if not torch.equal(codes, again):
-            raise _WrongError(
+            raise _Wrong(
                 "different codes the second time: it must not sample, or keep state between calls"
             )
         if _is_unlike(codes[1:], alone):
-            raise _WrongError(
+            raise _Wrong(
                 "different codes for the second clip than alone: a clip's codes must not depend on "
                 "other clips of the batch"
             )
@@ -55,13 +55,13 @@ def probe(
             head, state = tokenizer.encode_piece(pixels[:, : traits.first_frames], None)
             tail, _ = tokenizer.encode_piece(pixels[:, traits.first_frames :], state)
             if _is_unlike(codes, torch.cat([head, tail], dim=1)):
-                raise _WrongError("different codes than whole: declare why_not_streamable")
+                raise _Wrong("different codes than whole: declare why_not_streamable")
     if with_decoder:
         with _reported(what, f"decoding codes of shape {tuple(codes.shape)}"):
             tokenizer.decode(codes)
 
 
-class _WrongError(Exception):
+class _Wrong(Exception):
     """Codes that were returned, but cannot be right."""
 
 
@@ -74,7 +74,7 @@ def _reported(what: str, call: str) -> Iterator[None]:
     )
     try:
         yield
-    except _WrongError as problem:
+    except _Wrong as problem:
         raise ConfigError(f"{what}, probed by {call}, returned {problem}. {remedy}") from None
     except Exception as error:  # user code may raise anything
         text = f"{type(error).__name__}: {str(error).strip()[-800:]}"
