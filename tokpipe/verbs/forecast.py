@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
@@ -26,7 +25,7 @@ from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
-from tokpipe.types import Cut, Failed, Rejected, WorkItem
+from tokpipe.types import Cut, Failed, Rejected
 from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
@@ -182,7 +181,7 @@ def forecast(
         store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
-        items = _items(PlanReader(store, plan, job.sources), np.sort(rows))
+        items = PlanReader(store, plan, job.sources).items(np.sort(rows))
         with decoding(job, pieces_of(job)) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (
@@ -212,13 +211,6 @@ def forecast(
         actual=own if is_done else None,
         left_out=plan.left_out,
     )
-
-
-def _items(reader: PlanReader, rows: NDArray[np.int64]) -> Iterator[WorkItem]:
-    """Yield the work items of ascending rows."""
-    parts = np.array([reader.part_of(int(row)) for row in rows])
-    for part in np.unique(parts):
-        yield from reader.items(int(part), rows[parts == part])
 
 
 def _amounts(
