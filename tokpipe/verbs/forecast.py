@@ -111,9 +111,9 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         actual = None
         if (totals := self.actual) is not None:
-            names = ("num_clips", "num_rejected", "num_frames", "num_codes", "num_shards")
-            actual = {name: getattr(totals, name) for name in (*names, "size_bytes")}
-            actual["encoder_s"] = totals.paid_s
+            names = ("clips", "rejected", "frames", "codes", "shards")
+            actual = {f"num_{name}": getattr(totals, f"num_{name}") for name in names}
+            actual |= {"size_bytes": totals.size_bytes, "encoder_s": totals.paid_s}
         return {**asdict(replace(self, actual=None)), "cost": self.cost, "actual": actual}
 
     def lines(self) -> Iterator[str]:
@@ -220,10 +220,9 @@ def _amounts(
     if not isinstance(found, Probe):
         reasons[found.reason] += 1
         return 0, 1, 0, 0, 0
-    traits, sampling = job.tokenizer.traits, job.sampling
-    pieces = pieces_of(job)
+    traits, sampling, pieces = job.tokenizer.traits, job.sampling, pieces_of(job)
     cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
-    bounds = [cut.bounds(index) for index in range(found.num_segments)]
+    bounds = map(cut.bounds, range(found.num_segments))
     parts = [(start, min(stop, found.num_frames) - start) for start, stop in bounds]
     if pieces is None:  # each part is a clip, so its chunks count from its first frame
         parts = [(0, length) for _, length in parts if length >= sampling.min_clip_frames]
