@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.duplicates import PlannedPart, count_problems, find_duplicates, without_rows
-from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
+from tokpipe.plan.duplicates import PlannedPart, find_duplicates, store_planned, without_rows
+from tokpipe.plan.stored import ROW_ID, StoredPlan
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.storage.left_out import LeftOut
@@ -98,8 +98,8 @@ def _store_parts(
 
     def put(number: int, source: int, first_row: int, table: pa.Table) -> PlannedPart:
         table, hashes = with_row_ids(dataset, table)
-        stored = store_part(store, f"{prefix}{number:05d}.parquet", table, source)
-        return PlannedPart(stored, first_row, count_problems(table), hashes)
+        key = f"{prefix}{number:05d}.parquet"
+        return store_planned(store, key, table, source, first_row, hashes)
 
     futures: list[Future[PlannedPart]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:

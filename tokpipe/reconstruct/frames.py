@@ -114,9 +114,7 @@ class SourceFrames:
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        (item,) = self._plan.items(
-            self._plan.part_of(clip.plan_row), np.array([clip.plan_row], np.int64)
-        )
+        (item,) = self._plan.items([clip.plan_row])
         item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
         last = False
         while not last:

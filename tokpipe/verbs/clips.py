@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from tokpipe.errors import ConfigError
@@ -30,25 +31,22 @@ def clip_lines(
 
     ``limit`` is 0 for all clips. With ``as_json``, yields only one JSON object per clip.
     """
-    if not as_json:
-        uri, rejected = output.store.uri, output.totals.num_rejected
-        yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected" + (
-            f" (tokpipe rejected {uri})" if rejected else ""
-        )
+    clips = listed_clips(output, source=source, mark=mark)
+    if as_json:
+        yield from map(json.dumps, islice(clips, limit or None))
+        return
+    uri, rejected = output.store.uri, output.totals.num_rejected
+    hint = f" (tokpipe rejected {uri})" if rejected else ""
+    yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected{hint}"
     number = 0
-    for clip in listed_clips(output, source=source, mark=mark):
-        if limit and number == limit:
-            if not as_json:
-                yield f"only {limit:,} listed (--limit); there are more"
+    for number, clip in enumerate(clips, 1):
+        if limit and number > limit:
+            yield f"only {limit:,} listed (--limit); there are more"
             return
-        if as_json:
-            yield json.dumps(clip)
-        else:
-            if not number:
-                yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
-            yield _line(clip)
-        number += 1
-    if not as_json and (source is not None or mark is not None):
+        if number == 1:
+            yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
+        yield _line(clip)
+    if source is not None or mark is not None:
         yield f"{number:,} of {output.num_clips:,} clips match"
 
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
@@ -26,7 +25,7 @@ from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
-from tokpipe.types import Cut, Failed, Rejected, WorkItem
+from tokpipe.types import Cut, Failed, Rejected
 from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
@@ -112,9 +111,9 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         actual = None
         if (totals := self.actual) is not None:
-            names = ("num_clips", "num_rejected", "num_frames", "num_codes", "num_shards")
-            actual = {name: getattr(totals, name) for name in (*names, "size_bytes")}
-            actual["encoder_s"] = totals.paid_s
+            names = ("clips", "rejected", "frames", "codes", "shards")
+            actual = {f"num_{name}": getattr(totals, f"num_{name}") for name in names}
+            actual |= {"size_bytes": totals.size_bytes, "encoder_s": totals.paid_s}
         return {**asdict(replace(self, actual=None)), "cost": self.cost, "actual": actual}
 
     def lines(self) -> Iterator[str]:
@@ -182,7 +181,7 @@ def forecast(
         store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
-        items = _items(PlanReader(store, plan, job.sources), np.sort(rows))
+        items = PlanReader(store, plan, job.sources).items(np.sort(rows))
         with decoding(job, pieces_of(job)) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (
@@ -214,13 +213,6 @@ def forecast(
     )
 
 
-def _items(reader: PlanReader, rows: NDArray[np.int64]) -> Iterator[WorkItem]:
-    """Yield the work items of ascending rows."""
-    parts = np.array([reader.part_of(int(row)) for row in rows])
-    for part in np.unique(parts):
-        yield from reader.items(int(part), rows[parts == part])
-
-
 def _amounts(
     job: JobConfig, found: Probe | Rejected | Failed, reasons: Counter[str]
 ) -> tuple[int, int, int, int, int]:
@@ -228,10 +220,9 @@ def _amounts(
     if not isinstance(found, Probe):
         reasons[found.reason] += 1
         return 0, 1, 0, 0, 0
-    traits, sampling = job.tokenizer.traits, job.sampling
-    pieces = pieces_of(job)
+    traits, sampling, pieces = job.tokenizer.traits, job.sampling, pieces_of(job)
     cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
-    bounds = [cut.bounds(index) for index in range(found.num_segments)]
+    bounds = map(cut.bounds, range(found.num_segments))
     parts = [(start, min(stop, found.num_frames) - start) for start, stop in bounds]
     if pieces is None:  # each part is a clip, so its chunks count from its first frame
         parts = [(0, length) for _, length in parts if length >= sampling.min_clip_frames]

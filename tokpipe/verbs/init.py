@@ -24,7 +24,6 @@ from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import Failed, Rejected
 from tokpipe.verbs.locate import is_inside_output
 from tokpipe.verbs.probing import decoding
 
@@ -184,16 +183,13 @@ def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     with decoding(job) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
-    bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)
-    if bad is None:
-        return count, more, probes
-    example = redact(f"{bad.ref.source_uri}: {bad.message}")
-    if not probes:
-        raise ConfigError(
-            f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
-        )
-    num_bad = len(found) - len(probes)
-    more += f"; {num_bad} of {len(found)} tried cannot be opened, such as {example}"
+    if bad := [one for one in found if not isinstance(one, Probe)]:
+        example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}")
+        if not probes:
+            raise ConfigError(
+                f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
+            )
+        more += f"; {len(bad)} of {len(found)} tried cannot be opened, such as {example}"
     return count, more, probes
 
 
