@@ -119,16 +119,12 @@ class Encoder3D(Network3D):
         stream = self._piece(state)
         self._check(x)
         frames, stride = x.shape[2], self.temporal_stride
-        if state is None and (frames - 1) % stride:
+        which, alone = ("the first", 1) if state is None else ("a later", 0)
+        if (frames - alone) % stride:
             raise ValueError(
-                f"the first piece of a clip has {frames} frames and ends within a latent frame: "
-                f"the first frame is one alone, each later one takes {stride}. Pass 1 frame plus "
-                f"a multiple of {stride}"
-            )
-        if state is not None and frames % stride:
-            raise ValueError(
-                f"a later piece of a clip has {frames} frames and ends within a latent frame of "
-                f"{stride}, so the next piece would start inside it. Pass a multiple of {stride}"
+                f"{which} piece of a clip has {frames} frames and ends within a latent frame of "
+                f"{stride}, so the next piece would start inside it. Pass "
+                f"{'1 frame plus ' * alone}a multiple of {stride}"
             )
         return self._encode(x, stream), stream.state()
 
