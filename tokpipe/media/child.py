@@ -35,8 +35,7 @@ from tokpipe.media.timeline import Timeline, read_timeline
 from tokpipe.types import Cut
 
 _F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
-_MAX_TIMELINES = 4
-"""The timeline of a three-hour video takes about 20 MB."""
+_MAX_TIMELINES = 4  # The timeline of a three-hour video takes about 20 MB
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[str]) -> None:

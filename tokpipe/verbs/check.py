@@ -32,8 +32,7 @@ from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
 """Rows read of each source: a table of 100 million is not worth reading for a check."""
-_MAX_TAR_ROWS = 5_000
-"""Listing a tar takes a request per member."""
+_MAX_TAR_ROWS = 5_000  # Listing a tar takes a request per member
 _FIRST_FRAME = Cut(1, 1)
 NOT_CHECKED = "not checked"
 

@@ -30,8 +30,7 @@ from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
 
-_STANDARD_ERRORS = 1.96
-"""Half the width of a 95 % confidence interval."""
+_STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
 
 @dataclass(frozen=True, slots=True)
