@@ -41,11 +41,9 @@ NOT_CHECKED = "not checked"
 class CheckResult:
     """One part of a job that was checked and can be used, a warning, or what was not checked."""
 
-    subject: str
-    """Which part, such as ``"source"``; or ``"warning"`` or ``"not checked"``."""
+    subject: str  # Which part, such as ``"source"``; or ``"warning"`` or ``"not checked"``
     text: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What ``text`` says, for programs."""
+    facts: Mapping[str, Any] = field(default_factory=dict)  # What ``text`` says, for programs
 
 
 def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[CheckResult]:
