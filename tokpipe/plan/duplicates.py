@@ -18,11 +18,9 @@ class PlannedPart:
     """A stored part, with what is needed only until the plan is complete."""
 
     stored: PlanPart
-    first_row: int
-    """Position of its first row within its source."""
+    first_row: int  # Position of its first row within its source
     num_problems: int
-    hashes: NDArray[np.uint64]
-    """The first 8 bytes of each row's id."""
+    hashes: NDArray[np.uint64]  # The first 8 bytes of each row's id
 
 
 def store_planned(
@@ -35,11 +33,9 @@ def store_planned(
 class Duplicate(NamedTuple):
     """A row that repeats the clip of an earlier one."""
 
-    position: int
-    """In the plan as written, before duplicates are dropped."""
+    position: int  # In the plan as written, before duplicates are dropped
     place: str
-    first: str
-    """Place of the first row with this clip."""
+    first: str  # Place of the first row with this clip
     clip: str
 
 

@@ -20,8 +20,7 @@ from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 
 PART_ROWS = 65_536
-_PART_BYTES = 32 * 2**20
-"""Long captions close a part early, because readers cache a few parts."""
+_PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
 _NUM_EXAMPLES = 10
 _WRITERS = 2
 

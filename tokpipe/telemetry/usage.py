@@ -21,8 +21,7 @@ class CodeUsage:
         if codebook_size < 1:
             raise ValueError(f"{codebook_size=}: a codebook has at least one code")
         self.codebook_size = codebook_size
-        self.num_codes = 0
-        """Codes counted, with repetitions."""
+        self.num_codes = 0  # Codes counted, with repetitions
         self._seen = np.empty(0, np.int64)
         self._counts = np.empty(0, np.int64)
         self._unsorted: list[NDArray[np.int64]] = []

@@ -30,8 +30,7 @@ from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
 
-_STANDARD_ERRORS = 1.96
-"""Half the width of a 95 % confidence interval."""
+_STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +63,9 @@ class EncoderSpeed:
     """The speed of one encoder, and where the figure comes from."""
 
     codes_per_s: float
-    bytes_per_code: float | None
-    """None if only the speed is known."""
+    bytes_per_code: float | None  # None if only the speed is known
     source: str
-    is_own: bool = False
-    """Measured on this same job, so it cannot validate the forecast."""
+    is_own: bool = False  # Measured on this same job, so it cannot validate the forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +76,19 @@ class Forecast:
     num_rows: int
     num_duplicates: int
     num_sampled: int
-    clips: Estimate
-    """Tokenized clips."""
-    rejected: Estimate
-    """Rejections that containers show; decoding may reject more."""
-    reasons: dict[str, int]
-    """Rejections in the sample, by reason."""
-    frames: Estimate
-    """Frames to encode, after resampling."""
+    clips: Estimate  # Tokenized clips
+    rejected: Estimate  # Rejections that containers show; decoding may reject more
+    reasons: dict[str, int]  # Rejections in the sample, by reason
+    frames: Estimate  # Frames to encode, after resampling
     chunks: Estimate
     codes: Estimate
-    size_bytes: float
-    """Size of the shards: from a measured output, or the most that codes can take."""
+    size_bytes: float  # Size of the shards: from a measured output, or the most that codes can take
     num_shards: int
     speed: EncoderSpeed | None
-    encoder_s: float | None
-    """Total seconds of encoders; there is one per GPU."""
+    encoder_s: float | None  # Total seconds of encoders; there is one per GPU
     price_per_hour: float | None
-    actual: Totals | None
-    """What the output holds, if the job is done."""
-    left_out: LeftOut
-    """What the sources found and do not take."""
+    actual: Totals | None  # What the output holds, if the job is done
+    left_out: LeftOut  # What the sources found and do not take
 
     @property
     def cost(self) -> float | None:

@@ -30,11 +30,9 @@ from tokpipe.verbs.probing import decoding
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
 _MAX_ROWS = 2_000
-_SIDE = 128
-"""The shorter side of frames, at which the tokenizer that ships was trained."""
+_SIDE = 128  # The shorter side of frames, at which the tokenizer that ships was trained
 _STRIDE = 8
-_LONGEST = 2.4
-"""Longer pictures are cropped."""
+_LONGEST = 2.4  # Longer pictures are cropped
 _FPS = 8
 _COMMENTS = {
     "files": "  # All videos here; of a folder also those in the folders below it.\n",
