@@ -14,6 +14,7 @@ import ray
 import ray._private.services
 import ray._private.state
 import ray.exceptions
+from ray._private.services import psutil
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
@@ -58,10 +59,8 @@ def connected(cluster: str) -> Iterator[list[str]]:
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
             _check_cluster(address, f"runtime.cluster={cluster}")
-        ray.init(**options)
-    except (KeyboardInterrupt, SystemExit):
-        ray.shutdown()
-        raise
+        with _out_of_reach_of_signals():
+            ray.init(**options)
     except AuthenticationError as error:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
@@ -73,6 +72,31 @@ def connected(cluster: str) -> Iterator[list[str]]:
         yield unused
     finally:
         ray.shutdown()
+
+
+class _Service(ray._private.services.ConsolePopen):  # type: ignore[misc]
+    """A process of a local Ray, in another session: what ends the driver's process group, such as
+    `timeout`, must not end Ray before the driver has committed. It still dies with the driver."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, start_new_session=True, **options)
+
+    def terminate(self) -> None:  # ``Signals`` makes it block SIGTERM
+        family = psutil.Process(self.pid).children(recursive=True)
+        self.kill()
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+@contextmanager
+def _out_of_reach_of_signals() -> Iterator[None]:
+    services = ray._private.services
+    before, services.ConsolePopen = services.ConsolePopen, _Service
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def check_not_ray_client(address: str) -> None:
