@@ -1,10 +1,15 @@
 """Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
+import atexit
 import contextlib
 import logging
 import os
+import queue
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,8 @@ from ray._private.services import psutil
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
-from tokpipe.errors import ConfigError, RuntimeFault
+from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
+from tokpipe.runtime.trouble import one_line
 from tokpipe.telemetry.logs import log_event
 
 CONNECT_TIMEOUT_S = 10.0
@@ -65,13 +71,18 @@ def connected(cluster: str) -> Iterator[list[str]]:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
         raise RuntimeFault(
-            f"runtime.cluster={cluster}: no connection to Ray: {error}. Nothing was started. "
-            "Check that the cluster runs and that the address is right."
+            f"runtime.cluster={cluster}: no connection to Ray: {one_line(str(error))}. Nothing was "
+            "started. Check that the cluster runs and that the address is right."
         ) from error
     try:
         yield unused
-    finally:
+    except HeadLost:  # Ray would wait for it, and then end the process with a stack trace
+        atexit.unregister(ray.shutdown)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 class _Service(ray._private.services.ConsolePopen):  # type: ignore[misc]
@@ -177,6 +188,51 @@ def warn_of_unused(addresses: list[str]) -> None:
             level=logging.WARNING,
             addresses=addresses,
         )
+
+
+class Head:
+    """Asks the head of the cluster, in another thread: Ray waits a minute for the answer of a dead
+    one, and then ends the process."""
+
+    def __init__(self) -> None:
+        self._questions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._asked_at: float | None = None
+        self._thread = threading.Thread(target=self._ask_all, name="head", daemon=True)
+        self._thread.start()
+
+    def ask(self, question: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                future.set_result(question(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._questions.put(ask)
+        return future
+
+    @property
+    def silent_s(self) -> float:
+        """For how long it has not answered a question."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
+
+    def close(self) -> None:
+        """Wait for the answers, because Ray crashes if it is shut down meanwhile."""
+        self._questions.put(None)
+        self._thread.join(0.0 if self.silent_s > 1 else 10.0)
+
+    def _ask_all(self) -> None:
+        while (ask := self._questions.get()) is not None:
+            self._asked_at = time.monotonic()
+            ask()
+            self._asked_at = None
+
+
+def live_nodes() -> dict[str, dict[str, float]]:
+    """Return the resources of each live node by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def draining_nodes() -> frozenset[str]:
