@@ -18,7 +18,7 @@ _SAY_S = 0.2
 
 
 def interrupt_verbs() -> None:
-    """Let the first signal raise KeyboardInterrupt with its number, and the second end the process.
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the number; a second ends the process.
 
     One that arrives during an import ends it too: a module of C may turn the exception into
     another, or print a traceback.
@@ -26,14 +26,13 @@ def interrupt_verbs() -> None:
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        _leave_lost_terminal()
         received.append(number)
         if len(received) > 1 or _is_importing(frame):
             end_now(number)
         raise KeyboardInterrupt(number)
 
-    for number in NUMBERS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
             signal.signal(number, on_signal)
 
 
