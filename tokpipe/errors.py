@@ -13,6 +13,7 @@ TokpipeError
   Fenced             another driver owns the output    this driver stops, the other continues
   CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
   RuntimeFault       no progress is possible           fix the cluster or the weights, run again
+    HeadLost         Ray's head does not answer      restart the cluster, run again
     NodeTrouble      one node cannot work              the runtime avoids that node
       UnfitNode      its packages are not the job's    the runtime does not use that node
 
@@ -101,6 +102,10 @@ class RuntimeFault(TokpipeError):
     """The job cannot make progress: no capacity for a stage, or its actors do not start."""
 
     exit_code = 7
+
+
+class HeadLost(RuntimeFault):
+    """The head of the Ray cluster does not answer, so nothing more can be asked of Ray."""
 
 
 class NodeTrouble(RuntimeFault):
