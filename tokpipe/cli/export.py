@@ -25,9 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
     )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="export what there is, although the job has not finished",
+    )
 
 
 def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.export import export_output
 
-    return export_output(output_of(parsed), parsed.format, parsed.folder)
+    output, allow_partial = output_of(parsed), parsed.allow_partial
+    return export_output(output, parsed.format, parsed.folder, allow_partial=allow_partial)
