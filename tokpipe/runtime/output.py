@@ -53,7 +53,8 @@ class JobOutput:
         if self.record is None or self.state is None:
             return False
         return self.state.committed.num_done == self.record.num_rows and (
-            retry is None or not any(map(retry.selects, iter_rejected(self.store)))
+            retry is None
+            or not any(map(retry.selects, iter_rejected(self.store, self.state.next_seq)))
         )
 
 
