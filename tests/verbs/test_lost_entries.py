@@ -1,4 +1,4 @@
-"""A manifest that lacks an entry is damaged for every verb; one that lacks its end is incomplete."""
+"""A manifest that lacks an entry is damaged for every verb; without its end it is incomplete."""
 
 import json
 import shutil
@@ -125,7 +125,7 @@ def checkpoint_of_more(store: Store) -> None:
         (lambda store: without_last(store, to=3), r"3\.json is missing .*4\.checkpoint\.json"),
         (lambda store: without_last(store, to=0), r"0\.json is missing .*lacks 4 of 4"),
         (checkpoint_of_more, r"8\.json is missing .*64\.checkpoint\.json exists.* remove it"),
-        (lambda store: store.put(entry_key(99_999_999), b"{}"), "lacks at least 100 of 100,000,00"),
+        (lambda store: store.put(entry_key(10**6), b"{}"), "lacks at least 100 of 1,000,001"),
     ],
 )
 def test_any_gap_is_found_and_named(
@@ -168,7 +168,7 @@ def of_another(seq: int) -> Callable[[Store, Made], None]:
         (swap, r"0000000[56]\.json is damaged: it holds entry [56]"),
         (
             of_another(4),
-            r"0000000[45]\.json is damaged: it continues an entry with .* was replaced",
+            r"0000000[45]\.json is damaged: it continues an entry with",
         ),
         (of_another(6), r"0000000[67]\.json is damaged: it continues an entry with the checksum"),
         (changed(5, writer="forger"), r"00000006\.json is damaged: it continues an entry with"),

@@ -21,7 +21,7 @@ _ROWS_NAMED = 3
 """How many unsettled rows a message names."""
 
 _MOST_LOOKED_UP = 1000
-"""Entries that a listing lacks and that are looked up one by one, because it may lag behind."""
+"""Entries in a gap of a listing that are looked up one by one, because it may lag behind."""
 
 _SHORTCUT = (
     "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
@@ -81,16 +81,17 @@ class ManifestAudit:
 
     def _numbers(self, listing: Listing) -> Iterator[int]:
         """Yield the numbers of the entries that are listed, or exist although they are not."""
-        listed, num_missing = set(listing.entries), 0
-        last = max([*(seq - 1 for seq in listing.checkpoints), *listing.entries[-1:]], default=-1)
-        for seq in range(last + 1):
-            if seq in listed:
+        end = 0
+        for seq, is_listed in (
+            *((seq, True) for seq in listing.entries),
+            (max(listing.checkpoints, default=0), False),
+        ):
+            for unlisted in range(end, min(seq, end + _MOST_LOOKED_UP)):
+                if self._store.size(entry_key(unlisted)) is not None:
+                    yield unlisted
+            if is_listed:
                 yield seq
-            elif num_missing < _MOST_LOOKED_UP:
-                if self._store.size(entry_key(seq)) is None:
-                    num_missing += 1
-                else:
-                    yield seq
+            end = seq + 1
 
     def _check_link(self, uri: str, entry: ManifestEntry) -> None:
         try:
