@@ -3,6 +3,7 @@
 TokpipeError
   ConfigError        the job file is wrong             edit the job file
     WeightsMismatch  weights are for another model     change the settings, or rename keys
+    IncompleteOutput the output lacks clips            finish its job, or allow a partial output
   PlanMismatch       the output has another plan       use a new prefix, or the old job file
   SourceError        one video is unusable             it is recorded as rejected; the job continues
   StorageError       the store kept failing            storage retries, then the job stops
@@ -60,6 +61,10 @@ class WeightsMismatch(ConfigError):
         self.missing = tuple(missing)
         self.unexpected = tuple(unexpected)
         self.misfits = dict(misfits or {})
+
+
+class IncompleteOutput(ConfigError):
+    """An output to train on or export does not have every row of its plan."""
 
 
 class PlanMismatch(TokpipeError):

@@ -17,9 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
     parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
     add_target(parser, "FOLDER", "must not exist yet")
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="export what there is, although the job has not finished",
+    )
 
 
 def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.export import export_output
 
-    return export_output(output_of(parsed), parsed.to, parsed.path)
+    output, allow_partial = output_of(parsed), parsed.allow_partial
+    return export_output(output, parsed.to, parsed.path, allow_partial=allow_partial)
