@@ -1,10 +1,8 @@
 """Clips of an output as frames, next to the frames of their sources."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import repeat
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -55,9 +53,8 @@ class SideBySide:
 
     def _opened(self) -> SourceFrames:
         if self._sources is None:
-            scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             plan = StoredPlan.from_json(self._output.record.plan)
             reader = PlanReader(self._output.store, plan, self._job.sources)
-            self._sources = SourceFrames(self._job, reader, scratch)
+            self._sources = SourceFrames(self._job, reader)
             self._stack.callback(self._sources.close)
         return self._sources

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +18,10 @@ from tokpipe.types import DecodedClip
 class SourceFrames:
     """Decodes sources as the job did: with the same sampling, size and decoder."""
 
-    def __init__(self, job: JobConfig, plan: PlanReader, scratch: Path) -> None:
+    def __init__(self, job: JobConfig, plan: PlanReader) -> None:
         self._plan = plan
         self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        self._stage.setup(scratch)
+        self._stage.setup()
 
     def close(self) -> None:
         """Stop the decoding process and remove fetched sources."""

@@ -24,7 +24,6 @@ from tokpipe.runtime.dispatch.protocol import (
     LeaseFailed,
 )
 from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.telemetry.logs import WorkerLog
@@ -55,7 +54,7 @@ class DecodeActor(Worker):
 
     def setup(self, stage: DecodeStage) -> None:
         self.stage = stage
-        self.stage.setup(make_scratch("decode"))
+        self.stage.setup()
 
     @ray.method(num_returns=2)
     def work(

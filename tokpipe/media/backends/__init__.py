@@ -26,6 +26,9 @@ class Task:
     """The frames to decode from one file."""
 
     path: Path
+    """May be below ``/proc``: then it was fetched, to a file without a name on disk."""
+    file_name: str
+    """What ``open_video`` expects."""
     timeline: Timeline
     wanted: NDArray[np.int64]
     """(T,) positions in the timeline, never decreasing; a frame may be wanted several times."""
