@@ -197,7 +197,7 @@ class _Clip:
         mapped[: times_s.nbytes] = times_s.tobytes()
         pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
         out = pixels.reshape(self.shape)
-        task = Task(self.path, self.file_name, self.timeline, self.wanted, self.framing)
+        task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
         try:
             decoder.decode(task, out)
         except Stopped as error:

@@ -202,14 +202,14 @@ class VideoDecoder:
         """
         if isinstance(video, Path):
             video = LocalVideo(video.absolute())
-        path, copy = video.path, None if video.copy is None else video.copy.fileno()
+        path = video.path
         file = {"path": os.fspath(path), "file_name": video.file_name}
         request = {**self._settings, **asked, **file}
         backends = self._backends
         outside_kills = 0
         while True:
             try:
-                return self._attempt({**request, "backends": backends}, copy)
+                return self._attempt({**request, "backends": backends}, video.copy)
             except _Innocent:
                 outside_kills += 1
                 if outside_kills == _MAX_OUTSIDE_KILLS:

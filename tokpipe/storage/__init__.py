@@ -2,7 +2,15 @@
 
 from tokpipe.storage.fetch import LocalVideo, fetch_to_file
 from tokpipe.storage.fsspec_store import open_store
-from tokpipe.storage.probe import probe_store
+from tokpipe.storage.probe import Landmark, probe_store
 from tokpipe.storage.store import Store, StoredObject
 
-__all__ = ["LocalVideo", "Store", "StoredObject", "fetch_to_file", "open_store", "probe_store"]
+__all__ = [
+    "Landmark",
+    "LocalVideo",
+    "Store",
+    "StoredObject",
+    "fetch_to_file",
+    "open_store",
+    "probe_store",
+]

@@ -55,15 +55,16 @@ class LocalVideo:
     """For a copy below ``/proc``, where only this process can open it."""
     version: int | None = None
     """None if it is unknown."""
-    copy: BinaryIO | None = None
+    copy: int | None = None
+    """The descriptor of a copy."""
     file_name: str = ""
     """Of a copy: another one each time, with the video's extension."""
 
     def close(self) -> None:
         """Free the space of a copy."""
         if self.copy is not None:
-            with contextlib.suppress(OSError):  # the rest of what did not fit on a full disk
-                self.copy.close()
+            os.close(self.copy)
+            self.copy = None
 
     def __del__(self) -> None:
         self.close()
@@ -190,15 +191,12 @@ def new_copy(suffix: str = "") -> Iterator[tuple[LocalVideo, BinaryIO]]:
     with _node_trouble(errno.errorcode):  # any
         os.makedirs(tempfile.gettempdir(), exist_ok=True)  # noqa: PTH103 (a cleaner may remove it)
         file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
-    path = Path(f"/proc/self/fd/{file.fileno()}")
-    video = LocalVideo(path, copy=file, file_name=f"{uuid.uuid4().hex}{suffix}")
-    try:
-        with _node_trouble():
-            yield video, file
-            file.flush()
-    except BaseException:
-        video.close()
-        raise
+    video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
+    with _node_trouble(), file:
+        yield video, file
+        file.flush()
+        video.copy = os.dup(file.fileno())
+        video.path = Path(f"/proc/self/fd/{video.copy}")
 
 
 @contextlib.contextmanager
