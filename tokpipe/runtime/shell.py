@@ -240,7 +240,7 @@ class Shell:
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
         if command.avoid and self._with_cpus - {*command.avoid}:  # else no node is better
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
-        setup = [getattr(job, stage)]
+        setup = [job.landmark, getattr(job, stage)]
         if stage == "encode":
             setup += job.device, self._weights
             if job.device == "cuda":

@@ -305,9 +305,10 @@ class Fleet:
             if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
-                    f"no node of the cluster can {stage} for this job: {found}. Other packages "
-                    "could make other codes. Install on every node what the machine of the driver "
-                    "had when the job first ran, and run it again; committed work is kept.",
+                    f"no node of the cluster can {stage} for this job: {found}. Every node needs "
+                    "the packages that the machine of the driver had when the job first ran, since "
+                    "others could make other codes, and the same output. Correct that, and run "
+                    "the job again; committed work is kept.",
                     kind="config",
                 )
 
