@@ -145,6 +145,11 @@ class EncodeConfig(Frozen):
     batch_chunks: PositiveInt = 4
     """Chunks per forward pass on a GPU. The last batch is padded, so shapes never change. CPUs
     encode one chunk at a time."""
+    hardware: Literal["any", "same"] = "any"
+    """Codes may differ between models of GPUs and generations of CPUs. ``any`` warns when a second
+    class of hardware joins the output. ``same`` uses only nodes of one class: the one that the
+    output names, else that of the first encoder. See
+    [clusters.md](clusters.md#one-kind-of-hardware)."""
 
 
 class PoolConfig(Frozen):

@@ -79,9 +79,11 @@ class DecodeActor(Worker):
 class EncodeActor(Worker):
     """Runs the encode stage, on a GPU if the job has any."""
 
-    def setup(self, build: Callable[[], EncodeStage], device: str, weights: bytes | None) -> None:
+    def setup(self, build: Callable[[], EncodeStage], device: str, weights: bytes | None) -> str:
+        """Return the encoder class."""
         self.stage = build()
         self.stage.setup(device, weights)
+        return self.stage.hardware
 
     @ray.method(num_returns=2)
     def work(

@@ -234,10 +234,10 @@ class Shell:
         if future.exception() is None:
             self._events.put(protocol.ActorPlaced(actor, future.result()))
 
-    def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
+    def _heard_ready(self, actor: ActorId, future: Future[str | None]) -> None:
         error = future.exception()
         if error is None:
-            self._events.put(protocol.ActorUp(actor))
+            self._events.put(protocol.ActorUp(actor, future.result()))
         elif isinstance(error, RayTaskError):
             cause = getattr(error, "cause", None)
             is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)

@@ -61,7 +61,12 @@ class Dispatcher:
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
-                parts.fleet.came_up(event.actor)
+                is_new = event.encoder and event.actor in parts.fleet.actors
+                if is_new and (why := parts.classes.misfit(event.encoder)):
+                    unfit = protocol.SetupFailed(event.actor, why, is_unfit_node=True)
+                    parts.fleet.setup_failed(unfit, now)
+                else:
+                    parts.fleet.came_up(event.actor)
             case protocol.ActorLost():
                 if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message

@@ -37,6 +37,10 @@ class Limits:
     """Expected size of one code in a shard."""
     usual_clips: int = 8
     """Clips per lease until their duration is known, and the fewest afterwards."""
+    hardware: Literal["any", "same"] = "any"
+    """Encoder classes that the job admits."""
+    encoders: frozenset[str] = frozenset()
+    """Those that the output's shards name."""
 
 
 # --- leases -------------------------------------------------------------------------------------
@@ -148,9 +152,10 @@ class ActorPlaced:
 
 @dataclass(frozen=True, slots=True)
 class ActorUp:
-    """An actor is set up and takes leases."""
+    """An actor is set up and takes leases. ``encoder``: its encoder class, if it is one."""
 
     actor: ActorId
+    encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
