@@ -21,6 +21,9 @@ MAX_CLIP_BYTES = 128 * 2**20
 
 _COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
 
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LabelSelector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
+
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
 
@@ -164,8 +167,25 @@ class PoolConfig(Frozen):
     because any number would fit. There is one writer per 16 encoders."""
     gpus: NonNegativeFloat = 0.0
     """GPUs, or a fraction of one, for one actor."""
+    accelerator_type: str | None = None
+    """Use only nodes with this kind of GPU, by Ray's name for it, such as ``H100``."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources of Ray that one actor takes, such as ``{decoding: 1}``."""
+    labels: dict[str, LabelSelector] = Field(default_factory=dict)
+    """Use only nodes with these labels of Ray: ``{key: value}``, ``!value``, ``in(a,b)`` or
+    ``!in(a,b)``."""
     lease_deadline_s: PositiveFloat = 900.0
     """An actor that holds a lease for longer is killed, and the lease goes to another actor."""
+
+    @model_validator(mode="after")
+    def _placement_is_not_rays_own(self) -> Self:
+        own = {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()
+        if own or "ray.io/node-id" in self.labels:
+            raise ValueError(
+                f"{', '.join(sorted(own)) or 'ray.io/node-id'} cannot be set here: use cpus and "
+                "gpus for their amounts, and a label or a custom resource to choose nodes"
+            )
+        return self
 
 
 class RuntimeConfig(Frozen):

@@ -26,6 +26,7 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
+from tokpipe.runtime.placement import actor_options, capacity_of
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
 
@@ -127,14 +128,9 @@ class Shell:
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
-        alive = {
-            node["NodeID"]: node["Resources"]
-            for node in ray.nodes()
-            if node["Alive"] and node["NodeID"] not in draining
-        }
-        cpus, gpus = (sum(one.get(kind, 0.0) for one in alive.values()) for kind in ("CPU", "GPU"))
-        with_cpus = frozenset(node for node, has in alive.items() if has.get("CPU"))
-        self._events.put(protocol.Capacity(cpus, gpus, with_cpus))
+        alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+        on_gpu = self.job.device == "cuda"
+        self._events.put(capacity_of(alive, self.job.config, on_gpu=on_gpu))
 
     def _node_is_lost(self, actor_id: ActorId) -> bool:
         actor = self.dispatcher.parts.fleet.actors.get(actor_id)
@@ -191,10 +187,9 @@ class Shell:
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
-        cpus = 0.0 if command.zero_cpu else getattr(job.config, stage).cpus
-        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-        if command.avoid:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
+        pool = getattr(job.config, stage)
+        options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=command.avoid)
+        options |= {"max_restarts": 0, "max_task_retries": 0}
         setup = [getattr(job, stage)]
         if stage == "encode":
             setup += job.device, self._weights
