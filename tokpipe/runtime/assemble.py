@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeC
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import ConfigError
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import Totals, iter_rejected
+from tokpipe.formats.manifest import ManifestState, iter_rejected
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
@@ -81,14 +81,16 @@ def assemble(
         line = f"{num_clips:,} rejected clips will be tried again"
         console.print(line, highlight=False)
         log_event("rejections_reopened", line, num_clips=num_clips)
-    encoders = _encoder_classes(job, committer.state.totals, store.uri)
     # A CPU gains nothing from batches, and would only wait for them to fill.
     encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
     return Run(
         config=job.runtime,
         committer=committer,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
-        dispatcher=Dispatcher(limits_of(job, device, encoders), lambda item: _ref(item, job)),
+        dispatcher=Dispatcher(
+            _continued(limits_of(job, device), committer.state, store.uri),
+            lambda item: _ref(item, job),
+        ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
@@ -102,25 +104,8 @@ def assemble(
     )
 
 
-def _encoder_classes(job: JobConfig, totals: Totals, uri: str) -> frozenset[str]:
-    """Return the classes that an output's shards name; check that ``same`` can be kept."""
-    found = frozenset(one for names in totals.encoders for one in names.split(" + "))
-    if job.encode.hardware == "same" and (
-        len(found) > 1 or totals.encoders.total() < totals.num_clips
-    ):
-        raise ConfigError(
-            f"encode.hardware is same, but {uri} holds {totals.encoders_text()}. More clips would "
-            "not make it one class of hardware. Set encode.hardware to any, or write to a new "
-            "output prefix"
-        )
-    return found
-
-
-def limits_of(job: JobConfig, device: str, encoders: frozenset[str] = frozenset()) -> Limits:
-    """The limits of a job's dispatcher, for encoders on a kind of device.
-
-    ``encoders``: the classes that the output names.
-    """
+def limits_of(job: JobConfig, device: str) -> Limits:
+    """The limits of a job's dispatcher, for encoders on a kind of device."""
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
     million = 10**6
@@ -131,10 +116,32 @@ def limits_of(job: JobConfig, device: str, encoders: frozenset[str] = frozenset(
         clips_per_lease=most,
         usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
         hardware=job.encode.hardware,
-        encoders=encoders,
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
+        max_rejected_fraction=job.max_rejected_fraction,
+    )
+
+
+def _continued(limits: Limits, state: ManifestState, uri: str) -> Limits:
+    """Limits that know what earlier runs did."""
+    totals, rows = state.totals, state.committed
+    num_clips = totals.num_clips + totals.num_rejected + rows.num_left
+    before = dict(totals.rejected)
+    encoders = frozenset(one for names in totals.encoders for one in names.split(" + "))
+    is_mixed = len(encoders) > 1 or totals.encoders.total() < totals.num_clips
+    if limits.hardware == "same" and is_mixed:
+        raise ConfigError(
+            f"encode.hardware is same, but {uri} holds {totals.encoders_text()}. More clips would "
+            "not make it one class of hardware. Set encode.hardware to any, or write to a new "
+            "output prefix"
+        )
+    return replace(
+        limits,
+        num_clips=num_clips,
+        num_unopened=rows.num_unopened,
+        rejected_before=before,
+        encoders=encoders,
     )
 
 

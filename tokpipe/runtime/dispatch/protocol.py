@@ -42,6 +42,13 @@ class Limits:
     """Encoder classes that the job admits."""
     encoders: frozenset[str] = frozenset()
     """Those that the output's shards name."""
+    max_rejected_fraction: float = 1.0
+    num_clips: int = 0
+    """Known clips when the run starts; a row that was never opened counts as one."""
+    num_unopened: int = 0
+    """Plan rows that were never opened."""
+    rejected_before: Mapping[str, int] = field(default_factory=dict)
+    """Clips that earlier runs rejected, by reason."""
 
 
 # --- leases -------------------------------------------------------------------------------------
@@ -338,9 +345,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The job is over: ``done``, or ``stopped`` on request with work left."""
+    """The job is over: ``done``, or ``stopped`` with work left."""
 
     outcome: Literal["done", "stopped"]
+    why: str = ""
+    """Lines for people, if it stopped because of its rejections; empty if on request."""
 
 
 @dataclass(frozen=True, slots=True)
