@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from tokpipe.config.base import Frozen, LogPath, Uri, leaves
+from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.telemetry.redact import redact, says_secret
@@ -304,6 +305,18 @@ class JobConfig(Frozen):
             raise ValueError(
                 "decode.on_damage=mark does not work with chunking.policy=streaming: later pieces "
                 "of a clip would continue from the damaged one. Use reject, or another policy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_listed_in_time(self) -> Self:
+        deadline_s, lease_s = self.storage.deadline_s, self.runtime.write.lease_deadline_s
+        if lease_s + 2 * deadline_s > LISTED_WITHIN_S:
+            raise ValueError(
+                f"storage.deadline_s={deadline_s:g} and runtime.write.lease_deadline_s={lease_s:g} "
+                "are too long: a lease and two requests together may take at most "
+                f"{LISTED_WITHIN_S:g} s, because `tokpipe clean` may remove older shards that are "
+                "not listed yet. Use smaller values"
             )
         return self
 

@@ -3,7 +3,7 @@
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from tokpipe.config.bounds import LISTED_WITHIN_S, MAX_STANDSTILL_S, Moment
 from tokpipe.errors import (
     ConfigError,
     HeadLost,
@@ -20,6 +21,7 @@ from tokpipe.errors import (
     TokpipeError,
     UnfitNode,
 )
+from tokpipe.formats.layout import shard_key
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import Head, draining_nodes, live_nodes
@@ -41,9 +43,6 @@ HEAD_SILENT_S = 5.0
 GIVE_UP_ON_HEAD_S = 40.0
 """When to end the run: after 60 s Ray would, with a stack trace."""
 STOP_GRACE_S = 30.0
-MAX_STANDSTILL_S = 1800.0
-"""A driver that was frozen for longer commits nothing that it has: from twice this age on,
-``tokpipe clean`` removes shards that nothing lists."""
 
 
 _REMOTE: dict[Stage, Any] = {
@@ -79,6 +78,8 @@ class Shell:
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}
         self._states: dict[AttemptId, Any] = {}
+        self._begun: dict[str, Moment] = {}
+        """When the lease of each shard began that is not committed."""
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
@@ -114,10 +115,10 @@ class Shell:
     def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
-        moved_at = time.time()  # the clock that keeps running while a machine is suspended
+        moved_at = Moment.now()
         while True:
             _check_moving(moved_at)
-            moved_at = time.time()
+            moved_at = Moment.now()
             now = time.monotonic()
             if now >= next_capacity:
                 next_capacity = now + CAPACITY_EVERY_S
@@ -205,7 +206,7 @@ class Shell:
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
             case protocol.Commit():
-                committed = self._commits.submit(self._commit, command, time.time())
+                committed = self._commits.submit(self._commit, command, Moment.now())
                 committed.add_done_callback(self._post_result)
             case protocol.Note(event, message, fields, is_warning):
                 level = logging.WARNING if is_warning else logging.INFO
@@ -214,9 +215,12 @@ class Shell:
                 kinds = {"storage": StorageError, "config": ConfigError, "runtime": RuntimeFault}
                 raise kinds[kind](message)
 
-    def _commit(self, command: protocol.Commit, ordered_at: float) -> protocol.Committed:
-        _check_moving(ordered_at)
+    def _commit(self, command: protocol.Commit, ordered: Moment) -> protocol.Committed:
+        _check_moving(ordered)
+        begun = [self._begun.pop(one.shard, ordered) for one in command.receipts]
+        check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
+        check_in_time(begun)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -260,6 +264,7 @@ class Shell:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
         if isinstance(lease, protocol.WriteLease):
             name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
+            self._begun[shard_key(name)] = Moment.now()
             codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             done = actor.work.remote(attempt, name, codes)
         elif isinstance(lease, protocol.DecodeLease):
@@ -319,8 +324,24 @@ class Shell:
             self._events.put(LeaseFailed(command.attempt, _KINDS[fault], line))
 
 
-def _check_moving(since: float) -> None:
-    idle_s = time.time() - since
+def check_in_time(begun: Iterable[Moment], needs_s: float | None = None) -> None:
+    """Raise RuntimeFault if shards are too old to be listed within ``needs_s``, or were listed."""
+    age_s = max((one.age_s for one in begun), default=0.0)
+    if age_s + (needs_s or 0.0) > LISTED_WITHIN_S:
+        raise RuntimeFault(
+            f"shards were not listed within {LISTED_WITHIN_S / 3600:g} hour (it is "
+            f"{age_s / 3600:.1f}), because this driver, its store or its clock did not keep up. "
+            "`tokpipe clean` may have removed them. "
+            + (
+                "None of them was listed: run the job again; committed work is kept."
+                if needs_s is not None
+                else "The last manifest entry lists them: check it with `tokpipe audit`."
+            )
+        )
+
+
+def _check_moving(since: Moment) -> None:
+    idle_s = since.age_s
     if idle_s > MAX_STANDSTILL_S:
         raise RuntimeFault(
             f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, or its "
