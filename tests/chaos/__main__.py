@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.chaos.faults import WEIGHTS, Plan, draw_plan
-from tests.chaos.matrix import Result, right_codes, run_plan
+from tests.chaos.lives import Result
+from tests.chaos.matrix import right_codes, run_plan
 from tests.chaos.summary import summary_lines, to_json
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.faults import RATES_PER_MINUTE, WEIGHTS, Fault, Plan, draw_plan
-from tests.chaos.matrix import Result, check, right_codes, run_plan
+from tests.chaos.lives import Result
+from tests.chaos.matrix import check, right_codes, run_plan
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table
 
