@@ -34,7 +34,6 @@ from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
 
-JUMP_S = 3 * 3600.0
 ENTRY = re.compile(r"manifest/\d{8}\.json")
 ZOMBIES_LIVE_S = 8.0
 """From the thaw of a node to its end."""
@@ -45,6 +44,24 @@ VICTIMS = {
     "kill_write": "WriteActor",
     "kill_child": "tokpipe.media.child",
 }
+LASTING: dict[str, tuple[Callable[[World, float], bool], Callable[[World], None]]] = {
+    "remove_node": (World.remove_node, World.renew),
+    "disk_full": (World.fill_disk, World.empty_disks),
+    "credentials_expire": (World.expire_credentials, World.renew_credentials),
+    "clock_jump": (World.shift_clock, World.right_clocks),
+    "other_hardware": (World.replace_by_capped, World.renew),
+    "other_container": (World.start_in_other_container, World.renew),
+    "tmp_cleaner": (World.start_cleaner, World.stop_cleaner),
+    "mount_gone": (World.take_mount_away, World.bring_back_mount),
+}
+"""How the world does it, and how it undoes it after a while."""
+DEADLY: dict[str, Callable[[World, float], bool]] = {
+    "kill_raylet": World.kill_raylet,
+    "kill_gcs": World.kill_gcs,
+    "shm_full": World.fill_shm,
+    "spill_full": World.hog_object_store,
+}
+"""What may end nodes, or the whole cluster: they are replaced after a while."""
 
 
 class Run(Lives):
@@ -53,60 +70,30 @@ class Run(Lives):
     # --- faults ---------------------------------------------------------------------------------
 
     def _try(self, fault: Fault) -> bool:
-        strike = functools.partial(getattr(self, f"_{fault.kind}", self._kill_or_blow), fault)
+        strike = functools.partial(getattr(self, f"_{fault.kind}", self._strike), fault)
         if not strike():
             return False
         self.result.struck.append((round(self._now(), 2), fault.kind))
         self._say(f"    {self._now():5.1f} s: {fault.kind} ({fault.lasts_s:.0f} s)")
         return True
 
-    def _kill_or_blow(self, fault: Fault) -> bool:
+    def _strike(self, fault: Fault) -> bool:
+        """Let a fault of a kind strike that needs nothing from the drivers."""
+        if fault.kind in VICTIMS:
+            pids = sorted(pids_of(VICTIMS[fault.kind]))
+            signal_all(pids[int(fault.pick * len(pids)) :][:1], signal.SIGKILL)
+            return bool(pids)
         if fault.kind in WEATHER:
             self.world.weather.blow(fault.kind, fault.lasts_s)
             return bool(self._drivers)
-        pids = sorted(pids_of(VICTIMS[fault.kind]))
-        if not pids:
+        if fault.kind in DEADLY:
+            strike, undo = DEADLY[fault.kind], self._revive
+        else:
+            strike, of_world = LASTING[fault.kind]
+            undo = functools.partial(of_world, self.world)
+        if not self._drivers or not strike(self.world, fault.pick):
             return False
-        try:
-            os.kill(pids[int(fault.pick * len(pids))], signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def _remove_node(self, fault: Fault) -> bool:
-        if not self.world.remove_node(fault.pick):
-            return False
-        self._after(fault.lasts_s, self.world.renew)
-        return True
-
-    def _disk_full(self, fault: Fault) -> bool:
-        if not self.world.fill_disk(fault.pick):
-            return False
-        self._after(fault.lasts_s, self.world.empty_disks)
-        return True
-
-    def _shm_full(self, fault: Fault) -> bool:
-        if not self.world.fill_shm(fault.pick):
-            return False
-        self._after(fault.lasts_s, self._revive)
-        return True
-
-    def _spill_full(self, fault: Fault) -> bool:
-        if not self.world.hog_object_store():
-            return False
-        self._after(fault.lasts_s, self._revive)
-        return True
-
-    def _kill_raylet(self, fault: Fault) -> bool:
-        if not self.world.kill_raylet(fault.pick):
-            return False
-        self._after(fault.lasts_s, self._revive)
-        return True
-
-    def _kill_gcs(self, fault: Fault) -> bool:
-        if not self.world.kill_gcs():
-            return False
-        self._after(fault.lasts_s, self._revive)
+        self._after(fault.lasts_s, undo)
         return True
 
     def _revive(self) -> None:
@@ -120,37 +107,6 @@ class Run(Lives):
             if not driver.is_local:
                 driver.doomed, driver.may_end = why, driver.may_end | may_end
                 driver.deadline_s = self._now() + REPLACED_ENDS_S
-
-    def _other_hardware(self, fault: Fault) -> bool:
-        return self.world.replace_by_capped(fault.pick)
-
-    def _other_container(self, fault: Fault) -> bool:
-        return self.world.start_in_other_container(fault.pick)
-
-    def _tmp_cleaner(self, fault: Fault) -> bool:
-        if not self.world.start_cleaner(fault.pick):
-            return False
-        self._after(fault.lasts_s, self.world.stop_cleaner)
-        return True
-
-    def _mount_gone(self, fault: Fault) -> bool:
-        if not self._drivers or not self.world.take_mount_away(fault.pick):
-            return False
-        self._after(fault.lasts_s, self.world.bring_back_mount)
-        return True
-
-    def _clock_jump(self, fault: Fault) -> bool:
-        sign = 1 if int(fault.pick * 1000) % 2 else -1
-        if not self._drivers or not self.world.shift_clock(fault.pick, sign * JUMP_S):
-            return False
-        self._after(fault.lasts_s, self.world.right_clocks)
-        return True
-
-    def _credentials_expire(self, fault: Fault) -> bool:
-        if not self._drivers or not self.world.expire_credentials():
-            return False
-        self._after(fault.lasts_s, self.world.renew_credentials)
-        return True
 
     def _kill_driver(self, fault: Fault) -> bool:
         driver = self._lively()

@@ -41,6 +41,7 @@ DISK_BYTES = 32 * 2**20
 """Scratch space of a node: room for some videos, and quick to fill."""
 STORE_BYTES = 80 * 2**20
 """Ray's least for a node's object store."""
+JUMP_S = 3 * 3600.0
 CAPPED = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 """What makes a node's CPU one of an older generation."""
 
@@ -107,7 +108,8 @@ class World:
             for node in list(cluster.worker_nodes):
                 cluster.remove_node(node, allow_graceful=False)
                 self._drop_place(node)
-            if head := cluster.head_node:
+            head: Any = cluster.head_node
+            if head:
                 workers = descendants_of(_raylet(head))
                 cluster.shutdown()
                 signal_all(workers, signal.SIGKILL)
@@ -132,7 +134,8 @@ class World:
     def revive(self) -> bool:
         """Replace nodes whose raylet is dead. False if the whole cluster had to be replaced."""
         assert self._cluster is not None, "the cluster runs"
-        if self._cluster.head_node is None or _is_dead(self._cluster.head_node):
+        head: Any = self._cluster.head_node
+        if head is None or _is_dead(head):
             self.stop()
             self.start()
             return False
@@ -188,7 +191,7 @@ class World:
         nodes = [self._cluster.head_node, *self._nodes()] if self._cluster else []
         return self._kill("raylet", _picked(nodes, pick))
 
-    def kill_gcs(self) -> bool:
+    def kill_gcs(self, pick: float) -> bool:
         return self._kill("gcs_server", self._cluster.head_node if self._cluster else None)
 
     def _kill(self, kind: str, node: Any) -> bool:
@@ -250,7 +253,7 @@ class World:
         place = self._place_of_decoder(pick)
         return place is not None and _fill(place.shm)
 
-    def hog_object_store(self) -> bool:
+    def hog_object_store(self, pick: float) -> bool:
         """Fill the object store of a node from another job, so that Ray spills to full disks."""
         if self._hog or not self.can_mount or self._cluster is None:
             return False
@@ -333,20 +336,20 @@ class World:
 
     # --- clocks, credentials, sources -----------------------------------------------------------
 
-    def shift_clock(self, pick: float, offset_s: float) -> bool:
-        """Set the clock of drivers, or that of a node, forward or back."""
+    def shift_clock(self, pick: float) -> bool:
+        """Set the clock of drivers, or that of a node, three hours forward or back."""
         if self._shim is None:
             return False
         clock = _picked([self.clock, *(place.clock for place in self._places.values())], pick)
         assert clock is not None
-        clock.set(offset_s)
+        clock.set(JUMP_S if int(pick * 1000) % 2 else -JUMP_S)
         return True
 
     def right_clocks(self) -> None:
         for clock in (self.clock, *(place.clock for place in self._places.values())):
             clock.set(0.0)
 
-    def expire_credentials(self) -> bool:
+    def expire_credentials(self, pick: float) -> bool:
         """Let the store accept the access key no more that all processes have."""
         if self._key in self.weather.expired or not self._keys:
             return False
