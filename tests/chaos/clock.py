@@ -61,19 +61,8 @@ def build_shim(folder: Path) -> Path | None:
     return library
 
 
-class Clock:
-    """Where a process reads by how much its clock is wrong."""
-
-    def __init__(self, path: Path, shim: Path | None) -> None:
-        self._path, self._shim = path, shim
-        self.set(0.0)
-
-    def set(self, offset_s: float) -> None:
-        # In place, because processes have mapped it.
-        with self._path.open("r+b" if self._path.exists() else "wb") as file:
-            file.write(struct.pack("d", offset_s))
-
-    def environment(self) -> dict[str, str]:
-        if self._shim is None:
-            return {}
-        return {"LD_PRELOAD": str(self._shim), "CHAOS_CLOCK": str(self._path)}
+def set_clock(path: Path, offset_s: float) -> None:
+    """Make the clock of processes wrong whose ``CHAOS_CLOCK`` is this file."""
+    # In place, because processes have mapped it.
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.write(struct.pack("d", offset_s))

@@ -169,7 +169,7 @@ class Lives:
     def _start_driver(self) -> Driver:
         number = len(self.result.lives) + len(self._drivers)
         log = self.job.with_suffix(f".{number}.log")
-        environment = {**os.environ, **self.world.clock.environment()}
+        environment = {**os.environ, "CHAOS_CLOCK": str(self.world.clocks[0])}
         is_local, self._next_is_local = self._next_is_local, False
         if not is_local:
             environment["RAY_ADDRESS"] = self.world.address

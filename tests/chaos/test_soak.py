@@ -3,14 +3,13 @@
 import contextlib
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -27,94 +26,91 @@ from tests.end_to_end.jobs import (
     write_videos,
 )
 from tests.end_to_end.processes import command_of, descendants_of
-from tests.s3_server import die_with_parent
 from tokpipe.cli import main
 
-NUM_VIDEOS, CLIPS_OF_A_VIDEO, NUM_KILLS = 64, 50, 36
-KILL_EVERY_S = 3.0
-MAX_GROWTH_BYTES = 32 * 2**20
-MAX_MORE_DESCRIPTORS = 12
-"""Its actors come and go, each with some connections."""
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    # A short path, because it begins the names of Ray's sockets.
-    folder = Path(tempfile.mkdtemp(prefix="s-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+NUM_VIDEOS, CLIPS_OF_A_VIDEO, NUM_KILLS, KILL_EVERY_S = 64, 50, 36, 3.0
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_long_run_with_many_kills_stays_flat_and_leaves_nothing(
-    tmp_path: Path, scratch: Path
-) -> None:
+def test_a_long_run_with_many_kills_stays_flat_and_leaves_nothing(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", NUM_VIDEOS, num_frames=9 * CLIPS_OF_A_VIDEO)
-    hurry, mark = tmp_path / "hurry", f"SOAK={uuid.uuid4().hex}"
-    slow = slow_tokenizer(until=hurry, pause_s=0.05)
+    hurry, shared_before = tmp_path / "hurry", shared_memory()
     job = write_job(
         tmp_path / "job.yaml",
         files(tmp_path / "videos"),
         str(tmp_path / "out"),
-        tokenizer=slow,
+        tokenizer=slow_tokenizer(until=hurry, pause_s=0.05),
         # Kills strike at random: a clip that was there three times is still a good one.
         runtime={"clips_per_lease": 2, "encode": {"max_actors": 1}, "max_attempts": 20},
     )
-    environment = {**os.environ, "TMPDIR": str(scratch), "SOAK": mark.partition("=")[2]}
-    environment.pop("RAY_ADDRESS", None)
-    shared_before = shared_memory()
-    with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "tokpipe.run", str(job)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )
-    sizes, descriptors, num_kills = [], [], 0
-    rng, struck_at = random.Random(0), time.monotonic()
-    while driver.poll() is None:
-        time.sleep(0.5)
-        pids = descendants_of(driver.pid)
-        victim = VICTIMS[("kill_decode", "kill_write", "kill_child", "kill_encode")[num_kills % 4]]
-        victims = sorted(pid for pid in pids if victim in command_of(pid))
-        if victims and num_kills < NUM_KILLS and time.monotonic() > struck_at + KILL_EVERY_S:
-            os.kill(rng.choice(victims), signal.SIGKILL)
-            num_kills, struck_at = num_kills + 1, time.monotonic()
-        if num_kills == NUM_KILLS:
-            hurry.touch()
-        with contextlib.suppress(OSError):
-            if num_kills:
-                sizes.append(resident_bytes(driver.pid))
-                descriptors.append(sum(1 for _ in Path(f"/proc/{driver.pid}/fd").iterdir()))
-    assert driver.returncode == 0, (tmp_path / "log").read_text()
-    assert num_kills == NUM_KILLS
+    # A short path, because it begins the names of Ray's sockets.
+    with tempfile.TemporaryDirectory(
+        prefix="s-", dir="/tmp", ignore_cleanup_errors=True
+    ) as scratch:
+        mark = {"SOAK": uuid.uuid4().hex}
+        environment = {**os.environ, **mark, "TMPDIR": scratch}
+        environment.pop("RAY_ADDRESS", None)
+        with (tmp_path / "log").open("wb") as log:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "tokpipe.run", str(job)],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            sizes, descriptors = kill_and_measure(driver, hurry)
+        finally:
+            driver.kill()
+        assert driver.wait() == 0, (tmp_path / "log").read_text()[-5000:]
+        wait_until(lambda: not processes_with("SOAK=" + mark["SOAK"]), 120)
+        assert not [path.name for path in Path(scratch).glob("tokpipe-*")]
+        assert not shared_memory() - shared_before
+    assert grown(sizes) < 32 * 2**20
+    assert grown(descriptors) < 12, "its actors come and go, each with some connections"
     assert_complete(job)
     assert output_of(job).num_clips == NUM_VIDEOS * CLIPS_OF_A_VIDEO
     assert main(["audit", str(tmp_path / "out")]) == 0
 
-    fifth = len(sizes) // 5
-    assert median(sizes[-fifth:]) - median(sizes[fifth : 2 * fifth]) < MAX_GROWTH_BYTES
-    grown = median(descriptors[-fifth:]) - median(descriptors[fifth : 2 * fifth])
-    assert grown <= MAX_MORE_DESCRIPTORS
-    wait_until(lambda: not marked(mark), 120)
-    assert not [path.name for path in scratch.glob("tokpipe-*")]
-    assert not shared_memory() - shared_before
+
+def kill_and_measure(driver: "subprocess.Popen[bytes]", hurry: Path) -> tuple[list[int], list[int]]:
+    """Kill workers until there were ``NUM_KILLS``; return the driver's bytes and descriptors."""
+    sizes: list[int] = []
+    descriptors: list[int] = []
+    num_kills, rng, struck_at = 0, random.Random(0), time.monotonic()
+    while driver.poll() is None:
+        time.sleep(0.5)
+        kind = VICTIMS[sorted(VICTIMS)[num_kills % len(VICTIMS)]]
+        victims = sorted(pid for pid in descendants_of(driver.pid) if kind in command_of(pid))
+        if victims and num_kills < NUM_KILLS and time.monotonic() > struck_at + KILL_EVERY_S:
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            num_kills, struck_at = num_kills + 1, time.monotonic()
+            if num_kills == NUM_KILLS:
+                hurry.touch()
+        with contextlib.suppress(OSError):
+            if num_kills:
+                place = Path(f"/proc/{driver.pid}")
+                pages = int((place / "statm").read_text().split()[1])
+                sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+                descriptors.append(sum(1 for _ in (place / "fd").iterdir()))
+    assert num_kills == NUM_KILLS or driver.returncode, "there was nothing left to kill"
+    print(f"{num_kills} kills; bytes {sizes[::20]}, descriptors {descriptors[::20]}")
+    return sizes, descriptors
 
 
-def resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def grown(amounts: list[int]) -> float:
+    """By how much the last fifth is above the second."""
+    fifth = len(amounts) // 5
+    return median(amounts[-fifth:]) - median(amounts[fifth : 2 * fifth])
 
 
-def marked(mark: str) -> list[int]:
-    """Processes with ``mark`` in the environment that they were started with."""
+def processes_with(variable: str) -> list[int]:
+    """Processes that were started with ``variable`` in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes().split(b"\0"):
+            if variable.encode() in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
     return found
 
@@ -124,5 +120,5 @@ def shared_memory() -> set[str]:
     mapped = ""
     for path in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            mapped += "".join(line for line in path.open() if "/dev/shm/" in line)
+            mapped += "".join(re.findall("/dev/shm/.*", path.read_text(errors="replace")))
     return {path.name for path in Path("/dev/shm").iterdir() if path.name not in mapped}

@@ -51,6 +51,7 @@ class Weather:
 
     def calm(self) -> None:
         self._until_s = {}
+        self.expired = {}
 
     def decide(self, request: Request) -> Spoiling | None:
         if spoiling := self.expired.get(request.access_key):

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from tests.chaos.clock import Clock, build_shim
+from tests.chaos.clock import build_shim, set_clock
 from tests.chaos.weather import EXPIRED, Weather
 from tests.end_to_end.jobs import slow_tokenizer, write_job, write_video
 from tests.end_to_end.processes import descendants_of, pids_of
@@ -50,7 +50,6 @@ CAPPED = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 class Place:
     """What a node has for itself."""
 
-    clock: Clock
     disk: Path | None
     """A small file system for scratch files and for what Ray spills."""
     shm: Path | None
@@ -80,8 +79,8 @@ class World:
         self._num_places = 0
         self.can_mount = True
         self._shim = build_shim(folder)
-        self.clock = Clock(folder / "clock", self._shim)
-        """Of drivers."""
+        self.clocks = folder / "clock-of-drivers", folder / "clock-of-nodes"
+        self.right_clocks()
         self._cleaning = threading.Event()
         self._hog: subprocess.Popen[bytes] | None = None
         self._capped: list[Any] = []
@@ -119,14 +118,13 @@ class World:
     def restore(self) -> None:
         """Undo whatever lasts: nodes thawed and replaced, disks emptied, the store at peace."""
         self.weather.calm()
-        self.renew_credentials()
         self.stop_cleaner()
         self.bring_back_mount()
         self.right_clocks()
         self.thaw_nodes()
         self._bury_thawed_nodes()
         self.empty_disks()
-        for node in self._capped:
+        for node in set(self._capped) & set(self._places):
             self._remove(node)
         self._capped = []
         self.revive()
@@ -154,12 +152,10 @@ class World:
     def _add_node(self, environment: Mapping[str, str] | None = None, **arguments: Any) -> Any:
         assert self._cluster is not None, "the cluster runs"
         self._num_places += 1
-        name = str(self._num_places)
-        clock = Clock(self.folder / f"clock{name}", self._shim)
+        disk = self._make_disk(f"disk{self._num_places}", DISK_BYTES)
         # A little more than Ray asks for, since it writes some bytes beside the store.
-        disk = self._make_disk(f"disk{name}", DISK_BYTES)
-        shm = self._make_disk(f"shm{name}", STORE_BYTES + 2**20)
-        variables = {**clock.environment(), **(environment or {})}
+        shm = self._make_disk(f"shm{self._num_places}", STORE_BYTES + 2**20)
+        variables = dict(environment or {})
         if disk and shm:
             variables["TMPDIR"] = str(disk)
             arguments |= {
@@ -167,16 +163,14 @@ class World:
                 "object_store_memory": STORE_BYTES,
                 "object_spilling_directory": str(disk),
             }
-        for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
+        for is_last in (False, False, True):  # Ray allows 30 s, which a busy machine may exceed
             try:
                 node = self._cluster.add_node(num_cpus=1, env_vars=variables, **arguments)
-            except Exception as error:
-                trouble = error
-            else:
                 break
-        else:
-            raise trouble
-        self._places[node] = Place(clock, disk, shm)
+            except Exception:
+                if is_last:
+                    raise
+        self._places[node] = Place(disk, shm)
         return node
 
     def replace_by_capped(self, pick: float) -> bool:
@@ -298,17 +292,13 @@ class World:
         self._cleaning.clear()
 
     def start_in_other_container(self, pick: float) -> bool:
-        """Start a worker's first act where other process ids count, in a node's TMPDIR."""
+        """Do what a worker does first where process ids mean others, in a node's TMPDIR."""
         place = self._place_of_decoder(pick)
         if place is None or place.disk is None:
             return False
         script = "from tokpipe.runtime.scratch import make_scratch; make_scratch('decode')"
         command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
-        environment = {**os.environ, "TMPDIR": str(place.disk)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            print(f"other_container is left out: {done.stderr.strip()[-500:]}")
-        return not done.returncode
+        return not subprocess.run(command, env={**os.environ, "TMPDIR": str(place.disk)}).returncode
 
     def _place_of_decoder(self, pick: float) -> Place | None:
         decoders = set(pids_of("DecodeActor"))
@@ -337,17 +327,14 @@ class World:
     # --- clocks, credentials, sources -----------------------------------------------------------
 
     def shift_clock(self, pick: float) -> bool:
-        """Set the clock of drivers, or that of a node, three hours forward or back."""
-        if self._shim is None:
-            return False
-        clock = _picked([self.clock, *(place.clock for place in self._places.values())], pick)
-        assert clock is not None
-        clock.set(JUMP_S if int(pick * 1000) % 2 else -JUMP_S)
-        return True
+        """Set the clock of drivers, or that of nodes, three hours forward or back."""
+        if self._shim is not None:
+            set_clock(self.clocks[int(pick * 2)], JUMP_S if int(pick * 1000) % 2 else -JUMP_S)
+        return self._shim is not None
 
     def right_clocks(self) -> None:
-        for clock in (self.clock, *(place.clock for place in self._places.values())):
-            clock.set(0.0)
+        for clock in self.clocks:
+            set_clock(clock, 0.0)
 
     def expire_credentials(self, pick: float) -> bool:
         """Let the store accept the access key no more that all processes have."""
@@ -370,10 +357,13 @@ class World:
         new.replace(path)
 
     def environment(self) -> dict[str, str]:
-        """Variables for drivers and nodes, which find their key in a file."""
+        """Variables of nodes and drivers, which find their key in a file."""
         found = self.server.environment(self.proxy.endpoint)
         del found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"]
-        return {**found, "AWS_SHARED_CREDENTIALS_FILE": str(self.folder / "credentials")}
+        found["AWS_SHARED_CREDENTIALS_FILE"] = str(self.folder / "credentials")
+        if self._shim is not None:
+            found |= {"LD_PRELOAD": str(self._shim), "CHAOS_CLOCK": str(self.clocks[1])}
+        return found
 
     def take_mount_away(self, pick: float) -> bool:
         """Rename the local sources' folder; an empty one is left, as without its mount, or none."""
