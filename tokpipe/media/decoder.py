@@ -29,32 +29,23 @@ _MAX_OUTSIDE_KILLS = 3
 class Video:
     """The frames of one clip, and what is known about its source."""
 
-    frames: NDArray[np.uint8]
-    """(T, H, W, 3) RGB."""
-    pts_s: NDArray[np.float64]
-    """(T,) true presentation times, on the clock of the container."""
-    fps: float
-    """Frames per second: the job's, or the average of the source."""
-    num_segments: int
-    """Number of segments of the row: clips, or pieces of its one clip."""
+    frames: NDArray[np.uint8]  # (T, H, W, 3) RGB
+    pts_s: NDArray[np.float64]  # (T,) true presentation times, on the clock of the container
+    fps: float  # Frames per second: the job's, or the average of the source
+    num_segments: int  # Number of segments of the row: clips, or pieces of its one clip
     backend: str
-    damage: str | None = None
-    """What is missing, under ``decode.on_damage: mark``."""
-    marks: Sequence[str] = ()
-    """What is special about the source."""
+    damage: str | None = None  # What is missing, under ``decode.on_damage: mark``
+    marks: Sequence[str] = ()  # What is special about the source
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What decoding a span of a video will return, according to its container."""
 
-    num_frames: int
-    """Frames of all segments together."""
+    num_frames: int  # Frames of all segments together
     num_segments: int
-    size: tuple[int, int]
-    """(height, width) of the frames."""
-    source_size: tuple[int, int]
-    """(height, width) of the video as it is shown, in square pixels."""
+    size: tuple[int, int]  # (height, width) of the frames
+    source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
     source_fps: float
 
 
