@@ -161,10 +161,12 @@ class Run(Lives):
         """Between two lives an entry of the manifest is gone; it is restored before the next."""
         driver, config = self._lively(), load_job(self.job)
         store = open_store(config.output.uri, config.storage)
-        if len(self._drivers) != 1 or driver is None or self._later:
+        is_alone = driver is not None and len(self._drivers) == 1 and not self._later
+        if driver is None or not is_alone or not driver.has_printed("write [1-9]"):
             return False
         if sum(1 for _ in store.list("manifest/")) < 4:
             return False
+        self.world.weather.calm()
         driver.doomed = "killed"
         driver.send(signal.SIGKILL)
         driver.process.wait()

@@ -401,6 +401,7 @@ class World:
                 "progress_interval_s": 2,
                 "clips_per_lease": 2,
                 "start_timeout_s": 300,
+                "encode": {"max_actors": 2},  # each one imports torch
                 # Kills strike at random: a clip that was there three times is still a good one.
                 "max_attempts": 10,
             },
