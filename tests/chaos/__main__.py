@@ -48,6 +48,8 @@ def main() -> int:
     with contextlib.suppress(KeyboardInterrupt, SystemExit), built_world(parsed.videos) as world:
         right = right_codes(world)
         print(f"{len(right)} chunks; ready after {time.monotonic() - started:.0f} s")
+        if world.cannot:
+            print(f"left out on this machine: {', '.join(sorted(world.cannot))}")
         for seed in seeds:
             elapsed_min = (time.monotonic() - started) / 60
             of_a_run = max([r.elapsed_s / 60 for r in results[-5:]] or [MINUTES_OF_A_RUN])

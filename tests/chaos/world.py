@@ -41,6 +41,8 @@ DISK_BYTES = 32 * 2**20
 """Scratch space of a node: room for some videos, and quick to fill."""
 STORE_BYTES = 80 * 2**20
 """Ray's least for a node's object store."""
+ON_DISKS = {"disk_full", "shm_full", "spill_full", "tmp_cleaner", "other_container"}
+"""Faults that need file systems of their own."""
 JUMP_S = 3 * 3600.0
 CAPPED = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 """What makes a node's CPU one of an older generation."""
@@ -77,9 +79,12 @@ class World:
         self._cluster: Cluster | None = None
         self._places: dict[Any, Place] = {}
         self._num_places = 0
-        self.can_mount = True
+        self.cannot: set[str] = set()
+        """Kinds of faults that this machine has not what it takes for."""
         self._shim = build_shim(folder)
         self.clocks = folder / "clock-of-drivers", folder / "clock-of-nodes"
+        if self._shim is None:
+            self.cannot.add("clock_jump")
         self.right_clocks()
         self._cleaning = threading.Event()
         self._hog: subprocess.Popen[bytes] | None = None
@@ -249,7 +254,7 @@ class World:
 
     def hog_object_store(self, pick: float) -> bool:
         """Fill the object store of a node from another job, so that Ray spills to full disks."""
-        if self._hog or not self.can_mount or self._cluster is None:
+        if self._hog or self._cluster is None:
             return False
         for place in self._places.values():
             _fill(place.disk)
@@ -298,7 +303,9 @@ class World:
             return False
         script = "from tokpipe.runtime.scratch import make_scratch; make_scratch('decode')"
         command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
-        return not subprocess.run(command, env={**os.environ, "TMPDIR": str(place.disk)}).returncode
+        done = subprocess.run(command, env={**os.environ, "TMPDIR": str(place.disk)})
+        self.cannot |= {"other_container"} if done.returncode else set()
+        return not done.returncode
 
     def _place_of_decoder(self, pick: float) -> Place | None:
         decoders = set(pids_of("DecodeActor"))
@@ -307,15 +314,15 @@ class World:
         return None if node is None else self._places[node]
 
     def _make_disk(self, name: str, size_bytes: int) -> Path | None:
-        if not self.can_mount:
+        if self.cannot >= ON_DISKS:
             return None
         disk = self.folder / name
         disk.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(disk)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            print(f"full disks are left out: no tmpfs may be mounted ({done.stderr.strip()})")
-            self.can_mount = False
+            print(f"no tmpfs may be mounted: {done.stderr.strip()}")
+            self.cannot |= ON_DISKS
             return None
         return disk
 
@@ -328,9 +335,8 @@ class World:
 
     def shift_clock(self, pick: float) -> bool:
         """Set the clock of drivers, or that of nodes, three hours forward or back."""
-        if self._shim is not None:
-            set_clock(self.clocks[int(pick * 2)], JUMP_S if int(pick * 1000) % 2 else -JUMP_S)
-        return self._shim is not None
+        set_clock(self.clocks[int(pick * 2)], JUMP_S if int(pick * 1000) % 2 else -JUMP_S)
+        return True
 
     def right_clocks(self) -> None:
         for clock in self.clocks:
