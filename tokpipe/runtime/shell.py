@@ -344,7 +344,7 @@ def _check_moving(since: Moment) -> None:
     idle_s = since.age_s
     if idle_s > MAX_STANDSTILL_S:
         raise RuntimeFault(
-            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, or its "
-            "machine was suspended. Its unlisted shards may have been removed since, so it "
-            "lists none of them. Run the job again; committed work is kept."
+            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, its machine "
+            "was suspended, or its clock was set forward. Its unlisted shards may have been "
+            "removed since, so it lists none of them. Run the job again; committed work is kept."
         )
