@@ -29,7 +29,7 @@ def stage(tmp_path: Path) -> Iterator[DecodeStage]:
         (tmp_path / "mnt" / name).mkdir(parents=True)
         write_video(tmp_path / "mnt" / name / "video.mp4", 9)
     made = decode_stage(tmp_path / "mnt")
-    made.setup(tmp_path)
+    made.setup()
     yield made
     made.close()
 
@@ -120,7 +120,7 @@ from tests.videos import write_video
 root = Path(sys.argv[1])
 mnt, stage = root / "mnt", decode_stage(root / "mnt")
 mnt.mkdir()
-stage.setup(root)
+stage.setup()
 subprocess.run(["mount", "-t", "tmpfs", "none", mnt], check=True)
 (mnt / "a").mkdir()
 write_video(mnt / "a" / "video.mp4", 9)

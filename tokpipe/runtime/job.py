@@ -62,12 +62,14 @@ class Outcome:
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
-    """Start or resume a job, and work until it is done or SIGINT or SIGTERM stops it.
+    """Start or resume a job, and work until it is done or a signal stops it.
 
     Whatever it raises, committed work is kept.
     """
     started = time.monotonic()
-    with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
+    with Signals.of_run(
+        lambda text: console.print(text, style="yellow", soft_wrap=True)
+    ) as signals:
         output = look_up(job)
         if output.state is not None and output.is_done(retry):
             elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
@@ -75,7 +77,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
         with connected(job.runtime.cluster) as unused:
-            signals.arm()
             record = output.record or start_output(job, output, console)
             with (
                 ProgressView(console, job.runtime.progress_interval_s) as view,
