@@ -58,17 +58,20 @@ class Breaker:
         self._rejected[one.reason] += 1
         self._latest = [*self._latest[-2:], one]
         self._out.count("rejected_at", by="encode" if one.stage == "encode" else "decode")
+        # What the plan rejects was known before, and is no alarm.
         if self._most == 1 or (alarm := self._alarms.get(one.stage)) is None:
-            self._settlement.reject(one, now)  # what the plan rejects was known before
-            return
-        alarm.since = alarm.since if alarm.waiting else self._out.latest_id
-        alarm.waiting.append(one)
-        alarm.level += 1
-        allowed, is_sure = self._allowed()
-        if alarm.level >= max(MIN_ALARM, min(MAX_ALARM, allowed)):
-            self._stop("hardly any clip passed in between", now)
-        elif is_sure and self._rejected.total() > allowed:
-            self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
+            self._settlement.reject(one, now)
+        else:
+            alarm.since = alarm.since if alarm.waiting else self._out.latest_id
+            alarm.waiting.append(one)
+            alarm.level += 1
+        if self._most < 1:
+            allowed, is_sure = self._allowed()
+            level = max(one.level for one in self._alarms.values())
+            if level >= max(MIN_ALARM, min(MAX_ALARM, allowed)):
+                self._stop("hardly any clip passed in between", now)
+            elif is_sure and self._rejected.total() > allowed:
+                self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
 
     def settle(self, now: float, *, is_done: bool) -> None:
         """Nothing more will come: commit what waits, or leave it to the next run."""
@@ -101,18 +104,17 @@ class Breaker:
             return
         alarm = max(self._alarms.values(), key=lambda one: one.level)
         suspects = Counter(one.reason for one in alarm.waiting if alarm.level >= SUSPECT)
-        reasons = suspects or self._rejected
-        retry = f"with --retry-rejected --reason {reasons.most_common(1)[0][0]}"
-        self._settlement.why = "\n".join(
-            [
-                f"{counted(reasons.total(), 'clip')} rejected ({counts_text(reasons)}), {why}, "
-                "so the job stopped early. The latest:",
-                *(f"  {one.ref.source_uri}: {one.reason}: {one.message}" for one in self._latest),
-                "Is a mount gone, or a table wrong? These rejections are not recorded: fix the "
-                f"cause, and the same command tries the clips again (earlier ones: {retry})"
-                if suspects
-                else f"The codes of other clips stay. Fix the sources and run again {retry}",
-                "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",
-            ]
-        )
+        ((reason, _),) = (suspects or self._rejected).most_common(1)
+        retry = f"with --retry-rejected --reason {reason}"
+        lines = [
+            f"{counted(self._rejected.total(), 'clip')} rejected "
+            f"({counts_text(self._rejected)}), {why}, so the job stopped early. The latest:",
+            *(f"  {one.ref.source_uri}: {one.reason}: {one.message}" for one in self._latest),
+            f"Is a mount gone, or a table wrong? The last {suspects.total():,} are not recorded: "
+            f"fix the cause, and the same command tries them again (those before, {retry})"
+            if suspects
+            else f"The codes of other clips stay. Fix the sources and run again {retry}",
+            "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",
+        ]
+        self._settlement.why = "\n".join(lines)
         self._settlement.stop(StopRequested(GRACE_S), now)
