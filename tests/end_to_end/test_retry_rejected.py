@@ -10,6 +10,7 @@ from tests.end_to_end.jobs import (
     codes_of,
     files,
     rejections_of,
+    run,
     run_well,
     run_without_ray,
     write_job,
@@ -55,3 +56,29 @@ def test_a_retry_tokenizes_fixed_videos_and_the_others_stay_rejected(
     after = codes_of(job)
     assert before.items() < after.items()
     assert len({clip for clip, _ in after.keys() - before.keys()}) == 3  # cut into three clips
+
+
+@pytest.mark.ray
+def test_a_table_whose_videos_are_elsewhere_loses_none_of_its_clips(
+    tmp_path: Path, ray_address: str
+) -> None:
+    write_video(tmp_path / "one.mp4", 9)
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    names = [f"clip{number:02}.mp4" for number in range(24)]
+    for name in names:
+        (there / name).hardlink_to(tmp_path / "one.mp4")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path", *(f"videos/{name}" for name in names)]))
+    source = {"kind": "table", "uri": str(table), "uri_column": "path"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    code, printed = run(job, ray_address)
+    assert code == 4, printed
+    text = " ".join(printed.split())
+    assert "rejected (missing 2" in text
+    assert f"{tmp_path}/videos/clip" in text
+    assert "the same command tries them again" in text
+    there.rename(tmp_path / "videos")
+    run_well(job, ray_address)
+    assert_complete(job)
+    assert not rejections_of(job)

@@ -16,6 +16,7 @@ from rich.console import Console
 from tests.end_to_end.jobs import wait_until
 from tests.runtime.bench import Bench, only, refs_of
 from tests.runtime.simulated_world import ref_of
+from tokpipe.cli import main
 from tokpipe.config.job import JobConfig, OutputConfig, RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, Totals
 from tokpipe.runtime.dispatch import Dispatcher, Limits
@@ -400,3 +401,16 @@ def test_a_failed_run_says_so_first_and_last() -> None:
     assert first.startswith("failed after 3:00")
     assert "  5 rejected: truncated 5 (why: tokpipe rejected '/out/my codes')" in rest
     assert last.startswith("failed: 62.5% of the clips are rejected")
+    assert last.endswith("run again with --retry-rejected (--reason truncated for those alone)")
+
+
+def test_a_run_that_stopped_early_says_why_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *rest = summary(ended="stopped", why="too thick. The latest:\n  a: missing", num_left=4)
+    assert first.startswith("failed after 3:00 with 4 plan rows left")
+    assert rest[-2:] == ["failed: too thick. The latest:", "  a: missing"]
+    assert "  run the same command again to continue" not in rest
+    outcome = replace(OUTCOME, ended="stopped", why="too thick")
+    monkeypatch.setattr("tokpipe.runtime.job.run_job", lambda *_: outcome)
+    monkeypatch.setattr("tokpipe.cli.run.job_of", lambda _: JOB)
+    monkeypatch.setattr("tokpipe.runtime.submitted.check_output", lambda _: None)
+    assert main(["run", "job.yaml"]) == 4

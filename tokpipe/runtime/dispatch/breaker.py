@@ -18,6 +18,7 @@ from tokpipe.telemetry.human import counted, counts_text
 from tokpipe.types import Rejected
 
 MIN_ALARM, MAX_ALARM = 20, 500
+"""Fewer rejections stop no job: it is small, or has hardly begun."""
 SUSPECT = 5
 """An alarm from which on rejections are not committed by a run that stops, or fails at its end."""
 ENOUGH_ROWS = 100
@@ -70,7 +71,7 @@ class Breaker:
             level = max(one.level for one in self._alarms.values())
             if level >= max(MIN_ALARM, min(MAX_ALARM, allowed)):
                 self._stop("hardly any clip passed in between", now)
-            elif is_sure and self._rejected.total() > allowed:
+            elif is_sure and self._rejected.total() > max(allowed, MIN_ALARM):
                 self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
 
     def settle(self, now: float, *, is_done: bool) -> None:
