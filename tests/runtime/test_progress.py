@@ -206,7 +206,7 @@ def test_lines_appear_in_pipes_and_files_while_the_job_runs(tmp_path: Path) -> N
     assert line.endswith("workers workers \n")
     path = tmp_path / "log"
     with path.open("w") as file, subprocess.Popen(command, stdout=file, **pipes) as filed:  # type: ignore[call-overload]
-        wait_until(path.read_text)
+        wait_until(lambda: bool(path.read_text()))
         filed.stdin.close()
     assert path.read_text() == line
 

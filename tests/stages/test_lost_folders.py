@@ -50,10 +50,15 @@ def emptied(folder: Path) -> None:
     folder.mkdir()
 
 
+def replaced(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
 LOST: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "renamed": (lambda root: root.rename(root.parent / "other"), None),
     "emptied": (emptied, None),
-    "a file in its place": (lambda root: (shutil.rmtree(root), root.touch()), None),
+    "a file in its place": (replaced, None),
     "one folder of several": (lambda root: shutil.rmtree(root / "a"), "missing"),
     "one folder emptied": (lambda root: emptied(root / "a"), "missing"),
     "one video": (lambda root: (root / "a" / "video.mp4").unlink(), "missing"),
