@@ -7,7 +7,6 @@ from typing import Any
 
 from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
-from tokpipe.reader.output import incomplete_text
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 from tokpipe.telemetry.human import counted
@@ -36,8 +35,8 @@ def clip_lines(
         yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected" + (
             f" (tokpipe rejected {uri})" if rejected else ""
         )
-        if text := incomplete_text(output):
-            yield f"  {text}"
+        if output.incomplete:
+            yield f"  {output.incomplete}"
     number = 0
     for clip in listed_clips(output, source=source, mark=mark):
         if limit and number == limit:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
+from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
@@ -66,6 +68,10 @@ class ManifestEntry:
     checksum: str | None = field(default=None, compare=False)
     """Its own, once it is in the store."""
 
+    @property
+    def tail(self) -> "Tail":
+        return Tail(self.checksum, self.previous is not None)
+
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
         for receipt in self.shards:
@@ -123,24 +129,18 @@ _ENTRY = TypeAdapter(ManifestEntry)
 
 
 class Tail(NamedTuple):
-    """The end of a manifest, which the next entry must continue."""
+    """What the next entry must continue."""
 
     checksum: str | None = ""
     """Of the last entry; empty if there is none."""
     is_linked: bool = False
     """Whether the last entry holds the checksum of the one before, as all later ones must."""
 
-    @classmethod
-    def of(cls, entry: ManifestEntry) -> "Tail":
-        return cls(entry.checksum, entry.previous is not None)
-
-    def check(self, uri: str, entry: ManifestEntry) -> None:
+    def check(self, store: Store, entry: ManifestEntry) -> None:
         """Raise CorruptOutput unless ``entry`` can be the next one."""
-        if entry.previous is None and not self.is_linked:
-            return  # both are of versions before format 3
-        if entry.previous != self.checksum:
+        if entry.previous != self.checksum and (self.is_linked or entry.previous is not None):
             raise damaged(
-                uri,
+                store.uri_of(entry_key(entry.seq)),
                 f"it continues an entry with the checksum {entry.previous or 'none'}, but the "
                 f"entry before it has {self.checksum or 'none'}. One of the two was replaced",
             )
