@@ -170,7 +170,7 @@ def of_another(seq: int) -> Callable[[Store, Made], None]:
             of_another(4),
             r"0000000[45]\.json is damaged: it continues an entry with",
         ),
-        (of_another(6), r"0000000[67]\.json is damaged: it continues an entry with the checksum"),
+        (of_another(6), r"0000000[67]\.json is damaged: it continues an entry with the SHA"),
         (changed(5, writer="forger"), r"00000006\.json is damaged: it continues an entry with"),
         (changed(5, previous=None), r"0000000[56]\.json is damaged: it continues an entry with"),
     ],

@@ -138,7 +138,7 @@ class Committer:
             seq=self.state.next_seq,
             writer=self.writer,
             written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            previous=self.state.tail.checksum,
+            previous=self.state.tail.sha256,
             **content,
         )
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 from tokpipe.errors import NotFound
-from tokpipe.formats.checks import damaged
+from tokpipe.formats.checks import damaged, sha256
 from tokpipe.formats.layout import MANIFEST_KEY, entry_key
 from tokpipe.formats.manifest.entry import ManifestEntry, Tail
-from tokpipe.formats.sealed_json import CHECKSUM, dump_lines
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
@@ -19,14 +18,13 @@ READ_AHEAD = 15
 
 
 def append(store: Store, entry: ManifestEntry) -> ManifestEntry | None:
-    """Commit an entry, and return it with its checksum.
+    """Commit an entry, and return it with its hash.
 
-    Returns None if another driver's entry already has its number. This driver's view of what is
-    committed is then stale.
+    After None, another driver's entry has its number, and this driver's view is stale.
     """
-    sealed = entry.sealed()
-    is_ours = store.create(entry_key(entry.seq), dump_lines(sealed))
-    return replace(entry, checksum=sealed[CHECKSUM]) if is_ours else None
+    data = entry.to_json()
+    is_ours = store.create(entry_key(entry.seq), data)
+    return replace(entry, sha256=sha256(data)) if is_ours else None
 
 
 def count_entries(store: Store, known: int = 0) -> int:
@@ -126,9 +124,10 @@ def read_entry(store: Store, seq: int) -> ManifestEntry:
     key = entry_key(seq)
     uri = store.uri_of(key)
     try:
-        entry = ManifestEntry.from_json(uri, store.get(key))
+        data = store.get(key)
     except NotFound as error:
         raise damaged(uri, "it is missing, though later entries of the manifest exist") from error
+    entry = ManifestEntry.from_json(uri, data)
     if entry.seq != seq:
         raise damaged(uri, f"it holds entry {entry.seq}")
-    return entry
+    return replace(entry, sha256=sha256(data))
