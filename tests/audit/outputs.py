@@ -106,7 +106,7 @@ def finished(root: Path, *, num_shards: int | None = None, links: bool = False, 
     for seq, group in enumerate(groups[:num_shards]):
         receipt = put(output, f"shard{seq}", group)
         rejections = tuple(rejected[seq : seq + 1])
-        time, previous = f"2026-01-01T00:{seq:02}:00+00:00", state.tail.checksum if links else None
+        time, previous = f"2026-01-01T00:{seq:02}:00+00:00", state.tail.sha256 if links else None
         entry = ManifestEntry(seq, "driver", time, (receipt,), rejections, previous=previous)
         appended = append(output.store, entry)
         assert appended is not None

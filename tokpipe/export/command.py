@@ -62,13 +62,11 @@ def export_output(
     """Write ``output`` to ``folder``, which must not exist, in one of ``FORMATS``.
 
     The export is called ``<folder>.partial`` until every clip and code that the manifest lists is
-    written. An output of a job that has not finished raises IncompleteOutput, unless
-    ``allow_partial``.
+    written. Without ``allow_partial``, an output whose job has not finished raises
+    IncompleteOutput.
     """
-    from tokpipe.reader.output import check_complete, incomplete_text
-
     if not allow_partial:
-        check_complete(output, "the export would lack their clips", "pass --allow-partial")
+        output.check_complete("the export would miss clips", "--allow-partial")
     if name not in FORMATS:
         raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")
     if folder.exists():
@@ -98,5 +96,5 @@ def export_output(
         )
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    missing = incomplete_text(output)
-    return Exported(str(folder), name, num_clips, num_codes, len(sizes), sum(sizes), missing)
+    stored = len(sizes), sum(sizes)
+    return Exported(str(folder), name, num_clips, num_codes, *stored, output.incomplete)
