@@ -2,10 +2,12 @@
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -22,7 +24,7 @@ from tokpipe.errors import (
 )
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
-from tokpipe.runtime.cluster import Head, draining_nodes, live_nodes
+from tokpipe.runtime.cluster import draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
@@ -81,8 +83,9 @@ class Shell:
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
-        self._head = Head()
-        self._was_head_silent = False
+        # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
+        self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._asked_at: float | None = None
         self._with_cpus: frozenset[str] = frozenset()
 
     def stop(self) -> None:
@@ -95,6 +98,8 @@ class Shell:
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
         """
+        head = threading.Thread(target=self._ask_head, daemon=True)
+        head.start()
         try:
             self._weights = ray.put(self.job.weights)
             return self._loop(on_progress)
@@ -105,8 +110,9 @@ class Shell:
             ) from error
         finally:
             for actor in self._actors.values():
-                self._head.ask(ray.kill, actor)
-            self._head.close()
+                self._questions.put(partial(ray.kill, actor))
+            self._questions.put(None)
+            head.join(10.0 if self._silent_s < HEAD_SILENT_S else 0.0)
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
@@ -142,24 +148,35 @@ class Shell:
                     return command
                 self._carry_out(command)
 
+    @property
+    def _silent_s(self) -> float:
+        """For how long the head has not answered."""
+        return 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
+
+    def _ask_head(self) -> None:
+        while (question := self._questions.get()) is not None:
+            self._asked_at = time.monotonic()
+            try:
+                question()
+            except Exception as error:
+                self._events.put(RuntimeFault(line_of(error)))
+            self._asked_at = None
+
     def _look_at_nodes(self) -> None:
-        """Ask which nodes there are, unless the head still owes an answer."""
-        silent_s = self._head.silent_s
-        if silent_s > GIVE_UP_ON_HEAD_S:
+        if (silent_s := self._silent_s) > GIVE_UP_ON_HEAD_S:
             raise HeadLost(
                 f"the head of the Ray cluster has not answered for {silent_s:.0f} s, so no worker "
                 "can be started or watched. Committed work is kept; once the cluster runs, run the "
                 "job again"
             )
-        if silent_s > HEAD_SILENT_S and not self._was_head_silent:
+        if silent_s > HEAD_SILENT_S:
             text = (
                 f"waiting for the head of the Ray cluster, which has not answered for "
                 f"{silent_s:.0f} s; after {GIVE_UP_ON_HEAD_S:.0f} s the job ends"
             )
             log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))
-        self._was_head_silent = silent_s > HEAD_SILENT_S
-        if not silent_s:
-            self._head.ask(self._find_nodes).add_done_callback(self._post_result)
+        elif not silent_s:
+            self._questions.put(self._find_nodes)
 
     def _find_nodes(self) -> None:
         draining, alive = draining_nodes(), live_nodes()
@@ -173,17 +190,17 @@ class Shell:
         self._events.put(protocol.Capacity(cpus, gpus, self._with_cpus))
 
     def _bury(self, death: _Death) -> None:
-        """Post whether an actor died alone or with its node. Kill it: Ray may only not reach it."""
+        """Find out whether an actor died alone or with its node. Ray may only not reach it."""
         known = self.dispatcher.parts.fleet.actors.get(death.actor)
-        node, handle = known and known.node, self._actors.pop(death.actor, None)
+        node, handle = known and known.node, self._actors.get(death.actor)
 
-        def lost() -> Event:
+        def bury() -> None:
             if handle is not None:
                 ray.kill(handle)
             is_node_lost = node is not None and node not in live_nodes()
-            return protocol.ActorLost(death.actor, is_node_lost, death.message)
+            self._events.put(protocol.ActorLost(death.actor, is_node_lost, death.message))
 
-        self._head.ask(lost).add_done_callback(self._post_result)
+        self._questions.put(bury)
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -199,7 +216,7 @@ class Shell:
                 self._start(command)
             case protocol.KillActor(actor):
                 if (handle := self._actors.pop(actor, None)) is not None:
-                    self._head.ask(ray.kill, handle)
+                    self._questions.put(partial(ray.kill, handle))
             case protocol.FetchPlan(num_items):
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
@@ -228,9 +245,7 @@ class Shell:
         elif isinstance(error, TokpipeError):
             self._events.put(error)
         else:
-            is_ray = isinstance(error, RayError)
-            what = line_of(error) if is_ray else f"the driver's store thread failed: {error!r}"
-            fault = RuntimeFault(what)
+            fault = RuntimeFault(f"the driver's store thread failed: {error!r}")
             fault.__cause__ = error
             self._events.put(fault)
 
