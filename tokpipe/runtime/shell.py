@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -29,7 +29,7 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.trouble import Fault, cause_of, fault_of, line_of, one_line
+from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
 
@@ -51,12 +51,6 @@ _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
     "encode": ray.remote(EncodeActor),
     "write": ray.remote(WriteActor),
-}
-
-_KINDS: dict[Fault, Literal["inputs_lost", "node", "fault"]] = {
-    Fault.INPUTS: "inputs_lost",
-    Fault.NODE: "node",
-    Fault.STAGE: "fault",
 }
 
 
@@ -104,10 +98,7 @@ class Shell:
             self._weights = ray.put(self.job.weights)
             return self._loop(on_progress)
         except RayError as error:
-            raise RuntimeFault(
-                f"the job cannot go on: {line_of(error)}. Committed work is kept; fix the cluster "
-                "and run the job again"
-            ) from error
+            raise RuntimeFault(f"{explain(error)[2]}. Committed work is kept") from error
         finally:
             for actor in self._actors.values():
                 self._questions.put(partial(ray.kill, actor))
@@ -159,7 +150,7 @@ class Shell:
             try:
                 question()
             except Exception as error:
-                self._events.put(RuntimeFault(line_of(error)))
+                self._events.put(RuntimeFault(explain(error)[2]))
             self._asked_at = None
 
     def _look_at_nodes(self) -> None:
@@ -298,7 +289,7 @@ class Shell:
         if (error := future.exception()) is None:
             self._events.put(protocol.ActorUp(actor))
             return
-        cause, fault = cause_of(error), fault_of(error)
+        cause, fault, line = explain(error)
         is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
         if isinstance(cause, ConfigError) and not is_unfit:
             self._events.put(cause)  # weights that do not fit will not fit any other actor
@@ -306,31 +297,28 @@ class Shell:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = one_line(str(error).strip().splitlines()[-1])
             self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
-        elif fault is Fault.WORKER:
-            self._events.put(_Death(actor, line_of(error)))
-        elif fault is Fault.CLUSTER:
-            self._events.put(RuntimeFault(line_of(error)))
+        elif fault == "worker":
+            self._events.put(_Death(actor, line))
         else:
-            is_trouble = isinstance(cause, NodeTrouble) or fault is Fault.NODE
-            failed = protocol.SetupFailed(actor, line_of(error), is_trouble, is_unfit)
-            self._events.put(failed)
+            is_trouble = isinstance(cause, NodeTrouble) or fault == "node"
+            self._events.put(protocol.SetupFailed(actor, line, is_trouble, is_unfit))
 
     def _heard_done(self, command: protocol.Dispatch, future: Future[Event]) -> None:
         if (error := future.exception()) is None:
             self._events.put(future.result())
             return
-        cause, line = cause_of(error), line_of(error)
-        fault = Fault.NODE if isinstance(cause, NodeTrouble) else fault_of(error)
+        attempt, (cause, fault, line) = command.attempt, explain(error)
         if isinstance(cause, ConfigError):
             self._events.put(cause)  # such as a missing package: no clip is to blame
-        elif fault is Fault.CLUSTER:
-            self._events.put(RuntimeFault(line))
-        elif fault is Fault.WORKER:
-            self._events.put(_Death(command.actor, line))
         elif isinstance(cause, StorageError):
-            self._events.put(LeaseFailed(command.attempt, "storage", str(cause)))
+            self._events.put(LeaseFailed(attempt, "storage", str(cause)))
+        elif fault == "worker":
+            self._events.put(_Death(command.actor, line))
+        elif fault == "cluster":
+            self._events.put(RuntimeFault(line))
         else:
-            self._events.put(LeaseFailed(command.attempt, _KINDS[fault], line))
+            kind = "node" if isinstance(cause, NodeTrouble) else fault
+            self._events.put(LeaseFailed(attempt, kind, line))
 
 
 def _check_moving(since: float) -> None:
