@@ -15,7 +15,7 @@ import ray
 import ray._private.services
 import ray._private.state
 import ray.exceptions
-from ray._private.services import psutil
+from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
@@ -61,7 +61,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
             _check_cluster(address, f"runtime.cluster={cluster}")
-        ray._private.services.ConsolePopen = _Service
+        ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
         ray.init(**options)
     except AuthenticationError as error:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
@@ -71,7 +71,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
             "started. Check that the cluster runs and that the address is right."
         ) from error
     finally:
-        ray._private.services.ConsolePopen = _Service.__base__
+        ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
     try:
         yield unused
     except HeadLost:
@@ -83,7 +83,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
     ray.shutdown()
 
 
-class _Service(ray._private.services.ConsolePopen):  # type: ignore[misc]
+class _Service(ray._private.services.ConsolePopen):
     """A process of a local Ray, in another session: what ends the driver's process group, such as
     `timeout`, must not end Ray before the driver has committed. It still dies with the driver."""
 
