@@ -3,6 +3,7 @@
 TokpipeError
   ConfigError        the job file is wrong             edit the job file
     WeightsMismatch  weights are for another model     change the settings, or rename keys
+    IncompleteOutput the output lacks clips            finish its job, or allow a partial output
   PlanMismatch       the output has another plan       use a new prefix, or the old job file
   SourceError        one video is unusable             it is recorded as rejected; the job continues
   StorageError       the store kept failing            storage retries, then the job stops
@@ -15,7 +16,7 @@ TokpipeError
   RuntimeFault       no progress is possible           fix the cluster or the weights, run again
     HeadLost         Ray's head does not answer      restart the cluster, run again
     NodeTrouble      one node cannot work              the runtime avoids that node
-      UnfitNode      its packages are not the job's    the runtime does not use that node
+      UnfitNode      other packages, or output         the runtime does not use that node
 
 A message says where, what was found, why it matters and what to do. Code checks types and
 attributes, never the text of a message.
@@ -60,6 +61,10 @@ class WeightsMismatch(ConfigError):
         self.missing = tuple(missing)
         self.unexpected = tuple(unexpected)
         self.misfits = dict(misfits or {})
+
+
+class IncompleteOutput(ConfigError):
+    """An output to train on or export does not have every row of its plan."""
 
 
 class PlanMismatch(TokpipeError):
@@ -113,7 +118,7 @@ class NodeTrouble(RuntimeFault):
 
 
 class UnfitNode(ConfigError, NodeTrouble):
-    """A worker's packages are not those that the fingerprint lists. Waiting does not help."""
+    """A node has other packages than the job, or does not see its output. Waiting does not help."""
 
 
 class CorruptOutput(TokpipeError):

@@ -178,9 +178,9 @@ def warn_of_unused(addresses: list[str]) -> None:
         )
 
 
-def live_nodes() -> dict[str, dict[str, float]]:
-    """Return the resources of each live node by its id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+def live_nodes() -> dict[str, dict[str, Any]]:
+    """Return what Ray knows of each live node, by its id."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
 def draining_nodes() -> frozenset[str]:

@@ -55,6 +55,8 @@ class Outcome:
     """The signal that stopped the run, or SIGTERM if its node is draining."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
+    why: str = ""
+    """Why the run stopped early, if it is because of its rejections."""
     was_done: bool = False
     """Earlier runs had already settled every plan row."""
 
@@ -113,6 +115,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
+        finish.why,
     )
 
 
