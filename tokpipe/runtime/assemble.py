@@ -12,6 +12,7 @@ from rich.console import Console
 from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import ManifestState, iter_rejected
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.identity.ids import clip_id
@@ -23,6 +24,7 @@ from tokpipe.runtime.output import JobOutput, RetryRejected
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
+from tokpipe.storage import Landmark
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, WorkItem
@@ -43,6 +45,8 @@ class Run:
 
     config: RuntimeConfig
     committer: Committer
+    landmark: Landmark
+    """The driver's claim, by which actors recognize the output."""
     feed: Feed
     dispatcher: Dispatcher
     decode: DecodeStage
@@ -72,6 +76,7 @@ def assemble(
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
+    landmark = Landmark.of(store, job.storage, entry_key(committer.state.next_seq - 1))
     fixed = set[int]()
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
@@ -85,6 +90,7 @@ def assemble(
     return Run(
         config=job.runtime,
         committer=committer,
+        landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
             _continued(limits_of(job, device), committer.state),

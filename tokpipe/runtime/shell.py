@@ -245,7 +245,7 @@ class Shell:
         avoid = command.avoid if {*fits} - {*command.avoid} else ()  # else no node is better
         options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
         options |= {"max_restarts": 0, "max_task_retries": 0}
-        setup = [getattr(job, stage)]
+        setup = [job.landmark, getattr(job, stage)]
         if stage == "encode":
             setup += job.device, self._weights
             if job.device == "cuda":
@@ -342,7 +342,7 @@ def _check_moving(since: Moment) -> None:
     idle_s = since.age_s
     if idle_s > MAX_STANDSTILL_S:
         raise RuntimeFault(
-            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, or its "
-            "machine was suspended. Its unlisted shards may have been removed since, so it "
-            "lists none of them. Run the job again; committed work is kept."
+            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, its machine "
+            "was suspended, or its clock was set forward. Its unlisted shards may have been "
+            "removed since, so it lists none of them. Run the job again; committed work is kept."
         )

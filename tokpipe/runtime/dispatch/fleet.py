@@ -307,9 +307,10 @@ class Fleet:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
                     f"no node of the cluster can {stage} for this job: {found}. Other packages "
-                    "or hardware could make other codes. Use nodes with what the machine of the "
-                    "driver had installed when the job first ran, and with the hardware that the "
-                    "output names, and run it again; committed work is kept.",
+                    "or hardware could make other codes, and every node must see the same output. "
+                    "Use nodes with what the machine of the driver had installed when the job "
+                    "first ran, and with the hardware that the output names, and run it again; "
+                    "committed work is kept.",
                     kind="config",
                 )
 
