@@ -57,4 +57,4 @@ def _admits(found: str | None, selector: str) -> bool:
     """Whether a node's label matches a selector, as Ray decides it."""
     wanted = selector.removeprefix("!")
     values = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
-    return (found in map(str.strip, values)) != selector.startswith("!")
+    return (found in [one.strip() for one in values]) != selector.startswith("!")

@@ -9,6 +9,7 @@ from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.telemetry.human import counted, duration
 from tokpipe.types import STAGES, Stage
 
+_PLACEMENT = {"accelerator_type", "resources", "labels"}
 NO_ROOM_S = 60.0
 """After this long, encoders without a place are said to lack GPUs: processes take seconds to start,
 and on a busy machine tens of seconds."""
@@ -43,9 +44,7 @@ def _lack_of_nodes(parts: Parts, idle: list[Stage]) -> str:
         return ""
     for stage in idle:
         pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
-        wanted = pool.model_dump(
-            include={"accelerator_type", "resources", "labels"}, exclude_defaults=True
-        )
+        wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
         if wanted and not capacity.most(stage):
             counts = Counter(room.has or "nothing" for room in capacity.nodes.values())
             has = "; ".join(f"{counted(n, 'node')}: {what}" for what, n in counts.most_common(5))

@@ -12,8 +12,10 @@ class EncoderClasses:
         self._known = set(limits.encoders)
         self._out = out
 
-    def misfit(self, found: str) -> str | None:
+    def misfit(self, found: str | None) -> str | None:
         """Take in the class of an encoder that came up; return why it must not encode, if so."""
+        if found is None:
+            return None
         others = "; ".join(sorted(self._known - {found}))
         if others and self._admits_one:
             return f"encode.hardware is same: it has {found}, and this output {others}"
