@@ -75,10 +75,14 @@ class Totals:
         holds = ", ".join(counted(number, one) for number, one in counts)
         return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
 
-    def encoders_text(self) -> str:
-        """Format the clips by encoder class, most first."""
+    @property
+    def by_encoder(self) -> Counter[str]:
+        """Tokenized clips by encoder class, those of earlier versions too."""
         unknown = {"hardware that was not recorded": self.num_clips - self.encoders.total()}
-        counts = (self.encoders + Counter(unknown)).most_common()
+        return self.encoders + Counter(unknown)
+
+    def encoders_text(self) -> str:
+        counts = self.by_encoder.most_common()
         return "; ".join(f"{counted(number, 'clip')} on {name}" for name, number in counts)
 
     @property
