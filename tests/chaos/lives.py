@@ -84,6 +84,11 @@ class Result:
     goodput: float | None = None
     """Of all lives, as the manifest has it."""
 
+    def add_silent(self, verbs: list[str]) -> None:
+        self.num_silent += len(verbs)
+        if verbs:
+            self.problems.append(f"an entry was missing, and {verbs} did not say so")
+
     @property
     def is_good(self) -> bool:
         wrong = self.num_lost + self.num_doubled + self.num_unequal + self.num_blamed
