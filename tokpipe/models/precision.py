@@ -1,7 +1,7 @@
 """Controls where PyTorch may round float32 to TF32."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,37 +12,29 @@ _backends: Any = torch.backends
 
 def forbid_reduced_float32() -> None:
     """Keep full float32 in all convolutions and matrix products of this process."""
-    for operation in (
-        _backends.cuda.matmul,
-        _backends.cudnn.conv,
-        _backends.mkldnn.matmul,
-        _backends.mkldnn.conv,
-    ):
+    cuda, cudnn, cpu = _backends.cuda, _backends.cudnn, _backends.mkldnn
+    for operation in (cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv):
         operation.fp32_precision = "ieee"
 
 
 @contextmanager
-def tf32_convolutions(device: torch.device) -> Iterator[None]:
-    """Let float32 convolutions on GPUs round their inputs to 11 bits, several times as fast."""
-    if device.type != "cuda":
-        yield
-        return
-    before = _backends.cudnn.conv.fp32_precision
-    _backends.cudnn.conv.fp32_precision = "tf32"
+def _precision(operation: Any, precision: str) -> Iterator[None]:
+    before = operation.fp32_precision
+    operation.fp32_precision = precision
     try:
         yield
     finally:
-        _backends.cudnn.conv.fp32_precision = before
+        operation.fp32_precision = before
+
+
+def tf32_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """Let float32 convolutions on GPUs round their inputs to 11 bits, several times as fast."""
+    return _precision(_backends.cudnn.conv, "tf32") if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
 def exact_float32_products(device: torch.device) -> Iterator[None]:
     """Compute matrix products in full float32, whatever autocast and TF32 settings say."""
     matmul = _backends.cuda.matmul if device.type == "cuda" else _backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        matmul.fp32_precision = before
+    with _precision(matmul, "ieee"), torch.autocast(device.type, enabled=False):
+        yield

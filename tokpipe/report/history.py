@@ -76,21 +76,14 @@ class Step:
         return float(self.amounts[_COLUMNS.index(name)])
 
     @property
-    def account(self) -> Account:
-        """Seconds of actors, as far as the manifest records them."""
-        return Account(
-            spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
-            up_s={one: self[f"up {one}"] for one in STAGES},
-        )
-
-    @property
     def frames_per_s(self) -> float:
         return self["frames"] / (self.end_s - self.begin_s) if self.end_s > self.begin_s else 0.0
 
     @property
     def speed(self) -> Speed | None:
         """None if the manifest does not record what actors did."""
-        return speed_of(self.account)
+        spent_s = {activity: self[f"spent {activity}"] for activity in ACTIVITIES}
+        return speed_of(Account(spent_s, {stage: self[f"up {stage}"] for stage in STAGES}))
 
 
 @dataclass(frozen=True, slots=True)

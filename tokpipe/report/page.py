@@ -8,10 +8,8 @@ from importlib.resources import files
 import tokpipe
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, html, moment
-from tokpipe.report.sections.headline import headline, state_line
+from tokpipe.report.sections.job import headline, provenance, rejected, state_line
 from tokpipe.report.sections.pictures import pictures
-from tokpipe.report.sections.provenance import provenance
-from tokpipe.report.sections.rejected import rejected
 from tokpipe.report.sections.sample import codes, lengths
 from tokpipe.report.sections.throughput import throughput
 
