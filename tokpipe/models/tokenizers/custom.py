@@ -58,12 +58,10 @@ class CustomTokenizer(VideoTokenizer):
         return floats, StreamState(self.name, tuple(tensors))
 
     def _tensors(self, state: StreamState | None) -> tuple[Tensor, ...] | None:
-        if state is not None and state.network != self.name:
-            raise ValueError(
-                f"the state was made by {state.network}, but passed to {self.name}: pass the state "
-                "that it returned for the piece before"
-            )
-        return None if state is None else state.tensors
+        if state is None:
+            return None
+        state.check(self.name)
+        return state.tensors
 
     def _cast(self, dtype: torch.dtype) -> None:
         if (compute_in := self._method("compute_in")) is not None:

@@ -93,7 +93,7 @@ def rejected(facts: Facts) -> list[Markup]:
 
 
 def _examples(facts: Facts, reason: str, count: int) -> list[Markup]:
-    examples = facts.history.examples_of(reason)
+    examples = facts.history.examples[reason]
     rows = ((one.ref.source_uri, one.stage, one.message, one.ref.clip_id) for one in examples)
     columns = ("source", "stage", "message", "clip")
     caption = f"Newest clips rejected for {reason}"
