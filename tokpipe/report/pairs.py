@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokpipe.errors import TokpipeError
 from tokpipe.reader import Clip, Output
+from tokpipe.telemetry.human import finite
 
 if TYPE_CHECKING:
     from tokpipe.reconstruct import SideBySide
@@ -45,6 +46,18 @@ class Pairs:
 
     pairs: list[Pair] = field(default_factory=list)
     problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        clips = [
+            {
+                "clip_id": one.clip.clip_id,
+                "psnr_db": finite(one.psnr_db),
+                "ssim": one.ssim,
+                "problem": one.problem,
+            }
+            for one in self.pairs
+        ]
+        return {"problem": self.problem, "clips": clips}
 
 
 def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:

@@ -38,12 +38,11 @@ class WrittenReport:
         yield f"  codes and lengths were counted in {shards}"
         for message in sample.damaged:
             yield f"  left out: {message}"
-        if pairs is not None:
-            if pairs.problem is not None:
-                yield f"  without pictures: {pairs.problem}"
-            for pair in pairs.pairs:
-                if pair.problem is not None:
-                    yield f"  without the source of clip {pair.clip.clip_id}: {pair.problem}"
+        if pairs is not None and pairs.problem is not None:
+            yield f"  without pictures: {pairs.problem}"
+        for pair in pairs.pairs if pairs else ():
+            if pair.problem is not None:
+                yield f"  without the source of clip {pair.clip.clip_id}: {pair.problem}"
 
 
 def write_report(
