@@ -47,18 +47,14 @@ def page(facts: Facts) -> str:
     this page's style: no script, and no requests.
     """
     style = Markup(files("tokpipe.report").joinpath("style.css").read_text("utf-8"))
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     contents = {name: content(facts) for name, (_, content) in _SECTIONS.items()}
     shown = {name: content for name, content in contents.items() if content}
     return html(
         _PAGE,
         *(tokpipe.__version__, facts.record.dataset, facts.status.uri),
-        *(style, _hash(style), state_line(facts), headline(facts)),
+        *(style, f"sha256-{digest}", state_line(facts), headline(facts)),
         [html('<li><a href="#{}">{}</a></li>', name, _SECTIONS[name][0]) for name in shown],
         [html(_SECTION, name, _SECTIONS[name][0], content) for name, content in shown.items()],
         moment(facts.made_at),
     )
-
-
-def _hash(content: str) -> str:
-    digest = hashlib.sha256(content.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

@@ -123,22 +123,19 @@ def provenance(facts: Facts) -> list[Markup]:
         "this report": f"{moment(facts.made_at)} by tokpipe {tokpipe.__version__}",
     }
     job = yaml.safe_dump(redact_nested(record.job), sort_keys=False, allow_unicode=True, width=88)
-    settings = flatten(redact_nested(record.settings))
+    flat = flatten(redact_nested(record.settings))
+    settings = [(name, str(value)) for name, value in flat.items()]
     code = '<pre tabindex="0" role="region" aria-label="The resolved job"><code>{}</code></pre>'
     tables = {
         "Settings behind the fingerprint": ("setting", settings),
-        "Libraries at the first start": ("library", dict(sorted(record.libraries.items()))),
+        "Libraries at the first start": ("library", sorted(record.libraries.items())),
     }
     entry = "<div><dt>{}</dt><dd>{}</dd></div>"
     return [
         html("<dl>{}</dl>", [html(entry, *item) for item in known.items()]),
         details("The resolved job", html(code, job)),
         *(
-            details(title, table(title, (column, "value"), _rows(values), is_numeric=False))
-            for title, (column, values) in tables.items()
+            details(title, table(title, (column, "value"), rows, is_numeric=False))
+            for title, (column, rows) in tables.items()
         ),
     ]
-
-
-def _rows(values: dict[str, object]) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in values.items()]
