@@ -9,8 +9,7 @@ import tokpipe
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, html, moment
 from tokpipe.report.sections.job import headline, provenance, rejected, state_line
-from tokpipe.report.sections.pictures import pictures
-from tokpipe.report.sections.sample import codes, lengths
+from tokpipe.report.sections.sample import codes, lengths, pictures
 from tokpipe.report.sections.throughput import throughput
 
 _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {

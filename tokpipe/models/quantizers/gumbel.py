@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.precision import exact_float32_products
+from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized
 from tokpipe.models.quantizers.codebook import CodebookQuantizer, Remap, UnknownIndex
 from tokpipe.models.quantizers.nearest import project, search
