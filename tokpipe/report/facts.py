@@ -6,8 +6,7 @@ from typing import Any
 
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.report.history import History
-from tokpipe.report.pairs import Pairs
-from tokpipe.report.sample import Sample
+from tokpipe.report.sample import Pairs, Sample
 from tokpipe.verbs.status import Status
 
 

@@ -10,8 +10,7 @@ from tokpipe.reader import Output
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
-from tokpipe.report.pairs import make_pairs
-from tokpipe.report.sample import take_sample
+from tokpipe.report.sample import make_pairs, take_sample
 from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.human import size_text
 from tokpipe.verbs.status import status_of

@@ -9,8 +9,7 @@ from itertools import accumulate, pairwise
 from tokpipe.report.charts import AxisTick, Column, columns_chart, count_ticks
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, details, figure, html, notice, table, tiles
-from tokpipe.report.pairs import NUM_FRAMES, Pair
-from tokpipe.report.sample import Sample
+from tokpipe.report.sample import NUM_FRAMES, Pair, Sample
 from tokpipe.telemetry.human import counted
 
 NUM_BARS = 64
