@@ -59,10 +59,8 @@ class TokenizerTraits(Frozen):
             )
         low, high = self.value_range
         if not low < high:
-            raise ValueError(
-                f"value_range [{low:g}, {high:g}] is empty: list what 0 and 255 become, in this "
-                "order"
-            )
+            do = "list what 0 and 255 become, in this order"
+            raise ValueError(f"value_range [{low:g}, {high:g}] is empty: {do}")
         if self.layout == "BCHW" and self.temporal_stride != 1:
             raise ValueError(
                 f"layout BCHW takes frames one by one, which contradicts temporal_stride="
@@ -115,10 +113,10 @@ class TokenizerTraits(Frozen):
         for side, pixels in (("height", height), ("width", width)):
             extra = pixels % multiple
             if extra or pixels < multiple:
+                use = _closest(pixels - extra, multiple, least=multiple)
                 raise ValueError(
                     f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}: use "
-                    f"{_closest(pixels - extra, multiple, least=multiple)}. Extra pixels would be "
-                    "lost"
+                    f"{use}. Extra pixels would be lost"
                 )
         if self.square_only and height != width:
             raise ValueError(
@@ -129,10 +127,10 @@ class TokenizerTraits(Frozen):
     def check_policy(self, policy: str) -> None:
         """Raise ValueError if the tokenizer cannot keep the promise of a chunk policy."""
         if policy == "streaming" and self.why_not_streamable is not None:
+            others = "" if self.chunk_frames else ", overlap or whole"
             raise ValueError(
                 f"chunking.policy streaming promises the codes of encoding a clip whole, but "
-                f"{self.why_not_streamable}: use independent"
-                + ("" if self.chunk_frames else ", overlap or whole")
+                f"{self.why_not_streamable}: use independent{others}"
             )
         if policy in ("whole", "overlap") and self.chunk_frames is not None:
             raise ValueError(

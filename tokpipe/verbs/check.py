@@ -18,7 +18,8 @@ from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
-from tokpipe.plan import RowSample, merge_columns, sample_rows
+from tokpipe.plan import merge_columns, sample_rows
+from tokpipe.plan.sample import RowSample
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import decoder_versions
