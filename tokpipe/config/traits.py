@@ -62,10 +62,8 @@ class TokenizerTraits(Frozen):
             do = "list what 0 and 255 become, in this order"
             raise ValueError(f"value_range [{low:g}, {high:g}] is empty: {do}")
         if self.layout == "BCHW" and self.temporal_stride != 1:
-            raise ValueError(
-                f"layout BCHW takes frames one by one, which contradicts temporal_stride="
-                f"{self.temporal_stride}: use 1, or a layout with T"
-            )
+            found = f"contradicts temporal_stride={self.temporal_stride}: use 1, or a layout with T"
+            raise ValueError(f"layout BCHW takes frames one by one, which {found}")
         if self.chunk_frames is not None:
             self.check_num_frames(self.chunk_frames, "chunk_frames")
         return self
@@ -114,10 +112,8 @@ class TokenizerTraits(Frozen):
             extra = pixels % multiple
             if extra or pixels < multiple:
                 use = _closest(pixels - extra, multiple, least=multiple)
-                raise ValueError(
-                    f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}: use "
-                    f"{use}. Extra pixels would be lost"
-                )
+                found = f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}"
+                raise ValueError(f"{found}: use {use}. Extra pixels would be lost")
         if self.square_only and height != width:
             raise ValueError(
                 f"frames of {height}x{width} are not square, and this tokenizer accepts only "

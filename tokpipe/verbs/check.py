@@ -145,10 +145,8 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
         },
     )
     if rows.num_problems:
-        yield _warning(
-            f"{rows.num_problems:,} of {rows.num_rows:,} rows will be rejected as bad_row; the "
-            f"first: {rows.problem}"
-        )
+        bad = f"{rows.num_problems:,} of {rows.num_rows:,} rows will be rejected as bad_row"
+        yield _warning(f"{bad}; the first: {rows.problem}")
     if not rows.is_complete:
         short = source.label.partition(" ")[0]
         yield _not_checked(f"rows of {short} after the first {rows.num_rows:,}", "too many")
@@ -258,7 +256,5 @@ def _other_machines(job: JobConfig) -> Iterator[CheckResult]:
         needs.append(weights)
     if isinstance(job.tokenizer, CustomConfig):
         needs.append(job.tokenizer.implementation)
-    yield _not_checked(
-        f"whether other machines of a cluster can use {', '.join(needs)}",
-        "they were tried on this machine only",
-    )
+    others = f"whether other machines of a cluster can use {', '.join(needs)}"
+    yield _not_checked(others, "they were tried on this machine only")
