@@ -35,7 +35,6 @@ def builtin_path(uri: str) -> Path:
 
 
 def builtin_names() -> list[str]:
-    """Return the names of the built-in checkpoints."""
     return sorted(path.parent.name for path in _pretrained().glob(f"*/{CONFIG_NAME}"))
 
 

@@ -86,7 +86,6 @@ def _local(uri: str) -> Path | None:
 
 
 def is_inside_output(path: str) -> bool:
-    """Whether a local path is a part of an output."""
     return any(map(_is_output, _above(path)))
 
 
