@@ -3,13 +3,13 @@
 Killed workers and drivers leave such objects. They are harmless, but they take space.
 """
 
-import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
+from tokpipe.formats.layout import number_in
 from tokpipe.formats.manifest import count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
@@ -19,8 +19,6 @@ OLDER_THAN_S = 2 * 24 * 3600.0
 
 YOUNGEST_S = 3600.0
 """Younger objects may belong to a running driver, which lists a shard after it was written."""
-
-_MANIFEST = re.compile(r"manifest/(\d{8,})(\.checkpoint)?\.json")
 
 
 @dataclass(slots=True)
@@ -48,11 +46,12 @@ def list_output(store: Store) -> Listing:
             listing.data[found.key] = found
         elif folder in ("plan", "probe"):
             listing.temporary.append(found)
-        elif match := _MANIFEST.fullmatch(found.key):
-            if match[2]:
-                listing.checkpoints.add(int(match[1]))
+        elif named := number_in(found.key):
+            number, is_checkpoint = named
+            if is_checkpoint:
+                listing.checkpoints.add(number)
             else:
-                listing.entries.append(int(match[1]))
+                listing.entries.append(number)
     listing.entries.sort()
     return listing
 
@@ -100,8 +99,7 @@ def clean(store: Store, *, older_than_s: float = OLDER_THAN_S, dry_run: bool = F
     now_s = time.time()
     listing = list_output(store)
     record = job_record.read(store)
-    # Up to the last entry of the listing or later: counting may stop at a gap, and everything
-    # after the gap would look unlisted.
+    # A second listing may show less than the first, and what it lacks would look unlisted.
     end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
     listed = {
         key

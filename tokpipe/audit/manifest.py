@@ -20,6 +20,9 @@ from tokpipe.types import ClipRef, Receipt
 _ROWS_NAMED = 3
 """How many unsettled rows a message names."""
 
+_MOST_LOOKED_UP = 1000
+"""Entries in a gap of a listing that are looked up one by one, because it may lag behind."""
+
 _SHORTCUT = (
     "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
     "resume reads the entries instead."
@@ -46,15 +49,19 @@ class ManifestAudit:
 
     def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
         """Yield every readable entry after checking it, and check all checkpoints."""
-        end = 0
-        for seq, found in read_ahead(self._read, listing.entries, READ_AHEAD):
+        end = after = 0  # after the last number, and after the last entry that could be read
+        for seq, found in read_ahead(self._read, self._numbers(listing), READ_AHEAD):
             self._check_gap(end, seq, "later entries of the manifest exist")
             self._check_checkpoint(seq, listing)
+            uri = self._store.uri_of(entry_key(seq))
             if isinstance(found, CorruptOutput):
-                self._findings.add("entry_damaged", self._store.uri_of(entry_key(seq)), found)
+                self._findings.add("entry_damaged", uri, found)
             else:
-                self._add(found)
+                if seq == end == after:
+                    self._check_link(uri, found)
+                self._add(uri, found)
                 yield found
+                after = seq + 1
             end = seq + 1
         self._check_checkpoint(end, listing)
         if listing.checkpoints:
@@ -72,6 +79,26 @@ class ManifestAudit:
             for row in rows
         )
 
+    def _numbers(self, listing: Listing) -> Iterator[int]:
+        """Yield the numbers of the entries that are listed, or exist although they are not."""
+        end = 0
+        for seq, is_listed in (
+            *((seq, True) for seq in listing.entries),
+            (max(listing.checkpoints, default=0), False),
+        ):
+            for unlisted in range(end, min(seq, end + _MOST_LOOKED_UP)):
+                if self._store.size(entry_key(unlisted)) is not None:
+                    yield unlisted
+            if is_listed:
+                yield seq
+            end = seq + 1
+
+    def _check_link(self, uri: str, entry: ManifestEntry) -> None:
+        try:
+            self.state.tail.check(uri, entry)
+        except CorruptOutput as error:
+            self._findings.add("entry_damaged", uri, error)
+
     def _check_gap(self, end: int, seq: int, reason: str) -> None:
         if (missing := seq - end) > 0:
             it = "it is" if missing == 1 else f"it and the {missing - 1} entries after it are"
@@ -85,8 +112,7 @@ class ManifestAudit:
         except CorruptOutput as error:
             return seq, error
 
-    def _add(self, entry: ManifestEntry) -> None:
-        uri = self._store.uri_of(entry_key(entry.seq))
+    def _add(self, uri: str, entry: ManifestEntry) -> None:
         for withdrawn in entry.reopened:
             self._reopen(uri, withdrawn.ref)
         for receipt in entry.shards:
@@ -148,6 +174,7 @@ class ManifestAudit:
             saved.committed.bitmap == state.committed.bitmap
             and dict(saved.committed.partial) == dict(state.committed.partial)
             and saved.totals == state.totals
+            and saved.tail == state.tail
             and saved.shards.equals(state.shards)
         ):
             problem = f"{uri} is damaged: it does not sum up the entries before it."

@@ -17,9 +17,12 @@ def add_arguments(parser: Parser) -> None:
     about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
     parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
     parser.add_target("FOLDER", "must not exist yet")
+    what = "export what there is, although the job has not finished"
+    parser.add_flag("--allow-partial", what)
 
 
 def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.export import export_output
 
-    return export_output(output_of(parsed), parsed.to, parsed.path)
+    output, allow_partial = output_of(parsed), parsed.allow_partial
+    return export_output(output, parsed.to, parsed.path, allow_partial=allow_partial)

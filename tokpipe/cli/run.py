@@ -53,6 +53,6 @@ def run(parsed: argparse.Namespace) -> Result:
     print_lines(summary_lines(job, outcome), console)
     if outcome.signal is not None:
         return 128 + outcome.signal
-    if outcome.totals.rejected_fraction > job.max_rejected_fraction:
+    if outcome.why or outcome.totals.rejected_fraction > job.max_rejected_fraction:
         return TOO_MANY_REJECTED
     return 0

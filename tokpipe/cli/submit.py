@@ -74,10 +74,10 @@ def run(parsed: argparse.Namespace) -> Result:
                 newest = line
             else:
                 print_lines([line])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         state = "is being stopped" if parsed.stop else "continues"
         print_lines([f"the job {state} on {cluster.address}", *ways])
-        return 128 + signal.SIGINT
+        return 128 + int(next(iter(error.args), signal.SIGINT))
     if parsed.stop and newest.was_stopped:
         return [f"stopped {newest.id}"]
     return newest.exit_code

@@ -156,7 +156,7 @@ class PoolConfig(Frozen):
     """Never more than this, however large the cluster."""
     cpus: NonNegativeFloat = 1.0
     """CPUs that Ray reserves for one actor. With 0, decoders and encoders stay at ``min_actors``,
-    because any number would fit. There is one writer per 16 encoders."""
+    because any number would fit. Writers follow the measured time per clip."""
     gpus: NonNegativeFloat = 0.0
     """GPUs, or a fraction of one, for one actor."""
     lease_deadline_s: PositiveFloat = 900.0
@@ -174,8 +174,9 @@ class RuntimeConfig(Frozen):
     the measured time per clip, and one decoder requests no CPU."""
     encode: PoolConfig = PoolConfig(lease_deadline_s=3600.0)
     """``gpus`` only applies when encoding on GPUs; 0 then means a whole one."""
-    write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
-    """Writers build shards and put them into the store."""
+    write: PoolConfig = PoolConfig(cpus=0.0, max_actors=100)
+    """Writers build shards and put them into the store. At first there is one per 16 encoders, up
+    to four, then as many as encoders keep half busy, by the measured time per clip."""
     clips_per_lease: PositiveInt = 64
     """Most clips in a lease. Leases start with eight clips, grow if eight take less than a
     second, and shrink if clips are large."""

@@ -47,6 +47,8 @@ class Exported:
     num_codes: int
     num_files: int
     size_bytes: int
+    incomplete: str
+    """How much of the output was missing; empty if it was complete."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,14 +58,23 @@ class Exported:
             f"{self.folder}: {counted(self.num_clips, 'clip')}, {self.num_codes:,} codes, "
             f"{size_text(self.size_bytes)} in {counted(self.num_files, 'file')} ({self.format})"
         )
+        if self.incomplete:
+            yield f"  {self.incomplete}"
 
 
-def export_output(output: Output, name: str, folder: Path) -> Exported:
+def export_output(
+    output: Output, name: str, folder: Path, *, allow_partial: bool = False
+) -> Exported:
     """Write ``output`` to ``folder``, which must not exist, in one of ``FORMATS``.
 
     The export is called ``<folder>.partial`` until its clips and codes were counted and match the
-    manifest.
+    manifest. An output of a job that has not finished raises IncompleteOutput, unless
+    ``allow_partial``.
     """
+    from tokpipe.reader.output import check_complete, incomplete_text
+
+    if not allow_partial:
+        check_complete(output, "the export would lack their clips", "pass --allow-partial")
     if name not in FORMATS:
         raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")
     if folder.exists():
@@ -87,4 +98,5 @@ def export_output(output: Output, name: str, folder: Path) -> Exported:
         )
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return Exported(str(folder), name, num_clips, num_codes, len(sizes), sum(sizes))
+    missing = incomplete_text(output)
+    return Exported(str(folder), name, num_clips, num_codes, len(sizes), sum(sizes), missing)

@@ -4,6 +4,7 @@ import re
 
 JOB_RECORD = "job.json"
 
+_MANIFEST_KEY = re.compile(r"manifest/([0-9]{8})(\.checkpoint)?\.json")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -30,6 +31,12 @@ def checkpoint_key(seq: int) -> str:
 def checkpoint_shards_key(seq: int) -> str:
     """Key of the table of every shard listed before ``seq``."""
     return f"manifest/{seq:08d}.checkpoint.parquet"
+
+
+def number_in(key: str) -> tuple[int, bool] | None:
+    """Return the number in the key of an entry, or of a checkpoint (then True); else None."""
+    match = _MANIFEST_KEY.fullmatch(key)
+    return match and (int(match[1]), match[2] is not None)
 
 
 def _checked(name: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
@@ -25,6 +25,7 @@ from tokpipe.storage import open_store
 from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.human import counted
 from tokpipe.types import Rejected
 
 _OPEN_SHARDS = 16
@@ -85,6 +86,11 @@ class Output:
     @property
     def num_codes(self) -> int:
         return self.totals.num_codes
+
+    @property
+    def num_rows_left(self) -> int:
+        """Plan rows that are neither tokenized nor rejected: 0 once the job is finished."""
+        return self.record.num_rows - self.state.committed.num_done
 
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
@@ -211,6 +217,23 @@ class Output:
             return self.store.get(key)
         except NotFound as error:
             raise _missing(self.store.uri_of(key)) from error
+
+
+def incomplete_text(output: Output) -> str:
+    """Say how much of an output is missing; empty if it is complete."""
+    if not output.num_rows_left:
+        return ""
+    num_rows = counted(output.record.num_rows, "plan row")
+    return f"incomplete: {output.num_rows_left:,} of {num_rows} are neither tokenized nor rejected"
+
+
+def check_complete(output: Output, effect: str, how: str) -> None:
+    """Raise IncompleteOutput if rows are missing. ``how`` is how to go on without them."""
+    if text := incomplete_text(output):
+        raise IncompleteOutput(
+            f"{output.store.uri} is {text}, so {effect}. Finish its job with tokpipe run (tokpipe "
+            f"status shows how far it is), or {how} to use what is there now"
+        )
 
 
 def _missing(uri: str) -> CorruptOutput:

@@ -16,8 +16,7 @@ from tokpipe.models.streaming import StreamState
 from tokpipe.plan import PlanReader
 from tokpipe.reader import Clip
 from tokpipe.reader.shard_codes import Codes
-from tokpipe.reconstruct.reconstructor import Reconstructor, weights_of
-from tokpipe.reconstruct.source import SourceFrames
+from tokpipe.reconstruct.frames import Reconstructor, SourceFrames, weights_of
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import EncodedClip, Failed, Rejected
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import iter_rejected
+from tokpipe.formats.manifest import ManifestState, iter_rejected
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
@@ -86,7 +86,9 @@ def assemble(
         config=job.runtime,
         committer=committer,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
-        dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
+        dispatcher=Dispatcher(
+            _continued(limits_of(job, device), committer.state), lambda item: _ref(item, job)
+        ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
@@ -114,6 +116,17 @@ def limits_of(job: JobConfig, device: str) -> Limits:
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
+        max_rejected_fraction=job.max_rejected_fraction,
+    )
+
+
+def _continued(limits: Limits, state: ManifestState) -> Limits:
+    """Limits that know what earlier runs did."""
+    totals, rows = state.totals, state.committed
+    num_clips = totals.num_clips + totals.num_rejected + rows.num_left
+    before = dict(totals.rejected)
+    return replace(
+        limits, num_clips=num_clips, num_unopened=rows.num_unopened, rejected_before=before
     )
 
 

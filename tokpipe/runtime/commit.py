@@ -19,6 +19,7 @@ from tokpipe.formats.manifest import (
     ManifestState,
     Reopened,
     append,
+    catch_up,
     iter_entries,
     load_state,
     write_checkpoint,
@@ -51,8 +52,7 @@ def claim_output(
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
     state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
     for _ in range(_CLAIM_ATTEMPTS):
-        for entry in iter_entries(store, state.next_seq):
-            state.apply(entry)
+        catch_up(store, state)
         committer = Committer(store, state, writer, checkpoint_every)
         try:
             committer.append(committer.entry(claim=claim))
@@ -138,14 +138,15 @@ class Committer:
             seq=self.state.next_seq,
             writer=self.writer,
             written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            previous=self.state.tail.checksum,
             **content,
         )
 
     def append(self, entry: ManifestEntry) -> None:
         """Write an entry. Raise Fenced if its place is taken, StorageError as ``commit``."""
-        if not append(self.store, entry):
+        if (appended := append(self.store, entry)) is None:
             raise self._fenced(entry.seq)
-        self.state.apply(entry)
+        self.state.apply(appended)
         if self.state.next_seq % self.checkpoint_every == 0:
             write_checkpoint(self.store, self.state)
 

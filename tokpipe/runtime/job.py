@@ -55,17 +55,21 @@ class Outcome:
     """The signal that stopped the run, or SIGTERM if its node is draining."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
+    why: str = ""
+    """Why the run stopped early, if it is because of its rejections."""
     was_done: bool = False
     """Earlier runs had already settled every plan row."""
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
-    """Start or resume a job, and work until it is done or SIGINT or SIGTERM stops it.
+    """Start or resume a job, and work until it is done or a signal stops it.
 
     Whatever it raises, committed work is kept.
     """
     started = time.monotonic()
-    with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
+    with Signals.of_run(
+        lambda text: console.print(text, style="yellow", soft_wrap=True)
+    ) as signals:
         output = look_up(job)
         if output.state is not None and output.is_done(retry):
             elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
@@ -73,7 +77,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         _probe(output.store, job, console)
         console.print("connecting to Ray ...", highlight=False)
         with connected(job.runtime.cluster) as unused:
-            signals.arm()
             record = output.record or start_output(job, output, console)
             with (
                 ProgressView(console, job.runtime.progress_interval_s) as view,
@@ -114,6 +117,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
+        finish.why,
     )
 
 

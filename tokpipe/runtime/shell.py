@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from tokpipe.errors import (
     ConfigError,
+    HeadLost,
     NodeTrouble,
     RuntimeFault,
     StorageError,
@@ -21,11 +22,12 @@ from tokpipe.errors import (
 )
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
-from tokpipe.runtime.cluster import draining_nodes
+from tokpipe.runtime.cluster import Head, draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
+from tokpipe.runtime.trouble import Fault, cause_of, fault_of, line_of, one_line
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
 
@@ -33,6 +35,10 @@ TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
 WATCH_EVERY_S = 15.0
 """How often to check whether another driver has claimed the output."""
+HEAD_SILENT_S = 5.0
+"""How long the head may take to answer before people are informed."""
+GIVE_UP_ON_HEAD_S = 40.0
+"""When to end the run: after 60 s Ray would, with a stack trace."""
 STOP_GRACE_S = 30.0
 MAX_STANDSTILL_S = 1800.0
 """A driver that was frozen for longer commits nothing that it has: from twice this age on,
@@ -43,6 +49,12 @@ _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
     "encode": ray.remote(EncodeActor),
     "write": ray.remote(WriteActor),
+}
+
+_KINDS: dict[Fault, Literal["inputs_lost", "node", "fault"]] = {
+    Fault.INPUTS: "inputs_lost",
+    Fault.NODE: "node",
+    Fault.STAGE: "fault",
 }
 
 
@@ -69,6 +81,9 @@ class Shell:
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._head = Head()
+        self._was_head_silent = False
+        self._with_cpus: frozenset[str] = frozenset()
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
@@ -80,12 +95,18 @@ class Shell:
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
         """
-        self._weights = ray.put(self.job.weights)
         try:
+            self._weights = ray.put(self.job.weights)
             return self._loop(on_progress)
+        except RayError as error:
+            raise RuntimeFault(
+                f"the job cannot go on: {line_of(error)}. Committed work is kept; fix the cluster "
+                "and run the job again"
+            ) from error
         finally:
             for actor in self._actors.values():
-                ray.kill(actor)
+                self._head.ask(ray.kill, actor)
+            self._head.close()
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
@@ -114,33 +135,55 @@ class Shell:
             if isinstance(event, TokpipeError):
                 raise event
             if isinstance(event, _Death):
-                node_lost = self._node_is_lost(event.actor)
-                event = protocol.ActorLost(event.actor, node_lost, event.message)
+                self._bury(event)
+                continue
             for command in self.dispatcher.handle(event, time.monotonic()):
                 if isinstance(command, protocol.Finish):
                     return command
                 self._carry_out(command)
 
     def _look_at_nodes(self) -> None:
-        draining = draining_nodes()
+        """Ask which nodes there are, unless the head still owes an answer."""
+        silent_s = self._head.silent_s
+        if silent_s > GIVE_UP_ON_HEAD_S:
+            raise HeadLost(
+                f"the head of the Ray cluster has not answered for {silent_s:.0f} s, so no worker "
+                "can be started or watched. Committed work is kept; once the cluster runs, run the "
+                "job again"
+            )
+        if silent_s > HEAD_SILENT_S and not self._was_head_silent:
+            text = (
+                f"waiting for the head of the Ray cluster, which has not answered for "
+                f"{silent_s:.0f} s; after {GIVE_UP_ON_HEAD_S:.0f} s the job ends"
+            )
+            log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))
+        self._was_head_silent = silent_s > HEAD_SILENT_S
+        if not silent_s:
+            self._head.ask(self._find_nodes).add_done_callback(self._post_result)
+
+    def _find_nodes(self) -> None:
+        draining, alive = draining_nodes(), live_nodes()
         self._events.put(protocol.Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
-        alive = {
-            node["NodeID"]: node["Resources"]
-            for node in ray.nodes()
-            if node["Alive"] and node["NodeID"] not in draining
-        }
-        cpus, gpus = (sum(one.get(kind, 0.0) for one in alive.values()) for kind in ("CPU", "GPU"))
-        with_cpus = frozenset(node for node, has in alive.items() if has.get("CPU"))
-        self._events.put(protocol.Capacity(cpus, gpus, with_cpus))
+        staying = {node: has for node, has in alive.items() if node not in draining}
+        self._with_cpus = frozenset(node for node, has in staying.items() if has.get("CPU"))
+        cpus, gpus = (sum(one.get(of, 0.0) for one in staying.values()) for of in ("CPU", "GPU"))
+        self._events.put(protocol.Capacity(cpus, gpus, self._with_cpus))
 
-    def _node_is_lost(self, actor_id: ActorId) -> bool:
-        actor = self.dispatcher.parts.fleet.actors.get(actor_id)
-        if actor is None or actor.node is None:
-            return False
-        return actor.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    def _bury(self, death: _Death) -> None:
+        """Post whether an actor died alone or with its node. Kill it: Ray may only not reach it."""
+        known = self.dispatcher.parts.fleet.actors.get(death.actor)
+        node, handle = known and known.node, self._actors.pop(death.actor, None)
+
+        def lost() -> Event:
+            if handle is not None:
+                ray.kill(handle)
+            is_node_lost = node is not None and node not in live_nodes()
+            return protocol.ActorLost(death.actor, is_node_lost, death.message)
+
+        self._head.ask(lost).add_done_callback(self._post_result)
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -156,7 +199,7 @@ class Shell:
                 self._start(command)
             case protocol.KillActor(actor):
                 if (handle := self._actors.pop(actor, None)) is not None:
-                    ray.kill(handle)
+                    self._head.ask(ray.kill, handle)
             case protocol.FetchPlan(num_items):
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
@@ -185,7 +228,9 @@ class Shell:
         elif isinstance(error, TokpipeError):
             self._events.put(error)
         else:
-            fault = RuntimeFault(f"the driver's store thread failed: {error!r}")
+            is_ray = isinstance(error, RayError)
+            what = line_of(error) if is_ray else f"the driver's store thread failed: {error!r}"
+            fault = RuntimeFault(what)
             fault.__cause__ = error
             self._events.put(fault)
 
@@ -193,7 +238,7 @@ class Shell:
         actor_id, stage, job = command.actor, command.stage, self.job
         cpus = 0.0 if command.zero_cpu else getattr(job.config, stage).cpus
         options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-        if command.avoid:
+        if command.avoid and self._with_cpus - {*command.avoid}:  # else no node is better
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
         setup = [getattr(job, stage)]
         if stage == "encode":
@@ -235,42 +280,42 @@ class Shell:
             self._events.put(protocol.ActorPlaced(actor, future.result()))
 
     def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
-        error = future.exception()
-        if error is None:
+        if (error := future.exception()) is None:
             self._events.put(protocol.ActorUp(actor))
-        elif isinstance(error, RayTaskError):
-            cause = getattr(error, "cause", None)
-            is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
-            if isinstance(cause, ConfigError) and not is_unfit:
-                self._events.put(cause)  # weights that do not fit will not fit any other actor
-            else:
-                is_trouble = isinstance(cause, NodeTrouble)
-                failed = protocol.SetupFailed(actor, _say(error), is_trouble, is_unfit)
-                self._events.put(failed)
+            return
+        cause, fault = cause_of(error), fault_of(error)
+        is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
+        if isinstance(cause, ConfigError) and not is_unfit:
+            self._events.put(cause)  # weights that do not fit will not fit any other actor
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
-            last_line = str(error).strip().splitlines()[-1]
+            last_line = one_line(str(error).strip().splitlines()[-1])
             self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
+        elif fault is Fault.WORKER:
+            self._events.put(_Death(actor, line_of(error)))
+        elif fault is Fault.CLUSTER:
+            self._events.put(RuntimeFault(line_of(error)))
         else:
-            self._events.put(_Death(actor, _say(error)))
+            is_trouble = isinstance(cause, NodeTrouble) or fault is Fault.NODE
+            failed = protocol.SetupFailed(actor, line_of(error), is_trouble, is_unfit)
+            self._events.put(failed)
 
     def _heard_done(self, command: protocol.Dispatch, future: Future[Event]) -> None:
-        attempt, error = command.attempt, future.exception()
-        cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
-        if error is None:
+        if (error := future.exception()) is None:
             self._events.put(future.result())
-        elif isinstance(cause, ObjectLostError):
-            self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
-        elif not isinstance(error, RayTaskError):
-            self._events.put(_Death(command.actor, _say(error)))
-        elif isinstance(cause, ConfigError):
+            return
+        cause, line = cause_of(error), line_of(error)
+        fault = Fault.NODE if isinstance(cause, NodeTrouble) else fault_of(error)
+        if isinstance(cause, ConfigError):
             self._events.put(cause)  # such as a missing package: no clip is to blame
+        elif fault is Fault.CLUSTER:
+            self._events.put(RuntimeFault(line))
+        elif fault is Fault.WORKER:
+            self._events.put(_Death(command.actor, line))
         elif isinstance(cause, StorageError):
-            self._events.put(LeaseFailed(attempt, "storage", str(cause)))
-        elif isinstance(cause, NodeTrouble):
-            self._events.put(LeaseFailed(attempt, "node", _say(error)))
+            self._events.put(LeaseFailed(command.attempt, "storage", str(cause)))
         else:
-            self._events.put(LeaseFailed(attempt, "fault", _say(error)))
+            self._events.put(LeaseFailed(command.attempt, _KINDS[fault], line))
 
 
 def _check_moving(since: float) -> None:
@@ -281,12 +326,3 @@ def _check_moving(since: float) -> None:
             "machine was suspended. Its unlisted shards may have been removed since, so it "
             "lists none of them. Run the job again; committed work is kept."
         )
-
-
-def _say(error: BaseException) -> str:
-    """One line about an error that crossed Ray: that of its cause if there is one."""
-    cause = getattr(error, "cause", None) or error
-    if isinstance(error, RayActorError):
-        return f"its worker process died ({type(error).__name__})"
-    first = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {first[0] if first else ''}"

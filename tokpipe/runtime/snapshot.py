@@ -79,10 +79,7 @@ class Snapshots:
         self._encoding_since: float | None = None
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
         committed = state.committed
-        self._unopened_before = committed.num_rows - committed.num_done - len(committed.partial)
-        missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
-        self._left_before = self._unopened_before + missing
-        """Clips left, counting a row that was never opened as one."""
+        self._unopened_before, self._left_before = committed.num_unopened, committed.num_left
         self._points: deque[tuple[float, Account]] = deque()
         """Earlier times, from RECENT_S ago on, and the account at each."""
 

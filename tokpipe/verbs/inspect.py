@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.reader import Output
+from tokpipe.reader.output import incomplete_text
 from tokpipe.reader.values import Clip
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
@@ -43,6 +44,7 @@ class Inspection:
             "fingerprint": output.fingerprint,
             "tokenizer": output.tokenizer.model_dump(mode="json"),
             "schema": {one.name: str(one.type) for one in output.schema},
+            "num_rows_left": output.num_rows_left,
             "num_clips": output.num_clips,
             "num_codes": output.num_codes,
             "num_shards": len(output.shards),
@@ -80,6 +82,8 @@ class Inspection:
             f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
             f"{counted(num_shards, 'shard')}"
         )
+        if text := incomplete_text(output):
+            yield f"  {text}"
         yield "columns of shards/*.parquet, one row per chunk:"
         for one in output.schema:
             inner: Any = getattr(one.type, "value_type", None)

@@ -1,8 +1,8 @@
 """One manifest entry: the shards and rejections of one commit, as JSON with a checksum."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -12,8 +12,11 @@ from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
-MANIFEST_FORMAT = 2
-"""2 since entries can withdraw rejections. An entry that withdraws none is written as 1."""
+MANIFEST_FORMAT = 3
+"""2 since entries can withdraw rejections, and 3 since each holds the checksum of the one before.
+
+An earlier version that resumed an output of format 3 would break the chain, so it must not.
+"""
 
 _RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s"), "actors": ("spent_s", "up_s")}
 """What an entry records of an account, and under which keys."""
@@ -57,6 +60,11 @@ class ManifestEntry:
     """Unsettled before anything else in this entry counts."""
     account: Account | None = None
     """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
+    previous: str | None = None
+    """Checksum of the entry before, empty in entry 0. None if a version before format 3 wrote it.
+    """
+    checksum: str | None = field(default=None, compare=False)
+    """Its own, once it is in the store."""
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -65,14 +73,14 @@ class ManifestEntry:
         for rejection in self.rejected:
             yield rejection.ref
 
-    def to_json(self) -> bytes:
-        """Return JSON with one line per clip and rejection, and a checksum at the end.
+    def sealed(self) -> dict[str, Any]:
+        """Return what is stored: ``dump_lines`` of it has one line per clip and rejection.
 
         A clip is a list of values in the order of ``clip_fields``: repeating the keys for each
         clip would double the manifest of a large output.
         """
         body: dict[str, Any] = {
-            "format": MANIFEST_FORMAT if self.reopened else 1,
+            "format": 1 + bool(self.reopened) if self.previous is None else MANIFEST_FORMAT,
             "seq": self.seq,
             "writer": self.writer,
             "written_at": self.written_at,
@@ -81,6 +89,8 @@ class ManifestEntry:
             # Every message passes here, whatever library it quotes.
             "rejected": [{**asdict(one), "message": redact(one.message)} for one in self.rejected],
         }
+        if self.previous is not None:
+            body["previous"] = self.previous
         if self.reopened:
             body["reopened"] = [asdict(one) for one in self.reopened]
         if self.claim is not None:
@@ -88,7 +98,10 @@ class ManifestEntry:
         if self.account is not None:
             for key, names in _RECORDED.items():
                 body[key] = {name: _rounded(getattr(self.account, name)) for name in names}
-        return dump_lines(seal(body))
+        return seal(body)
+
+    def to_json(self) -> bytes:
+        return dump_lines(self.sealed())
 
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> "ManifestEntry":
@@ -107,6 +120,30 @@ class ManifestEntry:
 
 
 _ENTRY = TypeAdapter(ManifestEntry)
+
+
+class Tail(NamedTuple):
+    """The end of a manifest, which the next entry must continue."""
+
+    checksum: str | None = ""
+    """Of the last entry; empty if there is none."""
+    is_linked: bool = False
+    """Whether the last entry holds the checksum of the one before, as all later ones must."""
+
+    @classmethod
+    def of(cls, entry: ManifestEntry) -> "Tail":
+        return cls(entry.checksum, entry.previous is not None)
+
+    def check(self, uri: str, entry: ManifestEntry) -> None:
+        """Raise CorruptOutput unless ``entry`` can be the next one."""
+        if entry.previous is None and not self.is_linked:
+            return  # both are of versions before format 3
+        if entry.previous != self.checksum:
+            raise damaged(
+                uri,
+                f"it continues an entry with the checksum {entry.previous or 'none'}, but the "
+                f"entry before it has {self.checksum or 'none'}. One of the two was replaced",
+            )
 
 
 def _rounded(seconds: Any) -> Any:

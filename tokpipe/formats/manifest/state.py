@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
-from tokpipe.formats.manifest.entry import ManifestEntry
+from tokpipe.formats.manifest.entry import ManifestEntry, Tail
 from tokpipe.formats.tables import required
 from tokpipe.telemetry.human import counted, size_text
 from tokpipe.types import Receipt
@@ -95,6 +95,10 @@ class Totals:
             self.lost_s += entry.account.lost_s
 
 
+_KEPT_APART = 4096
+"""New shards that are kept as Python objects, which take five times the memory of table rows."""
+
+
 class ManifestState:
     """The manifest before entry ``next_seq``.
 
@@ -108,9 +112,11 @@ class ManifestState:
         next_seq: int = 0,
         totals: Totals | None = None,
         shards: pa.Table | None = None,
+        tail: Tail = Tail(),  # noqa: B008 (frozen)
     ) -> None:
         self.committed = committed
         self.next_seq = next_seq
+        self.tail = tail
         self.totals = Totals() if totals is None else totals
         self._shards = SHARD_LIST_SCHEMA.empty_table() if shards is None else shards
         self._new_shards: list[dict[str, str | int]] = []
@@ -119,10 +125,14 @@ class ManifestState:
     def shards(self) -> pa.Table:
         """Every listed shard, in order, as SHARD_LIST_SCHEMA."""
         if self._new_shards:
-            new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
-            self._shards = pa.concat_tables([self._shards, new]).combine_chunks()
-            self._new_shards = []
+            self._fold()
+        self._shards = self._shards.combine_chunks()
         return self._shards
+
+    def _fold(self) -> None:
+        new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
+        self._shards = pa.concat_tables([self._shards, new])
+        self._new_shards = []
 
     def apply(self, entry: ManifestEntry) -> None:
         """Apply the next entry.
@@ -161,6 +171,9 @@ class ManifestState:
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
+        self.tail = Tail.of(entry)
+        if len(self._new_shards) >= _KEPT_APART:
+            self._fold()
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:

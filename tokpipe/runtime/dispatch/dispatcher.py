@@ -119,6 +119,8 @@ class Dispatcher:
         )
         settlement.close_due(now, all_of_them=no_more_codes)
         leasing.writes(self.parts, now)
+        if no_more_codes:
+            self.parts.breaker.settle(now, is_done=all_encoded)
         all_written = not (
             settlement.has_open_shards
             or queues.num_waiting("write")

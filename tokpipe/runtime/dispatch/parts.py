@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame
+from tokpipe.runtime.dispatch.breaker import Breaker
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -26,3 +27,4 @@ class Parts:
         self.streams = StreamedClips()
         self.blame = Blame(limits.runtime.max_attempts, ref_of, out)
         self.settlement = Settlement(limits, self.queues, out)
+        self.breaker = Breaker(limits, self.settlement, out)

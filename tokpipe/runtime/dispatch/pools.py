@@ -1,7 +1,7 @@
 """How many actors each stage should have, from what the cluster has and how long clips take."""
 
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, replace
+from math import ceil, floor
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -20,6 +20,10 @@ NEED_CLIPS = 2000
 LEASE_S = 1.0
 """Leases grow until they hold this much work, so that what each lease costs (about a millisecond
 of the driver) stays a small part of it."""
+LEASES_PER_S = 200
+"""They also grow until a stage needs no more of them, so that the driver keeps up."""
+FIRST_WRITERS = 4
+"""The most write actors before the time to write a clip is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Need:
 
     decode_s: float
     encode_s: float
+    write_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -89,9 +94,13 @@ class Pools:
         self.capacity = capacity
         before, limits = self.sizes, self.limits
         now_has = None if before is None else before.decode
-        self.sizes = size_pools(
+        sizes = size_pools(
             capacity, limits.runtime, on_gpu=limits.on_gpu, need=need, num_decoders=now_has
         )
+        writers = _num_writers(sizes.encode, limits.runtime, need)
+        if before is not None and writers < before.write < 2 * writers:
+            writers = before.write
+        self.sizes = replace(sizes, write=writers)
         if self.sizes != before:
             wanted = {stage: self.sizes.of(stage) for stage in STAGES}
             text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())
@@ -106,15 +115,18 @@ class Pools:
         usual = min(self.limits.usual_clips, most)
         if usual == most or (need := self._need()) is None:
             return usual
-        in_time = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
-        return max(usual, min(most, int(in_time)))
+        clips = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
+        if self.sizes is not None and self.capacity is not None:
+            rate = _clips_per_s(self.sizes, self.capacity, self.limits.runtime, need)
+            clips = max(clips, rate / LEASES_PER_S)
+        return max(usual, int(min(most, clips)))
 
     def _need(self) -> Need | None:
         """How long clips take each stage, once enough of them were seen."""
         decode, encode = self._pace["decode"], self._pace["encode"]
         if min(decode.leases, encode.leases) < NEED_LEASES:
             return None
-        return Need(decode.clip_s, encode.clip_s)
+        return Need(decode.clip_s, encode.clip_s, self._pace["write"].clip_s)
 
 
 def gpus_per_encoder(config: RuntimeConfig) -> float:
@@ -178,8 +190,13 @@ def _clips_per_s(sizes: PoolSizes, capacity: Capacity, config: RuntimeConfig, ne
     return min(sizes.decode / decode_s, sizes.encode / encode_s, all_cpus)
 
 
-def _num_writers(encode: int, config: RuntimeConfig) -> int:
-    return _bounded(1 + encode // 16, config.write)
+def _num_writers(encode: int, config: RuntimeConfig, need: Need | None = None) -> int:
+    """Writers that encoders at full speed would keep half busy, so that shards can come at once."""
+    number = min(FIRST_WRITERS, 1 + encode // 16)
+    if need is not None and need.write_s > 0:
+        busy = encode * need.write_s / max(need.encode_s, 1e-9)
+        number = min(ceil(2 * busy), max(FIRST_WRITERS, encode))
+    return _bounded(number, config.write)
 
 
 def _fit(have: float, need: float) -> int:

@@ -9,7 +9,7 @@ encoding the previous one left. Its leases carry its stream id, which changes wh
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tokpipe.config.job import RuntimeConfig
@@ -37,6 +37,13 @@ class Limits:
     """Expected size of one code in a shard."""
     usual_clips: int = 8
     """Clips per lease until their duration is known, and the fewest afterwards."""
+    max_rejected_fraction: float = 1.0
+    num_clips: int = 0
+    """Known clips when the run starts; a row that was never opened counts as one."""
+    num_unopened: int = 0
+    """Plan rows that were never opened."""
+    rejected_before: Mapping[str, int] = field(default_factory=dict)
+    """Clips that earlier runs rejected, by reason."""
 
 
 # --- leases -------------------------------------------------------------------------------------
@@ -296,9 +303,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The job is over: ``done``, or ``stopped`` on request with work left."""
+    """The job is over: ``done``, or ``stopped`` with work left."""
 
     outcome: Literal["done", "stopped"]
+    why: str = ""
+    """Lines for people, if it stopped because of its rejections; empty if on request."""
 
 
 @dataclass(frozen=True, slots=True)
