@@ -99,10 +99,8 @@ class TokenizerTraits(Frozen):
         if extra or num_frames < first:
             use = _closest(num_frames - extra, stride, least=first)
             rule = f"{first} + {stride} k" if first != stride else f"a multiple of {stride}"
-            raise ValueError(
-                f"{name}={num_frames} does not fit temporal stride {stride}: use {use}. Chunks "
-                f"have {rule} frames; extra frames would be lost"
-            )
+            found = f"{name}={num_frames} does not fit temporal stride {stride}: use {use}"
+            raise ValueError(f"{found}. Chunks have {rule} frames; extra frames would be lost")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if a frame size would lose pixels at the edges, or is not accepted."""
@@ -115,10 +113,9 @@ class TokenizerTraits(Frozen):
                 found = f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}"
                 raise ValueError(f"{found}: use {use}. Extra pixels would be lost")
         if self.square_only and height != width:
-            raise ValueError(
-                f"frames of {height}x{width} are not square, and this tokenizer accepts only "
-                f"squares: use {min(height, width)}x{min(height, width)}"
-            )
+            least = min(height, width)
+            found = f"frames of {height}x{width} are not square, and this tokenizer accepts only"
+            raise ValueError(f"{found} squares: use {least}x{least}")
 
     def check_policy(self, policy: str) -> None:
         """Raise ValueError if the tokenizer cannot keep the promise of a chunk policy."""

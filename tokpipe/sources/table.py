@@ -141,10 +141,8 @@ class TableRows(RowSource):
         """Return one schema for all tables; keys of JSON objects may differ between tables."""
         for table, schema in zip(tables, schemas, strict=True):
             if len(schema) > MAX_COLUMNS:
-                raise ConfigError(
-                    f"{table.uri}: has more than {MAX_COLUMNS} columns. Drop columns that are not "
-                    "needed with the codes, or put what varies into one."
-                )
+                do = "Drop columns that are not needed with the codes, or put what varies into one"
+                raise ConfigError(f"{table.uri}: has more than {MAX_COLUMNS} columns. {do}.")
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonFile):
                 raise ConfigError(

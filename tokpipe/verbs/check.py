@@ -123,10 +123,9 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
     if not rows.num_rows:
         raise ConfigError(f"{source.label} has no rows, so there is nothing to tokenize")
     if not rows.items and rows.problem is not None:
-        raise ConfigError(
-            f"{source.label}: none of {rows.num_rows:,} rows can be used; the first: "
-            f"{rows.problem}. There is nothing to tokenize: correct the source"
-        )
+        found = f"none of {rows.num_rows:,} rows can be used; the first: {rows.problem}"
+        do = "There is nothing to tokenize: correct the source"
+        raise ConfigError(f"{source.label}: {found}. {do}")
     columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
     left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
