@@ -16,7 +16,7 @@ TokpipeError
   RuntimeFault       no progress is possible           fix the cluster or the weights, run again
     HeadLost         Ray's head does not answer      restart the cluster, run again
     NodeTrouble      one node cannot work              the runtime avoids that node
-      UnfitNode      its packages are not the job's    the runtime does not use that node
+      UnfitNode      other packages, or output         the runtime does not use that node
 
 A message says where, what was found, why it matters and what to do. Code checks types and
 attributes, never the text of a message.
@@ -118,7 +118,7 @@ class NodeTrouble(RuntimeFault):
 
 
 class UnfitNode(ConfigError, NodeTrouble):
-    """A worker's packages are not those that the fingerprint lists. Waiting does not help."""
+    """A node has other packages than the job, or does not see its output. Waiting does not help."""
 
 
 class CorruptOutput(TokpipeError):

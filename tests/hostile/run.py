@@ -179,8 +179,6 @@ def decode_corpus(
     Every ``again_every``-th item is decoded again, in reverse order, by another child.
     """
     job = load_job(job_path)
-    scratch = job_path.parent / "scratch"
-    scratch.mkdir()
     store = open_store(f"{job_path.parent}/plan", job.storage)
     reader = PlanReader(store, write_plan(job, store, "1"))
     items = reader.items(range(reader.num_rows))
@@ -188,7 +186,7 @@ def decode_corpus(
     outcomes: Outcomes = {}
     digests = {}
     stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
-    stage.setup(scratch)
+    stage.setup()
     for item in items:
         for pid in pids_of(DECODER):
             reset_peak(pid)
@@ -209,7 +207,7 @@ def decode_corpus(
             report.violations.append(f"{name}: {problem}")
     stage.close()
 
-    stage.setup(scratch)
+    stage.setup()
     for item in items[::-again_every]:
         if _digest(_decode(stage, item)) != digests[item.row]:
             report.violations.append(f"{item.source_uri}: decoding it again returns something else")

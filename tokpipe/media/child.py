@@ -57,13 +57,15 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             return
         _limit_address_space(memory_bytes)
         while True:
-            request, _ = wire.receive(channel)
+            request, fetched = wire.receive(channel)
             # Anonymous memory leaves no name behind in /dev/shm: it disappears with its last
             # user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
                 wire.send(channel, {"trying": None, "num_segments": None})
                 os.lseek(2, 0, os.SEEK_SET)
+                if fetched is not None:  # a file without a name on disk
+                    request["path"] = f"/proc/self/fd/{fetched}"
                 _answer(channel, request, memory)
             except wire.Closed:
                 raise
@@ -71,6 +73,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
                 wire.send(channel, {"fault": traceback.format_exc()[-10_000:]})
             finally:
                 os.close(memory)
+                if fetched is not None:
+                    os.close(fetched)
 
 
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
@@ -119,11 +123,11 @@ class _Clip:
     """The part of a request that is the same for every backend: which frames, in what size."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        self.path = Path(request["path"])
+        self.path, self.file_name = Path(request["path"]), request["file_name"]
         self.salvage: bool = request["salvage"]
         self.min_frames: int = request["min_clip_frames"]
         version = check_regular_file(self.path)
-        self.timeline = timeline = _timeline(self.path, self.salvage, version)
+        self.timeline = timeline = _timeline(self.path, self.file_name, self.salvage, version)
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -187,7 +191,7 @@ class _Clip:
         mapped[: times_s.nbytes] = times_s.tobytes()
         pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
         out = pixels.reshape(self.shape)
-        task = Task(self.path, self.timeline, self.wanted, self.framing)
+        task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
         try:
             decoder.decode(task, out)
         except Stopped as error:
@@ -204,9 +208,9 @@ class _Clip:
 
 
 @functools.lru_cache(_MAX_TIMELINES)
-def _timeline(path: Path, salvage: bool, version: tuple[int, ...]) -> Timeline:
+def _timeline(path: Path, file_name: str, salvage: bool, version: tuple[int, ...]) -> Timeline:
     """Read a timeline, and remember it for further segments of the same source."""
-    return read_timeline(path, salvage=salvage)
+    return read_timeline(path, file_name, salvage=salvage)
 
 
 def _die_with_parent(lifeline_fd: int) -> None:

@@ -1,12 +1,10 @@
 """Clips of an output as frames, decoded from their codes, and the frames of their sources."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -87,10 +85,10 @@ def weights_of(
 class SourceFrames:
     """Decodes sources as the job did: with the same sampling, size and decoder."""
 
-    def __init__(self, job: JobConfig, plan: PlanReader, scratch: Path) -> None:
+    def __init__(self, job: JobConfig, plan: PlanReader) -> None:
         self._plan = plan
         self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        self._stage.setup(scratch)
+        self._stage.setup()
 
     def close(self) -> None:
         """Stop the decoding process and remove fetched sources."""
@@ -162,7 +160,6 @@ class SideBySide(ExitStack):
 
     @cached_property
     def _sources(self) -> SourceFrames:
-        scratch = Path(self.enter_context(tempfile.TemporaryDirectory()))
         plan = StoredPlan.from_json(self._output.record.plan)
         reader = PlanReader(self._output.store, plan, self._job.sources)
-        return self.enter_context(closing(SourceFrames(self._job, reader, scratch)))
+        return self.enter_context(closing(SourceFrames(self._job, reader)))

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.errors import ConfigError
 from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import ManifestState, iter_rejected
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.identity.ids import clip_id
@@ -23,6 +25,7 @@ from tokpipe.runtime.output import JobOutput, RetryRejected
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
+from tokpipe.storage import Landmark
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, WorkItem
@@ -43,6 +46,8 @@ class Run:
 
     config: RuntimeConfig
     committer: Committer
+    landmark: Landmark
+    """The driver's claim, by which actors recognize the output."""
     feed: Feed
     dispatcher: Dispatcher
     decode: DecodeStage
@@ -72,6 +77,7 @@ def assemble(
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
+    landmark = Landmark.of(store, job.storage, entry_key(committer.state.next_seq - 1))
     fixed = set[int]()
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
@@ -85,9 +91,11 @@ def assemble(
     return Run(
         config=job.runtime,
         committer=committer,
+        landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
-            _continued(limits_of(job, device), committer.state), lambda item: _ref(item, job)
+            _continued(limits_of(job, device), committer.state, store.uri),
+            lambda item: _ref(item, job),
         ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
@@ -113,6 +121,7 @@ def limits_of(job: JobConfig, device: str) -> Limits:
         on_gpu=device == "cuda",
         clips_per_lease=most,
         usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
+        hardware=job.encode.hardware,
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
@@ -120,13 +129,25 @@ def limits_of(job: JobConfig, device: str) -> Limits:
     )
 
 
-def _continued(limits: Limits, state: ManifestState) -> Limits:
+def _continued(limits: Limits, state: ManifestState, uri: str) -> Limits:
     """Limits that know what earlier runs did."""
     totals, rows = state.totals, state.committed
     num_clips = totals.num_clips + totals.num_rejected + rows.num_left
     before = dict(totals.rejected)
+    encoders = frozenset(one for names in totals.encoders for one in names.split(" + "))
+    is_mixed = len(encoders) > 1 or totals.encoders.total() < totals.num_clips
+    if limits.hardware == "same" and is_mixed:
+        raise ConfigError(
+            f"encode.hardware is same, but {uri} holds {totals.encoders_text()}. More clips would "
+            "not make it one class of hardware. Set encode.hardware to any, or write to a new "
+            "output prefix"
+        )
     return replace(
-        limits, num_clips=num_clips, num_unopened=rows.num_unopened, rejected_before=before
+        limits,
+        num_clips=num_clips,
+        num_unopened=rows.num_unopened,
+        rejected_before=before,
+        encoders=encoders,
     )
 
 

@@ -230,9 +230,9 @@ class Head:
             self._asked_at = None
 
 
-def live_nodes() -> dict[str, dict[str, float]]:
-    """Return the resources of each live node by its id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+def live_nodes() -> dict[str, dict[str, Any]]:
+    """Return what Ray knows of each live node, by its id."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
 def draining_nodes() -> frozenset[str]:

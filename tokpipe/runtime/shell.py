@@ -3,7 +3,7 @@
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from tokpipe.config.bounds import LISTED_WITHIN_S, MAX_STANDSTILL_S, Moment
 from tokpipe.errors import (
     ConfigError,
     HeadLost,
@@ -20,6 +21,7 @@ from tokpipe.errors import (
     TokpipeError,
     UnfitNode,
 )
+from tokpipe.formats.layout import shard_key
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import Head, draining_nodes, live_nodes
@@ -27,6 +29,7 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
+from tokpipe.runtime.placement import actor_options, capacity_of
 from tokpipe.runtime.trouble import Fault, cause_of, fault_of, line_of, one_line
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
@@ -40,9 +43,6 @@ HEAD_SILENT_S = 5.0
 GIVE_UP_ON_HEAD_S = 40.0
 """When to end the run: after 60 s Ray would, with a stack trace."""
 STOP_GRACE_S = 30.0
-MAX_STANDSTILL_S = 1800.0
-"""A driver that was frozen for longer commits nothing that it has: from twice this age on,
-``tokpipe clean`` removes shards that nothing lists."""
 
 
 _REMOTE: dict[Stage, Any] = {
@@ -78,12 +78,14 @@ class Shell:
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}
         self._states: dict[AttemptId, Any] = {}
+        self._begun: dict[str, Moment] = {}
+        """When the lease of each shard began that is not committed."""
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._head = Head()
         self._was_head_silent = False
-        self._with_cpus: frozenset[str] = frozenset()
+        self._capacity = protocol.Capacity(0.0, 0.0)
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
@@ -113,10 +115,10 @@ class Shell:
     def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
-        moved_at = time.time()  # the clock that keeps running while a machine is suspended
+        moved_at = Moment.now()
         while True:
             _check_moving(moved_at)
-            moved_at = time.time()
+            moved_at = Moment.now()
             now = time.monotonic()
             if now >= next_capacity:
                 next_capacity = now + CAPACITY_EVERY_S
@@ -167,10 +169,10 @@ class Shell:
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
-        staying = {node: has for node, has in alive.items() if node not in draining}
-        self._with_cpus = frozenset(node for node, has in staying.items() if has.get("CPU"))
-        cpus, gpus = (sum(one.get(of, 0.0) for one in staying.values()) for of in ("CPU", "GPU"))
-        self._events.put(protocol.Capacity(cpus, gpus, self._with_cpus))
+        staying = (one for node, one in alive.items() if node not in draining)
+        config, on_gpu = self.job.config, self.job.device == "cuda"
+        self._capacity = capacity_of(staying, config, on_gpu=on_gpu)
+        self._events.put(self._capacity)
 
     def _bury(self, death: _Death) -> None:
         """Post whether an actor died alone or with its node. Kill it: Ray may only not reach it."""
@@ -204,7 +206,7 @@ class Shell:
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
             case protocol.Commit():
-                committed = self._commits.submit(self._commit, command, time.time())
+                committed = self._commits.submit(self._commit, command, Moment.now())
                 committed.add_done_callback(self._post_result)
             case protocol.Note(event, message, fields, is_warning):
                 level = logging.WARNING if is_warning else logging.INFO
@@ -213,9 +215,12 @@ class Shell:
                 kinds = {"storage": StorageError, "config": ConfigError, "runtime": RuntimeFault}
                 raise kinds[kind](message)
 
-    def _commit(self, command: protocol.Commit, ordered_at: float) -> protocol.Committed:
-        _check_moving(ordered_at)
+    def _commit(self, command: protocol.Commit, ordered: Moment) -> protocol.Committed:
+        _check_moving(ordered)
+        begun = [self._begun.pop(one.shard, ordered) for one in command.receipts]
+        check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
+        check_in_time(begun)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -236,11 +241,11 @@ class Shell:
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
-        cpus = 0.0 if command.zero_cpu else getattr(job.config, stage).cpus
-        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-        if command.avoid and self._with_cpus - {*command.avoid}:  # else no node is better
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
-        setup = [getattr(job, stage)]
+        pool, fits = getattr(job.config, stage), self._capacity.nodes_for(stage)
+        avoid = command.avoid if {*fits} - {*command.avoid} else ()  # else no node is better
+        options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
+        options |= {"max_restarts": 0, "max_task_retries": 0}
+        setup = [job.landmark, getattr(job, stage)]
         if stage == "encode":
             setup += job.device, self._weights
             if job.device == "cuda":
@@ -259,6 +264,7 @@ class Shell:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
         if isinstance(lease, protocol.WriteLease):
             name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
+            self._begun[shard_key(name)] = Moment.now()
             codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             done = actor.work.remote(attempt, name, codes)
         elif isinstance(lease, protocol.DecodeLease):
@@ -279,9 +285,9 @@ class Shell:
         if future.exception() is None:
             self._events.put(protocol.ActorPlaced(actor, future.result()))
 
-    def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
+    def _heard_ready(self, actor: ActorId, future: Future[str | None]) -> None:
         if (error := future.exception()) is None:
-            self._events.put(protocol.ActorUp(actor))
+            self._events.put(protocol.ActorUp(actor, future.result()))
             return
         cause, fault = cause_of(error), fault_of(error)
         is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
@@ -318,11 +324,27 @@ class Shell:
             self._events.put(LeaseFailed(command.attempt, _KINDS[fault], line))
 
 
-def _check_moving(since: float) -> None:
-    idle_s = time.time() - since
+def check_in_time(begun: Iterable[Moment], needs_s: float | None = None) -> None:
+    """Raise RuntimeFault if shards are too old to be listed within ``needs_s``, or were listed."""
+    age_s = max((one.age_s for one in begun), default=0.0)
+    if age_s + (needs_s or 0.0) > LISTED_WITHIN_S:
+        raise RuntimeFault(
+            f"shards were not listed within {LISTED_WITHIN_S / 3600:g} hour (it is "
+            f"{age_s / 3600:.1f}), because this driver, its store or its clock did not keep up. "
+            "`tokpipe clean` may have removed them. "
+            + (
+                "None of them was listed: run the job again; committed work is kept."
+                if needs_s is not None
+                else "The last manifest entry lists them: check it with `tokpipe audit`."
+            )
+        )
+
+
+def _check_moving(since: Moment) -> None:
+    idle_s = since.age_s
     if idle_s > MAX_STANDSTILL_S:
         raise RuntimeFault(
-            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, or its "
-            "machine was suspended. Its unlisted shards may have been removed since, so it "
-            "lists none of them. Run the job again; committed work is kept."
+            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, its machine "
+            "was suspended, or its clock was set forward. Its unlisted shards may have been "
+            "removed since, so it lists none of them. Run the job again; committed work is kept."
         )

@@ -1,10 +1,12 @@
 """What a job waits for, in a sentence: workers that start, resources that are missing, a stop."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
-from tokpipe.telemetry.human import duration
+from tokpipe.runtime.placement import requirements
+from tokpipe.telemetry.human import counted, duration
 from tokpipe.types import STAGES, Stage
 
 NO_ROOM_S = 60.0
@@ -25,12 +27,31 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     idle = [stage for stage in STAGES if not parts.fleet.num_up(stage)]
     if not idle:
         return ""
+    if lack := _lack_of_nodes(parts, idle):
+        return lack
     if "encode" in idle and (lack := _lack_of_gpus(parts, now - last_up["encode"])):
         return lack
     *others, last = [f"{parts.fleet.num(stage) or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
     workers = "worker" if sum(map(parts.fleet.num, idle)) == 1 else "workers"
     return f"starting {what} {workers} ({now - min(map(last_up.__getitem__, idle)):.0f} s)"
+
+
+def _lack_of_nodes(parts: Parts, idle: list[Stage]) -> str:
+    """Return which stage no node may run, what it requires, and what the nodes have."""
+    if (capacity := parts.pools.capacity) is None:
+        return ""
+    for stage in idle:
+        wanted = requirements(getattr(parts.pools.limits.runtime, stage))
+        if wanted and not capacity.most(stage):
+            counts = Counter(room.has or "none of the kind" for room in capacity.nodes.values())
+            has = "; ".join(f"{counted(n, 'node')}: {what}" for what, n in counts.most_common(5))
+            return (
+                f"no room for {stage} workers: runtime.{stage} requires nodes with {wanted}, and "
+                f"the cluster has {has}. Add such nodes (an autoscaler does), or change "
+                f"runtime.{stage}"
+            )
+    return ""
 
 
 def _lack_of_gpus(parts: Parts, waited_s: float) -> str:

@@ -38,8 +38,8 @@ _OWN_NAMES = {
     *ROW_SCHEMA.names,
     *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset", "marks"),
     *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start", "n_frames"),
-    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t", "h"),
-    *("w", "codes", "codes_crc32"),
+    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t"),
+    *("h", "w", "codes", "codes_crc32", "encoder"),
 }
 
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
@@ -14,7 +13,7 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.fetch import LocalVideo, fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
@@ -58,8 +57,8 @@ class DecodeStage:
     fetched_bytes: int = field(default=0, init=False)
     """Bytes of the sources that it has fetched or found on local disk."""
 
-    def setup(self, scratch: Path) -> None:
-        """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
+    def setup(self) -> None:
+        """Start up inside the actor.
 
         Raises:
             NodeTrouble: the job's decoders do not load here, or in other versions.
@@ -68,10 +67,10 @@ class DecodeStage:
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
         self._decoder.start()
-        self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
+        self._sources = _SourceFiles(self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
-        """End the decoding child and remove fetched files."""
+        """End the decoding child and drop fetched sources."""
         self._decoder.close()
         self._sources.release()
 
@@ -120,8 +119,8 @@ class DecodeStage:
             version=self._sources.version,
         )
 
-    def _tried(self, item: WorkItem, call: Callable[[Path], T]) -> T | Rejected | Failed:
-        """Fetch an item's source and call ``call`` with its path; rejections are returned."""
+    def _tried(self, item: WorkItem, call: Callable[[LocalVideo], T]) -> T | Rejected | Failed:
+        """Fetch an item's source and call ``call`` with it; rejections are returned."""
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
@@ -138,15 +137,15 @@ class DecodeStage:
                 return Failed(ref, fault.reason, str(fault), name)
             return Rejected(ref, "decode", fault.reason, str(fault), error=name)
 
-    def _fetch(self, item: WorkItem) -> Path:
+    def _fetch(self, item: WorkItem) -> LocalVideo:
         started = time.monotonic()
         try:
-            path, is_new = self._sources.fetch(item)
+            video, is_new = self._sources.fetch(item)
         finally:
             self.fetched_s += time.monotonic() - started
         if is_new:
-            self.fetched_bytes += path.stat().st_size
-        return path
+            self.fetched_bytes += video.path.stat().st_size
+        return video
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         """Name the clip, with secrets removed from its URI; only the plan keeps them.
@@ -175,43 +174,40 @@ class _SourceFiles:
     oldest are dropped.
     """
 
-    def __init__(self, folder: Path, options: StoreOptions, max_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, options: StoreOptions, max_bytes: int) -> None:
         self._options = options
         self._max_bytes = max_bytes
         self._embedded = EmbeddedVideos(options)
         self.version: int | None = None
         """Of the last source requested; None if unknown."""
-        self._held: dict[_Source, tuple[Path, int | None]] = {}
+        self._held: dict[_Source, LocalVideo] = {}
         """Oldest first."""
         self._last: _Source | None = None
         """The last source requested, unless it is kept."""
 
-    def fetch(self, item: WorkItem) -> tuple[Path, bool]:
-        """Return the local file of an item's source, and whether it was newly fetched."""
+    def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
+        """Return an item's source, and whether it was newly fetched."""
         source = item.source_uri, item.member
         if self._last is not None and self._last != source:
             self._drop(self._last)
         self._last = None
         held = self._held.pop(source, None)
         is_new = held is None
-        if held is None or held[0].parent != self._folder:  # used in place, it may have changed
+        if held is None or held.copy is None:  # used in place, it may have changed
             held = self._get(item)
         self._last, self._held[source] = source, held
         if len(self._held) > KEPT_SOURCES:
             self._drop(next(iter(self._held)))
-        path, self.version = held
-        return path, is_new
+        self.version = held.version
+        return held, is_new
 
-    def _get(self, item: WorkItem) -> tuple[Path, int | None]:
+    def _get(self, item: WorkItem) -> LocalVideo:
         """Fetch an item's source, or what has its name now if the item follows that."""
         uri, member, version = item.source_uri, item.member, item.version
-        get = partial(
-            fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
-        )
+        get = partial(fetch_to_file, options=self._options, max_bytes=self._max_bytes)
         if member is not None and member.column is not None:
             planned = None if item.follows else version
-            return self._embedded.copy(member, self._folder, self._max_bytes, planned)
+            return self._embedded.copy(member, self._max_bytes, planned)
         if member is None:
             return get(uri, None, version=None if item.follows else version)
         try:
@@ -231,13 +227,10 @@ class _SourceFiles:
         self._last = None
 
     def release(self) -> None:
-        """Remove all copies."""
+        """Drop all copies."""
         self._last = None
         while self._held:
             self._drop(next(iter(self._held)))
 
     def _drop(self, source: _Source) -> None:
-        """Remove a copy; a source on local disk is used in place and stays."""
-        path, _ = self._held.pop(source)
-        if path.parent == self._folder:
-            path.unlink(missing_ok=True)
+        self._held.pop(source).close()

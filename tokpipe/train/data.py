@@ -4,13 +4,11 @@ import hashlib
 import itertools
 import logging
 import math
-import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -122,7 +120,6 @@ class _Decoders:
     """A decode stage for each data thread."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="tokpipe-train-")
         self._idle: SimpleQueue[DecodeStage] = SimpleQueue()
         self._number = max(1, config.data_threads)
         self._is_closed = False
@@ -130,7 +127,7 @@ class _Decoders:
         sampling = config.sampling.model_copy(update={"min_clip_frames": shortest})
         for _ in range(self._number):
             stage = DecodeStage(sampling, config.frames, config.decode, config.storage)
-            stage.setup(Path(tempfile.mkdtemp(dir=self._scratch.name)))
+            stage.setup()
             self._idle.put(stage)
 
     def decode(self, item: WorkItem, rng: np.random.Generator) -> DecodedClip | Rejected | Failed:
@@ -154,7 +151,6 @@ class _Decoders:
         for stage in [self._idle.get() for _ in range(self._number)]:
             stage.close()
             self._idle.put(stage)
-        self._scratch.cleanup()
 
 
 def _usable_rows(source: RowSource) -> pa.Table:

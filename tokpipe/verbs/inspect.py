@@ -48,6 +48,7 @@ class Inspection:
             "num_clips": output.num_clips,
             "num_codes": output.num_codes,
             "num_shards": len(output.shards),
+            "encoders": dict(output.state.totals.encoders),
             "counted": {
                 "num_shards": self.num_shards,
                 "num_codes": usage.num_codes,
@@ -82,6 +83,7 @@ class Inspection:
             f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
             f"{counted(num_shards, 'shard')}"
         )
+        yield f"  encoders: {output.state.totals.encoders_text()}"
         if text := incomplete_text(output):
             yield f"  {text}"
         yield "columns of shards/*.parquet, one row per chunk:"

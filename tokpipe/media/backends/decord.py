@@ -7,7 +7,6 @@ every frame, with the fault limit at zero, returned the right frames or an error
 import ctypes
 import os
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 from av.codec.context import Flags
@@ -56,7 +55,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """
     timeline, wanted = task.timeline, task.wanted
     fit = task.framing.fit(timeline.height, timeline.width)
-    if reason := _declines(task, fit.box is None) or _moves(task.path):
+    if reason := _declines(task, fit.box is None) or _moves(task):
         raise SourceError("unsupported", f"decord is not used here: {reason}")
     decord.logging.set_level(decord.logging.ERROR)
     height, width = fit.resized
@@ -107,11 +106,11 @@ def _declines(task: Task, keeps_whole: bool) -> str | None:
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _moves(path: Path) -> str | None:
+def _moves(task: Task) -> str | None:
     """Why decord would show another picture: FFmpeg as it uses it moves some that are cropped."""
     pictures = []
     for kept in (~0, ~Flags.unaligned):
-        with open_video(path) as (container, stream):
+        with open_video(task.path, task.file_name) as (container, stream):
             stream.codec_context.flags &= kept
             frame = next(decode_frames(container, stream))
             if frame.format.name not in _SAMPLES:  # only another decoder finds the alpha

@@ -58,7 +58,7 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
     painter = Painter(task.framing)
     task.painted.clear()
     timeline, wanted = task.timeline, task.wanted
-    with open_video(task.path) as (container, stream):
+    with open_video(task.path, task.file_name) as (container, stream):
         index = 0
         frames = decode_frames(container, stream)
         if entry is not None:

@@ -27,6 +27,7 @@ def provenance(facts: Facts) -> list[Markup]:
         "started": f"{moment(record.created_at)} by tokpipe {record.tokpipe_version}",
         "tokpipe versions": ", ".join(history.versions) or UNKNOWN,
         "first and last commit": commits or UNKNOWN,
+        "clips by encoder": status.totals.encoders_text(),
         "newest driver": status.driver or UNKNOWN,
         "manifest": counted(facts.num_entries, "entry", "entries"),
         "this report": f"{moment(facts.made_at)} by tokpipe {tokpipe.__version__}",

@@ -12,6 +12,7 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorLost,
     ActorPlaced,
     AttemptId,
+    Capacity,
     KillActor,
     NodeId,
     SetupFailed,
@@ -298,16 +299,18 @@ class Fleet:
             else:
                 self.starts.failed(actor.stage, message, now, died=False)
 
-    def check_fit(self, nodes: frozenset[NodeId]) -> None:
-        """End the job if a stage can never run on any of the cluster's nodes that have CPUs."""
+    def check_fit(self, capacity: Capacity) -> None:
+        """End the job if a stage can never run on any of the nodes that have room for it."""
         for stage in STAGES:
-            unfit = self.starts.unfit_nodes(stage)
+            unfit, nodes = self.starts.unfit_nodes(stage), set(capacity.nodes_for(stage))
             if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
                     f"no node of the cluster can {stage} for this job: {found}. Other packages "
-                    "could make other codes. Install on every node what the machine of the driver "
-                    "had when the job first ran, and run it again; committed work is kept.",
+                    "or hardware could make other codes, and every node must see the same output. "
+                    "Use nodes with what the machine of the driver had installed when the job "
+                    "first ran, and with the hardware that the output names, and run it again; "
+                    "committed work is kept.",
                     kind="config",
                 )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.breaker import Breaker
+from tokpipe.runtime.dispatch.classes import EncoderClasses
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -20,6 +21,7 @@ class Parts:
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         self.out = out = Outbox()
+        self.classes = EncoderClasses(limits.hardware, limits.encoders, out)
         self.pools = Pools(limits, out)
         self.fleet = Fleet(limits.runtime, out)
         self.flights = Flights(out)

@@ -108,6 +108,10 @@ class Pools:
                 "pools_resized", text, actors=wanted, cpus=capacity.cpus, gpus=capacity.gpus
             )
 
+    def has_room_for(self, stage: Stage) -> bool:
+        """Whether any node may run a stage. Otherwise an autoscaler may add one that does."""
+        return self.capacity is not None and self.capacity.most(stage) > 0
+
     @property
     def lease_clips(self) -> int:
         """Clips to put into a lease."""
@@ -151,22 +155,27 @@ def size_pools(
 
     A stage never gets fewer than its ``min_actors``, whether they fit or not: an actor that waits
     for room is what makes a cluster's autoscaler add a node. ``num_decoders``, the current number,
-    is kept unless a change pays off.
+    is kept unless a change pays off. Only nodes that a stage may run on count for it.
     """
+    cpus, (both, gpus_of_both) = capacity.of("decode")[0], capacity.of("decode", "encode")
+    fits = capacity.most("decode")
     if on_gpu:
-        encode = _bounded(_fit(capacity.gpus, gpus_per_encoder(config)), config.encode)
-        left = capacity.cpus - encode * config.encode.cpus
-        decode = _bounded(_fit(left, config.decode.cpus), config.decode)
+        each = gpus_per_encoder(config)
+        number = min(_fit(capacity.of("encode")[1], each), capacity.most("encode"))
+        encode = _bounded(number, config.encode)
+        beside = min(encode, _fit(gpus_of_both, each))  # they take CPUs that decoders could have
+        left = cpus - beside * config.encode.cpus
+        decode = _bounded(min(_fit(left, config.decode.cpus), fits), config.decode)
         return PoolSizes(decode=decode, encode=encode, write=_num_writers(encode, config))
-    share = max(config.decode.cpus, capacity.cpus / 4)
-    decode = _bounded(_fit(share, config.decode.cpus), config.decode)
+    share = max(config.decode.cpus, cpus - both + both / 4)
+    decode = _bounded(min(_fit(share, config.decode.cpus), fits), config.decode)
     if need is not None:
-        most = _fit(capacity.cpus, config.decode.cpus) + 1
+        most = int(min(_fit(cpus, config.decode.cpus) + 1, fits))
 
         def rate(number: int) -> float:
             return _clips_per_s(_on_cpus(capacity, config, number), capacity, config, need)
 
-        best = max(range(1, most + 1), key=rate)
+        best = max(range(1, max(1, most) + 1), key=rate)
         decode = _bounded(best, config.decode)
         if num_decoders is not None and rate(decode) < WORTH_CHANGING * rate(num_decoders):
             decode = num_decoders
@@ -176,9 +185,13 @@ def size_pools(
 def _on_cpus(capacity: Capacity, config: RuntimeConfig, decode: int) -> PoolSizes:
     """So many decoders, and encoders on the remaining CPUs."""
     decode = _bounded(decode, config.decode)
-    shares = capacity.cpus >= 1 and config.decode.cpus > 0
-    left = capacity.cpus - (decode - shares) * config.decode.cpus
-    encode = _bounded(_fit(left, config.encode.cpus), config.encode)
+    both = capacity.of("decode", "encode")[0]
+    shares = both >= 1 and config.decode.cpus > 0
+    only_decode = capacity.of("decode")[0] - both
+    taken = max(0.0, (decode - shares) * config.decode.cpus - only_decode)
+    left = capacity.of("encode")[0] - taken
+    number = min(_fit(left, config.encode.cpus), capacity.most("encode"))
+    encode = _bounded(number, config.encode)
     return PoolSizes(decode, encode, _num_writers(encode, config), shares)
 
 
@@ -204,5 +217,5 @@ def _fit(have: float, need: float) -> int:
     return floor(have / need + 1e-9) if need > 0 else 0
 
 
-def _bounded(number: int, pool: PoolConfig) -> int:
-    return max(pool.min_actors, min(number, pool.max_actors))
+def _bounded(number: float, pool: PoolConfig) -> int:
+    return int(max(pool.min_actors, min(number, pool.max_actors)))
