@@ -62,7 +62,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     # Without width and height it reads ahead 7 GB of 1080p.
     options = {"width": width, "height": height, "num_threads": 1, "fault_tol": _FAULT_LIMIT}
     try:
-        reader = decord.VideoReader(str(task.path), decord.cpu(0), **options)
+        reader = decord.VideoReader(str(task.path), ctx=decord.cpu(0), **options)
         _check_times(reader, timeline)
         slot = 0
         # Only the end shows whether a frame was dropped, or came twice.
