@@ -13,7 +13,6 @@ from rich.console import Console
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
-from tokpipe.errors import ConfigError
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import ManifestState, iter_rejected
@@ -97,7 +96,7 @@ def assemble(
         landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
-            _continued(limits_of(job, device), committer.state, store.uri),
+            _continued(limits_of(job, device), committer.state),
             lambda item: _ref(item, job),
         ),
         decode=DecodeStage(
@@ -139,19 +138,12 @@ def limits_of(job: JobConfig, device: str) -> Limits:
     )
 
 
-def _continued(limits: Limits, state: ManifestState, uri: str) -> Limits:
+def _continued(limits: Limits, state: ManifestState) -> Limits:
     """Limits that know what earlier runs did."""
     totals, rows = state.totals, state.committed
     num_clips = totals.num_clips + totals.num_rejected + rows.num_left
     before = dict(totals.rejected)
-    encoders = frozenset(one for names in totals.encoders for one in names.split(" + "))
-    is_mixed = len(encoders) > 1 or totals.encoders.total() < totals.num_clips
-    if limits.hardware == "same" and is_mixed:
-        raise ConfigError(
-            f"encode.hardware is same, but {uri} holds {totals.encoders_text()}. More clips would "
-            "not make it one class of hardware. Set encode.hardware to any, or write to a new "
-            "output prefix"
-        )
+    encoders = frozenset(one for names in totals.by_encoder for one in names.split(" + "))
     return replace(
         limits,
         num_clips=num_clips,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.precision import exact_float32_products
+from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, straight_through
 from tokpipe.models.quantizers.nearest import project
 
