@@ -74,6 +74,6 @@ def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
 
 
 def one_line(text: str) -> str:
-    """Return text of Ray's without line breaks and colours, and not too long."""
-    line = " ".join(_ESCAPES.sub("", text).split())
+    """Return text of Ray's in one line: no colours, no full stop at the end, not too long."""
+    line = " ".join(_ESCAPES.sub("", text).split()).rstrip(".")
     return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]} ..."
