@@ -1,0 +1,51 @@
+"""Trouble of Ray itself, made for real: it is named, costs no clip, and ends a job with advice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.end_to_end.jobs import files, finish, rejections_of, start, write_job, write_videos
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STORE_BYTES = 80 * 2**20  # the least that Ray allows
+
+
+@pytest.fixture
+def full_disk() -> Iterator[str]:
+    """A cluster whose object store is full, and whose disk counts as full when it is in use."""
+    head = {
+        "num_cpus": 2,
+        "include_dashboard": False,
+        "object_store_memory": STORE_BYTES,
+        "_system_config": {"local_fs_capacity_threshold": 1e-6},
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=cluster.address, log_to_driver=False)
+    held = [ray.put(np.zeros(2**20, np.uint8)) for _ in range(STORE_BYTES // 2**20 - 8)]
+    yield cluster.address
+    del held
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_full_disk_of_rays_is_named_and_rejects_no_clip(tmp_path: Path, full_disk: str) -> None:
+    write_videos(tmp_path / "videos", 4)
+    job = write_job(
+        tmp_path / "job.yaml",
+        files(tmp_path / "videos"),
+        str(tmp_path / "out"),
+        frames={"size": [1024, 1024]},
+    )
+    code, printed = finish(start(job, full_disk), 1200)
+    assert code == 7, printed
+    assert "warning: decode: a lease of" in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("RuntimeFault: decode actors failed 10 times in a row")
+    assert "the disk that Ray spills objects to is full: free space" in last
+    assert "Traceback" not in printed
+    assert "\x1b" not in printed
+    assert not rejections_of(job)
