@@ -228,7 +228,7 @@ class Shell:
         begun = [self._begun.pop(one.shard, ordered) for one in command.receipts]
         check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
-        check_in_time(begun)
+        check_in_time(begun, are_listed=True)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -327,19 +327,17 @@ class Shell:
             self._events.put(LeaseFailed(attempt, kind, line))
 
 
-def check_in_time(begun: Iterable[Moment], needs_s: float | None = None) -> None:
-    """Raise RuntimeFault if shards are too old to be listed within ``needs_s``, or were listed."""
+def check_in_time(
+    begun: Iterable[Moment], needs_s: float = 0.0, *, are_listed: bool = False
+) -> None:
+    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds."""
     age_s = max((one.age_s for one in begun), default=0.0)
-    if age_s + (needs_s or 0.0) > LISTED_WITHIN_S:
+    if age_s + needs_s > LISTED_WITHIN_S:
+        none_listed = "It lists none of them. Run the job again; committed work is kept."
+        listed = "The last manifest entry lists them: check the output with `tokpipe audit`."
         raise RuntimeFault(
-            f"shards were not listed within {LISTED_WITHIN_S / 3600:g} hour (it is "
-            f"{age_s / 3600:.1f}), because this driver, its store or its clock did not keep up. "
-            "`tokpipe clean` may have removed them. "
-            + (
-                "None of them was listed: run the job again; committed work is kept."
-                if needs_s is not None
-                else "The last manifest entry lists them: check it with `tokpipe audit`."
-            )
+            f"this driver took {age_s / 3600:.1f} hours to list shards, and `tokpipe clean` may "
+            f"have removed them since. {listed if are_listed else none_listed}"
         )
 
 
