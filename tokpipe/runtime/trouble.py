@@ -43,19 +43,8 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
     "WorkerCrashedError": ("worker", "its worker process died"),
     "AuthenticationError": ("cluster", "the Ray cluster does not accept this driver's token"),
     "RpcError": ("cluster", "the head of the Ray cluster does not answer"),
-    **dict.fromkeys(
-        (
-            "ActorAlreadyExistsError", "ActorHandleNotFoundError", "ActorPlacementGroupRemoved",
-            "AsyncioActorExit", "CrossLanguageError", "GetTimeoutError",
-            "ObjectRefStreamEndOfStreamError", "OufOfBandObjectRefSerializationException",
-            "PendingCallsLimitExceeded", "RayCgraphCapacityExceeded", "RayChannelError",
-            "RayDirectTransportError", "RayTaskError", "StreamingGeneratorReplayInconsistentError",
-            "TaskCancelledError", "TaskPlacementGroupRemoved", "UnserializableException",
-            "UserCodeException",
-        ),
-        ("fault", ""),
-    ),
-}  # fmt: skip
+}
+"""All others, such as a cancelled task, are faults of the code of a stage or of the runtime."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _MAX_CHARACTERS = 300
 
