@@ -1,18 +1,26 @@
 """A driver in a real terminal: what it shows, and how Ctrl-C and SIGTERM end it at any moment."""
 
+import contextlib
+import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.jobs import (
     files,
+    finish,
     num_commits,
     slow_tokenizer,
     wait_until,
     write_job,
     write_videos,
 )
+from tests.end_to_end.processes import command_of, descendants_of, pids_of
+from tests.ray_head import running_head
 from tests.terminal import Terminal
 from tokpipe.cli import main
 
@@ -60,3 +68,94 @@ def test_a_second_ctrl_c_ends_a_working_job_at_once(job: Path, ray_address: str)
     assert terminal.end() == 128 + signal.SIGINT
     assert "stopping now" in terminal.text or "stopped after" in terminal.text
     assert main(["audit", str(job.parent / "out"), "--partial"]) == 0
+
+
+def start_in_group(job: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start a driver, and a local Ray unless ``variables`` name one, as `timeout` and Slurm do."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tokpipe.run", str(job)],
+        env={**environment, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.ray
+def test_sigterm_to_the_group_lets_the_driver_commit(job: Path, tmp_path: Path) -> None:
+    """Also to each process of a local Ray, as systemd and Slurm send it. None of them remains."""
+    whole = write_job(
+        tmp_path / "job.yaml",
+        files(job.parent / "videos"),
+        str(tmp_path / "out"),
+        tokenizer=slow_tokenizer(until=tmp_path / "hurry", pause_s=0.2),
+        output={"uri": str(tmp_path / "out"), "shard_bytes": 10**9},
+    )
+    driver = start_in_group(whole, PYTHONUNBUFFERED="1")
+    assert driver.stdout is not None
+    seen = ""
+    while not re.search(r"encode [1-9]", seen):
+        line = driver.stdout.readline()
+        assert line, f"the driver ended: {seen}"
+        seen += line
+    processes = descendants_of(driver.pid)
+    for pid in processes:
+        os.kill(pid, signal.SIGTERM)
+    os.killpg(driver.pid, signal.SIGTERM)
+    code, printed = finish(driver)
+    assert code == 128 + signal.SIGTERM, seen + printed
+    assert "run the same command again to continue" in printed
+    assert "Traceback" not in printed
+    assert "\x1b" not in seen + printed
+    assert num_commits(whole), printed
+    wait_until(lambda: not any(map(command_of, processes)))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("pause_s", [0.3, 1.0, 3.0, 5.0, 8.0, 12.0])
+def test_a_signal_to_the_group_at_any_moment_ends_the_run_without_traces(
+    job: Path, tmp_path: Path, number: signal.Signals, pause_s: float
+) -> None:
+    again = write_job(tmp_path / "job.yaml", files(job.parent / "videos"), str(tmp_path / "out"))
+    driver = start_in_group(again)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        driver.wait(pause_s)  # imports, connecting, planning or working, as the machine is fast
+    if driver.poll() is None:
+        os.killpg(driver.pid, number)
+    code, printed = finish(driver)
+    assert code in (0, 128 + number), printed
+    assert "Traceback" not in printed
+    assert "SIGTERM received" not in printed, "a native trace"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet"])
+def test_a_dead_head_is_named_within_seconds_and_ends_the_run_in_one_line(
+    job: Path, tmp_path: Path, victim: str
+) -> None:
+    again = write_job(
+        tmp_path / "job.yaml",
+        files(job.parent / "videos"),
+        str(tmp_path / "out"),
+        tokenizer=slow_tokenizer(until=tmp_path / "hurry", pause_s=10),
+    )
+    with running_head(tmp_path, {"RAY_AUTH_MODE": "disabled"}) as head:
+        driver = start_in_group(again, RAY_ADDRESS=head.address, RAY_AUTH_MODE="disabled")
+        assert driver.stdout is not None
+        seen = ""
+        while not re.search(r"encode \d+ \([\d./]+s, 1 worker", seen):
+            line = driver.stdout.readline()
+            assert line, f"the driver ended: {seen}"
+            seen += line
+        for pid in pids_of(victim):
+            os.kill(pid, signal.SIGKILL)
+        code, printed = finish(driver)
+    assert code == 7, printed
+    assert "waiting for the head of the Ray cluster" in printed
+    assert printed.splitlines()[-1].startswith("HeadLost: the head of the Ray cluster")
+    assert "Traceback" not in printed

@@ -8,6 +8,7 @@ import ray
 import ray._private.services as services
 
 from tests.end_to_end.jobs import RUNTIME, files, run, write_job, write_videos
+from tokpipe.errors import RuntimeFault
 from tokpipe.runtime.cluster import connected
 
 
@@ -66,3 +67,31 @@ def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     monkeypatch.setattr("tokpipe.runtime.cluster._check_cluster", lambda *_: None)
     with connected(cluster) as found:
         assert found == unused
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup.\nThis could happen because"),
+        RuntimeError(
+            "\x1b[31mVersion mismatch: The cluster was started with:\n    Ray: 2.9.0\x1b[0m"
+        ),
+        ConnectionError("Could not find any running Ray instance.\n\n"),
+        ray.exceptions.RaySystemError(
+            "the raylet did not start", "Traceback (most recent call last)"
+        ),
+    ],
+    ids=["time-out", "versions", "nothing there", "system"],
+)
+def test_what_ray_raises_while_it_starts_becomes_one_plain_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RuntimeFault, match="no connection to Ray") as caught, connected("local"):
+        pass
+    line = str(caught.value)
+    assert line.isprintable(), "no line breaks and no escape codes"
+    assert ".." not in line

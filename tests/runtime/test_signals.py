@@ -1,8 +1,10 @@
 """Signals at any moment, in processes small enough to try every one at every moment."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +119,20 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(code: str) -> None:
     assert process.returncode in (0, 128 + signal.SIGTERM), printed
     assert "SIGHUP" not in printed
     assert "SIGTERM" in printed or "unwound" in printed
+
+
+def test_a_closed_terminal_lets_a_run_commit_and_print_nowhere(tmp_path: Path) -> None:
+    terminal, end = os.openpty()
+    done = tmp_path / "done"
+    code = SCRIPT + RUN.format(body=WORK) + f"open({str(done)!r}, 'w').close()"
+    process = subprocess.Popen([sys.executable, "-c", code], preexec_fn=lambda: os.login_tty(end))
+    os.close(end)
+    seen = b""
+    while b"ready" not in seen:
+        seen += os.read(terminal, 100)
+    os.close(terminal)
+    assert process.wait(300) == 0
+    assert done.exists()
 
 
 @pytest.mark.ray

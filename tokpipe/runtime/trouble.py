@@ -43,19 +43,8 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
     "WorkerCrashedError": ("worker", "its worker process died"),
     "AuthenticationError": ("cluster", "the Ray cluster does not accept this driver's token"),
     "RpcError": ("cluster", "the head of the Ray cluster does not answer"),
-    **dict.fromkeys(
-        (
-            "ActorAlreadyExistsError", "ActorHandleNotFoundError", "ActorPlacementGroupRemoved",
-            "AsyncioActorExit", "CrossLanguageError", "GetTimeoutError",
-            "ObjectRefStreamEndOfStreamError", "OufOfBandObjectRefSerializationException",
-            "PendingCallsLimitExceeded", "RayCgraphCapacityExceeded", "RayChannelError",
-            "RayDirectTransportError", "RayTaskError", "StreamingGeneratorReplayInconsistentError",
-            "TaskCancelledError", "TaskPlacementGroupRemoved", "UnserializableException",
-            "UserCodeException",
-        ),
-        ("fault", ""),
-    ),
-}  # fmt: skip
+}
+"""All others, such as a cancelled task, are faults of the code of a stage or of the runtime."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _MAX_CHARACTERS = 300
 
@@ -74,6 +63,6 @@ def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
 
 
 def one_line(text: str) -> str:
-    """Return text of Ray's without line breaks and colours, and not too long."""
-    line = " ".join(_ESCAPES.sub("", text).split())
+    """Return text of Ray's in one line: no colours, no full stop at the end, not too long."""
+    line = " ".join(_ESCAPES.sub("", text).split()).rstrip(".")
     return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]} ..."
