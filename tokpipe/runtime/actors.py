@@ -27,7 +27,7 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.runtime.packing import Packed
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import Landmark
+from tokpipe.storage.probe import Landmark
 from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
