@@ -58,7 +58,8 @@ class Lab(VideoFolder):
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     made = Lab(tmp_path, [])
     yield made
     for stage in made.stages:
@@ -270,11 +271,10 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_shared_tmpdir_that_is_cleaned_all_the_time_costs_no_clip(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: Lab,
 ) -> None:
     shared, seen = lab.folder / "tmp", set[str]()
     shared.mkdir()
-    monkeypatch.setenv("TMPDIR", str(shared))
     content = pickle.dumps((lab.new_stage(), in_a_tar(lab, 6)))
     container = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", IN_A_CONTAINER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
