@@ -3,6 +3,7 @@
 TokpipeError
   ConfigError        the job file is wrong             edit the job file
     WeightsMismatch  weights are for another model     change the settings, or rename keys
+    IncompleteOutput the output lacks clips            finish its job, or allow a partial output
   PlanMismatch       the output has another plan       use a new prefix, or the old job file
   SourceError        one video is unusable             it is recorded as rejected; the job continues
   StorageError       the store kept failing            storage retries, then the job stops
@@ -13,6 +14,7 @@ TokpipeError
   Fenced             another driver owns the output    this driver stops, the other continues
   CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
   RuntimeFault       no progress is possible           fix the cluster or the weights, run again
+    HeadLost         Ray's head does not answer      restart the cluster, run again
     NodeTrouble      one node cannot work              the runtime avoids that node
       UnfitNode      other packages, or output         the runtime does not use that node
 
@@ -61,6 +63,10 @@ class WeightsMismatch(ConfigError):
         self.misfits = dict(misfits or {})
 
 
+class IncompleteOutput(ConfigError):
+    """An output to train on or export does not have every row of its plan."""
+
+
 class PlanMismatch(TokpipeError):
     """The output was started with other sources or settings than those of the job."""
 
@@ -101,6 +107,10 @@ class RuntimeFault(TokpipeError):
     """The job cannot make progress: no capacity for a stage, or its actors do not start."""
 
     exit_code = 7
+
+
+class HeadLost(RuntimeFault):
+    """The head of the Ray cluster does not answer, so nothing more can be asked of Ray."""
 
 
 class NodeTrouble(RuntimeFault):

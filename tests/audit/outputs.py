@@ -83,7 +83,7 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     stage = WriteStage(job.output, job.storage, spec, record.fingerprint, plan)
     stage.setup()
     refs = []
-    for item in PlanReader(store, plan).items(0):
+    for item in PlanReader(store, plan).items(range(plan.num_rows)):
         total = NUM_SEGMENTS if item.row == CUT_ROW and not streaming else 1
         sampling = job.sampling
         for segment in range(total):
@@ -92,8 +92,11 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     return Made(store, job, record, stage, refs)
 
 
-def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
-    """Make an output with an entry per shard, two rejections, and a checkpoint in the middle."""
+def finished(root: Path, *, num_shards: int | None = None, links: bool = False, **how: Any) -> Made:
+    """Make an output with an entry per shard, two rejections, and a checkpoint in the middle.
+
+    With ``links``, each entry holds the checksum of the one before; earlier versions wrote none.
+    """
     output = made(root, **how)
     kept = [ref for ref in output.refs if ref.row not in REJECTED_ROWS]
     others = [ref for ref in output.refs if ref.row in REJECTED_ROWS]
@@ -103,9 +106,11 @@ def finished(root: Path, *, num_shards: int | None = None, **how: Any) -> Made:
     for seq, group in enumerate(groups[:num_shards]):
         receipt = put(output, f"shard{seq}", group)
         rejections = tuple(rejected[seq : seq + 1])
-        entry = ManifestEntry(seq, "driver", f"time {seq}", (receipt,), rejections)
-        assert append(output.store, entry)
-        state.apply(entry)
+        time, previous = f"2026-01-01T00:{seq:02}:00+00:00", state.tail.sha256 if links else None
+        entry = ManifestEntry(seq, "driver", time, (receipt,), rejections, previous=previous)
+        appended = append(output.store, entry)
+        assert appended is not None
+        state.apply(appended)
         if seq == 3:
             assert write_checkpoint(output.store, state)
     return output

@@ -30,6 +30,8 @@ class DictStore:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.unlisted: set[str] = set()
+        """Objects that listings lack, as those of some stores lack the newest."""
         self.writes_to_crash: int | None = None
         self.crash: Literal["before", "after"] = "before"
 
@@ -63,7 +65,10 @@ class DictStore:
         return len(self.objects[key]) if key in self.objects else None
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        raise AssertionError(f"nothing here may list, but {prefix!r} was")
+        self.requests.append(f"list {prefix}")
+        for key in [key for key in self.objects if key.startswith(prefix)]:
+            if key not in self.unlisted:
+                yield StoredObject(key, len(self.objects[key]), 0.0)
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
@@ -135,8 +140,9 @@ def encoded_clip(
         block: Any = rng.integers(0, codebook_size, (t, *grid)).astype(dtype)
         codes.append(block)
         first += num_frames
+    pts_s, encoder = np.arange(first) / 8 + 0.25, ("cpu AVX2", "cpu AVX512")[row % 2]
     return EncodedClip(
-        clip_ref(row), tuple(chunks), tuple(codes), np.arange(first) / 8 + 0.25, 8.0, "pyav"
+        clip_ref(row), tuple(chunks), tuple(codes), pts_s, 8.0, "pyav", encoder=encoder
     )
 
 

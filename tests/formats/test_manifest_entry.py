@@ -22,7 +22,7 @@ ENTRY = ManifestEntry(
         Receipt(
             "shards/p-1-a.parquet", 1000, "cd" * 32, 2, 240, 22, (4, 6),
             "clips/p-1-a.parquet", "ef" * 32, 500,
-            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")),
+            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")), (("cpu avx2", 2),),
         ),
     ),
     rejected=(Rejected(ClipRef("ef" * 16, 9, 0, 1, "x"), "decode", "truncated", "why", "pyav", 2),),
@@ -40,7 +40,7 @@ TEXT = """{"format": 1,
 "side_table_sha256": "SIDE", "side_table_size_bytes": 500, "clips": [
 ["ID1", 7, 0, 1, "s3://videos/7.mp4"],
 ["ID2", 8, 1, 3, "s3://videos/8.mp4"]
-]}
+], "encoders": {"cpu avx2": 2}}
 ],
 "rejected": [
 {"ref": {"clip_id": "ID3", "row": 9, "segment": 0, "num_segments": 1, "source_uri": "x"}, \
@@ -123,15 +123,17 @@ def test_text_that_is_not_an_entry_is_rejected(text: bytes) -> None:
 
 def test_later_fields_are_ignored_but_a_newer_format_asks_for_an_upgrade() -> None:
     assert ManifestEntry.from_json("mem://e", with_fields(later=1)) == ENTRY
-    with pytest.raises(CorruptOutput, match=r"format 3, .* up to 2\. .* Upgrade tokpipe"):
-        ManifestEntry.from_json("mem://e", with_fields(format=3))
+    with pytest.raises(CorruptOutput, match=r"format 4, .* up to 3\. .* Upgrade tokpipe"):
+        ManifestEntry.from_json("mem://e", with_fields(format=4))
 
 
-def test_only_withdrawn_rejections_require_format_2() -> None:
+def test_only_withdrawn_rejections_and_links_require_a_later_format() -> None:
     claim = replace(ENTRY, shards=(), rejected=(), claim=Claim("host", 7, "0.1.0"))
     reopening = replace(ENTRY, shards=(), rejected=(), reopened=(Reopened(REF, "truncated"),))
     account = Account({"decode": 1.5}, {"decode": 2.0}, paid_s=3.0, useful_s=2.0, lost_s=0.5)
     paid = replace(ENTRY, account=account)
-    for entry, version in ((claim, 1), (reopening, 2), (paid, 1)):
+    first, linked = replace(claim, previous=""), replace(reopening, previous="ab" * 16)
+    versions = ((claim, 1), (reopening, 2), (paid, 1), (first, 3), (linked, 3))
+    for entry, version in versions:
         assert json.loads(entry.to_json())["format"] == version
         assert ManifestEntry.from_json("mem://e", entry.to_json()) == entry

@@ -35,9 +35,10 @@ Clip = tuple[int, int]
 class Driver:
     """Commits as a driver does: skips settled clips, appends, writes checkpoints."""
 
-    def __init__(self, store: DictStore, name: str) -> None:
+    def __init__(self, store: DictStore, name: str, *, links: bool) -> None:
         self.store = store
         self.name = name
+        self.links = links
         self.state = load_state(store, NUM_ROWS, interval=INTERVAL)
 
     def entry(self, tokenized: set[Clip], rejected: set[Clip]) -> ManifestEntry:
@@ -49,12 +50,17 @@ class Driver:
             for clip in sorted(rejected)
             if self._is_new(clip)
         )
-        return ManifestEntry(seq, self.name, "now", shards, tuple(rejections))
+        entry = ManifestEntry(seq, self.name, "now", shards, tuple(rejections))
+        return self.linked(entry)
+
+    def linked(self, entry: ManifestEntry) -> ManifestEntry:
+        """Continue the log; drivers of earlier versions did not say which entry they continue."""
+        return replace(entry, previous=self.state.tail.sha256) if self.links else entry
 
     def commit(self, entry: ManifestEntry) -> bool:
-        if not append(self.store, entry):
+        if (appended := append(self.store, entry)) is None:
             return False
-        self.state.apply(entry)
+        self.state.apply(appended)
         if self.state.next_seq % INTERVAL == 0:
             write_checkpoint(self.store, self.state)
         return True
@@ -88,7 +94,9 @@ class ManifestMachine(RuleBasedStateMachine):
 
     def start(self) -> None:
         self.num_drivers += 1
-        self.driver = Driver(self.store, f"driver-{self.num_drivers}")
+        # The first three are of an earlier version.
+        name, links = f"driver-{self.num_drivers}", self.num_drivers > 3
+        self.driver = Driver(self.store, name, links=links)
 
     def remember(self, entry: ManifestEntry) -> None:
         for receipt in entry.shards:
@@ -123,7 +131,8 @@ class ManifestMachine(RuleBasedStateMachine):
         clip = data.draw(st.sampled_from(sorted(self.rejected)))
         reopened = (Reopened(ref_of(clip), self.rejected.pop(clip)),)
         seq = self.driver.state.next_seq
-        assert self.driver.commit(ManifestEntry(seq, self.driver.name, "now", reopened=reopened))
+        entry = ManifestEntry(seq, self.driver.name, "now", reopened=reopened)
+        assert self.driver.commit(self.driver.linked(entry))
 
     @rule()
     def freeze_and_replace(self) -> None:

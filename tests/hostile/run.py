@@ -132,7 +132,7 @@ def _plan_table(case: TableCase, job: JobConfig, folder: Path) -> tuple[str, str
     elif any(want not in (None, has) for want, has in zip(case.expected, found, strict=True)):
         return "planned", f"{found} rows and unusable rows; not {case.expected}"
     reader = PlanReader(store, plan)
-    items = [item for part in range(reader.num_parts) for item in reader.items(part)]
+    items = reader.items(range(reader.num_rows))
     extras = reader.extras([item.row for item in items])
     extras.validate(full=True)
     if len(items) != plan.num_rows or extras.num_rows != plan.num_rows:
@@ -181,7 +181,7 @@ def decode_corpus(
     job = load_job(job_path)
     store = open_store(f"{job_path.parent}/plan", job.storage)
     reader = PlanReader(store, write_plan(job, store, "1"))
-    items = [item for part in range(reader.num_parts) for item in reader.items(part)]
+    items = reader.items(range(reader.num_rows))
     by_name = {case.name: case for case in cases}
     outcomes: Outcomes = {}
     digests = {}

@@ -282,24 +282,25 @@ def test_a_shared_tmpdir_that_is_cleaned_all_the_time_costs_no_clip(
     for one in both:
         one.stdin.write(content)
         one.stdin.close()
+        one.stdin = None
     while any(one.poll() is None for one in both):
         for path in shared.iterdir():
             seen.add(path.name)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    printed = [(one.stdout.read(), one.stderr.read()) for one in both]
+    printed = [one.communicate() for one in both]
     assert [out for out, _ in printed] == [b"ready\n"] * 2, printed
     assert list(shared.glob("*")) == [], "nothing is left after SIGKILL"
     assert seen == set(), "copies have no names"
 
 
 def test_a_fetched_source_is_recognized_like_a_local_one(lab: Lab) -> None:
-    memory, text = fsspec.filesystem("memory"), b"not a video, " * 100
+    memory, text, stage = fsspec.filesystem("memory"), b"not a video, " * 100, lab.stage()
     for ending, reason in {"m4v": "no_video", "mp4": "not_a_video", "": "not_a_video"}.items():
         path = lab.folder / f"text.{ending}"
         path.write_bytes(text)
         memory.pipe_file(f"/text.{ending}", text)
         for uri in (str(path), f"memory://text.{ending}"):
-            assert rejected(lab.stage(), item(uri)).reason == reason
+            assert rejected(stage, item(uri)).reason == reason
 
 
 def test_a_failing_store_is_not_blamed_on_the_clip(lab: Lab) -> None:

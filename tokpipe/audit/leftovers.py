@@ -3,13 +3,14 @@
 Killed workers and drivers leave such objects. They are harmless, but they take space.
 """
 
-import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
+from tokpipe.formats.layout import MANIFEST_KEY
 from tokpipe.formats.manifest import count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
@@ -17,10 +18,8 @@ from tokpipe.storage.store import Store, StoredObject
 OLDER_THAN_S = 2 * 24 * 3600.0
 """Default age of the objects that ``clean`` removes."""
 
-YOUNGEST_S = 3600.0
+YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""
-
-_MANIFEST = re.compile(r"manifest/(\d{8,})(\.checkpoint)?\.json")
 
 
 @dataclass(slots=True)
@@ -48,7 +47,7 @@ def list_output(store: Store) -> Listing:
             listing.data[found.key] = found
         elif folder in ("plan", "probe"):
             listing.temporary.append(found)
-        elif match := _MANIFEST.fullmatch(found.key):
+        elif match := MANIFEST_KEY.fullmatch(found.key):
             if match[2]:
                 listing.checkpoints.add(int(match[1]))
             else:
@@ -100,8 +99,7 @@ def clean(store: Store, *, older_than_s: float = OLDER_THAN_S, dry_run: bool = F
     now_s = time.time()
     listing = list_output(store)
     record = job_record.read(store)
-    # Up to the last entry of the listing or later: counting may stop at a gap, and everything
-    # after the gap would look unlisted.
+    # A second listing may show less than the first, and what it lacks would look unlisted.
     end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
     listed = {
         key

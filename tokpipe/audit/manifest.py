@@ -1,6 +1,6 @@
 """Reads the manifest entry by entry, compares it with the plan, and continues after defects."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -10,7 +10,7 @@ from tokpipe.audit.leftovers import Listing
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.layout import entry_key
-from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState
+from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
 from tokpipe.formats.manifest.checkpoint import read_checkpoint
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.storage.read_ahead import read_ahead
@@ -46,15 +46,26 @@ class ManifestAudit:
 
     def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
         """Yield every readable entry after checking it, and check all checkpoints."""
-        end = 0
-        for seq, found in read_ahead(self._read, listing.entries, READ_AHEAD):
+        numbers: Sequence[int] = listing.entries
+        with suppress(CorruptOutput):  # without a gap, a listing that has one lags behind
+            count_entries(self._store)
+            numbers = range(max(numbers, default=-1) + 1)
+        end = after = 0  # after the last number, and after the last entry that could be read
+        for seq, found in read_ahead(self._read, numbers, READ_AHEAD):
             self._check_gap(end, seq, "later entries of the manifest exist")
             self._check_checkpoint(seq, listing)
+            uri = self._store.uri_of(entry_key(seq))
             if isinstance(found, CorruptOutput):
-                self._findings.add("entry_damaged", self._store.uri_of(entry_key(seq)), found)
+                self._findings.add("entry_damaged", uri, found)
             else:
-                self._add(found)
+                if seq == after:
+                    try:
+                        self.state.tail.check(self._store, found)
+                    except CorruptOutput as error:
+                        self._findings.add("entry_damaged", uri, error)
+                self._add(uri, found)
                 yield found
+                after = seq + 1
             end = seq + 1
         self._check_checkpoint(end, listing)
         if listing.checkpoints:
@@ -85,8 +96,7 @@ class ManifestAudit:
         except CorruptOutput as error:
             return seq, error
 
-    def _add(self, entry: ManifestEntry) -> None:
-        uri = self._store.uri_of(entry_key(entry.seq))
+    def _add(self, uri: str, entry: ManifestEntry) -> None:
         for withdrawn in entry.reopened:
             self._reopen(uri, withdrawn.ref)
         for receipt in entry.shards:
@@ -148,6 +158,7 @@ class ManifestAudit:
             saved.committed.bitmap == state.committed.bitmap
             and dict(saved.committed.partial) == dict(state.committed.partial)
             and saved.totals == state.totals
+            and saved.tail == state.tail
             and saved.shards.equals(state.shards)
         ):
             problem = f"{uri} is damaged: it does not sum up the entries before it."

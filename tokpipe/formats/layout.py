@@ -4,6 +4,8 @@ import re
 
 JOB_RECORD = "job.json"
 
+MANIFEST_KEY = re.compile(r"manifest/([0-9]{8})(\.checkpoint)?\.json")
+"""Keys of entries and checkpoints; other files beside them are not part of the output."""
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 

@@ -35,8 +35,7 @@ from tokpipe.media.timeline import Timeline, read_timeline
 from tokpipe.types import Cut
 
 _F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
-_MAX_TIMELINES = 4
-"""The timeline of a three-hour video takes about 20 MB."""
+_MAX_TIMELINES = 4  # The timeline of a three-hour video takes about 20 MB
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[str]) -> None:
@@ -100,9 +99,9 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
             clip.decode(name, memory)
         except (SourceError, MemoryError) as error:
             outcome = _rejected(error, name, clip.num_segments)
-        else:
-            wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
-            return
+            continue
+        wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
+        return
     wire.send(channel, outcome)
 
 
@@ -138,21 +137,16 @@ class _Clip:
         )
         num_segments, expected = selection.num_segments, request["num_segments"]
         if expected not in (None, num_segments):
-            raise SourceError(
-                "changed",
-                f"the source now has {num_segments} {request['segment_is']}s and had {expected} "
-                "when it was first read: the file was replaced",
-            )
+            found = f"the source now has {num_segments} {request['segment_is']}s and had {expected}"
+            raise SourceError("changed", f"{found} when it was first read: the file was replaced")
         self.num_segments = num_segments or None
         self.wanted = selection.indices
         is_clip = request["segment_is"] == "clip"
         clip_frames = len(self.wanted) if is_clip else selection.num_frames
         if clip_frames < self.min_frames:
-            raise SourceError(
-                "too_short",
-                f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s; "
-                f"sampling.min_clip_frames is {self.min_frames}",
-            )
+            found = f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s"
+            least = f"sampling.min_clip_frames is {self.min_frames}"
+            raise SourceError("too_short", f"{found}; {least}")
         aspect, orientation = timeline.pixel_aspect, timeline.orientation
         rows, columns = orientation.oriented(timeline.height, timeline.width)
         shown_aspect = orientation.oriented_aspect(aspect)

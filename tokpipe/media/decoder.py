@@ -31,32 +31,23 @@ _MAX_OUTSIDE_KILLS = 3
 class Video:
     """The frames of one clip, and what is known about its source."""
 
-    frames: NDArray[np.uint8]
-    """(T, H, W, 3) RGB."""
-    pts_s: NDArray[np.float64]
-    """(T,) true presentation times, on the clock of the container."""
-    fps: float
-    """Frames per second: the job's, or the average of the source."""
-    num_segments: int
-    """Number of segments of the row: clips, or pieces of its one clip."""
+    frames: NDArray[np.uint8]  # (T, H, W, 3) RGB
+    pts_s: NDArray[np.float64]  # (T,) true presentation times, on the clock of the container
+    fps: float  # Frames per second: the job's, or the average of the source
+    num_segments: int  # Number of segments of the row: clips, or pieces of its one clip
     backend: str
-    damage: str | None = None
-    """What is missing, under ``decode.on_damage: mark``."""
-    marks: Sequence[str] = ()
-    """What is special about the source."""
+    damage: str | None = None  # What is missing, under ``decode.on_damage: mark``
+    marks: Sequence[str] = ()  # What is special about the source
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What decoding a span of a video will return, according to its container."""
 
-    num_frames: int
-    """Frames of all segments together."""
+    num_frames: int  # Frames of all segments together
     num_segments: int
-    size: tuple[int, int]
-    """(height, width) of the frames."""
-    source_size: tuple[int, int]
-    """(height, width) of the video as it is shown, in square pixels."""
+    size: tuple[int, int]  # (height, width) of the frames
+    source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
     source_fps: float
 
 
@@ -178,8 +169,7 @@ class VideoDecoder:
         Raises:
             Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
-        asked = {"start_s": start_s, "end_s": end_s, "only_probe": True}
-        probe, _ = self._answer(file, asked)
+        probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, "only_probe": True})
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})
 
@@ -248,10 +238,8 @@ class VideoDecoder:
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            fields = message, backend, num_segments, signal_name
-            if status == -signal.SIGKILL or not has_started:
-                raise _Innocent("crashed", *fields) from None
-            raise _Lost("crashed", *fields) from None
+            kind = _Innocent if status == -signal.SIGKILL or not has_started else _Lost
+            raise kind("crashed", message, backend, num_segments, signal_name) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise

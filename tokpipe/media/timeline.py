@@ -51,8 +51,7 @@ class Packet(NamedTuple):
     is_shown: bool
     has_pts: bool
     is_corrupt: bool
-    is_restart: bool
-    """Whether the timestamps begin again here, as where two files were joined."""
+    is_restart: bool  # Whether the timestamps begin again here, as where two files were joined
 
 
 @dataclass(frozen=True, slots=True)

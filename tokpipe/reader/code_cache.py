@@ -41,6 +41,7 @@ class CodeCache:
         max_bytes: limit on the size of the folder, not counting files that are being written. The
             least recently opened files are removed; their space is free once no process maps them.
         read_ahead: shards that iterating prepares in advance, each in a thread and in memory.
+        allow_partial: without it, an output whose job has not finished raises IncompleteOutput.
     """
 
     def __init__(
@@ -50,7 +51,10 @@ class CodeCache:
         *,
         max_bytes: int | None = None,
         read_ahead: int = 2,
+        allow_partial: bool = False,
     ) -> None:
+        if not allow_partial:
+            output.check_complete("training would miss clips", "allow_partial=True to CodeCache")
         self.output = output
         self._folder = Path(folder)
         self._max_bytes = max_bytes

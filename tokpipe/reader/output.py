@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
@@ -25,6 +25,7 @@ from tokpipe.storage import open_store
 from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.human import counted
 from tokpipe.types import Rejected
 
 _OPEN_SHARDS = 16
@@ -85,6 +86,25 @@ class Output:
     @property
     def num_codes(self) -> int:
         return self.totals.num_codes
+
+    @property
+    def num_rows_left(self) -> int:
+        """Plan rows that are neither tokenized nor rejected: 0 once the job is finished."""
+        return self.record.num_rows - self.state.committed.num_done
+
+    @property
+    def incomplete(self) -> str:
+        """How much of the plan is missing, in words; empty once the job is finished."""
+        left, rows = self.num_rows_left, counted(self.record.num_rows, "plan row")
+        return f"incomplete: {left:,} of {rows} are neither tokenized nor rejected" if left else ""
+
+    def check_complete(self, effect: str, option: str) -> None:
+        """Raise IncompleteOutput if rows are missing. ``option`` is how to go on without them."""
+        if self.incomplete:
+            raise IncompleteOutput(
+                f"{self.store.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
+                f"run, or pass {option} to use what is there now"
+            )
 
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""

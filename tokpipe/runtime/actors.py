@@ -87,10 +87,12 @@ class EncodeActor(Worker):
         build: Callable[[], EncodeStage],
         device: str,
         weights: bytes | None,
-    ) -> None:
+    ) -> str:
+        """Return the encoder class."""
         output.check()
         self.stage = build()
         self.stage.setup(device, weights)
+        return self.stage.hardware
 
     @ray.method(num_returns=2)
     def work(

@@ -51,7 +51,7 @@ def claim_output(
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
     state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
     for _ in range(_CLAIM_ATTEMPTS):
-        for entry in iter_entries(store, state.next_seq):
+        for entry in iter_entries(store, state.next_seq, after=state.tail):
             state.apply(entry)
         committer = Committer(store, state, writer, checkpoint_every)
         try:
@@ -138,14 +138,15 @@ class Committer:
             seq=self.state.next_seq,
             writer=self.writer,
             written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            previous=self.state.tail.sha256,
             **content,
         )
 
     def append(self, entry: ManifestEntry) -> None:
         """Write an entry. Raise Fenced if its place is taken, StorageError as ``commit``."""
-        if not append(self.store, entry):
+        if (appended := append(self.store, entry)) is None:
             raise self._fenced(entry.seq)
-        self.state.apply(entry)
+        self.state.apply(appended)
         if self.state.next_seq % self.checkpoint_every == 0:
             write_checkpoint(self.store, self.state)
 

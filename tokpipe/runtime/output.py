@@ -52,8 +52,9 @@ class JobOutput:
         """Whether every plan row is settled and no rejection is to be tried again."""
         if self.record is None or self.state is None:
             return False
+        rejected = iter_rejected(self.store, self.state.next_seq)  # reads nothing yet
         return self.state.committed.num_done == self.record.num_rows and (
-            retry is None or not any(map(retry.selects, iter_rejected(self.store)))
+            retry is None or not any(map(retry.selects, rejected))
         )
 
 

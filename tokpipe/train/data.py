@@ -64,15 +64,18 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Generator[Tensor]:
         """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8."""
-        num_ahead = self.config.data_threads
+
+        def batch(buffer: tuple[int, list[Frames]]) -> Tensor:
+            return self._batch(*buffer)
+
+        ahead = self.config.data_threads
         numbers = itertools.count(self._first_clip(first_step))
-        with closing(_Decoders(self.config)) as decoders:
-            clips = read_ahead(partial(self._clip, decoders), numbers, num_ahead)
-            with closing(clips):
-                buffers = self._buffers(first_step, clips)
-                batches = read_ahead(lambda buffer: self._batch(*buffer), buffers, num_ahead)
-                with closing(batches):
-                    yield from batches
+        with (
+            closing(_Decoders(self.config)) as decoders,
+            closing(read_ahead(partial(self._clip, decoders), numbers, ahead)) as clips,
+            closing(read_ahead(batch, self._buffers(first_step, clips), ahead)) as batches,
+        ):
+            yield from batches
 
     def _first_clip(self, step: int) -> int:
         return int(step * self.config.fresh_clips)

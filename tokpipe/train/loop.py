@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.clip_norm)
-        measured: dict[str, float | Tensor] = {k: float(v.detach()) for k, v in terms.items()}
-        measured["gradient_norm"] = float(norm)
-        if not math.isfinite(float(norm)):
+        measured = {name: float(term.detach()) for name, term in terms.items()}
+        if not norm.isfinite():
             raise FloatingPointError(
                 f"step {self.step}: loss {measured['loss']}, gradient norm {float(norm)}. Another "
                 "step would ruin the weights. Lower learning_rate or lengthen the warmup, and "
@@ -88,10 +88,8 @@ class Trainer:
         self.optimizer.step()
         self._update_average()
         self.step += 1
-        measured["learning_rate"] = learning_rate
-        measured["codes"] = quantized.codes.detach()
-        measured["frames"] = x.shape[2]
-        return measured
+        measured |= {"gradient_norm": float(norm), "learning_rate": learning_rate}
+        return {**measured, "codes": quantized.codes.detach(), "frames": x.shape[2]}
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -200,24 +198,23 @@ class _Log:
         self._start()
 
     def _start(self) -> None:
-        self.sums: dict[str, float] = {}
+        self.sums: Counter[str] = Counter()
         self.count = 0
         self.usage = CodeUsage(self.config.tokenizer.quantizer.codebook_size)
         self.started_s = time.monotonic()
 
     def add(self, step: int, measured: dict[str, Any]) -> None:
         self.usage.update(measured.pop("codes"))
-        for name, value in measured.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.sums.update(measured)
         self.count += 1
         if (step + 1) % self.config.log_every_steps and step + 1 != self.config.num_steps:
             return
-        means = {name: value / self.count for name, value in self.sums.items()}
+        mse = self.sums["mse"] / self.count
         line = {
             "step": step + 1,
-            **{name: round(value, 6) for name, value in means.items()},
+            **{name: round(value / self.count, 6) for name, value in self.sums.items()},
             # Pixels span [-1, 1], so the largest squared error is 4.
-            "psnr_db": round(10 * math.log10(4 / max(means["mse"], 1e-10)), 3),
+            "psnr_db": round(10 * math.log10(4 / max(mse, 1e-10)), 3),
             "codes_used": self.usage.num_used,
             "code_entropy_bits": round(self.usage.entropy_bits, 3),
             "seconds_per_step": round((time.monotonic() - self.started_s) / self.count, 3),
@@ -238,9 +235,13 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
     changed = [
         f"{key}: {old[key]!r} -> {new[key]!r}" for key in sorted(new) if old[key] != new[key]
     ]
-    if step > now.num_steps or any(
-        _settings(before, done) != _settings(now, done) for done in range(step)
-    ):
+
+    def settings(run: TrainConfig, step: int) -> tuple[Any, ...]:
+        phase, learning_rate = run.phase_at(step)
+        return phase.size, phase.batches, phase.loss or run.loss, learning_rate
+
+    steps = range(step)
+    if step > now.num_steps or any(settings(before, one) != settings(now, one) for one in steps):
         changed.append(f"phases: of the {step} finished steps")
     if changed:
         raise ConfigError(
@@ -248,11 +249,6 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
             "it would produce weights that no training file describes. Choose another output, or "
             "restore the settings; phases may change from the next step on"
         )
-
-
-def _settings(config: TrainConfig, step: int) -> tuple[Any, ...]:
-    phase, learning_rate = config.phase_at(step)
-    return phase.size, phase.batches, phase.loss or config.loss, learning_rate
 
 
 def _device(config: TrainConfig) -> torch.device:

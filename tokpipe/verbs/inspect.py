@@ -43,9 +43,11 @@ class Inspection:
             "fingerprint": output.fingerprint,
             "tokenizer": output.tokenizer.model_dump(mode="json"),
             "schema": {one.name: str(one.type) for one in output.schema},
+            "num_rows_left": output.num_rows_left,
             "num_clips": output.num_clips,
             "num_codes": output.num_codes,
             "num_shards": len(output.shards),
+            "encoders": dict(output.state.totals.encoders),
             "counted": {
                 "num_shards": self.num_shards,
                 "num_codes": usage.num_codes,
@@ -80,6 +82,9 @@ class Inspection:
             f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
             f"{counted(num_shards, 'shard')}"
         )
+        yield f"  encoders: {output.state.totals.encoders_text()}"
+        if output.incomplete:
+            yield f"  {output.incomplete}"
         yield "columns of shards/*.parquet, one row per chunk:"
         for one in output.schema:
             inner: Any = getattr(one.type, "value_type", None)

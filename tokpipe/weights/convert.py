@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import validate_settings
-from tokpipe.config.strict_yaml import StrictLoader
+from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
 from tokpipe.weights.read import encoding_tensors, tensors_sha256
@@ -68,6 +69,8 @@ def convert(
         ConfigError: no weights are found, the config does not match them, or files would be
             overwritten.
     """
+    from tokpipe.models.tokenizers import build_tokenizer
+
     choices = choices or Choices()
     if (kind is None) == (config is None):
         raise ConfigError(
@@ -98,7 +101,9 @@ def convert(
         _write(state, partial / WEIGHTS_NAME)
         text = yaml.safe_dump(section, sort_keys=False)
         (partial / CONFIG_NAME).write_text(f"# From {source.name}, by tokpipe convert.\n{text}")
-        digest = _verify(parsed, partial / WEIGHTS_NAME)
+        data = (partial / WEIGHTS_NAME).read_bytes()
+        build_tokenizer(parsed, data, with_decoder=bool(parsed.decoder_keys))
+        digest = tensors_sha256(encoding_tensors(str(folder / WEIGHTS_NAME), data, parsed))
         folder.mkdir(exist_ok=True)
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             (partial / name).replace(folder / name)
@@ -213,9 +218,9 @@ def _is_average(key: str, keys: Iterable[str]) -> bool:
 
     They are below ``model_ema.`` or, for each part of a model, below ``ema_<part>.``.
     """
-    match = _AVERAGES.match(key)
-    part = match and match[1]
-    return match is not None and (not part or any(other.startswith(f"{part}.") for other in keys))
+    if (match := _AVERAGES.match(key)) is None:
+        return False
+    return not match[1] or any(other.startswith(f"{match[1]}.") for other in keys)
 
 
 def _averaged(
@@ -260,10 +265,10 @@ def _some(keys: Iterable[str]) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        section = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        section = read_mapping(path.read_bytes(), str(path), "tokenizer section")
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read as a tokenizer section: {error}") from error
-    if not isinstance(section, dict) or section.keys() & {"weights", "checkpoint"}:
+    if section.keys() & {"weights", "checkpoint"}:
         raise ConfigError(
             f"{path} must hold a tokenizer section without weights; the new folder adds them"
         )
@@ -285,13 +290,8 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
         if kind == "emu3":
             names = {"base_channels": ch, "channel_multiplier": mult}
             return {**section, **names, "attn_resolutions": attention}
-        return {
-            **section,
-            "ch": ch,
-            "ch_mult": mult,
-            "attn_resolutions": [256 >> level for level in attention],
-            "z_channels": shapes["encoder.conv_out.weight"][0],
-        }
+        names = {"ch": ch, "ch_mult": mult, "z_channels": shapes["encoder.conv_out.weight"][0]}
+        return {**section, **names, "attn_resolutions": [256 >> level for level in attention]}
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{source} is not a checkpoint of kind {kind}: it has no {error} of the right shape; "
@@ -303,25 +303,11 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
 def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[int], int, list[int]]:
     """Return channels, their multiples by level, blocks per level, and levels with attention."""
     ch = shapes["encoder.conv_in.weight"][0]
-    mult: list[int] = []
-    attention = []
-    while f"{down}.{len(mult)}.block.0.conv1.weight" in shapes:
-        level = len(mult)
-        mult.append(shapes[f"{down}.{level}.block.0.conv1.weight"][0] // ch)
-        if any(key.startswith(f"{down}.{level}.attn.") for key in shapes):
-            attention.append(level)
-    blocks = 0
-    while f"{down}.0.block.{blocks}.conv1.weight" in shapes:
-        blocks += 1
-    if not mult:
-        raise KeyError(f"{down}.0.block.0.conv1.weight")
-    return ch, mult, blocks, attention
-
-
-def _verify(config: TokenizerConfig, weights: Path) -> str:
-    """Build the whole tokenizer, and return the hash of the weights that decide its codes."""
-    from tokpipe.models.tokenizers import build_tokenizer
-
-    data = weights.read_bytes()
-    build_tokenizer(config, data, with_decoder=bool(config.decoder_keys))
-    return tensors_sha256(encoding_tensors(str(weights), data, config))
+    first = f"{down}.{{}}.block.{{}}.conv1.weight".format
+    levels = list(takewhile(lambda level: first(level, 0) in shapes, count()))
+    if not levels:
+        raise KeyError(first(0, 0))
+    mult = [shapes[first(level, 0)][0] // ch for level in levels]
+    blocks = next(block for block in count() if first(0, block) not in shapes)
+    attends = [any(key.startswith(f"{down}.{level}.attn.") for key in shapes) for level in levels]
+    return ch, mult, blocks, list(compress(levels, attends))

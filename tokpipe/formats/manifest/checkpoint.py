@@ -16,7 +16,8 @@ from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import check_bytes, damaged, sha256
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
-from tokpipe.formats.manifest.log import count_entries, iter_entries
+from tokpipe.formats.manifest.entry import Tail
+from tokpipe.formats.manifest.log import count_entries, iter_entries, read_entry
 from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, ManifestState, Totals
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.formats.tables import from_parquet, to_parquet
@@ -24,7 +25,8 @@ from tokpipe.storage.store import Store
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+"""2 since entries of format 3; the checkpoint after an earlier one is written as 1."""
 
 CHECKPOINT_INTERVAL = 64
 """Checkpoints are at multiples of this many entries, so finding one needs no listing."""
@@ -35,15 +37,14 @@ def load_state(
 ) -> ManifestState:
     """Return the state of an output's manifest, over a plan of ``num_rows`` rows.
 
-    With checkpoints this takes a few dozen requests for a manifest of any length. It lists no
-    keys: a listing is slow on large outputs, and lags behind on some stores.
+    With checkpoints this takes one listing of the manifest and a few dozen requests.
 
     Raises:
         CorruptOutput: an entry is damaged or missing, or contradicts others or the plan.
     """
     num_entries = count_entries(store)
     state = _newest_checkpoint(store, num_rows, num_entries, interval)
-    for entry in iter_entries(store, state.next_seq, num_entries):
+    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
         state.apply(entry)
     return state
 
@@ -114,15 +115,19 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
             },
         )
         # By name, so that a field that an older tokpipe did not count is an error, not zero.
-        totals = Totals(**{field: record["totals"][field] for field in Totals.__slots__})
-        totals.rejected = Counter(totals.rejected)
+        found = {"encoders": {}, **record["totals"]}  # but older outputs name no encoder class
+        totals = Totals(**{field: found[field] for field in Totals.__slots__})
+        totals.rejected, totals.encoders = Counter(totals.rejected), Counter(totals.encoders)
         size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
+        # Earlier versions did not write the tail.
+        tail = Tail(*record.get("tail") or read_entry(store, seq - 1).tail)
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise damaged(uri, f"it does not parse as a checkpoint: {error}") from error
     uri = store.uri_of(checkpoint_shards_key(seq))
     table = store.get(checkpoint_shards_key(seq))
     check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)
-    return ManifestState(committed, next_seq=seq, totals=totals, shards=_read_table(uri, table))
+    shards = _read_table(uri, table)
+    return ManifestState(committed, next_seq=seq, totals=totals, shards=shards, tail=tail)
 
 
 def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
@@ -130,8 +135,9 @@ def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
     bitmap = zlib.compress(state.committed.bitmap)
     return {
-        "format": CHECKPOINT_FORMAT,
+        "format": 1 + state.tail.is_linked,
         "seq": state.next_seq,
+        "tail": state.tail,
         "totals": {**totals, "rejected": dict(sorted(state.totals.rejected.items()))},
         "num_rows": state.committed.num_rows,
         "shards_size_bytes": len(table),

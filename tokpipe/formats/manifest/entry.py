@@ -1,19 +1,24 @@
 """One manifest entry: the shards and rejections of one commit, as JSON with a checksum."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
+from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
-MANIFEST_FORMAT = 2
-"""2 since entries can withdraw rejections. An entry that withdraws none is written as 1."""
+MANIFEST_FORMAT = 3
+"""2 since entries can withdraw rejections, and 3 since each holds the hash of the one before.
+
+An earlier version that resumed an output of format 3 would break the chain, so it must not.
+"""
 
 _RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s"), "actors": ("spent_s", "up_s")}
 """What an entry records of an account, and under which keys."""
@@ -57,6 +62,14 @@ class ManifestEntry:
     """Unsettled before anything else in this entry counts."""
     account: Account | None = None
     """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
+    previous: str | None = None
+    """SHA-256 of the entry before, empty in entry 0. None if a version before format 3 wrote it."""
+    sha256: str | None = field(default=None, compare=False)
+    """Its own, once it is in the store."""
+
+    @property
+    def tail(self) -> "Tail":
+        return Tail(self.sha256, self.previous is not None)
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -72,7 +85,7 @@ class ManifestEntry:
         clip would double the manifest of a large output.
         """
         body: dict[str, Any] = {
-            "format": MANIFEST_FORMAT if self.reopened else 1,
+            "format": 1 + bool(self.reopened) if self.previous is None else MANIFEST_FORMAT,
             "seq": self.seq,
             "writer": self.writer,
             "written_at": self.written_at,
@@ -81,6 +94,8 @@ class ManifestEntry:
             # Every message passes here, whatever library it quotes.
             "rejected": [{**asdict(one), "message": redact(one.message)} for one in self.rejected],
         }
+        if self.previous is not None:
+            body["previous"] = self.previous
         if self.reopened:
             body["reopened"] = [asdict(one) for one in self.reopened]
         if self.claim is not None:
@@ -98,15 +113,34 @@ class ManifestEntry:
             for shard in body["shards"]:
                 clips = shard["clips"]
                 shard["clips"] = [dict(zip(clip_fields, clip, strict=True)) for clip in clips]
+                shard["encoders"] = tuple(shard.get("encoders", {}).items())
             seconds = [body.pop(key, {}) for key in _RECORDED]
             if any(seconds):
                 body["account"] = {key: value for one in seconds for key, value in one.items()}
             return _ENTRY.validate_python(body)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise damaged(uri, f"it does not parse as a manifest entry: {error}") from error
 
 
 _ENTRY = TypeAdapter(ManifestEntry)
+
+
+class Tail(NamedTuple):
+    """What the next entry must continue."""
+
+    sha256: str | None = ""
+    """Of the last entry; empty if there is none."""
+    is_linked: bool = False
+    """Whether the last entry holds the hash of the one before, as all later ones must."""
+
+    def check(self, store: Store, entry: ManifestEntry) -> None:
+        """Raise CorruptOutput unless ``entry`` can be the next one."""
+        if entry.previous != self.sha256 and (self.is_linked or entry.previous is not None):
+            raise damaged(
+                store.uri_of(entry_key(entry.seq)),
+                f"it continues an entry with the SHA-256 {entry.previous or 'none'}, but the "
+                f"entry before it has {self.sha256 or 'none'}. One of the two was replaced",
+            )
 
 
 def _rounded(seconds: Any) -> Any:
@@ -118,4 +152,4 @@ def _rounded(seconds: Any) -> Any:
 def _shard_json(receipt: Receipt) -> dict[str, Any]:
     own = {one.name: getattr(receipt, one.name) for one in fields(Receipt)}
     clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in receipt.clips]
-    return {**own, "clips": clips}
+    return {**own, "clips": clips, "encoders": dict(receipt.encoders)}

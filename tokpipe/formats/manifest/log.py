@@ -2,12 +2,13 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from tokpipe.errors import NotFound
-from tokpipe.formats.checks import damaged
-from tokpipe.formats.layout import entry_key
-from tokpipe.formats.manifest.entry import ManifestEntry
+from tokpipe.formats.checks import damaged, sha256
+from tokpipe.formats.layout import MANIFEST_KEY, entry_key
+from tokpipe.formats.manifest.entry import ManifestEntry, Tail
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
@@ -16,45 +17,88 @@ READ_AHEAD = 15
 """Entries fetched while one is used: a store takes tens of milliseconds to return one."""
 
 
-def append(store: Store, entry: ManifestEntry) -> bool:
-    """Commit an entry. Return False if another driver's entry already has its number.
+def append(store: Store, entry: ManifestEntry) -> ManifestEntry | None:
+    """Commit an entry, and return it with its hash.
 
-    After False, this driver's view of what is committed is stale.
+    After None, another driver's entry has its number, and this driver's view is stale.
     """
-    return store.create(entry_key(entry.seq), entry.to_json())
+    data = entry.to_json()
+    is_ours = store.create(entry_key(entry.seq), data)
+    return replace(entry, sha256=sha256(data)) if is_ours else None
 
 
 def count_entries(store: Store, known: int = 0) -> int:
-    """Return the number of entries, of which ``known`` are known to exist, without listing.
+    """Return the number of entries, of which ``known`` are known to exist.
 
-    Entries have no gaps, so doubling and then bisecting finds the end in about 2 log2(n) requests
-    for n unknown entries. An entry deleted by hand may hide those after it; reading the log, or the
-    next append, then raises.
+    Unless some are known, lists the manifest once to check that none is missing. A listing may lag
+    behind, so doubling and then bisecting finds the end, in about 2 log2(n) requests for n entries
+    that are neither known nor listed.
+
+    Raises:
+        CorruptOutput: an entry is missing or empty, although a later entry or a checkpoint exists.
     """
 
     def is_missing(seq: int) -> bool:
         return store.size(entry_key(seq)) is None
 
+    known = known or _count_listed(store)
     step = 1
     while not is_missing(known + step - 1):
         step *= 2
     return bisect_left(range(known + step - 1), True, lo=known + step // 2, key=is_missing)
 
 
+def _count_listed(store: Store) -> int:
+    """Return how many entries a listing shows; raise CorruptOutput if one of them is missing."""
+    seen, last = bytearray(), ""  # a byte per entry, for listings in any order
+    for found in store.list("manifest/"):
+        if match := MANIFEST_KEY.fullmatch(found.key):
+            number, is_entry = int(match[1]), not match[2]
+            if number + is_entry > len(seen):  # a checkpoint sums up those before its number
+                seen.extend(bytes(number + is_entry - len(seen)))
+                last = found.key
+            if is_entry:
+                seen[number] = found.size_bytes > 0
+    # Only the object itself is certain: a listing may lag behind.
+    unlisted = (seq for seq, is_listed in enumerate(seen) if not is_listed)
+    lost = (seq for seq in unlisted if not store.size(entry_key(seq)))
+    if (seq := next(lost, None)) is not None:
+        raise damaged(
+            store.uri_of(entry_key(seq)),
+            f"it is missing or empty, although {last} exists (remove that if it is not part of "
+            "this output), so readers would skip its clips, and a run would tokenize them again. "
+            "tokpipe audit counts what is missing",
+        )
+    return len(seen)
+
+
 def iter_entries(
-    store: Store, from_seq: int = 0, to_seq: int | None = None
+    store: Store, from_seq: int = 0, to_seq: int | None = None, *, after: Tail | None = None
 ) -> Iterator[ManifestEntry]:
     """Yield entries ``from_seq`` to ``to_seq`` (exclusive; default: the end) in order.
 
-    Entries before ``from_seq`` are assumed to exist. Raises CorruptOutput as ``read_entry``.
+    Entries before ``from_seq`` are assumed to exist, and to end in ``after``. Raises CorruptOutput
+    as ``read_entries``.
     """
     end = count_entries(store, from_seq) if to_seq is None else to_seq
-    return read_entries(store, range(from_seq, end))
+    return read_entries(store, range(from_seq, end), after)
 
 
-def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
-    """Yield the entries with these numbers, fetching several at a time, as ``read_entry`` does."""
-    return read_ahead(partial(read_entry, store), seqs, READ_AHEAD)
+def read_entries(
+    store: Store, seqs: Iterable[int], after: Tail | None = None
+) -> Iterator[ManifestEntry]:
+    """Yield the entries with these numbers, fetching several at a time, as ``read_entry`` does.
+
+    Raises CorruptOutput also if one does not continue the one before it, if both are read in turn.
+    """
+    last: ManifestEntry | None = None
+    for entry in read_ahead(partial(read_entry, store), seqs, READ_AHEAD):
+        if last is not None and last.seq == entry.seq + 1:  # backwards
+            entry.tail.check(store, last)
+        elif after is not None and (last is None or last.seq + 1 == entry.seq):
+            after.check(store, entry)
+        yield entry
+        last, after = entry, entry.tail
 
 
 def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]:
@@ -80,9 +124,10 @@ def read_entry(store: Store, seq: int) -> ManifestEntry:
     key = entry_key(seq)
     uri = store.uri_of(key)
     try:
-        entry = ManifestEntry.from_json(uri, store.get(key))
+        data = store.get(key)
     except NotFound as error:
         raise damaged(uri, "it is missing, though later entries of the manifest exist") from error
+    entry = ManifestEntry.from_json(uri, data)
     if entry.seq != seq:
         raise damaged(uri, f"it holds entry {entry.seq}")
-    return entry
+    return replace(entry, sha256=sha256(data))

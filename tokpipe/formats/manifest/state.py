@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
-from tokpipe.formats.manifest.entry import ManifestEntry
+from tokpipe.formats.manifest.entry import ManifestEntry, Tail
 from tokpipe.formats.tables import required
 from tokpipe.telemetry.human import counted, size_text
 from tokpipe.types import Receipt
@@ -48,6 +48,8 @@ class Totals:
     """Shards and side tables."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected clips by reason, without withdrawn rejections."""
+    encoders: Counter[str] = field(default_factory=Counter)
+    """Tokenized clips by encoder class, as far as shards name it."""
     paid_s: float = 0.0
     """Seconds of encode actors, of all runs together. See ``Account``."""
     useful_s: float = 0.0
@@ -74,6 +76,16 @@ class Totals:
         return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
 
     @property
+    def by_encoder(self) -> Counter[str]:
+        """Tokenized clips by encoder class, those of earlier versions too."""
+        unknown = {"hardware that was not recorded": self.num_clips - self.encoders.total()}
+        return self.encoders + Counter(unknown)
+
+    def encoders_text(self) -> str:
+        counts = self.by_encoder.most_common()
+        return "; ".join(f"{counted(number, 'clip')} on {name}" for name, number in counts)
+
+    @property
     def goodput(self) -> float | None:
         """Fraction of encoder time that produced listed codes; None before any time was paid."""
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
@@ -86,6 +98,7 @@ class Totals:
             self.num_codes += receipt.num_codes
             self.num_frames += receipt.num_frames
             self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
+            self.encoders.update(dict(receipt.encoders))
         self.rejected.update(rejection.reason for rejection in entry.rejected)
         self.rejected.subtract(one.reason for one in entry.reopened)
         self.rejected = +self.rejected  # leaves out what has come to zero
@@ -93,6 +106,10 @@ class Totals:
             self.paid_s += entry.account.paid_s
             self.useful_s += entry.account.useful_s
             self.lost_s += entry.account.lost_s
+
+
+_KEPT_APART = 4096
+"""New shards that are kept as Python objects, which take five times the memory of table rows."""
 
 
 class ManifestState:
@@ -108,9 +125,11 @@ class ManifestState:
         next_seq: int = 0,
         totals: Totals | None = None,
         shards: pa.Table | None = None,
+        tail: Tail = Tail(),  # noqa: B008 (frozen)
     ) -> None:
         self.committed = committed
         self.next_seq = next_seq
+        self.tail = tail
         self.totals = Totals() if totals is None else totals
         self._shards = SHARD_LIST_SCHEMA.empty_table() if shards is None else shards
         self._new_shards: list[dict[str, str | int]] = []
@@ -161,10 +180,13 @@ class ManifestState:
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
+        self.tail = entry.tail
+        if len(self._new_shards) >= _KEPT_APART:
+            self._shards = self.shards
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
     height, width = receipt.grid
     fields = {one.name: getattr(receipt, one.name) for one in dataclasses.fields(receipt)}
-    del fields["clips"], fields["grid"]
+    del fields["clips"], fields["grid"], fields["encoders"]
     return {"seq": seq, **fields, "num_clips": len(receipt.clips), "h": height, "w": width}

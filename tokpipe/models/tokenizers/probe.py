@@ -1,13 +1,36 @@
-"""Checks a tokenizer against its declared traits, on noise, before it sees any video."""
+"""Whether a tokenizer keeps to its traits, and a device to the codes of the CPU, before any video.
+
+Not every build of a device's libraries does. cuDNN 9.10 silently computes wrong sums in 3D
+convolutions of bfloat16 (github.com/pytorch/pytorch/issues/163539), and PyTorch 2.9 avoids it at
+ten times the cost.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tokpipe.errors import ConfigError
-from tokpipe.models.tokenizers.base import VideoTokenizer
+from tokpipe.config.traits import TokenizerTraits
+from tokpipe.errors import ConfigError, NodeTrouble
+from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
 
 MOST_UNLIKE = 0.1
 """Share of codes that rounding may change when a clip is encoded together with another."""
+
+FLOAT32_AGREEMENT = 0.9
+"""Rounding in another order changes few codes: fewer than 1 in 1,000 with every tokenizer tried."""
+
+NARROW_AGREEMENT = 0.5
+"""Types of 8 or 11 bits change 1 to 15 codes of 100, depending on how fine the codebook is. After
+wrong sums hardly any code stays, where codebooks are large."""
+
+_SOUND_CUDNN = 91500
+"""From this version on, PyTorch lets cuDNN compute 3D convolutions of bfloat16 and float16."""
+
+_log = logging.getLogger(__name__)
 
 
 def probe(
@@ -30,68 +53,117 @@ def probe(
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, frames, height, width, 3), generator=noise)
     pixels = pixels.to(torch.uint8).to(device or "cpu")
-    call = f"2 clips of {frames} frames of {height}x{width}, in {tokenizer.dtype}"
-    try:
-        codes = tokenizer.encode(pixels)
-        again, alone = tokenizer.encode(pixels), tokenizer.encode(pixels[1:])
-    except Exception as error:  # user code may raise anything
-        raise _rejected(what, f"encoding {call}, raised {_text(error)}") from error
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= traits.codebook_size:
-        raise _rejected(
-            what,
-            f"encoding {call}, returned codes from {low} to {high}, but its codebook has 0 to "
-            f"{traits.codebook_size - 1}",
-        )
-    if not torch.equal(codes, again):
-        raise _rejected(
-            what,
-            f"encoding {call}, returned different codes the second time: it must not sample, or "
-            "keep state between calls",
-        )
-    if _share_unlike(codes[1:], alone) > MOST_UNLIKE:
-        raise _rejected(
-            what,
-            f"encoding {call}, returned different codes for the second clip than alone: a clip's "
-            "codes must not depend on other clips of the batch",
-        )
+    call = f"encoding 2 clips of {frames} frames of {height}x{width}, in {tokenizer.dtype}"
+    with _reported(what, call):
+        codes, again, alone = map(tokenizer.encode, (pixels, pixels, pixels[1:]))
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= traits.codebook_size:
+            raise _Wrong(
+                f"codes from {low} to {high}, but its codebook has 0 to {traits.codebook_size - 1}"
+            )
+        if not torch.equal(codes, again):
+            raise _Wrong(
+                "different codes the second time: it must not sample, or keep state between calls"
+            )
+        if _is_unlike(codes[1:], alone):
+            raise _Wrong(
+                "different codes for the second clip than alone: a clip's codes must not depend on "
+                "other clips of the batch"
+            )
     if traits.why_not_streamable is None:
-        _probe_pieces(tokenizer, what, pixels, call)
+        with _reported(what, f"{call}, in pieces"):
+            head, state = tokenizer.encode_piece(pixels[:, : traits.first_frames], None)
+            tail, _ = tokenizer.encode_piece(pixels[:, traits.first_frames :], state)
+            if _is_unlike(codes, torch.cat([head, tail], dim=1)):
+                raise _Wrong("different codes than whole: declare why_not_streamable")
     if with_decoder:
-        try:
+        with _reported(what, f"decoding codes of shape {tuple(codes.shape)}"):
             tokenizer.decode(codes)
-        except Exception as error:
-            raise _rejected(
-                what, f"decoding codes of shape {tuple(codes.shape)}, raised {_text(error)}"
-            ) from error
 
 
-def _probe_pieces(tokenizer: VideoTokenizer, what: str, pixels: Tensor, call: str) -> None:
-    first = tokenizer.traits.first_frames
-    try:
-        whole = tokenizer.encode(pixels)
-        head, state = tokenizer.encode_piece(pixels[:, :first], None)
-        tail, _ = tokenizer.encode_piece(pixels[:, first:], state)
-    except Exception as error:
-        raise _rejected(what, f"encoding {call}, in pieces, raised {_text(error)}") from error
-    if _share_unlike(whole, torch.cat([head, tail], dim=1)) > MOST_UNLIKE:
-        raise _rejected(
-            what,
-            f"encoding {call}, returned different codes in pieces than whole: declare "
-            "why_not_streamable",
-        )
+class _Wrong(Exception):
+    """Codes that were returned, but cannot be right."""
 
 
-def _share_unlike(codes: Tensor, others: Tensor) -> float:
-    return float((codes != others).float().mean())
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[-800:]}"
-
-
-def _rejected(what: str, problem: str) -> ConfigError:
-    return ConfigError(
-        f"{what}, probed by {problem}. Its codes would be wrong, or the job would fail at its "
-        "first batch: correct the tokenizer or its declared traits"
+@contextmanager
+def _reported(what: str, call: str) -> Iterator[None]:
+    """Turn anything that a call raises into a ConfigError."""
+    remedy = (
+        "Its codes would be wrong, or the job would fail at its first batch: correct the tokenizer "
+        "or its declared traits"
     )
+    try:
+        yield
+    except _Wrong as problem:
+        raise ConfigError(f"{what}, probed by {call}, returned {problem}. {remedy}") from None
+    except Exception as error:  # user code may raise anything
+        text = f"{type(error).__name__}: {str(error).strip()[-800:]}"
+        raise ConfigError(f"{what}, probed by {call}, raised {text}. {remedy}") from error
+
+
+def _is_unlike(codes: Tensor, others: Tensor) -> bool:
+    return float((codes != others).float().mean()) > MOST_UNLIKE
+
+
+class Parity:
+    """A tokenizer's codes of a small test picture, on the CPU in float32."""
+
+    def __init__(self, tokenizer: VideoTokenizer) -> None:
+        self._pixels = moving_picture(tokenizer.traits)
+        self._wanted = tokenizer.encode(self._pixels)
+
+    def agreement(self, tokenizer: VideoTokenizer, device: torch.device) -> float:
+        """Share of codes that stay the same with the tokenizer on ``device``, 0 to 1.
+
+        Codes of latents that are not finite do not count: narrow types may overflow, and clips
+        where they do are rejected.
+        """
+        found = tokenizer.encode(self._pixels.to(device)).cpu()
+        finite = found != NOT_FINITE
+        if not finite.any():
+            return 1.0
+        return float((found == self._wanted)[finite].float().mean())
+
+    def check(self, tokenizer: VideoTokenizer, device: torch.device) -> None:
+        """Reject a device that computes something else.
+
+        Raises:
+            NodeTrouble: fewer codes agree than rounding explains.
+        """
+        _warn_of_slow_convolutions(tokenizer.dtype, device)
+        is_wide = tokenizer.dtype == torch.float32
+        least = FLOAT32_AGREEMENT if is_wide else NARROW_AGREEMENT
+        share = self.agreement(tokenizer, device)
+        if share < least:
+            raise NodeTrouble(
+                f"encode: {share:.0%} of the codes of a test picture in {tokenizer.dtype} on "
+                f"{_name(device)} match float32 on the CPU; with rounding alone, at least "
+                f"{least:.0%} would. Codes made here would be silently wrong. The likely "
+                "cause is the build of PyTorch or cuDNN, or the device's memory: use another "
+                "version, or encode.dtype: float32"
+            )
+
+
+def moving_picture(traits: TokenizerTraits) -> Tensor:
+    """(1, T, H, W, 3) uint8 of two latent frames or a whole chunk, the same in every call."""
+    side = traits.side_multiple * -(-64 // traits.side_multiple)
+    frames = traits.chunk_frames or traits.num_frames(2)
+    coarse = torch.rand((1, 3, 2, 12, 12), generator=torch.Generator().manual_seed(0))
+    smooth = F.interpolate(coarse, (frames, side, side), mode="trilinear", align_corners=True)
+    return smooth.mul_(255).to(torch.uint8).movedim(1, -1).contiguous()
+
+
+def _name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"the device {device}"
+    return f"{torch.cuda.get_device_name(device)} (cuDNN {torch.backends.cudnn.version()})"
+
+
+def _warn_of_slow_convolutions(dtype: torch.dtype, device: torch.device) -> None:
+    version = torch.backends.cudnn.version() if device.type == "cuda" else None
+    if version is not None and version < _SOUND_CUDNN and dtype != torch.float32:
+        _log.warning(
+            "PyTorch does not trust cuDNN %d with 3D convolutions of %s: encoding will take many "
+            "times as long and as much memory; install nvidia-cudnn-cu12>=9.15",
+            *(version, dtype),
+        )
