@@ -49,7 +49,6 @@ class LocalVideo:
     path: Path
     """For a copy below ``/proc``, where only this process can open it."""
     version: int | None = None
-    """None if it is unknown."""
     copy: int | None = None
     """The descriptor of a copy."""
     file_name: str = ""

@@ -72,7 +72,6 @@ class Landmark:
     """
 
     uri: str
-    """The output's."""
     options: StoreOptions
     key: str
     sha256: str
