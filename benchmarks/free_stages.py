@@ -6,7 +6,6 @@ are a few bytes each; the declared size of a clip decides when shards are closed
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class FreeDecode(DecodeStage):
     def __init__(self) -> None:
         self.fetched_s, self.fetched_bytes = 0.0, 0
 
-    def setup(self, scratch: Path) -> None:
+    def setup(self) -> None:
         pass
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:

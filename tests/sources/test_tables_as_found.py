@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -428,12 +429,13 @@ def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any
         os.utime(path, (1, 1))
     sampling = SamplingConfig(fps=8, max_clip_frames=17)
     stage = DecodeStage(sampling, FramesConfig(size=(32, 32)), DecodeConfig(), OPTIONS)
-    stage.setup()
-    try:
-        return stage.process(items)
-    finally:
-        stage.close()
-        assert not open_copies()
+    with mock.patch.dict(os.environ, TMPDIR=str(path.parent)):
+        stage.setup()
+        try:
+            return stage.process(items)
+        finally:
+            stage.close()
+            assert not open_copies()
 
 
 def test_embedded_videos_are_decoded_from_their_table(tmp_path: Path) -> None:

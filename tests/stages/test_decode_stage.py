@@ -1,4 +1,7 @@
 import pickle
+import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -40,19 +43,23 @@ class Lab(VideoFolder):
 
     stages: list[DecodeStage]
 
-    def stage(self, pieces: Cut | None = None, **changes: Any) -> DecodeStage:
+    def new_stage(self, pieces: Cut | None = None, **changes: Any) -> DecodeStage:
         settings = {"fps": None, "max_clip_frames": 100, "min_clip_frames": 1, **changes}
         sampling, decode = section(SamplingConfig, settings), section(DecodeConfig, settings)
         frames = FramesConfig(size=(48, 64), fit="stretch")
-        stage = DecodeStage(sampling, frames, decode, StoreOptions(deadline_s=1.0), pieces)
-        arrived: DecodeStage = pickle.loads(pickle.dumps(stage))  # as Ray carries it to the actor
+        return DecodeStage(sampling, frames, decode, StoreOptions(deadline_s=1.0), pieces)
+
+    def stage(self, pieces: Cut | None = None, **changes: Any) -> DecodeStage:
+        sent = pickle.dumps(self.new_stage(pieces, **changes))  # as Ray carries it to the actor
+        arrived: DecodeStage = pickle.loads(sent)
         arrived.setup()
         self.stages.append(arrived)
         return arrived
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     made = Lab(tmp_path, [])
     yield made
     for stage in made.stages:
@@ -234,6 +241,66 @@ def test_archive_members_are_decoded_and_their_copies_removed(lab: Lab) -> None:
     stage.close()
     assert open_copies() == []
     assert all(path.exists() for path in (archive, *videos))
+
+
+def in_a_tar(lab: Lab, number: int) -> list[WorkItem]:
+    """Members of one size, each of which shows other numbers."""
+    archive = lab.folder / "equal.tar"
+    with tarfile.open(archive, "w") as tar:
+        for k in range(number):
+            video = lab.write(f"{k}.mp4", 3, first_number=10 * k)
+            video.write_bytes(video.read_bytes().ljust(8_000, b"\0"))
+            tar.add(video, video.name)
+    with tarfile.open(archive) as tar:
+        members = [ArchiveMember(str(archive), one.offset_data, one.size) for one in tar]
+    return [item(f"{archive}#{k}.mp4", k, member=one) for k, one in enumerate(members)]
+
+
+IN_A_CONTAINER = """
+import os, pickle, sys
+from tests.videos import numbers_of
+stage, items = pickle.load(sys.stdin.buffer)
+assert os.getpid() < 10
+stage.setup()
+for _ in range(5):
+    assert [numbers_of(clip.frames)[0] for clip in stage.process(items)] == [0, 10, 20, 30, 40, 50]
+print("ready", flush=True)
+stage.process(items[:1])
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_shared_tmpdir_that_is_cleaned_all_the_time_costs_no_clip(
+    lab: Lab,
+) -> None:
+    shared, seen = lab.folder / "tmp", set[str]()
+    shared.mkdir()
+    content = pickle.dumps((lab.new_stage(), in_a_tar(lab, 6)))
+    container = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", IN_A_CONTAINER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(container, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    for one in both:
+        one.stdin.write(content)
+        one.stdin.close()
+        one.stdin = None
+    while any(one.poll() is None for one in both):
+        for path in shared.iterdir():
+            seen.add(path.name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    printed = [one.communicate() for one in both]
+    assert [out for out, _ in printed] == [b"ready\n"] * 2, printed
+    assert list(shared.glob("*")) == [], "nothing is left after SIGKILL"
+    assert seen == set(), "copies have no names"
+
+
+def test_a_fetched_source_is_recognized_like_a_local_one(lab: Lab) -> None:
+    memory, text, stage = fsspec.filesystem("memory"), b"not a video, " * 100, lab.stage()
+    for ending, reason in {"m4v": "no_video", "mp4": "not_a_video", "": "not_a_video"}.items():
+        path = lab.folder / f"text.{ending}"
+        path.write_bytes(text)
+        memory.pipe_file(f"/text.{ending}", text)
+        for uri in (str(path), f"memory://text.{ending}"):
+            assert rejected(stage, item(uri)).reason == reason
 
 
 def test_a_failing_store_is_not_blamed_on_the_clip(lab: Lab) -> None:

@@ -2,7 +2,6 @@
 
 import http.server
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from tests.copies import open_copies
 from tests.storage.fault_proxy import Fault, FaultProxy, Request
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import NodeTrouble, SourceError, StorageError
-from tokpipe.storage import LocalVideo, fetch_to_file, open_store
-from tokpipe.storage.fetch import PIECE_BYTES
+from tokpipe.storage import fetch_to_file, open_store
+from tokpipe.storage.fetch import PIECE_BYTES, LocalVideo
 from tokpipe.types import ArchiveMember
 
 OPTIONS = StoreOptions(deadline_s=10)
@@ -27,7 +26,7 @@ DATA = bytes(range(256)) * 100
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "fetched"
     path.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    monkeypatch.setenv("TMPDIR", str(path))
     return path
 
 
@@ -45,7 +44,7 @@ def rejected(reason: str, uri: str, folder: Path, **keywords: Any) -> str:
     with pytest.raises(SourceError) as caught:
         fetch(uri, folder, **keywords)
     assert caught.value.reason == reason
-    assert list(folder.iterdir()) == open_copies() == []
+    assert [*folder.iterdir(), *open_copies()] == []
     return str(caught.value)
 
 
@@ -145,7 +144,7 @@ def test_a_video_is_not_rejected_because_its_store_keeps_failing(
     proxy.disturb(lambda _: Fault.RESET)
     with pytest.raises(StorageError, match="kept failing"):
         fetch(f"{s3_bucket.uri}/clip.mp4", folder, options=proxy.options(deadline_s=1))
-    assert list(folder.iterdir()) == open_copies() == []
+    assert [*folder.iterdir(), *open_copies()] == []
 
 
 class _Web(http.server.BaseHTTPRequestHandler):
@@ -207,9 +206,10 @@ def test_a_video_that_a_web_server_does_not_return_is_rejected(web: str, folder:
 def test_a_vanished_folder_for_copies_is_made_again_or_is_the_nodes_trouble(
     uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    member = ArchiveMember(uri, 300, 1000)
     folder.rmdir()  # a cleaner removes empty folders
-    copy = fetch(uri, folder)
-    assert copy.path.read_bytes() == DATA
-    monkeypatch.setattr(tempfile, "tempdir", str(Path(__file__) / "below-a-file"))
+    copy = fetch(f"{uri}#a.mp4", folder, member)
+    assert copy.path.read_bytes() == DATA[300:1300]
+    monkeypatch.setenv("TMPDIR", str(Path(__file__) / "below-a-file"))
     with pytest.raises(NodeTrouble, match="TMPDIR"):
-        fetch(uri, folder)
+        fetch(f"{uri}#a.mp4", folder, member)

@@ -65,21 +65,18 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
 def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
     """Yield a file's PyAV container and main video stream, set up for exact decoding.
 
-    Args:
-        file_name: its name, if ``path`` does not end in that; FFmpeg looks at the extension.
+    FFmpeg considers the extension of ``file_name``, by default that of ``path``.
 
     Raises:
         SourceError: FFmpeg does not know the container, or it has no video stream.
     """
     version = (*check_regular_file(path), file_name)
     with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb", buffering=0))
+        file.name = f"video{Path(file_name or path).suffix}"
         try:
-            source: Any = _joined_files(path, version)
-            if source is None:
-                source = stack.enter_context(path.open("rb", buffering=0))
-                source.name = f"video{Path(file_name or path).suffix}"
             container = av.open(
-                source,
+                _joined_files(path, version) or file,
                 options={"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"},
                 metadata_errors="replace",
             )

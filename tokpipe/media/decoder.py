@@ -17,10 +17,11 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.errors import RuntimeFault, SourceError
 from tokpipe.media import wire
 from tokpipe.media.child_process import ChildProcess, how_it_died
-from tokpipe.storage import LocalVideo
+from tokpipe.storage.fetch import LocalVideo
 from tokpipe.types import Cut
 
 _log = logging.getLogger(__name__)
+_File = Path | LocalVideo
 
 _MAX_OUTSIDE_KILLS = 3
 """How often in a row a clip's child may be killed from outside (out of memory, an operator)."""
@@ -136,7 +137,7 @@ class VideoDecoder:
 
     def decode(
         self,
-        video: Path | LocalVideo,
+        file: _File,
         *,
         start_s: float | None = None,
         end_s: float | None = None,
@@ -150,29 +151,25 @@ class VideoDecoder:
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
         asked = {"segment": segment, "num_segments": num_segments}
-        found, fd = self._answer(video, {"start_s": start_s, "end_s": end_s, **asked})
-        shape = found.pop("shape")
+        video, fd = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
+        shape = video.pop("shape")
         try:
             memory = mmap.mmap(fd, 0)  # as long as frames refer to it
         finally:
             os.close(fd)
         pts_s = np.frombuffer(memory, np.float64, shape[0]).copy()
-        pixels = np.frombuffer(memory, np.uint8, math.prod(shape), found.pop("offset"))
-        return Video(pixels.reshape(shape), pts_s, **found)
+        pixels = np.frombuffer(memory, np.uint8, math.prod(shape), video.pop("offset"))
+        return Video(pixels.reshape(shape), pts_s, **video)
 
     def probe(
-        self,
-        video: Path | LocalVideo,
-        *,
-        start_s: float | None = None,
-        end_s: float | None = None,
+        self, file: _File, *, start_s: float | None = None, end_s: float | None = None
     ) -> Probe:
         """Read the container of a local file without decoding it.
 
         Raises:
             Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
-        probe, _ = self._answer(video, {"start_s": start_s, "end_s": end_s, "only_probe": True})
+        probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, "only_probe": True})
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})
 
@@ -182,24 +179,21 @@ class VideoDecoder:
             self._child.kill()
             self._child = None
 
-    def _answer(
-        self, video: Path | LocalVideo, asked: dict[str, Any]
-    ) -> tuple[dict[str, Any], int]:
+    def _answer(self, file: _File, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Ask one child after another until one answers or no backend is left.
 
         Returns:
             What was decoded or probed, and the descriptor of the frames, or -1 without frames.
         """
-        if isinstance(video, Path):
-            video = LocalVideo(video.absolute())
-        path = video.path
-        file = {"path": os.fspath(path), "file_name": video.file_name}
-        request = {**self._settings, **asked, **file}
+        if isinstance(file, Path):
+            file = LocalVideo(file.absolute())
+        path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
+        request = {**self._settings, **asked, **names}
         backends = self._backends
         outside_kills = 0
         while True:
             try:
-                return self._attempt({**request, "backends": backends}, video.copy)
+                return self._attempt({**request, "backends": backends}, file.copy)
             except _Innocent:
                 outside_kills += 1
                 if outside_kills == _MAX_OUTSIDE_KILLS:

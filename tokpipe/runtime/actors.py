@@ -1,8 +1,7 @@
 """The worker processes: each wraps one stage, and answers with small facts about big objects.
 
-An actor is built (which proves that the cluster found room), then set up (which proves that its
-node sees the driver's output, and loads weights), then works. What it makes goes into the object
-store; the driver sees only the facts.
+An actor is built (which proves that the cluster found room), then set up (looks for the output,
+loads weights), then works. Its results go into the object store; the driver sees only the facts.
 
 Only the encode actor imports torch, in its ``setup``: for the driver and for many decoders it would
 cost seconds and hundreds of megabytes each.
@@ -27,7 +26,7 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.runtime.packing import Packed
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import Landmark
+from tokpipe.storage.probe import Landmark
 from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 

@@ -26,8 +26,8 @@ from tokpipe.runtime.output import JobOutput, RetryRejected
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import Landmark
 from tokpipe.storage.client import split_protocol
+from tokpipe.storage.probe import Landmark
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, WorkItem

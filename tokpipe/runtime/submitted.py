@@ -74,10 +74,8 @@ def check_output(job: "JobConfig") -> None:
     submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
     if (submitted.get("runtime_env") or {}).get("working_dir"):
         folders.add(Path.cwd())
-    for setting, uri in {
-        "output.uri": job.output.uri,
-        "runtime.log_path": job.runtime.log_path or "-",
-    }.items():
+    uris = {"output.uri": job.output.uri, "runtime.log_path": job.runtime.log_path or "-"}
+    for setting, uri in uris.items():
         protocol, name = split_protocol(uri)
         path = Path(os.path.realpath(name))
         is_of_ray = folders & {path, *path.parents} or _RAY_FOLDER.search(f"{path}/")

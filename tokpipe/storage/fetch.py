@@ -1,7 +1,6 @@
 """Makes one video a local file, which decoders need."""
 
 import contextlib
-import errno
 import functools
 import os
 import re
@@ -9,7 +8,7 @@ import socket
 import stat
 import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,11 +31,6 @@ from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
-_NODE_ERRNOS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
-    *(errno.EMFILE, errno.ENFILE),
-)
-
 PIECE_BYTES = 16 * 2**20
 """Bytes that are read, and held in memory, at a time."""
 
@@ -55,7 +49,6 @@ class LocalVideo:
     path: Path
     """For a copy below ``/proc``, where only this process can open it."""
     version: int | None = None
-    """None if it is unknown."""
     copy: int | None = None
     """The descriptor of a copy."""
     file_name: str = ""
@@ -226,9 +219,10 @@ def _copy(
 @contextlib.contextmanager
 def new_copy(suffix: str = "") -> Iterator[tuple[LocalVideo, BinaryIO]]:
     """Yield a new copy and the file to fill; a disk that is full or fails is ``NodeTrouble``."""
-    with _node_trouble(errno.errorcode):  # any
-        os.makedirs(tempfile.gettempdir(), exist_ok=True)  # noqa: PTH103 (a cleaner may remove it)
-        file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+    with _node_trouble():
+        folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)  # a cleaner may have removed it
+        file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
     with _node_trouble(), file:
         yield video, file
@@ -238,17 +232,15 @@ def new_copy(suffix: str = "") -> Iterator[tuple[LocalVideo, BinaryIO]]:
 
 
 @contextlib.contextmanager
-def _node_trouble(errnos: Collection[int] = _NODE_ERRNOS) -> Iterator[None]:
-    """Raise ``NodeTrouble`` in place of the errors of a disk that copies are written to."""
+def _node_trouble() -> Iterator[None]:
+    """Raise ``NodeTrouble`` in place of the errors of the disk that copies are on."""
     try:
         yield
     except OSError as error:
-        if error.errno not in errnos:
-            raise
         raise NodeTrouble(
-            f"{tempfile.gettempdir()} on {socket.gethostname()}: the local disk is full or failing "
-            f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
-            "or set TMPDIR to a larger disk on every node"
+            f"TMPDIR on {socket.gethostname()}: the local disk is full or failing ({error}). "
+            "Videos cannot be copied there; other nodes continue. Free space, or set TMPDIR to a "
+            "larger disk on every node"
         ) from error
 
 

@@ -72,7 +72,6 @@ class Landmark:
     """
 
     uri: str
-    """The output's."""
     options: StoreOptions
     key: str
     sha256: str
@@ -96,15 +95,12 @@ class Landmark:
             store.put(probe, b"")
             store.delete(probe)
         except (StorageError, ConfigError) as error:
-            host, is_read_only = socket.gethostname(), _errno_of(error) == errno.EROFS
-            if is_read_only or isinstance(error, NotFound | AccessDenied | ConfigError):
+            host, number = socket.gethostname(), getattr(error.__cause__, "errno", 0)
+            is_other = isinstance(error, NotFound | AccessDenied | ConfigError)
+            if is_other or number == errno.EROFS:
                 raise UnfitNode(
                     f"{host} does not see the driver's output, so shards written there would be "
                     f"lost ({error}). output.uri has to be on a file system that all nodes share, "
                     "or in an object store"
                 ) from error
             raise NodeTrouble(f"{host} does not reach the output: {error}") from error
-
-
-def _errno_of(error: BaseException) -> int | None:
-    return getattr(error.__cause__, "errno", None)
