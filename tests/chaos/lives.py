@@ -14,7 +14,7 @@ from typing import Any
 from tests.chaos.faults import Fault, Plan
 from tests.chaos.world import World
 from tests.s3_server import die_with_parent
-from tokpipe.errors import CorruptOutput, Fenced
+from tokpipe.errors import Fenced
 
 LIMIT_S = 1800.0
 """Of one run, from its first driver to the last one's end."""
@@ -29,9 +29,11 @@ FAIR_ENDS = {0, 5, 6, 7, 128 + signal.SIGTERM, -signal.SIGKILL}
 RAYLET_LOST = "Raylet is terminated"
 """Ray says so when it ends a process, with exit code 1, whose own node is lost: the node of the
 head in these runs, where drivers are."""
-LIES = ("store_empty", "store_stale")
-"""Weather in which a store says wrong things. A driver may take them for damage; it must not act
-on them."""
+EXCUSES = {"store_empty": 8, "store_stale": 8, "mount_gone": 4}
+"""Exit codes that a kind of fault may bring about: damage if a store says wrong things, too many
+rejections if a source is gone."""
+EXCUSED_S = 30.0
+"""For how long after such a fault began."""
 
 
 @dataclass
@@ -47,8 +49,6 @@ class Driver:
     """Further exit codes that this may bring about."""
     is_local: bool = False
     """It has a Ray of its own."""
-    num_lies: int = 0
-    """That the store had said when it started."""
     deadline_s: float | None = None
     """When it must have ended by itself, because another driver or cluster took its place."""
 
@@ -83,6 +83,11 @@ class Result:
     elapsed_s: float = 0.0
     goodput: float | None = None
     """Of all lives, as the manifest has it."""
+
+    def add_silent(self, verbs: list[str]) -> None:
+        self.num_silent += len(verbs)
+        if verbs:
+            self.problems.append(f"an entry was missing, and {verbs} did not say so")
 
     @property
     def is_good(self) -> bool:
@@ -182,12 +187,9 @@ class Lives:
                 preexec_fn=die_with_parent,
                 start_new_session=True,
             )
-        driver = Driver(process, log, self._now(), is_local=is_local, num_lies=self._count_lies())
+        driver = Driver(process, log, self._now(), is_local=is_local)
         self._drivers.append(driver)
         return driver
-
-    def _count_lies(self) -> int:
-        return sum(self.world.weather.struck.get(kind, 0) for kind in LIES)
 
     def _look_after(self, driver: Driver) -> None:
         code = driver.process.poll()
@@ -222,8 +224,8 @@ class Lives:
             self.result.problems.append(f"a driver that was alone was fenced: {said}")
         elif code == 1 and RAYLET_LOST in printed:
             life["doomed"] = driver.doomed or "its node was lost"
-        elif code == CorruptOutput.exit_code and self._count_lies() > driver.num_lies:
-            life["doomed"] = driver.doomed or "the store lied"
+        elif code in self._excused(driver):
+            self._say(f"      {said}")
         elif code not in FAIR_ENDS | driver.may_end:
             tail = "\n".join(printed.splitlines()[-25:])
             self.result.problems.append(f"a driver ended with exit code {code}:\n{tail}")
@@ -231,6 +233,10 @@ class Lives:
             self.result.problems.append(f"SIGTERM ended a driver with exit code {code}, not 143")
         elif code in (5, 7):
             self._say(f"      {said}")
+
+    def _excused(self, driver: Driver) -> set[int]:
+        since_s = driver.started_s - EXCUSED_S
+        return {EXCUSES.get(kind, 0) for at_s, kind in self.result.struck if at_s > since_s}
 
     def _had_company(self, driver: Driver) -> bool:
         """Whether any other driver lived at the same time."""

@@ -141,9 +141,11 @@ class Run(Lives):
         if driver is None or driver.is_local or not driver.has_printed("encode [1-9]"):
             return False
         driver.doomed = "stopped as Ray stops jobs"
-        pids = [driver.process.pid, *descendants_of(driver.process.pid)]
+        pids = {driver.process.pid, *descendants_of(driver.process.pid)}
         signal_all(pids, signal.SIGTERM)
-        self._after(3.0, lambda: signal_all(pids, signal.SIGKILL))
+        self._after(
+            3.0, lambda: signal_all(pids & set(descendants_of(os.getpid())), signal.SIGKILL)
+        )
         return True
 
     def _local_driver(self) -> Driver | None:
@@ -172,19 +174,15 @@ class Run(Lives):
         driver.process.wait()
         self._look_after(driver)
         with entry_taken_away(store, fault.pick):
-            self.result.num_silent += len(self._say_silent(silent_verbs(config)))
+            silent = silent_verbs(config)
             driver = self._start_driver()
             driver.may_end = frozenset({CorruptOutput.exit_code})
             code = driver.process.wait(REPLACED_ENDS_S)
             if code not in (5, 7, CorruptOutput.exit_code):
-                self.result.num_silent += len(self._say_silent(["run"]))
+                silent.append("run")
             self._look_after(driver)
+        self.result.add_silent(silent)
         return True
-
-    def _say_silent(self, verbs: list[str]) -> list[str]:
-        for verb in verbs:
-            self._say(f"    {verb} did not say that an entry is missing")
-        return verbs
 
     def _freeze_driver(self, fault: Fault) -> bool:
         driver = self._lively()
@@ -257,9 +255,7 @@ def check(result: Result, job: Path, right: Table) -> None:
     if code:
         result.problems.append(f"audit ended with exit code {code}:\n{printed}")
     with entry_taken_away(store, random.Random(result.plan.seed).random()):
-        if silent := silent_verbs(config):
-            result.num_silent += len(silent)
-            result.problems.append(f"an entry was missing, and {silent} did not say so")
+        result.add_silent(silent_verbs(config))
 
 
 @contextlib.contextmanager

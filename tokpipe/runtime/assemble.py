@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,6 +27,7 @@ from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Landmark
+from tokpipe.storage.client import split_protocol
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, WorkItem
@@ -99,6 +102,13 @@ def assemble(
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
+            folders=tuple(
+                folders_of(
+                    uri
+                    for one in job.sources
+                    for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
+                )
+            ),
         ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
@@ -155,6 +165,15 @@ def _encode_stage(
     from tokpipe.stages.encode import EncodeStage
 
     return EncodeStage(tokenizer, chunking, encode)
+
+
+def folders_of(uris: Iterable[str]) -> Iterator[Path]:
+    """The local folders that the URIs of sources name."""
+    for protocol, path in map(split_protocol, uris):
+        if protocol == "file":
+            fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
+            is_folder = fixed.endswith("/") if pattern else not Path(fixed).suffix
+            yield Path(fixed) if is_folder else Path(fixed).parent
 
 
 def _ref(item: WorkItem, job: JobConfig) -> ClipRef:

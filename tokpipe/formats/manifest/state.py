@@ -138,14 +138,10 @@ class ManifestState:
     def shards(self) -> pa.Table:
         """Every listed shard, in order, as SHARD_LIST_SCHEMA."""
         if self._new_shards:
-            self._fold()
-        self._shards = self._shards.combine_chunks()
+            new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
+            self._shards = pa.concat_tables([self._shards, new]).combine_chunks()
+            self._new_shards = []
         return self._shards
-
-    def _fold(self) -> None:
-        new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
-        self._shards = pa.concat_tables([self._shards, new])
-        self._new_shards = []
 
     def apply(self, entry: ManifestEntry) -> None:
         """Apply the next entry.
@@ -184,9 +180,9 @@ class ManifestState:
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
-        self.tail = Tail.of(entry)
+        self.tail = entry.tail
         if len(self._new_shards) >= _KEPT_APART:
-            self._fold()
+            self._shards = self.shards
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
