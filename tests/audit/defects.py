@@ -1,4 +1,4 @@
-"""A hundred defects to plant in a clean output, by family, each a function of a seed."""
+"""A hundred and one defects to plant in a clean output, by family, each a function of a seed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -273,6 +273,10 @@ FAMILIES: dict[str, tuple[Plant, int]] = {
     "clip moved to another shard": (_clip_moved, 2),
     **{f"{what} miscounted": (_miscounted(what), 1) for what in ("rows", "codes", "frames")},
     "grid changed": (_receipt_edited(lambda one, rng: replace(one, grid=one.grid[::-1])), 1),
+    "encoder class changed": (
+        _receipt_edited(lambda one, rng: replace(one, encoders=(("cpu", len(one.clips)),))),
+        1,
+    ),
     "rejection removed": (_rejection_removed, 2),
     "tokenized clip rejected": (_tokenized_clip_rejected, 1),
     "shard removed from its entry": (_entry_edited(shards=lambda entry: ()), 2),
@@ -291,4 +295,4 @@ FAMILIES: dict[str, tuple[Plant, int]] = {
 }
 
 DEFECTS = [(name, number) for name, (_, times) in FAMILIES.items() for number in range(times)]
-assert len(DEFECTS) == 100
+assert len(DEFECTS) == 101

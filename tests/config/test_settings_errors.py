@@ -191,6 +191,26 @@ def test_an_error_says_what_to_write(place: str, found: Any, write: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("section", "value", "said"),
+    [
+        ("storage", {"deadline_s": 7200}, "storage.deadline_s=7200 and runtime.write.lease_dea"),
+        ("runtime", {"write": {"lease_deadline_s": 3500}}, "take at most 3600 s, because `tokpipe"),
+        ("runtime", {"decode": {"resources": {"GPU": 1}}}, "GPU cannot be set here: use cpus and"),
+        ("runtime", {"write": {"labels": {"ray.io/node-id": "a"}}}, "ray.io/node-id cannot be set"),
+        ("runtime", {"encode": {"labels": {"zone": "in(a"}}}, "runtime.encode.labels.zone: found"),
+        ("runtime", {"encode": {"resources": {"slot": 0}}}, "runtime.encode.resources.slot: found"),
+    ],
+    ids=str,
+)
+def test_time_limits_and_placement_that_cannot_work_are_rejected(
+    section: str, value: Any, said: str
+) -> None:
+    assert said in message({**JOB, section: value})
+    fine = {"labels": {"zone": "!in(a, b-1)"}, "resources": {"slot": 0.5}}
+    parse({**JOB, "storage": {"deadline_s": 1350}, "runtime": {"decode": fine}})
+
+
+@pytest.mark.parametrize(
     ("place", "value", "said"),
     [
         ("chunk_frames", 17, "unknown key 'chunk_frames'; it belongs in chunking"),

@@ -66,6 +66,7 @@ def test_the_footer_describes_the_codes() -> None:
         "tokpipe.tokenizer.temporal_stride": "4", "tokpipe.tokenizer.first_frames": "1",
         "tokpipe.tokenizer.spatial_stride": "8", "tokpipe.tokenizer.code_order": "t,h,w",
         "tokpipe.tokenizer.chunk_policy": "independent",
+        "tokpipe.encoders": '{"cpu AVX2": 1, "cpu AVX512": 1}',
     }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def test_the_footer_describes_the_codes() -> None:
         ("fingerprint", None, r"lacks the key tokpipe\.fingerprint"),
         ("grid", b"2", "does not describe a shard"),
         ("num_rows", b"\xff", "does not describe a shard"),
+        ("encoders", b"[1]", "does not describe a shard"),
         ("tokenizer.code_dtype", b"int8", "does not describe a shard"),
         ("tokenizer.name", None, "does not describe a shard"),
     ],

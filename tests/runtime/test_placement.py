@@ -55,6 +55,7 @@ def test_a_stage_runs_only_where_its_pool_admits(pool: PoolConfig, fit: set[str]
         ({"labels": {"group": "cpu"}}, {"accelerator_type": "H100"}, True, (16, 8)),
         ({}, {"accelerator_type": "H100"}, True, (24, 8)),
         ({"resources": {"decoding": 1}}, {}, True, (4, 16)),
+        ({"resources": {"decoding": 0.4}}, {}, True, (10, 16)),
         ({"labels": {"group": "cpu"}}, {"labels": {"group": "gpu"}}, False, (16, 16)),
         ({"labels": {"group": "none"}}, {"min_actors": 3, "labels": {"a": "b"}}, False, (1, 3)),
     ],

@@ -1,13 +1,19 @@
 """A driver that was frozen for long, or late, commits nothing."""
 
 import re
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.audit.leftovers import YOUNGEST_S
 from tokpipe.config.bounds import LISTED_WITHIN_S, MAX_STANDSTILL_S, Moment
 from tokpipe.errors import RuntimeFault
-from tokpipe.runtime.shell import _check_moving, check_in_time
+from tokpipe.runtime.dispatch.protocol import Commit
+from tokpipe.runtime.shell import Shell, _check_moving, check_in_time
+from tokpipe.telemetry.account import Account
 
 
 def ago(wall_s: float, boot_s: float) -> Moment:
@@ -43,3 +49,20 @@ def test_shards_that_waited_too_long_are_not_listed(
     else:
         with pytest.raises(RuntimeFault, match=re.escape(says)):
             check_in_time(begun, needs_s, are_listed=are_listed)
+
+
+@pytest.mark.parametrize("age_s", [LISTED_WITHIN_S - 130, LISTED_WITHIN_S - 110])
+def test_the_age_of_a_shard_counts_from_its_lease_however_often_its_driver_ran(
+    age_s: float,
+) -> None:
+    receipt = receipt_of((ref_of(item_of(0)),))
+    shell: Any = Shell.__new__(Shell)
+    shell.committer, shell._begun = Mock(), {receipt.shard: ago(age_s, age_s)}
+    shell.job = SimpleNamespace(write=SimpleNamespace(storage=SimpleNamespace(deadline_s=120.0)))
+    commit = Commit((receipt,), (), Account())
+    if age_s + 120 <= LISTED_WITHIN_S:
+        shell._commit(commit, Moment.now())
+    else:
+        with pytest.raises(RuntimeFault, match="lists none of them"):
+            shell._commit(commit, Moment.now())
+    assert shell.committer.commit.called == (age_s + 120 <= LISTED_WITHIN_S)

@@ -11,8 +11,7 @@ import time
 from typing import NamedTuple
 
 LISTED_WITHIN_S = 3600.0
-"""A manifest entry exists this long after the leases of its shards began, or never. ``clean`` keeps
-everything younger."""
+"""After the lease of a shard began. ``clean`` keeps everything younger."""
 MAX_STANDSTILL_S = LISTED_WITHIN_S / 2
 """A driver that did not run for longer commits nothing that it has."""
 

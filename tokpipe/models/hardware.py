@@ -9,18 +9,12 @@ from pathlib import Path
 import torch
 
 _ONEDNN = {
-    "SSE41": "sse4_1",
-    "AVX": "avx",
-    "AVX2": "avx2",
-    "AVX2_VNNI": "",
-    "AVX2_VNNI_2": "avx_ne_convert",
-    "AVX512_CORE": "avx512bw",
-    "AVX512_CORE_VNNI": "",
-    "AVX512_CORE_BF16": "avx512_bf16",
+    "SSE41": "sse4_1", "AVX": "avx",
+    "AVX2": "avx2", "AVX2_VNNI": "", "AVX2_VNNI_2": "avx_ne_convert",
+    "AVX512_CORE": "avx512bw", "AVX512_CORE_VNNI": "", "AVX512_CORE_BF16": "avx512_bf16",
     "AVX512_CORE_FP16": "avx512_fp16",
-    "AVX512_CORE_AMX": "amx_bf16",
-    "AVX512_CORE_AMX_FP16": "amx_fp16",
-}
+    "AVX512_CORE_AMX": "amx_bf16", "AVX512_CORE_AMX_FP16": "amx_fp16",
+}  # fmt: skip
 """Names of oneDNN's instruction sets, ascending, and the CPU flag that each needs; none for those
 that only change integers. Of 5,120 codes in bfloat16, 3 to 5 differ between any two of AVX2,
 AVX512_CORE and AVX512_CORE_AMX, and 4 between ATen's DEFAULT and AVX512; the number of threads
@@ -30,12 +24,8 @@ changed none."""
 def encoder_class(device: torch.device) -> str:
     """Describe what encodes on ``device``: equal texts mean equal codes."""
     if device.type != "cuda":
-        return cpu_class(
-            platform.machine(),
-            torch.backends.cpu.get_cpu_capability(),
-            _text_of("/proc/cpuinfo"),
-            os.environ,
-        )
+        aten, cpuinfo = torch.backends.cpu.get_cpu_capability(), _text_of("/proc/cpuinfo")
+        return cpu_class(platform.machine(), aten, cpuinfo, os.environ)
     gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version() or 0
     driver = re.search(r"\b\d{3,}\.\d+", _text_of("/proc/driver/nvidia/version"))
     versions = {

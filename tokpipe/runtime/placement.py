@@ -37,7 +37,7 @@ def _room(node: Mapping[str, Any], config: RuntimeConfig, on_gpu: bool) -> Room:
     slots = {}
     for stage in STAGES:
         pool: PoolConfig = getattr(config, stage)
-        fits = [has.get(name, 0.0) // need for name, need in _resources(pool).items()]
+        fits = [(has.get(name, 0.0) + 1e-9) // need for name, need in _resources(pool).items()]
         fits += [0.0 for key, wanted in pool.labels.items() if not _admits(labels.get(key), wanted)]
         if (pool.cpus and not cpus) or (stage == "encode" and on_gpu and not gpus):
             fits.append(0.0)

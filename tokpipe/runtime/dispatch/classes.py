@@ -14,7 +14,7 @@ class EncoderClasses:
 
     def misfit(self, found: str | None) -> str | None:
         """Take in the class of an encoder that came up; return why it must not encode, if so."""
-        if found is None:
+        if not found:
             return None
         others = "; ".join(sorted(self._known - {found}))
         if others and self._admits_one:

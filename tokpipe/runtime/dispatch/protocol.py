@@ -178,7 +178,6 @@ class Capacity:
 
     def without(self, unfit: Mapping[Stage, Container[NodeId]]) -> "Capacity":
         """Leave out of each stage the nodes on which it cannot run."""
-
         rooms = {}
         for node, room in self.nodes.items():
             slots = {s: 0.0 if node in unfit[s] else most for s, most in room.slots.items()}
