@@ -62,7 +62,7 @@ LASTS_S: dict[str, tuple[float, float]] = {
     "credentials_expire": (2, 8),
     "clock_jump": (4, 15),
     "kill_raylet": (2, 8),
-    "kill_gcs": (2, 70),
+    "kill_gcs": (2, 30),
     "shm_full": (3, 8),
     "spill_full": (5, 12),
     "tmp_cleaner": (3, 8),

@@ -45,8 +45,8 @@ class Driver:
     started_s: float
     doomed: str = ""
     """What was done to it that will end it."""
-    may_end: frozenset[int] = frozenset()
-    """Further exit codes that this may bring about."""
+    may_end: int = 0
+    """A further exit code that this may bring about."""
     is_local: bool = False
     """It has a Ray of its own."""
     deadline_s: float | None = None
@@ -226,7 +226,7 @@ class Lives:
             life["doomed"] = driver.doomed or "its node was lost"
         elif code in self._excused(driver):
             self._say(f"      {said}")
-        elif code not in FAIR_ENDS | driver.may_end:
+        elif code not in FAIR_ENDS | {driver.may_end}:
             tail = "\n".join(printed.splitlines()[-25:])
             self.result.problems.append(f"a driver ended with exit code {code}:\n{tail}")
         elif driver.doomed == "stopped" and code != 128 + signal.SIGTERM:
