@@ -83,7 +83,7 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     stage = WriteStage(job.output, job.storage, spec, record.fingerprint, plan)
     stage.setup()
     refs = []
-    for item in PlanReader(store, plan).items(0):
+    for item in PlanReader(store, plan).items(range(plan.num_rows)):
         total = NUM_SEGMENTS if item.row == CUT_ROW and not streaming else 1
         sampling = job.sampling
         for segment in range(total):
@@ -106,7 +106,7 @@ def finished(root: Path, *, num_shards: int | None = None, links: bool = False, 
     for seq, group in enumerate(groups[:num_shards]):
         receipt = put(output, f"shard{seq}", group)
         rejections = tuple(rejected[seq : seq + 1])
-        time, previous = f"2026-01-01T00:{seq:02}:00+00:00", state.tail.checksum if links else None
+        time, previous = f"2026-01-01T00:{seq:02}:00+00:00", state.tail.sha256 if links else None
         entry = ManifestEntry(seq, "driver", time, (receipt,), rejections, previous=previous)
         appended = append(output.store, entry)
         assert appended is not None

@@ -55,7 +55,7 @@ class Driver:
 
     def linked(self, entry: ManifestEntry) -> ManifestEntry:
         """Continue the log; drivers of earlier versions did not say which entry they continue."""
-        return replace(entry, previous=self.state.tail.checksum) if self.links else entry
+        return replace(entry, previous=self.state.tail.sha256) if self.links else entry
 
     def commit(self, entry: ManifestEntry) -> bool:
         if (appended := append(self.store, entry)) is None:

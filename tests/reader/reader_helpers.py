@@ -16,9 +16,14 @@ from tokpipe.types import EncodedClip, Receipt, Rejected
 NUM_ROWS = 1000
 
 
-def begin(store: Store, codebook_size: int = 8192) -> None:
-    """Write the job's record. The output lists nothing yet."""
-    write_once(store, record(codebook_size=codebook_size, num_rows=NUM_ROWS))
+def begin(store: Store, codebook_size: int = 8192, rows: Iterable[int] = (-1,)) -> None:
+    """Write the job's record. The output lists nothing yet.
+
+    Its plan has just these ``rows`` if they are the first ones, and otherwise ``NUM_ROWS``.
+    """
+    found = set(rows)
+    num_rows = len(found) if found == set(range(len(found))) else NUM_ROWS
+    write_once(store, record(codebook_size=codebook_size, num_rows=num_rows))
 
 
 def put_shard(
@@ -41,7 +46,7 @@ def commit(store: Store, seq: int, *receipts: Receipt, rejected: Sequence[Reject
 def store_with(*shards: Sequence[EncodedClip], codebook_size: int = 8192) -> DictStore:
     """A store with an output that has an entry for each shard: ``p-1-a``, ``p-2-a`` and so on."""
     store = DictStore()
-    begin(store, codebook_size)
+    begin(store, codebook_size, (clip.ref.row for clips in shards for clip in clips))
     for seq, clips in enumerate(shards):
         commit(store, seq, put_shard(store, f"p-{seq + 1}-a", clips, codebook_size))
     return store
@@ -55,7 +60,7 @@ def write_clips(
     first_row: int = 0,
 ) -> None:
     """Write an output with this many clips in each shard. Its rows begin with ``first_row``."""
-    begin(store)
+    begin(store, rows=range(first_row, first_row + sum(shard_sizes)))
     row, receipts = first_row, []
     for size in shard_sizes:
         clips = [encoded_clip(one, [5] * num_chunks(one)) for one in range(row, row + size)]

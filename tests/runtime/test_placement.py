@@ -74,19 +74,18 @@ def test_actors_keep_what_they_require_beside_the_nodes_they_avoid() -> None:
         "resources": {"slot": 2, "accelerator_type:H100": 0.001},
         "label_selector": {"group": "!spot", "ray.io/node-id": "!in(a,b)"},
     }
-    assert actor_options(PoolConfig(), zero_cpu=False, avoid=()) == {"num_cpus": 1.0}
 
 
 def test_a_stage_without_a_node_waits_with_its_full_request_and_says_for_what() -> None:
     runtime = LIMITS.runtime.model_copy(update={"decode": PoolConfig(labels={"group": "cpu"})})
     bench = Bench(0, limits=protocol.Limits(runtime, False, 4, 1000, 50.0, 1.0))
-    bench.lose(bench.actor("decode"), with_node=True)
     bench.send(capacity_of([A100, HEAD], runtime, on_gpu=False))
+    bench.lose(bench.actor("decode"), with_node=True)
     bench.tick(ZERO_CPU_AFTER_S * 3)
     started = [one for one in only(protocol.StartActor, bench.log) if one.stage == "decode"]
     assert not any(one.zero_cpu for one in started[-1:]), "an autoscaler must see its CPUs"
     text = waiting_for(bench.dispatcher.parts, dict.fromkeys(STAGES, 0.0), bench.now)
-    assert "runtime.decode requires nodes with group=cpu, and the cluster has" in text
+    assert "runtime.decode requires {'labels': {'group': 'cpu'}}, and the cluster has" in text
     assert "1 node: accelerator_type:A100, group=gpu" in text
 
 

@@ -6,15 +6,16 @@ import sys
 
 import pytest
 
-from tokpipe.runtime.signals import NUMBERS
-
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SCRIPT = """
 import os, signal, subprocess, sys, threading, time
-from tokpipe.runtime.signals import Signals, interrupt_verbs
+from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
 interrupt_verbs()
 """
 RUN = """
-with Signals.of_run(lambda text: print(text, flush=True)) as signals:
+OF_RUN.start()
+OF_RUN.say = lambda text: print(text, flush=True)
+if True:
     # As Ray does for SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: os.write(2, b"Traceback of another handler"))
     {body}
@@ -26,13 +27,13 @@ FOREVER = """
 """
 WORK = """
     event = threading.Event()
-    signals.stop = event.set
+    OF_RUN.stop = event.set
     print("ready", flush=True)
     event.wait()
     print("committed", flush=True)
 """
 STUCK = f"""
-    signals.stop = lambda: None
+    OF_RUN.stop = lambda: None
 {FOREVER}
 """
 IMPORTS = """
@@ -118,22 +119,12 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(code: str) -> None:
     assert "SIGTERM" in printed or "unwound" in printed
 
 
-def test_signals_are_as_before_after_a_run() -> None:
-    code = RUN.format(body="pass") + VERB
-    process = started(code)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=300)[0] == "unwound\n"
-    assert process.returncode == 128 + signal.SIGINT
-
-
 @pytest.mark.ray
 def test_a_process_of_a_local_ray_is_out_of_reach_of_a_group_and_of_a_control_group() -> None:
     code = RUN.format(
         body="""
-    import ray._private.services as services
-    from tokpipe.runtime.cluster import _out_of_reach_of_signals
-    with _out_of_reach_of_signals():
-        process = services.ConsolePopen(["sleep", "300"])
+    from tokpipe.runtime.cluster import _Service
+    process = _Service(["sleep", "300"])
     os.kill(process.pid, signal.SIGTERM)
     assert os.getsid(process.pid) != os.getsid(0)
     assert process.poll() is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
-from tokpipe.formats.layout import number_in
+from tokpipe.formats.layout import MANIFEST_KEY
 from tokpipe.formats.manifest import count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
@@ -47,12 +47,11 @@ def list_output(store: Store) -> Listing:
             listing.data[found.key] = found
         elif folder in ("plan", "probe"):
             listing.temporary.append(found)
-        elif named := number_in(found.key):
-            number, is_checkpoint = named
-            if is_checkpoint:
-                listing.checkpoints.add(number)
+        elif match := MANIFEST_KEY.fullmatch(found.key):
+            if match[2]:
+                listing.checkpoints.add(int(match[1]))
             else:
-                listing.entries.append(number)
+                listing.entries.append(int(match[1]))
     listing.entries.sort()
     return listing
 

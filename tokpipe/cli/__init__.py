@@ -10,7 +10,7 @@ with all finished work committed.
 import sys
 from collections.abc import Sequence
 
-from tokpipe.runtime.signals import Signals, interrupt_verbs
+from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # before imports, which take a second
         interrupt_verbs()
         if sys.argv[1:2] == ["run"]:
-            Signals.of_process = Signals()
+            OF_RUN.start()
     from tokpipe.cli import command
 
     return command.main(arguments)

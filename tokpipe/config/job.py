@@ -267,7 +267,8 @@ class JobConfig(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     storage: StoreOptions = StoreOptions()
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The job fails (exit code 4) if a larger fraction of the planned clips is rejected."""
+    """The job fails (exit code 4), early if it can, if a larger fraction of the planned clips is
+    rejected. With 1.0 any number may be."""
 
     @model_validator(mode="after")
     def _sizes_fill_the_latent_grid(self) -> Self:

@@ -4,7 +4,8 @@ import re
 
 JOB_RECORD = "job.json"
 
-_MANIFEST_KEY = re.compile(r"manifest/([0-9]{8})(\.checkpoint)?\.json")
+MANIFEST_KEY = re.compile(r"manifest/([0-9]{8})(\.checkpoint)?\.json")
+"""Keys of entries and checkpoints; other files beside them are not part of the output."""
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -31,12 +32,6 @@ def checkpoint_key(seq: int) -> str:
 def checkpoint_shards_key(seq: int) -> str:
     """Key of the table of every shard listed before ``seq``."""
     return f"manifest/{seq:08d}.checkpoint.parquet"
-
-
-def number_in(key: str) -> tuple[int, bool] | None:
-    """Return the number in the key of an entry, or of a checkpoint (then True); else None."""
-    match = _MANIFEST_KEY.fullmatch(key)
-    return match and (int(match[1]), match[2] is not None)
 
 
 def _checked(name: str) -> str:

@@ -38,7 +38,7 @@ def _text(value: Any) -> str:
 def unseal(
     uri: str, data: bytes, *, newest_format: int, may_lack_checksum: bool = False
 ) -> dict[str, Any]:
-    """Parse a sealed object and return it without its format."""
+    """Parse a sealed object and return it without its checksum and format."""
     try:
         body = json.loads(data)
         if not isinstance(body, dict):
@@ -56,4 +56,4 @@ def unseal(
         raise damaged(uri, f"its format is {version!r}")
     if version > newest_format:
         raise too_new(uri, version, newest_format)
-    return body if checksum is None else {**body, CHECKSUM: checksum}
+    return body

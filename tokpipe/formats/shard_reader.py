@@ -218,8 +218,8 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
         num_codes += sum(row.codes.size for row in rows)
         num_frames += sum(row.n_frames for row in rows)
     found = (footer.grid, num_rows, num_codes, num_frames, footer.encoders)
-    listed = (receipt.grid, receipt.num_rows, receipt.num_codes, receipt.num_frames)
-    listed = (*listed, receipt.encoders)
+    counts = receipt.num_rows, receipt.num_codes, receipt.num_frames
+    listed = (receipt.grid, *counts, receipt.encoders)
     if found != listed or footer.num_codes != num_codes:
         raise damaged(
             uri,

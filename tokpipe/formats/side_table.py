@@ -4,6 +4,7 @@ They are separate files, so captions and scores can be edited without rewriting 
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,7 +32,7 @@ _REQUIRED = required(
 _OWN = _REQUIRED.insert(11, pa.field("damage", pa.string()))
 
 # Side tables and plans of earlier versions lack the last one, or all of these.
-_LATER = {"marks": [], "damage": None, "encoder": ""}
+_LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": ""}
 
 OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
 """tokpipe's own columns; carried columns follow them."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.reader.output import Output, check_complete
+from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
 from tokpipe.reader.values import ShardInfo
 from tokpipe.storage.read_ahead import read_ahead
@@ -37,12 +37,11 @@ class CodeCache:
 
     Args:
         output: what to read. Shards are verified even if it was opened with ``verify=False``.
-        allow_partial: whether plan rows may be missing, because the job has not finished. By
-            default that raises IncompleteOutput, so that a training never lacks clips unnoticed.
         folder: on a local disk. A code takes 2 bytes there, or 4 if there are more than 65,536.
         max_bytes: limit on the size of the folder, not counting files that are being written. The
             least recently opened files are removed; their space is free once no process maps them.
         read_ahead: shards that iterating prepares in advance, each in a thread and in memory.
+        allow_partial: without it, an output whose job has not finished raises IncompleteOutput.
     """
 
     def __init__(
@@ -55,8 +54,7 @@ class CodeCache:
         allow_partial: bool = False,
     ) -> None:
         if not allow_partial:
-            effect = "training on it would miss their clips"
-            check_complete(output, effect, "pass allow_partial=True to CodeCache")
+            output.check_complete("training would miss clips", "allow_partial=True to CodeCache")
         self.output = output
         self._folder = Path(folder)
         self._max_bytes = max_bytes

@@ -92,6 +92,20 @@ class Output:
         """Plan rows that are neither tokenized nor rejected: 0 once the job is finished."""
         return self.record.num_rows - self.state.committed.num_done
 
+    @property
+    def incomplete(self) -> str:
+        """How much of the plan is missing, in words; empty once the job is finished."""
+        left, rows = self.num_rows_left, counted(self.record.num_rows, "plan row")
+        return f"incomplete: {left:,} of {rows} are neither tokenized nor rejected" if left else ""
+
+    def check_complete(self, effect: str, option: str) -> None:
+        """Raise IncompleteOutput if rows are missing. ``option`` is how to go on without them."""
+        if self.incomplete:
+            raise IncompleteOutput(
+                f"{self.store.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
+                f"run, or pass {option} to use what is there now"
+            )
+
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
         return iter_rejected(self.store, to_seq=self.state.next_seq)
@@ -217,23 +231,6 @@ class Output:
             return self.store.get(key)
         except NotFound as error:
             raise _missing(self.store.uri_of(key)) from error
-
-
-def incomplete_text(output: Output) -> str:
-    """Say how much of an output is missing; empty if it is complete."""
-    if not output.num_rows_left:
-        return ""
-    num_rows = counted(output.record.num_rows, "plan row")
-    return f"incomplete: {output.num_rows_left:,} of {num_rows} are neither tokenized nor rejected"
-
-
-def check_complete(output: Output, effect: str, how: str) -> None:
-    """Raise IncompleteOutput if rows are missing. ``how`` is how to go on without them."""
-    if text := incomplete_text(output):
-        raise IncompleteOutput(
-            f"{output.store.uri} is {text}, so {effect}. Finish its job with tokpipe run (tokpipe "
-            f"status shows how far it is), or {how} to use what is there now"
-        )
 
 
 def _missing(uri: str) -> CorruptOutput:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
-from tokpipe.errors import ConfigError
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import ManifestState, iter_rejected
@@ -26,6 +27,7 @@ from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Landmark
+from tokpipe.storage.client import split_protocol
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, WorkItem
@@ -94,12 +96,19 @@ def assemble(
         landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
-            _continued(limits_of(job, device), committer.state, store.uri),
+            _continued(limits_of(job, device), committer.state),
             lambda item: _ref(item, job),
         ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
+            folders=tuple(
+                folders_of(
+                    uri
+                    for one in job.sources
+                    for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
+                )
+            ),
         ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
@@ -129,19 +138,12 @@ def limits_of(job: JobConfig, device: str) -> Limits:
     )
 
 
-def _continued(limits: Limits, state: ManifestState, uri: str) -> Limits:
+def _continued(limits: Limits, state: ManifestState) -> Limits:
     """Limits that know what earlier runs did."""
     totals, rows = state.totals, state.committed
     num_clips = totals.num_clips + totals.num_rejected + rows.num_left
     before = dict(totals.rejected)
-    encoders = frozenset(one for names in totals.encoders for one in names.split(" + "))
-    is_mixed = len(encoders) > 1 or totals.encoders.total() < totals.num_clips
-    if limits.hardware == "same" and is_mixed:
-        raise ConfigError(
-            f"encode.hardware is same, but {uri} holds {totals.encoders_text()}. More clips would "
-            "not make it one class of hardware. Set encode.hardware to any, or write to a new "
-            "output prefix"
-        )
+    encoders = frozenset(one for names in totals.by_encoder for one in names.split(" + "))
     return replace(
         limits,
         num_clips=num_clips,
@@ -163,6 +165,15 @@ def _encode_stage(
     from tokpipe.stages.encode import EncodeStage
 
     return EncodeStage(tokenizer, chunking, encode)
+
+
+def folders_of(uris: Iterable[str]) -> Iterator[Path]:
+    """The local folders that the URIs of sources name."""
+    for protocol, path in map(split_protocol, uris):
+        if protocol == "file":
+            fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
+            is_folder = fixed.endswith("/") if pattern else not Path(fixed).suffix
+            yield Path(fixed) if is_folder else Path(fixed).parent
 
 
 def _ref(item: WorkItem, job: JobConfig) -> ClipRef:

@@ -4,12 +4,8 @@ import atexit
 import contextlib
 import logging
 import os
-import queue
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ import ray
 import ray._private.services
 import ray._private.state
 import ray.exceptions
-from ray._private.services import psutil
+from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
@@ -65,8 +61,8 @@ def connected(cluster: str) -> Iterator[list[str]]:
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
             _check_cluster(address, f"runtime.cluster={cluster}")
-        with _out_of_reach_of_signals():
-            ray.init(**options)
+        ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
+        ray.init(**options)
     except AuthenticationError as error:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
@@ -74,10 +70,12 @@ def connected(cluster: str) -> Iterator[list[str]]:
             f"runtime.cluster={cluster}: no connection to Ray: {one_line(str(error))}. Nothing was "
             "started. Check that the cluster runs and that the address is right."
         ) from error
+    finally:
+        ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
     try:
         yield unused
-    except HeadLost:  # Ray would wait for it, and then end the process with a stack trace
-        atexit.unregister(ray.shutdown)
+    except HeadLost:
+        atexit.unregister(ray.shutdown)  # which would wait, until Ray ends the process by itself
         raise
     except BaseException:
         ray.shutdown()
@@ -85,29 +83,19 @@ def connected(cluster: str) -> Iterator[list[str]]:
     ray.shutdown()
 
 
-class _Service(ray._private.services.ConsolePopen):  # type: ignore[misc]
+class _Service(ray._private.services.ConsolePopen):
     """A process of a local Ray, in another session: what ends the driver's process group, such as
     `timeout`, must not end Ray before the driver has committed. It still dies with the driver."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, start_new_session=True, **options)
 
-    def terminate(self) -> None:  # ``Signals`` makes it block SIGTERM
-        family = psutil.Process(self.pid).children(recursive=True)
+    def terminate(self) -> None:  # it may block SIGTERM: see ``Signals``
+        children = psutil.Process(self.pid).children(recursive=True)
         self.kill()
-        for one in family:
+        for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-
-
-@contextmanager
-def _out_of_reach_of_signals() -> Iterator[None]:
-    services = ray._private.services
-    before, services.ConsolePopen = services.ConsolePopen, _Service
-    try:
-        yield
-    finally:
-        services.ConsolePopen = before
+                child.kill()
 
 
 def check_not_ray_client(address: str) -> None:
@@ -188,46 +176,6 @@ def warn_of_unused(addresses: list[str]) -> None:
             level=logging.WARNING,
             addresses=addresses,
         )
-
-
-class Head:
-    """Asks the head of the cluster, in another thread: Ray waits a minute for the answer of a dead
-    one, and then ends the process."""
-
-    def __init__(self) -> None:
-        self._questions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._asked_at: float | None = None
-        self._thread = threading.Thread(target=self._ask_all, name="head", daemon=True)
-        self._thread.start()
-
-    def ask(self, question: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-
-        def ask() -> None:
-            try:
-                future.set_result(question(*arguments))
-            except Exception as error:
-                future.set_exception(error)
-
-        self._questions.put(ask)
-        return future
-
-    @property
-    def silent_s(self) -> float:
-        """For how long it has not answered a question."""
-        asked_at = self._asked_at
-        return 0.0 if asked_at is None else time.monotonic() - asked_at
-
-    def close(self) -> None:
-        """Wait for the answers, because Ray crashes if it is shut down meanwhile."""
-        self._questions.put(None)
-        self._thread.join(0.0 if self.silent_s > 1 else 10.0)
-
-    def _ask_all(self) -> None:
-        while (ask := self._questions.get()) is not None:
-            self._asked_at = time.monotonic()
-            ask()
-            self._asked_at = None
 
 
 def live_nodes() -> dict[str, dict[str, Any]]:

@@ -19,7 +19,6 @@ from tokpipe.formats.manifest import (
     ManifestState,
     Reopened,
     append,
-    catch_up,
     iter_entries,
     load_state,
     write_checkpoint,
@@ -52,7 +51,8 @@ def claim_output(
     claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
     state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
     for _ in range(_CLAIM_ATTEMPTS):
-        catch_up(store, state)
+        for entry in iter_entries(store, state.next_seq, after=state.tail):
+            state.apply(entry)
         committer = Committer(store, state, writer, checkpoint_every)
         try:
             committer.append(committer.entry(claim=claim))
@@ -138,7 +138,7 @@ class Committer:
             seq=self.state.next_seq,
             writer=self.writer,
             written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            previous=self.state.tail.checksum,
+            previous=self.state.tail.sha256,
             **content,
         )
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from math import floor, inf
+from math import inf
 from typing import Any
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
@@ -18,11 +18,8 @@ def actor_options(pool: PoolConfig, *, zero_cpu: bool, avoid: Iterable[NodeId]) 
     labels = dict(pool.labels)
     if nodes := ",".join(avoid):
         labels[_NODE_ID] = f"!in({nodes})"
-    required = {"resources": _resources(pool), "label_selector": labels}
-    return {
-        "num_cpus": 0.0 if zero_cpu else pool.cpus,
-        **{name: value for name, value in required.items() if value},
-    }
+    cpus = 0.0 if zero_cpu else pool.cpus
+    return {"num_cpus": cpus, "resources": _resources(pool), "label_selector": labels}
 
 
 def capacity_of(
@@ -40,21 +37,14 @@ def _room(node: Mapping[str, Any], config: RuntimeConfig, on_gpu: bool) -> Room:
     slots = {}
     for stage in STAGES:
         pool: PoolConfig = getattr(config, stage)
-        lacks = (pool.cpus > 0 and not cpus) or (stage == "encode" and on_gpu and not gpus)
-        lacks = lacks or not all(_admits(labels.get(k), v) for k, v in pool.labels.items())
-        fits = [has.get(name, 0.0) / need + 1e-9 for name, need in _resources(pool).items()]
-        most = min(fits, default=inf)
-        slots[stage] = 0.0 if lacks else most if most == inf else float(floor(most))
-    shown = [name for name in sorted(has) if not _OF_RAY.match(name)]
-    shown += [f"{k}={v}" for k, v in sorted(labels.items()) if k != _NODE_ID]
-    return Room(cpus, gpus, slots, ", ".join(shown))
-
-
-def requirements(pool: PoolConfig) -> str:
-    """Format what a pool requires of a node; empty if any node will do."""
-    amounts = [f"{amount:g} {name}" for name, amount in pool.resources.items()]
-    kind = [f"accelerator_type {pool.accelerator_type}"] if pool.accelerator_type else []
-    return ", ".join([*kind, *amounts, *(f"{k}={v}" for k, v in pool.labels.items())])
+        fits = [has.get(name, 0.0) // need for name, need in _resources(pool).items()]
+        fits += [0.0 for key, wanted in pool.labels.items() if not _admits(labels.get(key), wanted)]
+        if (pool.cpus and not cpus) or (stage == "encode" and on_gpu and not gpus):
+            fits.append(0.0)
+        slots[stage] = min(fits, default=inf)
+    shown = [name for name in has if not _OF_RAY.match(name)]
+    shown += [f"{key}={value}" for key, value in labels.items() if key != _NODE_ID]
+    return Room(cpus, gpus, slots, ", ".join(sorted(shown)))
 
 
 def _resources(pool: PoolConfig) -> dict[str, float]:
@@ -67,4 +57,4 @@ def _admits(found: str | None, selector: str) -> bool:
     """Whether a node's label matches a selector, as Ray decides it."""
     wanted = selector.removeprefix("!")
     values = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
-    return (found in map(str.strip, values)) != selector.startswith("!")
+    return (found in [one.strip() for one in values]) != selector.startswith("!")

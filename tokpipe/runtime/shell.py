@@ -2,11 +2,13 @@
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -24,13 +26,13 @@ from tokpipe.errors import (
 from tokpipe.formats.layout import shard_key
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
-from tokpipe.runtime.cluster import Head, draining_nodes, live_nodes
+from tokpipe.runtime.cluster import draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.placement import actor_options, capacity_of
-from tokpipe.runtime.trouble import Fault, cause_of, fault_of, line_of, one_line
+from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
 
@@ -49,12 +51,6 @@ _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
     "encode": ray.remote(EncodeActor),
     "write": ray.remote(WriteActor),
-}
-
-_KINDS: dict[Fault, Literal["inputs_lost", "node", "fault"]] = {
-    Fault.INPUTS: "inputs_lost",
-    Fault.NODE: "node",
-    Fault.STAGE: "fault",
 }
 
 
@@ -83,8 +79,9 @@ class Shell:
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
-        self._head = Head()
-        self._was_head_silent = False
+        # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
+        self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._asked_at: float | None = None
         self._capacity = protocol.Capacity(0.0, 0.0)
 
     def stop(self) -> None:
@@ -97,18 +94,18 @@ class Shell:
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
         """
+        head = threading.Thread(target=self._ask_head, daemon=True)
+        head.start()
         try:
             self._weights = ray.put(self.job.weights)
             return self._loop(on_progress)
         except RayError as error:
-            raise RuntimeFault(
-                f"the job cannot go on: {line_of(error)}. Committed work is kept; fix the cluster "
-                "and run the job again"
-            ) from error
+            raise RuntimeFault(f"{explain(error)[2]}. Committed work is kept") from error
         finally:
             for actor in self._actors.values():
-                self._head.ask(ray.kill, actor)
-            self._head.close()
+                self._questions.put(partial(ray.kill, actor))
+            self._questions.put(None)
+            head.join(10.0 if self._silent_s < HEAD_SILENT_S else 0.0)
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
@@ -144,24 +141,35 @@ class Shell:
                     return command
                 self._carry_out(command)
 
+    @property
+    def _silent_s(self) -> float:
+        """For how long the head has not answered."""
+        return 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
+
+    def _ask_head(self) -> None:
+        while (question := self._questions.get()) is not None:
+            self._asked_at = time.monotonic()
+            try:
+                question()
+            except Exception as error:
+                self._events.put(RuntimeFault(explain(error)[2]))
+            self._asked_at = None
+
     def _look_at_nodes(self) -> None:
-        """Ask which nodes there are, unless the head still owes an answer."""
-        silent_s = self._head.silent_s
-        if silent_s > GIVE_UP_ON_HEAD_S:
+        if (silent_s := self._silent_s) > GIVE_UP_ON_HEAD_S:
             raise HeadLost(
                 f"the head of the Ray cluster has not answered for {silent_s:.0f} s, so no worker "
                 "can be started or watched. Committed work is kept; once the cluster runs, run the "
                 "job again"
             )
-        if silent_s > HEAD_SILENT_S and not self._was_head_silent:
+        if silent_s > HEAD_SILENT_S:
             text = (
                 f"waiting for the head of the Ray cluster, which has not answered for "
                 f"{silent_s:.0f} s; after {GIVE_UP_ON_HEAD_S:.0f} s the job ends"
             )
             log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))
-        self._was_head_silent = silent_s > HEAD_SILENT_S
-        if not silent_s:
-            self._head.ask(self._find_nodes).add_done_callback(self._post_result)
+        elif not silent_s:
+            self._questions.put(self._find_nodes)
 
     def _find_nodes(self) -> None:
         draining, alive = draining_nodes(), live_nodes()
@@ -175,17 +183,17 @@ class Shell:
         self._events.put(self._capacity)
 
     def _bury(self, death: _Death) -> None:
-        """Post whether an actor died alone or with its node. Kill it: Ray may only not reach it."""
+        """Find out whether an actor died alone or with its node. Ray may only not reach it."""
         known = self.dispatcher.parts.fleet.actors.get(death.actor)
-        node, handle = known and known.node, self._actors.pop(death.actor, None)
+        node, handle = known and known.node, self._actors.get(death.actor)
 
-        def lost() -> Event:
+        def bury() -> None:
             if handle is not None:
                 ray.kill(handle)
             is_node_lost = node is not None and node not in live_nodes()
-            return protocol.ActorLost(death.actor, is_node_lost, death.message)
+            self._events.put(protocol.ActorLost(death.actor, is_node_lost, death.message))
 
-        self._head.ask(lost).add_done_callback(self._post_result)
+        self._questions.put(bury)
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -201,7 +209,7 @@ class Shell:
                 self._start(command)
             case protocol.KillActor(actor):
                 if (handle := self._actors.pop(actor, None)) is not None:
-                    self._head.ask(ray.kill, handle)
+                    self._questions.put(partial(ray.kill, handle))
             case protocol.FetchPlan(num_items):
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
@@ -220,7 +228,7 @@ class Shell:
         begun = [self._begun.pop(one.shard, ordered) for one in command.receipts]
         check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
-        check_in_time(begun)
+        check_in_time(begun, are_listed=True)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -233,9 +241,7 @@ class Shell:
         elif isinstance(error, TokpipeError):
             self._events.put(error)
         else:
-            is_ray = isinstance(error, RayError)
-            what = line_of(error) if is_ray else f"the driver's store thread failed: {error!r}"
-            fault = RuntimeFault(what)
+            fault = RuntimeFault(f"the driver's store thread failed: {error!r}")
             fault.__cause__ = error
             self._events.put(fault)
 
@@ -289,7 +295,7 @@ class Shell:
         if (error := future.exception()) is None:
             self._events.put(protocol.ActorUp(actor, future.result()))
             return
-        cause, fault = cause_of(error), fault_of(error)
+        cause, fault, line = explain(error)
         is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
         if isinstance(cause, ConfigError) and not is_unfit:
             self._events.put(cause)  # weights that do not fit will not fit any other actor
@@ -297,46 +303,41 @@ class Shell:
             # The node could not even build it: most often tokpipe is not installed there.
             last_line = one_line(str(error).strip().splitlines()[-1])
             self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
-        elif fault is Fault.WORKER:
-            self._events.put(_Death(actor, line_of(error)))
-        elif fault is Fault.CLUSTER:
-            self._events.put(RuntimeFault(line_of(error)))
+        elif fault == "worker":
+            self._events.put(_Death(actor, line))
         else:
-            is_trouble = isinstance(cause, NodeTrouble) or fault is Fault.NODE
-            failed = protocol.SetupFailed(actor, line_of(error), is_trouble, is_unfit)
-            self._events.put(failed)
+            is_trouble = isinstance(cause, NodeTrouble) or fault == "node"
+            self._events.put(protocol.SetupFailed(actor, line, is_trouble, is_unfit))
 
     def _heard_done(self, command: protocol.Dispatch, future: Future[Event]) -> None:
         if (error := future.exception()) is None:
             self._events.put(future.result())
             return
-        cause, line = cause_of(error), line_of(error)
-        fault = Fault.NODE if isinstance(cause, NodeTrouble) else fault_of(error)
+        attempt, (cause, fault, line) = command.attempt, explain(error)
         if isinstance(cause, ConfigError):
             self._events.put(cause)  # such as a missing package: no clip is to blame
-        elif fault is Fault.CLUSTER:
-            self._events.put(RuntimeFault(line))
-        elif fault is Fault.WORKER:
-            self._events.put(_Death(command.actor, line))
         elif isinstance(cause, StorageError):
-            self._events.put(LeaseFailed(command.attempt, "storage", str(cause)))
+            self._events.put(LeaseFailed(attempt, "storage", str(cause)))
+        elif fault == "worker":
+            self._events.put(_Death(command.actor, line))
+        elif fault == "cluster":
+            self._events.put(RuntimeFault(line))
         else:
-            self._events.put(LeaseFailed(command.attempt, _KINDS[fault], line))
+            kind = "node" if isinstance(cause, NodeTrouble) else fault
+            self._events.put(LeaseFailed(attempt, kind, line))
 
 
-def check_in_time(begun: Iterable[Moment], needs_s: float | None = None) -> None:
-    """Raise RuntimeFault if shards are too old to be listed within ``needs_s``, or were listed."""
+def check_in_time(
+    begun: Iterable[Moment], needs_s: float = 0.0, *, are_listed: bool = False
+) -> None:
+    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds."""
     age_s = max((one.age_s for one in begun), default=0.0)
-    if age_s + (needs_s or 0.0) > LISTED_WITHIN_S:
+    if age_s + needs_s > LISTED_WITHIN_S:
+        none_listed = "It lists none of them. Run the job again; committed work is kept."
+        listed = "The last manifest entry lists them: check the output with `tokpipe audit`."
         raise RuntimeFault(
-            f"shards were not listed within {LISTED_WITHIN_S / 3600:g} hour (it is "
-            f"{age_s / 3600:.1f}), because this driver, its store or its clock did not keep up. "
-            "`tokpipe clean` may have removed them. "
-            + (
-                "None of them was listed: run the job again; committed work is kept."
-                if needs_s is not None
-                else "The last manifest entry lists them: check it with `tokpipe audit`."
-            )
+            f"this driver took {age_s / 3600:.1f} hours to list shards, and `tokpipe clean` may "
+            f"have removed them since. {listed if are_listed else none_listed}"
         )
 
 

@@ -68,9 +68,9 @@ def check_output(job: "JobConfig") -> None:
     from tokpipe.errors import ConfigError
     from tokpipe.storage.client import split_protocol
 
-    folders = {
-        Path(folder, "ray").resolve() for folder in ("/tmp", os.getenv("RAY_TMPDIR", "/tmp"))
-    }
+    # resolve() fails for loops of links.
+    roots = "/tmp", os.getenv("RAY_TMPDIR", "/tmp")
+    folders = {Path(os.path.realpath(f"{root}/ray")) for root in roots}
     submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
     if (submitted.get("runtime_env") or {}).get("working_dir"):
         folders.add(Path.cwd())
@@ -79,7 +79,7 @@ def check_output(job: "JobConfig") -> None:
         "runtime.log_path": job.runtime.log_path or "-",
     }.items():
         protocol, name = split_protocol(uri)
-        path = Path(name).resolve()
+        path = Path(os.path.realpath(name))
         is_of_ray = folders & {path, *path.parents} or _RAY_FOLDER.search(f"{path}/")
         if protocol == "file" and uri != "-" and is_of_ray:
             raise ConfigError(

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from tokpipe.config.job import PoolConfig
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
-from tokpipe.runtime.placement import requirements
 from tokpipe.telemetry.human import counted, duration
 from tokpipe.types import STAGES, Stage
 
+_PLACEMENT = {"accelerator_type", "resources", "labels"}
 NO_ROOM_S = 60.0
 """After this long, encoders without a place are said to lack GPUs: processes take seconds to start,
 and on a busy machine tens of seconds."""
@@ -42,14 +43,14 @@ def _lack_of_nodes(parts: Parts, idle: list[Stage]) -> str:
     if (capacity := parts.pools.capacity) is None:
         return ""
     for stage in idle:
-        wanted = requirements(getattr(parts.pools.limits.runtime, stage))
+        pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
+        wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
         if wanted and not capacity.most(stage):
-            counts = Counter(room.has or "none of the kind" for room in capacity.nodes.values())
+            counts = Counter(room.has or "nothing" for room in capacity.nodes.values())
             has = "; ".join(f"{counted(n, 'node')}: {what}" for what, n in counts.most_common(5))
             return (
-                f"no room for {stage} workers: runtime.{stage} requires nodes with {wanted}, and "
-                f"the cluster has {has}. Add such nodes (an autoscaler does), or change "
-                f"runtime.{stage}"
+                f"no room for {stage} workers: runtime.{stage} requires {wanted}, and the cluster "
+                f"has {has}. Add nodes (an autoscaler does), or change runtime.{stage}"
             )
     return ""
 

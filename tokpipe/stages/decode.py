@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
@@ -13,7 +14,8 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.fetch import LocalVideo, fetch_to_file
+from tokpipe.storage.client import split_protocol
+from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
@@ -52,6 +54,8 @@ class DecodeStage:
     pieces: Cut | None = None
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
+    folders: tuple[Path, ...] = ()
+    """Local folders that were not empty when the job was planned."""
     fetched_s: float = field(default=0.0, init=False)
     """Seconds that this process has spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)
@@ -79,6 +83,7 @@ class DecodeStage:
 
         Raises:
             StorageError: the store kept failing.
+            NodeTrouble: a disk or a mount of this node is gone, full or failing.
             RuntimeFault: decoding children do not start, or keep being killed from outside.
         """
         return [self._decode(item) for item in items]
@@ -124,11 +129,19 @@ class DecodeStage:
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
-            return call(self._fetch(item))
+            video = self._fetch(item)
+            try:
+                return call(video)
+            except (Undecodable, RuntimeError):
+                check_readable(video.path)  # the fault may be that of a disk or a mount
+                raise
         except Undecodable as fault:
             ref, backend = self._ref(item, fault.num_segments), fault.backend
             return Rejected(ref, "decode", fault.reason, str(fault), backend, error=fault.error)
         except SourceError as fault:
+            if fault.reason == "missing":
+                source = item.source_uri if item.member is None else item.member.archive_uri
+                check_folders(Path(split_protocol(source)[1]), self.folders)
             ref, error = self._ref(item, None), fault.__cause__
             while error is not None and error.__cause__ is not None:
                 error = error.__cause__

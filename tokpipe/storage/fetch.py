@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import socket
 import stat
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -124,9 +125,48 @@ def source_errors(source: str) -> Iterator[None]:
         raise SourceError("access_denied" if is_denied else "unreachable", str(error)) from error
 
 
+def check_readable(path: Path) -> None:
+    """Raise NodeTrouble if a decoder may have failed because a file cannot be read any more.
+
+    Raises:
+        SourceError: it is not there any more.
+    """
+    version = _local_version(path, max_bytes=2**63)
+    try:
+        _read_once(path, version)
+    except OSError as error:
+        raise NodeTrouble(f"{path} on {socket.gethostname()}: cannot be read ({error})") from error
+
+
+@functools.lru_cache  # a long file that is damaged has many clips
+def _read_once(path: Path, _version: int) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(PIECE_BYTES):
+            pass
+
+
+def check_folders(path: Path, folders: Iterable[Path]) -> None:
+    """Raise NodeTrouble if a file is missing because all of a source is: its folder is gone or
+    empty, as when a mount is."""
+    for folder in folders:
+        if path.is_relative_to(folder):
+            try:
+                is_there = any(folder.iterdir())
+            except OSError:
+                is_there = False
+            if not is_there:
+                raise NodeTrouble(
+                    f"{folder} on {socket.gethostname()}: is gone or empty, but the plan lists "
+                    "videos there, so no clip is rejected: mount it again. If its videos were "
+                    "deleted, put any file there, and they are rejected as missing"
+                )
+
+
 def _local_version(path: Path, max_bytes: int) -> int:
     try:
         status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
@@ -138,8 +178,6 @@ def _local_version(path: Path, max_bytes: int) -> int:
         kind = stat.filemode(status.st_mode)[0]
         what = {"d": "folder", "p": "pipe", "s": "socket"}.get(kind, "device")
         raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
-    if not os.access(path, os.R_OK):
-        raise SourceError("access_denied", f"{path}: permission denied")
     check_size(str(path), status.st_size, max_bytes)
     return version_of(status.st_size, status.st_mtime_ns)
 

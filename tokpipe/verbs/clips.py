@@ -9,7 +9,6 @@ from typing import Any
 
 from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
-from tokpipe.reader.output import incomplete_text
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 from tokpipe.telemetry.human import counted, counts_text
@@ -41,8 +40,8 @@ def clip_lines(
     uri, rejected = output.store.uri, output.totals.num_rejected
     hint = f" (tokpipe rejected {uri})" if rejected else ""
     yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected{hint}"
-    if text := incomplete_text(output):
-        yield f"  {text}"
+    if output.incomplete:
+        yield f"  {output.incomplete}"
     number = 0
     for number, clip in enumerate(clips, 1):
         if limit and number > limit:

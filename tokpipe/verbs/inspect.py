@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.reader import Output
-from tokpipe.reader.output import incomplete_text
 from tokpipe.reader.values import Clip
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
@@ -84,8 +83,8 @@ class Inspection:
             f"{counted(num_shards, 'shard')}"
         )
         yield f"  encoders: {output.state.totals.encoders_text()}"
-        if text := incomplete_text(output):
-            yield f"  {text}"
+        if output.incomplete:
+            yield f"  {output.incomplete}"
         yield "columns of shards/*.parquet, one row per chunk:"
         for one in output.schema:
             inner: Any = getattr(one.type, "value_type", None)

@@ -5,12 +5,7 @@ streams entries, ``committed`` tracks which plan rows are settled, ``state`` sum
 ``checkpoint`` saves and loads that sum, so that a resume reads few objects.
 """
 
-from tokpipe.formats.manifest.checkpoint import (
-    CHECKPOINT_INTERVAL,
-    catch_up,
-    load_state,
-    write_checkpoint,
-)
+from tokpipe.formats.manifest.checkpoint import CHECKPOINT_INTERVAL, load_state, write_checkpoint
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Claim, ManifestEntry, Reopened
 from tokpipe.formats.manifest.log import (
@@ -24,6 +19,6 @@ from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
     "CHECKPOINT_INTERVAL", "Claim", "CommittedRows", "ManifestEntry", "ManifestState", "PartialRow",
-    "Reopened", "Totals", "append", "catch_up", "count_entries", "iter_entries", "iter_rejected",
-    "load_state", "read_entries", "write_checkpoint",
+    "Reopened", "Totals", "append", "count_entries", "iter_entries", "iter_rejected", "load_state",
+    "read_entries", "write_checkpoint",
 ]  # fmt: skip

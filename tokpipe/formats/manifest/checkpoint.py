@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import check_bytes, damaged, sha256
-from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key, entry_key
+from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Tail
 from tokpipe.formats.manifest.log import count_entries, iter_entries, read_entry
@@ -44,15 +44,9 @@ def load_state(
     """
     num_entries = count_entries(store)
     state = _newest_checkpoint(store, num_rows, num_entries, interval)
-    catch_up(store, state, num_entries)
-    return state
-
-
-def catch_up(store: Store, state: ManifestState, to_seq: int | None = None) -> None:
-    """Apply the entries from ``state.next_seq`` on, without listing if there are any before."""
-    for entry in iter_entries(store, state.next_seq, to_seq):
-        state.tail.check(store.uri_of(entry_key(entry.seq)), entry)
+    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
         state.apply(entry)
+    return state
 
 
 def _newest_checkpoint(
@@ -126,7 +120,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
         totals.rejected, totals.encoders = Counter(totals.rejected), Counter(totals.encoders)
         size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
         # Earlier versions did not write the tail.
-        tail = Tail(*record.get("tail") or Tail.of(read_entry(store, seq - 1)))
+        tail = Tail(*record.get("tail") or read_entry(store, seq - 1).tail)
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise damaged(uri, f"it does not parse as a checkpoint: {error}") from error
     uri = store.uri_of(checkpoint_shards_key(seq))

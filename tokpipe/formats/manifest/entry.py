@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from tokpipe.formats.checks import damaged
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
+from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 MANIFEST_FORMAT = 3
-"""2 since entries can withdraw rejections, and 3 since each holds the checksum of the one before.
+"""2 since entries can withdraw rejections, and 3 since each holds the hash of the one before.
 
 An earlier version that resumed an output of format 3 would break the chain, so it must not.
 """
@@ -61,10 +63,13 @@ class ManifestEntry:
     account: Account | None = None
     """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
     previous: str | None = None
-    """Checksum of the entry before, empty in entry 0. None if a version before format 3 wrote it.
-    """
-    checksum: str | None = field(default=None, compare=False)
+    """SHA-256 of the entry before, empty in entry 0. None if a version before format 3 wrote it."""
+    sha256: str | None = field(default=None, compare=False)
     """Its own, once it is in the store."""
+
+    @property
+    def tail(self) -> "Tail":
+        return Tail(self.sha256, self.previous is not None)
 
     def refs(self) -> Iterator[ClipRef]:
         """Yield every clip that this entry settles, tokenized or rejected."""
@@ -73,8 +78,8 @@ class ManifestEntry:
         for rejection in self.rejected:
             yield rejection.ref
 
-    def sealed(self) -> dict[str, Any]:
-        """Return what is stored: ``dump_lines`` of it has one line per clip and rejection.
+    def to_json(self) -> bytes:
+        """Return JSON with one line per clip and rejection, and a checksum at the end.
 
         A clip is a list of values in the order of ``clip_fields``: repeating the keys for each
         clip would double the manifest of a large output.
@@ -98,10 +103,7 @@ class ManifestEntry:
         if self.account is not None:
             for key, names in _RECORDED.items():
                 body[key] = {name: _rounded(getattr(self.account, name)) for name in names}
-        return seal(body)
-
-    def to_json(self) -> bytes:
-        return dump_lines(self.sealed())
+        return dump_lines(seal(body))
 
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> "ManifestEntry":
@@ -124,26 +126,20 @@ _ENTRY = TypeAdapter(ManifestEntry)
 
 
 class Tail(NamedTuple):
-    """The end of a manifest, which the next entry must continue."""
+    """What the next entry must continue."""
 
-    checksum: str | None = ""
+    sha256: str | None = ""
     """Of the last entry; empty if there is none."""
     is_linked: bool = False
-    """Whether the last entry holds the checksum of the one before, as all later ones must."""
+    """Whether the last entry holds the hash of the one before, as all later ones must."""
 
-    @classmethod
-    def of(cls, entry: ManifestEntry) -> "Tail":
-        return cls(entry.checksum, entry.previous is not None)
-
-    def check(self, uri: str, entry: ManifestEntry) -> None:
+    def check(self, store: Store, entry: ManifestEntry) -> None:
         """Raise CorruptOutput unless ``entry`` can be the next one."""
-        if entry.previous is None and not self.is_linked:
-            return  # both are of versions before format 3
-        if entry.previous != self.checksum:
+        if entry.previous != self.sha256 and (self.is_linked or entry.previous is not None):
             raise damaged(
-                uri,
-                f"it continues an entry with the checksum {entry.previous or 'none'}, but the "
-                f"entry before it has {self.checksum or 'none'}. One of the two was replaced",
+                store.uri_of(entry_key(entry.seq)),
+                f"it continues an entry with the SHA-256 {entry.previous or 'none'}, but the "
+                f"entry before it has {self.sha256 or 'none'}. One of the two was replaced",
             )
 
 

@@ -4,13 +4,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
-from tokpipe.errors import CorruptOutput, NotFound
-from tokpipe.formats.checks import damaged
-from tokpipe.formats.layout import entry_key, number_in
+from tokpipe.errors import NotFound
+from tokpipe.formats.checks import damaged, sha256
+from tokpipe.formats.layout import MANIFEST_KEY, entry_key
 from tokpipe.formats.manifest.entry import ManifestEntry, Tail
-from tokpipe.formats.sealed_json import CHECKSUM, dump_lines
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
@@ -19,19 +17,14 @@ READ_AHEAD = 15
 """Entries fetched while one is used: a store takes tens of milliseconds to return one."""
 
 
-_MOST_CONFIRMED, _NAMED = 100, 5
-"""How many missing entries a message counts, each after asking for it, and how many it names."""
-
-
 def append(store: Store, entry: ManifestEntry) -> ManifestEntry | None:
-    """Commit an entry, and return it with its checksum.
+    """Commit an entry, and return it with its hash.
 
-    Returns None if another driver's entry already has its number. This driver's view of what is
-    committed is then stale.
+    After None, another driver's entry has its number, and this driver's view is stale.
     """
-    sealed = entry.sealed()
-    is_ours = store.create(entry_key(entry.seq), dump_lines(sealed))
-    return replace(entry, checksum=sealed[CHECKSUM]) if is_ours else None
+    data = entry.to_json()
+    is_ours = store.create(entry_key(entry.seq), data)
+    return replace(entry, sha256=sha256(data)) if is_ours else None
 
 
 def count_entries(store: Store, known: int = 0) -> int:
@@ -59,56 +52,53 @@ def _count_listed(store: Store) -> int:
     """Return how many entries a listing shows; raise CorruptOutput if one of them is missing."""
     seen, last = bytearray(), ""  # a byte per entry, for listings in any order
     for found in store.list("manifest/"):
-        if (named := number_in(found.key)) is None:
-            continue
-        number, is_checkpoint = named
-        if (num_implied := number + (not is_checkpoint)) > len(seen):
-            seen.extend(bytes(num_implied - len(seen)))
-            last = found.key
-        if not is_checkpoint:
-            seen[number] = found.size_bytes > 0
+        if match := MANIFEST_KEY.fullmatch(found.key):
+            number, is_entry = int(match[1]), not match[2]
+            if number + is_entry > len(seen):  # a checkpoint sums up those before its number
+                seen.extend(bytes(number + is_entry - len(seen)))
+                last = found.key
+            if is_entry:
+                seen[number] = found.size_bytes > 0
     # Only the object itself is certain: a listing may lag behind.
     unlisted = (seq for seq, is_listed in enumerate(seen) if not is_listed)
-    missing = list(
-        islice((seq for seq in unlisted if not store.size(entry_key(seq))), _MOST_CONFIRMED)
-    )
-    if missing:
-        more = "at least " if len(missing) == _MOST_CONFIRMED else ""
-        raise CorruptOutput(
-            f"{store.uri_of(entry_key(missing[0]))} is missing or empty, although "
-            f"{store.uri_of(last)} exists: the manifest lacks {more}{len(missing)} of "
-            f"{len(seen):,} entries ({', '.join(map(str, missing[:_NAMED]))}"
-            f"{', ...' if len(missing) > _NAMED else ''}). Reading the others would silently leave "
-            "out clips, and a run would tokenize those again. Restore these objects from a copy or "
-            "an older version; if there is none, tokenize the dataset again to a new output "
-            f"prefix. If {last} is not part of this output, remove it."
+    lost = (seq for seq in unlisted if not store.size(entry_key(seq)))
+    if (seq := next(lost, None)) is not None:
+        raise damaged(
+            store.uri_of(entry_key(seq)),
+            f"it is missing or empty, although {last} exists (remove that if it is not part of "
+            "this output), so readers would skip its clips, and a run would tokenize them again. "
+            "tokpipe audit counts what is missing",
         )
     return len(seen)
 
 
 def iter_entries(
-    store: Store, from_seq: int = 0, to_seq: int | None = None
+    store: Store, from_seq: int = 0, to_seq: int | None = None, *, after: Tail | None = None
 ) -> Iterator[ManifestEntry]:
     """Yield entries ``from_seq`` to ``to_seq`` (exclusive; default: the end) in order.
 
-    Entries before ``from_seq`` are assumed to exist. Raises CorruptOutput as ``read_entry``.
+    Entries before ``from_seq`` are assumed to exist, and to end in ``after``. Raises CorruptOutput
+    as ``read_entries``.
     """
     end = count_entries(store, from_seq) if to_seq is None else to_seq
-    return read_entries(store, range(from_seq, end))
+    return read_entries(store, range(from_seq, end), after)
 
 
-def read_entries(store: Store, seqs: Iterable[int]) -> Iterator[ManifestEntry]:
+def read_entries(
+    store: Store, seqs: Iterable[int], after: Tail | None = None
+) -> Iterator[ManifestEntry]:
     """Yield the entries with these numbers, fetching several at a time, as ``read_entry`` does.
 
-    Raises CorruptOutput also if two that follow each other are not consecutive parts of one log.
+    Raises CorruptOutput also if one does not continue the one before it, if both are read in turn.
     """
     last: ManifestEntry | None = None
     for entry in read_ahead(partial(read_entry, store), seqs, READ_AHEAD):
-        for older, newer in ((last, entry), (entry, last)):  # numbers may ascend or descend
-            if older is not None and newer is not None and older.seq + 1 == newer.seq:
-                Tail.of(older).check(store.uri_of(entry_key(newer.seq)), newer)
+        if last is not None and last.seq == entry.seq + 1:  # backwards
+            entry.tail.check(store, last)
+        elif after is not None and (last is None or last.seq + 1 == entry.seq):
+            after.check(store, entry)
         yield entry
-        last = entry
+        last, after = entry, entry.tail
 
 
 def iter_rejected(store: Store, to_seq: int | None = None) -> Iterator[Rejected]:
@@ -134,9 +124,10 @@ def read_entry(store: Store, seq: int) -> ManifestEntry:
     key = entry_key(seq)
     uri = store.uri_of(key)
     try:
-        entry = ManifestEntry.from_json(uri, store.get(key))
+        data = store.get(key)
     except NotFound as error:
         raise damaged(uri, "it is missing, though later entries of the manifest exist") from error
+    entry = ManifestEntry.from_json(uri, data)
     if entry.seq != seq:
         raise damaged(uri, f"it holds entry {entry.seq}")
-    return entry
+    return replace(entry, sha256=sha256(data))

@@ -75,10 +75,14 @@ class Totals:
         holds = ", ".join(counted(number, one) for number, one in counts)
         return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
 
-    def encoders_text(self) -> str:
-        """Format the clips by encoder class, most first."""
+    @property
+    def by_encoder(self) -> Counter[str]:
+        """Tokenized clips by encoder class, those of earlier versions too."""
         unknown = {"hardware that was not recorded": self.num_clips - self.encoders.total()}
-        counts = (self.encoders + Counter(unknown)).most_common()
+        return self.encoders + Counter(unknown)
+
+    def encoders_text(self) -> str:
+        counts = self.by_encoder.most_common()
         return "; ".join(f"{counted(number, 'clip')} on {name}" for name, number in counts)
 
     @property
@@ -134,14 +138,10 @@ class ManifestState:
     def shards(self) -> pa.Table:
         """Every listed shard, in order, as SHARD_LIST_SCHEMA."""
         if self._new_shards:
-            self._fold()
-        self._shards = self._shards.combine_chunks()
+            new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
+            self._shards = pa.concat_tables([self._shards, new]).combine_chunks()
+            self._new_shards = []
         return self._shards
-
-    def _fold(self) -> None:
-        new = pa.Table.from_pylist(self._new_shards, schema=SHARD_LIST_SCHEMA)
-        self._shards = pa.concat_tables([self._shards, new])
-        self._new_shards = []
 
     def apply(self, entry: ManifestEntry) -> None:
         """Apply the next entry.
@@ -180,9 +180,9 @@ class ManifestState:
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
-        self.tail = Tail.of(entry)
+        self.tail = entry.tail
         if len(self._new_shards) >= _KEPT_APART:
-            self._fold()
+            self._shards = self.shards
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:

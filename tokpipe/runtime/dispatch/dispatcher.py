@@ -62,9 +62,9 @@ class Dispatcher:
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
-                is_new = event.encoder and event.actor in parts.fleet.actors
-                if is_new and (why := parts.classes.misfit(event.encoder)):
-                    failed = protocol.SetupFailed(event.actor, why, is_unfit_node=True)
+                is_known = event.actor in parts.fleet.actors
+                if is_known and (misfit := parts.classes.misfit(event.encoder)):
+                    failed = protocol.SetupFailed(event.actor, misfit, is_unfit_node=True)
                     parts.fleet.setup_failed(failed, now)
                 else:
                     parts.fleet.came_up(event.actor)

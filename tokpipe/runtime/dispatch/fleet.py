@@ -35,7 +35,8 @@ MAX_NODE_TROUBLES = 10
 """Times in a row that nodes of a stage's actors have trouble, with no lease done in between, before
 the job is aborted: by then the cause is not a single node."""
 NODE_REST_S = 30.0
-"""How long a node with trouble is avoided; twice as long each time."""
+MAX_REST_S = 600.0
+"""How long a node with trouble is avoided: twice as long each time, up to the second."""
 
 
 @dataclass(slots=True)
@@ -107,9 +108,9 @@ class _Starts:
         stage, node = actor.stage, actor.node
         if node is not None:
             before, until, _ = self._nodes.get((stage, node), (0, 0.0, ""))
-            if until == inf:
-                return  # the others that started there with the first
-            rest_s = inf if is_unfit else NODE_REST_S * 2**before
+            if until == inf or (now < until and not is_unfit):
+                return  # the others that were there with the first
+            rest_s = inf if is_unfit else min(MAX_REST_S, NODE_REST_S * 2**before)
             self._nodes[stage, node] = before + 1, now + rest_s, message
             how_long = "" if is_unfit else f" for {rest_s:g} s"
             self._out.note(

@@ -21,7 +21,7 @@ class Parts:
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         self.out = out = Outbox()
-        self.classes = EncoderClasses(limits.hardware, limits.encoders, out)
+        self.classes = EncoderClasses(limits, out)
         self.pools = Pools(limits, out)
         self.fleet = Fleet(limits.runtime, out)
         self.flights = Flights(out)

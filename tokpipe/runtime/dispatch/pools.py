@@ -20,7 +20,7 @@ NEED_CLIPS = 2000
 LEASE_S = 1.0
 """Leases grow until they hold this much work, so that what each lease costs (about a millisecond
 of the driver) stays a small part of it."""
-LEASES_PER_S = 200
+LEASES_PER_S = 350
 """They also grow until a stage needs no more of them, so that the driver keeps up."""
 FIRST_WRITERS = 4
 """The most write actors before the time to write a clip is known."""

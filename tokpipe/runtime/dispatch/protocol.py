@@ -179,11 +179,11 @@ class Capacity:
     def without(self, unfit: Mapping[Stage, Container[NodeId]]) -> "Capacity":
         """Leave out of each stage the nodes on which it cannot run."""
 
-        def less(node: NodeId, room: Room) -> Room:
+        rooms = {}
+        for node, room in self.nodes.items():
             slots = {s: 0.0 if node in unfit[s] else most for s, most in room.slots.items()}
-            return replace(room, slots=slots)
-
-        return replace(self, nodes={node: less(node, room) for node, room in self.nodes.items()})
+            rooms[node] = replace(room, slots=slots)
+        return replace(self, nodes=rooms)
 
 
 @dataclass(frozen=True, slots=True)
