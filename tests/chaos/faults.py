@@ -34,7 +34,6 @@ WEIGHTS: dict[str, float] = {
     "shm_full": 1,
     "spill_full": 0.5,
     "other_hardware": 1,
-    "other_container": 2,
     "tmp_cleaner": 2,
     "mount_gone": 2,
     "stop_group": 0.5,

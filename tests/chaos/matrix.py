@@ -50,7 +50,6 @@ LASTING: dict[str, tuple[Callable[[World, float], bool], Callable[[World], None]
     "credentials_expire": (World.expire_credentials, World.renew_credentials),
     "clock_jump": (World.shift_clock, World.right_clocks),
     "other_hardware": (World.replace_by_capped, World.renew),
-    "other_container": (World.start_in_other_container, World.renew),
     "tmp_cleaner": (World.start_cleaner, World.stop_cleaner),
     "mount_gone": (World.take_mount_away, World.bring_back_mount),
 }
