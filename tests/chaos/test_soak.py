@@ -60,6 +60,12 @@ def test_a_long_run_with_many_kills_stays_flat_and_leaves_nothing(tmp_path: Path
                 stderr=log,
             )
         try:
+            wait_until(
+                lambda: (
+                    bool(re.search("encode [1-9]", (tmp_path / "log").read_text()))
+                    or driver.poll() is not None
+                )
+            )
             sizes, descriptors = kill_and_measure(driver, hurry)
         finally:
             driver.kill()
