@@ -34,7 +34,7 @@ EXCEPTIONS = {
     # Values that workers of one job exchange over Ray, which pickles them anyway.
     "runtime/packing.py": "pickle",
     # Calls one function of the C library, with a constant name.
-    "models/memory.py": "ctypes",
+    "models/process.py": "ctypes",
     # Keeps what decord loads from answering calls of other modules; calls nothing.
     "media/backends/decord.py": "ctypes",
     # The trainer's own state, in its own folder.

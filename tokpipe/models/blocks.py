@@ -143,7 +143,8 @@ class ResnetBlock(nn.Module):
                     "this block was built with temb_channels=0 and cannot use an embedding: leave "
                     "temb out"
                 )
-            h = h + self.temb_proj(silu(temb)).view(*h.shape[:2], *[1] * (h.ndim - 2))
+            projected = self.temb_proj(silu(temb))  # of one image for all, or of each
+            h = h + projected.view(*projected.shape, *[1] * (h.ndim - 2))
         if self.training and self.dropout.p:
             h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, *stream))), *stream)
         else:

@@ -81,8 +81,12 @@ class Step:
     @property
     def speed(self) -> Speed | None:
         """None if the manifest does not record what actors did."""
-        spent_s = {activity: self[f"spent {activity}"] for activity in ACTIVITIES}
-        return speed_of(Account(spent_s, {stage: self[f"up {stage}"] for stage in STAGES}))
+        return speed_of(
+            Account(
+                spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
+                up_s={one: self[f"up {one}"] for one in STAGES},
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)

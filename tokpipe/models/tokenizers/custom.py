@@ -29,7 +29,8 @@ class CustomTokenizer(VideoTokenizer):
         self.model = model
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.model.encode(x)  # type: ignore[operator, no-any-return]
+        codes: Tensor = self.model.encode(x)  # type: ignore[operator]
+        return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
         if (decode := getattr(self.model, "decode", None)) is None:

@@ -44,7 +44,10 @@ def _over_time(history: History) -> list[Markup]:
     ]
     speeds = [step.speed for step in steps]
     if any(speeds):
-        shares = [Column(one.begin_s, one.end_s, one.speed and one.speed.share) for one in steps]
+        shares = [
+            Column(step.begin_s, step.end_s, None if speed is None else speed.share)
+            for step, speed in zip(steps, speeds, strict=True)
+        ]
         charts.append(
             figure(
                 "Fraction of the speed of light",
