@@ -26,7 +26,7 @@ REPLACED_ENDS_S = 300.0
 
 FAIR_ENDS = {0, 5, 6, 7, 128 + signal.SIGTERM, -signal.SIGKILL}
 """Exit codes that faults may bring about: none of the others, such as 1 for a bug."""
-RAYLET_LOST = "Raylet is terminated"
+RAYLET_LOST = "Raylet is terminated|Failed to register worker to Raylet"
 """Ray says so when it ends a process, with exit code 1, whose own node is lost: the node of the
 head in these runs, where drivers are."""
 EXCUSES = {"store_empty": 8, "store_stale": 8, "mount_gone": 4}
@@ -45,8 +45,8 @@ class Driver:
     started_s: float
     doomed: str = ""
     """What was done to it that will end it."""
-    may_end: frozenset[int] = frozenset()
-    """Further exit codes that this may bring about."""
+    may_end: int = 0
+    """A further exit code that this may bring about."""
     is_local: bool = False
     """It has a Ray of its own."""
     deadline_s: float | None = None
@@ -222,11 +222,11 @@ class Lives:
                 other.deadline_s = other.deadline_s or self._now() + REPLACED_ENDS_S
         elif code == Fenced.exit_code and not self._had_company(driver):
             self.result.problems.append(f"a driver that was alone was fenced: {said}")
-        elif code == 1 and RAYLET_LOST in printed:
+        elif code == 1 and re.search(RAYLET_LOST, printed):
             life["doomed"] = driver.doomed or "its node was lost"
         elif code in self._excused(driver):
             self._say(f"      {said}")
-        elif code not in FAIR_ENDS | driver.may_end:
+        elif code not in FAIR_ENDS | {driver.may_end}:
             tail = "\n".join(printed.splitlines()[-25:])
             self.result.problems.append(f"a driver ended with exit code {code}:\n{tail}")
         elif driver.doomed == "stopped" and code != 128 + signal.SIGTERM:

@@ -50,7 +50,6 @@ LASTING: dict[str, tuple[Callable[[World, float], bool], Callable[[World], None]
     "credentials_expire": (World.expire_credentials, World.renew_credentials),
     "clock_jump": (World.shift_clock, World.right_clocks),
     "other_hardware": (World.replace_by_capped, World.renew),
-    "other_container": (World.start_in_other_container, World.renew),
     "tmp_cleaner": (World.start_cleaner, World.stop_cleaner),
     "mount_gone": (World.take_mount_away, World.bring_back_mount),
 }
@@ -100,12 +99,12 @@ class Run(Lives):
         """Empty full disks and replace nodes that died, or the cluster if its head did."""
         self.world.empty_disks()
         if not self.world.revive():
-            self._doom_all("its head died", frozenset({1}))
+            self._doom_all("its head died")
 
-    def _doom_all(self, why: str, may_end: frozenset[int] = frozenset()) -> None:
+    def _doom_all(self, why: str) -> None:
         for driver in self._drivers:
             if not driver.is_local:
-                driver.doomed, driver.may_end = why, driver.may_end | may_end
+                driver.doomed = why
                 driver.deadline_s = self._now() + REPLACED_ENDS_S
 
     def _kill_driver(self, fault: Fault) -> bool:
@@ -176,7 +175,7 @@ class Run(Lives):
         with entry_taken_away(store, fault.pick):
             silent = silent_verbs(config)
             driver = self._start_driver()
-            driver.may_end = frozenset({CorruptOutput.exit_code})
+            driver.may_end = CorruptOutput.exit_code
             code = driver.process.wait(REPLACED_ENDS_S)
             if code not in (5, 7, CorruptOutput.exit_code):
                 silent.append("run")

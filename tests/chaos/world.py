@@ -41,7 +41,7 @@ DISK_BYTES = 32 * 2**20
 """Scratch space of a node: room for some videos, and quick to fill."""
 STORE_BYTES = 80 * 2**20
 """Ray's least for a node's object store."""
-ON_DISKS = {"disk_full", "shm_full", "spill_full", "tmp_cleaner", "other_container"}
+ON_DISKS = {"disk_full", "shm_full", "spill_full", "tmp_cleaner"}
 """Faults that need file systems of their own."""
 JUMP_S = 3 * 3600.0
 CAPPED = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
@@ -277,7 +277,7 @@ class World:
                 (folder / "filler").unlink(missing_ok=True)
 
     def start_cleaner(self, pick: float) -> bool:
-        """Delete scratch files of a node with a decode actor over and over, as cleaners do."""
+        """Delete whatever is in the TMPDIR of a node with a decode actor, over and over."""
         place = self._place_of_decoder(pick)
         if place is None or place.disk is None or self._cleaning.is_set():
             return False
@@ -286,8 +286,9 @@ class World:
 
         def clean() -> None:
             while self._cleaning.is_set():
-                for found in disk.glob("tokpipe-*"):
+                for found in disk.iterdir():
                     shutil.rmtree(found, ignore_errors=True)
+                    found.unlink(missing_ok=True)
                 time.sleep(0.1)
 
         threading.Thread(target=clean, daemon=True).start()
@@ -295,17 +296,6 @@ class World:
 
     def stop_cleaner(self) -> None:
         self._cleaning.clear()
-
-    def start_in_other_container(self, pick: float) -> bool:
-        """Do what a worker does first where process ids mean others, in a node's TMPDIR."""
-        place = self._place_of_decoder(pick)
-        if place is None or place.disk is None:
-            return False
-        script = "from tokpipe.runtime.scratch import make_scratch; make_scratch('decode')"
-        command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
-        done = subprocess.run(command, env={**os.environ, "TMPDIR": str(place.disk)})
-        self.cannot |= {"other_container"} if done.returncode else set()
-        return not done.returncode
 
     def _place_of_decoder(self, pick: float) -> Place | None:
         decoders = set(pids_of("DecodeActor"))

@@ -101,9 +101,10 @@ def test_an_answer_that_is_cut_short_is_requested_again(disturbed: Disturbed) ->
     assert disturbed.by(first(1, Fault.CUT_ANSWER)).get_range("a", 2, 8) == b"234567"
 
 
-def test_an_empty_answer_is_neither_a_video_nor_an_empty_folder(disturbed: Disturbed) -> None:
+def test_an_empty_answer_is_neither_an_object_nor_an_empty_folder(disturbed: Disturbed) -> None:
     disturbed.plain.put("a", b"0123456789")
     assert sizes(disturbed.by(first(1, Fault.EMPTY)), "") == {"a": 10}
+    assert disturbed.by(first(1, Fault.EMPTY)).get("a") == b"0123456789"
     client = client_of(disturbed.plain.uri, disturbed.proxy.options())
     version = client.info(disturbed.plain.uri_of("a"))
     disturbed.by(first(1, Fault.EMPTY))

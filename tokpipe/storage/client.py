@@ -160,10 +160,10 @@ class Client:
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
-        # With several connections, s3fs first requests the size, to read objects above 50 MB in
-        # parallel. One connection saves that request.
-        single = {"max_concurrency": 1} if self.protocol in ("s3", "s3a") else {}
-        return bytes(self.call("reading it", uri, "cat_file", self.path_of(uri), **single))
+        path = self.path_of(uri)
+        if self.protocol in ("s3", "s3a"):  # s3fs would request the size first
+            return self.run("reading it", uri, lambda s: self._await(_read_s3(self.fs, path), s))[0]
+        return bytes(self.call("reading it", uri, "cat_file", path))
 
     def read_range(self, uri: str, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
@@ -257,13 +257,17 @@ class Client:
         return found
 
 
-async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+async def _read_s3(
+    fs: Any, path: str, start: int = 0, end: int | None = None
+) -> tuple[bytes, ObjectInfo]:
     bucket, key, version_id = fs.split_path(path)
-    of_version = {"VersionId": version_id} if version_id else {}
-    limits = {"Range": f"bytes={start}-{end - 1}", **of_version}
+    limits = {"VersionId": version_id} if version_id else {}
+    if end is not None:
+        limits["Range"] = f"bytes={start}-{end - 1}"
     answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
     try:
-        size = _checked(answer, "ContentRange")["ContentRange"].rpartition("/")[2]  # bytes 0-9/100
+        length = str(_checked(answer, "ETag")["ContentLength"])
+        size = answer.get("ContentRange", length).rpartition("/")[2]  # of "bytes 0-9/100"
         return await answer["Body"].read(), _info(answer, size)
     finally:
         answer["Body"].close()
