@@ -87,7 +87,7 @@ def _decode_alone(count: int) -> float:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
-        stage, lease = decoder_of(job, Path(folder)), limits_of(job, "cpu").usual_clips
+        stage, lease = decoder_of(job), limits_of(job, "cpu").usual_clips
         items = work_items(Path(tempfile.mkdtemp(dir=folder)), count)
         stage.process(items[:1])
         started = time.monotonic()
@@ -105,7 +105,7 @@ def _encode_alone(count: int) -> float:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
-        decoder, lease = decoder_of(job, Path(folder)), limits_of(job, "cpu").usual_clips
+        decoder, lease = decoder_of(job), limits_of(job, "cpu").usual_clips
         items = work_items(Path(tempfile.mkdtemp(dir=folder)), DIFFERENT_CLIPS)
         clips = [one for one in decoder.process(items) if isinstance(one, DecodedClip)]
         decoder.close()
@@ -120,9 +120,9 @@ def _encode_alone(count: int) -> float:
     return count / (time.monotonic() - started)
 
 
-def decoder_of(job: JobConfig, folder: Path) -> DecodeStage:
+def decoder_of(job: JobConfig) -> DecodeStage:
     stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-    stage.setup(folder)
+    stage.setup()
     return stage
 
 

@@ -43,7 +43,7 @@ def requests_of(num_clips: int) -> dict[str, float]:
         parts = {"start": counts.total()}
 
         decode, encode, write = run.decode, run.encode(), run.write
-        decode.setup(folder)
+        decode.setup()
         decoded = [one for one in decode.process(list(items)) if isinstance(one, DecodedClip)]
         decode.close()
         parts["source"] = counts.total() - sum(parts.values())

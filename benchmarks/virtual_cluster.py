@@ -89,7 +89,7 @@ class VirtualRun:
 
 class VirtualCluster:
     """Simulates one job. ``clip_s``: mean seconds of one clip by stage; each lease takes between
-    half and one and a half of its clips' mean."""
+    half and one and a half of its clips' mean. ``driver_s``: what each lease costs the driver."""
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class VirtualCluster:
         *,
         committer: Committer | None = None,
         round_trip_s: float = 0.002,
+        driver_s: float = 0.0,
         on_commit: Callable[[int], None] = lambda committed: None,
     ) -> None:
         self.dispatcher = Dispatcher(limits, ref_of)
@@ -107,6 +108,7 @@ class VirtualCluster:
         self.clip_s = clip_s
         self.committer = committer
         self.round_trip_s = round_trip_s
+        self.driver_s = driver_s
         self.on_commit = on_commit
         self.rng = random.Random(0)
         self.run = VirtualRun(num_clips)
@@ -125,15 +127,19 @@ class VirtualCluster:
         self._post(0.0, self.capacity)
         self._post(0.5, Tick())
         while True:
-            self.now, _, event = heapq.heappop(self._events)
+            at, _, event = heapq.heappop(self._events)
+            self.now = max(self.now, at)  # later than it came if the driver was busy
             if isinstance(event, Tick):
                 self._post(0.5, Tick())
+            elif isinstance(event, Capacity):
+                self._post(3.0, self.capacity)
             started = time.thread_time()
             commands = self.dispatcher.handle(event, self.now)
             self.run.handling_s += time.thread_time() - started
             self.run.num_events += 1
             for command in commands:
                 if isinstance(command, Dispatch):
+                    self.now += self.driver_s
                     self._work(command)
                 elif isinstance(command, FetchPlan):
                     self._post(self.round_trip_s, feed.fetch(command.num_items))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _START_TIMEOUT_S = 60.0
+NUM_KEYS = 200
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class S3Server:
     secret: str
     data: Path
     pid: int
+
+    def other_keys(self) -> list[str]:
+        """Access keys, with the same secret, that are accepted too."""
+        return [f"{self.key}{number}" for number in range(1, NUM_KEYS)]
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
         """The AWS variables by which s3fs finds it, or a proxy at ``endpoint`` before it."""
@@ -84,7 +89,9 @@ def _start(
 ) -> tuple[subprocess.Popen[bytes], int]:
     identity = {
         "name": "test",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "credentials": [
+            {"accessKey": f"{key}{number or ''}", "secretKey": secret} for number in range(NUM_KEYS)
+        ],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     config = folder / "s3.json"

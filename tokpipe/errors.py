@@ -14,8 +14,9 @@ TokpipeError
   Fenced             another driver owns the output    this driver stops, the other continues
   CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
   RuntimeFault       no progress is possible           fix the cluster or the weights, run again
+    HeadLost         Ray's head does not answer      restart the cluster, run again
     NodeTrouble      one node cannot work              the runtime avoids that node
-      UnfitNode      its packages are not the job's    the runtime does not use that node
+      UnfitNode      other packages, or output         the runtime does not use that node
 
 A message says where, what was found, why it matters and what to do. Code checks types and
 attributes, never the text of a message.
@@ -108,12 +109,16 @@ class RuntimeFault(TokpipeError):
     exit_code = 7
 
 
+class HeadLost(RuntimeFault):
+    """The head of the Ray cluster does not answer, so nothing more can be asked of Ray."""
+
+
 class NodeTrouble(RuntimeFault):
     """A worker cannot work because of its node, such as one with a full or failing disk."""
 
 
 class UnfitNode(ConfigError, NodeTrouble):
-    """A worker's packages are not those that the fingerprint lists. Waiting does not help."""
+    """A node has other packages than the job, or does not see its output. Waiting does not help."""
 
 
 class CorruptOutput(TokpipeError):

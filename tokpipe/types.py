@@ -179,6 +179,8 @@ class EncodedClip(Travels):
     marks: tuple[str, ...] = ()
     """Marks from decoding and encoding."""
     damage: str | None = None
+    encoder: str = ""
+    """Encoder class; those of a streamed clip's pieces are joined by `` + ``."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -238,3 +240,5 @@ class Receipt(Travels):
     side_table_sha256: str
     side_table_size_bytes: int
     clips: tuple[ClipRef, ...]
+    encoders: tuple[tuple[str, int], ...] = ()
+    """Clips by encoder class; empty if an earlier version wrote the shard."""

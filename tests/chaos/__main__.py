@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.chaos.faults import WEIGHTS, Plan, draw_plan
-from tests.chaos.matrix import Result, right_codes, run_plan
+from tests.chaos.lives import Result
+from tests.chaos.matrix import right_codes, run_plan
 from tests.chaos.summary import summary_lines, to_json
 from tests.chaos.world import World, built_world
 from tests.end_to_end.jobs import Table
@@ -47,6 +48,8 @@ def main() -> int:
     with contextlib.suppress(KeyboardInterrupt, SystemExit), built_world(parsed.videos) as world:
         right = right_codes(world)
         print(f"{len(right)} chunks; ready after {time.monotonic() - started:.0f} s")
+        if world.cannot:
+            print(f"left out on this machine: {', '.join(sorted(world.cannot))}")
         for seed in seeds:
             elapsed_min = (time.monotonic() - started) / 60
             of_a_run = max([r.elapsed_s / 60 for r in results[-5:]] or [MINUTES_OF_A_RUN])

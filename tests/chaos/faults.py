@@ -24,6 +24,22 @@ WEIGHTS: dict[str, float] = {
     "two_drivers": 1,
     "new_head": 0.5,
     "freeze_node": 0,
+    "store_silent": 1,
+    "store_empty": 2,
+    "store_stale": 2,
+    "credentials_expire": 1,
+    "clock_jump": 1,
+    "kill_raylet": 2,
+    "kill_gcs": 0.5,
+    "shm_full": 1,
+    "spill_full": 0.5,
+    "other_hardware": 1,
+    "other_container": 2,
+    "tmp_cleaner": 2,
+    "mount_gone": 2,
+    "stop_group": 0.5,
+    "job_stop": 1,
+    "manifest_lost": 1,
 }
 """How often a kind is drawn. Faults that end a driver cost time and are drawn less often; a frozen
 node costs two minutes, and is only the first fault of its own seeds."""
@@ -40,6 +56,17 @@ LASTS_S: dict[str, tuple[float, float]] = {
     "freeze_driver": (8, 25),
     "two_drivers": (0, 1),
     "freeze_node": (110, 125),
+    "store_silent": (3, 8),
+    "store_empty": (2, 6),
+    "store_stale": (3, 8),
+    "credentials_expire": (2, 8),
+    "clock_jump": (4, 15),
+    "kill_raylet": (2, 8),
+    "kill_gcs": (2, 70),
+    "shm_full": (3, 8),
+    "spill_full": (5, 12),
+    "tmp_cleaner": (3, 8),
+    "mount_gone": (3, 10),
 }
 """Seconds that a fault of a kind lasts, from and to; other kinds are over at once. A removed node
 comes back after them, and the second of two drivers starts after them."""

@@ -4,20 +4,19 @@ import contextlib
 import functools
 import io
 import os
+import random
 import re
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.chaos.faults import Fault, Plan
+from tests.chaos.lives import REPLACED_ENDS_S, Driver, Lives, Result
 from tests.chaos.weather import KINDS as WEATHER
-from tests.chaos.world import World
+from tests.chaos.world import World, signal_all
 from tests.end_to_end.jobs import (
     Table,
     assert_complete,
@@ -25,24 +24,19 @@ from tests.end_to_end.jobs import (
     codes_without_ray,
     rejections_of,
 )
-from tests.end_to_end.processes import pids_of
-from tests.s3_server import die_with_parent
+from tests.end_to_end.processes import descendants_of, pids_of
 from tokpipe.cli import main
 from tokpipe.config import load_job
-from tokpipe.errors import Fenced
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import CorruptOutput
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.storage import open_store
+from tokpipe.storage.store import Store
 
-LIMIT_S = 1800.0
-"""Of one run, from its first driver to the last one's end."""
-MAX_LIVES = 25
-AWAIT_TARGET_S = 300.0
-"""How long a fault waits for something to strike, such as an actor of its kind."""
+ENTRY = re.compile(r"manifest/\d{8}\.json")
 ZOMBIES_LIVE_S = 8.0
 """From the thaw of a node to its end."""
-REPLACED_ENDS_S = 300.0
-"""How long a driver that was replaced, or lost its cluster, may take to notice."""
 
 VICTIMS = {
     "kill_decode": "DecodeActor",
@@ -50,223 +44,69 @@ VICTIMS = {
     "kill_write": "WriteActor",
     "kill_child": "tokpipe.media.child",
 }
-FAIR_ENDS = {0, 5, 6, 7, 128 + signal.SIGTERM, -signal.SIGKILL}
-"""Exit codes that faults may bring about: none of the others, such as 1 for a bug."""
-RAYLET_LOST = "Raylet is terminated"
-"""Ray says so when it ends a process, with exit code 1, whose own node is lost: the node of the
-head in these runs, where drivers are."""
+LASTING: dict[str, tuple[Callable[[World, float], bool], Callable[[World], None]]] = {
+    "remove_node": (World.remove_node, World.renew),
+    "disk_full": (World.fill_disk, World.empty_disks),
+    "credentials_expire": (World.expire_credentials, World.renew_credentials),
+    "clock_jump": (World.shift_clock, World.right_clocks),
+    "other_hardware": (World.replace_by_capped, World.renew),
+    "other_container": (World.start_in_other_container, World.renew),
+    "tmp_cleaner": (World.start_cleaner, World.stop_cleaner),
+    "mount_gone": (World.take_mount_away, World.bring_back_mount),
+}
+"""How the world does it, and how it undoes it after a while."""
+DEADLY: dict[str, Callable[[World, float], bool]] = {
+    "kill_raylet": World.kill_raylet,
+    "kill_gcs": World.kill_gcs,
+    "shm_full": World.fill_shm,
+    "spill_full": World.hog_object_store,
+}
+"""What may end nodes, or the whole cluster: they are replaced after a while."""
 
 
-@dataclass
-class Driver:
-    """One life of the job."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    started_s: float
-    doomed: str = ""
-    """What was done to it that will end it."""
-    deadline_s: float | None = None
-    """When it must have ended by itself, because another driver or cluster took its place."""
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-
-@dataclass
-class Result:
-    """What became of a run."""
-
-    plan: Plan
-    name: str = ""
-    """Of its job file and its output."""
-    struck: list[tuple[float, str]] = field(default_factory=list)
-    """Seconds since the start, and kind, of each fault that found something to strike."""
-    missed: list[str] = field(default_factory=list)
-    """Faults that found nothing to strike."""
-    lives: list[dict[str, Any]] = field(default_factory=list)
-    num_lost: int = 0
-    num_doubled: int = 0
-    num_unequal: int = 0
-    problems: list[str] = field(default_factory=list)
-    """Whatever else is wrong, such as rejected clips and unexpected exit codes."""
-    elapsed_s: float = 0.0
-    goodput: float | None = None
-    """Of all lives, as the manifest has it."""
-
-    @property
-    def is_good(self) -> bool:
-        return not (self.num_lost or self.num_doubled or self.num_unequal or self.problems)
-
-
-class Run:
-    """Carries out one plan in a world that is intact before and after it."""
-
-    def __init__(self, world: World, plan: Plan, job: Path, say: Callable[[str], None]) -> None:
-        self.world = world
-        self.job = job
-        self.result = Result(plan, job.stem)
-        self._say = say
-        self._drivers: list[Driver] = []
-        self._todo = list(plan.faults)
-        self._later: list[tuple[float, Callable[[], None]]] = []
-        self._started = time.monotonic()
-        self._last_fault_s = 0.0
-        self._is_done = False
-
-    def work(self) -> Result:
-        """Run until a driver ends with exit code 0 and every other one has ended."""
-        try:
-            self._start_driver()
-            while not (self._is_done and not self._drivers and not self._later):
-                self._step()
-                if self._now() > LIMIT_S or len(self.result.lives) > MAX_LIVES:
-                    self.result.problems.append(f"not done after {self._now():.0f} s")
-                    break
-                time.sleep(0.05)
-        finally:
-            for driver in self._drivers:
-                driver.process.kill()
-                driver.process.wait()
-            self.world.restore()
-        self.result.elapsed_s = self._now()
-        return self.result
-
-    def _now(self) -> float:
-        return time.monotonic() - self._started
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        self._later.append((self._now() + seconds, action))
-
-    def _step(self) -> None:
-        for item in [item for item in self._later if item[0] <= self._now()]:
-            self._later.remove(item)
-            item[1]()
-        for driver in list(self._drivers):
-            self._look_after(driver)
-        if self._is_done:
-            self._todo = []
-        elif not self._drivers:
-            self._start_driver()
-        self._strike_what_is_due()
-        if not self._todo:
-            self.world.hurry.touch()
-
-    def _strike_what_is_due(self) -> None:
-        if not self._todo:
-            return
-        fault, waited_s = self._todo[0], self._now() - self._last_fault_s
-        if waited_s < fault.wait_s:
-            return
-        printed = self._drivers[-1].log.read_text(errors="replace") if self._drivers else ""
-        if not re.search(fault.after, printed) or not self._try(fault):
-            if waited_s < fault.wait_s + AWAIT_TARGET_S:
-                return
-            self.result.missed.append(fault.kind)
-        self._todo.pop(0)
-        self._last_fault_s = self._now()
-
-    # --- drivers --------------------------------------------------------------------------------
-
-    def _start_driver(self) -> None:
-        number = len(self.result.lives) + len(self._drivers)
-        log = self.job.with_suffix(f".{number}.log")
-        environment = {**os.environ, "RAY_ADDRESS": self.world.address}
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tokpipe.run", str(self.job)],
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,
-            )
-        self._drivers.append(Driver(process, log, self._now()))
-
-    def _look_after(self, driver: Driver) -> None:
-        code = driver.process.poll()
-        if code is None:
-            if driver.deadline_s is not None and self._now() > driver.deadline_s:
-                self._say(f"    {driver.doomed}: still there, so it is killed")
-                driver.doomed += ", killed"
-                driver.deadline_s = None
-                driver.process.kill()
-            return
-        self._drivers.remove(driver)
-        printed = driver.log.read_text(errors="replace")
-        said = (printed.splitlines() or [""])[-1][:500]
-        life = {
-            "code": code,
-            "said": said,
-            "from_s": round(driver.started_s, 1),
-            "to_s": round(self._now(), 1),
-            "doomed": driver.doomed,
-        }
-        self.result.lives.append(life)
-        self._say(
-            f"    {self._now():5.1f} s: driver of {driver.started_s:.1f} s ended with exit code "
-            f"{code}{f' ({driver.doomed})' if driver.doomed else ''}"
-        )
-        if code == 0:
-            self._is_done = True
-            for other in self._drivers:
-                other.doomed = other.doomed or "outlived"
-                other.deadline_s = other.deadline_s or self._now() + REPLACED_ENDS_S
-        elif code == Fenced.exit_code and not self._had_company(driver):
-            self.result.problems.append(f"a driver that was alone was fenced: {said}")
-        elif code == 1 and RAYLET_LOST in printed:
-            life["doomed"] = driver.doomed or "its node was lost"
-        elif code not in FAIR_ENDS:
-            tail = "\n".join(printed.splitlines()[-25:])
-            self.result.problems.append(f"a driver ended with exit code {code}:\n{tail}")
-        elif driver.doomed == "stopped" and code != 128 + signal.SIGTERM:
-            self.result.problems.append(f"SIGTERM ended a driver with exit code {code}, not 143")
-        elif code in (5, 7):
-            self._say(f"      {said}")
-
-    def _had_company(self, driver: Driver) -> bool:
-        """Whether any other driver lived at the same time."""
-        ends = [life["to_s"] for life in self.result.lives[:-1]]
-        return bool(self._drivers) or any(end > driver.started_s for end in ends)
-
-    def _lively(self) -> Driver | None:
-        """The newest driver that nothing has been done to."""
-        return next((one for one in reversed(self._drivers) if not one.doomed), None)
+class Run(Lives):
+    """Carries out the faults of one plan."""
 
     # --- faults ---------------------------------------------------------------------------------
 
     def _try(self, fault: Fault) -> bool:
-        """Let a fault strike; False if it finds nothing to strike (yet)."""
-        strike = functools.partial(getattr(self, f"_{fault.kind}", self._kill_or_blow), fault)
+        strike = functools.partial(getattr(self, f"_{fault.kind}", self._strike), fault)
         if not strike():
             return False
         self.result.struck.append((round(self._now(), 2), fault.kind))
         self._say(f"    {self._now():5.1f} s: {fault.kind} ({fault.lasts_s:.0f} s)")
         return True
 
-    def _kill_or_blow(self, fault: Fault) -> bool:
+    def _strike(self, fault: Fault) -> bool:
+        """Let a fault of a kind strike that needs nothing from the drivers."""
+        if fault.kind in VICTIMS:
+            pids = sorted(pids_of(VICTIMS[fault.kind]))
+            signal_all(pids[int(fault.pick * len(pids)) :][:1], signal.SIGKILL)
+            return bool(pids)
         if fault.kind in WEATHER:
             self.world.weather.blow(fault.kind, fault.lasts_s)
             return bool(self._drivers)
-        pids = sorted(pids_of(VICTIMS[fault.kind]))
-        if not pids:
+        if fault.kind in DEADLY:
+            strike, undo = DEADLY[fault.kind], self._revive
+        else:
+            strike, of_world = LASTING[fault.kind]
+            undo = functools.partial(of_world, self.world)
+        if not self._drivers or not strike(self.world, fault.pick):
             return False
-        try:
-            os.kill(pids[int(fault.pick * len(pids))], signal.SIGKILL)
-        except ProcessLookupError:
-            return False
+        self._after(fault.lasts_s, undo)
         return True
 
-    def _remove_node(self, fault: Fault) -> bool:
-        if not self.world.remove_node(fault.pick):
-            return False
-        self._after(fault.lasts_s, self.world.renew)
-        return True
+    def _revive(self) -> None:
+        """Empty full disks and replace nodes that died, or the cluster if its head did."""
+        self.world.empty_disks()
+        if not self.world.revive():
+            self._doom_all("its head died", frozenset({1}))
 
-    def _disk_full(self, fault: Fault) -> bool:
-        if not self.world.fill_disk(fault.pick):
-            return False
-        self._after(fault.lasts_s, self.world.empty_disks)
-        return True
+    def _doom_all(self, why: str, may_end: frozenset[int] = frozenset()) -> None:
+        for driver in self._drivers:
+            if not driver.is_local:
+                driver.doomed, driver.may_end = why, driver.may_end | may_end
+                driver.deadline_s = self._now() + REPLACED_ENDS_S
 
     def _kill_driver(self, fault: Fault) -> bool:
         driver = self._lively()
@@ -283,6 +123,65 @@ class Run:
         driver.doomed = "stopped"
         driver.deadline_s = self._now() + REPLACED_ENDS_S
         driver.send(signal.SIGTERM)
+        return True
+
+    def _stop_group(self, fault: Fault) -> bool:
+        """SIGTERM to the group of a driver that has a Ray of its own."""
+        driver = self._local_driver()
+        if driver is None:
+            return False
+        driver.doomed = "stopped"
+        driver.deadline_s = self._now() + REPLACED_ENDS_S
+        os.killpg(driver.process.pid, signal.SIGTERM)
+        return True
+
+    def _job_stop(self, fault: Fault) -> bool:
+        """Do as ``ray job stop``: SIGTERM to a job and all below it, SIGKILL after 3 s."""
+        driver = self._lively()
+        if driver is None or driver.is_local or not driver.has_printed("encode [1-9]"):
+            return False
+        driver.doomed = "stopped as Ray stops jobs"
+        pids = {driver.process.pid, *descendants_of(driver.process.pid)}
+        signal_all(pids, signal.SIGTERM)
+        self._after(
+            3.0, lambda: signal_all(pids & set(descendants_of(os.getpid())), signal.SIGKILL)
+        )
+        return True
+
+    def _local_driver(self) -> Driver | None:
+        """A driver with a Ray of its own that encodes; one is started if there is none."""
+        driver = self._lively()
+        if driver is None or not _handles_signals(driver):
+            return None
+        if not driver.is_local:
+            self._next_is_local = True
+            self._stop_driver(Fault("stop_driver", 0.0))
+            return None
+        return driver if driver.has_printed("encode [1-9]") else None
+
+    def _manifest_lost(self, fault: Fault) -> bool:
+        """Between two lives an entry of the manifest is gone; it is restored before the next."""
+        driver, config = self._lively(), load_job(self.job)
+        store = open_store(config.output.uri, config.storage)
+        is_alone = driver is not None and len(self._drivers) == 1 and not self._later
+        if driver is None or not is_alone or not driver.has_printed("write [1-9]"):
+            return False
+        if sum(1 for _ in store.list("manifest/")) < 4:
+            return False
+        self.world.weather.calm()
+        driver.doomed = "killed"
+        driver.send(signal.SIGKILL)
+        driver.process.wait()
+        self._look_after(driver)
+        with entry_taken_away(store, fault.pick):
+            silent = silent_verbs(config)
+            driver = self._start_driver()
+            driver.may_end = frozenset({CorruptOutput.exit_code})
+            code = driver.process.wait(REPLACED_ENDS_S)
+            if code not in (5, 7, CorruptOutput.exit_code):
+                silent.append("run")
+            self._look_after(driver)
+        self.result.add_silent(silent)
         return True
 
     def _freeze_driver(self, fault: Fault) -> bool:
@@ -311,9 +210,7 @@ class Run:
             self._start_driver()
 
     def _new_head(self, fault: Fault) -> bool:
-        for driver in self._drivers:
-            driver.doomed = "its head was replaced"
-            driver.deadline_s = self._now() + REPLACED_ENDS_S
+        self._doom_all("its head was replaced")
         self.world.stop()
         self.world.start()
         return True
@@ -329,7 +226,7 @@ class Run:
 
 def _handles_signals(driver: Driver) -> bool:
     """Whether it has begun to work: before that, SIGTERM ends it like any process."""
-    return b"plan rows" in driver.log.read_bytes()
+    return driver.has_printed("plan rows")
 
 
 # --- the check ----------------------------------------------------------------------------------
@@ -351,13 +248,50 @@ def check(result: Result, job: Path, right: Table) -> None:
     result.num_lost = len(right.keys() - table.keys())
     result.num_doubled = sum(count > 1 for count in times.values())
     result.num_unequal = sum(right.get(key) != value for key, value in table.items())
+    result.num_blamed = len(rejected)
     if rejected:
         result.problems.append(f"good videos are rejected: {rejected}")
+    code, printed = _verb("audit", config.output.uri)
+    if code:
+        result.problems.append(f"audit ended with exit code {code}:\n{printed}")
+    with entry_taken_away(store, random.Random(result.plan.seed).random()):
+        result.add_silent(silent_verbs(config))
+
+
+@contextlib.contextmanager
+def entry_taken_away(store: Store, pick: float) -> Iterator[None]:
+    """Within the block, one manifest entry is missing that others follow."""
+    keys = sorted(one.key for one in store.list("manifest/") if ENTRY.fullmatch(one.key))[:-1]
+    key = keys[int(pick * len(keys))]
+    data = store.get(key)
+    store.delete(key)
+    try:
+        yield
+    finally:
+        store.put(key, data)
+
+
+def silent_verbs(config: JobConfig) -> list[str]:
+    """Return the verbs that do not call an output damaged."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "audit": ["--partial"],
+            "clean": ["--dry-run"],
+            "export": ["--to", "memmap", "-o", f"{folder}/export"],
+            "report": ["-o", f"{folder}/report.html"],
+        }
+        verbs = ("status", "ls", "inspect", "rejected", *options)
+        return [
+            verb
+            for verb in verbs
+            if _verb(verb, config.output.uri, *options.get(verb, []))[0] != CorruptOutput.exit_code
+        ]
+
+
+def _verb(*arguments: str) -> tuple[int, str]:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        code = main(["audit", config.output.uri])
-    if code:
-        result.problems.append(f"audit ended with exit code {code}:\n{printed.getvalue()}")
+        return main(list(arguments)), printed.getvalue()
 
 
 def right_codes(world: World) -> Table:
@@ -369,6 +303,7 @@ def right_codes(world: World) -> Table:
 def run_plan(world: World, plan: Plan, right: Table, say: Callable[[str], None] = print) -> Result:
     """Carry out one plan and check what the job made of it."""
     world.hurry.unlink(missing_ok=True)
+    world.proxy.remember()
     job = world.write_job(f"seed{plan.seed}-{int(time.time())}")
     result = Run(world, plan, job, say).work()
     if result.lives and not any("not done" in problem for problem in result.problems):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import mean
 
 from tests.chaos.faults import WEIGHTS
-from tests.chaos.matrix import Result
+from tests.chaos.lives import Result
 
 
 def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
@@ -32,7 +32,9 @@ def summary_lines(results: Sequence[Result], elapsed_s: float) -> Iterator[str]:
     bad = [result for result in results if not result.is_good]
     yield (
         f"{sum(r.num_lost for r in results)} lost, {sum(r.num_doubled for r in results)} doubled, "
-        f"{sum(r.num_unequal for r in results)} unequal; {len(bad)} runs with a problem"
+        f"{sum(r.num_unequal for r in results)} unequal, {sum(r.num_blamed for r in results)} "
+        f"blamed wrongly, {sum(r.num_silent for r in results)} silent; {len(bad)} runs with a "
+        "problem"
     )
     for result in bad:
         for problem in result.problems or ["rows lost, doubled or unequal"]:

@@ -24,7 +24,12 @@ KINDS = {
     "store_slow": _Kind(Slow(1.5), 0.7),
     "store_reset": _Kind(Fault.RESET, 0.7),
     "store_truncated": _Kind(Fault.CUT_ANSWER, 0.5, ("GET",)),
+    "store_silent": _Kind(Fault.HANG, 0.5),
+    "store_empty": _Kind(Fault.EMPTY, 0.5, ("GET",)),
+    "store_stale": _Kind(Fault.STALE, 0.5, ("GET", "HEAD")),
 }
+EXPIRED = (Refusal(400, "ExpiredToken"), Refusal(403, "ExpiredToken"))
+"""The status of AWS and that of others; an answer to HEAD has nothing else."""
 
 
 class Weather:
@@ -34,6 +39,8 @@ class Weather:
         self._until_s: dict[str, float] = {}
         self._fresh: set[str] = set()
         self._rng = random.Random(0)
+        self.expired: dict[str, Spoiling] = {}
+        """Access keys that are not accepted any more, and how that is said."""
         self.struck: dict[str, int] = {}
         """Requests spoiled, by kind."""
 
@@ -44,8 +51,11 @@ class Weather:
 
     def calm(self) -> None:
         self._until_s = {}
+        self.expired = {}
 
     def decide(self, request: Request) -> Spoiling | None:
+        if spoiling := self.expired.get(request.access_key):
+            return spoiling
         now = time.monotonic()
         for name, until_s in list(self._until_s.items()):
             kind = KINDS[name]

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -189,8 +188,8 @@ def run_without_ray(config: JobConfig) -> None:
     encode_stage = parts.encode()
     encode_stage.setup("cpu", parts.weights)
     parts.write.setup()
-    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(parts.decode):
-        parts.decode.setup(Path(scratch))
+    with contextlib.closing(parts.decode):
+        parts.decode.setup()
         for item in parts.feed.fetch(10**6).items:
             made = list(_made_of(item, parts, encode_stage))
             rejected = [one for one in made if isinstance(one, Rejected)]

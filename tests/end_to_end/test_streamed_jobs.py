@@ -72,7 +72,7 @@ def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Codes:
     stage = DecodeStage(config.sampling, config.frames, config.decode, config.storage, cut)
     codes = {}
     with contextlib.closing(stage):
-        stage.setup(folder)
+        stage.setup()
         for name, num_frames in NUM_FRAMES.items():
             (clip,) = stage.process([WorkItem(0, name, str(videos / f"{name}.mp4"))])
             assert isinstance(clip, DecodedClip)

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from tests.export.by_libraries import output_of
-from tests.formats.formats_helpers import flipped
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export import FORMATS, export_output, webdataset
-from tokpipe.export.command import load
 from tokpipe.reader.output import Output
 
 
@@ -87,31 +85,6 @@ def test_an_export_that_lacks_a_clip_does_not_get_its_name(
     assert not (tmp_path / "export").exists()
     monkeypatch.undo()
     assert export_output(output, name, tmp_path / "export").num_clips == 3  # replaces .partial
-
-
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        *(("memmap", file) for file in ("video.bin", "segment_ids.bin")),
-        *(("litdata", "chunk-0-0.bin"), ("mds", "shard.00000.mds")),
-    ],
-)
-def test_truncated_files_are_detected(name: str, file: str, tmp_path: Path) -> None:
-    export_output(output_of([(4, 4)]), name, tmp_path / "export")
-    path = tmp_path / "export" / file
-    whole = path.read_bytes()
-    for cut in (2, len(whole) // 2, len(whole) - 2, len(whole)):
-        path.write_bytes(whole[:-cut])
-        with pytest.raises(CorruptOutput, match="is damaged"):
-            load(name).count(tmp_path / "export")
-
-
-def test_a_flipped_bit_of_an_mds_shard_is_detected(tmp_path: Path) -> None:
-    export_output(output_of([(4, 4)]), "mds", tmp_path / "mds")
-    path = tmp_path / "mds/shard.00000.mds"
-    path.write_bytes(flipped(path.read_bytes(), 8 * 400))
-    with pytest.raises(CorruptOutput, match="its SHA-256 differs"):
-        load("mds").count(tmp_path / "mds")
 
 
 def test_existing_folders_and_unknown_formats_are_rejected(tmp_path: Path) -> None:

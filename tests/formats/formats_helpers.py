@@ -140,8 +140,9 @@ def encoded_clip(
         block: Any = rng.integers(0, codebook_size, (t, *grid)).astype(dtype)
         codes.append(block)
         first += num_frames
+    pts_s, encoder = np.arange(first) / 8 + 0.25, ("cpu AVX2", "cpu AVX512")[row % 2]
     return EncodedClip(
-        clip_ref(row), tuple(chunks), tuple(codes), np.arange(first) / 8 + 0.25, 8.0, "pyav"
+        clip_ref(row), tuple(chunks), tuple(codes), pts_s, 8.0, "pyav", encoder=encoder
     )
 
 

@@ -22,7 +22,7 @@ ENTRY = ManifestEntry(
         Receipt(
             "shards/p-1-a.parquet", 1000, "cd" * 32, 2, 240, 22, (4, 6),
             "clips/p-1-a.parquet", "ef" * 32, 500,
-            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")),
+            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")), (("cpu avx2", 2),),
         ),
     ),
     rejected=(Rejected(ClipRef("ef" * 16, 9, 0, 1, "x"), "decode", "truncated", "why", "pyav", 2),),
@@ -40,7 +40,7 @@ TEXT = """{"format": 1,
 "side_table_sha256": "SIDE", "side_table_size_bytes": 500, "clips": [
 ["ID1", 7, 0, 1, "s3://videos/7.mp4"],
 ["ID2", 8, 1, 3, "s3://videos/8.mp4"]
-]}
+], "encoders": {"cpu avx2": 2}}
 ],
 "rejected": [
 {"ref": {"clip_id": "ID3", "row": 9, "segment": 0, "num_segments": 1, "source_uri": "x"}, \

@@ -30,13 +30,13 @@ def test_a_row_is_a_clip_with_its_carried_columns() -> None:
     assert first == {
         "clip_id": CLIPS[1].ref.clip_id, "source_uri": "s3://videos/1.mp4", "plan_row": 1,
         "segment": 0, "n_segments": 1, "n_frames": 9, "n_chunks": 1, "fps": 8.0,
-        "decoder": "pyav", "marks": [], "damage": None,
+        "decoder": "pyav", "encoder": "cpu AVX512", "marks": [], "damage": None,
         "start_pts_s": 0.25, "end_pts_s": 8 / 8 + 0.25,
         "caption": None, "score": 0.25, "tags": [], "src_fps": 30,
     }  # fmt: skip
     assert second == first | {
         "clip_id": CLIPS[0].ref.clip_id, "source_uri": "s3://videos/2.mp4", "plan_row": 2,
-        "n_frames": 22, "n_chunks": 2, "end_pts_s": 21 / 8 + 0.25,
+        "n_frames": 22, "n_chunks": 2, "encoder": "cpu AVX2", "end_pts_s": 21 / 8 + 0.25,
         "caption": "second", "score": 0.5, "tags": ["a"], "src_fps": 25,
     }  # fmt: skip
     assert [name for name in OWN_COLUMNS if table.schema.field(name).nullable] == ["damage"]
@@ -56,12 +56,13 @@ def test_marks_and_damage_are_kept() -> None:
     assert table["damage"].to_pylist() == [None, "the clip ends early"]
 
 
-def test_an_older_table_reads_as_unmarked() -> None:
-    now = read(build_side_table(CLIPS, CARRIED))
-    old = now.drop_columns(["marks", "damage"]).append_column("marks", pa.array(["x", "y"]))
+@pytest.mark.parametrize("later", [["marks", "damage", "encoder"], ["encoder"]], ids=len)
+def test_an_older_table_reads_as_unmarked(later: list[str]) -> None:
+    now = read(build_side_table([replace(one, encoder="") for one in CLIPS], CARRIED))
+    old = now.drop_columns(later).append_column(later[0], pa.array(["x", "y"]))
     table = read(parquet(old))
-    assert table.drop_columns(["src_marks"]) == now
-    assert table["src_marks"].to_pylist() == ["x", "y"]
+    assert table.drop_columns([f"src_{later[0]}"]) == now
+    assert table[f"src_{later[0]}"].to_pylist() == ["x", "y"]
 
 
 def test_columns_carried_by_an_older_plan_are_renamed() -> None:

@@ -132,7 +132,7 @@ def _plan_table(case: TableCase, job: JobConfig, folder: Path) -> tuple[str, str
     elif any(want not in (None, has) for want, has in zip(case.expected, found, strict=True)):
         return "planned", f"{found} rows and unusable rows; not {case.expected}"
     reader = PlanReader(store, plan)
-    items = [item for part in range(reader.num_parts) for item in reader.items(part)]
+    items = reader.items(range(reader.num_rows))
     extras = reader.extras([item.row for item in items])
     extras.validate(full=True)
     if len(items) != plan.num_rows or extras.num_rows != plan.num_rows:
@@ -179,16 +179,14 @@ def decode_corpus(
     Every ``again_every``-th item is decoded again, in reverse order, by another child.
     """
     job = load_job(job_path)
-    scratch = job_path.parent / "scratch"
-    scratch.mkdir()
     store = open_store(f"{job_path.parent}/plan", job.storage)
     reader = PlanReader(store, write_plan(job, store, "1"))
-    items = [item for part in range(reader.num_parts) for item in reader.items(part)]
+    items = reader.items(range(reader.num_rows))
     by_name = {case.name: case for case in cases}
     outcomes: Outcomes = {}
     digests = {}
     stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
-    stage.setup(scratch)
+    stage.setup()
     for item in items:
         for pid in pids_of(DECODER):
             reset_peak(pid)
@@ -209,7 +207,7 @@ def decode_corpus(
             report.violations.append(f"{name}: {problem}")
     stage.close()
 
-    stage.setup(scratch)
+    stage.setup()
     for item in items[::-again_every]:
         if _digest(_decode(stage, item)) != digests[item.row]:
             report.violations.append(f"{item.source_uri}: decoding it again returns something else")

@@ -56,7 +56,7 @@ def row_id(dataset: str, source_uri: str, *limits: float | None) -> str:
 
 
 def items_of(reader: PlanReader) -> list[WorkItem]:
-    return [item for part in range(reader.num_parts) for item in reader.items(part)]
+    return reader.items(range(reader.num_rows))
 
 
 def write_table(path: Path, num_rows: int, first: int = 0, **columns: Any) -> None:
@@ -181,15 +181,14 @@ def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:
     reader = PlanReader(store, stored)
     edges = (0, PART_ROWS - 1, PART_ROWS, num_rows - 1)
     assert [reader.part_of(row) for row in edges] == [0, 0, 1, 2]
-    backwards = reader.items(2, np.arange(num_rows - 1, 2 * PART_ROWS - 1, -1))
-    assert backwards == reader.items(2)[::-1]
+    items = reader.items(edges)
+    assert [item.row for item in items] == list(edges)
+    assert [item.source_uri for item in items] == [f"/v/{row}.mp4" for row in edges]
     for row in (-1, num_rows):
         with pytest.raises(IndexError):
             reader.part_of(row)
-    (item,) = reader.items(1, np.array([PART_ROWS + 10]))
-    assert (item.row, item.source_uri) == (PART_ROWS + 10, f"/v/{PART_ROWS + 10}.mp4")
-    with pytest.raises(IndexError):
-        reader.items(1, np.array([PART_ROWS - 1]))
+        with pytest.raises(IndexError):
+            reader.items([row])
     rows = np.array([num_rows - 1, 3, PART_ROWS, 3, 0])
     assert reader.extras(rows).column("n").to_pylist() == rows.tolist()
 
@@ -294,9 +293,9 @@ def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
     data = store.get(stored.parts[0].key)
     store.put(stored.parts[0].key, flipped(data, 4 * len(data)))
     reader = PlanReader(store, stored)
-    for read in (reader.items, reader.identities, lambda row: reader.extras([row])):
+    for read in (reader.items, reader.extras, lambda parts: reader.identities(*parts)):
         with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
-            read(0)
+            read([0])
 
 
 def test_finished_parts_are_not_read(tmp_path: Path) -> None:

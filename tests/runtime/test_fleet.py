@@ -16,6 +16,10 @@ def fleet_of(num_decoders: int) -> Fleet:
     return fleet
 
 
+def nodes(*names: str) -> dict[str, protocol.Room]:
+    return dict.fromkeys(names, protocol.Room(8))
+
+
 def test_idle_actors_come_before_those_with_a_free_slot() -> None:
     fleet = fleet_of(2)
     given = []
@@ -117,7 +121,7 @@ def test_a_node_with_other_packages_is_not_used_for_its_stage_again() -> None:
         commands = bench.send(protocol.SetupFailed(decoder, found, True, True))
         (note,) = (one for one in only(protocol.Note, commands) if one.event == "node_avoided")
         assert (node in note.message, found in note.message) == (True, True)
-        bench.send(protocol.Capacity(8, 0, frozenset({"node-a", "node-b", "node-c"})))
+        bench.send(protocol.Capacity(8, 0, nodes("node-a", "node-b", "node-c")))
     bench.lose(bench.actor("encode"), with_node=True)
     bench.tick(1000)
     started = {one.stage: one.avoid for one in only(protocol.StartActor, bench.log)}
@@ -136,9 +140,9 @@ def test_the_job_ends_if_no_node_has_its_packages() -> None:
     decoder = bench.actor("decode")
     bench.send(protocol.ActorPlaced(decoder, "node-a"))
     bench.send(protocol.SetupFailed(decoder, "av 17.0 instead of 18.1", True, True))
-    bench.send(protocol.Capacity(8, 0, frozenset({"node-a", "node-b"})))
+    bench.send(protocol.Capacity(8, 0, nodes("node-a", "node-b")))
     assert not only(protocol.Abort, bench.log)
-    (abort,) = only(protocol.Abort, bench.send(protocol.Capacity(8, 0, frozenset({"node-a"}))))
+    (abort,) = only(protocol.Abort, bench.send(protocol.Capacity(8, 0, nodes("node-a"))))
     assert (abort.kind, "node-a: av 17.0" in abort.message) == ("config", True)
 
 

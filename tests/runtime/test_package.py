@@ -270,12 +270,32 @@ def test_an_output_in_the_folder_that_ray_deletes_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OUT", "out")
-    job = load_job(write(tmp_path))
-    submitted.check_output(job)
+    session = tmp_path / "elsewhere/session_2026-01-31_10-11-12_345678_90/runtime_resources/x"
+    session.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(session)
+    monkeypatch.setenv("RAY_TMPDIR", f"{tmp_path}/scratch")
+
+    def checked(uri: str, **runtime: str) -> None:
+        monkeypatch.setenv("OUT", uri)
+        submitted.check_output(load_job(write(tmp_path, runtime=runtime)))
+
+    def rejected(
+        uri: str, match: str = r"output\.uri: .* is in a folder of Ray", **log: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=match):
+            checked(uri, **log)
+
+    for uri in ("out", "s3://bucket/out", f"{tmp_path}/scratch/out", "/tmp/rays/out", "ray/out"):
+        checked(uri)
+    for uri in (
+        *(f"{session}/out", "link/out", f"file://{tmp_path}/link/out", "scratch/ray/out"),
+        *("/tmp/ray/out", "/tmp/other/session_latest/runtime_resources/working_dir_files/a/out"),
+    ):
+        rejected(uri)
+    rejected("s3://bucket/out", r"runtime\.log_path: .* is in a folder of Ray", log_path="link/log")
+    checked("s3://bucket/out", log_path="log")
     monkeypatch.setenv(submitted.JOB_CONFIG, '{"runtime_env": {"working_dir": "gcs://a.zip"}}')
-    with pytest.raises(ConfigError, match=r"output\.uri: .*/out is in the folder"):
-        submitted.check_output(job)
-    for elsewhere in ("s3://bucket/out", "/data/out"):
-        monkeypatch.setenv("OUT", elsewhere)
-        submitted.check_output(load_job(write(tmp_path)))
+    rejected("out")
+    rejected("s3://bucket/out", r"runtime\.log_path", log_path="log")
+    for uri in ("s3://bucket/out", "/data/out"):
+        checked(uri, log_path="-")

@@ -6,7 +6,8 @@ import pytest
 
 from tests.runtime.bench import LIMITS, Bench, only
 from tokpipe.config.job import PoolConfig, RuntimeConfig
-from tokpipe.runtime.dispatch.pools import Need, PoolSizes, size_pools
+from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.pools import NEED_LEASES, Need, Pools, PoolSizes, size_pools
 from tokpipe.runtime.dispatch.protocol import Capacity, Dispatch
 from tokpipe.types import STAGES
 
@@ -82,6 +83,22 @@ def test_pools_do_not_change_for_a_small_gain() -> None:
 
     assert sizes(Need(0.48, 0.52)).decode == 16
     assert sizes(Need(0.2, 0.8)).decode == 7
+
+
+@pytest.mark.parametrize(
+    ("gpus", "write_s", "writers"),
+    [(1000, 0.0, 4), (1000, 0.001, 10), (1000, 0.002, 20), (8, 0.1, 8), (1000, 1.0, 100)],
+)
+def test_writers_follow_the_measured_time_per_clip(gpus: int, write_s: float, writers: int) -> None:
+    out = Outbox()
+    pools = Pools(replace(LIMITS, on_gpu=True, runtime=RuntimeConfig()), out)
+    for now, seconds in ((0, write_s), (99, write_s / 1.5)):  # no reason to stop any
+        for stage, clip_s in (("decode", 1.4), ("encode", 0.2), ("write", seconds)):
+            for _ in range(NEED_LEASES):
+                pools.measure(stage, 2000, 2000 * clip_s)  # type: ignore[arg-type]
+        pools.resize(Capacity(9 * gpus, gpus), now)
+        assert pools.sizes is not None
+        assert pools.sizes.write == writers
 
 
 def test_one_decoder_shares_the_cpus_of_others() -> None:

@@ -1,14 +1,20 @@
 """What a person sees while a job runs and at its end, on terminals of any width and elsewhere."""
 
 import io
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.end_to_end.jobs import wait_until
+from tests.runtime.bench import Bench, only, refs_of
 from tests.runtime.simulated_world import ref_of
 from tokpipe.config.job import JobConfig, OutputConfig, RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, Totals
@@ -17,6 +23,8 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorPlaced,
     ActorUp,
     Capacity,
+    Commit,
+    DecodedInfo,
     SetupFailed,
     StartActor,
     StopRequested,
@@ -153,6 +161,67 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
     monkeypatch.setenv("TERM", "dumb")
     (line,) = shown(STARTING)
     assert line.endswith("; starting 2 decode and 1 encode workers (12 s)")
+
+
+def test_one_long_clip_moves_the_lines_with_every_piece() -> None:
+    snapshots = Snapshots(ManifestState(CommittedRows(1)), time.monotonic())
+    bench, seen, left = Bench(0), [], []
+    while not only(Commit, bench.log):
+        (one, *_) = sorted(bench.in_flight(), key=lambda one: one.lease.stage == "encode")
+        is_decode = one.lease.stage == "decode"
+        bench.done(one, *[DecodedInfo(ref, 17, 40) for ref in refs_of(one) if is_decode])
+        if one.lease.stage == "encode":
+            now = replace(snapshots.take(bench.dispatcher), encoding_s=9.0)
+            seen.append(now.pieces[:2])
+            left.append(now.left_s)
+            assert "━" in stage_lines(now, 80)[1] or now.pieces[0] == 1
+            assert now.clips_per_s("encode") > 0 or now.pieces[0] == 1
+    assert seen == [*((number, 40) for number in range(1, 40)), (0, 0)]
+    assert all(left[1:-1])
+    text = replace(SNAPSHOT, pieces=(12, 1_340, 0.01))
+    assert "; 12 of 1,340 pieces of long clips encoded; rej" in shown(text, on_terminal=False)[0]
+    assert "12 of 1,340 pieces of long clips encoded" in shown(text)
+
+
+WRITER = """
+import sys, time
+from rich.console import Console
+from tokpipe.runtime.progress import ProgressView, Snapshot
+from tokpipe.types import STAGES
+none = dict.fromkeys(STAGES, 0)
+with ProgressView(Console(highlight=False), 1e9) as view:
+    view.show(Snapshot(9, 9, none, none, {}, waiting_for="starting " + "workers " * 20))
+    sys.stdin.read()
+"""
+
+
+def test_lines_appear_in_pipes_and_files_while_the_job_runs(tmp_path: Path) -> None:
+    env = {**os.environ, "TERM": "dumb", "COLUMNS": "40"}
+    command = [sys.executable, "-c", WRITER]
+    pipes = {"stdin": subprocess.PIPE, "env": env, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **pipes) as piped:  # type: ignore[call-overload]
+        line = piped.stdout.readline()
+        piped.stdin.close()
+    assert line.endswith("workers workers \n")
+    path = tmp_path / "log"
+    with path.open("w") as file, subprocess.Popen(command, stdout=file, **pipes) as filed:  # type: ignore[call-overload]
+        wait_until(path.read_text)
+        filed.stdin.close()
+    assert path.read_text() == line
+
+
+def test_a_dumb_terminal_wraps_lines_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = shown(SNAPSHOT, width=40)
+    assert max(map(len, lines)) <= 40
+    assert " ".join(line.strip() for line in lines) == shown(SNAPSHOT, on_terminal=False)[0]
+
+
+def test_writing_is_named_as_the_limit() -> None:
+    spent = {"decode": 4.0, "encode": 8.0, "write": 9.9}
+    lines = shown(replace(SNAPSHOT, recent=Account(spent, UP, clips={"encode": 9})))
+    assert "encoders busy 80%, limited by writing (busy 99%)" in lines
 
 
 def test_a_known_total_is_not_marked_as_an_estimate() -> None:

@@ -328,8 +328,8 @@ def test_tars_on_s3_are_indexed_without_reading_the_videos(
     row = rows[5]
     assert (row["source_uri"], row["txt"]) == (f"{s3_bucket.uri}/wds/1.tar#1.mp4", "caption")
     member = ArchiveMember(row["archive_uri"], row["member_offset"], row["member_size"])
-    path, _ = fetch_to_file(row["source_uri"], member, tmp_path, options=OPTIONS, max_bytes=2**30)
-    assert path.read_bytes() == videos[1]
+    video = fetch_to_file(row["source_uri"], member, options=OPTIONS, max_bytes=2**30)
+    assert video.path.read_bytes() == videos[1]
 
 
 @settings(max_examples=150)

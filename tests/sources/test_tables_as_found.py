@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.copies import open_copies
 from tests.pages import REPOSITORY
 from tests.sources.reading import OPTIONS, opened, problems, read, uris, write
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
@@ -427,14 +428,12 @@ def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any
         os.utime(path, (1, 1))
     sampling = SamplingConfig(fps=8, max_clip_frames=17)
     stage = DecodeStage(sampling, FramesConfig(size=(32, 32)), DecodeConfig(), OPTIONS)
-    scratch = path.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    stage.setup(scratch)
+    stage.setup()
     try:
         return stage.process(items)
     finally:
         stage.close()
-        assert not list(scratch.iterdir())
+        assert not open_copies()
 
 
 def test_embedded_videos_are_decoded_from_their_table(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from tests.copies import open_copies
 from tests.media.conftest import section
 from tests.videos import FASTSTART, VideoFolder, cut_short, numbers_of, packets_of
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
@@ -17,7 +18,7 @@ from tokpipe.formats.manifest.entry import ManifestEntry
 from tokpipe.identity.ids import clip_id
 from tokpipe.stages import decode as decode_module
 from tokpipe.stages.decode import KEPT_SOURCES, DecodeStage
-from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.fetch import LocalVideo, fetch_to_file
 from tokpipe.telemetry.redact import MASK
 from tokpipe.types import (
     ArchiveMember,
@@ -35,9 +36,8 @@ SECRET = "pl4nted-s3cret"
 
 @dataclass(frozen=True)
 class Lab(VideoFolder):
-    """A folder for the videos of one test, one for copies, and stages that decode there."""
+    """A folder for the videos of one test, and stages that decode."""
 
-    scratch: Path
     stages: list[DecodeStage]
 
     def stage(self, pieces: Cut | None = None, **changes: Any) -> DecodeStage:
@@ -46,15 +46,14 @@ class Lab(VideoFolder):
         frames = FramesConfig(size=(48, 64), fit="stretch")
         stage = DecodeStage(sampling, frames, decode, StoreOptions(deadline_s=1.0), pieces)
         arrived: DecodeStage = pickle.loads(pickle.dumps(stage))  # as Ray carries it to the actor
-        arrived.setup(self.scratch)
+        arrived.setup()
         self.stages.append(arrived)
         return arrived
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(tmp_path, tmp_path / "scratch", [])
-    made.scratch.mkdir()
+    made = Lab(tmp_path, [])
     yield made
     for stage in made.stages:
         stage.close()
@@ -160,7 +159,7 @@ def test_sources_of_interleaved_streamed_clips_are_fetched_once(
         uris.append(f"memory://streamed/{index}.mp4")
     fetched: list[str] = []
 
-    def counted(uri: str, *args: Any, **kwargs: Any) -> tuple[Path, int | None]:
+    def counted(uri: str, *args: Any, **kwargs: Any) -> LocalVideo:
         fetched.append(uri)
         return fetch_to_file(uri, *args, **kwargs)
 
@@ -170,9 +169,9 @@ def test_sources_of_interleaved_streamed_clips_are_fetched_once(
         for piece in range(3):
             decoded(stage, [item(uri, piece=piece, num_pieces=3) for uri in uris[:4]])
         assert fetched == uris[:4]
-        assert len(list(lab.scratch.iterdir())) == 1, "sources of finished clips are kept"
+        assert len(open_copies()) == 1, "sources of finished clips are kept"
         stage.process([item(uri, piece=0) for uri in uris])
-        assert len(list(lab.scratch.iterdir())) == KEPT_SOURCES
+        assert len(open_copies()) == KEPT_SOURCES
     finally:
         memory.rm("/streamed", recursive=True)
 
@@ -231,9 +230,9 @@ def test_archive_members_are_decoded_and_their_copies_removed(lab: Lab) -> None:
     stage = lab.stage(max_clip_frames=4)
     numbers = [numbers_of(clip.frames) for clip in decoded(stage, items)]
     assert numbers == [[0, 1, 2, 3], [4, 5], [10, 11, 12, 13]]
-    assert len(list(lab.scratch.iterdir())) == 1  # the last source, for its next segment
+    assert len(open_copies()) == 1  # the last source, for its next segment
     stage.close()
-    assert list(lab.scratch.iterdir()) == []
+    assert open_copies() == []
     assert all(path.exists() for path in (archive, *videos))
 
 

@@ -48,7 +48,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodeStage]:
     root = tmp_path_factory.mktemp("stage")
     job = job_of(root, {"kind": "files", "uri": "*.mp4"})
     made = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
-    made.setup(root)
+    made.setup()
     yield made
     made.close()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import re
 import socket
 import struct
 import threading
@@ -22,6 +23,7 @@ class Request:
     method: str
     path: str  # with the query
     is_exclusive: bool  # it has ``If-None-Match``
+    access_key: str = ""  # that it is signed with
 
 
 class Fault(Enum):
@@ -31,6 +33,8 @@ class Fault(Enum):
     LOSE_ANSWER = "the server acts on the request, but its answer is lost"
     HANG = "no answer ever comes"
     CUT_ANSWER = "the answer stops half way"
+    EMPTY = "status 200 and nothing else"
+    STALE = "the answer to the first request of this kind, however old"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Slow:
 
 
 Disturbance = Fault | Refusal | Slow
+Answer = tuple[int, dict[str, str], bytes]
 Decide = Callable[[Request], Disturbance | None]
 
 
@@ -66,6 +71,7 @@ class FaultProxy:
         self.stopping = threading.Event()
         self.requests: list[Request] = []
         self._decide = decide
+        self._first_answers: dict[tuple[str, ...], Answer] | None = None
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -85,10 +91,23 @@ class FaultProxy:
             self._decide = decide
             self.requests = []
 
-    def fault_of(self, method: str, path: str, *, is_exclusive: bool) -> Disturbance | None:
+    def remember(self) -> None:
+        """Keep the first answer to each request from now on, for ``Fault.STALE``."""
+        self._first_answers = {}
+
+    def first_answer(self, request: tuple[str, ...], answer: Answer) -> Answer:
+        """Return what was answered first: ``answer`` itself, if it is the first."""
+        if self._first_answers is None or request[0] not in ("GET", "HEAD"):
+            return answer
+        with self._lock:
+            return self._first_answers.setdefault(request, answer)
+
+    def fault_of(
+        self, method: str, path: str, *, is_exclusive: bool, access_key: str = ""
+    ) -> Disturbance | None:
         """Record a request and decide about it."""
         with self._lock:
-            request = Request(len(self.requests), method, path, is_exclusive)
+            request = Request(len(self.requests), method, path, is_exclusive, access_key)
             self.requests.append(request)
         return self._decide(request)
 
@@ -120,7 +139,13 @@ class _Handler(BaseHTTPRequestHandler):
     def serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         is_exclusive = "If-None-Match" in self.headers
-        fault = self.proxy.fault_of(self.command, self.path, is_exclusive=is_exclusive)
+        signed = re.search("Credential=([^/]+)/", self.headers.get("Authorization") or "")
+        fault = self.proxy.fault_of(
+            self.command,
+            self.path,
+            is_exclusive=is_exclusive,
+            access_key=signed[1] if signed else "",
+        )
         if isinstance(fault, Refusal):
             self._answer(fault.status, {"Content-Type": "application/xml"}, fault.body())
         elif fault is Fault.RESET:
@@ -131,7 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             if isinstance(fault, Slow):
                 self.proxy.stopping.wait(fault.delay_s)
-            status, headers, data = self._forward(body)
+            answer = self._forward(body)
+            request = (self.command, self.path, self.headers.get("Range") or "")
+            first = self.proxy.first_answer(request, answer)
+            status, headers, data = first if fault is Fault.STALE else answer
+            if fault is Fault.EMPTY:
+                status, headers, data = 200, {}, b""
             if fault is Fault.LOSE_ANSWER:
                 self._reset()
             else:
@@ -139,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve  # noqa: N815
 
-    def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _forward(self, body: bytes) -> Answer:
         connection = http.client.HTTPConnection(self.proxy.target, timeout=30)
         with contextlib.closing(connection) as server:
             server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

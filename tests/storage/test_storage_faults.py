@@ -11,6 +11,7 @@ from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, NotFound, StorageError, UnsafeStore
 from tokpipe.storage import Store, open_store, probe_store
+from tokpipe.storage.client import client_of
 
 pytestmark = pytest.mark.s3
 
@@ -98,6 +99,15 @@ def test_an_answer_that_is_cut_short_is_requested_again(disturbed: Disturbed) ->
     disturbed.plain.put("a", b"0123456789")
     assert disturbed.by(first(1, Fault.CUT_ANSWER)).get("a") == b"0123456789"
     assert disturbed.by(first(1, Fault.CUT_ANSWER)).get_range("a", 2, 8) == b"234567"
+
+
+def test_an_empty_answer_is_neither_a_video_nor_an_empty_folder(disturbed: Disturbed) -> None:
+    disturbed.plain.put("a", b"0123456789")
+    assert sizes(disturbed.by(first(1, Fault.EMPTY)), "") == {"a": 10}
+    client = client_of(disturbed.plain.uri, disturbed.proxy.options())
+    version = client.info(disturbed.plain.uri_of("a"))
+    disturbed.by(first(1, Fault.EMPTY))
+    assert client.read_version(disturbed.plain.uri_of("a"), 2, 8, version) == b"234567"
 
 
 def test_a_request_that_hangs_is_cancelled_and_retried(disturbed: Disturbed) -> None:

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import S3Bucket
+from tests.copies import open_copies
 from tests.storage.fault_proxy import Fault, FaultProxy, Request
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import SourceError, StorageError
-from tokpipe.storage import fetch_to_file, open_store
+from tokpipe.errors import NodeTrouble, SourceError, StorageError
+from tokpipe.storage import LocalVideo, fetch_to_file, open_store
 from tokpipe.storage.fetch import PIECE_BYTES
 from tokpipe.types import ArchiveMember
 
@@ -22,33 +24,37 @@ DATA = bytes(range(256)) * 100
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "fetched"
     path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
     return path
 
 
-def fetch(uri: str, folder: Path, member: ArchiveMember | None = None, **settings: Any) -> Path:
+def fetch(
+    uri: str, folder: Path, member: ArchiveMember | None = None, **settings: Any
+) -> LocalVideo:
     settings = {"options": OPTIONS, "max_bytes": 2**40, **settings}
-    path, _ = fetch_to_file(uri, member, folder, **settings)
-    return path
+    video = fetch_to_file(uri, member, **settings)
+    assert list(folder.iterdir()) == [], "a copy has no name"
+    return video
 
 
 def rejected(reason: str, uri: str, folder: Path, **keywords: Any) -> str:
-    """Check that a video is rejected for this reason, without a file; return the message."""
+    """Check that a video is rejected for this reason, without a copy; return the message."""
     with pytest.raises(SourceError) as caught:
         fetch(uri, folder, **keywords)
     assert caught.value.reason == reason
-    assert list(folder.iterdir()) == []
+    assert list(folder.iterdir()) == open_copies() == []
     return str(caught.value)
 
 
 def test_a_local_video_is_used_in_place(tmp_path: Path, folder: Path) -> None:
     video = tmp_path / "a b#c.mp4"
     video.write_bytes(DATA)
-    assert fetch(str(video), folder) == video
-    assert fetch(f"file://{video}", folder) == video
-    assert list(folder.iterdir()) == []
+    assert fetch(str(video), folder).path == video
+    assert fetch(f"file://{video}", folder).path == video
+    assert open_copies() == []
 
 
 def test_files_that_are_not_regular_are_rejected(tmp_path: Path, folder: Path) -> None:
@@ -75,11 +81,14 @@ def uri(root: str) -> str:
 
 
 def test_a_member_is_copied_out_of_its_archive(uri: str, folder: Path) -> None:
-    path = fetch(f"{uri}#../x/clip.MP4", folder, ArchiveMember(uri, 300, 1000))
-    assert path.parent == folder
-    assert path.suffix == ".MP4"
-    assert path.read_bytes() == DATA[300:1300]
-    assert fetch(f"{uri}#a.mp4", folder, ArchiveMember(uri, 300, 0)).read_bytes() == b""
+    copy = fetch(f"{uri}#../x/clip.MP4", folder, ArchiveMember(uri, 300, 1000))
+    assert copy.file_name.endswith(".MP4")
+    assert copy.path.read_bytes() == DATA[300:1300]
+    assert len(open_copies()) == 1
+    copy.close()
+    assert open_copies() == []
+    empty = fetch(f"{uri}#a.mp4", folder, ArchiveMember(uri, 300, 0))
+    assert empty.path.read_bytes() == b""
 
 
 def test_a_member_beyond_the_end_of_its_archive_is_truncated(uri: str, folder: Path) -> None:
@@ -95,7 +104,8 @@ def test_a_missing_or_too_large_source_is_rejected(uri: str, folder: Path) -> No
     rejected("too_large", uri, folder, max_bytes=len(DATA) - 1)
     member = ArchiveMember(uri, 0, 11)
     rejected("too_large", f"{uri}#a.mp4", folder, member=member, max_bytes=10)
-    assert fetch(uri, folder, max_bytes=len(DATA)).read_bytes() == DATA
+    copy = fetch(uri, folder, max_bytes=len(DATA))
+    assert copy.path.read_bytes() == DATA
 
 
 @pytest.mark.s3
@@ -107,8 +117,9 @@ def test_a_large_object_is_copied_in_pieces_and_a_short_one_is_read_again(
     open_store(s3_bucket.uri, OPTIONS).put("clip.webm", data)
     faults = [fault] * 2
     proxy.disturb(lambda request: faults.pop() if request.method == "GET" and faults else None)
-    path = fetch(f"{s3_bucket.uri}/clip.webm", folder, options=proxy.options())
-    assert (path.read_bytes(), path.suffix) == (data, ".webm")
+    copy = fetch(f"{s3_bucket.uri}/clip.webm", folder, options=proxy.options())
+    assert copy.path.read_bytes() == data
+    assert copy.file_name.endswith(".webm")
     assert not faults
 
 
@@ -134,7 +145,7 @@ def test_a_video_is_not_rejected_because_its_store_keeps_failing(
     proxy.disturb(lambda _: Fault.RESET)
     with pytest.raises(StorageError, match="kept failing"):
         fetch(f"{s3_bucket.uri}/clip.mp4", folder, options=proxy.options(deadline_s=1))
-    assert list(folder.iterdir()) == []
+    assert list(folder.iterdir()) == open_copies() == []
 
 
 class _Web(http.server.BaseHTTPRequestHandler):
@@ -179,10 +190,10 @@ def web() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["plain.mp4", "ranged.mp4", "plain.mp4?token=a/b.c", "busy.mp4"])
 def test_web_servers_without_ranges_and_busy_ones_work(web: str, name: str, folder: Path) -> None:
-    path = fetch(f"{web}/{name}", folder)
-    assert path.read_bytes() == DATA
-    assert path.suffix == ".mp4"
-    path.unlink()
+    copy = fetch(f"{web}/{name}", folder)
+    assert copy.path.read_bytes() == DATA
+    assert copy.file_name.endswith(".mp4")
+    copy.close()
     rejected("too_large", f"{web}/{name}", folder, max_bytes=len(DATA) - 1)
 
 
@@ -191,3 +202,14 @@ def test_a_video_that_a_web_server_does_not_return_is_rejected(web: str, folder:
     rejected("access_denied", f"{web}/secret.mp4", folder)
     options = StoreOptions(deadline_s=0.5)
     rejected("unreachable", "http://127.0.0.1:9/a.mp4", folder, options=options)
+
+
+def test_a_vanished_folder_for_copies_is_made_again_or_is_the_nodes_trouble(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.rmdir()  # a cleaner removes empty folders
+    copy = fetch(uri, folder)
+    assert copy.path.read_bytes() == DATA
+    monkeypatch.setattr(tempfile, "tempdir", str(Path(__file__) / "below-a-file"))
+    with pytest.raises(NodeTrouble, match="TMPDIR"):
+        fetch(uri, folder)

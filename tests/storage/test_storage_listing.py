@@ -1,10 +1,16 @@
 """Globs, braces and folders, on disk and in stores."""
 
+import ctypes
 import http.server
 import os
+import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import unicodedata
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.storage import open_store
 from tokpipe.storage.client import Client, client_of
-from tokpipe.storage.left_out import NO_MATCH, LeftOut
+from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut
 from tokpipe.storage.listing import Listing, Match
 
 OPTIONS = StoreOptions(deadline_s=10)
@@ -97,6 +103,72 @@ def test_pipes_and_links_are_found_and_loops_end(tmp_path: Path) -> None:
     ]
     assert found == {"folder.mp4": True, **dict.fromkeys(files, False)}
     assert {m.uri for m in Listing(f"{tmp_path}/*", OPTIONS) if m.is_folder} == set()
+
+
+@pytest.fixture
+def hostile_tree() -> Iterator[Path]:
+    """A folder with three good videos, for a user who may not read all of it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        for folder in ("closed", "closed.mp4", "unlistable", "no-entry/below", "long" * 63, "ok"):
+            (root / folder).mkdir(parents=True)
+        for video in ("unlistable/a.mp4", "no-entry/b.mp4", "ok/c.mp4", "ok/" + "v" * 251 + ".mp4"):
+            (root / video).touch()
+        Path(os.fsdecode(os.fsencode(root) + b"/ok/\xff.mp4")).touch()
+        (root / "ok/again").symlink_to("..")
+        (root / "ok/loop").symlink_to("loop")
+        (root / "link").symlink_to("closed")
+        code = "import os\nfor _ in range(18): os.mkdir('d' * 240), os.chdir('d' * 240)"
+        subprocess.run([sys.executable, "-c", code], cwd=name, check=True)  # too long a path
+        modes = {"closed": 0, "closed.mp4": 0, "unlistable": 0o311, "no-entry": 0o744}
+        for folder, mode in modes.items():
+            Path(name, folder).chmod(mode)
+        yield Path(name)
+        for folder in modes:
+            Path(name, folder).chmod(0o755)
+
+
+def as_nobody(uri: str) -> tuple[list[Match], Listing]:
+    """List as another user, which on Linux is a property of a thread."""
+    listing = Listing(uri, OPTIONS, ("mp4",))
+    with ThreadPoolExecutor(1, initializer=lambda: ctypes.CDLL(None).setfsuid(65534)) as thread:
+        return thread.submit(list, listing).result(), listing
+
+
+@pytest.mark.parametrize("pattern", ["**/*.mp4", "*/*.mp4", "", "{ok,closed,no-entry}/*.mp4"])
+def test_what_cannot_be_read_below_a_folder_is_counted_and_named(
+    hostile_tree: Path, pattern: str
+) -> None:
+    matches, listing = as_nobody(f"{hostile_tree}/{pattern}".rstrip("/"))
+    found = {os.path.relpath(match.uri, hostile_tree) for match in matches if not match.is_folder}
+    videos = {"ok/c.mp4", f"ok/{'v' * 251}.mp4", os.fsdecode(b"ok/\xff.mp4"), "no-entry/b.mp4"}
+    assert found == videos
+    counts, names = listing.left_out.counts, listing.left_out.names
+    if pattern.startswith("{"):
+        assert counts == {UNREADABLE: 1, NO_MATCH: 1}
+        assert names[UNREADABLE] == [f"{hostile_tree}/closed"]
+        return
+    # For "*/*.mp4" the folders below no-entry and the deep ones are beyond what it looks at.
+    assert counts[UNREADABLE] == (4 if pattern == "*/*.mp4" else 6)
+    assert names[UNREADABLE][0] == f"{hostile_tree}/closed"
+    assert counts.get(LOOP) == (None if pattern == "*/*.mp4" else 1)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("closed/*.mp4", "closed", "closed/a.mp4", "link/**/*.mp4", "closed/x/y/*.mp4"),
+        *("unlistable/b.mp4", "unlistable/*.mp4", "ok/loop/*.mp4", "ok/loop/x.mp4"),
+        *("y" * 300 + end for end in ("", ".mp4", "/*.mp4", "/a.mp4")),
+    ],
+)
+def test_a_source_that_cannot_be_read_at_all_says_what_is_there(
+    hostile_tree: Path, pattern: str
+) -> None:
+    matches, listing = as_nobody(f"{hostile_tree}/{pattern}")
+    assert matches == []
+    assert re.search("1 unreadable folder|exists, but has no b.mp4", listing.explain_nothing())
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The retry layer, with a simulated clock."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -54,6 +54,20 @@ def test_a_pause_is_at_least_as_long_as_the_store_asks() -> None:
     with pytest.raises(GaveUp, match=r"4 attempts"):
         clock.retry(600).run(fail, lambda _: True, lambda _: next(asked))
     assert clock.pauses == pytest.approx([5.2, 0.4, 30.8])
+
+
+def test_a_process_that_was_frozen_in_a_pause_makes_no_late_attempt() -> None:
+    clock, attempts = Clock(), list[float]()
+
+    def attempt(timeout_s: float) -> None:
+        attempts.append(timeout_s)
+        raise Transient
+
+    frozen = replace(clock.retry(60), sleep=lambda _: clock.sleep(7200.0))
+    with pytest.raises(GaveUp, match="1 attempts") as caught:
+        frozen.run(attempt, lambda _: True)
+    assert attempts == [30.0], "an exclusive create after two hours may list removed shards"
+    assert isinstance(caught.value.__cause__, Transient)
 
 
 @given(st.floats(0.1, 1000), shares, shares)

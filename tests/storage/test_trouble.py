@@ -250,33 +250,33 @@ def web() -> Iterator[str]:
         thread.join()
 
 
-def rejected(uri: str, folder: Path) -> str:
+def rejected(uri: str) -> str:
     with pytest.raises(SourceError) as caught:
-        fetch_to_file(uri, None, folder, options=StoreOptions(deadline_s=20), max_bytes=1)
+        fetch_to_file(uri, None, options=StoreOptions(deadline_s=20), max_bytes=1)
     return caught.value.reason
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_asks_to_wait_beyond_the_deadline_is_not_asked_again(
-    web: str, tmp_path: Path, status: int
+    web: str, status: int
 ) -> None:
-    assert rejected(f"{web}/{status}/a.mp4", tmp_path) == "unreachable"
+    assert rejected(f"{web}/{status}/a.mp4") == "unreachable"
     assert Page.num_requests == 1
 
 
 def test_redirects_that_never_end_and_pages_that_need_a_login_are_their_clips_own_trouble(
-    web: str, tmp_path: Path
+    web: str,
 ) -> None:
-    assert rejected(f"{web}/302/a.mp4", tmp_path) == "unreachable"
-    assert rejected(f"{web}/401/a.mp4", tmp_path) == "access_denied"
+    assert rejected(f"{web}/302/a.mp4") == "unreachable"
+    assert rejected(f"{web}/401/a.mp4") == "access_denied"
 
 
 def test_trouble_of_a_node_or_of_a_whole_store_rejects_no_clip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fetch(uri: str, **hub_options: str) -> None:
         options = StoreOptions(deadline_s=0.5, options={"hf": hub_options})
-        fetch_to_file(uri, None, tmp_path, options=options, max_bytes=1)
+        fetch_to_file(uri, None, options=options, max_bytes=1)
 
     packages = {"gs": "gcsfs", "az": "adlfs", "sftp": "paramiko", "s3": "s3fs"}
     for protocol, package in {**packages, "hf": "huggingface_hub"}.items():

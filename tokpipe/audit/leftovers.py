@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
@@ -17,7 +18,7 @@ from tokpipe.storage.store import Store, StoredObject
 OLDER_THAN_S = 2 * 24 * 3600.0
 """Default age of the objects that ``clean`` removes."""
 
-YOUNGEST_S = 3600.0
+YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""
 
 

@@ -79,6 +79,7 @@ class AuditReport:
             f"  manifest  {self.num_entries:,} entries: {totals.num_clips:,} clips tokenized, "
             f"{totals.num_rejected:,} rejected"
         )
+        yield f"  encoders  {totals.encoders_text()}"
         checked = f"{self.num_shards_checked:,} of {totals.num_shards:,} shards and side tables"
         yield {
             "manifest": f"  objects   {totals.num_shards:,} shards listed, none checked",
@@ -106,6 +107,7 @@ class AuditReport:
             "num_tokenized": None if totals is None else totals.num_clips,
             "num_rejected": None if totals is None else totals.num_rejected,
             "num_shards": None if totals is None else totals.num_shards,
+            "encoders": None if totals is None else dict(totals.encoders),
             "leftovers": asdict(self.leftovers),
             "sampled": [one.to_dict() for one in self.sampled],
             "elapsed_s": round(self.elapsed_s, 3),

@@ -1,9 +1,7 @@
 """Encodes some clips of an output again: the one check that does not trust the stored codes."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 
 from tokpipe.audit.findings import Findings
 from tokpipe.audit.report import Sampled
@@ -28,10 +26,7 @@ def encode_again(
     plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)
     device = str(record.settings["encode"]["device"])
     sampled = []
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        closing(Reencoder(job, record.tokenizer, plan, device, Path(scratch))) as reencoder,
-    ):
+    with closing(Reencoder(job, record.tokenizer, plan, device)) as reencoder:
         for number, clip_id in enumerate(clip_ids):
             say(f"encoding clip {number + 1} of {len(clip_ids)} again")
             clip = output.clip(clip_id)

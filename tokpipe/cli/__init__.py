@@ -7,6 +7,18 @@ owns the output; 7 no progress is possible; 8 the output is damaged; 128 + n sto
 with all finished work committed.
 """
 
-from tokpipe.cli.command import main, make_parser
+import sys
+from collections.abc import Sequence
 
-__all__ = ["main", "make_parser"]
+from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
+    if arguments is None:  # before imports, which take a second
+        interrupt_verbs()
+        if sys.argv[1:2] == ["run"]:
+            OF_RUN.start()
+    from tokpipe.cli import command
+
+    return command.main(arguments)

@@ -2,6 +2,6 @@
 
 import sys
 
-from tokpipe.cli.command import main
+from tokpipe.cli import main
 
 sys.exit(main())

@@ -19,6 +19,15 @@ def add_job_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
 
 
+def add_flag(parser: argparse.ArgumentParser, option: str, what: str) -> None:
+    parser.add_argument(option, action="store_true", help=what)
+
+
+def add_target(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    """Add ``-o``, the path to write to."""
+    parser.add_argument("-o", dest="path", type=Path, required=True, metavar=metavar, help=what)
+
+
 def job_of(parsed: argparse.Namespace) -> JobConfig:
     """Read the job file that the user named, or say what else was named."""
     from tokpipe.verbs.locate import check_is_job_file
@@ -30,9 +39,8 @@ def job_of(parsed: argparse.Namespace) -> JobConfig:
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the output that a verb reads, and ``--json``."""
-    parser.add_argument(
-        "output", metavar="OUT", help="the job's output, as in output.uri, or its job file"
-    )
+    what = "the job's output, as in output.uri, or its job file"
+    parser.add_argument("output", metavar="OUT", help=what)
     add_json_argument(parser)
 
 
@@ -45,12 +53,9 @@ def output_of(parsed: argparse.Namespace) -> "Output":
 
 
 def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:
-    parser.add_argument(
-        "--source",
-        metavar="PATTERN",
-        help=f"{what} whose source's URI contains this text, or matches it as a glob such as "
-        "'*.mov'; upper and lower case are the same",
-    )
+    how = "contains this text, or matches it as a glob such as '*.mov'"
+    what = f"{what} whose source's URI {how}; upper and lower case are the same"
+    parser.add_argument("--source", metavar="PATTERN", help=what)
 
 
 def check_new_file(path: Path, *endings: str) -> None:
@@ -71,13 +76,12 @@ def check_new_file(path: Path, *endings: str) -> None:
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add_flag(parser, "--json", "print JSON, for programs")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
-    )
+    what = "cpu, cuda, ... (default: a GPU if there is one)"
+    parser.add_argument("--device", default="auto", help=what)
 
 
 def add_count(
@@ -90,8 +94,8 @@ def add_count(
             raise argparse.ArgumentTypeError(f"{text} is less than {least}")
         return int(text)
 
-    help_text = f"{what} (default: {default})"
-    parser.add_argument(option, type=number, default=default, metavar="N", help=help_text)
+    what = f"{what} (default: {default})"
+    parser.add_argument(option, type=number, default=default, metavar="N", help=what)
 
 
 def complete_paths(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import add_count, add_output_arguments
+from tokpipe.cli.arguments import add_count, add_flag, add_output_arguments
 from tokpipe.cli.output import print_lines, shown
 from tokpipe.errors import CorruptOutput
 
@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="manifest: read the plan and the manifest; sizes: also look up the size of each "
         "listed object; bytes: also read every byte of them (default: bytes)",
     )
-    parser.add_argument(
-        "--partial", action="store_true", help="accept plan rows that are not settled yet"
-    )
+    add_flag(parser, "--partial", "accept plan rows that are not settled yet")
     sample = "also encode N random clips again from their sources, and compare the codes"
     add_count(parser, "--sample", 0, sample)
     add_count(parser, "--seed", 0, "selects the random clips")

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import asdict
 
-from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.arguments import add_flag, add_output_arguments
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
@@ -16,16 +16,9 @@ EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
-    parser.add_argument(
-        "--older-than",
-        type=_seconds,
-        default="2d",
-        metavar="AGE",
-        help="remove objects older than this, such as 90m, 12h or 2d; at least 1h (default: 2d)",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="remove nothing, print what would be removed"
-    )
+    what = "remove objects older than this, such as 90m, 12h or 2d; at least 1h (default: 2d)"
+    parser.add_argument("--older-than", type=_seconds, default="2d", metavar="AGE", help=what)
+    add_flag(parser, "--dry-run", "remove nothing, print what would be removed")
 
 
 def run(parsed: argparse.Namespace) -> Result:

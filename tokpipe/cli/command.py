@@ -36,8 +36,8 @@ _NAMES = (
 VERBS = {name: cast(Verb, import_module(f"tokpipe.cli.{name}")) for name in _NAMES}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
+def main(arguments: Sequence[str] | None) -> int:
+    """Run the command of ``tokpipe.cli.main``."""
     _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     codes: list[int] = []
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
         codes.append(128 + signal.SIGPIPE)
+    except KeyboardInterrupt as error:  # before the verb or after it
+        codes.append(128 + int(next(iter(error.args), signal.SIGINT)))
     return codes[0]
 
 

@@ -6,44 +6,28 @@ The folder holds config.yaml and model.safetensors. Code in the checkpoint is ne
 import argparse
 from pathlib import Path
 
+from tokpipe.cli.arguments import add_flag, add_target
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="CKPT",
-        help="a .ckpt, .pt or .pth file written by torch.save, or a .safetensors file",
-    )
-    parser.add_argument(
-        "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="where to write"
-    )
+    what = "a .ckpt, .pt or .pth file written by torch.save, or a .safetensors file"
+    parser.add_argument("source", type=Path, metavar="CKPT", help=what)
+    add_target(parser, "FOLDER", "where to write")
     settings = parser.add_mutually_exclusive_group(required=True)
-    settings.add_argument(
-        "--kind", choices=["movqgan", "emu3"], help="derive the settings from the weights' shapes"
-    )
-    settings.add_argument(
-        "--config", type=Path, metavar="YAML", help="read the settings from a tokenizer section"
-    )
-    parser.add_argument(
-        "--state", metavar="KEY", help="entry of the checkpoint that holds the weights"
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help="take the moving averages of the weights"
-    )
-    parser.add_argument(
-        "--strip", metavar="PREFIX", help="take only keys with this prefix, and remove the prefix"
-    )
-    parser.add_argument(
-        "--drop",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="leave out keys with this prefix; can be repeated",
-    )
+    what = "derive the settings from the weights' shapes"
+    settings.add_argument("--kind", choices=["movqgan", "emu3"], help=what)
+    what = "read the settings from a tokenizer section"
+    settings.add_argument("--config", type=Path, metavar="YAML", help=what)
+    what = "entry of the checkpoint that holds the weights"
+    parser.add_argument("--state", metavar="KEY", help=what)
+    add_flag(parser, "--ema", "take the moving averages of the weights")
+    what = "take only keys with this prefix, and remove the prefix"
+    parser.add_argument("--strip", metavar="PREFIX", help=what)
+    what = "leave out keys with this prefix; can be repeated"
+    parser.add_argument("--drop", action="append", default=[], metavar="PREFIX", help=what)
 
 
 def run(parsed: argparse.Namespace) -> Result:
@@ -51,5 +35,5 @@ def run(parsed: argparse.Namespace) -> Result:
 
     choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
     return convert(
-        parsed.source, parsed.folder, kind=parsed.kind, config=parsed.config, choices=choices
+        parsed.source, parsed.path, kind=parsed.kind, config=parsed.config, choices=choices
     )

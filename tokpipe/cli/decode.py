@@ -4,12 +4,13 @@ Shows what the codes preserve of a clip.
 """
 
 import argparse
-from pathlib import Path
 
 from tokpipe.cli.arguments import (
     add_device_argument,
+    add_flag,
     add_output_arguments,
     add_source_argument,
+    add_target,
     check_new_file,
     output_of,
 )
@@ -23,19 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
     add_source_argument(which, "the first clip")
-    parser.add_argument(
-        "-o",
-        dest="path",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="FILE.mp4 for the whole clip, FILE.png for a few of its frames",
-    )
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="also decode the source, show it next to the clip, and print PSNR and SSIM",
-    )
+    add_target(parser, "FILE", "FILE.mp4 for the whole clip, FILE.png for a few of its frames")
+    what = "also decode the source, show it next to the clip, and print PSNR and SSIM"
+    add_flag(parser, "--compare", what)
     add_device_argument(parser)
 
 

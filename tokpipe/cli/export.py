@@ -4,9 +4,8 @@ Checks the counts; the folder only appears once it is complete.
 """
 
 import argparse
-from pathlib import Path
 
-from tokpipe.cli.arguments import add_output_arguments, output_of
+from tokpipe.cli.arguments import add_output_arguments, add_target, output_of
 from tokpipe.cli.output import Result
 from tokpipe.export import FORMATS
 
@@ -15,16 +14,9 @@ EXAMPLE = "tokpipe export out/demo --to memmap -o out/demo-memmap"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
-    parser.add_argument(
-        "--to",
-        dest="format",
-        choices=list(FORMATS),
-        required=True,
-        help="; ".join(f"{name}: {about}" for name, about in FORMATS.items()),
-    )
-    parser.add_argument(
-        "-o", dest="folder", type=Path, required=True, metavar="FOLDER", help="must not exist yet"
-    )
+    about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
+    parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
+    add_target(parser, "FOLDER", "must not exist yet")
     parser.add_argument(
         "--allow-partial",
         action="store_true",
@@ -36,4 +28,4 @@ def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.export import export_output
 
     output, allow_partial = output_of(parsed), parsed.allow_partial
-    return export_output(output, parsed.format, parsed.folder, allow_partial=allow_partial)
+    return export_output(output, parsed.to, parsed.path, allow_partial=allow_partial)

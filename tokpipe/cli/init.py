@@ -14,11 +14,8 @@ EXAMPLE = "tokpipe init videos/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder",
-        metavar="FOLDER",
-        help="a folder, table, tar, video or quoted glob, on this machine or in a store",
-    )
+    what = "a folder, table, tar, video or quoted glob, on this machine or in a store"
+    parser.add_argument("folder", metavar="FOLDER", help=what)
     parser.add_argument(
         "-o",
         "--job",
@@ -33,6 +30,5 @@ def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.init import write_job
 
     path, notes = write_job(parsed.folder, parsed.job)
-    shown = shlex.quote(str(path))
-    next_steps = f"  tokpipe check {shown}", f"  tokpipe run {shown}"
-    return [*notes, f"wrote {path}; next:", *next_steps]
+    steps = (f"  tokpipe {verb} {shlex.quote(str(path))}" for verb in ("check", "run"))
+    return [*notes, f"wrote {path}; next:", *steps]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tokpipe.errors import ConfigError, TokpipeError
+from tokpipe.runtime.signals import INTERRUPTED
 from tokpipe.telemetry.redact import redact
 
 _EXTRAS = {
@@ -74,8 +75,8 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
     except TokpipeError as error:
         _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code
-    except KeyboardInterrupt as error:  # ``Signals`` raises it with the signal's number
-        _print_error("interrupted; what was committed is kept. Run the same command to continue")
+    except KeyboardInterrupt as error:  # with the signal's number, as ``interrupt_verbs`` raises it
+        _print_error(INTERRUPTED)
         return 128 + int(next(iter(error.args), signal.SIGINT))
     except Exception as error:
         if explanation := _explained(error):

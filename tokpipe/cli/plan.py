@@ -6,13 +6,7 @@ bytes and encoder hours. For a finished job, also prints how far off the estimat
 
 import argparse
 
-from tokpipe.cli.arguments import (
-    add_count,
-    add_job_argument,
-    add_json_argument,
-    job_of,
-    positive,
-)
+from tokpipe.cli.arguments import add_count, add_job_argument, add_json_argument, job_of, positive
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5"

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> Result:
-    from tokpipe.verbs.rejected import rejected_lines
+    from tokpipe.verbs.clips import rejected_lines
 
     return rejected_lines(
         output_of(parsed), reason=parsed.reason, stage=parsed.stage, as_json=parsed.json

@@ -5,12 +5,12 @@ their sources, and provenance.
 """
 
 import argparse
-from pathlib import Path
 
 from tokpipe.cli.arguments import (
     add_count,
     add_device_argument,
     add_output_arguments,
+    add_target,
     check_new_file,
     output_of,
 )
@@ -21,9 +21,7 @@ EXAMPLE = "tokpipe report out/demo -o report.html"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
-    parser.add_argument(
-        "-o", dest="path", type=Path, required=True, metavar="FILE.html", help="where to write"
-    )
+    add_target(parser, "FILE.html", "where to write")
     pairs = "show N clips next to their sources; 0 needs neither torch nor sources"
     add_count(parser, "--pairs", 3, pairs)
     add_count(parser, "--shards", 8, "count codes in N shards, spread evenly; 0 for all")

@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 
 from tokpipe.cli import check
-from tokpipe.cli.arguments import add_job_argument, job_of
+from tokpipe.cli.arguments import add_flag, add_job_argument, job_of
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
@@ -18,19 +18,11 @@ EXAMPLE = "tokpipe run jobs/demo.yaml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_argument(parser)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only check the job, as tokpipe check does",
-    )
-    parser.add_argument(
-        "--retry-rejected",
-        action="store_true",
-        help="try rejected clips again, after fixing their files or the job's limits",
-    )
-    parser.add_argument(
-        "--reason", metavar="R", help="with --retry-rejected: only clips rejected for this reason"
-    )
+    add_flag(parser, "--dry-run", "only check the job, as tokpipe check does")
+    what = "try rejected clips again, after fixing their files or the job's limits"
+    add_flag(parser, "--retry-rejected", what)
+    what = "with --retry-rejected: only clips rejected for this reason"
+    parser.add_argument("--reason", metavar="R", help=what)
 
 
 def options_of(parsed: argparse.Namespace) -> list[str]:
@@ -47,9 +39,8 @@ def run(parsed: argparse.Namespace) -> Result:
     options_of(parsed)  # rejects those that do not go together
     with submitted.explained(parsed.job):
         if parsed.dry_run:
-            return check.run(
-                argparse.Namespace(job=parsed.job, json=False, sample=check.SAMPLE, seed=0)
-            )
+            defaults = {"json": False, "sample": check.SAMPLE, "seed": 0}
+            return check.run(argparse.Namespace(job=parsed.job, **defaults))
         job = job_of(parsed)
     submitted.check_output(job)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
@@ -62,6 +53,6 @@ def run(parsed: argparse.Namespace) -> Result:
     print_lines(summary_lines(job, outcome), console)
     if outcome.signal is not None:
         return 128 + outcome.signal
-    if outcome.totals.rejected_fraction > job.max_rejected_fraction:
+    if outcome.why or outcome.totals.rejected_fraction > job.max_rejected_fraction:
         return TOO_MANY_REJECTED
     return 0

@@ -10,7 +10,7 @@ import shlex
 import signal
 
 from tokpipe.cli import run as run_verb
-from tokpipe.cli.arguments import job_of
+from tokpipe.cli.arguments import add_flag, job_of
 from tokpipe.cli.output import Result, print_lines
 
 EXAMPLE = "tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"
@@ -32,14 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
         "NAME=VALUE sets another value. Ray stores it, so secrets are rejected",
     )
-    parser.add_argument(
-        *("--detach", "--no-follow"), action="store_true", help="return once the job is submitted"
-    )
-    parser.add_argument(
-        "--stop",
-        action="store_true",
-        help="stop the job: it commits what is finished; run it again to resume",
-    )
+    what = "return once the job is submitted"
+    parser.add_argument("--detach", "--no-follow", action="store_true", help=what)
+    add_flag(parser, "--stop", "stop the job: it commits what is finished; run it again to resume")
 
 
 def run(parsed: argparse.Namespace) -> Result:
@@ -79,10 +74,10 @@ def run(parsed: argparse.Namespace) -> Result:
                 newest = line
             else:
                 print_lines([line])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         state = "is being stopped" if parsed.stop else "continues"
         print_lines([f"the job {state} on {cluster.address}", *ways])
-        return 128 + signal.SIGINT
+        return 128 + int(next(iter(error.args), signal.SIGINT))
     if parsed.stop and newest.was_stopped:
         return [f"stopped {newest.id}"]
     return newest.exit_code

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from tokpipe.config.base import Frozen, LogPath, Uri, leaves
+from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.telemetry.redact import redact, says_secret
@@ -20,6 +21,9 @@ MAX_CLIP_BYTES = 128 * 2**20
 """Limit on the pixels of one clip, so that stages can bound their memory by counting clips."""
 
 _COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
+
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LabelSelector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
@@ -145,6 +149,11 @@ class EncodeConfig(Frozen):
     batch_chunks: PositiveInt = 4
     """Chunks per forward pass on a GPU. The last batch is padded, so shapes never change. CPUs
     encode one chunk at a time."""
+    hardware: Literal["any", "same"] = "any"
+    """Codes may differ between models of GPUs and generations of CPUs. ``any`` warns when a second
+    class of hardware joins the output. ``same`` uses only nodes of one class: the one that the
+    output names, else that of the first encoder. See
+    [clusters.md](clusters.md#one-kind-of-hardware)."""
 
 
 class PoolConfig(Frozen):
@@ -156,11 +165,28 @@ class PoolConfig(Frozen):
     """Never more than this, however large the cluster."""
     cpus: NonNegativeFloat = 1.0
     """CPUs that Ray reserves for one actor. With 0, decoders and encoders stay at ``min_actors``,
-    because any number would fit. There is one writer per 16 encoders."""
+    because any number would fit. Writers follow the measured time per clip."""
     gpus: NonNegativeFloat = 0.0
     """GPUs, or a fraction of one, for one actor."""
+    accelerator_type: str | None = None
+    """Use only nodes with this kind of GPU, by Ray's name for it, such as ``H100``."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources of Ray that one actor takes, such as ``{decoding: 1}``."""
+    labels: dict[str, LabelSelector] = Field(default_factory=dict)
+    """Use only nodes with these labels of Ray: ``{key: value}``, ``!value``, ``in(a,b)`` or
+    ``!in(a,b)``."""
     lease_deadline_s: PositiveFloat = 900.0
     """An actor that holds a lease for longer is killed, and the lease goes to another actor."""
+
+    @model_validator(mode="after")
+    def _placement_is_not_rays_own(self) -> Self:
+        own = {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()
+        if own or "ray.io/node-id" in self.labels:
+            raise ValueError(
+                f"{', '.join(sorted(own)) or 'ray.io/node-id'} cannot be set here: use cpus and "
+                "gpus for their amounts, and a label or a custom resource to choose nodes"
+            )
+        return self
 
 
 class RuntimeConfig(Frozen):
@@ -174,8 +200,9 @@ class RuntimeConfig(Frozen):
     the measured time per clip, and one decoder requests no CPU."""
     encode: PoolConfig = PoolConfig(lease_deadline_s=3600.0)
     """``gpus`` only applies when encoding on GPUs; 0 then means a whole one."""
-    write: PoolConfig = PoolConfig(cpus=0.0, max_actors=4)
-    """Writers build shards and put them into the store."""
+    write: PoolConfig = PoolConfig(cpus=0.0, max_actors=100)
+    """Writers build shards and put them into the store. At first there is one per 16 encoders, up
+    to four, then as many as encoders keep half busy, by the measured time per clip."""
     clips_per_lease: PositiveInt = 64
     """Most clips in a lease. Leases start with eight clips, grow if eight take less than a
     second, and shrink if clips are large."""
@@ -240,7 +267,8 @@ class JobConfig(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     storage: StoreOptions = StoreOptions()
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The job fails (exit code 4) if a larger fraction of the planned clips is rejected."""
+    """The job fails (exit code 4), early if it can, if a larger fraction of the planned clips is
+    rejected. With 1.0 any number may be."""
 
     @model_validator(mode="after")
     def _sizes_fill_the_latent_grid(self) -> Self:
@@ -278,6 +306,18 @@ class JobConfig(Frozen):
             raise ValueError(
                 "decode.on_damage=mark does not work with chunking.policy=streaming: later pieces "
                 "of a clip would continue from the damaged one. Use reject, or another policy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_listed_in_time(self) -> Self:
+        deadline_s, lease_s = self.storage.deadline_s, self.runtime.write.lease_deadline_s
+        if lease_s + 2 * deadline_s > LISTED_WITHIN_S:
+            raise ValueError(
+                f"storage.deadline_s={deadline_s:g} and runtime.write.lease_deadline_s={lease_s:g} "
+                "are too long: a lease and two requests together may take at most "
+                f"{LISTED_WITHIN_S:g} s, because `tokpipe clean` may remove older shards that are "
+                "not listed yet. Use smaller values"
             )
         return self
 

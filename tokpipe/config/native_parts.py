@@ -19,13 +19,6 @@ FinestChannels = Annotated[PositiveInt, Field(description="Channels of the fines
 AttentionSizes = Annotated[
     tuple[int, ...], Field(description="Sizes at which attention follows each residual block.")
 ]
-NominalSize = Annotated[
-    PositiveInt,
-    Field(
-        description="Nominal size of a frame. It only decides at which levels `attn_resolutions` "
-        "put attention."
-    ),
-]
 
 
 def check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
@@ -36,8 +29,8 @@ def check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
         )
 
 
-class _Levels(Frozen):
-    """What the encoder and the decoder have in common."""
+class Levels(Frozen):
+    """Levels of convolutions, each half the size of the one before; names as published."""
 
     kind: str
     ch: FinestChannels = 128
@@ -45,18 +38,28 @@ class _Levels(Frozen):
     num_res_blocks: PositiveInt = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
     attn_resolutions: AttentionSizes = ()
-    resolution: NominalSize = 256
-    pad_mode: Literal["first", "constant", "reflect"] = "first"
-    """Padding in front of the first frame: ``first`` repeats it, ``constant`` is zero,
-    ``reflect`` mirrors the frames after it."""
+    resolution: PositiveInt = 256
+    """Nominal size of a frame. It only decides at which levels ``attn_resolutions`` put
+    attention."""
 
     @model_validator(mode="after")
     def _channels_fill_groups(self) -> Self:
         check_channels(self.ch, self.ch_mult)
         return self
 
+    @property
+    def spatial_stride(self) -> int:
+        """Inputs (pixels, or patches of them) per latent row and column."""
+        return int(2 ** (len(self.ch_mult) - 1))
 
-class Encoder3DConfig(_Levels):
+
+class _Levels3D(Levels):
+    pad_mode: Literal["first", "constant", "reflect"] = "first"
+    """Padding in front of the first frame: ``first`` repeats it, ``constant`` is zero,
+    ``reflect`` mirrors the frames after it."""
+
+
+class Encoder3DConfig(_Levels3D):
     """Causal 3D encoder of the CogVideo VQ-VAE/MoVQ family; names as published."""
 
     kind: Literal["encoder_3d"] = "encoder_3d"
@@ -76,13 +79,8 @@ class Encoder3DConfig(_Levels):
             )
         return self
 
-    @property
-    def spatial_stride(self) -> int:
-        """Inputs (pixels, or patches of them) per latent row and column."""
-        return int(2 ** (len(self.ch_mult) - 1))
 
-
-class Movq3DConfig(_Levels):
+class Movq3DConfig(_Levels3D):
     """3D decoder of the MoVQ family, whose norms all see the code vectors; names as published.
 
     Latent channels, temporal stride and patch size are those of the encoder.

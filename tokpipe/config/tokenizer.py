@@ -22,9 +22,9 @@ from tokpipe.config.native_parts import (
     ChannelMultiples,
     Encoder3DConfig,
     FinestChannels,
+    Levels,
     LFQConfig,
     Movq3DConfig,
-    NominalSize,
     QuantizerConfig,
     check_channels,
 )
@@ -126,35 +126,32 @@ class NativeConfig(TokenizerConfig):
 
     @property
     def traits(self) -> TokenizerTraits:
+        why_not_streamable = None
+        if self.norm == "clip":
+            why_not_streamable = (
+                "under tokenizer.norm=clip each norm computes statistics over all frames of a "
+                "chunk, so no codes are known before the last frame"
+            )
+        elif self.encoder.pad_mode == "reflect":
+            why_not_streamable = (
+                "under encoder.pad_mode=reflect the first frames depend on later frames, which "
+                "may not be decoded yet"
+            )
         return TokenizerTraits(
             temporal_stride=self.encoder.temporal_compress_times,
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
             codebook_size=self.quantizer.codebook_size,
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
             licence=self.licence,
-            why_not_streamable=self._why_not_streamable,
+            why_not_streamable=why_not_streamable,
         )
-
-    @property
-    def _why_not_streamable(self) -> str | None:
-        if self.norm == "clip":
-            return (
-                "under tokenizer.norm=clip each norm computes statistics over all frames of a "
-                "chunk, so no codes are known before the last frame"
-            )
-        if self.encoder.pad_mode == "reflect":
-            return (
-                "under encoder.pad_mode=reflect the first frames depend on later frames, which "
-                "may not be decoded yet"
-            )
-        return None
 
     @property
     def decoder_keys(self) -> tuple[str, ...]:
         return ("decoder.",) if self.decoder else ()
 
 
-class MoVQGANConfig(TokenizerConfig):
+class MoVQGANConfig(Levels, TokenizerConfig):
     """SBER-MoVQGAN, for images or for the frames of a video one by one.
 
     Defaults are the 270M model. 67M has ``ch: 128``; 102M has ``ch: 128`` and
@@ -169,10 +166,7 @@ class MoVQGANConfig(TokenizerConfig):
     it from the published .ckpt."""
     ch: FinestChannels = 256
     ch_mult: ChannelMultiples = (1, 2, 2, 4)
-    num_res_blocks: PositiveInt = 2
-    """Residual blocks per level of the encoder; the decoder has one more."""
     attn_resolutions: AttentionSizes = (32,)
-    resolution: NominalSize = 256
     z_channels: PositiveInt = 4
     """Channels between the encoder and ``quant_conv``."""
     embed_dim: PositiveInt = 4
@@ -181,16 +175,11 @@ class MoVQGANConfig(TokenizerConfig):
     licence: Licence = None
     """Licence of the weights; their repository names none."""
 
-    @model_validator(mode="after")
-    def _channels_fill_groups(self) -> Self:
-        check_channels(self.ch, self.ch_mult)
-        return self
-
     @property
     def traits(self) -> TokenizerTraits:
         return TokenizerTraits(
             temporal_stride=1,
-            spatial_stride=int(2 ** (len(self.ch_mult) - 1)),
+            spatial_stride=self.spatial_stride,
             codebook_size=self.codebook_size,
             layout="BCHW",
             licence=self.licence,

@@ -1,10 +1,10 @@
-"""Writes an export, checks it against the manifest, and only then gives it its name."""
+"""Writes an export, compares what was written with the manifest, then gives it its name."""
 
 from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -13,7 +13,7 @@ from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.telemetry.human import counted, size_text
 
 if TYPE_CHECKING:  # importing FORMATS must not import pyarrow
-    from tokpipe.reader import Output
+    from tokpipe.reader import Clip, Output
 
 FORMATS: dict[str, str] = {
     "memmap": "video.bin, segment_ids.bin and metadata.json: flat latent frames, as 1X's loader "
@@ -26,20 +26,14 @@ FORMATS: dict[str, str] = {
 
 
 class Format(Protocol):
-    """A module that writes all clips, and counts (clips, codes) from the files alone."""
+    """A module that writes clips of an output into an empty folder."""
 
-    def write(self, output: Output, folder: Path) -> None: ...
-    def count(self, folder: Path) -> tuple[int, int]: ...
-
-
-def load(name: str) -> Format:
-    """Import the module of a format."""
-    return cast("Format", importlib.import_module(f"tokpipe.export.{name}"))
+    def write(self, clips: Iterable[Clip], output: Output, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, counted from the files."""
+    """What was written."""
 
     folder: str
     format: str
@@ -67,8 +61,8 @@ def export_output(
 ) -> Exported:
     """Write ``output`` to ``folder``, which must not exist, in one of ``FORMATS``.
 
-    The export is called ``<folder>.partial`` until its clips and codes were counted and match the
-    manifest. Without ``allow_partial``, an output whose job has not finished raises
+    The export is called ``<folder>.partial`` until every clip and code that the manifest lists is
+    written. Without ``allow_partial``, an output whose job has not finished raises
     IncompleteOutput.
     """
     if not allow_partial:
@@ -84,15 +78,21 @@ def export_output(
     if partial.exists():
         shutil.rmtree(partial)  # left by an export that was killed
     partial.mkdir(parents=True)
-    format = load(name)
-    format.write(output, partial)
-    num_clips, num_codes = format.count(partial)
+    num_clips = num_codes = 0
+
+    def counting() -> Iterator[Clip]:
+        nonlocal num_clips, num_codes
+        for clip in output.clips():
+            yield clip
+            num_clips, num_codes = num_clips + 1, num_codes + clip.codes.size
+
+    format = cast("Format", importlib.import_module(f"tokpipe.export.{name}"))
+    format.write(counting(), output, partial)
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
             f"manifest of {output.store.uri} lists {output.num_clips:,} and {output.num_codes:,}. "
-            "Training on it would miss clips or read wrong ones. Run tokpipe audit, and check the "
-            "disk"
+            "Training on it would miss clips or read wrong ones. Run tokpipe audit"
         )
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]

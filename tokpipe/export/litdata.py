@@ -7,6 +7,7 @@ requiring the library.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.export import packed
-from tokpipe.reader import Output
+from tokpipe.reader import Clip, Output
 
 _FIELDS = {"clip_id": "str", "codes": "numpy", "json": "str"}
-_TYPES: dict[int, np.dtype[Any]] = {5: np.dtype("<u2"), 6: np.dtype("<u4")}
-"""Array types by litdata's number for them."""
-_NUMBERS = {dtype: number for number, dtype in _TYPES.items()}
+_TYPES = {np.dtype("<u2"): 5, np.dtype("<u4"): 6}
+"""Litdata's numbers for array types."""
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
-def write(output: Output, folder: Path) -> None:
-    """Write all clips, in the order of the manifest. Holds two shards and a chunk in memory."""
-    files = packed.files_of(packed.samples_of(output, _array_head), b"", packed.FILE_BYTES)
+def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
+    """Write clips in order. Holds two shards and a chunk in memory."""
+    samples = packed.samples_of(clips, output, _array_head)
+    files = packed.files_of(samples, b"", packed.FILE_BYTES)
     chunks = []
     for number, (size, data) in enumerate(files):
         name = f"chunk-0-{number}.bin"
@@ -46,23 +47,5 @@ def write(output: Output, folder: Path) -> None:
     (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
 
 
-def count(folder: Path) -> tuple[int, int]:
-    """Return (clips, codes) by reading every chunk that the index lists."""
-    chunks = json.loads((folder / "index.json").read_text())["chunks"]
-    num_codes = 0
-    for chunk in chunks:
-        listed = {"num_bytes": chunk["chunk_bytes"], "num_samples": chunk["chunk_size"]}
-        num_codes += packed.count_codes(folder / chunk["filename"], _size_of, **listed)
-    return sum(chunk["chunk_size"] for chunk in chunks), num_codes
-
-
 def _array_head(codes: NDArray[Any]) -> bytes:
-    return np.array([_NUMBERS[codes.dtype], codes.ndim, *codes.shape], "<u4").tobytes()
-
-
-def _size_of(array: bytes) -> int:
-    number, ndim = np.frombuffer(array, "<u4", 2).tolist()
-    size = int(np.frombuffer(array, "<u4", ndim, 8).prod(dtype=np.int64))
-    if number not in _TYPES or len(array) != 8 + 4 * ndim + size * _TYPES[number].itemsize:
-        raise ValueError("an array does not have the size of its shape")
-    return size
+    return np.array([_TYPES[codes.dtype], codes.ndim, *codes.shape], "<u4").tobytes()

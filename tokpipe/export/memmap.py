@@ -7,26 +7,27 @@ each segment.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.reader import Output
+from tokpipe.errors import ConfigError
+from tokpipe.reader import Clip, Output
 
 
-def write(output: Output, folder: Path) -> None:
-    """Write all clips, in the order of the manifest. Holds two shards in memory."""
+def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
+    """Write clips in order. Holds two shards in memory."""
     spec = output.tokenizer
     grid: tuple[int, ...] | None = None
     num_images = 0
     with (
         (folder / "video.bin").open("wb") as video,
         (folder / "segment_ids.bin").open("wb") as segment_ids,
-        (folder / "clips.jsonl").open("w") as clips,
+        (folder / "clips.jsonl").open("w") as lines,
     ):
-        for number, clip in enumerate(output.clips()):
+        for number, clip in enumerate(clips):
             codes = clip.codes
             grid = grid or codes.shape[1:]
             if codes.shape[1:] != grid:
@@ -44,7 +45,7 @@ def write(output: Output, folder: Path) -> None:
                 "first_image": num_images,
                 "num_images": len(codes),
             }
-            clips.write(json.dumps(line) + "\n")
+            lines.write(json.dumps(line) + "\n")
             num_images += len(codes)
     height, width = grid or (0, 0)
     metadata: dict[str, Any] = {
@@ -61,20 +62,3 @@ def write(output: Output, folder: Path) -> None:
         "fingerprint": output.fingerprint,
     }
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
-
-
-def count(folder: Path) -> tuple[int, int]:
-    """Return (clips, codes) of the arrays that a loader would map."""
-    metadata = json.loads((folder / "metadata.json").read_text())
-    itemsize = np.dtype(metadata["token_dtype"]).itemsize
-    num_codes = metadata["num_images"] * metadata["h"] * metadata["w"]
-    id_path, num_images = folder / "segment_ids.bin", metadata["num_images"]
-    id_bytes, num_bytes = id_path.stat().st_size, (folder / "video.bin").stat().st_size
-    if num_bytes != num_codes * itemsize or id_bytes != 4 * num_images:
-        raise CorruptOutput(
-            f"export: {folder} is damaged: metadata.json lists {num_images} images, "
-            f"but video.bin has {num_bytes} bytes and segment_ids.bin {id_bytes}. A loader "
-            "would read wrong codes. Check the disk, and export again"
-        )
-    last = np.fromfile(id_path, "<i4", offset=max(0, id_bytes - 4))
-    return int(last[0]) + 1 if num_images else 0, num_codes

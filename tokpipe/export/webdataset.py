@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,17 @@ TAR_BYTES = 2**28
 """A tar is closed at about this size."""
 
 
-def write(output: Output, folder: Path) -> None:
-    """Write all clips to ``000000.tar`` and so on. Holds two shards in memory."""
-    clips = output.clips()
-    number, clip = 0, next(clips, None)
+def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
+    """Write clips to ``000000.tar`` and so on, in order. Holds two shards in memory."""
+    rest = iter(clips)
+    number, clip = 0, next(rest, None)
     while clip is not None:
         with tarfile.open(folder / f"{number:06}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             size = 0
             while clip is not None and size < TAR_BYTES:
                 size += _add(tar, clip, output)
-                clip = next(clips, None)
+                clip = next(rest, None)
         number += 1
-
-
-def count(folder: Path) -> tuple[int, int]:
-    """Return (clips, codes) by reading every array."""
-    num_clips = num_codes = 0
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is not None and member.name.endswith(".npy"):
-                    num_clips += 1
-                    num_codes += np.load(io.BytesIO(file.read())).size  # raises if truncated
-    return num_clips, num_codes
 
 
 def _add(tar: tarfile.TarFile, clip: Clip, output: Output) -> int:

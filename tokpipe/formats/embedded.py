@@ -3,7 +3,6 @@
 import bisect
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -11,7 +10,13 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.tables import stream_parquet
 from tokpipe.storage.client import client_of
-from tokpipe.storage.fetch import check_size, check_version, new_file, source_errors
+from tokpipe.storage.fetch import (
+    LocalVideo,
+    check_size,
+    check_version,
+    new_copy,
+    source_errors,
+)
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.types import ArchiveMember
 
@@ -32,10 +37,8 @@ class EmbeddedVideos:
         self._next: tuple[tuple[str, str | None] | None, int] = None, 0
         """The column that they are of, and the first row."""
 
-    def copy(
-        self, member: ArchiveMember, folder: Path, max_bytes: int, version: int | None
-    ) -> tuple[Path, int]:
-        """Return a new file, and the version of the table; raise as ``fetch_to_file`` does."""
+    def copy(self, member: ArchiveMember, max_bytes: int, version: int | None) -> LocalVideo:
+        """Return a copy with the version of the table; raise as ``fetch_to_file`` does."""
         place = f"{member.archive_uri}: row {member.offset + 1}"
         with source_errors(member.archive_uri):
             table = client_of(member.archive_uri, self._options).info(member.archive_uri)
@@ -47,9 +50,10 @@ class EmbeddedVideos:
         if data is None:
             raise SourceError("changed", f"{place}: has no video any more")
         check_size(place, len(data), max_bytes)
-        with new_file(folder) as file:
+        with new_copy() as (video, file):
             file.write(data)
-        return Path(file.name), table.source_version
+            video.version = table.source_version
+            return video
 
     def _read(self, member: ArchiveMember) -> bytes | None:
         column, (known, next_row) = (member.archive_uri, member.column), self._next

@@ -5,8 +5,10 @@ the libraries. ``shard_reader`` reads and checks it.
 """
 
 import io
+import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 import tokpipe
 from tokpipe.formats.checks import damaged, sha256, too_new
@@ -83,6 +86,8 @@ class ShardFooter:
     grid: tuple[int, int]
     num_rows: int
     num_codes: int
+    encoders: tuple[tuple[str, int], ...] = ()
+    """Clips by encoder class."""
 
     def to_key_values(self) -> dict[str, str]:
         """Return key-value pairs that describe the codes to readers that have only the file."""
@@ -97,6 +102,7 @@ class ShardFooter:
             "grid": f"{self.grid[0]},{self.grid[1]}",
             "num_rows": self.num_rows,
             "num_codes": self.num_codes,
+            **({"encoders": json.dumps(dict(self.encoders))} if self.encoders else {}),
         }
         return {_METADATA_PREFIX + key: str(value) for key, value in values.items()}
 
@@ -123,12 +129,20 @@ class ShardFooter:
                 grid=(height, width),
                 num_rows=int(values["num_rows"]),
                 num_codes=int(values["num_codes"]),
+                encoders=tuple(_ENCODERS.validate_json(values.get("encoders", "{}")).items()),
             )
         except KeyError as error:
             missing = f"{_METADATA_PREFIX}{error.args[0]}"
             raise damaged(uri, f"its footer lacks the key {missing}") from error
         except ValueError as error:
             raise damaged(uri, f"its footer does not describe a shard: {error}") from error
+
+
+_ENCODERS = TypeAdapter(dict[str, int])
+
+
+def _encoders(clips: Sequence[EncodedClip]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(Counter(clip.encoder for clip in clips if clip.encoder).items()))
 
 
 def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
@@ -164,6 +178,7 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
         grid=clips[0].grid,
         num_rows=sum(len(group) for group in groups),
         num_codes=sum(clip.num_codes for clip in clips),
+        encoders=_encoders(clips),
     )
     sink = io.BytesIO()  # getvalue() does not copy, unlike an Arrow buffer
     with pq.ParquetWriter(sink, schema, **options) as writer:
@@ -306,4 +321,5 @@ def receipt_of(name: str, clips: Sequence[EncodedClip], shard: bytes, side_table
         side_table_sha256=sha256(side_table),
         side_table_size_bytes=len(side_table),
         clips=tuple(clip.ref for clip in clips),
+        encoders=_encoders(clips),
     )

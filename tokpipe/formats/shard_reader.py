@@ -217,11 +217,14 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
         num_rows += len(rows)
         num_codes += sum(row.codes.size for row in rows)
         num_frames += sum(row.n_frames for row in rows)
-    found = (footer.grid, num_rows, num_codes, num_frames)
-    listed = (receipt.grid, receipt.num_rows, receipt.num_codes, receipt.num_frames)
+    found = (footer.grid, num_rows, num_codes, num_frames, footer.encoders)
+    counts = receipt.num_rows, receipt.num_codes, receipt.num_frames
+    listed = (receipt.grid, *counts, receipt.encoders)
     if found != listed or footer.num_codes != num_codes:
         raise damaged(
-            uri, f"it holds (grid, rows, codes, frames) = {found}, but the manifest lists {listed}"
+            uri,
+            f"it holds (grid, rows, codes, frames, clips by encoder class) = {found}, but the "
+            f"manifest lists {listed}",
         )
     if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
         raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

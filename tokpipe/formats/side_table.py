@@ -3,7 +3,8 @@
 They are separate files, so captions and scores can be edited without rewriting codes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,15 +23,16 @@ _REQUIRED = required(
         "n_chunks": pa.int32(),
         "fps": pa.float64(),
         "decoder": pa.string(),
+        "encoder": pa.string(),
         "marks": pa.list_(pa.field("item", pa.string(), nullable=False)),
         "start_pts_s": pa.float64(),
         "end_pts_s": pa.float64(),
     }
 )
-_OWN = _REQUIRED.insert(10, pa.field("damage", pa.string()))
+_OWN = _REQUIRED.insert(11, pa.field("damage", pa.string()))
 
-# Side tables and plans written before clips had marks lack these.
-_LATER = frozenset({"marks", "damage"})
+# Side tables and plans of earlier versions lack the last one, or all of these.
+_LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": ""}
 
 OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
 """tokpipe's own columns; carried columns follow them."""
@@ -63,6 +65,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
             "n_chunks": [len(clip.chunks) for clip in clips],
             "fps": [clip.fps for clip in clips],
             "decoder": [clip.backend for clip in clips],
+            "encoder": [clip.encoder for clip in clips],
             "marks": [list(clip.marks) for clip in clips],
             "damage": [clip.damage for clip in clips],
             "start_pts_s": [float(clip.pts_s[0]) for clip in clips],
@@ -82,26 +85,28 @@ def read_side_table(
     if verify:
         check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
     table = from_parquet(uri, data, "side table", verify=verify)
-    before = [name for name in _OWN.names if name not in _LATER]
-    if before == table.column_names[: len(before)]:
-        return _with_marks(table)
+    for later in (["encoder"], list(_LATER)):
+        before = [name for name in _OWN.names if name not in later]
+        if before == table.column_names[: len(before)]:
+            return _with_later(table, later)
     if table.column_names[: len(_OWN)] != _OWN.names:
         raise damaged(uri, f"its columns are {table.column_names}")
     return table
 
 
-def _with_marks(table: pa.Table) -> pa.Table:
-    """Add the later columns to an older side table: none of its clips is marked."""
-    table = _without_later_names(table)
-    num, at = table.num_rows, table.column_names.index("decoder") + 1
-    marks = _OWN.field("marks")
-    table = table.add_column(at, marks, pa.array([[]] * num, marks.type))
-    return table.add_column(at + 1, _OWN.field("damage"), pa.nulls(num, pa.string()))
+def _with_later(table: pa.Table, later: Sequence[str]) -> pa.Table:
+    """Add later columns to an older side table: none of its clips is marked."""
+    table = _without_later_names(table, later)
+    for at, field in enumerate(_OWN):
+        if field.name in later:
+            values = pa.array([_LATER[field.name]] * table.num_rows, field.type)
+            table = table.add_column(at, field, values)
+    return table
 
 
-def _without_later_names(table: pa.Table) -> pa.Table:
+def _without_later_names(table: pa.Table, later: Collection[str] = tuple(_LATER)) -> pa.Table:
     """Rename carried columns that have the name of a later column."""
-    names = {name: f"src_{name}" for name in table.column_names if name in _LATER}
+    names = {name: f"src_{name}" for name in table.column_names if name in later}
     for name, other in names.items():
         while other in table.column_names:
             other = f"src_{other}"

@@ -35,8 +35,7 @@ from tokpipe.media.timeline import Timeline, read_timeline
 from tokpipe.types import Cut
 
 _F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
-_MAX_TIMELINES = 4
-"""The timeline of a three-hour video takes about 20 MB."""
+_MAX_TIMELINES = 4  # The timeline of a three-hour video takes about 20 MB
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[str]) -> None:
@@ -58,13 +57,15 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             return
         _limit_address_space(memory_bytes)
         while True:
-            request, _ = wire.receive(channel)
+            request, fetched = wire.receive(channel)
             # Anonymous memory leaves no name behind in /dev/shm: it disappears with its last
             # user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
                 wire.send(channel, {"trying": None, "num_segments": None})
                 os.lseek(2, 0, os.SEEK_SET)
+                if fetched is not None:  # a file without a name on disk
+                    request["path"] = f"/proc/self/fd/{fetched}"
                 _answer(channel, request, memory)
             except wire.Closed:
                 raise
@@ -72,6 +73,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
                 wire.send(channel, {"fault": traceback.format_exc()[-10_000:]})
             finally:
                 os.close(memory)
+                if fetched is not None:
+                    os.close(fetched)
 
 
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
@@ -96,9 +99,9 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
             clip.decode(name, memory)
         except (SourceError, MemoryError) as error:
             outcome = _rejected(error, name, clip.num_segments)
-        else:
-            wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
-            return
+            continue
+        wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
+        return
     wire.send(channel, outcome)
 
 
@@ -120,11 +123,11 @@ class _Clip:
     """The part of a request that is the same for every backend: which frames, in what size."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        self.path = Path(request["path"])
+        self.path, self.file_name = Path(request["path"]), request["file_name"]
         self.salvage: bool = request["salvage"]
         self.min_frames: int = request["min_clip_frames"]
         version = check_regular_file(self.path)
-        self.timeline = timeline = _timeline(self.path, self.salvage, version)
+        self.timeline = timeline = _timeline(self.path, self.file_name, self.salvage, version)
         selection = select_frames(
             timeline.times_s,
             timeline.end_s,
@@ -134,21 +137,16 @@ class _Clip:
         )
         num_segments, expected = selection.num_segments, request["num_segments"]
         if expected not in (None, num_segments):
-            raise SourceError(
-                "changed",
-                f"the source now has {num_segments} {request['segment_is']}s and had {expected} "
-                "when it was first read: the file was replaced",
-            )
+            found = f"the source now has {num_segments} {request['segment_is']}s and had {expected}"
+            raise SourceError("changed", f"{found} when it was first read: the file was replaced")
         self.num_segments = num_segments or None
         self.wanted = selection.indices
         is_clip = request["segment_is"] == "clip"
         clip_frames = len(self.wanted) if is_clip else selection.num_frames
         if clip_frames < self.min_frames:
-            raise SourceError(
-                "too_short",
-                f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s; "
-                f"sampling.min_clip_frames is {self.min_frames}",
-            )
+            found = f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s"
+            least = f"sampling.min_clip_frames is {self.min_frames}"
+            raise SourceError("too_short", f"{found}; {least}")
         aspect, orientation = timeline.pixel_aspect, timeline.orientation
         rows, columns = orientation.oriented(timeline.height, timeline.width)
         shown_aspect = orientation.oriented_aspect(aspect)
@@ -193,7 +191,7 @@ class _Clip:
         mapped[: times_s.nbytes] = times_s.tobytes()
         pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
         out = pixels.reshape(self.shape)
-        task = Task(self.path, self.timeline, self.wanted, self.framing)
+        task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
         try:
             decoder.decode(task, out)
         except Stopped as error:
@@ -210,9 +208,9 @@ class _Clip:
 
 
 @functools.lru_cache(_MAX_TIMELINES)
-def _timeline(path: Path, salvage: bool, version: tuple[int, ...]) -> Timeline:
+def _timeline(path: Path, file_name: str, salvage: bool, version: tuple[int, ...]) -> Timeline:
     """Read a timeline, and remember it for further segments of the same source."""
-    return read_timeline(path, salvage=salvage)
+    return read_timeline(path, file_name, salvage=salvage)
 
 
 def _die_with_parent(lifeline_fd: int) -> None:

@@ -75,9 +75,9 @@ class ChildProcess:
             self.kill()
             raise UnfitNode(f"{platform.node()} cannot decode for the job: {problem}")
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], fd: int | None) -> None:
         self._channel.settimeout(_START_TIMEOUT_S)
-        wire.send(self._channel, message)
+        wire.send(self._channel, message, fd)
 
     def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
         return wire.receive(self._channel, timeout_s)

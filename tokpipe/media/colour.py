@@ -97,11 +97,9 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
     by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"
     matrix = _MATRICES.get(tags.matrix, by_size) if look.matrix == "auto" else look.matrix
     if look.matrix == "auto" and tags.matrix in _UNKNOWN and not tags.is_grey:
-        raise SourceError(
-            "unsupported",
-            f"colour matrix {tags.matrix} of ITU-T H.273 (8: YCgCo, 14: ICtCp) cannot be converted "
-            "to RGB. If the tag is wrong, set frames.matrix",
-        )
+        found = f"colour matrix {tags.matrix} of ITU-T H.273 (8: YCgCo, 14: ICtCp)"
+        do = "cannot be converted to RGB. If the tag is wrong, set frames.matrix"
+        raise SourceError("unsupported", f"{found} {do}")
     extent = "full" if tags.range == _FULL or tags.format.startswith("yuvj") else "limited"
     return f"in_color_matrix={matrix}:in_range={extent}:out_range=full:{_AS_IT_IS}"
 

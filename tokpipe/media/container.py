@@ -62,22 +62,30 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
     """Yield a file's PyAV container and main video stream, set up for exact decoding.
+
+    Args:
+        file_name: its name, if ``path`` does not end in that; FFmpeg looks at the extension.
 
     Raises:
         SourceError: FFmpeg does not know the container, or it has no video stream.
     """
-    version = check_regular_file(path)
-    try:
-        container = av.open(
-            _url(path, version),
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"},
-            metadata_errors="replace",
-        )
-    except (av.FFmpegError, OSError) as error:
-        raise _not_opened(path, error) from error
-    with container:
+    version = (*check_regular_file(path), file_name)
+    with contextlib.ExitStack() as stack:
+        try:
+            source: Any = _joined_files(path, version)
+            if source is None:
+                source = stack.enter_context(path.open("rb", buffering=0))
+                source.name = f"video{Path(file_name or path).suffix}"
+            container = av.open(
+                source,
+                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"},
+                metadata_errors="replace",
+            )
+        except (av.FFmpegError, OSError) as error:
+            raise _not_opened(path, error) from error
+        stack.enter_context(container)
         stream = _main_stream(path, container)
         if _is_encrypted(path, version, container, stream):
             raise SourceError("encrypted", "the video stream is encrypted")
@@ -90,8 +98,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 @functools.lru_cache  # reads the whole file, which is opened again for every clip of it
-def _url(path: Path, version: tuple[int, ...]) -> str:
-    """What FFmpeg opens: the file, or joined FLV files without the headers of the later ones."""
+def _joined_files(path: Path, version: tuple[object, ...]) -> str | None:
+    """A URL of joined FLV files, without the headers of the later ones; None for any other file."""
     starts = [0]
     with path.open("rb") as file:
         head = file.read(4)
@@ -99,7 +107,7 @@ def _url(path: Path, version: tuple[int, ...]) -> str:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
                 starts = sorted({0, *(one.start() for one in re.finditer(pattern, whole, re.S))})
     if len(starts) == 1:
-        return f"file:{path}"  # not a bare path, in which a colon may name a protocol
+        return None
     if head != b"FLV\x01" or "|" in str(path):
         where = f"{len(starts)} files were joined, of which FFmpeg may lose or mix frames"
         raise SourceError("corrupt", f"{where}: split the file at the bytes {starts[1:]}")
@@ -129,7 +137,7 @@ def _ts_heads(path: Path, pid: int) -> Any:
     return np.concatenate(heads)
 
 
-def _is_encrypted(path: Path, version: tuple[int, ...], container: Any, stream: Any) -> bool:
+def _is_encrypted(path: Path, version: tuple[object, ...], container: Any, stream: Any) -> bool:
     """Whether the container says that the stream is encrypted. MP4 says so by packet."""
     if container.format.name != "mpegts":
         return "enc_key_id" in stream.metadata  # Matroska
@@ -140,8 +148,8 @@ def _is_encrypted(path: Path, version: tuple[int, ...], container: Any, stream: 
     return _is_scrambled(path, version, stream.id)
 
 
-@functools.lru_cache  # as for _url
-def _is_scrambled(path: Path, version: tuple[int, ...], pid: int) -> bool:
+@functools.lru_cache  # as for _joined_files
+def _is_scrambled(path: Path, version: tuple[object, ...], pid: int) -> bool:
     return bool((_ts_heads(path, pid)[:, 3] & 0xC0).any())
 
 

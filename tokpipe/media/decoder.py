@@ -17,6 +17,7 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.errors import RuntimeFault, SourceError
 from tokpipe.media import wire
 from tokpipe.media.child_process import ChildProcess, how_it_died
+from tokpipe.storage import LocalVideo
 from tokpipe.types import Cut
 
 _log = logging.getLogger(__name__)
@@ -29,32 +30,23 @@ _MAX_OUTSIDE_KILLS = 3
 class Video:
     """The frames of one clip, and what is known about its source."""
 
-    frames: NDArray[np.uint8]
-    """(T, H, W, 3) RGB."""
-    pts_s: NDArray[np.float64]
-    """(T,) true presentation times, on the clock of the container."""
-    fps: float
-    """Frames per second: the job's, or the average of the source."""
-    num_segments: int
-    """Number of segments of the row: clips, or pieces of its one clip."""
+    frames: NDArray[np.uint8]  # (T, H, W, 3) RGB
+    pts_s: NDArray[np.float64]  # (T,) true presentation times, on the clock of the container
+    fps: float  # Frames per second: the job's, or the average of the source
+    num_segments: int  # Number of segments of the row: clips, or pieces of its one clip
     backend: str
-    damage: str | None = None
-    """What is missing, under ``decode.on_damage: mark``."""
-    marks: Sequence[str] = ()
-    """What is special about the source."""
+    damage: str | None = None  # What is missing, under ``decode.on_damage: mark``
+    marks: Sequence[str] = ()  # What is special about the source
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What decoding a span of a video will return, according to its container."""
 
-    num_frames: int
-    """Frames of all segments together."""
+    num_frames: int  # Frames of all segments together
     num_segments: int
-    size: tuple[int, int]
-    """(height, width) of the frames."""
-    source_size: tuple[int, int]
-    """(height, width) of the video as it is shown, in square pixels."""
+    size: tuple[int, int]  # (height, width) of the frames
+    source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
     source_fps: float
 
 
@@ -144,7 +136,7 @@ class VideoDecoder:
 
     def decode(
         self,
-        path: Path,
+        video: Path | LocalVideo,
         *,
         start_s: float | None = None,
         end_s: float | None = None,
@@ -158,18 +150,22 @@ class VideoDecoder:
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
         asked = {"segment": segment, "num_segments": num_segments}
-        video, fd = self._answer(path, {"start_s": start_s, "end_s": end_s, **asked})
-        shape = video.pop("shape")
+        found, fd = self._answer(video, {"start_s": start_s, "end_s": end_s, **asked})
+        shape = found.pop("shape")
         try:
             memory = mmap.mmap(fd, 0)  # as long as frames refer to it
         finally:
             os.close(fd)
         pts_s = np.frombuffer(memory, np.float64, shape[0]).copy()
-        pixels = np.frombuffer(memory, np.uint8, math.prod(shape), video.pop("offset"))
-        return Video(pixels.reshape(shape), pts_s, **video)
+        pixels = np.frombuffer(memory, np.uint8, math.prod(shape), found.pop("offset"))
+        return Video(pixels.reshape(shape), pts_s, **found)
 
     def probe(
-        self, path: Path, *, start_s: float | None = None, end_s: float | None = None
+        self,
+        video: Path | LocalVideo,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
     ) -> Probe:
         """Read the container of a local file without decoding it.
 
@@ -177,7 +173,7 @@ class VideoDecoder:
             Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
         asked = {"start_s": start_s, "end_s": end_s, "only_probe": True}
-        probe, _ = self._answer(path, asked)
+        probe, _ = self._answer(video, asked)
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})
 
@@ -187,18 +183,24 @@ class VideoDecoder:
             self._child.kill()
             self._child = None
 
-    def _answer(self, path: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _answer(
+        self, video: Path | LocalVideo, asked: dict[str, Any]
+    ) -> tuple[dict[str, Any], int]:
         """Ask one child after another until one answers or no backend is left.
 
         Returns:
             What was decoded or probed, and the descriptor of the frames, or -1 without frames.
         """
-        request = {**self._settings, **asked, "path": os.fspath(path.absolute())}
+        if isinstance(video, Path):
+            video = LocalVideo(video.absolute())
+        path = video.path
+        file = {"path": os.fspath(path), "file_name": video.file_name}
+        request = {**self._settings, **asked, **file}
         backends = self._backends
         outside_kills = 0
         while True:
             try:
-                return self._attempt({**request, "backends": backends})
+                return self._attempt({**request, "backends": backends}, video.copy)
             except _Innocent:
                 outside_kills += 1
                 if outside_kills == _MAX_OUTSIDE_KILLS:
@@ -215,8 +217,8 @@ class VideoDecoder:
                 _log.info("%s: %s by %s; trying %s", path, lost.reason, lost.backend, rest[0])
                 backends = rest
 
-    def _attempt(self, request: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Have one child work on a request.
+    def _attempt(self, request: dict[str, Any], copy: int | None) -> tuple[dict[str, Any], int]:
+        """Have one child work on a request; ``copy``: a descriptor to read in place of the path.
 
         Raises:
             _Lost: the child missed its deadline or died, and was cleared away.
@@ -227,7 +229,7 @@ class VideoDecoder:
         has_started = False
         deadline_s = self._config.deadline_s
         try:
-            child.send(request)
+            child.send(request, copy)
             answer, fd = child.receive(deadline_s)
             while "trying" in answer:
                 has_started = True

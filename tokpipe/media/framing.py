@@ -31,11 +31,9 @@ class Framing:
 
     size: tuple[int, int]
     mode: FitMode
-    pixel_aspect: Fraction
-    """Width over height of a stored pixel, before it is turned upright."""
+    pixel_aspect: Fraction  # Width over height of a stored pixel, before it is turned upright
     orientation: Orientation
-    crop: Crop = field(default_factory=Crop)
-    """What the container hides of a stored frame."""
+    crop: Crop = field(default_factory=Crop)  # What the container hides of a stored frame
     look: Look = field(default_factory=Look)
 
     def fit(self, height: int, width: int) -> Fit:

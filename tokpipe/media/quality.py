@@ -18,10 +18,8 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 class Quality:
     """Means over frames. Higher is better."""
 
-    psnr_db: float
-    """Infinite if any frame is identical."""
-    ssim: float
-    """At most 1, for identical frames."""
+    psnr_db: float  # Infinite if any frame is identical
+    ssim: float  # At most 1, for identical frames
     num_frames: int
 
 

@@ -51,8 +51,7 @@ class Packet(NamedTuple):
     is_shown: bool
     has_pts: bool
     is_corrupt: bool
-    is_restart: bool
-    """Whether the timestamps begin again here, as where two files were joined."""
+    is_restart: bool  # Whether the timestamps begin again here, as where two files were joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +101,17 @@ class Timeline:
         return len(self) / (self.end_s - float(self.times_s[0]))
 
 
-def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
+def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> Timeline:
     """Read the presentation times of a video from its packets, decoding only the first frame.
 
     With ``salvage``, a file that was cut short keeps its whole frames before the cut, and
     ``Timeline.damage`` says what is missing. The same file always has the same timeline.
+    ``file_name`` is as in ``open_video``.
 
     Raises:
         SourceError: the file is not a video, has no frames, or was cut short.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, file_name) as (container, stream):
         packets, first, damage = _read_packets(path, container, stream)
         name = container.format.name.split(",")[0]
         if name == "mov" and (missing := len(stream.index_entries) - len(packets)) > 0:
@@ -143,7 +143,8 @@ def read_timeline(path: Path, *, salvage: bool = False) -> Timeline:
     hole = _first_hole(packets, name)
     if not trusted:
         # Nothing after the damage counts, even if the decoder does not notice it.
-        pts, durations, stopped = _times_by_decoding(path, len(packets) if damage else None)
+        num_packets = len(packets) if damage else None
+        pts, durations, stopped = _times_by_decoding(path, file_name, num_packets)
         if stopped is not None and not (salvage and pts):
             raise stopped
         damage = damage or stopped
@@ -343,13 +344,13 @@ def _are_frames(packets: list[Packet]) -> bool:
 
 
 def _times_by_decoding(
-    path: Path, num_packets: int | None
+    path: Path, file_name: str, num_packets: int | None
 ) -> tuple[list[int], dict[int, int], SourceError | None]:
     """Return presentation times in the order shown, durations, and the error that ended them."""
     pts: list[int] = []
     durations: dict[int, int] = {}
     try:
-        with open_video(path) as (container, stream):
+        with open_video(path, file_name) as (container, stream):
             for frame in decode_frames(container, stream, num_packets):
                 # A frame without a time repeats the last one, so that the caller counts instead.
                 pts.append(frame.pts if frame.pts is not None else pts[-1] if pts else 0)

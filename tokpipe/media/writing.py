@@ -1,6 +1,7 @@
 """Writes frames for people to look at: an MP4 that browsers play, a PNG or a JPEG."""
 
 import os
+import uuid
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
         self.rate = Fraction(fps).limit_denominator(60_000)
-        self._part = path.with_name(f".{path.name}.part")
+        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
 
     def __enter__(self) -> "VideoWriter":
         self._container = av.open(os.fspath(self._part), "w", format="mp4")

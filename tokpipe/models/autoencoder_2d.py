@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Keep, Level, MidBlocks, Pyramid, built, drop
+from tokpipe.models.levels import Factory, Keep, Levels, MidBlocks, Pyramid, drop
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -59,9 +59,9 @@ class Encoder(nn.Module):
         channels = plans[-1].channels
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
-        self.down = built(
-            *(plans, block, attn),
-            downsample=lambda plan: Downsample(plan.channels, resamp_with_conv),
+        self.down = Levels(
+            *("down", plans, block, attn),
+            lambda plan: Downsample(plan.channels, resamp_with_conv),
         )
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
@@ -90,18 +90,8 @@ class Encoder(nn.Module):
             )
         h: Tensor = self.conv_in(x)
         keep("conv_in", h)
-        for i, level in enumerate(self.down):
-            assert isinstance(level, Level)
-            for j, (block, attn) in enumerate(level.steps()):
-                h = block(h, None)
-                keep(f"down{i}_block{j}", h)
-                if attn is not None:
-                    h = attn(h)
-                    keep(f"down{i}_attn{j}", h)
-            if level.downsample is not None:
-                h = level.downsample(h)
-                keep(f"down{i}_downsample", h)
-        return _finish(self.norm_out(self.mid(h, keep=keep)), self.conv_out, keep)
+        h = self.mid(self.down(h, keep=keep), keep=keep)
+        return _finish(self.norm_out(h), self.conv_out, keep)
 
 
 class Decoder(nn.Module):
@@ -156,8 +146,8 @@ class Decoder(nn.Module):
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
-        self.up = built(
-            *(plans, block, attn), upsample=lambda plan: Upsample(plan.channels, resamp_with_conv)
+        self.up = Levels(
+            *("up", plans, block, attn), lambda plan: Upsample(plan.channels, resamp_with_conv)
         )
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
@@ -219,18 +209,7 @@ class Decoder(nn.Module):
         context = () if zq is None else (zq,)
         h: Tensor = self.conv_in(z)
         keep("conv_in", h)
-        h = self.mid(h, None, *context, keep=keep)
-        for i, level in reversed(list(enumerate(self.up))):
-            assert isinstance(level, Level)
-            for j, (block, attn) in enumerate(level.steps()):
-                h = block(h, None, *context)
-                keep(f"up_{i}_block_{j}", h)
-                if attn is not None:
-                    h = attn(h, *context)
-                    keep(f"up_{i}_attn_{j}", h)
-            if level.upsample is not None:
-                h = level.upsample(h)
-                keep(f"up_{i}_upsample", h)
+        h = self.up(self.mid(h, None, *context, keep=keep), *context, keep=keep)
         if self.give_pre_end:
             return h
         h = _finish(normalized(norm, h, zq), self.conv_out, keep)

@@ -182,16 +182,18 @@ class AttnBlock(nn.Module):
     formed with their scale of C^-0.5, so they overflow float16 later than unscaled ones.
     """
 
+    spatial_norm = SpatialNorm
+
     def __init__(
         self,
         in_channels: int,
         zq_ch: int | None = None,
         add_conv: bool = False,
         *,
-        make_norm: Callable[..., Any] = block_norm,
+        norm: Norm = "clip",
     ) -> None:
         super().__init__()
-        self.norm = make_norm(in_channels, zq_ch, add_conv)
+        self.norm = block_norm(in_channels, zq_ch, add_conv, norm, self.spatial_norm)
         self.q = Conv2d(in_channels, in_channels, 1)
         self.k = Conv2d(in_channels, in_channels, 1)
         self.v = Conv2d(in_channels, in_channels, 1)
@@ -219,16 +221,7 @@ class AttnBlock2D(AttnBlock):
     Frames do not attend to each other, but the norm before it may span them.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        zq_ch: int | None = None,
-        add_conv: bool = False,
-        *,
-        norm: Norm = "clip",
-    ) -> None:
-        make_norm = partial(block_norm, norm=norm, make_spatial=SpatialNorm3D)
-        super().__init__(in_channels, zq_ch, add_conv, make_norm=make_norm)
+    spatial_norm = SpatialNorm3D
 
 
 class Downsample(nn.Module):

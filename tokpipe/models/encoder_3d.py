@@ -10,7 +10,7 @@ from torch import Tensor
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, Network3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input, order_weights
 from tokpipe.models.precision import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
@@ -61,9 +61,9 @@ class Encoder3D(Network3D):
             ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
         self.conv_in = CausalConv3d(in_channels, ch, 3, pad_mode)
-        self.down = built(
-            *(plans, block, partial(AttnBlock2D, norm=norm)),
-            downsample=lambda plan: DownSample3D(
+        self.down = Levels(
+            *("down", plans, block, partial(AttnBlock2D, norm=norm)),
+            lambda plan: DownSample3D(
                 plan.channels, resamp_with_conv, 2**plan.index < temporal_compress_times
             ),
         )
@@ -119,16 +119,12 @@ class Encoder3D(Network3D):
         stream = self._piece(state)
         self._check(x)
         frames, stride = x.shape[2], self.temporal_stride
-        if state is None and (frames - 1) % stride:
+        which, alone = ("the first", 1) if state is None else ("a later", 0)
+        if (frames - alone) % stride:
             raise ValueError(
-                f"the first piece of a clip has {frames} frames and ends within a latent frame: "
-                f"the first frame is one alone, each later one takes {stride}. Pass 1 frame plus "
-                f"a multiple of {stride}"
-            )
-        if state is not None and frames % stride:
-            raise ValueError(
-                f"a later piece of a clip has {frames} frames and ends within a latent frame of "
-                f"{stride}, so the next piece would start inside it. Pass a multiple of {stride}"
+                f"{which} piece of a clip has {frames} frames and ends within a latent frame of "
+                f"{stride}, so the next piece would start inside it. Pass "
+                f"{'1 frame plus ' * alone}a multiple of {stride}"
             )
         return self._encode(x, stream), stream.state()
 
@@ -143,11 +139,6 @@ class Encoder3D(Network3D):
 
     def _encode(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
-            h = self.conv_in(x, stream)
-            for level in self.down:
-                assert isinstance(level, Level)
-                h = level(h, None, stream)
-                if level.downsample is not None:
-                    h = level.downsample(h, stream)
+            h = self.down(self.conv_in(x, stream), None, stream)
             h = self.mid(h, None, None, stream)
             return self.conv_out.of_silu(self.norm_out, h, stream)

@@ -6,7 +6,7 @@ Attribute names are state_dict keys: an interface.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -103,29 +103,45 @@ class Level(nn.Module):
         """Each block, with the attention that follows it."""
         return zip_longest(self.block, self.attn)
 
-    def forward(self, h: Tensor, *context: Any) -> Tensor:
-        """(B, C_in, ...) -> (B, C_out, ...); blocks and attention also get the ``context``."""
-        for block, attn in self.steps():
-            h = block(h, None, *context)
-            if attn is not None:
-                h = attn(h, *context)
+
+class Levels(nn.ModuleList):
+    """The levels of a way ``down`` to the coarsest or ``up`` from it; number 0 is the finest."""
+
+    def __init__(
+        self,
+        way: Literal["down", "up"],
+        plans: Sequence[LevelPlan],
+        make_block: Factory,
+        make_attn: Factory,
+        make_resampler: Callable[[LevelPlan], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.way = way
+        for plan in plans:
+            level = Level(plan, make_block, make_attn)
+            if plan is not plans[-1]:  # after the blocks, as published: a seed draws in this order
+                setattr(level, f"{way}sample", make_resampler(plan))
+            self.insert(len(self) if way == "down" else 0, level)
+
+    def in_order(self) -> list[tuple[int, Level]]:
+        """Each level with its number, as they run."""
+        numbered = list(enumerate(cast(Iterable[Level], self)))
+        return numbered if self.way == "down" else numbered[::-1]
+
+    def forward(self, h: Tensor, *context: Any, keep: Keep = drop) -> Tensor:
+        """Run all: blocks and attention also get the ``context``, resamplers only its stream."""
+        gap = "" if self.way == "down" else "_"
+        for i, level in self.in_order():
+            for j, (block, attn) in enumerate(level.steps()):
+                h = block(h, None, *context)
+                keep(f"{self.way}{gap}{i}_block{gap}{j}", h)
+                if attn is not None:
+                    h = attn(h, *context)
+                    keep(f"{self.way}{gap}{i}_attn{gap}{j}", h)
+            if (resample := level.downsample or level.upsample) is not None:
+                h = resample(h, *context[1:])
+                keep(f"{self.way}{gap}{i}_{self.way}sample", h)
         return h
-
-
-def built(
-    plans: Sequence[LevelPlan],
-    make_block: Factory,
-    make_attn: Factory,
-    **make_resampler: Callable[[LevelPlan], nn.Module],
-) -> nn.ModuleList:
-    """The levels, each but the last with its ``downsample`` or ``upsample``; 0 is the finest."""
-    levels: list[Level] = []
-    for plan in plans:
-        levels.append(level := Level(plan, make_block, make_attn))
-        if plan is not plans[-1]:  # after the blocks, as published: a seed draws in this order
-            for name, make in make_resampler.items():
-                setattr(level, name, make(plan))
-    return nn.ModuleList(levels if plans[0].index == 0 else reversed(levels))
 
 
 class MidBlocks(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 from tokpipe.models.blocks import AttnBlock2D, Network3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm
-from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm, normalized
 from tokpipe.models.streaming import Stream, StreamState
@@ -77,9 +77,9 @@ class MOVQDecoder3D(Network3D):
         coarsest, finest = plans[0], plans[-1]
         self.conv_in = CausalConv3d(z_channels, coarsest.inputs[0], 3, pad_mode)
         self.mid = MidBlocks(coarsest.inputs[0], block)
-        self.up = built(
-            *(plans, block, partial(AttnBlock2D, **latent)),
-            upsample=lambda plan: Upsample3D(
+        self.up = Levels(
+            *("up", plans, block, partial(AttnBlock2D, **latent)),
+            lambda plan: Upsample3D(
                 plan.channels,
                 resamp_with_conv,
                 2 ** (coarsest.index - plan.index) < temporal_compress_times,
@@ -108,11 +108,7 @@ class MOVQDecoder3D(Network3D):
         check_input(zq, (self.post_quant_conv or self.conv_in).conv, "z")
         h: Tensor = zq if self.post_quant_conv is None else self.post_quant_conv(zq, stream)
         h = self.mid(self.conv_in(h, stream), None, zq, stream)
-        for level in reversed(self.up):
-            assert isinstance(level, Level)
-            h = level(h, zq, stream)
-            if level.upsample is not None:
-                h = level.upsample(h, stream)
+        h = self.up(h, zq, stream)
         if not self.give_pre_end:
             h = self.conv_out(silu(normalized(self.norm_out, h, zq, stream)), stream)
         return h

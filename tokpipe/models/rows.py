@@ -8,6 +8,7 @@ clips of the batch.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,8 +44,11 @@ def norm_rows(
     """
     channels = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
-    sources = [part.view(-1, channels) for part in _samples(x.contiguous(), sample_dims)]
-    targets = [part.view(-1, channels) for part in _samples(out, sample_dims)]
+    samples = list(np.ndindex(*x.shape[:sample_dims]))  # which may not be adjacent in memory
+    sources, targets = (
+        [tensor[sample].view(-1, channels) for sample in samples]
+        for tensor in (x.contiguous(), out)
+    )
     weight, bias = weight.to(wide), bias.to(wide)
     num_rows = len(sources[0])
     pivots = torch.stack([rows[0] for rows in sources]).to(wide)
@@ -83,15 +87,6 @@ def add_rows(x: Tensor, h: Tensor) -> Tensor:
     for span in _spans(*rows.shape):
         rows[span].copy_(h[span]).add_(x[span])
     return out
-
-
-def _samples(x: Tensor, dims: int) -> Iterator[Tensor]:
-    """Each sample of ``x``, as a view, even if samples are not adjacent in memory."""
-    for part in x.unbind():
-        if dims == 1:
-            yield part
-        else:
-            yield from _samples(part, dims - 1)
 
 
 def _sums(rows: Tensor, pivot: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Finds and drops rows of a plan that are the same clip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,25 +18,24 @@ class PlannedPart:
     """A stored part, with what is needed only until the plan is complete."""
 
     stored: PlanPart
-    first_row: int
-    """Position of its first row within its source."""
+    first_row: int  # Position of its first row within its source
     num_problems: int
-    hashes: NDArray[np.uint64]
-    """The first 8 bytes of each row's id."""
+    hashes: NDArray[np.uint64]  # The first 8 bytes of each row's id
 
 
-def count_problems(rows: pa.Table) -> int:
-    return int(rows.num_rows - rows.column("problem").null_count)
+def store_planned(
+    store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: NDArray[np.uint64]
+) -> PlannedPart:
+    num_problems = rows.num_rows - rows.column("problem").null_count
+    return PlannedPart(store_part(store, key, rows, source), first_row, num_problems, hashes)
 
 
 class Duplicate(NamedTuple):
     """A row that repeats the clip of an earlier one."""
 
-    position: int
-    """In the plan as written, before duplicates are dropped."""
+    position: int  # In the plan as written, before duplicates are dropped
     place: str
-    first: str
-    """Place of the first row with this clip."""
+    first: str  # Place of the first row with this clip
     clip: str
 
 
@@ -88,8 +87,6 @@ def without_rows(
             kept.append(part)
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
-            stored = store_part(store, part.stored.key, table, part.stored.source)
-            num_problems = count_problems(table)
-            hashes = part.hashes[keep]
-            kept.append(replace(part, stored=stored, num_problems=num_problems, hashes=hashes))
+            rest = table, part.stored.source, part.first_row, part.hashes[keep]
+            kept.append(store_planned(store, part.stored.key, *rest))
     return kept

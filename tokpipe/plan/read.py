@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokpipe.config.sources import Source
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part
 from tokpipe.storage.store import Store
 from tokpipe.types import ArchiveMember, WorkItem
 
@@ -29,9 +29,8 @@ class PlanReader:
         self._store = store
         self._followed = {i for i, one in enumerate(sources) if one.on_change == "accept"}
         self._parts = stored.parts
-        counts = [part.num_rows for part in stored.parts]
-        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        self.num_rows, self.num_parts = int(self._starts[-1]), len(counts)
+        self._starts = np.cumsum([0, *(part.num_rows for part in stored.parts)], dtype=np.int64)
+        self.num_rows = int(self._starts[-1])
         schema = base64.b64decode(stored.columns_schema)
         self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
         self._part = lru_cache(_CACHED_PARTS)(lambda index: read_part(store, stored.parts[index]))
@@ -50,44 +49,42 @@ class PlanReader:
         """Read ``row_id`` and ``source_uri`` of each row of a part, without caching."""
         return read_part(self._store, self._parts[part_index], [ROW_ID.name, "source_uri"])
 
-    def items(self, part_index: int, rows: NDArray[np.int64] | None = None) -> list[WorkItem]:
-        """Return the work items of a part: all of them, or those at ``rows`` in that order.
-
-        ``rows`` are positions in the plan.
-        """
-        start, stop = self.bounds(part_index)
-        table = self._part(part_index)
-        if rows is None:
-            rows = np.arange(start, stop, dtype=np.int64)
-        else:
-            if len(rows) and not (start <= int(rows.min()) and int(rows.max()) < stop):
-                raise IndexError(f"part {part_index} holds rows {start} to {stop - 1} only")
-            table = table.take(pa.array(rows - start))
-        return items_of(table, rows.tolist(), self._parts[part_index].source in self._followed)
+    def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[WorkItem]:
+        """Return the work items of ``rows``, which increase."""
+        return [
+            item
+            for part, inside, table in self._tables(np.asarray(rows, np.int64))
+            for item in items_of(table, inside.tolist(), part.source in self._followed)
+        ]
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
         """Return the carried columns of ``rows``, in that order.
 
         The schema is always the same: a column that a row's source lacks is null.
         """
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_rows):
-            raise IndexError(f"some of {len(rows)} rows are outside the plan")
+        order = np.argsort(rows, kind="stable")
         if not self._columns.names:
             # Arrow cannot build a table of rows without columns directly.
-            return pa.table({"row": pa.nulls(len(rows))}).select([])
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
+            return pa.table({"row": pa.nulls(len(order))}).select([])
         pieces = [self._columns.empty_table()]
-        bounds = np.searchsorted(ordered, self._starts)
-        for part_index in np.flatnonzero(np.diff(bounds)).tolist():
-            inside = ordered[bounds[part_index] : bounds[part_index + 1]]
-            table = self._part(part_index).take(pa.array(inside - self._starts[part_index]))
+        for _, _, table in self._tables(np.asarray(rows, np.int64)[order]):
             names = [name for name in self._columns.names if name in table.column_names]
             pieces.append(table.select(names))
         # Promotion fills the columns that a part lacks with nulls.
         table = pa.concat_tables(pieces, promote_options="default")
         return table.take(pa.array(np.argsort(order)))
+
+    def _tables(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[PlanPart, NDArray[np.int64], pa.Table]]:
+        """Yield each part that holds some of ``rows``, which increase; these, and their values."""
+        if len(rows) and not 0 <= rows[0] <= rows[-1] < self.num_rows:
+            raise IndexError(f"some of {len(rows)} rows are outside the plan's {self.num_rows}")
+        bounds = np.searchsorted(rows, self._starts)
+        for index in np.flatnonzero(np.diff(bounds)).tolist():
+            inside = rows[bounds[index] : bounds[index + 1]]
+            table = self._part(index).take(pa.array(inside - self._starts[index]))
+            yield self._parts[index], inside, table
 
     def iter_undone(
         self, done: Callable[[int, int], NDArray[np.bool_]]
@@ -97,11 +94,11 @@ class PlanReader:
         ``done(start, stop)`` returns a boolean per row from start to stop (exclusive). A part
         whose rows are all done is not opened.
         """
-        for part_index in range(self.num_parts):
+        for part_index in range(len(self._parts)):
             start, stop = self.bounds(part_index)
             undone = start + np.flatnonzero(~done(start, stop))
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
-                yield self.items(part_index, undone[at : at + _ITEMS_AT_ONCE])
+                yield self.items(undone[at : at + _ITEMS_AT_ONCE])
 
 
 def items_of(table: pa.Table, rows: Sequence[int], follows: bool = False) -> list[WorkItem]:

@@ -17,16 +17,11 @@ class RowSample:
     """What reading the first rows of a source shows."""
 
     num_rows: int
-    is_complete: bool
-    """Whether the source has no further rows."""
-    num_problems: int
-    """Rows that cannot be clips."""
-    problem: str | None
-    """That of the first such row."""
-    items: list[WorkItem]
-    """Some of the other rows, drawn at random, in order."""
-    hashes: NDArray[np.uint64]
-    """One per row; rows with the same one are the same clip."""
+    is_complete: bool  # Whether the source has no further rows
+    num_problems: int  # Rows that cannot be clips
+    problem: str | None  # That of the first such row
+    items: list[WorkItem]  # Some of the other rows, drawn at random, in order
+    hashes: NDArray[np.uint64]  # One per row; rows with the same one are the same clip
 
 
 def sample_rows(

@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.duplicates import PlannedPart, count_problems, find_duplicates, without_rows
-from tokpipe.plan.stored import ROW_ID, StoredPlan, store_part
+from tokpipe.plan.duplicates import PlannedPart, find_duplicates, store_planned, without_rows
+from tokpipe.plan.stored import ROW_ID, StoredPlan
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 
 PART_ROWS = 65_536
-_PART_BYTES = 32 * 2**20
-"""Long captions close a part early, because readers cache a few parts."""
+_PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
 _NUM_EXAMPLES = 10
 _WRITERS = 2
 
@@ -98,8 +97,8 @@ def _store_parts(
 
     def put(number: int, source: int, first_row: int, table: pa.Table) -> PlannedPart:
         table, hashes = with_row_ids(dataset, table)
-        stored = store_part(store, f"{prefix}{number:05d}.parquet", table, source)
-        return PlannedPart(stored, first_row, count_problems(table), hashes)
+        key = f"{prefix}{number:05d}.parquet"
+        return store_planned(store, key, table, source, first_row, hashes)
 
     futures: list[Future[PlannedPart]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:

@@ -1,7 +1,5 @@
 """Decodes codes back to frames, and compares them with their sources."""
 
-from tokpipe.reconstruct.reconstructor import Reconstructor
-from tokpipe.reconstruct.side_by_side import SideBySide
-from tokpipe.reconstruct.source import SourceFrames
+from tokpipe.reconstruct.frames import Reconstructor, SideBySide, SourceFrames
 
 __all__ = ["Reconstructor", "SideBySide", "SourceFrames"]

@@ -1,6 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from tokpipe.media.quality import Comparison, Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import near_names, side_rows, source_matcher
+from tokpipe.reconstruct.frames import SideBySide
 from tokpipe.telemetry.human import finite
 
 GRID_FRAMES = 8
@@ -33,22 +34,17 @@ class Decoded:
     num_matches: int | None = None
     """How many clips match the source that was asked for; this is the first."""
 
-    def lines(self) -> list[str]:
-        """Return a summary for people."""
+    def lines(self) -> Iterator[str]:
+        """Yield a summary for people."""
         height, width = self.size
-        lines = [
-            f"clip {self.clip.clip_id} of {self.clip.source_uri}",
-            f"{self.num_frames} frames of {height}x{width} from {self.clip.codes.size:,} codes: "
-            f"{self.path}",
-        ]
-        if (num := self.num_matches or 0) > 1:
-            lines[0] += f", the first of {num:,} clips whose source matches"
-        if self.quality is not None:
-            lines.append(
-                f"against the source: PSNR {self.quality.psnr_db:.2f} dB, "
-                f"SSIM {self.quality.ssim:.4f} (means over frames)"
-            )
-        return lines
+        num = self.num_matches or 0
+        first = f", the first of {num:,} clips whose source matches" if num > 1 else ""
+        yield f"clip {self.clip.clip_id} of {self.clip.source_uri}{first}"
+        size, codes = f"{height}x{width}", f"{self.clip.codes.size:,} codes"
+        yield f"{self.num_frames} frames of {size} from {codes}: {self.path}"
+        if (quality := self.quality) is not None:
+            values = f"PSNR {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.4f}"
+            yield f"against the source: {values} (means over frames)"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary for programs; an infinite PSNR is null."""
@@ -90,9 +86,6 @@ def decode_clip(
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.
     """
     clip, num_matches = _find(output, clip_id, source)
-    # Imported late: torch takes seconds, and there may be no such clip.
-    from tokpipe.reconstruct.side_by_side import SideBySide
-
     total = sum(chunk.n_frames for chunk in clip.chunks)
     comparison = Comparison() if compare else None
     height = width = 0

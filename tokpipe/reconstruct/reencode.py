@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -16,8 +15,7 @@ from tokpipe.models.streaming import StreamState
 from tokpipe.plan import PlanReader
 from tokpipe.reader import Clip
 from tokpipe.reader.shard_codes import Codes
-from tokpipe.reconstruct.reconstructor import Reconstructor, weights_of
-from tokpipe.reconstruct.source import SourceFrames
+from tokpipe.reconstruct.frames import Reconstructor, SourceFrames, weights_of
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import EncodedClip, Failed, Rejected
 
@@ -25,9 +23,7 @@ from tokpipe.types import EncodedClip, Failed, Rejected
 class Reencoder:
     """The decode and encode stages of an output's job, on the kind of device that it used."""
 
-    def __init__(
-        self, job: JobConfig, spec: TokenizerSpec, plan: PlanReader, device: str, scratch: Path
-    ) -> None:
+    def __init__(self, job: JobConfig, spec: TokenizerSpec, plan: PlanReader, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "the output was encoded on GPUs, but this machine has none. Other devices round "
@@ -40,7 +36,7 @@ class Reencoder:
         self._stage = EncodeStage(job.tokenizer, job.chunking, encode)
         self._stage.setup(device, weights_of(job, spec).encoding)
         self._streams = job.chunking.policy == "streaming"
-        self._sources = SourceFrames(job, plan, scratch)
+        self._sources = SourceFrames(job, plan)
         self._reconstructor: Reconstructor | None = None
         with suppress(ConfigError):  # the tokenizer has no decoder
             self._reconstructor = Reconstructor(job, spec, device)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from tokpipe.report.markup import Markup, el, short
+from tokpipe.report.markup import Markup, html, short
 from tokpipe.telemetry.human import duration
 
 _TOP, _PLOT, _BELOW = 8, 140, 22
@@ -63,43 +63,31 @@ def columns_chart(
         if value:
             width, height = (stop - begin) / end, _PLOT * min(1.0, value / top)
             gap = min(0.15 * width, 0.004)
-            rects.append(
-                el(
-                    "rect",
-                    el("title", title or f"{value:,.4g}"),
-                    x=_percent(begin / end + gap / 2),
-                    width=_percent(width - gap),
-                    y=_TOP + _PLOT - height,
-                    height=height,
-                    class_="column",
-                )
-            )
-    lines = (
-        el("line", x1=x, x2=x, y1=_TOP, y2=_TOP + _PLOT, class_="mark")
-        for x in (_percent(mark / end) for mark in marks)
-    )
+            place = (begin / end + gap / 2, width - gap, _TOP + _PLOT - height, height)
+            rects.append(_rect("column", title or f"{value:,.4g}", *place))
+    line = '<line x1="{0:.6g}%" x2="{0:.6g}%" y1="{1}" y2="{2}" class="mark"></line>'
+    lines = (html(line, 100 * mark / end, _TOP, _TOP + _PLOT) for mark in marks)
     x_ticks = _time_ticks(end) if x_ticks is None else x_ticks
     return _plot(name, ticks, *rects, *lines, *_x_axis(x_ticks, end))
 
 
 def bars_chart(name: str, rows: Sequence[tuple[str, str, Sequence[BarPart]]]) -> Markup:
     """Draw a horizontal bar per (label, value, parts), on a track of the full width."""
-    marks: list[Markup] = []
+    bars: list[Markup] = []
     for index, (label, value, parts) in enumerate(rows):
         y = index * _ROW
-        bar = {"y": y + 24, "height": 10}
-        marks += [
-            el("text", label, x=0, y=y + 16, class_="name"),
-            el("text", value, x="100%", y=y + 16, text_anchor="end", class_="value"),
-            el("rect", x=0, width="100%", **bar, class_="track"),
-        ]
+        track = (
+            '<text x="0" y="{0}" class="name">{2}</text>'
+            '<text x="100%" y="{0}" text-anchor="end" class="value">{3}</text>'
+            '<rect x="0" width="100%" y="{1}" height="10" class="track"></rect>'
+        )
+        bars.append(html(track, y + 16, y + 24, label, value))
         left = 0.0
         for part in parts:
             width = min(part.fraction, 1 - left)
-            size = {"x": _percent(left), "width": _percent(width)}
-            marks.append(el("rect", el("title", part.title), **size, **bar, class_=part.kind))
+            bars.append(_rect(part.kind, part.title, left, width, y + 24, 10))
             left += width
-    return _image(name, el("svg", *marks, class_="chart", width="100%", height=_ROW * len(rows)))
+    return _image(name, _svg(bars, "chart", "100%", _ROW * len(rows)))
 
 
 def count_ticks(largest: float, *, whole: bool = False) -> list[AxisTick]:
@@ -121,33 +109,40 @@ def _time_ticks(end_s: float) -> list[AxisTick]:
 
 
 def _x_axis(ticks: Iterable[AxisTick], end: float) -> Iterator[Markup]:
-    y = _TOP + _PLOT + 16
+    text = '<text x="{:.6g}%" y="{}" text-anchor="{}" class="tick">{}</text>'
     for tick in ticks:
         at = tick.at / end
         anchor = "start" if at < 0.04 else "end" if at > 0.94 else "middle"
-        yield el("text", tick.text, x=_percent(at), y=y, text_anchor=anchor, class_="tick")
+        yield html(text, 100 * at, _TOP + _PLOT + 16, anchor, tick.text)
 
 
 def _plot(name: str, ticks: Sequence[AxisTick], *marks: Markup) -> Markup:
     """Draw ``marks`` over a grid, to the right of the y axis with ``ticks``."""
-    height = _TOP + _PLOT + _BELOW
+    line = '<line x1="0" x2="100%" y1="{0:.6g}" y2="{0:.6g}" class="{1}"></line>'
+    number = '<text x="100%" y="{:.6g}" text-anchor="end" class="tick">{}</text>'
     grid, numbers = [], []
     for tick in ticks:
         y = _TOP + _PLOT * (1 - tick.at / (ticks[-1].at or 1.0))
-        kind = "grid" if tick.at else "axis"
-        grid.append(el("line", x1=0, x2="100%", y1=y, y2=y, class_=kind))
-        numbers.append(el("text", tick.text, x="100%", y=y + 4, text_anchor="end", class_="tick"))
+        grid.append(html(line, y, "grid" if tick.at else "axis"))
+        numbers.append(html(number, y + 4, tick.text))
     width = max(_SCALE, 7 * max(len(tick.text) for tick in ticks))
-    return _image(
-        name,
-        el("svg", *numbers, class_="chart scale", width=width, height=height),
-        el("svg", *grid, *marks, class_="chart", width="100%", height=height),
+    height = _TOP + _PLOT + _BELOW
+    scale = _svg(numbers, "chart scale", f"{width}", height)
+    return _image(name, scale, _svg([*grid, *marks], "chart", "100%", height))
+
+
+def _rect(kind: str, title: str, x: float, width: float, y: float, height: float) -> Markup:
+    """A rectangle with a tooltip; x and width are fractions of the chart's width."""
+    return html(
+        '<rect x="{:.6g}%" width="{:.6g}%" y="{:.6g}" height="{:.6g}" class="{}">'
+        "<title>{}</title></rect>",
+        *(100 * x, 100 * width, y, height, kind, title),
     )
 
 
+def _svg(drawn: Iterable[Markup], kind: str, width: str, height: int) -> Markup:
+    return html('<svg class="{}" width="{}" height="{}">{}</svg>', kind, width, height, drawn)
+
+
 def _image(name: str, *drawn: Markup) -> Markup:
-    return el("div", *drawn, class_="plot", role="img", aria_label=name)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.3f}".rstrip("0").rstrip(".") + "%"
+    return html('<div class="plot" role="img" aria-label="{}">{}</div>', name, drawn)

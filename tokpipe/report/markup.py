@@ -1,44 +1,45 @@
-"""HTML and SVG elements, and what several sections build from them.
-
-Text is escaped, and secrets in it are masked.
-"""
+"""HTML and SVG from templates, and what several sections build from them."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from string import Formatter
+from typing import Any
 
 from tokpipe.telemetry.redact import redact
 
 UNKNOWN = "-"
 """Shown in place of a number that is not known."""
-_VOID = frozenset({"img", "meta"})
 
 
 class Markup(str):
-    """Text that is already markup. All other text is escaped when an element is built."""
+    """Text that is already markup. All other text is escaped when it is filled in."""
 
     __slots__ = ()
 
 
-def el(tag: str, *children: str, **attributes: str | float | bool | None) -> Markup:
-    """Return one element. ``class_`` becomes the attribute class, ``aria_label`` aria-label.
+class _Filler(Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, Markup):
+            return value
+        if isinstance(value, str | int | float):
+            # An output may have been written by a version that recognized fewer secrets.
+            return escape(redact(format(value, format_spec)))
+        return "".join(self.format_field(one, format_spec) for one in value)
 
-    None and False omit an attribute; True adds it without a value. Floats are rounded to three
-    decimals.
+
+def html(template: str, *values: object) -> Markup:
+    """Fill a template as ``str.format`` does: text is escaped, and secrets in it are masked.
+
+    Lists are joined.
     """
-    start = f"<{tag}{''.join(_attribute(name, value) for name, value in attributes.items())}>"
-    return Markup(start if tag in _VOID else f"{start}{joined(*children)}</{tag}>")
+    return Markup(_Filler().vformat(template, values, {}))
 
 
-def joined(*parts: str) -> Markup:
-    """Concatenate parts, escaping those that are not markup."""
-    return Markup("".join(part if isinstance(part, Markup) else _safe(part) for part in parts))
-
-
-def figure(title: str, chart: Markup, note: str, *below: str) -> Markup:
+def figure(title: str, chart: Markup, note: str, *below: Markup) -> Markup:
     """Return a chart with its title, a note on how to read it, and what follows below."""
-    caption = el("figcaption", el("strong", title), el("span", note, class_="note"))
-    return el("figure", caption, chart, *below)
+    caption = '<figcaption><strong>{}</strong><span class="note">{}</span></figcaption>'
+    return html(f"<figure>{caption}{{}}{{}}</figure>", title, note, chart, below)
 
 
 def table(
@@ -48,48 +49,38 @@ def table(
 
     The first column holds row headers. ``is_numeric``: the other columns hold numbers.
     """
-    kind = "num" if is_numeric else None
-
-    def cells(tag: str, row: Sequence[str]) -> list[Markup]:
-        scope = "col" if tag == "th" else "row"
-        first = el("th", row[0], scope=scope)
-        others = {"class_": kind, "scope": scope if tag == "th" else None}
-        return [first, *(el(tag, cell, **others) for cell in row[1:])]
-
-    return el(
-        "div",
-        el(
-            "table",
-            el("caption", caption, class_="unseen"),
-            el("thead", el("tr", *cells("th", columns))),
-            el("tbody", *(el("tr", *cells("td", row)) for row in rows)),
-        ),
-        class_="scroll",
-        tabindex=0,
-        role="region",
-        aria_label=caption,
+    kind = ' class="num"' if is_numeric else ""
+    head = [html(f'<th{kind} scope="col">{{}}</th>', column) for column in columns[1:]]
+    body = (
+        html(
+            '<tr><th scope="row">{}</th>{}</tr>',
+            row[0],
+            [html(f"<td{kind}>{{}}</td>", cell) for cell in row[1:]],
+        )
+        for row in rows
+    )
+    return html(
+        '<div class="scroll" tabindex="0" role="region" aria-label="{0}"><table>'
+        '<caption class="unseen">{0}</caption><thead><tr><th scope="col">{1}</th>{2}</tr></thead>'
+        "<tbody>{3}</tbody></table></div>",
+        *(caption, columns[0], head, body),
     )
 
 
-def details(summary: str, *content: str, is_open: bool = False) -> Markup:
+def details(summary: str, *content: Markup, is_open: bool = False) -> Markup:
     """Return content that a click on ``summary`` shows or hides."""
-    return el("details", el("summary", summary), *content, open=is_open)
+    start = "<details open>" if is_open else "<details>"
+    return html(start + "<summary>{}</summary>{}</details>", summary, content)
 
 
 def notice(*content: str) -> Markup:
-    return el("p", *content, class_="notice")
+    return html('<p class="notice">{}</p>', content)
 
 
 def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
     """Return the key figures: (name, value, explanation) of each."""
-    return el(
-        "dl",
-        *(
-            el("div", el("dt", name), el("dd", el("b", value), el("span", more)))
-            for name, value, more in values
-        ),
-        class_="tiles",
-    )
+    tile = "<div><dt>{}</dt><dd><b>{}</b><span>{}</span></dd></div>"
+    return html('<dl class="tiles">{}</dl>', [html(tile, *value) for value in values])
 
 
 def moment(time: str) -> str:
@@ -104,19 +95,3 @@ def short(number: float, *, exact_below: float = 1e7) -> str:
     sizes = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
     size, unit = next(one for one in sizes if number >= one[0])
     return f"{number / size:,.4g} {unit}"
-
-
-def _safe(text: str) -> str:
-    # An output may have been written by a version that recognized fewer secrets.
-    return escape(redact(text))
-
-
-def _attribute(name: str, value: str | float | bool | None) -> str:
-    name = name.rstrip("_").replace("_", "-")
-    if value is None or value is False:
-        return ""
-    if value is True:
-        return f" {name}"
-    if isinstance(value, float):
-        value = f"{value:.3f}".rstrip("0").rstrip(".")
-    return f' {name}="{joined(str(value) if not isinstance(value, Markup) else value)}"'

@@ -2,12 +2,12 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.resources import files
 
 import tokpipe
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, el, joined, moment
+from tokpipe.report.markup import Markup, html, moment
 from tokpipe.report.sections.headline import headline, state_line
 from tokpipe.report.sections.pictures import pictures
 from tokpipe.report.sections.provenance import provenance
@@ -26,6 +26,22 @@ _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
 """Title and content by anchor. A section without content is left out."""
 
 
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">\
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src '{4}'; base-uri 'none'; form-action 'none'">\
+<meta name="viewport" content="width=device-width, initial-scale=1">\
+<meta name="color-scheme" content="light dark"><meta name="generator" content="tokpipe {0}">\
+<title>{1}: tokpipe report</title><style>{3}</style></head>\
+<body><a href="#report" class="skip">Skip to the report</a>\
+<header><p class="kicker">tokpipe report</p><h1>{1}</h1><p class="uri">{2}</p>{5}\
+<nav aria-label="Sections"><ul>{7}</ul></nav></header>\
+<main id="report" tabindex="-1">{6}{8}</main>\
+<footer><p>Made by tokpipe {0} at {9}.</p></footer></body></html>
+"""
+_SECTION = '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>{2}</section>'
+
+
 def page(facts: Facts) -> str:
     """Return the report as HTML.
 
@@ -33,48 +49,16 @@ def page(facts: Facts) -> str:
     this page's style: no script, and no requests.
     """
     style = Markup(files("tokpipe.report").joinpath("style.css").read_text("utf-8"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("meta", name="generator", content=f"tokpipe {tokpipe.__version__}"),
-        el("title", f"{facts.record.dataset}: tokpipe report"),
-        el("style", style),
-    )
     contents = {name: content(facts) for name, (_, content) in _SECTIONS.items()}
     shown = {name: content for name, content in contents.items() if content}
-    sections = map(_section, shown, shown.values())
-    body = el(
-        "body",
-        el("a", "Skip to the report", href="#report", class_="skip"),
-        el("header", _masthead(facts, shown)),
-        el("main", headline(facts), *sections, id="report", tabindex=-1),
-        el("footer", el("p", f"Made by tokpipe {tokpipe.__version__} at {moment(facts.made_at)}.")),
+    return html(
+        _PAGE,
+        *(tokpipe.__version__, facts.record.dataset, facts.status.uri),
+        *(style, _hash(style), state_line(facts), headline(facts)),
+        [html('<li><a href="#{}">{}</a></li>', name, _SECTIONS[name][0]) for name in shown],
+        [html(_SECTION, name, _SECTIONS[name][0], content) for name, content in shown.items()],
+        moment(facts.made_at),
     )
-    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
-
-
-def _masthead(facts: Facts, shown: Iterable[str]) -> Markup:
-    links = (el("li", el("a", _SECTIONS[name][0], href=f"#{name}")) for name in shown)
-    return joined(
-        el("p", "tokpipe report", class_="kicker"),
-        el("h1", facts.record.dataset),
-        el("p", facts.status.uri, class_="uri"),
-        state_line(facts),
-        el("nav", el("ul", *links), aria_label="Sections"),
-    )
-
-
-def _section(name: str, content: Iterable[Markup]) -> Markup:
-    heading = f"{name}-title"
-    title = el("h2", _SECTIONS[name][0], id=heading)
-    return el("section", title, *content, id=name, aria_labelledby=heading)
 
 
 def _hash(content: str) -> str:

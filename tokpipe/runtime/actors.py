@@ -1,7 +1,8 @@
 """The worker processes: each wraps one stage, and answers with small facts about big objects.
 
-An actor is built (which proves that the cluster found room), then set up (weights, scratch
-space), then works. Its output goes into the object store; the driver sees only the facts.
+An actor is built (which proves that the cluster found room), then set up (which proves that its
+node sees the driver's output, and loads weights), then works. What it makes goes into the object
+store; the driver sees only the facts.
 
 Only the encode actor imports torch, in its ``setup``: for the driver and for many decoders it would
 cost seconds and hundreds of megabytes each.
@@ -24,9 +25,9 @@ from tokpipe.runtime.dispatch.protocol import (
     LeaseFailed,
 )
 from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.scratch import make_scratch
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
+from tokpipe.storage import Landmark
 from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
@@ -53,9 +54,10 @@ class Worker:
 class DecodeActor(Worker):
     """Runs the decode stage on CPUs."""
 
-    def setup(self, stage: DecodeStage) -> None:
+    def setup(self, output: Landmark, stage: DecodeStage) -> None:
+        output.check()
         self.stage = stage
-        self.stage.setup(make_scratch("decode"))
+        self.stage.setup()
 
     @ray.method(num_returns=2)
     def work(
@@ -79,9 +81,18 @@ class DecodeActor(Worker):
 class EncodeActor(Worker):
     """Runs the encode stage, on a GPU if the job has any."""
 
-    def setup(self, build: Callable[[], EncodeStage], device: str, weights: bytes | None) -> None:
+    def setup(
+        self,
+        output: Landmark,
+        build: Callable[[], EncodeStage],
+        device: str,
+        weights: bytes | None,
+    ) -> str:
+        """Return the encoder class."""
+        output.check()
         self.stage = build()
         self.stage.setup(device, weights)
+        return self.stage.hardware
 
     @ray.method(num_returns=2)
     def work(
@@ -113,7 +124,8 @@ class EncodeActor(Worker):
 class WriteActor(Worker):
     """Runs the write stage. It gets its inputs by reference, to find out which of them are lost."""
 
-    def setup(self, stage: WriteStage) -> None:
+    def setup(self, output: Landmark, stage: WriteStage) -> None:
+        output.check()
         self.stage = stage
         self.stage.setup()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +14,8 @@ from rich.console import Console
 from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import iter_rejected
+from tokpipe.formats.layout import entry_key
+from tokpipe.formats.manifest import ManifestState, iter_rejected
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
@@ -23,6 +26,8 @@ from tokpipe.runtime.output import JobOutput, RetryRejected
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.write import WriteStage
+from tokpipe.storage import Landmark
+from tokpipe.storage.client import split_protocol
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, WorkItem
@@ -43,6 +48,8 @@ class Run:
 
     config: RuntimeConfig
     committer: Committer
+    landmark: Landmark
+    """The driver's claim, by which actors recognize the output."""
     feed: Feed
     dispatcher: Dispatcher
     decode: DecodeStage
@@ -72,6 +79,7 @@ def assemble(
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
+    landmark = Landmark.of(store, job.storage, entry_key(committer.state.next_seq - 1))
     fixed = set[int]()
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
@@ -85,11 +93,22 @@ def assemble(
     return Run(
         config=job.runtime,
         committer=committer,
+        landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
-        dispatcher=Dispatcher(limits_of(job, device), lambda item: _ref(item, job)),
+        dispatcher=Dispatcher(
+            _continued(limits_of(job, device), committer.state),
+            lambda item: _ref(item, job),
+        ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
+            folders=tuple(
+                folders_of(
+                    uri
+                    for one in job.sources
+                    for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
+                )
+            ),
         ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
@@ -111,9 +130,26 @@ def limits_of(job: JobConfig, device: str) -> Limits:
         on_gpu=device == "cuda",
         clips_per_lease=most,
         usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
+        hardware=job.encode.hardware,
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
+        max_rejected_fraction=job.max_rejected_fraction,
+    )
+
+
+def _continued(limits: Limits, state: ManifestState) -> Limits:
+    """Limits that know what earlier runs did."""
+    totals, rows = state.totals, state.committed
+    num_clips = totals.num_clips + totals.num_rejected + rows.num_left
+    before = dict(totals.rejected)
+    encoders = frozenset(one for names in totals.by_encoder for one in names.split(" + "))
+    return replace(
+        limits,
+        num_clips=num_clips,
+        num_unopened=rows.num_unopened,
+        rejected_before=before,
+        encoders=encoders,
     )
 
 
@@ -129,6 +165,15 @@ def _encode_stage(
     from tokpipe.stages.encode import EncodeStage
 
     return EncodeStage(tokenizer, chunking, encode)
+
+
+def folders_of(uris: Iterable[str]) -> Iterator[Path]:
+    """The local folders that the URIs of sources name."""
+    for protocol, path in map(split_protocol, uris):
+        if protocol == "file":
+            fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
+            is_folder = fixed.endswith("/") if pattern else not Path(fixed).suffix
+            yield Path(fixed) if is_folder else Path(fixed).parent
 
 
 def _ref(item: WorkItem, job: JobConfig) -> ClipRef:

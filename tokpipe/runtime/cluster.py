@@ -1,5 +1,6 @@
 """Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -14,10 +15,12 @@ import ray
 import ray._private.services
 import ray._private.state
 import ray.exceptions
+from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
-from tokpipe.errors import ConfigError, RuntimeFault
+from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
+from tokpipe.runtime.trouble import one_line
 from tokpipe.telemetry.logs import log_event
 
 CONNECT_TIMEOUT_S = 10.0
@@ -58,21 +61,41 @@ def connected(cluster: str) -> Iterator[list[str]]:
     try:
         if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
             _check_cluster(address, f"runtime.cluster={cluster}")
+        ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
         ray.init(**options)
-    except (KeyboardInterrupt, SystemExit):
-        ray.shutdown()
-        raise
     except AuthenticationError as error:
         raise authentication_fault(f"runtime.cluster={cluster}") from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
         raise RuntimeFault(
-            f"runtime.cluster={cluster}: no connection to Ray: {error}. Nothing was started. "
-            "Check that the cluster runs and that the address is right."
+            f"runtime.cluster={cluster}: no connection to Ray: {one_line(str(error))}. Nothing was "
+            "started. Check that the cluster runs and that the address is right."
         ) from error
+    finally:
+        ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
     try:
         yield unused
-    finally:
+    except HeadLost:
+        atexit.unregister(ray.shutdown)  # which would wait, until Ray ends the process by itself
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+class _Service(ray._private.services.ConsolePopen):
+    """A process of a local Ray, in another session: what ends the driver's process group, such as
+    `timeout`, must not end Ray before the driver has committed. It still dies with the driver."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, start_new_session=True, **options)
+
+    def terminate(self) -> None:  # it may block SIGTERM: see ``Signals``
+        children = psutil.Process(self.pid).children(recursive=True)
+        self.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def check_not_ray_client(address: str) -> None:
@@ -153,6 +176,11 @@ def warn_of_unused(addresses: list[str]) -> None:
             level=logging.WARNING,
             addresses=addresses,
         )
+
+
+def live_nodes() -> dict[str, dict[str, Any]]:
+    """Return what Ray knows of each live node, by its id."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
 def draining_nodes() -> frozenset[str]:

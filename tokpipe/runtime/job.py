@@ -26,7 +26,7 @@ from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.output import RetryRejected, look_up, start_output
 from tokpipe.runtime.progress import ProgressView
 from tokpipe.runtime.shell import Shell
-from tokpipe.runtime.signals import Signals
+from tokpipe.runtime.signals import OF_RUN
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.storage import probe_store
 from tokpipe.storage.store import Store
@@ -55,55 +55,56 @@ class Outcome:
     """The signal that stopped the run, or SIGTERM if its node is draining."""
     was_drained: bool = False
     """The run stopped because the driver's node is draining."""
+    why: str = ""
+    """Why the run stopped early, if it is because of its rejections."""
     was_done: bool = False
     """Earlier runs had already settled every plan row."""
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
-    """Start or resume a job, and work until it is done or SIGINT or SIGTERM stops it.
+    """Start or resume a job, and work until it is done or a signal stops it.
 
     Whatever it raises, committed work is kept.
     """
     started = time.monotonic()
-    with Signals(lambda text: console.print(text, style="yellow", soft_wrap=True)) as signals:
-        output = look_up(job)
-        if output.state is not None and output.is_done(retry):
-            elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
-            return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
-        _probe(output.store, job, console)
-        console.print("connecting to Ray ...", highlight=False)
-        with connected(job.runtime.cluster) as unused:
-            signals.arm()
-            record = output.record or start_output(job, output, console)
-            with (
-                ProgressView(console, job.runtime.progress_interval_s) as view,
-                driver_log(job.runtime.log_path, view.say, log_context(output, record)),
-                _errors_logged(),
-            ):
-                warn_of_unused(unused)
-                run = assemble(job, output, record, console, retry)
-                shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
-                _log_start(job, record, state)
-                view.say(
-                    f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-                    f"{state.committed.num_done:,} settled before; encoding on {record.device}"
-                )
-                if left_out:
-                    view.say(f"left out: {left_out}")
-                snapshots = Snapshots(state, started)
-                metrics = JobMetrics(job.dataset, record.plan["plan_id"])
+    OF_RUN.say = lambda text: console.print(text, style="yellow", soft_wrap=True)
+    output = look_up(job)
+    if output.state is not None and output.is_done(retry):
+        elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
+        return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
+    _probe(output.store, job, console)
+    console.print("connecting to Ray ...", highlight=False)
+    with connected(job.runtime.cluster) as unused:
+        record = output.record or start_output(job, output, console)
+        with (
+            ProgressView(console, job.runtime.progress_interval_s) as view,
+            driver_log(job.runtime.log_path, view.say, log_context(output, record)),
+            _errors_logged(),
+        ):
+            warn_of_unused(unused)
+            run = assemble(job, output, record, console, retry)
+            shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
+            _log_start(job, record, state)
+            view.say(
+                f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
+                f"{state.committed.num_done:,} settled before; encoding on {record.device}"
+            )
+            if left_out:
+                view.say(f"left out: {left_out}")
+            snapshots = Snapshots(state, started)
+            metrics = JobMetrics(job.dataset, record.plan["plan_id"])
 
-                def show_progress() -> Snapshot:
-                    snapshot = snapshots.take(run.dispatcher)
-                    view.show(snapshot)
-                    metrics.show(snapshot)
-                    return snapshot
+            def show_progress() -> Snapshot:
+                snapshot = snapshots.take(run.dispatcher)
+                view.show(snapshot)
+                metrics.show(snapshot)
+                return snapshot
 
-                signals.stop = shell.stop
-                finish = shell.run(show_progress)
-                encoding_s = show_progress().encoding_s
-                _log_end(finish, state)
-    stopped_by = next(iter(signals.received), signal.SIGTERM if shell.was_drained else None)
+            OF_RUN.stop = shell.stop
+            finish = shell.run(show_progress)
+            encoding_s = show_progress().encoding_s
+            _log_end(finish, state)
+    stopped_by = next(iter(OF_RUN.received), signal.SIGTERM if shell.was_drained else None)
     return Outcome(
         finish.outcome,
         state.totals,
@@ -114,6 +115,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
+        finish.why,
     )
 
 

@@ -1,5 +1,6 @@
 """What people see while a job runs: a line per stage on a terminal, else a line now and then."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -18,6 +19,7 @@ from tokpipe.types import STAGES
 COLUMNS_WIDTH = 56
 """Cells of a stage's line beside its bar. Fixed, so that nothing moves as numbers grow."""
 MAX_BAR_WIDTH = 40
+NARROW = 80
 MIN_LIMIT_S = 10.0
 """Seconds of encoders before a limit is named: the first leases say nothing about the job."""
 
@@ -41,8 +43,10 @@ class ProgressView:
             self._live.stop()
 
     def say(self, message: str) -> None:
-        """Print one line above the live ones."""
-        self.console.print(Text(redact(message)), soft_wrap=True)
+        """Print one line above the live ones; a narrow terminal must not wrap it within words."""
+        columns = shutil.get_terminal_size().columns  # rich takes a dumb terminal to have 80
+        is_narrow = self.console.is_terminal and columns < NARROW
+        self.console.print(Text(redact(message)), soft_wrap=not is_narrow, width=columns)
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
@@ -58,7 +62,8 @@ class ProgressView:
         done, rest = "#-" if self.console.options.ascii_only else "━─"
         for stage in STAGES:
             passed, workers = snapshot.passed[stage], snapshot.actors[stage]
-            filled = width * min(passed, snapshot.expected) // max(1, snapshot.expected)
+            share = (passed + (stage == "encode") * snapshot.pieces[2]) / max(1, snapshot.expected)
+            filled = int(width * min(1.0, share))
             yield Text.assemble(
                 (f"{stage:<8}", "bold"),
                 (done * filled, "green"),
@@ -69,6 +74,8 @@ class ProgressView:
                 overflow="crop",
             )
         yield Text(_job_text(snapshot), no_wrap=True, overflow="ellipsis")
+        if pieces := _pieces_text(snapshot):
+            yield Text(pieces, no_wrap=True, overflow="ellipsis")
         if snapshot.waiting_for:
             yield Text(snapshot.waiting_for, style="yellow")  # wraps: it may say what to do
         elif speed := _speed_text(snapshot):
@@ -87,7 +94,7 @@ def _plain_line(snapshot: Snapshot) -> str:
         if any(snapshot.actors.values())
     )
     notes = _rejected_text(snapshot), snapshot.waiting_for or _speed_text(snapshot)
-    return "; ".join(filter(None, [_job_text(snapshot), stages, *notes]))
+    return "; ".join(filter(None, [_job_text(snapshot), stages, _pieces_text(snapshot), *notes]))
 
 
 def _job_text(snapshot: Snapshot) -> str:
@@ -98,6 +105,11 @@ def _job_text(snapshot: Snapshot) -> str:
     left = "-" if snapshot.left_s is None else duration(snapshot.left_s)
     share = share_text(snapshot.share_done)
     return f"{share} of {total} committed, elapsed {duration(snapshot.elapsed_s)}, left {left}"
+
+
+def _pieces_text(snapshot: Snapshot) -> str:
+    encoded, total, _ = snapshot.pieces
+    return f"{encoded:,} of {total:,} pieces of long clips encoded" if total else ""
 
 
 def _rejected_text(snapshot: Snapshot) -> str:
@@ -125,6 +137,8 @@ def _log(snapshot: Snapshot) -> None:
         num_frames=run.num_frames,
         num_codes=run.num_codes,
         written_bytes=run.written_bytes,
+        pieces_encoded=snapshot.pieces[0],
+        num_pieces=snapshot.pieces[1],
         num_rejected=sum(run.rejected.values()),
         actors=snapshot.actors,
         goodput=run.goodput,

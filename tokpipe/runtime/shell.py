@@ -2,30 +2,37 @@
 
 import logging
 import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
+from tokpipe.config.bounds import LISTED_WITHIN_S, MAX_STANDSTILL_S, Moment
 from tokpipe.errors import (
     ConfigError,
+    HeadLost,
     NodeTrouble,
     RuntimeFault,
     StorageError,
     TokpipeError,
     UnfitNode,
 )
+from tokpipe.formats.layout import shard_key
 from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
 from tokpipe.runtime.assemble import Run
-from tokpipe.runtime.cluster import draining_nodes
+from tokpipe.runtime.cluster import draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
+from tokpipe.runtime.placement import actor_options, capacity_of
+from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.telemetry.logs import WorkerLog, log_event
 from tokpipe.types import Stage
 
@@ -33,10 +40,11 @@ TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
 WATCH_EVERY_S = 15.0
 """How often to check whether another driver has claimed the output."""
+HEAD_SILENT_S = 5.0
+"""How long the head may take to answer before people are informed."""
+GIVE_UP_ON_HEAD_S = 40.0
+"""When to end the run: after 60 s Ray would, with a stack trace."""
 STOP_GRACE_S = 30.0
-MAX_STANDSTILL_S = 1800.0
-"""A driver that was frozen for longer commits nothing that it has: from twice this age on,
-``tokpipe clean`` removes shards that nothing lists."""
 
 
 _REMOTE: dict[Stage, Any] = {
@@ -66,9 +74,15 @@ class Shell:
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}
         self._states: dict[AttemptId, Any] = {}
+        self._begun: dict[str, Moment] = {}
+        """When the lease of each shard began that is not committed."""
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
+        self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._asked_at: float | None = None
+        self._capacity = protocol.Capacity(0.0, 0.0)
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
@@ -80,22 +94,28 @@ class Shell:
         Raises:
             StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
         """
-        self._weights = ray.put(self.job.weights)
+        head = threading.Thread(target=self._ask_head, daemon=True)
+        head.start()
         try:
+            self._weights = ray.put(self.job.weights)
             return self._loop(on_progress)
+        except RayError as error:
+            raise RuntimeFault(f"{explain(error)[2]}. Committed work is kept") from error
         finally:
             for actor in self._actors.values():
-                ray.kill(actor)
+                self._questions.put(partial(ray.kill, actor))
+            self._questions.put(None)
+            head.join(10.0 if self._silent_s < HEAD_SILENT_S else 0.0)
             self._commits.shutdown(wait=True)
             self._plans.shutdown(wait=False, cancel_futures=True)
 
     def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
-        moved_at = time.time()  # the clock that keeps running while a machine is suspended
+        moved_at = Moment.now()
         while True:
             _check_moving(moved_at)
-            moved_at = time.time()
+            moved_at = Moment.now()
             now = time.monotonic()
             if now >= next_capacity:
                 next_capacity = now + CAPACITY_EVERY_S
@@ -114,33 +134,66 @@ class Shell:
             if isinstance(event, TokpipeError):
                 raise event
             if isinstance(event, _Death):
-                node_lost = self._node_is_lost(event.actor)
-                event = protocol.ActorLost(event.actor, node_lost, event.message)
+                self._bury(event)
+                continue
             for command in self.dispatcher.handle(event, time.monotonic()):
                 if isinstance(command, protocol.Finish):
                     return command
                 self._carry_out(command)
 
+    @property
+    def _silent_s(self) -> float:
+        """For how long the head has not answered."""
+        return 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
+
+    def _ask_head(self) -> None:
+        while (question := self._questions.get()) is not None:
+            self._asked_at = time.monotonic()
+            try:
+                question()
+            except Exception as error:
+                self._events.put(RuntimeFault(explain(error)[2]))
+            self._asked_at = None
+
     def _look_at_nodes(self) -> None:
-        draining = draining_nodes()
+        if (silent_s := self._silent_s) > GIVE_UP_ON_HEAD_S:
+            raise HeadLost(
+                f"the head of the Ray cluster has not answered for {silent_s:.0f} s, so no worker "
+                "can be started or watched. Committed work is kept; once the cluster runs, run the "
+                "job again"
+            )
+        if silent_s > HEAD_SILENT_S:
+            text = (
+                f"waiting for the head of the Ray cluster, which has not answered for "
+                f"{silent_s:.0f} s; after {GIVE_UP_ON_HEAD_S:.0f} s the job ends"
+            )
+            log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))
+        elif not silent_s:
+            self._questions.put(self._find_nodes)
+
+    def _find_nodes(self) -> None:
+        draining, alive = draining_nodes(), live_nodes()
         self._events.put(protocol.Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
-        alive = {
-            node["NodeID"]: node["Resources"]
-            for node in ray.nodes()
-            if node["Alive"] and node["NodeID"] not in draining
-        }
-        cpus, gpus = (sum(one.get(kind, 0.0) for one in alive.values()) for kind in ("CPU", "GPU"))
-        with_cpus = frozenset(node for node, has in alive.items() if has.get("CPU"))
-        self._events.put(protocol.Capacity(cpus, gpus, with_cpus))
+        staying = (one for node, one in alive.items() if node not in draining)
+        config, on_gpu = self.job.config, self.job.device == "cuda"
+        self._capacity = capacity_of(staying, config, on_gpu=on_gpu)
+        self._events.put(self._capacity)
 
-    def _node_is_lost(self, actor_id: ActorId) -> bool:
-        actor = self.dispatcher.parts.fleet.actors.get(actor_id)
-        if actor is None or actor.node is None:
-            return False
-        return actor.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    def _bury(self, death: _Death) -> None:
+        """Find out whether an actor died alone or with its node. Ray may only not reach it."""
+        known = self.dispatcher.parts.fleet.actors.get(death.actor)
+        node, handle = known and known.node, self._actors.get(death.actor)
+
+        def bury() -> None:
+            if handle is not None:
+                ray.kill(handle)
+            is_node_lost = node is not None and node not in live_nodes()
+            self._events.put(protocol.ActorLost(death.actor, is_node_lost, death.message))
+
+        self._questions.put(bury)
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -156,12 +209,12 @@ class Shell:
                 self._start(command)
             case protocol.KillActor(actor):
                 if (handle := self._actors.pop(actor, None)) is not None:
-                    ray.kill(handle)
+                    self._questions.put(partial(ray.kill, handle))
             case protocol.FetchPlan(num_items):
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
             case protocol.Commit():
-                committed = self._commits.submit(self._commit, command, time.time())
+                committed = self._commits.submit(self._commit, command, Moment.now())
                 committed.add_done_callback(self._post_result)
             case protocol.Note(event, message, fields, is_warning):
                 level = logging.WARNING if is_warning else logging.INFO
@@ -170,9 +223,12 @@ class Shell:
                 kinds = {"storage": StorageError, "config": ConfigError, "runtime": RuntimeFault}
                 raise kinds[kind](message)
 
-    def _commit(self, command: protocol.Commit, ordered_at: float) -> protocol.Committed:
-        _check_moving(ordered_at)
+    def _commit(self, command: protocol.Commit, ordered: Moment) -> protocol.Committed:
+        _check_moving(ordered)
+        begun = [self._begun.pop(one.shard, ordered) for one in command.receipts]
+        check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
+        check_in_time(begun, are_listed=True)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -191,11 +247,11 @@ class Shell:
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
-        cpus = 0.0 if command.zero_cpu else getattr(job.config, stage).cpus
-        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-        if command.avoid:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(command.avoid)})"}
-        setup = [getattr(job, stage)]
+        pool, fits = getattr(job.config, stage), self._capacity.nodes_for(stage)
+        avoid = command.avoid if {*fits} - {*command.avoid} else ()  # else no node is better
+        options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
+        options |= {"max_restarts": 0, "max_task_retries": 0}
+        setup = [job.landmark, getattr(job, stage)]
         if stage == "encode":
             setup += job.device, self._weights
             if job.device == "cuda":
@@ -214,6 +270,7 @@ class Shell:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
         if isinstance(lease, protocol.WriteLease):
             name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
+            self._begun[shard_key(name)] = Moment.now()
             codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
             done = actor.work.remote(attempt, name, codes)
         elif isinstance(lease, protocol.DecodeLease):
@@ -234,59 +291,61 @@ class Shell:
         if future.exception() is None:
             self._events.put(protocol.ActorPlaced(actor, future.result()))
 
-    def _heard_ready(self, actor: ActorId, future: Future[None]) -> None:
-        error = future.exception()
-        if error is None:
-            self._events.put(protocol.ActorUp(actor))
-        elif isinstance(error, RayTaskError):
-            cause = getattr(error, "cause", None)
-            is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
-            if isinstance(cause, ConfigError) and not is_unfit:
-                self._events.put(cause)  # weights that do not fit will not fit any other actor
-            else:
-                is_trouble = isinstance(cause, NodeTrouble)
-                failed = protocol.SetupFailed(actor, _say(error), is_trouble, is_unfit)
-                self._events.put(failed)
+    def _heard_ready(self, actor: ActorId, future: Future[str | None]) -> None:
+        if (error := future.exception()) is None:
+            self._events.put(protocol.ActorUp(actor, future.result()))
+            return
+        cause, fault, line = explain(error)
+        is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)
+        if isinstance(cause, ConfigError) and not is_unfit:
+            self._events.put(cause)  # weights that do not fit will not fit any other actor
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
-            last_line = str(error).strip().splitlines()[-1]
+            last_line = one_line(str(error).strip().splitlines()[-1])
             self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
+        elif fault == "worker":
+            self._events.put(_Death(actor, line))
         else:
-            self._events.put(_Death(actor, _say(error)))
+            is_trouble = isinstance(cause, NodeTrouble) or fault == "node"
+            self._events.put(protocol.SetupFailed(actor, line, is_trouble, is_unfit))
 
     def _heard_done(self, command: protocol.Dispatch, future: Future[Event]) -> None:
-        attempt, error = command.attempt, future.exception()
-        cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
-        if error is None:
+        if (error := future.exception()) is None:
             self._events.put(future.result())
-        elif isinstance(cause, ObjectLostError):
-            self._events.put(LeaseFailed(attempt, "inputs_lost", _say(error)))
-        elif not isinstance(error, RayTaskError):
-            self._events.put(_Death(command.actor, _say(error)))
-        elif isinstance(cause, ConfigError):
+            return
+        attempt, (cause, fault, line) = command.attempt, explain(error)
+        if isinstance(cause, ConfigError):
             self._events.put(cause)  # such as a missing package: no clip is to blame
         elif isinstance(cause, StorageError):
             self._events.put(LeaseFailed(attempt, "storage", str(cause)))
-        elif isinstance(cause, NodeTrouble):
-            self._events.put(LeaseFailed(attempt, "node", _say(error)))
+        elif fault == "worker":
+            self._events.put(_Death(command.actor, line))
+        elif fault == "cluster":
+            self._events.put(RuntimeFault(line))
         else:
-            self._events.put(LeaseFailed(attempt, "fault", _say(error)))
+            kind = "node" if isinstance(cause, NodeTrouble) else fault
+            self._events.put(LeaseFailed(attempt, kind, line))
 
 
-def _check_moving(since: float) -> None:
-    idle_s = time.time() - since
-    if idle_s > MAX_STANDSTILL_S:
+def check_in_time(
+    begun: Iterable[Moment], needs_s: float = 0.0, *, are_listed: bool = False
+) -> None:
+    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds."""
+    age_s = max((one.age_s for one in begun), default=0.0)
+    if age_s + needs_s > LISTED_WITHIN_S:
+        none_listed = "It lists none of them. Run the job again; committed work is kept."
+        listed = "The last manifest entry lists them: check the output with `tokpipe audit`."
         raise RuntimeFault(
-            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, or its "
-            "machine was suspended. Its unlisted shards may have been removed since, so it "
-            "lists none of them. Run the job again; committed work is kept."
+            f"this driver took {age_s / 3600:.1f} hours to list shards, and `tokpipe clean` may "
+            f"have removed them since. {listed if are_listed else none_listed}"
         )
 
 
-def _say(error: BaseException) -> str:
-    """One line about an error that crossed Ray: that of its cause if there is one."""
-    cause = getattr(error, "cause", None) or error
-    if isinstance(error, RayActorError):
-        return f"its worker process died ({type(error).__name__})"
-    first = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {first[0] if first else ''}"
+def _check_moving(since: Moment) -> None:
+    idle_s = since.age_s
+    if idle_s > MAX_STANDSTILL_S:
+        raise RuntimeFault(
+            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, its machine "
+            "was suspended, or its clock was set forward. Its unlisted shards may have been "
+            "removed since, so it lists none of them. Run the job again; committed work is kept."
+        )

@@ -1,57 +1,101 @@
-"""SIGINT and SIGTERM during a run: acknowledged at once, whatever the driver is doing."""
+"""Signals that end a process: acknowledged at once, whatever it is doing."""
 
+import errno
+import os
 import signal
+import termios
 import threading
 from collections.abc import Callable
-from typing import Self
+from types import FrameType
+from typing import NoReturn
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = "interrupted; what was committed is kept. Run the same command to continue"
 
 
 class Signals:
-    """Within the block, the first signal stops the run in good order, and the second at once.
+    """The first signal stops a run in good order, and the second at once.
 
-    While ``stop`` is None there is nothing to commit, so the first signal ends the run at once.
-    That raises ``KeyboardInterrupt`` with the signal's number.
+    A thread waits for signals, and all others block them. So the main thread may be anywhere: in an
+    import, in C++ that does not return for a minute, or printing. Ray's handlers, which print stack
+    traces, are never called. The processes of a local Ray inherit that they block signals: one that
+    is sent to a whole control group reaches the driver alone.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self.received: list[signal.Signals] = []
+        self.say: Callable[[str], None] = lambda _: None
         self.stop: Callable[[], None] | None = None
-        """Asks the run to commit what is finished and end."""
+        """Asks the run to commit what is finished and end. None: there is nothing to commit."""
 
-    def __enter__(self) -> Self:
-        self._before = {one: signal.getsignal(one) for one in NUMBERS}
-        self.arm()
-        return self
+    def start(self) -> None:
+        """Wait for signals from now on. Threads that exist already would still get them."""
+        numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+            numbers.remove(signal.SIGHUP)
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=self._wait, args=(numbers,), daemon=True).start()
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
-            # Ray's handler, which is in place until ``arm``, exits with the number of the signal.
-            raise KeyboardInterrupt(signal.SIGTERM) from error
+    def _wait(self, numbers: set[signal.Signals]) -> NoReturn:
+        while True:
+            number = signal.Signals(signal.sigwait(numbers))
+            _leave_lost_terminal()
+            self.received.append(number)
+            if self.stop is None or len(self.received) > 1:
+                _shortly(lambda: self.say("stopping now ..."))
+                end_now(number)
+            again = "Ctrl-C" if number == signal.SIGINT else number.name
+            text = (
+                f"stopping: committing finished clips, a minute at most ({again} again: stop now, "
+                "and encode unfinished clips again in the next run)"
+            )
+            _shortly(lambda text=text: self.say(text))  # type: ignore[misc]
+            self.stop()
 
-    def arm(self) -> None:
-        """Install the handlers. Do so again after ``ray.init``, which installs one for SIGTERM."""
-        for number in NUMBERS:
-            signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, _: object) -> None:
-        self.received.append(signal.Signals(number))
-        if self.stop is None or len(self.received) > 1:
-            self._acknowledge("stopping now ...")
-            raise KeyboardInterrupt(number)
-        again = "Ctrl-C" if number == signal.SIGINT else self.received[0].name
-        self._acknowledge(
-            f"stopping: committing finished clips, a minute at most ({again} again: stop now, and "
-            "encode unfinished clips again in the next run)"
-        )
-        self.stop()
+OF_RUN = Signals()
+"""Those of ``tokpipe run``, which starts to wait for them before its imports."""
 
-    def _acknowledge(self, text: str) -> None:
-        # In a thread, because the signal may have interrupted this one while it was printing.
-        thread = threading.Thread(target=self._say, args=(text,))
-        thread.start()
-        thread.join(0.2)
+
+def interrupt_verbs() -> None:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the number; a second ends the process.
+
+    So does the first during an import, where a module of C may turn the exception into another.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        while frame is not None:
+            if len(received) > 1 or frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                end_now(number)
+            frame = frame.f_back
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
+            signal.signal(number, on_signal)
+
+
+def end_now(number: int) -> NoReturn:
+    """End the process without unwinding, which C++ and other threads may hold up."""
+    if os.isatty(1) and os.environ.get("TERM") != "dumb":
+        _shortly(lambda: os.write(1, b"\x1b[?25h"))  # shows the cursor, which live lines hide
+    _shortly(lambda: os.write(2, f"{INTERRUPTED}\n".encode()))
+    os._exit(128 + number)
+
+
+def _shortly(action: Callable[[], object]) -> None:
+    """Do what may never end for a moment: the terminal may be stopped, or a pipe full."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(0.2)
+
+
+def _leave_lost_terminal() -> None:
+    """Print nowhere once the terminal is gone: every further line would raise an error."""
+    for number in (0, 1, 2):
+        try:
+            termios.tcgetattr(number)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)

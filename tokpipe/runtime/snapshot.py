@@ -43,6 +43,10 @@ class Snapshot:
     """Seconds since the first encoder was up."""
     elapsed_s: float = 0.0
     """Seconds since the run started."""
+    pieces: tuple[int, int, float] = (0, 0, 0.0)
+    """Of clips that are encoded in pieces, see ``StreamedClips``."""
+    recent_part: float = 0.0
+    """Clips that the pieces of the last RECENT_S are worth, beyond those in ``recent``."""
     waiting_for: str = ""
     """What holds the job up, such as workers that start; empty while every stage can work."""
 
@@ -58,15 +62,17 @@ class Snapshot:
         Encoding sets the pace. Commits come in bursts, as shards fill up.
         """
         stage: Stage = "encode" if self.passed["encode"] < self.expected else "write"
-        left = self.expected - self.passed[stage]
-        settled = self.recent.passed(stage)
+        part = stage == "encode"
+        left = self.expected - self.passed[stage] - part * self.pieces[2]
+        settled = self.recent.passed(stage) + part * self.recent_part
         if left > 0 and (settled <= 0 or self.encoding_s < MIN_RATE_S):
             return None
-        return max(0, left) * min(self.recent_s, self.encoding_s) / max(1, settled)
+        return max(0, left) * min(self.recent_s, self.encoding_s) / max(settled, 1e-9)
 
     def clips_per_s(self, stage: Stage) -> float:
         """Recent speed of a stage."""
-        return self.recent.passed(stage) / self.recent_s if self.recent_s > 0 else 0.0
+        passed = self.recent.passed(stage) + (stage == "encode") * self.recent_part
+        return passed / self.recent_s if self.recent_s > 0 else 0.0
 
 
 class Snapshots:
@@ -79,22 +85,20 @@ class Snapshots:
         self._encoding_since: float | None = None
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
         committed = state.committed
-        self._unopened_before = committed.num_rows - committed.num_done - len(committed.partial)
-        missing = sum(row.num_segments - len(row.done) for row in committed.partial.values())
-        self._left_before = self._unopened_before + missing
-        """Clips left, counting a row that was never opened as one."""
-        self._points: deque[tuple[float, Account]] = deque()
-        """Earlier times, from RECENT_S ago on, and the account at each."""
+        self._unopened_before, self._left_before = committed.num_unopened, committed.num_left
+        self._points: deque[tuple[float, Account, float]] = deque()
+        """Earlier times, from RECENT_S ago on, and the account and pieces at each."""
 
     def take(self, dispatcher: Dispatcher) -> Snapshot:
         run, committed = dispatcher.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
         now = time.monotonic()
-        self._points.append((now, run))
+        pieces = dispatcher.parts.streams.pieces
+        self._points.append((now, run, pieces[2]))
         while len(self._points) > 2 and self._points[1][0] < now - RECENT_S:
             self._points.popleft()
-        begin, earlier = self._points[0]
+        begin, earlier, part = self._points[0]
         actors = {stage: dispatcher.parts.fleet.num_up(stage) for stage in STAGES}
         self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
         if self._encoding_since is None and actors["encode"]:
@@ -112,5 +116,7 @@ class Snapshots:
             recent_s=now - begin,
             encoding_s=now - (self._encoding_since or now),
             elapsed_s=now - self._started,
+            pieces=pieces,
+            recent_part=pieces[2] - part,
             waiting_for=waiting_for(dispatcher.parts, self._last_up, now),
         )

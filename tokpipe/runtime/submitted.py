@@ -6,6 +6,7 @@
 
 import json
 import os
+import re
 import runpy
 import socket
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable (it is its name) in the process of a submitted job."""
 UNFIT_CLUSTER = 7
+_RAY_FOLDER = re.compile(r"/session_(latest|\d{4}-\d\d-\d\d_[\d_-]+)/|/runtime_resources/")
 
 
 def main(version: str, *arguments: str) -> int:
@@ -62,20 +64,30 @@ def explained(job: Path) -> Iterator[None]:
 
 
 def check_output(job: "JobConfig") -> None:
-    """Reject an output in the folder that Ray unpacked for this job and deletes after it."""
-    submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
-    if not (submitted.get("runtime_env") or {}).get("working_dir"):
-        return
+    """Reject an output or a log in a folder of Ray's: that of a submitted job, or of a session."""
     from tokpipe.errors import ConfigError
+    from tokpipe.storage.client import split_protocol
 
-    uri = job.output.uri.removeprefix("file://")
-    if uri.startswith("/") and Path(uri).resolve().is_relative_to(Path.cwd()):
-        raise ConfigError(
-            f"output.uri: {job.output.uri} is in the folder of --working-dir, which Ray deletes "
-            "after the job, with all codes: use a URI of a store or an absolute path that all "
-            "nodes share, or submit with `tokpipe submit`, which starts relative paths at the "
-            "submitter's project"
-        )
+    # resolve() fails for loops of links.
+    roots = "/tmp", os.getenv("RAY_TMPDIR", "/tmp")
+    folders = {Path(os.path.realpath(f"{root}/ray")) for root in roots}
+    submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    if (submitted.get("runtime_env") or {}).get("working_dir"):
+        folders.add(Path.cwd())
+    for setting, uri in {
+        "output.uri": job.output.uri,
+        "runtime.log_path": job.runtime.log_path or "-",
+    }.items():
+        protocol, name = split_protocol(uri)
+        path = Path(os.path.realpath(name))
+        is_of_ray = folders & {path, *path.parents} or _RAY_FOLDER.search(f"{path}/")
+        if protocol == "file" and uri != "-" and is_of_ray:
+            raise ConfigError(
+                f"{setting}: {uri} is in a folder of Ray ({path}), such as that of --working-dir, "
+                "which Ray deletes after the job or when its cache is full, with all codes: use a "
+                "URI of a store or an absolute path that all nodes share, or submit with `tokpipe "
+                "submit`, which starts relative paths at the submitter's project"
+            )
 
 
 def _lacks(job: Path) -> str | None:

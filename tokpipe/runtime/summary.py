@@ -17,7 +17,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     totals, uri = outcome.totals, shlex.quote(job.output.uri)
     too_many = totals.rejected_fraction > job.max_rejected_fraction
     left = f" with {counted(outcome.num_left, 'plan row')} left" if outcome.num_left else ""
-    ended = "failed" if outcome.ended == "done" and too_many else outcome.ended
+    is_failed = bool(outcome.why) or (outcome.ended == "done" and too_many)
+    ended = "failed" if is_failed else outcome.ended
     if outcome.was_done:
         num_clips = totals.num_clips + totals.num_rejected
         yield f"nothing left to do: {counted(num_clips, 'clip')} done before: {job.output.uri}"
@@ -39,15 +40,19 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield "  stopped because the driver's node is draining"
     if outcome.ended == "stopped":
         yield f"  progress: tokpipe status {uri}"
-        yield "  run the same command again to continue"
+        if not outcome.why:
+            yield "  run the same command again to continue"
     else:
         yield f"  a page about it: tokpipe report {uri} -o report.html"
-    if ended == "failed":
+    if outcome.why:
+        yield from f"failed: {outcome.why}".splitlines()
+    elif is_failed:
+        ((reason, _),) = totals.rejected.most_common(1)
         yield (
             f"failed: {totals.rejected_fraction:.1%} of the clips are rejected, more than "
             f"max_rejected_fraction={job.max_rejected_fraction:.1%}. The codes of the other clips "
             "are valid and stay. Check the reasons, then raise the limit, or fix the sources and "
-            "run again with --retry-rejected"
+            f"run again with --retry-rejected (--reason {reason} for those alone)"
         )
 
 

@@ -16,10 +16,8 @@ _LOCAL = r"^(?i:file|local)://"
 _REMOTE = rf"^(?i:{'|'.join(REMOTE_PROTOCOLS)})://"
 _PROTOCOL = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
-_NOTHING = r"/(\.?/)+"
-"""Parts of a local path that mean nothing."""
-_CHAIN = r"::.*:/"
-"""fsspec's ``simplecache::file:///etc/passwd``: one protocol inside another."""
+_NOTHING = r"/(\.?/)+"  # Parts of a local path that mean nothing
+_CHAIN = r"::.*:/"  # fsspec's ``simplecache::file:///etc/passwd``: one protocol inside another
 _PARENT = r"(?i)(^|[/\\])(\.|%2e){2}([/\\?#]|$)"
 """A part ``..``, also as a web server may read it. It is rejected rather than resolved, because
 links and redirects can change where it leads."""

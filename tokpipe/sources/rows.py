@@ -38,8 +38,8 @@ _OWN_NAMES = {
     *ROW_SCHEMA.names,
     *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset", "marks"),
     *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start", "n_frames"),
-    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t", "h"),
-    *("w", "codes", "codes_crc32"),
+    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t"),
+    *("h", "w", "codes", "codes_crc32", "encoder"),
 }
 
 
@@ -47,20 +47,16 @@ _OWN_NAMES = {
 class RawBatch:
     """Some rows of one table, before columns get their meaning."""
 
-    columns: pa.RecordBatch
-    """All columns, by name, in any order; a broken row is null throughout."""
-    places: Sequence[int]
-    """Line of a text table or row of a Parquet file, counted from 1."""
-    problems: dict[int, str]
-    """Broken rows, by position in this batch."""
+    columns: pa.RecordBatch  # All columns, by name, in any order; a broken row is null throughout
+    places: Sequence[int]  # Line of a text table or row of a Parquet file, counted from 1
+    problems: dict[int, str]  # Broken rows, by position in this batch
 
 
 @dataclass
 class RowSource(ABC):
     """One entry of a job's ``sources``, opened."""
 
-    label: str
-    """Names the source in messages: ``sources[0] (table videos.csv)``."""
+    label: str  # Names the source in messages: ``sources[0] (table videos.csv)``
     listing: Listing
     config: Any
     options: StoreOptions

@@ -254,17 +254,16 @@ class TableRows(RowSource):
             problems.setdefault(i, f"ends before it starts: {span} seconds")
         columns: dict[str, Any] = {"source_uri": uris, "start_s": starts, "end_s": ends}
         if embedded is not None:
-            places = pa.array(raw.places, pa.int64())
             names = [f"{table.uri}#{self.config.uri_column}={place}" for place in raw.places]
-            nothing = pa.scalar(None)
-            columns |= {
-                "source_uri": pc.if_else(embedded, names, uris),
-                "archive_uri": pc.if_else(embedded, table.uri, nothing),
-                "member_offset": pc.if_else(embedded, pc.subtract(places, 1), nothing),
-                "member_size": pc.if_else(embedded, pa.scalar(0, pa.int64()), nothing),
-                "member_column": pc.if_else(embedded, self._bytes, nothing),
-                "source_version": pc.if_else(embedded, self._version, nothing),
+            columns["source_uri"] = pc.if_else(embedded, names, uris)
+            of_member = {
+                "archive_uri": table.uri,
+                "member_offset": pc.subtract(pa.array(raw.places, pa.int64()), 1),
+                "member_size": pa.scalar(0, pa.int64()),
+                "member_column": self._bytes,
+                "source_version": self._version,
             }
+            columns |= {key: pc.if_else(embedded, of_member[key], None) for key in of_member}
         if problems:
             # Name these rows after their places, and remove their spans.
             names = columns["source_uri"].to_pylist()
@@ -280,19 +279,15 @@ class TableRows(RowSource):
         return make_batch(columns, arrays, schema)
 
     def _uris(
-        self,
-        columns: pa.RecordBatch,
-        base: str,
-        embedded: pa.Array | None,
-        problems: dict[int, str],
+        self, rows: pa.RecordBatch, base: str, embedded: pa.Array | None, problems: dict[int, str]
     ) -> pa.Array:
         """Return absolute URIs, null or empty where there is none or it has a problem."""
         if self._template:
-            uris = self._template.fill(columns, problems)
+            uris = self._template.fill(rows, problems)
         elif self._texts:
-            uris = columns.column(self._texts)
+            uris = rows.column(self._texts)
         else:
-            return pa.nulls(columns.num_rows, pa.string())
+            return pa.nulls(rows.num_rows, pa.string())
         if embedded is not None:
             uris = pc.if_else(embedded, None, uris)
         uris = exact_uris(uris, problems)
@@ -317,13 +312,11 @@ class TableRows(RowSource):
         )
         return dict.fromkeys(outside, problem)
 
-    def _times(
-        self, columns: pa.RecordBatch, name: str | None, problems: dict[int, str]
-    ) -> pa.Array:
+    def _times(self, rows: pa.RecordBatch, name: str | None, problems: dict[int, str]) -> pa.Array:
         """Return seconds, null where unknown, adding a problem for each row without valid ones."""
         if name is None:
-            return pa.nulls(columns.num_rows, pa.float64())
-        values = columns.column(name)
+            return pa.nulls(rows.num_rows, pa.float64())
+        values = rows.column(name)
         seconds, unusable = to_seconds(values)
         for i in _positions(unusable):
             found = str(values[i].as_py())[:100]

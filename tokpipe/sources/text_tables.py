@@ -25,8 +25,7 @@ from tokpipe.storage.ranged import Pin, open_ranged
 RECORD_BYTES = 8 * 2**20
 """A longer row is a row with a problem."""
 
-_RECORD_LINES = 1000
-"""A quoted field that spans more lines counts as a quote that is never closed."""
+_RECORD_LINES = 1000  # A quoted field that spans more lines counts as a quote that is never closed
 _BATCH_ROWS = 16_384
 _BATCH_BYTES = 16 * 2**20
 _PEEK_BYTES = 4096
@@ -93,8 +92,7 @@ class _Lines:
         self._put_back: deque[bytes] = deque()
         self.record: list[bytes] = []
         self.record_bytes = 0
-        self.first_line = 1
-        """Number of the record's first line."""
+        self.first_line = 1  # Number of the record's first line
 
     def __iter__(self) -> "_Lines":
         return self

@@ -73,8 +73,7 @@ class Template:
     """A ``uri_template``, in the syntax of ``str.format``: ``{id}``, ``{id:06d}``, ``{{``."""
 
     def __init__(self, text: str) -> None:
-        self.num_parents = 0
-        """How many folders above its table's a relative URI starts."""
+        self.num_parents = 0  # How many folders above its table's a relative URI starts
         while text.startswith("../"):
             self.num_parents, text = self.num_parents + 1, text[3:]
         self._parts = [(a, b, c or "") for a, b, c, _ in Formatter().parse(text)]

@@ -28,16 +28,13 @@ TEXT_BYTES = 2**20
 
 _CARRIED = pa.schema([("key", pa.string()), ("txt", pa.string()), ("json", pa.string())])
 _SCHEMA = pa.schema([*ROW_SCHEMA, *_CARRIED])
-_HEADER_BYTES = 4 * 2**20
-"""Maximum size of a header with a long name or pax records."""
-_WINDOW_BYTES = 128 * 1024
-"""Read at once: a header and the small members around it, in one request."""
+_HEADER_BYTES = 4 * 2**20  # Maximum size of a header with a long name or pax records
+_WINDOW_BYTES = 128 * 1024  # Read at once: a header and the small members around it, in one request
 _PENDING_CLIPS = 10_000
 _PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
-_MAX_LINKS = 40
-"""That lead to each other, as on Linux."""
+_MAX_LINKS = 40  # That lead to each other, as on Linux
 
 
 @dataclass

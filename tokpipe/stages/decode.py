@@ -14,7 +14,8 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.client import split_protocol
+from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
     ArchiveMember,
@@ -53,13 +54,15 @@ class DecodeStage:
     pieces: Cut | None = None
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
+    folders: tuple[Path, ...] = ()
+    """Local folders that were not empty when the job was planned."""
     fetched_s: float = field(default=0.0, init=False)
     """Seconds that this process has spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)
     """Bytes of the sources that it has fetched or found on local disk."""
 
-    def setup(self, scratch: Path) -> None:
-        """Start up inside the actor; ``scratch`` is a local folder that only this actor uses.
+    def setup(self) -> None:
+        """Start up inside the actor.
 
         Raises:
             NodeTrouble: the job's decoders do not load here, or in other versions.
@@ -68,10 +71,10 @@ class DecodeStage:
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
         self._decoder.start()
-        self._sources = _SourceFiles(scratch, self.storage, self.decode.max_source_bytes)
+        self._sources = _SourceFiles(self.storage, self.decode.max_source_bytes)
 
     def close(self) -> None:
-        """End the decoding child and remove fetched files."""
+        """End the decoding child and drop fetched sources."""
         self._decoder.close()
         self._sources.release()
 
@@ -80,6 +83,7 @@ class DecodeStage:
 
         Raises:
             StorageError: the store kept failing.
+            NodeTrouble: a disk or a mount of this node is gone, full or failing.
             RuntimeFault: decoding children do not start, or keep being killed from outside.
         """
         return [self._decode(item) for item in items]
@@ -120,16 +124,24 @@ class DecodeStage:
             version=self._sources.version,
         )
 
-    def _tried(self, item: WorkItem, call: Callable[[Path], T]) -> T | Rejected | Failed:
-        """Fetch an item's source and call ``call`` with its path; rejections are returned."""
+    def _tried(self, item: WorkItem, call: Callable[[LocalVideo], T]) -> T | Rejected | Failed:
+        """Fetch an item's source and call ``call`` with it; rejections are returned."""
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
-            return call(self._fetch(item))
+            video = self._fetch(item)
+            try:
+                return call(video)
+            except (Undecodable, RuntimeError):
+                check_readable(video.path)  # the fault may be that of a disk or a mount
+                raise
         except Undecodable as fault:
             ref, backend = self._ref(item, fault.num_segments), fault.backend
             return Rejected(ref, "decode", fault.reason, str(fault), backend, error=fault.error)
         except SourceError as fault:
+            if fault.reason == "missing":
+                source = item.source_uri if item.member is None else item.member.archive_uri
+                check_folders(Path(split_protocol(source)[1]), self.folders)
             ref, error = self._ref(item, None), fault.__cause__
             while error is not None and error.__cause__ is not None:
                 error = error.__cause__
@@ -138,15 +150,15 @@ class DecodeStage:
                 return Failed(ref, fault.reason, str(fault), name)
             return Rejected(ref, "decode", fault.reason, str(fault), error=name)
 
-    def _fetch(self, item: WorkItem) -> Path:
+    def _fetch(self, item: WorkItem) -> LocalVideo:
         started = time.monotonic()
         try:
-            path, is_new = self._sources.fetch(item)
+            video, is_new = self._sources.fetch(item)
         finally:
             self.fetched_s += time.monotonic() - started
         if is_new:
-            self.fetched_bytes += path.stat().st_size
-        return path
+            self.fetched_bytes += video.path.stat().st_size
+        return video
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         """Name the clip, with secrets removed from its URI; only the plan keeps them.
@@ -175,43 +187,40 @@ class _SourceFiles:
     oldest are dropped.
     """
 
-    def __init__(self, folder: Path, options: StoreOptions, max_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, options: StoreOptions, max_bytes: int) -> None:
         self._options = options
         self._max_bytes = max_bytes
         self._embedded = EmbeddedVideos(options)
         self.version: int | None = None
         """Of the last source requested; None if unknown."""
-        self._held: dict[_Source, tuple[Path, int | None]] = {}
+        self._held: dict[_Source, LocalVideo] = {}
         """Oldest first."""
         self._last: _Source | None = None
         """The last source requested, unless it is kept."""
 
-    def fetch(self, item: WorkItem) -> tuple[Path, bool]:
-        """Return the local file of an item's source, and whether it was newly fetched."""
+    def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
+        """Return an item's source, and whether it was newly fetched."""
         source = item.source_uri, item.member
         if self._last is not None and self._last != source:
             self._drop(self._last)
         self._last = None
         held = self._held.pop(source, None)
         is_new = held is None
-        if held is None or held[0].parent != self._folder:  # used in place, it may have changed
+        if held is None or held.copy is None:  # used in place, it may have changed
             held = self._get(item)
         self._last, self._held[source] = source, held
         if len(self._held) > KEPT_SOURCES:
             self._drop(next(iter(self._held)))
-        path, self.version = held
-        return path, is_new
+        self.version = held.version
+        return held, is_new
 
-    def _get(self, item: WorkItem) -> tuple[Path, int | None]:
+    def _get(self, item: WorkItem) -> LocalVideo:
         """Fetch an item's source, or what has its name now if the item follows that."""
         uri, member, version = item.source_uri, item.member, item.version
-        get = partial(
-            fetch_to_file, folder=self._folder, options=self._options, max_bytes=self._max_bytes
-        )
+        get = partial(fetch_to_file, options=self._options, max_bytes=self._max_bytes)
         if member is not None and member.column is not None:
             planned = None if item.follows else version
-            return self._embedded.copy(member, self._folder, self._max_bytes, planned)
+            return self._embedded.copy(member, self._max_bytes, planned)
         if member is None:
             return get(uri, None, version=None if item.follows else version)
         try:
@@ -231,13 +240,10 @@ class _SourceFiles:
         self._last = None
 
     def release(self) -> None:
-        """Remove all copies."""
+        """Drop all copies."""
         self._last = None
         while self._held:
             self._drop(next(iter(self._held)))
 
     def _drop(self, source: _Source) -> None:
-        """Remove a copy; a source on local disk is used in place and stays."""
-        path, _ = self._held.pop(source)
-        if path.parent == self._folder:
-            path.unlink(missing_ok=True)
+        self._held.pop(source).close()

@@ -13,6 +13,7 @@ from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.graphs import GraphedCall
+from tokpipe.models.hardware import encoder_class
 from tokpipe.models.memory import keep_freed_memory
 from tokpipe.models.precision import forbid_reduced_float32
 from tokpipe.models.streaming import StreamState
@@ -79,6 +80,7 @@ class EncodeStage:
         forbid_reduced_float32()
         keep_freed_memory()
         self.device = torch.device(device)
+        self.hardware = encoder_class(self.device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
         dtype = getattr(torch, self.encode_config.dtype)
         is_reference = self.device.type == "cpu" and dtype == torch.float32
@@ -296,6 +298,7 @@ class EncodeStage:
             backend=clip.backend,
             marks=clip.marks + marks,
             damage=clip.damage,
+            encoder=self.hardware,
         )
 
     def _narrowed(

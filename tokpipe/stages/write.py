@@ -77,4 +77,5 @@ def _joined(pieces: list[EncodedClip]) -> EncodedClip:
         pts_s=np.concatenate([piece.pts_s for piece in pieces]),
         marks=tuple(dict.fromkeys(chain.from_iterable(piece.marks for piece in pieces))),
         damage=next((piece.damage for piece in pieces if piece.damage), None),
+        encoder=" + ".join(sorted({piece.encoder for piece in pieces})),
     )

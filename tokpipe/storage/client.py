@@ -230,8 +230,9 @@ class Client:
         bucket, key, _ = self.fs.split_path(folder)
         start = f"{key.rstrip('/')}/{prefix}" if key else prefix
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": start}
+        ask = functools.partial(self._attempt, "call_s3", ("list_objects_v2",), request)
         while True:
-            page = self.call("listing it", folder_uri, "call_s3", "list_objects_v2", **request)
+            page = self.run("listing it", folder_uri, lambda s: _checked(ask(s), "IsTruncated"))
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
                     yield _listed(f"{bucket}/{entry['Key']}", entry, entry["Size"])
@@ -262,10 +263,17 @@ async def _read_s3(fs: Any, path: str, start: int, end: int) -> tuple[bytes, Obj
     limits = {"Range": f"bytes={start}-{end - 1}", **of_version}
     answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
     try:
-        size = answer["ContentRange"].rpartition("/")[2]  # of "bytes 0-9/100"
+        size = _checked(answer, "ContentRange")["ContentRange"].rpartition("/")[2]  # bytes 0-9/100
         return await answer["Body"].read(), _info(answer, size)
     finally:
         answer["Body"].close()
+
+
+def _checked(answer: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return an answer, or raise a transient error if it has status 200 and nothing else."""
+    if key not in answer:
+        raise OSError(f"the store's answer is empty: it has no {key}")
+    return answer
 
 
 async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:

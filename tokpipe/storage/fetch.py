@@ -1,13 +1,16 @@
-"""Copies one video to local disk, where decoders need it."""
+"""Makes one video a local file, which decoders need."""
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import socket
 import stat
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +32,10 @@ from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
-_NODE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+_NODE_ERRNOS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE),
+)
 
 PIECE_BYTES = 16 * 2**20
 """Bytes that are read, and held in memory, at a time."""
@@ -38,19 +44,44 @@ _REASONS = {Changed: "changed", NotFound: "missing", AccessDenied: "access_denie
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 
+@dataclass(slots=True)
+class LocalVideo:
+    """A video as a local file.
+
+    A copy has no name on disk, so no other process can delete it, and nothing of it is left when
+    this process ends, however it ends.
+    """
+
+    path: Path
+    """For a copy below ``/proc``, where only this process can open it."""
+    version: int | None = None
+    """None if it is unknown."""
+    copy: int | None = None
+    """The descriptor of a copy."""
+    file_name: str = ""
+    """Of a copy: another one each time, with the video's extension."""
+
+    def close(self) -> None:
+        """Free the space of a copy."""
+        if self.copy is not None:
+            os.close(self.copy)
+            self.copy = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def fetch_to_file(
     uri: str,
     member: ArchiveMember | None,
-    folder: Path,
     *,
     options: StoreOptions,
     max_bytes: int,
     version: int | None = None,
-) -> tuple[Path, int | None]:
-    """Return a local file that holds the video ``uri``, and the video's version if it is known.
+) -> LocalVideo:
+    """Return a local file that holds the video ``uri``.
 
-    Local videos are used in place. Others, and members of archives, are copied to a new file in
-    ``folder`` that keeps the video's suffix; the caller removes it. No file is left after an error.
+    Local videos are used in place. Others, and members of archives, are copied to ``TMPDIR``.
 
     Raises:
         SourceError: this video is unusable, or is not the ``version`` that is wanted.
@@ -60,13 +91,14 @@ def fetch_to_file(
     """
     protocol, path = split_protocol(uri)
     if member is None and protocol == "file":
-        file, found = _local_file(Path(path), max_bytes)
+        found = _local_version(Path(path), max_bytes)
         check_version(uri, found, version)
-        return file, found
+        return LocalVideo(Path(path), found)
     suffix = _SUFFIX.search(re.split(r"[?#]", uri)[0] if protocol in ("http", "https") else uri)
     source = uri if member is None else member.archive_uri
-    with source_errors(source), new_file(folder, suffix[0] if suffix else "") as copy:
-        return Path(copy.name), _copy(source, member, copy, options, max_bytes, version)
+    with source_errors(source), new_copy(suffix[0] if suffix else "") as (video, file):
+        video.version = _copy(source, member, file, options, max_bytes, version)
+        return video
 
 
 @contextlib.contextmanager
@@ -93,9 +125,48 @@ def source_errors(source: str) -> Iterator[None]:
         raise SourceError("access_denied" if is_denied else "unreachable", str(error)) from error
 
 
-def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
+def check_readable(path: Path) -> None:
+    """Raise NodeTrouble if a decoder may have failed because a file cannot be read any more.
+
+    Raises:
+        SourceError: it is not there any more.
+    """
+    version = _local_version(path, max_bytes=2**63)
+    try:
+        _read_once(path, version)
+    except OSError as error:
+        raise NodeTrouble(f"{path} on {socket.gethostname()}: cannot be read ({error})") from error
+
+
+@functools.lru_cache  # a long file that is damaged has many clips
+def _read_once(path: Path, _version: int) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(PIECE_BYTES):
+            pass
+
+
+def check_folders(path: Path, folders: Iterable[Path]) -> None:
+    """Raise NodeTrouble if a file is missing because all of a source is: its folder is gone or
+    empty, as when a mount is."""
+    for folder in folders:
+        if path.is_relative_to(folder):
+            try:
+                is_there = any(folder.iterdir())
+            except OSError:
+                is_there = False
+            if not is_there:
+                raise NodeTrouble(
+                    f"{folder} on {socket.gethostname()}: is gone or empty, but the plan lists "
+                    "videos there, so no clip is rejected: mount it again. If its videos were "
+                    "deleted, put any file there, and they are rejected as missing"
+                )
+
+
+def _local_version(path: Path, max_bytes: int) -> int:
     try:
         status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
@@ -107,10 +178,8 @@ def _local_file(path: Path, max_bytes: int) -> tuple[Path, int]:
         kind = stat.filemode(status.st_mode)[0]
         what = {"d": "folder", "p": "pipe", "s": "socket"}.get(kind, "device")
         raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
-    if not os.access(path, os.R_OK):
-        raise SourceError("access_denied", f"{path}: permission denied")
     check_size(str(path), status.st_size, max_bytes)
-    return path, version_of(status.st_size, status.st_mtime_ns)
+    return version_of(status.st_size, status.st_mtime_ns)
 
 
 def _copy(
@@ -124,7 +193,7 @@ def _copy(
     """Copy a video or member, and return its version."""
     client = client_of(source, options)
     if client.is_local:
-        _local_file(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
+        _local_version(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
     info, found = client.info(source), version
     if member is None:
         start, size, head, found = 0, info.size or 0, 0, info.source_version
@@ -155,27 +224,29 @@ def _copy(
 
 
 @contextlib.contextmanager
-def new_file(folder: Path, suffix: str = "") -> Iterator[BinaryIO]:
-    """Open a new file that is removed after an error; a full disk is ``NodeTrouble``."""
-    path = folder / f"{uuid.uuid4().hex}{suffix}"
-    try:
-        with node_trouble(folder), path.open("xb") as file:
-            yield file
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+def new_copy(suffix: str = "") -> Iterator[tuple[LocalVideo, BinaryIO]]:
+    """Yield a new copy and the file to fill; a disk that is full or fails is ``NodeTrouble``."""
+    with _node_trouble(errno.errorcode):  # any
+        os.makedirs(tempfile.gettempdir(), exist_ok=True)  # noqa: PTH103 (a cleaner may remove it)
+        file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+    video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
+    with _node_trouble(), file:
+        yield video, file
+        file.flush()
+        video.copy = os.dup(file.fileno())
+        video.path = Path(f"/proc/self/fd/{video.copy}")
 
 
 @contextlib.contextmanager
-def node_trouble(folder: Path) -> Iterator[None]:
-    """Raise ``NodeTrouble`` in place of the errors of a scratch disk that is full or failing."""
+def _node_trouble(errnos: Collection[int] = _NODE_ERRNOS) -> Iterator[None]:
+    """Raise ``NodeTrouble`` in place of the errors of a disk that copies are written to."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _NODE_ERRNOS:
+        if error.errno not in errnos:
             raise
         raise NodeTrouble(
-            f"{folder} on {socket.gethostname()}: the local disk is full or failing "
+            f"{tempfile.gettempdir()} on {socket.gethostname()}: the local disk is full or failing "
             f"({error.strerror}). Videos cannot be copied there; other nodes continue. Free space, "
             "or set TMPDIR to a larger disk on every node"
         ) from error
@@ -183,7 +254,6 @@ def node_trouble(folder: Path) -> Iterator[None]:
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) -> None:
     """Copy from a web server, whose one answer is of one version; after an error, start again."""
-    folder = Path(file.name).parent
 
     def attempt(_: float) -> None:
         file.seek(0)
@@ -191,7 +261,7 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) ->
         with client.fs.open(client.path_of(source), "rb", block_size=0) as stream:
             while piece := stream.read(PIECE_BYTES):
                 check_size(source, file.tell() + len(piece), max_bytes)
-                with node_trouble(folder):  # else it would look like the store's error
+                with _node_trouble():  # else it would look like the store's error
                     file.write(piece)
 
     client.run("reading it", source, attempt)

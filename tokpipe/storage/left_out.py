@@ -10,8 +10,9 @@ from tokpipe.telemetry.human import counted
 NO_MATCH = "unmatched pattern"
 """One of those that braces stand for."""
 UNREADABLE = "unreadable folder"
+LOOP = "looping link"
 OVERWRITTEN = "overwritten by a later member"
-_NO_FILES = (NO_MATCH, UNREADABLE)
+_NO_FILES = (NO_MATCH, UNREADABLE, LOOP)
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
 """Also macOS's ``._IMG_0001.MOV``, which holds attributes, and what Windows and NAS deleted."""

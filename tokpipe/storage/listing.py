@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from fsspec.utils import glob_translate
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import ConfigError, NotFound
+from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.identity.ids import version_of
 from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
-from tokpipe.storage.left_out import NO_MATCH, UNREADABLE, LeftOut, kind_of
+from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut, kind_of
+from tokpipe.storage.trouble import Trouble, classify
 
 _MAGIC = re.compile(r"[*?\[]")
 _WILDCARD = re.compile(r"[*?]")
@@ -151,14 +151,16 @@ class Listing:
             return "The server has no such file."
         nearest = path = [*self._names, *(scan.folder for scan in self._scans)][0]
         while nearest.strip("/") and not (
-            Path(nearest).is_dir()
+            os.path.isdir(nearest)  # noqa: PTH112 (never raises)
             if client.is_local
             else any(True for _ in client.iter_objects(client.uri_of(nearest)))
         ):
             nearest = nearest.rpartition("/")[0]
         missing = path[len(nearest) :].strip("/").partition("/")[0] or "such files"
-        there = Path(nearest or "/").iterdir() if client.is_local else ()
-        names = {one.name.lower(): one.name for one in there}
+        names = {}
+        with suppress(OSError):  # a folder that may not be listed
+            there = os.listdir(nearest or "/") if client.is_local else ()  # noqa: PTH208
+            names = {name.lower(): name for name in there}
         near = difflib.get_close_matches(missing.lower(), names, n=1)
         hint = f": did you mean {names[near[0]]}?" if near else "."
         return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
@@ -232,7 +234,7 @@ class Listing:
     def _look_up(self, uri: str) -> Match | None:
         path = self._client.path_of(uri)
         if self._client.is_local:
-            is_file = os.path.lexists(path) and not Path(path).is_dir()
+            is_file = os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112
             return Match(uri, False, _local_version(path)) if is_file else None
         with suppress(NotFound):
             if not uri.endswith("/"):
@@ -310,19 +312,23 @@ def _walk_local(
         status = os.stat(folder)  # noqa: PTH116
         here = (status.st_dev, status.st_ino)
         if here in above:
+            left_out.add(LOOP, folder)
             return
-        entries = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except PermissionError:  # such as lost+found
-        left_out.add(UNREADABLE, folder)
-        return
-    with entries:
-        for entry in entries:
-            # A link to itself is not a folder, and DirEntry.is_dir() would raise.
-            is_link = entry.is_symlink()
-            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
-            yield entry.path, is_folder, None
-            if is_folder and (depth is None or depth > 1):
-                below = None if depth is None else depth - 1
-                yield from _walk_local(entry.path, below, (*above, here), left_out)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                # A link to itself is not a folder, and DirEntry.is_dir() would raise.
+                is_link = entry.is_symlink()
+                is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
+                yield entry.path, is_folder, None
+                if is_folder and (depth is None or depth > 1):
+                    below = None if depth is None else depth - 1
+                    yield from _walk_local(entry.path, below, (*above, here), left_out)
+    except OSError as error:
+        trouble = classify(error)
+        if trouble in (Trouble.TRANSIENT, Trouble.NODE):
+            raise StorageError(
+                f"{folder}: cannot be listed ({error.strerror}), and without it the plan would "
+                "lack files. Check the disk or the mount, and start the job again"
+            ) from error
+        if above or trouble is not Trouble.NOT_FOUND:  # such as lost+found, or removed meanwhile
+            left_out.add(UNREADABLE, folder)

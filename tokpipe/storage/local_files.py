@@ -18,7 +18,7 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 
 def write_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, whose folder exists; readers see the old file or the new one."""
-    with _temporary(path.with_name(f".{path.name}.{uuid.uuid4().hex}.part"), data) as temporary:
+    with _temporary(path.with_name(f".{uuid.uuid4().hex}.part"), data) as temporary:
         os.replace(temporary, path)  # noqa: PTH105
     _sync_folder(path.parent)
 

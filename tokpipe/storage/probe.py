@@ -1,11 +1,25 @@
-"""Checks, before any work, that a store honours the exclusive creates that commits rely on."""
+"""Checks before any work: a store honours exclusive creates, and every node sees the same one."""
 
 import contextlib
+import errno
+import hashlib
+import socket
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokpipe.errors import StorageError, UnsafeStore
+from tokpipe.config.job import StoreOptions
+from tokpipe.errors import (
+    AccessDenied,
+    ConfigError,
+    NodeTrouble,
+    NotFound,
+    StorageError,
+    UnfitNode,
+    UnsafeStore,
+)
 from tokpipe.storage.client import MULTIPART_BYTES, split_protocol
+from tokpipe.storage.fsspec_store import open_store
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 from tokpipe.storage.store import Store
 
@@ -48,3 +62,49 @@ def probe_store(store: Store, *, leave_folders: bool = True) -> None:
         for folder in created:
             with contextlib.suppress(OSError):  # another process has written there
                 folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A new object in an output, by which a process on another node recognizes the output.
+
+    A path that exists on both nodes may be two folders, and a URI may lead to two stores.
+    """
+
+    uri: str
+    """The output's."""
+    options: StoreOptions
+    key: str
+    sha256: str
+
+    @classmethod
+    def of(cls, store: Store, options: StoreOptions, key: str) -> "Landmark":
+        return cls(store.uri, options, key, hashlib.sha256(store.get(key)).hexdigest())
+
+    def check(self) -> None:
+        """Read the object here, then write and delete another.
+
+        Raises:
+            UnfitNode: the object is not there, or this node may not read or write the output.
+            NodeTrouble: the store does not answer this node.
+        """
+        probe = f"probe/{uuid.uuid4().hex}"
+        try:
+            store = open_store(self.uri, self.options)
+            if hashlib.sha256(store.get(self.key)).hexdigest() != self.sha256:
+                raise NotFound(f"{store.uri_of(self.key)}: is not what the driver wrote")
+            store.put(probe, b"")
+            store.delete(probe)
+        except (StorageError, ConfigError) as error:
+            host, is_read_only = socket.gethostname(), _errno_of(error) == errno.EROFS
+            if is_read_only or isinstance(error, NotFound | AccessDenied | ConfigError):
+                raise UnfitNode(
+                    f"{host} does not see the driver's output, so shards written there would be "
+                    f"lost ({error}). output.uri has to be on a file system that all nodes share, "
+                    "or in an object store"
+                ) from error
+            raise NodeTrouble(f"{host} does not reach the output: {error}") from error
+
+
+def _errno_of(error: BaseException) -> int | None:
+    return getattr(error.__cause__, "errno", None)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tokpipe.config.bounds import Moment
+
 T = TypeVar("T")
 
 
@@ -31,7 +33,7 @@ class RetryPolicy:
     first_pause_s: float = 0.2
     """Upper bound of the first pause. The bound doubles after each failure."""
     longest_pause_s: float = 10.0
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = lambda: Moment.now().boot_s
     sleep: Callable[[float], None] = time.sleep
     draw: Callable[[], float] = random.random
     """Returns a number from 0 to 1."""
@@ -49,9 +51,11 @@ class RetryPolicy:
         """
         started = self.clock()
         longest_pause_s = self.first_pause_s
-        num_attempts = 0
+        num_attempts, last_error = 0, None
         while True:
             left_s = self.deadline_s - (self.clock() - started)
+            if left_s <= 0:  # the process or its machine was frozen during the pause
+                raise GaveUp(f"{num_attempts} attempts before it was frozen") from last_error
             num_attempts += 1
             try:
                 return attempt(min(left_s, self.deadline_s / 2))
@@ -62,5 +66,6 @@ class RetryPolicy:
                 elapsed_s = self.clock() - started
                 if elapsed_s + pause_s >= self.deadline_s:
                     raise GaveUp(f"{num_attempts} attempts in {elapsed_s:.1f} s") from error
+                last_error = error
             self.sleep(pause_s)
             longest_pause_s = min(2 * longest_pause_s, self.longest_pause_s)

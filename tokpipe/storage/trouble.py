@@ -80,8 +80,8 @@ _KNOWN: dict[Trouble, tuple[int | str, ...]] = {
     ),
     Trouble.PERMANENT: (
         errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
-        errno.ENODEV, errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.ENXIO,
-        errno.EOPNOTSUPP, errno.EROFS, errno.EXDEV, "ssl.SSLCertVerificationError",
+        errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.EOPNOTSUPP, errno.EROFS,
+        errno.EXDEV, "ssl.SSLCertVerificationError",
         "aiohttp.TooManyRedirects", "httpx.TooManyRedirects", "requests.TooManyRedirects",
         "botocore.BotoCoreError", "huggingface_hub.OfflineModeIsEnabled!",
     ),

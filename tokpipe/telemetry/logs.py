@@ -26,10 +26,10 @@ SAME_LINE_S = 5.0
 """Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 
 EventName = Literal[
-    "run_started", "cluster_unused", "output_claimed", "rejections_reopened", "pools_resized",
-    "actor_up", "actor_refused", "actor_lost", "nodes_draining", "node_avoided", "lease_failed",
-    "clip_retried", "clip_rejected", "shard_committed", "committed", "progress",
-    "stop_requested", "claim_lost", "run_ended", "run_failed", "log",
+    "run_started", "cluster_unused", "head_silent", "output_claimed", "rejections_reopened",
+    "pools_resized", "actor_up", "actor_refused", "actor_lost", "nodes_draining", "node_avoided",
+    "encoder_class_joined", "lease_failed", "clip_retried", "clip_rejected", "shard_committed",
+    "committed", "progress", "stop_requested", "claim_lost", "run_ended", "run_failed", "log",
 ]  # fmt: skip
 """docs/monitoring.md explains each."""
 
@@ -57,12 +57,15 @@ def driver_log(
     line has the fields of ``context``.
     """
     with ExitStack() as stack:
-        _attach(stack, _WarningLines(say))
+        handlers: list[logging.Handler] = [_WarningLines(say)]
         if path is not None:
             stream = sys.stderr if path == STDERR else stack.enter_context(_open(path))
-            _attach(stack, _json_handler(stream, context))
+            handlers.append(_json_handler(stream, context))
             stack.callback(LOGGER.setLevel, LOGGER.level)
             LOGGER.setLevel(logging.INFO)
+        for handler in handlers:
+            LOGGER.addHandler(handler)
+            stack.callback(LOGGER.removeHandler, handler)
         yield
 
 
@@ -130,11 +133,6 @@ def _json_handler(stream: TextIO, context: Mapping[str, object]) -> logging.Hand
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(context))
     return handler
-
-
-def _attach(stack: ExitStack, handler: logging.Handler) -> None:
-    LOGGER.addHandler(handler)
-    stack.callback(LOGGER.removeHandler, handler)
 
 
 def _open(path: str) -> TextIO:

@@ -55,9 +55,9 @@ def says_secret(name: str) -> bool:
     return plain == "KEY" or bool(_SECRET_NAME.search(plain))
 
 
-def holds_secret(name: str, value: str, environ: Mapping[str, str] | None = None) -> bool:
+def holds_secret(name: str, value: str) -> bool:
     """Return whether an environment variable is secret, by its name or by its value."""
-    return _names_secret(name) or redact(value, environ) != value
+    return _names_secret(name) or redact(value) != value
 
 
 def _names_secret(name: str) -> bool:

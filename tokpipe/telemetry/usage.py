@@ -21,8 +21,7 @@ class CodeUsage:
         if codebook_size < 1:
             raise ValueError(f"{codebook_size=}: a codebook has at least one code")
         self.codebook_size = codebook_size
-        self.num_codes = 0
-        """Codes counted, with repetitions."""
+        self.num_codes = 0  # Codes counted, with repetitions
         self._seen = np.empty(0, np.int64)
         self._counts = np.empty(0, np.int64)
         self._unsorted: list[NDArray[np.int64]] = []
@@ -68,9 +67,8 @@ class CodeUsage:
 
     def histogram(self, num_bins: int) -> NDArray[np.int64]:
         """Return how many codes fell into each of ``num_bins`` equal parts of the codebook."""
-        histogram = np.zeros(num_bins, np.int64)
-        np.add.at(histogram, self.codes * num_bins // self.codebook_size, self.counts)
-        return histogram
+        bins = self.codes * num_bins // self.codebook_size
+        return np.bincount(bins, self.counts, num_bins).astype(np.int64)
 
     def most_frequent(self, number: int = 5) -> list[tuple[int, float]]:
         """Return the most frequent codes, each with its fraction of all codes."""
@@ -103,6 +101,5 @@ class CodeUsage:
             new, counts = np.unique(np.concatenate(self._unsorted), return_counts=True)
             self._unsorted, self._num_unsorted = [], 0
             self._seen, where = np.unique(np.concatenate([self._seen, new]), return_inverse=True)
-            summed = np.zeros(len(self._seen), np.int64)
-            np.add.at(summed, where, np.concatenate([self._counts, counts]))
-            self._counts = summed
+            counts = np.concatenate([self._counts, counts])
+            self._counts = np.bincount(where, counts).astype(np.int64)

@@ -4,13 +4,11 @@ import hashlib
 import itertools
 import logging
 import math
-import tempfile
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -66,15 +64,14 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Generator[Tensor]:
         """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8."""
-        num_ahead = self.config.data_threads
+        ahead = self.config.data_threads
         numbers = itertools.count(self._first_clip(first_step))
-        with closing(_Decoders(self.config)) as decoders:
-            clips = read_ahead(partial(self._clip, decoders), numbers, num_ahead)
-            with closing(clips):
-                buffers = self._buffers(first_step, clips)
-                batches = read_ahead(lambda buffer: self._batch(*buffer), buffers, num_ahead)
-                with closing(batches):
-                    yield from batches
+        with (
+            closing(_Decoders(self.config)) as decoders,
+            closing(read_ahead(partial(self._clip, decoders), numbers, ahead)) as clips,
+            closing(read_ahead(self._batch, self._buffers(first_step, clips), ahead)) as batches,
+        ):
+            yield from batches
 
     def _first_clip(self, step: int) -> int:
         return int(step * self.config.fresh_clips)
@@ -91,7 +88,8 @@ class TrainingData:
             end = needed
             yield step, list(buffer)
 
-    def _batch(self, step: int, clips: Sequence[Frames]) -> Tensor:
+    def _batch(self, buffer: tuple[int, list[Frames]]) -> Tensor:
+        step, clips = buffer
         phase, _ = self.config.phase_at(step)
         rng = np.random.default_rng((self.config.seed, _BATCH, step))
         shape = phase.batches[int(rng.integers(len(phase.batches)))]
@@ -122,7 +120,6 @@ class _Decoders:
     """A decode stage for each data thread."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="tokpipe-train-")
         self._idle: SimpleQueue[DecodeStage] = SimpleQueue()
         self._number = max(1, config.data_threads)
         self._is_closed = False
@@ -130,7 +127,7 @@ class _Decoders:
         sampling = config.sampling.model_copy(update={"min_clip_frames": shortest})
         for _ in range(self._number):
             stage = DecodeStage(sampling, config.frames, config.decode, config.storage)
-            stage.setup(Path(tempfile.mkdtemp(dir=self._scratch.name)))
+            stage.setup()
             self._idle.put(stage)
 
     def decode(self, item: WorkItem, rng: np.random.Generator) -> DecodedClip | Rejected | Failed:
@@ -154,7 +151,6 @@ class _Decoders:
         for stage in [self._idle.get() for _ in range(self._number)]:
             stage.close()
             self._idle.put(stage)
-        self._scratch.cleanup()
 
 
 def _usable_rows(source: RowSource) -> pa.Table:

@@ -77,9 +77,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.clip_norm)
-        measured: dict[str, float | Tensor] = {k: float(v.detach()) for k, v in terms.items()}
-        measured["gradient_norm"] = float(norm)
-        if not math.isfinite(float(norm)):
+        measured = {name: float(term.detach()) for name, term in terms.items()}
+        if not norm.isfinite():
             raise FloatingPointError(
                 f"step {self.step}: loss {measured['loss']}, gradient norm {float(norm)}. Another "
                 "step would ruin the weights. Lower learning_rate or lengthen the warmup, and "
@@ -88,10 +87,8 @@ class Trainer:
         self.optimizer.step()
         self._update_average()
         self.step += 1
-        measured["learning_rate"] = learning_rate
-        measured["codes"] = quantized.codes.detach()
-        measured["frames"] = x.shape[2]
-        return measured
+        measured |= {"gradient_norm": float(norm), "learning_rate": learning_rate}
+        return {**measured, "codes": quantized.codes.detach(), "frames": x.shape[2]}
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -238,9 +235,13 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
     changed = [
         f"{key}: {old[key]!r} -> {new[key]!r}" for key in sorted(new) if old[key] != new[key]
     ]
-    if step > now.num_steps or any(
-        _settings(before, done) != _settings(now, done) for done in range(step)
-    ):
+
+    def settings(run: TrainConfig, step: int) -> tuple[Any, ...]:
+        phase, learning_rate = run.phase_at(step)
+        return phase.size, phase.batches, phase.loss or run.loss, learning_rate
+
+    steps = range(step)
+    if step > now.num_steps or any(settings(before, one) != settings(now, one) for one in steps):
         changed.append(f"phases: of the {step} finished steps")
     if changed:
         raise ConfigError(
@@ -248,11 +249,6 @@ def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: st
             "it would produce weights that no training file describes. Choose another output, or "
             "restore the settings; phases may change from the next step on"
         )
-
-
-def _settings(config: TrainConfig, step: int) -> tuple[Any, ...]:
-    phase, learning_rate = config.phase_at(step)
-    return phase.size, phase.batches, phase.loss or config.loss, learning_rate
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -32,8 +32,7 @@ from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
 """Rows read of each source: a table of 100 million is not worth reading for a check."""
-_MAX_TAR_ROWS = 5_000
-"""Listing a tar takes a request per member."""
+_MAX_TAR_ROWS = 5_000  # Listing a tar takes a request per member
 _FIRST_FRAME = Cut(1, 1)
 NOT_CHECKED = "not checked"
 
@@ -42,11 +41,9 @@ NOT_CHECKED = "not checked"
 class CheckResult:
     """One part of a job that was checked and can be used, a warning, or what was not checked."""
 
-    subject: str
-    """Which part, such as ``"source"``; or ``"warning"`` or ``"not checked"``."""
+    subject: str  # Which part, such as ``"source"``; or ``"warning"`` or ``"not checked"``
     text: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What ``text`` says, for programs."""
+    facts: Mapping[str, Any] = field(default_factory=dict)  # What ``text`` says, for programs
 
 
 def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[CheckResult]:

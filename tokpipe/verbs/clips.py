@@ -1,15 +1,18 @@
-"""``tokpipe ls``: the clips of an output, from its side tables."""
+"""``tokpipe ls`` and ``tokpipe rejected``: the clips of an output, and those that it lacks."""
 
 import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
-from tokpipe.telemetry.human import counted
+from tokpipe.telemetry.human import counted, counts_text
+from tokpipe.types import Rejected
 
 _COLUMNS = [
     *("clip_id", "source_uri", "segment", "n_segments", "start_pts_s", "end_pts_s"),
@@ -30,27 +33,24 @@ def clip_lines(
 
     ``limit`` is 0 for all clips. With ``as_json``, yields only one JSON object per clip.
     """
-    if not as_json:
-        uri, rejected = output.store.uri, output.totals.num_rejected
-        yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected" + (
-            f" (tokpipe rejected {uri})" if rejected else ""
-        )
-        if output.incomplete:
-            yield f"  {output.incomplete}"
+    clips = listed_clips(output, source=source, mark=mark)
+    if as_json:
+        yield from map(json.dumps, islice(clips, limit or None))
+        return
+    uri, rejected = output.store.uri, output.totals.num_rejected
+    hint = f" (tokpipe rejected {uri})" if rejected else ""
+    yield f"{uri}: {counted(output.num_clips, 'clip')}, {rejected:,} rejected{hint}"
+    if output.incomplete:
+        yield f"  {output.incomplete}"
     number = 0
-    for clip in listed_clips(output, source=source, mark=mark):
-        if limit and number == limit:
-            if not as_json:
-                yield f"only {limit:,} listed (--limit); there are more"
+    for number, clip in enumerate(clips, 1):
+        if limit and number > limit:
+            yield f"only {limit:,} listed (--limit); there are more"
             return
-        if as_json:
-            yield json.dumps(clip)
-        else:
-            if not number:
-                yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
-            yield _line(clip)
-        number += 1
-    if not as_json and (source is not None or mark is not None):
+        if number == 1:
+            yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
+        yield _line(clip)
+    if source is not None or mark is not None:
         yield f"{number:,} of {output.num_clips:,} clips match"
 
 
@@ -69,6 +69,37 @@ def listed_clips(
             fps, num_frames = row.pop("fps"), row["n_frames"]
             grid = [num_latents(num_frames), *info.grid]
             yield {**row, "duration_s": num_frames / fps, "codes": grid}
+
+
+def rejected_lines(
+    output: Output, *, reason: str | None = None, stage: str | None = None, as_json: bool = False
+) -> Iterator[str]:
+    """Yield the totals, then three lines per rejected clip, newest first.
+
+    Reads the manifest backwards and holds one entry of it at a time. With ``as_json``, yields
+    only one JSON object per clip, with every field of ``tokpipe.types.Rejected``.
+    """
+    if not as_json:
+        totals = output.totals
+        reasons = counts_text(totals.rejected)
+        yield f"{totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
+    for one in output.rejected():
+        if reason in (None, one.reason) and stage in (None, one.stage):
+            yield json.dumps(asdict(one)) if as_json else _rejected_text(one)
+
+
+def _rejected_text(rejected: Rejected) -> str:
+    ref = rejected.ref
+    part = f" (segment {ref.segment} of {ref.num_segments})" if ref.num_segments > 1 else ""
+    facts = {
+        "stage": rejected.stage,
+        "decoder": rejected.backend,
+        "error": rejected.error,
+        "attempts": rejected.attempts if rejected.attempts > 1 else None,
+        "clip": ref.clip_id,
+    }
+    known = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
+    return f"{rejected.reason}: {ref.source_uri}{part}\n  {rejected.message}\n  ({known})"
 
 
 def _line(clip: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
@@ -26,13 +25,12 @@ from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
-from tokpipe.types import Cut, Failed, Rejected, WorkItem
+from tokpipe.types import Cut, Failed, Rejected
 from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
 
-_STANDARD_ERRORS = 1.96
-"""Half the width of a 95 % confidence interval."""
+_STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +63,9 @@ class EncoderSpeed:
     """The speed of one encoder, and where the figure comes from."""
 
     codes_per_s: float
-    bytes_per_code: float | None
-    """None if only the speed is known."""
+    bytes_per_code: float | None  # None if only the speed is known
     source: str
-    is_own: bool = False
-    """Measured on this same job, so it cannot validate the forecast."""
+    is_own: bool = False  # Measured on this same job, so it cannot validate the forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +76,19 @@ class Forecast:
     num_rows: int
     num_duplicates: int
     num_sampled: int
-    clips: Estimate
-    """Tokenized clips."""
-    rejected: Estimate
-    """Rejections that containers show; decoding may reject more."""
-    reasons: dict[str, int]
-    """Rejections in the sample, by reason."""
-    frames: Estimate
-    """Frames to encode, after resampling."""
+    clips: Estimate  # Tokenized clips
+    rejected: Estimate  # Rejections that containers show; decoding may reject more
+    reasons: dict[str, int]  # Rejections in the sample, by reason
+    frames: Estimate  # Frames to encode, after resampling
     chunks: Estimate
     codes: Estimate
-    size_bytes: float
-    """Size of the shards: from a measured output, or the most that codes can take."""
+    size_bytes: float  # Size of the shards: from a measured output, or the most that codes can take
     num_shards: int
     speed: EncoderSpeed | None
-    encoder_s: float | None
-    """Total seconds of encoders; there is one per GPU."""
+    encoder_s: float | None  # Total seconds of encoders; there is one per GPU
     price_per_hour: float | None
-    actual: Totals | None
-    """What the output holds, if the job is done."""
-    left_out: LeftOut
-    """What the sources found and do not take."""
+    actual: Totals | None  # What the output holds, if the job is done
+    left_out: LeftOut  # What the sources found and do not take
 
     @property
     def cost(self) -> float | None:
@@ -112,9 +100,9 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         actual = None
         if (totals := self.actual) is not None:
-            names = ("num_clips", "num_rejected", "num_frames", "num_codes", "num_shards")
-            actual = {name: getattr(totals, name) for name in (*names, "size_bytes")}
-            actual["encoder_s"] = totals.paid_s
+            names = ("clips", "rejected", "frames", "codes", "shards")
+            actual = {f"num_{name}": getattr(totals, f"num_{name}") for name in names}
+            actual |= {"size_bytes": totals.size_bytes, "encoder_s": totals.paid_s}
         return {**asdict(replace(self, actual=None)), "cost": self.cost, "actual": actual}
 
     def lines(self) -> Iterator[str]:
@@ -182,7 +170,7 @@ def forecast(
         store = open_store(folder, StoreOptions())
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
-        items = _items(PlanReader(store, plan, job.sources), np.sort(rows))
+        items = PlanReader(store, plan, job.sources).items(np.sort(rows))
         with decoding(job, pieces_of(job)) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (
@@ -214,13 +202,6 @@ def forecast(
     )
 
 
-def _items(reader: PlanReader, rows: NDArray[np.int64]) -> Iterator[WorkItem]:
-    """Yield the work items of ascending rows."""
-    parts = np.array([reader.part_of(int(row)) for row in rows])
-    for part in np.unique(parts):
-        yield from reader.items(int(part), rows[parts == part])
-
-
 def _amounts(
     job: JobConfig, found: Probe | Rejected | Failed, reasons: Counter[str]
 ) -> tuple[int, int, int, int, int]:
@@ -228,10 +209,9 @@ def _amounts(
     if not isinstance(found, Probe):
         reasons[found.reason] += 1
         return 0, 1, 0, 0, 0
-    traits, sampling = job.tokenizer.traits, job.sampling
-    pieces = pieces_of(job)
+    traits, sampling, pieces = job.tokenizer.traits, job.sampling, pieces_of(job)
     cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
-    bounds = [cut.bounds(index) for index in range(found.num_segments)]
+    bounds = map(cut.bounds, range(found.num_segments))
     parts = [(start, min(stop, found.num_frames) - start) for start, stop in bounds]
     if pieces is None:  # each part is a clip, so its chunks count from its first frame
         parts = [(0, length) for _, length in parts if length >= sampling.min_clip_frames]

@@ -24,18 +24,15 @@ from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import Failed, Rejected
 from tokpipe.verbs.locate import is_inside_output
 from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
 _MAX_ROWS = 2_000
-_SIDE = 128
-"""The shorter side of frames, at which the tokenizer that ships was trained."""
+_SIDE = 128  # The shorter side of frames, at which the tokenizer that ships was trained
 _STRIDE = 8
-_LONGEST = 2.4
-"""Longer pictures are cropped."""
+_LONGEST = 2.4  # Longer pictures are cropped
 _FPS = 8
 _COMMENTS = {
     "files": "  # All videos here; of a folder also those in the folders below it.\n",
@@ -184,16 +181,13 @@ def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     with decoding(job) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
-    bad = next((one for one in found if isinstance(one, Rejected | Failed)), None)
-    if bad is None:
-        return count, more, probes
-    example = redact(f"{bad.ref.source_uri}: {bad.message}")
-    if not probes:
-        raise ConfigError(
-            f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
-        )
-    num_bad = len(found) - len(probes)
-    more += f"; {num_bad} of {len(found)} tried cannot be opened, such as {example}"
+    if bad := [one for one in found if not isinstance(one, Probe)]:
+        example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}")
+        if not probes:
+            raise ConfigError(
+                f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
+            )
+        more += f"; {len(bad)} of {len(found)} tried cannot be opened, such as {example}"
     return count, more, probes
 
 

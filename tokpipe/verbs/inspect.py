@@ -47,6 +47,7 @@ class Inspection:
             "num_clips": output.num_clips,
             "num_codes": output.num_codes,
             "num_shards": len(output.shards),
+            "encoders": dict(output.state.totals.encoders),
             "counted": {
                 "num_shards": self.num_shards,
                 "num_codes": usage.num_codes,
@@ -81,6 +82,7 @@ class Inspection:
             f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
             f"{counted(num_shards, 'shard')}"
         )
+        yield f"  encoders: {output.state.totals.encoders_text()}"
         if output.incomplete:
             yield f"  {output.incomplete}"
         yield "columns of shards/*.parquet, one row per chunk:"

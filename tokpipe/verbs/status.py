@@ -27,18 +27,13 @@ class Status:
     dataset: str
     fingerprint: str
     created_at: str
-    num_rows: int
-    """Rows of the plan: clips, or sources that are cut into several clips."""
-    num_rows_done: int
-    """Rows of which every clip is tokenized or rejected."""
+    num_rows: int  # Rows of the plan: clips, or sources that are cut into several clips
+    num_rows_done: int  # Rows of which every clip is tokenized or rejected
     totals: Totals
-    driver: str | None
-    """Host, process and version of the newest driver."""
+    driver: str | None  # Host, process and version of the newest driver
     last_commit_age_s: float | None
-    clips_per_s: float | None
-    """Clips settled per second by the recent commits."""
-    left_s: float | None
-    """Seconds to the end at that rate; 0 if the job is done."""
+    clips_per_s: float | None  # Clips settled per second by the recent commits
+    left_s: float | None  # Seconds to the end at that rate; 0 if the job is done
 
     @property
     def is_done(self) -> bool:

@@ -88,19 +88,8 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if "constants.pkl" in records:
-                raise _unusable(
-                    path,
-                    "is a TorchScript program",
-                    "Use it unchanged as the weights of a tokenizer of kind cosmos_dv",
-                )
-            if "data.pkl" not in records:
-                raise _unusable(path, "is a zip file without a checkpoint", "Pass a checkpoint")
-            if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-                raise _unusable(path, "is compressed, as torch.save never does", "Save it again")
-            broken = archive.testzip()
-    except ConfigError:
-        raise
+            is_program = "constants.pkl" in records
+            broken = None if is_program else archive.testzip()
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}", "Check the path") from error
     except zipfile.BadZipFile as error:
@@ -112,8 +101,16 @@ def _check_archive(path: Path) -> None:
         ) from error
     except Exception as error:  # zipfile raises many kinds for a damaged archive
         raise _unreadable(path, error) from error
-    if broken is not None:
-        raise _unusable(path, f"is damaged in {broken}", "Copy it again")
+    is_compressed = any(one.compress_type != zipfile.ZIP_STORED for one in records.values())
+    as_program = "Use it unchanged as the weights of a tokenizer of kind cosmos_dv"
+    for is_so, problem, remedy in (
+        (is_program, "is a TorchScript program", as_program),
+        ("data.pkl" not in records, "is a zip file without a checkpoint", "Pass a checkpoint"),
+        (is_compressed, "is compressed, as torch.save never does", "Save it again"),
+        (broken is not None, f"is damaged in {broken}", "Copy it again"),
+    ):
+        if is_so:
+            raise _unusable(path, problem, remedy)
 
 
 class _StubType(type):

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import validate_settings
-from tokpipe.config.strict_yaml import StrictLoader
+from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
 from tokpipe.weights.read import encoding_tensors, tensors_sha256
@@ -260,10 +261,10 @@ def _some(keys: Iterable[str]) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        section = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        section = read_mapping(path.read_bytes(), str(path), "tokenizer section")
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read as a tokenizer section: {error}") from error
-    if not isinstance(section, dict) or section.keys() & {"weights", "checkpoint"}:
+    if section.keys() & {"weights", "checkpoint"}:
         raise ConfigError(
             f"{path} must hold a tokenizer section without weights; the new folder adds them"
         )
@@ -303,19 +304,14 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
 def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[int], int, list[int]]:
     """Return channels, their multiples by level, blocks per level, and levels with attention."""
     ch = shapes["encoder.conv_in.weight"][0]
-    mult: list[int] = []
-    attention = []
-    while f"{down}.{len(mult)}.block.0.conv1.weight" in shapes:
-        level = len(mult)
-        mult.append(shapes[f"{down}.{level}.block.0.conv1.weight"][0] // ch)
-        if any(key.startswith(f"{down}.{level}.attn.") for key in shapes):
-            attention.append(level)
-    blocks = 0
-    while f"{down}.0.block.{blocks}.conv1.weight" in shapes:
-        blocks += 1
-    if not mult:
-        raise KeyError(f"{down}.0.block.0.conv1.weight")
-    return ch, mult, blocks, attention
+    first = f"{down}.{{}}.block.{{}}.conv1.weight".format
+    levels = list(takewhile(lambda level: first(level, 0) in shapes, count()))
+    if not levels:
+        raise KeyError(first(0, 0))
+    mult = [shapes[first(level, 0)][0] // ch for level in levels]
+    blocks = next(block for block in count() if first(0, block) not in shapes)
+    attends = [any(key.startswith(f"{down}.{level}.attn.") for key in shapes) for level in levels]
+    return ch, mult, blocks, list(compress(levels, attends))
 
 
 def _verify(config: TokenizerConfig, weights: Path) -> str:

@@ -115,8 +115,9 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
             },
         )
         # By name, so that a field that an older tokpipe did not count is an error, not zero.
-        totals = Totals(**{field: record["totals"][field] for field in Totals.__slots__})
-        totals.rejected = Counter(totals.rejected)
+        found = {"encoders": {}, **record["totals"]}  # but older outputs name no encoder class
+        totals = Totals(**{field: found[field] for field in Totals.__slots__})
+        totals.rejected, totals.encoders = Counter(totals.rejected), Counter(totals.encoders)
         size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
         # Earlier versions did not write the tail.
         tail = Tail(*record.get("tail") or read_entry(store, seq - 1).tail)

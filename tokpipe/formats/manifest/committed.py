@@ -44,6 +44,17 @@ class CommittedRows:
         """Partly settled rows, by row number."""
 
     @property
+    def num_unopened(self) -> int:
+        """Rows of which no clip is settled."""
+        return self.num_rows - self.num_done - len(self.partial)
+
+    @property
+    def num_left(self) -> int:
+        """Clips that are not settled, counting a row that was never opened as one."""
+        missing = sum(row.num_segments - len(row.done) for row in self.partial.values())
+        return self.num_unopened + missing
+
+    @property
     def bitmap(self) -> bytes:
         """One bit per row, lowest bit first, set when the row is fully settled."""
         return bytes(self._bits)

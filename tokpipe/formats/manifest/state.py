@@ -48,6 +48,8 @@ class Totals:
     """Shards and side tables."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected clips by reason, without withdrawn rejections."""
+    encoders: Counter[str] = field(default_factory=Counter)
+    """Tokenized clips by encoder class, as far as shards name it."""
     paid_s: float = 0.0
     """Seconds of encode actors, of all runs together. See ``Account``."""
     useful_s: float = 0.0
@@ -74,6 +76,16 @@ class Totals:
         return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
 
     @property
+    def by_encoder(self) -> Counter[str]:
+        """Tokenized clips by encoder class, those of earlier versions too."""
+        unknown = {"hardware that was not recorded": self.num_clips - self.encoders.total()}
+        return self.encoders + Counter(unknown)
+
+    def encoders_text(self) -> str:
+        counts = self.by_encoder.most_common()
+        return "; ".join(f"{counted(number, 'clip')} on {name}" for name, number in counts)
+
+    @property
     def goodput(self) -> float | None:
         """Fraction of encoder time that produced listed codes; None before any time was paid."""
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
@@ -86,6 +98,7 @@ class Totals:
             self.num_codes += receipt.num_codes
             self.num_frames += receipt.num_frames
             self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
+            self.encoders.update(dict(receipt.encoders))
         self.rejected.update(rejection.reason for rejection in entry.rejected)
         self.rejected.subtract(one.reason for one in entry.reopened)
         self.rejected = +self.rejected  # leaves out what has come to zero
@@ -175,5 +188,5 @@ class ManifestState:
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
     height, width = receipt.grid
     fields = {one.name: getattr(receipt, one.name) for one in dataclasses.fields(receipt)}
-    del fields["clips"], fields["grid"]
+    del fields["clips"], fields["grid"], fields["encoders"]
     return {"seq": seq, **fields, "num_clips": len(receipt.clips), "h": height, "w": width}

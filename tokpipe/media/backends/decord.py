@@ -7,7 +7,6 @@ every frame, with the fault limit at zero, returned the right frames or an error
 import ctypes
 import os
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 from av.codec.context import Flags
@@ -56,20 +55,14 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """
     timeline, wanted = task.timeline, task.wanted
     fit = task.framing.fit(timeline.height, timeline.width)
-    if reason := _declines(task, fit.box is None) or _moves(task.path):
+    if reason := _declines(task, fit.box is None) or _moves(task):
         raise SourceError("unsupported", f"decord is not used here: {reason}")
     decord.logging.set_level(decord.logging.ERROR)
     height, width = fit.resized
+    # Without width and height it reads ahead 7 GB of 1080p.
+    options = {"width": width, "height": height, "num_threads": 1, "fault_tol": _FAULT_LIMIT}
     try:
-        # Without width and height it reads ahead 7 GB of 1080p.
-        reader = decord.VideoReader(
-            str(task.path),
-            ctx=decord.cpu(0),
-            width=width,
-            height=height,
-            num_threads=1,
-            fault_tol=_FAULT_LIMIT,
-        )
+        reader = decord.VideoReader(str(task.path), decord.cpu(0), **options)
         _check_times(reader, timeline)
         slot = 0
         # Only the end shows whether a frame was dropped, or came twice.
@@ -99,14 +92,12 @@ def _declines(task: Task, keeps_whole: bool) -> str | None:
     timeline, look = task.timeline, task.framing.look
     tags, height, width = timeline.tags, timeline.height, timeline.width
     is_known = tags.matrix in _MATRICES or (tags.matrix == _UNTAGGED and height < HD_ROWS)
+    is_kind = timeline.format in _FORMATS and timeline.codec in _CODECS
     reasons = {
-        f"{timeline.codec} in {timeline.format}": timeline.format not in _FORMATS
-        or timeline.codec not in _CODECS,
+        f"{timeline.codec} in {timeline.format}": not is_kind,
         "the packets do not determine the frames": not timeline.from_packets,
         f"{timeline.num_video_streams} video streams": timeline.num_video_streams != 1,
-        f"{tags.format} of {height}x{width}": tags.format not in _SAMPLES
-        or height % 2
-        or width % 2,
+        f"{tags.format} of {height}x{width}": tags.format not in _SAMPLES or (height | width) % 2,
         "its colours": tags.is_hdr or look.matrix != "auto" or not is_known,
         "interlaced": tags.is_interlaced or timeline.has_fields,
         "the picture has to be rotated": timeline.orientation != Orientation(),
@@ -115,11 +106,11 @@ def _declines(task: Task, keeps_whole: bool) -> str | None:
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _moves(path: Path) -> str | None:
+def _moves(task: Task) -> str | None:
     """Whether FFmpeg as decord uses it moves the picture: some crops on the left do that."""
     pictures = []
     for kept in (~0, ~Flags.unaligned):
-        with open_video(path) as (container, stream):
+        with open_video(task.path, task.file_name) as (container, stream):
             stream.codec_context.flags &= kept
             pictures.append(next(decode_frames(container, stream)).to_ndarray())
     return None if np.array_equal(*pictures) else "columns are cropped on the left"
@@ -127,9 +118,8 @@ def _moves(path: Path) -> str | None:
 
 def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
     if len(reader) != len(timeline):
-        raise SourceError(
-            "corrupt", f"decord counts {len(reader)} frames, the file lists {len(timeline)}"
-        )
+        found = f"decord counts {len(reader)} frames, the file lists {len(timeline)}"
+        raise SourceError("corrupt", found)
     times_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
     # decord keeps times in 32 bits.
     allowed_s = 1e-3 + timeline.tick_s + 1e-6 * timeline.end_s

@@ -1,5 +1,6 @@
 """PyAV: FFmpeg's own libraries and every codec. It is tried last, so its answer is final."""
 
+import contextlib
 from bisect import bisect_left, bisect_right
 from typing import Any
 
@@ -38,12 +39,10 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
             The same file always stops at the same frame.
         SourceError: the file cannot be opened.
     """
-    entry = _entry(task.timeline, int(task.wanted[0]))
-    if entry is not None:
-        try:
+    if (entry := _entry(task.timeline, int(task.wanted[0]))) is not None:
+        # Not every key frame is a clean start, so an error is decided from the beginning.
+        with contextlib.suppress(SourceError):
             return _decode_from(entry, task, out)
-        except SourceError:
-            pass  # not every key frame is a clean start, so decide from the beginning
     return _decode_from(None, task, out)
 
 
@@ -59,7 +58,7 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
     painter = Painter(task.framing)
     task.painted.clear()
     timeline, wanted = task.timeline, task.wanted
-    with open_video(task.path) as (container, stream):
+    with open_video(task.path, task.file_name) as (container, stream):
         index = 0
         frames = decode_frames(container, stream)
         if entry is not None:
@@ -73,20 +72,15 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
                 _check_place(frame, index, timeline.pts)
                 if index == wanted[slot]:
                     task.painted.add(painter.paint(frame, out[slot]))
-                    slot += 1
-                    while slot < len(wanted) and wanted[slot] == index:
-                        out[slot] = out[slot - 1]
-                        slot += 1
+                    first, slot = slot, int(np.searchsorted(wanted, index, side="right"))
+                    out[first + 1 : slot] = out[first]
                     if slot == len(wanted):
                         return
                 index += 1
-            raise SourceError(
-                "corrupt",
-                f"decoding ends after frame {index - 1}; the file lists {len(timeline)} frames",
-            )
+            found = f"decoding ends after frame {index - 1}; the file lists {len(timeline)} frames"
+            raise SourceError("corrupt", found)
         except av.FFmpegError as error:
-            message = f"frame {index} cannot be converted"
-            raise Stopped(damaged(message, error), slot) from error
+            raise Stopped(damaged(f"frame {index} cannot be converted", error), slot) from error
         except SourceError as error:
             raise Stopped(error, slot) from error.__cause__
 
@@ -94,8 +88,5 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
 def _check_place(frame: Any, index: int, pts: tuple[int, ...] | None) -> None:
     listed = frame.pts if pts is None else pts[index] if index < len(pts) else None
     if frame.pts != listed:
-        raise SourceError(
-            "corrupt",
-            f"frame {index} has timestamp {frame.pts}, but the file lists {listed}: frames are "
-            "missing or damaged",
-        )
+        found = f"frame {index} has timestamp {frame.pts}, but the file lists {listed}"
+        raise SourceError("corrupt", f"{found}: frames are missing or damaged")

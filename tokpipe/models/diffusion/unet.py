@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Level, MidBlocks, Pyramid, built
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import Conv2d, check_input, silu
 
 
@@ -63,13 +63,13 @@ class UNet(nn.Module):
         for plan in down:
             kept += [plan.channels] * (num_res_blocks + (plan is not down[-1]))
         joined = [replace(p, inputs=[width + kept.pop() for width in p.inputs]) for p in up]
-        self.down = built(
-            *(down, block, attn),
-            downsample=lambda plan: Downsample(plan.channels, resamp_with_conv),
+        self.down = Levels(
+            *("down", down, block, attn),
+            lambda plan: Downsample(plan.channels, resamp_with_conv),
         )
         self.mid = MidBlocks(down[-1].channels, block, attn)
-        self.up = built(
-            *(joined, block, attn), upsample=lambda plan: Upsample(plan.channels, resamp_with_conv)
+        self.up = Levels(
+            *("up", joined, block, attn), lambda plan: Upsample(plan.channels, resamp_with_conv)
         )
         channels = up[-1].channels
         self.norm_out = group_norm(channels)
@@ -84,16 +84,14 @@ class UNet(nn.Module):
         x = self._joined(x, context)
         temb = self._embed(x, t)
         kept: list[Tensor] = [self.conv_in(x)]
-        for level in self.down:
-            assert isinstance(level, Level)
+        for _, level in self.down.in_order():
             for block, attn in level.steps():
                 h = block(kept[-1], temb)
                 kept.append(h if attn is None else attn(h))
             if level.downsample is not None:
                 kept.append(level.downsample(kept[-1]))
         h = self.mid(kept[-1], temb)
-        for level in reversed(self.up):
-            assert isinstance(level, Level)
+        for _, level in self.up.in_order():
             for block, attn in level.steps():
                 h = block(torch.cat([h, kept.pop()], dim=1), temb)
                 h = h if attn is None else attn(h)

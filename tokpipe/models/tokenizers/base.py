@@ -193,11 +193,7 @@ class VideoTokenizer(nn.Module, ABC):
         shape: tuple[int, ...] = (clips, latents, height // stride, width // stride)
         if self.traits.layout == "BCHW":
             shape = (clips * frames, *shape[2:])
-        if not isinstance(codes, Tensor) or codes.shape != shape or not _is_integer(codes):
-            raise TypeError(
-                f"encoding {frames} frames of {height}x{width} returned {_kind(codes)}, not "
-                f"integers of {shape}, as its traits declare: correct the traits or the model"
-            )
+        _check_result(codes, "integers", shape, f"encoding {frames} frames of {height}x{width}")
         return codes.long().view(clips, latents, *shape[-2:])
 
     def _checked_input_codes(self, codes: Tensor) -> Tensor:
@@ -226,21 +222,10 @@ class VideoTokenizer(nn.Module, ABC):
             "BTCHW": (clips, num_frames, 3, height, width),
             "BCHW": (clips * num_frames, 3, height, width),
         }[self.traits.layout]
-        if (
-            not isinstance(floats, Tensor)
-            or floats.shape != shape
-            or not floats.is_floating_point()
-        ):
-            raise TypeError(
-                f"decoding codes of shape {tuple(codes.shape)} returned {_kind(floats)}, not "
-                f"floats of {shape}, as its traits declare: correct the traits or the model"
-            )
-        if self.traits.layout == "BCTHW":
-            frames_first = floats.movedim(1, -1)
-        else:
-            frames_first = floats.movedim(-3, -1).reshape(clips, num_frames, height, width, 3)
+        _check_result(floats, "floats", shape, f"decoding codes of shape {tuple(codes.shape)}")
+        x = floats.movedim(1 if self.traits.layout == "BCTHW" else -3, -1)
         low, high = self.traits.value_range
-        x = frames_first.float().sub(low).mul(255 / (high - low))
+        x = x.reshape(clips, num_frames, height, width, 3).float().sub(low).mul(255 / (high - low))
         if not x.isfinite().all():
             raise ValueError(
                 f"decoding produced NaN or infinity in {self.dtype}, which cannot become uint8 "
@@ -261,7 +246,15 @@ def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
-def _kind(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{value.dtype} of shape {tuple(value.shape)}"
+def _check_result(result: object, kind: str, shape: tuple[int, ...], call: str) -> None:
+    """Raise TypeError unless a model returned ``kind``, integers or floats, of ``shape``."""
+    found = f"a {type(result).__name__}"
+    if isinstance(result, Tensor):
+        is_kind = _is_integer(result) if kind == "integers" else result.is_floating_point()
+        if is_kind and result.shape == shape:
+            return
+        found = f"{result.dtype} of shape {tuple(result.shape)}"
+    raise TypeError(
+        f"{call} returned {found}, not {kind} of {shape}, as its traits declare: correct the "
+        "traits or the model"
+    )

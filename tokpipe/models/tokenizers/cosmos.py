@@ -52,19 +52,20 @@ class CosmosDVTokenizer(VideoTokenizer):
     def _cast(self, dtype: torch.dtype) -> None:
         if dtype == self._proven:
             return
-        self._convert(dtype)
         try:
-            self.prove()
+            self._prove_in(dtype)
         except ConfigError as error:
             raise ConfigError(
                 f"encode.dtype: {error}. Set encode.dtype to that of its file, {self.file_dtype}"
             ) from error
 
-    def prove(self) -> None:
-        """Probe the program on its device, in its current type."""
+    def _prove_in(self, dtype: torch.dtype) -> None:
+        """Convert the program, and probe it on its device."""
+        self.dtype = dtype
+        self.to(dtype)
         device = next((p.device for p in self.encoder.parameters()), None)
         probe(self, self.what, with_decoder=self.decoder is not None, device=device)
-        self._proven = self.dtype
+        self._proven = dtype
 
     def prove_on_cpu(self) -> None:
         """Probe the program in float32, unless it only runs in the type of its file.
@@ -72,20 +73,14 @@ class CosmosDVTokenizer(VideoTokenizer):
         A program traced in bfloat16 may have steps that require it, and others that CPUs lack in
         it. It is then left unchanged, for ``compute_in`` to probe.
         """
-        self._convert(torch.float32)
         try:
-            self.prove()
+            self._prove_in(torch.float32)
         except ConfigError as error:
             # Outputs that are wrong in float32 are wrong in any type.
             if self.file_dtype == torch.float32 or isinstance(error.__cause__, TypeError | None):
                 raise
-            self._convert(self.file_dtype)
-
-    def _convert(self, dtype: torch.dtype) -> None:
-        self.encoder.to(dtype)
-        if self.decoder is not None:
-            self.decoder.to(dtype)
-        self.dtype = dtype
+            self.dtype = self.file_dtype
+            self.to(self.dtype)
 
 
 def build_cosmos_dv(
@@ -100,18 +95,25 @@ def build_cosmos_dv(
     # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
     # code turns it off, too.
     torch._C._jit_set_texpr_fuser_enabled(False)
-    encoder = _load(weights, f"tokenizer.weights {config.weights}")
-    decoder = None
-    if with_decoder and decoder_weights is not None:
-        decoder = _load(decoder_weights, f"tokenizer.decoder_weights {config.decoder_weights}")
-    tokenizer = CosmosDVTokenizer(config, encoder, decoder)
+    tokenizer = CosmosDVTokenizer(
+        config,
+        _load(weights, f"tokenizer.weights {config.weights}"),
+        _load(decoder_weights, f"tokenizer.decoder_weights {config.decoder_weights}")
+        if with_decoder and decoder_weights is not None
+        else None,
+    )
     tokenizer.eval()
     tokenizer.prove_on_cpu()
     return tokenizer
 
 
 def _load(data: bytes, where: str) -> Any:
-    if not _is_torchscript(data):
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        members = set()
+    if not members >= {"data.pkl", "constants.pkl"}:
         raise ConfigError(
             f"{where}: not a TorchScript file, which holds a program and its weights. Name the "
             ".jit file of the checkpoint; copy it again if it was cut short"
@@ -126,12 +128,3 @@ def _load(data: bytes, where: str) -> Any:
             f"{where}: PyTorch {torch.__version__} cannot load this TorchScript file: "
             f"{str(error).strip()[:400]}. Copy it again, or use the PyTorch that wrote it"
         ) from error
-
-
-def _is_torchscript(data: bytes) -> bool:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:
-        return False
-    return {"data.pkl", "constants.pkl"} <= members

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError
-from tokpipe.models.published import load_published
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers.base import VideoTokenizer
 from tokpipe.models.tokenizers.probe import probe
-from tokpipe.models.tokenizers.weights import read_safetensors
+from tokpipe.models.tokenizers.weights import load_weights
 
 
 class CustomTokenizer(VideoTokenizer):
@@ -91,8 +90,7 @@ def build_custom(
             f"{type(error).__name__}: {error}. Correct the arguments or the class"
         ) from error
     if weights is not None:
-        source = config.weights or "tokenizer.weights"
-        load_published(model, read_safetensors(weights, source), source=source)
+        load_weights(model, weights, config, with_decoder=True)
     tokenizer = CustomTokenizer(config, model)
     tokenizer.eval()
     probe(tokenizer, what, with_decoder=with_decoder, size=config.probe_size)

@@ -13,19 +13,16 @@ from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 from tokpipe.models.tokenizers.weights import load_weights
 
-_TO_TRANSFORMERS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        # Attention of 1x1 convolutions became linear layers, with their norm beside them.
-        (r"\.mid\.attn_1\.norm\.", ".mid.attn_norm."),
-        (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
-        (r"\.(q|k|v)\.(weight|bias)$", r".\1_proj.\2"),
-        (r"\.proj_out\.(weight|bias)$", r".out_proj.\1"),
-        (r"^(encoder)\.down\.", r"\1.down_block.down."),
-        (r"^(decoder)\.up\.", r"\1.up_block.up."),
-        (r"^(encoder|decoder)\.mid\.", r"\1.middle_block."),
-    )
-)
+_TO_TRANSFORMERS = {
+    # Attention of 1x1 convolutions became linear layers, with their norm beside them.
+    r"\.mid\.attn_1\.norm\.": ".mid.attn_norm.",
+    r"\.attn\.(\d+)\.norm\.": r".attn_norms.\1.",
+    r"\.(q|k|v)\.(weight|bias)$": r".\1_proj.\2",
+    r"\.proj_out\.(weight|bias)$": r".out_proj.\1",
+    r"^(encoder)\.down\.": r"\1.down_block.down.",
+    r"^(decoder)\.up\.": r"\1.up_block.up.",
+    r"^(encoder|decoder)\.mid\.": r"\1.middle_block.",
+}
 """From the keys of BAAI/Emu3-VisionTokenizer to those of transformers."""
 
 
@@ -105,8 +102,8 @@ def in_transformers_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
         new = key
-        for pattern, replacement in _TO_TRANSFORMERS:
-            new = pattern.sub(replacement, new)
+        for pattern, replacement in _TO_TRANSFORMERS.items():
+            new = re.sub(pattern, replacement, new)
         if new.endswith("_proj.weight") and value.ndim == 4 and value.shape[2:] == (1, 1):
             value = value.flatten(1)
         renamed[new] = value

@@ -1,5 +1,8 @@
 """Checks a tokenizer against its declared traits, on noise, before it sees any video."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -30,68 +33,53 @@ def probe(
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, frames, height, width, 3), generator=noise)
     pixels = pixels.to(torch.uint8).to(device or "cpu")
-    call = f"2 clips of {frames} frames of {height}x{width}, in {tokenizer.dtype}"
-    try:
-        codes = tokenizer.encode(pixels)
-        again, alone = tokenizer.encode(pixels), tokenizer.encode(pixels[1:])
-    except Exception as error:  # user code may raise anything
-        raise _rejected(what, f"encoding {call}, raised {_text(error)}") from error
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= traits.codebook_size:
-        raise _rejected(
-            what,
-            f"encoding {call}, returned codes from {low} to {high}, but its codebook has 0 to "
-            f"{traits.codebook_size - 1}",
-        )
-    if not torch.equal(codes, again):
-        raise _rejected(
-            what,
-            f"encoding {call}, returned different codes the second time: it must not sample, or "
-            "keep state between calls",
-        )
-    if _share_unlike(codes[1:], alone) > MOST_UNLIKE:
-        raise _rejected(
-            what,
-            f"encoding {call}, returned different codes for the second clip than alone: a clip's "
-            "codes must not depend on other clips of the batch",
-        )
+    call = f"encoding 2 clips of {frames} frames of {height}x{width}, in {tokenizer.dtype}"
+    with _reported(what, call):
+        codes, again, alone = map(tokenizer.encode, (pixels, pixels, pixels[1:]))
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= traits.codebook_size:
+            raise _Wrong(
+                f"codes from {low} to {high}, but its codebook has 0 to {traits.codebook_size - 1}"
+            )
+        if not torch.equal(codes, again):
+            raise _Wrong(
+                "different codes the second time: it must not sample, or keep state between calls"
+            )
+        if _is_unlike(codes[1:], alone):
+            raise _Wrong(
+                "different codes for the second clip than alone: a clip's codes must not depend on "
+                "other clips of the batch"
+            )
     if traits.why_not_streamable is None:
-        _probe_pieces(tokenizer, what, pixels, call)
+        with _reported(what, f"{call}, in pieces"):
+            head, state = tokenizer.encode_piece(pixels[:, : traits.first_frames], None)
+            tail, _ = tokenizer.encode_piece(pixels[:, traits.first_frames :], state)
+            if _is_unlike(codes, torch.cat([head, tail], dim=1)):
+                raise _Wrong("different codes than whole: declare why_not_streamable")
     if with_decoder:
-        try:
+        with _reported(what, f"decoding codes of shape {tuple(codes.shape)}"):
             tokenizer.decode(codes)
-        except Exception as error:
-            raise _rejected(
-                what, f"decoding codes of shape {tuple(codes.shape)}, raised {_text(error)}"
-            ) from error
 
 
-def _probe_pieces(tokenizer: VideoTokenizer, what: str, pixels: Tensor, call: str) -> None:
-    first = tokenizer.traits.first_frames
-    try:
-        whole = tokenizer.encode(pixels)
-        head, state = tokenizer.encode_piece(pixels[:, :first], None)
-        tail, _ = tokenizer.encode_piece(pixels[:, first:], state)
-    except Exception as error:
-        raise _rejected(what, f"encoding {call}, in pieces, raised {_text(error)}") from error
-    if _share_unlike(whole, torch.cat([head, tail], dim=1)) > MOST_UNLIKE:
-        raise _rejected(
-            what,
-            f"encoding {call}, returned different codes in pieces than whole: declare "
-            "why_not_streamable",
-        )
+class _Wrong(Exception):
+    """Codes that were returned, but cannot be right."""
 
 
-def _share_unlike(codes: Tensor, others: Tensor) -> float:
-    return float((codes != others).float().mean())
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[-800:]}"
-
-
-def _rejected(what: str, problem: str) -> ConfigError:
-    return ConfigError(
-        f"{what}, probed by {problem}. Its codes would be wrong, or the job would fail at its "
-        "first batch: correct the tokenizer or its declared traits"
+@contextmanager
+def _reported(what: str, call: str) -> Iterator[None]:
+    """Turn anything that a call raises into a ConfigError."""
+    remedy = (
+        "Its codes would be wrong, or the job would fail at its first batch: correct the tokenizer "
+        "or its declared traits"
     )
+    try:
+        yield
+    except _Wrong as problem:
+        raise ConfigError(f"{what}, probed by {call}, returned {problem}. {remedy}") from None
+    except Exception as error:  # user code may raise anything
+        text = f"{type(error).__name__}: {str(error).strip()[-800:]}"
+        raise ConfigError(f"{what}, probed by {call}, raised {text}. {remedy}") from error
+
+
+def _is_unlike(codes: Tensor, others: Tensor) -> bool:
+    return float((codes != others).float().mean()) > MOST_UNLIKE

@@ -24,20 +24,14 @@ def load_weights(
     Keys that only decoding needs are optional for a module without a decoder.
     """
     source = config.weights or "tokenizer.weights"
-    state = read_safetensors(weights, source)
-    if not with_decoder:
-        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
-    load_published(module, rename(state), source=source)
-
-
-def read_safetensors(weights: bytes, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, which messages call ``source``."""
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
+        state: Mapping[str, Tensor] = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ConfigError(
             f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
             "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
             "it was cut short"
         ) from error
-    return tensors
+    if not with_decoder:
+        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
+    load_published(module, rename(state), source=source)

@@ -1,7 +1,7 @@
 """The key figures, and how far the job is."""
 
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import UNKNOWN, Markup, el, short, tiles
+from tokpipe.report.markup import UNKNOWN, Markup, html, short, tiles
 from tokpipe.telemetry.human import counted, duration, size_text
 
 
@@ -24,11 +24,7 @@ def headline(facts: Facts) -> Markup:
                 f"stored, everything included; uncompressed: {facts.max_bits_per_code:.2f}",
             ),
             ("stored", size_text(totals.size_bytes), f"in {counted(totals.num_shards, 'shard')}"),
-            (
-                "rejected",
-                short(totals.num_rejected),
-                f"{totals.rejected_fraction:.2%} of clips",
-            ),
+            ("rejected", short(totals.num_rejected), f"{totals.rejected_fraction:.2%} of clips"),
             (
                 "goodput",
                 UNKNOWN if goodput is None else f"{goodput:.0%}",
@@ -54,4 +50,4 @@ def state_line(facts: Facts) -> Markup:
         text += " Nothing has been committed yet."
     else:
         text += f" Last commit {duration(status.last_commit_age_s)} before this report."
-    return el("p", el("span", badge, class_=f"badge {kind}"), " ", text, class_="state")
+    return html('<p class="state"><span class="badge {}">{}</span> {}</p>', kind, badge, text)

@@ -5,7 +5,7 @@ import yaml
 import tokpipe
 from tokpipe.formats.job_record import flatten
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import UNKNOWN, Markup, details, el, moment, table
+from tokpipe.report.markup import UNKNOWN, Markup, details, html, moment, table
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact_nested
 
@@ -27,22 +27,22 @@ def provenance(facts: Facts) -> list[Markup]:
         "started": f"{moment(record.created_at)} by tokpipe {record.tokpipe_version}",
         "tokpipe versions": ", ".join(history.versions) or UNKNOWN,
         "first and last commit": commits or UNKNOWN,
+        "clips by encoder": status.totals.encoders_text(),
         "newest driver": status.driver or UNKNOWN,
         "manifest": counted(facts.num_entries, "entry", "entries"),
         "this report": f"{moment(facts.made_at)} by tokpipe {tokpipe.__version__}",
     }
     job = yaml.safe_dump(redact_nested(record.job), sort_keys=False, allow_unicode=True, width=88)
     settings = flatten(redact_nested(record.settings))
+    code = '<pre tabindex="0" role="region" aria-label="The resolved job"><code>{}</code></pre>'
     tables = {
         "Settings behind the fingerprint": ("setting", settings),
         "Libraries at the first start": ("library", dict(sorted(record.libraries.items()))),
     }
+    entry = "<div><dt>{}</dt><dd>{}</dd></div>"
     return [
-        el("dl", *(el("div", el("dt", name), el("dd", text)) for name, text in known.items())),
-        details(
-            "The resolved job",
-            el("pre", el("code", job), tabindex=0, role="region", aria_label="The resolved job"),
-        ),
+        html("<dl>{}</dl>", [html(entry, *item) for item in known.items()]),
+        details("The resolved job", html(code, job)),
         *(
             details(title, table(title, (column, "value"), _rows(values), is_numeric=False))
             for title, (column, values) in tables.items()

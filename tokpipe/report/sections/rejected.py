@@ -2,13 +2,13 @@
 
 from tokpipe.report.charts import BarPart, bars_chart
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, details, el, figure, table
+from tokpipe.report.markup import Markup, details, figure, html, table
 
 
 def rejected(facts: Facts) -> list[Markup]:
     reasons = facts.status.totals.rejected.most_common()
     if not reasons:
-        return [el("p", "No clip was rejected.")]
+        return [html("<p>No clip was rejected.</p>")]
     most = reasons[0][1]
     totals, total = facts.status.totals, facts.status.totals.num_rejected
     bars = [
@@ -35,4 +35,5 @@ def _examples(facts: Facts, reason: str, count: int) -> list[Markup]:
     rows = ((one.ref.source_uri, one.stage, one.message, one.ref.clip_id) for one in examples)
     columns = ("source", "stage", "message", "clip")
     caption = f"Newest clips rejected for {reason}"
-    return [el("h3", f"{reason} ({count:,})"), table(caption, columns, rows, is_numeric=False)]
+    heading = html("<h3>{} ({:,})</h3>", reason, count)
+    return [heading, table(caption, columns, rows, is_numeric=False)]

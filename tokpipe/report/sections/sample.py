@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 from tokpipe.report.charts import AxisTick, Column, columns_chart, count_ticks
 from tokpipe.report.facts import Facts
-from tokpipe.report.markup import Markup, details, el, figure, notice, table, tiles
+from tokpipe.report.markup import Markup, details, figure, html, notice, table, tiles
 from tokpipe.report.sample import Sample
 from tokpipe.telemetry.human import counted
 
@@ -21,17 +21,13 @@ def codes(facts: Facts) -> list[Markup]:
     sample, size = facts.sample, facts.record.tokenizer.codebook_size
     usage = sample.usage
     if not usage.num_codes:
-        return [*_damaged(sample), el("p", "There are no codes yet.")]
-    used = usage.num_used
+        return [*_damaged(sample), html("<p>There are no codes yet.</p>")]
+    used, most_bits = usage.num_used, facts.max_bits_per_code
     values = [
         ("perplexity", f"{usage.perplexity:,.0f}", f"of at most {size:,}"),
         ("used", f"{used / size:.1%}", f"{used:,} of {size:,} codes occur"),
         ("dead", f"{size - used:,}", "codes that do not occur in the sample"),
-        (
-            "entropy",
-            f"{usage.entropy_bits:.2f}",
-            f"bits per code, of at most {facts.max_bits_per_code:.2f}",
-        ),
+        ("entropy", f"{usage.entropy_bits:.2f}", f"bits per code, of at most {most_bits:.2f}"),
     ]
     bars = min(NUM_BARS, size)
     edges = [index * size // bars for index in range(bars + 1)]
@@ -47,7 +43,7 @@ def codes(facts: Facts) -> list[Markup]:
     most = ((f"{code:,}", f"{share:.3%}") for code, share in usage.most_frequent(10))
     return [
         *_damaged(sample),
-        el("p", f"Counted over {_extent(sample)}: {usage.num_codes:,} codes."),
+        html("<p>Counted over {}: {:,} codes.</p>", _extent(sample), usage.num_codes),
         tiles(values),
         chart,
         details(
@@ -61,15 +57,17 @@ def codes(facts: Facts) -> list[Markup]:
 def lengths(facts: Facts) -> list[Markup]:
     sample = facts.sample
     if not sample.num_clips:
-        return [el("p", "There are no clips yet.")]
-    charts = [
+        return [html("<p>There are no clips yet.</p>")]
+    charts, tables = zip(
         _length_chart("Frames per clip", sample.frames_per_clip),
         _length_chart("Codes per clip", sample.codes_per_clip),
-    ]
+        strict=True,
+    )
+    clips = counted(sample.num_clips, "clip")
     return [
-        el("p", f"Measured over {_extent(sample)}: {counted(sample.num_clips, 'clip')}."),
-        el("div", *(chart for chart, _ in charts), class_="pair"),
-        details("Clip lengths as tables", *(numbers for _, numbers in charts)),
+        html("<p>Measured over {}: {}.</p>", _extent(sample), clips),
+        html('<div class="pair">{}</div>', charts),
+        details("Clip lengths as tables", *tables),
     ]
 
 
@@ -123,4 +121,4 @@ def _damaged(sample: Sample) -> Iterator[Markup]:
             f"{counted(count, 'shard')} of the sample could not be read and "
             f"{'is' if count == 1 else 'are'} left out. Run tokpipe audit."
         )
-        yield el("ul", *(el("li", message) for message in sample.damaged))
+        yield html("<ul>{}</ul>", [html("<li>{}</li>", message) for message in sample.damaged])

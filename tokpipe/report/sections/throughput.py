@@ -1,9 +1,11 @@
 """Frames per second over time, and how each stage's actors spent their time."""
 
+from functools import partial
+
 from tokpipe.report.charts import AxisTick, BarPart, Column, bars_chart, columns_chart, count_ticks
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, StageUse
-from tokpipe.report.markup import UNKNOWN, Markup, details, el, figure, table
+from tokpipe.report.markup import UNKNOWN, Markup, details, figure, html, table
 from tokpipe.telemetry.human import duration
 from tokpipe.telemetry.speed import advice
 
@@ -14,12 +16,13 @@ _WORK = ("decode", "encode", "write")
 def throughput(facts: Facts) -> list[Markup]:
     history = facts.history
     if not history.whole["frames"]:
-        return [el("p", "No frames have been committed yet.")]
+        return [html("<p>No frames have been committed yet.</p>")]
     partly = (
-        f"Read: {history.num_read:,} of {facts.num_entries:,} commits. Totals are exact. Times and "
-        "actor seconds are estimated from these commits."
+        "<p>Read: {:,} of {:,} commits. Totals are exact. Times and actor seconds are estimated "
+        "from these commits.</p>"
     )
-    note = [el("p", partly)] if history.num_read < facts.num_entries else []
+    is_partly = history.num_read < facts.num_entries
+    note = [html(partly, history.num_read, facts.num_entries)] if is_partly else []
     return [*note, *_over_time(history), *_by_stage(history)]
 
 
@@ -69,7 +72,7 @@ def _over_time(history: History) -> list[Markup]:
     )
     columns = ("working time", "clips", "frames/s", "speed of light", "limited by")
     return [
-        el("div", *charts, class_="pair"),
+        html('<div class="pair">{}</div>', charts),
         details("Throughput over time as a table", table("Throughput over time", columns, rows)),
     ]
 
@@ -78,26 +81,23 @@ def _by_stage(history: History) -> list[Markup]:
     stages, speed = history.stages(), history.whole.speed
     if not stages or speed is None:
         return [
-            el(
-                "p",
-                "This output does not record how actors spent their time: the version of tokpipe "
-                "that wrote it recorded only encoder time.",
+            html(
+                "<p>This output does not record how actors spent their time: the version of "
+                "tokpipe that wrote it recorded only encoder time.</p>"
             )
         ]
-    light = el("strong", f"{speed.share:.0%} of the speed of light")
+    light = '<p class="limit"><strong>{:.0%} of the speed of light</strong>: {}.</p>'
+    item = '<li><span class="swatch {}" aria-hidden="true"></span>{}</li>'
     kinds = ("work", "moving", "track")
     activities = ("/".join(_WORK), "download/transfer", "waiting")
-    legend = (
-        el("li", el("span", class_=f"swatch {kind}", aria_hidden="true"), activity)
-        for kind, activity in zip(kinds, activities, strict=True)
-    )
+    legend = map(partial(html, item), kinds, activities)
     return [
-        el("p", light, f": {advice(speed)}.", class_="limit"),
+        html(light, speed.share, advice(speed)),
         figure(
             "How actors spent their time",
             bars_chart("Fraction of each stage's time by activity", [*map(_stage_bar, stages)]),
             "The mean number of actors that were up, and how busy they were.",
-            el("ul", *legend, class_="legend"),
+            html('<ul class="legend">{}</ul>', legend),
         ),
         details(
             "Stages as a table",

@@ -56,12 +56,18 @@ class Dispatcher:
                 for actor, why in parts.fleet.remove_overdue(now):
                     returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():
-                parts.pools.resize(event, now)
-                parts.fleet.check_fit(event.nodes)
+                unfit = {stage: parts.fleet.starts.unfit_nodes(stage) for stage in STAGES}
+                parts.pools.resize(event.without(unfit), now)
+                parts.fleet.check_fit(event)
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
-                parts.fleet.came_up(event.actor)
+                is_known = event.actor in parts.fleet.actors
+                if is_known and (misfit := parts.classes.misfit(event.encoder)):
+                    failed = protocol.SetupFailed(event.actor, misfit, is_unfit_node=True)
+                    parts.fleet.setup_failed(failed, now)
+                else:
+                    parts.fleet.came_up(event.actor)
             case protocol.ActorLost():
                 if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message
@@ -98,7 +104,8 @@ class Dispatcher:
         fleet = self.parts.fleet
         for stage in STAGES:
             target = sizes.of(stage)
-            fleet.replace_starved(stage, now)
+            if self.parts.pools.has_room_for(stage):
+                fleet.replace_starved(stage, now)
             for actor_id in fleet.surplus(stage, target):
                 returns.lost(self.parts, fleet.remove(actor_id), now, blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
@@ -119,6 +126,8 @@ class Dispatcher:
         )
         settlement.close_due(now, all_of_them=no_more_codes)
         leasing.writes(self.parts, now)
+        if no_more_codes:
+            self.parts.breaker.settle(now, is_done=all_encoded)
         all_written = not (
             settlement.has_open_shards
             or queues.num_waiting("write")

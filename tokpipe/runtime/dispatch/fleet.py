@@ -12,6 +12,7 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorLost,
     ActorPlaced,
     AttemptId,
+    Capacity,
     KillActor,
     NodeId,
     SetupFailed,
@@ -34,7 +35,8 @@ MAX_NODE_TROUBLES = 10
 """Times in a row that nodes of a stage's actors have trouble, with no lease done in between, before
 the job is aborted: by then the cause is not a single node."""
 NODE_REST_S = 30.0
-"""How long a node with trouble is avoided; twice as long each time."""
+MAX_REST_S = 600.0
+"""How long a node with trouble is avoided: twice as long each time, up to the second."""
 
 
 @dataclass(slots=True)
@@ -106,9 +108,9 @@ class _Starts:
         stage, node = actor.stage, actor.node
         if node is not None:
             before, until, _ = self._nodes.get((stage, node), (0, 0.0, ""))
-            if until == inf:
-                return  # the others that started there with the first
-            rest_s = inf if is_unfit else NODE_REST_S * 2**before
+            if until == inf or (now < until and not is_unfit):
+                return  # the others that were there with the first
+            rest_s = inf if is_unfit else min(MAX_REST_S, NODE_REST_S * 2**before)
             self._nodes[stage, node] = before + 1, now + rest_s, message
             how_long = "" if is_unfit else f" for {rest_s:g} s"
             self._out.note(
@@ -298,16 +300,18 @@ class Fleet:
             else:
                 self.starts.failed(actor.stage, message, now, died=False)
 
-    def check_fit(self, nodes: frozenset[NodeId]) -> None:
-        """End the job if a stage can never run on any of the cluster's nodes that have CPUs."""
+    def check_fit(self, capacity: Capacity) -> None:
+        """End the job if a stage can never run on any of the nodes that have room for it."""
         for stage in STAGES:
-            unfit = self.starts.unfit_nodes(stage)
+            unfit, nodes = self.starts.unfit_nodes(stage), set(capacity.nodes_for(stage))
             if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
                     f"no node of the cluster can {stage} for this job: {found}. Other packages "
-                    "could make other codes. Install on every node what the machine of the driver "
-                    "had when the job first ran, and run it again; committed work is kept.",
+                    "or hardware could make other codes, and every node must see the same output. "
+                    "Use nodes with what the machine of the driver had installed when the job "
+                    "first ran, and with the hardware that the output names, and run it again; "
+                    "committed work is kept.",
                     kind="config",
                 )
 

@@ -1,7 +1,6 @@
 """What the parts of the dispatcher write to: commands, and counts of what the run did."""
 
 from collections import defaultdict
-from itertools import count
 from typing import Any, Literal
 
 from tokpipe.runtime.dispatch.protocol import Abort, Command, Finish, Note
@@ -19,7 +18,7 @@ class Outbox:
         self.is_over = False
         """The job has ended: nothing follows the command that ended it."""
         self._commands: list[Command] = []
-        self._ids = count(1)
+        self.latest_id = 0
         self._past = Account()
         self._amounts: dict[tuple[str, str | None], float] = defaultdict(int)
 
@@ -44,7 +43,8 @@ class Outbox:
 
     def new_id(self) -> int:
         """Return a number that no actor, attempt, shard or stream of this run has."""
-        return next(self._ids)
+        self.latest_id += 1
+        return self.latest_id
 
     def count(self, name: str, amount: float = 1, *, by: str | None = None) -> None:
         """Add to a field of the account; ``by``: to this key of it, such as a stage."""

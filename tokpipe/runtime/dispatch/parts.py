@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame
+from tokpipe.runtime.dispatch.breaker import Breaker
+from tokpipe.runtime.dispatch.classes import EncoderClasses
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -19,6 +21,7 @@ class Parts:
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         self.out = out = Outbox()
+        self.classes = EncoderClasses(limits, out)
         self.pools = Pools(limits, out)
         self.fleet = Fleet(limits.runtime, out)
         self.flights = Flights(out)
@@ -26,3 +29,4 @@ class Parts:
         self.streams = StreamedClips()
         self.blame = Blame(limits.runtime.max_attempts, ref_of, out)
         self.settlement = Settlement(limits, self.queues, out)
+        self.breaker = Breaker(limits, self.settlement, out)

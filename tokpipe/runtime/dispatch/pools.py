@@ -1,7 +1,7 @@
 """How many actors each stage should have, from what the cluster has and how long clips take."""
 
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, replace
+from math import ceil, floor
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -20,6 +20,10 @@ NEED_CLIPS = 2000
 LEASE_S = 1.0
 """Leases grow until they hold this much work, so that what each lease costs (about a millisecond
 of the driver) stays a small part of it."""
+LEASES_PER_S = 350
+"""They also grow until a stage needs no more of them, so that the driver keeps up."""
+FIRST_WRITERS = 4
+"""The most write actors before the time to write a clip is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Need:
 
     decode_s: float
     encode_s: float
+    write_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -89,15 +94,23 @@ class Pools:
         self.capacity = capacity
         before, limits = self.sizes, self.limits
         now_has = None if before is None else before.decode
-        self.sizes = size_pools(
+        sizes = size_pools(
             capacity, limits.runtime, on_gpu=limits.on_gpu, need=need, num_decoders=now_has
         )
+        writers = _num_writers(sizes.encode, limits.runtime, need)
+        if before is not None and writers < before.write < 2 * writers:
+            writers = before.write
+        self.sizes = replace(sizes, write=writers)
         if self.sizes != before:
             wanted = {stage: self.sizes.of(stage) for stage in STAGES}
             text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())
             self._out.note(
                 "pools_resized", text, actors=wanted, cpus=capacity.cpus, gpus=capacity.gpus
             )
+
+    def has_room_for(self, stage: Stage) -> bool:
+        """Whether any node may run a stage. Otherwise an autoscaler may add one that does."""
+        return self.capacity is not None and self.capacity.most(stage) > 0
 
     @property
     def lease_clips(self) -> int:
@@ -106,15 +119,18 @@ class Pools:
         usual = min(self.limits.usual_clips, most)
         if usual == most or (need := self._need()) is None:
             return usual
-        in_time = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
-        return max(usual, min(most, int(in_time)))
+        clips = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
+        if self.sizes is not None and self.capacity is not None:
+            rate = _clips_per_s(self.sizes, self.capacity, self.limits.runtime, need)
+            clips = max(clips, rate / LEASES_PER_S)
+        return max(usual, int(min(most, clips)))
 
     def _need(self) -> Need | None:
         """How long clips take each stage, once enough of them were seen."""
         decode, encode = self._pace["decode"], self._pace["encode"]
         if min(decode.leases, encode.leases) < NEED_LEASES:
             return None
-        return Need(decode.clip_s, encode.clip_s)
+        return Need(decode.clip_s, encode.clip_s, self._pace["write"].clip_s)
 
 
 def gpus_per_encoder(config: RuntimeConfig) -> float:
@@ -139,22 +155,27 @@ def size_pools(
 
     A stage never gets fewer than its ``min_actors``, whether they fit or not: an actor that waits
     for room is what makes a cluster's autoscaler add a node. ``num_decoders``, the current number,
-    is kept unless a change pays off.
+    is kept unless a change pays off. Only nodes that a stage may run on count for it.
     """
+    cpus, (both, gpus_of_both) = capacity.of("decode")[0], capacity.of("decode", "encode")
+    fits = capacity.most("decode")
     if on_gpu:
-        encode = _bounded(_fit(capacity.gpus, gpus_per_encoder(config)), config.encode)
-        left = capacity.cpus - encode * config.encode.cpus
-        decode = _bounded(_fit(left, config.decode.cpus), config.decode)
+        each = gpus_per_encoder(config)
+        number = min(_fit(capacity.of("encode")[1], each), capacity.most("encode"))
+        encode = _bounded(number, config.encode)
+        beside = min(encode, _fit(gpus_of_both, each))  # they take CPUs that decoders could have
+        left = cpus - beside * config.encode.cpus
+        decode = _bounded(min(_fit(left, config.decode.cpus), fits), config.decode)
         return PoolSizes(decode=decode, encode=encode, write=_num_writers(encode, config))
-    share = max(config.decode.cpus, capacity.cpus / 4)
-    decode = _bounded(_fit(share, config.decode.cpus), config.decode)
+    share = max(config.decode.cpus, cpus - both + both / 4)
+    decode = _bounded(min(_fit(share, config.decode.cpus), fits), config.decode)
     if need is not None:
-        most = _fit(capacity.cpus, config.decode.cpus) + 1
+        most = int(min(_fit(cpus, config.decode.cpus) + 1, fits))
 
         def rate(number: int) -> float:
             return _clips_per_s(_on_cpus(capacity, config, number), capacity, config, need)
 
-        best = max(range(1, most + 1), key=rate)
+        best = max(range(1, max(1, most) + 1), key=rate)
         decode = _bounded(best, config.decode)
         if num_decoders is not None and rate(decode) < WORTH_CHANGING * rate(num_decoders):
             decode = num_decoders
@@ -164,9 +185,13 @@ def size_pools(
 def _on_cpus(capacity: Capacity, config: RuntimeConfig, decode: int) -> PoolSizes:
     """So many decoders, and encoders on the remaining CPUs."""
     decode = _bounded(decode, config.decode)
-    shares = capacity.cpus >= 1 and config.decode.cpus > 0
-    left = capacity.cpus - (decode - shares) * config.decode.cpus
-    encode = _bounded(_fit(left, config.encode.cpus), config.encode)
+    both = capacity.of("decode", "encode")[0]
+    shares = both >= 1 and config.decode.cpus > 0
+    only_decode = capacity.of("decode")[0] - both
+    taken = max(0.0, (decode - shares) * config.decode.cpus - only_decode)
+    left = capacity.of("encode")[0] - taken
+    number = min(_fit(left, config.encode.cpus), capacity.most("encode"))
+    encode = _bounded(number, config.encode)
     return PoolSizes(decode, encode, _num_writers(encode, config), shares)
 
 
@@ -178,8 +203,13 @@ def _clips_per_s(sizes: PoolSizes, capacity: Capacity, config: RuntimeConfig, ne
     return min(sizes.decode / decode_s, sizes.encode / encode_s, all_cpus)
 
 
-def _num_writers(encode: int, config: RuntimeConfig) -> int:
-    return _bounded(1 + encode // 16, config.write)
+def _num_writers(encode: int, config: RuntimeConfig, need: Need | None = None) -> int:
+    """Writers that encoders at full speed would keep half busy, so that shards can come at once."""
+    number = min(FIRST_WRITERS, 1 + encode // 16)
+    if need is not None and need.write_s > 0:
+        busy = encode * need.write_s / max(need.encode_s, 1e-9)
+        number = min(ceil(2 * busy), max(FIRST_WRITERS, encode))
+    return _bounded(number, config.write)
 
 
 def _fit(have: float, need: float) -> int:
@@ -187,5 +217,5 @@ def _fit(have: float, need: float) -> int:
     return floor(have / need + 1e-9) if need > 0 else 0
 
 
-def _bounded(number: int, pool: PoolConfig) -> int:
-    return max(pool.min_actors, min(number, pool.max_actors))
+def _bounded(number: float, pool: PoolConfig) -> int:
+    return int(max(pool.min_actors, min(number, pool.max_actors)))

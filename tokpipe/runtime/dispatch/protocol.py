@@ -8,14 +8,15 @@ A *streamed clip* is decoded and encoded in pieces; each piece continues from th
 encoding the previous one left. Its leases carry its stream id, which changes when it restarts.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Literal
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
-from tokpipe.types import ClipRef, Failed, Receipt, Rejected, Stage, Travels, WorkItem
+from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, Travels, WorkItem
 
 ActorId = int
 AttemptId = int
@@ -37,6 +38,17 @@ class Limits:
     """Expected size of one code in a shard."""
     usual_clips: int = 8
     """Clips per lease until their duration is known, and the fewest afterwards."""
+    hardware: Literal["any", "same"] = "any"
+    """Encoder classes that the job admits."""
+    encoders: frozenset[str] = frozenset()
+    """Those that the output's shards name."""
+    max_rejected_fraction: float = 1.0
+    num_clips: int = 0
+    """Known clips when the run starts; a row that was never opened counts as one."""
+    num_unopened: int = 0
+    """Plan rows that were never opened."""
+    rejected_before: Mapping[str, int] = field(default_factory=dict)
+    """Clips that earlier runs rejected, by reason."""
 
 
 # --- leases -------------------------------------------------------------------------------------
@@ -130,12 +142,48 @@ Info = DecodedInfo | EncodedInfo | Rejected | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What one live node has."""
+
+    cpus: float
+    gpus: float = 0.0
+    slots: Mapping[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, inf))
+    """Actors of each stage that its kind, labels and custom resources admit."""
+    has: str = ""
+    """Its labels and custom resources, for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
-    """Total CPUs and GPUs of the cluster's live nodes, and which of them have CPUs."""
+    """Total CPUs and GPUs of the cluster's live nodes, and each of them if that is known."""
 
     cpus: float
     gpus: float
-    nodes: frozenset[NodeId] = frozenset()
+    nodes: Mapping[NodeId, Room] = field(default_factory=dict)
+
+    def nodes_for(self, *stages: Stage) -> list[NodeId]:
+        """The nodes on which all of these stages may run."""
+        return [id for id, one in self.nodes.items() if all(one.slots[s] for s in stages)]
+
+    def of(self, *stages: Stage) -> tuple[float, float]:
+        """CPUs and GPUs of those nodes."""
+        if not self.nodes:
+            return self.cpus, self.gpus
+        rooms = [self.nodes[node] for node in self.nodes_for(*stages)]
+        return sum(one.cpus for one in rooms), sum(one.gpus for one in rooms)
+
+    def most(self, stage: Stage) -> float:
+        """Actors of a stage that all nodes admit, whatever CPUs and GPUs they have."""
+        return sum(one.slots[stage] for one in self.nodes.values()) if self.nodes else inf
+
+    def without(self, unfit: Mapping[Stage, Container[NodeId]]) -> "Capacity":
+        """Leave out of each stage the nodes on which it cannot run."""
+
+        rooms = {}
+        for node, room in self.nodes.items():
+            slots = {s: 0.0 if node in unfit[s] else most for s, most in room.slots.items()}
+            rooms[node] = replace(room, slots=slots)
+        return replace(self, nodes=rooms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +196,10 @@ class ActorPlaced:
 
 @dataclass(frozen=True, slots=True)
 class ActorUp:
-    """An actor is set up and takes leases."""
+    """An actor is set up and takes leases. ``encoder``: its encoder class, if it is one."""
 
     actor: ActorId
+    encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +345,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The job is over: ``done``, or ``stopped`` on request with work left."""
+    """The job is over: ``done``, or ``stopped`` with work left."""
 
     outcome: Literal["done", "stopped"]
+    why: str = ""
+    """Lines for people, if it stopped because of its rejections; empty if on request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     assert isinstance(answer, tuple)
     assert len(answer) == len(lease.items)
     failed = [one for one in answer if isinstance(one, Failed)]
+    num_passed = sum(isinstance(one, DecodedInfo | EncodedInfo) for one in answer)
+    parts.breaker.passed(lease.stage, num_passed, attempt, now)
     parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
     if lease.stream is not None:
         _piece_done(parts, event, lease, answer[0], now)
@@ -282,7 +284,7 @@ def _decode_again(parts: Parts, items: tuple[WorkItem, ...], picks: tuple[Pick, 
 
 
 def _reject(parts: Parts, rejected: Rejected, now: float) -> None:
-    parts.settlement.reject(rejected, now)
+    parts.breaker.rejected(rejected, now)
     parts.blame.settled((rejected.ref.row, rejected.ref.segment))
 
 

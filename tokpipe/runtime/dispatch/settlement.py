@@ -56,6 +56,8 @@ class Settlement:
         """Set when the job is asked to stop."""
         self.end_by = 0.0
         """When a stop ends the job, whatever is still being written."""
+        self.why = ""
+        """Why the job is stopped early, if it is because of its rejections."""
 
     # --- shards ---------------------------------------------------------------------------------
 
@@ -97,7 +99,6 @@ class Settlement:
         if self._rejected_since is None:
             self._rejected_since = now
         self._rejected.append(rejected)
-        self._out.count("rejected_at", by="encode" if rejected.stage == "encode" else "decode")
 
     def commit_due(self, now: float, *, is_last: bool) -> None:
         """Commit if there is enough, or if nothing else will come; one commit at a time."""
@@ -135,7 +136,8 @@ class Settlement:
 
     def stop(self, event: StopRequested, now: float) -> None:
         """Let encoders finish for a grace period, and writers for another."""
-        self._out.note("stop_requested", "stopping", grace_s=event.grace_s)
+        text, grace_s = self.why.partition("\n")[0] or "stopping", event.grace_s
+        self._out.note("stop_requested", text, is_warning=bool(self.why), grace_s=grace_s)
         self._encode_until = now + event.grace_s
         self.end_by = now + 2 * event.grace_s
 
@@ -156,9 +158,9 @@ class Settlement:
     ) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
         if self.is_stopping and now >= self.end_by:
-            self._out.emit(Finish("stopped"))
+            self._out.emit(Finish("stopped", self.why))
         elif all_written and not (self._committing or self._receipts or self._rejected):
-            if all_encoded:
+            if all_encoded and not self.why:
                 self._out.emit(Finish("done"))
             elif self.is_stopping and not encoding:
-                self._out.emit(Finish("stopped"))
+                self._out.emit(Finish("stopped", self.why))

@@ -103,6 +103,14 @@ class StreamedClips:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def pieces(self) -> tuple[int, int, float]:
+        """Of the clips that have not ended: encoded pieces, all pieces, and how many clips the
+        encoded ones are worth."""
+        clips = [(one.next_piece, one.num_pieces) for one in self._in_progress.values()]
+        clips += [(0, one.num_pieces) for one in self._waiting]
+        return sum(a for a, _ in clips), sum(b for _, b in clips), sum(a / b for a, b in clips)
+
     def start(self, stream_id: StreamId, item: WorkItem, num_pieces: int, pixels: Pick) -> None:
         """Add a clip whose first piece is decoded."""
         item = replace(item, piece=0, num_pieces=num_pieces)

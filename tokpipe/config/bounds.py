@@ -1,0 +1,36 @@
+"""How long a shard may wait to be listed, against the age at which ``tokpipe clean`` removes it.
+
+A shard is put before its lease ends. It may wait for one commit, and is listed by the next:
+
+    runtime.write.lease_deadline_s + 2 * storage.deadline_s <= LISTED_WITHIN_S
+
+A driver that was frozen, or whose clock jumped, may be later. It lists nothing then.
+"""
+
+import time
+from typing import NamedTuple
+
+LISTED_WITHIN_S = 3600.0
+"""A manifest entry exists this long after the leases of its shards began, or never. ``clean`` keeps
+everything younger."""
+MAX_STANDSTILL_S = LISTED_WITHIN_S / 2
+"""A driver that did not run for longer commits nothing that it has."""
+
+
+class Moment(NamedTuple):
+    """A time by two clocks: one may be set, and the other may not see that a machine was paused."""
+
+    wall_s: float
+    boot_s: float
+
+    @classmethod
+    def now(cls) -> "Moment":
+        # Unlike CLOCK_MONOTONIC, it counts while a machine is suspended. macOS lacks it.
+        clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+        return cls(time.time(), time.clock_gettime(clock))
+
+    @property
+    def age_s(self) -> float:
+        """The seconds since then, by the clock that counted more."""
+        now = Moment.now()
+        return max(now.wall_s - self.wall_s, now.boot_s - self.boot_s)

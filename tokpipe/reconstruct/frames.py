@@ -1,0 +1,165 @@
+"""Clips of an output as frames, decoded from their codes, and the frames of their sources."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import cached_property
+from itertools import repeat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import ConfigError, NotFound, SourceError
+from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.media.quality import Frames
+from tokpipe.models.streaming import StreamState
+from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.reader import Chunk, Clip, Output
+from tokpipe.stages.chunks import pieces_of
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.types import DecodedClip
+from tokpipe.weights.read import TokenizerWeights, read_weights
+
+
+class Reconstructor:
+    """The tokenizer of one output, with its decoder, on one device."""
+
+    def __init__(self, job: JobConfig, spec: TokenizerSpec, device: str) -> None:
+        weights = weights_of(job, spec, with_decoder=True)
+        self.device = torch.device(device)
+        self.tokenizer: VideoTokenizer = build_tokenizer(
+            job.tokenizer, weights.encoding, with_decoder=True, decoder_weights=weights.decoding
+        ).to(self.device)
+        # A smaller dtype saves GPU memory; on a CPU it saves nothing.
+        on_gpu = self.device.type == "cuda"
+        self.tokenizer.compute_in(getattr(torch, job.encode.dtype) if on_gpu else torch.float32)
+        self.policy = spec.chunk_policy
+
+    def frames(self, chunks: Iterable[Chunk]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the (T, H, W, 3) real frames of each chunk of a clip, in order.
+
+        Each chunk is decoded as it was encoded: alone (``independent``, ``whole``), after the
+        latent frames before it (``overlap``), or with the decoder's state carried over
+        (``streaming``). Padding and context are cut off. Memory does not grow with the clip.
+        """
+        state: StreamState | None = None
+        before: NDArray[np.uint16] | NDArray[np.uint32] | None = None
+        for chunk in chunks:
+            if self.policy == "streaming":
+                pixels, state = self.tokenizer.decode_piece(self._on_device(chunk.codes), state)
+                first = 0
+            else:
+                # Under overlap, the first latent frame covered several frames when it was encoded,
+                # but decodes to one. The frames it affects are context, cut off below.
+                codes = chunk.codes
+                if chunk.n_context_frames:
+                    assert before is not None, "a clip's first chunk has no context"
+                    num_context = self.tokenizer.traits.num_latent_frames(chunk.n_context_frames)
+                    codes = np.concatenate([before[-num_context:], codes])
+                before = codes
+                pixels = self.tokenizer.decode(self._on_device(codes))
+                first = chunk.n_context_frames
+            yield pixels[0, first : first + chunk.n_frames].cpu().numpy()
+
+    def _on_device(self, codes: NDArray[np.uint16] | NDArray[np.uint32]) -> torch.Tensor:
+        return torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)
+
+
+def weights_of(
+    job: JobConfig, spec: TokenizerSpec, *, with_decoder: bool = False
+) -> TokenizerWeights:
+    """Read the weights that encoded an output."""
+    weights = read_weights(job.tokenizer, job.storage, with_decoder=with_decoder)
+    if weights.hash != spec.weights_hash:
+        raise ConfigError(
+            f"{job.tokenizer.weights}: holds {weights.hash}, but the codes were made by "
+            f"{spec.weights_hash}. Other weights encode to different codes, and decode these codes "
+            "to noise. Restore the earlier file at the location in the job"
+        )
+    return weights
+
+
+class SourceFrames:
+    """Decodes sources as the job did: with the same sampling, size and decoder."""
+
+    def __init__(self, job: JobConfig, plan: PlanReader) -> None:
+        self._plan = plan
+        self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
+        self._stage.setup()
+
+    def close(self) -> None:
+        """Stop the decoding process and remove fetched sources."""
+        self._stage.close()
+
+    def blocks(self, clip: Clip) -> Iterator[Frames]:
+        """Yield the (T, H, W, 3) frames of each chunk of the clip."""
+        pieces = (decoded.frames for decoded in self.decoded(clip))
+        rest = np.empty((0, 0, 0, 3), np.uint8)
+        for chunk in clip.chunks:
+            while len(rest) < chunk.n_frames:
+                if (piece := next(pieces, None)) is None:
+                    raise NotFound(
+                        f"{clip.source_uri}: has fewer frames than were encoded as clip "
+                        f"{clip.clip_id}, so it was replaced by another video. The comparison "
+                        "would be meaningless. Decode without comparing"
+                    )
+                rest = np.concatenate([rest, piece]) if len(rest) else piece
+            yield rest[: chunk.n_frames]
+            rest = rest[chunk.n_frames :]
+
+    def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
+        """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
+        (item,) = self._plan.items([clip.plan_row])
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
+        last = False
+        while not last:
+            (decoded,) = self._stage.process([item])
+            if not isinstance(decoded, DecodedClip):
+                raise SourceError(
+                    decoded.reason,
+                    f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "
+                    f"does not decode any more: {decoded.message}. Decode without comparing, or "
+                    "restore the file that was tokenized",
+                )
+            yield decoded
+            last = decoded.piece.is_last
+            item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
+
+
+class SideBySide(ExitStack):
+    """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
+
+    Raises:
+        ConfigError: torch cannot use the device, or the tokenizer has no decoder, or its weights
+            differ from those that encoded.
+    """
+
+    def __init__(self, output: Output, device: str = "auto") -> None:
+        super().__init__()
+        self._output = output
+        self._job = output.record.job_config(output.store.uri)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(1, device=device)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            problem = f"--device {device}: torch cannot use it here ({error}). Use cpu or auto"
+            raise ConfigError(problem) from error
+        self._reconstructor = Reconstructor(self._job, output.tokenizer, device)
+
+    def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
+        """Yield the (T, H, W, 3) frames of each chunk of a clip, and the same frames of its source.
+
+        Sources are decoded again as the job did.
+        """
+        sources = self._sources.blocks(clip) if with_source else repeat(None)
+        return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)
+
+    @cached_property
+    def _sources(self) -> SourceFrames:
+        plan = StoredPlan.from_json(self._output.record.plan)
+        reader = PlanReader(self._output.store, plan, self._job.sources)
+        return self.enter_context(closing(SourceFrames(self._job, reader)))

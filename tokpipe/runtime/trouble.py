@@ -1,0 +1,79 @@
+"""What Ray's exceptions mean for a job: who is at fault, and a line for people.
+
+Classes are known by name, because versions of Ray have different ones; each decision holds for
+derived classes too.
+"""
+
+import re
+from typing import Literal
+
+from ray.exceptions import RayActorError, RayTaskError
+
+Fault = Literal["inputs_lost", "node", "worker", "cluster", "fault"]
+"""Inputs that are gone are made again. What is wrong with a node costs no clip. A worker that died,
+and a fault of a stage's code or in how it uses Ray, is blamed on a clip that was there alone. A
+cluster that does not work with this driver ends the run."""
+
+_KNOWN: dict[str, tuple[Fault, str]] = {
+    "ObjectLostError": ("inputs_lost", "it is gone from Ray's object store"),
+    "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
+    "OutOfDiskError": (
+        "node",
+        "the disk that Ray spills objects to is full: free space in its folder there (/tmp/ray), "
+        "or start Ray with a larger --object-store-memory or another --object-spilling-directory",
+    ),
+    "ObjectStoreFullError": (
+        "node",
+        "Ray's object store is full: enlarge /dev/shm (docker run --shm-size) and start Ray with a "
+        "larger --object-store-memory",
+    ),
+    "OutOfMemoryError": (
+        "node",
+        "Ray's memory monitor killed the worker, because its node has hardly any memory left: "
+        "lower runtime.decode.max_actors or runtime.encode.max_actors, or use larger nodes",
+    ),
+    "RuntimeEnvSetupError": ("node", "Ray cannot prepare its runtime_env"),
+    "RaySystemError": ("node", "Ray itself failed"),
+    "LocalRayletDiedError": ("node", "the raylet of its node died"),
+    "ActorUnschedulableError": ("node", "Ray cannot place it"),
+    "TaskUnschedulableError": ("node", "Ray cannot place it"),
+    "RayActorError": ("worker", "its worker process died"),
+    "ActorUnavailableError": ("worker", "its worker process cannot be reached"),
+    "NodeDiedError": ("worker", "its node died"),
+    "WorkerCrashedError": ("worker", "its worker process died"),
+    "AuthenticationError": ("cluster", "the Ray cluster does not accept this driver's token"),
+    "RpcError": ("cluster", "the head of the Ray cluster does not answer"),
+    **dict.fromkeys(
+        (
+            "ActorAlreadyExistsError", "ActorHandleNotFoundError", "ActorPlacementGroupRemoved",
+            "AsyncioActorExit", "CrossLanguageError", "GetTimeoutError",
+            "ObjectRefStreamEndOfStreamError", "OufOfBandObjectRefSerializationException",
+            "PendingCallsLimitExceeded", "RayCgraphCapacityExceeded", "RayChannelError",
+            "RayDirectTransportError", "RayTaskError", "StreamingGeneratorReplayInconsistentError",
+            "TaskCancelledError", "TaskPlacementGroupRemoved", "UnserializableException",
+            "UserCodeException",
+        ),
+        ("fault", ""),
+    ),
+}  # fmt: skip
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_MAX_CHARACTERS = 300
+
+
+def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
+    """Return what a worker raised or Ray did, who is at fault, and a line about it."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    kinds = [one.__name__ for one in type(error).__mro__ if one.__module__.startswith("ray.")]
+    fault, text = next(filter(None, map(_KNOWN.get, kinds)), ("fault", ""))
+    lines = str(error).strip().splitlines()
+    if isinstance(error, RayActorError):  # after the actor's ids, which are indented
+        lines = [line for line in lines if not line.startswith("\t")][1:]
+    found = one_line(" ".join(lines if text else lines[:1]))
+    return error, fault, f"{text or type(error).__name__}{': ' if found else ''}{found}"
+
+
+def one_line(text: str) -> str:
+    """Return text of Ray's without line breaks and colours, and not too long."""
+    line = " ".join(_ESCAPES.sub("", text).split())
+    return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]} ..."
