@@ -61,7 +61,7 @@ def write_shards(
     stage = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
     stage.setup()
     reader = PlanReader(store, plan)
-    items = [item for part in range(reader.num_parts) for item in reader.items(part)]
+    items = reader.items(range(reader.num_rows))
     refs = [ClipRef(item.row_id, item.row, 0, 1, item.source_uri) for item in items]
     for number in range(num_shards):
         codes = draw_codes(kind, record.tokenizer.codebook_size, clips_per_shard, seed=number)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 import tokpipe
 from tokpipe.config import JobConfig, parse_job
@@ -134,17 +133,13 @@ def _finished(
     """Clips of one shard after the other, of the plan's first ``num_clips`` rows."""
     rng = np.random.default_rng(0)
     waiting: list[ClipRef] = []
-    for part in range(reader.num_parts):
-        first, end = reader.bounds(part)
-        for start in range(first, min(end, num_clips), SHUFFLED_ROWS):
-            rows: NDArray[np.int64] = np.arange(start, min(end, num_clips, start + SHUFFLED_ROWS))
-            waiting += (
-                ClipRef(item.row_id, item.row, 0, 1, item.source_uri)
-                for item in reader.items(part, rng.permutation(rows))
-            )
-            while len(waiting) >= clips_per_shard:
-                yield tuple(waiting[:clips_per_shard])
-                del waiting[:clips_per_shard]
+    for start in range(0, num_clips, SHUFFLED_ROWS):
+        items = reader.items(np.arange(start, min(num_clips, start + SHUFFLED_ROWS)))
+        shuffled = (items[at] for at in rng.permutation(len(items)))
+        waiting += (ClipRef(one.row_id, one.row, 0, 1, one.source_uri) for one in shuffled)
+        while len(waiting) >= clips_per_shard:
+            yield tuple(waiting[:clips_per_shard])
+            del waiting[:clips_per_shard]
     if waiting:
         yield tuple(waiting)
 

@@ -83,7 +83,7 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     stage = WriteStage(job.output, job.storage, spec, record.fingerprint, plan)
     stage.setup()
     refs = []
-    for item in PlanReader(store, plan).items(0):
+    for item in PlanReader(store, plan).items(range(plan.num_rows)):
         total = NUM_SEGMENTS if item.row == CUT_ROW and not streaming else 1
         sampling = job.sampling
         for segment in range(total):

@@ -1,6 +1,5 @@
 """Verbs on outputs take the output, anything in it, or its job file."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import yaml
 from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import TOKENIZER, files, run_without_ray, write_job, write_video
 from tokpipe.cli import main
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.command import VERBS
 from tokpipe.config import load_job
 
@@ -27,7 +27,7 @@ def verbs_on(argument: str) -> list[str]:
     """Return the verbs with this positional argument, so that new verbs are tested too."""
     found = []
     for name, verb in VERBS.items():
-        parser = argparse.ArgumentParser()
+        parser = Parser()
         verb.add_arguments(parser)
         if argument in {one.dest for one in parser._actions if not one.option_strings}:
             found.append(name)

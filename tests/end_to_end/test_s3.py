@@ -87,4 +87,5 @@ def test_a_table_and_tars_on_s3_yield_the_codes_of_local_files_and_carry_their_c
 def row_ids(job: Path) -> set[str]:
     config = load_job(job)
     store = open_store(config.output.uri, config.storage)
-    return {item.row_id for item in PlanReader(store, write_plan(config, store, "driver")).items(0)}
+    plan = write_plan(config, store, "driver")
+    return {item.row_id for item in PlanReader(store, plan).items(range(plan.num_rows))}

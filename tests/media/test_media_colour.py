@@ -155,8 +155,12 @@ def test_alpha_is_composed_on_the_background(ending: str, lab: Lab) -> None:
                 frame.pts = index
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        for background, level in (("black", 0), ("white", 255), ("#404040", 64)):
-            decoder = lab.decoder(backend="pyav", size=(64, 96), background=background)
+        for backend, background, level in (
+            ("pyav", "black", 0),
+            ("pyav", "white", 255),
+            ("decord", "#404040", 64),
+        ):
+            decoder = lab.decoder(backend=backend, size=(64, 96), background=background)
             frames = decoder.decode(path).frames.astype(int)
             for column, wanted in ((16, level), (48, (200 + level) / 2), (80, 90)):
                 assert np.abs(frames[:, 32, column] - wanted).max() <= 4, (pix_fmt, background)

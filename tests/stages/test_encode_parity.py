@@ -12,7 +12,7 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import NodeTrouble
 from tokpipe.models import operations
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.models.tokenizers.parity import NARROW_AGREEMENT, Parity, moving_picture
+from tokpipe.models.tokenizers.probe import NARROW_AGREEMENT, Parity, moving_picture
 
 CPU = torch.device("cpu")
 LFQ = LFQConfig(kind="lfq", dim=16, bit_order="big")

@@ -77,7 +77,7 @@ class Planned:
     def items(self, on_change: str = "reject") -> list[WorkItem]:
         plan = StoredPlan.from_json(json.loads(json.dumps(self.plan.to_json())))
         sources = job_of(self.root, {**self.source, "on_change": on_change}).sources
-        return PlanReader(self.store, plan, sources).items(0)
+        return PlanReader(self.store, plan, sources).items(range(plan.num_rows))
 
     def outcomes(self, on_change: str = "reject") -> dict[str, Outcome]:
         return {

@@ -9,7 +9,7 @@ from tokpipe.errors import NotFound, SourceError
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Output
-from tokpipe.reconstruct.reencode import Reencoder, equal_fraction
+from tokpipe.reconstruct.frames import Reencoder, equal_fraction
 from tokpipe.storage.store import Store
 
 

@@ -15,17 +15,53 @@ if TYPE_CHECKING:
     from tokpipe.reader import Output
 
 
-def add_job_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
+class Parser(argparse.ArgumentParser):
+    """A parser of arguments, some of which several verbs take."""
 
+    def add_job(self) -> None:
+        self.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
 
-def add_flag(parser: argparse.ArgumentParser, option: str, what: str) -> None:
-    parser.add_argument(option, action="store_true", help=what)
+    def add_flag(self, option: str, what: str) -> None:
+        self.add_argument(option, action="store_true", help=what)
 
+    def add_target(self, metavar: str, what: str) -> None:
+        """Add ``-o``, the path to write to."""
+        self.add_argument("-o", dest="path", type=Path, required=True, metavar=metavar, help=what)
 
-def add_target(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
-    """Add ``-o``, the path to write to."""
-    parser.add_argument("-o", dest="path", type=Path, required=True, metavar=metavar, help=what)
+    def add_output(self) -> None:
+        """Add the output that a verb reads, and ``--json``."""
+        what = "the job's output, as in output.uri, or its job file"
+        self.add_argument("output", metavar="OUT", help=what)
+        self.add_json()
+
+    def add_source(self, what: str, group: argparse._ActionsContainer | None = None) -> None:
+        how = "contains this text, or matches it as a glob such as '*.mov'"
+        what = f"{what} whose source's URI {how}; upper and lower case are the same"
+        (group or self).add_argument("--source", metavar="PATTERN", help=what)
+
+    def add_json(self) -> None:
+        self.add_flag("--json", "print JSON, for programs")
+
+    def add_device(self) -> None:
+        what = "cpu, cuda, ... (default: a GPU if there is one)"
+        self.add_argument("--device", default="auto", help=what)
+
+    def add_count(self, option: str, default: int, what: str, *, least: int = 0) -> None:
+        """Add an option that takes an integer of at least ``least``."""
+
+        def number(text: str) -> int:
+            if int(text) < least:
+                raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+            return int(text)
+
+        what = f"{what} (default: {default})"
+        self.add_argument(option, type=number, default=default, metavar="N", help=what)
+
+    def complete_paths(self) -> None:
+        """Make shells complete file names, where an argument can be one."""
+        for argument in self._actions:
+            if argument.type in (Path, _local_path) or argument.dest in ("output", "folder"):
+                vars(argument)["complete"] = shtab.FILE  # where shtab looks
 
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
@@ -37,25 +73,12 @@ def job_of(parsed: argparse.Namespace) -> JobConfig:
     return load_job(parsed.job, read=read_object)
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the output that a verb reads, and ``--json``."""
-    what = "the job's output, as in output.uri, or its job file"
-    parser.add_argument("output", metavar="OUT", help=what)
-    add_json_argument(parser)
-
-
 def output_of(parsed: argparse.Namespace) -> "Output":
     """Open the output that the user named, or suggest what to name."""
     from tokpipe.reader import Output
     from tokpipe.verbs.locate import find_output
 
     return Output(find_output(parsed.output))
-
-
-def add_source_argument(parser: argparse._ActionsContainer, what: str) -> None:
-    how = "contains this text, or matches it as a glob such as '*.mov'"
-    what = f"{what} whose source's URI {how}; upper and lower case are the same"
-    parser.add_argument("--source", metavar="PATTERN", help=what)
 
 
 def check_new_file(path: Path, *endings: str) -> None:
@@ -73,36 +96,6 @@ def check_new_file(path: Path, *endings: str) -> None:
         except OSError as error:
             problem = f"cannot be written ({error.strerror}): choose another place"
     raise ConfigError(f"-o {path}: {problem}")
-
-
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    add_flag(parser, "--json", "print JSON, for programs")
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    what = "cpu, cuda, ... (default: a GPU if there is one)"
-    parser.add_argument("--device", default="auto", help=what)
-
-
-def add_count(
-    parser: argparse.ArgumentParser, option: str, default: int, what: str, *, least: int = 0
-) -> None:
-    """Add an option that takes an integer of at least ``least``."""
-
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
-
-    what = f"{what} (default: {default})"
-    parser.add_argument(option, type=number, default=default, metavar="N", help=what)
-
-
-def complete_paths(parser: argparse.ArgumentParser) -> None:
-    """Make shells complete file names, where an argument can be one."""
-    for argument in parser._actions:
-        if argument.type in (Path, _local_path) or argument.dest in ("output", "folder"):
-            vars(argument)["complete"] = shtab.FILE  # where shtab looks
 
 
 def _local_path(text: str) -> Path:

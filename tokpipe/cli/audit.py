@@ -8,15 +8,15 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import add_count, add_flag, add_output_arguments
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import print_lines, shown
 from tokpipe.errors import CorruptOutput
 
 EXAMPLE = "tokpipe audit out/demo --sample 10"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
     parser.add_argument(
         "--depth",
         choices=["manifest", "sizes", "bytes"],
@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="manifest: read the plan and the manifest; sizes: also look up the size of each "
         "listed object; bytes: also read every byte of them (default: bytes)",
     )
-    add_flag(parser, "--partial", "accept plan rows that are not settled yet")
+    parser.add_flag("--partial", "accept plan rows that are not settled yet")
     sample = "also encode N random clips again from their sources, and compare the codes"
-    add_count(parser, "--sample", 0, sample)
-    add_count(parser, "--seed", 0, "selects the random clips")
+    parser.add_count("--sample", 0, sample)
+    parser.add_count("--seed", 0, "selects the random clips")
 
 
 def run(parsed: argparse.Namespace) -> int:

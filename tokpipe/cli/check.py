@@ -7,18 +7,18 @@ object in the output. Leaves nothing behind and needs no cluster.
 import argparse
 import json
 
-from tokpipe.cli.arguments import add_count, add_job_argument, add_json_argument, job_of
+from tokpipe.cli.arguments import Parser, job_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
 SAMPLE = 4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_job_argument(parser)
-    add_json_argument(parser)
-    add_count(parser, "--sample", SAMPLE, "open N videos of each source", least=1)
-    add_count(parser, "--seed", 0, "selects the videos")
+def add_arguments(parser: Parser) -> None:
+    parser.add_job()
+    parser.add_json()
+    parser.add_count("--sample", SAMPLE, "open N videos of each source", least=1)
+    parser.add_count("--seed", 0, "selects the videos")
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -8,17 +8,17 @@ import json
 import re
 from dataclasses import asdict
 
-from tokpipe.cli.arguments import add_flag, add_output_arguments
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
     what = "remove objects older than this, such as 90m, 12h or 2d; at least 1h (default: 2d)"
     parser.add_argument("--older-than", type=_seconds, default="2d", metavar="AGE", help=what)
-    add_flag(parser, "--dry-run", "remove nothing, print what would be removed")
+    parser.add_flag("--dry-run", "remove nothing, print what would be removed")
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import tokpipe
-from tokpipe.cli.arguments import complete_paths
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 
 
@@ -23,7 +23,7 @@ class Verb(Protocol):
 
     EXAMPLE: str
 
-    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
+    def add_arguments(self, parser: Parser, /) -> None: ...
 
     def run(self, parsed: argparse.Namespace, /) -> Result: ...
 
@@ -61,14 +61,13 @@ def _end(codes: list[int]) -> None:
         os._exit(code)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of all verbs.
 
     It sets ``run`` to the verb's function, and ``parser`` to itself, for ``completion``.
     """
-    parser = argparse.ArgumentParser(
-        prog="tokpipe", description="Pre-tokenize video datasets into discrete codes."
-    )
+    about = "Pre-tokenize video datasets into discrete codes."
+    parser = Parser(prog="tokpipe", description=about)
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -81,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=f"example: {verb.EXAMPLE}",
         )
         verb.add_arguments(its_parser)
-        complete_paths(its_parser)
+        its_parser.complete_paths()
         its_parser.set_defaults(run=verb.run, its_parser=its_parser)
     return parser
 

@@ -4,12 +4,13 @@ import argparse
 
 import shtab
 
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import print_script
 
 EXAMPLE = "source <(tokpipe completion bash)"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
 
 

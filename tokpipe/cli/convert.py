@@ -6,16 +6,16 @@ The folder holds config.yaml and model.safetensors. Code in the checkpoint is ne
 import argparse
 from pathlib import Path
 
-from tokpipe.cli.arguments import add_flag, add_target
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     what = "a .ckpt, .pt or .pth file written by torch.save, or a .safetensors file"
     parser.add_argument("source", type=Path, metavar="CKPT", help=what)
-    add_target(parser, "FOLDER", "where to write")
+    parser.add_target("FOLDER", "where to write")
     settings = parser.add_mutually_exclusive_group(required=True)
     what = "derive the settings from the weights' shapes"
     settings.add_argument("--kind", choices=["movqgan", "emu3"], help=what)
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--config", type=Path, metavar="YAML", help=what)
     what = "entry of the checkpoint that holds the weights"
     parser.add_argument("--state", metavar="KEY", help=what)
-    add_flag(parser, "--ema", "take the moving averages of the weights")
+    parser.add_flag("--ema", "take the moving averages of the weights")
     what = "take only keys with this prefix, and remove the prefix"
     parser.add_argument("--strip", metavar="PREFIX", help=what)
     what = "leave out keys with this prefix; can be repeated"

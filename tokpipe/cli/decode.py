@@ -5,29 +5,21 @@ Shows what the codes preserve of a clip.
 
 import argparse
 
-from tokpipe.cli.arguments import (
-    add_device_argument,
-    add_flag,
-    add_output_arguments,
-    add_source_argument,
-    add_target,
-    check_new_file,
-    output_of,
-)
+from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
-    add_source_argument(which, "the first clip")
-    add_target(parser, "FILE", "FILE.mp4 for the whole clip, FILE.png for a few of its frames")
+    parser.add_source("the first clip", which)
+    parser.add_target("FILE", "FILE.mp4 for the whole clip, FILE.png for a few of its frames")
     what = "also decode the source, show it next to the clip, and print PSNR and SSIM"
-    add_flag(parser, "--compare", what)
-    add_device_argument(parser)
+    parser.add_flag("--compare", what)
+    parser.add_device()
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -5,23 +5,20 @@ Checks the counts; the folder only appears once it is complete.
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments, add_target, output_of
+from tokpipe.cli.arguments import Parser, output_of
 from tokpipe.cli.output import Result
 from tokpipe.export import FORMATS
 
 EXAMPLE = "tokpipe export out/demo --to memmap -o out/demo-memmap"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
     about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
     parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
-    add_target(parser, "FOLDER", "must not exist yet")
-    parser.add_argument(
-        "--allow-partial",
-        action="store_true",
-        help="export what there is, although the job has not finished",
-    )
+    parser.add_target("FOLDER", "must not exist yet")
+    what = "export what there is, although the job has not finished"
+    parser.add_flag("--allow-partial", what)
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -8,12 +8,13 @@ import argparse
 import shlex
 from pathlib import Path
 
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe init videos/"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     what = "a folder, table, tar, video or quoted glob, on this machine or in a store"
     parser.add_argument("folder", metavar="FOLDER", help=what)
     parser.add_argument(

@@ -2,16 +2,16 @@
 
 import argparse
 
-from tokpipe.cli.arguments import add_count, add_output_arguments, output_of
+from tokpipe.cli.arguments import Parser, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe inspect out/demo --shards 0"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
-    add_count(parser, "--shards", 8, "count codes in N shards, spread evenly; 0 for all")
-    add_count(parser, "--clips", 3, "show N clips")
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
+    parser.add_count("--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+    parser.add_count("--clips", 3, "show N clips")
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -2,17 +2,17 @@
 
 import argparse
 
-from tokpipe.cli.arguments import add_count, add_output_arguments, add_source_argument, output_of
+from tokpipe.cli.arguments import Parser, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe ls out/demo --source '*.mov' --limit 20"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
-    add_source_argument(parser, "only clips")
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
+    parser.add_source("only clips")
     parser.add_argument("--mark", metavar="M", help="only clips with this mark, such as damaged")
-    add_count(parser, "--limit", 0, "list N clips; 0 for all")
+    parser.add_count("--limit", 0, "list N clips; 0 for all")
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -6,17 +6,17 @@ bytes and encoder hours. For a finished job, also prints how far off the estimat
 
 import argparse
 
-from tokpipe.cli.arguments import add_count, add_job_argument, add_json_argument, job_of, positive
+from tokpipe.cli.arguments import Parser, job_of, positive
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe plan jobs/webvid.yaml --like s3://bucket/codes/trial --price 2.5"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_job_argument(parser)
-    add_json_argument(parser)
-    add_count(parser, "--sample", 64, "probe N videos", least=1)
-    add_count(parser, "--seed", 0, "selects the videos")
+def add_arguments(parser: Parser) -> None:
+    parser.add_job()
+    parser.add_json()
+    parser.add_count("--sample", 64, "probe N videos", least=1)
+    parser.add_count("--seed", 0, "selects the videos")
     parser.add_argument(
         "--like",
         metavar="OUT",

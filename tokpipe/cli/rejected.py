@@ -6,14 +6,14 @@ tokpipe run JOB.yaml --retry-rejected.
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments, output_of
+from tokpipe.cli.arguments import Parser, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe rejected out/demo --reason truncated"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
     parser.add_argument("--reason", metavar="R", help="only clips rejected for this reason")
     parser.add_argument("--stage", metavar="S", help="only clips rejected by this stage")
 

@@ -6,27 +6,20 @@ their sources, and provenance.
 
 import argparse
 
-from tokpipe.cli.arguments import (
-    add_count,
-    add_device_argument,
-    add_output_arguments,
-    add_target,
-    check_new_file,
-    output_of,
-)
+from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe report out/demo -o report.html"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_arguments(parser)
-    add_target(parser, "FILE.html", "where to write")
+def add_arguments(parser: Parser) -> None:
+    parser.add_output()
+    parser.add_target("FILE.html", "where to write")
     pairs = "show N clips next to their sources; 0 needs neither torch nor sources"
-    add_count(parser, "--pairs", 3, pairs)
-    add_count(parser, "--shards", 8, "count codes in N shards, spread evenly; 0 for all")
-    add_count(parser, "--seed", 0, "selects the clips")
-    add_device_argument(parser)
+    parser.add_count("--pairs", 3, pairs)
+    parser.add_count("--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+    parser.add_count("--seed", 0, "selects the clips")
+    parser.add_device()
 
 
 def run(parsed: argparse.Namespace) -> Result:

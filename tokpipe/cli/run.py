@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 
 from tokpipe.cli import check
-from tokpipe.cli.arguments import add_flag, add_job_argument, job_of
+from tokpipe.cli.arguments import Parser, job_of
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
@@ -16,11 +16,11 @@ TOO_MANY_REJECTED = 4
 EXAMPLE = "tokpipe run jobs/demo.yaml"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_job_argument(parser)
-    add_flag(parser, "--dry-run", "only check the job, as tokpipe check does")
+def add_arguments(parser: Parser) -> None:
+    parser.add_job()
+    parser.add_flag("--dry-run", "only check the job, as tokpipe check does")
     what = "try rejected clips again, after fixing their files or the job's limits"
-    add_flag(parser, "--retry-rejected", what)
+    parser.add_flag("--retry-rejected", what)
     what = "with --retry-rejected: only clips rejected for this reason"
     parser.add_argument("--reason", metavar="R", help=what)
 

@@ -5,12 +5,12 @@ Reads only the output, so the job may be running elsewhere, finished or stopped.
 
 import argparse
 
-from tokpipe.cli.arguments import add_output_arguments
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe status s3://bucket/codes/webvid"
 
-add_arguments = add_output_arguments
+add_arguments = Parser.add_output
 
 
 def run(parsed: argparse.Namespace) -> Result:

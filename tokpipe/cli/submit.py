@@ -10,13 +10,13 @@ import shlex
 import signal
 
 from tokpipe.cli import run as run_verb
-from tokpipe.cli.arguments import add_flag, job_of
+from tokpipe.cli.arguments import Parser, job_of
 from tokpipe.cli.output import Result, print_lines
 
 EXAMPLE = "tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     run_verb.add_arguments(parser)
     parser.add_argument(
         "--address",
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = "return once the job is submitted"
     parser.add_argument("--detach", "--no-follow", action="store_true", help=what)
-    add_flag(parser, "--stop", "stop the job: it commits what is finished; run it again to resume")
+    parser.add_flag("--stop", "stop the job: it commits what is finished; run it again to resume")
 
 
 def run(parsed: argparse.Namespace) -> Result:

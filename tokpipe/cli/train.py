@@ -10,13 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
+from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import RuntimeFault
 
 EXAMPLE = "tokpipe train examples/demo_tokenizer/train.yaml"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("file", type=Path, metavar="TRAINING.yaml", help="the training file")
 
 

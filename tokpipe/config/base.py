@@ -105,10 +105,8 @@ def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
         return text or None
     uri = _validate_uri(text, info)
     if _SCHEME.match(uri):
-        raise ValueError(
-            "is a URI, and stores cannot append lines to an object; use a local path, or - for "
-            "standard error"
-        )
+        found = "is a URI, and stores cannot append lines to an object"
+        raise ValueError(f"{found}; use a local path, or - for standard error")
     return uri
 
 

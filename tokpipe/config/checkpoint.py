@@ -27,15 +27,13 @@ def builtin_path(uri: str) -> Path:
     """Return where the file or folder ``builtin://...`` is installed, if there can be one."""
     name = uri.removeprefix(BUILTIN)
     if not _BUILTIN_NAME.fullmatch(name):
-        raise ConfigError(
-            f"{uri} does not name a built-in checkpoint: write {BUILTIN}NAME with one of "
-            f"{', '.join(builtin_names()) or '(none are installed)'}"
-        )
+        names = ", ".join(builtin_names()) or "(none are installed)"
+        found = f"{uri} does not name a built-in checkpoint"
+        raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {names}")
     return _pretrained() / name
 
 
 def builtin_names() -> list[str]:
-    """Return the names of the built-in checkpoints."""
     return sorted(path.parent.name for path in _pretrained().glob(f"*/{CONFIG_NAME}"))
 
 

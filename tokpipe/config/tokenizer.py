@@ -96,15 +96,11 @@ class NativeConfig(TokenizerConfig):
     def _parts_fit(self) -> Self:
         needed, channels = self.quantizer.latent_dim, self.encoder.z_channels
         if needed != channels:
-            raise ValueError(
-                f"quantizer takes {needed} channels but encoder.z_channels={channels}: make them "
-                "equal"
-            )
-        if self.quantizer.codebook_size > 2**32:
-            raise ValueError(
-                f"a codebook of {self.quantizer.codebook_size} codes does not fit uint32: use at "
-                f"most {2**32}"
-            )
+            found = f"quantizer takes {needed} channels but encoder.z_channels={channels}"
+            raise ValueError(f"{found}: make them equal")
+        if (size := self.quantizer.codebook_size) > 2**32:
+            found = f"a codebook of {size} codes does not fit uint32"
+            raise ValueError(f"{found}: use at most {2**32}")
         in_channels = self.encoder.in_channels
         if in_channels is not None and in_channels != self.pixel_channels:
             raise ValueError(

@@ -59,15 +59,11 @@ class TokenizerTraits(Frozen):
             )
         low, high = self.value_range
         if not low < high:
-            raise ValueError(
-                f"value_range [{low:g}, {high:g}] is empty: list what 0 and 255 become, in this "
-                "order"
-            )
+            do = "list what 0 and 255 become, in this order"
+            raise ValueError(f"value_range [{low:g}, {high:g}] is empty: {do}")
         if self.layout == "BCHW" and self.temporal_stride != 1:
-            raise ValueError(
-                f"layout BCHW takes frames one by one, which contradicts temporal_stride="
-                f"{self.temporal_stride}: use 1, or a layout with T"
-            )
+            found = f"contradicts temporal_stride={self.temporal_stride}: use 1, or a layout with T"
+            raise ValueError(f"layout BCHW takes frames one by one, which {found}")
         if self.chunk_frames is not None:
             self.check_num_frames(self.chunk_frames, "chunk_frames")
         return self
@@ -103,10 +99,8 @@ class TokenizerTraits(Frozen):
         if extra or num_frames < first:
             use = _closest(num_frames - extra, stride, least=first)
             rule = f"{first} + {stride} k" if first != stride else f"a multiple of {stride}"
-            raise ValueError(
-                f"{name}={num_frames} does not fit temporal stride {stride}: use {use}. Chunks "
-                f"have {rule} frames; extra frames would be lost"
-            )
+            found = f"{name}={num_frames} does not fit temporal stride {stride}: use {use}"
+            raise ValueError(f"{found}. Chunks have {rule} frames; extra frames would be lost")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if a frame size would lose pixels at the edges, or is not accepted."""
@@ -115,24 +109,21 @@ class TokenizerTraits(Frozen):
         for side, pixels in (("height", height), ("width", width)):
             extra = pixels % multiple
             if extra or pixels < multiple:
-                raise ValueError(
-                    f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}: use "
-                    f"{_closest(pixels - extra, multiple, least=multiple)}. Extra pixels would be "
-                    "lost"
-                )
+                use = _closest(pixels - extra, multiple, least=multiple)
+                found = f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}"
+                raise ValueError(f"{found}: use {use}. Extra pixels would be lost")
         if self.square_only and height != width:
-            raise ValueError(
-                f"frames of {height}x{width} are not square, and this tokenizer accepts only "
-                f"squares: use {min(height, width)}x{min(height, width)}"
-            )
+            least = min(height, width)
+            found = f"frames of {height}x{width} are not square, and this tokenizer accepts only"
+            raise ValueError(f"{found} squares: use {least}x{least}")
 
     def check_policy(self, policy: str) -> None:
         """Raise ValueError if the tokenizer cannot keep the promise of a chunk policy."""
         if policy == "streaming" and self.why_not_streamable is not None:
+            others = "" if self.chunk_frames else ", overlap or whole"
             raise ValueError(
                 f"chunking.policy streaming promises the codes of encoding a clip whole, but "
-                f"{self.why_not_streamable}: use independent"
-                + ("" if self.chunk_frames else ", overlap or whole")
+                f"{self.why_not_streamable}: use independent{others}"
             )
         if policy in ("whole", "overlap") and self.chunk_frames is not None:
             raise ValueError(

@@ -47,9 +47,8 @@ def fingerprint_settings(
     }
 
 
-def fingerprint(settings: dict[str, Any]) -> str:
-    """Return the hash of ``fingerprint_settings``, as 32 hex digits."""
-    return digest(settings)
+fingerprint = digest
+"""Returns the hash of ``fingerprint_settings``, as 32 hex digits."""
 
 
 def releases(versions: Mapping[str, str]) -> dict[str, str]:

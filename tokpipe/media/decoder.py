@@ -172,8 +172,7 @@ class VideoDecoder:
         Raises:
             Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
         """
-        asked = {"start_s": start_s, "end_s": end_s, "only_probe": True}
-        probe, _ = self._answer(video, asked)
+        probe, _ = self._answer(video, {"start_s": start_s, "end_s": end_s, "only_probe": True})
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})
 
@@ -245,10 +244,8 @@ class VideoDecoder:
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            fields = message, backend, num_segments, signal_name
-            if status == -signal.SIGKILL or not has_started:
-                raise _Innocent("crashed", *fields) from None
-            raise _Lost("crashed", *fields) from None
+            kind = _Innocent if status == -signal.SIGKILL or not has_started else _Lost
+            raise kind("crashed", message, backend, num_segments, signal_name) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise

@@ -95,12 +95,9 @@ def _blurred(picture: NDArray[np.float64]) -> NDArray[np.float64]:
 def _check(source: Frames, reconstruction: Frames) -> None:
     for frames in (source, reconstruction):
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(
-                f"frames are {frames.dtype} of shape {frames.shape}, but quality is measured on "
-                "uint8 frames (T, H, W, 3): convert them first"
-            )
+            found = f"frames are {frames.dtype} of shape {frames.shape}"
+            do = "quality is measured on uint8 frames (T, H, W, 3): convert them first"
+            raise ValueError(f"{found}, but {do}")
     if source.shape != reconstruction.shape or not source.size:
-        raise ValueError(
-            f"a source of shape {source.shape} and a reconstruction of {reconstruction.shape} "
-            "cannot be compared frame by frame: cut both to the same frames"
-        )
+        found = f"a source of shape {source.shape} and a reconstruction of {reconstruction.shape}"
+        raise ValueError(f"{found} cannot be compared frame by frame: cut both to the same frames")

@@ -67,10 +67,6 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
-        return self._encode(x, drop)
-
     def forward_with_features_output(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The result of ``forward``, and every activation on the way to it, in order.
 
@@ -79,9 +75,10 @@ class Encoder(nn.Module):
         ``mid_block_2``, ``norm_out``, ``nonlinearity``, ``conv_out``.
         """
         features: dict[str, Tensor] = {}
-        return self._encode(x, features.__setitem__), features
+        return self(x, keep=features.__setitem__), features
 
-    def _encode(self, x: Tensor, keep: Keep) -> Tensor:
+    def forward(self, x: Tensor, *, keep: Keep = drop) -> Tensor:
+        """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
         check_input(x, self.conv_in, "x")
         if min(x.shape[2:]) < self.spatial_stride:
             raise ValueError(
@@ -176,13 +173,6 @@ class Decoder(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
-    def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
-        """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
-
-        zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
-        """
-        return self._decode(z, zq, drop)
-
     def forward_with_features_output(
         self, z: Tensor, zq: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -195,9 +185,13 @@ class Decoder(nn.Module):
         value.)
         """
         features: dict[str, Tensor] = {}
-        return self._decode(z, zq, features.__setitem__), features
+        return self(z, zq, keep=features.__setitem__), features
 
-    def _decode(self, z: Tensor, zq: Tensor | None, keep: Keep) -> Tensor:
+    def forward(self, z: Tensor, zq: Tensor | None = None, *, keep: Keep = drop) -> Tensor:
+        """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
+
+        zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
+        """
         check_input(z, self.conv_in, "z")
         norm = self.norm_out
         if zq is not None and isinstance(norm, SpatialNorm):

@@ -89,18 +89,6 @@ def residual(x: Tensor, h: Tensor) -> Tensor:
     return add_rows(x, h) if is_in_rows and x.stride() == h.stride() else x + h
 
 
-def with_embedding(h: Tensor, temb: Tensor | None, temb_proj: nn.Linear | None) -> Tensor:
-    """Add ``temb`` (B, temb_channels), if there is one, to every position of ``h`` (B, C, ...)."""
-    if temb is None:
-        return h
-    if temb_proj is None:
-        raise ValueError(
-            "this block was built with temb_channels=0 and cannot use an embedding: leave temb out"
-        )
-    projected: Tensor = temb_proj(silu(temb))
-    return h + projected.view(projected.shape + (1,) * (h.ndim - 2))
-
-
 class ResnetBlock(nn.Module):
     """Two rounds of norm, SiLU and 3x3 convolution, added to the input.
 
@@ -149,7 +137,13 @@ class ResnetBlock(nn.Module):
     ) -> Tensor:
         """(B, C_in, ...), with temb (B, temb_channels) -> (B, C_out, ...)."""
         h = activated_conv(self.norm1, self.conv1, x, zq, *stream)
-        h = with_embedding(h, temb, self.temb_proj)
+        if temb is not None:
+            if self.temb_proj is None:
+                raise ValueError(
+                    "this block was built with temb_channels=0 and cannot use an embedding: leave "
+                    "temb out"
+                )
+            h = h + self.temb_proj(silu(temb)).view(*h.shape[:2], *[1] * (h.ndim - 2))
         if self.training and self.dropout.p:
             h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, *stream))), *stream)
         else:

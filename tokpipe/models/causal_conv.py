@@ -123,9 +123,8 @@ class CausalConv3d(nn.Module):
         """(B, C_in, T, H, W) -> (B, C_in, past_frames, H, W)."""
         if stream is not None and not stream.is_first:
             return stream.past(x, self.past_frames)
-        if self.pad_mode == "first":
-            return x[:, :, :1].expand(-1, -1, self.past_frames, -1, -1)
-        if self.pad_mode == "constant":
-            return torch.zeros_like(x[:, :, :1]).expand(-1, -1, self.past_frames, -1, -1)
+        if self.pad_mode != "reflect":
+            first = x[:, :, :1] if self.pad_mode == "first" else torch.zeros_like(x[:, :, :1])
+            return first.expand(-1, -1, self.past_frames, -1, -1)
         mirrored = x[:, :, 1 : self.past_frames + 1].flip(2)
         return F.pad(mirrored, (0, 0, 0, 0, self.past_frames - mirrored.shape[2], 0))

@@ -12,7 +12,7 @@ from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
 from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input, order_weights
-from tokpipe.models.precision import tf32_convolutions
+from tokpipe.models.process import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
 
 

@@ -40,7 +40,9 @@ def conv3d(
             narrow = torch.get_autocast_dtype("cpu")
             x, weight, bias = _converted(narrow, x, weight, bias)
         dtype = x.dtype
-        if dtype == torch.float16 or (dtype == torch.bfloat16 and not _has_bfloat16()):
+        # oneDNN takes bfloat16 with AVX-512, or AVX2 with conversions.
+        has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if dtype == torch.float16 or (dtype == torch.bfloat16 and not has_bfloat16):
             # The same sums, rounded once at the end. PyTorch's kernel takes 130 times as long.
             x, weight, bias = _converted(torch.float32, x, weight, bias)
         y: Tensor = torch.mkldnn_convolution(
@@ -68,11 +70,6 @@ def _converted(
     dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _has_bfloat16() -> bool:
-    """Whether oneDNN can convolve bfloat16 on this CPU (AVX-512, or AVX2 with conversions)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def as_weights(layer: nn.Module, x: Tensor) -> Tensor:

@@ -121,9 +121,8 @@ def _values(tensor: Tensor) -> str:
 def _some(problems: Iterable[str]) -> list[str]:
     """Shorten a list, so that a message has room for every kind of problem."""
     named = list(problems)
-    if len(named) <= MAX_NAMED:
-        return named
-    return [*named[:MAX_NAMED], f"{len(named) - MAX_NAMED} more such"]
+    more = [f"{len(named) - MAX_NAMED} more such"] if len(named) > MAX_NAMED else []
+    return named[:MAX_NAMED] + more
 
 
 def _advice(missing: list[str], unexpected: list[str]) -> str:

@@ -98,8 +98,7 @@ def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
     block = max(1, BLOCK_ELEMENTS // channels)
     pieces = rows.split(block * (2 * PIECE_ELEMENTS // BLOCK_ELEMENTS))
     buffer = torch.empty(pieces[0].shape, dtype=pivot.dtype)
-    sums: list[Tensor] = []
-    squares: list[Tensor] = []
+    sums, squares = list[Tensor](), list[Tensor]()
     for piece in pieces:
         difference = buffer[: len(piece)]
         if piece.dtype == pivot.dtype:

@@ -23,6 +23,14 @@ class StreamState:
     """The network that made it, for the error when it is passed to another."""
     tensors: tuple[Tensor, ...]
 
+    def check(self, network: str) -> None:
+        """Raise ValueError unless ``network`` made this state."""
+        if self.network != network:
+            raise ValueError(
+                f"the state was made by {self.network}, but passed to {network}. Pass the state "
+                "that this network returned for the piece before, or None to start a clip"
+            )
+
     @property
     def size_bytes(self) -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
@@ -57,26 +65,22 @@ class Stream:
 
     def __init__(self, module: nn.Module, state: StreamState | None) -> None:
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
-        network = f"{type(module).__name__} of {num_parameters:,} parameters"
-        if state is not None and state.network != network:
-            raise ValueError(
-                f"the state was made by {state.network}, but passed to {network}. Pass the state "
-                "that this network returned for the piece before, or None to start a clip"
-            )
-        self.network = network
+        self.network = f"{type(module).__name__} of {num_parameters:,} parameters"
+        if state is not None:
+            state.check(self.network)
         self.is_first = state is None
         self._old = [] if state is None else list(state.tensors)
         self._new: list[Tensor] = []
 
     def past(self, x: Tensor, frames: int) -> Tensor:
         """The (B, C, frames, H, W) that the running layer saw before ``x`` of (B, C, T, H, W)."""
-        wanted = (*x.shape[:2], frames, *x.shape[3:])
-        past = self._old[len(self._new)] if len(self._new) < len(self._old) else None
-        if past is None or past.shape != wanted or past.dtype != x.dtype or past.device != x.device:
-            found = "nothing" if past is None else _described(past.shape, past)
+        wanted = f"{x.dtype} of {(*x.shape[:2], frames, *x.shape[3:])} on {x.device}"
+        past = self._old[len(self._new)] if len(self._new) < len(self._old) else x.new_empty(0)
+        found = f"{past.dtype} of {tuple(past.shape)} on {past.device}"
+        if found != wanted:
             raise ValueError(
                 f"the state of {self.network} carries {found} where this piece needs "
-                f"{_described(wanted, x)}: it belongs to another clip, batch or frame size, or was "
+                f"{wanted}: it belongs to another clip, batch or frame size, or was "
                 "moved. Pass the state that was returned for the piece before, on the same device "
                 "and in the same dtype, or None to start a clip"
             )
@@ -96,7 +100,3 @@ class Stream:
                 "network returned for the piece before, or None to start a clip"
             )
         return StreamState(self.network, tuple(self._new))
-
-
-def _described(shape: tuple[int, ...], like: Tensor) -> str:
-    return f"{like.dtype} of {tuple(shape)} on {like.device}"

@@ -1,17 +1,8 @@
 """The plan: every clip to make, decided once and stored in parts."""
 
 from tokpipe.plan.read import PlanReader
-from tokpipe.plan.sample import RowSample, sample_rows
-from tokpipe.plan.stored import PlanPart, StoredPlan
+from tokpipe.plan.sample import sample_rows
+from tokpipe.plan.stored import StoredPlan
 from tokpipe.plan.write import PART_ROWS, merge_columns, write_plan
 
-__all__ = [
-    "PART_ROWS",
-    "PlanPart",
-    "PlanReader",
-    "RowSample",
-    "StoredPlan",
-    "merge_columns",
-    "sample_rows",
-    "write_plan",
-]
+__all__ = ["PART_ROWS", "PlanReader", "StoredPlan", "merge_columns", "sample_rows", "write_plan"]

@@ -63,11 +63,9 @@ class StoredPlan:
             }
             return cls(**{**value, **own})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CorruptOutput(
-                f"job.json does not describe a stored plan ({error!r}). It lists the "
-                "clips to make. Restore job.json from a copy of the output, or tokenize to a new "
-                "output prefix."
-            ) from error
+            found = f"job.json does not describe a stored plan ({error!r})"
+            do = "Restore job.json from a copy of the output, or tokenize to a new output prefix"
+            raise CorruptOutput(f"{found}. It lists the clips to make. {do}.") from error
 
 
 def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:

@@ -110,10 +110,8 @@ def _store_parts(
                 futures.append(pool.submit(put, len(futures), index, num_rows, table))
                 num_rows += table.num_rows
             if not num_rows:
-                raise ConfigError(
-                    f"{source.label} has no rows. A source without clips is likely a mistake: "
-                    "correct it, or remove it from the job."
-                )
+                found = f"{source.label} has no rows. A source without clips is likely a mistake"
+                raise ConfigError(f"{found}: correct it, or remove it from the job.")
     return [future.result() for future in futures]
 
 

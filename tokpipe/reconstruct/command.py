@@ -1,6 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,21 +122,21 @@ def _find(output: Output, clip_id: str | None, source: str | None) -> tuple[Clip
             return output.clip(clip_id), None
     matches = source_matcher(source or "")
 
-    def is_meant(row: Mapping[str, str]) -> bool:
-        return row["clip_id"] == clip_id if source is None else matches(row["source_uri"])
+    def is_meant(name: str) -> bool:
+        return name == clip_id if source is None else matches(name)
 
+    key = "clip_id" if source is None else "source_uri"
     columns = ["clip_id", "source_uri"]
-    ids = (row["clip_id"] for _, row in side_rows(output, columns) if is_meant(row))
+    ids = (row["clip_id"] for _, row in side_rows(output, columns) if is_meant(row[key]))
     if (chosen := next(ids, None)) is not None:
         return output.clip(chosen), 1 + sum(1 for _ in ids)
     for rejected in output.rejected():
         ref = rejected.ref
-        if is_meant({"clip_id": ref.clip_id, "source_uri": ref.source_uri}):
+        if is_meant(getattr(ref, key)):
             raise NotFound(
                 f"{uri}: clip {ref.clip_id} of {ref.source_uri} was rejected as {rejected.reason}, "
                 f"so it has no codes: {rejected.message}"
             )
-    key = "clip_id" if source is None else "source_uri"
     names = (row[key].rpartition("/")[2] for _, row in side_rows(output, columns))
     near = " or ".join(near_names(clip_id or source or "", names))
     problem = f"has no clip {clip_id!r}" if source is None else f"no source matches {source!r}"

@@ -6,9 +6,7 @@ from typing import Any
 
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.report.history import History
-from tokpipe.report.pairs import Pairs
-from tokpipe.report.sample import Sample
-from tokpipe.telemetry.human import finite
+from tokpipe.report.sample import Pairs, Sample
 from tokpipe.verbs.status import Status
 
 
@@ -59,18 +57,5 @@ class Facts:
                 "perplexity": usage.perplexity if usage.num_codes else None,
                 "damaged": self.sample.damaged,
             },
-            "pairs": None
-            if pairs is None
-            else {
-                "problem": pairs.problem,
-                "clips": [
-                    {
-                        "clip_id": pair.clip.clip_id,
-                        "psnr_db": finite(pair.psnr_db),
-                        "ssim": pair.ssim,
-                        "problem": pair.problem,
-                    }
-                    for pair in pairs.pairs
-                ],
-            },
+            "pairs": None if pairs is None else pairs.to_dict(),
         }

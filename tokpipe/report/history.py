@@ -1,11 +1,10 @@
 """What a job did over time, in a bounded number of steps, from its manifest or a sample of it."""
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,21 +75,14 @@ class Step:
         return float(self.amounts[_COLUMNS.index(name)])
 
     @property
-    def account(self) -> Account:
-        """Seconds of actors, as far as the manifest records them."""
-        return Account(
-            spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
-            up_s={one: self[f"up {one}"] for one in STAGES},
-        )
-
-    @property
     def frames_per_s(self) -> float:
         return self["frames"] / (self.end_s - self.begin_s) if self.end_s > self.begin_s else 0.0
 
     @property
     def speed(self) -> Speed | None:
         """None if the manifest does not record what actors did."""
-        return speed_of(self.account)
+        spent_s = {activity: self[f"spent {activity}"] for activity in ACTIVITIES}
+        return speed_of(Account(spent_s, {stage: self[f"up {stage}"] for stage in STAGES}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +121,18 @@ class History:
         """Versions of tokpipe that took part, in order."""
         self.num_read = 0
         """Entries that were read: totals are exact, times are interpolated between these."""
-        self._rejected: dict[str, deque[Rejected]] = {}
-        """The newest rejections of each reason, newest first."""
+        self.examples = defaultdict[str, deque[Rejected]](partial(deque, maxlen=NUM_EXAMPLES))
+        """The newest rejections of each reason that were read, newest first."""
         self._ends_s = [0.0]
-        writer: str | None = None
-        at: datetime | None = None
+        before: ManifestEntry | None = None
         rows = [np.zeros(len(_COLUMNS))]
         for group in groups:
             entry = group.entry
             self.num_read += 1
             self._add_examples(entry)
-            now, elapsed_s = time_of(entry), 0.0
-            if at is not None and entry.writer == writer:
-                elapsed_s = max(0.0, (now - at).total_seconds())
+            elapsed_s = 0.0
+            if before is not None and before.writer == entry.writer:
+                elapsed_s = max(0.0, (time_of(entry) - time_of(before)).total_seconds())
             else:
                 self.starts_s.append(self.worked_s)
             if entry.claim is not None:
@@ -150,21 +141,16 @@ class History:
             self.last_at = entry.written_at
             self._ends_s.append(self.worked_s + elapsed_s)
             rows.append(_amounts_of(group, elapsed_s))
-            writer, at = entry.writer, now
+            before = entry
         self._done = np.cumsum(rows, axis=0)
 
     def _add_examples(self, entry: ManifestEntry) -> None:
         for withdrawn in entry.reopened:
-            kept = self._rejected.get(withdrawn.reason, deque())
+            kept = self.examples[withdrawn.reason]
             for example in [one for one in kept if one.ref == withdrawn.ref]:
                 kept.remove(example)
         for rejected in entry.rejected:
-            kept = self._rejected.setdefault(rejected.reason, deque(maxlen=NUM_EXAMPLES))
-            kept.appendleft(rejected)
-
-    def examples_of(self, reason: str) -> list[Rejected]:
-        """Rejected clips of one reason, newest first; none if their entries were not read."""
-        return list(self._rejected.get(reason, ()))
+            self.examples[rejected.reason].appendleft(rejected)
 
     @property
     def worked_s(self) -> float:
@@ -199,9 +185,17 @@ class History:
 
     def stages(self) -> list[StageUse]:
         """How each stage's actors spent their time; empty if the manifest does not record it."""
-        if self.whole["timed_s"] <= 0:
-            return []
-        return [_stage_use(stage, self.whole) for stage in STAGES]
+        return [self._use_of(stage) for stage in STAGES] if self.whole["timed_s"] > 0 else []
+
+    def _use_of(self, stage: Stage) -> StageUse:
+        up_s, frames = self.whole[f"up {stage}"], self.whole["timed_frames"]
+        spent = {one: self.whole[f"spent {one}"] for one in OF_STAGE[stage]}
+        # The last seconds of an actor that ends or dies are not reported as up, but its work is.
+        known_s = max(up_s, sum(spent.values())) or 1.0
+        working_s = sum(value for one, value in spent.items() if one != "transfer")
+        actors = up_s / self.whole["timed_s"]
+        rate = frames / working_s * actors if working_s > 0 and frames else None
+        return StageUse(stage, actors, {one: spent[one] / known_s for one in spent}, rate)
 
 
 def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
@@ -213,18 +207,3 @@ def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
             for name, value in seconds.items():
                 amounts[f"{kind} {name}"] = value * group.num_entries
     return np.array([amounts.get(name, 0.0) for name in _COLUMNS])
-
-
-def _stage_use(stage: Stage, whole: Step) -> StageUse:
-    up_s, frames = whole[f"up {stage}"], whole["timed_frames"]
-    spent = {one: whole[f"spent {one}"] for one in OF_STAGE[stage]}
-    # The last seconds of an actor that ends or dies are not reported as up, but its work is.
-    known_s = max(up_s, sum(spent.values()))
-    working_s = sum(value for one, value in spent.items() if one != "transfer")
-    actors = up_s / whole["timed_s"]
-    return StageUse(
-        stage,
-        actors,
-        {one: value / known_s if known_s > 0 else 0.0 for one, value in spent.items()},
-        frames / working_s * actors if working_s > 0 and frames else None,
-    )

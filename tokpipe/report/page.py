@@ -8,11 +8,8 @@ from importlib.resources import files
 import tokpipe
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, html, moment
-from tokpipe.report.sections.headline import headline, state_line
-from tokpipe.report.sections.pictures import pictures
-from tokpipe.report.sections.provenance import provenance
-from tokpipe.report.sections.rejected import rejected
-from tokpipe.report.sections.sample import codes, lengths
+from tokpipe.report.sections.job import headline, provenance, rejected, state_line
+from tokpipe.report.sections.sample import codes, lengths, pictures
 from tokpipe.report.sections.throughput import throughput
 
 _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
@@ -49,18 +46,14 @@ def page(facts: Facts) -> str:
     this page's style: no script, and no requests.
     """
     style = Markup(files("tokpipe.report").joinpath("style.css").read_text("utf-8"))
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     contents = {name: content(facts) for name, (_, content) in _SECTIONS.items()}
     shown = {name: content for name, content in contents.items() if content}
     return html(
         _PAGE,
         *(tokpipe.__version__, facts.record.dataset, facts.status.uri),
-        *(style, _hash(style), state_line(facts), headline(facts)),
+        *(style, f"sha256-{digest}", state_line(facts), headline(facts)),
         [html('<li><a href="#{}">{}</a></li>', name, _SECTIONS[name][0]) for name in shown],
         [html(_SECTION, name, _SECTIONS[name][0], content) for name, content in shown.items()],
         moment(facts.made_at),
     )
-
-
-def _hash(content: str) -> str:
-    digest = hashlib.sha256(content.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

@@ -1,14 +1,28 @@
-"""What a sample of shards holds: how often codes occur, and how long clips are."""
+"""What a sample of shards holds: how often codes occur, how long clips are, how some look."""
+
+from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from random import Random
+from typing import TYPE_CHECKING, Any
 
-from tokpipe.errors import CorruptOutput
+from tokpipe.errors import CorruptOutput, TokpipeError
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
+from tokpipe.telemetry.human import finite
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.verbs.inspect import evenly_spread
+
+if TYPE_CHECKING:
+    from tokpipe.reconstruct import SideBySide
+
+NUM_FRAMES = 4
+"""Frames to show of each clip."""
+MAX_FRAMES = 256
+"""Only the first chunks of a longer clip are decoded and compared."""
 
 
 @dataclass(slots=True)
@@ -70,3 +84,92 @@ def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[
             frames[clip_id] += num_frames
             codes[clip_id] += num_codes
     return frames, codes
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One clip. Pictures are JPEG files with some of its frames side by side."""
+
+    clip: Clip
+    num_frames: int
+    """Frames that were decoded."""
+    size: tuple[int, int]
+    """(height, width) of a frame."""
+    shown: int
+    """Frames in each picture."""
+    decoded: bytes
+    source: bytes | None = None
+    psnr_db: float | None = None
+    """Mean over the frames; infinite if a frame is equal, None without the source."""
+    ssim: float | None = None
+    problem: str | None = None
+    """Why the source is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The clips, or why there are none."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        clips = [
+            {
+                "clip_id": one.clip.clip_id,
+                "psnr_db": finite(one.psnr_db),
+                "ssim": one.ssim,
+                "problem": one.problem,
+            }
+            for one in self.pairs
+        ]
+        return {"problem": self.problem, "clips": clips}
+
+
+def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
+    """Decode clips and their sources.
+
+    Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
+    missing.
+    """
+    try:
+        from tokpipe.reconstruct import SideBySide
+
+        with SideBySide(output, device) as both:
+            return Pairs([_pair(both, clip) for clip in clips])
+    except ImportError as error:
+        return Pairs(problem=f"{error}. Decoding needs what a worker has: pip install tokpipe[run]")
+    except TokpipeError as error:
+        return Pairs(problem=str(error))
+
+
+def _pair(both: SideBySide, clip: Clip) -> Pair:
+    ends = accumulate(chunk.n_frames for chunk in clip.chunks)
+    first = [chunk for chunk, end in zip(clip.chunks, ends, strict=True) if end <= MAX_FRAMES]
+    clip = replace(clip, chunks=tuple(first) or clip.chunks[:1])
+    try:
+        return _decoded(both, clip, with_source=True)
+    except TokpipeError as error:
+        return replace(_decoded(both, clip, with_source=False), problem=str(error))
+
+
+def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
+    from tokpipe.media.quality import Comparison
+    from tokpipe.media.writing import FrameGrid, jpeg_bytes
+
+    total = sum(chunk.n_frames for chunk in clip.chunks)
+    decoded, source = (FrameGrid(total, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
+    comparison = Comparison()
+    for block, original in both.blocks(clip, with_source=with_source):
+        decoded.add(block)
+        if original is not None:
+            source.add(original)
+            comparison.add(original, block)
+        size = block.shape[1:3]
+    picture = decoded.picture()
+    pair = Pair(clip, total, size, picture.shape[1] // size[1], jpeg_bytes(picture))
+    if not with_source:
+        return pair
+    quality = comparison.quality()
+    shown = jpeg_bytes(source.picture())
+    return replace(pair, source=shown, psnr_db=quality.psnr_db, ssim=quality.ssim)

@@ -10,8 +10,7 @@ from tokpipe.reader import Output
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
-from tokpipe.report.pairs import make_pairs
-from tokpipe.report.sample import take_sample
+from tokpipe.report.sample import make_pairs, take_sample
 from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.human import size_text
 from tokpipe.verbs.status import status_of
@@ -38,12 +37,11 @@ class WrittenReport:
         yield f"  codes and lengths were counted in {shards}"
         for message in sample.damaged:
             yield f"  left out: {message}"
-        if pairs is not None:
-            if pairs.problem is not None:
-                yield f"  without pictures: {pairs.problem}"
-            for pair in pairs.pairs:
-                if pair.problem is not None:
-                    yield f"  without the source of clip {pair.clip.clip_id}: {pair.problem}"
+        if pairs is not None and pairs.problem is not None:
+            yield f"  without pictures: {pairs.problem}"
+        for pair in pairs.pairs if pairs else ():
+            if pair.problem is not None:
+                yield f"  without the source of clip {pair.clip.clip_id}: {pair.problem}"
 
 
 def write_report(

@@ -13,6 +13,7 @@ from tokpipe.storage.client import client_of
 from tokpipe.storage.listing import Match
 
 _BATCH_ROWS = 65_536
+_NAMES = pa.schema({"uri": pa.large_string(), "version": pa.uint64()})  # 10 M names exceed 2 GB
 
 
 class FilesRows(RowSource):
@@ -26,18 +27,16 @@ class FilesRows(RowSource):
         return pa.schema([])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        names, versions, problems = self._sorted_names()
-        for start in range(0, len(names), _BATCH_ROWS):
-            rows = slice(start, start + _BATCH_ROWS)
-            uris = names[rows].cast(pa.string())
-            columns = {"source_uri": uris, "source_version": versions[rows]}
+        names, problems = self._sorted_names()
+        for batch in names.to_batches(_BATCH_ROWS):
+            uris = batch["uri"].cast(pa.string())
+            columns = {"source_uri": uris, "source_version": batch["version"]}
             if problems:
                 columns["problem"] = pa.array(map(problems.get, uris.to_pylist()), pa.string())
             yield make_batch(columns, [], ROW_SCHEMA)
 
-    def _sorted_names(self) -> tuple[pa.Array, pa.Array, dict[str, str]]:
-        chunks: list[pa.Array] = []
-        versions: list[pa.Array] = []
+    def _sorted_names(self) -> tuple[pa.Table, dict[str, str]]:
+        chunks: list[pa.RecordBatch] = []
         problems: dict[str, str] = {}
         matches = iter(self.listing)
         while some := list(itertools.islice(matches, _BATCH_ROWS)):
@@ -49,19 +48,16 @@ class FilesRows(RowSource):
                     problems[name] = f"the file name {name} is not valid UTF-8; rename the file"
             if not chunks:
                 are_known = self._are_versions_known(some)
-            chunks.append(pa.array(names, pa.large_string()))  # 10 M names exceed 2 GB
-            found = [match.version if are_known else None for match in some]
-            versions.append(pa.array(found, pa.uint64()))
+            versions = [match.version if are_known else None for match in some]
+            chunks.append(pa.record_batch([names, versions], _NAMES))
         if not chunks:
             raise self.nothing_matches()
-        names = pa.chunked_array(chunks).combine_chunks()
-        del chunks
-        order = pc.array_sort_indices(names)
-        names, known = names.take(order), pa.chunked_array(versions).combine_chunks().take(order)
+        found = pa.Table.from_batches(chunks).sort_by("uri")
         if "{" in self.listing.uri:  # two alternatives may match the same name
-            is_first = pa.concat_arrays([pa.array([True]), pc.not_equal(names[1:], names[:-1])])
-            names, known = names.filter(is_first), known.filter(is_first)
-        return names, known, problems
+            uris = found["uri"].combine_chunks()
+            is_first = pa.concat_arrays([pa.array([True]), pc.not_equal(uris[1:], uris[:-1])])
+            found = found.filter(is_first)
+        return found, problems
 
     def _are_versions_known(self, matches: Sequence[Match]) -> bool:
         """Whether the store says of an object alone what it says of it in a listing."""

@@ -90,10 +90,9 @@ class ParquetFile:
             try:
                 columns.append(pa.field(name, plain_type(one.type)))
             except ValueError as error:
-                raise ConfigError(
-                    f"{self.uri}: column {name!r} {error}, so its values cannot be read by name. "
-                    "Rename one of them, or write the table without this column."
-                ) from error
+                found = f"{self.uri}: column {name!r} {error}, so its values cannot be read by name"
+                do = "Rename one of them, or write the table without this column"
+                raise ConfigError(f"{found}. {do}.") from error
         return pa.schema(columns)
 
     def _is_set(self, file: Any, leaf: str) -> pa.Array:

@@ -89,10 +89,9 @@ class RowSource(ABC):
             raise self.nothing_matches()
         if folder := self.listing.folder.rstrip("/"):
             ending = min(uris).rpartition(".")[2]
-            raise ConfigError(
-                f"{self.label}: {folder} is a folder, and only sources of kind files take a folder."
-                f" Write a glob of the files in it, such as {folder}/**/*.{ending}"
-            )
+            found = f"{folder} is a folder, and only sources of kind files take a folder"
+            do = f"Write a glob of the files in it, such as {folder}/**/*.{ending}"
+            raise ConfigError(f"{self.label}: {found}. {do}")
         return sorted(uris)
 
 

@@ -127,28 +127,22 @@ class TableRows(RowSource):
         if kind in _DELIMITERS:
             return DelimitedFile(uri, self.options, self.config.delimiter or _DELIMITERS[kind])
         if self.config.delimiter is not None:
-            raise ConfigError(
-                f"{self.label}: delimiter is set, but {uri} is not CSV or TSV. Remove it, or set "
-                "the source's format."
-            )
+            found = f"{self.label}: delimiter is set, but {uri} is not CSV or TSV"
+            raise ConfigError(f"{found}. Remove it, or set the source's format.")
         if kind in _JSON:
             used = {name: key != "uri_column" for key, name in self._used()}
             return JsonFile(uri, self.options, used)
         if kind in ("parquet", "parq"):
             return ParquetFile(uri, self.options)
-        raise ConfigError(
-            f"{self.label}: the name of {uri} does not show its format. Set the source's format "
-            "to csv, tsv, jsonl, json or parquet."
-        )
+        found = f"{self.label}: the name of {uri} does not show its format"
+        raise ConfigError(f"{found}. Set the source's format to csv, tsv, jsonl, json or parquet.")
 
     def _unify(self, tables: list[TableFile], schemas: list[pa.Schema]) -> pa.Schema:
         """Return one schema for all tables; keys of JSON objects may differ between tables."""
         for table, schema in zip(tables, schemas, strict=True):
             if len(schema) > MAX_COLUMNS:
-                raise ConfigError(
-                    f"{table.uri}: has more than {MAX_COLUMNS} columns. Drop columns that are not "
-                    "needed with the codes, or put what varies into one."
-                )
+                do = "Drop columns that are not needed with the codes, or put what varies into one"
+                raise ConfigError(f"{table.uri}: has more than {MAX_COLUMNS} columns. {do}.")
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonFile):
                 raise ConfigError(

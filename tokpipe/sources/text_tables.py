@@ -72,10 +72,8 @@ class DelimitedFile:
         except (csv.Error, _BrokenRecord) as error:
             fields, found = None, f"its first line is not a header ({error})"
         if not fields:
-            raise ConfigError(
-                f"{self.uri}: {found}, so its columns are unknown. Write a first line with the "
-                "column names, in UTF-8, or set the source's format."
-            )
+            do = "Write a first line with the column names, in UTF-8, or set the source's format"
+            raise ConfigError(f"{self.uri}: {found}, so its columns are unknown. {do}.")
         lines.end_record()
         return unique_names(fields[: MAX_COLUMNS + 1])  # one too many is rejected
 
@@ -186,10 +184,9 @@ class JsonFile:
             if len(names) > MAX_COLUMNS:
                 break  # one too many is rejected
         if not names:
-            raise ConfigError(
-                f"{self.uri}: none of its {num_rows} {self.place}s is a JSON object with keys. "
-                'Write one object per line, such as {"url": "..."}, or an array of objects.'
-            )
+            found = f"{self.uri}: none of its {num_rows} {self.place}s is a JSON object with keys"
+            do = 'Write one object per line, such as {"url": "..."}, or an array of objects'
+            raise ConfigError(f"{found}. {do}.")
         return _text_schema(list(names)[: MAX_COLUMNS + 1])
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
@@ -365,7 +362,6 @@ def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.Buffere
     except OSError as error:
         if codec is None:
             raise
-        raise ConfigError(
-            f"{uri}: its {codec} stream is cut or damaged ({error}). The clips after that point "
-            "would silently be missing: fetch or write the table again."
-        ) from error
+        found = f"{uri}: its {codec} stream is cut or damaged ({error})"
+        do = "The clips after that point would silently be missing: fetch or write the table again"
+        raise ConfigError(f"{found}. {do}.") from error

@@ -18,7 +18,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
-from tokpipe.sources.rows import ROW_SCHEMA, RowSource, make_batch, printable
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, printable
 from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.storage.read_ahead import read_ahead
@@ -78,10 +78,8 @@ def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
     left_out = LeftOut()
     rows, batches = _rows(uri, options, extensions, left_out), []
-    while some := list(itertools.islice(rows, _BATCH_ROWS)):
-        columns: dict[str, Any] = dict(zip(_Row._fields, zip(*some, strict=True), strict=True))
-        carried = [pa.array(columns[name], pa.string()) for name in _CARRIED.names]
-        batches.append(make_batch(columns, carried, _SCHEMA))
+    while some := [row._asdict() for row in itertools.islice(rows, _BATCH_ROWS)]:
+        batches.append(pa.RecordBatch.from_pylist(some, _SCHEMA))
     return _last_of_each_name(pa.Table.from_batches(batches, _SCHEMA), left_out), left_out
 
 

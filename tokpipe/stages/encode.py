@@ -14,12 +14,11 @@ from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import RuntimeFault
 from tokpipe.models.graphs import GraphedCall
 from tokpipe.models.hardware import encoder_class
-from tokpipe.models.memory import keep_freed_memory
-from tokpipe.models.precision import forbid_reduced_float32
+from tokpipe.models.process import forbid_reduced_float32, keep_freed_memory
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
-from tokpipe.models.tokenizers.parity import Parity
+from tokpipe.models.tokenizers.probe import Parity
 from tokpipe.stages.chunks import plan_chunks
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 

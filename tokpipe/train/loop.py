@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -197,24 +198,23 @@ class _Log:
         self._start()
 
     def _start(self) -> None:
-        self.sums: dict[str, float] = {}
+        self.sums: Counter[str] = Counter()
         self.count = 0
         self.usage = CodeUsage(self.config.tokenizer.quantizer.codebook_size)
         self.started_s = time.monotonic()
 
     def add(self, step: int, measured: dict[str, Any]) -> None:
         self.usage.update(measured.pop("codes"))
-        for name, value in measured.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.sums.update(measured)
         self.count += 1
         if (step + 1) % self.config.log_every_steps and step + 1 != self.config.num_steps:
             return
-        means = {name: value / self.count for name, value in self.sums.items()}
+        mse = self.sums["mse"] / self.count
         line = {
             "step": step + 1,
-            **{name: round(value, 6) for name, value in means.items()},
+            **{name: round(value / self.count, 6) for name, value in self.sums.items()},
             # Pixels span [-1, 1], so the largest squared error is 4.
-            "psnr_db": round(10 * math.log10(4 / max(means["mse"], 1e-10)), 3),
+            "psnr_db": round(10 * math.log10(4 / max(mse, 1e-10)), 3),
             "codes_used": self.usage.num_used,
             "code_entropy_bits": round(self.usage.entropy_bits, 3),
             "seconds_per_step": round((time.monotonic() - self.started_s) / self.count, 3),

@@ -18,7 +18,8 @@ from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import load_state
-from tokpipe.plan import RowSample, merge_columns, sample_rows
+from tokpipe.plan import merge_columns, sample_rows
+from tokpipe.plan.sample import RowSample
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import decoder_versions
@@ -122,10 +123,9 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
     if not rows.num_rows:
         raise ConfigError(f"{source.label} has no rows, so there is nothing to tokenize")
     if not rows.items and rows.problem is not None:
-        raise ConfigError(
-            f"{source.label}: none of {rows.num_rows:,} rows can be used; the first: "
-            f"{rows.problem}. There is nothing to tokenize: correct the source"
-        )
+        found = f"none of {rows.num_rows:,} rows can be used; the first: {rows.problem}"
+        do = "There is nothing to tokenize: correct the source"
+        raise ConfigError(f"{source.label}: {found}. {do}")
     columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
     left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
@@ -144,10 +144,8 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
         },
     )
     if rows.num_problems:
-        yield _warning(
-            f"{rows.num_problems:,} of {rows.num_rows:,} rows will be rejected as bad_row; the "
-            f"first: {rows.problem}"
-        )
+        bad = f"{rows.num_problems:,} of {rows.num_rows:,} rows will be rejected as bad_row"
+        yield _warning(f"{bad}; the first: {rows.problem}")
     if not rows.is_complete:
         short = source.label.partition(" ")[0]
         yield _not_checked(f"rows of {short} after the first {rows.num_rows:,}", "too many")
@@ -257,7 +255,5 @@ def _other_machines(job: JobConfig) -> Iterator[CheckResult]:
         needs.append(weights)
     if isinstance(job.tokenizer, CustomConfig):
         needs.append(job.tokenizer.implementation)
-    yield _not_checked(
-        f"whether other machines of a cluster can use {', '.join(needs)}",
-        "they were tried on this machine only",
-    )
+    others = f"whether other machines of a cluster can use {', '.join(needs)}"
+    yield _not_checked(others, "they were tried on this machine only")

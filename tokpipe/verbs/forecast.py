@@ -255,8 +255,7 @@ def _speed(
             is_own=like is None,
         )
     if like is not None:
-        raise ConfigError(
-            f"--like {like}: this output has no codes with a recorded encoder time, so it cannot "
-            "predict the job's. Name an output that a run has committed to, or pass --codes-per-s"
-        )
+        found = "this output has no codes with a recorded encoder time"
+        do = "Name an output that a run has committed to, or pass --codes-per-s"
+        raise ConfigError(f"--like {like}: {found}, so it cannot predict the job's. {do}")
     return None

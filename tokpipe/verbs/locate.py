@@ -48,10 +48,8 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     if any(next(iter(store.list(f"{name}/")), None) for name in ("manifest", "plan")):
         return store  # a damaged output, which the verb will describe
     if job is not None:
-        raise NotFound(
-            f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started. Start it "
-            f"with tokpipe run {job}"
-        )
+        found = f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started"
+        raise NotFound(f"{found}. Start it with tokpipe run {job}")
     if (path := _local(uri)) is not None:
         found = _missing(path)
     else:
@@ -88,7 +86,6 @@ def _local(uri: str) -> Path | None:
 
 
 def is_inside_output(path: str) -> bool:
-    """Whether a local path is a part of an output."""
     return any(map(_is_output, _above(path)))
 
 

@@ -69,6 +69,8 @@ def convert(
         ConfigError: no weights are found, the config does not match them, or files would be
             overwritten.
     """
+    from tokpipe.models.tokenizers import build_tokenizer
+
     choices = choices or Choices()
     if (kind is None) == (config is None):
         raise ConfigError(
@@ -99,7 +101,9 @@ def convert(
         _write(state, partial / WEIGHTS_NAME)
         text = yaml.safe_dump(section, sort_keys=False)
         (partial / CONFIG_NAME).write_text(f"# From {source.name}, by tokpipe convert.\n{text}")
-        digest = _verify(parsed, partial / WEIGHTS_NAME)
+        data = (partial / WEIGHTS_NAME).read_bytes()
+        build_tokenizer(parsed, data, with_decoder=bool(parsed.decoder_keys))
+        digest = tensors_sha256(encoding_tensors(str(folder / WEIGHTS_NAME), data, parsed))
         folder.mkdir(exist_ok=True)
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             (partial / name).replace(folder / name)
@@ -214,9 +218,9 @@ def _is_average(key: str, keys: Iterable[str]) -> bool:
 
     They are below ``model_ema.`` or, for each part of a model, below ``ema_<part>.``.
     """
-    match = _AVERAGES.match(key)
-    part = match and match[1]
-    return match is not None and (not part or any(other.startswith(f"{part}.") for other in keys))
+    if (match := _AVERAGES.match(key)) is None:
+        return False
+    return not match[1] or any(other.startswith(f"{match[1]}.") for other in keys)
 
 
 def _averaged(
@@ -286,13 +290,8 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
         if kind == "emu3":
             names = {"base_channels": ch, "channel_multiplier": mult}
             return {**section, **names, "attn_resolutions": attention}
-        return {
-            **section,
-            "ch": ch,
-            "ch_mult": mult,
-            "attn_resolutions": [256 >> level for level in attention],
-            "z_channels": shapes["encoder.conv_out.weight"][0],
-        }
+        names = {"ch": ch, "ch_mult": mult, "z_channels": shapes["encoder.conv_out.weight"][0]}
+        return {**section, **names, "attn_resolutions": [256 >> level for level in attention]}
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{source} is not a checkpoint of kind {kind}: it has no {error} of the right shape; "
@@ -312,12 +311,3 @@ def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[in
     blocks = next(block for block in count() if first(0, block) not in shapes)
     attends = [any(key.startswith(f"{down}.{level}.attn.") for key in shapes) for level in levels]
     return ch, mult, blocks, list(compress(levels, attends))
-
-
-def _verify(config: TokenizerConfig, weights: Path) -> str:
-    """Build the whole tokenizer, and return the hash of the weights that decide its codes."""
-    from tokpipe.models.tokenizers import build_tokenizer
-
-    data = weights.read_bytes()
-    build_tokenizer(config, data, with_decoder=bool(config.decoder_keys))
-    return tensors_sha256(encoding_tensors(str(weights), data, config))

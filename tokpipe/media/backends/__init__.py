@@ -42,10 +42,8 @@ def load_backend(name: str) -> Any:
     try:
         return import_module(name if "." in name else f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
-        raise ConfigError(
-            f"decode.backend: {name} does not load ({error}); install it and the libraries that it "
-            "needs on every node, or name another backend"
-        ) from error
+        do = "install it and the libraries that it needs on every node, or name another backend"
+        raise ConfigError(f"decode.backend: {name} does not load ({error}); {do}") from error
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:

@@ -76,10 +76,8 @@ class CodebookQuantizer(Quantizer):
         positions = torch.full((self.num_vectors,), -1, device=entries.device)
         positions[self.used] = torch.arange(len(self.used), device=entries.device)
         codes = positions[entries]
-        if self.unknown_index == "random":
-            return codes.where(codes >= 0, entries % len(self.used))
-        unknown = len(self.used) if self.unknown_index == "extra" else self.unknown_index
-        return codes.where(codes >= 0, unknown)
+        unknown = {"random": entries % len(self.used), "extra": len(self.used)}
+        return codes.where(codes >= 0, unknown.get(self.unknown_index, self.unknown_index))
 
     def _codes_to_entries(self, codes: Tensor) -> Tensor:
         if self.used is None:

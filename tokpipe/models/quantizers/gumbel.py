@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.precision import exact_float32_products
+from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized
 from tokpipe.models.quantizers.codebook import CodebookQuantizer, Remap, UnknownIndex
 from tokpipe.models.quantizers.nearest import project, search
@@ -80,9 +80,8 @@ class GumbelQuantizer(CodebookQuantizer):
             codes = self.codes_of(latent)
         codebook = self.embed.weight.float()
         codebook = codebook if self.used is None else codebook[self.used]
-        hard = self.straight_through or not self.training
         with exact_float32_products(latent.device):
-            if hard:
+            if self.straight_through or not self.training:
                 # The second term is zero, and carries the gradient of the softmax.
                 vectors = self._vectors(codes) + (soft - soft.detach()) @ codebook
             else:

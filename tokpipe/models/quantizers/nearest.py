@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokpipe.models.precision import exact_float32_products
+from tokpipe.models.process import exact_float32_products
 
 MAX_DISTANCES = 2**24
 """Distances held at once: 64 MiB. All of 5,120 latents and 262,144 vectors would take 5.4 GB."""

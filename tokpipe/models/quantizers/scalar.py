@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.precision import exact_float32_products
+from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, straight_through
 from tokpipe.models.quantizers.nearest import project
 
@@ -81,8 +81,7 @@ class ScalarQuantizer(Quantizer):
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
         self._check_channels(latent)
         x = _projected(latent.float().movedim(1, -1), self.project_in)
-        inner: Tensor = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
-        return inner
+        return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
     def _outer(self, inner: Tensor) -> Tensor:
         """(B, ..., n, codebook_dim) -> (B, ..., dim)."""

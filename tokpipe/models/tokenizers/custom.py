@@ -1,7 +1,6 @@
 """Tokenizers that a job names by the import path of their class."""
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,28 +28,23 @@ class CustomTokenizer(VideoTokenizer):
         self.name = config.implementation
         self.model = model
 
-    def _method(self, name: str) -> Callable[..., Any] | None:
-        method: Callable[..., Any] | None = getattr(self.model, name, None)
-        return method
-
     def _encode(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.model.encode(x)  # type: ignore[operator]
-        return codes
+        return self.model.encode(x)  # type: ignore[operator, no-any-return]
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if (decode := self._method("decode")) is None:
+        if (decode := getattr(self.model, "decode", None)) is None:
             raise ValueError(f"{self.name} has no method decode(codes), so it returns no pixels")
         floats: Tensor = decode(codes)
         return floats
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        if (encode_piece := self._method("encode_piece")) is None:
+        if (encode_piece := getattr(self.model, "encode_piece", None)) is None:
             return super()._encode_piece(x, state)
         codes, tensors = encode_piece(x, self._tensors(state))
         return codes, StreamState(self.name, tuple(tensors))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        if (decode_piece := self._method("decode_piece")) is None:
+        if (decode_piece := getattr(self.model, "decode_piece", None)) is None:
             if self.traits.layout == "BCHW":
                 return super()._decode_piece(codes, state)
             raise ValueError(f"{self.name} has no method decode_piece(codes, state)")
@@ -58,15 +52,13 @@ class CustomTokenizer(VideoTokenizer):
         return floats, StreamState(self.name, tuple(tensors))
 
     def _tensors(self, state: StreamState | None) -> tuple[Tensor, ...] | None:
-        if state is not None and state.network != self.name:
-            raise ValueError(
-                f"the state was made by {state.network}, but passed to {self.name}: pass the state "
-                "that it returned for the piece before"
-            )
-        return None if state is None else state.tensors
+        if state is None:
+            return None
+        state.check(self.name)
+        return state.tensors
 
     def _cast(self, dtype: torch.dtype) -> None:
-        if (compute_in := self._method("compute_in")) is not None:
+        if (compute_in := getattr(self.model, "compute_in", None)) is not None:
             compute_in(dtype)
         elif dtype != torch.float32:
             raise ConfigError(

@@ -1,5 +1,6 @@
-"""Sections on a sample of shards: how the codebook is used, and how long clips are."""
+"""Sections on a sample: how the codebook is used, how long clips are, and what they look like."""
 
+import base64
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from itertools import accumulate, pairwise
 from tokpipe.report.charts import AxisTick, Column, columns_chart, count_ticks
 from tokpipe.report.facts import Facts
 from tokpipe.report.markup import Markup, details, figure, html, notice, table, tiles
-from tokpipe.report.sample import Sample
+from tokpipe.report.sample import NUM_FRAMES, Pair, Sample
 from tokpipe.telemetry.human import counted
 
 NUM_BARS = 64
@@ -122,3 +123,51 @@ def _damaged(sample: Sample) -> Iterator[Markup]:
             f"{'is' if count == 1 else 'are'} left out. Run tokpipe audit."
         )
         yield html("<ul>{}</ul>", [html("<li>{}</li>", message) for message in sample.damaged])
+
+
+def pictures(facts: Facts) -> list[Markup]:
+    """Clips next to their reconstructions; empty if no pictures were requested."""
+    found = facts.pairs
+    if found is None:
+        return []
+    if found.problem is not None:
+        return [notice("Clips cannot be decoded here. ", found.problem)]
+    if not found.pairs:
+        return [html("<p>There are no clips yet.</p>")]
+    text = (
+        f"{counted(len(found.pairs), 'clip')}, selected at random from the sample. Top: up to "
+        f"{NUM_FRAMES} evenly spaced frames of the source, as the encoder saw it. Bottom: the same "
+        f"frames, decoded from the codes. PSNR and SSIM are means over all decoded frames."
+    )
+    return [html('<p>{}</p><div class="pairs">{}</div>', text, map(_pair, found.pairs))]
+
+
+def _pair(pair: Pair) -> Markup:
+    clip = pair.clip
+    height, width = pair.size
+    quality = html("")
+    if pair.psnr_db is not None and pair.ssim is not None:
+        psnr = "equal" if math.isinf(pair.psnr_db) else f"{pair.psnr_db:.2f} dB"
+        quality = html("<strong>PSNR {}, SSIM {:.3f}</strong> ", psnr, pair.ssim)
+    shown = [
+        (pair.source, "source", f"{pair.shown} frames of the source of clip {clip.clip_id}"),
+        (pair.decoded, "from its codes", f"The same frames of {clip.clip_id}, from its codes"),
+    ]
+    rows = [
+        html(
+            '<div class="frames"><span class="which">{}</span><img '
+            'src="data:image/jpeg;base64,{}" alt="{}" width="{}" height="{}"></div>',
+            *(name, Markup(base64.b64encode(data).decode()), text, width * pair.shown, height),
+        )
+        for data, name, text in shown
+        if data is not None
+    ]
+    return html(
+        '<figure>{}{}<figcaption>{}<span class="uri">{}</span><span class="note">{}</span>'
+        "</figcaption></figure>",
+        rows,
+        notice("Without its source. ", pair.problem) if pair.problem else "",
+        quality,
+        clip.source_uri,
+        f"clip {clip.clip_id}, {counted(pair.num_frames, 'frame')} of {height}x{width}",
+    )

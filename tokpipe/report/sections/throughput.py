@@ -44,10 +44,7 @@ def _over_time(history: History) -> list[Markup]:
     ]
     speeds = [step.speed for step in steps]
     if any(speeds):
-        shares = [
-            Column(step.begin_s, step.end_s, None if speed is None else speed.share)
-            for step, speed in zip(steps, speeds, strict=True)
-        ]
+        shares = [Column(one.begin_s, one.end_s, one.speed and one.speed.share) for one in steps]
         charts.append(
             figure(
                 "Fraction of the speed of light",
@@ -60,16 +57,11 @@ def _over_time(history: History) -> list[Markup]:
                 "How busy the encoders were. A job cannot be faster than its encoders.",
             )
         )
-    rows = (
-        (
-            f"{duration(step.begin_s)} to {duration(step.end_s)}",
-            f"{step['clips']:,.1f}",
-            f"{step.frames_per_s:,.1f}",
-            UNKNOWN if speed is None else f"{speed.share:.0%}",
-            UNKNOWN if speed is None else speed.limit or "none",
-        )
-        for step, speed in zip(steps, speeds, strict=True)
-    )
+    rows = []
+    for step, speed in zip(steps, speeds, strict=True):
+        time = f"{duration(step.begin_s)} to {duration(step.end_s)}"
+        busy = [UNKNOWN] * 2 if speed is None else [f"{speed.share:.0%}", speed.limit or "none"]
+        rows.append((time, f"{step['clips']:,.1f}", f"{step.frames_per_s:,.1f}", *busy))
     columns = ("working time", "clips", "frames/s", "speed of light", "limited by")
     return [
         html('<div class="pair">{}</div>', charts),
