@@ -22,7 +22,7 @@ _GRIDS = ((16, 16), (64, 64), (16, 16))
 def write_output(folder: Path, codebook_size: int = 8192) -> None:
     """Write three shards of four clips each, listed in two entries, and an unlisted one."""
     store = open_store(str(folder), StoreOptions())
-    begin(store, codebook_size)
+    begin(store, codebook_size, range(12))
     rng = np.random.default_rng(0)
     draws: list[Callable[[int], Any]] = [
         lambda size: rng.integers(0, codebook_size, size),

@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +17,12 @@ import tokpipe.reader.code_cache
 from tests.formats.formats_helpers import Crash, DictStore, encoded_clip, encoded_clips, flipped
 from tests.reader.reader_helpers import commit, put_shard, store_with
 from tokpipe.errors import ConfigError, CorruptOutput, StorageError
-from tokpipe.reader import CodeCache, Output, ShardCodes
+from tokpipe.reader import CodeCache as CompleteCache
+from tokpipe.reader import Output, ShardCodes
 from tokpipe.reader.shard_codes import write_shard_codes
 from tokpipe.types import EncodedClip
 
+CodeCache = partial(CompleteCache, allow_partial=True)
 EVEN = [encoded_clip(row, (17, 17), (4, 4)) for row in range(3)]
 RAGGED = [encoded_clip(row, frames, (2, 6)) for row, frames in ((10, (17, 5)), (11, (1,)))]
 

@@ -13,7 +13,7 @@ import av
 import pytest
 
 from tests.formats.formats_helpers import DictStore, encoded_clip
-from tests.reader.reader_helpers import NUM_ROWS, put_shard, store_with
+from tests.reader.reader_helpers import NUM_ROWS, begin, put_shard
 from tests.report.html_tree import Node, parsed
 from tests.report.report_outputs import BEGAN, HOSTILE, NUM_SHARDS, entry, with_history
 from tokpipe.errors import CorruptOutput
@@ -156,7 +156,9 @@ def test_secrets_are_masked_everywhere(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_output_without_commits_has_a_report(tmp_path: Path) -> None:
-    page, _ = page_of(store_with(), tmp_path, num_pairs=2)
+    store = DictStore()
+    begin(store)
+    page, _ = page_of(store, tmp_path, num_pairs=2)
     assert "0.0% done" in page.text
     absent = ("Nothing has been", "No frames have been", "No clip was", "There are no codes")
     for text in (*absent, "There are no clips yet."):
