@@ -143,7 +143,7 @@ def _continued(limits: Limits, state: ManifestState) -> Limits:
     totals, rows = state.totals, state.committed
     num_clips = totals.num_clips + totals.num_rejected + rows.num_left
     before = dict(totals.rejected)
-    encoders = frozenset(one for names in totals.by_encoder for one in names.split(" + "))
+    encoders = frozenset(one for names in totals.encoders for one in names.split(" + "))
     return replace(
         limits,
         num_clips=num_clips,
