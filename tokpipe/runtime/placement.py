@@ -1,6 +1,5 @@
 """Which nodes a stage may run on: what its pool requires, and what Ray's nodes have."""
 
-import re
 from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
@@ -9,15 +8,12 @@ from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.protocol import Capacity, NodeId, Room
 from tokpipe.types import STAGES
 
-_OF_RAY = re.compile(r"(CPU|GPU|memory|object_store_memory|node:.*)$")
-_NODE_ID = "ray.io/node-id"
-
 
 def actor_options(pool: PoolConfig, *, zero_cpu: bool, avoid: Iterable[NodeId]) -> dict[str, Any]:
     """Return Ray's options for an actor of a pool, away from some nodes."""
     labels = dict(pool.labels)
     if nodes := ",".join(avoid):
-        labels[_NODE_ID] = f"!in({nodes})"
+        labels["ray.io/node-id"] = f"!in({nodes})"
     cpus = 0.0 if zero_cpu else pool.cpus
     return {"num_cpus": cpus, "resources": _resources(pool), "label_selector": labels}
 
@@ -42,9 +38,7 @@ def _room(node: Mapping[str, Any], config: RuntimeConfig, on_gpu: bool) -> Room:
         if (pool.cpus and not cpus) or (stage == "encode" and on_gpu and not gpus):
             fits.append(0.0)
         slots[stage] = min(fits, default=inf)
-    shown = [name for name in has if not _OF_RAY.match(name)]
-    shown += [f"{key}={value}" for key, value in labels.items() if key != _NODE_ID]
-    return Room(cpus, gpus, slots, ", ".join(sorted(shown)))
+    return Room(cpus, gpus, slots)
 
 
 def _resources(pool: PoolConfig) -> dict[str, float]:
