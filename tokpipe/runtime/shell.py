@@ -82,7 +82,6 @@ class Shell:
         # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
         self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._asked_at: float | None = None
-        self._capacity = protocol.Capacity(0.0, 0.0)
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
@@ -176,8 +175,7 @@ class Shell:
             self.stop()
         staying = (one for node, one in alive.items() if node not in draining)
         config, on_gpu = self.job.config, self.job.device == "cuda"
-        self._capacity = capacity_of(staying, config, on_gpu=on_gpu)
-        self._events.put(self._capacity)
+        self._events.put(capacity_of(staying, config, on_gpu=on_gpu))
 
     def _bury(self, death: _Death) -> None:
         """Find out whether an actor died alone or with its node. Ray may only not reach it."""
@@ -224,7 +222,7 @@ class Shell:
         begun = [self._begun.pop(one.shard) for one in command.receipts]
         check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
-        check_in_time(begun, are_listed=True)
+        check_in_time(begun)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -243,8 +241,9 @@ class Shell:
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
-        pool, fits = getattr(job.config, stage), self._capacity.nodes_for(stage)
-        avoid = command.avoid if {*fits} - {*command.avoid} else ()  # else no node is better
+        pool, capacity = getattr(job.config, stage), self.dispatcher.parts.pools.capacity
+        fits = set(capacity.nodes_for(stage)) if capacity else set()
+        avoid = command.avoid if fits - {*command.avoid} else ()  # else no node is better
         options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
         options |= {"max_restarts": 0, "max_task_retries": 0}
         setup = [job.landmark, getattr(job, stage)]
@@ -323,10 +322,11 @@ class Shell:
             self._events.put(LeaseFailed(attempt, kind, line))
 
 
-def check_in_time(
-    begun: Iterable[Moment], needs_s: float = 0.0, *, are_listed: bool = False
-) -> None:
-    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds."""
+def check_in_time(begun: Iterable[Moment], needs_s: float = 0.0) -> None:
+    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds.
+
+    0: they are listed already.
+    """
     age_s = max((one.age_s for one in begun), default=0.0)
     if age_s + needs_s > LISTED_WITHIN_S:
         none_listed = "It lists none of them. Run the job again; committed work is kept."
@@ -334,5 +334,5 @@ def check_in_time(
         raise RuntimeFault(
             f"this driver took {age_s / 3600:.1f} hours to list shards: it was frozen, its machine "
             "was suspended, its clock was set, or the store is slow. `tokpipe clean` may have "
-            f"removed them since. {listed if are_listed else none_listed}"
+            f"removed them since. {none_listed if needs_s else listed}"
         )
