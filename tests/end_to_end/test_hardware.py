@@ -27,7 +27,7 @@ CAPPED = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 @pytest.mark.ray
 def test_outputs_name_what_encoded_them_and_a_job_may_insist_on_one_class(tmp_path: Path) -> None:
-    write_videos(tmp_path / "videos", 4)
+    write_videos(tmp_path / "videos", 8)
     output, quick = tmp_path / "out", tmp_path / "quick"
 
     def job(hardware: str, isa: str) -> Path:
@@ -36,7 +36,7 @@ def test_outputs_name_what_encoded_them_and_a_job_may_insist_on_one_class(tmp_pa
             tmp_path / "job.yaml",
             files(tmp_path / "videos"),
             str(output),
-            tokenizer=slow_tokenizer(quick, pause_s=0.5),
+            tokenizer=slow_tokenizer(quick, pause_s=1.0),
             encode={"device": "cpu", "hardware": hardware},
             runtime={**RUNTIME, "encode": encode, "decode": {"max_actors": 1}},
         )
@@ -68,4 +68,4 @@ def test_outputs_name_what_encoded_them_and_a_job_may_insist_on_one_class(tmp_pa
     (full,) = report.totals.encoders.keys() - {capped}
     assert full in unfit
     assert printed.count(f"{full} joins this output, which has clips encoded on {capped}") == 1
-    assert report.totals.encoders.total() == report.totals.num_clips == 12
+    assert report.totals.encoders.total() == report.totals.num_clips == 24
