@@ -35,7 +35,7 @@ def cpu_class(machine: str, aten: str, cpuinfo: str, environ: Mapping[str, str])
     arm = f"{found.get('CPU implementer', '')} {found.get('CPU part', '')}".strip()
     model = found.get("model name") or arm or platform.processor()
     cap = environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA")
-    isa = [aten, *_FLAGS.findall(found.get("flags") or found.get("Features", ""))]
+    isa = [aten, *sorted(_FLAGS.findall(found.get("flags") or found.get("Features", "")))]
     isa += [f"oneDNN <= {cap.upper()}"] if cap else []
     return " ".join(["cpu", machine, *model.split(), *isa])
 
