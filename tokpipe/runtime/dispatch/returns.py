@@ -39,7 +39,6 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     lease = flight.lease
     held_s = parts.fleet.free(flight.actor, attempt, now)
     _count_seconds(parts, event, lease, held_s)
-    parts.fleet.starts.did_a_lease(lease.stage)
     if isinstance(lease, WriteLease):
         assert isinstance(answer, Receipt)
         parts.blame.answered(lease, None)
@@ -189,7 +188,8 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         lost(parts, actor, now, blame=None)
         if kind == "node":
             put_back(parts, lease)
-            parts.fleet.starts.node_trouble(actor, message, now, is_unfit=False)
+            since_s = parts.blame.node_failed(lease, message, now)
+            parts.fleet.starts.node_trouble(actor, message, now, max(2.0, since_s / 2))
         else:
             _blame_worker_loss(parts, lease, "fault", message, now)
 
