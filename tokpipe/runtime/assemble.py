@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,8 +96,7 @@ def assemble(
         landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
-            _continued(limits_of(job, device), committer.state),
-            lambda item: _ref(item, job),
+            limits_of(job, device, committer.state), lambda item: _ref(item, job)
         ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
@@ -119,8 +118,9 @@ def assemble(
     )
 
 
-def limits_of(job: JobConfig, device: str) -> Limits:
-    """The limits of a job's dispatcher, for encoders on a kind of device."""
+def limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
+    """The limits of a job's dispatcher, for encoders on a kind of device, after earlier runs."""
+    totals, rows = state.totals, state.committed
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
     million = 10**6
@@ -135,21 +135,10 @@ def limits_of(job: JobConfig, device: str) -> Limits:
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
         max_rejected_fraction=job.max_rejected_fraction,
-    )
-
-
-def _continued(limits: Limits, state: ManifestState) -> Limits:
-    """Limits that know what earlier runs did."""
-    totals, rows = state.totals, state.committed
-    num_clips = totals.num_clips + totals.num_rejected + rows.num_left
-    before = dict(totals.rejected)
-    encoders = frozenset(one for names in totals.by_encoder for one in names.split(" + "))
-    return replace(
-        limits,
-        num_clips=num_clips,
+        num_clips=totals.num_clips + totals.num_rejected + rows.num_left,
         num_unopened=rows.num_unopened,
-        rejected_before=before,
-        encoders=encoders,
+        rejected_before=dict(totals.rejected),
+        encoders=frozenset(one for names in totals.by_encoder for one in names.split(" + ")),
     )
 
 

@@ -49,8 +49,7 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     assert isinstance(answer, tuple)
     assert len(answer) == len(lease.items)
     failed = [one for one in answer if isinstance(one, Failed)]
-    num_passed = sum(isinstance(one, DecodedInfo | EncodedInfo) for one in answer)
-    parts.breaker.passed(lease.stage, num_passed, attempt, now)
+    parts.breaker.decoded(sum(isinstance(one, DecodedInfo) for one in answer), attempt, now)
     parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
     if lease.stream is not None:
         _piece_done(parts, event, lease, answer[0], now)
