@@ -14,7 +14,6 @@ from tokpipe.runtime.dispatch.protocol import (
     ClipLease,
     DecodedInfo,
     DecodeLease,
-    Dispatch,
     EncodedClips,
     EncodedInfo,
     EncodeLease,
@@ -173,7 +172,17 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         return
     lease, kind, message = flight.lease, event.kind, event.message
     parts.fleet.free(flight.actor, event.attempt, now)
-    _note_failure(parts, flight, event)
+    num_clips = len(lease.items)
+    parts.out.note(
+        "lease_failed",
+        f"{lease.stage}: a lease of {num_clips} clips failed ({kind}): {message}",
+        is_warning=kind != "inputs_lost",  # the loss of the node was a warning already
+        stage=lease.stage,
+        actor=flight.actor,
+        kind=kind,
+        reason=message,
+        num_clips=num_clips,
+    )
     parts.out.emit(Release(event.attempt))
     if kind == "inputs_lost":
         assert not isinstance(lease, DecodeLease)
@@ -191,20 +200,6 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
             parts.fleet.starts.node_trouble(actor, message, now, max(2.0, since_s / 2))
         else:
             _blame_worker_loss(parts, lease, "fault", message, now)
-
-
-def _note_failure(parts: Parts, flight: Dispatch, event: LeaseFailed) -> None:
-    stage, num_clips = flight.lease.stage, len(flight.lease.items)
-    parts.out.note(
-        "lease_failed",
-        f"{stage}: a lease of {num_clips} clips failed ({event.kind}): {event.message}",
-        is_warning=event.kind != "inputs_lost",  # the loss of the node was a warning already
-        stage=stage,
-        actor=flight.actor,
-        kind=event.kind,
-        reason=event.message,
-        num_clips=num_clips,
-    )
 
 
 def lost(parts: Parts, actor: Actor, now: float, *, blame: str | None) -> None:
