@@ -30,7 +30,7 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     for stage in idle:
         pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
         wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
-        if wanted and parts.pools.capacity and not parts.pools.has_room_for(stage):
+        if wanted and (capacity := parts.pools.capacity) and not capacity.most(stage):
             return (
                 f"no room for {stage} workers: no node has what runtime.{stage} requires, "
                 f"{wanted} (`ray status -v` lists what nodes have). Add nodes (an autoscaler does)"
