@@ -26,8 +26,6 @@ from tokpipe.telemetry.logs import log_event
 CONNECT_TIMEOUT_S = 10.0
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
 """Older versions of Ray have no tokens."""
-
-
 _FOUND_BY_RAY = ("local", "auto", None)
 
 
@@ -72,15 +70,14 @@ def connected(cluster: str) -> Iterator[list[str]]:
         ) from error
     finally:
         ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
-    try:
-        yield unused
-    except HeadLost:
-        atexit.unregister(ray.shutdown)  # which would wait, until Ray ends the process by itself
-        raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(ray.shutdown)
+        try:
+            yield unused
+        except HeadLost:  # it would wait, until Ray ends the process by itself
+            atexit.unregister(ray.shutdown)
+            at_end.pop_all()
+            raise
 
 
 class _Service(ray._private.services.ConsolePopen):
@@ -103,8 +100,7 @@ def check_not_ray_client(address: str) -> None:
     if address.lower().startswith("ray://"):
         raise ConfigError(
             f"{address} is an address of Ray Client, which would run the driver on this machine "
-            "and end the job when the connection breaks. Use `tokpipe submit JOB.yaml --address "
-            "http://HEAD:8265`, which runs the driver in the cluster"
+            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
         )
 
 
@@ -169,10 +165,9 @@ def warn_of_unused(addresses: list[str]) -> None:
         log_event(
             "cluster_unused",
             f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
-            "not set. This job started another Ray, on this machine alone: the nodes of a running "
-            "cluster stay idle, and CPUs here are used twice. To use a running cluster, stop this "
-            f"job, then run it with RAY_ADDRESS={one} or use `tokpipe submit`. If a local Ray is "
-            "intended, set runtime.cluster to local.",
+            "not set, so this job started another one, on this machine alone, and CPUs are used "
+            f"twice. To use a running cluster, stop this job, then run it with RAY_ADDRESS={one} "
+            "or use `tokpipe submit`. If this is intended, set runtime.cluster to local.",
             level=logging.WARNING,
             addresses=addresses,
         )
@@ -192,4 +187,4 @@ def draining_nodes() -> frozenset[str]:
 
 def has_gpu() -> bool:
     """Whether any live node of the cluster has a GPU."""
-    return any(node["Alive"] and node["Resources"].get("GPU", 0) for node in ray.nodes())
+    return any(node["Resources"].get("GPU", 0) for node in live_nodes().values())

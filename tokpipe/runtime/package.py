@@ -81,8 +81,8 @@ def make_package(
             raise _secret(f"{path}: ${{{name}}}")
     if job.runtime.cluster != "auto":
         raise ConfigError(
-            f"runtime.cluster: {job.runtime.cluster} is not where the job is submitted to: leave "
-            "the setting out, and name the cluster with --address"
+            f"runtime.cluster: {job.runtime.cluster} is for drivers that start here: leave the "
+            "setting out, and name the cluster with --address"
         )
     return Package(
         path.name, job, _resolved(path, job), dict(_code_of(path, job)), tuple(options),
@@ -99,8 +99,7 @@ def _variable(asked: str) -> tuple[str, str]:
         raise _secret(f"--env {name}")
     if "$" in value:
         raise ConfigError(
-            f"--env {name}: its value contains $, which Ray would expand on each node: set the "
-            "variable in the environment of the nodes"
+            f"--env {name}: Ray would expand the $ in its value: set it on the nodes instead"
         )
     return name, value
 

@@ -19,18 +19,18 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
     "OutOfDiskError": (
         "node",
-        "the disk that Ray spills objects to is full: free space in its folder there (/tmp/ray), "
-        "or start Ray with a larger --object-store-memory or another --object-spilling-directory",
+        "the disk that Ray spills objects to is full: free space there (/tmp/ray), or start Ray "
+        "with a larger --object-store-memory or another --object-spilling-directory",
     ),
     "ObjectStoreFullError": (
         "node",
-        "Ray's object store is full: enlarge /dev/shm (docker run --shm-size) and start Ray with a "
-        "larger --object-store-memory",
+        "Ray's object store is full: enlarge /dev/shm (docker run --shm-size) and Ray's "
+        "--object-store-memory",
     ),
     "OutOfMemoryError": (
         "node",
         "Ray's memory monitor killed the worker, because its node has hardly any memory left: "
-        "lower runtime.decode.max_actors or runtime.encode.max_actors, or use larger nodes",
+        "lower max_actors of runtime.decode or runtime.encode, or use larger nodes",
     ),
     "RuntimeEnvSetupError": ("node", "Ray cannot prepare its runtime_env"),
     "RaySystemError": ("node", "Ray itself failed"),
@@ -46,7 +46,6 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
 }
 """All others, such as a cancelled task, are faults of the code of a stage or of the runtime."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_MAX_CHARACTERS = 300
 
 
 def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
@@ -65,4 +64,4 @@ def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
 def one_line(text: str) -> str:
     """Return text of Ray's in one line: no colours, no full stop at the end, not too long."""
     line = " ".join(_ESCAPES.sub("", text).split()).rstrip(".")
-    return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]} ..."
+    return line if len(line) <= 300 else f"{line[:300]} ..."
