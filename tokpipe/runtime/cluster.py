@@ -26,7 +26,6 @@ from tokpipe.telemetry.logs import log_event
 CONNECT_TIMEOUT_S = 10.0
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
 """Older versions of Ray have no tokens."""
-_FOUND_BY_RAY = ("local", "auto", None)
 
 
 @contextmanager
@@ -43,30 +42,28 @@ def connected(cluster: str) -> Iterator[list[str]]:
         ConfigError: it is an address of Ray Client.
         RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    named = os.environ.get("RAY_ADDRESS") if cluster == "auto" else cluster
+    address, where = named or "local", f"runtime.cluster={cluster}"
     # Ray would print the traceback of a failed lease too, once for each of its two results.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    unused: list[str] = []
-    if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
-        if cluster == "auto":  # running processes: the file that Ray keeps may be of a dead cluster
-            unused = sorted(ray._private.services.find_gcs_addresses())
-        # Ray reads these from the environment of the process that starts it.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":  # Ray reads these from the environment of the process that starts it
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options.update(address="local", include_dashboard=False)
-    elif cluster != "auto":
-        options.update(address=cluster)
+        options["include_dashboard"] = False
+    # Running processes: the file that Ray keeps may be of a dead cluster.
+    unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     try:
-        if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
-            _check_cluster(address, f"runtime.cluster={cluster}")
+        if address not in ("local", "auto"):
+            _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
-        ray.init(**options)
+        ray.init(address, **options)
     except AuthenticationError as error:
-        raise authentication_fault(f"runtime.cluster={cluster}") from error
+        raise authentication_fault(where) from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
         raise RuntimeFault(
-            f"runtime.cluster={cluster}: no connection to Ray: {one_line(str(error))}. Nothing was "
-            "started. Check that the cluster runs and that the address is right."
+            f"{where}: no connection to Ray: {one_line(str(error))}. Nothing was started. Check "
+            "that the cluster runs and that the address is right."
         ) from error
     finally:
         ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
@@ -88,11 +85,9 @@ class _Service(ray._private.services.ConsolePopen):
         super().__init__(*arguments, start_new_session=True, **options)
 
     def terminate(self) -> None:  # it may block SIGTERM: see ``Signals``
-        children = psutil.Process(self.pid).children(recursive=True)
-        self.kill()
-        for child in children:
+        for one in [*psutil.Process(self.pid).children(recursive=True), self]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+                one.kill()
 
 
 def check_not_ray_client(address: str) -> None:
@@ -125,7 +120,7 @@ def use_token_of_this_machine() -> None:
 
 
 def authentication_fault(where: str) -> RuntimeFault:
-    """Describe why a cluster did not accept this process, and what to set."""
+    """Why a cluster did not accept this process, and what to set."""
     if not _sends_token():
         found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
     elif os.environ.get("RAY_AUTH_TOKEN"):

@@ -85,10 +85,9 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             run = assemble(job, output, record, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
             _log_start(job, record, state)
-            view.say(
-                f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-                f"{state.committed.num_done:,} settled before; encoding on {record.device}"
-            )
+            rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
+            where = f"{num_done:,} settled before; encoding on {record.device}"
+            view.say(f"{job.output.uri}: {rows}, {where}")
             if left_out:
                 view.say(f"left out: {left_out}")
             snapshots = Snapshots(state, started)

@@ -40,11 +40,9 @@ KILL_AFTER_S = int(STOP_GRACE_S) + 120
 """Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
 COMMAND_NOT_FOUND = 127
 
-for _module in (
-    *("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"),
-    "_private.runtime_env.packaging",
-):
-    logging.getLogger(f"ray.{_module}").setLevel(logging.WARNING)  # each sets INFO for itself
+for _module in ("modules.dashboard_sdk", "modules.job.sdk"):  # each sets INFO for itself
+    logging.getLogger(f"ray.dashboard.{_module}").setLevel(logging.WARNING)
+logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
 
 
 class _RequestFailed(RuntimeError):
@@ -54,7 +52,7 @@ class _RequestFailed(RuntimeError):
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, with a time limit for each request, and errors that carry the status."""
+    """With a time limit for each request, and errors that carry the status."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=REQUEST_TIMEOUT_S, **options)
@@ -98,8 +96,7 @@ class Submission:
         if code is None:
             raise RuntimeFault(
                 f"{self.id}: the driver did not start, or it died with its node: "
-                f"{self.info.message}. Committed work is safe; once the cluster works again, run "
-                "the same command to resume"
+                f"{self.info.message}. Once the cluster works, run the same command to resume"
             )
         if code == COMMAND_NOT_FOUND:
             raise RuntimeFault(
@@ -151,16 +148,11 @@ class Cluster:
         submission = Submission(newest.name, newest.number + 1, None)
         with self._faults("submitting failed"), TemporaryDirectory() as folder:
             package.write(Path(folder))
+            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S), **package.variables}
             self._client.submit_job(
                 entrypoint=package.entrypoint,
                 submission_id=submission.id,
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {
-                        "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
-                        **package.variables,
-                    },
-                },
+                runtime_env={"working_dir": folder, "env_vars": variables},
                 metadata={
                     "dataset": package.job.dataset,
                     "output": package.job.output.uri,

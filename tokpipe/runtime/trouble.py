@@ -1,8 +1,4 @@
-"""What Ray's exceptions mean for a job: who is at fault, and a line for people.
-
-Classes are known by name, because versions of Ray have different ones; each decision holds for
-derived classes too.
-"""
+"""What Ray's exceptions mean for a job: who is at fault, and a line for people."""
 
 import re
 from typing import Literal
@@ -14,6 +10,7 @@ Fault = Literal["inputs_lost", "node", "worker", "cluster", "fault"]
 and a fault of a stage's code or in how it uses Ray, is blamed on a clip that was there alone. A
 cluster that does not work with this driver ends the run."""
 
+# By name, because versions of Ray have different classes. Also holds for derived ones.
 _KNOWN: dict[str, tuple[Fault, str]] = {
     "ObjectLostError": ("inputs_lost", "it is gone from Ray's object store"),
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),

@@ -40,12 +40,11 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
 
 def _lack_of_nodes(parts: Parts, idle: list[Stage]) -> str:
     """Return which stage no node may run, what it requires, and what the nodes have."""
-    if (capacity := parts.pools.capacity) is None:
-        return ""
+    capacity = parts.pools.capacity
     for stage in idle:
         pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
         wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
-        if wanted and not capacity.most(stage):
+        if wanted and capacity and not capacity.most(stage):
             counts = Counter(room.has or "nothing" for room in capacity.nodes.values())
             has = "; ".join(f"{counted(n, 'node')}: {what}" for what, n in counts.most_common(5))
             return (
