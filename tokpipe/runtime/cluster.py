@@ -57,7 +57,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
         if address not in ("local", "auto"):
             _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
-        ray.init(address, **options)
+        ray.init(address=address, **options)
     except AuthenticationError as error:
         raise authentication_fault(where) from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
