@@ -33,10 +33,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
-    local one; ``local`` is always a new one; anything else is an address.
-
-    Yields the addresses of clusters with a node on this machine beside which ``auto`` has started
-    a local one.
+    local one. Yields addresses of clusters on this machine beside which that was started.
 
     Raises:
         ConfigError: it is an address of Ray Client.
@@ -78,8 +75,8 @@ def connected(cluster: str) -> Iterator[list[str]]:
 
 
 class _Service(ray._private.services.ConsolePopen):
-    """A process of a local Ray, in another session: what ends the driver's process group, such as
-    `timeout`, must not end Ray before the driver has committed. It still dies with the driver."""
+    """A process of a local Ray, in another session: what ends the driver's group, such as
+    `timeout`, must not end Ray before the driver has committed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, start_new_session=True, **options)
@@ -174,9 +171,8 @@ def live_nodes() -> dict[str, dict[str, Any]]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that are being drained: by ``ray drain-node``, by an autoscaler, or because
-    a cloud is about to reclaim a spot instance. Ray has no public function for this.
-    """
+    """Ids of nodes that are being drained: by a person, an autoscaler, or a cloud that reclaims a
+    spot instance. Ray has no public function for this."""
     return frozenset(ray._private.state.state.get_draining_nodes())
 
 

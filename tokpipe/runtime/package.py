@@ -1,8 +1,7 @@
-"""What `tokpipe submit` sends to a cluster: the resolved job, and the code of a custom tokenizer.
+"""What `tokpipe submit` sends to a cluster: the job, and the code of a custom tokenizer.
 
-The job is sent as it was checked here: with the values of variables, absolute paths, and the
-settings of its checkpoint. Whatever the cluster's environment, home or folders are, its driver
-therefore runs the same job. No other file of the project is sent.
+The job is sent as it was checked: with values of variables, absolute paths, and the settings of its
+checkpoint. So it is the same job there. No other file of the project is sent.
 """
 
 import os

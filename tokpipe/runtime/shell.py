@@ -45,7 +45,6 @@ GIVE_UP_ON_HEAD_S = 40.0
 """When to end the run: after 60 s Ray would, with a stack trace."""
 STOP_GRACE_S = 30.0
 
-
 _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
     "encode": ray.remote(EncodeActor),
@@ -146,15 +145,11 @@ class Shell:
     def _look_at_nodes(self) -> None:
         if (silent_s := self._silent_s) > GIVE_UP_ON_HEAD_S:
             raise HeadLost(
-                f"the head of the Ray cluster has not answered for {silent_s:.0f} s, so no worker "
-                "can be started or watched. Committed work is kept; once the cluster runs, run the "
-                "job again"
+                f"the head of the Ray cluster has not answered for {silent_s:.0f} s. Committed "
+                "work is kept; once the cluster runs, run the job again"
             )
         if silent_s > HEAD_SILENT_S:
-            text = (
-                f"waiting for the head of the Ray cluster, which has not answered for "
-                f"{silent_s:.0f} s; after {GIVE_UP_ON_HEAD_S:.0f} s the job ends"
-            )
+            text = f"waiting for the head of the Ray cluster, silent for {silent_s:.0f} s"
             log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))
         elif not silent_s:
             self._questions.put(self._find_nodes)

@@ -54,10 +54,8 @@ OF_RUN = Signals()
 
 
 def interrupt_verbs() -> None:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the number; a second ends the process.
-
-    So does the first during an import, where a module of C may turn the exception into another.
-    """
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the number. A second ends the process, as
+    does one during an import, where a module of C may turn the exception into another."""
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

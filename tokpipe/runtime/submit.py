@@ -90,10 +90,9 @@ class Submission:
     def exit_code(self) -> int:
         """The exit code of a driver that has ended, 128 + n if signal n ended it."""
         assert self.info is not None
-        code = self.info.driver_exit_code
         if self.was_stopped:
             return 128 + signal.SIGTERM
-        if code is None:
+        if (code := self.info.driver_exit_code) is None:
             raise RuntimeFault(
                 f"{self.id}: the driver did not start, or it died with its node: "
                 f"{self.info.message}. Once the cluster works, run the same command to resume"
@@ -101,7 +100,7 @@ class Submission:
         if code == COMMAND_NOT_FOUND:
             raise RuntimeFault(
                 f"{self.id}: `python` was not on PATH where `ray start` ran on the head. Start Ray "
-                'there from an activated environment with "tokpipe[run]"'
+                'there from an environment with "tokpipe[run]"'
             )
         return code if code >= 0 else 128 - code
 
@@ -110,11 +109,8 @@ class Cluster:
     """The job API of a running Ray cluster."""
 
     def __init__(self, address: str | None) -> None:
-        """Connect to a dashboard (``http://HEAD:8265``) or a cluster (``HEAD:6379``).
-
-        By default, as for ``ray job submit``, it is what ``RAY_API_SERVER_ADDRESS`` or
-        ``RAY_ADDRESS`` say, else the cluster on this machine.
-        """
+        """Connect to a dashboard (``http://HEAD:8265``) or a cluster (``HEAD:6379``); by default,
+        as ``ray job submit`` does."""
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
         self.address = address or "this machine"
@@ -123,10 +119,8 @@ class Cluster:
         # Ray would prefer the variables to the address that it is passed.
         saved = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
-            with self._faults(
-                "no Ray cluster answers",
-                "Nothing was started. Use the address of the dashboard, --address http://HEAD:8265",
-            ):
+            advice = "Nothing was started. Use the dashboard's address, --address http://HEAD:8265"
+            with self._faults("no Ray cluster answers", advice):
                 self._client = _connect(address)
         finally:
             os.environ.update(saved)

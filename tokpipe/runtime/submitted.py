@@ -1,7 +1,7 @@
 """The driver's side of a submitted job: starts it, and explains what `ray job submit` left out.
 
-`tokpipe submit` sends a copy of this file, which the cluster runs as ``python FILE VERSION JOB.yaml
-...``, so that a cluster without tokpipe says so. Imports only the standard library for that.
+The cluster runs a copy of this file as ``python FILE VERSION JOB.yaml ...``. It imports only the
+standard library, so that a cluster without tokpipe says so.
 """
 
 import json
@@ -91,10 +91,8 @@ def _lacks(job: Path) -> str | None:
     from tokpipe.config.strict_yaml import read_mapping
 
     if not job.exists():
-        return (
-            f"This driver runs on {socket.gethostname()} in {Path.cwd()}, and `ray job submit` "
-            "sends no files: add `--working-dir .` before `--`"
-        )
+        here = f"This driver runs on {socket.gethostname()} in {Path.cwd()}"
+        return f"{here}, and `ray job submit` sends no files: add `--working-dir .` before `--`"
     wanted = dict(variables_of(read_mapping(job.read_bytes(), str(job))))
     unset = [name for name, has_default in wanted.items() if not has_default | (name in os.environ)]
     if not unset:
