@@ -64,10 +64,7 @@ def _end(codes: list[int]) -> None:
 
 
 def make_parser() -> Parser:
-    """Return the parser of all verbs.
-
-    It sets ``run`` to the verb's function, and ``parser`` to itself, for ``completion``.
-    """
+    """Return the parser of all verbs. It sets ``run`` to the verb's function."""
     about = "Pre-tokenize video datasets into discrete codes."
     parser = Parser(prog="tokpipe", description=about)
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")

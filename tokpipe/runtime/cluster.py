@@ -118,12 +118,11 @@ def use_token_of_this_machine() -> None:
 
 def authentication_fault(where: str) -> RuntimeFault:
     """Why a cluster did not accept this process, and what to set."""
+    token, path = os.environ.get("RAY_AUTH_TOKEN"), _token_path()
     if not _sends_token():
         found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
-    elif os.environ.get("RAY_AUTH_TOKEN"):
-        found = "it does not accept the token in RAY_AUTH_TOKEN"
-    elif (path := _token_path()).exists():
-        found = f"it does not accept the token in {path}"
+    elif token or path.exists():
+        found = f"it does not accept the token in {'RAY_AUTH_TOKEN' if token else path}"
     else:
         found = f"{path} does not exist"
     return RuntimeFault(

@@ -136,10 +136,9 @@ def _errors_logged() -> Iterator[None]:
     """Log the error that ends a run, and raise it again."""
     try:
         yield
-    except BaseException as error:
+    except Exception as error:  # signals raise none here
         event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
-        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        log_event(event, message, level=logging.ERROR, error=type(error).__name__)
+        log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
         raise
 
 
