@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import flipped
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened
+from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened, Totals
 from tokpipe.formats.sealed_json import dump_lines, seal
 from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, Receipt, Rejected
@@ -137,3 +137,13 @@ def test_only_withdrawn_rejections_and_links_require_a_later_format() -> None:
     for entry, version in versions:
         assert json.loads(entry.to_json())["format"] == version
         assert ManifestEntry.from_json("mem://e", entry.to_json()) == entry
+
+
+def test_totals_are_the_same_before_an_entry_is_stored_and_after_it_is_read() -> None:
+    account = Account(paid_s=1 / 3, useful_s=2 / 3, lost_s=1 / 7)
+    entry = ManifestEntry(seq=0, writer="w", written_at="", account=account)
+    stored = ManifestEntry.from_json("", entry.to_json())
+    sums = Totals(), Totals()
+    for totals, one in zip(sums, (entry, stored), strict=True):
+        totals.add(one)
+    assert sums[0] == sums[1]

@@ -103,9 +103,10 @@ class Totals:
         self.rejected.subtract(one.reason for one in entry.reopened)
         self.rejected = +self.rejected  # leaves out what has come to zero
         if entry.account is not None:
-            self.paid_s += entry.account.paid_s
-            self.useful_s += entry.account.useful_s
-            self.lost_s += entry.account.lost_s
+            # As they are stored: a checkpoint equals the sum of the entries that are read back.
+            self.paid_s += round(entry.account.paid_s, 3)
+            self.useful_s += round(entry.account.useful_s, 3)
+            self.lost_s += round(entry.account.lost_s, 3)
 
 
 _KEPT_APART = 4096
