@@ -54,6 +54,8 @@ def connected(cluster: str) -> Iterator[list[str]]:
         if address not in ("local", "auto"):
             _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
+        # Ray would print the deaths of workers too, in colour even into files.
+        ray._private.worker.listen_error_messages = lambda *_: None
         ray.init(address=address, **options)
     except AuthenticationError as error:
         raise authentication_fault(where) from error
