@@ -85,10 +85,9 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             run = assemble(job, output, record, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
             _log_start(job, record, state)
-            view.say(
-                f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-                f"{state.committed.num_done:,} settled before; encoding on {record.device}"
-            )
+            rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
+            where = f"{num_done:,} settled before; encoding on {record.device}"
+            view.say(f"{job.output.uri}: {rows}, {where}")
             if left_out:
                 view.say(f"left out: {left_out}")
             snapshots = Snapshots(state, started)
@@ -137,10 +136,9 @@ def _errors_logged() -> Iterator[None]:
     """Log the error that ends a run, and raise it again."""
     try:
         yield
-    except BaseException as error:
+    except Exception as error:  # signals raise none here
         event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
-        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        log_event(event, message, level=logging.ERROR, error=type(error).__name__)
+        log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
         raise
 
 
