@@ -43,22 +43,14 @@ class Outcome:
     ended: Literal["done", "stopped"]
     totals: Totals
     elapsed_s: float
-    num_left: int
-    """Plan rows that are not settled."""
-    left_out: str = ""
-    """What the sources found and did not take, as text."""
-    account: Account = field(default_factory=Account)
-    """What this run did."""
-    encoding_s: float = 0.0
-    """Seconds of it since the first encoder was up."""
-    signal: int | None = None
-    """The signal that stopped the run, or SIGTERM if its node is draining."""
-    was_drained: bool = False
-    """The run stopped because the driver's node is draining."""
-    why: str = ""
-    """Why the run stopped early, if it is because of its rejections."""
-    was_done: bool = False
-    """Earlier runs had already settled every plan row."""
+    num_left: int  # Plan rows that are not settled
+    left_out: str = ""  # What the sources found and did not take, as text
+    account: Account = field(default_factory=Account)  # What this run did
+    encoding_s: float = 0.0  # Seconds of it since the first encoder was up
+    signal: int | None = None  # The signal that stopped the run, or SIGTERM if its node is draining
+    was_drained: bool = False  # The run stopped because the driver's node is draining
+    why: str = ""  # Why the run stopped early, if it is because of its rejections
+    was_done: bool = False  # Earlier runs had already settled every plan row
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:

@@ -34,12 +34,10 @@ class Package:
 
     name: str
     job: JobConfig
-    text: str
-    """The resolved job as YAML."""
+    text: str  # The resolved job as YAML
     code: Mapping[str, Path]
     """Files and folders of a custom tokenizer, by their place in the package."""
-    options: tuple[str, ...]
-    """Options of ``tokpipe run``."""
+    options: tuple[str, ...]  # Options of ``tokpipe run``
     variables: Mapping[str, str]
     """Environment variables for the driver and the workers, as asked for."""
 

@@ -37,12 +37,9 @@ from tokpipe.types import Stage
 
 TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
-WATCH_EVERY_S = 15.0
-"""How often to check whether another driver has claimed the output."""
-HEAD_SILENT_S = 5.0
-"""How long the head may take to answer before people are informed."""
-GIVE_UP_ON_HEAD_S = 40.0
-"""When to end the run: after 60 s Ray would, with a stack trace."""
+WATCH_EVERY_S = 15.0  # How often to check whether another driver has claimed the output
+HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are informed
+GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
 STOP_GRACE_S = 30.0
 
 _REMOTE: dict[Stage, Any] = {
@@ -58,8 +55,7 @@ class Shell:
     def __init__(self, run: Run) -> None:
         self.job = run
         self.dispatcher, self.feed, self.committer = run.dispatcher, run.feed, run.committer
-        self.was_drained = False
-        """The run was stopped because the driver's own node is draining."""
+        self.was_drained = False  # The run was stopped because the driver's own node is draining
         self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}

@@ -32,10 +32,8 @@ from tokpipe.runtime.shell import STOP_GRACE_S
 
 REQUEST_TIMEOUT_S = 60.0
 RETRY_S = 2.0
-LOST_S = 300.0
-"""Following ends when the cluster has been out of reach for this long."""
-NUM_EARLIER_LINES = 20
-"""Lines to show of a driver that was already running."""
+LOST_S = 300.0  # Following ends when the cluster has been out of reach for this long
+NUM_EARLIER_LINES = 20  # Lines to show of a driver that was already running
 KILL_AFTER_S = int(STOP_GRACE_S) + 120
 """Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
 COMMAND_NOT_FOUND = 127
@@ -71,8 +69,7 @@ class Submission:
 
     name: str
     number: int
-    info: JobDetails | None
-    """None if there was no driver yet, which is number 0."""
+    info: JobDetails | None  # None if there was no driver yet, which is number 0
 
     @property
     def id(self) -> str:
