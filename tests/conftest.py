@@ -1,6 +1,7 @@
 """What all tests share: a real S3 server on loopback, a Ray cluster, settings of libraries."""
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray's default, 15, would starve its workers on a busy machine.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
+# A shell that starts the tests in the background ignores it, and runs of the tests then would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, however busy the machine; `make chaos` explores new ones.
 settings.register_profile("repeat", derandomize=True, deadline=None)
