@@ -20,13 +20,18 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray's default, 15, would starve its workers on a busy machine.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
-# A shell that starts the tests in the background ignores it, and runs of the tests then would too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # The same examples in every run, however busy the machine; `make chaos` explores new ones.
 settings.register_profile("repeat", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("TOKPIPE_TEST_PROFILE", "repeat"))
+
+
+@pytest.fixture(autouse=True)
+def _children_get_signals() -> None:
+    """Children inherit what is ignored, as in the background of a shell, and what is blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # before imports, which take a second
         import signal
 
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it prints a traceback
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
 

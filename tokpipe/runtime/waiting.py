@@ -40,10 +40,7 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
 
 
 def no_room(parts: Parts) -> str:
-    """Return which stage has no place on any node, however long it waits; empty if none is known.
-
-    A stage that lacks CPUs starts an actor that requests none.
-    """
+    """Return which stage no node can run. One that lacks CPUs starts an actor that needs none."""
     capacity, limits, fleet = parts.pools.capacity, parts.pools.limits, parts.fleet
     if capacity is None or parts.out.is_over or parts.settlement.is_stopping:
         return ""
@@ -66,9 +63,8 @@ def no_room(parts: Parts) -> str:
 
 def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
     """Return why no encoder has a place, if others may hold it."""
-    if not _waits_for_gpu(parts) or waited_s < NO_ROOM_S:
-        return ""
-    if not any(map(parts.fleet.num_up, STAGES)):
+    any_up = any(map(parts.fleet.num_up, STAGES))
+    if not (_waits_for_gpu(parts) and any_up) or waited_s < NO_ROOM_S:
         return ""
     need = gpus_per_encoder(parts.pools.limits.runtime)
     return (
@@ -79,5 +75,5 @@ def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
 
 def _waits_for_gpu(parts: Parts) -> bool:
     encoders = [one for one in parts.fleet.actors.values() if one.stage == "encode"]
-    unplaced = [one for one in encoders if not one.is_placed]
-    return parts.pools.limits.on_gpu and bool(encoders) and unplaced == encoders
+    is_placed = any(one.is_placed for one in encoders)
+    return parts.pools.limits.on_gpu and bool(encoders) and not is_placed
