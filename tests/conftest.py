@@ -1,6 +1,7 @@
 """What all tests share: a real S3 server on loopback, a Ray cluster, settings of libraries."""
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,14 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 settings.register_profile("repeat", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("TOKPIPE_TEST_PROFILE", "repeat"))
+
+
+@pytest.fixture(autouse=True)
+def _children_get_signals() -> None:
+    """Children inherit what is ignored, as in the background of a shell, and what is blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

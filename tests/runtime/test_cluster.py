@@ -80,8 +80,9 @@ def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     for name in ("init", "shutdown"):
         monkeypatch.setattr(ray, name, lambda **_: None)
     monkeypatch.setattr("tokpipe.runtime.cluster._check_cluster", lambda *_: None)
-    with connected(cluster) as found:
+    with connected(cluster) as (found, is_local):
         assert found == unused
+        assert is_local == ((environment if cluster == "auto" else cluster) in (None, "local"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import ZERO_CPU_AFTER_S
 from tokpipe.runtime.dispatch.pools import size_pools
 from tokpipe.runtime.placement import actor_options, capacity_of
-from tokpipe.runtime.waiting import waiting_for
+from tokpipe.runtime.waiting import no_room, waiting_for
 from tokpipe.types import STAGES
 
 
@@ -86,7 +86,8 @@ def test_a_stage_without_a_node_waits_with_its_full_request_and_says_for_what() 
     started = [one for one in only(protocol.StartActor, bench.log) if one.stage == "decode"]
     assert not any(one.zero_cpu for one in started[-1:]), "an autoscaler must see its CPUs"
     text = waiting_for(bench.dispatcher.parts, dict.fromkeys(STAGES, 0.0), bench.now)
-    assert "no node has what runtime.decode requires, {'labels': {'group': 'cpu'}}" in text
+    assert "no node has what runtime.decode requires, labels: {group: cpu}" in text
+    assert text.startswith(no_room(bench.dispatcher.parts) + ". Add nodes")
 
 
 def test_only_one_class_of_hardware_encodes_if_the_job_says_so() -> None:

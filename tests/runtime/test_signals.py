@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tokpipe.runtime.signals import SAME_REQUEST_S
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SCRIPT = """
@@ -76,7 +79,7 @@ def started(code: str, ignored: signal.Signals | None = None) -> subprocess.Pope
     [
         (RUN.format(body=FOREVER), 1, "stopping now ...\ninterrupted; "),
         (RUN.format(body=STUCK), 2, "stopping now ...\ninterrupted; "),
-        (IMPORTS, 1, "interrupted; "),
+        (IMPORTS, 1, "interrupted\n"),
         (VERB, 1, "unwound"),
     ],
     ids=["nothing to commit", "the second", "an import", "another verb"],
@@ -90,6 +93,7 @@ def test_a_signal_ends_a_process_at_once_without_traces(
     if times > 1:
         assert process.stdout is not None
         printed += process.stdout.readline()
+        time.sleep(SAME_REQUEST_S + 0.1)  # sooner, a program's second signal is the first again
         process.send_signal(number)
     printed += process.communicate(timeout=300)[0]
     if code in (VERB, IMPORTS) and number == signal.SIGHUP:
@@ -108,6 +112,64 @@ def test_the_first_signal_lets_a_run_commit(number: signal.Signals) -> None:
     assert process.returncode == 0, printed
     assert "stopping: committing finished clips" in printed
     assert printed.endswith("committed\n")
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM, signal.SIGTERM),  # as `timeout` sends it, to the process and its group
+        (signal.SIGHUP, signal.SIGHUP),
+        (signal.SIGTERM, signal.SIGHUP),  # as systemd does with SendSIGHUP
+    ],
+)
+def test_signals_that_a_program_sends_at_once_are_one_request(
+    numbers: tuple[signal.Signals, signal.Signals],
+) -> None:
+    process = started(RUN.format(body=WORK.replace("event.wait()", "event.wait(), time.sleep(2)")))
+    process.send_signal(numbers[0])
+    assert process.stdout is not None
+    assert "stopping: committing" in process.stdout.readline()
+    process.send_signal(numbers[1])
+    printed = process.communicate(timeout=300)[0]
+    assert (process.returncode, printed) == (0, "committed\n")
+
+
+@pytest.mark.parametrize("module", ["tokpipe.runtime.signals", "termios"])
+@pytest.mark.parametrize("verb", ["run", "status"])
+def test_ctrl_c_before_there_are_handlers_prints_no_traceback(module: str, verb: str) -> None:
+    code = f"""
+class Finder:
+    def find_spec(name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+sys.argv[1:] = [{verb!r}]
+import tokpipe.cli
+tokpipe.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_timeout_lets_a_run_commit() -> None:
+    code = SCRIPT + RUN.format(body=WORK.replace("event.wait()", "event.wait(), time.sleep(2)"))
+    command = ["timeout", "-s", "TERM", "5", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("committed\n"), done
+    assert done.returncode == 124
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
+def test_a_run_ignores_what_its_parent_ignores(number: signal.Signals) -> None:
+    process = started(RUN.format(body=WORK), ignored=number)
+    process.send_signal(number)
+    other = signal.SIGHUP if number != signal.SIGHUP else signal.SIGTERM
+    process.send_signal(other)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert f"{other.name} again" in printed
 
 
 @pytest.mark.parametrize("code", [RUN.format(body=WORK), VERB], ids=["run", "another verb"])

@@ -10,12 +10,16 @@ with all finished work committed.
 import sys
 from collections.abc import Sequence
 
-from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
+        import signal
+
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
+
         (OF_RUN.start if sys.argv[1:2] == ["run"] else interrupt_verbs)()
     from tokpipe.cli import command
 

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 import tokpipe
 from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
-from tokpipe.runtime.signals import INTERRUPTED
+from tokpipe.runtime.signals import interrupted
 
 
 class Verb(Protocol):
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
         codes.append(128 + signal.SIGPIPE)
     except KeyboardInterrupt as error:  # with the signal's number, as ``interrupt_verbs`` raises it
-        print(INTERRUPTED, file=sys.stderr)
+        print(interrupted(), file=sys.stderr)
         codes.append(128 + int(next(iter(error.args), signal.SIGINT)))
     return codes[0]
 

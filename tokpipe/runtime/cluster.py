@@ -29,11 +29,12 @@ AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationErr
 
 
 @contextmanager
-def connected(cluster: str) -> Iterator[list[str]]:
+def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
-    local one. Yields addresses of clusters on this machine beside which that was started.
+    local one. Yields addresses of clusters on this machine beside which that was started, and
+    whether it was started here: then it never gets other nodes.
 
     Raises:
         ConfigError: it is an address of Ray Client.
@@ -69,7 +70,7 @@ def connected(cluster: str) -> Iterator[list[str]]:
     with contextlib.ExitStack() as at_end:
         at_end.callback(ray.shutdown)
         try:
-            yield unused
+            yield unused, address == "local"
         except HeadLost:  # it would wait, until Ray ends the process by itself
             atexit.unregister(ray.shutdown)
             at_end.pop_all()

@@ -15,7 +15,7 @@ from rich.text import Text
 
 import tokpipe
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import Fenced, UnsafeStore
+from tokpipe.errors import Fenced, RuntimeFault, UnsafeStore
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
@@ -28,6 +28,7 @@ from tokpipe.runtime.progress import ProgressView
 from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import OF_RUN
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
+from tokpipe.runtime.waiting import no_room
 from tokpipe.storage import probe_store
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
@@ -66,7 +67,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
     _probe(output.store, job, console)
     console.print("connecting to Ray ...", highlight=False)
-    with connected(job.runtime.cluster) as unused:
+    with connected(job.runtime.cluster) as (unused, is_local):
         record = output.record or start_output(job, output, console)
         with (
             ProgressView(console, job.runtime.progress_interval_s) as view,
@@ -86,6 +87,12 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             metrics = JobMetrics(job.dataset, record.plan["plan_id"])
 
             def show_progress() -> Snapshot:
+                if is_local and (lack := no_room(run.dispatcher.parts)):
+                    raise RuntimeFault(
+                        f"{lack}. This run started a Ray on this machine alone, to which no node "
+                        "is added. Committed work is kept. Change the setting, or run the job on "
+                        "a cluster that has what it requires, named by RAY_ADDRESS"
+                    )
                 snapshot = snapshots.take(run.dispatcher)
                 view.show(snapshot)
                 metrics.show(snapshot)

@@ -3,14 +3,19 @@
 import errno
 import os
 import signal
+import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = "interrupted; what was committed is kept. Run the same command to continue"
+SAME_REQUEST_S = 1.0
+"""SIGTERM and SIGHUP are sent by programs: `timeout` sends each to the process, then to its group,
+and systemd may send SIGHUP right after SIGTERM. In this time, more of them are the same request."""
 
 
 class Signals:
@@ -29,20 +34,22 @@ class Signals:
 
     def start(self) -> None:
         """Wait for signals from now on. Threads that exist already would still get them."""
-        numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
-            numbers.remove(signal.SIGHUP)
+        numbers = _not_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         threading.Thread(target=self._wait, args=(numbers,), daemon=True).start()
 
-    def _wait(self, numbers: set[signal.Signals]) -> NoReturn:
-        while True:
+    def _wait(self, numbers: set[signal.Signals]) -> None:
+        same_until = 0.0
+        while numbers:
             number = signal.Signals(signal.sigwait(numbers))
+            if number != signal.SIGINT and time.monotonic() < same_until:
+                continue
+            same_until = 0.0 if number == signal.SIGINT else time.monotonic() + SAME_REQUEST_S
             _leave_lost_terminal()
             self.received.append(number)
             if self.stop is None or len(self.received) > 1:
                 _shortly(partial(self.say, "stopping now ..."))
-                end_now(number)
+                end_now(number, INTERRUPTED)
             again = "Ctrl-C" if number == signal.SIGINT else number.name
             text = f"stopping: committing finished clips, a minute at most ({again} again: at once)"
             _shortly(partial(self.say, text))
@@ -62,20 +69,29 @@ def interrupt_verbs() -> None:
         received.append(number)
         while frame is not None:
             if len(received) > 1 or frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-                end_now(number)
+                end_now(number, interrupted())
             frame = frame.f_back
         raise KeyboardInterrupt(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
-            signal.signal(number, on_signal)
+    for number in _not_ignored(signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
 
 
-def end_now(number: int) -> NoReturn:
+def interrupted() -> str:
+    """What an interrupted verb says: most leave nothing that the same command would continue."""
+    return INTERRUPTED if {*sys.argv[1:2]} & {"run", "submit", "train"} else "interrupted"
+
+
+def _not_ignored(*numbers: signal.Signals) -> set[signal.Signals]:
+    """Without those that `nohup`, or a shell that starts a job in the background, ignores."""
+    return {one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN}
+
+
+def end_now(number: int, text: str) -> NoReturn:
     """End the process without unwinding, which C++ and other threads may hold up."""
     if os.isatty(1) and os.environ.get("TERM") != "dumb":
         _shortly(lambda: os.write(1, b"\x1b[?25h"))  # shows the cursor, which live lines hide
-    _shortly(lambda: os.write(2, f"{INTERRUPTED}\n".encode()))
+    _shortly(lambda: os.write(2, f"{text}\n".encode()))
     os._exit(128 + number)
 
 

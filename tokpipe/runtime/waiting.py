@@ -1,5 +1,6 @@
 """What a job waits for, in a sentence: workers that start, resources that are missing, a stop."""
 
+import json
 from collections.abc import Mapping
 
 from tokpipe.config.job import PoolConfig
@@ -27,14 +28,9 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     idle = [stage for stage in STAGES if not parts.fleet.num_up(stage)]
     if not idle:
         return ""
-    for stage in idle:
-        pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
-        wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
-        if wanted and (capacity := parts.pools.capacity) and not capacity.most(stage):
-            return (
-                f"no room for {stage} workers: no node has what runtime.{stage} requires, "
-                f"{wanted} (`ray status -v` lists what nodes have). Add nodes (an autoscaler does)"
-            )
+    if lack := no_room(parts):
+        lower = ", or lower runtime.encode.gpus" if lack.endswith("in all") else ""
+        return f"{lack}. Add nodes (an autoscaler does){lower}"
     if "encode" in idle and (lack := _lack_of_gpus(parts, now - last_up["encode"])):
         return lack
     *others, last = [f"{parts.fleet.num(stage) or ''} {stage}".strip() for stage in idle]
@@ -43,22 +39,41 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     return f"starting {what} {workers} ({now - min(map(last_up.__getitem__, idle)):.0f} s)"
 
 
-def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
-    """Return why no encoder has a place. A stage that lacks CPUs starts one that requests none."""
-    capacity, limits = parts.pools.capacity, parts.pools.limits
-    encoders = [one for one in parts.fleet.actors.values() if one.stage == "encode"]
-    if not (limits.on_gpu and capacity and encoders) or any(one.is_placed for one in encoders):
+def no_room(parts: Parts) -> str:
+    """Return which stage no node can run. One that lacks CPUs starts an actor that needs none."""
+    capacity, limits, fleet = parts.pools.capacity, parts.pools.limits, parts.fleet
+    if capacity is None or parts.out.is_over or parts.settlement.is_stopping:
         return ""
-    need = gpus_per_encoder(limits.runtime)
-    if need > capacity.gpus:
+    for stage in STAGES:
+        pool: PoolConfig = getattr(limits.runtime, stage)
+        wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
+        if wanted and not fleet.num_up(stage) and not capacity.most(stage):
+            asked = json.dumps(wanted, ensure_ascii=False)[1:-1].replace('"', "")
+            return (
+                f"no room for {stage} workers: no node has what runtime.{stage} requires, {asked} "
+                "(`ray status -v` lists what nodes have)"
+            )
+    if _waits_for_gpu(parts) and (need := gpus_per_encoder(limits.runtime)) > capacity.gpus:
         return (
             f"no room for encode workers: each requests {need:g} GPU, and the cluster has "
-            f"{capacity.gpus:g} in all. Add nodes (an autoscaler does), or lower "
-            "runtime.encode.gpus"
+            f"{capacity.gpus:g} in all"
         )
-    if waited_s < NO_ROOM_S or not any(map(parts.fleet.num_up, STAGES)):
+    return ""
+
+
+def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
+    """Return why no encoder has a place, if others may hold it."""
+    any_up = any(map(parts.fleet.num_up, STAGES))
+    if not (_waits_for_gpu(parts) and any_up) or waited_s < NO_ROOM_S:
         return ""
+    need = gpus_per_encoder(parts.pools.limits.runtime)
     return (
         f"no node has had {need:g} GPU free for encode workers for {duration(waited_s)}. Other "
         "jobs may hold them (`ray status` shows it); this one continues when they are free"
     )
+
+
+def _waits_for_gpu(parts: Parts) -> bool:
+    encoders = [one for one in parts.fleet.actors.values() if one.stage == "encode"]
+    is_placed = any(one.is_placed for one in encoders)
+    return parts.pools.limits.on_gpu and bool(encoders) and not is_placed
