@@ -18,7 +18,7 @@ from benchmarks.sample_job import sample_job, work_items
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
 from benchmarks.watched_run import cluster_of, run_watched
 from tokpipe.config import JobConfig
-from tokpipe.runtime.assemble import limits_of
+from tokpipe.runtime.assemble import usual_clips
 from tokpipe.runtime.dispatch.protocol import Capacity
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
@@ -87,7 +87,7 @@ def _decode_alone(count: int) -> float:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
-        stage, lease = decoder_of(job), limits_of(job, "cpu").usual_clips
+        stage, lease = decoder_of(job), usual_clips(job, "cpu")
         items = work_items(Path(tempfile.mkdtemp(dir=folder)), count)
         stage.process(items[:1])
         started = time.monotonic()
@@ -105,7 +105,7 @@ def _encode_alone(count: int) -> float:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         job = sample_job(Path(folder), 1)
-        decoder, lease = decoder_of(job), limits_of(job, "cpu").usual_clips
+        decoder, lease = decoder_of(job), usual_clips(job, "cpu")
         items = work_items(Path(tempfile.mkdtemp(dir=folder)), DIFFERENT_CLIPS)
         clips = [one for one in decoder.process(items) if isinstance(one, DecodedClip)]
         decoder.close()

@@ -5,7 +5,7 @@ Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -240,5 +240,5 @@ class Receipt(Travels):
     side_table_sha256: str
     side_table_size_bytes: int
     clips: tuple[ClipRef, ...]
-    encoders: tuple[tuple[str, int], ...] = ()
+    encoders: dict[str, int] = field(default_factory=dict)
     """Clips by encoder class; empty if an earlier version wrote the shard."""

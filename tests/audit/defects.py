@@ -274,7 +274,7 @@ FAMILIES: dict[str, tuple[Plant, int]] = {
     **{f"{what} miscounted": (_miscounted(what), 1) for what in ("rows", "codes", "frames")},
     "grid changed": (_receipt_edited(lambda one, rng: replace(one, grid=one.grid[::-1])), 1),
     "encoder class changed": (
-        _receipt_edited(lambda one, rng: replace(one, encoders=(("cpu", len(one.clips)),))),
+        _receipt_edited(lambda one, rng: replace(one, encoders={"cpu": len(one.clips)})),
         1,
     ),
     "rejection removed": (_rejection_removed, 2),

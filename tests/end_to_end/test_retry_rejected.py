@@ -9,6 +9,7 @@ from tests.end_to_end.jobs import (
     assert_complete,
     codes_of,
     files,
+    output_of,
     rejections_of,
     run,
     run_well,
@@ -30,9 +31,12 @@ def test_a_retry_tokenizes_fixed_videos_and_the_others_stay_rejected(
     fixed, empty = folder / "fixed.mp4", folder / "empty.mp4"
     fixed.write_text("not a video yet")
     empty.touch()
-    job = write_job(tmp_path / "job.yaml", files(folder), str(out), max_rejected_fraction=1.0)
+    one_class = {"device": "cpu", "hardware": "same"}
+    job = write_job(
+        tmp_path / "job.yaml", files(folder), str(out), encode=one_class, max_rejected_fraction=1.0
+    )
     run_without_ray(load_job(job))
-    before = codes_of(job)
+    before, encoders = codes_of(job), output_of(job).totals.encoders
 
     assert main(["rejected", str(out), "--json", "--reason", "not_a_video"]) == 0
     (listed,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -55,6 +59,8 @@ def test_a_retry_tokenizes_fixed_videos_and_the_others_stay_rejected(
     assert rejections_of(job) == {str(empty): "empty"}
     after = codes_of(job)
     assert before.items() < after.items()
+    assert output_of(job).totals.encoders.keys() == encoders.keys()
+    assert len(encoders) == 1
     assert len({clip for clip, _ in after.keys() - before.keys()}) == 3  # cut into three clips
 
 

@@ -22,7 +22,7 @@ ENTRY = ManifestEntry(
         Receipt(
             "shards/p-1-a.parquet", 1000, "cd" * 32, 2, 240, 22, (4, 6),
             "clips/p-1-a.parquet", "ef" * 32, 500,
-            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")), (("cpu avx2", 2),),
+            (REF, ClipRef("cd" * 16, 8, 1, 3, "s3://videos/8.mp4")), {"cpu avx2": 2},
         ),
     ),
     rejected=(Rejected(ClipRef("ef" * 16, 9, 0, 1, "x"), "decode", "truncated", "why", "pyav", 2),),

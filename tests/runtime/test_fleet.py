@@ -1,9 +1,15 @@
 """Which actors exist, who has room, and which nodes are avoided."""
 
+from dataclasses import replace
+
+import pytest
+
 from tests.runtime.bench import LIMITS, Bench, items, only
 from tests.runtime.simulated_world import ref_of
+from tokpipe.config.job import PoolConfig
 from tokpipe.runtime.dispatch import Dispatcher, protocol
-from tokpipe.runtime.dispatch.fleet import MAX_NODE_TROUBLES, MAX_SETUP_FAILURES, Fleet
+from tokpipe.runtime.dispatch.blame import MAX_TROUBLE_S
+from tokpipe.runtime.dispatch.fleet import MAX_SETUP_FAILURES, Fleet
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.types import STAGES
 
@@ -146,14 +152,68 @@ def test_the_job_ends_if_no_node_has_its_packages() -> None:
     assert (abort.kind, "node-a: av 17.0" in abort.message) == ("config", True)
 
 
-def test_the_job_ends_if_all_nodes_have_trouble() -> None:
-    bench = Bench(0)
-    for _ in range(MAX_NODE_TROUBLES):
-        bench.tick(100)
+@pytest.mark.parametrize("small_clips_fit", [False, True])
+@pytest.mark.parametrize("names", [["node-a"], ["node-a", "node-b"], [None]])
+def test_the_job_ends_within_minutes_if_all_nodes_have_trouble(
+    names: list[str | None], small_clips_fit: bool
+) -> None:
+    bench, num_failed = Bench(*range(100)), 0
+    while not only(protocol.Abort, bench.log):
+        bench.tick(1)
         bench.bring_up()
-        bench.fail(bench.in_flight()[-1], "node", "no space left")
+        for flight in bench.in_flight("decode"):
+            if small_clips_fit and 0 not in {item.row for item in flight.lease.items}:
+                bench.done(flight)
+                continue
+            if node := names[num_failed % len(names)]:
+                bench.send(protocol.ActorPlaced(flight.actor, node))
+            bench.fail(flight, "node", "/mnt/videos on a: is gone")
+            num_failed += 1
+        if small_clips_fit:
+            for flight in bench.in_flight("encode", "write"):
+                bench.done(flight)
     (abort,) = only(protocol.Abort, bench.log)
-    assert "times in a row because of their nodes" in abort.message
+    assert (abort.kind, "/mnt/videos on a: is gone" in abort.message) == ("runtime", True)
+    assert MAX_TROUBLE_S <= bench.now < 600
+    assert bench.notes.count(("lease_failed", True)) < 20, "a warning each time"
+
+
+@pytest.mark.parametrize("is_lease", [False, True])
+def test_a_node_with_lasting_trouble_ends_no_job_that_others_do(is_lease: bool) -> None:
+    runtime = LIMITS.runtime.model_copy(update={"decode": PoolConfig(max_actors=2)})
+    bench = Bench(*range(1000), limits=replace(LIMITS, runtime=runtime))
+    good, actors = bench.actor("decode"), bench.dispatcher.parts.fleet.actors
+    for _ in range(1000):
+        bench.tick(2)
+        for bad in [i for i, one in actors.items() if one.stage == "decode" and i != good]:
+            bench.send(protocol.ActorPlaced(bad, "node-b"))
+            if is_lease:
+                bench.send(protocol.ActorUp(bad))
+            else:
+                bench.send(protocol.SetupFailed(bad, "is gone", is_node_trouble=True))
+        for flight in bench.in_flight():
+            if flight.actor == good or flight.lease.stage != "decode":
+                bench.done(flight)
+            else:
+                bench.fail(flight, "node", "is gone")
+    assert not only(protocol.Abort, bench.log)
+
+
+@pytest.mark.parametrize("minutes", [4, 6])
+def test_a_mount_may_be_away_for_some_minutes(minutes: int) -> None:
+    bench = Bench(*range(8))
+    while bench.now < 60 * minutes:
+        for flight in bench.in_flight("decode"):
+            bench.fail(flight, "node", "is gone")
+        bench.tick(1)
+        bench.bring_up()
+    while bench.now < 60 * minutes + 120:
+        for flight in bench.in_flight():
+            bench.done(flight)
+        bench.tick(1)
+        bench.bring_up()
+    assert len(only(protocol.Abort, bench.log)) == (minutes == 6)
+    assert len(only(protocol.Commit, bench.log)) == (minutes == 4)
 
 
 def test_the_seconds_of_actors_are_counted_from_tick_to_tick() -> None:

@@ -4,7 +4,7 @@ A shard is put before its lease ends. It may wait for one commit, and is listed 
 
     runtime.write.lease_deadline_s + 2 * storage.deadline_s <= LISTED_WITHIN_S
 
-A driver that was frozen, or whose clock jumped, may be later. It lists nothing then.
+A driver that was frozen, or whose clock jumped, may be later. It lists none of them then.
 """
 
 import time
@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 LISTED_WITHIN_S = 3600.0
 """After the lease of a shard began. ``clean`` keeps everything younger."""
-MAX_STANDSTILL_S = LISTED_WITHIN_S / 2
-"""A driver that did not run for longer commits nothing that it has."""
 
 
 class Moment(NamedTuple):

@@ -186,11 +186,11 @@ class PoolConfig(Frozen):
 
     @model_validator(mode="after")
     def _placement_is_not_rays_own(self) -> Self:
-        own = {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys()
-        if own or "ray.io/node-id" in self.labels:
+        own = {"CPU", "GPU", "memory", "object_store_memory", "ray.io/node-id"}
+        if found := own & {*self.resources, *self.labels}:
             raise ValueError(
-                f"{', '.join(sorted(own)) or 'ray.io/node-id'} cannot be set here: use cpus and "
-                "gpus for their amounts, and a label or a custom resource to choose nodes"
+                f"{', '.join(sorted(found))} cannot be set here: use cpus and gpus for amounts, "
+                "and other labels or resources to choose nodes"
             )
         return self
 

@@ -10,14 +10,13 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 import tokpipe
 from tokpipe.formats.checks import damaged, sha256, too_new
@@ -86,7 +85,7 @@ class ShardFooter:
     grid: tuple[int, int]
     num_rows: int
     num_codes: int
-    encoders: tuple[tuple[str, int], ...] = ()
+    encoders: dict[str, int] = field(default_factory=dict)
     """Clips by encoder class."""
 
     def to_key_values(self) -> dict[str, str]:
@@ -102,7 +101,7 @@ class ShardFooter:
             "grid": f"{self.grid[0]},{self.grid[1]}",
             "num_rows": self.num_rows,
             "num_codes": self.num_codes,
-            **({"encoders": json.dumps(dict(self.encoders))} if self.encoders else {}),
+            **({"encoders": json.dumps(self.encoders)} if self.encoders else {}),
         }
         return {_METADATA_PREFIX + key: str(value) for key, value in values.items()}
 
@@ -129,20 +128,17 @@ class ShardFooter:
                 grid=(height, width),
                 num_rows=int(values["num_rows"]),
                 num_codes=int(values["num_codes"]),
-                encoders=tuple(_ENCODERS.validate_json(values.get("encoders", "{}")).items()),
+                encoders=dict(json.loads(values.get("encoders", "{}"))),
             )
         except KeyError as error:
             missing = f"{_METADATA_PREFIX}{error.args[0]}"
             raise damaged(uri, f"its footer lacks the key {missing}") from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise damaged(uri, f"its footer does not describe a shard: {error}") from error
 
 
-_ENCODERS = TypeAdapter(dict[str, int])
-
-
-def _encoders(clips: Sequence[EncodedClip]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(Counter(clip.encoder for clip in clips if clip.encoder).items()))
+def _encoders(clips: Sequence[EncodedClip]) -> dict[str, int]:
+    return dict(sorted(Counter(clip.encoder for clip in clips if clip.encoder).items()))
 
 
 def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:

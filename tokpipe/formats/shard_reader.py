@@ -218,13 +218,12 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
         num_codes += sum(row.codes.size for row in rows)
         num_frames += sum(row.n_frames for row in rows)
     found = (footer.grid, num_rows, num_codes, num_frames, footer.encoders)
-    counts = receipt.num_rows, receipt.num_codes, receipt.num_frames
-    listed = (receipt.grid, *counts, receipt.encoders)
+    names = "grid", "num_rows", "num_codes", "num_frames", "encoders"
+    listed = tuple(getattr(receipt, name) for name in names)
     if found != listed or footer.num_codes != num_codes:
         raise damaged(
             uri,
-            f"it holds (grid, rows, codes, frames, clips by encoder class) = {found}, but the "
-            f"manifest lists {listed}",
+            f"it holds ({', '.join(names)}) = {found}, but the manifest lists {listed}",
         )
     if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
         raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

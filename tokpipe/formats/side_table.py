@@ -88,19 +88,14 @@ def read_side_table(
     for later in (["encoder"], list(_LATER)):
         before = [name for name in _OWN.names if name not in later]
         if before == table.column_names[: len(before)]:
-            return _with_later(table, later)
+            table = _without_later_names(table, later)
+            for at, field in enumerate(_OWN):
+                if field.name in later:
+                    values = pa.array([_LATER[field.name]] * table.num_rows, field.type)
+                    table = table.add_column(at, field, values)
+            return table
     if table.column_names[: len(_OWN)] != _OWN.names:
         raise damaged(uri, f"its columns are {table.column_names}")
-    return table
-
-
-def _with_later(table: pa.Table, later: Sequence[str]) -> pa.Table:
-    """Add later columns to an older side table: none of its clips is marked."""
-    table = _without_later_names(table, later)
-    for at, field in enumerate(_OWN):
-        if field.name in later:
-            values = pa.array([_LATER[field.name]] * table.num_rows, field.type)
-            table = table.add_column(at, field, values)
     return table
 
 

@@ -8,53 +8,36 @@ from pathlib import Path
 
 import torch
 
-_ONEDNN = {
-    "SSE41": "sse4_1", "AVX": "avx",
-    "AVX2": "avx2", "AVX2_VNNI": "", "AVX2_VNNI_2": "avx_ne_convert",
-    "AVX512_CORE": "avx512bw", "AVX512_CORE_VNNI": "", "AVX512_CORE_BF16": "avx512_bf16",
-    "AVX512_CORE_FP16": "avx512_fp16",
-    "AVX512_CORE_AMX": "amx_bf16", "AVX512_CORE_AMX_FP16": "amx_fp16",
-}  # fmt: skip
-"""Names of oneDNN's instruction sets, ascending, and the CPU flag that each needs; none for those
-that only change integers. Of 5,120 codes in bfloat16, 3 to 5 differ between any two of AVX2,
-AVX512_CORE and AVX512_CORE_AMX, and 4 between ATen's DEFAULT and AVX512; the number of threads
-changed none."""
+_FLAGS = re.compile(
+    r"\b(avx2|avx_ne_convert|avx512bw|avx512_bf16|avx512_fp16|amx_bf16|amx_fp16|sve|bf16)\b"
+)
+"""CPU flags by which PyTorch and its libraries choose kernels. Of 5,120 codes in bfloat16, 3 to 5
+differ between any two of AVX2, AVX-512 and AMX; the number of threads changed none."""
 
 
 def encoder_class(device: torch.device) -> str:
     """Describe what encodes on ``device``: equal texts mean equal codes."""
     if device.type != "cuda":
-        aten, cpuinfo = torch.backends.cpu.get_cpu_capability(), _text_of("/proc/cpuinfo")
-        return cpu_class(platform.machine(), aten, cpuinfo, os.environ)
-    gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version() or 0
+        aten = torch.backends.cpu.get_cpu_capability()
+        return cpu_class(platform.machine(), aten, _text_of("/proc/cpuinfo"), os.environ)
+    gpu = torch.cuda.get_device_properties(device)
     driver = re.search(r"\b\d{3,}\.\d+", _text_of("/proc/driver/nvidia/version"))
-    versions = {
-        "driver": driver and driver[0],
-        "CUDA": torch.version.cuda,
-        "cuDNN": f"{cudnn // 10_000}.{cudnn // 100 % 100}.{cudnn % 100}",
-    }
-    known = " ".join(f"{name} {version}" for name, version in versions.items() if version)
-    return f"cuda {gpu.name} sm_{gpu.major}{gpu.minor} {known}"
+    return (
+        f"cuda {gpu.name} sm_{gpu.major}{gpu.minor} driver {driver[0] if driver else 'unknown'} "
+        f"CUDA {torch.version.cuda} cuDNN {torch.backends.cudnn.version()}"
+    )
 
 
 def cpu_class(machine: str, aten: str, cpuinfo: str, environ: Mapping[str, str]) -> str:
-    """Describe a CPU by its vendor and the instruction sets that ATen and oneDNN use on it.
-
-    MKL chooses its kernels by the vendor, and Arm's library by the part.
-    """
+    """Describe a CPU by its model, since its caches decide in which blocks a kernel adds up, and by
+    the instruction sets that kernels are chosen by."""
     found = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", cpuinfo, re.MULTILINE))
-    if "flags" not in found:
-        part = found.get("CPU implementer", ""), found.get("CPU part", "")
-        has = [one for one in ("sve", "bf16") if one in found.get("Features", "").split()]
-        return " ".join(filter(None, ("cpu", machine, *part, aten, *has)))
-    flags = found["flags"].split()
-    cap = environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA", "")
-    onednn = "none"
-    for name, flag in _ONEDNN.items():
-        onednn = name if flag in flags else onednn
-        if name == cap.upper():
-            break
-    return f"cpu {machine} {found.get('vendor_id', '')} {aten} oneDNN {onednn}"
+    arm = f"{found.get('CPU implementer', '')} {found.get('CPU part', '')}".strip()
+    model = found.get("model name") or arm or platform.processor()
+    cap = environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA")
+    isa = [aten, *sorted(_FLAGS.findall(found.get("flags") or found.get("Features", "")))]
+    isa += [f"oneDNN <= {cap.upper()}"] if cap else []
+    return " ".join(["cpu", machine, *model.split(), *isa])
 
 
 def _text_of(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +88,11 @@ def assemble(
         line = f"{num_clips:,} rejected clips will be tried again"
         console.print(line, highlight=False)
         log_event("rejections_reopened", line, num_clips=num_clips)
+    uris = [
+        uri
+        for one in job.sources
+        for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
+    ]
     # A CPU gains nothing from batches, and would only wait for them to fill.
     encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
     return Run(
@@ -96,19 +101,12 @@ def assemble(
         landmark=landmark,
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
-            _continued(limits_of(job, device), committer.state),
-            lambda item: _ref(item, job),
+            _limits_of(job, device, committer.state), lambda item: _ref(item, job)
         ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
-            folders=tuple(
-                folders_of(
-                    uri
-                    for one in job.sources
-                    for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
-                )
-            ),
+            folders=tuple(folders_of(uris)),
         ),
         encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
@@ -119,37 +117,35 @@ def assemble(
     )
 
 
-def limits_of(job: JobConfig, device: str) -> Limits:
-    """The limits of a job's dispatcher, for encoders on a kind of device."""
+def _most_clips(job: JobConfig, lease_bytes: int) -> int:
+    """How many clips of pixels fit into so many bytes; at least one."""
     height, width = max(job.frames.sizes, key=lambda size: size[0] * size[1])
     clip_bytes = job.sampling.max_clip_frames * height * width * 3
-    million = 10**6
-    most = max(1, min(job.runtime.clips_per_lease, LEASE_BYTES // clip_bytes))
+    return max(1, min(job.runtime.clips_per_lease, lease_bytes // clip_bytes))
+
+
+def usual_clips(job: JobConfig, device: str) -> int:
+    """Clips per lease until their cost has been measured."""
+    return min(USUAL_CLIPS, _most_clips(job, USUAL_BYTES[device]))
+
+
+def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
+    """The limits of a job's dispatcher, for encoders on a kind of device, after earlier runs."""
+    totals, rows = state.totals, state.committed
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
-        clips_per_lease=most,
-        usual_clips=max(1, min(USUAL_CLIPS, most, USUAL_BYTES[device] // clip_bytes)),
+        clips_per_lease=_most_clips(job, LEASE_BYTES),
+        usual_clips=usual_clips(job, device),
         hardware=job.encode.hardware,
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,
-        bytes_per_code=estimated_bytes(million, job.tokenizer.traits.codebook_size) / million,
+        bytes_per_code=estimated_bytes(10**6, job.tokenizer.traits.codebook_size) / 1e6,
         max_rejected_fraction=job.max_rejected_fraction,
-    )
-
-
-def _continued(limits: Limits, state: ManifestState) -> Limits:
-    """Limits that know what earlier runs did."""
-    totals, rows = state.totals, state.committed
-    num_clips = totals.num_clips + totals.num_rejected + rows.num_left
-    before = dict(totals.rejected)
-    encoders = frozenset(one for names in totals.by_encoder for one in names.split(" + "))
-    return replace(
-        limits,
-        num_clips=num_clips,
+        num_clips=totals.num_clips + totals.num_rejected + rows.num_left,
         num_unopened=rows.num_unopened,
-        rejected_before=before,
-        encoders=encoders,
+        rejected_before=dict(totals.rejected),
+        encoders=frozenset(one for names in totals.encoders for one in names.split(" + ")),
     )
 
 

@@ -72,11 +72,6 @@ def _stage_seconds(snapshot: Snapshot) -> Mapping[Labels, float]:
     return {(stage, of): spent_s.get(of, 0.0) for stage in STAGES for of in OF_STAGE[stage]}
 
 
-def _speed_of_light(snapshot: Snapshot) -> float | None:
-    speed = speed_of(snapshot.recent)
-    return None if speed is None else speed.share
-
-
 METRICS: tuple[Metric, ...] = (
     _gauge(
         "plan_rows",
@@ -128,7 +123,7 @@ METRICS: tuple[Metric, ...] = (
         "speed_of_light_ratio",
         "Fraction of the last minute in which encoders computed, 0 to 1: how close the job is to "
         "the speed of its encoders alone.",
-        _speed_of_light,
+        lambda now: (speed := speed_of(now.recent)) and speed.share,
     ),
     _gauge(
         "goodput_ratio",

@@ -1,6 +1,5 @@
 """Which nodes a stage may run on: what its pool requires, and what Ray's nodes have."""
 
-import re
 from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
@@ -9,15 +8,12 @@ from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.protocol import Capacity, NodeId, Room
 from tokpipe.types import STAGES
 
-_OF_RAY = re.compile(r"(CPU|GPU|memory|object_store_memory|node:.*)$")
-_NODE_ID = "ray.io/node-id"
-
 
 def actor_options(pool: PoolConfig, *, zero_cpu: bool, avoid: Iterable[NodeId]) -> dict[str, Any]:
     """Return Ray's options for an actor of a pool, away from some nodes."""
     labels = dict(pool.labels)
     if nodes := ",".join(avoid):
-        labels[_NODE_ID] = f"!in({nodes})"
+        labels["ray.io/node-id"] = f"!in({nodes})"
     cpus = 0.0 if zero_cpu else pool.cpus
     return {"num_cpus": cpus, "resources": _resources(pool), "label_selector": labels}
 
@@ -26,25 +22,21 @@ def capacity_of(
     nodes: Iterable[Mapping[str, Any]], config: RuntimeConfig, *, on_gpu: bool
 ) -> Capacity:
     """Return what live nodes, as ``ray.nodes()`` lists them, have for each stage."""
-    rooms = {node["NodeID"]: _room(node, config, on_gpu) for node in nodes}
-    cpus, gpus = (sum(getattr(one, kind) for one in rooms.values()) for kind in ("cpus", "gpus"))
+    rooms = {}
+    for node in nodes:
+        has, labels = node["Resources"], node.get("Labels") or {}
+        room = Room(has.get("CPU", 0.0), has.get("GPU", 0.0), slots := {})
+        for stage in STAGES:
+            pool: PoolConfig = getattr(config, stage)
+            fits = [(has.get(name, 0.0) + 1e-9) // need for name, need in _resources(pool).items()]
+            admits = (_admits(labels.get(key), wanted) for key, wanted in pool.labels.items())
+            lacks = (pool.cpus and not room.cpus) or (
+                stage == "encode" and on_gpu and not room.gpus
+            )
+            slots[stage] = 0.0 if lacks or not all(admits) else min(fits, default=inf)
+        rooms[node["NodeID"]] = room
+    cpus, gpus = sum(one.cpus for one in rooms.values()), sum(one.gpus for one in rooms.values())
     return Capacity(cpus, gpus, rooms)
-
-
-def _room(node: Mapping[str, Any], config: RuntimeConfig, on_gpu: bool) -> Room:
-    has, labels = node["Resources"], node.get("Labels") or {}
-    cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
-    slots = {}
-    for stage in STAGES:
-        pool: PoolConfig = getattr(config, stage)
-        fits = [(has.get(name, 0.0) + 1e-9) // need for name, need in _resources(pool).items()]
-        fits += [0.0 for key, wanted in pool.labels.items() if not _admits(labels.get(key), wanted)]
-        if (pool.cpus and not cpus) or (stage == "encode" and on_gpu and not gpus):
-            fits.append(0.0)
-        slots[stage] = min(fits, default=inf)
-    shown = [name for name in has if not _OF_RAY.match(name)]
-    shown += [f"{key}={value}" for key, value in labels.items() if key != _NODE_ID]
-    return Room(cpus, gpus, slots, ", ".join(sorted(shown)))
 
 
 def _resources(pool: PoolConfig) -> dict[str, float]:

@@ -99,11 +99,10 @@ def _plain_line(snapshot: Snapshot) -> str:
 
 def _job_text(snapshot: Snapshot) -> str:
     """How far the whole job is. The total has ``~`` if it is estimated from opened sources."""
-    total = (
-        f"{'~' if snapshot.expected > snapshot.total else ''}{counted(snapshot.expected, 'clip')}"
-    )
+    about = "~" if snapshot.expected > snapshot.total else ""
     left = "-" if snapshot.left_s is None else duration(snapshot.left_s)
     share = share_text(snapshot.share_done)
+    total = f"{about}{counted(snapshot.expected, 'clip')}"
     return f"{share} of {total} committed, elapsed {duration(snapshot.elapsed_s)}, left {left}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from tokpipe.config.bounds import LISTED_WITHIN_S, MAX_STANDSTILL_S, Moment
+from tokpipe.config.bounds import LISTED_WITHIN_S, Moment
 from tokpipe.errors import (
     ConfigError,
     HeadLost,
@@ -82,7 +82,6 @@ class Shell:
         # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
         self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._asked_at: float | None = None
-        self._capacity = protocol.Capacity(0.0, 0.0)
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
@@ -112,10 +111,7 @@ class Shell:
     def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
         next_tick = next_capacity = time.monotonic()
         next_watch = next_tick + WATCH_EVERY_S
-        moved_at = Moment.now()
         while True:
-            _check_moving(moved_at)
-            moved_at = Moment.now()
             now = time.monotonic()
             if now >= next_capacity:
                 next_capacity = now + CAPACITY_EVERY_S
@@ -179,8 +175,7 @@ class Shell:
             self.stop()
         staying = (one for node, one in alive.items() if node not in draining)
         config, on_gpu = self.job.config, self.job.device == "cuda"
-        self._capacity = capacity_of(staying, config, on_gpu=on_gpu)
-        self._events.put(self._capacity)
+        self._events.put(capacity_of(staying, config, on_gpu=on_gpu))
 
     def _bury(self, death: _Death) -> None:
         """Find out whether an actor died alone or with its node. Ray may only not reach it."""
@@ -214,7 +209,7 @@ class Shell:
                 planned = self._plans.submit(self.feed.fetch, num_items)
                 planned.add_done_callback(self._post_result)
             case protocol.Commit():
-                committed = self._commits.submit(self._commit, command, Moment.now())
+                committed = self._commits.submit(self._commit, command)
                 committed.add_done_callback(self._post_result)
             case protocol.Note(event, message, fields, is_warning):
                 level = logging.WARNING if is_warning else logging.INFO
@@ -223,12 +218,11 @@ class Shell:
                 kinds = {"storage": StorageError, "config": ConfigError, "runtime": RuntimeFault}
                 raise kinds[kind](message)
 
-    def _commit(self, command: protocol.Commit, ordered: Moment) -> protocol.Committed:
-        _check_moving(ordered)
-        begun = [self._begun.pop(one.shard, ordered) for one in command.receipts]
+    def _commit(self, command: protocol.Commit) -> protocol.Committed:
+        begun = [self._begun.pop(one.shard) for one in command.receipts]
         check_in_time(begun, self.job.write.storage.deadline_s)
         self.committer.commit(command.receipts, command.rejected, command.account)
-        check_in_time(begun, are_listed=True)
+        check_in_time(begun)
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
@@ -247,8 +241,9 @@ class Shell:
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
-        pool, fits = getattr(job.config, stage), self._capacity.nodes_for(stage)
-        avoid = command.avoid if {*fits} - {*command.avoid} else ()  # else no node is better
+        pool, capacity = getattr(job.config, stage), self.dispatcher.parts.pools.capacity
+        fits = set(capacity.nodes_for(stage)) if capacity else set()
+        avoid = command.avoid if fits - {*command.avoid} else ()  # else no node is better
         options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
         options |= {"max_restarts": 0, "max_task_retries": 0}
         setup = [job.landmark, getattr(job, stage)]
@@ -327,25 +322,17 @@ class Shell:
             self._events.put(LeaseFailed(attempt, kind, line))
 
 
-def check_in_time(
-    begun: Iterable[Moment], needs_s: float = 0.0, *, are_listed: bool = False
-) -> None:
-    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds."""
+def check_in_time(begun: Iterable[Moment], needs_s: float = 0.0) -> None:
+    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds.
+
+    0: they are listed already.
+    """
     age_s = max((one.age_s for one in begun), default=0.0)
     if age_s + needs_s > LISTED_WITHIN_S:
         none_listed = "It lists none of them. Run the job again; committed work is kept."
         listed = "The last manifest entry lists them: check the output with `tokpipe audit`."
         raise RuntimeFault(
-            f"this driver took {age_s / 3600:.1f} hours to list shards, and `tokpipe clean` may "
-            f"have removed them since. {listed if are_listed else none_listed}"
-        )
-
-
-def _check_moving(since: Moment) -> None:
-    idle_s = since.age_s
-    if idle_s > MAX_STANDSTILL_S:
-        raise RuntimeFault(
-            f"this driver did not run for {idle_s / 3600:.1f} hours: it was frozen, its machine "
-            "was suspended, or its clock was set forward. Its unlisted shards may have been "
-            "removed since, so it lists none of them. Run the job again; committed work is kept."
+            f"this driver took {age_s / 3600:.1f} hours to list shards: it was frozen, its machine "
+            "was suspended, its clock was set, or the store is slow. `tokpipe clean` may have "
+            f"removed them since. {none_listed if needs_s else listed}"
         )

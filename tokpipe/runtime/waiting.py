@@ -1,12 +1,11 @@
 """What a job waits for, in a sentence: workers that start, resources that are missing, a stop."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from tokpipe.config.job import PoolConfig
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
-from tokpipe.telemetry.human import counted, duration
+from tokpipe.telemetry.human import duration
 from tokpipe.types import STAGES, Stage
 
 _PLACEMENT = {"accelerator_type", "resources", "labels"}
@@ -28,31 +27,20 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     idle = [stage for stage in STAGES if not parts.fleet.num_up(stage)]
     if not idle:
         return ""
-    if lack := _lack_of_nodes(parts, idle):
-        return lack
+    for stage in idle:
+        pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
+        wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
+        if wanted and (capacity := parts.pools.capacity) and not capacity.most(stage):
+            return (
+                f"no room for {stage} workers: no node has what runtime.{stage} requires, "
+                f"{wanted} (`ray status -v` lists what nodes have). Add nodes (an autoscaler does)"
+            )
     if "encode" in idle and (lack := _lack_of_gpus(parts, now - last_up["encode"])):
         return lack
     *others, last = [f"{parts.fleet.num(stage) or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
     workers = "worker" if sum(map(parts.fleet.num, idle)) == 1 else "workers"
     return f"starting {what} {workers} ({now - min(map(last_up.__getitem__, idle)):.0f} s)"
-
-
-def _lack_of_nodes(parts: Parts, idle: list[Stage]) -> str:
-    """Return which stage no node may run, what it requires, and what the nodes have."""
-    if (capacity := parts.pools.capacity) is None:
-        return ""
-    for stage in idle:
-        pool: PoolConfig = getattr(parts.pools.limits.runtime, stage)
-        wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
-        if wanted and not capacity.most(stage):
-            counts = Counter(room.has or "nothing" for room in capacity.nodes.values())
-            has = "; ".join(f"{counted(n, 'node')}: {what}" for what, n in counts.most_common(5))
-            return (
-                f"no room for {stage} workers: runtime.{stage} requires {wanted}, and the cluster "
-                f"has {has}. Add nodes (an autoscaler does), or change runtime.{stage}"
-            )
-    return ""
 
 
 def _lack_of_gpus(parts: Parts, waited_s: float) -> str:

@@ -142,17 +142,14 @@ def check_folders(path: Path, folders: Iterable[Path]) -> None:
     """Raise NodeTrouble if a file is missing because all of a source is: its folder is gone or
     empty, as when a mount is."""
     for folder in folders:
-        if path.is_relative_to(folder):
-            try:
-                is_there = any(folder.iterdir())
-            except OSError:
-                is_there = False
-            if not is_there:
-                raise NodeTrouble(
-                    f"{folder} on {socket.gethostname()}: is gone or empty, but the plan lists "
-                    "videos there, so no clip is rejected: mount it again. If its videos were "
-                    "deleted, put any file there, and they are rejected as missing"
-                )
+        with contextlib.suppress(OSError):
+            if not path.is_relative_to(folder) or any(folder.iterdir()):
+                continue
+        raise NodeTrouble(
+            f"{folder} on {socket.gethostname()}: is gone or empty, but the plan lists videos "
+            "there, so no clip is rejected: mount it again. If its videos were deleted, put any "
+            "file there, and they are rejected as missing"
+        )
 
 
 def _local_version(path: Path, max_bytes: int) -> int:

@@ -18,7 +18,7 @@ from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Tail
 from tokpipe.formats.manifest.log import count_entries, iter_entries, read_entry
-from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, ManifestState, Totals
+from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, UNRECORDED, ManifestState, Totals
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.formats.tables import from_parquet, to_parquet
 from tokpipe.storage.store import Store
@@ -115,7 +115,8 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
             },
         )
         # By name, so that a field that an older tokpipe did not count is an error, not zero.
-        found = {"encoders": {}, **record["totals"]}  # but older outputs name no encoder class
+        found = record["totals"]
+        found = {"encoders": {UNRECORDED: found["num_clips"]}, **found}
         totals = Totals(**{field: found[field] for field in Totals.__slots__})
         totals.rejected, totals.encoders = Counter(totals.rejected), Counter(totals.encoders)
         size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]

@@ -113,12 +113,11 @@ class ManifestEntry:
             for shard in body["shards"]:
                 clips = shard["clips"]
                 shard["clips"] = [dict(zip(clip_fields, clip, strict=True)) for clip in clips]
-                shard["encoders"] = tuple(shard.get("encoders", {}).items())
             seconds = [body.pop(key, {}) for key in _RECORDED]
             if any(seconds):
                 body["account"] = {key: value for one in seconds for key, value in one.items()}
             return _ENTRY.validate_python(body)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise damaged(uri, f"it does not parse as a manifest entry: {error}") from error
 
 
@@ -152,4 +151,4 @@ def _rounded(seconds: Any) -> Any:
 def _shard_json(receipt: Receipt) -> dict[str, Any]:
     own = {one.name: getattr(receipt, one.name) for one in fields(Receipt)}
     clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in receipt.clips]
-    return {**own, "clips": clips, "encoders": dict(receipt.encoders)}
+    return {**own, "clips": clips}

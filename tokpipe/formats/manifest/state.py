@@ -33,6 +33,10 @@ SHARD_LIST_SCHEMA = required(
 """A listed shard: its receipt without the clips, and the number of the entry that lists it."""
 
 
+UNRECORDED = "hardware that was not recorded"
+"""The encoder class of clips that earlier versions encoded."""
+
+
 @dataclass(slots=True)
 class Totals:
     """Totals over all entries of a manifest."""
@@ -49,7 +53,7 @@ class Totals:
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected clips by reason, without withdrawn rejections."""
     encoders: Counter[str] = field(default_factory=Counter)
-    """Tokenized clips by encoder class, as far as shards name it."""
+    """Tokenized clips by encoder class."""
     paid_s: float = 0.0
     """Seconds of encode actors, of all runs together. See ``Account``."""
     useful_s: float = 0.0
@@ -75,14 +79,8 @@ class Totals:
         holds = ", ".join(counted(number, one) for number, one in counts)
         return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
 
-    @property
-    def by_encoder(self) -> Counter[str]:
-        """Tokenized clips by encoder class, those of earlier versions too."""
-        unknown = {"hardware that was not recorded": self.num_clips - self.encoders.total()}
-        return self.encoders + Counter(unknown)
-
     def encoders_text(self) -> str:
-        counts = self.by_encoder.most_common()
+        counts = self.encoders.most_common()
         return "; ".join(f"{counted(number, 'clip')} on {name}" for name, number in counts)
 
     @property
@@ -98,7 +96,7 @@ class Totals:
             self.num_codes += receipt.num_codes
             self.num_frames += receipt.num_frames
             self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
-            self.encoders.update(dict(receipt.encoders))
+            self.encoders.update(receipt.encoders or {UNRECORDED: len(receipt.clips)})
         self.rejected.update(rejection.reason for rejection in entry.rejected)
         self.rejected.subtract(one.reason for one in entry.reopened)
         self.rejected = +self.rejected  # leaves out what has come to zero

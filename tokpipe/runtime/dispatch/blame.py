@@ -18,12 +18,16 @@ from tokpipe.runtime.dispatch.protocol import (
     Pick,
     WriteLease,
 )
+from tokpipe.telemetry.human import duration
 from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
 
 Key = tuple[int, int]
 """Plan row and segment of a clip, or -1 and the id of a shard's lease."""
 MAX_FAULTS = 30
 """Leases in a row that fail or take down their workers before the job is aborted."""
+MAX_TROUBLE_S = 300.0
+"""For how long a clip may meet only nodes with trouble before the job is aborted: a mount may come
+back by then. Other clips may pass meanwhile, such as small ones where a disk is nearly full."""
 RETRY_PAUSE_S = 5.0
 """Pause before a clip that a stage gave up on is tried again; four times as long each time."""
 
@@ -40,11 +44,16 @@ class Blame:
         self._strikes: Counter[Key] = Counter()
         self._store_strikes: Counter[Key] = Counter()
         """Counted apart: trouble with a store must never add up to a rejection."""
+        self._trouble_since: dict[tuple[Stage, Key], float] = {}
+        """When the clips that nodes had trouble with, and no node was done with, were first hit."""
         self._faults = 0
 
     def answered(self, lease: Lease, failure: Failed | None) -> None:
         """A lease was answered, so its store works. ``failure``: it gave up on all of its clips."""
         self._store_strikes.pop(_key(lease), None)
+        if self._trouble_since:
+            for key in _keys(lease):
+                self._trouble_since.pop((lease.stage, key), None)
         if failure is None:
             self._faults = 0
         else:
@@ -93,6 +102,17 @@ class Blame:
         if self._store_strikes[_key(lease)] >= self._max_attempts:
             self._out.emit(Abort("storage", why))
 
+    def node_failed(self, lease: Lease, why: str, now: float) -> float:
+        """A node had trouble under a lease: return for how long one of its clips met only such."""
+        since = min(self._trouble_since.setdefault((lease.stage, k), now) for k in _keys(lease))
+        if now - since >= MAX_TROUBLE_S:
+            self._out.abort(
+                f"{lease.stage}: for {duration(now - since)} (m:ss), no node has been able to work "
+                f"on {self._ref_of(lease.items[0]).source_uri}; the last error: {why}. No clip is "
+                "to blame. Committed work is kept; fix the nodes, then run the job again."
+            )
+        return now - since
+
     def _failed(self, lease: Lease, why: str) -> None:
         """A lease had no result; abort if too many in a row have none."""
         self._faults += 1
@@ -133,3 +153,9 @@ def _key(lease: Lease) -> Key:
     if isinstance(lease, WriteLease):
         return -1, lease.lease_id
     return lease.items[0].row, lease.items[0].segment
+
+
+def _keys(lease: Lease) -> list[Key]:
+    if isinstance(lease, WriteLease):
+        return [_key(lease)]
+    return [(item.row, item.segment) for item in lease.items]

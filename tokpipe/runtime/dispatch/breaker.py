@@ -1,15 +1,14 @@
 """Stops a job early if so many clips are rejected that it would only waste the others.
 
-``max_rejected_fraction`` may be out of reach. Or rejections come so thick that clips are hardly the
-cause: a mount is gone, or a table is wrong. Each rejection at a stage raises that stage's alarm,
-each clip that passes lowers it, and the stop comes at as many as the limit allows the whole job,
-but at least ``MIN_ALARM`` and at most ``MAX_ALARM``: files that are missing in clumps stop nothing.
+Either ``max_rejected_fraction`` is out of reach, or decoders reject so many clips in a row that a
+mount is probably gone, or a table wrong: each rejection raises an alarm, and each clip that is
+decoded lowers it. The alarm stops the job at as many as the limit allows the whole job, but at
+least ``MIN_ALARM`` and at most ``MAX_ALARM``: files that are missing in clumps stop nothing.
 
 Rejections are committed once the alarm is over. After a stop, the next run tries them again.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import AttemptId, Limits, StopRequested
@@ -26,14 +25,6 @@ ENOUGH_ROWS = 100
 GRACE_S = 30.0
 
 
-@dataclass(slots=True)
-class _Alarm:
-    level: float = 0.0
-    since: AttemptId = 0
-    """The latest attempt when it was raised: leases that were out by then show nothing."""
-    waiting: list[Rejected] = field(default_factory=list)
-
-
 class Breaker:
     """Passes rejections on to the settlement, or has it stop the job."""
 
@@ -42,51 +33,50 @@ class Breaker:
         self._most = limits.max_rejected_fraction
         self._settlement = settlement
         self._out = out
-        self._alarms = {"decode": _Alarm(), "encode": _Alarm()}
+        self._alarm = 0.0
+        self._raised_at: AttemptId = 0
+        """The latest attempt then: leases that were out show nothing about what comes after."""
+        self._waiting: list[Rejected] = []
         self._rejected = Counter(limits.rejected_before)
         self._latest: list[Rejected] = []
 
-    def passed(self, stage: str, num_clips: int, attempt: AttemptId, now: float) -> None:
-        """So many clips of an attempt were not rejected by a stage."""
-        alarm = self._alarms[stage]
-        if alarm.waiting and attempt > alarm.since and not self._settlement.is_stopping:
+    def decoded(self, num_clips: int, attempt: AttemptId, now: float) -> None:
+        """So many clips of an attempt were not rejected."""
+        if self._waiting and attempt > self._raised_at and not self._settlement.is_stopping:
             # The more the limit allows, the more must come between two clips to be an alarm.
-            alarm.level -= num_clips * max(1.0, 2 * self._most / (1 - self._most))
-            if alarm.level <= 0:
-                self._believe(alarm, now)
+            self._alarm -= num_clips * max(1.0, 2 * self._most / (1 - self._most))
+            if self._alarm <= 0:
+                self._believe(now)
 
     def rejected(self, one: Rejected, now: float) -> None:
         self._rejected[one.reason] += 1
         self._latest = [*self._latest[-2:], one]
         self._out.count("rejected_at", by="encode" if one.stage == "encode" else "decode")
-        # What the plan rejects was known before, and is no alarm.
-        if self._most == 1 or (alarm := self._alarms.get(one.stage)) is None:
+        # What the plan rejects was known before. If encoders fail, ``Blame`` ends the job.
+        if self._most == 1 or one.stage != "decode":
             self._settlement.reject(one, now)
         else:
-            alarm.since = alarm.since if alarm.waiting else self._out.latest_id
-            alarm.waiting.append(one)
-            alarm.level += 1
+            self._raised_at = self._raised_at if self._waiting else self._out.latest_id
+            self._waiting.append(one)
+            self._alarm += 1
         if self._most < 1:
             allowed, is_sure = self._allowed()
-            level = max(one.level for one in self._alarms.values())
-            if level >= max(MIN_ALARM, min(MAX_ALARM, allowed)):
+            if self._alarm >= max(MIN_ALARM, min(MAX_ALARM, allowed)):
                 self._stop("hardly any clip passed in between", now)
             elif is_sure and self._rejected.total() > max(allowed, MIN_ALARM):
                 self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
 
     def settle(self, now: float, *, is_done: bool) -> None:
         """Nothing more will come: commit what waits, or leave it to the next run."""
-        is_suspect = any(alarm.level >= SUSPECT for alarm in self._alarms.values())
-        if is_done and is_suspect and self._rejected.total() > self._allowed()[0]:
+        if is_done and self._alarm >= SUSPECT and self._rejected.total() > self._allowed()[0]:
             self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
-        for alarm in self._alarms.values():
-            if alarm.level < SUSPECT or (is_done and not self._settlement.why):
-                self._believe(alarm, now)
+        if self._alarm < SUSPECT or (is_done and not self._settlement.why):
+            self._believe(now)
 
-    def _believe(self, alarm: _Alarm, now: float) -> None:
-        for one in alarm.waiting:
+    def _believe(self, now: float) -> None:
+        for one in self._waiting:
             self._settlement.reject(one, now)
-        alarm.waiting, alarm.level = [], 0.0
+        self._waiting, self._alarm = [], 0.0
 
     def _allowed(self) -> tuple[float, bool]:
         """How many rejections the whole job may have, and whether that is known well enough.
@@ -103,8 +93,7 @@ class Breaker:
     def _stop(self, why: str, now: float) -> None:
         if self._settlement.is_stopping:
             return
-        alarm = max(self._alarms.values(), key=lambda one: one.level)
-        suspects = Counter(one.reason for one in alarm.waiting if alarm.level >= SUSPECT)
+        suspects = Counter(one.reason for one in self._waiting if self._alarm >= SUSPECT)
         ((reason, _),) = (suspects or self._rejected).most_common(1)
         retry = f"with --retry-rejected --reason {reason}"
         lines = [

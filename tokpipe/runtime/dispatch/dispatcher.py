@@ -99,12 +99,12 @@ class Dispatcher:
 
     def _follow_capacity(self, now: float) -> None:
         """Start and remove actors until each stage has as many as it should have."""
-        if (sizes := self.parts.pools.sizes) is None:
+        fleet, pools = self.parts.fleet, self.parts.pools
+        if (sizes := pools.sizes) is None or pools.capacity is None:
             return
-        fleet = self.parts.fleet
         for stage in STAGES:
             target = sizes.of(stage)
-            if self.parts.pools.has_room_for(stage):
+            if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage, now)
             for actor_id in fleet.surplus(stage, target):
                 returns.lost(self.parts, fleet.remove(actor_id), now, blame=None)

@@ -31,9 +31,6 @@ MAX_SETUP_FAILURES = 3
 MAX_LOST_STARTING = 10
 """The same for actors that die while they start, as on a node that is short of memory."""
 MAX_PAUSE_S = 60.0
-MAX_NODE_TROUBLES = 10
-"""Times in a row that nodes of a stage's actors have trouble, with no lease done in between, before
-the job is aborted: by then the cause is not a single node."""
 NODE_REST_S = 30.0
 MAX_REST_S = 600.0
 """How long a node with trouble is avoided: twice as long each time, up to the second."""
@@ -69,7 +66,6 @@ class _Starts:
         self._died: Counter[Stage] = Counter()
         self._nodes: dict[tuple[Stage, NodeId], tuple[int, float, str]] = {}
         """How often a stage had trouble on a node, until when it avoids it, and why."""
-        self._troubles_in_a_row: Counter[Stage] = Counter()
 
     def may_start(self, stage: Stage, now: float) -> bool:
         return now >= self._after.get(stage, 0.0)
@@ -87,10 +83,6 @@ class _Starts:
         self._raised[stage] = self._died[stage] = 0
         self._after.pop(stage, None)
 
-    def did_a_lease(self, stage: Stage) -> None:
-        """An actor answered a lease, so its node works."""
-        self._troubles_in_a_row[stage] = 0
-
     def failed(self, stage: Stage, message: str, now: float, *, died: bool) -> None:
         """An actor died or raised while it started: pause before the next, or abort."""
         (self._died if died else self._raised)[stage] += 1
@@ -103,36 +95,32 @@ class _Starts:
                 "and run the job again."
             )
 
-    def node_trouble(self, actor: Actor, message: str, now: float, *, is_unfit: bool) -> None:
-        """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``."""
+    def node_trouble(
+        self, actor: Actor, message: str, now: float, pause_s: float = 2, *, is_unfit: bool = False
+    ) -> None:
+        """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``.
+
+        Where no other node is left, actors start there all the same, after a pause.
+        """
         stage, node = actor.stage, actor.node
-        if node is not None:
-            before, until, _ = self._nodes.get((stage, node), (0, 0.0, ""))
-            if until == inf or (now < until and not is_unfit):
-                return  # the others that were there with the first
-            rest_s = inf if is_unfit else min(MAX_REST_S, NODE_REST_S * 2**before)
-            self._nodes[stage, node] = before + 1, now + rest_s, message
-            how_long = "" if is_unfit else f" for {rest_s:g} s"
-            self._out.note(
-                "node_avoided",
-                f"node {node[:12]}: not used to {stage}{how_long}: {message}",
-                is_warning=True,
-                node=node,
-                stage=stage,
-                reason=message,
-                rest_s=None if is_unfit else rest_s,
-            )
-            if is_unfit:
-                return
-        self._troubles_in_a_row[stage] += 1
-        in_a_row = self._troubles_in_a_row[stage]
-        self._after[stage] = now + min(MAX_PAUSE_S, 1.5**in_a_row)
-        if in_a_row >= MAX_NODE_TROUBLES:
-            self._out.abort(
-                f"{stage} actors failed {in_a_row} times in a row because of their nodes; the "
-                f"last error: {message}. No clip is to blame, and none can be finished. "
-                "Committed work is kept; fix the nodes and run the job again."
-            )
+        self._after[stage] = max(self._after.get(stage, 0.0), now + min(MAX_PAUSE_S, pause_s))
+        if node is None:
+            return
+        before, until, _ = self._nodes.get((stage, node), (0, 0.0, ""))
+        if until == inf or (now < until and not is_unfit):
+            return  # the others that were there with the first
+        rest_s = inf if is_unfit else min(MAX_REST_S, NODE_REST_S * 2**before)
+        self._nodes[stage, node] = before + 1, now + rest_s, message
+        how_long = "" if is_unfit else f" for {rest_s:g} s"
+        self._out.note(
+            "node_avoided",
+            f"node {node[:12]}: not used to {stage}{how_long}: {message}",
+            is_warning=True,
+            node=node,
+            stage=stage,
+            reason=message,
+            rest_s=None if is_unfit else rest_s,
+        )
 
 
 class Fleet:
@@ -295,10 +283,13 @@ class Fleet:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
-            if event.is_node_trouble or event.is_unfit_node:
-                self.starts.node_trouble(actor, message, now, is_unfit=event.is_unfit_node)
-            else:
-                self.starts.failed(actor.stage, message, now, died=False)
+            is_trouble, is_unfit = event.is_node_trouble, event.is_unfit_node
+            # Of those that trouble ends at the same time, one counts, and only if no other works.
+            may_start, num_up = self.starts.may_start(actor.stage, now), self._num_up[actor.stage]
+            if is_trouble or is_unfit:
+                self.starts.node_trouble(actor, message, now, is_unfit=is_unfit)
+            if not is_unfit and (not is_trouble or (may_start and not num_up)):
+                self.starts.failed(actor.stage, message, now, died=is_trouble)
 
     def check_fit(self, capacity: Capacity) -> None:
         """End the job if a stage can never run on any of the nodes that have room for it."""

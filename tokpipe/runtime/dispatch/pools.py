@@ -108,10 +108,6 @@ class Pools:
                 "pools_resized", text, actors=wanted, cpus=capacity.cpus, gpus=capacity.gpus
             )
 
-    def has_room_for(self, stage: Stage) -> bool:
-        """Whether any node may run a stage. Otherwise an autoscaler may add one that does."""
-        return self.capacity is not None and self.capacity.most(stage) > 0
-
     @property
     def lease_clips(self) -> int:
         """Clips to put into a lease."""

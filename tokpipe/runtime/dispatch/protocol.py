@@ -149,8 +149,6 @@ class Room:
     gpus: float = 0.0
     slots: Mapping[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, inf))
     """Actors of each stage that its kind, labels and custom resources admit."""
-    has: str = ""
-    """Its labels and custom resources, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +176,10 @@ class Capacity:
 
     def without(self, unfit: Mapping[Stage, Container[NodeId]]) -> "Capacity":
         """Leave out of each stage the nodes on which it cannot run."""
-        rooms = {}
-        for node, room in self.nodes.items():
-            slots = {s: 0.0 if node in unfit[s] else most for s, most in room.slots.items()}
-            rooms[node] = replace(room, slots=slots)
+        rooms = {
+            id: replace(one, slots={s: (id not in unfit[s]) and one.slots[s] for s in one.slots})
+            for id, one in self.nodes.items()
+        }
         return replace(self, nodes=rooms)
 
 

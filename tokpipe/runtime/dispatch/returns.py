@@ -14,7 +14,6 @@ from tokpipe.runtime.dispatch.protocol import (
     ClipLease,
     DecodedInfo,
     DecodeLease,
-    Dispatch,
     EncodedClips,
     EncodedInfo,
     EncodeLease,
@@ -39,7 +38,6 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     lease = flight.lease
     held_s = parts.fleet.free(flight.actor, attempt, now)
     _count_seconds(parts, event, lease, held_s)
-    parts.fleet.starts.did_a_lease(lease.stage)
     if isinstance(lease, WriteLease):
         assert isinstance(answer, Receipt)
         parts.blame.answered(lease, None)
@@ -50,8 +48,7 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     assert isinstance(answer, tuple)
     assert len(answer) == len(lease.items)
     failed = [one for one in answer if isinstance(one, Failed)]
-    num_passed = sum(isinstance(one, DecodedInfo | EncodedInfo) for one in answer)
-    parts.breaker.passed(lease.stage, num_passed, attempt, now)
+    parts.breaker.decoded(sum(isinstance(one, DecodedInfo) for one in answer), attempt, now)
     parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
     if lease.stream is not None:
         _piece_done(parts, event, lease, answer[0], now)
@@ -175,7 +172,17 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         return
     lease, kind, message = flight.lease, event.kind, event.message
     parts.fleet.free(flight.actor, event.attempt, now)
-    _note_failure(parts, flight, event)
+    num_clips = len(lease.items)
+    parts.out.note(
+        "lease_failed",
+        f"{lease.stage}: a lease of {num_clips} clips failed ({kind}): {message}",
+        is_warning=kind != "inputs_lost",  # the loss of the node was a warning already
+        stage=lease.stage,
+        actor=flight.actor,
+        kind=kind,
+        reason=message,
+        num_clips=num_clips,
+    )
     parts.out.emit(Release(event.attempt))
     if kind == "inputs_lost":
         assert not isinstance(lease, DecodeLease)
@@ -189,23 +196,10 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         lost(parts, actor, now, blame=None)
         if kind == "node":
             put_back(parts, lease)
-            parts.fleet.starts.node_trouble(actor, message, now, is_unfit=False)
+            since_s = parts.blame.node_failed(lease, message, now)
+            parts.fleet.starts.node_trouble(actor, message, now, max(2.0, since_s / 2))
         else:
             _blame_worker_loss(parts, lease, "fault", message, now)
-
-
-def _note_failure(parts: Parts, flight: Dispatch, event: LeaseFailed) -> None:
-    stage, num_clips = flight.lease.stage, len(flight.lease.items)
-    parts.out.note(
-        "lease_failed",
-        f"{stage}: a lease of {num_clips} clips failed ({event.kind}): {event.message}",
-        is_warning=event.kind != "inputs_lost",  # the loss of the node was a warning already
-        stage=stage,
-        actor=flight.actor,
-        kind=event.kind,
-        reason=event.message,
-        num_clips=num_clips,
-    )
 
 
 def lost(parts: Parts, actor: Actor, now: float, *, blame: str | None) -> None:

@@ -3,16 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    AttemptId,
-    Commit,
-    EncodedClips,
-    Finish,
-    Limits,
-    StopRequested,
-    WriteLease,
-)
 from tokpipe.runtime.dispatch.queues import Queues
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Receipt, Rejected
@@ -27,7 +19,7 @@ class _OpenShard:
 
     since: float
     num_codes: int = 0
-    parts: list[EncodedClips] = field(default_factory=list)
+    parts: list[protocol.EncodedClips] = field(default_factory=list)
     is_endangered: bool = False
     """Some of its codes are on a draining node."""
 
@@ -38,7 +30,7 @@ class Settlement:
     It ends a job when everything is committed, or when a stop's grace is over.
     """
 
-    def __init__(self, limits: Limits, queues: Queues, out: Outbox) -> None:
+    def __init__(self, limits: protocol.Limits, queues: Queues, out: Outbox) -> None:
         self._limits = limits
         self._queues = queues
         self._out = out
@@ -62,7 +54,7 @@ class Settlement:
     # --- shards ---------------------------------------------------------------------------------
 
     def add_codes(
-        self, part: EncodedClips, grid: tuple[int, int], num_codes: int, now: float
+        self, part: protocol.EncodedClips, grid: tuple[int, int], num_codes: int, now: float
     ) -> None:
         """Put encoded clips into the open shard of their grid; close it once it is full."""
         shard = self._open.setdefault(grid, _OpenShard(since=now))
@@ -71,7 +63,7 @@ class Settlement:
         if shard.num_codes * self._limits.bytes_per_code >= self._limits.shard_bytes:
             self._close(grid)
 
-    def endanger(self, attempt: AttemptId) -> None:
+    def endanger(self, attempt: protocol.AttemptId) -> None:
         """An output is on a draining node: write its codes soon."""
         for shard in self._open.values():
             picks = (pick for part in shard.parts for pick in part.picks)
@@ -86,7 +78,7 @@ class Settlement:
 
     def _close(self, grid: tuple[int, int]) -> None:
         parts = tuple(self._open.pop(grid).parts)
-        self._queues.add(WriteLease(parts, self._out.new_id()))
+        self._queues.add(protocol.WriteLease(parts, self._out.new_id()))
 
     # --- commits --------------------------------------------------------------------------------
 
@@ -123,7 +115,7 @@ class Settlement:
         )
         self._useful_s = 0.0
         account = self._out.account + self._committing
-        self._out.emit(Commit(receipts, rejected, account - self._reported))
+        self._out.emit(protocol.Commit(receipts, rejected, account - self._reported))
         self._reported = account
 
     def committed(self) -> None:
@@ -134,7 +126,7 @@ class Settlement:
 
     # --- the end --------------------------------------------------------------------------------
 
-    def stop(self, event: StopRequested, now: float) -> None:
+    def stop(self, event: protocol.StopRequested, now: float) -> None:
         """Let encoders finish for a grace period, and writers for another."""
         text = "stopping early: too many clips are rejected" if self.why else "stopping"
         self._out.note("stop_requested", text, is_warning=bool(self.why), grace_s=event.grace_s)
@@ -158,9 +150,9 @@ class Settlement:
     ) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
         if self.is_stopping and now >= self.end_by:
-            self._out.emit(Finish("stopped", self.why))
+            self._out.emit(protocol.Finish("stopped", self.why))
         elif all_written and not (self._committing or self._receipts or self._rejected):
             if all_encoded and not self.why:
-                self._out.emit(Finish("done"))
+                self._out.emit(protocol.Finish("done"))
             elif self.is_stopping and not encoding:
-                self._out.emit(Finish("stopped", self.why))
+                self._out.emit(protocol.Finish("stopped", self.why))
