@@ -29,8 +29,8 @@ def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.locate import find_output
 
     store = find_output(parsed.output)
-    how = {"partial": parsed.partial, "dry_run": parsed.dry_run}
-    removed = clean(store, older_than_s=parsed.older_than, **how)
+    age_s, is_dry = parsed.older_than, parsed.dry_run
+    removed = clean(store, older_than_s=age_s, partial=parsed.partial, dry_run=is_dry)
     if parsed.json:
         return [json.dumps({**asdict(removed), "dry_run": parsed.dry_run})]
     done = "would remove" if parsed.dry_run else "removed"
@@ -38,8 +38,8 @@ def run(parsed: argparse.Namespace) -> Result:
     lines = [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]
     if removed.num_kept:
         lines.append(
-            f"kept {removed.num_kept:,} unlisted shards and side tables: plan rows are not settled, "
-            "so they may belong to a driver, or to manifest entries that were lost. Finish the job "
+            f"kept {removed.num_kept:,} unlisted shards and side tables: the job has not finished, "
+            "so they may belong to a driver, or to manifest entries that were lost. Finish it "
             "first, or use --partial if it never will be finished"
         )
     return lines

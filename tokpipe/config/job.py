@@ -23,13 +23,8 @@ MAX_CLIP_BYTES = 128 * 2**20
 _COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-LabelSelector = Annotated[
-    str,
-    Field(
-        pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$",
-        examples=["cpu", "'!spot'", "in(a,b)"],
-    ),
-]
+_SELECTOR = rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$"
+LabelSelector = Annotated[str, Field(pattern=_SELECTOR, examples=["cpu", "'!spot'", "in(a,b)"])]
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 

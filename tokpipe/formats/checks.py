@@ -10,8 +10,8 @@ def damaged(
 ) -> CorruptOutput:
     """Return the error for an object that is not what was written."""
     return CorruptOutput(
-        f"{uri} is damaged: {found.rstrip('.')}. {effect}. Restore the object from a copy or an older version; if there is none, tokenize the "
-        "dataset again to a new output prefix."
+        f"{uri} is damaged: {found.rstrip('.')}. {effect}. Restore the object from a copy or an "
+        "older version; if there is none, tokenize the dataset again to a new output prefix."
     )
 
 
