@@ -121,8 +121,9 @@ def write_output(
     state = ManifestState(CommittedRows(plan.num_rows))
     for clips in _finished(PlanReader(store, plan), num_clips, clips_per_shard):
         entry = ManifestEntry(state.next_seq, "driver", "now", (_receipt(state.next_seq, clips),))
-        assert append(store, entry)
-        state.apply(entry)
+        written = append(store, entry)
+        assert written is not None
+        state.apply(written)
         if state.next_seq % CHECKPOINT_INTERVAL == 0:
             write_checkpoint(store, state)
 

@@ -103,6 +103,7 @@ BLOCKS: dict[tuple[str, str], str] = {
 """(page, language) of other blocks -> the test that runs them."""
 
 ONLY_PARSED: dict[tuple[str, str], str] = {
+    ("docs/clusters.md", "yaml"): "a section of a job, for clusters with such nodes",
     ("docs/monitoring.md", "yaml"): "a section of a job, and an object for Kubernetes",
     ("docs/tokenizers.md", "yaml"): "sections of jobs, for weights that others publish",
 }

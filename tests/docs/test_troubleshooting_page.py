@@ -27,8 +27,9 @@ REJECTING_CALLS = {
     "_rejected",
     "_suspect",
     "_blame_worker_loss",
+    "kind",
 }
-"""Calls with a reason as an argument."""
+"""Calls with a reason as an argument. ``kind`` is one of the classes."""
 
 
 def quoted() -> list[str]:

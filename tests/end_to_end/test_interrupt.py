@@ -113,22 +113,46 @@ def test_sigterm_to_the_group_lets_the_driver_commit(job: Path, tmp_path: Path) 
     wait_until(lambda: not any(map(command_of, processes)))
 
 
-@pytest.mark.slow
+NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+MOMENTS: tuple[float | str, ...] = (
+    *(0.3, 1.0, 3.0),  # importing
+    *("connecting to Ray", "planning", "settled before", r"starting \d", "encode [1-9]"),
+)
+QUICK = [(number, moment) for number, moment in zip(NUMBERS, MOMENTS, strict=False)]
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("pause_s", [0.3, 1.0, 3.0, 5.0, 8.0, 12.0])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        *(pytest.param(*cell) for cell in QUICK),
+        *(
+            pytest.param(number, moment, marks=pytest.mark.slow)
+            for moment in MOMENTS
+            for number in NUMBERS
+            if (number, moment) not in QUICK
+        ),
+    ],
+)
 def test_a_signal_to_the_group_at_any_moment_ends_the_run_without_traces(
-    job: Path, tmp_path: Path, number: signal.Signals, pause_s: float
+    job: Path, tmp_path: Path, number: signal.Signals, moment: float | str
 ) -> None:
     again = write_job(tmp_path / "job.yaml", files(job.parent / "videos"), str(tmp_path / "out"))
-    driver = start_in_group(again)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        driver.wait(pause_s)  # imports, connecting, planning or working, as the machine is fast
+    driver = start_in_group(again, PYTHONUNBUFFERED="1")
+    assert driver.stdout is not None
+    seen = ""
+    if isinstance(moment, str):
+        while not re.search(moment, seen):
+            seen += driver.stdout.readline()
+            assert driver.poll() is None, f"the driver ended: {seen}"
+    else:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(moment)
     if driver.poll() is None:
         os.killpg(driver.pid, number)
     code, printed = finish(driver)
-    assert code in (0, 128 + number), printed
-    assert "Traceback" not in printed
+    assert code in (0, 128 + number), seen + printed
+    assert "Traceback" not in seen + printed
     assert "SIGTERM received" not in printed, "a native trace"
 
 

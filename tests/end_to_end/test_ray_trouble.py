@@ -45,7 +45,7 @@ def test_a_full_disk_of_rays_is_named_and_rejects_no_clip(tmp_path: Path, full_d
     driver = start(job, full_disk)
     assert driver.stdout is not None
     printed = ""
-    while printed.count("the disk that Ray spills objects to is full: free space") < 3:
+    while printed.count("the disk that Ray spills objects to is full: ") < 3:
         line = driver.stdout.readline()
         assert line, f"the driver ended: {printed}"
         printed += line

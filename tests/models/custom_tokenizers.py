@@ -1,5 +1,6 @@
 """Classes for the tests of custom tokenizers, each with one mistake at most."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,24 @@ class Slow(Blocks):
         end_s = time.monotonic() + self.pause_s * len(x)
         while time.monotonic() < end_s and not self.until.exists():
             time.sleep(0.05)
+        return super().encode(x)
+
+
+class Interrupts(Blocks):
+    """Makes its lease fail, and then its process, before it works as ``Blocks`` does."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def encode(self, x: Tensor) -> Tensor:
+        if x.shape[2] > 5:  # no probe
+            for name in ("failed", "died"):
+                if not (self.folder / name).exists():
+                    (self.folder / name).touch()
+                    if name == "died":
+                        os._exit(3)
+                    raise KeyboardInterrupt
         return super().encode(x)
 
 

@@ -7,7 +7,15 @@ import pytest
 import ray
 import ray._private.services as services
 
-from tests.end_to_end.jobs import RUNTIME, files, run, write_job, write_videos
+from tests.end_to_end.jobs import (
+    RUNTIME,
+    files,
+    finish,
+    slow_tokenizer,
+    start,
+    write_job,
+    write_videos,
+)  # fmt: skip
 from tokpipe.errors import RuntimeFault
 from tokpipe.runtime.cluster import connected
 
@@ -16,18 +24,25 @@ from tokpipe.runtime.cluster import connected
 def test_a_job_that_starts_a_local_ray_beside_a_cluster_says_so(
     ray_address: str, tmp_path: Path
 ) -> None:
-    # Ray keeps the addresses that an earlier test of this process has found.
-    getattr(services.find_gcs_addresses, "cache_clear", lambda: None)()
+    """Nor does Ray itself say anything, although a lease fails and a worker dies."""
     write_videos(tmp_path, 1)
     log = tmp_path / "log.jsonl"
+    tokenizer = slow_tokenizer(until=tmp_path)
+    tokenizer |= {
+        "implementation": "tests.models.custom_tokenizers:Interrupts",
+        "arguments": {"folder": str(tmp_path)},
+    }
     job = write_job(
         tmp_path / "job.yaml",
         files(tmp_path),
         str(tmp_path / "out"),
+        tokenizer=tokenizer,
         runtime={**RUNTIME, "log_path": str(log)},
     )
-    code, printed = run(job)
+    code, printed = finish(start(job))
     assert code == 0, printed
+    assert (tmp_path / "died").exists()
+    assert not [text for text in ("Traceback", "(raylet)", "\x1b") if text in printed], printed
     printed = " ".join(printed.split())
     assert "warning: Ray is already running on this machine" in printed
     assert ray_address in printed

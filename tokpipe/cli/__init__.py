@@ -16,9 +16,7 @@ from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
-        interrupt_verbs()
-        if sys.argv[1:2] == ["run"]:
-            OF_RUN.start()
+        (OF_RUN.start if sys.argv[1:2] == ["run"] else interrupt_verbs)()
     from tokpipe.cli import command
 
     return command.main(arguments)

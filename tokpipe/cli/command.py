@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import tokpipe
 from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
+from tokpipe.runtime.signals import INTERRUPTED
 
 
 class Verb(Protocol):
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None) -> int:
     except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
         codes.append(128 + signal.SIGPIPE)
-    except KeyboardInterrupt as error:  # before the verb or after it
+    except KeyboardInterrupt as error:  # with the signal's number, as ``interrupt_verbs`` raises it
+        print(INTERRUPTED, file=sys.stderr)
         codes.append(128 + int(next(iter(error.args), signal.SIGINT)))
     return codes[0]
 
@@ -62,10 +64,7 @@ def _end(codes: list[int]) -> None:
 
 
 def make_parser() -> Parser:
-    """Return the parser of all verbs.
-
-    It sets ``run`` to the verb's function, and ``parser`` to itself, for ``completion``.
-    """
+    """Return the parser of all verbs. It sets ``run`` to the verb's function."""
     about = "Pre-tokenize video datasets into discrete codes."
     parser = Parser(prog="tokpipe", description=about)
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import json
-import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -13,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from tokpipe.errors import ConfigError, TokpipeError
-from tokpipe.runtime.signals import INTERRUPTED
 from tokpipe.telemetry.redact import redact
 
 _EXTRAS = {
@@ -75,9 +73,6 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
     except TokpipeError as error:
         _print_error(f"{type(error).__name__}: {error}")
         return error.exit_code
-    except KeyboardInterrupt as error:  # with the signal's number, as ``interrupt_verbs`` raises it
-        _print_error(INTERRUPTED)
-        return 128 + int(next(iter(error.args), signal.SIGINT))
     except Exception as error:
         if explanation := _explained(error):
             _print_error(explanation)

@@ -7,7 +7,6 @@ ends the printing: run the same command to follow again, or with --stop to stop 
 
 import argparse
 import shlex
-import signal
 
 from tokpipe.cli import run as run_verb
 from tokpipe.cli.arguments import Parser, job_of
@@ -74,10 +73,10 @@ def run(parsed: argparse.Namespace) -> Result:
                 newest = line
             else:
                 print_lines([line])
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         state = "is being stopped" if parsed.stop else "continues"
         print_lines([f"the job {state} on {cluster.address}", *ways])
-        return 128 + int(next(iter(error.args), signal.SIGINT))
+        raise
     if parsed.stop and newest.was_stopped:
         return [f"stopped {newest.id}"]
     return newest.exit_code

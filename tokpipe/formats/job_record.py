@@ -26,23 +26,16 @@ class JobRecord(BaseModel):
 
     format: int = JOB_RECORD_FORMAT
     tokpipe_version: str
-    created_at: str
-    """UTC, ISO 8601."""
-    writer: str
-    """Attempt id of the driver that wrote this. Makes every record unique."""
+    created_at: str  # UTC, ISO 8601
+    writer: str  # Attempt id of the driver that wrote this. Makes every record unique
     dataset: str
     fingerprint: str
-    settings: dict[str, Any]
-    """What the fingerprint hashes, by dotted key."""
+    settings: dict[str, Any]  # What the fingerprint hashes, by dotted key
     tokenizer: TokenizerSpec
-    num_rows: NonNegativeInt
-    """Rows of the stored plan, which the manifest settles one by one."""
-    plan: dict[str, Any]
-    """Location and checksums of the stored plan."""
-    libraries: dict[str, str]
-    """Versions at the first start, for people. A resume may run others."""
-    job: dict[str, Any]
-    """The resolved job file."""
+    num_rows: NonNegativeInt  # Rows of the stored plan, which the manifest settles one by one
+    plan: dict[str, Any]  # Location and checksums of the stored plan
+    libraries: dict[str, str]  # Versions at the first start, for people. A resume may run others
+    job: dict[str, Any]  # The resolved job file
 
     @property
     def device(self) -> str:

@@ -28,8 +28,7 @@ from tokpipe.types import EncodedClip, Receipt
 SHARD_FORMAT = 1
 """Goes up when an older reader could misread a newer shard; a new column is no such change."""
 
-CODES_PER_ROW_GROUP = 2**20
-"""A reader must fetch a row group to read one row: 2 MB at K = 65,536."""
+CODES_PER_ROW_GROUP = 2**20  # A reader must fetch a row group to read one row: 2 MB at K = 65,536
 
 _PAGE_BYTES = 8 * 2**20
 """One page of codes per row group. Longer byte planes compress better: 13.02 to 13.08 bits a code,
@@ -85,8 +84,7 @@ class ShardFooter:
     grid: tuple[int, int]
     num_rows: int
     num_codes: int
-    encoders: dict[str, int] = field(default_factory=dict)
-    """Clips by encoder class."""
+    encoders: dict[str, int] = field(default_factory=dict)  # Clips by encoder class
 
     def to_key_values(self) -> dict[str, str]:
         """Return key-value pairs that describe the codes to readers that have only the file."""

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 
 from tokpipe.formats.checks import damaged
 
-_BUFFERS_BYTES = 64 * 2**20
-"""Read-ahead of all columns together."""
+_BUFFERS_BYTES = 64 * 2**20  # Read-ahead of all columns together
 
 
 def required(columns: Mapping[str, pa.DataType]) -> pa.Schema:

@@ -16,21 +16,15 @@ class TokenizerSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     name: str
-    weights_hash: str
-    """Covers encoder and quantizer; names the seed of random weights."""
-    licence: str = ""
-    """License of the weights; empty if not declared."""
-    codebook_size: PositiveInt
-    """Codes are 0 <= code < codebook_size."""
+    weights_hash: str  # Covers encoder and quantizer; names the seed of random weights
+    licence: str = ""  # License of the weights; empty if not declared
+    codebook_size: PositiveInt  # Codes are 0 <= code < codebook_size
     code_dtype: Literal["uint16", "uint32"]
     bit_order: Literal["big", "little", ""] = ""
     """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
-    temporal_stride: PositiveInt
-    """Frames per latent frame, after a chunk's first."""
-    first_frames: PositiveInt = 1
-    """Frames that a chunk's first latent frame covers."""
-    spatial_stride: PositiveInt
-    """Pixels per latent row and column."""
+    temporal_stride: PositiveInt  # Frames per latent frame, after a chunk's first
+    first_frames: PositiveInt = 1  # Frames that a chunk's first latent frame covers
+    spatial_stride: PositiveInt  # Pixels per latent row and column
     code_order: Literal["t,h,w"] = "t,h,w"
     """Axes of a row's flat codes, slowest first."""
     chunk_policy: str

@@ -37,15 +37,12 @@ class StoredPlan:
     """Hash of the parts' hashes: plans with the same id have the same rows in the same order."""
     parts: tuple[PlanPart, ...]
     num_rows: int
-    num_problems: int
-    """Rows found unusable while planning; they count in ``num_rows``."""
-    num_duplicates: int
-    """Rows dropped because an earlier row is the same clip."""
+    num_problems: int  # Rows found unusable while planning; they count in ``num_rows``
+    num_duplicates: int  # Rows dropped because an earlier row is the same clip
     duplicate_examples: tuple[str, ...]
     columns: dict[str, str]
     """Columns carried from the sources, by name, with the Arrow type as people read it."""
-    columns_schema: str
-    """The same as a serialized Arrow schema in base64, for ``PlanReader``."""
+    columns_schema: str  # The same as a serialized Arrow schema in base64, for ``PlanReader``
     left_out: LeftOut = field(default_factory=LeftOut)
     """What the sources found and did not take; earlier versions did not count it."""
 

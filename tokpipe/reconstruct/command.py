@@ -16,8 +16,7 @@ from tokpipe.reader.search import near_names, side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
 from tokpipe.telemetry.human import finite
 
-GRID_FRAMES = 8
-"""Frames in an image."""
+GRID_FRAMES = 8  # Frames in an image
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,8 @@ class Decoded:
 
     clip: Clip
     num_frames: int
-    size: tuple[int, int]
-    """(height, width) of a reconstructed frame."""
-    quality: Quality | None
-    """Against the source; None without a comparison."""
+    size: tuple[int, int]  # (height, width) of a reconstructed frame
+    quality: Quality | None  # Against the source; None without a comparison
     path: Path
     num_matches: int | None = None
     """How many clips match the source that was asked for; this is the first."""

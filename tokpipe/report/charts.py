@@ -15,8 +15,7 @@ _TOP, _PLOT, _BELOW = 8, 140, 22
 """Heights in pixels: above the plot, the plot, and below it."""
 _SCALE = 34
 """Minimum width of the numbers at the y axis in pixels, so that charts side by side line up."""
-_ROW = 44
-"""Height in pixels of a bar with its label."""
+_ROW = 44  # Height in pixels of a bar with its label
 _X_TICKS, _Y_TICKS = 5, 4
 """Maximum number of ticks besides zero."""
 _HOUR_S, _DAY_S = 3600, 86_400

@@ -14,15 +14,13 @@ from tokpipe.verbs.status import Status
 class Facts:
     """An output at one moment."""
 
-    made_at: str
-    """ISO 8601, in UTC."""
+    made_at: str  # ISO 8601, in UTC
     record: JobRecord
     status: Status
     num_entries: int
     history: History
     sample: Sample
-    pairs: Pairs | None
-    """None if none were requested."""
+    pairs: Pairs | None  # None if none were requested
 
     @property
     def max_bits_per_code(self) -> float:

@@ -16,8 +16,7 @@ from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Speed, speed_of
 from tokpipe.types import STAGES, Rejected, Stage
 from tokpipe.verbs.status import time_of
 
-MAX_STEPS = 120
-"""A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough."""
+MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough
 
 MAX_ENTRIES = 2048
 """Entries name every clip, so reading those of 100 million clips would take half an hour."""
@@ -36,8 +35,7 @@ class Group:
 
     entry: ManifestEntry
     num_entries: int
-    clips: int
-    """Tokenized clips of all of these entries: exact, from the list of shards."""
+    clips: int  # Tokenized clips of all of these entries: exact, from the list of shards
     frames: int
 
 
@@ -94,8 +92,7 @@ class StageUse:
     """How one stage's actors spent their time."""
 
     stage: Stage
-    actors: float
-    """Mean number of actors that were up."""
+    actors: float  # Mean number of actors that were up
     fractions: dict[str, float]
     """Fraction of the actors' time by activity, 0 to 1; they waited for the rest."""
     own_frames_per_s: float | None
@@ -119,10 +116,8 @@ class History:
         self.first_at: str | None = None
         """When the first entry was written (ISO 8601); None of an empty manifest."""
         self.last_at: str | None = None
-        self.starts_s: list[float] = []
-        """When each driver began, in working time."""
-        self.versions: dict[str, None] = {}
-        """Versions of tokpipe that took part, in order."""
+        self.starts_s: list[float] = []  # When each driver began, in working time
+        self.versions: dict[str, None] = {}  # Versions of tokpipe that took part, in order
         self.num_read = 0
         """Entries that were read: totals are exact, times are interpolated between these."""
         self.examples = defaultdict[str, deque[Rejected]](partial(deque, maxlen=NUM_EXAMPLES))

@@ -8,8 +8,7 @@ from typing import Any
 
 from tokpipe.telemetry.redact import redact
 
-UNKNOWN = "-"
-"""Shown in place of a number that is not known."""
+UNKNOWN = "-"  # Shown in place of a number that is not known
 
 
 class Markup(str):

@@ -19,28 +19,23 @@ from tokpipe.verbs.inspect import evenly_spread
 if TYPE_CHECKING:
     from tokpipe.reconstruct import SideBySide
 
-NUM_FRAMES = 4
-"""Frames to show of each clip."""
-MAX_FRAMES = 256
-"""Only the first chunks of a longer clip are decoded and compared."""
+NUM_FRAMES = 4  # Frames to show of each clip
+MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compared
 
 
 @dataclass(slots=True)
 class Sample:
     """Counts over shards that are evenly spread over the output."""
 
-    num_shards_of: int
-    """Shards of the output."""
+    num_shards_of: int  # Shards of the output
     usage: CodeUsage
-    num_shards: int = 0
-    """Shards that were counted."""
+    num_shards: int = 0  # Shards that were counted
     frames_per_clip: Counter[int] = field(default_factory=Counter)
     """Number of clips by their number of frames."""
     codes_per_clip: Counter[int] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
     """An error message for each chosen shard that could not be counted."""
-    clips: list[Clip] = field(default_factory=list)
-    """Some clips to show."""
+    clips: list[Clip] = field(default_factory=list)  # Some clips to show
 
     @property
     def num_clips(self) -> int:
@@ -91,19 +86,15 @@ class Pair:
     """One clip. Pictures are JPEG files with some of its frames side by side."""
 
     clip: Clip
-    num_frames: int
-    """Frames that were decoded."""
-    size: tuple[int, int]
-    """(height, width) of a frame."""
-    shown: int
-    """Frames in each picture."""
+    num_frames: int  # Frames that were decoded
+    size: tuple[int, int]  # (height, width) of a frame
+    shown: int  # Frames in each picture
     decoded: bytes
     source: bytes | None = None
     psnr_db: float | None = None
     """Mean over the frames; infinite if a frame is equal, None without the source."""
     ssim: float | None = None
-    problem: str | None = None
-    """Why the source is missing."""
+    problem: str | None = None  # Why the source is missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,11 +81,7 @@ class EncodeActor(Worker):
     """Runs the encode stage, on a GPU if the job has any."""
 
     def setup(
-        self,
-        output: Landmark,
-        build: Callable[[], EncodeStage],
-        device: str,
-        weights: bytes | None,
+        self, output: Landmark, build: Callable[[], EncodeStage], device: str, weights: bytes | None
     ) -> str:
         """Return the encoder class."""
         output.check()
@@ -138,9 +134,8 @@ class WriteActor(Worker):
         except ObjectLostError:
             lost = tuple(_lost(codes))
             return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", lost))
-        clips: list[EncodedClip] = []
-        for (_, _, positions), payload in zip(codes, payloads, strict=True):
-            clips.extend(payload[position] for position in positions)
+        pairs = zip(codes, payloads, strict=True)
+        clips = [payload[at] for (_, _, positions), payload in pairs for at in positions]
         receipt = self.stage.process(shard, clips)
         return Packed(LeaseDone(attempt, receipt, time.monotonic() - started))
 

@@ -48,20 +48,15 @@ class Run:
 
     config: RuntimeConfig
     committer: Committer
-    landmark: Landmark
-    """The driver's claim, by which actors recognize the output."""
+    landmark: Landmark  # The driver's claim, by which actors recognize the output
     feed: Feed
     dispatcher: Dispatcher
     decode: DecodeStage
-    encode: Callable[[], EncodeStage]
-    """Builds the stage in its actor, because that imports torch."""
+    encode: Callable[[], EncodeStage]  # Builds the stage in its actor, because that imports torch
     write: WriteStage
-    device: str
-    """``cpu`` or ``cuda``: where to encode."""
-    weights: bytes | None
-    """Weights of the encoder and quantizer; None for random ones."""
-    shard_prefix: str
-    """``<plan>-<driver>``: no other driver writes shards with this prefix."""
+    device: str  # ``cpu`` or ``cuda``: where to encode
+    weights: bytes | None  # Weights of the encoder and quantizer; None for random ones
+    shard_prefix: str  # ``<plan>-<driver>``: no other driver writes shards with this prefix
     log_context: Mapping[str, object]
     """Fields of every line in the logs of the driver and its actors."""
 

@@ -28,74 +28,65 @@ AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationErr
 """Older versions of Ray have no tokens."""
 
 
-_FOUND_BY_RAY = ("local", "auto", None)
-
-
 @contextmanager
 def connected(cluster: str) -> Iterator[list[str]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
-    local one; ``local`` is always a new one; anything else is an address.
-
-    Yields the addresses of clusters with a node on this machine beside which ``auto`` has started
-    a local one.
+    local one. Yields addresses of clusters on this machine beside which that was started.
 
     Raises:
         ConfigError: it is an address of Ray Client.
         RuntimeFault: there is no cluster at that address, or it rejects the token.
     """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    named = os.environ.get("RAY_ADDRESS") if cluster == "auto" else cluster
+    address, where = named or "local", f"runtime.cluster={cluster}"
     # Ray would print the traceback of a failed lease too, once for each of its two results.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    unused: list[str] = []
-    if cluster == "local" or (cluster == "auto" and not os.environ.get("RAY_ADDRESS")):
-        if cluster == "auto":  # running processes: the file that Ray keeps may be of a dead cluster
-            unused = sorted(ray._private.services.find_gcs_addresses())
-        # Ray reads these from the environment of the process that starts it.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":  # Ray reads these from the environment of the process that starts it
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options.update(address="local", include_dashboard=False)
-    elif cluster != "auto":
-        options.update(address=cluster)
+        options["include_dashboard"] = False
+    # Running processes: the file that Ray keeps may be of a dead cluster.
+    unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     try:
-        if (address := options.get("address", os.environ.get("RAY_ADDRESS"))) not in _FOUND_BY_RAY:
-            _check_cluster(address, f"runtime.cluster={cluster}")
+        if address not in ("local", "auto"):
+            _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
-        ray.init(**options)
+        # Ray would print the deaths of workers too, in colour even into files.
+        ray._private.worker.listen_error_messages = lambda *_: None
+        ray.init(address=address, **options)
     except AuthenticationError as error:
-        raise authentication_fault(f"runtime.cluster={cluster}") from error
+        raise authentication_fault(where) from error
     except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
         raise RuntimeFault(
-            f"runtime.cluster={cluster}: no connection to Ray: {one_line(str(error))}. Nothing was "
-            "started. Check that the cluster runs and that the address is right."
+            f"{where}: no connection to Ray: {one_line(str(error))}. Nothing was started. Check "
+            "that the cluster runs and that the address is right."
         ) from error
     finally:
         ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
-    try:
-        yield unused
-    except HeadLost:
-        atexit.unregister(ray.shutdown)  # which would wait, until Ray ends the process by itself
-        raise
-    except BaseException:
-        ray.shutdown()
-        raise
-    ray.shutdown()
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(ray.shutdown)
+        try:
+            yield unused
+        except HeadLost:  # it would wait, until Ray ends the process by itself
+            atexit.unregister(ray.shutdown)
+            at_end.pop_all()
+            raise
 
 
 class _Service(ray._private.services.ConsolePopen):
-    """A process of a local Ray, in another session: what ends the driver's process group, such as
-    `timeout`, must not end Ray before the driver has committed. It still dies with the driver."""
+    """A process of a local Ray, in another session: what ends the driver's group, such as
+    `timeout`, must not end Ray before the driver has committed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, start_new_session=True, **options)
 
     def terminate(self) -> None:  # it may block SIGTERM: see ``Signals``
-        children = psutil.Process(self.pid).children(recursive=True)
-        self.kill()
-        for child in children:
+        for one in [*psutil.Process(self.pid).children(recursive=True), self]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+                one.kill()
 
 
 def check_not_ray_client(address: str) -> None:
@@ -103,8 +94,7 @@ def check_not_ray_client(address: str) -> None:
     if address.lower().startswith("ray://"):
         raise ConfigError(
             f"{address} is an address of Ray Client, which would run the driver on this machine "
-            "and end the job when the connection breaks. Use `tokpipe submit JOB.yaml --address "
-            "http://HEAD:8265`, which runs the driver in the cluster"
+            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
         )
 
 
@@ -129,13 +119,12 @@ def use_token_of_this_machine() -> None:
 
 
 def authentication_fault(where: str) -> RuntimeFault:
-    """Describe why a cluster did not accept this process, and what to set."""
+    """Why a cluster did not accept this process, and what to set."""
+    token, path = os.environ.get("RAY_AUTH_TOKEN"), _token_path()
     if not _sends_token():
         found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
-    elif os.environ.get("RAY_AUTH_TOKEN"):
-        found = "it does not accept the token in RAY_AUTH_TOKEN"
-    elif (path := _token_path()).exists():
-        found = f"it does not accept the token in {path}"
+    elif token or path.exists():
+        found = f"it does not accept the token in {'RAY_AUTH_TOKEN' if token else path}"
     else:
         found = f"{path} does not exist"
     return RuntimeFault(
@@ -169,10 +158,9 @@ def warn_of_unused(addresses: list[str]) -> None:
         log_event(
             "cluster_unused",
             f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
-            "not set. This job started another Ray, on this machine alone: the nodes of a running "
-            "cluster stay idle, and CPUs here are used twice. To use a running cluster, stop this "
-            f"job, then run it with RAY_ADDRESS={one} or use `tokpipe submit`. If a local Ray is "
-            "intended, set runtime.cluster to local.",
+            "not set, so this job started another one, on this machine alone, and CPUs are used "
+            f"twice. To use a running cluster, stop this job, then run it with RAY_ADDRESS={one} "
+            "or use `tokpipe submit`. If this is intended, set runtime.cluster to local.",
             level=logging.WARNING,
             addresses=addresses,
         )
@@ -184,12 +172,11 @@ def live_nodes() -> dict[str, dict[str, Any]]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that are being drained: by ``ray drain-node``, by an autoscaler, or because
-    a cloud is about to reclaim a spot instance. Ray has no public function for this.
-    """
+    """Ids of nodes that are being drained: by a person, an autoscaler, or a cloud that reclaims a
+    spot instance. Ray has no public function for this."""
     return frozenset(ray._private.state.state.get_draining_nodes())
 
 
 def has_gpu() -> bool:
     """Whether any live node of the cluster has a GPU."""
-    return any(node["Alive"] and node["Resources"].get("GPU", 0) for node in ray.nodes())
+    return any(node["Resources"].get("GPU", 0) for node in live_nodes().values())

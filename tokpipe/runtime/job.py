@@ -43,22 +43,14 @@ class Outcome:
     ended: Literal["done", "stopped"]
     totals: Totals
     elapsed_s: float
-    num_left: int
-    """Plan rows that are not settled."""
-    left_out: str = ""
-    """What the sources found and did not take, as text."""
-    account: Account = field(default_factory=Account)
-    """What this run did."""
-    encoding_s: float = 0.0
-    """Seconds of it since the first encoder was up."""
-    signal: int | None = None
-    """The signal that stopped the run, or SIGTERM if its node is draining."""
-    was_drained: bool = False
-    """The run stopped because the driver's node is draining."""
-    why: str = ""
-    """Why the run stopped early, if it is because of its rejections."""
-    was_done: bool = False
-    """Earlier runs had already settled every plan row."""
+    num_left: int  # Plan rows that are not settled
+    left_out: str = ""  # What the sources found and did not take, as text
+    account: Account = field(default_factory=Account)  # What this run did
+    encoding_s: float = 0.0  # Seconds of it since the first encoder was up
+    signal: int | None = None  # The signal that stopped the run, or SIGTERM if its node is draining
+    was_drained: bool = False  # The run stopped because the driver's node is draining
+    why: str = ""  # Why the run stopped early, if it is because of its rejections
+    was_done: bool = False  # Earlier runs had already settled every plan row
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
@@ -85,10 +77,9 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             run = assemble(job, output, record, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
             _log_start(job, record, state)
-            view.say(
-                f"{job.output.uri}: {counted(record.num_rows, 'plan row')}, "
-                f"{state.committed.num_done:,} settled before; encoding on {record.device}"
-            )
+            rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
+            where = f"{num_done:,} settled before; encoding on {record.device}"
+            view.say(f"{job.output.uri}: {rows}, {where}")
             if left_out:
                 view.say(f"left out: {left_out}")
             snapshots = Snapshots(state, started)
@@ -137,10 +128,9 @@ def _errors_logged() -> Iterator[None]:
     """Log the error that ends a run, and raise it again."""
     try:
         yield
-    except BaseException as error:
+    except Exception as error:  # signals raise none here
         event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
-        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        log_event(event, message, level=logging.ERROR, error=type(error).__name__)
+        log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
         raise
 
 

@@ -22,8 +22,7 @@ MAX_REASONS = 40
 """Series per metric by ``reason``. There are about thirty reasons to reject a clip, and custom
 tokenizers may add more; further ones count as ``other``."""
 
-Labels = tuple[str, ...]
-"""Values of a metric's labels besides JOB_LABELS, in order."""
+Labels = tuple[str, ...]  # Values of a metric's labels besides JOB_LABELS, in order
 Kind = Literal["counter", "gauge"]
 
 
@@ -31,14 +30,12 @@ Kind = Literal["counter", "gauge"]
 class Metric:
     """One metric, and how to read it from a snapshot: one value, or values by label."""
 
-    name: str
-    """As passed to Ray; see ``exposed``."""
+    name: str  # As passed to Ray; see ``exposed``
     kind: Kind
     """Counters start at 0 with each driver; Prometheus treats that as a restart, which it is."""
     description: str
     read: Callable[[Snapshot], float | Mapping[Any, float] | None]
-    labels: tuple[str, ...] = ()
-    """Besides JOB_LABELS."""
+    labels: tuple[str, ...] = ()  # Besides JOB_LABELS
 
     @property
     def exposed(self) -> str:
@@ -144,8 +141,7 @@ class Changes:
     """Turns snapshots into updates of metrics. Pure: ``JobMetrics`` passes them to Ray."""
 
     def __init__(self) -> None:
-        self._sent: dict[tuple[str, Labels], float] = {}
-        """Current values of counters."""
+        self._sent: dict[tuple[str, Labels], float] = {}  # Current values of counters
         self._reasons: set[Labels] = set()
 
     def of(self, snapshot: Snapshot) -> Iterator[tuple[Metric, Labels, float]]:

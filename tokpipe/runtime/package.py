@@ -1,8 +1,7 @@
-"""What `tokpipe submit` sends to a cluster: the resolved job, and the code of a custom tokenizer.
+"""What `tokpipe submit` sends to a cluster: the job, and the code of a custom tokenizer.
 
-The job is sent as it was checked here: with the values of variables, absolute paths, and the
-settings of its checkpoint. Whatever the cluster's environment, home or folders are, its driver
-therefore runs the same job. No other file of the project is sent.
+The job is sent as it was checked: with values of variables, absolute paths, and the settings of its
+checkpoint. So it is the same job there. No other file of the project is sent.
 """
 
 import os
@@ -35,12 +34,10 @@ class Package:
 
     name: str
     job: JobConfig
-    text: str
-    """The resolved job as YAML."""
+    text: str  # The resolved job as YAML
     code: Mapping[str, Path]
     """Files and folders of a custom tokenizer, by their place in the package."""
-    options: tuple[str, ...]
-    """Options of ``tokpipe run``."""
+    options: tuple[str, ...]  # Options of ``tokpipe run``
     variables: Mapping[str, str]
     """Environment variables for the driver and the workers, as asked for."""
 
@@ -80,10 +77,8 @@ def make_package(
         if name in os.environ and holds_secret(name, os.environ[name]):
             raise _secret(f"{path}: ${{{name}}}")
     if job.runtime.cluster != "auto":
-        raise ConfigError(
-            f"runtime.cluster: {job.runtime.cluster} is not where the job is submitted to: leave "
-            "the setting out, and name the cluster with --address"
-        )
+        where = f"runtime.cluster: {job.runtime.cluster}"
+        raise ConfigError(f"{where}: leave it out, and name the cluster with --address")
     return Package(
         path.name, job, _resolved(path, job), dict(_code_of(path, job)), tuple(options),
         dict(map(_variable, asked)),
@@ -98,18 +93,14 @@ def _variable(asked: str) -> tuple[str, str]:
     if holds_secret(name, value):
         raise _secret(f"--env {name}")
     if "$" in value:
-        raise ConfigError(
-            f"--env {name}: its value contains $, which Ray would expand on each node: set the "
-            "variable in the environment of the nodes"
-        )
+        raise ConfigError(f"--env {name}: Ray would expand the $ in its value: set it on the nodes")
     return name, value
 
 
 def _secret(place: str) -> ConfigError:
     return ConfigError(
         f"{place} is secret by its name or its value, and Ray stores and shows what is submitted. "
-        "Nothing was sent: set it in the environment of the nodes before `ray start`, or give the "
-        "nodes an instance role. If it is not a secret, rename it"
+        "Nothing was sent: set it on the nodes before `ray start`, or use an instance role"
     )
 
 
@@ -150,7 +141,6 @@ def _not_code(folder: str, names: list[str]) -> list[str]:
     return [
         name
         for name in names
-        if name.startswith(".")
-        or name == "__pycache__"
+        if name.startswith((".", "__pycache__"))
         or ((path := Path(folder, name)).is_symlink() and not path.is_file())
     ]

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,14 +37,10 @@ from tokpipe.types import Stage
 
 TICK_S = 0.5
 CAPACITY_EVERY_S = 3.0
-WATCH_EVERY_S = 15.0
-"""How often to check whether another driver has claimed the output."""
-HEAD_SILENT_S = 5.0
-"""How long the head may take to answer before people are informed."""
-GIVE_UP_ON_HEAD_S = 40.0
-"""When to end the run: after 60 s Ray would, with a stack trace."""
+WATCH_EVERY_S = 15.0  # How often to check whether another driver has claimed the output
+HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are informed
+GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
 STOP_GRACE_S = 30.0
-
 
 _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
@@ -54,23 +49,14 @@ _REMOTE: dict[Stage, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Death:
-    """An actor died. Whether its node did too is for the loop to find out, not Ray's threads."""
-
-    actor: ActorId
-    message: str
-
-
 class Shell:
     """One run of the job on a Ray cluster that the process is connected to."""
 
     def __init__(self, run: Run) -> None:
         self.job = run
         self.dispatcher, self.feed, self.committer = run.dispatcher, run.feed, run.committer
-        self.was_drained = False
-        """The run was stopped because the driver's own node is draining."""
-        self._events: queue.SimpleQueue[Event | _Death | TokpipeError] = queue.SimpleQueue()
+        self.was_drained = False  # The run was stopped because the driver's own node is draining
+        self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}
         self._states: dict[AttemptId, Any] = {}
@@ -129,9 +115,6 @@ class Shell:
                 continue
             if isinstance(event, TokpipeError):
                 raise event
-            if isinstance(event, _Death):
-                self._bury(event)
-                continue
             for command in self.dispatcher.handle(event, time.monotonic()):
                 if isinstance(command, protocol.Finish):
                     return command
@@ -154,15 +137,11 @@ class Shell:
     def _look_at_nodes(self) -> None:
         if (silent_s := self._silent_s) > GIVE_UP_ON_HEAD_S:
             raise HeadLost(
-                f"the head of the Ray cluster has not answered for {silent_s:.0f} s, so no worker "
-                "can be started or watched. Committed work is kept; once the cluster runs, run the "
-                "job again"
+                f"the head of the Ray cluster has not answered for {silent_s:.0f} s. Committed "
+                "work is kept; once the cluster runs, run the job again"
             )
         if silent_s > HEAD_SILENT_S:
-            text = (
-                f"waiting for the head of the Ray cluster, which has not answered for "
-                f"{silent_s:.0f} s; after {GIVE_UP_ON_HEAD_S:.0f} s the job ends"
-            )
+            text = f"waiting for the head of the Ray cluster, silent for {silent_s:.0f} s"
             log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))
         elif not silent_s:
             self._questions.put(self._find_nodes)
@@ -177,18 +156,13 @@ class Shell:
         config, on_gpu = self.job.config, self.job.device == "cuda"
         self._events.put(capacity_of(staying, config, on_gpu=on_gpu))
 
-    def _bury(self, death: _Death) -> None:
+    def _bury(self, actor: ActorId, message: str) -> None:
         """Find out whether an actor died alone or with its node. Ray may only not reach it."""
-        known = self.dispatcher.parts.fleet.actors.get(death.actor)
-        node, handle = known and known.node, self._actors.get(death.actor)
-
-        def bury() -> None:
-            if handle is not None:
-                ray.kill(handle)
-            is_node_lost = node is not None and node not in live_nodes()
-            self._events.put(protocol.ActorLost(death.actor, is_node_lost, death.message))
-
-        self._questions.put(bury)
+        if (handle := self._actors.get(actor)) is not None:
+            ray.kill(handle)
+        known = self.dispatcher.parts.fleet.actors.get(actor)
+        is_node_lost = known is not None and known.node not in (None, *live_nodes())
+        self._events.put(protocol.ActorLost(actor, is_node_lost, message))
 
     # --- commands -------------------------------------------------------------------------------
 
@@ -230,14 +204,13 @@ class Shell:
         if future.cancelled():
             return
         if (error := future.exception()) is None:
-            if (event := future.result()) is not None:
-                self._events.put(event)
+            event = future.result()
         elif isinstance(error, TokpipeError):
-            self._events.put(error)
+            event = error
         else:
-            fault = RuntimeFault(f"the driver's store thread failed: {error!r}")
-            fault.__cause__ = error
-            self._events.put(fault)
+            event = RuntimeFault(f"the driver's store thread failed: {error!r}")
+        if event is not None:
+            self._events.put(event)
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
@@ -299,7 +272,7 @@ class Shell:
             last_line = one_line(str(error).strip().splitlines()[-1])
             self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
         elif fault == "worker":
-            self._events.put(_Death(actor, line))
+            self._questions.put(partial(self._bury, actor, line))
         else:
             is_trouble = isinstance(cause, NodeTrouble) or fault == "node"
             self._events.put(protocol.SetupFailed(actor, line, is_trouble, is_unfit))
@@ -314,7 +287,7 @@ class Shell:
         elif isinstance(cause, StorageError):
             self._events.put(LeaseFailed(attempt, "storage", str(cause)))
         elif fault == "worker":
-            self._events.put(_Death(command.actor, line))
+            self._questions.put(partial(self._bury, command.actor, line))
         elif fault == "cluster":
             self._events.put(RuntimeFault(line))
         else:

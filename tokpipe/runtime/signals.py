@@ -6,6 +6,7 @@ import signal
 import termios
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -15,10 +16,9 @@ INTERRUPTED = "interrupted; what was committed is kept. Run the same command to 
 class Signals:
     """The first signal stops a run in good order, and the second at once.
 
-    A thread waits for signals, and all others block them. So the main thread may be anywhere: in an
-    import, in C++ that does not return for a minute, or printing. Ray's handlers, which print stack
-    traces, are never called. The processes of a local Ray inherit that they block signals: one that
-    is sent to a whole control group reaches the driver alone.
+    A thread waits for signals, and all others block them: the main thread may be in C++ that does
+    not return for a minute. Ray's handlers, which print stack traces, are never called, and a local
+    Ray inherits that it blocks signals, which may be sent to a whole control group.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,11 @@ class Signals:
             _leave_lost_terminal()
             self.received.append(number)
             if self.stop is None or len(self.received) > 1:
-                _shortly(lambda: self.say("stopping now ..."))
+                _shortly(partial(self.say, "stopping now ..."))
                 end_now(number)
             again = "Ctrl-C" if number == signal.SIGINT else number.name
-            text = (
-                f"stopping: committing finished clips, a minute at most ({again} again: stop now, "
-                "and encode unfinished clips again in the next run)"
-            )
-            _shortly(lambda text=text: self.say(text))  # type: ignore[misc]
+            text = f"stopping: committing finished clips, a minute at most ({again} again: at once)"
+            _shortly(partial(self.say, text))
             self.stop()
 
 
@@ -57,10 +54,8 @@ OF_RUN = Signals()
 
 
 def interrupt_verbs() -> None:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the number; a second ends the process.
-
-    So does the first during an import, where a module of C may turn the exception into another.
-    """
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the number. A second ends the process, as
+    does one during an import, where a module of C may turn the exception into another."""
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

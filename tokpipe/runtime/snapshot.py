@@ -13,36 +13,25 @@ from tokpipe.types import STAGES, Stage
 
 RECENT_S = 60.0
 """Rates cover the last minute, so that a slow start does not distort the time left for hours."""
-MIN_RATE_S = 5.0
-"""Seconds of encoding before the time left is estimated."""
+MIN_RATE_S = 5.0  # Seconds of encoding before the time left is estimated
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of a job at one moment."""
 
-    total: int
-    """Clips that the plan is known to hold."""
-    expected: int
-    """The same if unopened rows are cut into as many clips as the opened ones."""
-    passed: Mapping[Stage, int]
-    """Clips that each stage is done with, earlier runs included."""
+    total: int  # Clips that the plan is known to hold
+    expected: int  # The same if unopened rows are cut into as many clips as the opened ones
+    passed: Mapping[Stage, int]  # Clips that each stage is done with, earlier runs included
     actors: Mapping[Stage, int]
-    rejected: Mapping[str, int]
-    """Rejected clips of the output by reason."""
+    rejected: Mapping[str, int]  # Rejected clips of the output by reason
     num_rows: int = 0
-    num_rows_done: int = 0
-    """Plan rows of which every clip is tokenized or rejected."""
-    run: Account = field(default_factory=Account)
-    """What this run has done so far."""
-    recent: Account = field(default_factory=Account)
-    """What it did over the last RECENT_S."""
-    recent_s: float = 0.0
-    """Seconds that ``recent`` covers."""
-    encoding_s: float = 0.0
-    """Seconds since the first encoder was up."""
-    elapsed_s: float = 0.0
-    """Seconds since the run started."""
+    num_rows_done: int = 0  # Plan rows of which every clip is tokenized or rejected
+    run: Account = field(default_factory=Account)  # What this run has done so far
+    recent: Account = field(default_factory=Account)  # What it did over the last RECENT_S
+    recent_s: float = 0.0  # Seconds that ``recent`` covers
+    encoding_s: float = 0.0  # Seconds since the first encoder was up
+    elapsed_s: float = 0.0  # Seconds since the run started
     pieces: tuple[int, int, float] = (0, 0, 0.0)
     """Of clips that are encoded in pieces, see ``StreamedClips``."""
     recent_part: float = 0.0
@@ -80,8 +69,7 @@ class Snapshots:
 
     def __init__(self, state: ManifestState, started: float) -> None:
         self._state, self._started = state, started
-        self._last_up = dict.fromkeys(STAGES, time.monotonic())
-        """When each stage last had a worker."""
+        self._last_up = dict.fromkeys(STAGES, time.monotonic())  # When each stage last had a worker
         self._encoding_since: float | None = None
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
         committed = state.committed

@@ -1,12 +1,11 @@
 """Ray's job API: submits a job to a cluster, follows its driver's lines, and stops it."""
 
-import asyncio
 import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import aiohttp
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -33,22 +31,16 @@ from tokpipe.runtime.package import Package
 from tokpipe.runtime.shell import STOP_GRACE_S
 
 REQUEST_TIMEOUT_S = 60.0
-SILENCE_S = 60.0
-"""After this long without a line, the connection may be dead: a new one is opened."""
 RETRY_S = 2.0
-LOST_S = 300.0
-"""Following ends when the cluster has been out of reach for this long."""
-NUM_EARLIER_LINES = 20
-"""Lines to show of a driver that was already running."""
+LOST_S = 300.0  # Following ends when the cluster has been out of reach for this long
+NUM_EARLIER_LINES = 20  # Lines to show of a driver that was already running
 KILL_AFTER_S = int(STOP_GRACE_S) + 120
 """Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
 COMMAND_NOT_FOUND = 127
 
-for _module in (
-    *("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"),
-    "_private.runtime_env.packaging",
-):
-    logging.getLogger(f"ray.{_module}").setLevel(logging.WARNING)  # each sets INFO for itself
+for _module in ("modules.dashboard_sdk", "modules.job.sdk"):  # each sets INFO for itself
+    logging.getLogger(f"ray.dashboard.{_module}").setLevel(logging.WARNING)
+logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
 
 
 class _RequestFailed(RuntimeError):
@@ -58,7 +50,7 @@ class _RequestFailed(RuntimeError):
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, with a time limit for each request, and errors that carry the status."""
+    """With a time limit for each request, and errors that carry the status."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=REQUEST_TIMEOUT_S, **options)
@@ -67,7 +59,7 @@ class _Client(JobSubmissionClient):
         raise _RequestFailed(r.status_code, r.text)
 
 
-_TROUBLE = (OSError, RayError, RuntimeError, ValueError, KeyError, aiohttp.ClientError)
+_TROUBLE = (OSError, RayError, RuntimeError, ValueError, KeyError)
 """What Ray's client raises when a cluster does not answer as one."""
 
 
@@ -77,8 +69,7 @@ class Submission:
 
     name: str
     number: int
-    info: JobDetails | None
-    """None if there was no driver yet, which is number 0."""
+    info: JobDetails | None  # None if there was no driver yet, which is number 0
 
     @property
     def id(self) -> str:
@@ -96,19 +87,17 @@ class Submission:
     def exit_code(self) -> int:
         """The exit code of a driver that has ended, 128 + n if signal n ended it."""
         assert self.info is not None
-        code = self.info.driver_exit_code
         if self.was_stopped:
             return 128 + signal.SIGTERM
-        if code is None:
+        if (code := self.info.driver_exit_code) is None:
             raise RuntimeFault(
                 f"{self.id}: the driver did not start, or it died with its node: "
-                f"{self.info.message}. Committed work is safe; once the cluster works again, run "
-                "the same command to resume"
+                f"{self.info.message}. Once the cluster works, run the same command to resume"
             )
         if code == COMMAND_NOT_FOUND:
             raise RuntimeFault(
                 f"{self.id}: `python` was not on PATH where `ray start` ran on the head. Start Ray "
-                'there from an activated environment with "tokpipe[run]"'
+                'there from an environment with "tokpipe[run]"'
             )
         return code if code >= 0 else 128 - code
 
@@ -117,11 +106,8 @@ class Cluster:
     """The job API of a running Ray cluster."""
 
     def __init__(self, address: str | None) -> None:
-        """Connect to a dashboard (``http://HEAD:8265``) or a cluster (``HEAD:6379``).
-
-        By default, as for ``ray job submit``, it is what ``RAY_API_SERVER_ADDRESS`` or
-        ``RAY_ADDRESS`` say, else the cluster on this machine.
-        """
+        """Connect to a dashboard (``http://HEAD:8265``) or a cluster (``HEAD:6379``); by default,
+        as ``ray job submit`` does."""
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
         self.address = address or "this machine"
@@ -130,10 +116,8 @@ class Cluster:
         # Ray would prefer the variables to the address that it is passed.
         saved = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
-            with self._faults(
-                "no Ray cluster answers",
-                "Nothing was started. Use the address of the dashboard, --address http://HEAD:8265",
-            ):
+            advice = "Nothing was started. Use the dashboard's address, --address http://HEAD:8265"
+            with self._faults("no Ray cluster answers", advice):
                 self._client = _connect(address)
         finally:
             os.environ.update(saved)
@@ -155,16 +139,11 @@ class Cluster:
         submission = Submission(newest.name, newest.number + 1, None)
         with self._faults("submitting failed"), TemporaryDirectory() as folder:
             package.write(Path(folder))
+            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S), **package.variables}
             self._client.submit_job(
                 entrypoint=package.entrypoint,
                 submission_id=submission.id,
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {
-                        "RAY_JOB_STOP_WAIT_TIME_S": str(KILL_AFTER_S),
-                        **package.variables,
-                    },
-                },
+                runtime_env={"working_dir": folder, "env_vars": variables},
                 metadata={
                     "dataset": package.job.dataset,
                     "output": package.job.output.uri,
@@ -181,30 +160,12 @@ class Cluster:
     def follow(self, submission: Submission, *, from_start: bool) -> Iterator[str | Submission]:
         """Yield the driver's lines, and last the submission as it ended.
 
-        A broken connection is opened again, and continues after the last line, until the cluster
-        has been out of reach for LOST_S. Of earlier lines, only the last few come, unless
-        ``from_start``.
+        Its log is read again and again, because connections break and proxies end long ones. Of
+        earlier lines, only the last few come, unless ``from_start``.
         """
-        seen, in_contact = 0, time.monotonic()
-
-        def new_lines(parts: Iterable[str]) -> Iterator[str]:
-            """Yield the complete lines not seen yet of a log, whose parts come from its start."""
-            nonlocal seen
-            rest, skip = "", seen
-            for part in parts:
-                *lines, rest = (rest + part[skip:]).split("\n")
-                skip = max(0, skip - len(part))
-                for line in lines:
-                    seen += len(line) + 1
-                    yield line
-
-        if not from_start:
-            with self._faults("reading the driver's lines failed"):
-                text = self._client.get_job_logs(submission.id)
-            seen = len(text) - len("\n".join(text.split("\n")[-NUM_EARLIER_LINES - 1 :]))
+        num_seen = 0 if from_start else None
+        in_contact, read_s, was_over = time.monotonic(), 0.0, False
         while True:
-            with suppress(*_TROUBLE):
-                yield from new_lines(self._tail(submission.id))
             try:
                 info = self._info(submission.id)
             except _TROUBLE as error:
@@ -219,23 +180,20 @@ class Cluster:
                         f"{self.address} no longer knows {submission.id}, because its head was "
                         "restarted. Committed work is safe; run the same command to resume"
                     )
-                in_contact, is_over = time.monotonic(), info.status.is_terminal()
+                in_contact, is_over, is_read = time.monotonic(), info.status.is_terminal(), False
                 with suppress(*_TROUBLE):  # its node may be gone
-                    # What a broken connection has lost, or all of it if a proxy allows none.
-                    text = self._client.get_job_logs(submission.id)
-                    end = "\n" if is_over and text[-1:] not in ("", "\n") else ""
-                    yield from new_lines([text, end])
-                if is_over:
+                    *lines, rest = self._client.get_job_logs(submission.id).split("\n")
+                    lines += [rest] * (is_over and rest != "")
+                    if num_seen is None:
+                        num_seen = max(0, len(lines) - NUM_EARLIER_LINES)
+                    yield from lines[num_seen:]
+                    num_seen, is_read = len(lines), True
+                read_s = time.monotonic() - in_contact
+                if is_over and (is_read or was_over):
                     yield replace(submission, info=info)
                     return
-            time.sleep(RETRY_S)
-
-    def _tail(self, submission_id: str) -> Iterator[str]:
-        """Yield parts of a log until the driver ends or the connection breaks or may have."""
-        stream = self._client.tail_job_logs(submission_id)
-        with asyncio.Runner() as runner, suppress(StopAsyncIteration):
-            while True:
-                yield runner.run(asyncio.wait_for(anext(stream), SILENCE_S))
+                was_over = is_over
+            time.sleep(max(RETRY_S, 5 * read_s))  # the longer, the longer the log is
 
     def _info(self, submission_id: str) -> JobDetails | None:
         try:

@@ -1,7 +1,7 @@
 """The driver's side of a submitted job: starts it, and explains what `ray job submit` left out.
 
-`tokpipe submit` sends a copy of this file, which the cluster runs as ``python FILE VERSION JOB.yaml
-...``, so that a cluster without tokpipe says so. Imports only the standard library for that.
+The cluster runs a copy of this file as ``python FILE VERSION JOB.yaml ...``. It imports only the
+standard library, so that a cluster without tokpipe says so.
 """
 
 import json
@@ -35,18 +35,18 @@ def main(version: str, *arguments: str) -> int:
         import tokpipe
         import tokpipe.config
     except ImportError as error:
-        print(f"RuntimeFault: {here} cannot import tokpipe: {error}. {advice}", file=sys.stderr)
-        return UNFIT_CLUSTER
-    if tokpipe.__version__ != version:
-        print(
-            f"RuntimeFault: {here} has tokpipe {tokpipe.__version__}, but the job was checked and "
-            f"submitted by tokpipe {version}, whose settings may differ. {advice}",
-            file=sys.stderr,
+        lack = f"cannot import tokpipe: {error}"
+    else:
+        if tokpipe.__version__ == version:
+            sys.argv = ["tokpipe.run", *arguments]
+            runpy.run_module("tokpipe.run", run_name="__main__")
+            return 0
+        lack = (
+            f"has tokpipe {tokpipe.__version__}, but the job was checked and submitted by tokpipe "
+            f"{version}, whose settings may differ"
         )
-        return UNFIT_CLUSTER
-    sys.argv = ["tokpipe.run", *arguments]
-    runpy.run_module("tokpipe.run", run_name="__main__")
-    return 0
+    print(f"RuntimeFault: {here} {lack}. {advice}", file=sys.stderr)
+    return UNFIT_CLUSTER
 
 
 @contextmanager
@@ -68,23 +68,21 @@ def check_output(job: "JobConfig") -> None:
     from tokpipe.errors import ConfigError
     from tokpipe.storage.client import split_protocol
 
-    # resolve() fails for loops of links.
-    roots = "/tmp", os.getenv("RAY_TMPDIR", "/tmp")
-    folders = {Path(os.path.realpath(f"{root}/ray")) for root in roots}
+    places = ["/tmp/ray", f"{os.getenv('RAY_TMPDIR', '/tmp')}/ray"]
     submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
     if (submitted.get("runtime_env") or {}).get("working_dir"):
-        folders.add(Path.cwd())
-    uris = {"output.uri": job.output.uri, "runtime.log_path": job.runtime.log_path or "-"}
-    for setting, uri in uris.items():
-        protocol, name = split_protocol(uri)
+        places.append(".")
+    folders = {Path(os.path.realpath(place)) for place in places}  # resolve() fails for loops
+    for setting, uri in ("output.uri", job.output.uri), ("runtime.log_path", job.runtime.log_path):
+        protocol, name = split_protocol(uri or "-")
         path = Path(os.path.realpath(name))
         is_of_ray = folders & {path, *path.parents} or _RAY_FOLDER.search(f"{path}/")
-        if protocol == "file" and uri != "-" and is_of_ray:
+        if protocol == "file" and name != "-" and is_of_ray:
             raise ConfigError(
                 f"{setting}: {uri} is in a folder of Ray ({path}), such as that of --working-dir, "
-                "which Ray deletes after the job or when its cache is full, with all codes: use a "
-                "URI of a store or an absolute path that all nodes share, or submit with `tokpipe "
-                "submit`, which starts relative paths at the submitter's project"
+                "which Ray deletes after the job or when its cache is full. Use a URI of a store, "
+                "an absolute path that all nodes share, or `tokpipe submit`, which starts relative "
+                "paths at the submitter's project"
             )
 
 
@@ -93,10 +91,8 @@ def _lacks(job: Path) -> str | None:
     from tokpipe.config.strict_yaml import read_mapping
 
     if not job.exists():
-        return (
-            f"This driver runs on {socket.gethostname()} in {Path.cwd()}, and `ray job submit` "
-            "sends no files: add `--working-dir .` before `--`"
-        )
+        here = f"This driver runs on {socket.gethostname()} in {Path.cwd()}"
+        return f"{here}, and `ray job submit` sends no files: add `--working-dir .` before `--`"
     wanted = dict(variables_of(read_mapping(job.read_bytes(), str(job))))
     unset = [name for name, has_default in wanted.items() if not has_default | (name in os.environ)]
     if not unset:

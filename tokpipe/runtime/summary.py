@@ -8,8 +8,7 @@ from tokpipe.runtime.job import Outcome
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
 from tokpipe.telemetry.speed import advice, speed_of
 
-MIN_JUDGED_S = 30.0
-"""The speed of a run that encodes for less time says nothing about a longer one."""
+MIN_JUDGED_S = 30.0  # The speed of a run that encodes for less time says nothing about a longer one
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:

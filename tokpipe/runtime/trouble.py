@@ -1,8 +1,4 @@
-"""What Ray's exceptions mean for a job: who is at fault, and a line for people.
-
-Classes are known by name, because versions of Ray have different ones; each decision holds for
-derived classes too.
-"""
+"""What Ray's exceptions mean for a job: who is at fault, and a line for people."""
 
 import re
 from typing import Literal
@@ -14,23 +10,24 @@ Fault = Literal["inputs_lost", "node", "worker", "cluster", "fault"]
 and a fault of a stage's code or in how it uses Ray, is blamed on a clip that was there alone. A
 cluster that does not work with this driver ends the run."""
 
+# By name, because versions of Ray have different classes. Also holds for derived ones.
 _KNOWN: dict[str, tuple[Fault, str]] = {
     "ObjectLostError": ("inputs_lost", "it is gone from Ray's object store"),
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
     "OutOfDiskError": (
         "node",
-        "the disk that Ray spills objects to is full: free space in its folder there (/tmp/ray), "
-        "or start Ray with a larger --object-store-memory or another --object-spilling-directory",
+        "the disk that Ray spills objects to is full: free space there (/tmp/ray), or start Ray "
+        "with a larger --object-store-memory or another --object-spilling-directory",
     ),
     "ObjectStoreFullError": (
         "node",
-        "Ray's object store is full: enlarge /dev/shm (docker run --shm-size) and start Ray with a "
-        "larger --object-store-memory",
+        "Ray's object store is full: enlarge /dev/shm (docker run --shm-size) and Ray's "
+        "--object-store-memory",
     ),
     "OutOfMemoryError": (
         "node",
         "Ray's memory monitor killed the worker, because its node has hardly any memory left: "
-        "lower runtime.decode.max_actors or runtime.encode.max_actors, or use larger nodes",
+        "lower max_actors of runtime.decode or runtime.encode, or use larger nodes",
     ),
     "RuntimeEnvSetupError": ("node", "Ray cannot prepare its runtime_env"),
     "RaySystemError": ("node", "Ray itself failed"),
@@ -46,7 +43,6 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
 }
 """All others, such as a cancelled task, are faults of the code of a stage or of the runtime."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_MAX_CHARACTERS = 300
 
 
 def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
@@ -65,4 +61,4 @@ def explain(error: BaseException) -> tuple[BaseException, Fault, str]:
 def one_line(text: str) -> str:
     """Return text of Ray's in one line: no colours, no full stop at the end, not too long."""
     line = " ".join(_ESCAPES.sub("", text).split()).rstrip(".")
-    return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]} ..."
+    return line if len(line) <= 300 else f"{line[:300]} ..."

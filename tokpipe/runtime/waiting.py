@@ -44,10 +44,7 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
 
 
 def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
-    """Return why no encoder has a place; empty if nothing points to GPUs.
-
-    CPUs need no such message: a stage that lacks them starts a worker that requests none.
-    """
+    """Return why no encoder has a place. A stage that lacks CPUs starts one that requests none."""
     capacity, limits = parts.pools.capacity, parts.pools.limits
     encoders = [one for one in parts.fleet.actors.values() if one.stage == "encode"]
     if not (limits.on_gpu and capacity and encoders) or any(one.is_placed for one in encoders):

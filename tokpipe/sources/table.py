@@ -57,12 +57,10 @@ class TableRows(RowSource):
     """What is read: carried columns and those that make URIs and times."""
     _carried: Sequence[str] = ()
     _template: Template | None = None
-    media: Sequence[str] = ()
-    """Columns with embedded videos, pictures or sounds."""
+    media: Sequence[str] = ()  # Columns with embedded videos, pictures or sounds
     _texts: str | None = None
     """The column with URIs; none if a template makes them, or all videos are embedded."""
-    _bytes: str | None = None
-    """The column with embedded videos; read as whether there is one."""
+    _bytes: str | None = None  # The column with embedded videos; read as whether there is one
 
     @property
     def _prefixes_key(self) -> str:

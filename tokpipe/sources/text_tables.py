@@ -22,8 +22,7 @@ from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import Pin, open_ranged
 
-RECORD_BYTES = 8 * 2**20
-"""A longer row is a row with a problem."""
+RECORD_BYTES = 8 * 2**20  # A longer row is a row with a problem
 
 _RECORD_LINES = 1000  # A quoted field that spans more lines counts as a quote that is never closed
 _BATCH_ROWS = 16_384

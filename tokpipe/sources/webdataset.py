@@ -23,8 +23,7 @@ from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.storage.read_ahead import read_ahead
 
-TEXT_BYTES = 2**20
-"""A longer ``.json`` or ``.txt`` member is not carried: its column is null."""
+TEXT_BYTES = 2**20  # A longer ``.json`` or ``.txt`` member is not carried: its column is null
 
 _CARRIED = pa.schema([("key", pa.string()), ("txt", pa.string()), ("json", pa.string())])
 _SCHEMA = pa.schema([*ROW_SCHEMA, *_CARRIED])

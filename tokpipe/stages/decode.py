@@ -28,8 +28,7 @@ from tokpipe.types import (
     WorkItem,
 )
 
-KEPT_SOURCES = 8
-"""Source files that one decoder may hold for the next pieces of streamed clips."""
+KEPT_SOURCES = 8  # Source files that one decoder may hold for the next pieces of streamed clips
 
 T = TypeVar("T")
 _Source = tuple[str, ArchiveMember | None]
@@ -54,8 +53,7 @@ class DecodeStage:
     pieces: Cut | None = None
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
-    folders: tuple[Path, ...] = ()
-    """Local folders that were not empty when the job was planned."""
+    folders: tuple[Path, ...] = ()  # Local folders that were not empty when the job was planned
     fetched_s: float = field(default=0.0, init=False)
     """Seconds that this process has spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)
@@ -191,12 +189,9 @@ class _SourceFiles:
         self._options = options
         self._max_bytes = max_bytes
         self._embedded = EmbeddedVideos(options)
-        self.version: int | None = None
-        """Of the last source requested; None if unknown."""
-        self._held: dict[_Source, LocalVideo] = {}
-        """Oldest first."""
-        self._last: _Source | None = None
-        """The last source requested, unless it is kept."""
+        self.version: int | None = None  # Of the last source requested; None if unknown
+        self._held: dict[_Source, LocalVideo] = {}  # Oldest first
+        self._last: _Source | None = None  # The last source requested, unless it is kept
 
     def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
         """Return an item's source, and whether it was newly fetched."""

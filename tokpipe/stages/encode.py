@@ -57,8 +57,7 @@ class EncodeStage:
     as ``Failed``; the other clips get their usual codes.
     """
 
-    hardware = ""
-    """The encoder class, once the stage is set up."""
+    hardware = ""  # The encoder class, once the stage is set up
 
     def __init__(
         self, tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig

@@ -45,12 +45,10 @@ class BadRange(StorageError):
 class ObjectInfo:
     """What a store says about one object."""
 
-    size: int | None
-    """Size in bytes, or None if an HTTP server does not say."""
+    size: int | None  # Size in bytes, or None if an HTTP server does not say
     version: str
     """An ETag, a generation or a time, whichever the store provides; changes with the content."""
-    inode: int = 0
-    """On local disk. Not part of the version, because it may differ between nodes."""
+    inode: int = 0  # On local disk. Not part of the version, because it may differ between nodes
 
     @property
     def source_version(self) -> int:

@@ -31,8 +31,7 @@ from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
-PIECE_BYTES = 16 * 2**20
-"""Bytes that are read, and held in memory, at a time."""
+PIECE_BYTES = 16 * 2**20  # Bytes that are read, and held in memory, at a time
 
 _REASONS = {Changed: "changed", NotFound: "missing", AccessDenied: "access_denied"}
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
@@ -46,13 +45,10 @@ class LocalVideo:
     this process ends, however it ends.
     """
 
-    path: Path
-    """For a copy below ``/proc``, where only this process can open it."""
+    path: Path  # For a copy below ``/proc``, where only this process can open it
     version: int | None = None
-    copy: int | None = None
-    """The descriptor of a copy."""
-    file_name: str = ""
-    """Of a copy: another one each time, with the video's extension."""
+    copy: int | None = None  # The descriptor of a copy
+    file_name: str = ""  # Of a copy: another one each time, with the video's extension
 
     def close(self) -> None:
         """Free the space of a copy."""

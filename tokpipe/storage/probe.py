@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import socket
 import uuid
 from dataclasses import dataclass
@@ -74,11 +73,11 @@ class Landmark:
     uri: str
     options: StoreOptions
     key: str
-    sha256: str
+    data: bytes
 
     @classmethod
     def of(cls, store: Store, options: StoreOptions, key: str) -> "Landmark":
-        return cls(store.uri, options, key, hashlib.sha256(store.get(key)).hexdigest())
+        return cls(store.uri, options, key, store.get(key))
 
     def check(self) -> None:
         """Read the object here, then write and delete another.
@@ -90,7 +89,7 @@ class Landmark:
         probe = f"probe/{uuid.uuid4().hex}"
         try:
             store = open_store(self.uri, self.options)
-            if hashlib.sha256(store.get(self.key)).hexdigest() != self.sha256:
+            if store.get(self.key) != self.data:
                 raise NotFound(f"{store.uri_of(self.key)}: is not what the driver wrote")
             store.put(probe, b"")
             store.delete(probe)

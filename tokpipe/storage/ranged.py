@@ -54,8 +54,7 @@ class Pin:
     """The version of an object that all passes over it must agree on: that of the first."""
 
     info: ObjectInfo | None = None
-    whole: bytes = b""
-    """The object itself, if it is from a web server that names no versions."""
+    whole: bytes = b""  # The object itself, if it is from a web server that names no versions
 
 
 def open_ranged(

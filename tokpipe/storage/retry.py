@@ -35,8 +35,7 @@ class RetryPolicy:
     longest_pause_s: float = 10.0
     clock: Callable[[], float] = lambda: Moment.now().boot_s
     sleep: Callable[[float], None] = time.sleep
-    draw: Callable[[], float] = random.random
-    """Returns a number from 0 to 1."""
+    draw: Callable[[], float] = random.random  # Returns a number from 0 to 1
 
     def run(
         self,

@@ -11,10 +11,8 @@ class StoredObject:
 
     key: str
     size_bytes: int
-    modified_s: float
-    """Time of the last write, in seconds since 1970 by the store's clock."""
-    version: int | None = None
-    """Identifies the content, as ``ObjectInfo.source_version`` does."""
+    modified_s: float  # Time of the last write, in seconds since 1970 by the store's clock
+    version: int | None = None  # Identifies the content, as ``ObjectInfo.source_version`` does
 
 
 class Store(Protocol):

@@ -20,20 +20,14 @@ class Trouble(Enum):
     """Kinds of failure that callers handle differently."""
 
     TRANSIENT = "transient"
-    NODE = "node"
-    """This node cannot make the request now; others may."""
+    NODE = "node"  # This node cannot make the request now; others may
     NOT_FOUND = "not found"
-    DENIED = "denied"
-    """Access to this object is denied."""
-    CREDENTIALS = "credentials"
-    """The store does not accept the credentials for any object."""
-    EXISTS = "exists"
-    """An exclusive create found an object."""
-    BAD_RANGE = "bad range"
-    """The range starts at or beyond the object's end."""
+    DENIED = "denied"  # Access to this object is denied
+    CREDENTIALS = "credentials"  # The store does not accept the credentials for any object
+    EXISTS = "exists"  # An exclusive create found an object
+    BAD_RANGE = "bad range"  # The range starts at or beyond the object's end
     BAD_NAME = "bad name"
-    PERMANENT = "permanent"
-    """Trying again would not help."""
+    PERMANENT = "permanent"  # Trying again would not help
     FOREIGN = "foreign"
     """Not an error of a store: a bug, or one of tokpipe's own errors. Raise it unchanged."""
 

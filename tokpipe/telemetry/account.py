@@ -17,40 +17,30 @@ class Account:
 
     spent_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds of actors by activity (see ``speed``), whether or not the work was kept."""
-    up_s: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that actors were up, by stage."""
+    up_s: Mapping[str, float] = field(default_factory=dict)  # Seconds that actors were up, by stage
     paid_s: float = 0.0
     """Seconds that encode actors occupied their part of a node, since they were placed."""
-    useful_s: float = 0.0
-    """Encoder seconds that produced committed codes."""
-    lost_s: float = 0.0
-    """Encoder seconds whose codes were lost before they were committed."""
+    useful_s: float = 0.0  # Encoder seconds that produced committed codes
+    lost_s: float = 0.0  # Encoder seconds whose codes were lost before they were committed
     clips: Mapping[str, int] = field(default_factory=dict)
     """Clips that a stage has finished; for ``write``, committed clips."""
     rejected_at: Mapping[str, int] = field(default_factory=dict)
     """Rejected clips, committed or not, by the stage that rejected them."""
-    num_opened: int = 0
-    """Plan rows whose number of clips is known."""
+    num_opened: int = 0  # Plan rows whose number of clips is known
     num_extra_clips: int = 0
     """Clips beyond one per plan row, from sources that are cut into several clips."""
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    """Committed rejections by reason."""
-    num_frames: int = 0
-    """Frames of committed clips; the same for codes, bytes and shards below."""
+    rejected: Mapping[str, int] = field(default_factory=dict)  # Committed rejections by reason
+    num_frames: int = 0  # Frames of committed clips; the same for codes, bytes and shards below
     num_codes: int = 0
     written_bytes: int = 0
     num_shards: int = 0
     num_commits: int = 0
-    download_bytes: int = 0
-    """Bytes of sources that decoders fetched, or found on local disk."""
-    marked: Mapping[str, int] = field(default_factory=dict)
-    """Encoded clips by mark."""
-    retried: Mapping[str, int] = field(default_factory=dict)
-    """Retries of single clips, by stage."""
+    download_bytes: int = 0  # Bytes of sources that decoders fetched, or found on local disk
+    marked: Mapping[str, int] = field(default_factory=dict)  # Encoded clips by mark
+    retried: Mapping[str, int] = field(default_factory=dict)  # Retries of single clips, by stage
     lost_actors: Mapping[str, int] = field(default_factory=dict)
     """Actors that died, or were killed at a deadline, while they were up, by stage."""
-    num_lost_nodes: int = 0
-    """Nodes that were lost while actors on them were up."""
+    num_lost_nodes: int = 0  # Nodes that were lost while actors on them were up
 
     def __add__(self, other: "Account") -> "Account":
         return self._plus(other, 1)

@@ -20,8 +20,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.telemetry.redact import redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
-STDERR = "-"
-"""Means standard error in place of a path."""
+STDERR = "-"  # Means standard error in place of a path
 SAME_LINE_S = 5.0
 """Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 

@@ -25,20 +25,17 @@ NOUNS: Mapping[Activity, str] = {
 AS_BUSY = 0.02
 """Fractions that differ by less count as equal. Encode is then named as the limit, because
 only more encoders would help."""
-IDLE = 0.5
-"""A stage that is busy for a smaller fraction of its time is not a limit."""
+IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
     """How fast a job is, compared with its encoders by themselves."""
 
-    share: float
-    """Fraction of encoder time in which encoders computed (0 to 1)."""
+    share: float  # Fraction of encoder time in which encoders computed (0 to 1)
     limit: Activity | None
     """The activity that limits the job; None if no stage is busy, such as at the start."""
-    limit_share: float
-    """Fraction of its time that the limiting stage was busy (0 to 1)."""
+    limit_share: float  # Fraction of its time that the limiting stage was busy (0 to 1)
 
 
 def speed_of(account: Account) -> Speed | None:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SORTED = 2**18
-"""Fewest codes that are sorted into the counts at once."""
+MIN_SORTED = 2**18  # Fewest codes that are sorted into the counts at once
 
 
 class CodeUsage:

@@ -22,8 +22,7 @@ from tokpipe.weights.read import encoding_tensors, tensors_sha256
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds: imported only when a conversion runs
 
-KINDS = ("movqgan", "emu3")
-"""Kinds whose settings follow from the shapes of their weights."""
+KINDS = ("movqgan", "emu3")  # Kinds whose settings follow from the shapes of their weights
 ALWAYS_DROPPED = {"movqgan": ("loss.",)}
 """Key prefixes that every checkpoint of a kind has and no tokenizer needs."""
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
@@ -35,14 +34,10 @@ _AVERAGES = re.compile(r"^(?:model_ema|ema_(\w+))\.")
 class Choices:
     """Which weights to take from a checkpoint, and under which names."""
 
-    state: str | None = None
-    """The entry that holds the weights; None tries ``STATE_KEYS``."""
-    ema: bool = False
-    """Take the moving averages of the weights instead of the weights."""
-    strip: str | None = None
-    """Take only keys with this prefix, and remove it."""
-    drop: tuple[str, ...] = ()
-    """Leave out keys with these prefixes."""
+    state: str | None = None  # The entry that holds the weights; None tries ``STATE_KEYS``
+    ema: bool = False  # Take the moving averages of the weights instead of the weights
+    strip: str | None = None  # Take only keys with this prefix, and remove it
+    drop: tuple[str, ...] = ()  # Leave out keys with these prefixes
 
 
 def convert(

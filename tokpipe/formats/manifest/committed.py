@@ -40,8 +40,7 @@ class CommittedRows:
         self._bits = bytearray(num_bytes) if bitmap is None else bytearray(bitmap)
         self.num_done = int.from_bytes(self._bits, "little").bit_count()
         """Rows that are fully settled."""
-        self.partial = dict(partial or {})
-        """Partly settled rows, by row number."""
+        self.partial = dict(partial or {})  # Partly settled rows, by row number
 
     @property
     def num_unopened(self) -> int:

@@ -40,32 +40,26 @@ class Reopened:
     """A clip whose rejection is withdrawn, so that it will be tokenized after all."""
 
     ref: ClipRef
-    reason: str
-    """Why it had been rejected."""
+    reason: str  # Why it had been rejected
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """What one commit adds to the output, or the claim of a driver that starts."""
 
-    seq: int
-    """Position in the manifest, counted from 0 without gaps."""
-    writer: str
-    """Attempt id of the driver, so no two drivers write the same bytes."""
-    written_at: str
-    """UTC, ISO 8601."""
+    seq: int  # Position in the manifest, counted from 0 without gaps
+    writer: str  # Attempt id of the driver, so no two drivers write the same bytes
+    written_at: str  # UTC, ISO 8601
     shards: tuple[Receipt, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     claim: Claim | None = None
     """Set in a driver's first entry. It takes the next number of any older driver."""
-    reopened: tuple[Reopened, ...] = ()
-    """Unsettled before anything else in this entry counts."""
+    reopened: tuple[Reopened, ...] = ()  # Unsettled before anything else in this entry counts
     account: Account | None = None
     """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
     previous: str | None = None
     """SHA-256 of the entry before, empty in entry 0. None if a version before format 3 wrote it."""
-    sha256: str | None = field(default=None, compare=False)
-    """Its own, once it is in the store."""
+    sha256: str | None = field(default=None, compare=False)  # Its own, once it is in the store
 
     @property
     def tail(self) -> "Tail":
@@ -127,8 +121,7 @@ _ENTRY = TypeAdapter(ManifestEntry)
 class Tail(NamedTuple):
     """What the next entry must continue."""
 
-    sha256: str | None = ""
-    """Of the last entry; empty if there is none."""
+    sha256: str | None = ""  # Of the last entry; empty if there is none
     is_linked: bool = False
     """Whether the last entry holds the hash of the one before, as all later ones must."""
 

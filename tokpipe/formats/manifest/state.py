@@ -42,20 +42,15 @@ class Totals:
     """Totals over all entries of a manifest."""
 
     num_shards: int = 0
-    num_clips: int = 0
-    """Tokenized clips."""
-    num_rows: int = 0
-    """Chunks: rows of shards."""
+    num_clips: int = 0  # Tokenized clips
+    num_rows: int = 0  # Chunks: rows of shards
     num_codes: int = 0
     num_frames: int = 0
-    size_bytes: int = 0
-    """Shards and side tables."""
+    size_bytes: int = 0  # Shards and side tables
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected clips by reason, without withdrawn rejections."""
-    encoders: Counter[str] = field(default_factory=Counter)
-    """Tokenized clips by encoder class."""
-    paid_s: float = 0.0
-    """Seconds of encode actors, of all runs together. See ``Account``."""
+    encoders: Counter[str] = field(default_factory=Counter)  # Tokenized clips by encoder class
+    paid_s: float = 0.0  # Seconds of encode actors, of all runs together. See ``Account``
     useful_s: float = 0.0
     lost_s: float = 0.0
 

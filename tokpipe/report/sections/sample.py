@@ -12,10 +12,8 @@ from tokpipe.report.markup import Markup, details, figure, html, notice, table, 
 from tokpipe.report.sample import NUM_FRAMES, Pair, Sample
 from tokpipe.telemetry.human import counted
 
-NUM_BARS = 64
-"""Columns of the histogram of codes."""
-MAX_LENGTHS = 24
-"""Columns of a histogram of lengths."""
+NUM_BARS = 64  # Columns of the histogram of codes
+MAX_LENGTHS = 24  # Columns of a histogram of lengths
 
 
 def codes(facts: Facts) -> list[Markup]:

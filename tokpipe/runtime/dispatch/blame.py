@@ -21,10 +21,8 @@ from tokpipe.runtime.dispatch.protocol import (
 from tokpipe.telemetry.human import duration
 from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
 
-Key = tuple[int, int]
-"""Plan row and segment of a clip, or -1 and the id of a shard's lease."""
-MAX_FAULTS = 30
-"""Leases in a row that fail or take down their workers before the job is aborted."""
+Key = tuple[int, int]  # Plan row and segment of a clip, or -1 and the id of a shard's lease
+MAX_FAULTS = 30  # Leases in a row that fail or take down their workers before the job is aborted
 MAX_TROUBLE_S = 300.0
 """For how long a clip may meet only nodes with trouble before the job is aborted: a mount may come
 back by then. Other clips may pass meanwhile, such as small ones where a disk is nearly full."""

@@ -42,8 +42,7 @@ class Actor:
 
     stage: Stage
     since: float
-    zero_cpu: bool
-    """It requested zero CPUs, so it is not waiting for capacity."""
+    zero_cpu: bool  # It requested zero CPUs, so it is not waiting for capacity
     node: NodeId | None = None
     up: bool = False
     leases: deque[AttemptId] = field(default_factory=deque)

@@ -15,8 +15,7 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self.is_over = False
-        """The job has ended: nothing follows the command that ended it."""
+        self.is_over = False  # The job has ended: nothing follows the command that ended it
         self._commands: list[Command] = []
         self.latest_id = 0
         self._past = Account()

@@ -11,19 +11,15 @@ from tokpipe.types import STAGES, Stage
 WORTH_CHANGING = 1.1
 """Change the division only if the new one promises to be this many times faster: an actor takes
 seconds to start."""
-RESIZE_EVERY_S = 30.0
-"""How often pools are divided again by what was measured."""
-NEED_LEASES = 8
-"""Leases of each stage before their pace counts as known."""
-NEED_CLIPS = 2000
-"""Clips that the average pace covers; older ones count less and less."""
+RESIZE_EVERY_S = 30.0  # How often pools are divided again by what was measured
+NEED_LEASES = 8  # Leases of each stage before their pace counts as known
+NEED_CLIPS = 2000  # Clips that the average pace covers; older ones count less and less
 LEASE_S = 1.0
 """Leases grow until they hold this much work, so that what each lease costs (about a millisecond
 of the driver) stays a small part of it."""
 LEASES_PER_S = 350
 """They also grow until a stage needs no more of them, so that the driver keeps up."""
-FIRST_WRITERS = 4
-"""The most write actors before the time to write a clip is known."""
+FIRST_WRITERS = 4  # The most write actors before the time to write a clip is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +29,7 @@ class PoolSizes:
     decode: int
     encode: int
     write: int
-    decode_shares: bool = False
-    """One of the decoders requests zero CPUs."""
+    decode_shares: bool = False  # One of the decoders requests zero CPUs
 
     def of(self, stage: Stage) -> int:
         return int(getattr(self, stage))
@@ -71,8 +66,7 @@ class Pools:
         self.capacity: Capacity | None = None
         self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}
         self._resize_after = 0.0
-        self.sizes: PoolSizes | None = None
-        """None until the cluster's capacity is known."""
+        self.sizes: PoolSizes | None = None  # None until the cluster's capacity is known
 
     def measure(self, stage: Stage, num_clips: int, busy_s: float) -> None:
         """An actor of a stage has worked this long on a lease with this many clips."""

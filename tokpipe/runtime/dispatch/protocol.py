@@ -30,23 +30,17 @@ class Limits:
 
     runtime: RuntimeConfig
     on_gpu: bool
-    clips_per_lease: int
-    """The most clips in one lease."""
+    clips_per_lease: int  # The most clips in one lease
     shard_bytes: int
     shard_max_age_s: float
-    bytes_per_code: float
-    """Expected size of one code in a shard."""
-    usual_clips: int = 8
-    """Clips per lease until their duration is known, and the fewest afterwards."""
+    bytes_per_code: float  # Expected size of one code in a shard
+    usual_clips: int = 8  # Clips per lease until their duration is known, and the fewest afterwards
     hardware: Literal["any", "same"] = "any"
     """Encoder classes that the job admits."""
-    encoders: frozenset[str] = frozenset()
-    """Those that the output's shards name."""
+    encoders: frozenset[str] = frozenset()  # Those that the output's shards name
     max_rejected_fraction: float = 1.0
-    num_clips: int = 0
-    """Known clips when the run starts; a row that was never opened counts as one."""
-    num_unopened: int = 0
-    """Plan rows that were never opened."""
+    num_clips: int = 0  # Known clips when the run starts; a row that was never opened counts as one
+    num_unopened: int = 0  # Plan rows that were never opened
     rejected_before: Mapping[str, int] = field(default_factory=dict)
     """Clips that earlier runs rejected, by reason."""
 
@@ -89,15 +83,13 @@ class EncodedClips:
 
     items: tuple[WorkItem, ...]
     picks: tuple[Pick, ...]
-    encode_s: float = 0.0
-    """Seconds that an encoder spent on them."""
+    encode_s: float = 0.0  # Seconds that an encoder spent on them
 
 
 @dataclass(frozen=True, slots=True)
 class WriteLease:
     parts: tuple[EncodedClips, ...]
-    lease_id: int
-    """Part of the shard's name, next to the attempt."""
+    lease_id: int  # Part of the shard's name, next to the attempt
     stage: Stage = "write"
     stream: None = None
 
@@ -120,10 +112,8 @@ class DecodedInfo(Travels):
 
     ref: ClipRef
     num_frames: int
-    num_pieces: int = 1
-    """More than one if this is a piece of a streamed clip."""
-    version: int | None = None
-    """Of the source that was decoded."""
+    num_pieces: int = 1  # More than one if this is a piece of a streamed clip
+    version: int | None = None  # Of the source that was decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,8 +316,7 @@ class Commit:
 
     receipts: tuple[Receipt, ...]
     rejected: tuple[Rejected, ...]
-    account: Account
-    """What the run did and spent since the previous commit, this one included."""
+    account: Account  # What the run did and spent since the previous commit, this one included
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +334,7 @@ class Finish:
     """The job is over: ``done``, or ``stopped`` with work left."""
 
     outcome: Literal["done", "stopped"]
-    why: str = ""
-    """Lines for people, if it stopped because of its rejections; empty if on request."""
+    why: str = ""  # Lines for people, if it stopped because of its rejections; empty if on request
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,7 @@ class Queues:
         self._waiting: dict[Stage, deque[Lease]] = {"encode": deque(), "write": deque()}
         """Decoded clips that wait for an encoder, and shards that wait for a writer."""
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
-        self._retries: list[tuple[float, int, ClipLease]] = []
-        """A heap, by when each is due."""
+        self._retries: list[tuple[float, int, ClipLease]] = []  # A heap, by when each is due
 
     def num_waiting(self, stage: Stage) -> int:
         """Leases that wait for an encoder or writer, without suspects and retries."""

@@ -9,8 +9,7 @@ from tokpipe.runtime.dispatch.queues import Queues
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Receipt, Rejected
 
-REJECTED_PER_COMMIT = 1000
-"""This many rejections are committed without waiting for a shard."""
+REJECTED_PER_COMMIT = 1000  # This many rejections are committed without waiting for a shard
 
 
 @dataclass(slots=True)
@@ -20,8 +19,7 @@ class _OpenShard:
     since: float
     num_codes: int = 0
     parts: list[protocol.EncodedClips] = field(default_factory=list)
-    is_endangered: bool = False
-    """Some of its codes are on a draining node."""
+    is_endangered: bool = False  # Some of its codes are on a draining node
 
 
 class Settlement:
@@ -38,18 +36,13 @@ class Settlement:
         self._receipts: list[Receipt] = []
         self._rejected: list[Rejected] = []
         self._rejected_since: float | None = None
-        self._useful_s = 0.0
-        """Encoder seconds behind the receipts."""
-        self._reported = Account()
-        """What commits so far have reported."""
+        self._useful_s = 0.0  # Encoder seconds behind the receipts
+        self._reported = Account()  # What commits so far have reported
         self._committing: Account | None = None
         """What the commit in flight will add to the account of the run."""
-        self._encode_until: float | None = None
-        """Set when the job is asked to stop."""
-        self.end_by = 0.0
-        """When a stop ends the job, whatever is still being written."""
-        self.why = ""
-        """Why the job is stopped early, if it is because of its rejections."""
+        self._encode_until: float | None = None  # Set when the job is asked to stop
+        self.end_by = 0.0  # When a stop ends the job, whatever is still being written
+        self.why = ""  # Why the job is stopped early, if it is because of its rejections
 
     # --- shards ---------------------------------------------------------------------------------
 

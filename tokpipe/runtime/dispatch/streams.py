@@ -26,8 +26,7 @@ from tokpipe.runtime.dispatch.protocol import (
 )
 from tokpipe.types import Stage, WorkItem
 
-AHEAD = 2
-"""One piece is ready when its turn comes, and another is on its way."""
+AHEAD = 2  # One piece is ready when its turn comes, and another is on its way
 STREAMS_PER_ENCODER = 2
 """Streamed clips in progress per encoder: while one is encoded, the state of the other travels."""
 
@@ -37,17 +36,12 @@ class StreamedClip:
     """One life of a streamed clip, from its first decoded piece to its last encoded one."""
 
     stream_id: StreamId
-    item: WorkItem
-    """Its first piece, with the number of pieces: what a restart begins from."""
+    item: WorkItem  # Its first piece, with the number of pieces: what a restart begins from
     num_pieces: int
-    pixels: dict[int, Pick]
-    """Pieces that are decoded but not encoded."""
-    decoding: set[int] = field(default_factory=set)
-    """Pieces whose decode lease is out."""
-    is_encoding: bool = False
-    """The encode lease of the next piece is out."""
-    codes: list[Pick] = field(default_factory=list)
-    """The codes of each encoded piece, in order."""
+    pixels: dict[int, Pick]  # Pieces that are decoded but not encoded
+    decoding: set[int] = field(default_factory=set)  # Pieces whose decode lease is out
+    is_encoding: bool = False  # The encode lease of the next piece is out
+    codes: list[Pick] = field(default_factory=list)  # The codes of each encoded piece, in order
     state: AttemptId | None = None
     """The attempt that left the latest state; None before the first piece."""
     num_codes: int = 0
