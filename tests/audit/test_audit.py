@@ -154,3 +154,17 @@ def test_json_reports_are_one_line(output: Made, capsys: pytest.CaptureFixture[s
 def test_a_missing_output_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", str(tmp_path / "nothing")]) == 2
     assert "does not exist. Name the job's output.uri" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_job_is_no_damage_but_one_with_shards_is(
+    output: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    assert main(["audit", str(tmp_path / "other")]) == 2
+    assert "job.json" in capsys.readouterr().err
+    output.store.delete("job.json")
+    assert main(["audit", output.store.uri]) == 8
+    said = " ".join(capsys.readouterr().out.split())
+    assert "it is missing, although entries of the manifest or shards exist" in said
+    assert "wait for the job" not in said

@@ -12,6 +12,7 @@ from tests.storage.listed import sizes
 from tokpipe.audit import audit, clean
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import ManifestEntry, append
 
 DAY_S = 24 * 3600.0
@@ -71,6 +72,27 @@ def test_objects_committed_after_the_listing_are_kept(
     monkeypatch.setattr(type(store), "list", list_then_commit)
     assert clean(store).num_objects == len(LEFTOVERS)
     assert store.size(receipt.shard) is not None
+
+
+def test_shards_are_kept_until_the_job_has_finished(
+    output: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last entries are lost, and nothing else says that their shards are part of the output."""
+    for seq in (6, 7):
+        output.store.delete(entry_key(seq))
+    lost = {f"{kind}/shard{seq}.parquet" for kind in ("shards", "clips") for seq in (6, 7)}
+    before = sizes(output.store, "").keys()
+    assert main(["audit", output.store.uri, "--partial", "--depth", "manifest"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "keeps those until the job has finished" in said
+    assert "harmless" not in said
+    assert main(["clean", output.store.uri]) == 0
+    assert "kept 6 unlisted shards and side tables" in capsys.readouterr().out
+    temporary = {key for key in LEFTOVERS if key.startswith(("plan/", "probe/"))}
+    assert before - sizes(output.store, "").keys() == temporary
+    assert main(["clean", output.store.uri, "--partial"]) == 0
+    assert "shards and side tables" not in capsys.readouterr().out
+    assert before - sizes(output.store, "").keys() == LEFTOVERS | lost
 
 
 @pytest.mark.parametrize("is_missing", [False, True])

@@ -198,7 +198,25 @@ def test_an_error_says_what_to_write(place: str, found: Any, write: str) -> None
         ("runtime", {"decode": {"resources": {"GPU": 1}}}, "GPU cannot be set here: use cpus and"),
         ("runtime", {"write": {"labels": {"ray.io/node-id": "a"}}}, "ray.io/node-id cannot be set"),
         ("runtime", {"encode": {"labels": {"zone": "in(a"}}}, "runtime.encode.labels.zone: found"),
-        ("runtime", {"encode": {"resources": {"slot": 0}}}, "runtime.encode.resources.slot: found"),
+        (
+            "runtime",
+            {"encode": {"labels": {"zone": "in()"}}},
+            "write text such as cpu, '!spot' or in",
+        ),
+        (
+            "runtime",
+            {"encode": {"labels": {"zone": "!!x"}}},
+            "labels.zone: found '!!x'; write text",
+        ),
+        ("runtime", {"encode": {"labels": {"a b": "c d"}}}, "labels.a b: found c d; write c-d"),
+        ("runtime", {"encode": {"labels": {"zone": 1}}}, "labels.zone: found 1; write '1'"),
+        ("runtime", {"encode": {"resources": {"slot": -1}}}, "found -1; write a number above 0"),
+        ("runtime", {"encode": {"accelerator_type": ""}}, "found ''; write text such as H100"),
+        (
+            "runtime",
+            {"encode": {"resources": {"slot": 0}}},
+            "slot: found 0; write a number above 0",
+        ),
     ],
     ids=str,
 )

@@ -84,6 +84,7 @@ def test_a_table_whose_videos_are_elsewhere_loses_none_of_its_clips(
     assert "rejected (missing 2" in text
     assert f"{tmp_path}/videos/clip" in text
     assert "the same command tries them again" in text
+    assert text.count("clips rejected (missing") == 1, "not in a warning as well"
     there.rename(tmp_path / "videos")
     run_well(job, ray_address)
     assert_complete(job)

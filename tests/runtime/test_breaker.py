@@ -100,6 +100,7 @@ def test_a_source_that_vanishes_costs_no_clip(
     assert "clips rejected (missing " in first
     assert samples[0].endswith(": missing: is not there")
     assert "the same command tries them again" in samples[3]
+    assert "A corrected table needs a new output.uri" in samples[3]
     assert "max_rejected_fraction; 1.0 allows any number" in samples[4]
 
 

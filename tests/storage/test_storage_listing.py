@@ -148,7 +148,9 @@ def test_what_cannot_be_read_below_a_folder_is_counted_and_named(
     # For "*/*.mp4" the folders below no-entry and the deep ones are beyond what it looks at.
     assert counts[UNREADABLE] == (4 if pattern == "*/*.mp4" else 6)
     assert names[UNREADABLE][0] == f"{hostile_tree}/closed"
-    assert counts.get(LOOP) == (None if pattern == "*/*.mp4" else 1)
+    # A link to itself is no file without an extension; globs count only what looks like a video.
+    assert counts.get(LOOP) == {"**/*.mp4": 1, "": 2}.get(pattern)
+    assert ("ok/loop" in names.get(LOOP, ())) == (pattern == "")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,11 @@ def without_last(store: Store, *, to: int) -> None:
     lose(*range(to, NUM_ENTRIES))(store)
 
 
+def without_manifest(store: Store) -> None:
+    for found in [*store.list("manifest/")]:
+        store.delete(found.key)
+
+
 def checkpoint_of_more(store: Store) -> None:
     store.put(checkpoint_key(64), b"{}")
 
@@ -124,7 +129,11 @@ def checkpoint_of_more(store: Store) -> None:
         # The checkpoint after entry 3 is what remains of the others.
         (lambda store: without_last(store, to=3), r"3.json .* missing .*4.checkpoint.json"),
         (lambda store: without_last(store, to=0), r"0.json .* missing .*4.checkpoint.json"),
-        (checkpoint_of_more, r"8.json .* missing .*64.checkpoint.json exists \(remove that if"),
+        (without_manifest, r"0.json .* missing, although there are shards"),
+        (
+            checkpoint_of_more,
+            r"8.json .* missing .*64.checkpoint.json exists\. Readers .* Remove .*if it",
+        ),
         (lambda store: store.put(entry_key(10**6), b"{}"), r"8.json .* missing .*1000000.json"),
     ],
 )
@@ -235,8 +244,9 @@ def test_an_output_that_lost_its_last_entries_is_incomplete_for_training_and_exp
         CodeCache(output, tmp_path / "cache")
     cache = CodeCache(output, tmp_path / "cache", allow_partial=True)
     assert len(list(ClipStream(cache))) == len(list(ClipMix([cache], [1.0]))) == output.num_clips
-    for verb in ("inspect", "ls"):
-        assert main([verb, copy.uri]) == 0
+    for verb in ("inspect", "ls", "rejected", f"report -o {tmp_path}/r.html --pairs 0"):
+        name, *options = verb.split()
+        assert main([name, copy.uri, *options]) == 0
         assert problem in " ".join(capsys.readouterr().out.split())
     assert main(["status", copy.uri]) == 0
     assert "24 of 30 plan rows settled" in capsys.readouterr().out

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tokpipe.audit.findings import Findings
-from tokpipe.audit.leftovers import Leftovers, list_output, unlisted
+from tokpipe.audit.leftovers import Leftovers, Listing, list_output, unlisted
 from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Sampled
-from tokpipe.errors import ConfigError, CorruptOutput, NotFound
+from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
@@ -49,11 +49,7 @@ def audit(
     started = time.monotonic()
     findings = Findings()
     listing = list_output(store)
-    if not listing.num_objects:
-        raise ConfigError(
-            f"{store.uri}: there are no objects here, so there is nothing to audit. Check the URI"
-        )
-    record = _record(store, findings)
+    record = _record(store, listing, findings)
     if record is None:
         return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
     plan = clips = None
@@ -122,14 +118,20 @@ def audit(
     )
 
 
-def _record(store: Store, findings: Findings) -> JobRecord | None:
+def _record(store: Store, listing: Listing, findings: Findings) -> JobRecord | None:
     uri = store.uri_of(JOB_RECORD)
     try:
         record = job_record.read(store)
         if CHECKSUM not in json.loads(store.get(JOB_RECORD)):
             raise damaged(uri, "it has no checksum, which every record of this version has")
-    except (CorruptOutput, NotFound) as error:
+    except CorruptOutput as error:
         findings.add("job_record", uri, error)
+        return None
+    except NotFound:
+        if not (listing.entries or listing.data):
+            raise  # it is not an output, or not yet
+        problem = "it is missing, although entries of the manifest or shards exist"
+        findings.add_damage("job_record", uri, problem)
         return None
     if fingerprint(record.settings) != record.fingerprint:
         problem = f"its settings do not hash to its fingerprint {record.fingerprint}"

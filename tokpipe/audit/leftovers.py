@@ -1,6 +1,7 @@
 """Lists an output's objects, and removes those that nothing names.
 
-Killed workers and drivers leave such objects. They are harmless, but they take space.
+Killed workers and drivers leave such objects, and after the job they only take space. Before, a
+shard may also belong to a driver, or to an entry that was lost.
 """
 
 import time
@@ -11,7 +12,7 @@ from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
-from tokpipe.formats.manifest import count_entries, iter_entries
+from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
 
@@ -64,11 +65,13 @@ class Leftovers:
     size_bytes: int = 0
     oldest_s: float = 0.0
     """Age of the oldest, in seconds."""
+    num_kept: int = 0
+    """Shards and side tables beside these that ``clean`` keeps while plan rows are not settled."""
 
     @classmethod
-    def of(cls, objects: Collection[StoredObject], now_s: float) -> "Leftovers":
-        oldest_s = max((now_s - found.modified_s for found in objects), default=0.0)
-        return cls(len(objects), sum(found.size_bytes for found in objects), max(oldest_s, 0.0))
+    def of(cls, objects: Collection[StoredObject], now_s: float, kept: int = 0) -> "Leftovers":
+        oldest_s = max([0.0, *(now_s - found.modified_s for found in objects)])
+        return cls(len(objects), sum(found.size_bytes for found in objects), oldest_s, kept)
 
 
 def unlisted(
@@ -81,10 +84,18 @@ def unlisted(
     ]
 
 
-def clean(store: Store, *, older_than_s: float = OLDER_THAN_S, dry_run: bool = False) -> Leftovers:
+def clean(
+    store: Store,
+    *,
+    older_than_s: float = OLDER_THAN_S,
+    partial: bool = False,
+    dry_run: bool = False,
+) -> Leftovers:
     """Remove unlisted objects older than ``older_than_s``; return what was, or would be, removed.
 
-    Reads the whole manifest after listing the objects, so it keeps what is committed meanwhile.
+    Keeps shards and side tables while plan rows are not settled, unless ``partial`` says that the
+    job will not be finished. Reads the whole manifest after listing the objects, so it keeps what
+    is committed meanwhile.
 
     Raises:
         ConfigError: an age at which a driver may still be about to list an object.
@@ -101,19 +112,22 @@ def clean(store: Store, *, older_than_s: float = OLDER_THAN_S, dry_run: bool = F
     record = job_record.read(store)
     # A second listing may show less than the first, and what it lacks would look unlisted.
     end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
-    listed = {
-        key
-        for entry in iter_entries(store, to_seq=end)
-        for receipt in entry.shards
-        for key in (receipt.shard, receipt.side_table)
-    }
+    committed, listed = CommittedRows(record.num_rows), set[str]()
+    for entry in iter_entries(store, to_seq=end):
+        for withdrawn in entry.reopened:
+            committed.reopen(withdrawn.ref)
+        for ref in entry.refs():
+            committed.add(ref)
+        listed.update(key for one in entry.shards for key in (one.shard, one.side_table))
     plan_parts = {part.key for part in StoredPlan.from_json(record.plan).parts}
     old = [
         found
         for found in unlisted(listing, listed, plan_parts)
         if now_s - found.modified_s > older_than_s
     ]
+    keeps = committed.num_done < record.num_rows and not partial
+    removed = [found for found in old if not (keeps and found.key in listing.data)]
     if not dry_run:
-        for found in old:
+        for found in removed:
             store.delete(found.key)
-    return Leftovers.of(old, now_s)
+    return Leftovers.of(removed, now_s, len(old) - len(removed))

@@ -47,9 +47,12 @@ class ManifestAudit:
     def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
         """Yield every readable entry after checking it, and check all checkpoints."""
         numbers: Sequence[int] = listing.entries
-        with suppress(CorruptOutput):  # without a gap, a listing that has one lags behind
-            count_entries(self._store)
+        try:
+            count_entries(self._store)  # without a gap, a listing that has one lags behind
             numbers = range(max(numbers, default=-1) + 1)
+        except CorruptOutput as error:
+            if not numbers and not listing.checkpoints:
+                self._findings.add("entry_missing", self._store.uri_of(entry_key(0)), error)
         end = after = 0  # after the last number, and after the last entry that could be read
         for seq, found in read_ahead(self._read, numbers, READ_AHEAD):
             self._check_gap(end, seq, "later entries of the manifest exist")

@@ -1,6 +1,8 @@
 """Remove objects that killed workers and drivers left in an output.
 
-These are objects that neither the manifest nor job.json lists. Readers never see them.
+These are objects that neither the manifest nor job.json lists. Readers never see them. Until every
+row of the plan is settled, shards are kept: they may belong to a driver, or to entries that were
+lost.
 """
 
 import argparse
@@ -18,6 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_output()
     what = "remove objects older than this, such as 90m, 12h or 2d; at least 1h (default: 2d)"
     parser.add_argument("--older-than", type=_seconds, default="2d", metavar="AGE", help=what)
+    parser.add_flag("--partial", "also remove shards of a job that will never be finished")
     parser.add_flag("--dry-run", "remove nothing, print what would be removed")
 
 
@@ -26,12 +29,20 @@ def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.verbs.locate import find_output
 
     store = find_output(parsed.output)
-    removed = clean(store, older_than_s=parsed.older_than, dry_run=parsed.dry_run)
+    age_s, is_dry = parsed.older_than, parsed.dry_run
+    removed = clean(store, older_than_s=age_s, partial=parsed.partial, dry_run=is_dry)
     if parsed.json:
         return [json.dumps({**asdict(removed), "dry_run": parsed.dry_run})]
     done = "would remove" if parsed.dry_run else "removed"
     size = f"{removed.size_bytes / 1e6:,.1f} MB"
-    return [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]
+    lines = [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]
+    if removed.num_kept:
+        lines.append(
+            f"kept {removed.num_kept:,} unlisted shards and side tables: the job has not finished, "
+            "so they may belong to a driver, or to manifest entries that were lost. Finish it "
+            "first, or use --partial if it never will be finished"
+        )
+    return lines
 
 
 def _seconds(text: str) -> float:

@@ -137,8 +137,8 @@ def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
             continue
         annotation = bare(annotation)
         place.append(part)
-        if get_origin(annotation) is tuple:
-            annotation = get_args(annotation)[0]
+        if get_origin(annotation) in (tuple, dict):
+            annotation = get_args(annotation)[get_origin(annotation) is dict]
         elif is_section(annotation) and (field := annotation.model_fields.get(str(part))):
             annotation = Annotated[(field.annotation, field)]
         else:
@@ -180,10 +180,11 @@ def accepted(annotation: Any) -> str:
         for name, text in _LIMITS.items()
         if (bound := getattr(one, name, None)) is not None
     ]
+    examples = [f" such as {one_of(one.examples)}" for one in _fields(annotation) if one.examples]
     annotation = bare(annotation)
     arguments = get_args(annotation)
     if annotation in _NAMES:
-        return _NAMES[annotation] + " and".join(limits)
+        return _NAMES[annotation] + " and".join(limits or examples)
     if kinds := kinds_of(annotation):
         return f"a section with kind: {one_of(kinds)}"
     if is_section(annotation):

@@ -23,7 +23,8 @@ MAX_CLIP_BYTES = 128 * 2**20
 _COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-LabelSelector = Annotated[str, Field(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]
+_SELECTOR = rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$"
+LabelSelector = Annotated[str, Field(pattern=_SELECTOR, examples=["cpu", "'!spot'", "in(a,b)"])]
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="height, width")]
 
@@ -168,7 +169,7 @@ class PoolConfig(Frozen):
     because any number would fit. Writers follow the measured time per clip."""
     gpus: NonNegativeFloat = 0.0
     """GPUs, or a fraction of one, for one actor."""
-    accelerator_type: str | None = None
+    accelerator_type: str | None = Field(default=None, pattern=r"^\S+$", examples=["H100"])
     """Use only nodes with this kind of GPU, by Ray's name for it, such as ``H100``."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom resources of Ray that one actor takes, such as ``{decoding: 1}``."""

@@ -5,12 +5,13 @@ import hashlib
 from tokpipe.errors import CorruptOutput
 
 
-def damaged(uri: str, found: str) -> CorruptOutput:
+def damaged(
+    uri: str, found: str, effect: str = "Reading it could silently return wrong codes"
+) -> CorruptOutput:
     """Return the error for an object that is not what was written."""
     return CorruptOutput(
-        f"{uri} is damaged: {found.rstrip('.')}. Reading it could silently return wrong codes. "
-        "Restore the object from a copy or an older version; if there is none, tokenize the "
-        "dataset again to a new output prefix."
+        f"{uri} is damaged: {found.rstrip('.')}. {effect}. Restore the object from a copy or an "
+        "older version; if there is none, tokenize the dataset again to a new output prefix."
     )
 
 

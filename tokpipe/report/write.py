@@ -23,6 +23,7 @@ class WrittenReport:
     path: Path
     size_bytes: int
     facts: Facts
+    incomplete: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report."""
@@ -35,6 +36,8 @@ class WrittenReport:
         yield f"{self.path}: report on {self.facts.status.uri}, {size_text(self.size_bytes)}"
         shards = f"{sample.num_shards:,} of {sample.num_shards_of:,} shards"
         yield f"  codes and lengths were counted in {shards}"
+        if self.incomplete:
+            yield f"  {self.incomplete}"
         for message in sample.damaged:
             yield f"  left out: {message}"
         if pairs is not None and pairs.problem is not None:
@@ -80,4 +83,4 @@ def write_report(
     )
     data = page(facts).encode()
     write_file(path, data)
-    return WrittenReport(path, len(data), facts)
+    return WrittenReport(path, len(data), facts, output.incomplete)

@@ -1,6 +1,7 @@
 """Finds the files that a source's ``uri`` names, on local disk and in object stores."""
 
 import difflib
+import errno
 import os
 import re
 import unicodedata
@@ -270,7 +271,9 @@ class Listing:
                     and path not in self._names
                     and not any(other.taker(path) for other in self._scans)
                 ):
-                    self.left_out.add(kind, name)
+                    # A folder that is a link to itself looks like a file.
+                    is_loop = "." not in name and self._client.is_local and _is_loop(path)
+                    self.left_out.add(LOOP if is_loop else kind, name)
 
     def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool, int | None]]:
         client = self._client
@@ -302,6 +305,14 @@ def _local_version(path: str) -> int | None:
         status = os.stat(path)  # noqa: PTH116
         return version_of(status.st_size, status.st_mtime_ns)
     return None
+
+
+def _is_loop(path: str) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _walk_local(

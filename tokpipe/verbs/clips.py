@@ -83,6 +83,8 @@ def rejected_lines(
         totals = output.totals
         reasons = counts_text(totals.rejected)
         yield f"{totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
+        if output.incomplete:
+            yield f"  {output.incomplete}"
     for one in output.rejected():
         if reason in (None, one.reason) and stage in (None, one.stage):
             yield json.dumps(asdict(one)) if as_json else _rejected_text(one)

@@ -35,7 +35,8 @@ def count_entries(store: Store, known: int = 0) -> int:
     that are neither known nor listed.
 
     Raises:
-        CorruptOutput: an entry is missing or empty, although a later entry or a checkpoint exists.
+        CorruptOutput: an entry is missing or empty, although a later one, a checkpoint or shards
+            exist.
     """
 
     def is_missing(seq: int) -> bool:
@@ -45,7 +46,14 @@ def count_entries(store: Store, known: int = 0) -> int:
     step = 1
     while not is_missing(known + step - 1):
         step *= 2
-    return bisect_left(range(known + step - 1), True, lo=known + step // 2, key=is_missing)
+    end = bisect_left(range(known + step - 1), True, lo=known + step // 2, key=is_missing)
+    if not end and any(store.list("shards/")) and is_missing(0):  # again: a driver may just start
+        raise damaged(
+            store.uri_of(entry_key(0)),
+            "it is missing, although there are shards, and none is written before this entry",
+            "Readers would find no clip, and a run would tokenize all of them again",
+        )
+    return end
 
 
 def _count_listed(store: Store) -> int:
@@ -65,9 +73,10 @@ def _count_listed(store: Store) -> int:
     if (seq := next(lost, None)) is not None:
         raise damaged(
             store.uri_of(entry_key(seq)),
-            f"it is missing or empty, although {last} exists (remove that if it is not part of "
-            "this output), so readers would skip its clips, and a run would tokenize them again. "
-            "tokpipe audit counts what is missing",
+            f"it is missing or empty, although {last} exists",
+            "Readers would skip its clips, and a run would tokenize them again. Remove "
+            f"{last} if it is not part of this output. Otherwise the entry is lost, and tokpipe "
+            "audit counts what else is missing",
         )
     return len(seen)
 

@@ -101,7 +101,9 @@ class Breaker:
             f"({counts_text(self._rejected)}), {why}, so the job stopped early. The latest:",
             *(f"  {one.ref.source_uri}: {one.reason}: {one.message}" for one in self._latest),
             f"Is a mount gone, or a table wrong? The last {suspects.total():,} are not recorded: "
-            f"fix the cause, and the same command tries them again (those before, {retry})"
+            "once the files are where their sources say, the same command tries them again "
+            f"(those before, {retry}). A corrected table needs a new output.uri: this output has "
+            "a stored plan, and its tables are not read again"
             if suspects
             else f"The codes of other clips stay. Fix the sources and run again {retry}",
             "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",

@@ -121,8 +121,8 @@ class Settlement:
 
     def stop(self, event: protocol.StopRequested, now: float) -> None:
         """Let encoders finish for a grace period, and writers for another."""
-        text, grace_s = self.why.partition("\n")[0] or "stopping", event.grace_s
-        self._out.note("stop_requested", text, is_warning=bool(self.why), grace_s=grace_s)
+        text = "stopping early: too many clips are rejected" if self.why else "stopping"
+        self._out.note("stop_requested", text, is_warning=bool(self.why), grace_s=event.grace_s)
         self._encode_until = now + event.grace_s
         self.end_by = now + 2 * event.grace_s
 
