@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Stage = Literal["decode", "encode", "write"]
-STAGES: tuple[Stage, ...] = ("decode", "encode", "write")
-"""In pipeline order."""
+STAGES: tuple[Stage, ...] = ("decode", "encode", "write")  # In pipeline order
 
 
 class Travels:
@@ -53,19 +52,15 @@ class WorkItem(Travels):
     """
 
     row: int
-    row_id: str
-    """Clip id of the whole row; ids of segments are derived from it."""
-    source_uri: str
-    """The video, or ``<archive uri>#<member name>``."""
+    row_id: str  # Clip id of the whole row; ids of segments are derived from it
+    source_uri: str  # The video, or ``<archive uri>#<member name>``
     member: ArchiveMember | None = None
     start_s: float | None = None
     end_s: float | None = None
     segment: int = 0
     num_segments: int | None = None
-    piece: int = 0
-    """Piece of a streamed clip to decode; streamed clips are not cut into segments."""
-    num_pieces: int | None = None
-    """Known once piece 0 is decoded."""
+    piece: int = 0  # Piece of a streamed clip to decode; streamed clips are not cut into segments
+    num_pieces: int | None = None  # Known once piece 0 is decoded
     problem: str | None = None
     """Why the row cannot be a clip, if planning already knows (a null URI, end before start)."""
     version: int | None = None
@@ -110,8 +105,7 @@ class Piece(Travels):
 
     index: int = 0
     num_pieces: int = 1
-    first_frame: int = 0
-    """Position of the piece's first frame in the clip."""
+    first_frame: int = 0  # Position of the piece's first frame in the clip
 
     @property
     def is_last(self) -> bool:
@@ -123,8 +117,7 @@ class DecodedClip(Travels):
     """The pixels of one clip or one piece, resampled and resized."""
 
     ref: ClipRef
-    frames: NDArray[np.uint8]
-    """(T, H, W, 3) RGB."""
+    frames: NDArray[np.uint8]  # (T, H, W, 3) RGB
     pts_s: NDArray[np.float64]
     """(T,) presentation time of each frame, from the start of the source's video stream."""
     fps: float
@@ -134,8 +127,7 @@ class DecodedClip(Travels):
     """What users of the clip should know: ``"damaged"`` if part of its video is missing."""
     damage: str | None = None
     """What is missing, for people, if the clip is marked ``"damaged"``."""
-    version: int | None = None
-    """Identifies the content of the source that was decoded."""
+    version: int | None = None  # Identifies the content of the source that was decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +140,10 @@ class ChunkSpan(Travels):
     """
 
     index: int
-    first_frame: int
-    """First frame of the resampled clip whose latent is kept."""
-    num_frames: int
-    """Real frames that the kept latent frames cover."""
-    num_pad_frames: int
-    """Repeats of the clip's last frame at the end."""
-    num_context_frames: int
-    """Earlier frames that are encoded only as context (policy ``overlap``)."""
+    first_frame: int  # First frame of the resampled clip whose latent is kept
+    num_frames: int  # Real frames that the kept latent frames cover
+    num_pad_frames: int  # Repeats of the clip's last frame at the end
+    num_context_frames: int  # Earlier frames that are encoded only as context (policy ``overlap``)
     num_dropped_latents: int
     first_is_image: bool
     """The first latent frame kept covers a single frame, while others cover several."""
@@ -176,11 +164,9 @@ class EncodedClip(Travels):
     pts_s: NDArray[np.float64]
     fps: float
     backend: str
-    marks: tuple[str, ...] = ()
-    """Marks from decoding and encoding."""
+    marks: tuple[str, ...] = ()  # Marks from decoding and encoding
     damage: str | None = None
-    encoder: str = ""
-    """Encoder class; those of a streamed clip's pieces are joined by `` + ``."""
+    encoder: str = ""  # Encoder class; those of a streamed clip's pieces are joined by `` + ``
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -215,8 +201,7 @@ class Failed(Travels):
     runtime decides whether to try again."""
 
     ref: ClipRef
-    reason: str
-    """Reason of the rejection if trying again does not help."""
+    reason: str  # Reason of the rejection if trying again does not help
     message: str
     error: str | None = None
     backend: str | None = None
@@ -226,17 +211,14 @@ class Failed(Travels):
 class Receipt(Travels):
     """Describes a shard that a writer has stored. The shard counts once the manifest lists it."""
 
-    shard: str
-    """Key in the output, ``shards/<plan>-<lease>-<attempt>.parquet``."""
+    shard: str  # Key in the output, ``shards/<plan>-<lease>-<attempt>.parquet``
     size_bytes: int
     sha256: str
     num_rows: int
     num_codes: int
-    num_frames: int
-    """Real frames, without padding and context."""
+    num_frames: int  # Real frames, without padding and context
     grid: tuple[int, int]
-    side_table: str
-    """Key of the shard's table of clips, ``clips/<same name>.parquet``."""
+    side_table: str  # Key of the shard's table of clips, ``clips/<same name>.parquet``
     side_table_sha256: str
     side_table_size_bytes: int
     clips: tuple[ClipRef, ...]

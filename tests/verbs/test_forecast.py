@@ -1,6 +1,5 @@
 """``tokpipe plan`` against what a job's stages make of the same videos."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_job, write_video
 from tests.formats.formats_helpers import encoded_clip, record
-from tokpipe.cli import main
 from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.job_record import write_once
@@ -103,20 +101,6 @@ def test_time_size_and_cost_follow_a_similar_output(videos: Path, tmp_path: Path
     assert forecast(job).encoder_s is None
     with pytest.raises(NotFound, match="does not exist"):
         forecast(job, like=str(tmp_path / "nothing"))
-
-
-def test_the_forecast_of_a_finished_job_shows_its_errors(
-    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = job_of(videos, tmp_path)
-    finished(job.output.uri, job)
-    assert main(["plan", str(tmp_path / "job.yaml")]) == 0
-    printed = capsys.readouterr().out
-    assert "error of this forecast" in printed
-    assert "1 clips (+1400.0%)" in printed
-    assert main(["plan", str(tmp_path / "job.yaml"), "--json", "--sample", "3"]) == 0
-    line = json.loads(capsys.readouterr().out)
-    assert (line["num_sampled"], line["actual"]["num_codes"]) == (3, 32)
 
 
 def test_a_decoder_that_is_not_installed_is_explained(

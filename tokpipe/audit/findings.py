@@ -8,8 +8,7 @@ from typing import Literal
 
 from tokpipe.formats.checks import damaged
 
-EXAMPLES = 20
-"""Examples kept of each kind: a damaged output may have one defect per clip."""
+EXAMPLES = 20  # Examples kept of each kind: a damaged output may have one defect per clip
 
 Kind = Literal[
     "job_record", "plan", "entry_missing", "entry_damaged", "checkpoint", "not_planned",
@@ -24,10 +23,8 @@ class Finding:
     """One defect."""
 
     kind: Kind
-    where: str
-    """URI of the object that shows it."""
-    message: str
-    """What was found there, why it matters and what to do."""
+    where: str  # URI of the object that shows it
+    message: str  # What was found there, why it matters and what to do
 
 
 class Findings:

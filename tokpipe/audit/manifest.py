@@ -17,8 +17,7 @@ from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import ClipRef, Receipt
 
-_ROWS_NAMED = 3
-"""How many unsettled rows a message names."""
+_ROWS_NAMED = 3  # How many unsettled rows a message names
 
 _SHORTCUT = (
     "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
@@ -41,8 +40,7 @@ class ManifestAudit:
         self._findings = findings
         self.state = ManifestState(CommittedRows(num_rows))
         self._rejected = CommittedRows(num_rows)
-        self.listed: dict[str, int] = {}
-        """Key of each listed object, and the entry that lists it."""
+        self.listed: dict[str, int] = {}  # Key of each listed object, and the entry that lists it
 
     def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
         """Yield every readable entry after checking it, and check all checkpoints."""

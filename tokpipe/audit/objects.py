@@ -20,8 +20,7 @@ from tokpipe.types import Receipt
 Depth = Literal["manifest", "sizes", "bytes"]
 """Check the manifest alone, or also the size of each listed object, or every byte and code."""
 
-_PARALLEL_CHECKS = 4
-"""Shards in memory: at most 0.5 GB with default settings."""
+_PARALLEL_CHECKS = 4  # Shards in memory: at most 0.5 GB with default settings
 _Check = tuple[Kind, str, int, Callable[[str, bytes, Receipt], None]]
 
 
@@ -34,10 +33,8 @@ class ObjectChecks:
     metadata: ShardMetadata
     depth: Depth
     findings: Findings
-    num_shards: int = 0
-    """Shards checked so far, with their side tables."""
-    num_bytes: int = 0
-    """Bytes read so far."""
+    num_shards: int = 0  # Shards checked so far, with their side tables
+    num_bytes: int = 0  # Bytes read so far
 
     def check_all(self, receipts: Iterable[Receipt]) -> None:
         """Check each shard and its side table."""

@@ -21,8 +21,7 @@ class Sampled:
     """Fraction of its codes that came out the same, 0 to 1; 1 for an intact output."""
     psnr_db: float | None
     """Stored codes, decoded, against the source; None if the tokenizer has no decoder."""
-    psnr_again_db: float | None
-    """New codes, decoded, against the source."""
+    psnr_again_db: float | None  # New codes, decoded, against the source
 
     def line(self) -> str:
         quality = ""
@@ -44,8 +43,7 @@ class AuditReport:
     findings: Findings
     num_entries: int = 0
     num_rows: int = 0
-    num_left: int = 0
-    """Plan rows that are not settled."""
+    num_left: int = 0  # Plan rows that are not settled
     totals: Totals | None = None
     """None if ``job.json`` is damaged, so nothing else could be checked."""
     num_shards_checked: int = 0

@@ -1,7 +1,7 @@
 """Estimate a job's output, time and cost. Writes nothing.
 
 Counts all clips, probes a sample of the videos without decoding them, and estimates frames, codes,
-bytes and encoder hours. For a finished job, also prints how far off the estimate is.
+bytes and encoder hours.
 """
 
 import argparse

@@ -41,8 +41,7 @@ class Exported:
     num_codes: int
     num_files: int
     size_bytes: int
-    incomplete: str
-    """How much of the output was missing; empty if it was complete."""
+    incomplete: str  # How much of the output was missing; empty if it was complete
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -18,8 +18,7 @@ from tokpipe.export import packed
 from tokpipe.reader import Clip, Output
 
 _FIELDS = {"clip_id": "str", "codes": "numpy", "json": "str"}
-_TYPES = {np.dtype("<u2"): 5, np.dtype("<u4"): 6}
-"""Litdata's numbers for array types."""
+_TYPES = {np.dtype("<u2"): 5, np.dtype("<u4"): 6}  # Litdata's numbers for array types
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 

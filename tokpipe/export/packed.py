@@ -14,8 +14,7 @@ import numpy as np
 from tokpipe.export.sidecar import sidecar
 from tokpipe.reader import Clip, Output
 
-FILE_BYTES = 2**26
-"""The default of both libraries. A file is larger only if a single sample is."""
+FILE_BYTES = 2**26  # The default of both libraries. A file is larger only if a single sample is
 
 _WORD = np.dtype("<u4")
 

@@ -10,8 +10,7 @@ import numpy as np
 from tokpipe.export.sidecar import sidecar
 from tokpipe.reader import Clip, Output
 
-TAR_BYTES = 2**28
-"""A tar is closed at about this size."""
+TAR_BYTES = 2**28  # A tar is closed at about this size
 
 
 def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:

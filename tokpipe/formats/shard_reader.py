@@ -27,20 +27,13 @@ class Chunk:
     chunk_index: int
     n_chunks: int
     source_uri: str
-    start_pts_s: float
-    """Presentation time of the first real frame, in seconds of the source."""
-    end_pts_s: float
-    """Presentation time of the last real frame."""
-    frame_start: int
-    """First real frame that the codes cover, counted in the resampled clip."""
-    n_frames: int
-    """Real frames that the codes cover."""
-    n_pad_frames: int
-    """Repeats of the last frame that were encoded after them."""
-    n_context_frames: int
-    """Frames that were encoded before them and whose codes were dropped."""
-    first_is_image: bool
-    """The first latent frame covers 1 frame instead of ``temporal_stride``."""
+    start_pts_s: float  # Presentation time of the first real frame, in seconds of the source
+    end_pts_s: float  # Presentation time of the last real frame
+    frame_start: int  # First real frame that the codes cover, counted in the resampled clip
+    n_frames: int  # Real frames that the codes cover
+    n_pad_frames: int  # Repeats of the last frame that were encoded after them
+    n_context_frames: int  # Frames that were encoded before them and whose codes were dropped
+    first_is_image: bool  # The first latent frame covers 1 frame instead of ``temporal_stride``
     fps: float
     codes: NDArray[np.uint16] | NDArray[np.uint32]
     """(t, h, w), 0 <= code < codebook size. As a ``ShardReader`` yields it, a read-only view that

@@ -7,8 +7,7 @@ from typing import Any
 from tokpipe.config.job import JobConfig
 from tokpipe.identity.ids import digest
 
-CODES_VERSION = 3
-"""Increased whenever tokpipe would produce different codes for the same settings."""
+CODES_VERSION = 3  # Increased whenever tokpipe would produce different codes for the same settings
 
 
 def fingerprint_settings(
@@ -47,8 +46,7 @@ def fingerprint_settings(
     }
 
 
-fingerprint = digest
-"""Returns the hash of ``fingerprint_settings``, as 32 hex digits."""
+fingerprint = digest  # Returns the hash of ``fingerprint_settings``, as 32 hex digits
 
 
 def releases(versions: Mapping[str, str]) -> dict[str, str]:

@@ -77,12 +77,10 @@ class Fit:
 
     box: tuple[int, int, int, int] | None
     """(top, left, height, width) to crop before resizing; None keeps the whole picture."""
-    resized: tuple[int, int]
-    """(height, width) to resize to."""
+    resized: tuple[int, int]  # (height, width) to resize to
     offset: tuple[int, int]
     """(row, column) of the resized picture where the output starts; negative leaves a margin."""
-    size: tuple[int, int]
-    """(height, width) of the output."""
+    size: tuple[int, int]  # (height, width) of the output
 
     def place(
         self, resized: NDArray[np.uint8], background: Sequence[int], out: NDArray[np.uint8]

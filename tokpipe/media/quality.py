@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Frames = NDArray[np.uint8]
-"""(T, H, W, 3) RGB."""
+Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 
 _WINDOW = 11
 _SIGMA = 1.5

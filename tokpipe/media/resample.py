@@ -18,10 +18,8 @@ class Selection:
 
     indices: NDArray[np.int64]
     """(T,) positions in the timeline, never decreasing; long frames are repeated."""
-    num_segments: int
-    """Number of segments of the whole row; 0 if it shows no frame."""
-    num_frames: int
-    """Frames of all segments together."""
+    num_segments: int  # Number of segments of the whole row; 0 if it shows no frame
+    num_frames: int  # Frames of all segments together
 
 
 def select_frames(

@@ -64,10 +64,8 @@ class Timeline:
 
     times_s: NDArray[np.float64]
     """(N,) presentation times, strictly increasing. The first is above 0 if sound starts first."""
-    end_s: float
-    """When the last frame leaves the screen."""
-    tick_s: float
-    """Resolution of the times."""
+    end_s: float  # When the last frame leaves the screen
+    tick_s: float  # Resolution of the times
     pts: tuple[int, ...] | None
     """What decoded frames carry, in units of the stream: the same times, which begin again where
     files were joined. None where frames carry no times."""
@@ -79,19 +77,15 @@ class Timeline:
     width: int
     """Size of the first frame without what the container hides: before rotation, in pixels that
     may not be square."""
-    pixel_aspect: Fraction
-    """Width of a coded pixel over its height."""
+    pixel_aspect: Fraction  # Width of a coded pixel over its height
     orientation: Orientation
     crop: Crop
-    tags: Tags
-    """Of the first frame."""
-    has_fields: bool
-    """Whether only the container says that frames are interlaced."""
+    tags: Tags  # Of the first frame
+    has_fields: bool  # Whether only the container says that frames are interlaced
     format: str
     codec: str
     num_video_streams: int
-    damage: str | None = None
-    """What is missing from a damaged file that is used nevertheless."""
+    damage: str | None = None  # What is missing from a damaged file that is used nevertheless
 
     def __len__(self) -> int:
         return len(self.times_s)

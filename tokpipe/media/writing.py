@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from tokpipe.storage.local_files import write_file
 
-CRF = 12
-"""x264's quality: far less loss than any tokenizer, at a tenth of the lossless size."""
+CRF = 12  # x264's quality: far less loss than any tokenizer, at a tenth of the lossless size
 
 
 class VideoWriter:

@@ -16,8 +16,7 @@ MOST_SHAPES = 8
 """Graphs that are kept, the most recently used. Each holds its input and result; they share the
 memory in between, since no two run at once."""
 
-CAPTURED_AT = 3
-"""Calls with one shape after which it is captured."""
+CAPTURED_AT = 3  # Calls with one shape after which it is captured
 
 
 class GraphedCall:

@@ -23,14 +23,10 @@ def drop(_name: str, _h: Tensor) -> None:
 class LevelPlan:
     """One level, before it is built."""
 
-    index: int
-    """0 for the finest level."""
-    inputs: list[int]
-    """Channels that each block takes."""
-    channels: int
-    """Channels that each block returns."""
-    attends: bool
-    """Whether attention follows each block."""
+    index: int  # 0 for the finest level
+    inputs: list[int]  # Channels that each block takes
+    channels: int  # Channels that each block returns
+    attends: bool  # Whether attention follows each block
 
 
 @dataclass(frozen=True)

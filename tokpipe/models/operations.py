@@ -12,8 +12,7 @@ from tokpipe.models.rows import GRAIN_ELEMENTS
 VECTOR_ELEMENTS = 32
 """Elements per step of PyTorch's kernels on a CPU: two AVX-512 vectors of float32."""
 
-QUERY_BLOCK = 32
-"""Up to this many queries, PyTorch's kernel for CPUs is one task."""
+QUERY_BLOCK = 32  # Up to this many queries, PyTorch's kernel for CPUs is one task
 
 
 def conv3d(

@@ -17,11 +17,9 @@ PIECE_ELEMENTS = 2**17
 """Elements of a piece for each thread: half a MiB of float32, small enough that input and result
 fit a cache, and large enough to outweigh the synchronization of threads."""
 
-BLOCK_ELEMENTS = 2**14
-"""Elements that one thread sums in float32."""
+BLOCK_ELEMENTS = 2**14  # Elements that one thread sums in float32
 
-GRAIN_ELEMENTS = 32768
-"""The fewest elements that PyTorch assigns to a thread."""
+GRAIN_ELEMENTS = 32768  # The fewest elements that PyTorch assigns to a thread
 
 
 def norm_rows(

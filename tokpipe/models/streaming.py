@@ -19,8 +19,7 @@ class StreamState:
     pickled, kept, and used more than once.
     """
 
-    network: str
-    """The network that made it, for the error when it is passed to another."""
+    network: str  # The network that made it, for the error when it is passed to another
     tensors: tuple[Tensor, ...]
 
     def check(self, network: str) -> None:

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from tokpipe.models.rows import center_and_scale
 
-TILE_ELEMENTS = 4096
-"""Elements that a program holds at a time."""
-TILES = 16
-"""Tiles that one program sums."""
+TILE_ELEMENTS = 4096  # Elements that a program holds at a time
+TILES = 16  # Tiles that one program sums
 
 
 @triton.jit  # type: ignore[untyped-decorator]

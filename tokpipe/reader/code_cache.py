@@ -20,8 +20,7 @@ from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
 from tokpipe.reader.values import ShardInfo
 from tokpipe.storage.read_ahead import read_ahead
 
-_MAPPED_SHARDS = 16_384
-"""The kernel allows a process 65,530 maps."""
+_MAPPED_SHARDS = 16_384  # The kernel allows a process 65,530 maps
 
 _ABANDONED_AFTER_S = 24 * 3600.0
 _SUFFIX = ".codes"

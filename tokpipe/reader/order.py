@@ -83,11 +83,9 @@ class Remaining:
     of items that each has taken is enough to resume, with any number of readers.
     """
 
-    num_items: int
-    """Items of the whole epoch."""
+    num_items: int  # Items of the whole epoch
     start: int = 0
-    pending: tuple[int, ...] = ()
-    """Positions before ``start`` that no reader has taken."""
+    pending: tuple[int, ...] = ()  # Positions before ``start`` that no reader has taken
 
     def __len__(self) -> int:
         return len(self.pending) + self.num_items - self.start

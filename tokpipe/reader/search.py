@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from tokpipe.reader.output import Output
 from tokpipe.reader.values import ShardInfo
 
-_COMPARED = 20_000
-"""Names that a misspelling is compared with, at about 10 microseconds each."""
+_COMPARED = 20_000  # Names that a misspelling is compared with, at about 10 microseconds each
 
 
 def source_matcher(pattern: str) -> Callable[[str], bool]:

@@ -55,10 +55,8 @@ class SequenceIterator(Iterator[dict[str, Any]]):
     def __init__(self, sequences: TokenSequences, clips: ClipIterator) -> None:
         self._sequences = sequences
         self._clips = clips
-        self._skip = 0
-        """Tokens of the next clip that an earlier sequence already holds."""
-        self._open: _Document | None = None
-        """The clip that continues in the next sequence."""
+        self._skip = 0  # Tokens of the next clip that an earlier sequence already holds
+        self._open: _Document | None = None  # The clip that continues in the next sequence
 
     def __next__(self) -> dict[str, Any]:
         own = self._sequences

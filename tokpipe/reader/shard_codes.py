@@ -22,8 +22,7 @@ Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
 _MAGIC = b"tokcode1"
 _END = struct.Struct("<Q8s")
-_ALIGNMENT = 64
-"""Arrow reads columns with this alignment without copying them."""
+_ALIGNMENT = 64  # Arrow reads columns with this alignment without copying them
 
 _START = pa.field("start", pa.int64(), nullable=False)
 _COLUMNS = [name for name in shard_schema("uint16").names if name != "codes"]
@@ -64,8 +63,7 @@ class ShardCodes:
         """All codes, chunk after chunk."""
         self.blocks: Codes | None = None
         """(chunks, t, h, w) if all chunks have the same ``t``, else None."""
-        self.shape: tuple[int, int, int] | None = None
-        """(t, h, w) if all chunks have it, else None."""
+        self.shape: tuple[int, int, int] | None = None  # (t, h, w) if all chunks have it, else None
         if bool((t == t[0]).all()):
             self.shape = (int(t[0]), *grid)
             self.blocks = self.flat.reshape(self._size, *self.shape)

@@ -13,8 +13,7 @@ from itertools import accumulate, count
 
 from tokpipe.reader.order import Remaining, random_bits
 
-_ONE = 2**64
-"""Times are integers from 0 to this, so no machine rounds them differently."""
+_ONE = 2**64  # Times are integers from 0 to this, so no machine rounds them differently
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +21,7 @@ class MixRemaining:
     """The unread part of an epoch, for each of several sources."""
 
     parts: tuple[Remaining, ...]
-    seed: int
-    """Determines the phases with which each reader begins."""
+    seed: int  # Determines the phases with which each reader begins
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

@@ -16,8 +16,7 @@ from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes
 from tokpipe.reader.shares import MixRemaining, Share, quotas
 
-Sample = dict[str, Any]
-"""``clip_id``, and ``codes`` (t, h, w) as int64."""
+Sample = dict[str, Any]  # ``clip_id``, and ``codes`` (t, h, w) as int64
 
 
 def sample_of(clip_id: str, codes: Codes) -> Sample:

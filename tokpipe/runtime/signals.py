@@ -56,8 +56,7 @@ class Signals:
             self.stop()
 
 
-OF_RUN = Signals()
-"""Those of ``tokpipe run``, which starts to wait for them before its imports."""
+OF_RUN = Signals()  # Those of ``tokpipe run``, which starts to wait for them before its imports
 
 
 def interrupt_verbs() -> None:

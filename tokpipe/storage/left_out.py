@@ -7,8 +7,7 @@ from typing import Any
 
 from tokpipe.telemetry.human import counted
 
-NO_MATCH = "unmatched pattern"
-"""One of those that braces stand for."""
+NO_MATCH = "unmatched pattern"  # One of those that braces stand for
 UNREADABLE = "unreadable folder"
 LOOP = "looping link"
 OVERWRITTEN = "overwritten by a later member"

@@ -43,16 +43,11 @@ class _Scan:
 
     folder: str
     """As the file system names it, without a trailing slash; empty for the root of a disk."""
-    uris: list[str]
-    """Those of the globs, or that of the folder."""
-    known: frozenset[str]
-    """Kinds that are taken from a folder, and counted beside a glob."""
-    regex: re.Pattern[str] | None = None
-    """Has a group per glob; None for a folder."""
-    stem: str = ""
-    """What all names that the globs match begin with."""
-    depth: int | None = None
-    """How many folders deep the globs look; None for all."""
+    uris: list[str]  # Those of the globs, or that of the folder
+    known: frozenset[str]  # Kinds that are taken from a folder, and counted beside a glob
+    regex: re.Pattern[str] | None = None  # Has a group per glob; None for a folder
+    stem: str = ""  # What all names that the globs match begin with
+    depth: int | None = None  # How many folders deep the globs look; None for all
     takes_folders: bool = False
     """Whether a folder whose name matches is a match, to be rejected by name."""
 
@@ -95,16 +90,13 @@ class Listing:
         is below ``output_uri`` is not part of a folder.
         """
         self.uri = uri
-        self.left_out = LeftOut()
-        """What lay beside the matches, complete after the last one."""
-        self.folder = ""
-        """URI of the last folder that was listed as a folder, not for a glob."""
+        self.left_out = LeftOut()  # What lay beside the matches, complete after the last one
+        self.folder = ""  # URI of the last folder that was listed as a folder, not for a glob
         self._options, self._literal, self._output_uri = options, literal, output_uri
         self._known = frozenset(f".{extension}" for extension in known)
         self._elsewhere: frozenset[str] = frozenset()
         """Kinds that other sources of the job take or count in the same folders."""
-        self._names: dict[str, str] = {}
-        """URIs that are names, by path."""
+        self._names: dict[str, str] = {}  # URIs that are names, by path
         self._scans: list[_Scan] = []
 
     def share(self, earlier: Sequence["Listing"], later: Sequence["Listing"]) -> None:

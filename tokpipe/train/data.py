@@ -29,10 +29,8 @@ from tokpipe.types import ArchiveMember, DecodedClip, Failed, Rejected, WorkItem
 
 _log = logging.getLogger(__name__)
 
-_MAX_ATTEMPTS = 32
-"""Unusable clips in a row after which a run gives up."""
-_TIME_STRIDES = (1, 1, 2, 3)
-"""Crops take every, every second or every third frame of their clip."""
+_MAX_ATTEMPTS = 32  # Unusable clips in a row after which a run gives up
+_TIME_STRIDES = (1, 1, 2, 3)  # Crops take every, every second or every third frame of their clip
 _BATCH, _CLIP = 0, 1
 """Separate the random numbers of batches from those of clips."""
 

@@ -8,7 +8,8 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +24,6 @@ from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
-from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected
 from tokpipe.verbs.locate import find_output
@@ -65,7 +65,6 @@ class EncoderSpeed:
     codes_per_s: float
     bytes_per_code: float | None  # None if only the speed is known
     source: str
-    is_own: bool = False  # Measured on this same job, so it cannot validate the forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,6 @@ class Forecast:
     speed: EncoderSpeed | None
     encoder_s: float | None  # Total seconds of encoders; there is one per GPU
     price_per_hour: float | None
-    actual: Totals | None  # What the output holds, if the job is done
     left_out: LeftOut  # What the sources found and do not take
 
     @property
@@ -98,15 +96,10 @@ class Forecast:
         return self.encoder_s / 3600 * self.price_per_hour
 
     def to_dict(self) -> dict[str, Any]:
-        actual = None
-        if (totals := self.actual) is not None:
-            names = ("clips", "rejected", "frames", "codes", "shards")
-            actual = {f"num_{name}": getattr(totals, f"num_{name}") for name in names}
-            actual |= {"size_bytes": totals.size_bytes, "encoder_s": totals.paid_s}
-        return {**asdict(replace(self, actual=None)), "cost": self.cost, "actual": actual}
+        return {**asdict(self), "cost": self.cost}
 
     def lines(self) -> Iterator[str]:
-        """Yield the forecast for people, and its errors if the job is done."""
+        """Yield the forecast for people."""
         dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
         rows = counted(self.num_rows, "plan row")
         yield f"{self.dataset}: {rows}{dropped}; probed {self.num_sampled:,}"
@@ -130,23 +123,6 @@ class Forecast:
             price = "" if cost is None else f", {cost:,.2f} at {self.price_per_hour:g} per hour"
             yield f"  {hours} ({duration(self.encoder_s)} on one encoder){price}"
             yield f"    at {self.speed.codes_per_s:,.0f} codes/s, {self.speed.source}"
-        yield from self._errors()
-
-    def _errors(self) -> Iterator[str]:
-        if (totals := self.actual) is None:
-            return
-        yield "the job is done; its output holds (error of this forecast):"
-        pairs: dict[str, tuple[float, float | None]] = {
-            name: (getattr(totals, f"num_{name}"), getattr(self, name).value)
-            for name in ("clips", "rejected", "frames", "codes")
-        }
-        if self.speed is None or not self.speed.is_own:
-            pairs["bytes"] = totals.size_bytes, self.size_bytes
-            pairs["encoder seconds"] = totals.paid_s, self.encoder_s
-        for name, (held, predicted) in pairs.items():
-            if predicted is not None:
-                error = f"{predicted / held - 1:+.1%}" if held else f"{predicted:+,.0f}"
-                yield f"  {held:,.0f} {name} ({error})"
 
 
 def forecast(
@@ -163,8 +139,7 @@ def forecast(
     ``like`` is the URI or job file of an output with the job's speed and size per code; by default
     the job's own output, if it exists. ``codes_per_s`` is a known speed of one encoder instead.
     """
-    own, is_done = _totals(open_store(job.output.uri, job.storage))
-    speed = _speed(job, own, like, codes_per_s)
+    speed = _speed(job, like, codes_per_s)
     reasons = Counter[str]()
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
         store = open_store(folder, StoreOptions())
@@ -197,7 +172,6 @@ def forecast(
         speed=speed,
         encoder_s=None if speed is None else codes.value / speed.codes_per_s,
         price_per_hour=price_per_hour,
-        actual=own if is_done else None,
         left_out=plan.left_out,
     )
 
@@ -232,27 +206,19 @@ def _amounts(
     )
 
 
-def _totals(store: Store) -> tuple[Totals | None, bool]:
-    """Return what an output holds, None if there is none, and whether it is done."""
-    try:
-        found = status(store)
-    except NotFound:
-        return None, False
-    return found.totals, found.is_done
-
-
-def _speed(
-    job: JobConfig, own: Totals | None, like: str | None, codes_per_s: float | None
-) -> EncoderSpeed | None:
+def _speed(job: JobConfig, like: str | None, codes_per_s: float | None) -> EncoderSpeed | None:
     if codes_per_s is not None:
         return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
-    totals = own if like is None else _totals(find_output(like, job.storage))[0]
-    if totals is not None and totals.paid_s > 0 and totals.num_codes:
+    uri = job.output.uri
+    store = open_store(uri, job.storage) if like is None else find_output(like, job.storage)
+    totals = Totals()
+    with suppress(NotFound):
+        totals = status(store).totals
+    if totals.paid_s > 0 and totals.num_codes:
         return EncoderSpeed(
             totals.num_codes / totals.paid_s,
             totals.size_bytes / totals.num_codes,
-            f"measured on {like or job.output.uri}",
-            is_own=like is None,
+            f"measured on {like or uri}",
         )
     if like is not None:
         found = "this output has no codes with a recorded encoder time"

@@ -28,11 +28,9 @@ class Inspection:
     """A look at an output."""
 
     output: Output
-    num_shards: int
-    """Shards whose codes were counted, evenly spread."""
+    num_shards: int  # Shards whose codes were counted, evenly spread
     usage: CodeUsage
-    clips: list[Clip]
-    """The first clips of the output."""
+    clips: list[Clip]  # The first clips of the output
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, with a histogram over 64 equal parts of the codebook."""

@@ -15,8 +15,7 @@ from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 
-RECENT_ENTRIES = 32
-"""Commits that the rate is measured over; fewer if the driver started later."""
+RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driver started later
 
 
 @dataclass(frozen=True, slots=True)

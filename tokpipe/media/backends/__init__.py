@@ -25,16 +25,14 @@ from tokpipe.media.timeline import Timeline
 class Task:
     """The frames to decode from one file."""
 
-    path: Path
-    """May be below ``/proc``: then it was fetched, to a file without a name on disk."""
+    path: Path  # May be below ``/proc``: then it was fetched, to a file without a name on disk
     timeline: Timeline
     wanted: NDArray[np.int64]
     """(T,) positions in the timeline, never decreasing; a frame may be wanted several times."""
     framing: Framing
     painted: set[Tags] = field(default_factory=set)
     """What the frames in ``out`` say about themselves, which decides about marks."""
-    file_name: str = ""
-    """For ``open_video``."""
+    file_name: str = ""  # For ``open_video``
 
 
 def load_backend(name: str) -> Any:

@@ -20,8 +20,7 @@ MIN_ALARM, MAX_ALARM = 20, 500
 """Fewer rejections stop no job: it is small, or has hardly begun."""
 SUSPECT = 5
 """An alarm from which on rejections are not committed by a run that stops, or fails at its end."""
-ENOUGH_ROWS = 100
-"""Rows that are opened before they say how many clips the others have."""
+ENOUGH_ROWS = 100  # Rows that are opened before they say how many clips the others have
 GRACE_S = 30.0
 
 
