@@ -454,6 +454,7 @@ def test_a_wrong_token_is_reported_as_such(
     )
     assert code == 7, printed
     assert "runtime.cluster=auto: authentication failed" in printed
+    assert "gcs_client" not in printed, "a line of Ray's C++"
 
 
 def test_addresses_without_a_cluster_are_reported_as_such(

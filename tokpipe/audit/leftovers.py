@@ -16,8 +16,7 @@ from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
 
-OLDER_THAN_S = 2 * 24 * 3600.0
-"""Default age of the objects that ``clean`` removes."""
+OLDER_THAN_S = 2 * 24 * 3600.0  # Default age of the objects that ``clean`` removes
 
 YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""
@@ -28,12 +27,10 @@ class Listing:
     """The objects of an output, from one listing."""
 
     num_objects: int = 0
-    entries: list[int] = field(default_factory=list)
-    """Numbers of the manifest entries, ascending."""
+    entries: list[int] = field(default_factory=list)  # Numbers of the manifest entries, ascending
     checkpoints: set[int] = field(default_factory=set)
     """For each checkpoint, the number of entries that it sums up."""
-    data: dict[str, StoredObject] = field(default_factory=dict)
-    """Shards and side tables, by key."""
+    data: dict[str, StoredObject] = field(default_factory=dict)  # Shards and side tables, by key
     temporary: list[StoredObject] = field(default_factory=list)
     """Plans and probes, which may be leftovers."""
 
@@ -63,8 +60,7 @@ class Leftovers:
 
     num_objects: int = 0
     size_bytes: int = 0
-    oldest_s: float = 0.0
-    """Age of the oldest, in seconds."""
+    oldest_s: float = 0.0  # Age of the oldest, in seconds
     num_kept: int = 0
     """Shards and side tables beside these that ``clean`` keeps while plan rows are not settled."""
 

@@ -10,8 +10,7 @@ A driver that was frozen, or whose clock jumped, may be later. It lists none of 
 import time
 from typing import NamedTuple
 
-LISTED_WITHIN_S = 3600.0
-"""After the lease of a shard began. ``clean`` keeps everything younger."""
+LISTED_WITHIN_S = 3600.0  # After the lease of a shard began. ``clean`` keeps everything younger
 
 
 class Moment(NamedTuple):

@@ -12,8 +12,7 @@ from tokpipe.config.job import JobConfig, StoreOptions
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError
 
-ReadFromStore = Callable[[str, StoreOptions], bytes]
-"""Reads the object at a URI."""
+ReadFromStore = Callable[[str, StoreOptions], bytes]  # Reads the object at a URI
 
 
 def project_root(job_path: Path) -> Path:

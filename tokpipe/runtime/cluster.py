@@ -149,7 +149,14 @@ def _check_cluster(address: str, where: str) -> None:
     check_token(where)
     full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     check_reachable(full)
-    GcsClient(address=full)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # Ray's C++ prints why it fails, besides raising it
+    try:
+        GcsClient(address=full)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def warn_of_unused(addresses: list[str]) -> None:
