@@ -283,3 +283,13 @@ def peak_actors(printed: str, stage: str) -> int:
     """The most actors of a stage in any progress line of a driver."""
     found = re.findall(rf"{stage} [\d,]+ \([\d.,]+/s, (\d+) workers?\)", printed)
     return max(map(int, found), default=0)
+
+
+def await_line(driver: subprocess.Popen[str], is_wanted: Callable[[str], bool]) -> str:
+    """Return what a driver prints, up to the first line that is wanted."""
+    assert driver.stdout is not None
+    seen: list[str] = []
+    while not (seen and is_wanted(seen[-1])):
+        seen.append(driver.stdout.readline())
+        assert seen[-1], f"ended too early: {seen}"
+    return "".join(seen)

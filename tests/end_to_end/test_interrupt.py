@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.jobs import (
+    await_line,
     files,
     finish,
     num_commits,
@@ -94,12 +95,7 @@ def test_sigterm_to_the_group_lets_the_driver_commit(job: Path, tmp_path: Path) 
         output={"uri": str(tmp_path / "out"), "shard_bytes": 10**9},
     )
     driver = start_in_group(whole, PYTHONUNBUFFERED="1")
-    assert driver.stdout is not None
-    seen = ""
-    while not re.search(r"encode [1-9]", seen):
-        line = driver.stdout.readline()
-        assert line, f"the driver ended: {seen}"
-        seen += line
+    seen = await_line(driver, lambda line: bool(re.search(r"encode [1-9]", line)))
     processes = descendants_of(driver.pid)
     for pid in processes:
         os.kill(pid, signal.SIGTERM)
@@ -170,12 +166,7 @@ def test_a_dead_head_is_named_within_seconds_and_ends_the_run_in_one_line(
     )
     with running_head(tmp_path, {"RAY_AUTH_MODE": "disabled"}) as head:
         driver = start_in_group(again, RAY_ADDRESS=head.address, RAY_AUTH_MODE="disabled")
-        assert driver.stdout is not None
-        seen = ""
-        while not re.search(r"encode \d+ \([\d./]+s, 1 worker", seen):
-            line = driver.stdout.readline()
-            assert line, f"the driver ended: {seen}"
-            seen += line
+        await_line(driver, lambda line: bool(re.search(r"encode \d+ \([\d./]+s, 1 worker", line)))
         for pid in pids_of(victim):
             os.kill(pid, signal.SIGKILL)
         code, printed = finish(driver)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from ray.cluster_utils import Cluster
 
 from tests.end_to_end.jobs import (
     assert_complete,
+    await_line,
     codes_of,
     codes_without_ray,
     files,
@@ -36,14 +36,6 @@ def drain(cluster: Cluster, node_id: str, seconds: int) -> None:
         check=True,
         capture_output=True,
     )
-
-
-def await_line(driver: subprocess.Popen[str], is_wanted: Callable[[str], bool]) -> None:
-    assert driver.stdout is not None
-    seen: list[str] = []
-    while not (seen and is_wanted(seen[-1])):
-        seen.append(driver.stdout.readline())
-        assert seen[-1], f"ended too early: {seen}"
 
 
 @pytest.mark.ray

@@ -136,11 +136,8 @@ def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
                     return
 
 
-def _not_code(folder: str, names: list[str]) -> list[str]:
+def _not_code(folder: str, names: list[str]) -> set[str]:
     """Select what is not copied: hidden files (``.env``, ``.git``), caches, links to folders."""
-    return [
-        name
-        for name in names
-        if name.startswith((".", "__pycache__"))
-        or ((path := Path(folder, name)).is_symlink() and not path.is_file())
-    ]
+    paths = {name: Path(folder, name) for name in names}
+    links = {name for name, path in paths.items() if path.is_symlink() and not path.is_file()}
+    return links | shutil.ignore_patterns(".*", "__pycache__")(folder, names)
