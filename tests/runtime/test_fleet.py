@@ -6,12 +6,12 @@ import pytest
 
 from tests.runtime.bench import LIMITS, Bench, items, only
 from tests.runtime.simulated_world import ref_of
-from tokpipe.config.job import PoolConfig
+from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, protocol
 from tokpipe.runtime.dispatch.blame import MAX_TROUBLE_S
-from tokpipe.runtime.dispatch.fleet import MAX_SETUP_FAILURES, Fleet
+from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S, MAX_SETUP_FAILURES, Fleet
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.types import STAGES
+from tokpipe.types import STAGES, Stage
 
 
 def fleet_of(num_decoders: int) -> Fleet:
@@ -176,6 +176,45 @@ def test_the_job_ends_within_minutes_if_all_nodes_have_trouble(
     assert (abort.kind, "/mnt/videos on a: is gone" in abort.message) == ("runtime", True)
     assert MAX_TROUBLE_S <= bench.now < 600
     assert bench.notes.count(("lease_failed", True)) < 20, "a warning each time"
+
+
+@pytest.mark.parametrize("stage", ["encode", "write"])
+def test_inputs_that_do_not_come_are_looked_for_once_and_made_again(stage: Stage) -> None:
+    bench = Bench(0, 1, limits=replace(LIMITS, runtime=RuntimeConfig()))
+    bench.done(bench.in_flight()[0])
+    if stage == "write":
+        bench.done(bench.in_flight()[0])
+    (stuck,) = bench.in_flight(stage)
+    for _ in range(3):
+        bench.tick(INPUTS_WITHIN_S)
+    asked = only(protocol.FindInputs, bench.log)
+    assert asked == ([protocol.FindInputs(stuck.attempt)] if stage == "encode" else [])
+    sources = {one.attempt for one in only(protocol.Dispatch, bench.log)} - {stuck.attempt}
+    commands = bench.fail(stuck, "node", "its inputs do not come", max(sources))
+    assert protocol.KillActor(stuck.actor) in commands, "it waits for them"
+    (again,) = bench.in_flight()
+    assert (again.lease.stage, again.lease.items) == ("decode", stuck.lease.items)
+    assert "node_avoided" not in dict(bench.notes), "another node made them"
+    bench.tick(3)
+    bench.bring_up()
+    for _ in range(3):
+        bench.done(bench.in_flight()[0])
+    (commit,) = only(protocol.Commit, bench.log)
+    assert (len(commit.receipts), commit.rejected) == (1, ())
+
+
+def test_inputs_that_never_come_end_the_job() -> None:
+    bench = Bench(0, limits=replace(LIMITS, runtime=RuntimeConfig()))
+    while not only(protocol.Abort, bench.log):
+        asked = {one.attempt for one in only(protocol.FindInputs, bench.tick(1))}
+        bench.bring_up()
+        for flight in bench.in_flight():
+            if flight.lease.stage == "decode":
+                bench.done(flight)
+            elif flight.attempt in asked:
+                bench.fail(flight, "node", "its inputs do not come", 0)
+    assert MAX_TROUBLE_S <= bench.now < 3 * MAX_TROUBLE_S
+    assert not bench.account.rejected
 
 
 @pytest.mark.parametrize("is_lease", [False, True])

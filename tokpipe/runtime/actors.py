@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ObjectLostError
 
+from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.protocol import (
     AttemptId,
     DecodedInfo,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
 """Clips by position in the lease; None where the clip was rejected or failed."""
+STUCK = (
+    "its inputs do not come from Ray's object store: the disk that it spills to (/tmp/ray) is "
+    "full, broken or was cleaned, or the store is too small: enlarge --object-store-memory"
+)
 Codes = tuple[AttemptId, Any, tuple[int, ...]]
 """An attempt, a reference to its payload, and the positions to pick from it."""
 
@@ -129,8 +134,12 @@ class WriteActor(Worker):
     ) -> Packed[LeaseDone | LeaseFailed]:
         """``codes``: in shard order."""
         started = time.monotonic()
+        references = [reference for _, reference, _ in codes]
+        if missing := missing_inputs(references, 2 * INPUTS_WITHIN_S):
+            lost = tuple(codes[at][0] for at in missing)
+            return Packed(LeaseFailed(attempt, "node", STUCK, lost))
         try:
-            payloads = ray.get([reference for _, reference, _ in codes])  # one wait for all
+            payloads = ray.get(references)
         except ObjectLostError:
             lost = tuple(_lost(codes))
             return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", lost))
@@ -138,6 +147,12 @@ class WriteActor(Worker):
         clips = [payload[at] for (_, _, positions), payload in pairs for at in positions]
         receipt = self.stage.process(shard, clips)
         return Packed(LeaseDone(attempt, receipt, time.monotonic() - started))
+
+
+def missing_inputs(references: Sequence[Any], wait_s: float) -> list[int]:
+    """Return which objects do not reach this node in that time. Ones that are lost do."""
+    _, missing = ray.wait(list(references), num_returns=len(references), timeout=wait_s)
+    return [at for at, one in enumerate(references) if one in missing]
 
 
 def _lost(codes: Sequence[Codes]) -> Iterator[AttemptId]:

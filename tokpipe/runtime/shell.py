@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import inf
 from typing import Any
 
 import ray
@@ -23,10 +24,17 @@ from tokpipe.errors import (
     UnfitNode,
 )
 from tokpipe.formats.layout import shard_key
-from tokpipe.runtime.actors import DecodeActor, EncodeActor, WriteActor
+from tokpipe.runtime.actors import (
+    STUCK,
+    DecodeActor,
+    EncodeActor,
+    WriteActor,
+    missing_inputs,
+)
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
+from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
@@ -47,6 +55,7 @@ _REMOTE: dict[Stage, Any] = {
     "encode": ray.remote(EncodeActor),
     "write": ray.remote(WriteActor),
 }
+_MISSING_INPUTS = ray.remote(num_cpus=0)(missing_inputs)
 
 
 class Shell:
@@ -68,6 +77,8 @@ class Shell:
         # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
         self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._asked_at: float | None = None
+        self._put_weights: Any = None
+        self._put_at = -inf
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
@@ -82,7 +93,6 @@ class Shell:
         head = threading.Thread(target=self._ask_head, daemon=True)
         head.start()
         try:
-            self._weights = ray.put(self.job.weights)
             return self._loop(on_progress)
         except RayError as error:
             raise RuntimeFault(f"{explain(error)[2]}. Committed work is kept") from error
@@ -170,6 +180,8 @@ class Shell:
         match command:
             case protocol.Dispatch():
                 self._dispatch(command)
+            case protocol.FindInputs(attempt):
+                self._find_inputs(attempt)
             case protocol.Release(attempt, state_only):
                 self._states.pop(attempt, None)
                 if not state_only:
@@ -221,7 +233,7 @@ class Shell:
         options |= {"max_restarts": 0, "max_task_retries": 0}
         setup = [job.landmark, getattr(job, stage)]
         if stage == "encode":
-            setup += job.device, self._weights
+            setup += job.device, self._weights()
             if job.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(job.config)
         log = WorkerLog(
@@ -233,6 +245,12 @@ class Shell:
         placed, ready = actor.node_id.remote(), actor.setup.remote(*setup)
         placed.future().add_done_callback(lambda f: self._heard_placed(actor_id, f))
         ready.future().add_done_callback(lambda f: self._heard_ready(actor_id, f))
+
+    def _weights(self) -> Any:
+        """Put them into the object store again if an actor may have waited for them in vain."""
+        if time.monotonic() - self._put_at > self.job.config.start_timeout_s:
+            self._put_weights, self._put_at = ray.put(self.job.weights), time.monotonic()
+        return self._put_weights
 
     def _dispatch(self, command: protocol.Dispatch) -> None:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
@@ -252,6 +270,19 @@ class Shell:
             outputs = actor.work_piece.remote(attempt, position, pixels, state)
             self._payloads[attempt], self._states[attempt], done = outputs
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
+
+    def _find_inputs(self, attempt: AttemptId) -> None:
+        """Look for them from the actor's node: the actor itself is deaf while it waits."""
+        flight = self.dispatcher.parts.flights.attempts[attempt]
+        lease = flight.lease
+        assert isinstance(lease, protocol.EncodeLease)
+        node = self.dispatcher.parts.fleet.actors[flight.actor].node
+        inputs = [self._payloads[lease.pick.source]]
+        inputs += [] if lease.state is None else [self._states[lease.state]]
+        there = {"ray.io/node-id": node} if node else {}
+        found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
+        failed = LeaseFailed(attempt, "node", STUCK, (lease.pick.source,))
+        found.future().add_done_callback(lambda future: self._heard_found(failed, future))
 
     # --- answers (on Ray's threads: they only post events) --------------------------------------
 
@@ -276,6 +307,10 @@ class Shell:
         else:
             is_trouble = isinstance(cause, NodeTrouble) or fault == "node"
             self._events.put(protocol.SetupFailed(actor, line, is_trouble, is_unfit))
+
+    def _heard_found(self, failed: LeaseFailed, future: Future[list[int]]) -> None:
+        if future.exception() is None and future.result():
+            self._events.put(failed)
 
     def _heard_done(self, command: protocol.Dispatch, future: Future[Event]) -> None:
         if (error := future.exception()) is None:

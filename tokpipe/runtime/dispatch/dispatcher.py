@@ -53,6 +53,7 @@ class Dispatcher:
                 parts.settlement.committed()
             case protocol.Tick():
                 parts.fleet.count_time(now)
+                parts.fleet.find_late_inputs(now)
                 for actor, why in parts.fleet.remove_overdue(now):
                     returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():

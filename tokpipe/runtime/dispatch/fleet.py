@@ -13,6 +13,7 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorPlaced,
     AttemptId,
     Capacity,
+    FindInputs,
     KillActor,
     NodeId,
     SetupFailed,
@@ -30,6 +31,9 @@ MAX_SETUP_FAILURES = 3
 """Actors of one stage whose setup raises, in a row, before the job is aborted."""
 MAX_LOST_STARTING = 10
 """The same for actors that die while they start, as on a node that is short of memory."""
+INPUTS_WITHIN_S = 120.0
+"""When to find out whether an encoder has its inputs, and how long that may take: for what it
+cannot read back from a disk, Ray waits without an end."""
 MAX_PAUSE_S = 60.0
 NODE_REST_S = 30.0
 MAX_REST_S = 600.0
@@ -48,6 +52,8 @@ class Actor:
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
     """When its first lease got to the front, which is when its deadline started."""
+
+    asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
 
     @property
     def is_placed(self) -> bool:
@@ -320,6 +326,14 @@ class Fleet:
                 why = f"it was not ready within {timeout_s:g} s"
                 self._note("actor_refused", actor_id, f"was abandoned: {why}", reason=why)
                 yield self.remove(actor_id), why
+
+    def find_late_inputs(self, now: float) -> None:
+        """Find out whether encoders that have long been busy have begun at all."""
+        for actor in self.actors.values():
+            is_late = actor.leases and now - actor.head_since > INPUTS_WITHIN_S
+            if is_late and actor.stage == "encode" and actor.leases[0] != actor.asked_about:
+                actor.asked_about = actor.leases[0]
+                self._out.emit(FindInputs(actor.leases[0]))
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
         """The actors beyond ``target`` that cost least: not up yet, then idle, then newest."""

@@ -237,8 +237,8 @@ class LeaseDone(Travels):
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailed(Travels):
-    """A stage raised; its actor lives. ``storage`` (a store kept failing) and ``node`` (such as a
-    full disk) blame no clip. ``lost``, with ``inputs_lost``: the outputs that vanished."""
+    """A stage raised, or its inputs do not come; its actor lives. ``storage`` (a store failed) and
+    ``node`` (such as a full disk) blame no clip. ``lost``: outputs to make again."""
 
     attempt: AttemptId
     kind: Literal["fault", "storage", "inputs_lost", "node"]
@@ -296,6 +296,13 @@ class Dispatch:
 
 
 @dataclass(frozen=True, slots=True)
+class FindInputs:
+    """Find out whether an encode attempt has its inputs; answer with LeaseFailed if it has not."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The output of an attempt is no longer needed, nor any state that it left; or only that."""
 
@@ -345,4 +352,7 @@ class Abort:
     message: str
 
 
-Command = StartActor | KillActor | Dispatch | Release | FetchPlan | Commit | Note | Finish | Abort
+Command = (
+    StartActor | KillActor | Dispatch | FindInputs | Release | FetchPlan
+    | Commit | Note | Finish | Abort
+)  # fmt: skip

@@ -185,8 +185,7 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
     )
     parts.out.emit(Release(event.attempt))
     if kind == "inputs_lost":
-        assert not isinstance(lease, DecodeLease)
-        _start_over(parts, lease, frozenset(event.lost))
+        _start_over(parts, lease, event.lost)
     elif kind == "storage":
         put_back(parts, lease)
         parts.blame.store_failed(lease, message)
@@ -195,9 +194,12 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         actor = parts.fleet.remove(flight.actor)
         lost(parts, actor, now, blame=None)
         if kind == "node":
-            put_back(parts, lease)
             since_s = parts.blame.node_failed(lease, message, now)
-            parts.fleet.starts.node_trouble(actor, message, now, max(2.0, since_s / 2))
+            if event.lost:  # by another node, which made them
+                _start_over(parts, lease, event.lost)
+            else:
+                put_back(parts, lease)
+                parts.fleet.starts.node_trouble(actor, message, now, max(2.0, since_s / 2))
         else:
             _blame_worker_loss(parts, lease, "fault", message, now)
 
@@ -245,10 +247,9 @@ def put_back(parts: Parts, lease: Lease) -> None:
         parts.streams.take_back(lease)
 
 
-def _start_over(
-    parts: Parts, lease: EncodeLease | WriteLease, lost_outputs: frozenset[AttemptId]
-) -> None:
+def _start_over(parts: Parts, lease: Lease, lost_outputs: Sequence[AttemptId]) -> None:
     """Pixels, codes or a state vanished with their node: decode the clips again."""
+    assert not isinstance(lease, DecodeLease)
     if isinstance(lease, WriteLease):
         kept: list[EncodedClips] = []
         for part in lease.parts:
