@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 from typing import Any
@@ -9,9 +10,11 @@ import pytest
 from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, flipped, parquet
 from tokpipe.formats.checks import sha256
 from tokpipe.formats.manifest import (
+    CHECKPOINT_INTERVAL,
     ManifestEntry,
     ManifestState,
     append,
+    checkpoint_spacing,
     load_state,
     write_checkpoint,
 )
@@ -116,6 +119,24 @@ def test_loading_falls_back_to_an_older_checkpoint(truth: ManifestState) -> None
     store.requests.clear()
     assert same(load_state(store, NUM_ROWS, interval=2), truth)
     assert "get manifest/00000001.json" not in store.requests
+
+
+def test_checkpoints_of_a_long_manifest_thin_out() -> None:
+    places = [seq for seq in range(1, 300_000) if seq % checkpoint_spacing(seq) == 0]
+    gaps = [(after - before, after) for before, after in itertools.pairwise(places)]
+    assert all(gap <= max(CHECKPOINT_INTERVAL, after / 32) for gap, after in gaps)
+    assert sum(places) < 50 * places[-1], "each is as large as what it sums up"
+
+
+@pytest.mark.parametrize("newest", [62, 63, 64, 66])
+def test_the_newest_checkpoint_is_found_wherever_the_spacing_changes(newest: int) -> None:
+    store = filled(newest)
+    write_checkpoint(store, load_state(store, NUM_ROWS))
+    truth = load_state(filled(67, store), NUM_ROWS)
+    store.requests.clear()
+    assert same(load_state(store, NUM_ROWS, interval=1), truth)
+    assert f"get manifest/{newest:08}.json" in store.requests
+    assert f"get manifest/{newest - 2:08}.json" not in store.requests
 
 
 def test_a_checkpoint_of_another_plan_is_ignored(store: DictStore) -> None:

@@ -19,6 +19,7 @@ from tokpipe.formats.manifest import (
     ManifestState,
     Reopened,
     append,
+    checkpoint_spacing,
     iter_entries,
     load_state,
     write_checkpoint,
@@ -147,7 +148,8 @@ class Committer:
         if (appended := append(self.store, entry)) is None:
             raise self._fenced(entry.seq)
         self.state.apply(appended)
-        if self.state.next_seq % self.checkpoint_every == 0:
+        seq = self.state.next_seq
+        if seq % checkpoint_spacing(seq, self.checkpoint_every) == 0:
             write_checkpoint(self.store, self.state)
 
     def _fenced(self, seq: int) -> Fenced:

@@ -5,7 +5,12 @@ streams entries, ``committed`` tracks which plan rows are settled, ``state`` sum
 ``checkpoint`` saves and loads that sum, so that a resume reads few objects.
 """
 
-from tokpipe.formats.manifest.checkpoint import CHECKPOINT_INTERVAL, load_state, write_checkpoint
+from tokpipe.formats.manifest.checkpoint import (
+    CHECKPOINT_INTERVAL,
+    checkpoint_spacing,
+    load_state,
+    write_checkpoint,
+)
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Claim, ManifestEntry, Reopened
 from tokpipe.formats.manifest.log import (
@@ -19,6 +24,6 @@ from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
     "CHECKPOINT_INTERVAL", "Claim", "CommittedRows", "ManifestEntry", "ManifestState", "PartialRow",
-    "Reopened", "Totals", "append", "count_entries", "iter_entries", "iter_rejected", "load_state",
+    "Reopened", "Totals", "append", "checkpoint_spacing", "count_entries", "iter_entries", "iter_rejected", "load_state",
     "read_entries", "write_checkpoint",
 ]  # fmt: skip

@@ -29,7 +29,15 @@ CHECKPOINT_FORMAT = 2
 """2 since entries of format 3; the checkpoint after an earlier one is written as 1."""
 
 CHECKPOINT_INTERVAL = 64
-"""Checkpoints are at multiples of this many entries, so finding one needs no listing."""
+
+
+def checkpoint_spacing(seq: int, interval: int = CHECKPOINT_INTERVAL) -> int:
+    """Return the number that checkpoints near entry ``seq`` are at multiples of.
+
+    Each lists all shards, so they thin out: all together take at most fifty times the space of the
+    last, which at most a 32nd of the entries follow.
+    """
+    return interval << max(0, (seq // interval).bit_length() - 6)
 
 
 def load_state(
@@ -52,18 +60,16 @@ def load_state(
 def _newest_checkpoint(
     store: Store, num_rows: int, num_entries: int, interval: int
 ) -> ManifestState:
-    """Try checkpoints, newest first.
-
-    If none exists this costs one request per ``interval`` entries, all of which must then be
-    read anyway.
-    """
-    for seq in range(num_entries - num_entries % interval, 0, -interval):
+    """Try checkpoints, newest first. If none exists, all entries must be read anyway."""
+    seq = num_entries
+    while seq := seq - seq % checkpoint_spacing(seq, interval):
         try:
             return read_checkpoint(store, seq, num_rows)
         except NotFound:
-            continue
+            pass
         except CorruptOutput as error:
             _log.warning("skipping a damaged checkpoint: %s", error)
+        seq -= 1
     return ManifestState(CommittedRows(num_rows))
 
 
