@@ -24,6 +24,6 @@ from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
     "CHECKPOINT_INTERVAL", "Claim", "CommittedRows", "ManifestEntry", "ManifestState", "PartialRow",
-    "Reopened", "Totals", "append", "checkpoint_spacing", "count_entries", "iter_entries", "iter_rejected", "load_state",
-    "read_entries", "write_checkpoint",
+    "Reopened", "Totals", "append", "checkpoint_spacing", "count_entries", "iter_entries",
+    "iter_rejected", "load_state", "read_entries", "write_checkpoint",
 ]  # fmt: skip
