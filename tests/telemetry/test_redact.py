@@ -74,11 +74,12 @@ def test_nested_values_are_masked_by_content_and_by_name() -> None:
 
 SECRET = "c4nary.S3cret-0"
 KEYS = (
-    "token access_token accessToken id_token jwt hmac session sessionid pass passwd password pwd sig "
-    "sign signature key apikey auth authkey client_secret credential X-Amz-Credential se skoid "
-    "X-Amz-Security-Token X-Goog-Signature X-Goog-Credential X-Oss-Signature sktid Policy Signature "
-    "Key-Pair-Id AWSAccessKeyId OSSAccessKeyId GoogleAccessId hdnts hdnea __token__ bcdn_token "
-    "wowzatokenhash lsig oh q-signature auth_key resourcekey rlkey tempauth jsessionid"
+    "token access_token accessToken id_token jwt hmac session sessionid pass passwd password pwd "
+    "sig sign signature key apikey auth authkey client_secret credential X-Amz-Credential se "
+    "X-Amz-Security-Token X-Goog-Signature X-Goog-Credential X-Oss-Signature sktid skoid "
+    "Policy Signature Key-Pair-Id AWSAccessKeyId OSSAccessKeyId GoogleAccessId hdnts hdnea "
+    "__token__ bcdn_token wowzatokenhash lsig oh q-signature auth_key resourcekey rlkey tempauth "
+    "jsessionid"
 )
 
 
@@ -159,9 +160,9 @@ def test_forms_of_secrets_are_masked(form: str) -> None:
 
 
 HARMLESS = (
-    "v id t list index pageToken page_token nextPageToken next_token continuation_token n q e st sv "
-    "expires author keyword keyframe monkey object_key bypass compass design passage session_index "
-    "tokenizer num_tokens signal authority seed seconds range policy_id versionId"
+    "v id t list index pageToken page_token nextPageToken next_token continuation_token n q e "
+    "st sv expires author keyword keyframe monkey object_key bypass compass design passage "
+    "session_index tokenizer num_tokens signal authority seed seconds range policy_id versionId"
 )
 PLAIN = """
 https://h/a?v=1&t=10#t=5
@@ -193,18 +194,7 @@ def test_what_is_harmless_is_unchanged(text: str) -> None:
 HIDDEN = (
     *("\x00", "\x07", "\x1b]8;;http://evil\x07", "\x1b[2J", "\x9b31m", "\x7f", "\r", "\n", "\t"),
     *("\x85", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\u061c", "\u200b", "\u200d"),
-    *(
-        "\ufeff",
-        "\xa0",
-        "\xad",
-        "\u2060",
-        "\u3164",
-        "\ufe0f",
-        "\u115f",
-        "\udc80",
-        "\ue000",
-        "\U000e0041",
-    ),
+    *("\ufeff", "\xa0", "\xad", "\u2060", "\u3164", "\ufe0f", "\u115f", "\udc80", "\U000e0041"),
 )
 
 
@@ -214,7 +204,8 @@ def test_what_is_not_seen_as_it_is_is_escaped(hidden: str) -> None:
     assert shown.isascii()
     assert shown.isprintable()
     assert printable(shown) == shown
-    assert json.loads(f'"{shown}"') == f"a{hidden}b"
+    assert shown.encode().decode("unicode_escape") == f"a{hidden}b"
+    assert json.loads(printable(json.dumps(hidden, ensure_ascii=hidden != "\x7f"))) == hidden
 
 
 def test_ordinary_text_is_shown_as_it_is() -> None:

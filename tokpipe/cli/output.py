@@ -76,8 +76,7 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
         if explanation := _explained(error):
             _print_error(explanation)
             return ConfigError.exit_code
-        for line in traceback.format_exc().rstrip().split("\n"):  # a bug
-            _print_error(line)
+        _print_error(traceback.format_exc().rstrip(), keep="\n")  # a bug
         return 1
 
 
@@ -99,12 +98,12 @@ def _explained(error: Exception) -> str | None:
     return None
 
 
-def _print_error(text: str) -> None:
-    _print(Console(stderr=True), text, style="red")
+def _print_error(text: str, keep: str = "") -> None:
+    _print(Console(stderr=True), text, "red", keep)
 
 
-def _print(console: Console, text: str, style: str = "") -> None:
+def _print(console: Console, text: str, style: str = "", keep: str = "") -> None:
     try:
-        say(console, text, style)
+        say(console, text, style, keep)
     except (BrokenPipeError, SystemExit) as error:  # newer versions of rich exit
         raise ReaderGone from error

@@ -1,4 +1,4 @@
-"""The one way to print for people: text of any origin, as it is."""
+"""The one way to print for people."""
 
 from typing import Any
 
@@ -8,6 +8,6 @@ from rich.text import Text
 from tokpipe.telemetry.redact import printable
 
 
-def say(console: Console, text: str, style: str = "", **how: Any) -> None:
-    """Print one line: no secret, markup, emoji code, control, or line break of the text's own."""
-    console.print(Text(printable(text), style), **{"soft_wrap": True, **how})
+def say(console: Console, text: str, style: str = "", keep: str = "", **how: Any) -> None:
+    """Print text of any origin in one line; nothing in it is markup or moves the cursor."""
+    console.print(Text(printable(text, keep), style), **{"soft_wrap": True, **how})

@@ -103,7 +103,8 @@ class FsspecStore:
         try:
             if client.is_local:
                 paths = Path(self.uri), Path(uri)
-                client.run(doing, uri, lambda _: put_file(*paths, data, exclusive=exclusive))
+                how = {"exclusive": exclusive, "private": key.startswith("plan/")}
+                client.run(doing, uri, lambda _: put_file(*paths, data, **how))
                 return
             # In memory, fsspec checks first and then writes.
             with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():

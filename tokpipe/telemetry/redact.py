@@ -6,91 +6,68 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, unquote
 
 MASK = "***"
 
 _USERINFO = re.compile(
-    r"([A-Z][A-Z0-9+.-]{0,30})(:(?:\\?/){2})([^/\s?#'\"<>]+)(?=@)"
-    r"|([A-Z][A-Z0-9+.-]{0,30})(%(?:25)*3A(?:%(?:25)*2F){2})"  # percent-encoded in another URI
-    r"((?:(?!%(?:25)*(?:2F|3F|23|26))[^/\s?#&'\"<>])+)(?=%(?:25)*40)",
+    r"(?<![\w+.-])(?!(?:abfss?|wasbs?|adl?|az|(?:web)?hdfs|sftp|ssh|smb)://[^:/\s@]*@)"
+    r"([A-Z][A-Z0-9+.-]*:(?:\\?/){2})[^/\s?#'\"<>]+@",
     re.IGNORECASE,
 )
-_LOGIN = re.compile(r"abfss?|wasbs?|adl?|az|(s|web)?hdfs|sftp|scp|(git\+)?ssh|smb", re.IGNORECASE)
-"""Protocols of ``container@account`` and ``login@host``, which are not secret without a colon."""
-_PAIR = re.compile(
-    r"(?:(?<![\w.%-])|(?<=3[BDF])|(?<=2[36]))([\w.%-]{1,200}?)"
-    r"( ?= ?|%(?:25)*3D|\\*[\"'] ?[:,] ?|: ?)",
+"""Except ``container@account`` and ``login@host``, which are not secret without a colon."""
+_ENCODED = re.compile(r"(?<![\w.%~*+-])[\w.%~*+-]*%(?:25)*(?:3D|40)[\w.%~*+-]*", re.IGNORECASE)
+_FORM = re.compile(
+    r"(\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,30}(?:key|secret|signature|token))"
+    r"(?:: ?|['\"], ?b?['\"]))(?:(?:Bearer|Basic|Token) [^\s'\"<>,]+|[^\n'\"<>]+)"
+    r"|(\bBearer )(?=\S*[\d.])[\w.~+/=-]{8,}|([?&]verify=)\d{9,}-[\w%+/=-]+"
+    r"|()(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
     re.IGNORECASE,
 )
-"""A name before its value: in a query (also percent-encoded), ``repr``, JSON or a header."""
-_QUOTED = re.compile(r"(b?(\\*[\"']))(?:(?!\2)(?:\\.|[^\"\n\\]))+(?=\2)")
-_HEADER_VALUE = re.compile(r"()(?:(?:Bearer|Basic|Token) [^\s'\"<>,]+|[^\n'\"<>]+)")
-_VALUE, _QUERY_VALUE, _ENCODED_VALUE = (
-    re.compile(
-        rf"((?:b?\\*[\"'])?)(?:(?!{end})(?:[^\s&'\"<>\\;]|\\[^\s'\"]|;(?![\w.%-]+=)))+",
-        re.IGNORECASE,
-    )
-    for end in ("$", r"#|\\u0026", "#|%(?:25)*(?:23|26)")
+_PAIR = re.compile(r"(?<![\w.%-])(?:(?<=\\)u00(?:26|3f))?([\w.%-]++)( ?= ?|\\*[\"'] ?: ?)")
+_VALUE = re.compile(
+    r"(b?(\\*[\"']))(?:(?!\2)(?:\\.|[^\"\n\\]))+(?=\2)"
+    r"|((?:b?\\*[\"'])?)(?:[^\s&'\"<>\\;]|\\[^\s'\"]|;(?![\w.%-]+=))+"
 )
-_BARE = re.compile(
-    r"\b(Bearer )(?=\S*[\d.])[\w.~+/=-]{8,}|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
-    r"|([?&]verify=)\d{9,}-[\w%+/=-]+"
-)
-"""Secrets by their form: bearer tokens, JSON web tokens, Cloudflare's signatures."""
 _SECRET_NAME = re.compile(
-    r"SECRET|(?<!PAGE)(?<!PAGE_)(?<!NEXT)(?<!NEXT_)(?<!CONTINUATION_)(?<!NUM_)(?<!MAX_)TOKENS?(_|$)|PASSW(OR)?D|"
-    r"PASSPHRASE|CREDENTIAL|SIGNATURE|AUTHORIZATION|CONNECTION_?STRING|SAS(_|$)|JWT|HMAC|"
-    r"(^|_)PASS$|_PWD$|(ACCESS|ACCOUNT|API|APP|AUTH|CLIENT|MASTER|PRIVATE|SHARED|SIGNING)_?KEY"
+    r"SECRET|(?<!PAGE)(?<!PAGE_)(?<!NEXT_)(?<!CONTINUATION_)(?<!NUM_)(?<!MAX_)TOKENS?(_|$)|COOKIE|"
+    r"PASSW(OR)?D|PASSPHRASE|CREDENTIAL|SIGNATURE|AUTHORIZATION|CONNECTION_?STRING|SAS(_|$)|JWT|"
+    r"HMAC|(^|_)PASS$|_PWD$|(ACCESS|ACCOUNT|API|APP|AUTH|CLIENT|PRIVATE|SHARED|SIGNING)_?KEY"
 )
 _QUERY_NAME = re.compile(
     r"TOKEN(?!I)(?!S?$)|^(KEY|SIG|LSIG|SIGN|AUTH|PWD|POLICY|SE|SK[OT]ID|HDN(EA|T[LS])|OH|HM)$|"
     r"(^|_|J|PHP)SESS(ION)?_?(ID)?$|KEY_PAIR_ID|ACCESS_?(KEY_?)?ID|RES(OURCE)?_?KEY|RL_?KEY|"
     r"TEMP_?AUTH|Q_AK$|^X_(AMZ|BCE|COS|GOOG|OBS|OSS|TOS)_"
 )
-"""Names that are secret in a query: those of presigned URIs and sessions."""
-_HEADER_NAME = re.compile(r"AUTHORIZATION$|COOKIE$|^X_.*(KEY|SECRET|SIGNATURE|TOKEN)")
+"""Further names that are secret in a query: those of presigned URIs and sessions."""
 _PLACE_NAME = re.compile(r"(_FILE|_PATH|_DIR|_URI|_URL|_ENDPOINT|_PROVIDER)$|^GOOGLE_APPLICATION_")
 """Variables that hold the place of a secret, not the secret."""
 _UNSEEN = re.compile(
-    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     """Return ``text`` with every secret replaced by ``***``. Idempotent.
 
-    Secrets are userinfo in URIs, what signs their queries and paths (as that of S3, GCS, Azure and
-    CDNs), values of names such as ``password`` and of headers such as ``Authorization``, and the
-    values of environment variables with names such as ``HF_TOKEN``, also in URL encoding. Short or
-    simple values of variables are kept.
+    Secrets are userinfo in URIs, what signs their queries and paths (of S3, GCS, Azure and CDNs),
+    values of names such as ``password``, of headers such as ``Authorization``, and of environment
+    variables with names such as ``HF_TOKEN``, also in URL encoding. Short or simple values of
+    variables are kept.
     """
     for value in _secret_values(os.environ if environ is None else environ):
         text = text.replace(value, MASK)
-    text = _USERINFO.sub(_without_userinfo, text)
-    text = _BARE.sub(lambda found: f"{found[1] or found[2] or ''}{MASK}", text)
-    parts, end = [], 0
-    for pair in _PAIR.finditer(text):
-        if pair.start() >= end and (value := _secret_value(pair)):
-            parts += [text[end : pair.end()], value[1], MASK]
-            end = value.end()
-    return "".join([*parts, text[end:]])
+    return _masked(_ENCODED.sub(_masked_inside, text))
 
 
-def printable(text: str) -> str:
-    """Mask secrets in text of any origin, and escape all that is not seen as it is.
-
-    That is controls (such as those of terminals), line breaks, marks that reorder or hide text,
-    and blanks besides the space. Escapes are those of JSON.
-    """
-    text = redact(text)
-    if text.isprintable() and not _UNSEEN.search(text):
-        return text
+def printable(text: str, keep: str = "") -> str:
+    """Mask secrets, and escape (as JSON does) whatever a reader would not see as it is: controls,
+    line breaks, marks that reorder or hide text, and blanks other than the space."""
     return "".join(
         one
-        if one.isprintable() and not _UNSEEN.match(one)
-        else json.dumps(one)[1:-1].replace("\x7f", r"\u007f")
-        for one in text
+        if one in keep or (one.isprintable() and not _UNSEEN.match(one))
+        else ascii(one)[1:-1].replace(r"\x", r"\u00")
+        for one in redact(text)
     )
 
 
@@ -128,39 +105,31 @@ def _secret_values(environ: Mapping[str, str]) -> list[str]:
     for name, value in environ.items():
         is_long_enough = len(value) >= 12 or (len(value) >= 8 and any(map(str.isdigit, value)))
         if is_long_enough and _names_secret(name):
-            encoded = (
-                quote(value, safe=""),
-                quote(value),
-                quote_plus(value),
-                json.dumps(value)[1:-1],
-            )
-            values |= {value, *encoded}
+            values |= {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1]}
     return sorted(values, key=len, reverse=True)
 
 
+def _masked_inside(encoded: re.Match[str]) -> str:
+    """Mask a URI in the query of another one, percent-encoded once or more often."""
+    text = unquote(unquote(unquote(encoded[0])))
+    return encoded[0] if (shown := _masked(text)) == text else quote(shown, safe="*")
+
+
+def _masked(text: str) -> str:
+    text = _USERINFO.sub(rf"\1{MASK}@", text)
+    text = _FORM.sub(lambda found: f"{found[found.lastindex or 0]}{MASK}", text)
+    parts, end = [], 0
+    for pair in _PAIR.finditer(text):
+        *outer, name = re.split(r"[^\w.-]", unquote(unquote(pair[1])))
+        in_query = outer or text[max(0, pair.start() - 1) : pair.start(1)][:1] in tuple("?&;#~\\")
+        name = _plain(name)
+        is_secret = _SECRET_NAME.search(name) or (in_query and _QUERY_NAME.search(name))
+        value = _VALUE.match(text, pair.end()) if is_secret and pair.start() >= end else None
+        if value and ("=" in pair[2] or value[1]):
+            parts += [text[end : pair.end()], value[1] or value[3], MASK]
+            end = value.end()
+    return "".join([*parts, text[end:]])
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper().replace("-", "_").replace(".", "_")
-
-
-def _without_userinfo(found: re.Match[str]) -> str:
-    scheme, slashes, userinfo = filter(None, found.groups())
-    is_login = _LOGIN.fullmatch(scheme) and ":" not in unquote(unquote(userinfo))
-    return found[0] if is_login else f"{scheme}{slashes}{MASK}"
-
-
-def _secret_value(pair: re.Match[str]) -> re.Match[str] | None:
-    """Return the value of a pair, after its opening quote (group 1), if the name says secret."""
-    text, link, end = pair.string, pair[2].strip(), pair.end()
-    before = re.sub(r"\\u00(26|3[bf])", "&", text[max(0, pair.start() - 9) : pair.end(1)])
-    before, mark, name = re.split(r"(^|[^\w.-])(?=[\w.-]*$)", unquote(unquote(unquote(before))))
-    name, in_query = _plain(name), mark in tuple("?&;#~")
-    is_secret, quoted = bool(_SECRET_NAME.search(name)), _QUOTED.match(text, end)
-    if link[-1] in ":,":
-        is_header = bool(_HEADER_NAME.search(name))
-        if len(link) > 1:  # after the quote that ends the name
-            return quoted if is_header or (is_secret and link[-1] == ":") else None
-        return _HEADER_VALUE.match(text, end) if is_header else None
-    if not is_secret and not (in_query and _QUERY_NAME.search(name)):
-        return None
-    value = _ENCODED_VALUE if link != "=" else _QUERY_VALUE if in_query else _VALUE
-    return quoted or value.match(text, end)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[.-]", "_", name).upper()
