@@ -23,9 +23,7 @@ def write_file(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def put_file(
-    root: Path, path: Path, data: bytes, *, exclusive: bool, private: bool = False
-) -> None:
+def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: bool) -> None:
     """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one.
 
     Only its owner may read a ``private`` file, and list its folder, if this makes the folder.
@@ -67,8 +65,8 @@ def remove_abandoned(root: Path) -> None:
 def _temporary(path: Path, data: bytes, private: bool = False) -> Iterator[Path]:
     """Write a file, and remove it at the end unless it was moved."""
     try:
-        mode = 0o600 if private else 0o666
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        path.touch(0o600 if private else 0o666, exist_ok=False)
+        with path.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -78,7 +78,7 @@ class WorkerLog:
 
     def start(self) -> None:
         """Configure logging in this process, permanently."""
-        mask_other_logs()
+        mask_others()
         if self.as_json:
             LOGGER.handlers = [_json_handler(sys.stderr, self.context)]
             LOGGER.setLevel(logging.INFO)
@@ -94,8 +94,8 @@ class PlainFormatter(logging.Formatter):
         return printable(super().formatException(ei), keep="\n")
 
 
-def mask_other_logs() -> None:
-    """Mask and escape also what is logged where no handler is set, as by libraries."""
+def mask_others() -> None:
+    """Do the same with what is logged where no handler is set, as by libraries."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(PlainFormatter())
 
