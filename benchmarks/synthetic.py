@@ -14,11 +14,11 @@ from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import (
-    CHECKPOINT_INTERVAL,
     CommittedRows,
     ManifestEntry,
     ManifestState,
     append,
+    checkpoint_spacing,
     write_checkpoint,
 )
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
@@ -124,7 +124,7 @@ def write_output(
         written = append(store, entry)
         assert written is not None
         state.apply(written)
-        if state.next_seq % CHECKPOINT_INTERVAL == 0:
+        if state.next_seq % checkpoint_spacing(state.next_seq) == 0:
             write_checkpoint(store, state)
 
 
