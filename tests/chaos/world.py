@@ -180,7 +180,9 @@ class World:
 
     def replace_by_capped(self, pick: float) -> bool:
         """Replace a worker node by one with an older CPU, as far as torch can see."""
-        if self._capped or not self.remove_node(pick):
+        assert self._cluster is not None, "the cluster runs"
+        # Ray would ask a dead head about the new node without an end.
+        if self._capped or _is_dead(self._cluster.head_node) or not self.remove_node(pick):
             return False
         self._capped.append(self._add_node(CAPPED))
         return True
