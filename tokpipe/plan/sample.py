@@ -45,6 +45,6 @@ def sample_rows(
         next(batches, None) is None,
         num_rows - len(good),
         next(iter(problems.drop_null().to_pylist()), None),
-        items_of(table.take(pa.array(drawn)), drawn.tolist()),
+        items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config),
         hashes,
     )

@@ -14,7 +14,7 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.client import split_protocol
+from tokpipe.storage.client import requests_within, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
@@ -151,7 +151,8 @@ class DecodeStage:
     def _fetch(self, item: WorkItem) -> LocalVideo:
         started = time.monotonic()
         try:
-            video, is_new = self._sources.fetch(item)
+            with requests_within(item.allowed):
+                video, is_new = self._sources.fetch(item)
         finally:
             self.fetched_s += time.monotonic() - started
         if is_new:

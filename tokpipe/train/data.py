@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokpipe.config.sources import Source
 from tokpipe.errors import ConfigError
 from tokpipe.media.quality import Frames
 from tokpipe.sources import open_sources
+from tokpipe.sources.allowed import prefixes_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead
@@ -104,8 +106,9 @@ class TrainingData:
         """Decode clip ``number``. In place of one that cannot be used, another is drawn."""
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng((self.config.seed, _CLIP, number, attempt))
-            rows = self._sources[int(rng.choice(len(self._shares), p=self._shares))]
-            clip = decoders.decode(_item(rows, int(rng.integers(rows.num_rows))), rng)
+            chosen = int(rng.choice(len(self._shares), p=self._shares))
+            rows, source = self._sources[chosen], self.config.sources[chosen]
+            clip = decoders.decode(_item(rows, int(rng.integers(rows.num_rows)), source), rng)
             if isinstance(clip, DecodedClip):
                 return clip.frames
             problem = f"{clip.ref.source_uri}: {clip.message}"
@@ -165,18 +168,20 @@ def _usable_rows(source: RowSource) -> pa.Table:
     return usable
 
 
-def _item(rows: pa.Table, row: int) -> WorkItem:
+def _item(rows: pa.Table, row: int, source: Source) -> WorkItem:
     (values,) = rows.slice(row, 1).to_pylist()
     keys = ("archive_uri", "member_offset", "member_size", "member_column")
     place = [values[key] for key in keys]
+    member = None if place[0] is None else ArchiveMember(*place)
     return WorkItem(
         row,
         row_id=f"{row:032x}",
         source_uri=values["source_uri"],
-        member=None if place[0] is None else ArchiveMember(*place),
+        member=member,
         start_s=values["start_s"],
         end_s=values["end_s"],
         version=values["source_version"],
+        allowed=prefixes_of(source, member),
     )
 
 

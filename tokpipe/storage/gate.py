@@ -1,0 +1,123 @@
+"""Where web requests may go: checked as each is sent, also at redirects, and again after DNS."""
+
+import re
+import socket
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+from unicodedata import normalize
+from urllib.parse import unquote
+
+import aiohttp
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from tokpipe.errors import AccessDenied
+from tokpipe.telemetry.redact import redact
+
+_INTERNAL = [
+    ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "127.0.0.0/8", "::/96", "169.254.0.0/16", "fe80::/10"),
+        *("100.100.100.200", "168.63.129.16", "192.0.0.192"),
+        *("fd00:c1::/32", "fd00:ec2::/32", "fd20:ce::/32"),
+    )
+]
+"""This machine, and where clouds answer with its credentials and settings."""
+_NAMES = {"localhost": "127.0.0.1", "metadata.google.internal": "169.254.169.254"}
+_UNCLEAR = re.compile(
+    r"(^|[/\\=])[\s.]*\.\.[\s.]*([/\\;?#&]|$)"
+    r"|[\x00-\x1f\x7f\udcc0\udcc1]|\udce0[\udc80-\udc9f]|%u[0-9A-Fa-f]{4}"
+)
+"""What a server may read as a part ``..``: also with blanks or parameters, around controls that it
+drops, or in the invalid UTF-8 and the escapes that some decode."""
+
+
+def is_below(url: URL, prefixes: Sequence[URL]) -> bool:
+    """Whether a request is for what is at or below a prefix, however its server reads the path.
+
+    A prefix without a host, such as ``https://``, allows everything.
+    """
+    path = decoded = url.raw_path_qs
+    while (decoded := unquote(last := decoded, errors="surrogateescape")) != last:
+        pass
+    is_clear = not _UNCLEAR.search(normalize("NFKC", decoded))
+    for prefix in prefixes:
+        folder = prefix.raw_path_qs.rstrip("/")
+        if prefix.scheme == url.scheme and (
+            not prefix.raw_host
+            or (
+                (is_clear and prefix.origin() == url.origin())
+                and (path == folder or path.startswith(f"{folder}/"))
+            )
+        ):
+            return True
+    return False
+
+
+async def get_client(prefixes: Sequence[str], **kwargs: Any) -> aiohttp.ClientSession:
+    gate = _Gate([URL(prefix) for prefix in prefixes])
+    connector = aiohttp.TCPConnector(resolver=gate)
+    return aiohttp.ClientSession(connector=connector, middlewares=(gate.check,), **kwargs)
+
+
+class _Gate(ThreadedResolver):
+    def __init__(self, prefixes: Sequence[URL]) -> None:
+        super().__init__()
+        self._prefixes = prefixes
+        self._is_open = not all(url.raw_host for url in prefixes)
+        # Who owns a host in ``allowed_prefixes`` also decides what its name resolves to.
+        named = (url for url in prefixes if self._is_open or _address(url.raw_host))
+        self._trusted = {(url.raw_host, url.port) for url in named}
+
+    async def check(self, request: Any, send: Any) -> Any:
+        """Check a request, which may be that of a redirect, and send it."""
+        url = request.url
+        if not is_below(url, self._prefixes):
+            raise _denied(str(url), "is outside the allowed prefixes")
+        if request.proxy:
+            self._trusted.add((request.proxy.raw_host, request.proxy.port))
+        if _address(url.raw_host):  # so it is not looked up
+            self._check_address(url.raw_host, url.port, url.raw_host)
+        return await send(request)
+
+    async def resolve(self, host: str, port: int = 0, *args: Any, **kwargs: Any) -> Any:
+        found = await super().resolve(host, port, *args, **kwargs)
+        for one in found:
+            self._check_address(host, port, one["host"])
+        return found
+
+    def _check_address(self, host: str, port: int, text: str) -> None:
+        address = _address(text)
+        if (host, port) not in self._trusted and (address is None or self._is_barred(address)):
+            found = "is this machine, or a service that tells it its credentials"
+            raise _denied(f"{host}:{port} ({text})", found)
+
+    def _is_barred(self, address: IPv4Address | IPv6Address) -> bool:
+        if any(address in network for network in _INTERNAL):
+            return True
+        # A host in ``allowed_prefixes`` may be one of several that also run the job.
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with suppress(OSError), closing(socket.socket(family, socket.SOCK_DGRAM)) as unsent:
+            unsent.connect((str(address), 9))  # to itself, a machine sends from the same address
+            return self._is_open and ip_address(unsent.getsockname()[0]) == address
+        return False
+
+
+def _address(host: str | None) -> IPv4Address | IPv6Address | None:
+    host = str(host).rstrip(".")
+    with suppress(ValueError):
+        address = ip_address(_NAMES.get(host, host))
+        return getattr(address, "ipv4_mapped", None) or address
+    with suppress(OSError):  # 127.1, 0x7f000001, 2130706433
+        return IPv4Address(socket.inet_aton(host))
+    return None
+
+
+def _denied(place: str, found: str) -> AccessDenied:
+    return AccessDenied(
+        f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a web server "
+        "that redirects, could reach what only this machine may. If it is safe, add the address "
+        "to allowed_prefixes of the source"
+    )
