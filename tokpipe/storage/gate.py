@@ -27,7 +27,7 @@ _INTERNAL = [
 """This machine, and where clouds answer with its credentials and settings."""
 _NAMES = {"localhost": "127.0.0.1", "metadata.google.internal": "169.254.169.254"}
 _UNCLEAR = re.compile(
-    r"(^|[/\\=])[\s.]*\.\.[\s.]*([/\\;?#&]|$)"
+    r"(^|[/\\=])(\s*\.){2,}\s*([/\\;?#&]|$)"
     r"|[\x00-\x1f\x7f\udcc0\udcc1]|\udce0[\udc80-\udc9f]|%u[0-9A-Fa-f]{4}"
 )
 """What a server may read as a part ``..``: also with blanks or parameters, around controls that it
@@ -40,9 +40,9 @@ def is_below(url: URL, prefixes: Sequence[URL]) -> bool:
     A prefix without a host, such as ``https://``, allows everything.
     """
     path = decoded = url.raw_path_qs
-    while (decoded := unquote(last := decoded, errors="surrogateescape")) != last:
-        pass
-    is_clear = not _UNCLEAR.search(normalize("NFKC", decoded))
+    for _ in range(8):
+        decoded = unquote(last := decoded, errors="surrogateescape")
+    is_clear = decoded == last and not _UNCLEAR.search(normalize("NFKC", decoded))
     for prefix in prefixes:
         folder = prefix.raw_path_qs.rstrip("/")
         if prefix.scheme == url.scheme and (
