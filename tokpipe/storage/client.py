@@ -32,7 +32,9 @@ MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
 
 _WEB = ("http", "https")
-_allowed: ContextVar[tuple[str, ...] | None] = ContextVar("allowed", default=None)
+ALLOWED: ContextVar[tuple[str, ...] | None] = ContextVar("ALLOWED", default=None)
+"""``WorkItem.allowed`` of what is fetched; by default the job's author wrote its URI."""
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -68,16 +70,6 @@ def split_protocol(uri: str) -> tuple[str, str]:
     return ("file", uri[match.end() :]) if protocol in ("file", "local") else (protocol, uri)
 
 
-@contextlib.contextmanager
-def requests_within(allowed: tuple[str, ...] | None) -> Iterator[None]:
-    """Limit the web requests that clients of the block send, as ``WorkItem.allowed`` says."""
-    token = _allowed.set(allowed)
-    try:
-        yield
-    finally:
-        _allowed.reset(token)
-
-
 def client_of(uri: str, options: StoreOptions) -> "Client":
     """Return this process's client for a URI, creating it on first use.
 
@@ -87,12 +79,10 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
     environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
-    allowed = _allowed.get()
-    if protocol not in _WEB:  # no other URI names the server that it is requested from
-        allowed = ()
-    elif not allowed:
-        own = () if allowed == () else ("/".join(uri.split("/")[:3]),)
-        allowed = ("http://", "https://", *own)
+    allowed = ALLOWED.get() if protocol in _WEB else ()  # other URIs do not name servers
+    if protocol in _WEB and not allowed:
+        server = "/".join(uri.split("/")[:3])
+        allowed = ("http://", "https://", *([server] if allowed is None else []))
     chosen = json.dumps([options.options_of(uri), options.deadline_s, allowed])
     return _client(protocol, chosen, os.getpid(), tuple(environment))
 

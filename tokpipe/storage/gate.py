@@ -2,8 +2,8 @@
 
 import re
 import socket
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 from unicodedata import normalize
@@ -16,14 +16,10 @@ from yarl import URL
 from tokpipe.errors import AccessDenied
 from tokpipe.telemetry.redact import redact
 
-_INTERNAL = [
-    ip_network(network)
-    for network in (
-        *("0.0.0.0/8", "127.0.0.0/8", "::/96", "169.254.0.0/16", "fe80::/10"),
-        *("100.100.100.200", "168.63.129.16", "192.0.0.192"),
-        *("fd00:c1::/32", "fd00:ec2::/32", "fd20:ce::/32"),
-    )
-]
+_INTERNAL = (
+    *("0.0.0.0/8", "127.0.0.0/8", "::/96", "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32"),
+    *("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:c1::/32", "fd20:ce::/32"),
+)
 """This machine, and where clouds answer with its credentials and settings."""
 _NAMES = {"localhost": "127.0.0.1", "metadata.google.internal": "169.254.169.254"}
 _UNCLEAR = re.compile(
@@ -34,47 +30,25 @@ _UNCLEAR = re.compile(
 drops, or in the invalid UTF-8 and the escapes that some decode."""
 
 
-def is_below(url: URL, prefixes: Sequence[URL]) -> bool:
-    """Whether a request is for what is at or below a prefix, however its server reads the path.
-
-    A prefix without a host, such as ``https://``, allows everything.
-    """
-    path = decoded = url.raw_path_qs
-    for _ in range(8):
-        decoded = unquote(last := decoded, errors="surrogateescape")
-    is_clear = decoded == last and not _UNCLEAR.search(normalize("NFKC", decoded))
-    for prefix in prefixes:
-        folder = prefix.raw_path_qs.rstrip("/")
-        if prefix.scheme == url.scheme and (
-            not prefix.raw_host
-            or (
-                (is_clear and prefix.origin() == url.origin())
-                and (path == folder or path.startswith(f"{folder}/"))
-            )
-        ):
-            return True
-    return False
-
-
-async def get_client(prefixes: Sequence[str], **kwargs: Any) -> aiohttp.ClientSession:
-    gate = _Gate([URL(prefix) for prefix in prefixes])
+async def get_client(prefixes: Iterable[str], **kwargs: Any) -> aiohttp.ClientSession:
+    gate = _Gate(prefixes)
     connector = aiohttp.TCPConnector(resolver=gate)
     return aiohttp.ClientSession(connector=connector, middlewares=(gate.check,), **kwargs)
 
 
 class _Gate(ThreadedResolver):
-    def __init__(self, prefixes: Sequence[URL]) -> None:
+    def __init__(self, prefixes: Iterable[str]) -> None:
         super().__init__()
-        self._prefixes = prefixes
-        self._is_open = not all(url.raw_host for url in prefixes)
+        self._prefixes = [URL(prefix) for prefix in prefixes]
+        self._is_open = not all(url.raw_host for url in self._prefixes)
         # Who owns a host in ``allowed_prefixes`` also decides what its name resolves to.
-        named = (url for url in prefixes if self._is_open or _address(url.raw_host))
+        named = (url for url in self._prefixes if self._is_open or _address(url.raw_host))
         self._trusted = {(url.raw_host, url.port) for url in named}
 
     async def check(self, request: Any, send: Any) -> Any:
         """Check a request, which may be that of a redirect, and send it."""
         url = request.url
-        if not is_below(url, self._prefixes):
+        if not self._is_below(url):
             raise _denied(str(url), "is outside the allowed prefixes")
         if request.proxy:
             self._trusted.add((request.proxy.raw_host, request.proxy.port))
@@ -88,21 +62,30 @@ class _Gate(ThreadedResolver):
             self._check_address(host, port, one["host"])
         return found
 
+    def _is_below(self, url: URL) -> bool:
+        """Whether a request stays below a prefix, however its server reads the path."""
+        path = decoded = url.raw_path_qs
+        for _ in range(8):
+            decoded = unquote(last := decoded, errors="surrogateescape")
+        is_clear = decoded == last and not _UNCLEAR.search(normalize("NFKC", decoded))
+        for prefix in (one for one in self._prefixes if one.scheme == url.scheme):
+            folder = prefix.raw_path_qs.rstrip("/")
+            is_there = path == folder or path.startswith(f"{folder}/")
+            # Without a host, as in ``https://``, it allows everything.
+            if not prefix.raw_host or (is_there and is_clear and prefix.origin() == url.origin()):
+                return True
+        return False
+
     def _check_address(self, host: str, port: int, text: str) -> None:
         address = _address(text)
-        if (host, port) not in self._trusted and (address is None or self._is_barred(address)):
+        if (host, port) not in self._trusted and (
+            address is None
+            or any(address in ip_network(network) for network in _INTERNAL)
+            # A host of ``allowed_prefixes`` may be one of several that also run the job.
+            or (self._is_open and _is_own(address))
+        ):
             found = "is this machine, or a service that tells it its credentials"
             raise _denied(f"{host}:{port} ({text})", found)
-
-    def _is_barred(self, address: IPv4Address | IPv6Address) -> bool:
-        if any(address in network for network in _INTERNAL):
-            return True
-        # A host in ``allowed_prefixes`` may be one of several that also run the job.
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        with suppress(OSError), closing(socket.socket(family, socket.SOCK_DGRAM)) as unsent:
-            unsent.connect((str(address), 9))  # to itself, a machine sends from the same address
-            return self._is_open and ip_address(unsent.getsockname()[0]) == address
-        return False
 
 
 def _address(host: str | None) -> IPv4Address | IPv6Address | None:
@@ -113,6 +96,15 @@ def _address(host: str | None) -> IPv4Address | IPv6Address | None:
     with suppress(OSError):  # 127.1, 0x7f000001, 2130706433
         return IPv4Address(socket.inet_aton(host))
     return None
+
+
+def _is_own(address: IPv4Address | IPv6Address) -> bool:
+    """Whether this machine has an address: it can then send from there to there."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as unsent:
+        unsent.connect((str(address), 9))
+        return ip_address(unsent.getsockname()[0]) == address
+    return False
 
 
 def _denied(place: str, found: str) -> AccessDenied:
