@@ -45,7 +45,7 @@ class _Web(http.server.BaseHTTPRequestHandler):
 
 def _serving(family: int, host: str) -> Server:
     handler = type("Web", (_Web,), {"heard": []})
-    server = type("Any", (Server,), {"address_family": family})((host, 0), handler)
+    server: Server = type("Any", (Server,), {"address_family": family})((host, 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 

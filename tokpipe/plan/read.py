@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokpipe.config.sources import Source
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part
-from tokpipe.sources.allowed import prefixes_of
+from tokpipe.plan.stored import ROW_ID, PlanPart, StoredPlan, read_part
+from tokpipe.sources.rows import items_of
 from tokpipe.storage.store import Store
-from tokpipe.types import ArchiveMember, WorkItem
+from tokpipe.types import WorkItem
 
 _CACHED_PARTS = 3
 _ITEMS_AT_ONCE = 4096
@@ -100,23 +100,3 @@ class PlanReader:
             undone = start + np.flatnonzero(~done(start, stop))
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
                 yield self.items(undone[at : at + _ITEMS_AT_ONCE])
-
-
-def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None) -> list[WorkItem]:
-    """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
-    unknown = pa.nulls(len(table))
-    columns = [
-        (table.column(name) if name in table.column_names else unknown).to_pylist()
-        for name in OWN_COLUMNS
-    ]
-    items = []
-    for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
-        rows, *columns, strict=True
-    ):
-        member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
-        known = {"problem": problem, "version": version}
-        if source is not None:
-            allowed = prefixes_of(source, member)
-            known |= {"follows": source.on_change == "accept", "allowed": allowed}
-        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
-    return items

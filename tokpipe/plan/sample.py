@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tokpipe.plan.read import items_of
 from tokpipe.plan.write import with_row_ids
-from tokpipe.sources.rows import ROW_SCHEMA, RowSource
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.types import WorkItem
 
 

@@ -116,9 +116,8 @@ class SourceFrames:
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
         (item,) = self._plan.items([clip.plan_row])
-        # The job of an output says what its author allowed, who may be someone else.
-        known = {"segment": clip.segment, "num_segments": clip.num_segments, "allowed": ()}
-        item = replace(item, **known)
+        # What the job of an output allows, its author wrote, who may be someone else.
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=())
         last = False
         while not last:
             (decoded,) = self._stage.process([item])

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.sources import Source
-from tokpipe.types import ArchiveMember
-
 REMOTE_PROTOCOLS = (
     *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "hf", "oss"),
     *("oci", "memory"),
@@ -66,13 +63,6 @@ class AllowedUris:
             is_below = pc.or_(is_below, pc.starts_with(plain, f"{folder}/"))
         is_below = pc.and_not(is_below, pc.match_substring_regex(uris, _PARENT))
         return pc.or_(chained, pc.invert(pc.or_(is_remote, is_below)))
-
-
-def prefixes_of(source: Source, member: ArchiveMember | None) -> tuple[str, ...] | None:
-    """Return the limit on requests for one row: only what a table lists is not its author's."""
-    if source.kind != "table" or member is not None:
-        return None
-    return source.allowed_prefixes or ()
 
 
 def example_prefix(uri: str) -> str:
