@@ -39,7 +39,7 @@ async def get_client(prefixes: Iterable[str], **kwargs: Any) -> aiohttp.ClientSe
 class _Gate(ThreadedResolver):
     def __init__(self, prefixes: Iterable[str]) -> None:
         super().__init__()
-        self._prefixes = [URL(prefix) for prefix in prefixes]
+        self._prefixes = [URL(one) for one in prefixes if re.match(r"(?i)https?://", one)]
         self._is_open = not all(url.raw_host for url in self._prefixes)
         # Who owns a host in ``allowed_prefixes`` also decides what its name resolves to.
         named = (url for url in self._prefixes if self._is_open or _address(url.raw_host))
@@ -68,22 +68,22 @@ class _Gate(ThreadedResolver):
         for _ in range(8):
             decoded = unquote(last := decoded, errors="surrogateescape")
         is_clear = decoded == last and not _UNCLEAR.search(normalize("NFKC", decoded))
-        for prefix in (one for one in self._prefixes if one.scheme == url.scheme):
-            folder = prefix.raw_path_qs.rstrip("/")
-            is_there = path == folder or path.startswith(f"{folder}/")
-            # Without a host, as in ``https://``, it allows everything.
-            if not prefix.raw_host or (is_there and is_clear and prefix.origin() == url.origin()):
-                return True
-        return False
+        return any(
+            is_clear
+            and prefix.origin() == url.origin()
+            and f"{path}/".startswith(f"{prefix.raw_path_qs.rstrip('/')}/")
+            # Without a host, as in ``https://``, a prefix allows everything.
+            if prefix.raw_host
+            else prefix.scheme == url.scheme
+            for prefix in self._prefixes
+        )
 
     def _check_address(self, host: str, port: int, text: str) -> None:
         address = _address(text)
-        if (host, port) not in self._trusted and (
-            address is None
-            or any(address in ip_network(network) for network in _INTERNAL)
-            # A host of ``allowed_prefixes`` may be one of several that also run the job.
-            or (self._is_open and _is_own(address))
-        ):
+        is_internal = any(address in ip_network(one) for one in _INTERNAL) if address else True
+        # A host of ``allowed_prefixes`` may be one of several that also run the job.
+        is_own = self._is_open and address is not None and _is_own(address)
+        if (is_internal or is_own) and (host, port) not in self._trusted:
             found = "is this machine, or a service that tells it its credentials"
             raise _denied(f"{host}:{port} ({text})", found)
 
