@@ -1,5 +1,6 @@
 """Web requests stay where they are allowed, whatever a table or a redirecting server writes."""
 
+import asyncio
 import http.server
 import random
 import re
@@ -8,14 +9,23 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pytest
+from pydantic import TypeAdapter
 
 from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import Source
 from tokpipe.errors import SourceError
+from tokpipe.reconstruct.frames import SourceFrames
+from tokpipe.sources.rows import items_of
 from tokpipe.storage.client import ALLOWED
 from tokpipe.storage.fetch import fetch_to_file
+from tokpipe.storage.gate import _Gate
+from tokpipe.types import WorkItem
 
 DATA = b"a video"
 Server = http.server.ThreadingHTTPServer
@@ -143,7 +153,15 @@ LOCAL += ["localhost.", "LocalHost", "\uff11\uff12\uff17.0.0.1", "127\u30020.0.1
 LOCAL += [address_of_this_machine(), f"[::ffff:{address_of_this_machine()}]", "me@127.0.0.1"]
 CLOUD = ["169.254.169.254", "169.254.170.2", "[fd00:ec2::254]", "100.100.100.200", "0xa9fea9fe"]
 CLOUD += ["metadata.google.internal", "Metadata.Google.Internal.", "[::ffff:a9fe:a9fe]"]
-CLOUD += ["2852039166", "[fe80::1]", "168.63.129.16", "[::ffff:100.100.100.200]"]
+CLOUD += [
+    "[64:ff9b::a9fe:a9fe]",
+    "[2002:7f00:1::]",
+    "169.254.169.254.",
+    "2852039166",
+    "[fe80::1]",
+    "168.63.129.16",
+    "[::ffff:100.100.100.200]",
+]
 
 
 @pytest.mark.parametrize("host", [*LOCAL, *CLOUD])
@@ -206,3 +224,42 @@ def test_a_name_is_judged_by_the_address_that_is_connected_to(
     assert fetch(f"{place}/a.mp4", written=True) == ""
     assert fetch(f"{place}/b.mp4") == "access_denied"  # also once a connection is open
     assert set(heard(other)) == {"/a.mp4"}
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "10.0.0.5", "2606:2800::1", "64:ff9b::1"])
+def test_other_addresses_are_allowed(address: str) -> None:
+    async def check() -> None:
+        _Gate(["http://", "https://"])._check_address("videos.test", 80, address)
+
+    asyncio.run(check())
+
+
+ROW = {"row_id": "0", "source_uri": "http://h/a", "archive_uri": "http://h/t.tar"}
+TABLE = {"kind": "table", "uri": "http://h/t.csv", "uri_column": "u"}
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "allowed"),
+    [
+        ({"kind": "files", "uri": "http://h/a"}, ["row_id", "source_uri"], None),
+        ({"kind": "webdataset", "uri": "http://h/t.tar"}, list(ROW), None),
+        (TABLE, ["row_id", "source_uri"], ()),
+        ({**TABLE, "allowed_prefixes": ("http://h",)}, ["row_id", "source_uri"], ("http://h",)),
+        ({**TABLE, "allowed_prefixes": ("http://x",)}, list(ROW), None),  # videos in the table
+        (None, list(ROW), ()),
+    ],
+)
+def test_only_what_the_author_of_a_job_wrote_is_requested_wherever_it_is(
+    source: dict[str, Any] | None, row: list[str], allowed: tuple[str, ...] | None
+) -> None:
+    config = None if source is None else TypeAdapter[Any](Source).validate_python(source)
+    (item,) = items_of(pa.table({name: [ROW[name]] for name in row}), [0], config)
+    assert item.allowed == allowed
+    seen: list[WorkItem] = []
+    frames = object.__new__(SourceFrames)  # without its decoding process
+    frames._plan = SimpleNamespace(items=lambda _: [item])  # type: ignore[assignment]
+    frames._stage = SimpleNamespace(process=seen.extend)  # type: ignore[assignment]
+    clip: Any = SimpleNamespace(plan_row=0, segment=0, num_segments=1)
+    with pytest.raises(TypeError):  # nothing was decoded
+        next(frames.decoded(clip))
+    assert [one.allowed for one in seen] == [()]  # whose output is compared may be anyone's

@@ -19,6 +19,7 @@ from tokpipe.telemetry.redact import redact
 _INTERNAL = (
     *("0.0.0.0/8", "127.0.0.0/8", "::/96", "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32"),
     *("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:c1::/32", "fd20:ce::/32"),
+    *("64:ff9b::7f00:0/104", "64:ff9b::a9fe:0/112", "2002:7f00::/24", "2002:a9fe::/32"),
 )
 """This machine, and where clouds answer with its credentials and settings."""
 _NAMES = {"localhost": "127.0.0.1", "metadata.google.internal": "169.254.169.254"}
