@@ -153,15 +153,8 @@ LOCAL += ["localhost.", "LocalHost", "\uff11\uff12\uff17.0.0.1", "127\u30020.0.1
 LOCAL += [address_of_this_machine(), f"[::ffff:{address_of_this_machine()}]", "me@127.0.0.1"]
 CLOUD = ["169.254.169.254", "169.254.170.2", "[fd00:ec2::254]", "100.100.100.200", "0xa9fea9fe"]
 CLOUD += ["metadata.google.internal", "Metadata.Google.Internal.", "[::ffff:a9fe:a9fe]"]
-CLOUD += [
-    "[64:ff9b::a9fe:a9fe]",
-    "[2002:7f00:1::]",
-    "169.254.169.254.",
-    "2852039166",
-    "[fe80::1]",
-    "168.63.129.16",
-    "[::ffff:100.100.100.200]",
-]
+CLOUD += ["[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]", "169.254.169.254.", "2852039166"]
+CLOUD += ["[fe80::1]", "168.63.129.16", "[::ffff:100.100.100.200]"]
 
 
 @pytest.mark.parametrize("host", [*LOCAL, *CLOUD])
