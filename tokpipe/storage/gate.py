@@ -111,6 +111,6 @@ def _is_own(address: IPv4Address | IPv6Address) -> bool:
 def _denied(place: str, found: str) -> AccessDenied:
     return AccessDenied(
         f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a web server "
-        "that redirects, could reach what only this machine may. If it is safe, add the address "
-        "to allowed_prefixes of the source"
+        "that redirects, could reach what only this machine may. If that is safe, name the address "
+        "in allowed_prefixes of the table, or as the uri of a source"
     )
