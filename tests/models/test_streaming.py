@@ -200,11 +200,8 @@ def test_the_state_of_another_network_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"made by Encoder3D of [\d,]+ parameters, but passed to"):
         ours.stream(second, state)
     renamed = StreamState(ours.stream(first, None)[1].network, state.tensors)
-    with pytest.raises(ValueError, match=r"carries|used \d+"):
+    with pytest.raises(ValueError, match="carries"):
         ours.stream(second, renamed)
-    longer = StreamState(renamed.network, (*ours.stream(first, None)[1].tensors, second))
-    with pytest.raises(ValueError, match="made by another network"):
-        ours.stream(second, longer)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -3,7 +3,9 @@
 Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``.
 """
 
+import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Keep, Levels, MidBlocks, Pyramid, drop
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -74,10 +76,9 @@ class Encoder(nn.Module):
         ``down{level}_attn{block}``, ``down{level}_downsample``, ``mid_block_1``, ``mid_attn_1``,
         ``mid_block_2``, ``norm_out``, ``nonlinearity``, ``conv_out``.
         """
-        features: dict[str, Tensor] = {}
-        return self(x, keep=features.__setitem__), features
+        return _features(self, x)
 
-    def forward(self, x: Tensor, *, keep: Keep = drop) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
         check_input(x, self.conv_in, "x")
         if min(x.shape[2:]) < self.spatial_stride:
@@ -85,10 +86,9 @@ class Encoder(nn.Module):
                 f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: pass at least "
                 f"{self.spatial_stride} rows and columns, which make one position of the latent"
             )
-        h: Tensor = self.conv_in(x)
-        keep("conv_in", h)
-        h = self.mid(self.down(h, keep=keep), keep=keep)
-        return _finish(self.norm_out(h), self.conv_out, keep)
+        h = self.mid(self.down(self.conv_in(x)))
+        y: Tensor = self.conv_out(silu(self.norm_out(h)))
+        return y
 
 
 class Decoder(nn.Module):
@@ -184,10 +184,9 @@ class Decoder(nn.Module):
         ``nonlinearity``, ``conv_out``. (With ``give_pre_end``, published code omits the second
         value.)
         """
-        features: dict[str, Tensor] = {}
-        return self(z, zq, keep=features.__setitem__), features
+        return _features(self, z, zq)
 
-    def forward(self, z: Tensor, zq: Tensor | None = None, *, keep: Keep = drop) -> Tensor:
+    def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
         """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
 
         zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
@@ -201,13 +200,11 @@ class Decoder(nn.Module):
                     f"z has {len(z)} images and zq {len(zq)}: pass one zq for each image of z"
                 )
         context = () if zq is None else (zq,)
-        h: Tensor = self.conv_in(z)
-        keep("conv_in", h)
-        h = self.up(self.mid(h, None, *context, keep=keep), *context, keep=keep)
-        if self.give_pre_end:
-            return h
-        h = _finish(normalized(norm, h, zq), self.conv_out, keep)
-        return h.tanh() if self.tanh_out else h
+        h: Tensor = self.up(self.mid(self.conv_in(z), None, *context), *context)
+        if not self.give_pre_end:
+            h = self.conv_out(silu(normalized(norm, h, zq)))
+            h = h.tanh() if self.tanh_out else h
+        return h
 
 
 class MOVQDecoder(Decoder):
@@ -228,10 +225,23 @@ AutoencoderEncoder = Encoder
 AutoencoderDecoder = Decoder
 
 
-def _finish(h: Tensor, conv_out: nn.Module, keep: Keep) -> Tensor:
-    keep("norm_out", h)
-    h = silu(h)
-    keep("nonlinearity", h)
-    h = conv_out(h)
-    keep("conv_out", h)
-    return h
+_STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
+"""Paths of the modules whose results are published features."""
+
+
+def _features(network: nn.Module, *given: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The network's result, and that of each of its steps by the published name."""
+    features: dict[str, Tensor] = {}
+
+    def keep(name: str, _step: nn.Module, given: tuple[Tensor, ...], h: Tensor) -> None:
+        if name == "conv_out":
+            features["nonlinearity"] = given[0]
+        features[name] = h
+
+    with ExitStack() as stack:
+        for path, step in network.named_modules():
+            if _STEPS.fullmatch(path):
+                name = re.sub(r"\.(?=\d)", "" if path.startswith("down") else "_", path)
+                hook = step.register_forward_hook(partial(keep, name.replace(".", "_")))
+                stack.callback(hook.remove)
+        return network(*given), features

@@ -84,14 +84,14 @@ class UNet(nn.Module):
         x = self._joined(x, context)
         temb = self._embed(x, t)
         kept: list[Tensor] = [self.conv_in(x)]
-        for _, level in self.down.in_order():
+        for level in self.down.in_order():
             for block, attn in level.steps():
                 h = block(kept[-1], temb)
                 kept.append(h if attn is None else attn(h))
             if level.downsample is not None:
                 kept.append(level.downsample(kept[-1]))
         h = self.mid(kept[-1], temb)
-        for _, level in self.up.in_order():
+        for level in self.up.in_order():
             for block, attn in level.steps():
                 h = block(torch.cat([h, kept.pop()], dim=1), temb)
                 h = h if attn is None else attn(h)
