@@ -6,7 +6,7 @@ Attribute names are state_dict keys: an interface.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Required, TypeAlias, TypedDict, cast
 
 from torch import Tensor, nn
 
@@ -23,18 +23,32 @@ class LevelPlan:
     attends: bool  # Whether attention follows each block
 
 
-@dataclass(frozen=True)
+class Shape(TypedDict, total=False):
+    """The published arguments that all networks share; ``Pyramid`` has their defaults."""
+
+    ch: Required[int]
+    ch_mult: Sequence[int]
+    num_res_blocks: Required[int]
+    attn_resolutions: Required[Sequence[int]]
+    dropout: float
+    resamp_with_conv: bool
+    resolution: Required[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """The levels that the published arguments describe.
+    """The levels of a network, by the arguments in ``Shape``.
 
     ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention.
     """
 
     ch: int
-    ch_mult: Sequence[int]
+    ch_mult: Sequence[int] = (1, 2, 4, 8)
     num_res_blocks: int
-    resolution: int
     attn_resolutions: Sequence[int]
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    resolution: int
 
     @property
     def spatial_stride(self) -> int:

@@ -43,9 +43,7 @@ class CosmosDVTokenizer(VideoTokenizer):
         return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if self.decoder is None:
-            raise self._no_decoder()
-        floats: Tensor = self.decoder(codes.int())
+        floats: Tensor = self._needed(self.decoder)(codes.int())
         return floats
 
     def _cast(self, dtype: torch.dtype) -> None:
