@@ -51,28 +51,20 @@ class Probe:
     source_fps: float
 
 
+@dataclass(eq=False, repr=False)
 class Undecodable(SourceError):
-    """A clip that cannot be decoded, through its own fault.
+    """A clip that cannot be decoded, through its own fault."""
 
-    Attributes:
-        backend: the backend that decided; None if none was tried.
-        num_segments: number of segments of the row, if it is known.
-        error: class name of the exception behind it, or the signal's name; None where no library
-            complained.
-    """
+    reason: str
+    message: str
+    backend: str | None  # The backend that decided; None if none was tried
+    num_segments: int | None  # Number of segments of the row, if it is known
+    error: str | None = None
+    """Class name of the exception behind it, or the signal's name; None where no library
+    complained."""
 
-    def __init__(
-        self,
-        reason: str,
-        message: str,
-        backend: str | None,
-        num_segments: int | None,
-        error: str | None = None,
-    ) -> None:
-        super().__init__(reason, message)
-        self.backend = backend
-        self.num_segments = num_segments
-        self.error = error
+    def __post_init__(self) -> None:
+        super().__init__(self.reason, self.message)
 
 
 class _Lost(Undecodable):

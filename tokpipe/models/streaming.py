@@ -30,10 +30,6 @@ class StreamState:
                 "that this network returned for the piece before, or None to start a clip"
             )
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
-
     def to(self, device: torch.device | str) -> "StreamState":
         return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))
 

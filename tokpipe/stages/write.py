@@ -63,8 +63,6 @@ class WriteStage:
 
 def _joined(pieces: list[EncodedClip]) -> EncodedClip:
     """Join the pieces of a clip; ``build_shard`` checks that none is missing."""
-    if len(pieces) == 1:
-        return pieces[0]
     return replace(
         pieces[0],
         chunks=tuple(chain.from_iterable(piece.chunks for piece in pieces)),

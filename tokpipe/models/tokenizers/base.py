@@ -215,12 +215,11 @@ class VideoTokenizer(nn.Module, ABC):
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer takes "
                 "at least one integer of (B, t, h, w)"
             )
-        if codes.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            codes = codes.to(torch.int64)  # few operations support these types
+        codes = codes.long()  # few operations support uint16, uint32 and uint64
         check_range(codes, self.traits.codebook_size, "tokenizer")
         stride = self.traits.spatial_stride
         self.traits.check_size(codes.shape[2] * stride, codes.shape[3] * stride)
-        return codes.long()
+        return codes
 
     def _folded(self, codes: Tensor) -> Tensor:
         return codes.flatten(0, 1) if self.traits.layout == "BCHW" else codes
