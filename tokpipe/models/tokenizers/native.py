@@ -28,7 +28,6 @@ from tokpipe.models.quantizers import (
 )
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
-from tokpipe.models.tokenizers.weights import load_weights
 
 
 class NativeTokenizer(VideoTokenizer):
@@ -72,7 +71,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def frames_of(self, vectors: Tensor) -> Tensor:
         """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients."""
-        return self._unpatched(self._with_decoder()(vectors))
+        return self._unpatched(self._needed(self.decoder)(vectors))
 
     def _encode(self, x: Tensor) -> Tensor:
         return codes_or_not_finite(self.quantizer, self.latent_of(x))
@@ -85,13 +84,8 @@ class NativeTokenizer(VideoTokenizer):
         return self.frames_of(self._vectors(codes))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        floats, after = self._with_decoder().stream(self._vectors(codes), state)
+        floats, after = self._needed(self.decoder).stream(self._vectors(codes), state)
         return self._unpatched(floats), after
-
-    def _with_decoder(self) -> MOVQDecoder3D:
-        if self.decoder is None:
-            raise self._no_decoder()
-        return self.decoder
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.quantizer.vectors_of(codes).to(self.dtype)
@@ -114,18 +108,6 @@ class NativeTokenizer(VideoTokenizer):
         if self.patch_size == 1:
             return x
         return F.pixel_shuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
-
-
-def build_native(
-    config: NativeConfig, weights: bytes | None, *, with_decoder: bool
-) -> NativeTokenizer:
-    """Build on the CPU in float32; see ``build_tokenizer``."""
-    tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
-    if weights is None:
-        _randomize(tokenizer, config.seed)
-    else:
-        load_weights(tokenizer, weights, config, with_decoder=with_decoder)
-    return tokenizer
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:
@@ -159,7 +141,7 @@ def fill_uniform(parameter: nn.Parameter, bound: float, seed: int, key: str) -> 
     parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
 
 
-def _randomize(tokenizer: nn.Module, seed: int) -> None:
+def randomize(tokenizer: nn.Module, seed: int) -> None:
     """Fill matrices so that they keep the variance of their input: latents spread over codes."""
     for key, parameter in tokenizer.named_parameters():
         if parameter.ndim < 2:
