@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,7 @@ from tokpipe.formats.manifest import (
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import events_are_logged, log_event
-from tokpipe.types import Receipt, Rejected
+from tokpipe.types import ClipRef, Receipt, Rejected
 
 _CLAIM_ATTEMPTS = 10
 REOPENED_PER_ENTRY = 10_000
@@ -83,8 +83,6 @@ class Committer:
     state: ManifestState
     writer: str
     checkpoint_every: int = CHECKPOINT_INTERVAL
-    _unwritten: Account = field(default_factory=Account, init=False)
-    """From commits that had nothing to add."""
 
     def commit(
         self,
@@ -94,29 +92,23 @@ class Committer:
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
-        What is committed already is left out, so committing the same work twice adds nothing.
-
         Raises:
             Fenced: another driver took the sequence number.
             StorageError: the store did not answer; the entry may or may not exist.
+            RuntimeFault: a clip is settled already. Nothing was committed.
         """
-        self._unwritten += account or Account()
-        entry = self.entry(
-            shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
-            rejected=tuple(one for one in rejected if one.ref not in self.state.committed),
-            account=self._unwritten,
-        )
-        if not (entry.shards or entry.rejected):
-            return
-        if len(set(entry.refs())) < sum(1 for _ in entry.refs()):
-            raise RuntimeFault(
-                f"{self.store.uri}: one commit settles a clip twice, which leasing rules out. The "
-                "manifest could not be read again. Nothing was committed; run the job again, and "
-                "if it happens twice, report it."
-            )
+        entry = self.entry(shards=tuple(receipts), rejected=tuple(rejected), account=account)
+        seen = set[ClipRef]()
+        for ref in entry.refs():
+            if ref in seen or ref in self.state.committed:
+                raise RuntimeFault(
+                    f"{self.store.uri}: a commit settles clip {ref.clip_id} ({ref.source_uri}) "
+                    "again, which leasing rules out. The dataset would hold it twice. Nothing was "
+                    "committed; run the job again, and if it happens twice, report it."
+                )
+            seen.add(ref)
         began = time.monotonic()
         self.append(entry)
-        self._unwritten = Account()
         if events_are_logged():
             _log_entry(entry, time.monotonic() - began)
 
@@ -162,16 +154,6 @@ class Committer:
             "leaves what it had not committed to the other. If no other driver should be "
             "running, find and stop it, then run this job again."
         )
-
-    def _is_new(self, receipt: Receipt) -> bool:
-        known = sum(ref in self.state.committed for ref in receipt.clips)
-        if 0 < known < len(receipt.clips):
-            raise RuntimeFault(
-                f"{self.store.uri}: {known} of the {len(receipt.clips)} clips of {receipt.shard} "
-                "are committed already, which leasing rules out. Listing the shard would double "
-                "them. Run the job again; if it happens twice, report it with the manifest."
-            )
-        return known == 0
 
 
 def _log_entry(entry: ManifestEntry, commit_s: float) -> None:
