@@ -64,7 +64,8 @@ class Cluster:
     # --- actors and nodes -----------------------------------------------------------------------
 
     def capacity(self) -> protocol.Capacity:
-        return protocol.Capacity({str(node): protocol.Room(2.0) for node in self.nodes})
+        rooms = {str(node): protocol.Room(2.0) for node in self.nodes}
+        return protocol.Capacity(rooms, frozenset(self.draining))
 
     def start(self, command: protocol.StartActor) -> None:
         fit = [node for node in self.nodes if str(node) not in command.avoid]
@@ -103,7 +104,6 @@ class Cluster:
         """Announce the loss of an actor's node half a minute ahead."""
         if (node := self.actors[actor_id].node) in self.nodes:
             self.draining.add(str(node))
-            self.post(0.0, protocol.Draining(frozenset(self.draining)))
             self.lose_node(actor_id, 30.0)
             self.post(0.0, self.capacity())
 

@@ -215,7 +215,7 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
         if chunk.index != index or chunk.first_frame != next_frame or chunk.num_frames < 1:
             return f"chunk {index} is {chunk}, but must start at frame {next_frame}"
         next_frame += chunk.num_frames
-        if block.dtype != tokenizer.numpy_dtype:
+        if block.dtype != tokenizer.code_dtype:
             return f"chunk {index} has codes of {block.dtype}, not {tokenizer.code_dtype}"
         if block.ndim != 3 or block.size == 0:
             return f"chunk {index} has codes of shape {block.shape}, not (t, h, w)"

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from tokpipe.config.job import ChunkingConfig
@@ -47,7 +46,3 @@ class TokenizerSpec(BaseModel):
             spatial_stride=traits.spatial_stride,
             chunk_policy=chunking.policy,
         )
-
-    @property
-    def numpy_dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-        return np.dtype(np.uint16) if self.code_dtype == "uint16" else np.dtype(np.uint32)

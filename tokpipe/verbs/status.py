@@ -52,6 +52,7 @@ class Status:
         yield f"  {totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
         if totals.goodput is not None:
             yield f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} encoder time"
+            yield f"  {totals.num_codes / totals.paid_s:,.1f} codes/s per encoder"
         if self.driver is not None and self.last_commit_age_s is not None:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:
