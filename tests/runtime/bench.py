@@ -1,7 +1,6 @@
 """A dispatcher whose cluster is played by hand, event by event."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
@@ -33,11 +32,6 @@ def items(*rows: int) -> tuple[WorkItem, ...]:
 def one_node(cpus: float, gpus: float = 0) -> protocol.Capacity:
     """A cluster of one node that has this."""
     return protocol.Capacity({"node": protocol.Room(cpus, gpus)})
-
-
-def draining(*nodes: str) -> protocol.Capacity:
-    """The cluster of a bench, of which other nodes are draining."""
-    return replace(one_node(8), draining=frozenset(nodes))
 
 
 class Bench:

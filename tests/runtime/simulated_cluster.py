@@ -64,8 +64,7 @@ class Cluster:
     # --- actors and nodes -----------------------------------------------------------------------
 
     def capacity(self) -> protocol.Capacity:
-        rooms = {str(node): protocol.Room(2.0) for node in self.nodes}
-        return protocol.Capacity(rooms, frozenset(self.draining))
+        return protocol.Capacity({str(node): protocol.Room(2.0) for node in self.nodes})
 
     def start(self, command: protocol.StartActor) -> None:
         fit = [node for node in self.nodes if str(node) not in command.avoid]
@@ -104,6 +103,7 @@ class Cluster:
         """Announce the loss of an actor's node half a minute ahead."""
         if (node := self.actors[actor_id].node) in self.nodes:
             self.draining.add(str(node))
+            self.post(0.0, protocol.Draining(frozenset(self.draining)))
             self.lose_node(actor_id, 30.0)
             self.post(0.0, self.capacity())
 

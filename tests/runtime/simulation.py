@@ -163,7 +163,7 @@ class _Driver:
                 self.post(1.0, protocol.Tick())
             case protocol.ActorLost(actor, node_lost=False):
                 self.cluster.blame(actors[actor])
-            case protocol.Capacity(draining=nodes):
+            case protocol.Draining(nodes):
                 for one in actors.values():
                     one.is_draining |= str(one.node) in nodes
             case protocol.LeaseFailed(attempt, "inputs_lost", lost=lost):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.runtime.bench import Bench, draining, one_node, only, refs_of
+from tests.runtime.bench import Bench, one_node, only, refs_of
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.types import Failed
 
@@ -32,8 +32,8 @@ def test_events_are_noted() -> None:
     assert bench.notes[0] == ("actor_lost", True)
     assert bench.account.num_lost_nodes == 1
     bench.log.clear()
-    bench.send(draining("node-b"))
-    bench.send(draining("node-b"))
+    bench.send(protocol.Draining(frozenset({"node-b"})))
+    bench.send(protocol.Draining(frozenset({"node-b"})))
     bench.send(one_node(2))  # changes no pool, since each may have one actor
     bench.send(protocol.StopRequested(1.0))
     assert bench.notes == [("nodes_draining", True), ("stop_requested", False)]

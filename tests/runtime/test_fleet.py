@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.runtime.bench import LIMITS, Bench, draining, items, one_node, only
+from tests.runtime.bench import LIMITS, Bench, items, one_node, only
 from tests.runtime.simulated_world import ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, protocol
@@ -93,7 +93,7 @@ def test_a_draining_node_gets_nothing_new_and_its_codes_are_written() -> None:
     bench.done(bench.in_flight()[0])
     (encode,) = bench.in_flight("encode")
     assert encode.actor == encoder
-    started = only(protocol.StartActor, bench.send(draining("node-a")))
+    started = only(protocol.StartActor, bench.send(protocol.Draining(frozenset({"node-a"}))))
     assert [one.stage for one in started] == ["encode"]
     # Its codes would be lost with it, so they are written although the shard is not full.
     assert protocol.KillActor(encoder) in bench.done(encode)

@@ -1,6 +1,6 @@
 """When shards are closed, and what is committed."""
 
-from tests.runtime.bench import LIMITS, Bench, draining, items, only, refs_of
+from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
 from tests.runtime.simulated_world import receipt_of, ref_of
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -61,7 +61,7 @@ def test_open_shards_are_written_when_any_node_starts_draining() -> None:
     bench.done(bench.in_flight()[0])
     bench.done(bench.in_flight()[0], busy_s=3.0)
     assert not bench.in_flight("write")
-    bench.send(draining("elsewhere"))
+    bench.send(protocol.Draining(frozenset({"elsewhere"})))
     (write,) = bench.in_flight("write")
     assert isinstance(write.lease, protocol.WriteLease)
     assert [part.encode_s for part in write.lease.parts] == [3.0]

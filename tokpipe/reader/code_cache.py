@@ -114,7 +114,7 @@ class CodeCache:
         shapes = {shard.shape for shard in shards.values()}
         if len(shapes) == 1 and None not in shapes:
             # Concatenating flat rows takes half the time of (t, h, w) blocks.
-            flat = {number: shard.flat_blocks for number, shard in shards.items()}
+            flat = {number: shard.flat.reshape(len(shard), -1) for number, shard in shards.items()}
             blocks = [flat[number][row] for number, row in places]
         else:
             blocks = [shards[number][row] for number, row in places]

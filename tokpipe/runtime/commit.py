@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import tokpipe
@@ -56,7 +57,7 @@ def claim_output(
             state.apply(entry)
         committer = Committer(store, state, writer, checkpoint_every)
         try:
-            committer.append(committer.entry(claim=claim))
+            committer.append(claim=claim)
         except Fenced:
             (theirs,) = iter_entries(store, state.next_seq, state.next_seq + 1)
             if theirs.claim is not None:
@@ -97,9 +98,8 @@ class Committer:
             StorageError: the store did not answer; the entry may or may not exist.
             RuntimeFault: a clip is settled already. Nothing was committed.
         """
-        entry = self.entry(shards=tuple(receipts), rejected=tuple(rejected), account=account)
         seen = set[ClipRef]()
-        for ref in entry.refs():
+        for ref in chain(*(one.clips for one in receipts), (one.ref for one in rejected)):
             if ref in seen or ref in self.state.committed:
                 raise RuntimeFault(
                     f"{self.store.uri}: a commit settles clip {ref.clip_id} ({ref.source_uri}) "
@@ -108,7 +108,7 @@ class Committer:
                 )
             seen.add(ref)
         began = time.monotonic()
-        self.append(entry)
+        entry = self.append(shards=tuple(receipts), rejected=tuple(rejected), account=account)
         if events_are_logged():
             _log_entry(entry, time.monotonic() - began)
 
@@ -116,7 +116,7 @@ class Committer:
         """Withdraw rejections, so that their clips are work again; return how many."""
         withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
         for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
-            self.append(self.entry(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY])))
+            self.append(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY]))
         return len(withdrawn)
 
     def watch(self) -> None:
@@ -125,24 +125,16 @@ class Committer:
             if self.store.size(entry_key(self.state.next_seq)) is not None:
                 raise self._fenced(self.state.next_seq)
 
-    def entry(self, **content: Any) -> ManifestEntry:
-        """Return the next entry of this driver, with this content."""
-        return ManifestEntry(
-            seq=self.state.next_seq,
-            writer=self.writer,
-            written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            previous=self.state.tail.sha256,
-            **content,
-        )
-
-    def append(self, entry: ManifestEntry) -> None:
-        """Write an entry. Raise Fenced if its place is taken, StorageError as ``commit``."""
+    def append(self, **content: Any) -> ManifestEntry:
+        """Write and return the next entry, with this content. Raise as ``commit``."""
+        seq, now = self.state.next_seq, datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = ManifestEntry(seq, self.writer, now, previous=self.state.tail.sha256, **content)
         if (appended := append(self.store, entry)) is None:
-            raise self._fenced(entry.seq)
+            raise self._fenced(seq)
         self.state.apply(appended)
-        seq = self.state.next_seq
-        if seq % checkpoint_spacing(seq, self.checkpoint_every) == 0:
+        if (seq + 1) % checkpoint_spacing(seq + 1, self.checkpoint_every) == 0:
             write_checkpoint(self.store, self.state)
+        return appended
 
     def _fenced(self, seq: int) -> Fenced:
         (theirs,) = iter_entries(self.store, seq, seq + 1)

@@ -19,11 +19,7 @@ def actor_options(pool: PoolConfig, *, zero_cpu: bool, avoid: Iterable[NodeId]) 
 
 
 def capacity_of(
-    nodes: Iterable[Mapping[str, Any]],
-    config: RuntimeConfig,
-    *,
-    on_gpu: bool,
-    draining: frozenset[NodeId] = frozenset(),
+    nodes: Iterable[Mapping[str, Any]], config: RuntimeConfig, *, on_gpu: bool
 ) -> Capacity:
     """Return what live nodes, as ``ray.nodes()`` lists them, have for each stage."""
     rooms = {}
@@ -39,7 +35,7 @@ def capacity_of(
             )
             slots[stage] = 0.0 if lacks or not all(admits) else min(fits, default=inf)
         rooms[node["NodeID"]] = room
-    return Capacity(rooms, draining)
+    return Capacity(rooms)
 
 
 def _resources(pool: PoolConfig) -> dict[str, float]:

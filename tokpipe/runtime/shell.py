@@ -158,12 +158,13 @@ class Shell:
 
     def _find_nodes(self) -> None:
         draining, alive = draining_nodes(), live_nodes()
+        self._events.put(protocol.Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
         staying = (one for node, one in alive.items() if node not in draining)
         config, on_gpu = self.job.config, self.job.device == "cuda"
-        self._events.put(capacity_of(staying, config, on_gpu=on_gpu, draining=draining))
+        self._events.put(capacity_of(staying, config, on_gpu=on_gpu))
 
     def _bury(self, actor: ActorId, message: str) -> None:
         """Find out whether an actor died alone or with its node. Ray may only not reach it."""

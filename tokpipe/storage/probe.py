@@ -74,10 +74,6 @@ class Landmark:
     key: str
     data: bytes
 
-    @classmethod
-    def of(cls, store: Store, options: StoreOptions, key: str) -> "Landmark":
-        return cls(store.uri, options, key, store.get(key))
-
     def check(self) -> None:
         """Read the object here, then write and delete another.
 

@@ -57,9 +57,6 @@ class Dispatcher:
                 for actor, why in parts.fleet.remove_overdue(now):
                     returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():
-                if parts.fleet.drain(event.draining):
-                    # No one knows which nodes hold the codes of open shards.
-                    parts.settlement.close_due(now, all_of_them=True)
                 unfit = {stage: parts.fleet.starts.unfit_nodes(stage) for stage in STAGES}
                 parts.pools.resize(event.without(unfit), now)
                 parts.fleet.check_fit(event)
@@ -78,6 +75,10 @@ class Dispatcher:
                     returns.lost(parts, dead, now, blame=blame)
             case protocol.SetupFailed():
                 parts.fleet.setup_failed(event, now)
+            case protocol.Draining():
+                if parts.fleet.drain(event.nodes):
+                    # No one knows which nodes hold the codes of open shards.
+                    parts.settlement.close_due(now, all_of_them=True)
             case protocol.StopRequested():
                 parts.settlement.stop(event, now)
 
@@ -103,7 +104,7 @@ class Dispatcher:
         if (sizes := pools.sizes) is None or pools.capacity is None:
             return
         for stage in STAGES:
-            target = sizes.of(stage)
+            target: int = getattr(sizes, stage)
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage, now)
             for actor_id in fleet.surplus(stage, target):

@@ -32,9 +32,6 @@ class PoolSizes:
     write: int = 1
     decode_shares: bool = False  # One of the decoders requests zero CPUs
 
-    def of(self, stage: Stage) -> int:
-        return int(getattr(self, stage))
-
 
 Need = Mapping[Stage, float]
 """Seconds that a clip takes one actor of each stage."""
@@ -90,7 +87,7 @@ class Pools:
             writers = before.write
         self.sizes = replace(sizes, write=writers)
         if self.sizes != before:
-            wanted = {stage: self.sizes.of(stage) for stage in STAGES}
+            wanted = {stage: getattr(self.sizes, stage) for stage in STAGES}
             text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())
             self._out.note("pools_resized", text, actors=wanted, cpus=self._cpus, gpus=gpus)
 

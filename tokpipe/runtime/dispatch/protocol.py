@@ -143,10 +143,9 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The live nodes of the cluster, without those that it is about to take away."""
+    """The live nodes of the cluster."""
 
     nodes: Mapping[NodeId, Room]
-    draining: frozenset[NodeId] = frozenset()  # Those
 
     def nodes_for(self, *stages: Stage) -> list[NodeId]:
         """The nodes on which all of these stages may run."""
@@ -207,6 +206,13 @@ class SetupFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Draining:
+    """All nodes that the cluster is about to take away."""
+
+    nodes: frozenset[NodeId]
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """More of the plan, in answer to FetchPlan; ``exhausted`` when there is no more."""
 
@@ -254,7 +260,7 @@ class Tick:
 
 
 Event = (
-    Capacity | ActorPlaced | ActorUp | ActorLost | SetupFailed
+    Capacity | ActorPlaced | ActorUp | ActorLost | SetupFailed | Draining
     | Planned | LeaseDone | LeaseFailed | Committed | StopRequested | Tick
 )  # fmt: skip
 
