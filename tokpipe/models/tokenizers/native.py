@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.config.native_parts import (
-    EMAVQConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
@@ -116,10 +115,10 @@ def _quantizer(config: QuantizerConfig) -> Quantizer:
     if isinstance(config, LFQConfig):
         return LFQ(config.dim, bit_order=config.bit_order)
     size, dim = config.codebook_size, config.codebook_dim
-    if isinstance(config, EMAVQConfig):
-        return EMAVectorQuantizer(size, dim, beta=0.25)
     if isinstance(config, GumbelConfig):
         return GumbelQuantizer(config.latent_dim, dim, size)
+    if config.kind == "ema_vq":
+        return EMAVectorQuantizer(size, dim, beta=0.25)
     # The loss of the paper; the published default is a mistake that only old runs need.
     return VectorQuantizer(size, dim, legacy=False)
 
