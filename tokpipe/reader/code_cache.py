@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,10 +130,11 @@ class CodeCache:
 
     def _find(self, number: int) -> ShardCodes:
         info = self.output.shards[number]
-        path = self._folder / f"{info.sha256}{_SUFFIX}"
+        name = quote(info.sha256, safe="")  # the manifest may be foreign
+        path = self._folder / f"{name}{_SUFFIX}"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return self._open(path, info)
-        with self._disk_trouble(), (self._locks / info.sha256[:2]).open("wb") as lock:
+        with self._disk_trouble(), (self._locks / name[:2]).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
             with contextlib.suppress(FileNotFoundError, ValueError):
                 return self._open(path, info)  # another process made it
