@@ -105,16 +105,22 @@ def test_a_clip_id_that_is_no_hash_names_no_file(name: str, clip_id: str, tmp_pa
 
 
 @pytest.mark.parametrize("sha256", ["../../evil", "/evil", ".."])
-def test_a_hash_of_a_manifest_names_no_file_outside_the_cache(sha256: str, tmp_path: Path) -> None:
+def test_a_hash_of_a_manifest_names_no_file_outside_the_cache(
+    sha256: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = CodeCache(open_output(forged(tmp_path, clip_ref(0).clip_id)), tmp_path / "a/cache")
-    (tmp_path / "evil.codes").write_bytes(b"")
-    os.utime(tmp_path / "evil.codes", (1, 1))
-    opened: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_open", lambda path, _: opened.append(str(path)) or 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            cache._find(replace(cache.output.shards[0], sha256=sha256))
-    assert [Path(path).resolve().parent for path in opened] == [tmp_path / "a/cache"]
+    opened: list[Path] = []
+
+    def opening(path: Path, _: object) -> None:
+        opened.append(path)
+        raise InterruptedError
+
+    shards = [replace(cache.output.shards[0], sha256=sha256)]
+    monkeypatch.setattr(cache, "_open", opening)
+    monkeypatch.setattr(cache, "output", SimpleNamespace(shards=shards))
+    with pytest.raises(InterruptedError):
+        cache._find(0)
+    assert [path.resolve().parent for path in opened] == [tmp_path / "a/cache"]
 
 
 def test_only_its_owner_reads_a_plan(tmp_path: Path) -> None:
@@ -138,7 +144,8 @@ def test_an_audit_compares_masked_sources_with_the_plan() -> None:
             "source_uri": [f"https://h/a?sig={SECRET}", "https://h/c"],
         }
     )
-    found = list(PlannedClips._compare(object(), refs, planned))  # type: ignore[arg-type]
+    plan = SimpleNamespace(_cut=(129, None))
+    found = list(PlannedClips._compare(plan, refs, planned))  # type: ignore[arg-type]
     assert [ref.source_uri for ref, _ in found] == ["https://h/b"]
 
 
