@@ -4,7 +4,9 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+import ray._private.ray_constants
 import ray._private.services
 import ray._private.state
 import ray.exceptions
@@ -48,15 +51,25 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     if address == "local":  # Ray reads these from the environment of the process that starts it
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Its port, which requires no token, would show the names of data sets to other users.
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        # Ray would make a token too, but keep it in a file that other users may read.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options["include_dashboard"] = False
     # Running processes: the file that Ray keeps may be of a dead cluster.
     unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     try:
-        if address not in ("local", "auto"):
+        if address == "local":
+            # Ray lets everyone write to the folders that it makes, and so to its sockets.
+            mine = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR"))
+            options["_temp_dir"] = f"{mine}/ray"
+        elif address != "auto":
             _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
         # Ray would print the deaths of workers too, in colour even into files.
         ray._private.worker.listen_error_messages = lambda *_: None
+        # Off, as on macOS, a new Ray uses the loopback address, whatever _node_ip_address says.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != "local"
         ray.init(address=address, **options)
     except AuthenticationError as error:
         raise authentication_fault(where) from error
@@ -66,6 +79,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
             "that the cluster runs and that the address is right."
         ) from error
     finally:
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = True
         ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
     with contextlib.ExitStack() as at_end:
         at_end.callback(ray.shutdown)
