@@ -101,6 +101,8 @@ def test_an_unreachable_service_is_reported_and_fails_where_the_audit_is_require
 def test_the_audit_itself_says_so_behind_a_proxy_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     monkeypatch.delenv("AUDIT_REQUIRED", raising=False)
     assert audit.pip_audit() is None

@@ -54,15 +54,16 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
         # Its port, which requires no token, would show the names of data sets to other users.
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         # Ray would make a token too, but keep it in a file that other users may read.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
         options["include_dashboard"] = False
     # Running processes: the file that Ray keeps may be of a dead cluster.
     unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     try:
         if address == "local":
             # Ray lets everyone write to the folders that it makes, and so to its sockets.
-            mine = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR"))
-            options["_temp_dir"] = f"{mine}/ray"
+            folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+            folder.mkdir(parents=True, exist_ok=True)
+            options["_temp_dir"] = f"{tempfile.mkdtemp(prefix='ray-', dir=folder)}/ray"
         elif address != "auto":
             _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
