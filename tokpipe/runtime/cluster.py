@@ -27,6 +27,16 @@ from tokpipe.runtime.trouble import one_line
 from tokpipe.telemetry.logs import log_event
 
 CONNECT_TIMEOUT_S = 10.0
+OF_LOCAL_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ports that would show metrics, with the names of data sets, to whoever asks, without a token.
+    # The latter two cannot be turned off; Ray logs that it could not open them, and continues.
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Variables of processes of a local Ray, unless the caller sets them."""
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
 """Older versions of Ray have no tokens."""
 
@@ -49,10 +59,8 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":  # Ray reads these from the environment of the process that starts it
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Its port, which requires no token, would show the names of data sets to other users.
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        for name, value in OF_LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
         # Ray would make a token too, but keep it in a file that other users may read.
         os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
         options["include_dashboard"] = False
