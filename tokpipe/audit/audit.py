@@ -13,6 +13,7 @@ from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Sampled
+from tokpipe.config.trust import Trust
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
@@ -35,6 +36,7 @@ def audit(
     partial: bool = False,
     sample: int = 0,
     seed: int = 0,
+    trust: Trust | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> AuditReport:
     """Check an output and report every defect. Writes nothing.
@@ -44,6 +46,7 @@ def audit(
     Args:
         partial: the job is unfinished, so rows without an outcome are not a defect.
         sample: number of tokenized clips to encode again, to compare their codes.
+        trust: what the output may name; a ``sample`` needs trust in its sources.
         say: receives a progress line every few seconds.
     """
     started = time.monotonic()
@@ -52,7 +55,11 @@ def audit(
     record = _record(store, listing, findings)
     if record is None:
         return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
-    plan = clips = None
+    plan = clips = job = None
+    if sample:  # before the work
+        trust = trust or Trust()
+        trust.check_sources(store.uri)
+        job = record.job_config(store.uri, trust)
     try:
         plan = StoredPlan.from_json(record.plan)
     except CorruptOutput as error:
@@ -97,11 +104,11 @@ def audit(
     parts = () if plan is None else {part.key for part in plan.parts}
     leftovers = Leftovers.of(unlisted(listing, manifest.listed, parts), time.time())
     sampled: tuple[Sampled, ...] = ()
-    if sample and not findings:
+    if job is not None and not findings:
         from tokpipe.audit.sample import encode_again  # imports torch
 
         clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = encode_again(store, record, clip_ids, findings, say)
+        sampled = encode_again(store, record, job, clip_ids, findings, say)
     return AuditReport(
         store.uri,
         depth,

@@ -5,6 +5,7 @@ from contextlib import closing
 
 from tokpipe.audit.findings import Findings
 from tokpipe.audit.report import Sampled
+from tokpipe.config.job import JobConfig
 from tokpipe.errors import NotFound, SourceError
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.plan import PlanReader, StoredPlan
@@ -16,13 +17,16 @@ from tokpipe.storage.store import Store
 def encode_again(
     store: Store,
     record: JobRecord,
+    job: JobConfig,
     clip_ids: Sequence[str],
     findings: Findings,
     say: Callable[[str], None],
 ) -> tuple[Sampled, ...]:
-    """Encode clips again from their sources. Codes that differ are a finding."""
+    """Encode clips again from their sources, by a trusted ``job``.
+
+    Codes that differ are a finding.
+    """
     output = Output(store)
-    job = record.job_config(store.uri)
     plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)
     device = str(record.settings["encode"]["device"])
     sampled = []

@@ -3,16 +3,22 @@
 import argparse
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shtab
 
 from tokpipe.config import JobConfig, load_job
+from tokpipe.config.base import Uri
+from tokpipe.config.explain import validate_settings
+from tokpipe.config.load import load_storage
 from tokpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tokpipe.config.trust import Trust
     from tokpipe.reader import Output
+    from tokpipe.storage import Store
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +38,16 @@ class Parser(argparse.ArgumentParser):
         """Add the output that a verb reads, and ``--json``."""
         what = "the job's output, as in output.uri, or its job file"
         self.add_argument("output", metavar="OUT", help=what)
+        what = "YAML file with a section storage, as in a job file: how to reach stores"
+        self.add_argument("--storage", type=_local_path, metavar="FILE", help=what)
         self.add_json()
+
+    def add_trust(self) -> None:
+        """Add what the output's record may name."""
+        what = "the tokenizer's weights, in place of those that the output names"
+        self.add_argument("--weights", metavar="URI", help=what)
+        self.add_flag("--trust-uris", "open the weights and sources that the output names")
+        self.add_flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
 
     def add_source(self, what: str, group: argparse._ActionsContainer | None = None) -> None:
         how = "contains this text, or matches it as a glob such as '*.mov'"
@@ -73,12 +88,37 @@ def job_of(parsed: argparse.Namespace) -> JobConfig:
     return load_job(parsed.job, read=read_object)
 
 
-def output_of(parsed: argparse.Namespace) -> "Output":
-    """Open the output that the user named, or suggest what to name."""
-    from tokpipe.reader import Output
+def store_of(parsed: argparse.Namespace) -> "Store":
+    """Find the output that the user named, or suggest what to name."""
     from tokpipe.verbs.locate import find_output
 
-    return Output(find_output(parsed.output))
+    return find_output(parsed.output, parsed.storage and load_storage(parsed.storage))
+
+
+def output_of(parsed: argparse.Namespace) -> "Output":
+    """Open the output that the user named."""
+    from tokpipe.reader import Output
+
+    return Output(store_of(parsed))
+
+
+def trust_of(parsed: argparse.Namespace) -> "Trust":
+    """Return what the user allows an output to name: all of it if they named its job file."""
+    from tokpipe.config.trust import Trust
+    from tokpipe.verbs.locate import job_file
+    from tokpipe.weights.read import read_object
+
+    weights, path = parsed.weights, job_file(parsed.output)
+    if weights is not None:
+        context = {"root": Path.cwd()}
+        weights = validate_settings(Uri, weights, name="--weights", context=context)
+    return Trust(
+        weights,
+        parsed.storage and load_storage(parsed.storage),
+        parsed.trust_uris,
+        parsed.trust_code,
+        path and partial(load_job, path, read=read_object),
+    )
 
 
 def check_new_file(path: Path, *endings: str) -> None:

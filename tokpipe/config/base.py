@@ -14,6 +14,10 @@ from tokpipe.telemetry.redact import redact
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
+RECORDED = {"is_recorded": True}
+"""Validation context of settings that an output records, in which URIs are resolved already. A
+``${VAR}`` or ``~`` in one, which only a forger would write, stays as it is."""
+
 
 class Frozen(BaseModel):
     """A section of the job file: immutable, strictly typed, no unknown keys."""
@@ -62,6 +66,8 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 
 
 def _validate_uri(text: str, info: ValidationInfo) -> str:
+    if _is_recorded(info):
+        return text
     if variable := re.match(r"\$(\w+)", text):
         raise ValueError(f"variables have braces: write ${{{variable[1]}}}{text[variable.end() :]}")
     text = _expanded(text, info)
@@ -96,6 +102,8 @@ def _validate_pattern(text: str, info: ValidationInfo) -> str:
 
 
 def _validate_template(text: str, info: ValidationInfo) -> str:
+    if _is_recorded(info):
+        return text
     return _check_no_secret(_expanded(text, info), info)
 
 
@@ -108,6 +116,10 @@ def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
         found = "is a URI, and stores cannot append lines to an object"
         raise ValueError(f"{found}; use a local path, or - for standard error")
     return uri
+
+
+def _is_recorded(info: ValidationInfo) -> bool:
+    return bool((info.context or {}).get("is_recorded"))
 
 
 def _environ(info: ValidationInfo) -> Mapping[str, str]:

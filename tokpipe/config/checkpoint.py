@@ -4,6 +4,7 @@
 so everything after sees explicit settings and full URIs.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,21 +13,22 @@ from typing import Any
 from tokpipe.config.base import Uri
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
+from tokpipe.config.tokenizer import PROGRAMS
 from tokpipe.errors import ConfigError, TokpipeError
 
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_KEYS = ("weights", "decoder_weights")
-"""Settings of a section that name files, relative to its folder."""
+"""Settings of a section that name files in its folder."""
 
 BUILTIN = "builtin://"
-_BUILTIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
 def builtin_path(uri: str) -> Path:
     """Return where the file or folder ``builtin://...`` is installed, if there can be one."""
     name = uri.removeprefix(BUILTIN)
-    if not _BUILTIN_NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         names = ", ".join(builtin_names()) or "(none are installed)"
         found = f"{uri} does not name a built-in checkpoint"
         raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {names}")
@@ -57,9 +59,10 @@ def resolve_checkpoint(
 ) -> tuple[dict[str, Any], str]:
     """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config.
 
+    The folder may be a stranger's. So the job itself must name a ``kind`` that runs code.
     ``read`` reads the object at a URI; ``context`` is what ``Uri`` is validated with.
     """
-    if extra := sorted(section.keys() - {"checkpoint"}):
+    if extra := sorted(section.keys() - {"checkpoint", "kind"}):
         raise ConfigError(
             f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
             "it could contradict it: keep one or the other"
@@ -83,22 +86,39 @@ def resolve_checkpoint(
             f"weights; the job has no tokenizer without it.{names} Correct the URI, or create the "
             "folder with `tokpipe convert`"
         ) from error
-    return _parse_config(data, config_uri, folder), config_uri
+    return _parse_config(data, config_uri, folder, section.get("kind")), config_uri
 
 
-def _parse_config(data: bytes, uri: str, folder: str) -> dict[str, Any]:
+def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, Any]:
     config = read_mapping(data, uri)
+    kind = config.get("kind", "native")
+    if wanted not in (None, kind):
+        raise ConfigError(f"{uri}: is of kind {kind!r}, but the job names {wanted!r}: correct it")
+    if wanted is None and isinstance(kind, str) and kind in PROGRAMS:
+        raise ConfigError(
+            f"{uri}: is of kind {kind}, so it would run {PROGRAMS[kind]} that the folder chooses. "
+            f"If you trust its author, write {{kind: {kind}, checkpoint: {folder}}} in the job file"
+        )
     if "checkpoint" in config:
         raise ConfigError(f"{uri}: names another checkpoint, but must hold its own settings")
-    if config.get("kind", "native") != "custom":
+    if kind != "custom":
         config.setdefault("weights", WEIGHTS_NAME)
     for key in WEIGHTS_KEYS:
         if isinstance(name := config.get(key), str):
-            if "${" in name:
-                # Checkpoints are downloaded; a variable could copy a secret into a job's record.
+            # Without variables, too: they could copy a secret into a job's record.
+            if not _NAME.fullmatch(name) or _leaves(folder, name):
                 raise ConfigError(
-                    f"{uri}: {key} is {name!r}, but variables are expanded in job files only"
+                    f"{uri}: {key} is {name!r}, but must be a file in this folder: checkpoints are "
+                    "downloaded, and could name any other file or server. Copy the weights there, "
+                    "not as a link, or write the whole section into the job file"
                 )
-            is_full = "://" in name or name.startswith("/")
-            config[key] = name if is_full else f"{folder}/{name}"
+            config[key] = f"{folder}/{name}"
     return config
+
+
+def _leaves(folder: str, name: str) -> bool:
+    """Whether a local file leads out of its folder by a link."""
+    path = folder.removeprefix("file://")
+    real = os.path.realpath(path)
+    is_local = "://" not in path
+    return is_local and not Path(os.path.realpath(f"{path}/{name}")).is_relative_to(real)

@@ -55,6 +55,15 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
     return uri, options
 
 
+def load_storage(path: str | Path) -> StoreOptions:
+    """Read the ``storage`` section of a YAML file, which may be a job file."""
+    data = read_mapping(_read_text(Path(path)), str(path))
+    if "storage" not in data:
+        raise ConfigError(f"{path}: has no section storage: write one as in a job file")
+    options: StoreOptions = validate_settings(StoreOptions, data["storage"], name=str(path))
+    return options
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

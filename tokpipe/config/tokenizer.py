@@ -311,6 +311,10 @@ class CustomConfig(TokenizerConfig):
         return self.declares
 
 
+PROGRAMS = {"custom": "a class of Python", "cosmos_dv": "TorchScript"}
+"""Kinds that run code, and what code. Only a user may choose them, by a job file or a flag."""
+
+
 def _kind(section: Any) -> str | None:
     """Return the kind of a tokenizer section, as read or built; without one it is ``native``."""
     if isinstance(section, dict):

@@ -6,7 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from tokpipe.config.job import JobConfig
+from tokpipe.config.base import RECORDED
+from tokpipe.config.job import ChunkingConfig, JobConfig
+from tokpipe.config.traits import TokenizerTraits
+from tokpipe.config.trust import Trust
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import JOB_RECORD
@@ -46,14 +49,28 @@ class JobRecord(BaseModel):
         """Return indented JSON that ends with a checksum."""
         return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
 
-    def job_config(self, uri: str) -> JobConfig:
-        """Return the resolved job; ``uri`` names the output in the error.
+    def layout(self, uri: str) -> tuple[ChunkingConfig, TokenizerTraits]:
+        """Return how clips are cut into chunks, and chunks into codes; errors are the same."""
+        job = self._inert_job(uri)
+        return job.chunking, job.tokenizer.traits
+
+    def job_config(self, uri: str, trust: Trust) -> JobConfig:
+        """Return the job to run its stages; ``uri`` names the output in errors.
+
+        Anyone may have written the record. So its weights, programs and storage options are used
+        only as far as ``trust`` allows; it may have to be asked about sources, too.
 
         Raises:
-            ConfigError: another version of tokpipe wrote settings that are unknown here.
+            ConfigError: another version of tokpipe wrote settings that are unknown here, or the
+                tokenizer needs more trust.
         """
+        return trust.job_of(self._inert_job(uri), uri)
+
+    def _inert_job(self, uri: str) -> JobConfig:
+        # Readers need neither section.
+        settings = {**self.job, "storage": {}, "runtime": {}}
         try:
-            return JobConfig.model_validate_json(json.dumps(self.job))
+            return JobConfig.model_validate_json(json.dumps(settings), context=RECORDED)
         except ValidationError as error:
             raise ConfigError(
                 f"{uri}: its job was recorded by tokpipe {self.tokpipe_version} with settings that "

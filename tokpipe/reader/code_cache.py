@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 import uuid
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, StorageError
+from tokpipe.formats.checks import damaged
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
@@ -143,6 +145,8 @@ class CodeCache:
         return joined
 
     def _find(self, info: ShardInfo) -> ShardCodes:
+        if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # it names files here
+            raise damaged(info.uri, f"its SHA-256 in the manifest is {info.sha256!r}")
         path = self._folder / f"{info.sha256}{_SUFFIX}"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return self._open(path, info)

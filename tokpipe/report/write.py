@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tokpipe.config.trust import Trust
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, read_groups
@@ -55,19 +56,21 @@ def write_report(
     num_pairs: int = 3,
     seed: int = 0,
     device: str = "auto",
+    trust: Trust | None = None,
     now: datetime | None = None,
 ) -> WrittenReport:
     """Write a report on an output to one HTML file. The file appears when it is complete.
 
     Reads the whole manifest (a sample of a long one), and fetches and verifies a sample of shards.
-    If sources, weights or torch are missing, the report says so. Memory grows with the number of
-    shards, as that of ``output`` does, and with nothing else.
+    If sources, weights or torch are missing or not trusted, the report says so. Memory grows with
+    the number of shards, as that of ``output`` does, and with nothing else.
 
     Args:
         num_shards: number of shards in which to count codes and lengths; 0 for all.
         num_pairs: number of their clips to show next to their sources; 0 for none.
         seed: selects these clips.
         device: ``"auto"`` or the torch device that decodes.
+        trust: what the output may name to decode clips and their sources.
         now: time of the report; the current time by default.
     """
     now = now or datetime.now(UTC)
@@ -79,7 +82,7 @@ def write_report(
         num_entries=output.state.next_seq,
         history=History(read_groups(output)),
         sample=sample,
-        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
+        pairs=make_pairs(output, sample.clips, device, trust) if num_pairs else None,
     )
     data = page(facts).encode()
     write_file(path, data)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from tokpipe.config.base import RECORDED
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
@@ -113,7 +114,7 @@ class Trainer:
 
     def load(self, state: dict[str, Any], source: str) -> None:
         """Continue from a state that was read from ``source``."""
-        before = parse_training(json.loads(state["config"]), name=source, root=Path())
+        before = parse_training(json.loads(state["config"]), name=source, **RECORDED)
         _check_same_run(before, self.config, state["step"], source)
         self.tokenizer.load_state_dict(state["weights"])
         self.average = {key: value.to(self.device) for key, value in state["average"].items()}

@@ -27,7 +27,7 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
 
     Args:
         named: the output's URI, the URI of anything inside it, or the job file that writes it.
-        options: how to reach the store, unless a job file says.
+        options: how to reach the store, in place of what a job file says.
 
     Raises:
         ConfigError: the job file, or the URI's protocol, cannot be used.
@@ -35,12 +35,13 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     """
     if not named:
         raise ConfigError("the output is empty text: name the job's output.uri or its job file")
-    uri, options, job = named, options or StoreOptions(), None
-    path = _local(named)
-    if path is not None:
+    uri, job = named, job_file(named)
+    if job is not None:
+        uri, of_job = load_output(job)
+        options = options or of_job
+    elif (path := _local(named)) is not None:
         uri = str(path)
-        if path.is_file() and not is_inside_output(uri):
-            job, (uri, options) = named, load_output(named)
+    options = options or StoreOptions()
     store = open_store(uri, options)
     for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
         if candidate.size(JOB_RECORD) is not None:
@@ -56,6 +57,13 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
         keys = [one.key for one in islice(store.list(""), _SHOWN)]
         found = f"{uri}: has no {JOB_RECORD}; it holds {', '.join(keys) or 'nothing'}."
     raise NotFound(f"{found} Name the job's output.uri or its job file")
+
+
+def job_file(named: str) -> str | None:
+    """Return what was named if it is a job file, or else None."""
+    path = _local(named)
+    is_job = path is not None and path.is_file() and not is_inside_output(str(path))
+    return named if is_job else None
 
 
 def check_is_job_file(path: Path) -> None:

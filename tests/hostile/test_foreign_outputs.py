@@ -1,0 +1,170 @@
+"""Outputs and checkpoint folders of strangers: what they name is neither opened nor run.
+
+Canaries: a listener on loopback that must hear nothing, files that must not appear, modules that
+must not be imported, and secrets of the reader that must not be printed.
+"""
+
+import hashlib
+import json
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+
+from tests.audit.outputs import Made, finished
+from tokpipe.cli import main
+from tokpipe.formats.layout import JOB_RECORD
+from tokpipe.formats.sealed_json import CHECKSUM, seal
+
+SECRET, VARIABLE = "canary-e5b1c7", "canary2b"
+MODULE = "canary_of_a_stranger"
+
+
+Change: TypeAlias = "Callable[[World, dict[str, Any]], None]"
+
+
+class World:
+    """A stranger's output, and everything that may reveal that it was obeyed."""
+
+    def __init__(self, root: Path, port: int, heard: list[bytes]) -> None:
+        self.root, self.port, self.heard = root, port, heard
+        self.server = f"http://127.0.0.1:{port}"
+        self.out: Made
+        self.secret_file = root / "mine/secret.safetensors"
+        self.secret_file.parent.mkdir()
+        self.secret_file.write_bytes(SECRET.encode())
+        self.ran: list[str] = []
+        self.mark = root / "mark"
+
+    @property
+    def uri(self) -> str:
+        return self.out.store.uri
+
+    def forge(self, change: Change, weights_hash: str = "random, seed 0") -> None:
+        """Make an output, change the job in its job.json, and seal it again."""
+        self.out = finished(self.root / "theirs", weights_hash=weights_hash)
+        record = json.loads(self.out.store.get(JOB_RECORD))
+        del record[CHECKSUM]
+        change(self, record["job"])
+        self.out.store.put(JOB_RECORD, json.dumps(seal(record)).encode())
+
+    def assert_untouched(self) -> None:
+        assert self.heard == []
+        assert self.ran == []
+        assert not self.mark.exists()
+        assert not (self.root / "cache").exists()
+        assert MODULE not in sys.modules
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    heard: list[bytes] = []
+
+    class Hear(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            heard.append(self.request.recv(4096))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Hear) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        for name in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, SECRET)
+        monkeypatch.setenv("CANARY", VARIABLE)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        made = World(tmp_path, server.server_address[1], heard)
+        folder = tmp_path / "packages"
+        folder.mkdir()
+        text = f"import pathlib\npathlib.Path({str(made.mark)!r}).touch()\nraise SystemExit(3)\n"
+        (folder / f"{MODULE}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setattr(torch.jit, "load", lambda *_, **__: made.ran.append("TorchScript"))
+        yield made
+        server.shutdown()
+
+
+def with_weights(uri: str, **options: Any) -> Change:
+    """Name weights, and storage options that lead a client elsewhere."""
+
+    def change(world: World, job: dict[str, Any]) -> None:
+        known = {"server": world.server, "root": str(world.root), "port": world.port}
+        text = json.dumps([uri, options])
+        for name, value in known.items():
+            text = text.replace(f"<{name}>", str(value))
+        job["tokenizer"]["weights"], found = json.loads(text)
+        job["storage"] = {"options": found, "deadline_s": 1.0}
+
+    return change
+
+
+def with_program(**tokenizer: Any) -> Change:
+    def change(world: World, job: dict[str, Any]) -> None:
+        job["tokenizer"] = {**tokenizer}
+        if tokenizer["kind"] == "cosmos_dv":
+            path = world.root / "theirs/out/encoder.jit"
+            path.write_bytes(b"a program")
+            job["tokenizer"] |= {"weights": str(path), "decoder_weights": str(path)}
+
+    return change
+
+
+DECLARES = {"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 16384}
+FORGERIES: dict[str, Change] = {
+    "web": with_weights("<server>/w?${CANARY}"),
+    "variable in a host": with_weights("http://${CANARY}.localhost:<port>/w"),
+    "endpoint of s3": with_weights("s3://b/w", s3={"endpoint_url": "<server>"}),
+    "endpoint of a prefix": with_weights("s3://b/w", **{"s3://b": {"endpoint_url": "<server>"}}),
+    "endpoint of hf": with_weights("hf://a/b/w", hf={"endpoint": "<server>"}),
+    "proxy": with_weights("http://a.invalid/w", http={"proxy": "<server>"}),
+    "cache": with_weights(
+        "filecache://<server>/w",
+        filecache={"target_protocol": "http", "cache_storage": "<root>/cache"},
+    ),
+    "local file": with_weights("<root>/mine/secret.safetensors"),
+    "home": with_weights("~/.bashrc"),
+    "sources": lambda world, job: job.update(
+        storage={"options": {"s3": {"endpoint_url": world.server}}, "deadline_s": 1.0}
+    ),
+    "class": with_program(kind="custom", implementation=f"{MODULE}:Model", declares=DECLARES),
+    "class of another package": with_program(
+        kind="custom", implementation=f"tests.{MODULE}:Model", declares=DECLARES
+    ),
+    "TorchScript": with_program(kind="cosmos_dv", variant="4x8x8"),
+}
+HASHES = {
+    **dict.fromkeys(("class", "class of another package"), "none"),
+    "TorchScript": f"sha256 {hashlib.sha256(b'a program').hexdigest()}",
+    "local file": f"sha256 {hashlib.sha256(SECRET.encode()).hexdigest()}",
+}
+"""Of the weights that a forger wants to be used."""
+OUTPUT_VERBS = {
+    "decode": ["-o", "<clip>.png"],
+    "decode --compare": ["--compare", "-o", "<clip>.png"],
+    "report": ["-o", "<clip>.html"],
+    "audit --sample": ["--sample", "2"],
+    "ls": [],
+    "inspect": [],
+    "status": [],
+    "rejected": [],
+    "export": ["--format", "memmap", "-o", "<clip>"],
+    "clean": ["--dry-run"],
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_no_verb_opens_or_runs_what_a_record_names(
+    forgery: str, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.forge(FORGERIES[forgery], HASHES.get(forgery, "random, seed 0"))
+    for verb, options in OUTPUT_VERBS.items():
+        words = [word.replace("<clip>", str(world.root / f"made-{verb}")) for word in options]
+        main([verb.partition(" ")[0], world.uri, *words])
+        printed = "".join(capsys.readouterr())
+        world.assert_untouched()
+        assert SECRET not in printed and VARIABLE not in printed, verb
+        assert "Traceback" not in printed, verb
+        if verb in ("decode", "audit --sample") and forgery != "sources":
+            assert "--trust-code" in printed or "--trust-uris" in printed, printed
