@@ -23,6 +23,7 @@ from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.identity.fingerprint import fingerprint
 from tokpipe.plan import StoredPlan
+from tokpipe.reader import Output
 from tokpipe.storage.store import Store
 from tokpipe.types import Receipt
 
@@ -46,20 +47,18 @@ def audit(
     Args:
         partial: the job is unfinished, so rows without an outcome are not a defect.
         sample: number of tokenized clips to encode again, to compare their codes.
-        trust: what the output may name; a ``sample`` needs trust in its sources.
+        trust: what the output may name; a ``sample`` opens its sources.
         say: receives a progress line every few seconds.
     """
     started = time.monotonic()
+    if sample:
+        (trust or Trust()).check_sources(store.uri)
     findings = Findings()
     listing = list_output(store)
     record = _record(store, listing, findings)
     if record is None:
         return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
-    plan = clips = job = None
-    if sample:  # before the work
-        trust = trust or Trust()
-        trust.check_sources(store.uri)
-        job = record.job_config(store.uri, trust)
+    plan = clips = None
     try:
         plan = StoredPlan.from_json(record.plan)
     except CorruptOutput as error:
@@ -104,11 +103,11 @@ def audit(
     parts = () if plan is None else {part.key for part in plan.parts}
     leftovers = Leftovers.of(unlisted(listing, manifest.listed, parts), time.time())
     sampled: tuple[Sampled, ...] = ()
-    if job is not None and not findings:
+    if sample and not findings:
         from tokpipe.audit.sample import encode_again  # imports torch
 
         clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = encode_again(store, record, job, clip_ids, findings, say)
+        sampled = encode_again(Output(store, trust=trust), clip_ids, findings, say)
     return AuditReport(
         store.uri,
         depth,

@@ -15,8 +15,13 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
-        # ``python -m``, and an empty part of PYTHONPATH, import from the current folder.
-        sys.path[:] = [one for one in sys.path if not _is_in_output(one)]
+        # ``python -m`` imports from the current folder, which may be in a stranger's output.
+        near = ("job.json", "../job.json", "../../job.json")
+        sys.path[:] = [
+            one
+            for one in sys.path
+            if not any(os.path.exists(os.path.join(one, it)) for it in near)  # noqa: PTH110, PTH118
+        ]
         import signal
 
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback
@@ -27,10 +32,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tokpipe.cli import command
 
     return command.main(arguments)
-
-
-def _is_in_output(folder: str) -> bool:
-    """Whether a folder of the import path is part of an output, which may be a stranger's."""
-    path = os.path.realpath(folder)
-    above = (path, *(path.rsplit("/", depth)[0] for depth in (1, 2)))
-    return any(os.path.exists(f"{one}/job.json") for one in above)  # noqa: PTH110 (imports less)

@@ -3,15 +3,13 @@
 import argparse
 import math
 import tempfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shtab
 
 from tokpipe.config import JobConfig, load_job
-from tokpipe.config.base import Uri
-from tokpipe.config.explain import validate_settings
 from tokpipe.config.load import load_storage
 from tokpipe.errors import ConfigError
 
@@ -38,14 +36,14 @@ class Parser(argparse.ArgumentParser):
         """Add the output that a verb reads, and ``--json``."""
         what = "the job's output, as in output.uri, or its job file"
         self.add_argument("output", metavar="OUT", help=what)
-        what = "YAML file with a section storage, as in a job file: how to reach stores"
+        what = "how to reach stores: a YAML file with a storage section, unless OUT is a job file"
         self.add_argument("--storage", type=_local_path, metavar="FILE", help=what)
         self.add_json()
 
     def add_trust(self) -> None:
         """Add what the output's record may name."""
         what = "the tokenizer's weights, in place of those that the output names"
-        self.add_argument("--weights", metavar="URI", help=what)
+        self.add_argument("--weights", type=_uri, metavar="URI", help=what)
         self.add_flag("--trust-uris", "open the weights and sources that the output names")
         self.add_flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
 
@@ -92,33 +90,31 @@ def store_of(parsed: argparse.Namespace) -> "Store":
     """Find the output that the user named, or suggest what to name."""
     from tokpipe.verbs.locate import find_output
 
-    return find_output(parsed.output, parsed.storage and load_storage(parsed.storage))
+    return find_output(parsed.output, load_storage(parsed.storage))
 
 
 def output_of(parsed: argparse.Namespace) -> "Output":
     """Open the output that the user named."""
     from tokpipe.reader import Output
 
-    return Output(store_of(parsed))
+    return Output(store_of(parsed), trust=trust_of(parsed))
 
 
-def trust_of(parsed: argparse.Namespace) -> "Trust":
-    """Return what the user allows an output to name: all of it if they named its job file."""
+def trust_of(parsed: argparse.Namespace) -> "Trust | None":
+    """Return what the user lets an output name, for verbs that have ``add_trust``."""
     from tokpipe.config.trust import Trust
-    from tokpipe.verbs.locate import job_file
+    from tokpipe.verbs.locate import is_job_file
     from tokpipe.weights.read import read_object
 
-    weights, path = parsed.weights, job_file(parsed.output)
-    if weights is not None:
-        context = {"root": Path.cwd()}
-        weights = validate_settings(Uri, weights, name="--weights", context=context)
-    return Trust(
-        weights,
-        parsed.storage and load_storage(parsed.storage),
-        parsed.trust_uris,
-        parsed.trust_code,
-        path and partial(load_job, path, read=read_object),
+    if "trust_uris" not in parsed:
+        return None
+    trust = Trust(
+        parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code
     )
+    if not is_job_file(parsed.output):
+        return trust
+    job = load_job(parsed.output, read=read_object)
+    return replace(trust, tokenizer=job.tokenizer, storage=job.storage, uris=True)
 
 
 def check_new_file(path: Path, *endings: str) -> None:
@@ -144,6 +140,10 @@ def _local_path(text: str) -> Path:
             f"{text} is a URI, but job files are read from local disk: copy it here first"
         )
     return Path(text.removeprefix("file://"))
+
+
+def _uri(text: str) -> str:
+    return text if "://" in text else str(Path(text).absolute())
 
 
 def positive(text: str) -> float:

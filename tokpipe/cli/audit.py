@@ -41,7 +41,7 @@ def run(parsed: argparse.Namespace) -> int:
         partial=parsed.partial,
         sample=parsed.sample,
         seed=parsed.seed,
-        trust=trust_of(parsed),
+        trust=trust_of(parsed) if parsed.sample else None,
         say=lambda line: print_lines([line], errors),
     )
     print_lines(shown(report, parsed))

@@ -5,7 +5,7 @@ Shows what the codes preserve of a clip.
 
 import argparse
 
-from tokpipe.cli.arguments import Parser, check_new_file, output_of, trust_of
+from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
@@ -34,5 +34,4 @@ def run(parsed: argparse.Namespace) -> Result:
         source=parsed.source,
         compare=parsed.compare,
         device=parsed.device,
-        trust=trust_of(parsed),
     )

@@ -6,7 +6,7 @@ their sources, and provenance.
 
 import argparse
 
-from tokpipe.cli.arguments import Parser, check_new_file, output_of, trust_of
+from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe report out/demo -o report.html"
@@ -34,5 +34,4 @@ def run(parsed: argparse.Namespace) -> Result:
         num_pairs=parsed.pairs,
         seed=parsed.seed,
         device=parsed.device,
-        trust=trust_of(parsed),
     )

@@ -66,7 +66,7 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 
 
 def _validate_uri(text: str, info: ValidationInfo) -> str:
-    if _is_recorded(info):
+    if info.context == RECORDED:
         return text
     if variable := re.match(r"\$(\w+)", text):
         raise ValueError(f"variables have braces: write ${{{variable[1]}}}{text[variable.end() :]}")
@@ -102,7 +102,7 @@ def _validate_pattern(text: str, info: ValidationInfo) -> str:
 
 
 def _validate_template(text: str, info: ValidationInfo) -> str:
-    if _is_recorded(info):
+    if info.context == RECORDED:
         return text
     return _check_no_secret(_expanded(text, info), info)
 
@@ -116,10 +116,6 @@ def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
         found = "is a URI, and stores cannot append lines to an object"
         raise ValueError(f"{found}; use a local path, or - for standard error")
     return uri
-
-
-def _is_recorded(info: ValidationInfo) -> bool:
-    return bool((info.context or {}).get("is_recorded"))
 
 
 def _environ(info: ValidationInfo) -> Mapping[str, str]:

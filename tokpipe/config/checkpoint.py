@@ -92,12 +92,11 @@ def resolve_checkpoint(
 def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, Any]:
     config = read_mapping(data, uri)
     kind = config.get("kind", "native")
-    if wanted not in (None, kind):
-        raise ConfigError(f"{uri}: is of kind {kind!r}, but the job names {wanted!r}: correct it")
-    if wanted is None and isinstance(kind, str) and kind in PROGRAMS:
+    if kind != wanted and (wanted is not None or str(kind) in PROGRAMS):
         raise ConfigError(
-            f"{uri}: is of kind {kind}, so it would run {PROGRAMS[kind]} that the folder chooses. "
-            f"If you trust its author, write {{kind: {kind}, checkpoint: {folder}}} in the job file"
+            f"{uri}: its kind is {kind!r}, but the job's is {wanted!r}. A folder may be anyone's, "
+            f"and {' and '.join(PROGRAMS)} are programs. If you trust its author, write "
+            f"{{kind: {kind}, checkpoint: {folder}}}"
         )
     if "checkpoint" in config:
         raise ConfigError(f"{uri}: names another checkpoint, but must hold its own settings")
@@ -117,8 +116,6 @@ def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, 
 
 
 def _leaves(folder: str, name: str) -> bool:
-    """Whether a local file leads out of its folder by a link."""
-    path = folder.removeprefix("file://")
-    real = os.path.realpath(path)
-    is_local = "://" not in path
-    return is_local and not Path(os.path.realpath(f"{path}/{name}")).is_relative_to(real)
+    """Whether a local file is outside of its folder, through links."""
+    real = os.path.realpath(path := folder.removeprefix("file://"))
+    return "://" not in path and not os.path.realpath(f"{path}/{name}").startswith(f"{real}/")

@@ -55,12 +55,10 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
     return uri, options
 
 
-def load_storage(path: str | Path) -> StoreOptions:
-    """Read the ``storage`` section of a YAML file, which may be a job file."""
-    data = read_mapping(_read_text(Path(path)), str(path))
-    if "storage" not in data:
-        raise ConfigError(f"{path}: has no section storage: write one as in a job file")
-    options: StoreOptions = validate_settings(StoreOptions, data["storage"], name=str(path))
+def load_storage(path: Path | None) -> StoreOptions:
+    """Read the ``storage`` section of a YAML file, such as a job file; the defaults without one."""
+    data = {} if path is None else read_mapping(_read_text(path), str(path)).get("storage")
+    options: StoreOptions = validate_settings(StoreOptions, data, name=f"{path}: storage")
     return options
 
 

@@ -311,8 +311,8 @@ class CustomConfig(TokenizerConfig):
         return self.declares
 
 
-PROGRAMS = {"custom": "a class of Python", "cosmos_dv": "TorchScript"}
-"""Kinds that run code, and what code. Only a user may choose them, by a job file or a flag."""
+PROGRAMS = ("custom", "cosmos_dv")
+"""Kinds that run code. Only the user may choose them, by a job file or a flag."""
 
 
 def _kind(section: Any) -> str | None:

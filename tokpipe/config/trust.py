@@ -1,73 +1,56 @@
-"""What the caller of a verb allows an output's record to name: anyone may have written it."""
+"""What a caller lets an output name. Anyone may have written its record."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tokpipe.config.checkpoint import BUILTIN
+from tokpipe.config.checkpoint import BUILTIN, WEIGHTS_KEYS
 from tokpipe.config.job import JobConfig, StoreOptions
-from tokpipe.config.tokenizer import PROGRAMS, AnyTokenizer, CosmosDVConfig
+from tokpipe.config.tokenizer import PROGRAMS, AnyTokenizer
 from tokpipe.errors import ConfigError
-
-_BECAUSE = "Anyone may have written this output"
-_OWN = "If the job is yours, name its job file instead of the output"
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What may be used besides the output itself. By default, only what comes with tokpipe."""
+    """What is used besides an output itself. By default, only what comes with tokpipe."""
 
     weights: str | None = None
-    """URI of the tokenizer's weights, in place of the recorded one. A decoder that is a file by
-    itself is ``decoder.jit`` in the same folder."""
-    storage: StoreOptions | None = None
-    """How to reach weights and sources. What the output records is never used."""
+    """URI of the tokenizer's weights, in place of the recorded one. If the decoder is another
+    file, it is ``decoder.jit`` in the same folder."""
+    storage: StoreOptions = field(default_factory=StoreOptions)
+    """How to reach weights and sources. Recorded options are never used."""
     uris: bool = False
-    """Open the weights and sources that the output names, wherever they are."""
+    """Open the weights and sources that the output names."""
     code: bool = False
-    """Run its tokenizer even if that is a program: a custom class, or TorchScript."""
-    own_job: Callable[[], JobConfig] | None = None
-    """Reads the caller's own job file. Its tokenizer, storage options and sources are used."""
+    """Run its tokenizer even if that is a program: a custom class or TorchScript."""
+    tokenizer: AnyTokenizer | None = None
+    """The tokenizer of the caller's own job file, in place of the recorded one."""
 
     def job_of(self, recorded: JobConfig, uri: str) -> JobConfig:
-        """Return what an output at ``uri`` records, with what is trusted in place of the rest."""
-        tokenizer, storage = recorded.tokenizer, self.storage or StoreOptions()
-        if self.own_job is not None:
-            own = self.own_job()
-            storage = self.storage or own.storage
-            if own.tokenizer.codes_settings() != tokenizer.codes_settings():
-                raise ConfigError(
-                    f"{uri}: was made by another tokenizer than its job file describes, so its "
-                    "codes mean something else. Restore the job file, or name the output instead"
-                )
-            tokenizer = own.tokenizer
-        elif tokenizer.kind in PROGRAMS and not self.code:
-            raise ConfigError(
-                f"{uri}: its tokenizer is a program ({PROGRAMS[tokenizer.kind]}), which was not "
-                f"run. {_BECAUSE}: pass --trust-code if you would run its author's programs. {_OWN}"
-            )
+        """Return a job that may be run, in place of what the output at ``uri`` records."""
+        tokenizer = self.tokenizer or recorded.tokenizer
         if self.weights is not None:
-            changes = {"weights": self.weights}
-            if isinstance(tokenizer, CosmosDVConfig):
-                changes["decoder_weights"] = f"{self.weights.rpartition('/')[0]}/decoder.jit"
-            tokenizer = tokenizer.model_copy(update=changes)
-        elif self.own_job is None and not self.uris:
-            self._check_weights(tokenizer, uri)
-        return recorded.model_copy(update={"tokenizer": tokenizer, "storage": storage})
+            files = {"weights": self.weights}
+            if hasattr(tokenizer, "decoder_weights"):
+                files["decoder_weights"] = f"{self.weights.rpartition('/')[0]}/decoder.jit"
+            tokenizer = tokenizer.model_copy(update=files)
+        named = [getattr(tokenizer, key, None) or BUILTIN for key in WEIGHTS_KEYS]
+        foreign = [one for one in named if not one.startswith(BUILTIN)]
+        if self.tokenizer is None and not self.code and tokenizer.kind in PROGRAMS:
+            problem = f"its tokenizer of kind {tokenizer.kind} is a program and was not run"
+            raise _distrusted(uri, problem, "--trust-code")
+        if foreign and not (self.tokenizer or self.weights or self.uris):
+            problem = f"the weights that it names, {foreign[0]}, were not opened"
+            raise _distrusted(uri, problem, "--trust-uris, or --weights and your own copy")
+        return recorded.model_copy(update={"tokenizer": tokenizer, "storage": self.storage})
 
     def check_sources(self, uri: str) -> None:
-        """Raise ConfigError unless the sources that an output names may be opened."""
-        if not self.uris and self.own_job is None:
-            raise ConfigError(
-                f"{uri}: its sources were not opened. {_BECAUSE}, and it could name any file or "
-                f"server: pass --trust-uris if you trust its author. {_OWN}"
-            )
+        """Raise ConfigError unless the sources that the output at ``uri`` names may be opened."""
+        if not self.uris:
+            raise _distrusted(uri, "the sources that it names were not opened", "--trust-uris")
 
-    def _check_weights(self, tokenizer: AnyTokenizer, uri: str) -> None:
-        named = [tokenizer.weights, getattr(tokenizer, "decoder_weights", None)]
-        for weights in named:
-            if weights is not None and not weights.startswith(BUILTIN):
-                raise ConfigError(
-                    f"{uri}: the weights that it names, {weights}, were not opened. {_BECAUSE}, "
-                    "and it could name any file or server: pass the place of your copy as "
-                    f"--weights, or --trust-uris if you trust its author. {_OWN}"
-                )
+
+def _distrusted(uri: str, problem: str, flags: str) -> ConfigError:
+    return ConfigError(
+        f"{uri}: {problem}. Anyone may have written this output, and it could name any file, "
+        f"server or program. If you trust its author, pass {flags}; if the job is yours, name its "
+        "job file instead of the output"
+    )

@@ -7,9 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from tokpipe.config.base import RECORDED
-from tokpipe.config.job import ChunkingConfig, JobConfig
-from tokpipe.config.traits import TokenizerTraits
-from tokpipe.config.trust import Trust
+from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import JOB_RECORD
@@ -49,27 +47,16 @@ class JobRecord(BaseModel):
         """Return indented JSON that ends with a checksum."""
         return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
 
-    def layout(self, uri: str) -> tuple[ChunkingConfig, TokenizerTraits]:
-        """Return how clips are cut into chunks, and chunks into codes; errors are the same."""
-        job = self._inert_job(uri)
-        return job.chunking, job.tokenizer.traits
+    def recorded_job(self, uri: str) -> JobConfig:
+        """Return the job as data, not to be run; ``uri`` names the output in the error.
 
-    def job_config(self, uri: str, trust: Trust) -> JobConfig:
-        """Return the job to run its stages; ``uri`` names the output in errors.
-
-        Anyone may have written the record. So its weights, programs and storage options are used
-        only as far as ``trust`` allows; it may have to be asked about sources, too.
+        Anyone may have written it: see ``Output.trusted_job``.
 
         Raises:
-            ConfigError: another version of tokpipe wrote settings that are unknown here, or the
-                tokenizer needs more trust.
+            ConfigError: another version of tokpipe wrote settings that are unknown here.
         """
-        return trust.job_of(self._inert_job(uri), uri)
-
-    def _inert_job(self, uri: str) -> JobConfig:
-        # Readers need neither section.
-        settings = {**self.job, "storage": {}, "runtime": {}}
         try:
+            settings = {**self.job, "storage": {}, "runtime": {}}
             return JobConfig.model_validate_json(json.dumps(settings), context=RECORDED)
         except ValidationError as error:
             raise ConfigError(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tokpipe.config.trust import Trust
 from tokpipe.errors import NotFound
 from tokpipe.media.quality import Comparison, Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
@@ -69,7 +68,6 @@ def decode_clip(
     source: str | None = None,
     compare: bool,
     device: str = "auto",
-    trust: Trust | None = None,
 ) -> Decoded:
     """Decode a clip's codes to frames and write them to ``path``.
 
@@ -80,7 +78,6 @@ def decode_clip(
         compare: decode the source again, measure PSNR and SSIM against it, and show it: on the
             left of a video, above each row of an image.
         device: ``"auto"``, or a torch device.
-        trust: what the output may name; ``compare`` needs trust in its sources.
 
     Raises:
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.
@@ -90,7 +87,7 @@ def decode_clip(
     comparison = Comparison() if compare else None
     height = width = 0
     with ExitStack() as stack:
-        both = stack.enter_context(SideBySide(output, device, trust))
+        both = stack.enter_context(SideBySide(output, device))
         grid = FrameGrid(total, GRID_FRAMES, columns=GRID_FRAMES if compare else 4)
         add: Callable[[Frames], None] = grid.add
         if path.suffix == ".mp4":

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
-from tokpipe.config.trust import Trust
 from tokpipe.errors import ConfigError, NotFound, SourceError
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.media.quality import Comparison, Frames
@@ -137,14 +136,14 @@ class SideBySide(ExitStack):
     """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
 
     Raises:
-        ConfigError: torch cannot use the device, or the tokenizer has no decoder, its weights
-            differ from those that encoded, or it needs more ``trust``.
+        ConfigError: torch cannot use the device, or the tokenizer has no decoder or needs more
+            trust, or its weights differ from those that encoded.
     """
 
-    def __init__(self, output: Output, device: str = "auto", trust: Trust | None = None) -> None:
+    def __init__(self, output: Output, device: str = "auto") -> None:
         super().__init__()
-        self._output, self._trust = output, trust or Trust()
-        self._job = output.record.job_config(output.store.uri, self._trust)
+        self._output = output
+        self._job = output.trusted_job()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -164,7 +163,7 @@ class SideBySide(ExitStack):
 
     @cached_property
     def _sources(self) -> SourceFrames:
-        self._trust.check_sources(self._output.store.uri)
+        self._output.trust.check_sources(self._output.store.uri)
         plan = StoredPlan.from_json(self._output.record.plan)
         reader = PlanReader(self._output.store, plan, self._job.sources)
         return self.enter_context(closing(SourceFrames(self._job, reader)))

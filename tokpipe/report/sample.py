@@ -9,7 +9,6 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tokpipe.config.trust import Trust
 from tokpipe.errors import CorruptOutput, TokpipeError
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
@@ -118,18 +117,16 @@ class Pairs:
         return {"problem": self.problem, "clips": clips}
 
 
-def make_pairs(
-    output: Output, clips: Sequence[Clip], device: str, trust: Trust | None = None
-) -> Pairs:
+def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
     """Decode clips and their sources.
 
-    Weights, sources or torch may well be missing on this machine, or not be trusted. Then
-    ``problem`` says so.
+    Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
+    missing.
     """
     try:
         from tokpipe.reconstruct import SideBySide
 
-        with SideBySide(output, device, trust) as both:
+        with SideBySide(output, device) as both:
             return Pairs([_pair(both, clip) for clip in clips])
     except ImportError as error:
         return Pairs(problem=f"{error}. Decoding needs what a worker has: pip install tokpipe[run]")

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tokpipe.config.trust import Trust
 from tokpipe.reader import Output
 from tokpipe.report.facts import Facts
 from tokpipe.report.history import History, read_groups
@@ -56,7 +55,6 @@ def write_report(
     num_pairs: int = 3,
     seed: int = 0,
     device: str = "auto",
-    trust: Trust | None = None,
     now: datetime | None = None,
 ) -> WrittenReport:
     """Write a report on an output to one HTML file. The file appears when it is complete.
@@ -70,7 +68,6 @@ def write_report(
         num_pairs: number of their clips to show next to their sources; 0 for none.
         seed: selects these clips.
         device: ``"auto"`` or the torch device that decodes.
-        trust: what the output may name to decode clips and their sources.
         now: time of the report; the current time by default.
     """
     now = now or datetime.now(UTC)
@@ -82,7 +79,7 @@ def write_report(
         num_entries=output.state.next_seq,
         history=History(read_groups(output)),
         sample=sample,
-        pairs=make_pairs(output, sample.clips, device, trust) if num_pairs else None,
+        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
     )
     data = page(facts).encode()
     write_file(path, data)

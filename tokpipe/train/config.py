@@ -201,10 +201,7 @@ def load_training(path: Path) -> TrainConfig:
     return parse_training(data, name=str(path), root=path.resolve().parent)
 
 
-def parse_training(data: dict[str, Any], *, name: str, **context: Any) -> TrainConfig:
-    """Check the settings of a training file. A ConfigError starts with ``name``.
-
-    Pass the ``root`` of its relative paths, or what ``RECORDED`` holds.
-    """
-    config: TrainConfig = validate_settings(TrainConfig, data, name=name, context=context)
+def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfig:
+    """Check the settings of a training file. A ConfigError starts with ``name``."""
+    config: TrainConfig = validate_settings(TrainConfig, data, name=name, context={"root": root})
     return config

@@ -117,13 +117,14 @@ def _line(clip: dict[str, Any]) -> str:
 def _latents_of(output: Output) -> Callable[[int], int | None]:
     """Return what turns the frames of a clip into its latent frames; side tables lack them."""
     try:
-        chunking, traits = output.record.layout(output.store.uri)
+        job = output.record.recorded_job(output.store.uri)
     except ConfigError:
         return lambda _: None
+    traits = job.tokenizer.traits
 
     @functools.lru_cache(maxsize=1024)
     def num_latents(num_frames: int) -> int:
-        spans = plan_chunks(num_frames, chunking, traits)
+        spans = plan_chunks(num_frames, job.chunking, traits)
         return sum(num_kept_latents(span, traits) for span in spans)
 
     return num_latents

@@ -26,7 +26,7 @@ from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected
-from tokpipe.verbs.locate import find_output, job_file
+from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status
 
@@ -210,10 +210,7 @@ def _speed(job: JobConfig, like: str | None, codes_per_s: float | None) -> Encod
     if codes_per_s is not None:
         return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
     uri = job.output.uri
-    if like is None:
-        store = open_store(uri, job.storage)
-    else:
-        store = find_output(like, None if job_file(like) else job.storage)
+    store = open_store(uri, job.storage) if like is None else find_output(like, job.storage)
     totals = Totals()
     with suppress(NotFound):
         totals = status(store).totals

@@ -27,7 +27,7 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
 
     Args:
         named: the output's URI, the URI of anything inside it, or the job file that writes it.
-        options: how to reach the store, in place of what a job file says.
+        options: how to reach the store, unless a job file says.
 
     Raises:
         ConfigError: the job file, or the URI's protocol, cannot be used.
@@ -35,13 +35,11 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     """
     if not named:
         raise ConfigError("the output is empty text: name the job's output.uri or its job file")
-    uri, job = named, job_file(named)
-    if job is not None:
-        uri, of_job = load_output(job)
-        options = options or of_job
+    uri, options, job = named, options or StoreOptions(), None
+    if is_job_file(named):
+        job, (uri, options) = named, load_output(named)
     elif (path := _local(named)) is not None:
         uri = str(path)
-    options = options or StoreOptions()
     store = open_store(uri, options)
     for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
         if candidate.size(JOB_RECORD) is not None:
@@ -59,11 +57,9 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     raise NotFound(f"{found} Name the job's output.uri or its job file")
 
 
-def job_file(named: str) -> str | None:
-    """Return what was named if it is a job file, or else None."""
+def is_job_file(named: str) -> bool:
     path = _local(named)
-    is_job = path is not None and path.is_file() and not is_inside_output(str(path))
-    return named if is_job else None
+    return path is not None and path.is_file() and not is_inside_output(str(path))
 
 
 def check_is_job_file(path: Path) -> None:

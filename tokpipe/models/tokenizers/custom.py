@@ -1,7 +1,7 @@
 """Tokenizers that a job names by the import path of their class."""
 
-import ast
 import importlib.util
+import symtable
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -115,10 +115,7 @@ def _imported(path: str, what: str) -> type[nn.Module]:
 
 
 def _may_define(module_name: str, name: str) -> bool:
-    """Whether a module's source can bind ``name`` to a class. Runs nothing in it.
-
-    Raises ImportError if there is no such module.
-    """
+    """Whether a module's source can bind ``name`` to a class. Runs nothing of it."""
     top, *parts = module_name.split(".")
     spec = importlib.util.find_spec(top)
     for part in parts:  # find_spec() of a dotted name would import the packages above
@@ -129,15 +126,10 @@ def _may_define(module_name: str, name: str) -> bool:
     source = getattr(spec.loader, "get_source", lambda _: None)(spec.name)
     if source is None:  # compiled
         return True
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return bool(names & {name, "*"})
+    table = symtable.symtable(source, module_name, "exec")
+    if name not in table.get_identifiers():
+        return "import *" in source
+    return not any(one.get_type() == "function" for one in table.lookup(name).get_namespaces())
 
 
 def _check_methods(
