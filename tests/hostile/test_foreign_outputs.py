@@ -6,20 +6,35 @@ must not be imported, and secrets of the reader that must not be printed.
 
 import hashlib
 import json
+import os
 import socketserver
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 import torch
 
+import tokpipe
 from tests.audit.outputs import Made, finished
 from tokpipe.cli import main
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.tokenizer import CustomConfig
+from tokpipe.config.traits import TokenizerTraits
+from tokpipe.errors import ConfigError, CorruptOutput, PlanMismatch
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.sealed_json import CHECKSUM, seal
+from tokpipe.media.child_process import ChildProcess
+from tokpipe.models.tokenizers import build_tokenizer
+from tokpipe.reader import ClipStream, CodeCache, Output, open_output
+from tokpipe.runtime.output import look_up
+from tokpipe.storage import open_store
+from tokpipe.storage.local_files import TEMPORARY_FOLDER
 
 SECRET, VARIABLE = "canary-e5b1c7", "canary2b"
 MODULE = "canary_of_a_stranger"
@@ -169,3 +184,127 @@ def test_no_verb_opens_or_runs_what_a_record_names(
         assert "Traceback" not in printed, verb
         if verb in ("decode", "audit --sample") and forgery != "sources":
             assert "--trust-code" in printed or "--trust-uris" in printed, printed
+
+
+@pytest.mark.parametrize("forgery", ["endpoint of s3", "local file", "class"])
+def test_neither_readers_nor_a_resumed_run_obey_a_record(forgery: str, world: World) -> None:
+    world.forge(FORGERIES[forgery])
+    output = open_output(world.uri)
+    assert sum(1 for _ in output.clips()) == output.num_clips
+    cache = CodeCache(output, world.root / "codes")
+    assert sum(1 for _ in ClipStream(cache)) == output.num_clips
+    with suppress(PlanMismatch):  # of the decoders here, perhaps
+        look_up(world.out.job)
+    with pytest.raises(ConfigError, match="--trust-"):
+        output.trusted_job()
+    world.assert_untouched()
+
+
+def test_a_report_shows_everything_but_pictures_and_says_why(world: World) -> None:
+    world.forge(FORGERIES["class"])
+    path = world.root / "report.html"
+    assert main(["report", world.uri, "-o", str(path)]) == 0
+    page = path.read_text()
+    assert "<img" not in page
+    assert "pass --trust-code" in page
+    for section in ("throughput", "rejected", "codes", "lengths", "provenance"):
+        assert f'id="{section}"' in page
+    world.assert_untouched()
+
+
+def test_storage_options_are_those_of_the_caller(world: World) -> None:
+    path = world.root / "mine.yaml"
+    path.write_text(
+        f"storage: {{deadline_s: 3, options: {{s3: {{endpoint_url: '{world.server}'}}}}}}"
+    )
+    assert main(["status", "s3://b/out", "--storage", str(path)]) == 5
+    assert world.heard
+
+
+def test_files_of_a_training_side_stay_in_its_folders(world: World) -> None:
+    world.forge(FORGERIES["local file"])
+    info = Output(world.out.store).shards[0]
+    cache = CodeCache(Output(world.out.store), world.root / "cache of codes")
+    for sha256 in ("../../mark", "/mark", "..", "", "A" * 64):
+        with pytest.raises(CorruptOutput, match="its SHA-256 in the manifest is"):
+            cache._find(replace(info, sha256=sha256))
+
+
+def test_opening_an_output_deletes_nothing_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    kept = tmp_path / "mine/old"
+    kept.touch()
+    os.utime(kept, (0, 0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / f"out/{TEMPORARY_FOLDER}").symlink_to(tmp_path / "mine")
+    open_store(str(tmp_path / "out"), StoreOptions())
+    assert kept.exists()
+
+
+def test_nothing_is_imported_from_an_output(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.forge(FORGERIES["local file"])
+    out = Path(world.uri)
+    for folder in (out, out / "shards"):
+        for name in ("yaml", "pyarrow", "rich", "av", "numpy", "shtab"):
+            path = folder / f"{name}.py"
+            path.write_text(f"import pathlib\npathlib.Path({str(world.mark)!r}).touch()\n")
+        command = [sys.executable, "-m", "tokpipe.cli", "status", world.uri]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, env=own_path())
+        world.assert_untouched()
+    monkeypatch.chdir(out)
+    ChildProcess(2**32, ["pyav"]).kill()
+    world.assert_untouched()
+
+
+def own_path() -> dict[str, str]:
+    """The environment, with an empty part of PYTHONPATH, which means the current folder."""
+    return {**os.environ, "PYTHONPATH": f"{Path(tokpipe.__file__).parents[1]}{os.pathsep}"}
+
+
+@pytest.mark.parametrize(
+    ("implementation", "problem", "is_imported"),
+    [
+        ("package.module:Model", "could not be built with .*SystemExit: 5", True),
+        ("package.module:run", "run in package.module is not a class", False),
+        ("package.module:missing", "missing in package.module is not a class", False),
+        ("package.missing:Model", "cannot be imported: ModuleNotFoundError", False),
+        ("package.module.deeper:Model", "cannot be imported: ModuleNotFoundError", False),
+        ("lazy:Model", "Model in lazy is not a class", False),
+        ("exits:Model", "cannot be imported: SystemExit: 4", False),
+        ("builtins:eval", "is <built-in function eval>", False),
+        ("__main__:Model", "__main__", False),
+    ],
+)
+def test_only_the_named_module_is_imported_and_only_for_a_class(
+    implementation: str,
+    problem: str,
+    is_imported: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mark = tmp_path / "mark"
+    touch = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    model = "from torch import nn\nclass Model(nn.Module):\n    encode = len\n"
+    model += "    def __init__(self): raise SystemExit(5)\n"
+    modules = {
+        "package/__init__": touch,
+        "package/module": f"{model}def run(): pass\nimport os as missing_too\n",
+        "lazy": f"{touch}def __getattr__(name): import other; return other.Model\n",
+        "other": touch,
+        "exits": "class Model: pass\nraise SystemExit(4)\n",
+    }
+    for name, text in modules.items():
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    declares = TokenizerTraits(**{**DECLARES, "why_not_streamable": "it is not"})
+    config = CustomConfig(kind="custom", implementation=implementation, declares=declares)
+    try:
+        with pytest.raises(ConfigError, match=problem):
+            build_tokenizer(config, None)
+    finally:
+        for name in modules:
+            for part in (name, name.partition("/")[0]):
+                sys.modules.pop(part.replace("/", "."), None)
+    assert mark.exists() == is_imported
