@@ -13,7 +13,7 @@ from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Sampled
-from tokpipe.config.trust import Trust
+from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
@@ -37,7 +37,7 @@ def audit(
     partial: bool = False,
     sample: int = 0,
     seed: int = 0,
-    trust: Trust | None = None,
+    trust: Trust = NO_TRUST,
     say: Callable[[str], None] = lambda line: None,
 ) -> AuditReport:
     """Check an output and report every defect. Writes nothing.
@@ -52,7 +52,7 @@ def audit(
     """
     started = time.monotonic()
     if sample:
-        (trust or Trust()).check_sources(store.uri)
+        trust.check_sources(store.uri)
     findings = Findings()
     listing = list_output(store)
     record = _record(store, listing, findings)

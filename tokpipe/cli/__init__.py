@@ -16,12 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
         # ``python -m`` imports from the current folder, which may be in a stranger's output.
-        near = ("job.json", "../job.json", "../../job.json")
-        sys.path[:] = [
-            one
-            for one in sys.path
-            if not any(os.path.exists(os.path.join(one, it)) for it in near)  # noqa: PTH110, PTH118
-        ]
+        names = ("job.json", "../job.json", "../../job.json")
+        for folder in [*sys.path]:
+            if any(os.path.exists(f"{folder or '.'}/{name}") for name in names):  # noqa: PTH110
+                sys.path.remove(folder)
         import signal
 
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback

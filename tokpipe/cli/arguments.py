@@ -3,7 +3,6 @@
 import argparse
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,21 +99,19 @@ def output_of(parsed: argparse.Namespace) -> "Output":
     return Output(store_of(parsed), trust=trust_of(parsed))
 
 
-def trust_of(parsed: argparse.Namespace) -> "Trust | None":
-    """Return what the user lets an output name, for verbs that have ``add_trust``."""
-    from tokpipe.config.trust import Trust
+def trust_of(parsed: argparse.Namespace) -> "Trust":
+    """Return what the user lets an output name; none of it for verbs without ``add_trust``."""
+    from tokpipe.config.trust import NO_TRUST, Trust
     from tokpipe.verbs.locate import is_job_file
     from tokpipe.weights.read import read_object
 
     if "trust_uris" not in parsed:
-        return None
-    trust = Trust(
-        parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code
-    )
-    if not is_job_file(parsed.output):
-        return trust
-    job = load_job(parsed.output, read=read_object)
-    return replace(trust, tokenizer=job.tokenizer, storage=job.storage, uris=True)
+        return NO_TRUST
+    if is_job_file(parsed.output):
+        job = load_job(parsed.output, read=read_object)
+        return Trust(parsed.weights, job.storage, uris=True, tokenizer=job.tokenizer)
+    options = load_storage(parsed.storage)
+    return Trust(parsed.weights, options, parsed.trust_uris, parsed.trust_code)
 
 
 def check_new_file(path: Path, *endings: str) -> None:

@@ -12,7 +12,7 @@ from tokpipe.cli.arguments import Parser, store_of, trust_of
 from tokpipe.cli.output import print_lines, shown
 from tokpipe.errors import CorruptOutput
 
-EXAMPLE = "tokpipe audit out/demo --sample 10"
+EXAMPLE = "tokpipe audit jobs/demo.yaml --sample 10"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import audit
+    from tokpipe.config.trust import NO_TRUST
 
     errors = Console(stderr=True, highlight=False)
     report = audit(
@@ -41,7 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
         partial=parsed.partial,
         sample=parsed.sample,
         seed=parsed.seed,
-        trust=trust_of(parsed) if parsed.sample else None,
+        trust=trust_of(parsed) if parsed.sample else NO_TRUST,
         say=lambda line: print_lines([line], errors),
     )
     print_lines(shown(report, parsed))

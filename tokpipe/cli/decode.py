@@ -8,7 +8,7 @@ import argparse
 from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
-EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
+EXAMPLE = "tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
 
 
 def add_arguments(parser: Parser) -> None:

@@ -9,7 +9,7 @@ import argparse
 from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
-EXAMPLE = "tokpipe report out/demo -o report.html"
+EXAMPLE = "tokpipe report jobs/demo.yaml -o report.html"
 
 
 def add_arguments(parser: Parser) -> None:

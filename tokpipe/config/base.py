@@ -15,8 +15,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 RECORDED = {"is_recorded": True}
-"""Validation context of settings that an output records, in which URIs are resolved already. A
-``${VAR}`` or ``~`` in one, which only a forger would write, stays as it is."""
+"""Validation context of settings that anyone may have written: their text stays as it is."""
 
 
 class Frozen(BaseModel):

@@ -311,8 +311,7 @@ class CustomConfig(TokenizerConfig):
         return self.declares
 
 
-PROGRAMS = ("custom", "cosmos_dv")
-"""Kinds that run code. Only the user may choose them, by a job file or a flag."""
+PROGRAMS = ("custom", "cosmos_dv")  # They run code, so only the user may choose them
 
 
 def _kind(section: Any) -> str | None:

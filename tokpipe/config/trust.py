@@ -15,12 +15,9 @@ class Trust:
     weights: str | None = None
     """URI of the tokenizer's weights, in place of the recorded one. If the decoder is another
     file, it is ``decoder.jit`` in the same folder."""
-    storage: StoreOptions = field(default_factory=StoreOptions)
-    """How to reach weights and sources. Recorded options are never used."""
-    uris: bool = False
-    """Open the weights and sources that the output names."""
-    code: bool = False
-    """Run its tokenizer even if that is a program: a custom class or TorchScript."""
+    storage: StoreOptions = field(default_factory=StoreOptions)  # To reach weights and sources
+    uris: bool = False  # Open the weights and sources that the output names
+    code: bool = False  # Run its tokenizer even if that is a program: a class or TorchScript
     tokenizer: AnyTokenizer | None = None
     """The tokenizer of the caller's own job file, in place of the recorded one."""
 
@@ -32,8 +29,8 @@ class Trust:
             if hasattr(tokenizer, "decoder_weights"):
                 files["decoder_weights"] = f"{self.weights.rpartition('/')[0]}/decoder.jit"
             tokenizer = tokenizer.model_copy(update=files)
-        named = [getattr(tokenizer, key, None) or BUILTIN for key in WEIGHTS_KEYS]
-        foreign = [one for one in named if not one.startswith(BUILTIN)]
+        named = [getattr(tokenizer, key, None) for key in WEIGHTS_KEYS]
+        foreign = [one for one in named if one is not None and not one.startswith(BUILTIN)]
         if self.tokenizer is None and not self.code and tokenizer.kind in PROGRAMS:
             problem = f"its tokenizer of kind {tokenizer.kind} is a program and was not run"
             raise _distrusted(uri, problem, "--trust-code")
@@ -46,6 +43,9 @@ class Trust:
         """Raise ConfigError unless the sources that the output at ``uri`` names may be opened."""
         if not self.uris:
             raise _distrusted(uri, "the sources that it names were not opened", "--trust-uris")
+
+
+NO_TRUST = Trust()
 
 
 def _distrusted(uri: str, problem: str, flags: str) -> ConfigError:

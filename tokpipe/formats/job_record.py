@@ -48,9 +48,7 @@ class JobRecord(BaseModel):
         return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
 
     def recorded_job(self, uri: str) -> JobConfig:
-        """Return the job as data, not to be run; ``uri`` names the output in the error.
-
-        Anyone may have written it: see ``Output.trusted_job``.
+        """Return the job as data, not to be run (``Output.trusted_job``); ``uri`` is for errors.
 
         Raises:
             ConfigError: another version of tokpipe wrote settings that are unknown here.

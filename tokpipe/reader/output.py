@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokpipe.config.job import JobConfig, StoreOptions
-from tokpipe.config.trust import Trust
+from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
@@ -34,11 +34,7 @@ _OPEN_SHARDS = 16
 
 
 def open_output(
-    uri: str,
-    options: StoreOptions | None = None,
-    *,
-    verify: bool = True,
-    trust: Trust | None = None,
+    uri: str, options: StoreOptions | None = None, *, verify: bool = True, trust: Trust = NO_TRUST
 ) -> "Output":
     """Open the output at ``uri`` as it is committed now.
 
@@ -63,10 +59,10 @@ class Output:
     one being read and the next.
     """
 
-    def __init__(self, store: Store, *, verify: bool = True, trust: Trust | None = None) -> None:
+    def __init__(self, store: Store, *, verify: bool = True, trust: Trust = NO_TRUST) -> None:
         self.store = store
         self.verify = verify
-        self.trust = trust or Trust()
+        self.trust = trust
         self.record = job_record.read(store)
         self.state = load_state(store, self.record.num_rows)
         """Totals, the list of shards, and which plan rows are settled."""

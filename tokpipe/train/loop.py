@@ -115,9 +115,8 @@ class Trainer:
 
     def load(self, state: dict[str, Any], source: str) -> None:
         """Continue from a state that was read from ``source``."""
-        before = validate_settings(
-            TrainConfig, json.loads(state["config"]), name=source, context=RECORDED
-        )
+        theirs = json.loads(state["config"])
+        before = validate_settings(TrainConfig, theirs, name=source, context=RECORDED)
         _check_same_run(before, self.config, state["step"], source)
         self.tokenizer.load_state_dict(state["weights"])
         self.average = {key: value.to(self.device) for key, value in state["average"].items()}
