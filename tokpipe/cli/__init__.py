@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
         # ``python -m`` imports from the current folder, which may be in a stranger's output.
-        names = ("job.json", "../job.json", "../../job.json")
         for folder in [*sys.path]:
-            if any(os.path.exists(f"{folder or '.'}/{name}") for name in names):  # noqa: PTH110
+            near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
+            if any(map(os.path.exists, near)):
                 sys.path.remove(folder)
         import signal
 

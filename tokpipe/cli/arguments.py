@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     def add_trust(self) -> None:
         """Add what the output's record may name."""
         what = "the tokenizer's weights, in place of those that the output names"
-        self.add_argument("--weights", type=_uri, metavar="URI", help=what)
+        self.add_argument("--weights", metavar="URI", help=what)
         self.add_flag("--trust-uris", "open the weights and sources that the output names")
         self.add_flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
 
@@ -105,13 +105,12 @@ def trust_of(parsed: argparse.Namespace) -> "Trust":
     from tokpipe.verbs.locate import is_job_file
     from tokpipe.weights.read import read_object
 
-    if "trust_uris" not in parsed:
+    if "trust_uris" not in parsed or not getattr(parsed, "sample", True):
         return NO_TRUST
     if is_job_file(parsed.output):
         job = load_job(parsed.output, read=read_object)
         return Trust(parsed.weights, job.storage, uris=True, tokenizer=job.tokenizer)
-    options = load_storage(parsed.storage)
-    return Trust(parsed.weights, options, parsed.trust_uris, parsed.trust_code)
+    return Trust(parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code)
 
 
 def check_new_file(path: Path, *endings: str) -> None:
@@ -137,10 +136,6 @@ def _local_path(text: str) -> Path:
             f"{text} is a URI, but job files are read from local disk: copy it here first"
         )
     return Path(text.removeprefix("file://"))
-
-
-def _uri(text: str) -> str:
-    return text if "://" in text else str(Path(text).absolute())
 
 
 def positive(text: str) -> float:

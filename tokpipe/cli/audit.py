@@ -33,7 +33,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import audit
-    from tokpipe.config.trust import NO_TRUST
 
     errors = Console(stderr=True, highlight=False)
     report = audit(
@@ -42,7 +41,7 @@ def run(parsed: argparse.Namespace) -> int:
         partial=parsed.partial,
         sample=parsed.sample,
         seed=parsed.seed,
-        trust=trust_of(parsed) if parsed.sample else NO_TRUST,
+        trust=trust_of(parsed),
         say=lambda line: print_lines([line], errors),
     )
     print_lines(shown(report, parsed))

@@ -14,8 +14,7 @@ from tokpipe.telemetry.redact import redact
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
-RECORDED = {"is_recorded": True}
-"""Validation context of settings that anyone may have written: their text stays as it is."""
+RECORDED = {"is_recorded": True}  # Context of what anyone may have written: it stays as it is
 
 
 class Frozen(BaseModel):

@@ -59,7 +59,6 @@ def resolve_checkpoint(
 ) -> tuple[dict[str, Any], str]:
     """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config.
 
-    The folder may be a stranger's. So the job itself must name a ``kind`` that runs code.
     ``read`` reads the object at a URI; ``context`` is what ``Uri`` is validated with.
     """
     if extra := sorted(section.keys() - {"checkpoint", "kind"}):
@@ -105,7 +104,9 @@ def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, 
     for key in WEIGHTS_KEYS:
         if isinstance(name := config.get(key), str):
             # Without variables, too: they could copy a secret into a job's record.
-            if not _NAME.fullmatch(name) or _leaves(folder, name):
+            root = os.path.realpath(folder.removeprefix("file://"))
+            is_inside = os.path.realpath(f"{root}/{name}").startswith(f"{root}/")  # links followed
+            if not (is_inside and _NAME.fullmatch(name)):
                 raise ConfigError(
                     f"{uri}: {key} is {name!r}, but must be a file in this folder: checkpoints are "
                     "downloaded, and could name any other file or server. Copy the weights there, "
@@ -113,9 +114,3 @@ def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, 
                 )
             config[key] = f"{folder}/{name}"
     return config
-
-
-def _leaves(folder: str, name: str) -> bool:
-    """Whether a local file is outside of its folder, through links."""
-    real = os.path.realpath(path := folder.removeprefix("file://"))
-    return "://" not in path and not os.path.realpath(f"{path}/{name}").startswith(f"{real}/")

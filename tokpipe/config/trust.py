@@ -13,13 +13,11 @@ class Trust:
     """What is used besides an output itself. By default, only what comes with tokpipe."""
 
     weights: str | None = None
-    """URI of the tokenizer's weights, in place of the recorded one. If the decoder is another
-    file, it is ``decoder.jit`` in the same folder."""
+    """URI of its weights. A decoder in another file is ``decoder.jit`` in the same folder."""
     storage: StoreOptions = field(default_factory=StoreOptions)  # To reach weights and sources
     uris: bool = False  # Open the weights and sources that the output names
     code: bool = False  # Run its tokenizer even if that is a program: a class or TorchScript
-    tokenizer: AnyTokenizer | None = None
-    """The tokenizer of the caller's own job file, in place of the recorded one."""
+    tokenizer: AnyTokenizer | None = None  # That of the caller's own job file
 
     def job_of(self, recorded: JobConfig, uri: str) -> JobConfig:
         """Return a job that may be run, in place of what the output at ``uri`` records."""
@@ -27,7 +25,9 @@ class Trust:
         if self.weights is not None:
             files = {"weights": self.weights}
             if hasattr(tokenizer, "decoder_weights"):
-                files["decoder_weights"] = f"{self.weights.rpartition('/')[0]}/decoder.jit"
+                files["decoder_weights"] = (
+                    f"{self.weights[: self.weights.rfind('/') + 1]}decoder.jit"
+                )
             tokenizer = tokenizer.model_copy(update=files)
         named = [getattr(tokenizer, key, None) for key in WEIGHTS_KEYS]
         foreign = [one for one in named if one is not None and not one.startswith(BUILTIN)]

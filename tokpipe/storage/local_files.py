@@ -52,8 +52,7 @@ def remove_abandoned(root: Path) -> None:
     """Remove temporary files that killed processes left more than a day ago."""
     oldest_s = time.time() - _ABANDONED_AFTER_S
     # Opening a store does this, and must not fail for readers who may not write to it.
-    folder = root / TEMPORARY_FOLDER
-    if folder.is_symlink():  # in an output that somebody else made, it can lead anywhere
+    if (folder := root / TEMPORARY_FOLDER).is_symlink():  # in somebody else's output
         return
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -94,11 +94,10 @@ def build_custom(
 
 def _imported(path: str, what: str) -> type[nn.Module]:
     module_name, _, name = path.partition(":")
-    found: Any = None
     try:
-        if _may_define(module_name, name):
-            # Without getattr(), which lets a module import others on demand.
-            found = vars(importlib.import_module(module_name)).get(name)
+        # Without getattr(), which lets a module import others on demand.
+        is_known = _may_define(module_name, name)
+        found: Any = vars(importlib.import_module(module_name)).get(name) if is_known else None
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{what}: {module_name} cannot be imported: {type(error).__name__}: {error}. Install "
