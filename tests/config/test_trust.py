@@ -50,6 +50,7 @@ def recorded(kind: str) -> JobConfig:
         ("TorchScript", Trust(weights="/mine/e"), "--trust-code"),
         ("TorchScript", Trust(code=True), "https://theirs/d, were not opened"),
         ("TorchScript", Trust(code=True, weights="/m/e"), ["/m/e", "/m/decoder.jit"]),
+        ("TorchScript", Trust(code=True, weights="e.jit"), ["e.jit", "decoder.jit"]),
         ("TorchScript", Trust(tokenizer=OWN_PROGRAM), ["/mine/e", None]),
         ("class", Trust(uris=True, weights="/mine/w"), "--trust-code"),
         ("class", Trust(code=True), [None]),

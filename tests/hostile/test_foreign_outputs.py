@@ -126,7 +126,7 @@ def with_program(**tokenizer: Any) -> Change:
     return change
 
 
-DECLARES = {"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 16384}
+DECLARES: dict[str, Any] = {"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 16384}
 FORGERIES: dict[str, Change] = {
     "web": with_weights("<server>/w?${CANARY}"),
     "variable in a host": with_weights("http://${CANARY}.localhost:<port>/w"),

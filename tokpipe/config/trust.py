@@ -23,11 +23,9 @@ class Trust:
         """Return a job that may be run, in place of what the output at ``uri`` records."""
         tokenizer = self.tokenizer or recorded.tokenizer
         if self.weights is not None:
-            files = {"weights": self.weights}
-            if hasattr(tokenizer, "decoder_weights"):
-                files["decoder_weights"] = (
-                    f"{self.weights[: self.weights.rfind('/') + 1]}decoder.jit"
-                )
+            folder = self.weights[: self.weights.rfind("/") + 1]
+            both = {"weights": self.weights, "decoder_weights": f"{folder}decoder.jit"}
+            files = {key: both[key] for key in WEIGHTS_KEYS if hasattr(tokenizer, key)}
             tokenizer = tokenizer.model_copy(update=files)
         named = [getattr(tokenizer, key, None) for key in WEIGHTS_KEYS]
         foreign = [one for one in named if one is not None and not one.startswith(BUILTIN)]
