@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
     "export": {"reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
-    "train": {"config", "media", "models", "sources", "stages", "storage"},
+    "train": {"config", "media", "models", "plan", "sources", "stages", "storage"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
         *("train", "verbs", "weights"),
@@ -53,7 +53,6 @@ HOMES: dict[str, set[str]] = {
     "decord": {"media"},
     "transformers": {"models"},
     "av": {"media"},
-    "xformers": {"models"},
     "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},

@@ -218,7 +218,7 @@ class Output:
         except NotFound as error:
             raise _missing(info.uri) from error
         metadata = ShardMetadata(self.fingerprint, self.tokenizer)
-        check_same_tokenizer(info.uri, shard.metadata, metadata)
+        check_same_tokenizer(info.uri, shard.footer.metadata, metadata)
         return shard
 
     def _verified_bytes(self, info: ShardInfo) -> bytes:

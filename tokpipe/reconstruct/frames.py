@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, SourceError
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.media.quality import Comparison, Frames
+from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.plan import PlanReader, StoredPlan
@@ -217,7 +217,7 @@ class Reencoder:
         again = [
             replace(chunk, codes=block) for chunk, block in zip(clip.chunks, codes, strict=True)
         ]
-        stored_quality, again_quality = Comparison(), Comparison()
+        stored_quality, again_quality = Quality(), Quality()
         for original, ours, theirs in zip(
             self._sources.blocks(clip),
             self._reconstructor.frames(clip.chunks),
@@ -226,7 +226,7 @@ class Reencoder:
         ):
             stored_quality.add(original, ours)
             again_quality.add(original, theirs)
-        return stored_quality.quality().psnr_db, again_quality.quality().psnr_db
+        return stored_quality.psnr_db, again_quality.psnr_db
 
 
 def equal_fraction(clip: Clip, codes: list[Codes]) -> float:

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from tokpipe.errors import ConfigError
 from tokpipe.media.quality import Frames
+from tokpipe.plan.read import items_of
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.train.config import TrainConfig
-from tokpipe.types import ArchiveMember, DecodedClip, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
 _log = logging.getLogger(__name__)
 
@@ -166,18 +167,8 @@ def _usable_rows(source: RowSource) -> pa.Table:
 
 
 def _item(rows: pa.Table, row: int) -> WorkItem:
-    (values,) = rows.slice(row, 1).to_pylist()
-    keys = ("archive_uri", "member_offset", "member_size", "member_column")
-    place = [values[key] for key in keys]
-    return WorkItem(
-        row,
-        row_id=f"{row:032x}",
-        source_uri=values["source_uri"],
-        member=None if place[0] is None else ArchiveMember(*place),
-        start_s=values["start_s"],
-        end_s=values["end_s"],
-        version=values["source_version"],
-    )
+    (item,) = items_of(rows.slice(row, 1), [row])
+    return replace(item, row_id=f"{row:032x}")
 
 
 def random_crop(clip: Frames, rng: np.random.Generator, frames: int, size: int) -> Frames:
