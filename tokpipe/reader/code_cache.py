@@ -3,17 +3,18 @@
 import contextlib
 import fcntl
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, StorageError
+from tokpipe.formats.checks import damaged
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
@@ -130,11 +131,12 @@ class CodeCache:
 
     def _find(self, number: int) -> ShardCodes:
         info = self.output.shards[number]
-        name = quote(info.sha256, safe="")  # the manifest may be foreign
-        path = self._folder / f"{name}{_SUFFIX}"
+        if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # it names files here
+            raise damaged(info.uri, f"its SHA-256 in the manifest is {info.sha256!r}")
+        path = self._folder / f"{info.sha256}{_SUFFIX}"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return self._open(path, info)
-        with self._disk_trouble(), (self._locks / name[:2]).open("wb") as lock:
+        with self._disk_trouble(), (self._locks / info.sha256[:2]).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
             with contextlib.suppress(FileNotFoundError, ValueError):
                 return self._open(path, info)  # another process made it

@@ -54,7 +54,9 @@ def remove_abandoned(root: Path) -> None:
     """Remove temporary files that killed processes left more than a day ago."""
     oldest_s = time.time() - _ABANDONED_AFTER_S
     # Opening a store does this, and must not fail for readers who may not write to it.
-    with contextlib.suppress(OSError), os.scandir(root / TEMPORARY_FOLDER) as entries:
+    if (folder := root / TEMPORARY_FOLDER).is_symlink():  # in somebody else's output
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):  # such as another process that cleans up too
                 if entry.stat().st_mtime < oldest_s:

@@ -116,7 +116,7 @@ def _line(clip: dict[str, Any]) -> str:
 def _latents_of(output: Output) -> Callable[[int], int | None]:
     """Return what turns the frames of a clip into its latent frames; side tables lack them."""
     try:
-        job = output.record.job_config(output.store.uri)
+        job = output.record.recorded_job(output.store.uri)
     except ConfigError:
         return lambda _: None
     traits = job.tokenizer.traits
