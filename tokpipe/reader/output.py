@@ -210,25 +210,27 @@ class Output:
             raise _missing(info.uri) from error
         metadata = ShardMetadata(self.fingerprint, self.tokenizer)
         check_same_tokenizer(info.uri, shard.metadata, metadata)
+        if (shard.footer.grid, shard.footer.num_rows) != (info.grid, info.num_rows):
+            raise damaged(info.uri, f"its rows or grid {shard.footer.grid} are not those listed")
         return shard
 
     def _verified_bytes(self, info: ShardInfo) -> bytes:
-        data = self._get(info.key)
+        data = self._get(info.key, info.size_bytes)
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
 
     def _side_table(self, info: ShardInfo) -> pa.Table:
         return read_side_table(
             info.side_table_uri,
-            self._get(info.side_table),
+            self._get(info.side_table, info.side_table_size_bytes),
             size_bytes=info.side_table_size_bytes,
             sha256_hex=info.side_table_sha256,
             verify=self.verify,
         )
 
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, size_bytes: int) -> bytes:
         try:
-            return self.store.get(key)
+            return self.store.get_range(key, 0, size_bytes + 1)
         except NotFound as error:
             raise _missing(self.store.uri_of(key)) from error
 
