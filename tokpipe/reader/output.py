@@ -220,13 +220,17 @@ class Output:
         return data
 
     def _side_table(self, info: ShardInfo) -> pa.Table:
-        return read_side_table(
+        table = read_side_table(
             info.side_table_uri,
             self._get(info.side_table, info.side_table_size_bytes),
             size_bytes=info.side_table_size_bytes,
             sha256_hex=info.side_table_sha256,
             verify=self.verify,
         )
+        rows, known = table.column("plan_row").to_numpy(), self.record.num_rows
+        if not ((rows >= 0) & (rows < known)).all():
+            raise damaged(info.side_table_uri, "its rows are not in the plan")
+        return table
 
     def _get(self, key: str, size_bytes: int) -> bytes:
         try:
@@ -250,6 +254,8 @@ def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str)
 def _clip(info: ShardInfo, rows: Sequence[Chunk] | None, record: dict[str, Any] | None) -> Clip:
     if rows is None or record is None or record["clip_id"] != rows[0].clip_id:
         raise damaged(info.side_table_uri, f"its clips are not those of {info.key}")
+    if not 0 < record["fps"] < 1e9 or not 0 <= record["segment"] < record["n_segments"]:
+        raise damaged(info.side_table_uri, f"clip {record['clip_id']} has no place in its source")
     return Clip(
         clip_id=record["clip_id"],
         source_uri=record["source_uri"],

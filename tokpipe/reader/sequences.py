@@ -87,7 +87,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         if sample is None:
             return None
         document = _Document(sample["codes"], self._sequences.order, self._sequences.separator)
-        document.used, self._skip = self._skip, 0
+        document.used, self._skip = min(self._skip, len(document.tokens)), 0
         return document
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,8 +102,11 @@ class SequenceIterator(Iterator[dict[str, Any]]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of the same reader, with the same number of readers."""
-        self._clips.load_state_dict(state["clips"])
-        self._skip, self._open = state["given"], None
+        given, clips = state.get("given"), state.get("clips")
+        if not isinstance(given, int) or given < 0 or not isinstance(clips, Mapping):
+            raise ConfigError(f"the state is damaged: it has given={given!s:.99} or no clips")
+        self._clips.load_state_dict(clips)
+        self._skip, self._open = given, None
 
 
 class _Document:
