@@ -14,8 +14,10 @@ from tokpipe.plan import write_plan
 from tokpipe.storage import open_store, probe_store
 
 CLIPS = 10_000_000
-RESUMED_CLIPS = 10_047_000
-"""So that 63 manifest entries, the most there can be, follow the last checkpoint and are read."""
+RESUMED_CLIPS = 10_239_000
+"""So that 255 manifest entries, the most there can be, follow the last checkpoint and are read."""
+ENTRIES = 200_000
+"""Of a long manifest: 100 million clips in shards of 500."""
 
 
 def plan(quick: bool) -> Iterator[Result]:
@@ -32,6 +34,11 @@ def resume(quick: bool) -> Iterator[Result]:
     with TemporaryDirectory() as name:
         write_output(Path(name), num_clips, num_left=1000, clips_per_shard=per_shard)
         yield from _figures("resume", measured(_resume, name), num_clips, 15.0, 1.5)
+    entries, per_shard = ENTRIES // 100 if quick else ENTRIES, 10
+    with TemporaryDirectory() as name:
+        write_output(Path(name), entries * per_shard, clips_per_shard=per_shard)
+        run = measured(_open, name)
+        yield from _figures(f"opening {entries:,} entries", run, entries * per_shard)
 
 
 def audit(quick: bool) -> Iterator[Result]:
@@ -73,6 +80,12 @@ def _resume(folder: str) -> int:
     probe_store(output.store)
     run = assemble(job, output, output.record, Console(quiet=True))
     return run.feed.fetch(1).items[0].row
+
+
+def _open(folder: str) -> int:
+    from tokpipe.reader import open_output
+
+    return open_output(f"{folder}/out").num_clips
 
 
 def _audit(folder: str) -> int:

@@ -149,8 +149,10 @@ class World:
         return True
 
     def renew(self) -> None:
-        """Bring the number of worker nodes back to what it was at the start."""
+        """Bring the number of worker nodes back to what it was, unless the head is dead."""
         assert self._cluster is not None, "the cluster runs"
+        if _is_dead(self._cluster.head_node):
+            return  # Ray would ask it about a new node without an end
         while len(self._cluster.worker_nodes) < NUM_WORKER_NODES:
             self._add_node()
 
@@ -180,7 +182,8 @@ class World:
 
     def replace_by_capped(self, pick: float) -> bool:
         """Replace a worker node by one with an older CPU, as far as torch can see."""
-        if self._capped or not self.remove_node(pick):
+        assert self._cluster is not None, "the cluster runs"
+        if self._capped or _is_dead(self._cluster.head_node) or not self.remove_node(pick):
             return False
         self._capped.append(self._add_node(CAPPED))
         return True
