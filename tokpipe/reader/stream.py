@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from tokpipe.errors import ConfigError
 from tokpipe.formats.checks import explained
@@ -38,16 +38,13 @@ class StreamSettings(TypedDict, total=False):
     make: Callable[[str, Codes], Any]
 
 
-class _State(TypedDict):
+class _State(BaseModel):
     epoch: Count
     start: list[Count]
     pending: list[list[Count]]
     reader: Count
     num_readers: Positive
     taken: Count
-
-
-_STATE = TypeAdapter(_State)
 
 
 class ClipMix:
@@ -188,12 +185,12 @@ class ClipMix:
         for key, value in self._settings.items():
             if state.get(key) != value:
                 raise ConfigError(
-                    f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}={value}, so they "
-                    "read different clips or another order. Open the outputs as of when the state "
-                    "was saved, and use the same settings"
+                    f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
+                    f"{value}, so they read different clips or another order. Open the outputs as "
+                    "of when the state was saved, and use the same settings"
                 )
         try:
-            _STATE.validate_python(state)
+            _State.model_validate(dict(state))
             if not state["taken"] <= len(self._left_of(state)):
                 raise ValueError(f"it has taken {state['taken']} clips, more than there are")
         except ValueError as error:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
-from tokpipe.formats.checks import explained
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers.native import build_native, hashed_seed
 from tokpipe.storage.local_files import write_file
@@ -129,7 +128,7 @@ class Trainer:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             found = f"{source} is not the state of a training run ({type(error).__name__}: "
             do = "It cannot be continued: restore the file, or choose another output"
-            raise ConfigError(f"{found}{explained(error)}). {do}") from error
+            raise ConfigError(f"{found}{error!s:.200}). {do}") from error
 
 
 def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | None:
