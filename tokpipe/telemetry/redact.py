@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 MASK = "***"
 
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s?#@:'\"]*:[^/\s?#'\"]*@")
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)[^/\s?#@:'\"]*:[^/\s?#'\"]*@")
 """``user:password@``, but not ``container@account`` of abfs, which has no colon."""
 _PARAMETER = re.compile(
-    r"([?&;](?:[\w.%-]*(?:signature|token(?!i)|secret|passw(?:or)?d|credential|api[_-]?key|access-?key)"
-    r"[\w.%-]*|sig|key|auth|pwd)=)[^&\s'\"<>]+",
+    r"([?&;](?:[\w.%-]{0,99}(?:signature|token(?!i)|secret|passw(?:or)?d|credential|api[_-]?key|access-?key)"
+    r"[\w.%-]{0,99}|sig|key|auth|pwd)=)[^&\s'\"<>]+",
     re.IGNORECASE,
 )
 _SECRET_NAME = re.compile(

@@ -128,7 +128,7 @@ class Trainer:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             found = f"{source} is not the state of a training run ({type(error).__name__}: "
             do = "It cannot be continued: restore the file, or choose another output"
-            raise ConfigError(f"{found}{error!s:.200}). {do}") from error
+            raise ConfigError(f"{found}{' '.join(str(error).split())[:200]}). {do}") from error
 
 
 def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | None:
