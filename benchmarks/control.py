@@ -25,7 +25,7 @@ from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.commit import claim_output
-from tokpipe.runtime.dispatch.protocol import Capacity
+from tokpipe.runtime.dispatch.protocol import Room
 from tokpipe.storage import open_store
 
 CORES = 2
@@ -147,7 +147,7 @@ def _dispatcher_alone(num_encoders: int, driver_s: float, clips_each: int) -> Fi
     num_clips, num_decoders = num_encoders * clips_each, num_encoders * DECODERS_EACH
     cluster = VirtualCluster(
         GPU_LIMITS,
-        Capacity(cpus=num_decoders + num_encoders, gpus=num_encoders),
+        Room(cpus=num_decoders + num_encoders, gpus=num_encoders),
         {"decode": DECODE_S, "encode": ENCODE_S, "write": 0.001},
         num_clips,
         driver_s=driver_s,
@@ -193,7 +193,7 @@ def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
         store = open_store(folder, StoreOptions())
         cluster = VirtualCluster(
             GPU_LIMITS,
-            Capacity(cpus=72, gpus=8),
+            Room(cpus=72, gpus=8),
             {"decode": 1.3, "encode": ENCODE_S, "write": 0.001},
             num_clips,
             committer=claim_output(store, num_clips, "bench"),

@@ -19,7 +19,7 @@ from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
 from benchmarks.watched_run import cluster_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.runtime.assemble import usual_clips
-from tokpipe.runtime.dispatch.protocol import Capacity
+from tokpipe.runtime.dispatch.protocol import Room
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
@@ -167,7 +167,7 @@ def _many_decoders(num_clips: int) -> Figure:
     decode_s = encode_s * decoders / encoders / SPARE
     cluster = VirtualCluster(
         replace(GPU_LIMITS, shard_bytes=128 * 2**20),
-        Capacity(cpus=decoders + encoders, gpus=encoders),
+        Room(cpus=decoders + encoders, gpus=encoders),
         {"decode": decode_s, "encode": encode_s, "write": 0.01},
         num_clips,
     )

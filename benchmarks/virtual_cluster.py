@@ -37,6 +37,7 @@ from tokpipe.runtime.dispatch.protocol import (
     Finish,
     KillActor,
     LeaseDone,
+    Room,
     StartActor,
     Tick,
 )
@@ -88,13 +89,14 @@ class VirtualRun:
 
 
 class VirtualCluster:
-    """Simulates one job. ``clip_s``: mean seconds of one clip by stage; each lease takes between
-    half and one and a half of its clips' mean. ``driver_s``: what each lease costs the driver."""
+    """Simulates one job on a cluster with this ``room``. ``clip_s``: mean seconds of one clip by
+    stage; each lease takes between half and one and a half of its clips' mean. ``driver_s``: what
+    each lease costs the driver."""
 
     def __init__(
         self,
         limits: Limits,
-        capacity: Capacity,
+        room: Room,
         clip_s: dict[Stage, float],
         num_clips: int,
         *,
@@ -104,7 +106,7 @@ class VirtualCluster:
         on_commit: Callable[[int], None] = lambda committed: None,
     ) -> None:
         self.dispatcher = Dispatcher(limits, ref_of)
-        self.capacity = capacity
+        self.capacity = Capacity({"node": room})
         self.clip_s = clip_s
         self.committer = committer
         self.round_trip_s = round_trip_s

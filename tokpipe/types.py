@@ -77,6 +77,9 @@ class WorkItem(Travels):
     """Identifies the source's content as it was planned, or first read; None if unknown."""
     follows: bool = False
     """Whether to decode what has the source's name now, if that is another version."""
+    allowed: tuple[str, ...] | None = ()
+    """Prefixes below which web requests for it have to stay. With none, any public address is
+    allowed, and with None also that which the job's author wrote."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.media.decoder import VideoDecoder
-from tokpipe.media.quality import Comparison, Frames
+from tokpipe.media.quality import Frames, Quality
 from tokpipe.media.writing import write_png
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers import build_tokenizer
@@ -41,7 +41,7 @@ def evaluate(
     tokenizer: VideoTokenizer, clips: Iterable[Frames]
 ) -> tuple[dict[str, float], tuple[Frames, Frames] | None]:
     """Return measures over (T, H, W, 3) clips, and the first clip with its reconstruction."""
-    comparison, usage, same = Comparison(), CodeUsage(tokenizer.traits.codebook_size), 0
+    quality, usage, same = Quality(), CodeUsage(tokenizer.traits.codebook_size), 0
     narrow = copy.deepcopy(tokenizer)  # rounding its weights to bfloat16 loses digits
     narrow.compute_in(torch.bfloat16)
     shown: tuple[Frames, Frames] | None = None
@@ -49,11 +49,10 @@ def evaluate(
         pixels = torch.from_numpy(clip)[None]
         codes = tokenizer.encode(pixels)
         restored = tokenizer.decode(codes)[0].numpy()
-        comparison.add(clip, restored)
+        quality.add(clip, restored)
         usage.update(codes)
         same += int((narrow.encode(pixels) == codes).sum())
         shown = shown or (clip, restored)
-    quality = comparison.quality()
     measures = {
         "psnr_db": round(quality.psnr_db, 3),
         "ssim": round(quality.ssim, 4),

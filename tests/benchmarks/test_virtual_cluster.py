@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
-from tokpipe.runtime.dispatch.protocol import Capacity
+from tokpipe.runtime.dispatch.protocol import Room
 from tokpipe.types import Stage
 
 
@@ -12,7 +12,7 @@ def test_encoders_stay_busy_if_decoders_are_a_fifth_faster(encoders: int, decode
     decode_s = 0.2 * decoders / encoders / 1.2
     cluster = VirtualCluster(
         GPU_LIMITS,
-        Capacity(encoders + decoders, encoders),
+        Room(encoders + decoders, encoders),
         {"decode": decode_s, "encode": 0.2, "write": 0.01},
         num_clips=1500 * encoders,
     )
@@ -23,5 +23,5 @@ def test_encoders_stay_busy_if_decoders_are_a_fifth_faster(encoders: int, decode
 
 def test_encoders_use_all_that_slow_decoders_produce() -> None:
     clip_s: dict[Stage, float] = {"decode": 0.4, "encode": 0.2, "write": 0.01}
-    run = VirtualCluster(GPU_LIMITS, Capacity(2, 1), clip_s, num_clips=1500).play()
+    run = VirtualCluster(GPU_LIMITS, Room(2, 1), clip_s, num_clips=1500).play()
     assert run.steady_share == pytest.approx(0.5, abs=0.03)

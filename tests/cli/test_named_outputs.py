@@ -103,16 +103,6 @@ def test_a_job_file_names_its_output_when_nothing_else_in_it_can_be_used(
     assert "output.uri: environment variable WHERE is not set" in one_line(capsys)
 
 
-def test_a_forecast_learns_its_speed_from_a_job_file(
-    project: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project)
-    assert main(["plan", "jobs/demo.yaml", "--like", "jobs/demo.yaml"]) == 2
-    assert "--like jobs/demo.yaml: this output has no codes" in one_line(capsys)  # without Ray
-    assert main(["plan", "jobs/demo.yaml", "--like", "jobs/dem.yaml"]) == 2
-    assert "Did you mean jobs/demo.yaml?" in one_line(capsys)
-
-
 @pytest.mark.s3
 def test_a_job_file_brings_the_options_of_its_store(
     s3_bucket: S3Bucket, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch

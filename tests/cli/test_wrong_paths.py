@@ -249,7 +249,6 @@ def test_a_clip_that_is_not_there_is_answered_with_ones_that_are(
         ["audit", "out/demo", "--seed", "-1"],
         ["plan", "jobs/demo.yaml", "--seed", "-1"],
         *(["plan", "jobs/demo.yaml", "--codes-per-s", x] for x in ("nan", "0", "-1", "x", "inf")),
-        ["plan", "jobs/demo.yaml", "--like", "missing"],
         ["clean", "out/demo", "--older-than", "yesterday"],
         ["ls", "out/demo", "--limit", "-1"],
         ["export", "out/demo", "--to", "zip", "-o", "x"],

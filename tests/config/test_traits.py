@@ -158,7 +158,7 @@ def test_settings_that_affect_codes_are_in_the_fingerprint() -> None:
         native(quantizer=LFQConfig(kind="lfq", dim=6), norm="frame"),
         native(quantizer=LFQConfig(kind="lfq", dim=6), patch_size=2),
         native(quantizer=parts.VQConfig(kind="vq", codebook_size=64, codebook_dim=6)),
-        native(quantizer=parts.EMAVQConfig(kind="ema_vq", codebook_size=64, codebook_dim=6)),
+        native(quantizer=parts.VQConfig(kind="ema_vq", codebook_size=64, codebook_dim=6)),
         *list(ALL.values())[1:],
         *(custom("a.b:D"), custom(arguments={"x": 1})),
     ]

@@ -53,7 +53,6 @@ HOMES: dict[str, set[str]] = {
     "decord": {"media"},
     "transformers": {"models"},
     "av": {"media"},
-    "xformers": {"models"},
     "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},

@@ -27,7 +27,7 @@ def reference() -> str:
         places.setdefault(model, place)
     for model, place in places.items():
         kind = model.model_fields.get("kind")
-        tag = f" (kind: {get_args(kind.annotation)[0]})" if kind else ""
+        tag = f" (kind: {one_of(get_args(kind.annotation))})" if kind else ""
         lines.append(f"## {place + tag or 'The whole file'}\n\n{_paragraph(model.__doc__)}\n")
         lines.append("| key | type | default | |\n|---|---|---|---|")
         lines.extend(_row(name, field) for name, field in model.model_fields.items())

@@ -52,7 +52,7 @@ def test_a_source_listed_twice_is_rejected_before_any_work(
     job = write_job(tmp_path / "job.yaml", twice, str(tmp_path / "out"))
     code, printed = run(job, ray_address)
     assert code == 2, printed
-    assert "are the same clip" in printed
+    assert "in all, 1 rows repeat the clip of an earlier one" in printed
     assert "keep_first" in printed
     assert not (tmp_path / "out" / "job.json").exists()
 

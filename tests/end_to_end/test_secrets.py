@@ -81,7 +81,12 @@ def test_planted_secrets_are_only_in_the_plan(
     output = tmp_path / "out"
     job = write_job(
         tmp_path / "job.yaml",
-        {"kind": "table", "uri": str(table), "uri_column": "url"},
+        {
+            "kind": "table",
+            "uri": str(table),
+            "uri_column": "url",
+            "allowed_prefixes": ["http://", f"http://{server}"],
+        },
         str(output),
         max_rejected_fraction=1.0,
         on_duplicate="keep_first",

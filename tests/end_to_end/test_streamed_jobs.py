@@ -127,7 +127,7 @@ def await_piece(driver: subprocess.Popen[str], dead: Sequence[int] = ()) -> list
     """
 
     def is_encoding() -> bool:
-        return not set(pids_of("EncodeActor.work_piece")) <= set(dead)
+        return not set(pids_of("EncodeActor.work")) <= set(dead)
 
     wait_until(lambda: is_encoding() or driver.poll() is not None, every_s=0.01)
     assert driver.poll() is None, f"ended too early: {finish(driver)}"

@@ -129,7 +129,7 @@ def encoded_clip(
 ) -> EncodedClip:
     """A clip of chunks of so many frames each, at temporal stride 4, with random codes."""
     rng = np.random.default_rng([row, seed])
-    dtype = tokenizer_spec(codebook_size).numpy_dtype
+    dtype = np.dtype(tokenizer_spec(codebook_size).code_dtype)
     chunks: list[ChunkSpan] = []
     codes: list[Codes] = []
     first = 0

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, flipped, parquet
+from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, flipped
 from tokpipe.formats.checks import sha256
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
@@ -151,16 +151,6 @@ def test_a_checkpoint_of_another_format_is_ignored(
     body = json.loads(store.objects[JSON])
     del body["checksum"]
     store.objects[JSON] = dump_lines(seal({**body, **change}))
-    assert same(load(store), truth)
-
-
-def test_a_table_from_another_version_of_pyarrow_is_accepted(truth: ManifestState) -> None:
-    store = filled(4)
-    state = load_state(store, NUM_ROWS)
-    store.objects[PARQUET] = parquet(state.shards)
-    assert write_checkpoint(store, state)
-    filled(6, store)
-    store.objects["manifest/00000001.json"] = b"never read"
     assert same(load(store), truth)
 
 

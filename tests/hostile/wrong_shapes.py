@@ -77,8 +77,9 @@ def spoil(out: Path, kind: str, seed: int) -> str:
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in pairs if isinstance(value, dict | list) else ():
+    if not isinstance(value, dict | list):
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         yield (*place, key)
         yield from _places(inner, (*place, key))
 

@@ -12,7 +12,7 @@ from tests.models.adapter_helpers import file_of, noise, randomize
 from tokpipe.config.tokenizer import Emu3Config
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.models.tokenizers.emu3 import in_transformers_layout
+from tokpipe.models.tokenizers.emu3 import Emu3Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the emu3 extra is not installed")
 
@@ -110,7 +110,7 @@ def test_both_published_layouts_load(reference: Any, tokenizer: VideoTokenizer) 
         "quant_conv.conv.weight": (4, 4, 3, 1, 1),
     }.items():
         assert published[key].shape == shape, key
-    assert in_transformers_layout(published).keys() == reference.state_dict().keys()
+    assert Emu3Tokenizer.renamed(published).keys() == reference.state_dict().keys()
     loaded = build_tokenizer(CONFIG, file_of(published), with_decoder=True)
     pixels = noise(1, 4, 16, 16, 3)
     codes = tokenizer.encode(pixels)

@@ -1,13 +1,8 @@
-import importlib.util
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tokpipe.models import LinearAttention, make_attn
-from tokpipe.models.diffusion.attention import XFormersAttnBlock
-
-HAS_XFORMERS = importlib.util.find_spec("xformers") is not None
 
 
 @pytest.mark.parametrize(("heads", "dim_head"), [(1, 32), (4, 32), (2, 5)])
@@ -43,28 +38,7 @@ def test_unknown_names_are_rejected() -> None:
         make_attn(64, "vanilla", attn_kwargs={})  # type: ignore[call-arg]
 
 
-@pytest.mark.skipif(HAS_XFORMERS, reason="xformers is installed")
-def test_without_xformers_the_message_says_what_to_install_or_use() -> None:
-    with pytest.raises(ImportError, match=r"pip install xformers.*or use attn_type='vanilla'"):
-        make_attn(64, "vanilla-xformers")
-
-
-@pytest.mark.skipif(not HAS_XFORMERS, reason="xformers is not installed (it needs a GPU)")
-def test_xformers_has_the_keys_of_vanilla_and_needs_a_gpu() -> None:
-    attn, vanilla = make_attn(64, "vanilla-xformers"), make_attn(64)
-    assert isinstance(attn, XFormersAttnBlock)
-    vanilla.load_state_dict(attn.state_dict())
-    with pytest.raises(ValueError, match=r"x is on cpu, where xformers computes nothing"):
-        attn(torch.randn(1, 64, 2, 2))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    not (HAS_XFORMERS and torch.cuda.is_available()), reason="needs xformers and a CUDA device"
-)
-def test_xformers_agrees_with_vanilla() -> None:
-    attn, vanilla = make_attn(64, "vanilla-xformers").cuda(), make_attn(64).cuda()
-    vanilla.load_state_dict(attn.state_dict())
-    x = torch.randn(2, 64, 16, 12, device="cuda")
-    with torch.no_grad():
-        torch.testing.assert_close(attn(x), vanilla(x), atol=2e-5, rtol=1e-4)
+def test_xformers_loads_the_weights_of_vanilla_and_computes_the_same() -> None:
+    attn, vanilla, x = make_attn(64, "vanilla-xformers"), make_attn(64), torch.randn(2, 64, 4, 3)
+    attn.load_state_dict(vanilla.state_dict())
+    assert torch.equal(attn(x), vanilla(x))

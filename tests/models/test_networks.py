@@ -189,7 +189,9 @@ def test_nominal_sizes_halve_rounding_down_and_double_from_the_coarsest(
     attn_resolutions: tuple[int, ...], down: list[int], up: list[int]
 ) -> None:
     """18 halves to 9 and 4, which doubles to 8 and 16."""
-    pyramid = Pyramid(32, (1, 2, 4), 2, 18, attn_resolutions)
+    pyramid = Pyramid(
+        ch=32, ch_mult=(1, 2, 4), num_res_blocks=2, resolution=18, attn_resolutions=attn_resolutions
+    )
     assert [plan.attends for plan in pyramid.down()] == down
     assert [plan.attends for plan in pyramid.up()] == up
     assert [plan.inputs for plan in pyramid.down()] == [[32, 32], [32, 64], [64, 128]]

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
 from tokpipe.models.rows import norm_rows
 
 Shape = tuple[int, ...]
-ONES = torch.ones(32)
 SHAPES = [(1, 32, 1, 1, 1), (2, 64, 5, 7, 9), (1, 96, 3, 33, 31), (1, 32, 17, 64, 64)]
 
 
@@ -37,7 +35,7 @@ def test_values_agree_with_pytorch(kind: type[GroupNorm], shape: Shape, dtype: t
     with torch.inference_mode():
         y = norm(x)
         activated = torch.empty_like(x, memory_format=torch.channels_last_3d)
-        norm.write_silu(x, activated)
+        norm.write(x, activated, with_silu=True)
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), wanted, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(activated.double(), F.silu(wanted), rtol=tolerance, atol=tolerance)
@@ -50,7 +48,7 @@ def test_no_bit_depends_on_threads_or_neighbours(kind: type[GroupNorm], shape: S
 
     def run(batch: list[int]) -> torch.Tensor:
         y = torch.empty((len(batch), *shape[1:]), memory_format=torch.channels_last_3d)
-        norm.write_silu(x[batch], y)
+        norm.write(x[batch], y, with_silu=True)
         return y
 
     assert_same_bits(run, ([0], [0, 1], [2, 0, 1]), threads=(1, 2, 3, 5))
@@ -71,14 +69,12 @@ wide, narrow = torch.float32, torch.bfloat16
 for shape, dims, past in cases:
     for dtype, out_dtype in ((wide, wide), (narrow, narrow), (wide, narrow), (narrow, wide)):
         x = torch.randn(shape).add(9).to(dtype)
-        weight, bias = torch.rand(shape[-1]), torch.rand(shape[-1])
+        norm = torch.nn.GroupNorm(32, shape[-1], 1e-6).requires_grad_(False)
+        norm.load_state_dict({key: torch.rand(shape[-1]) for key in ("weight", "bias")})
         outs = []
-        for norm in (norm_rows, norm_triton):
+        for write in (norm_rows, norm_triton):
             out = torch.zeros((shape[0], shape[1] + past, *shape[2:]), dtype=out_dtype)
-            norm(
-                x, out[:, past:], num_groups=32, weight=weight, bias=bias, eps=1e-6,
-                sample_dims=dims, with_silu=True,
-            )
+            write(x, out[:, past:], norm, sample_dims=dims, with_silu=True)
             outs.append(out.float())
         torch.testing.assert_close(*outs, rtol=1e-2 if out_dtype == narrow else 1e-5, atol=1e-5)
         assert not outs[1][:, :past].any()
@@ -99,8 +95,8 @@ def test_the_triton_kernel_agrees_with_the_cpu() -> None:
 def test_samples_of_the_target_need_not_be_adjacent() -> None:
     x = torch.randn(2, 3, 4, 5, 32)
     whole, wide = torch.empty_like(x), torch.zeros(2, 5, 4, 5, 32)
+    norm = torch.nn.GroupNorm(32, 32, 1e-6).requires_grad_(False)
     for out in (whole, wide[:, 2:]):
-        options: dict[str, Any] = {"num_groups": 32, "eps": 1e-6, "sample_dims": 2}
-        norm_rows(x, out, weight=ONES, bias=0 * ONES, with_silu=True, **options)
+        norm_rows(x, out, norm, sample_dims=2, with_silu=True)
     assert torch.equal(wide[:, 2:], whole)
     assert not wide[:, :2].any()

@@ -137,6 +137,11 @@ def test_shortcuts_by_convolution_and_embeddings_stream() -> None:
     torch.testing.assert_close(found, block(x, temb), atol=1e-12, rtol=0)
 
 
+def size_of(state: StreamState) -> int:
+    """Bytes of the memory that a state keeps alive."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in state.tensors)
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_state_is_as_large_after_thirty_pieces_as_after_one(kind: str) -> None:
     network = NETWORKS[kind](attn_resolutions=(8,))
@@ -144,11 +149,11 @@ def test_the_state_is_as_large_after_thirty_pieces_as_after_one(kind: str) -> No
     sizes, state = [], None
     for piece in cut(network, x, [1] * 31):
         _, state = network.stream(piece, state)
-        sizes.append(state.size_bytes)
+        sizes.append(size_of(state))
     assert len(set(sizes)) == 1
     assert state is not None
     own = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors)
-    assert own == state.size_bytes <= len(pickle.dumps(state)) < own + 20_000
+    assert own == size_of(state) <= len(pickle.dumps(state)) < own + 20_000
 
 
 def test_a_state_has_no_gradient_history() -> None:
@@ -200,11 +205,8 @@ def test_the_state_of_another_network_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"made by Encoder3D of [\d,]+ parameters, but passed to"):
         ours.stream(second, state)
     renamed = StreamState(ours.stream(first, None)[1].network, state.tensors)
-    with pytest.raises(ValueError, match=r"carries|used \d+"):
+    with pytest.raises(ValueError, match="carries"):
         ours.stream(second, renamed)
-    longer = StreamState(renamed.network, (*ours.stream(first, None)[1].tensors, second))
-    with pytest.raises(ValueError, match="made by another network"):
-        ours.stream(second, longer)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

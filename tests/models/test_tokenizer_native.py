@@ -16,7 +16,6 @@ from torch import Tensor
 from tests.models.adapter_helpers import file_of, noise, small_native
 from tests.pages import REPOSITORY
 from tokpipe.config.native_parts import (
-    EMAVQConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
@@ -38,7 +37,7 @@ QUANTIZERS = [
     LFQConfig(kind="lfq", dim=6),
     LFQConfig(kind="lfq", dim=6, bit_order="little"),
     VQConfig(kind="vq", codebook_size=50, codebook_dim=4),
-    EMAVQConfig(kind="ema_vq", codebook_size=50, codebook_dim=4),
+    VQConfig(kind="ema_vq", codebook_size=50, codebook_dim=4),
     GumbelConfig(kind="gumbel", codebook_size=50, codebook_dim=4, latent_dim=6),
 ]
 

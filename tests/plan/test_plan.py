@@ -235,7 +235,7 @@ def test_duplicate_clips_name_both_rows_and_leave_no_files(tmp_path: Path) -> No
     write_table(tmp_path / "b.parquet", 20, first=17)
     sources = [{**TABLE, "uri": "a.parquet"}, {**TABLE, "uri": "b.parquet"}]
     problem = (
-        r"source 0 row 17 and source 1 row 0 are the same clip /v/17\.mp4; in all, 3 rows repeat "
+        r"source 1 row 0 repeats source 0 row 17: /v/17\.mp4; in all, 3 rows repeat "
         r".*on_duplicate: keep_first"
     )
     with pytest.raises(ConfigError, match=problem):

@@ -110,7 +110,7 @@ def test_other_tools_read_the_same_codes(
         "datasets": lambda: names["dataset"],
     }
     assert_same(rows[tool](), output, names["grid"])
-    assert tool == "datasets" or names["flat"].dtype == output.tokenizer.numpy_dtype
+    assert tool == "datasets" or names["flat"].dtype == output.tokenizer.code_dtype
 
 
 @pytest.mark.ray

@@ -29,6 +29,11 @@ def items(*rows: int) -> tuple[WorkItem, ...]:
     return tuple(map(item_of, rows))
 
 
+def one_node(cpus: float, gpus: float = 0) -> protocol.Capacity:
+    """A cluster of one node that has this."""
+    return protocol.Capacity({"node": protocol.Room(cpus, gpus)})
+
+
 class Bench:
     """A dispatcher with one actor per stage, up, and every command it emitted."""
 
@@ -36,7 +41,7 @@ class Bench:
         self.dispatcher = Dispatcher(limits, ref_of)
         self.now = 0.0
         self.log: list[protocol.Command] = []
-        self.send(protocol.Capacity(8, 0))
+        self.send(one_node(8))
         self.send(protocol.Planned(items(*rows), exhausted))
         self.bring_up()
 

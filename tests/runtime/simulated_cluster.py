@@ -64,7 +64,7 @@ class Cluster:
     # --- actors and nodes -----------------------------------------------------------------------
 
     def capacity(self) -> protocol.Capacity:
-        return protocol.Capacity(cpus=2.0 * len(self.nodes), gpus=0.0)
+        return protocol.Capacity({str(node): protocol.Room(2.0) for node in self.nodes})
 
     def start(self, command: protocol.StartActor) -> None:
         fit = [node for node in self.nodes if str(node) not in command.avoid]

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from tests.runtime.bench import LIMITS, Bench, only, refs_of
+from tests.runtime.bench import LIMITS, Bench, one_node, only, refs_of
 from tokpipe.config.job import PoolConfig
 from tokpipe.runtime.dispatch.blame import MAX_FAULTS, RETRY_PAUSE_S
-from tokpipe.runtime.dispatch.protocol import Abort, Capacity, Commit, DecodedInfo, Dispatch
+from tokpipe.runtime.dispatch.protocol import Abort, Commit, DecodedInfo, Dispatch
 from tokpipe.types import Failed
 
 
@@ -26,7 +26,7 @@ def test_suspects_do_not_wait_for_the_end_of_the_job() -> None:
     bench = Bench(*range(100), limits=replace(LIMITS, runtime=pools))
     first = bench.in_flight()[0]
     bench.lose(first.actor)
-    bench.send(Capacity(2, 0))  # no replacement, so the busy decoder must do it
+    bench.send(one_node(2))  # no replacement, so the busy decoder must do it
     bench.play(24)
     rows = {item.row for one in only(Dispatch, bench.log)[2:] for item in one.lease.items}
     assert {item.row for item in first.lease.items} <= rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.runtime.bench import LIMITS, Bench, answer_for, only, refs_of
+from tests.runtime.bench import LIMITS, Bench, answer_for, one_node, only, refs_of
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, protocol
@@ -41,7 +41,7 @@ def play(num_rows: int, is_bad: IsBad, most: float, *, seed: int = 0, before: in
     limits = replace(limits, num_clips=num_rows + before, num_unopened=num_rows)
     dispatcher = Dispatcher(limits, ref_of)
     items = tuple(map(item_of, range(num_rows)))
-    events: list[protocol.Event] = [protocol.Planned(items, True), protocol.Capacity(64, 0)]
+    events: list[protocol.Event] = [protocol.Planned(items, True), one_node(64)]
     now = 0.0
     while played.finish is None:
         event = events.pop(rng.randrange(len(events))) if events else protocol.Tick()

@@ -45,20 +45,26 @@ def test_a_driver_that_was_replaced_cannot_commit_again() -> None:
     assert settled(store) == [1, 2, 3]
 
 
-def test_committing_the_same_work_twice_adds_nothing() -> None:
+@pytest.mark.parametrize(
+    ("receipts", "rejected"),
+    [
+        ([receipt(1, 2, name="b")], []),
+        ([receipt(2, 3)], []),
+        ([receipt(3)], [rejection(5)]),
+        ([receipt(3), receipt(3, name="b")], []),
+        ([receipt(3)], [rejection(3)]),
+    ],
+)
+def test_a_commit_that_settles_a_clip_again_is_a_fault(
+    receipts: list[Receipt], rejected: list[Rejected]
+) -> None:
     store = DictStore()
     driver = committer(store, "driver")
     driver.commit([receipt(1, 2)], [rejection(5)])
-    driver.commit([receipt(1, 2, name="b")], [rejection(5)])
+    with pytest.raises(RuntimeFault, match="again, which leasing rules out"):
+        driver.commit(receipts, rejected)
     assert settled(store) == [1, 2, 5]
     assert driver.state.next_seq == 1
-
-
-def test_a_partly_committed_shard_is_a_fault() -> None:
-    driver = committer(DictStore(), "driver")
-    driver.commit([receipt(1)], [])
-    with pytest.raises(RuntimeFault, match="1 of the 2 clips"):
-        driver.commit([receipt(1, 2)], [])
 
 
 def test_an_entry_whose_answer_was_lost_is_found_by_the_next_driver() -> None:
@@ -132,7 +138,7 @@ def test_a_claim_includes_what_an_older_driver_commits_meanwhile() -> None:
     store.older = claim_output(store, NUM_ROWS, "older")
     claimed = claim_output(store, NUM_ROWS, "newer")
     assert receipt(3).clips[0] in claimed.state.committed
-    claimed.commit([receipt(3, name="again"), receipt(4)], [])
+    claimed.commit([receipt(4)], [])
     assert settled(store) == [3, 4]
 
 
@@ -173,13 +179,11 @@ def test_seconds_add_up_over_commits_and_drivers() -> None:
     store = DictStore()
     first = claim_output(store, NUM_ROWS, "first")
     first.commit([receipt(1)], [], Account(paid_s=10.0, useful_s=6.0))
-    # This has nothing new, so its seconds wait for the next entry.
-    first.commit([receipt(1, name="b")], [], Account({"decode": 0.5}, paid_s=2.0, lost_s=1.0))
-    first.commit([receipt(2)], [], Account({"encode": 4.0}, paid_s=3.0, useful_s=2.0))
+    both = {"decode": 0.5, "encode": 4.0}
+    first.commit([receipt(2)], [], Account(both, paid_s=5.0, useful_s=2.0, lost_s=1.0))
     second = claim_output(store, NUM_ROWS, "second")
     second.commit([receipt(3)], [], Account(paid_s=5.0, useful_s=2.0))
     accounts = [entry.account for entry in iter_entries(store) if entry.shards]
-    both = {"decode": 0.5, "encode": 4.0}
     assert accounts[1] == Account(both, paid_s=5.0, useful_s=2.0, lost_s=1.0)
     totals = load_state(store, NUM_ROWS).totals
     assert (totals.paid_s, totals.useful_s, totals.lost_s) == (20.0, 10.0, 1.0)

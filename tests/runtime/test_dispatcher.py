@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.runtime.bench import Bench, only, refs_of
+from tests.runtime.bench import Bench, one_node, only, refs_of
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.types import Failed
 
@@ -34,7 +34,7 @@ def test_events_are_noted() -> None:
     bench.log.clear()
     bench.send(protocol.Draining(frozenset({"node-b"})))
     bench.send(protocol.Draining(frozenset({"node-b"})))
-    bench.send(protocol.Capacity(2, 0))  # changes no pool, since each may have one actor
+    bench.send(one_node(2))  # changes no pool, since each may have one actor
     bench.send(protocol.StopRequested(1.0))
     assert bench.notes == [("nodes_draining", True), ("stop_requested", False)]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.runtime.bench import LIMITS, Bench, items, only
+from tests.runtime.bench import LIMITS, Bench, items, one_node, only
 from tests.runtime.simulated_world import ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, protocol
@@ -68,7 +68,7 @@ def test_the_job_ends_if_actors_never_start() -> None:
 
 def test_an_actor_with_zero_cpus_is_not_replaced_while_it_starts() -> None:
     dispatcher = Dispatcher(LIMITS, ref_of)
-    commands = dispatcher.handle(protocol.Capacity(8, 0), 0.0)
+    commands = dispatcher.handle(one_node(8), 0.0)
     for now in range(1, 200):  # a slow disk, from which torch takes minutes to import
         commands += dispatcher.handle(protocol.Tick(), float(now))
     started = only(protocol.StartActor, commands)
@@ -77,7 +77,7 @@ def test_an_actor_with_zero_cpus_is_not_replaced_while_it_starts() -> None:
 
 def test_on_cpus_one_decoder_has_zero_cpus_and_so_does_its_replacement() -> None:
     dispatcher = Dispatcher(LIMITS, ref_of)
-    started = only(protocol.StartActor, dispatcher.handle(protocol.Capacity(4, 0), 0.0))
+    started = only(protocol.StartActor, dispatcher.handle(one_node(4), 0.0))
     (decoder,) = (one.actor for one in started if one.stage == "decode")
     assert [one.actor for one in started if one.zero_cpu] == [decoder]
     (again,) = only(
@@ -127,7 +127,7 @@ def test_a_node_with_other_packages_is_not_used_for_its_stage_again() -> None:
         commands = bench.send(protocol.SetupFailed(decoder, found, True, True))
         (note,) = (one for one in only(protocol.Note, commands) if one.event == "node_avoided")
         assert (node in note.message, found in note.message) == (True, True)
-        bench.send(protocol.Capacity(8, 0, nodes("node-a", "node-b", "node-c")))
+        bench.send(protocol.Capacity(nodes("node-a", "node-b", "node-c")))
     bench.lose(bench.actor("encode"), with_node=True)
     bench.tick(1000)
     started = {one.stage: one.avoid for one in only(protocol.StartActor, bench.log)}
@@ -146,9 +146,9 @@ def test_the_job_ends_if_no_node_has_its_packages() -> None:
     decoder = bench.actor("decode")
     bench.send(protocol.ActorPlaced(decoder, "node-a"))
     bench.send(protocol.SetupFailed(decoder, "av 17.0 instead of 18.1", True, True))
-    bench.send(protocol.Capacity(8, 0, nodes("node-a", "node-b")))
+    bench.send(protocol.Capacity(nodes("node-a", "node-b")))
     assert not only(protocol.Abort, bench.log)
-    (abort,) = only(protocol.Abort, bench.send(protocol.Capacity(8, 0, nodes("node-a"))))
+    (abort,) = only(protocol.Abort, bench.send(protocol.Capacity(nodes("node-a"))))
     assert (abort.kind, "node-a: av 17.0" in abort.message) == ("config", True)
 
 

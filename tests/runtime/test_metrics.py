@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from tokpipe.runtime.metrics import JOB_LABELS, MAX_REASONS, METRICS, Changes
+from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Changes
 from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
@@ -53,17 +53,6 @@ def test_counters_wait_while_lost_work_is_done_again() -> None:
         )
     )
     assert counts == {("tokpipe_clips", "decode"): 9}
-
-
-def test_reasons_beyond_the_limit_share_one_series() -> None:
-    reasons = {f"reason{number}": 1 for number in range(MAX_REASONS + 5)}
-    counts = raised(
-        snapshot(Account(rejected=reasons)),
-        snapshot(Account(rejected={**reasons, "reason1": 3, "late": 2})),
-    )
-    assert len(counts) == MAX_REASONS + 1
-    assert counts["tokpipe_rejected_clips", "reason1"] == 3
-    assert counts["tokpipe_rejected_clips", "other"] == 7
 
 
 def test_busy_ratios_match_the_progress_line() -> None:

@@ -100,11 +100,9 @@ def test_only_one_class_of_hardware_encodes_if_the_job_says_so() -> None:
     bench.send(protocol.ActorPlaced(encoder, "node-b"))
     assert protocol.KillActor(encoder) in bench.send(protocol.ActorUp(encoder, "cpu AMX"))
     rooms = {"node-a": protocol.Room(8), "node-b": protocol.Room(16)}
-    bench.send(protocol.Capacity(24, 0, rooms))
+    bench.send(protocol.Capacity(rooms))
     assert bench.dispatcher.parts.pools.capacity.of("encode") == (8, 0)  # type: ignore[union-attr]
-    (abort,) = only(
-        protocol.Abort, bench.send(protocol.Capacity(16, 0, {"node-b": rooms["node-b"]}))
-    )
+    (abort,) = only(protocol.Abort, bench.send(protocol.Capacity({"node-b": rooms["node-b"]})))
     assert (abort.kind, "cpu AMX" in abort.message, "cpu AVX2" in abort.message) == (
         "config", True, True,
     )  # fmt: skip

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.runtime.bench import LIMITS, Bench, only
+from tests.runtime.bench import LIMITS, Bench, one_node, only
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.pools import NEED_LEASES, Need, Pools, PoolSizes, size_pools
-from tokpipe.runtime.dispatch.protocol import Capacity, Dispatch
+from tokpipe.runtime.dispatch.protocol import Dispatch
 from tokpipe.types import STAGES
+
+
+def needs(decode_s: float, encode_s: float) -> Need:
+    return {"decode": decode_s, "encode": encode_s, "write": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -17,7 +21,7 @@ from tokpipe.types import STAGES
     [(0, 1, 1), (1, 1, 1), (2, 1, 2), (3, 1, 3), (8, 2, 7), (64, 16, 49)],
 )
 def test_on_cpus_encoders_get_most(cpus: int, decode: int, encode: int) -> None:
-    sizes = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
+    sizes = size_pools(one_node(cpus), RuntimeConfig(), on_gpu=False)
     assert (sizes.decode, sizes.encode) == (decode, encode)
 
 
@@ -27,7 +31,7 @@ def test_on_cpus_encoders_get_most(cpus: int, decode: int, encode: int) -> None:
 def test_on_gpus_every_gpu_gets_an_encoder_and_decoders_get_the_cpus(
     cpus: int, gpus: int, decode: int, encode: int
 ) -> None:
-    sizes = size_pools(Capacity(cpus, gpus), RuntimeConfig(), on_gpu=True)
+    sizes = size_pools(one_node(cpus, gpus), RuntimeConfig(), on_gpu=True)
     assert (sizes.decode, sizes.encode) == (decode, encode)
 
 
@@ -35,15 +39,15 @@ def test_the_jobs_bounds_hold() -> None:
     config = RuntimeConfig(
         decode=PoolConfig(min_actors=3, max_actors=5), encode=PoolConfig(max_actors=2)
     )
-    small = size_pools(Capacity(1, 0), config, on_gpu=False)
-    large = size_pools(Capacity(1000, 0), config, on_gpu=False)
+    small = size_pools(one_node(1), config, on_gpu=False)
+    large = size_pools(one_node(1000), config, on_gpu=False)
     assert (small.decode, small.encode) == (3, 1)
     assert (large.decode, large.encode) == (5, 2)
 
 
 def test_half_a_gpu_each_makes_twice_as_many_encoders() -> None:
     config = RuntimeConfig(encode=PoolConfig(gpus=0.5))
-    assert size_pools(Capacity(32, 4), config, on_gpu=True).encode == 8
+    assert size_pools(one_node(32, 4), config, on_gpu=True).encode == 8
 
 
 @pytest.mark.parametrize(
@@ -53,36 +57,34 @@ def test_half_a_gpu_each_makes_twice_as_many_encoders() -> None:
 def test_on_cpus_stages_are_divided_by_measured_need(
     decode_s: float, encode_s: float, decode: int, encode: int
 ) -> None:
-    need = Need(decode_s, encode_s)
-    sizes = size_pools(Capacity(8, 0), RuntimeConfig(), on_gpu=False, need=need)
+    need = needs(decode_s, encode_s)
+    sizes = size_pools(one_node(8), RuntimeConfig(), on_gpu=False, need=need)
     assert (sizes.decode, sizes.encode) == (decode, encode)
 
 
 def test_measurements_never_make_pools_slower() -> None:
     for cpus in (2, 3, 8, 31):
         for tenths in range(1, 10):
-            need = Need(tenths / 10, 1 - tenths / 10)
-            first = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
-            then = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False, need=need)
+            need = needs(tenths / 10, 1 - tenths / 10)
+            first = size_pools(one_node(cpus), RuntimeConfig(), on_gpu=False)
+            then = size_pools(one_node(cpus), RuntimeConfig(), on_gpu=False, need=need)
             assert rate(then, cpus, need) >= rate(first, cpus, need)
 
 
 def rate(sizes: PoolSizes, cpus: int, need: Need) -> float:
     return min(
-        sizes.decode / need.decode_s,
-        sizes.encode / need.encode_s,
-        cpus / (need.decode_s + need.encode_s),
+        sizes.decode / need["decode"],
+        sizes.encode / need["encode"],
+        cpus / (need["decode"] + need["encode"]),
     )
 
 
 def test_pools_do_not_change_for_a_small_gain() -> None:
     def sizes(need: Need) -> PoolSizes:
-        return size_pools(
-            Capacity(32, 0), RuntimeConfig(), on_gpu=False, need=need, num_decoders=16
-        )
+        return size_pools(one_node(32), RuntimeConfig(), on_gpu=False, need=need, num_decoders=16)
 
-    assert sizes(Need(0.48, 0.52)).decode == 16
-    assert sizes(Need(0.2, 0.8)).decode == 7
+    assert sizes(needs(0.48, 0.52)).decode == 16
+    assert sizes(needs(0.2, 0.8)).decode == 7
 
 
 @pytest.mark.parametrize(
@@ -96,18 +98,18 @@ def test_writers_follow_the_measured_time_per_clip(gpus: int, write_s: float, wr
         for stage, clip_s in (("decode", 1.4), ("encode", 0.2), ("write", seconds)):
             for _ in range(NEED_LEASES):
                 pools.measure(stage, 2000, 2000 * clip_s)  # type: ignore[arg-type]
-        pools.resize(Capacity(9 * gpus, gpus), now)
+        pools.resize(one_node(9 * gpus, gpus), now)
         assert pools.sizes is not None
         assert pools.sizes.write == writers
 
 
 def test_one_decoder_shares_the_cpus_of_others() -> None:
     for cpus in range(1, 20):
-        sizes = size_pools(Capacity(cpus, 0), RuntimeConfig(), on_gpu=False)
+        sizes = size_pools(one_node(cpus), RuntimeConfig(), on_gpu=False)
         assert sizes.decode_shares
         assert sizes.decode - 1 + sizes.encode == cpus
-    assert not size_pools(Capacity(0, 0), RuntimeConfig(), on_gpu=False).decode_shares
-    assert not size_pools(Capacity(8, 1), RuntimeConfig(), on_gpu=True).decode_shares
+    assert not size_pools(one_node(0), RuntimeConfig(), on_gpu=False).decode_shares
+    assert not size_pools(one_node(8, 1), RuntimeConfig(), on_gpu=True).decode_shares
 
 
 def test_leases_grow_only_if_clips_are_quick() -> None:
@@ -127,5 +129,5 @@ def test_pools_follow_the_measured_pace_of_clips() -> None:
     assert [fleet.num(stage) for stage in STAGES] == [2, 7, 1]
     bench.play(60, 0.25)  # both stages need the same
     bench.now += 100
-    bench.send(Capacity(8, 0))
+    bench.send(one_node(8))
     assert [fleet.num(stage) for stage in STAGES] == [4, 5, 1]

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.end_to_end.jobs import wait_until
-from tests.runtime.bench import Bench, only, refs_of
+from tests.runtime.bench import Bench, one_node, only, refs_of
 from tests.runtime.simulated_world import ref_of
 from tokpipe.cli import main
 from tokpipe.config.job import JobConfig, OutputConfig, RuntimeConfig
@@ -23,7 +23,6 @@ from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import (
     ActorPlaced,
     ActorUp,
-    Capacity,
     Commit,
     DecodedInfo,
     SetupFailed,
@@ -276,7 +275,7 @@ class Starting:
     def __init__(self, limits: Limits, cpus: float, gpus: float = 0.0) -> None:
         self.dispatcher = Dispatcher(limits, ref_of)
         self.actors: dict[Stage, list[int]] = {stage: [] for stage in STAGES}
-        commands = self.dispatcher.handle(Capacity(cpus, gpus), 0.0)
+        commands = self.dispatcher.handle(one_node(cpus, gpus), 0.0)
         for command in commands:
             if isinstance(command, StartActor):
                 self.actors[command.stage].append(command.actor)

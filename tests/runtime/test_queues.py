@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from tests.runtime.bench import LIMITS, Bench, items, only
+from tests.runtime.bench import LIMITS, Bench, items, one_node, only
 from tests.runtime.simulated_world import ref_of
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.fleet import SLOTS
 from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import Capacity, DecodedInfo, DecodeLease, FetchPlan, Planned
+from tokpipe.runtime.dispatch.protocol import DecodedInfo, DecodeLease, FetchPlan, Planned
 from tokpipe.runtime.dispatch.queues import Queues
 
 
@@ -46,7 +46,7 @@ def test_segments_of_a_cut_source_become_work_once() -> None:
 
 
 def test_the_plan_is_fetched_a_little_at_a_time() -> None:
-    (fetch,) = only(FetchPlan, Dispatcher(LIMITS, ref_of).handle(Capacity(1000, 0), 0.0))
+    (fetch,) = only(FetchPlan, Dispatcher(LIMITS, ref_of).handle(one_node(1000), 0.0))
     assert fetch.num_items <= 100
 
 

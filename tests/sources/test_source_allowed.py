@@ -71,11 +71,14 @@ def test_prefixes_are_compared_by_whole_path_parts() -> None:
     prefixes = ["s3://b/vid", "https://h/v/", "file:///videos", "hdfs://nn/v"]
     allowed = [
         *("s3://b/vid/a.mp4", "s3://b/vid", "https://h/v/a.mp4", "hdfs://nn/v/a.mp4"),
+        *("https://h/v/a%2fb..%2f%C3%A9.mp4", "https://h/v/100%25.mp4?x=%2F"),
         *("/videos/a.mp4", "//videos//a.mp4", "file:///videos/a.mp4"),
     ]
     others = [
         *("s3://b/videos2/a.mp4", "s3://b/vid/../x.mp4", "s3://b2/vid/a.mp4"),
         *("https://h/v/%2E%2e/x", "https://h/v/..\\x", "https://h.evil/v/a.mp4"),
+        *("https://h/v/\t../x", "https://h/v/..%2fx", "https://h/v/%252e%252e%255cx"),
+        *("https://h/v/..;/x", "https://h/v%2f..%2fx", "s3://b/vid/a/../x", "gs://b/../x"),
         *("https://h@evil/v/a.mp4", "http://h/v/a.mp4", "simplecache::s3://b/vid/a.mp4"),
         *("/videos/../etc/passwd", "/videos2/a.mp4", "/data/tables/a.mp4"),
     ]

@@ -330,7 +330,8 @@ def test_a_decoder_that_is_not_installed_is_named(
 def test_an_unreachable_source_only_fails_and_its_secret_is_hidden(place: str, lab: Lab) -> None:
     uri = place.format(SECRET)
     problem = f"line 2 of t.csv names a video outside (video {uri})"
-    failed, bad_row = lab.stage().process([item(uri), item("t.csv#line=2", 1, problem=problem)])
+    named = item(uri, allowed=("http://127.0.0.1:9",))
+    failed, bad_row = lab.stage().process([named, item("t.csv#line=2", 1, problem=problem)])
     assert isinstance(failed, Failed)
     assert (failed.reason, failed.error) == ("unreachable", "ConnectionRefusedError")
     assert failed.ref.source_uri.endswith("127.0.0.1:9/a.mp4" if "@" in place else f"sig={MASK}")

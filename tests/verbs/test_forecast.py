@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_job, write_video
-from tests.formats.formats_helpers import encoded_clip, record
 from tokpipe.config import JobConfig, load_job
-from tokpipe.errors import ConfigError, NotFound
-from tokpipe.formats.job_record import write_once
-from tokpipe.formats.manifest import ManifestEntry, append
-from tokpipe.formats.shard import receipt_of
+from tokpipe.errors import ConfigError
 from tokpipe.reader import open_output
-from tokpipe.storage import open_store
-from tokpipe.telemetry.account import Account
 from tokpipe.verbs.forecast import Estimate, forecast
 
 LENGTHS = (1, 2, 8, 9, 10, 18, 21, 30)
@@ -79,28 +73,13 @@ def test_estimates_are_exact_if_every_row_is_sampled(values: list[int], more: in
     assert estimate.value == pytest.approx(sum(values) / len(values) * (len(values) + more))
 
 
-def finished(uri: str, job: JobConfig) -> None:
-    """Write an output with one clip of 32 codes, which took an encoder 4 s."""
-    store = open_store(uri, job.storage)
-    write_once(store, record(num_rows=1))
-    receipt = receipt_of("s", [encoded_clip(0, [5, 5], (2, 4))], b"x" * 64, b"")
-    account = Account(paid_s=4, useful_s=3)
-    now = "2026-01-01T00:00:00+00:00"
-    assert append(store, ManifestEntry(0, "d", now, (receipt,), account=account))
-
-
-def test_time_size_and_cost_follow_a_similar_output(videos: Path, tmp_path: Path) -> None:
+def test_time_and_cost_follow_the_speed_of_an_encoder(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path)
-    finished(str(tmp_path / "trial"), job)
-    found = forecast(job, like=str(tmp_path / "trial"), price_per_hour=2)
-    assert found.speed is not None
-    assert found.encoder_s == pytest.approx(found.codes.value / (32 / 4))
-    assert found.size_bytes == pytest.approx(2 * found.codes.value)
+    found = forecast(job, codes_per_s=8, price_per_hour=2)
+    assert found.encoder_s == pytest.approx(found.codes.value / 8)
     assert found.cost == pytest.approx(found.codes.value / 8 / 3600 * 2)
-    assert forecast(job, codes_per_s=10).encoder_s == pytest.approx(found.codes.value / 10)
-    assert forecast(job).encoder_s is None
-    with pytest.raises(NotFound, match="does not exist"):
-        forecast(job, like=str(tmp_path / "nothing"))
+    assert "at 2 per hour" in "\n".join(found.lines())
+    assert (forecast(job).encoder_s, forecast(job).cost) == (None, None)
 
 
 def test_a_decoder_that_is_not_installed_is_explained(

@@ -97,6 +97,7 @@ def test_rate_and_time_left_are_those_of_the_newest_driver(store: DictStore) -> 
         "  4 clips, 40 frames, 96 codes, 0 B in 2 shards\n"
         "  1 rejected: truncated 1\n"
         "  goodput 80% of 0:20 encoder time\n"
+        "  4.8 codes/s per encoder\n"
         "  last commit 0:40 ago, by process 4242 on head-node (tokpipe 1.2.3)\n"
         "  recently 0.20 clips/s, left 1:15"
     )

@@ -26,7 +26,6 @@ YOUNGEST_S = LISTED_WITHIN_S
 class Listing:
     """The objects of an output, from one listing."""
 
-    num_objects: int = 0
     entries: list[int] = field(default_factory=list)  # Numbers of the manifest entries, ascending
     checkpoints: set[int] = field(default_factory=set)
     """For each checkpoint, the number of entries that it sums up."""
@@ -39,7 +38,6 @@ def list_output(store: Store) -> Listing:
     """List all objects below an output's prefix."""
     listing = Listing()
     for found in store.list(""):
-        listing.num_objects += 1
         folder = found.key.partition("/")[0]
         if folder in ("shards", "clips"):
             listing.data[found.key] = found

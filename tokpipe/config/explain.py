@@ -290,7 +290,7 @@ def _models_of(annotation: Any) -> dict[str, Any]:
         return {"": annotation}
     union = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     members = [one for one in map(bare, union) if isinstance(one, type(BaseModel))]
-    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in members}
+    return {kind: one for one in members for kind in get_args(one.model_fields["kind"].annotation)}
 
 
 def kinds_of(annotation: Any) -> dict[str, Any]:

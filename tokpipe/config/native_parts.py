@@ -93,8 +93,11 @@ class Movq3DConfig(_Levels3D):
     """Convolve the code vectors before the first layer."""
 
 
-class _Codebook(Frozen):
-    kind: str
+class VQConfig(Frozen):
+    """Nearest code vector of a learned codebook, arXiv:1711.00937; ``ema_vq``: learned by moving
+    averages."""
+
+    kind: Literal["vq", "ema_vq"]
     codebook_size: PositiveInt
     codebook_dim: PositiveInt
 
@@ -102,18 +105,6 @@ class _Codebook(Frozen):
     def latent_dim(self) -> int:
         """Channels of the latent."""
         return self.codebook_dim
-
-
-class VQConfig(_Codebook):
-    """Nearest code vector of a learned codebook, arXiv:1711.00937."""
-
-    kind: Literal["vq"]
-
-
-class EMAVQConfig(_Codebook):
-    """Nearest code vector of a codebook learned by moving averages, arXiv:1711.00937."""
-
-    kind: Literal["ema_vq"]
 
 
 class GumbelConfig(Frozen):
@@ -168,5 +159,5 @@ class LFQConfig(Frozen):
 
 
 QuantizerConfig = Annotated[
-    VQConfig | FSQConfig | LFQConfig | EMAVQConfig | GumbelConfig, Field(discriminator="kind")
+    VQConfig | FSQConfig | LFQConfig | GumbelConfig, Field(discriminator="kind")
 ]

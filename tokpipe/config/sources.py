@@ -71,9 +71,9 @@ class TableSource(Frozen):
     """Column with the time where the clip ends; null means at the end of the video."""
     allowed_prefixes: Annotated[tuple[Uri, ...], Field(min_length=1)] | None = None
     """Where the table's videos may be, such as ``[s3://bucket/raw, /data/videos]``. Others are
-    rejected, and so is any path with ``..`` in it. By default videos may be in any remote store
-    or on the web, and a local table's videos may also be below its own folder, but nowhere else
-    on this machine."""
+    rejected, and so is any path with ``..`` in it, and any redirect elsewhere. By default videos
+    may be in any remote store or at public web addresses, and a local table's videos may also be
+    below its own folder, but nowhere else on this machine."""
     on_change: OnChange = "reject"
 
     @model_validator(mode="after")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.telemetry.human import counted, size_text
@@ -22,13 +22,7 @@ FORMATS: dict[str, str] = {
     "litdata": "chunks and index.json for litdata's StreamingDataset",
     "mds": "shards and index.json for MosaicML's StreamingDataset",
 }
-"""Each format is a module of this package, by name, with what it writes."""
-
-
-class Format(Protocol):
-    """A module that writes clips of an output into an empty folder."""
-
-    def write(self, clips: Iterable[Clip], output: Output, folder: Path) -> None: ...
+"""Each format is a module of this package, by name, with what its ``write`` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +79,7 @@ def export_output(
             yield clip
             num_clips, num_codes = num_clips + 1, num_codes + clip.codes.size
 
-    format = cast("Format", importlib.import_module(f"tokpipe.export.{name}"))
-    format.write(counting(), output, partial)
+    importlib.import_module(f"tokpipe.export.{name}").write(counting(), output, partial)
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "

@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from tokpipe.export import packed
 from tokpipe.reader import Clip, Output
 
-_SIDES: list[np.dtype[Any]] = [np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4")]
-"""Types of an array's shape: the smallest that holds it."""
-
 
 def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
     """Write clips in order. Holds two shards and one of MDS in memory."""
@@ -50,6 +47,6 @@ def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
 
 
 def _array_head(codes: NDArray[Any]) -> bytes:
-    longest = max(codes.shape)
-    kind = next(kind for kind, sides in enumerate(_SIDES) if longest <= np.iinfo(sides).max)
-    return bytes([codes.ndim << 2 | kind]) + np.array(codes.shape, _SIDES[kind]).tobytes()
+    sides = np.min_scalar_type(max(codes.shape)).newbyteorder("<")
+    kind = sides.itemsize.bit_length() - 1
+    return bytes([codes.ndim << 2 | kind]) + np.array(codes.shape, sides).tobytes()

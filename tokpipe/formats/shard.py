@@ -9,9 +9,9 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.types import EncodedClip, Receipt
+from tokpipe.types import ChunkSpan, EncodedClip, Receipt
 
 SHARD_FORMAT = 1
 """Goes up when an older reader could misread a newer shard; a new column is no such change."""
@@ -39,33 +39,46 @@ _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
 
 
+class _Row(NamedTuple):
+    """What a row of a shard is about."""
+
+    clip: EncodedClip
+    chunk: ChunkSpan
+    block: NDArray[np.uint16] | NDArray[np.uint32]  # (t, h, w)
+
+
+_COLUMNS: dict[str, tuple[pa.DataType, Callable[[_Row], Any]]] = {
+    "clip_id": (pa.string(), lambda row: row.clip.ref.clip_id),
+    "chunk_index": (pa.int32(), lambda row: row.chunk.index),
+    "n_chunks": (pa.int32(), lambda row: len(row.clip.chunks)),
+    "source_uri": (pa.string(), lambda row: row.clip.ref.source_uri),
+    "start_pts_s": (pa.float64(), lambda row: row.clip.pts_s[row.chunk.first_frame]),
+    "end_pts_s": (
+        pa.float64(),
+        lambda row: row.clip.pts_s[row.chunk.first_frame + row.chunk.num_frames - 1],
+    ),
+    "frame_start": (pa.int32(), lambda row: row.chunk.first_frame),
+    "n_frames": (pa.int32(), lambda row: row.chunk.num_frames),
+    "n_pad_frames": (pa.int32(), lambda row: row.chunk.num_pad_frames),
+    "n_context_frames": (pa.int32(), lambda row: row.chunk.num_context_frames),
+    "first_is_image": (pa.bool_(), lambda row: row.chunk.first_is_image),
+    "fps": (pa.float32(), lambda row: row.clip.fps),
+    "t": (pa.int16(), lambda row: row.block.shape[0]),
+    "h": (pa.int16(), lambda row: row.block.shape[1]),
+    "w": (pa.int16(), lambda row: row.block.shape[2]),
+    "codes_crc32": (pa.uint32(), lambda row: codes_crc32(row.block)),
+}
+"""The columns of a shard except ``codes``, and where their values come from."""
+
+
 def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
     """Return the Arrow schema of a shard. Every column is required.
 
     Codes are lists: every engine tried reads them correctly, unlike binary and tensor columns.
     """
     code = pa.field("element", pa.type_for_alias(code_dtype), nullable=False)
-    return required(
-        {
-            "clip_id": pa.string(),
-            "chunk_index": pa.int32(),
-            "n_chunks": pa.int32(),
-            "source_uri": pa.string(),
-            "start_pts_s": pa.float64(),
-            "end_pts_s": pa.float64(),
-            "frame_start": pa.int32(),
-            "n_frames": pa.int32(),
-            "n_pad_frames": pa.int32(),
-            "n_context_frames": pa.int32(),
-            "first_is_image": pa.bool_(),
-            "fps": pa.float32(),
-            "t": pa.int16(),
-            "h": pa.int16(),
-            "w": pa.int16(),
-            "codes": pa.list_(code),
-            "codes_crc32": pa.uint32(),
-        }
-    )
+    schema = required({name: kind for name, (kind, _) in _COLUMNS.items()})
+    return schema.insert(len(schema) - 1, pa.field("codes", pa.list_(code), nullable=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +217,7 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
         if chunk.index != index or chunk.first_frame != next_frame or chunk.num_frames < 1:
             return f"chunk {index} is {chunk}, but must start at frame {next_frame}"
         next_frame += chunk.num_frames
-        if block.dtype != tokenizer.numpy_dtype:
+        if block.dtype != tokenizer.code_dtype:
             return f"chunk {index} has codes of {block.dtype}, not {tokenizer.code_dtype}"
         if block.ndim != 3 or block.size == 0:
             return f"chunk {index} has codes of shape {block.shape}, not (t, h, w)"
@@ -217,55 +230,32 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
     return None
 
 
-def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[tuple[EncodedClip, int]]]:
-    """Group the rows, each (clip, chunk index), by about CODES_PER_ROW_GROUP codes."""
-    rows: list[tuple[EncodedClip, int]] = []
+def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[_Row]]:
+    """Group the rows by about CODES_PER_ROW_GROUP codes."""
+    rows: list[_Row] = []
     num_codes = 0
     for clip in clips:
-        for index, block in enumerate(clip.codes):
+        for chunk, block in zip(clip.chunks, clip.codes, strict=True):
             if rows and num_codes + block.size > CODES_PER_ROW_GROUP:
                 yield rows
                 rows, num_codes = [], 0
-            rows.append((clip, index))
+            rows.append(_Row(clip, chunk, block))
             num_codes += block.size
     yield rows
 
 
-def _table(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> pa.Table:
-    blocks = [clip.codes[index] for clip, index in rows]
-    offsets = np.cumsum([0, *(block.size for block in blocks)])
-    columns: dict[str, Any] = {
-        **{name: [] for name in schema.names},
-        "codes": pa.ListArray.from_arrays(
-            pa.array(offsets, pa.int32()),  # raises on overflow
-            pa.array(np.concatenate([block.ravel() for block in blocks])),
-            type=schema.field("codes").type,
-        ),
-    }
-    for (clip, index), block in zip(rows, blocks, strict=True):
-        chunk = clip.chunks[index]
-        row = {
-            "clip_id": clip.ref.clip_id,
-            "chunk_index": index,
-            "n_chunks": len(clip.chunks),
-            "source_uri": clip.ref.source_uri,
-            "start_pts_s": float(clip.pts_s[chunk.first_frame]),
-            "end_pts_s": float(clip.pts_s[chunk.first_frame + chunk.num_frames - 1]),
-            "frame_start": chunk.first_frame,
-            "n_frames": chunk.num_frames,
-            "n_pad_frames": chunk.num_pad_frames,
-            "n_context_frames": chunk.num_context_frames,
-            "first_is_image": chunk.first_is_image,
-            "fps": clip.fps,
-            **dict(zip("thw", block.shape, strict=True)),
-            "codes_crc32": codes_crc32(block),
-        }
-        for name, value in row.items():
-            columns[name].append(value)
-    return pa.table(columns, schema=schema)
+def _table(rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
+    values = {name: [read(row) for row in rows] for name, (_, read) in _COLUMNS.items()}
+    offsets = np.cumsum([0, *(row.block.size for row in rows)])
+    codes = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()),  # raises on overflow
+        pa.array(np.concatenate([row.block.ravel() for row in rows])),
+        type=schema.field("codes").type,
+    )
+    return pa.table({**values, "codes": codes}, schema=schema)
 
 
-def _prefers_dictionary(rows: Sequence[tuple[EncodedClip, int]], schema: pa.Schema) -> bool:
+def _prefers_dictionary(rows: Sequence[_Row], schema: pa.Schema) -> bool:
     """Write a row group both ways and compare: all codes of a shard are alike.
 
     Byte planes win for uniform codes, a dictionary for skewed ones.

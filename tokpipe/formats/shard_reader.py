@@ -75,6 +75,7 @@ class ShardReader:
             schema = self._file.schema_arrow.remove_metadata()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise damaged(uri, f"it does not open as a shard: {explained(error)}") from error
+        self.num_row_groups: int = self._file.num_row_groups
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
             found = " ".join(schema.to_string().split())[:400]
@@ -85,15 +86,6 @@ class ShardReader:
                 f"it has {self._file.metadata.num_rows} rows, but its footer says "
                 f"{self.footer.num_rows}",
             )
-
-    @property
-    def metadata(self) -> ShardMetadata:
-        return self.footer.metadata
-
-    @property
-    def num_row_groups(self) -> int:
-        num: int = self._file.num_row_groups
-        return num
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Return one row group as a single record batch, checked if ``verify``.
@@ -140,7 +132,7 @@ class ShardReader:
                 raise self._damaged_row(
                     group, row, f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 )
-        size = self.metadata.tokenizer.codebook_size
+        size = self.footer.metadata.tokenizer.codebook_size
         if len(flat) and (largest := int(flat.max())) >= size:
             row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1
             raise self._damaged_row(group, row, f"has code {largest} of a codebook of {size}")
@@ -208,7 +200,7 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     check_bytes(uri, data, size_bytes=receipt.size_bytes, sha256_hex=receipt.sha256)
     shard = ShardReader(uri, data)
     footer = shard.footer
-    check_same_tokenizer(uri, shard.metadata, metadata)
+    check_same_tokenizer(uri, footer.metadata, metadata)
     clip_ids, num_rows, num_codes, num_frames = [], 0, 0, 0
     for rows in shard.clips():
         clip_ids.append(rows[0].clip_id)

@@ -3,33 +3,35 @@
 They are separate files, so captions and scores can be edited without rewriting codes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from tokpipe.formats.checks import check_bytes, damaged
-from tokpipe.formats.tables import from_parquet, required, to_parquet
+from tokpipe.formats.tables import from_parquet, to_parquet
 from tokpipe.types import EncodedClip
 
-_REQUIRED = required(
-    {
-        "clip_id": pa.string(),
-        "source_uri": pa.string(),
-        "plan_row": pa.int64(),
-        "segment": pa.int32(),
-        "n_segments": pa.int32(),
-        "n_frames": pa.int32(),
-        "n_chunks": pa.int32(),
-        "fps": pa.float64(),
-        "decoder": pa.string(),
-        "encoder": pa.string(),
-        "marks": pa.list_(pa.field("item", pa.string(), nullable=False)),
-        "start_pts_s": pa.float64(),
-        "end_pts_s": pa.float64(),
-    }
+_COLUMNS: dict[str, tuple[pa.DataType, Callable[[EncodedClip], Any]]] = {
+    "clip_id": (pa.string(), lambda clip: clip.ref.clip_id),
+    "source_uri": (pa.string(), lambda clip: clip.ref.source_uri),
+    "plan_row": (pa.int64(), lambda clip: clip.ref.row),
+    "segment": (pa.int32(), lambda clip: clip.ref.segment),
+    "n_segments": (pa.int32(), lambda clip: clip.ref.num_segments),
+    "n_frames": (pa.int32(), lambda clip: len(clip.pts_s)),
+    "n_chunks": (pa.int32(), lambda clip: len(clip.chunks)),
+    "fps": (pa.float64(), lambda clip: clip.fps),
+    "decoder": (pa.string(), lambda clip: clip.backend),
+    "encoder": (pa.string(), lambda clip: clip.encoder),
+    "marks": (pa.list_(pa.field("item", pa.string(), nullable=False)), lambda clip: clip.marks),
+    "damage": (pa.string(), lambda clip: clip.damage),
+    "start_pts_s": (pa.float64(), lambda clip: clip.pts_s[0]),
+    "end_pts_s": (pa.float64(), lambda clip: clip.pts_s[-1]),
+}
+"""tokpipe's own columns, and where their values come from."""
+_OWN = pa.schema(
+    [pa.field(name, kind, nullable=name == "damage") for name, (kind, _) in _COLUMNS.items()]
 )
-_OWN = _REQUIRED.insert(11, pa.field("damage", pa.string()))
 
 # Side tables and plans of earlier versions lack the last one, or all of these.
 _LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": ""}
@@ -54,25 +56,8 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
         raise ValueError(f"carried columns {sorted(taken)} have names that tokpipe uses")
     order = sorted(range(len(clips)), key=lambda i: clips[i].ref.clip_id)
     clips = [clips[i] for i in order]
-    own = pa.table(
-        {
-            "clip_id": [clip.ref.clip_id for clip in clips],
-            "source_uri": [clip.ref.source_uri for clip in clips],
-            "plan_row": [clip.ref.row for clip in clips],
-            "segment": [clip.ref.segment for clip in clips],
-            "n_segments": [clip.ref.num_segments for clip in clips],
-            "n_frames": [len(clip.pts_s) for clip in clips],
-            "n_chunks": [len(clip.chunks) for clip in clips],
-            "fps": [clip.fps for clip in clips],
-            "decoder": [clip.backend for clip in clips],
-            "encoder": [clip.encoder for clip in clips],
-            "marks": [list(clip.marks) for clip in clips],
-            "damage": [clip.damage for clip in clips],
-            "start_pts_s": [float(clip.pts_s[0]) for clip in clips],
-            "end_pts_s": [float(clip.pts_s[-1]) for clip in clips],
-        },
-        schema=_OWN,
-    )
+    values = {name: [read(clip) for clip in clips] for name, (_, read) in _COLUMNS.items()}
+    own = pa.table(values, schema=_OWN)
     carried = carried.take(pa.array(order, pa.int64()))
     schema = pa.schema([*_OWN, *carried.schema])
     return to_parquet(pa.Table.from_arrays([*own.columns, *carried.columns], schema=schema))

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokpipe.config.job import ChunkingConfig
@@ -36,19 +35,12 @@ class TokenizerSpec(BaseModel):
     ) -> "TokenizerSpec":
         """Extract what a reader needs from a job."""
         traits = tokenizer.traits
+        same = "codebook_size", "code_dtype", "temporal_stride", "first_frames", "spatial_stride"
         return cls(
             name=tokenizer.name,
             weights_hash=weights_hash,
             licence=traits.licence or "",
-            codebook_size=traits.codebook_size,
-            code_dtype=traits.code_dtype,
             bit_order=traits.bit_order or "",
-            temporal_stride=traits.temporal_stride,
-            first_frames=traits.first_frames,
-            spatial_stride=traits.spatial_stride,
             chunk_policy=chunking.policy,
+            **{name: getattr(traits, name) for name in same},
         )
-
-    @property
-    def numpy_dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-        return np.dtype(np.uint16) if self.code_dtype == "uint16" else np.dtype(np.uint32)

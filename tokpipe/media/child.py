@@ -25,7 +25,6 @@ import numpy as np
 from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
 from tokpipe.media.backends import Task, load_backend, versions_of
-from tokpipe.media.backends.pyav import Stopped
 from tokpipe.media.colour import Look
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
@@ -194,8 +193,8 @@ class _Clip:
         task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
         try:
             decoder.decode(task, out)
-        except Stopped as error:
-            num = error.num_written
+        except SourceError as error:
+            num = task.num_written
             if not self.salvage or num < self.min_frames or error.reason == "hdr":
                 raise
             self.description |= {

@@ -51,36 +51,24 @@ class Probe:
     source_fps: float
 
 
+@dataclass(eq=False, repr=False)
 class Undecodable(SourceError):
-    """A clip that cannot be decoded, through its own fault.
+    """A clip that cannot be decoded, through its own fault."""
 
-    Attributes:
-        backend: the backend that decided; None if none was tried.
-        num_segments: number of segments of the row, if it is known.
-        error: class name of the exception behind it, or the signal's name; None where no library
-            complained.
-    """
+    reason: str
+    message: str
+    backend: str | None  # The backend that decided; None if none was tried
+    num_segments: int | None  # Number of segments of the row, if it is known
+    error: str | None = None
+    """Class name of the exception behind it, or the signal's name; None where no library
+    complained."""
 
-    def __init__(
-        self,
-        reason: str,
-        message: str,
-        backend: str | None,
-        num_segments: int | None,
-        error: str | None = None,
-    ) -> None:
-        super().__init__(reason, message)
-        self.backend = backend
-        self.num_segments = num_segments
-        self.error = error
+    def __post_init__(self) -> None:
+        super().__init__(self.reason, self.message)
 
 
 class _Lost(Undecodable):
     """The child ended without an answer."""
-
-
-class _Innocent(_Lost):
-    """The child was killed from outside, or died before it saw the clip."""
 
 
 class VideoDecoder:
@@ -112,19 +100,15 @@ class VideoDecoder:
         self._backends = decode.backends if backends is None else tuple(backends)
         cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
         self._settings = {
-            "fps": sampling.fps,
+            **sampling.model_dump(include={"fps", "min_clip_frames"}),
+            **frames.model_dump(include={"hdr", "matrix", "deinterlace", "fit"}),
             "cut": (cut.first, cut.later),
             "segment_is": "piece" if pieces else "clip",
             "segment": 0,
             "num_segments": None,
             "only_probe": False,
-            "min_clip_frames": sampling.min_clip_frames,
-            "hdr": frames.hdr,
-            "matrix": frames.matrix,
             "background": frames.background_rgb,
-            "deinterlace": frames.deinterlace,
             "sizes": frames.sizes,
-            "fit": frames.fit,
             "salvage": decode.on_damage == "mark",
         }
         self._child: ChildProcess | None = None
@@ -193,15 +177,16 @@ class VideoDecoder:
         outside_kills = 0
         while True:
             try:
-                return self._attempt({**request, "backends": backends}, file.copy)
-            except _Innocent:
+                answer = self._attempt({**request, "backends": backends}, file.copy)
+                if answer is not None:
+                    return answer
                 outside_kills += 1
                 if outside_kills == _MAX_OUTSIDE_KILLS:
                     raise RuntimeFault(
                         f"the decoding child was killed {outside_kills} times from outside while "
                         f"it read {path}. Most often the node ran out of memory: lower "
                         "decode.memory_bytes, or run fewer decoders per node (runtime.decode.cpus)."
-                    ) from None
+                    )
             except _Lost as lost:
                 # The next backend gets a fresh process.
                 rest = backends[backends.index(lost.backend) + 1 :] if lost.backend else ()
@@ -210,8 +195,13 @@ class VideoDecoder:
                 _log.info("%s: %s by %s; trying %s", path, lost.reason, lost.backend, rest[0])
                 backends = rest
 
-    def _attempt(self, request: dict[str, Any], copy: int | None) -> tuple[dict[str, Any], int]:
+    def _attempt(
+        self, request: dict[str, Any], copy: int | None
+    ) -> tuple[dict[str, Any], int] | None:
         """Have one child work on a request; ``copy``: a descriptor to read in place of the path.
+
+        Returns:
+            The answer, or None if the child was killed from outside, or before it saw the clip.
 
         Raises:
             _Lost: the child missed its deadline or died, and was cleared away.
@@ -235,11 +225,12 @@ class VideoDecoder:
         except wire.Closed:
             status, stderr = child.collect()
             self._child = None
+            if status == -signal.SIGKILL or not has_started:
+                return None
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            kind = _Innocent if status == -signal.SIGKILL or not has_started else _Lost
-            raise kind("crashed", message, backend, num_segments, signal_name) from None
+            raise _Lost("crashed", message, backend, num_segments, signal_name) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise

@@ -15,8 +15,6 @@ from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 # Over the whole area that an output pixel covers, and independent of the vector instructions of a
 # machine.
 _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
-# swscale rejects filters with more taps; a stronger reduction takes two steps.
-_MAX_REDUCTION = 128
 # By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
 # levels of 255) and slower than by way of planes.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
@@ -111,12 +109,7 @@ class _Scaler:
             to_rgb = _FLAGS
         if inner != whole:
             steps.append(cut)
-        first = min(inner[0], _MAX_REDUCTION * size[0]), min(inner[1], _MAX_REDUCTION * size[1])
-        if first == inner:
-            first = size
-        steps += [_scale(first, to_rgb), planes]
-        if first != size:
-            steps.append(_scale(size))
+        steps += [_scale(size, to_rgb), planes]
         if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
             steps.append(("lutrgb", _STRETCH))
         self._graph = av.filter.Graph()
@@ -148,5 +141,5 @@ class _Scaler:
         return tonemapped(picture, self._tags) if self._tonemaps else picture
 
 
-def _scale(size: tuple[int, int], options: str = _FLAGS) -> tuple[str, str]:
+def _scale(size: tuple[int, int], options: str) -> tuple[str, str]:
     return "scale", f"{size[1]}:{size[0]}:{options}"

@@ -1,7 +1,6 @@
 """How close reconstructed frames are to their source: PSNR and SSIM."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +12,28 @@ _SIGMA = 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-@dataclass(frozen=True, slots=True)
 class Quality:
-    """Means over frames. Higher is better."""
-
-    psnr_db: float  # Infinite if any frame is identical
-    ssim: float  # At most 1, for identical frames
-    num_frames: int
-
-
-class Comparison:
-    """Averages the quality of many frames, of any sizes, without keeping them."""
+    """Means over many frames, of any sizes, which are not kept. Higher is better."""
 
     def __init__(self) -> None:
         self._psnr_sum = self._ssim_sum = 0.0
-        self._num_frames = 0
+        self.num_frames = 0
 
     def add(self, source: Frames, reconstruction: Frames) -> None:
         """Compare frame by frame."""
         self._psnr_sum += float(psnr_db(source, reconstruction).sum())
         self._ssim_sum += float(structural_similarity(source, reconstruction).sum())
-        self._num_frames += len(source)
+        self.num_frames += len(source)
 
-    def quality(self) -> Quality:
-        """Return the averages so far, over at least one frame."""
-        count = self._num_frames
-        if not count:
-            raise ValueError("no frames were compared: add some before asking for their quality")
-        return Quality(self._psnr_sum / count, self._ssim_sum / count, count)
+    @property
+    def psnr_db(self) -> float:
+        """Infinite if any frame is identical."""
+        return self._psnr_sum / self.num_frames
+
+    @property
+    def ssim(self) -> float:
+        """At most 1, for identical frames."""
+        return self._ssim_sum / self.num_frames
 
 
 def psnr_db(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:

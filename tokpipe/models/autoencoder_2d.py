@@ -3,16 +3,17 @@
 Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``.
 """
 
-from collections.abc import Sequence
+import re
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Keep, Levels, MidBlocks, Pyramid, drop
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, Shape
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -20,11 +21,11 @@ from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 class Encoder(nn.Module):
     """Images to latents: each level but the last halves rows and columns.
 
-    Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
-    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention,
-    and images of any size are accepted. The middle always has attention. ``attn_type`` is a kind
-    of ``make_attn``; ``use_linear_attn`` overrides it with ``linear``. ``out_ch`` is for the
-    decoder, which shares these arguments. ``double_z`` returns ``2 * z_channels``, mean and
+    Arguments (see ``Shape``) and state_dict keys are the published ones, so public checkpoints load
+    unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
+    attention, and images of any size are accepted. The middle always has attention. ``attn_type``
+    is a kind of ``make_attn``; ``use_linear_attn`` overrides it with ``linear``. ``out_ch`` is for
+    the decoder, which shares these arguments. ``double_z`` returns ``2 * z_channels``, mean and
     log-variance, for tokenizers without a codebook.
 
     An image's latent does not depend on the other images of its batch. Sizes that are not
@@ -37,31 +38,25 @@ class Encoder(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
         out_ch: int | None = None,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int,
-        resolution: int,
         z_channels: int,
         double_z: bool = True,
         use_linear_attn: bool = False,
         attn_type: AttnType = "vanilla",
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__()
-        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
-        block = partial(ResnetBlock, dropout=dropout, temb_channels=0)
+        pyramid = Pyramid(**shape)
+        block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=0)
         attn = partial(make_attn, attn_type="linear" if use_linear_attn else attn_type)
         plans = pyramid.down()
         channels = plans[-1].channels
         self.spatial_stride = pyramid.spatial_stride
-        self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = Conv2d(in_channels, pyramid.ch, 3, padding=1)
         self.down = Levels(
             *("down", plans, block, attn),
-            lambda plan: Downsample(plan.channels, resamp_with_conv),
+            lambda plan: Downsample(plan.channels, pyramid.resamp_with_conv),
         )
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
@@ -74,10 +69,9 @@ class Encoder(nn.Module):
         ``down{level}_attn{block}``, ``down{level}_downsample``, ``mid_block_1``, ``mid_attn_1``,
         ``mid_block_2``, ``norm_out``, ``nonlinearity``, ``conv_out``.
         """
-        features: dict[str, Tensor] = {}
-        return self(x, keep=features.__setitem__), features
+        return _features(self, x)
 
-    def forward(self, x: Tensor, *, keep: Keep = drop) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
         check_input(x, self.conv_in, "x")
         if min(x.shape[2:]) < self.spatial_stride:
@@ -85,17 +79,16 @@ class Encoder(nn.Module):
                 f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: pass at least "
                 f"{self.spatial_stride} rows and columns, which make one position of the latent"
             )
-        h: Tensor = self.conv_in(x)
-        keep("conv_in", h)
-        h = self.mid(self.down(h, keep=keep), keep=keep)
-        return _finish(self.norm_out(h), self.conv_out, keep)
+        h = self.mid(self.down(self.conv_in(x)))
+        y: Tensor = self.conv_out(silu(self.norm_out(h)))
+        return y
 
 
 class Decoder(nn.Module):
     """Latents to images: each level but the last doubles rows and columns.
 
-    Arguments and state_dict keys are the published ones: those of ``Encoder``, where
-    ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
+    Arguments (see ``Shape``) and state_dict keys are the published ones: those of ``Encoder``,
+    where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
     ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1).
     With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
     which ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
@@ -112,15 +105,8 @@ class Decoder(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
         out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int | None = None,
-        resolution: int,
         z_channels: int,
         double_z: bool | None = None,
         give_pre_end: bool = False,
@@ -129,13 +115,14 @@ class Decoder(nn.Module):
         attn_type: AttnType = "vanilla",
         zq_ch: int | None = None,
         add_conv: bool = False,
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__()
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
-        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        pyramid = Pyramid(**shape)
         latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
-        block = partial(self._make_resblock(), temb_channels=0, dropout=dropout, **latent)
+        block = partial(self._make_resblock(), temb_channels=0, dropout=pyramid.dropout, **latent)
         attn_type = "linear" if use_linear_attn else attn_type
         attn = partial(self._make_attn(), attn_type=attn_type, **latent)
         plans = pyramid.up()
@@ -144,7 +131,8 @@ class Decoder(nn.Module):
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
         self.up = Levels(
-            *("up", plans, block, attn), lambda plan: Upsample(plan.channels, resamp_with_conv)
+            *("up", plans, block, attn),
+            lambda plan: Upsample(plan.channels, pyramid.resamp_with_conv),
         )
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
@@ -184,10 +172,9 @@ class Decoder(nn.Module):
         ``nonlinearity``, ``conv_out``. (With ``give_pre_end``, published code omits the second
         value.)
         """
-        features: dict[str, Tensor] = {}
-        return self(z, zq, keep=features.__setitem__), features
+        return _features(self, z, zq)
 
-    def forward(self, z: Tensor, zq: Tensor | None = None, *, keep: Keep = drop) -> Tensor:
+    def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
         """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
 
         zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
@@ -201,13 +188,11 @@ class Decoder(nn.Module):
                     f"z has {len(z)} images and zq {len(zq)}: pass one zq for each image of z"
                 )
         context = () if zq is None else (zq,)
-        h: Tensor = self.conv_in(z)
-        keep("conv_in", h)
-        h = self.up(self.mid(h, None, *context, keep=keep), *context, keep=keep)
-        if self.give_pre_end:
-            return h
-        h = _finish(normalized(norm, h, zq), self.conv_out, keep)
-        return h.tanh() if self.tanh_out else h
+        h: Tensor = self.up(self.mid(self.conv_in(z), None, *context), *context)
+        if not self.give_pre_end:
+            h = self.conv_out(silu(normalized(norm, h, zq)))
+            h = h.tanh() if self.tanh_out else h
+        return h
 
 
 class MOVQDecoder(Decoder):
@@ -228,10 +213,23 @@ AutoencoderEncoder = Encoder
 AutoencoderDecoder = Decoder
 
 
-def _finish(h: Tensor, conv_out: nn.Module, keep: Keep) -> Tensor:
-    keep("norm_out", h)
-    h = silu(h)
-    keep("nonlinearity", h)
-    h = conv_out(h)
-    keep("conv_out", h)
-    return h
+_STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
+"""Paths of the modules whose results are published features."""
+
+
+def _features(network: nn.Module, *given: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The network's result, and that of each of its steps by the published name."""
+    features: dict[str, Tensor] = {}
+
+    def keep(name: str, _step: nn.Module, given: tuple[Tensor, ...], h: Tensor) -> None:
+        if name == "conv_out":
+            features["nonlinearity"] = given[0]
+        features[name] = h
+
+    with ExitStack() as stack:
+        for path, step in network.named_modules():
+            if _STEPS.fullmatch(path):
+                name = re.sub(r"\.(?=\d)", "" if path.startswith("down") else "_", path)
+                hook = step.register_forward_hook(partial(keep, name.replace(".", "_")))
+                stack.callback(hook.remove)
+        return network(*given), features

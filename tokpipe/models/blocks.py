@@ -19,7 +19,6 @@ from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import GroupNorm, Norm
 from tokpipe.models.levels import Pyramid
 from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
-from tokpipe.models.rows import add_rows
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
 from tokpipe.models.streaming import Stream, StreamState
 
@@ -83,10 +82,8 @@ def residual(x: Tensor, h: Tensor) -> Tensor:
     """``x + h``; for clips written over ``h``, which nothing else uses, if no gradient needs it."""
     if torch.is_grad_enabled() or x.ndim == 4:
         return x + h
-    if x.dtype == h.dtype:
-        return h.add_(x)
-    is_in_rows = x.device.type == "cpu" and x.movedim(1, -1).is_contiguous()
-    return add_rows(x, h) if is_in_rows and x.stride() == h.stride() else x + h
+    # In place, a wider ``x`` takes less memory and time than PyTorch's sum of two types.
+    return h.to(torch.promote_types(x.dtype, h.dtype)).add_(x)
 
 
 class ResnetBlock(nn.Module):
@@ -198,16 +195,10 @@ class AttnBlock(nn.Module):
         """(B, C, H, W), or (B, C, T, H, W) -> the same shape."""
         h = as_weights(self.q, normalized(self.norm, x, zq, *stream))
         q, k, v = (conv(h).flatten(-2).movedim(1, -1) for conv in (self.q, self.k, self.v))
-        h = self.attend(q, k, v).movedim(-1, 1)
+        if x.ndim == 4:  # PyTorch's fused kernels take four dimensions: one head, or the frames
+            q, k, v = (one.unsqueeze(1) for one in (q, k, v))
+        h = attention(q, k, v).movedim(-1, 1)
         return residual(x, self.proj_out(h.reshape(x.shape)))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H * W, C) or (B, T, H * W, C) each -> the same shape: for each position, the mean of
-        ``v`` weighted by similarity."""
-        # PyTorch's fused kernels only take four dimensions: frames take the place of heads.
-        if q.ndim == 4:
-            return attention(q, k, v)
-        return attention(*(x.unsqueeze(1) for x in (q, k, v))).squeeze(1)
 
 
 class AttnBlock2D(AttnBlock):

@@ -96,7 +96,7 @@ class CausalConv3d(nn.Module):
             memory_format=torch.channels_last_3d,
         )
         present = padded[:, :, past:]
-        norm.write_silu(x, present)
+        norm.write(x, present, with_silu=True)
         if past:
             padded[:, :, :past] = self._past(present, stream)
             if stream is not None:

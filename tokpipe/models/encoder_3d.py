@@ -1,8 +1,8 @@
 """The causal 3D encoder of the CogVideo VQ-VAE and MoVQ family."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, Network3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape
 from tokpipe.models.operations import check_input, order_weights
 from tokpipe.models.process import tf32_convolutions
 from tokpipe.models.streaming import Stream, StreamState
@@ -19,10 +19,10 @@ from tokpipe.models.streaming import Stream, StreamState
 class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
-    Arguments and state_dict keys are the published ones, so public checkpoints load unchanged.
-    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention,
-    and frames of any size are accepted. ``out_ch`` is for the decoder, which shares these
-    arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
+    Arguments (see ``Shape``) and state_dict keys are the published ones, so public checkpoints load
+    unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
+    attention, and frames of any size are accepted. ``out_ch`` is for the decoder, which shares
+    these arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
     without a codebook.
 
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
@@ -39,32 +39,26 @@ class Encoder3D(Network3D):
     def __init__(
         self,
         *,
-        ch: int,
         out_ch: int | None = None,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int,
-        resolution: int,
         z_channels: int,
         double_z: bool = True,
         pad_mode: PadMode = "first",
         temporal_compress_times: int = 4,
         norm: Norm = "clip",
+        **shape: Unpack[Shape],
     ) -> None:
-        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        pyramid = Pyramid(**shape)
         plans = pyramid.down()
         super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
         block = partial(
-            ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
+            ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
-        self.conv_in = CausalConv3d(in_channels, ch, 3, pad_mode)
+        self.conv_in = CausalConv3d(in_channels, pyramid.ch, 3, pad_mode)
         self.down = Levels(
             *("down", plans, block, partial(AttnBlock2D, norm=norm)),
             lambda plan: DownSample3D(
-                plan.channels, resamp_with_conv, 2**plan.index < temporal_compress_times
+                plan.channels, pyramid.resamp_with_conv, 2**plan.index < temporal_compress_times
             ),
         )
         channels = plans[-1].channels

@@ -36,33 +36,22 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        if is_fused(x):
-            last = x.movedim(1, -1)
-            y = torch.empty(last.shape, dtype=x.dtype, device=x.device)
-            self._write(last, y, with_silu=False)
-            return y.movedim(-1, 1)
-        return self._by_torch(x)
+        if not is_fused(x):
+            return self._by_torch(x)
+        last = x.movedim(1, -1)
+        y = torch.empty(last.shape, dtype=x.dtype, device=x.device).movedim(-1, 1)
+        self.write(x, y)
+        return y
 
-    def write_silu(self, x: Tensor, out: Tensor) -> None:
-        """Write the SiLU of ``forward(x)`` to ``out``, in one pass, where ``is_fused(x)``.
+    def write(self, x: Tensor, out: Tensor, *, with_silu: bool = False) -> None:
+        """Write ``forward(x)``, or its SiLU, to ``out`` in one pass, where ``is_fused(x)``.
 
-        x and out (B, C, T, H, W). The channels of ``out`` are innermost in memory.
+        x and out (B, C, ...). The channels of ``out`` are innermost in memory.
         """
-        self._write(x.movedim(1, -1), out.movedim(1, -1), with_silu=True)
-
-    def _write(self, x: Tensor, out: Tensor, *, with_silu: bool) -> None:
         fused = norm_rows if x.device.type == "cpu" else fused_on_gpu(x.device)
         assert fused is not None, "only called where is_fused"
-        fused(
-            x,
-            out,
-            num_groups=self.num_groups,
-            weight=self.weight,
-            bias=self.bias,
-            eps=self.eps,
-            sample_dims=self.sample_dims,
-            with_silu=with_silu,
-        )
+        last = x.movedim(1, -1), out.movedim(1, -1)
+        fused(*last, self, sample_dims=self.sample_dims, with_silu=with_silu)
 
     def _by_torch(self, x: Tensor) -> Tensor:
         given = as_weights(self, x)
@@ -107,17 +96,10 @@ def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
         from tokpipe.models.triton_norm import norm_triton
 
         x = torch.linspace(-3, 5, 2 * 5 * 7 * 64, device=device).view(2, 5, 7, 64)
-        weight, bias, y = x[0, 0, 0], x[0, 0, 1], torch.empty_like(x)
-        norm_triton(
-            *(x, y),
-            num_groups=32,
-            weight=weight,
-            bias=bias,
-            eps=1e-6,
-            sample_dims=1,
-            with_silu=True,
-        )
-        wanted = F.silu(F.group_norm(x.movedim(-1, 1).contiguous(), 32, weight, bias, 1e-6))
+        norm, y = nn.GroupNorm(32, 64, 1e-6, device=device), torch.empty_like(x)
+        norm.load_state_dict({"weight": x[0, 0, 0], "bias": x[0, 0, 1]})
+        norm_triton(x, y, norm, sample_dims=1, with_silu=True)
+        wanted = F.silu(norm(x.movedim(-1, 1).contiguous()))
         torch.testing.assert_close(y.movedim(-1, 1), wanted, rtol=1e-4, atol=1e-4)
     except Exception as error:  # compiler, driver or GPU: anything may fail
         _log.warning(

@@ -6,17 +6,11 @@ Attribute names are state_dict keys: an interface.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Required, TypeAlias, TypedDict, cast
 
 from torch import Tensor, nn
 
 Factory: TypeAlias = Callable[..., nn.Module]
-Keep: TypeAlias = Callable[[str, Tensor], object]
-"""Called with the published name of each activation and its value, as soon as it exists."""
-
-
-def drop(_name: str, _h: Tensor) -> None:
-    """Keep no activation, so each is freed once the next one exists."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +23,32 @@ class LevelPlan:
     attends: bool  # Whether attention follows each block
 
 
-@dataclass(frozen=True)
+class Shape(TypedDict, total=False):
+    """The published arguments that all networks share; ``Pyramid`` has their defaults."""
+
+    ch: Required[int]
+    ch_mult: Sequence[int]
+    num_res_blocks: Required[int]
+    attn_resolutions: Required[Sequence[int]]
+    dropout: float
+    resamp_with_conv: bool
+    resolution: Required[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """The levels that the published arguments describe.
+    """The levels of a network, by the arguments in ``Shape``.
 
     ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention.
     """
 
     ch: int
-    ch_mult: Sequence[int]
+    ch_mult: Sequence[int] = (1, 2, 4, 8)
     num_res_blocks: int
-    resolution: int
     attn_resolutions: Sequence[int]
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    resolution: int
 
     @property
     def spatial_stride(self) -> int:
@@ -119,24 +127,20 @@ class Levels(nn.ModuleList):
                 setattr(level, f"{way}sample", make_resampler(plan))
             self.insert(len(self) if way == "down" else 0, level)
 
-    def in_order(self) -> list[tuple[int, Level]]:
-        """Each level with its number, as they run."""
-        numbered = list(enumerate(cast(Iterable[Level], self)))
-        return numbered if self.way == "down" else numbered[::-1]
+    def in_order(self) -> list[Level]:
+        """The levels as they run."""
+        levels = list(cast(Iterable[Level], self))
+        return levels if self.way == "down" else levels[::-1]
 
-    def forward(self, h: Tensor, *context: Any, keep: Keep = drop) -> Tensor:
+    def forward(self, h: Tensor, *context: Any) -> Tensor:
         """Run all: blocks and attention also get the ``context``, resamplers only its stream."""
-        gap = "" if self.way == "down" else "_"
-        for i, level in self.in_order():
-            for j, (block, attn) in enumerate(level.steps()):
+        for level in self.in_order():
+            for block, attn in level.steps():
                 h = block(h, None, *context)
-                keep(f"{self.way}{gap}{i}_block{gap}{j}", h)
                 if attn is not None:
                     h = attn(h, *context)
-                    keep(f"{self.way}{gap}{i}_attn{gap}{j}", h)
             if (resample := level.downsample or level.upsample) is not None:
                 h = resample(h, *context[1:])
-                keep(f"{self.way}{gap}{i}_{self.way}sample", h)
         return h
 
 
@@ -152,15 +156,10 @@ class MidBlocks(nn.Module):
         self.attn_1 = None if make_attn is None else make_attn(channels)
         self.block_2 = last
 
-    def forward(
-        self, h: Tensor, temb: Tensor | None = None, *context: Any, keep: Keep = drop
-    ) -> Tensor:
+    def forward(self, h: Tensor, temb: Tensor | None = None, *context: Any) -> Tensor:
         """(B, C, ...) -> the same shape."""
         h = self.block_1(h, temb, *context)
-        keep("mid_block_1", h)
         if self.attn_1 is not None:
             h = self.attn_1(h, *context)
-            keep("mid_attn_1", h)
-        h = self.block_2(h, temb, *context)
-        keep("mid_block_2", h)
-        return h
+        y: Tensor = self.block_2(h, temb, *context)
+        return y

@@ -1,15 +1,14 @@
 """The causal 3D decoder of the MoVQ family, whose norms read the quantized latent."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from tokpipe.models.blocks import AttnBlock2D, Network3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape
 from tokpipe.models.operations import check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm, normalized
 from tokpipe.models.streaming import Stream, StreamState
@@ -18,9 +17,9 @@ from tokpipe.models.streaming import Stream, StreamState
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments and state_dict keys are the published ones: those of ``Encoder3D``, where
-    ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the features
-    before the last norm.
+    Arguments (see ``Shape``) and state_dict keys are the published ones: those of ``Encoder3D``,
+    where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
+    features before the last norm.
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
@@ -37,15 +36,8 @@ class MOVQDecoder3D(Network3D):
     def __init__(
         self,
         *,
-        ch: int,
         out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int | None = None,
-        resolution: int,
         z_channels: int,
         double_z: bool | None = None,
         give_pre_end: bool = False,
@@ -55,6 +47,7 @@ class MOVQDecoder3D(Network3D):
         temporal_compress_times: int = 4,
         post_quant_conv: bool = False,
         norm: Norm = "clip",
+        **shape: Unpack[Shape],
     ) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         if zq_ch != z_channels and not post_quant_conv:
@@ -63,13 +56,13 @@ class MOVQDecoder3D(Network3D):
                 "same latent, which cannot have two widths. Leave zq_ch out, or convert one into "
                 "the other with post_quant_conv=True"
             )
-        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        pyramid = Pyramid(**shape)
         plans = pyramid.up()
         super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
         self.give_pre_end = give_pre_end
         latent: dict[str, Any] = {"zq_ch": zq_ch, "add_conv": add_conv, "norm": norm}
         block = partial(
-            ResnetBlock3D, dropout=dropout, temb_channels=0, pad_mode=pad_mode, **latent
+            ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, **latent
         )
         self.post_quant_conv = (
             CausalConv3d(zq_ch, z_channels, 3, pad_mode) if post_quant_conv else None
@@ -81,7 +74,7 @@ class MOVQDecoder3D(Network3D):
             *("up", plans, block, partial(AttnBlock2D, **latent)),
             lambda plan: Upsample3D(
                 plan.channels,
-                resamp_with_conv,
+                pyramid.resamp_with_conv,
                 2 ** (coarsest.index - plan.index) < temporal_compress_times,
             ),
         )

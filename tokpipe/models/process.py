@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -43,18 +43,15 @@ def exact_float32_products(device: torch.device) -> Iterator[None]:
         yield
 
 
-def keep_freed_memory() -> bool:
-    """Stop the C library from returning freed memory to the kernel; return whether it did.
+def keep_freed_memory() -> None:
+    """Stop the C library from returning freed memory to the kernel, where that is glibc.
 
-    glibc maps every large tensor and unmaps it when freed, so the kernel has to make each of
-    its pages again. On a virtual machine where that is slow, adding two tensors of 70 MB took
-    80 ms, and 11 ms once memory was kept. A worker that repeats the same work for hours needs as
-    much memory the next time anyway. Has no effect without glibc.
+    It maps every large tensor and unmaps it when freed, so the kernel has to make each of its
+    pages again. On a virtual machine where that is slow, adding two tensors of 70 MB took 80 ms,
+    and 11 ms once memory was kept. A worker that repeats the same work for hours needs as much
+    memory the next time anyway.
     """
-    try:
+    with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _PAD_BYTES))
-    done = [mallopt(name, value) == 1 for name, value in settings]
-    return all(done)
+        for setting in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _PAD_BYTES)):
+            mallopt(*setting)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 PIECE_ELEMENTS = 2**17
 """Elements of a piece for each thread: half a MiB of float32, small enough that input and result
@@ -23,17 +23,9 @@ GRAIN_ELEMENTS = 32768  # The fewest elements that PyTorch assigns to a thread
 
 
 def norm_rows(
-    x: Tensor,
-    out: Tensor,
-    *,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    sample_dims: int,
-    with_silu: bool,
+    x: Tensor, out: Tensor, norm: nn.GroupNorm, *, sample_dims: int, with_silu: bool
 ) -> None:
-    """Write the group norm of ``x``, and with ``with_silu`` the SiLU of that, to ``out``.
+    """Write ``norm`` of ``x``, and with ``with_silu`` the SiLU of that, to ``out``.
 
     x and out (B, ..., C), the same shape, channels innermost; their dtypes may differ. The first
     ``sample_dims`` dimensions count the samples with separate statistics; each sample of ``out`` is
@@ -47,13 +39,10 @@ def norm_rows(
         [tensor[sample].view(-1, channels) for sample in samples]
         for tensor in (x.contiguous(), out)
     )
-    weight, bias = weight.to(wide), bias.to(wide)
-    num_rows = len(sources[0])
+    num_rows, bias = len(sources[0]), norm.bias.to(wide)
     pivots = torch.stack([rows[0] for rows in sources]).to(wide)
     sums = [_sums(rows, pivot) for rows, pivot in zip(sources, pivots, strict=True)]
-    center, scale = center_and_scale(
-        pivots, torch.stack(sums, dim=1), num_rows, num_groups, weight, eps
-    )
+    center, scale = center_and_scale(pivots, torch.stack(sums, dim=1), num_rows, norm)
     shift = torch.addcmul(bias, center, scale, value=-1)
     spans = list(_spans(num_rows, channels))
     buffer = torch.empty((spans[0].stop, channels), dtype=wide)
@@ -73,18 +62,6 @@ def norm_rows(
                 F.silu(y, inplace=True)
             if not is_wide:
                 result.copy_(y)
-
-
-def add_rows(x: Tensor, h: Tensor) -> Tensor:
-    """``x + h`` of (B, C, ...) whose channels are innermost, ``h`` of a narrower dtype.
-
-    PyTorch would first convert all of ``h``, in extra memory.
-    """
-    out = torch.empty_like(x)
-    x, h, rows = (one.movedim(1, -1).flatten(0, -2) for one in (x, h, out))
-    for span in _spans(*rows.shape):
-        rows[span].copy_(h[span]).add_(x[span])
-    return out
 
 
 def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
@@ -120,21 +97,21 @@ def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
 
 
 def center_and_scale(
-    pivot: Tensor, sums: Tensor, num_rows: int, num_groups: int, weight: Tensor, eps: float
+    pivot: Tensor, sums: Tensor, num_rows: int, norm: nn.GroupNorm
 ) -> tuple[Tensor, Tensor]:
     """The values to subtract from each channel and to multiply it by, from ``num_rows`` rows.
 
     pivot and results (..., C). ``sums`` (2, ..., C), float64, are those of the differences from
     ``pivot`` and of their squares.
     """
-    grouped = (*pivot.shape[:-1], num_groups, -1)
+    grouped = (*pivot.shape[:-1], norm.num_groups, -1)
     offsets, squares = (sums / num_rows).view(2, *grouped)
     means = pivot.double().view(grouped) + offsets
     center = means.mean(-1, keepdim=True)
     spreads = squares.addcmul_(offsets, offsets, value=-1).add_(means.sub_(center).square_())
     variance = spreads.mean(-1, keepdim=True).clamp_min_(0)
-    scale = (variance + eps).rsqrt_() * weight.double().view(num_groups, -1)
-    return tuple(one.expand_as(scale).flatten(-2).to(weight.dtype) for one in (center, scale))
+    scale = (variance + norm.eps).rsqrt_() * norm.weight.double().view(norm.num_groups, -1)
+    return tuple(one.expand_as(scale).flatten(-2).to(pivot.dtype) for one in (center, scale))
 
 
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:

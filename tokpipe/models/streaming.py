@@ -30,10 +30,6 @@ class StreamState:
                 "that this network returned for the piece before, or None to start a clip"
             )
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
-
     def to(self, device: torch.device | str) -> "StreamState":
         return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))
 
@@ -92,10 +88,4 @@ class Stream:
 
     def state(self) -> StreamState:
         """The state for the next piece, once every layer has run."""
-        if not self.is_first and len(self._old) != len(self._new):
-            raise ValueError(
-                f"the state of {self.network} carries {len(self._old)} tensors, but the network "
-                f"used {len(self._new)}: it was made by another network. Pass the state that this "
-                "network returned for the piece before, or None to start a clip"
-            )
         return StreamState(self.network, tuple(self._new))

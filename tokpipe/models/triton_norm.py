@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokpipe.models.rows import center_and_scale
 
@@ -85,15 +85,7 @@ def _apply_kernel(
 
 
 def norm_triton(
-    x: Tensor,
-    out: Tensor,
-    *,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    sample_dims: int,
-    with_silu: bool,
+    x: Tensor, out: Tensor, norm: nn.GroupNorm, *, sample_dims: int, with_silu: bool
 ) -> None:
     """``tokpipe.models.rows.norm_rows`` on a GPU: float32 and narrower."""
     x = x.contiguous()
@@ -105,14 +97,12 @@ def norm_triton(
     sums = torch.empty((2, samples, blocks, channels), dtype=torch.float32, device=x.device)
     sizes = {"tile_rows": tile_rows, "tile_channels": tile_channels}
     _sum_kernel[(samples, blocks)](x, *sums, num_rows, channels, **sizes, tiles=TILES)
-    center, scale = center_and_scale(
-        x.view(samples, num_rows, channels)[:, 0].float(),
-        *(sums.double().sum(2), num_rows, num_groups, weight.float(), eps),
-    )
+    pivots = x.view(samples, num_rows, channels)[:, 0].float()
+    center, scale = center_and_scale(pivots, sums.double().sum(2), num_rows, norm)
     inner = 1 if sample_dims == 1 else x.shape[1]
     strides = (out.stride(0), 0 if sample_dims == 1 else out.stride(1))
     _apply_kernel[(samples, triton.cdiv(num_rows, tile_rows))](
-        *(x, out, center, scale, bias.float(), num_rows, channels, inner, *strides),
+        *(x, out, center, scale, norm.bias.float(), num_rows, channels, inner, *strides),
         **sizes,
         with_silu=with_silu,
     )

@@ -1,8 +1,8 @@
 """Finds and drops rows of a plan that are the same clip."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,22 +30,13 @@ def store_planned(
     return PlannedPart(store_part(store, key, rows, source), first_row, num_problems, hashes)
 
 
-class Duplicate(NamedTuple):
-    """A row that repeats the clip of an earlier one."""
-
-    position: int  # In the plan as written, before duplicates are dropped
-    place: str
-    first: str  # Place of the first row with this clip
-    clip: str
-
-
-def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> list[Duplicate]:
-    """Return the rows that repeat an earlier one, in order."""
+def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> dict[int, str]:
+    """Return the rows that repeat an earlier one, in order: position in the plan, and a text."""
     hashes = np.concatenate([part.hashes for part in parts])
     hashes.sort()
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
     first_with: dict[str, str] = {}
-    duplicates = []
+    duplicates = {}
     start = 0
     for part in parts:
         inside = np.flatnonzero(np.isin(part.hashes, repeated))
@@ -56,7 +47,7 @@ def find_duplicates(store: Store, parts: Sequence[PlannedPart]) -> list[Duplicat
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
-                    duplicates.append(Duplicate(start + offset, place, first, _clip_text(row)))
+                    duplicates[start + offset] = f"{place} repeats {first}: {_clip_text(row)}"
         start += part.stored.num_rows
     return duplicates
 
@@ -71,11 +62,11 @@ def _clip_text(values: dict[str, Any]) -> str:
 
 
 def without_rows(
-    store: Store, parts: Sequence[PlannedPart], dropped: Sequence[int]
+    store: Store, parts: Sequence[PlannedPart], dropped: Collection[int]
 ) -> list[PlannedPart]:
     """Rewrite the parts that hold dropped rows. Nobody has read them yet."""
     is_kept = np.ones(sum(part.stored.num_rows for part in parts), bool)
-    is_kept[np.array(dropped, np.int64)] = False
+    is_kept[np.fromiter(dropped, np.int64)] = False
     kept = []
     start = 0
     for part in parts:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from tokpipe.config.sources import Source
 from tokpipe.formats.checks import damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part
+from tokpipe.plan.stored import ROW_ID, PlanPart, StoredPlan, read_part
+from tokpipe.sources.rows import items_of
 from tokpipe.storage.store import Store
-from tokpipe.types import ArchiveMember, WorkItem
+from tokpipe.types import WorkItem
 
 _CACHED_PARTS = 3
 _ITEMS_AT_ONCE = 4096
@@ -27,9 +28,9 @@ class PlanReader:
     """
 
     def __init__(self, store: Store, stored: StoredPlan, sources: Sequence[Source] = ()) -> None:
-        """``sources``: those of the job, whose ``on_change`` the work items follow."""
+        """``sources``: those of the job, whose settings the work items follow."""
         self._store = store
-        self._followed = {i for i, one in enumerate(sources) if one.on_change == "accept"}
+        self._sources = dict(enumerate(sources))
         self._parts = stored.parts
         self._starts = np.cumsum([0, *(part.num_rows for part in stored.parts)], dtype=np.int64)
         self.num_rows = int(self._starts[-1])
@@ -60,7 +61,7 @@ class PlanReader:
         return [
             item
             for part, inside, table in self._tables(np.asarray(rows, np.int64))
-            for item in items_of(table, inside.tolist(), part.source in self._followed)
+            for item in items_of(table, inside.tolist(), self._sources.get(part.source))
         ]
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
@@ -105,20 +106,3 @@ class PlanReader:
             undone = start + np.flatnonzero(~done(start, stop))
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
                 yield self.items(undone[at : at + _ITEMS_AT_ONCE])
-
-
-def items_of(table: pa.Table, rows: Sequence[int], follows: bool = False) -> list[WorkItem]:
-    """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
-    unknown = pa.nulls(len(table))
-    columns = [
-        (table.column(name) if name in table.column_names else unknown).to_pylist()
-        for name in OWN_COLUMNS
-    ]
-    items = []
-    for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
-        rows, *columns, strict=True
-    ):
-        member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
-        known = {"problem": problem, "version": version, "follows": follows}
-        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
-    return items

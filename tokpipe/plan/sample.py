@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tokpipe.plan.read import items_of
 from tokpipe.plan.write import with_row_ids
-from tokpipe.sources.rows import ROW_SCHEMA, RowSource
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.types import WorkItem
 
 
@@ -45,6 +44,6 @@ def sample_rows(
         next(batches, None) is None,
         num_rows - len(good),
         next(iter(problems.drop_null().to_pylist()), None),
-        items_of(table.take(pa.array(drawn)), drawn.tolist()),
+        items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config),
         hashes,
     )

@@ -4,6 +4,7 @@ import base64
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -44,13 +45,12 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         parts = _store_parts(store, prefix, job.dataset, sources)
         duplicates = find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
-            _, place, first, clip = duplicates[0]
             raise ConfigError(
-                f"{first} and {place} are the same clip {clip}; in all, {len(duplicates)} rows "
-                "repeat an earlier one (rows count from 0). The dataset would hold its codes "
+                f"{next(iter(duplicates.values()))}; in all, {len(duplicates)} rows repeat the "
+                "clip of an earlier one (rows count from 0). The dataset would hold its codes "
                 "twice. Remove the repeated rows, or set on_duplicate: keep_first."
             )
-        parts = without_rows(store, parts, [row.position for row in duplicates])
+        parts = without_rows(store, parts, duplicates)
     except BaseException:
         # No job.json will ever name these; the error that stopped the plan matters more.
         with contextlib.suppress(StorageError):
@@ -66,9 +66,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         num_rows=sum(part.stored.num_rows for part in parts),
         num_problems=sum(part.num_problems for part in parts),
         num_duplicates=len(duplicates),
-        duplicate_examples=tuple(
-            f"{row.place} repeats {row.first}: {row.clip}" for row in duplicates[:_NUM_EXAMPLES]
-        ),
+        duplicate_examples=tuple(islice(duplicates.values(), _NUM_EXAMPLES)),
         columns={field.name: str(field.type) for field in columns},
         left_out=left_out,
         columns_schema=base64.b64encode(columns.serialize().to_pybytes()).decode("ascii"),

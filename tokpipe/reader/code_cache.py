@@ -3,11 +3,10 @@
 import contextlib
 import fcntl
 import os
-import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +58,7 @@ class CodeCache:
         self._max_bytes = max_bytes
         self._read_ahead = read_ahead
         self._starts = output.shards.row_starts
-        self._mapped: OrderedDict[int, ShardCodes] = OrderedDict()
-        self._numbers: dict[str, int] = {}
-        """Numbers of the shards that are or were mapped, by SHA-256."""
-        self._lock = threading.Lock()
+        self._mapped = lru_cache(_MAPPED_SHARDS)(self._find)
         self._temporary, self._locks = self._folder / "tmp", self._folder / "locks"
         with self._disk_trouble():
             self._temporary.mkdir(parents=True, exist_ok=True)
@@ -97,18 +93,7 @@ class CodeCache:
             ConfigError: it alone exceeds ``max_bytes``.
             StorageError: the output's store or the local disk failed.
         """
-        with self._lock:
-            if number in self._mapped:
-                self._mapped.move_to_end(number)
-                return self._mapped[number]
-        info = self.output.shards[number]
-        codes = self._find(info)
-        with self._lock:
-            self._mapped[number] = codes
-            self._numbers[info.sha256] = number
-            if len(self._mapped) > _MAPPED_SHARDS:
-                self._mapped.popitem(last=False)
-        return codes
+        return self._mapped(number)
 
     def take(self, rows: NDArray[np.int64]) -> Codes:
         """Return the codes of the given chunks as one new array, (len(rows), t, h, w).
@@ -129,7 +114,7 @@ class CodeCache:
         shapes = {shard.shape for shard in shards.values()}
         if len(shapes) == 1 and None not in shapes:
             # Concatenating flat rows takes half the time of (t, h, w) blocks.
-            flat = {number: shard.flat_blocks for number, shard in shards.items()}
+            flat = {number: shard.flat.reshape(len(shard), -1) for number, shard in shards.items()}
             blocks = [flat[number][row] for number, row in places]
         else:
             blocks = [shards[number][row] for number, row in places]
@@ -142,7 +127,8 @@ class CodeCache:
         joined: Codes = np.concatenate(blocks).reshape(len(rows), *(shapes.pop() or ()))
         return joined
 
-    def _find(self, info: ShardInfo) -> ShardCodes:
+    def _find(self, number: int) -> ShardCodes:
+        info = self.output.shards[number]
         path = self._folder / f"{info.sha256}{_SUFFIX}"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return self._open(path, info)
@@ -196,8 +182,7 @@ class CodeCache:
                 return
             path.unlink(missing_ok=True)
             room += size
-            with self._lock:  # unmap it too, or its space stays taken
-                self._mapped.pop(self._numbers.get(path.stem, -1), None)
+            self._mapped.cache_clear()  # unmaps it too, or its space stays taken
 
     @contextlib.contextmanager
     def _disk_trouble(self) -> Iterator[None]:

@@ -209,7 +209,7 @@ class Output:
         except NotFound as error:
             raise _missing(info.uri) from error
         metadata = ShardMetadata(self.fingerprint, self.tokenizer)
-        check_same_tokenizer(info.uri, shard.metadata, metadata)
+        check_same_tokenizer(info.uri, shard.footer.metadata, metadata)
         if (shard.footer.grid, shard.footer.num_rows) != (info.grid, info.num_rows):
             raise damaged(info.uri, f"its rows or grid {shard.footer.grid} are not those listed")
         return shard

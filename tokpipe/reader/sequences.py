@@ -55,8 +55,8 @@ class SequenceIterator(Iterator[dict[str, Any]]):
     def __init__(self, sequences: TokenSequences, clips: ClipIterator) -> None:
         self._sequences = sequences
         self._clips = clips
-        self._skip = 0  # Tokens of the next clip that an earlier sequence already holds
         self._open: _Document | None = None  # The clip that continues in the next sequence
+        self._used = 0  # Its tokens, or those of the next clip, that earlier sequences hold
 
     def __next__(self) -> dict[str, Any]:
         own = self._sequences
@@ -64,31 +64,23 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         positions = np.zeros((own.length, 3), np.int32)
         documents = np.full(own.length, -1, np.int32)
         filled = number = 0
-        while filled < own.length:
-            document = self._open or self._next_document()
-            if document is None:
-                break
-            count = min(own.length - filled, len(document.tokens) - document.used)
-            here = slice(filled, filled + count)
-            there = slice(document.used, document.used + count)
-            tokens[here] = document.tokens[there]
-            positions[here] = document.positions[there]
+        while filled < own.length and (document := self._open or self._next_document()):
+            size = len(document[0])
+            count = min(own.length - filled, max(0, size - self._used))
+            here, there = slice(filled, filled + count), slice(self._used, self._used + count)
+            tokens[here], positions[here] = document[0][there], document[1][there]
             documents[here] = number
-            document.used += count
-            self._open = document if document.used < len(document.tokens) else None
-            filled += count
-            number += 1
+            filled, number, self._used = filled + count, number + 1, self._used + count
+            self._open = document
+            if self._used >= size:
+                self._open, self._used = None, 0
         if not filled or (filled < own.length and own.drop_last):
             raise StopIteration
         return {"tokens": tokens, "positions": positions, "documents": documents}
 
     def _next_document(self) -> "_Document | None":
         sample = next(self._clips, None)
-        if sample is None:
-            return None
-        document = _Document(sample["codes"], self._sequences.order, self._sequences.separator)
-        document.used, self._skip = min(self._skip, len(document.tokens)), 0
-        return document
+        return None if sample is None else _flattened(sample["codes"], self._sequences)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the last sequence ended. An unfinished clip counts as not taken.
@@ -97,8 +89,8 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         number (``resume`` of the stream) starts it over.
         """
         state = self._clips.state_dict()
-        used = 0 if self._open is None else self._open.used
-        return {"clips": {**state, "taken": state["taken"] - bool(used)}, "given": used}
+        taken = state["taken"] - (self._open is not None)
+        return {"clips": {**state, "taken": taken}, "given": self._used}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of the same reader, with the same number of readers."""
@@ -106,18 +98,18 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         if not isinstance(given, int) or given < 0 or not isinstance(clips, Mapping):
             raise ConfigError(f"the state is damaged: it has given={given!s:.99} or no clips")
         self._clips.load_state_dict(clips)
-        self._skip, self._open = given, None
+        self._used, self._open = given, None
 
 
-class _Document:
-    """A clip as tokens with their positions."""
+_Document = tuple[NDArray[np.int64], NDArray[np.int32]]
+"""The tokens of a clip, and their positions."""
 
-    def __init__(self, codes: NDArray[np.int64], order: FlattenOrder, separator: int) -> None:
-        axes = ["thw".index(axis) for axis in order]
-        places = np.indices(codes.shape, np.int32).transpose(0, *(1 + axis for axis in axes))
-        self.tokens = np.append(np.int64(separator), codes.transpose(axes).ravel())
-        self.positions = np.concatenate([np.zeros((1, 3), np.int32), places.reshape(3, -1).T])
-        self.used = 0
+
+def _flattened(codes: NDArray[np.int64], sequences: TokenSequences) -> _Document:
+    axes = ["thw".index(axis) for axis in sequences.order]
+    places = np.indices(codes.shape, np.int32).transpose(0, *(1 + axis for axis in axes))
+    tokens = np.append(np.int64(sequences.separator), codes.transpose(axes).ravel())
+    return tokens, np.concatenate([np.zeros((1, 3), np.int32), places.reshape(3, -1).T])
 
 
 def document_mask(documents: NDArray[np.int32]) -> NDArray[np.bool_]:

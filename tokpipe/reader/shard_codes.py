@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,6 @@ _MAGIC = b"tokcode1"
 _END = struct.Struct("<Q8s")
 _ALIGNMENT = 64  # Arrow reads columns with this alignment without copying them
 
-_START = pa.field("start", pa.int64(), nullable=False)
 _COLUMNS = [name for name in shard_schema("uint16").names if name != "codes"]
 
 
@@ -56,10 +55,11 @@ class ShardCodes:
         self.rows: pa.Table = table.select(_COLUMNS)
         """The other columns of the shard, one row per chunk, also mapped."""
         self.grid = grid
-        t, starts = (table.column(name).chunk(0).to_numpy() for name in ("t", _START.name))
+        t = table.column("t").chunk(0).to_numpy()
         self._size = len(t)
-        num_codes = int(starts[-1]) + int(t[-1]) * grid[0] * grid[1]
-        self.flat: Codes = np.frombuffer(whole, np.dtype(code_dtype).newbyteorder("<"), num_codes)
+        starts: Any = np.append(0, np.cumsum(t, dtype=np.int64)) * (grid[0] * grid[1])
+        dtype = np.dtype(code_dtype).newbyteorder("<")
+        self.flat: Codes = np.frombuffer(whole, dtype, int(starts[-1]))
         """All codes, chunk after chunk."""
         self.blocks: Codes | None = None
         """(chunks, t, h, w) if all chunks have the same ``t``, else None."""
@@ -67,8 +67,6 @@ class ShardCodes:
         if bool((t == t[0]).all()):
             self.shape = (int(t[0]), *grid)
             self.blocks = self.flat.reshape(self._size, *self.shape)
-            self.flat_blocks: Codes = self.flat.reshape(self._size, -1)
-            """(chunks, t * h * w); exists if ``blocks`` is not None."""
         # A memoryview returns Python integers in a third of an array's time.
         self._t, self._starts = memoryview(t), memoryview(starts)
 
@@ -96,23 +94,17 @@ class ShardCodes:
 
 def write_shard_codes(file: IO[bytes], shard: ShardReader) -> None:
     """Decode a shard to ``file``, a row group at a time; CorruptOutput if it is damaged."""
-    tables: list[pa.Table] = []
-    num_codes = 0
+    batches: list[pa.RecordBatch] = []
     for group in range(shard.num_row_groups):
         batch = shard.read_row_group(group)
-        codes = batch.column("codes")
-        offsets = codes.offsets.to_numpy().astype(np.int64)
-        flat = codes.values.to_numpy()[offsets[0] : offsets[-1]]
+        flat = batch.column("codes").flatten().to_numpy()
         file.write(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).data)
-        starts = pa.array(num_codes + offsets[:-1] - offsets[0])
-        table = pa.Table.from_batches([batch.select(_COLUMNS)])
-        tables.append(table.append_column(_START, starts))
-        num_codes += len(flat)
+        batches.append(batch.select(_COLUMNS))
     file.write(bytes(-file.tell() % _ALIGNMENT))
     before = file.tell()
     sink = pa.BufferOutputStream()
     # One batch, so each column is one array of the mapped file.
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.Table.from_batches(batches).combine_chunks()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     file.write(sink.getvalue())

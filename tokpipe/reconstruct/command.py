@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tokpipe.errors import NotFound
-from tokpipe.media.quality import Comparison, Frames, Quality
+from tokpipe.media.quality import Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import near_names, side_rows, source_matcher
@@ -84,7 +84,7 @@ def decode_clip(
     """
     clip, num_matches = _find(output, clip_id, source)
     total = sum(chunk.n_frames for chunk in clip.chunks)
-    comparison = Comparison() if compare else None
+    quality = Quality() if compare else None
     height = width = 0
     with ExitStack() as stack:
         both = stack.enter_context(SideBySide(output, device))
@@ -94,13 +94,12 @@ def decode_clip(
             add = stack.enter_context(VideoWriter(path, clip.fps)).write
         for block, original in both.blocks(clip, with_source=compare):
             height, width = block.shape[1:3]
-            if comparison is not None and original is not None:
-                comparison.add(original, block)
+            if quality is not None and original is not None:
+                quality.add(original, block)
                 block = np.concatenate([original, block], axis=2 if path.suffix == ".mp4" else 1)
             add(block)
         if path.suffix == ".png":
             write_png(path, grid.picture())
-    quality = None if comparison is None else comparison.quality()
     return Decoded(clip, total, (height, width), quality, path, num_matches)
 
 

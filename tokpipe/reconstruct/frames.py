@@ -15,7 +15,7 @@ from tokpipe.config.job import MAX_CLIP_BYTES, JobConfig
 from tokpipe.errors import ConfigError, NotFound, SourceError
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.media.quality import Comparison, Frames
+from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.plan import PlanReader, StoredPlan
@@ -126,7 +126,8 @@ class SourceFrames:
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
         (item,) = self._plan.items([clip.plan_row])
-        item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
+        # What the job of an output allows, its author wrote, who may be someone else.
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=())
         last = False
         while not last:
             (decoded,) = self._stage.process([item])
@@ -226,7 +227,7 @@ class Reencoder:
         again = [
             replace(chunk, codes=block) for chunk, block in zip(clip.chunks, codes, strict=True)
         ]
-        stored_quality, again_quality = Comparison(), Comparison()
+        stored_quality, again_quality = Quality(), Quality()
         for original, ours, theirs in zip(
             self._sources.blocks(clip),
             self._reconstructor.frames(clip.chunks),
@@ -235,7 +236,7 @@ class Reencoder:
         ):
             stored_quality.add(original, ours)
             again_quality.add(original, theirs)
-        return stored_quality.quality().psnr_db, again_quality.quality().psnr_db
+        return stored_quality.psnr_db, again_quality.psnr_db
 
 
 def equal_fraction(clip: Clip, codes: list[Codes]) -> float:

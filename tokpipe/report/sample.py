@@ -145,22 +145,21 @@ def _pair(both: SideBySide, clip: Clip) -> Pair:
 
 
 def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
-    from tokpipe.media.quality import Comparison
+    from tokpipe.media.quality import Quality
     from tokpipe.media.writing import FrameGrid, jpeg_bytes
 
     total = sum(chunk.n_frames for chunk in clip.chunks)
     decoded, source = (FrameGrid(total, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
-    comparison = Comparison()
+    quality = Quality()
     for block, original in both.blocks(clip, with_source=with_source):
         decoded.add(block)
         if original is not None:
             source.add(original)
-            comparison.add(original, block)
+            quality.add(original, block)
         size = block.shape[1:3]
     picture = decoded.picture()
     pair = Pair(clip, total, size, picture.shape[1] // size[1], jpeg_bytes(picture))
     if not with_source:
         return pair
-    quality = comparison.quality()
     shown = jpeg_bytes(source.picture())
     return replace(pair, source=shown, psnr_db=quality.psnr_db, ssim=quality.ssim)

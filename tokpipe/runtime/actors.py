@@ -10,8 +10,8 @@ cost seconds and hundreds of megabytes each.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError
@@ -25,14 +25,9 @@ from tokpipe.runtime.dispatch.protocol import (
     LeaseFailed,
 )
 from tokpipe.runtime.packing import Packed
-from tokpipe.stages.decode import DecodeStage
-from tokpipe.stages.write import WriteStage
 from tokpipe.storage.probe import Landmark
 from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
-
-if TYPE_CHECKING:
-    from tokpipe.stages.encode import EncodeStage
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
 """Clips by position in the lease; None where the clip was rejected or failed."""
@@ -50,6 +45,13 @@ class Worker:
     def __init__(self, log: WorkerLog) -> None:
         log.start()
 
+    def setup(self, output: Landmark, stage: Any, *arguments: Any) -> str | None:
+        """Set up a stage, or one that ``stage`` builds here. Return an encoder's class."""
+        output.check()
+        self.stage = stage() if callable(stage) else stage
+        self.stage.setup(*arguments)
+        return getattr(self.stage, "hardware", None)
+
     def node_id(self) -> str:
         """Hex id of the node that this actor runs on."""
         return str(ray.get_runtime_context().get_node_id())
@@ -57,11 +59,6 @@ class Worker:
 
 class DecodeActor(Worker):
     """Runs the decode stage on CPUs."""
-
-    def setup(self, output: Landmark, stage: DecodeStage) -> None:
-        output.check()
-        self.stage = stage
-        self.stage.setup()
 
     @ray.method(num_returns=2)
     def work(
@@ -85,49 +82,36 @@ class DecodeActor(Worker):
 class EncodeActor(Worker):
     """Runs the encode stage, on a GPU if the job has any."""
 
-    def setup(
-        self, output: Landmark, build: Callable[[], EncodeStage], device: str, weights: bytes | None
-    ) -> str:
-        """Return the encoder class."""
-        output.check()
-        self.stage = build()
-        self.stage.setup(device, weights)
-        return self.stage.hardware
-
-    @ray.method(num_returns=2)
+    @ray.method(num_returns=3)
     def work(
-        self, attempt: AttemptId, positions: Sequence[int], decoded: list[DecodedClip | None]
-    ) -> tuple[Packed[Payload], Packed[LeaseDone]]:
-        started = time.monotonic()
+        self,
+        attempt: AttemptId,
+        positions: Sequence[int],
+        decoded: list[DecodedClip | None],
+        state: Any,
+    ) -> tuple[Packed[Payload], Any, Packed[LeaseDone]]:
+        """``state``: what this returned for the previous piece of a streamed clip, else None. Ray
+        resolves a reference to it, so it travels from encoder to encoder."""
+        started, after = time.monotonic(), None
         clips = [clip for position in positions if (clip := decoded[position]) is not None]
         assert len(clips) == len(positions), "only decoded clips are picked"
-        results = self.stage.process(clips)
+        if clips[0].piece.num_pieces > 1:  # it is alone
+            result, after = self.stage.process_piece(clips[0], state)
+            results = [result]
+        else:
+            results = self.stage.process(clips)
         payload = [one if isinstance(one, EncodedClip) else None for one in results]
-        infos = tuple(_encoded_info(one) for one in results)
-        return Packed(payload), Packed(LeaseDone(attempt, infos, time.monotonic() - started))
-
-    @ray.method(num_returns=3)
-    def work_piece(
-        self, attempt: AttemptId, position: int, decoded: list[DecodedClip | None], state: Any
-    ) -> tuple[Packed[Payload], Any, Packed[LeaseDone]]:
-        """``state``: what this returned for the previous piece, or None. Ray resolves a reference
-        to it, so it travels from encoder to encoder."""
-        started = time.monotonic()
-        piece = decoded[position]
-        assert piece is not None, "only decoded clips are picked"
-        result, after = self.stage.process_piece(piece, state)
-        payload = [None if isinstance(result, Rejected) else result]
-        done = LeaseDone(attempt, (_encoded_info(result),), time.monotonic() - started)
-        return Packed(payload), after, Packed(done)
+        infos = tuple(
+            EncodedInfo(one.ref, one.grid, one.num_codes, one.marks)
+            if isinstance(one, EncodedClip)
+            else one
+            for one in results
+        )
+        return Packed(payload), after, Packed(LeaseDone(attempt, infos, time.monotonic() - started))
 
 
 class WriteActor(Worker):
     """Runs the write stage. It gets its inputs by reference, to find out which of them are lost."""
-
-    def setup(self, output: Landmark, stage: WriteStage) -> None:
-        output.check()
-        self.stage = stage
-        self.stage.setup()
 
     def work(
         self, attempt: AttemptId, shard: str, codes: Sequence[Codes]
@@ -162,9 +146,3 @@ def _lost(codes: Sequence[Codes]) -> Iterator[AttemptId]:
             ray.get(reference)
         except ObjectLostError:
             yield attempt
-
-
-def _encoded_info(result: EncodedClip | Rejected | Failed) -> EncodedInfo | Rejected | Failed:
-    if not isinstance(result, EncodedClip):
-        return result
-    return EncodedInfo(result.ref, result.grid, result.num_codes, result.marks)

@@ -74,7 +74,7 @@ def assemble(
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
-    landmark = Landmark.of(store, job.storage, entry_key(committer.state.next_seq - 1))
+    claim = entry_key(committer.state.next_seq - 1)
     fixed = set[int]()
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
@@ -93,7 +93,7 @@ def assemble(
     return Run(
         config=job.runtime,
         committer=committer,
-        landmark=landmark,
+        landmark=Landmark(store.uri, job.storage, claim, store.get(claim)),
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
             _limits_of(job, device, committer.state), lambda item: _ref(item, job)

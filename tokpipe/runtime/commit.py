@@ -5,8 +5,9 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import tokpipe
@@ -27,7 +28,7 @@ from tokpipe.formats.manifest import (
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import events_are_logged, log_event
-from tokpipe.types import Receipt, Rejected
+from tokpipe.types import ClipRef, Receipt, Rejected
 
 _CLAIM_ATTEMPTS = 10
 REOPENED_PER_ENTRY = 10_000
@@ -56,7 +57,7 @@ def claim_output(
             state.apply(entry)
         committer = Committer(store, state, writer, checkpoint_every)
         try:
-            committer.append(committer.entry(claim=claim))
+            committer.append(claim=claim)
         except Fenced:
             (theirs,) = iter_entries(store, state.next_seq, state.next_seq + 1)
             if theirs.claim is not None:
@@ -83,8 +84,6 @@ class Committer:
     state: ManifestState
     writer: str
     checkpoint_every: int = CHECKPOINT_INTERVAL
-    _unwritten: Account = field(default_factory=Account, init=False)
-    """From commits that had nothing to add."""
 
     def commit(
         self,
@@ -94,29 +93,22 @@ class Committer:
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
-        What is committed already is left out, so committing the same work twice adds nothing.
-
         Raises:
             Fenced: another driver took the sequence number.
             StorageError: the store did not answer; the entry may or may not exist.
+            RuntimeFault: a clip is settled already. Nothing was committed.
         """
-        self._unwritten += account or Account()
-        entry = self.entry(
-            shards=tuple(receipt for receipt in receipts if self._is_new(receipt)),
-            rejected=tuple(one for one in rejected if one.ref not in self.state.committed),
-            account=self._unwritten,
-        )
-        if not (entry.shards or entry.rejected):
-            return
-        if len(set(entry.refs())) < sum(1 for _ in entry.refs()):
-            raise RuntimeFault(
-                f"{self.store.uri}: one commit settles a clip twice, which leasing rules out. The "
-                "manifest could not be read again. Nothing was committed; run the job again, and "
-                "if it happens twice, report it."
-            )
+        seen = set[ClipRef]()
+        for ref in chain(*(one.clips for one in receipts), (one.ref for one in rejected)):
+            if ref in seen or ref in self.state.committed:
+                raise RuntimeFault(
+                    f"{self.store.uri}: a commit settles clip {ref.clip_id} ({ref.source_uri}) "
+                    "again, which leasing rules out. The dataset would hold it twice. Nothing was "
+                    "committed; run the job again, and if it happens twice, report it."
+                )
+            seen.add(ref)
         began = time.monotonic()
-        self.append(entry)
-        self._unwritten = Account()
+        entry = self.append(shards=tuple(receipts), rejected=tuple(rejected), account=account)
         if events_are_logged():
             _log_entry(entry, time.monotonic() - began)
 
@@ -124,7 +116,7 @@ class Committer:
         """Withdraw rejections, so that their clips are work again; return how many."""
         withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
         for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
-            self.append(self.entry(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY])))
+            self.append(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY]))
         return len(withdrawn)
 
     def watch(self) -> None:
@@ -133,24 +125,16 @@ class Committer:
             if self.store.size(entry_key(self.state.next_seq)) is not None:
                 raise self._fenced(self.state.next_seq)
 
-    def entry(self, **content: Any) -> ManifestEntry:
-        """Return the next entry of this driver, with this content."""
-        return ManifestEntry(
-            seq=self.state.next_seq,
-            writer=self.writer,
-            written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            previous=self.state.tail.sha256,
-            **content,
-        )
-
-    def append(self, entry: ManifestEntry) -> None:
-        """Write an entry. Raise Fenced if its place is taken, StorageError as ``commit``."""
+    def append(self, **content: Any) -> ManifestEntry:
+        """Write and return the next entry, with this content. Raise as ``commit``."""
+        seq, now = self.state.next_seq, datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = ManifestEntry(seq, self.writer, now, previous=self.state.tail.sha256, **content)
         if (appended := append(self.store, entry)) is None:
-            raise self._fenced(entry.seq)
+            raise self._fenced(seq)
         self.state.apply(appended)
-        seq = self.state.next_seq
-        if seq % checkpoint_spacing(seq, self.checkpoint_every) == 0:
+        if (seq + 1) % checkpoint_spacing(seq + 1, self.checkpoint_every) == 0:
             write_checkpoint(self.store, self.state)
+        return appended
 
     def _fenced(self, seq: int) -> Fenced:
         (theirs,) = iter_entries(self.store, seq, seq + 1)
@@ -162,16 +146,6 @@ class Committer:
             "leaves what it had not committed to the other. If no other driver should be "
             "running, find and stop it, then run this job again."
         )
-
-    def _is_new(self, receipt: Receipt) -> bool:
-        known = sum(ref in self.state.committed for ref in receipt.clips)
-        if 0 < known < len(receipt.clips):
-            raise RuntimeFault(
-                f"{self.store.uri}: {known} of the {len(receipt.clips)} clips of {receipt.shard} "
-                "are committed already, which leasing rules out. Listing the shard would double "
-                "them. Run the job again; if it happens twice, report it with the manifest."
-            )
-        return known == 0
 
 
 def _log_entry(entry: ManifestEntry, commit_s: float) -> None:

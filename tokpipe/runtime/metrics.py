@@ -4,7 +4,6 @@ They are read in the driver, twice a second, from the snapshot that progress lin
 counted twice, and no clip costs anything.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +17,6 @@ from tokpipe.types import STAGES
 JOB_LABELS = ("dataset", "plan_id")
 """Labels of every metric. ``plan_id`` is its first PLAN_ID_CHARS digits, as in shard names."""
 PLAN_ID_CHARS = 12
-MAX_REASONS = 40
-"""Series per metric by ``reason``. There are about thirty reasons to reject a clip, and custom
-tokenizers may add more; further ones count as ``other``."""
 
 Labels = tuple[str, ...]  # Values of a metric's labels besides JOB_LABELS, in order
 Kind = Literal["counter", "gauge"]
@@ -142,7 +138,6 @@ class Changes:
 
     def __init__(self) -> None:
         self._sent: dict[tuple[str, Labels], float] = {}  # Current values of counters
-        self._reasons: set[Labels] = set()
 
     def of(self, snapshot: Snapshot) -> Iterator[tuple[Metric, Labels, float]]:
         """Yield the values of gauges, and what to add to counters if anything.
@@ -151,24 +146,12 @@ class Changes:
         fall: they wait until the work is done again.
         """
         for metric in METRICS:
-            values = metric.values(snapshot)
-            if metric.labels == ("reason",):
-                values = self._bounded(values)
-            for labels, value in values.items():
+            for labels, value in metric.values(snapshot).items():
                 if metric.kind == "gauge":
                     yield metric, labels, value
                 elif value > (sent := self._sent.get((metric.name, labels), 0.0)):
                     self._sent[metric.name, labels] = value
                     yield metric, labels, value - sent
-
-    def _bounded(self, values: dict[Labels, float]) -> dict[Labels, float]:
-        """Merge reasons beyond MAX_REASONS into one."""
-        bounded: dict[Labels, float] = defaultdict(float)
-        for labels, value in values.items():
-            if len(self._reasons) < MAX_REASONS:
-                self._reasons.add(labels)
-            bounded[labels if labels in self._reasons else ("other",)] += value
-        return bounded
 
 
 class JobMetrics:

@@ -35,8 +35,7 @@ def capacity_of(
             )
             slots[stage] = 0.0 if lacks or not all(admits) else min(fits, default=inf)
         rooms[node["NodeID"]] = room
-    cpus, gpus = sum(one.cpus for one in rooms.values()), sum(one.gpus for one in rooms.values())
-    return Capacity(cpus, gpus, rooms)
+    return Capacity(rooms)
 
 
 def _resources(pool: PoolConfig) -> dict[str, float]:

@@ -261,13 +261,10 @@ class Shell:
             done = actor.work.remote(attempt, name, codes)
         elif isinstance(lease, protocol.DecodeLease):
             self._payloads[attempt], done = actor.work.remote(attempt, Packed(lease.items))
-        elif lease.stream is None:
-            positions, pixels = lease.pick.positions, self._payloads[lease.pick.source]
-            self._payloads[attempt], done = actor.work.remote(attempt, positions, pixels)
         else:
-            (position,), pixels = lease.pick.positions, self._payloads[lease.pick.source]
+            positions, pixels = lease.pick.positions, self._payloads[lease.pick.source]
             state = None if lease.state is None else self._states[lease.state]
-            outputs = actor.work_piece.remote(attempt, position, pixels, state)
+            outputs = actor.work.remote(attempt, positions, pixels, state)
             self._payloads[attempt], self._states[attempt], done = outputs
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 

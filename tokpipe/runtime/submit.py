@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,20 +42,11 @@ for _module in ("modules.dashboard_sdk", "modules.job.sdk"):  # each sets INFO f
 logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
 
 
-class _RequestFailed(RuntimeError):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"it answered with HTTP status {status}: {text[:2000]}")
-        self.status = status
-
-
 class _Client(JobSubmissionClient):
-    """With a time limit for each request, and errors that carry the status."""
+    """With a time limit for each request."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=REQUEST_TIMEOUT_S, **options)
-
-    def _raise_error(self, r: Any) -> None:
-        raise _RequestFailed(r.status_code, r.text)
 
 
 _TROUBLE = (OSError, RayError, RuntimeError, ValueError, KeyError)
@@ -198,8 +188,8 @@ class Cluster:
     def _info(self, submission_id: str) -> JobDetails | None:
         try:
             return self._client.get_job_info(submission_id)
-        except _RequestFailed as error:
-            if error.status == HTTPStatus.NOT_FOUND:
+        except RuntimeError as error:
+            if str(error).startswith("Request failed with status code 404"):
                 return None
             raise
 

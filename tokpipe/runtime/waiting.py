@@ -53,10 +53,11 @@ def no_room(parts: Parts) -> str:
                 f"no room for {stage} workers: no node has what runtime.{stage} requires, {asked} "
                 "(`ray status -v` lists what nodes have)"
             )
-    if _waits_for_gpu(parts) and (need := gpus_per_encoder(limits.runtime)) > capacity.gpus:
+    need, (_, gpus) = gpus_per_encoder(limits.runtime), capacity.of()
+    if _waits_for_gpu(parts) and need > gpus:
         return (
             f"no room for encode workers: each requests {need:g} GPU, and the cluster has "
-            f"{capacity.gpus:g} in all"
+            f"{gpus:g} in all"
         )
     return ""
 

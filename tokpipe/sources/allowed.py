@@ -18,7 +18,7 @@ _PROTOCOL = r"^[A-Za-z][A-Za-z0-9+.-]*:/"
 _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
 _NOTHING = r"/(\.?/)+"  # Parts of a local path that mean nothing
 _CHAIN = r"::.*:/"  # fsspec's ``simplecache::file:///etc/passwd``: one protocol inside another
-_PARENT = r"(?i)(^|[/\\])(\.|%2e){2}([/\\?#]|$)"
+_PARENT = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){2}([/\\?#;]|%(25)*(2f|5c)|$)|[\x00-\x1f]"
 """A part ``..``, also as a web server may read it. It is rejected rather than resolved, because
 links and redirects can change where it leads."""
 

@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import Source, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
+from tokpipe.types import ArchiveMember, WorkItem
 
 ROW_SCHEMA = pa.schema(
     [
@@ -139,3 +141,25 @@ def make_batch(
     given = ((columns.get(one.name, pa.nulls(num_rows, one.type)), one.type) for one in ROW_SCHEMA)
     own = [one if isinstance(one, pa.Array) else pa.array(one, kind) for one, kind in given]
     return pa.RecordBatch.from_arrays([*own, *carried], schema=schema)
+
+
+def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None) -> list[WorkItem]:
+    """Return the work items of a table with row ids, whose rows are at ``rows`` in the plan."""
+    unknown = pa.nulls(len(table))
+    columns = [
+        (table.column(name) if name in table.column_names else unknown).to_pylist()
+        for name in ("row_id", *ROW_SCHEMA.names)
+    ]
+    items = []
+    for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
+        rows, *columns, strict=True
+    ):
+        member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
+        known: dict[str, Any] = {"problem": problem, "version": version}
+        if source is not None:
+            known["follows"] = source.on_change == "accept"
+            known["allowed"] = None
+            if member is None and isinstance(source, TableSource):
+                known["allowed"] = source.allowed_prefixes or ()
+        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
+    return items

@@ -14,7 +14,7 @@ from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
 from tokpipe.sources.webdataset import find_members
-from tokpipe.storage.client import split_protocol
+from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
@@ -149,10 +149,11 @@ class DecodeStage:
             return Rejected(ref, "decode", fault.reason, str(fault), error=name)
 
     def _fetch(self, item: WorkItem) -> LocalVideo:
-        started = time.monotonic()
+        started, unlimited = time.monotonic(), ALLOWED.set(item.allowed)
         try:
             video, is_new = self._sources.fetch(item)
         finally:
+            ALLOWED.reset(unlimited)
             self.fetched_s += time.monotonic() - started
         if is_new:
             self.fetched_bytes += video.path.stat().st_size

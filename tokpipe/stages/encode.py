@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ _Encoded = tuple[_Chunk, int, NDArray[np.int64] | Exception]
 """A chunk, the size of its batch, and its codes (t, h, w) or the error it caused."""
 
 
+@dataclass
 class EncodeStage:
     """Turns clips into codes, chunk by chunk.
 
@@ -57,15 +59,10 @@ class EncodeStage:
     as ``Failed``; the other clips get their usual codes.
     """
 
-    hardware = ""  # The encoder class, once the stage is set up
-
-    def __init__(
-        self, tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig
-    ) -> None:
-        # Created on the driver: small and picklable until setup.
-        self.tokenizer_config = tokenizer
-        self.chunking = chunking
-        self.encode_config = encode
+    tokenizer_config: TokenizerConfig
+    chunking: ChunkingConfig
+    encode_config: EncodeConfig
+    hardware: str = field(default="", init=False)  # The encoder class, once the stage is set up
 
     def setup(self, device: str, weights: bytes | None) -> None:
         """Build the tokenizer on ``device``, such as ``"cuda"``. Runs once, inside the actor.

@@ -1,7 +1,7 @@
 """The write stage: puts encoded clips into the store as a shard and a side table."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
 import numpy as np
@@ -16,6 +16,7 @@ from tokpipe.storage import open_store
 from tokpipe.types import EncodedClip, Receipt
 
 
+@dataclass
 class WriteStage:
     """Writes and checks shards. It does not list them, so it never changes the dataset.
 
@@ -23,21 +24,15 @@ class WriteStage:
     publish half of it. Nothing is kept between shards, so any shard can be written again.
     """
 
-    def __init__(
-        self,
-        output: OutputConfig,
-        storage: StoreOptions,
-        tokenizer: TokenizerSpec,
-        fingerprint: str,
-        plan: StoredPlan,
-    ) -> None:
-        self.output = output
-        self.storage = storage
-        self.metadata = ShardMetadata(fingerprint, tokenizer)
-        self.plan = plan
+    output: OutputConfig
+    storage: StoreOptions
+    tokenizer: TokenizerSpec
+    fingerprint: str
+    plan: StoredPlan
 
     def setup(self) -> None:
         """Connect to the store. Runs once, inside the actor."""
+        self.metadata = ShardMetadata(self.fingerprint, self.tokenizer)
         self.store = open_store(self.output.uri, self.storage)
         self.plan_reader = PlanReader(self.store, self.plan)
 
@@ -68,9 +63,7 @@ class WriteStage:
 
 def _joined(pieces: list[EncodedClip]) -> EncodedClip:
     """Join the pieces of a clip; ``build_shard`` checks that none is missing."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return dataclasses.replace(
+    return replace(
         pieces[0],
         chunks=tuple(chain.from_iterable(piece.chunks for piece in pieces)),
         codes=tuple(chain.from_iterable(piece.codes for piece in pieces)),

@@ -9,7 +9,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -29,6 +30,10 @@ T = TypeVar("T")
 
 MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
+
+_WEB = ("http", "https")
+ALLOWED: ContextVar[tuple[str, ...] | None] = ContextVar("ALLOWED", default=None)
+"""``WorkItem.allowed`` of what is fetched; by default the job's author wrote its URI."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -74,7 +79,11 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_")
     environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
-    chosen = json.dumps([options.options_of(uri), options.deadline_s])
+    allowed = ALLOWED.get() if protocol in _WEB else ()  # other URIs do not name servers
+    if protocol in _WEB and not allowed:
+        server = "/".join(uri.split("/")[:3])
+        allowed = ("http://", "https://", *([server] if allowed is None else []))
+    chosen = json.dumps([options.options_of(uri), options.deadline_s, allowed])
     return _client(protocol, chosen, os.getpid(), tuple(environment))
 
 
@@ -92,12 +101,18 @@ class Client:
     for permanent errors (bad credentials, a full disk), and after the deadline for all others.
     """
 
-    def __init__(self, protocol: str, options: dict[str, Any], deadline_s: float) -> None:
+    def __init__(
+        self, protocol: str, options: dict[str, Any], deadline_s: float, allowed: Sequence[str]
+    ) -> None:
         self.protocol = protocol
         self.is_local = protocol == "file"
-        self.can_list = protocol not in ("http", "https")
+        self.can_list = protocol not in _WEB
         self.retry = RetryPolicy(deadline_s)
         self.fs = _open_filesystem(protocol, options, deadline_s)
+        if not self.can_list:
+            from tokpipe.storage.gate import get_client
+
+            self.fs.get_client = functools.partial(get_client, allowed)
 
     def path_of(self, uri: str) -> str:
         """Return the file system's own name for a URI, without a trailing slash."""
@@ -298,7 +313,7 @@ async def _head(fs: Any, url: str) -> dict[str, Any] | None:
     try:
         found = await _file_info(fs.encode_url(url), await fs.set_session(), **fs.kwargs)
     except Exception as error:
-        if classify(error) is Trouble.TRANSIENT:
+        if classify(error) is Trouble.TRANSIENT or isinstance(error, AccessDenied):
             raise
         return None
     return found if "size" in found else None

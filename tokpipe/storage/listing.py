@@ -232,7 +232,8 @@ class Listing:
             return Match(uri, False, _local_version(path)) if is_file else None
         with suppress(NotFound):
             if not uri.endswith("/"):
-                return Match(uri, False, self._client.info(uri).source_version)
+                found = client_of(uri, self._options).info(uri)  # braces may be in the host
+                return Match(uri, False, found.source_version)
         return None
 
     def _below(self, scan: _Scan, unmatched: set[str]) -> Iterator[Match]:

@@ -23,21 +23,20 @@ from tokpipe.storage.local_files import TEMPORARY_FOLDER
 from tokpipe.storage.store import Store
 
 
-def probe_store(store: Store, *, leave_folders: bool = True) -> None:
+def probe_store(store: Store) -> None:
     """Check that a second exclusive create of the same key fails, and delete what was written.
 
     Remote stores are also tested with a multipart upload, which ends in another call: Ceph 16
     honours the condition in single requests but ignores it there. This uploads
-    ``MULTIPART_BYTES``, so it is done once, when a job starts. Without ``leave_folders``, folders
-    on local disk that this created are removed again.
+    ``MULTIPART_BYTES``, so it is done once, when a job starts. On local disk, folders that this
+    created are removed again.
     """
     key = f"probe/{uuid.uuid4().hex}"
     attempts = {"in one request": b"second"}
     protocol, path = split_protocol(store.uri)
     root = Path(path)
     below = (root / "probe", root / TEMPORARY_FOLDER, root, *root.parents)
-    is_cleaned = protocol == "file" and not leave_folders
-    created = [folder for folder in below if is_cleaned and not folder.exists()]
+    created = [folder for folder in below if protocol == "file" and not folder.exists()]
     if protocol not in ("file", "memory"):
         attempts["in parts"] = bytes(MULTIPART_BYTES)
     try:
@@ -74,10 +73,6 @@ class Landmark:
     options: StoreOptions
     key: str
     data: bytes
-
-    @classmethod
-    def of(cls, store: Store, options: StoreOptions, key: str) -> "Landmark":
-        return cls(store.uri, options, key, store.get(key))
 
     def check(self) -> None:
         """Read the object here, then write and delete another.

@@ -21,11 +21,11 @@ from torch import Tensor
 from tokpipe.errors import ConfigError
 from tokpipe.media.quality import Frames
 from tokpipe.sources import open_sources
-from tokpipe.sources.rows import ROW_SCHEMA, RowSource
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.train.config import TrainConfig
-from tokpipe.types import ArchiveMember, DecodedClip, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
 _log = logging.getLogger(__name__)
 
@@ -104,8 +104,11 @@ class TrainingData:
         """Decode clip ``number``. In place of one that cannot be used, another is drawn."""
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng((self.config.seed, _CLIP, number, attempt))
-            rows = self._sources[int(rng.choice(len(self._shares), p=self._shares))]
-            clip = decoders.decode(_item(rows, int(rng.integers(rows.num_rows))), rng)
+            chosen = int(rng.choice(len(self._shares), p=self._shares))
+            rows, source = self._sources[chosen], self.config.sources[chosen]
+            row = int(rng.integers(rows.num_rows))
+            (item,) = items_of(rows.slice(row, 1), [row], source)
+            clip = decoders.decode(replace(item, row_id=f"{row:032x}"), rng)
             if isinstance(clip, DecodedClip):
                 return clip.frames
             problem = f"{clip.ref.source_uri}: {clip.message}"
@@ -163,21 +166,6 @@ def _usable_rows(source: RowSource) -> pa.Table:
     if problems := rows.num_rows - usable.num_rows:
         _log.warning("%s: %d of %d rows cannot be used", source.label, problems, rows.num_rows)
     return usable
-
-
-def _item(rows: pa.Table, row: int) -> WorkItem:
-    (values,) = rows.slice(row, 1).to_pylist()
-    keys = ("archive_uri", "member_offset", "member_size", "member_column")
-    place = [values[key] for key in keys]
-    return WorkItem(
-        row,
-        row_id=f"{row:032x}",
-        source_uri=values["source_uri"],
-        member=None if place[0] is None else ArchiveMember(*place),
-        start_s=values["start_s"],
-        end_s=values["end_s"],
-        version=values["source_version"],
-    )
 
 
 def random_crop(clip: Frames, rng: np.random.Generator, frames: int, size: int) -> Frames:

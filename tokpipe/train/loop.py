@@ -20,7 +20,7 @@ from torch import Tensor
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
-from tokpipe.models.tokenizers.native import build_native, hashed_seed
+from tokpipe.models.tokenizers.native import NativeTokenizer, hashed_seed, randomize
 from tokpipe.storage.local_files import write_file
 from tokpipe.train.config import TrainConfig, parse_training
 from tokpipe.train.data import TrainingData
@@ -44,7 +44,8 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.device = _device(config)
-        self.tokenizer = build_native(config.tokenizer, None, with_decoder=True)
+        self.tokenizer = NativeTokenizer(config.tokenizer, with_decoder=True).float()
+        randomize(self.tokenizer, config.tokenizer.seed)
         initialize(self.tokenizer, config.seed)
         self.tokenizer.to(self.device).train()
         self.average = {key: value.clone() for key, value in self.tokenizer.state_dict().items()}

@@ -239,7 +239,7 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
                 "still runs, a new run takes over and stops it"
             )
     try:
-        probe_store(store, leave_folders=False)
+        probe_store(store)
     except UnsafeStore as error:
         if not job.output.accept_unsafe_store:
             raise

@@ -11,7 +11,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
-from tokpipe.telemetry.human import counted, counts_text
+from tokpipe.telemetry.human import counted
 from tokpipe.types import Rejected
 
 _COLUMNS = [
@@ -80,9 +80,7 @@ def rejected_lines(
     only one JSON object per clip, with every field of ``tokpipe.types.Rejected``.
     """
     if not as_json:
-        totals = output.totals
-        reasons = counts_text(totals.rejected)
-        yield f"{totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
+        yield output.totals.rejected_text()
         if output.incomplete:
             yield f"  {output.incomplete}"
     for one in output.rejected():

@@ -8,7 +8,6 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -16,8 +15,6 @@ import numpy as np
 
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import ConfigError, NotFound
-from tokpipe.formats.manifest import Totals
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
@@ -26,9 +23,7 @@ from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected
-from tokpipe.verbs.locate import find_output
 from tokpipe.verbs.probing import decoding
-from tokpipe.verbs.status import status
 
 _STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
@@ -59,15 +54,6 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderSpeed:
-    """The speed of one encoder, and where the figure comes from."""
-
-    codes_per_s: float
-    bytes_per_code: float | None  # None if only the speed is known
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
 class Forecast:
     """What a job will produce and cost."""
 
@@ -81,12 +67,16 @@ class Forecast:
     frames: Estimate  # Frames to encode, after resampling
     chunks: Estimate
     codes: Estimate
-    size_bytes: float  # Size of the shards: from a measured output, or the most that codes can take
+    size_bytes: int  # Size of the shards: the most that codes can take
     num_shards: int
-    speed: EncoderSpeed | None
-    encoder_s: float | None  # Total seconds of encoders; there is one per GPU
+    codes_per_s: float | None  # Speed of one encoder; there is one per GPU
     price_per_hour: float | None
     left_out: LeftOut  # What the sources found and do not take
+
+    @property
+    def encoder_s(self) -> float | None:
+        """Total seconds of encoders; None if their speed is unknown."""
+        return None if self.codes_per_s is None else self.codes.value / self.codes_per_s
 
     @property
     def cost(self) -> float | None:
@@ -96,7 +86,7 @@ class Forecast:
         return self.encoder_s / 3600 * self.price_per_hour
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "cost": self.cost}
+        return {**asdict(self), "encoder_s": self.encoder_s, "cost": self.cost}
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people."""
@@ -112,17 +102,15 @@ class Forecast:
         reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
-        if self.speed is None or self.encoder_s is None:
+        if self.encoder_s is None:
             yield (
-                "  time unknown: pass --codes-per-s, or --like OUT with an output of the same "
-                "tokenizer and GPU"
+                "  time unknown: pass --codes-per-s, which tokpipe status shows for an output of "
+                "the same tokenizer and GPU"
             )
         else:
-            hours = f"{self.encoder_s / 3600:,.2f} encoder hours"
-            cost = self.cost
+            hours, cost = f"{self.encoder_s / 3600:,.2f} encoder hours", self.cost
             price = "" if cost is None else f", {cost:,.2f} at {self.price_per_hour:g} per hour"
             yield f"  {hours} ({duration(self.encoder_s)} on one encoder){price}"
-            yield f"    at {self.speed.codes_per_s:,.0f} codes/s, {self.speed.source}"
 
 
 def forecast(
@@ -130,16 +118,13 @@ def forecast(
     *,
     num_sampled: int = 64,
     seed: int = 0,
-    like: str | None = None,
     codes_per_s: float | None = None,
     price_per_hour: float | None = None,
 ) -> Forecast:
     """Plan a job, and probe a sample of its videos.
 
-    ``like`` is the URI or job file of an output with the job's speed and size per code; by default
-    the job's own output, if it exists. ``codes_per_s`` is a known speed of one encoder instead.
+    ``codes_per_s`` is the speed of one encoder, if it is known.
     """
-    speed = _speed(job, like, codes_per_s)
     reasons = Counter[str]()
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
         store = open_store(folder, StoreOptions())
@@ -151,11 +136,7 @@ def forecast(
     clips, rejected, frames, chunks, codes = (
         Estimate.of(amounts, plan.num_rows) for amounts in zip(*sample, strict=True)
     )
-    if speed is not None and speed.bytes_per_code is not None:
-        size_bytes = codes.value * speed.bytes_per_code
-    else:
-        size = job.tokenizer.traits.codebook_size
-        size_bytes = float(estimated_bytes(round(codes.value), size))
+    size_bytes = estimated_bytes(round(codes.value), job.tokenizer.traits.codebook_size)
     return Forecast(
         dataset=job.dataset,
         num_rows=plan.num_rows,
@@ -169,8 +150,7 @@ def forecast(
         codes=codes,
         size_bytes=size_bytes,
         num_shards=max(1, math.ceil(size_bytes / job.output.shard_bytes)),
-        speed=speed,
-        encoder_s=None if speed is None else codes.value / speed.codes_per_s,
+        codes_per_s=codes_per_s,
         price_per_hour=price_per_hour,
         left_out=plan.left_out,
     )
@@ -204,24 +184,3 @@ def _amounts(
         len(spans),
         codes_per_latent * sum(num_kept_latents(span, traits) for span in spans),
     )
-
-
-def _speed(job: JobConfig, like: str | None, codes_per_s: float | None) -> EncoderSpeed | None:
-    if codes_per_s is not None:
-        return EncoderSpeed(codes_per_s, None, "from --codes-per-s")
-    uri = job.output.uri
-    store = open_store(uri, job.storage) if like is None else find_output(like, job.storage)
-    totals = Totals()
-    with suppress(NotFound):
-        totals = status(store).totals
-    if totals.paid_s > 0 and totals.num_codes:
-        return EncoderSpeed(
-            totals.num_codes / totals.paid_s,
-            totals.size_bytes / totals.num_codes,
-            f"measured on {like or uri}",
-        )
-    if like is not None:
-        found = "this output has no codes with a recorded encoder time"
-        do = "Name an output that a run has committed to, or pass --codes-per-s"
-        raise ConfigError(f"--like {like}: {found}, so it cannot predict the job's. {do}")
-    return None

@@ -1,6 +1,6 @@
 """``tokpipe inspect``: an output's codes, columns and first clips, from a few of its shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -111,18 +111,12 @@ class Inspection:
 def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
     """Fetch and verify some shards of an output (0 for all), and count their codes."""
     chosen = evenly_spread(len(output.shards), num_shards)
-    usage = _usage(output, chosen)
-    return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))
-
-
-def _usage(output: Output, shards: Sequence[int]) -> CodeUsage:
     usage = CodeUsage(output.tokenizer.codebook_size)
-    for index in shards:
+    for index in chosen:
         shard = output.verified_shard(output.shards[index])
         for group in range(shard.num_row_groups):
-            codes = shard.read_row_group(group, ["codes"]).column("codes")
-            usage.update(codes.flatten().to_numpy())
-    return usage
+            usage.update(shard.read_row_group(group, ["codes"]).column(0).flatten().to_numpy())
+    return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))
 
 
 def _bars(counts: NDArray[np.int64]) -> str:

@@ -14,7 +14,7 @@ from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
-from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
+from tokpipe.telemetry.human import counted, duration, rate_text, share_text
 
 RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driver started later
 
@@ -49,10 +49,10 @@ class Status:
         yield f"{self.uri}: {self.dataset}, {share}"
         yield f"  {self.num_rows_done:,} of {counted(self.num_rows, 'plan row')} settled"
         yield f"  {totals.text()}"
-        reasons = counts_text(totals.rejected)
-        yield f"  {totals.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
+        yield f"  {totals.rejected_text()}"
         if totals.goodput is not None:
             yield f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} encoder time"
+            yield f"  {totals.num_codes / totals.paid_s:,.1f} codes/s per encoder"
         if self.driver is not None and self.last_commit_age_s is not None:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:

@@ -11,7 +11,7 @@ from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
 from tokpipe.formats.manifest.entry import ManifestEntry, Tail
 from tokpipe.formats.tables import required
-from tokpipe.telemetry.human import counted, size_text
+from tokpipe.telemetry.human import counted, counts_text, size_text
 from tokpipe.types import Receipt
 
 SHARD_LIST_SCHEMA = required(
@@ -74,6 +74,10 @@ class Totals:
         counts = (self.num_clips, "clip"), (self.num_frames, "frame"), (self.num_codes, "code")
         holds = ", ".join(counted(number, one) for number, one in counts)
         return f"{holds}, {size_text(self.size_bytes)} in {counted(self.num_shards, 'shard')}"
+
+    def rejected_text(self) -> str:
+        reasons = counts_text(self.rejected)
+        return f"{self.num_rejected:,} rejected{': ' + reasons if reasons else ''}"
 
     def encoders_text(self) -> str:
         counts = self.encoders.most_common()

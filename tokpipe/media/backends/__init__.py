@@ -2,8 +2,8 @@
 
 Each is a module with ``decode(task, out)``, which writes frame ``task.wanted[i]`` of the timeline
 into ``out[i]`` of (T, H, W, 3), resized and placed. It raises ``SourceError`` if the frames cannot
-be decoded, or may not be the right ones; ``out`` is then undefined. ``versions()`` lists what it
-loaded.
+be decoded, or may not be the right ones; ``out`` is then undefined from ``task.num_written`` on.
+``versions()`` lists what it loaded.
 """
 
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ from tokpipe.media.framing import Framing
 from tokpipe.media.timeline import Timeline
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Task:
-    """The frames to decode from one file."""
+    """The frames to decode from one file, and what became of them."""
 
     path: Path  # May be below ``/proc``: then it was fetched, to a file without a name on disk
     timeline: Timeline
@@ -33,6 +33,7 @@ class Task:
     painted: set[Tags] = field(default_factory=set)
     """What the frames in ``out`` say about themselves, which decides about marks."""
     file_name: str = ""  # For ``open_video``
+    num_written: int = 0  # First frames in ``out`` that are right and whole, whatever was raised
 
 
 def load_backend(name: str) -> Any:

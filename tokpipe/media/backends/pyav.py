@@ -15,15 +15,6 @@ from tokpipe.media.framing import Painter
 from tokpipe.media.timeline import Packet, Timeline, decode_frames
 
 
-class Stopped(SourceError):
-    """Damage ended decoding. The first ``num_written`` frames of ``out`` are right and whole."""
-
-    def __init__(self, error: SourceError, num_written: int) -> None:
-        super().__init__(error.reason, str(error))
-        self.__cause__ = error.__cause__
-        self.num_written = num_written
-
-
 def versions() -> dict[str, str]:
     libraries = {f"av {name}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
     return {"av": av.__version__, **libraries}
@@ -35,9 +26,8 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     Every decoded frame is checked against the timeline; only wanted ones are converted.
 
     Raises:
-        Stopped: an error, a damaged frame, or a frame at a time that the timeline does not have.
-            The same file always stops at the same frame.
-        SourceError: the file cannot be opened.
+        SourceError: the file cannot be opened; or an error, a damaged frame, or a frame at a time
+            that the timeline does not have. The same file always stops at the same frame.
     """
     if (entry := _entry(task.timeline, int(task.wanted[0]))) is not None:
         # Not every key frame is a clean start, so an error is decided from the beginning.
@@ -57,6 +47,7 @@ def _entry(timeline: Timeline, first_wanted: int) -> Packet | None:
 def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> None:
     painter = Painter(task.framing)
     task.painted.clear()
+    task.num_written = 0
     timeline, wanted = task.timeline, task.wanted
     with open_video(task.path, task.file_name) as (container, stream):
         index = 0
@@ -66,23 +57,21 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
             container.seek(entry.dts, stream=stream, backward=True)
             index = bisect_left(timeline.pts, entry.pts)
             frames = (frame for frame in frames if frame.pts is None or frame.pts >= entry.pts)
-        slot = 0
         try:
             for frame in frames:
                 _check_place(frame, index, timeline.pts)
-                if index == wanted[slot]:
-                    task.painted.add(painter.paint(frame, out[slot]))
-                    first, slot = slot, int(np.searchsorted(wanted, index, side="right"))
-                    out[first + 1 : slot] = out[first]
-                    if slot == len(wanted):
+                first = task.num_written
+                if index == wanted[first]:
+                    task.painted.add(painter.paint(frame, out[first]))
+                    task.num_written = end = int(np.searchsorted(wanted, index, side="right"))
+                    out[first + 1 : end] = out[first]
+                    if end == len(wanted):
                         return
                 index += 1
             found = f"decoding ends after frame {index - 1}; the file lists {len(timeline)} frames"
             raise SourceError("corrupt", found)
         except av.FFmpegError as error:
-            raise Stopped(damaged(f"frame {index} cannot be converted", error), slot) from error
-        except SourceError as error:
-            raise Stopped(error, slot) from error.__cause__
+            raise damaged(f"frame {index} cannot be converted", error) from error
 
 
 def _check_place(frame: Any, index: int, pts: tuple[int, ...] | None) -> None:

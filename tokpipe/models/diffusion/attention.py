@@ -22,8 +22,8 @@ def make_attn(
 ) -> nn.Module:
     """Return the attention named ``attn_type``, (B, in_channels, H, W) -> the same shape.
 
-    - ``vanilla``: ``AttnBlock``, softmax over all positions, by PyTorch.
-    - ``vanilla-xformers``: ``XFormersAttnBlock``, the same function and keys, by xformers.
+    - ``vanilla``: ``AttnBlock``, softmax over all positions.
+    - ``vanilla-xformers``: the same. PyTorch's kernels need as little memory as those of xformers.
     - ``linear``: one head of ``LinearAttention``, which has neither norm nor residual.
     - ``none``: the input, unchanged.
 
@@ -33,16 +33,13 @@ def make_attn(
         ValueError: ``zq_ch`` with another kind, or any other name, such as
             ``memory-efficient-cross-attn``, for which published code mistakenly returns linear
             attention.
-        ImportError: ``vanilla-xformers`` without xformers.
     """
-    if attn_type == "vanilla":
+    if attn_type in ("vanilla", "vanilla-xformers"):
         return AttnBlock(in_channels, zq_ch, add_conv)
     if zq_ch is not None:
         raise ValueError(
             f"attn_type={attn_type!r} has no norm that reads the latent of {zq_ch=}: use 'vanilla'"
         )
-    if attn_type == "vanilla-xformers":
-        return XFormersAttnBlock(in_channels)
     if attn_type == "linear":
         return LinearAttention(in_channels, heads=1, dim_head=in_channels)
     if attn_type == "none":
@@ -54,38 +51,6 @@ def make_attn(
             "(keys to_qkv and to_out) use 'linear', for attention among all positions 'vanilla'"
         )
     raise ValueError(f"attn_type={attn_type!r}: {remedy}")
-
-
-class XFormersAttnBlock(AttnBlock):
-    """``AttnBlock`` computed by xformers, on a GPU.
-
-    Keys are the same, and values agree up to rounding, so weights can move between the two.
-    Source: ``MemoryEfficientAttnBlock`` of CogVideo's ``sgm.modules.diffusionmodules.model``;
-    arXiv:2112.05682.
-    """
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels)
-        try:
-            from xformers.ops import memory_efficient_attention
-        except ImportError as error:
-            raise ImportError(
-                "attn_type='vanilla-xformers' needs xformers, which cannot be imported "
-                f"({error}): install it (pip install xformers, in the version built for this "
-                "PyTorch), or use attn_type='vanilla', which loads the same weights"
-            ) from error
-        self._attention = memory_efficient_attention
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, N, C) each, on a GPU -> (B, N, C)."""
-        if not q.is_cuda:
-            raise ValueError(
-                f"x is on {q.device}, but xformers needs a GPU: move the network and x to one, or "
-                "use attn_type='vanilla', which loads the same weights"
-            )
-        # Three dimensions mean one head.
-        y: Tensor = self._attention(q.contiguous(), k.contiguous(), v.contiguous())
-        return y
 
 
 class LinearAttention(nn.Module):

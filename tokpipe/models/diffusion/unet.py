@@ -4,9 +4,9 @@ Shape letters: B images, C channels, H rows, W columns, E channels of the timest
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
 from tokpipe.models.diffusion.attention import AttnType, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape
 from tokpipe.models.operations import Conv2d, check_input, silu
 
 
@@ -23,10 +23,10 @@ class UNet(nn.Module):
     """Images to images of the same size, through coarser levels, with skips between equal sizes.
 
     Every activation on the way down is kept, and concatenated to the input of one block on the way
-    up. Arguments and state_dict keys are the published ones. ``resolution`` is nominal: with
-    ``attn_resolutions`` it decides which levels have attention, and any size that halves evenly
-    down to the coarsest level is accepted. The middle always has attention. ``use_linear_attn``
-    overrides ``attn_type`` with ``linear``.
+    up. Arguments (see ``Shape``) and state_dict keys are the published ones. ``resolution`` is
+    nominal: with ``attn_resolutions`` it decides which levels have attention, and any size that
+    halves evenly down to the coarsest level is accepted. The middle always has attention.
+    ``use_linear_attn`` overrides ``attn_type`` with ``linear``.
 
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
     of the published weights, and never use it.
@@ -36,40 +36,35 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
         out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        resamp_with_conv: bool = True,
         in_channels: int,
-        resolution: int,
         use_timestep: bool = True,
         use_linear_attn: bool = False,
         attn_type: AttnType = "vanilla",
+        **shape: Unpack[Shape],
     ) -> None:
         super().__init__()
-        pyramid = Pyramid(ch, ch_mult, num_res_blocks, resolution, attn_resolutions)
+        pyramid = Pyramid(**shape)
         self.spatial_stride = pyramid.spatial_stride
-        self.temb = TimestepEmbedding(ch) if use_timestep else None
+        self.temb = TimestepEmbedding(pyramid.ch) if use_timestep else None
         attn_type = "linear" if use_linear_attn else attn_type
         attn = partial(make_attn, attn_type=attn_type)
-        block = partial(ResnetBlock, dropout=dropout, temb_channels=4 * ch)
+        block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=4 * pyramid.ch)
 
-        self.conv_in = Conv2d(in_channels, ch, kernel_size=3, padding=1)
+        self.conv_in = Conv2d(in_channels, pyramid.ch, kernel_size=3, padding=1)
         down, up = pyramid.down(), pyramid.up()
-        kept = [ch]  # channels of the activations that the way up takes, from the end
+        kept = [pyramid.ch]  # channels of the activations that the way up takes, from the end
         for plan in down:
-            kept += [plan.channels] * (num_res_blocks + (plan is not down[-1]))
+            kept += [plan.channels] * (pyramid.num_res_blocks + (plan is not down[-1]))
         joined = [replace(p, inputs=[width + kept.pop() for width in p.inputs]) for p in up]
         self.down = Levels(
             *("down", down, block, attn),
-            lambda plan: Downsample(plan.channels, resamp_with_conv),
+            lambda plan: Downsample(plan.channels, pyramid.resamp_with_conv),
         )
         self.mid = MidBlocks(down[-1].channels, block, attn)
         self.up = Levels(
-            *("up", joined, block, attn), lambda plan: Upsample(plan.channels, resamp_with_conv)
+            *("up", joined, block, attn),
+            lambda plan: Upsample(plan.channels, pyramid.resamp_with_conv),
         )
         channels = up[-1].channels
         self.norm_out = group_norm(channels)
@@ -84,14 +79,14 @@ class UNet(nn.Module):
         x = self._joined(x, context)
         temb = self._embed(x, t)
         kept: list[Tensor] = [self.conv_in(x)]
-        for _, level in self.down.in_order():
+        for level in self.down.in_order():
             for block, attn in level.steps():
                 h = block(kept[-1], temb)
                 kept.append(h if attn is None else attn(h))
             if level.downsample is not None:
                 kept.append(level.downsample(kept[-1]))
         h = self.mid(kept[-1], temb)
-        for _, level in self.up.in_order():
+        for level in self.up.in_order():
             for block, attn in level.steps():
                 h = block(torch.cat([h, kept.pop()], dim=1), temb)
                 h = h if attn is None else attn(h)

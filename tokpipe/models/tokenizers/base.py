@@ -1,6 +1,8 @@
 """The interface of every tokenizer, and the checks that all of them share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.models.quantizers import Quantizer
 from tokpipe.models.quantizers.base import check_range
 from tokpipe.models.streaming import StreamState
+
+Part = TypeVar("Part", bound=nn.Module)
 
 NOT_FINITE = -1
 """In place of a code where the latent has NaN or infinity."""
@@ -100,6 +104,11 @@ class VideoTokenizer(nn.Module, ABC):
 
     # --- for kinds of tokenizers ---
 
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Published weights by the keys of this class."""
+        return state
+
     @abstractmethod
     def _encode(self, x: Tensor) -> Tensor:
         """Floats in the declared layout and range -> (B, t, h, w) codes of any integer type.
@@ -138,11 +147,14 @@ class VideoTokenizer(nn.Module, ABC):
     # --- checks and conversions ---
 
     @staticmethod
-    def _no_decoder() -> ValueError:
-        return ValueError(
-            "this tokenizer was built without its decoder, so it cannot return pixels: build it "
-            "with build_tokenizer(..., with_decoder=True)"
-        )
+    def _needed(part: Part | None) -> Part:
+        """A part of the decoder, if the tokenizer was built with it."""
+        if part is None:
+            raise ValueError(
+                "this tokenizer was built without its decoder, so it cannot return pixels: build "
+                "it with build_tokenizer(..., with_decoder=True)"
+            )
+        return part
 
     def _check_streamable(self) -> None:
         reason = self.traits.why_not_streamable
@@ -203,12 +215,11 @@ class VideoTokenizer(nn.Module, ABC):
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer takes "
                 "at least one integer of (B, t, h, w)"
             )
-        if codes.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            codes = codes.to(torch.int64)  # few operations support these types
+        codes = codes.long()  # few operations support uint16, uint32 and uint64
         check_range(codes, self.traits.codebook_size, "tokenizer")
         stride = self.traits.spatial_stride
         self.traits.check_size(codes.shape[2] * stride, codes.shape[3] * stride)
-        return codes.long()
+        return codes
 
     def _folded(self, codes: Tensor) -> Tensor:
         return codes.flatten(0, 1) if self.traits.layout == "BCHW" else codes

@@ -16,17 +16,17 @@ from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers.base import VideoTokenizer
 from tokpipe.models.tokenizers.cosmos import build_cosmos_dv
 from tokpipe.models.tokenizers.custom import build_custom
-from tokpipe.models.tokenizers.emu3 import build_emu3
-from tokpipe.models.tokenizers.movqgan import build_movqgan
-from tokpipe.models.tokenizers.native import build_native
+from tokpipe.models.tokenizers.emu3 import Emu3Tokenizer
+from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+from tokpipe.models.tokenizers.native import NativeTokenizer, randomize
+from tokpipe.models.tokenizers.weights import load_weights
 
-_BUILDERS: dict[type[TokenizerConfig], Callable[..., VideoTokenizer]] = {
-    NativeConfig: build_native,
-    MoVQGANConfig: build_movqgan,
-    Emu3Config: build_emu3,
-    CosmosDVConfig: build_cosmos_dv,
-    CustomConfig: build_custom,
+_KINDS: dict[type[TokenizerConfig], Callable[..., VideoTokenizer]] = {
+    NativeConfig: NativeTokenizer,
+    MoVQGANConfig: MoVQGANTokenizer,
+    Emu3Config: Emu3Tokenizer,
 }
+"""Kinds whose weights are one safetensors file, with the keys of their class."""
 
 
 def build_tokenizer(
@@ -52,7 +52,19 @@ def build_tokenizer(
         )
     # Layers draw their initial values from the global generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        more = {"decoder_weights": decoder_weights} if isinstance(config, CosmosDVConfig) else {}
-        build = _BUILDERS[type(config)]
-        tokenizer = build(config, weights, with_decoder=with_decoder, **more)
+        tokenizer: VideoTokenizer
+        if isinstance(config, CustomConfig):
+            tokenizer = build_custom(config, weights, with_decoder=with_decoder)
+        elif weights is None:
+            assert isinstance(config, NativeConfig), "all other kinds name their weights"
+            tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
+            randomize(tokenizer, config.seed)
+        elif isinstance(config, CosmosDVConfig):
+            tokenizer = build_cosmos_dv(
+                config, weights, with_decoder=with_decoder, decoder_weights=decoder_weights
+            )
+        else:
+            tokenizer = _KINDS[type(config)](config, with_decoder=with_decoder).float()
+            rename = tokenizer.renamed
+            load_weights(tokenizer, weights, config, with_decoder=with_decoder, rename=rename)
     return tokenizer.eval().requires_grad_(False)

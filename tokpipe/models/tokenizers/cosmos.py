@@ -2,7 +2,6 @@
 
 import io
 import warnings
-import zipfile
 from typing import Any
 
 import torch
@@ -44,9 +43,7 @@ class CosmosDVTokenizer(VideoTokenizer):
         return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if self.decoder is None:
-            raise self._no_decoder()
-        floats: Tensor = self.decoder(codes.int())
+        floats: Tensor = self._needed(self.decoder)(codes.int())
         return floats
 
     def _cast(self, dtype: torch.dtype) -> None:
@@ -109,22 +106,13 @@ def build_cosmos_dv(
 
 def _load(data: bytes, where: str) -> Any:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:
-        members = set()
-    if not members >= {"data.pkl", "constants.pkl"}:
-        raise ConfigError(
-            f"{where}: not a TorchScript file, which holds a program and its weights. Name the "
-            ".jit file of the checkpoint; copy it again if it was cut short"
-        )
-    try:
         with warnings.catch_warnings():
             # PyTorch deprecates TorchScript, but these files are published in it.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             return torch.jit.load(io.BytesIO(data), map_location="cpu")
     except RuntimeError as error:
         raise ConfigError(
-            f"{where}: PyTorch {torch.__version__} cannot load this TorchScript file: "
-            f"{str(error).strip()[:400]}. Copy it again, or use the PyTorch that wrote it"
+            f"{where}: not a TorchScript file, a program with its weights, that PyTorch "
+            f"{torch.__version__} can load ({str(error).strip()[:400]}). Name the .jit file of the "
+            "checkpoint, copy it again if it was cut short, or use the PyTorch that wrote it"
         ) from error

@@ -11,7 +11,6 @@ from tokpipe.errors import ConfigError
 from tokpipe.models.operations import Conv2d, Conv3d
 from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
-from tokpipe.models.tokenizers.weights import load_weights
 
 _TO_TRANSFORMERS = {
     # Attention of 1x1 convolutions became linear layers, with their norm beside them.
@@ -35,8 +34,9 @@ class Emu3Tokenizer(VideoTokenizer):
     ``models/emu3/modeling_emu3.py``.
     """
 
-    def __init__(self, config: Emu3Config, model: Any, *, with_decoder: bool) -> None:
+    def __init__(self, config: Emu3Config, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
+        model = _published_model(config)
         self.encoder: nn.Module = model.encoder
         self.quant_conv: nn.Module = model.quant_conv
         self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim)
@@ -44,22 +44,32 @@ class Emu3Tokenizer(VideoTokenizer):
         self.post_quant_conv: nn.Module | None = model.post_quant_conv if with_decoder else None
         _use_own_convolutions(self)
 
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rename the keys of BAAI/Emu3-VisionTokenizer; leave keys of transformers unchanged."""
+        renamed = {}
+        for key, value in state.items():
+            new = key
+            for pattern, replacement in _TO_TRANSFORMERS.items():
+                new = re.sub(pattern, replacement, new)
+            if new.endswith("_proj.weight") and value.ndim == 4 and value.shape[2:] == (1, 1):
+                value = value.flatten(1)
+            renamed[new] = value
+        return renamed
+
     def _encode(self, x: Tensor) -> Tensor:
         latent: Tensor = self.encoder(x)  # (B, t, C, h, w)
         return codes_or_not_finite(self.quantize, self.quant_conv(latent.transpose(1, 2)))
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if self.decoder is None or self.post_quant_conv is None:
-            raise self._no_decoder()
         vectors = self.quantize.vectors_of(codes).to(self.dtype)
-        post = self.post_quant_conv(vectors)
-        frames: Tensor = self.decoder(post.transpose(1, 2), vectors.transpose(1, 2))
+        post = self._needed(self.post_quant_conv)(vectors)
+        frames: Tensor = self._needed(self.decoder)(post.transpose(1, 2), vectors.transpose(1, 2))
         num_frames = self.traits.num_frames(codes.shape[1])
         return frames.view(len(codes), num_frames, *frames.shape[1:])
 
 
-def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu3Tokenizer:
-    """Build on the CPU in float32; see ``build_tokenizer``."""
+def _published_model(config: Emu3Config) -> Any:
     try:
         from transformers import Emu3VQVAE, Emu3VQVAEConfig
     except ImportError as error:
@@ -67,7 +77,7 @@ def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu
             f"tokenizer.kind emu3 needs the package transformers, 4.48 or newer ({error}): install "
             "tokpipe[emu3] on every node that encodes"
         ) from error
-    model = Emu3VQVAE(
+    return Emu3VQVAE(
         Emu3VQVAEConfig(
             codebook_size=config.codebook_size,
             embed_dim=config.embed_dim,
@@ -81,11 +91,6 @@ def build_emu3(config: Emu3Config, weights: bytes, *, with_decoder: bool) -> Emu
             temporal_downsample_factor=config.traits.temporal_stride,
         )
     )
-    tokenizer = Emu3Tokenizer(config, model, with_decoder=with_decoder).float()
-    load_weights(
-        tokenizer, weights, config, with_decoder=with_decoder, rename=in_transformers_layout
-    )
-    return tokenizer
 
 
 def _use_own_convolutions(module: nn.Module) -> None:
@@ -95,16 +100,3 @@ def _use_own_convolutions(module: nn.Module) -> None:
         if isinstance(part, nn.Conv2d | nn.Conv3d) and type(part) in own:
             assert (part.groups, part.padding_mode) == (1, "zeros")
             part.__class__ = own[type(part)]  # type: ignore[assignment] # only forward differs
-
-
-def in_transformers_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of BAAI/Emu3-VisionTokenizer; leave keys of transformers unchanged."""
-    renamed = {}
-    for key, value in state.items():
-        new = key
-        for pattern, replacement in _TO_TRANSFORMERS.items():
-            new = re.sub(pattern, replacement, new)
-        if new.endswith("_proj.weight") and value.ndim == 4 and value.shape[2:] == (1, 1):
-            value = value.flatten(1)
-        renamed[new] = value
-    return renamed

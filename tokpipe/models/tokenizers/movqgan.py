@@ -7,7 +7,6 @@ from tokpipe.models.autoencoder_2d import Encoder, MOVQDecoder
 from tokpipe.models.operations import Conv2d
 from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
-from tokpipe.models.tokenizers.weights import load_weights
 
 
 class MoVQGANTokenizer(VideoTokenizer):
@@ -40,15 +39,7 @@ class MoVQGANTokenizer(VideoTokenizer):
         return codes_or_not_finite(self.quantize, self.quant_conv(self.encoder(x)))
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if self.decoder is None or self.post_quant_conv is None:
-            raise self._no_decoder()
         vectors = self.quantize.vectors_of(codes).to(self.dtype)
-        frames: Tensor = self.decoder(self.post_quant_conv(vectors), vectors)
+        z = self._needed(self.post_quant_conv)(vectors)
+        frames: Tensor = self._needed(self.decoder)(z, vectors)
         return frames
-
-
-def build_movqgan(config: MoVQGANConfig, weights: bytes, *, with_decoder: bool) -> MoVQGANTokenizer:
-    """Build on the CPU in float32; see ``build_tokenizer``."""
-    tokenizer = MoVQGANTokenizer(config, with_decoder=with_decoder)
-    load_weights(tokenizer, weights, config, with_decoder=with_decoder)
-    return tokenizer

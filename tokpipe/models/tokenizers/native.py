@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.config.native_parts import (
-    EMAVQConfig,
     FSQConfig,
     GumbelConfig,
     LFQConfig,
@@ -28,7 +27,6 @@ from tokpipe.models.quantizers import (
 )
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
-from tokpipe.models.tokenizers.weights import load_weights
 
 
 class NativeTokenizer(VideoTokenizer):
@@ -72,7 +70,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def frames_of(self, vectors: Tensor) -> Tensor:
         """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients."""
-        return self._unpatched(self._with_decoder()(vectors))
+        return self._unpatched(self._needed(self.decoder)(vectors))
 
     def _encode(self, x: Tensor) -> Tensor:
         return codes_or_not_finite(self.quantizer, self.latent_of(x))
@@ -85,13 +83,8 @@ class NativeTokenizer(VideoTokenizer):
         return self.frames_of(self._vectors(codes))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        floats, after = self._with_decoder().stream(self._vectors(codes), state)
+        floats, after = self._needed(self.decoder).stream(self._vectors(codes), state)
         return self._unpatched(floats), after
-
-    def _with_decoder(self) -> MOVQDecoder3D:
-        if self.decoder is None:
-            raise self._no_decoder()
-        return self.decoder
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.quantizer.vectors_of(codes).to(self.dtype)
@@ -116,28 +109,16 @@ class NativeTokenizer(VideoTokenizer):
         return F.pixel_shuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
 
 
-def build_native(
-    config: NativeConfig, weights: bytes | None, *, with_decoder: bool
-) -> NativeTokenizer:
-    """Build on the CPU in float32; see ``build_tokenizer``."""
-    tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
-    if weights is None:
-        _randomize(tokenizer, config.seed)
-    else:
-        load_weights(tokenizer, weights, config, with_decoder=with_decoder)
-    return tokenizer
-
-
 def _quantizer(config: QuantizerConfig) -> Quantizer:
     if isinstance(config, FSQConfig):
         return FSQ(config.levels)
     if isinstance(config, LFQConfig):
         return LFQ(config.dim, bit_order=config.bit_order)
     size, dim = config.codebook_size, config.codebook_dim
-    if isinstance(config, EMAVQConfig):
-        return EMAVectorQuantizer(size, dim, beta=0.25)
     if isinstance(config, GumbelConfig):
         return GumbelQuantizer(config.latent_dim, dim, size)
+    if config.kind == "ema_vq":
+        return EMAVectorQuantizer(size, dim, beta=0.25)
     # The loss of the paper; the published default is a mistake that only old runs need.
     return VectorQuantizer(size, dim, legacy=False)
 
@@ -159,7 +140,7 @@ def fill_uniform(parameter: nn.Parameter, bound: float, seed: int, key: str) -> 
     parameter.data.copy_(noise.mul_(2 * bound).sub_(bound))
 
 
-def _randomize(tokenizer: nn.Module, seed: int) -> None:
+def randomize(tokenizer: nn.Module, seed: int) -> None:
     """Fill matrices so that they keep the variance of their input: latents spread over codes."""
     for key, parameter in tokenizer.named_parameters():
         if parameter.ndim < 2:

@@ -104,7 +104,7 @@ class Dispatcher:
         if (sizes := pools.sizes) is None or pools.capacity is None:
             return
         for stage in STAGES:
-            target = sizes.of(stage)
+            target: int = getattr(sizes, stage)
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage, now)
             for actor_id in fleet.surplus(stage, target):

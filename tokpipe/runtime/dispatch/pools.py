@@ -1,7 +1,8 @@
 """How many actors each stage should have, from what the cluster has and how long clips take."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, floor
+from math import ceil, floor, inf
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -28,20 +29,12 @@ class PoolSizes:
 
     decode: int
     encode: int
-    write: int
+    write: int = 1
     decode_shares: bool = False  # One of the decoders requests zero CPUs
 
-    def of(self, stage: Stage) -> int:
-        return int(getattr(self, stage))
 
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Measured seconds that a clip takes one actor of each stage."""
-
-    decode_s: float
-    encode_s: float
-    write_s: float = 0.0
+Need = Mapping[Stage, float]
+"""Seconds that a clip takes one actor of each stage."""
 
 
 @dataclass(slots=True)
@@ -64,6 +57,7 @@ class Pools:
         self.limits = limits
         self._out = out
         self.capacity: Capacity | None = None
+        self._cpus = 0.0
         self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}
         self._resize_after = 0.0
         self.sizes: PoolSizes | None = None  # None until the cluster's capacity is known
@@ -82,25 +76,20 @@ class Pools:
         """Divide the cluster again: at once if it has changed, otherwise now and then."""
         if capacity == self.capacity and now < self._resize_after:
             return
-        need = self._need()
+        need, before, config = self._need(), self.sizes, self.limits.runtime
         if need is not None:
             self._resize_after = now + RESIZE_EVERY_S
-        self.capacity = capacity
-        before, limits = self.sizes, self.limits
+        self.capacity, (self._cpus, gpus) = capacity, capacity.of()
         now_has = None if before is None else before.decode
-        sizes = size_pools(
-            capacity, limits.runtime, on_gpu=limits.on_gpu, need=need, num_decoders=now_has
-        )
-        writers = _num_writers(sizes.encode, limits.runtime, need)
+        sizes = size_pools(capacity, config, need, on_gpu=self.limits.on_gpu, num_decoders=now_has)
+        writers = _num_writers(sizes.encode, config, need)
         if before is not None and writers < before.write < 2 * writers:
             writers = before.write
         self.sizes = replace(sizes, write=writers)
         if self.sizes != before:
-            wanted = {stage: self.sizes.of(stage) for stage in STAGES}
+            wanted = {stage: getattr(self.sizes, stage) for stage in STAGES}
             text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())
-            self._out.note(
-                "pools_resized", text, actors=wanted, cpus=capacity.cpus, gpus=capacity.gpus
-            )
+            self._out.note("pools_resized", text, actors=wanted, cpus=self._cpus, gpus=gpus)
 
     @property
     def lease_clips(self) -> int:
@@ -109,18 +98,17 @@ class Pools:
         usual = min(self.limits.usual_clips, most)
         if usual == most or (need := self._need()) is None:
             return usual
-        clips = LEASE_S / max(need.decode_s, need.encode_s, 1e-9)
-        if self.sizes is not None and self.capacity is not None:
-            rate = _clips_per_s(self.sizes, self.capacity, self.limits.runtime, need)
+        clips = LEASE_S / max(need["decode"], need["encode"], 1e-9)
+        if self.sizes is not None:
+            rate = _clips_per_s(self.sizes, self._cpus, self.limits.runtime, need)
             clips = max(clips, rate / LEASES_PER_S)
         return max(usual, int(min(most, clips)))
 
     def _need(self) -> Need | None:
         """How long clips take each stage, once enough of them were seen."""
-        decode, encode = self._pace["decode"], self._pace["encode"]
-        if min(decode.leases, encode.leases) < NEED_LEASES:
+        if min(self._pace["decode"].leases, self._pace["encode"].leases) < NEED_LEASES:
             return None
-        return Need(decode.clip_s, encode.clip_s, self._pace["write"].clip_s)
+        return {stage: pace.clip_s for stage, pace in self._pace.items()}
 
 
 def gpus_per_encoder(config: RuntimeConfig) -> float:
@@ -131,12 +119,12 @@ def gpus_per_encoder(config: RuntimeConfig) -> float:
 def size_pools(
     capacity: Capacity,
     config: RuntimeConfig,
+    need: Need | None = None,
     *,
     on_gpu: bool,
-    need: Need | None = None,
     num_decoders: int | None = None,
 ) -> PoolSizes:
-    """Divide the cluster between the stages.
+    """Divide the cluster between decoders and encoders.
 
     On GPUs, encoders take every GPU and decoders the CPUs that encoders leave. On CPUs alone,
     decoders get a quarter of the CPUs until ``need`` is known, then as many as make the job
@@ -147,57 +135,51 @@ def size_pools(
     for room is what makes a cluster's autoscaler add a node. ``num_decoders``, the current number,
     is kept unless a change pays off. Only nodes that a stage may run on count for it.
     """
-    cpus, (both, gpus_of_both) = capacity.of("decode")[0], capacity.of("decode", "encode")
-    fits = capacity.most("decode")
+    (cpus, _), (encode_cpus, encode_gpus) = capacity.of("decode"), capacity.of("encode")
+    both, gpus_of_both = capacity.of("decode", "encode")
+    fit, encoders_fit = capacity.most("decode"), capacity.most("encode")
     if on_gpu:
         each = gpus_per_encoder(config)
-        number = min(_fit(capacity.of("encode")[1], each), capacity.most("encode"))
-        encode = _bounded(number, config.encode)
+        encode = _bounded(min(_fit(encode_gpus, each), encoders_fit), config.encode)
         beside = min(encode, _fit(gpus_of_both, each))  # they take CPUs that decoders could have
         left = cpus - beside * config.encode.cpus
-        decode = _bounded(min(_fit(left, config.decode.cpus), fits), config.decode)
-        return PoolSizes(decode=decode, encode=encode, write=_num_writers(encode, config))
-    share = max(config.decode.cpus, cpus - both + both / 4)
-    decode = _bounded(min(_fit(share, config.decode.cpus), fits), config.decode)
-    if need is not None:
-        most = int(min(_fit(cpus, config.decode.cpus) + 1, fits))
-
-        def rate(number: int) -> float:
-            return _clips_per_s(_on_cpus(capacity, config, number), capacity, config, need)
-
-        best = max(range(1, max(1, most) + 1), key=rate)
-        decode = _bounded(best, config.decode)
-        if num_decoders is not None and rate(decode) < WORTH_CHANGING * rate(num_decoders):
-            decode = num_decoders
-    return _on_cpus(capacity, config, decode)
-
-
-def _on_cpus(capacity: Capacity, config: RuntimeConfig, decode: int) -> PoolSizes:
-    """So many decoders, and encoders on the remaining CPUs."""
-    decode = _bounded(decode, config.decode)
-    both = capacity.of("decode", "encode")[0]
+        return PoolSizes(_bounded(min(_fit(left, config.decode.cpus), fit), config.decode), encode)
     shares = both >= 1 and config.decode.cpus > 0
-    only_decode = capacity.of("decode")[0] - both
-    taken = max(0.0, (decode - shares) * config.decode.cpus - only_decode)
-    left = capacity.of("encode")[0] - taken
-    number = min(_fit(left, config.encode.cpus), capacity.most("encode"))
-    encode = _bounded(number, config.encode)
-    return PoolSizes(decode, encode, _num_writers(encode, config), shares)
+
+    def divided(number: float) -> PoolSizes:
+        """So many decoders, and encoders on the remaining CPUs."""
+        decode = _bounded(number, config.decode)
+        taken = max(0.0, (decode - shares) * config.decode.cpus - (cpus - both))
+        encode = min(_fit(encode_cpus - taken, config.encode.cpus), encoders_fit)
+        return PoolSizes(decode, _bounded(encode, config.encode), decode_shares=shares)
+
+    if need is None:
+        share = max(config.decode.cpus, cpus - both + both / 4)
+        return divided(min(_fit(share, config.decode.cpus), fit))
+
+    def rate(number: int) -> float:
+        return _clips_per_s(divided(number), all_cpus, config, need)
+
+    most, all_cpus = min(_fit(cpus, config.decode.cpus) + 1, fit), capacity.of()[0]
+    best = _bounded(max(range(1, max(1, int(most)) + 1), key=rate), config.decode)
+    if num_decoders is not None and rate(best) < WORTH_CHANGING * rate(num_decoders):
+        best = num_decoders
+    return divided(best)
 
 
-def _clips_per_s(sizes: PoolSizes, capacity: Capacity, config: RuntimeConfig, need: Need) -> float:
+def _clips_per_s(sizes: PoolSizes, cpus: float, config: RuntimeConfig, need: Need) -> float:
     """Speed of these pools, bounded by the slower stage and by all CPUs together."""
-    decode_s, encode_s = max(need.decode_s, 1e-9), max(need.encode_s, 1e-9)
+    decode_s, encode_s = max(need["decode"], 1e-9), max(need["encode"], 1e-9)
     cpu_s = decode_s * config.decode.cpus + encode_s * config.encode.cpus
-    all_cpus = capacity.cpus / cpu_s if cpu_s > 0 else float("inf")
+    all_cpus = cpus / cpu_s if cpu_s > 0 else inf
     return min(sizes.decode / decode_s, sizes.encode / encode_s, all_cpus)
 
 
-def _num_writers(encode: int, config: RuntimeConfig, need: Need | None = None) -> int:
+def _num_writers(encode: int, config: RuntimeConfig, need: Need | None) -> int:
     """Writers that encoders at full speed would keep half busy, so that shards can come at once."""
     number = min(FIRST_WRITERS, 1 + encode // 16)
-    if need is not None and need.write_s > 0:
-        busy = encode * need.write_s / max(need.encode_s, 1e-9)
+    if need is not None and need["write"] > 0:
+        busy = encode * need["write"] / max(need["encode"], 1e-9)
         number = min(ceil(2 * busy), max(FIRST_WRITERS, encode))
     return _bounded(number, config.write)
 

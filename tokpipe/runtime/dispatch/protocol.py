@@ -143,26 +143,22 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Total CPUs and GPUs of the cluster's live nodes, and each of them if that is known."""
+    """The live nodes of the cluster."""
 
-    cpus: float
-    gpus: float
-    nodes: Mapping[NodeId, Room] = field(default_factory=dict)
+    nodes: Mapping[NodeId, Room]
 
     def nodes_for(self, *stages: Stage) -> list[NodeId]:
         """The nodes on which all of these stages may run."""
         return [id for id, one in self.nodes.items() if all(one.slots[s] for s in stages)]
 
     def of(self, *stages: Stage) -> tuple[float, float]:
-        """CPUs and GPUs of those nodes."""
-        if not self.nodes:
-            return self.cpus, self.gpus
+        """CPUs and GPUs of those nodes together."""
         rooms = [self.nodes[node] for node in self.nodes_for(*stages)]
         return sum(one.cpus for one in rooms), sum(one.gpus for one in rooms)
 
     def most(self, stage: Stage) -> float:
         """Actors of a stage that all nodes admit, whatever CPUs and GPUs they have."""
-        return sum(one.slots[stage] for one in self.nodes.values()) if self.nodes else inf
+        return sum(one.slots[stage] for one in self.nodes.values())
 
     def without(self, unfit: Mapping[Stage, Container[NodeId]]) -> "Capacity":
         """Leave out of each stage the nodes on which it cannot run."""
@@ -170,7 +166,7 @@ class Capacity:
             id: replace(one, slots={s: (id not in unfit[s]) and one.slots[s] for s in one.slots})
             for id, one in self.nodes.items()
         }
-        return replace(self, nodes=rooms)
+        return Capacity(rooms)
 
 
 @dataclass(frozen=True, slots=True)
