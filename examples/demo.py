@@ -99,26 +99,26 @@ def resume() -> None:
 
 
 def audit() -> None:
-    say(f"3/5 audit     tokpipe audit {OUT} --sample 2")
-    found = json.loads(run("audit", OUT, "--sample", 2, "--json"))
+    say(f"3/5 audit     tokpipe audit {JOB} --sample 2")
+    found = json.loads(run("audit", JOB, "--sample", 2, "--json"))
     num_same = sum(one["equal_fraction"] == 1.0 for one in found["sampled"])
     say(f"              nothing lost, nothing doubled: {found['num_tokenized']} clips, each once")
     say(f"              {num_same} clips were encoded again from the film: the same codes")
 
 
 def decode() -> None:
-    say(f"4/5 decode    tokpipe decode {OUT} --compare -o {PICTURE}")
+    say(f"4/5 decode    tokpipe decode {JOB} --compare -o {PICTURE}")
     first = min(open_output(str(OUT)).clips(), key=lambda clip: clip.segment)
     made = json.loads(
-        run("decode", OUT, "--clip", first.clip_id, "--compare", "-o", PICTURE, "--json")
+        run("decode", JOB, "--clip", first.clip_id, "--compare", "-o", PICTURE, "--json")
     )
     psnr = made["quality"]["psnr_db"]
     say(f"              {PICTURE}: the film above, what its codes keep below, {psnr:.1f} dB")
 
 
 def report() -> None:
-    say(f"5/5 report    tokpipe report {OUT} -o {REPORT}")
-    run("report", OUT, "-o", REPORT)
+    say(f"5/5 report    tokpipe report {JOB} -o {REPORT}")
+    run("report", JOB, "-o", REPORT)
 
 
 def run(*words: object) -> str:

@@ -152,7 +152,7 @@ def generate(
 
 def show(output: Output, like: Clip, codes: Tensor, path: Path) -> None:
     """Decode codes to a video, in place of the first chunk of a clip."""
-    spec, job = output.tokenizer, output.record.job_config(output.store.uri)
+    spec, job = output.tokenizer, output.trusted_job()
     chunk = replace(like.chunks[0], codes=codes.numpy().astype(spec.code_dtype))
     with VideoWriter(path, like.fps) as writer:
         for frames in Reconstructor(job, spec, "cpu").frames([chunk]):

@@ -47,7 +47,14 @@ class Made:
     refs: list[ClipRef]
 
 
-def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool = False) -> Made:
+def made(
+    root: Path,
+    *,
+    out: str = "out",
+    dataset: str = "demo",
+    streaming: bool = False,
+    weights_hash: str = "random, seed 0",
+) -> Made:
     """Start an output: plan and record, but no manifest yet."""
     root.mkdir(parents=True, exist_ok=True)
     lines = [f"s3://videos/{row}.mp4,caption {row}" for row in range(NUM_ROWS)]
@@ -67,9 +74,9 @@ def made(root: Path, *, out: str = "out", dataset: str = "demo", streaming: bool
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
     store = open_store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
-    kind = {"weights_hash": "random, seed 0", "device": "cpu"}
+    kind = {"weights_hash": weights_hash, "device": "cpu"}
     codes = fingerprint_settings(job, **kind, decoders={"av": "18.1.0"})
-    spec = TokenizerSpec.of(job.tokenizer, job.chunking, "random, seed 0")
+    spec = TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash)
     record = a_record(
         dataset=dataset,
         fingerprint=fingerprint(codes),

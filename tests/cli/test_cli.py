@@ -110,7 +110,7 @@ def test_a_misspelt_verb_is_answered_with_one_that_exists(
     ("typed", "offered"),
     [
         ("stat", {"status"}),
-        ("ls --s", {"--source"}),
+        ("ls --s", {"--source", "--storage"}),
         ("export --t", {"--to"}),
         ("export --to mem", {"memmap"}),
     ],

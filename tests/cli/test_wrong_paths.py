@@ -318,7 +318,7 @@ WITHOUT = {
     "pip install 'tokpipe[run]'",
     "decode out/demo -o clip.png": "needs the package torch, which is not installed: "
     "pip install 'tokpipe[run]'",
-    "audit out/demo --sample 1": "pip install 'tokpipe[run]'",
+    "audit out/demo --sample 1 --trust-uris": "pip install 'tokpipe[run]'",
     "convert a.safetensors --kind emu3 -o new": "pip install 'tokpipe[run]'",
     "train jobs/missing.yaml": "jobs/missing.yaml: cannot be read",
     "train {training}": "pip install 'tokpipe[run]'",

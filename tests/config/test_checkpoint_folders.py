@@ -9,7 +9,7 @@ import yaml
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.checkpoint import builtin_path
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.tokenizer import CosmosDVConfig, MoVQGANConfig, NativeConfig
+from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig
 from tokpipe.errors import ConfigError, NotFound
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,17 +43,46 @@ def test_a_checkpoint_is_replaced_by_its_section_and_weights(tmp_path: Path) -> 
     assert JobConfig.model_validate_json(job.model_dump_json()) == job
 
 
-def test_weights_are_next_to_the_config_unless_they_have_a_full_uri(tmp_path: Path) -> None:
+def test_weights_are_next_to_the_config_and_the_job_chooses_programs(tmp_path: Path) -> None:
     files = {"weights": "encoder.jit", "decoder_weights": "parts/decoder.jit"}
     path = folder(tmp_path / "cosmos", {"kind": "cosmos_dv", "variant": "4x8x8", **files})
-    tokenizer = job_with({"checkpoint": "cosmos"}, tmp_path).tokenizer
+    tokenizer = job_with({"checkpoint": "cosmos", "kind": "cosmos_dv"}, tmp_path).tokenizer
     assert isinstance(tokenizer, CosmosDVConfig)
     assert tokenizer.weights == f"{path}/encoder.jit"
     assert tokenizer.decoder_weights == f"{path}/parts/decoder.jit"
-    folder(tmp_path / "movqgan", {"kind": "movqgan", "weights": "s3://models/m.safetensors"})
-    tokenizer = job_with({"checkpoint": "movqgan"}, tmp_path).tokenizer
-    assert isinstance(tokenizer, MoVQGANConfig)
-    assert tokenizer.weights == "s3://models/m.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "problem"),
+    [
+        ({"kind": "cosmos_dv", "variant": "4x8x8"}, None, "kind is 'cosmos_dv'.*are programs"),
+        ({"kind": "custom", "implementation": "a:B"}, None, "kind is 'custom', but the job's is"),
+        ({"kind": "movqgan"}, "custom", "kind is 'movqgan', but the job's is 'custom'"),
+        *(
+            ({**NATIVE, "weights": weights}, None, "must be a file in this folder")
+            for weights in (
+                *(
+                    "s3://models/m.safetensors",
+                    "builtin://a/w",
+                    "/etc/passwd",
+                    "../up",
+                    "a/../../up",
+                ),
+                *("file:///etc/passwd", "a\\..\\up", "%2e%2e/up", "~/w", "out", "away/w", ""),
+            )
+        ),
+    ],
+)
+def test_a_folder_chooses_no_program_and_no_file_elsewhere(
+    section: dict[str, Any], kind: str | None, problem: str, tmp_path: Path
+) -> None:
+    path = folder(tmp_path / "theirs", section)
+    (tmp_path / "up").write_bytes(b"secret")
+    (path / "out").symlink_to(tmp_path / "up")
+    (path / "away").symlink_to(tmp_path)
+    for uri in ("theirs", f"file://{path}"):
+        with pytest.raises(ConfigError, match=f"(?s)^job.yaml: .*/config.yaml: .*{problem}"):
+            job_with({"checkpoint": uri} | ({"kind": kind} if kind else {}), tmp_path)
 
 
 def test_a_folder_in_a_store_is_read_by_the_callers_function(tmp_path: Path) -> None:
@@ -93,7 +122,7 @@ def test_a_folder_in_a_store_is_read_by_the_callers_function(tmp_path: Path) -> 
             "name: a\nname: b",
             "is not valid YAML, near line 2: key 'name' appears twice",
         ),
-        ({**NATIVE, "weights": "${HOME}/w"}, "'.{HOME}/w', but variables are expanded in job"),
+        ({**NATIVE, "weights": "${HOME}/w"}, "'.{HOME}/w', but must be a file in this folder"),
     ],
 )
 def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: str) -> None:

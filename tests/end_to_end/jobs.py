@@ -148,6 +148,19 @@ def start(job: Path, address: str | None = None) -> subprocess.Popen[str]:
     )
 
 
+def start_in_group(job: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start a driver, and a local Ray unless ``variables`` name one, as `timeout` and Slurm do."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tokpipe.run", str(job)],
+        env={**environment, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def _set_address(environment: Any, address: str | None) -> None:
     environment.pop("RAY_ADDRESS", None)
     if address is not None:

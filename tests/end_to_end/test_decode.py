@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def decode(folder: Path, *arguments: str) -> int:
-    return main(["decode", str(folder / "out"), *arguments])
+    return main(["decode", str(folder / "job.yaml"), *arguments])
 
 
 def size_and_length(path: Path) -> tuple[int, int, int]:
@@ -53,7 +53,7 @@ def test_a_clip_comes_back_beside_its_source(
 
     output = open_output(str(folder / "out"))
     (clip,) = output.clips()
-    job: JobConfig = output.record.job_config(output.store.uri)
+    job: JobConfig = output.trusted_job()
     blocks = Reconstructor(job, output.tokenizer, "cpu").frames(clip.chunks)
     found = np.concatenate(list(blocks))
     plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
@@ -102,5 +102,5 @@ def test_what_cannot_be_decoded_is_explained(
 def test_an_audit_encodes_a_streamed_clip_to_the_same_codes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", str(folder / "out"), "--sample", "3"]) == 0
+    assert main(["audit", str(folder / "job.yaml"), "--sample", "3"]) == 0
     assert "100.00% of its codes are the same, PSNR" in capsys.readouterr().out

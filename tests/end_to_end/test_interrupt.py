@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,12 @@ from tests.end_to_end.jobs import (
     finish,
     num_commits,
     slow_tokenizer,
+    start_in_group,
     wait_until,
     write_job,
     write_videos,
 )
-from tests.end_to_end.processes import command_of, descendants_of, pids_of
+from tests.end_to_end.processes import pids_of
 from tests.ray_head import running_head
 from tests.terminal import Terminal
 from tokpipe.cli import main
@@ -69,44 +69,6 @@ def test_a_second_ctrl_c_ends_a_working_job_at_once(job: Path, ray_address: str)
     assert terminal.end() == 128 + signal.SIGINT
     assert "stopping now" in terminal.text or "stopped after" in terminal.text
     assert main(["audit", str(job.parent / "out"), "--partial"]) == 0
-
-
-def start_in_group(job: Path, **variables: str) -> subprocess.Popen[str]:
-    """Start a driver, and a local Ray unless ``variables`` name one, as `timeout` and Slurm do."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tokpipe.run", str(job)],
-        env={**environment, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-@pytest.mark.ray
-def test_sigterm_to_the_group_lets_the_driver_commit(job: Path, tmp_path: Path) -> None:
-    """Also to each process of a local Ray, as systemd and Slurm send it. None of them remains."""
-    whole = write_job(
-        tmp_path / "job.yaml",
-        files(job.parent / "videos"),
-        str(tmp_path / "out"),
-        tokenizer=slow_tokenizer(until=tmp_path / "hurry", pause_s=0.2),
-        output={"uri": str(tmp_path / "out"), "shard_bytes": 10**9},
-    )
-    driver = start_in_group(whole, PYTHONUNBUFFERED="1")
-    seen = await_line(driver, lambda line: bool(re.search(r"encode [1-9]", line)))
-    processes = descendants_of(driver.pid)
-    for pid in processes:
-        os.kill(pid, signal.SIGTERM)
-    os.killpg(driver.pid, signal.SIGTERM)
-    code, printed = finish(driver)
-    assert code == 128 + signal.SIGTERM, seen + printed
-    assert "run the same command again to continue" in printed
-    assert "Traceback" not in printed
-    assert "\x1b" not in seen + printed
-    assert num_commits(whole), printed
-    wait_until(lambda: not any(map(command_of, processes)))
 
 
 NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP

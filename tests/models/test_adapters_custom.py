@@ -74,8 +74,11 @@ def test_pixels_arrive_in_the_declared_layout_and_range(
     ("name", "problem"),
     [
         ("nowhere.at_all:Thing", "nowhere.at_all cannot be imported: ModuleNotFoundError"),
-        ("Missing", "Missing in .* is nothing"),
-        ("not_a_class", "is <function not_a_class .*must be a subclass of torch.nn.Module"),
+        ("Missing", "Missing in .* is not a class"),
+        (
+            "not_a_class",
+            "not_a_class in .* is not a class, but must be a subclass",
+        ),
         ("NotAModule", "is <class .*NotAModule'>, but must be a subclass"),
         ("subprocess:Popen", "is <class 'subprocess.Popen'>, but must be a subclass"),
         ("WithoutEncode", r"has no method encode\(x\)"),

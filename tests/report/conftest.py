@@ -3,6 +3,7 @@
 import pytest
 
 from tests.report.report_outputs import really_made
+from tokpipe.config.trust import Trust
 from tokpipe.reader import open_output
 from tokpipe.report import WrittenReport, write_report
 
@@ -10,5 +11,5 @@ from tokpipe.report import WrittenReport, write_report
 @pytest.fixture(scope="session")
 def real_report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     folder = tmp_path_factory.mktemp("report")
-    output = open_output(str(really_made(folder)))
+    output = open_output(str(really_made(folder)), trust=Trust(uris=True))
     return write_report(output, folder / "report.html", num_pairs=2, device="cpu")

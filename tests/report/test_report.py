@@ -16,6 +16,7 @@ from tests.formats.formats_helpers import DictStore, encoded_clip
 from tests.reader.reader_helpers import NUM_ROWS, begin, put_shard
 from tests.report.html_tree import Node, parsed
 from tests.report.report_outputs import BEGAN, HOSTILE, NUM_SHARDS, entry, with_history
+from tokpipe.config.trust import Trust
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.layout import JOB_RECORD, entry_key
 from tokpipe.formats.manifest import Reopened, append
@@ -47,7 +48,7 @@ def test_a_real_output_is_shown_with_figures_and_pictures(
     real_report: WrittenReport, tmp_path: Path
 ) -> None:
     page = parsed(real_report.path.read_text("utf-8"))
-    output = open_output(str(real_report.path.parent / "out"))
+    output = open_output(str(real_report.path.parent / "out"), trust=Trust(uris=True))
     totals = output.totals
     assert page.one("h1").text == "bunny"
     assert "Settled: all of 1 plan row." in page.text
@@ -211,7 +212,7 @@ def test_a_clip_without_its_source_is_still_decoded(
     source = real_report.path.with_name("video.mp4")
     source.rename(tmp_path / "away.mp4")
     try:
-        output = open_output(str(real_report.path.parent / "out"))
+        output = open_output(str(real_report.path.parent / "out"), trust=Trust(uris=True))
         report = write_report(output, tmp_path / "report.html", num_pairs=1, device="cpu")
     finally:
         (tmp_path / "away.mp4").rename(source)

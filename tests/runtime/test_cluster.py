@@ -1,7 +1,10 @@
 """Which cluster a driver works on, and that one it leaves unused does not go unnoticed."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ray
@@ -18,6 +21,13 @@ from tests.end_to_end.jobs import (
 )  # fmt: skip
 from tokpipe.errors import RuntimeFault
 from tokpipe.runtime.cluster import connected
+
+
+@pytest.fixture(autouse=True)
+def _variables_are_restored() -> Iterator[None]:
+    """A driver sets some for a Ray that it starts."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.mark.ray
@@ -71,8 +81,10 @@ def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     environment: str | None,
     running: set[str],
     unused: list[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", environment)
@@ -100,8 +112,10 @@ def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     ids=["time-out", "versions", "nothing there", "system"],
 )
 def test_what_ray_raises_while_it_starts_becomes_one_plain_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+
     def fail(**_: object) -> None:
         raise error
 

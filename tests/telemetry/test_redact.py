@@ -1,10 +1,11 @@
 """Redaction masks every secret and nothing else."""
 
+import json
 from urllib.parse import quote
 
 import pytest
 
-from tokpipe.telemetry.redact import redact, redact_nested, says_secret
+from tokpipe.telemetry.redact import printable, redact, redact_nested, says_secret
 
 ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+K7MDENG",
@@ -54,7 +55,8 @@ def test_other_text_is_unchanged() -> None:
 
 def test_names_of_secrets_are_known() -> None:
     secret = {"key", "aws_secret_access_key", "secretKey", "session-token", "account_key", "sas"}
-    others = {"endpoint_url", "region_name", "tokenizer", "monkey", "anon"}
+    others = {"endpoint_url", "region_name", "tokenizer", "monkey", "anon", "signature_version"}
+    others |= {"client_key_path", "PWD", "SSH_AUTH_SOCK", "XDG_SESSION_ID", "GIT_ASKPASS"}
     assert {name for name in secret | others if says_secret(name)} == secret
 
 
@@ -69,3 +71,110 @@ def test_nested_values_are_masked_by_content_and_by_name() -> None:
         "options": {"secret": "***", "keys": ["a"], "api_key": ["***", "***"]},
         "fps": 8.0,
     }
+
+
+SECRET = "c4nary.S3cret-0"
+KEYS = (
+    "token access_token accessToken id_token jwt hmac session sessionid pass passwd password pwd "
+    "sig sign signature key apikey auth authkey client_secret credential X-Amz-Credential se "
+    "X-Amz-Security-Token X-Goog-Signature X-Goog-Credential X-Oss-Signature sktid skoid "
+    "Policy Signature Key-Pair-Id AWSAccessKeyId OSSAccessKeyId GoogleAccessId hdnts hdnea "
+    "__token__ bcdn_token wowzatokenhash lsig oh q-signature auth_key resourcekey rlkey tempauth "
+    "jsessionid"
+)
+
+
+@pytest.mark.parametrize("key", KEYS.split())
+def test_parameters_that_give_access_are_masked_however_they_are_written(key: str) -> None:
+    encoded = "".join(f"%{ord(letter):02x}" for letter in key)
+    for name in {key, key.upper(), key.lower(), key.replace("-", "%2D"), encoded}:
+        for before, after in (
+            ("https://h/a?", "&v=1"), ("https://h/a?v=1&", ""), ("https://h/a#x=1&", ""),
+            ("https://h/a#", ""), ("https://h/a?x=1;", ";v=2"), ("https://h/a?x=1&amp;", "&v=2"),
+            ('{"url": "https://h/a?', '&v=1"}'), ("URL('https://h/a?x=1&", "&v=1') failed"),
+            ("simplecache::https://h/a?", "::x"), ("https://h/a;", ""),
+        ):  # fmt: skip
+            text = f"{before}{name}={SECRET}{after}"
+            shown = redact(text, {})
+            assert SECRET not in shown, text
+            assert shown.startswith(f"{before}{name}=***")
+            assert redact(shown, {}) == shown
+            for inner in (quote(text, safe=""), quote(quote(text, safe=""))):
+                assert SECRET not in redact(f"https://p/?u={inner}&v=1", {}), inner
+        json.loads(redact(json.dumps({"a": f'url "https://h/?{name}={SECRET}"'}), {}))
+
+
+def words(table: str) -> list[str]:
+    return table.strip().replace("\n", " | ").split(" | ")
+
+
+FORMS = r"""
+https://{}@h/a.mp4 | https://{}:@h/a.mp4 | https://:{}@h/a.mp4 | https://ann:{}@h/a?x=1
+https://a%40b:{}@h/ | HTTPS://ann:x@{}@h/ | ftp://{}@h/ | abfs://a:{}@h/ | sftp://a:{}@h/
+filecache::https://{}@h/a | https:\/\/ann:{}@h\/a | https://p/?u=https%3A%2F%2F{}%40h%2Fa
+https://p/?u=https%253a%252f%252fann%253A{}%2540h | https://h/a?hdnts=exp=1~acl=/*~hmac={}
+https://h/exp=1~acl=/*~hmac={}/a.mp4 | https://h/bcdn_token={}&expires=1/a.mp4
+https://h/a?verify=1700000000-{} | https://h/a?x=1\u0026sig={}\u0026v=2
+https://h/eyJhbGciOiJI.eyJzdWIiOiIx.{}/a.m3u8 | Authorization: Bearer {} | authorization: {}
+{'Authorization': 'Basic {}'} | ('Authorization', 'Bearer {}') | {"authorization":"Bearer {}"}
+[(b'Authorization', b'{}')] | Proxy-Authorization: Basic {} | Cookie: a=b; sid={}
+<CIMultiDict('Set-Cookie': 's={}')> | X-Amz-Security-Token: {} | x-api-key: {}
+curl -H 'Authorization: token {}' https://h
+Authorization: AWS4-HMAC-SHA256 Credential=AKIA/s3, SignedHeaders=host, Signature={}
+BasicAuth(login='ann', password='{} x', encoding='latin1') | S3FileSystem(secret='{}')
+aws_secret_access_key={} | AccountName=a;AccountKey={};EndpointSuffix=core | token="{}"
+ClientError(sas_token='?sv=1&sig={}') | password = {} | {\"client_secret\": \"{}\"}
+Session(aws_session_token={}, region='x') | no Bearer {} here | connection_string={};x
+'refresh_token': '{}'
+"""
+
+
+@pytest.mark.parametrize("form", words(FORMS))
+def test_forms_of_secrets_are_masked(form: str) -> None:
+    shown = redact(form.replace("{}", SECRET), {})
+    assert SECRET not in shown
+    assert "***" in shown
+    assert redact(shown, {}) == shown
+
+
+HARMLESS = (
+    "v id t list index pageToken page_token nextPageToken next_token continuation_token n q e "
+    "st sv expires author keyword keyframe monkey object_key bypass compass design passage "
+    "session_index tokenizer num_tokens signal authority seed seconds range policy_id versionId"
+)
+PLAIN = """
+https://h/a?v=1&t=10#t=5 | https://h:443/a@b.mp4 | abfs://c@a.dfs.core.windows.net/x
+hf://datasets/ann/set@main/a.mp4 | sftp://ann@h/a.mp4 | s3://b/a=1/b=2/key=3.mp4 | https://@h/
+https://p/?u=https%3A%2F%2Fh%2Fa%3Fv%3D1%26t%3D2 | a.tar#clip key=1.mp4 | token: unexpected end
+key=lambda row: row | user=ann, session=3 | {"num_tokens": 5, "tokenizer": "a"}
+no password: access denied | Bearer authentication | ["token", "codes"]
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [*words(PLAIN), *(f"https://h/w?{name}=dQw4w9WgXcQ" for name in HARMLESS.split())]
+)
+def test_what_is_harmless_is_unchanged(text: str) -> None:
+    assert redact(text, {}) == text
+
+
+HIDDEN = (
+    *("\x00", "\x07", "\x1b]8;;http://evil\x07", "\x1b[2J", "\x9b31m", "\x7f", "\r", "\n", "\t"),
+    *("\x85", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f", "\u061c", "\u200b", "\u200d"),
+    *("\ufeff", "\xa0", "\xad", "\u2060", "\u3164", "\ufe0f", "\u115f", "\udc80", "\U000e0041"),
+)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_what_is_not_seen_as_it_is_is_escaped(hidden: str) -> None:
+    shown = printable(f"a{hidden}b")
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    assert shown.encode().decode("unicode_escape") == f"a{hidden}b"
+    assert json.loads(printable(json.dumps(hidden, ensure_ascii=hidden != "\x7f"))) == hidden
+
+
+def test_ordinary_text_is_shown_as_it_is() -> None:
+    text = "katze-\u00e4 \u732b \U0001f600 [red]:smile: C:\\a 100 % \u2501"
+    assert printable(text) == text

@@ -143,6 +143,19 @@ def test_a_finished_run_is_left_alone_until_phases_are_added(
     assert ["rounding" in line for line in lines] == [False] * 6 + [True] * 2
 
 
+def test_a_saved_run_is_compared_without_variables_of_the_reader(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARY", "secret-of-the-reader")
+    trainer = Trainer(config())
+    state = trainer.state()
+    theirs = json.loads(state["config"])
+    theirs["sources"][0]["uri"] = "https://theirs/${CANARY}"
+    with pytest.raises(ConfigError, match=r"sources: .*https://theirs/\$\{CANARY\}") as caught:
+        trainer.load({**state, "config": json.dumps(theirs)}, "training.pt")
+    assert "secret-of-the-reader" not in str(caught.value)
+
+
 def test_what_the_finished_steps_depend_on_cannot_change(
     config: Config, settings: Settings, tmp_path: Path, videos: Path
 ) -> None:

@@ -211,7 +211,7 @@ def custom(implementation: str, **declares: Any) -> dict[str, Any]:
     ("tokenizer", "message"),
     [
         (custom("Blocks"), None),
-        (custom("Missing"), "Missing in .* is nothing, but must be a subclass"),
+        (custom("Missing"), "Missing in .* is not a class, but must be a subclass"),
         ({**custom("Blocks"), "implementation": "nowhere:Model"}, "nowhere cannot be imported"),
         (
             custom("Blocks", codebook_size=8),

@@ -13,6 +13,7 @@ from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Sampled
+from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
@@ -22,6 +23,7 @@ from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.identity.fingerprint import fingerprint
 from tokpipe.plan import StoredPlan
+from tokpipe.reader import Output
 from tokpipe.storage.store import Store
 from tokpipe.types import Receipt
 
@@ -35,6 +37,7 @@ def audit(
     partial: bool = False,
     sample: int = 0,
     seed: int = 0,
+    trust: Trust = NO_TRUST,
     say: Callable[[str], None] = lambda line: None,
 ) -> AuditReport:
     """Check an output and report every defect. Writes nothing.
@@ -44,9 +47,12 @@ def audit(
     Args:
         partial: the job is unfinished, so rows without an outcome are not a defect.
         sample: number of tokenized clips to encode again, to compare their codes.
+        trust: what the output may name; a ``sample`` opens its sources.
         say: receives a progress line every few seconds.
     """
     started = time.monotonic()
+    if sample:
+        trust.check_sources(store.uri)
     findings = Findings()
     listing = list_output(store)
     record = _record(store, listing, findings)
@@ -101,7 +107,7 @@ def audit(
         from tokpipe.audit.sample import encode_again  # imports torch
 
         clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = encode_again(store, record, clip_ids, findings, say)
+        sampled = encode_again(Output(store, trust=trust), clip_ids, findings, say)
     return AuditReport(
         store.uri,
         depth,

@@ -6,23 +6,20 @@ from contextlib import closing
 from tokpipe.audit.findings import Findings
 from tokpipe.audit.report import Sampled
 from tokpipe.errors import NotFound, SourceError
-from tokpipe.formats.job_record import JobRecord
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Output
 from tokpipe.reconstruct.frames import Reencoder, equal_fraction
-from tokpipe.storage.store import Store
 
 
 def encode_again(
-    store: Store,
-    record: JobRecord,
+    output: Output,
     clip_ids: Sequence[str],
     findings: Findings,
     say: Callable[[str], None],
 ) -> tuple[Sampled, ...]:
     """Encode clips again from their sources. Codes that differ are a finding."""
-    output = Output(store)
-    job = record.job_config(store.uri)
+    job = output.trusted_job()
+    store, record = output.store, output.record
     plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)
     device = str(record.settings["encode"]["device"])
     sampled = []

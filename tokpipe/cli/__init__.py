@@ -7,6 +7,7 @@ owns the output; 7 no progress is possible; 8 the output is damaged; 128 + n sto
 with all finished work committed.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,11 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
+        # ``python -m`` imports from the current folder, which may be in a stranger's output.
+        for folder in [*sys.path]:
+            near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
+            if any(map(os.path.exists, near)):
+                sys.path.remove(folder)
         import signal
 
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import shtab
 
 from tokpipe.config import JobConfig, load_job
+from tokpipe.config.load import load_storage
 from tokpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tokpipe.config.trust import Trust
     from tokpipe.reader import Output
+    from tokpipe.storage import Store
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +35,16 @@ class Parser(argparse.ArgumentParser):
         """Add the output that a verb reads, and ``--json``."""
         what = "the job's output, as in output.uri, or its job file"
         self.add_argument("output", metavar="OUT", help=what)
+        what = "how to reach stores: a YAML file with a storage section, unless OUT is a job file"
+        self.add_argument("--storage", type=_local_path, metavar="FILE", help=what)
         self.add_json()
+
+    def add_trust(self) -> None:
+        """Add what the output's record may name."""
+        what = "the tokenizer's weights, in place of those that the output names"
+        self.add_argument("--weights", metavar="URI", help=what)
+        self.add_flag("--trust-uris", "open the weights and sources that the output names")
+        self.add_flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
 
     def add_source(self, what: str, group: argparse._ActionsContainer | None = None) -> None:
         how = "contains this text, or matches it as a glob such as '*.mov'"
@@ -73,12 +85,32 @@ def job_of(parsed: argparse.Namespace) -> JobConfig:
     return load_job(parsed.job, read=read_object)
 
 
-def output_of(parsed: argparse.Namespace) -> "Output":
-    """Open the output that the user named, or suggest what to name."""
-    from tokpipe.reader import Output
+def store_of(parsed: argparse.Namespace) -> "Store":
+    """Find the output that the user named, or suggest what to name."""
     from tokpipe.verbs.locate import find_output
 
-    return Output(find_output(parsed.output))
+    return find_output(parsed.output, load_storage(parsed.storage))
+
+
+def output_of(parsed: argparse.Namespace) -> "Output":
+    """Open the output that the user named."""
+    from tokpipe.reader import Output
+
+    return Output(store_of(parsed), trust=trust_of(parsed))
+
+
+def trust_of(parsed: argparse.Namespace) -> "Trust":
+    """Return what the user lets an output name; none of it for verbs without ``add_trust``."""
+    from tokpipe.config.trust import NO_TRUST, Trust
+    from tokpipe.verbs.locate import is_job_file
+    from tokpipe.weights.read import read_object
+
+    if "trust_uris" not in parsed or not getattr(parsed, "sample", True):
+        return NO_TRUST
+    if is_job_file(parsed.output):
+        job = load_job(parsed.output, read=read_object)
+        return Trust(parsed.weights, job.storage, uris=True, tokenizer=job.tokenizer)
+    return Trust(parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code)
 
 
 def check_new_file(path: Path, *endings: str) -> None:

@@ -8,11 +8,11 @@ import argparse
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import Parser
+from tokpipe.cli.arguments import Parser, store_of, trust_of
 from tokpipe.cli.output import print_lines, shown
 from tokpipe.errors import CorruptOutput
 
-EXAMPLE = "tokpipe audit out/demo --sample 10"
+EXAMPLE = "tokpipe audit jobs/demo.yaml --sample 10"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,19 +28,20 @@ def add_arguments(parser: Parser) -> None:
     sample = "also encode N random clips again from their sources, and compare the codes"
     parser.add_count("--sample", 0, sample)
     parser.add_count("--seed", 0, "selects the random clips")
+    parser.add_trust()
 
 
 def run(parsed: argparse.Namespace) -> int:
     from tokpipe.audit import audit
-    from tokpipe.verbs.locate import find_output
 
     errors = Console(stderr=True, highlight=False)
     report = audit(
-        find_output(parsed.output),
+        store_of(parsed),
         depth=parsed.depth,
         partial=parsed.partial,
         sample=parsed.sample,
         seed=parsed.seed,
+        trust=trust_of(parsed),
         say=lambda line: print_lines([line], errors),
     )
     print_lines(shown(report, parsed))

@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import asdict
 
-from tokpipe.cli.arguments import Parser
+from tokpipe.cli.arguments import Parser, store_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe clean out/demo --older-than 2d --dry-run"
@@ -26,9 +26,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace) -> Result:
     from tokpipe.audit import clean
-    from tokpipe.verbs.locate import find_output
 
-    store = find_output(parsed.output)
+    store = store_of(parsed)
     age_s, is_dry = parsed.older_than, parsed.dry_run
     removed = clean(store, older_than_s=age_s, partial=parsed.partial, dry_run=is_dry)
     if parsed.json:

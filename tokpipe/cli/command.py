@@ -16,6 +16,7 @@ import tokpipe
 from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
+from tokpipe.telemetry.logs import mask_others
 
 
 class Verb(Protocol):
@@ -108,6 +109,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def _prepare_streams() -> None:
     """Make printing safe, whatever the caller's streams are."""
+    mask_others()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; the next file opened would be in its place
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (never closed)

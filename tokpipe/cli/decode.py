@@ -8,7 +8,7 @@ import argparse
 from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
-EXAMPLE = "tokpipe decode out/demo --compare -o clip.mp4"
+EXAMPLE = "tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,6 +20,7 @@ def add_arguments(parser: Parser) -> None:
     what = "also decode the source, show it next to the clip, and print PSNR and SSIM"
     parser.add_flag("--compare", what)
     parser.add_device()
+    parser.add_trust()
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.text import Text
 
 from tokpipe.errors import ConfigError, TokpipeError
-from tokpipe.telemetry.redact import redact
+from tokpipe.runtime.console import say
 
 _EXTRAS = {
     **dict.fromkeys(("av", "ray", "safetensors", "torch"), "run"),
@@ -48,7 +47,7 @@ def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
 
 
 def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
-    """Print lines as they come, with secrets masked."""
+    """Print lines as they come."""
     console = console or Console(highlight=False)
     for line in lines:
         _print(console, line)
@@ -77,8 +76,7 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
         if explanation := _explained(error):
             _print_error(explanation)
             return ConfigError.exit_code
-        # A bug. The traceback may quote URIs and arguments, so it is redacted.
-        _print_error(traceback.format_exc().rstrip())
+        _print_error(traceback.format_exc().rstrip(), keep="\n")  # a bug
         return 1
 
 
@@ -100,12 +98,12 @@ def _explained(error: Exception) -> str | None:
     return None
 
 
-def _print_error(text: str) -> None:
-    _print(Console(stderr=True), text, style="red")
+def _print_error(text: str, keep: str = "") -> None:
+    _print(Console(stderr=True), text, "red", keep)
 
 
-def _print(console: Console, text: str, style: str = "") -> None:
+def _print(console: Console, text: str, style: str = "", keep: str = "") -> None:
     try:
-        console.print(Text(redact(text), style), soft_wrap=True)
+        say(console, text, style, keep)
     except (BrokenPipeError, SystemExit) as error:  # newer versions of rich exit
         raise ReaderGone from error

@@ -9,7 +9,7 @@ import argparse
 from tokpipe.cli.arguments import Parser, check_new_file, output_of
 from tokpipe.cli.output import Result
 
-EXAMPLE = "tokpipe report out/demo -o report.html"
+EXAMPLE = "tokpipe report jobs/demo.yaml -o report.html"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,6 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_count("--shards", 8, "count codes in N shards, spread evenly; 0 for all")
     parser.add_count("--seed", 0, "selects the clips")
     parser.add_device()
+    parser.add_trust()
 
 
 def run(parsed: argparse.Namespace) -> Result:

@@ -5,7 +5,7 @@ Reads only the output, so the job may be running elsewhere, finished or stopped.
 
 import argparse
 
-from tokpipe.cli.arguments import Parser
+from tokpipe.cli.arguments import Parser, store_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe status s3://bucket/codes/webvid"
@@ -14,7 +14,6 @@ add_arguments = Parser.add_output
 
 
 def run(parsed: argparse.Namespace) -> Result:
-    from tokpipe.verbs.locate import find_output
     from tokpipe.verbs.status import status
 
-    return status(find_output(parsed.output))
+    return status(store_of(parsed))

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokpipe.cli.arguments import Parser
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import RuntimeFault
+from tokpipe.telemetry.logs import PlainFormatter
 
 EXAMPLE = "tokpipe train examples/demo_tokenizer/train.yaml"
 
@@ -28,7 +29,8 @@ def run(parsed: argparse.Namespace) -> Result:
     config = load_training(parsed.file)
     from tokpipe.train.loop import train
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(PlainFormatter("%(asctime)s %(message)s"))
     stop, received = threading.Event(), []
 
     def receive(number: int, _: object) -> None:

@@ -4,6 +4,7 @@
 so everything after sees explicit settings and full URIs.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,21 +13,22 @@ from typing import Any
 from tokpipe.config.base import Uri
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
+from tokpipe.config.tokenizer import PROGRAMS
 from tokpipe.errors import ConfigError, TokpipeError
 
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_KEYS = ("weights", "decoder_weights")
-"""Settings of a section that name files, relative to its folder."""
+"""Settings of a section that name files in its folder."""
 
 BUILTIN = "builtin://"
-_BUILTIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
 def builtin_path(uri: str) -> Path:
     """Return where the file or folder ``builtin://...`` is installed, if there can be one."""
     name = uri.removeprefix(BUILTIN)
-    if not _BUILTIN_NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         names = ", ".join(builtin_names()) or "(none are installed)"
         found = f"{uri} does not name a built-in checkpoint"
         raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {names}")
@@ -59,7 +61,7 @@ def resolve_checkpoint(
 
     ``read`` reads the object at a URI; ``context`` is what ``Uri`` is validated with.
     """
-    if extra := sorted(section.keys() - {"checkpoint"}):
+    if extra := sorted(section.keys() - {"checkpoint", "kind"}):
         raise ConfigError(
             f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
             "it could contradict it: keep one or the other"
@@ -83,22 +85,32 @@ def resolve_checkpoint(
             f"weights; the job has no tokenizer without it.{names} Correct the URI, or create the "
             "folder with `tokpipe convert`"
         ) from error
-    return _parse_config(data, config_uri, folder), config_uri
+    return _parse_config(data, config_uri, folder, section.get("kind")), config_uri
 
 
-def _parse_config(data: bytes, uri: str, folder: str) -> dict[str, Any]:
+def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, Any]:
     config = read_mapping(data, uri)
+    kind = config.get("kind", "native")
+    if kind != wanted and (wanted is not None or str(kind) in PROGRAMS):
+        raise ConfigError(
+            f"{uri}: its kind is {kind!r}, but the job's is {wanted!r}. A folder may be anyone's, "
+            f"and {' and '.join(PROGRAMS)} are programs. If you trust its author, write "
+            f"{{kind: {kind}, checkpoint: {folder}}}"
+        )
     if "checkpoint" in config:
         raise ConfigError(f"{uri}: names another checkpoint, but must hold its own settings")
-    if config.get("kind", "native") != "custom":
+    if kind != "custom":
         config.setdefault("weights", WEIGHTS_NAME)
     for key in WEIGHTS_KEYS:
         if isinstance(name := config.get(key), str):
-            if "${" in name:
-                # Checkpoints are downloaded; a variable could copy a secret into a job's record.
+            # Without variables, too: they could copy a secret into a job's record.
+            root = os.path.realpath(folder.removeprefix("file://"))
+            is_inside = os.path.realpath(f"{root}/{name}").startswith(f"{root}/")  # links followed
+            if not (is_inside and _NAME.fullmatch(name)):
                 raise ConfigError(
-                    f"{uri}: {key} is {name!r}, but variables are expanded in job files only"
+                    f"{uri}: {key} is {name!r}, but must be a file in this folder: checkpoints are "
+                    "downloaded, and could name any other file or server. Copy the weights there, "
+                    "not as a link, or write the whole section into the job file"
                 )
-            is_full = "://" in name or name.startswith("/")
-            config[key] = name if is_full else f"{folder}/{name}"
+            config[key] = f"{folder}/{name}"
     return config

@@ -55,6 +55,13 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
     return uri, options
 
 
+def load_storage(path: Path | None) -> StoreOptions:
+    """Read the ``storage`` section of a YAML file, such as a job file; the defaults without one."""
+    data = {} if path is None else read_mapping(_read_text(path), str(path)).get("storage")
+    options: StoreOptions = validate_settings(StoreOptions, data, name=f"{path}: storage")
+    return options
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -311,6 +311,9 @@ class CustomConfig(TokenizerConfig):
         return self.declares
 
 
+PROGRAMS = ("custom", "cosmos_dv")  # They run code, so only the user may choose them
+
+
 def _kind(section: Any) -> str | None:
     """Return the kind of a tokenizer section, as read or built; without one it is ``native``."""
     if isinstance(section, dict):

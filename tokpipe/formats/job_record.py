@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tokpipe.config.base import RECORDED
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import damaged, explained
@@ -46,14 +47,15 @@ class JobRecord(BaseModel):
         """Return indented JSON that ends with a checksum."""
         return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
 
-    def job_config(self, uri: str) -> JobConfig:
-        """Return the resolved job; ``uri`` names the output in the error.
+    def recorded_job(self, uri: str) -> JobConfig:
+        """Return the job as data, not to be run (``Output.trusted_job``); ``uri`` is for errors.
 
         Raises:
             ConfigError: another version of tokpipe wrote settings that are unknown here.
         """
         try:
-            return JobConfig.model_validate_json(json.dumps(self.job))
+            settings = {**self.job, "storage": {}, "runtime": {}}
+            return JobConfig.model_validate_json(json.dumps(settings), context=RECORDED)
         except ValidationError as error:
             raise ConfigError(
                 f"{uri}: its job was recorded by tokpipe {self.tokpipe_version} with settings that "

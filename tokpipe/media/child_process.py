@@ -46,7 +46,7 @@ class ChildProcess:
         try:
             # A new program rather than a fork, because threads of the actor's libraries hold locks.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-P", "-c", code],  # not from the current folder
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,

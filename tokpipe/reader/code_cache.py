@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, StorageError
+from tokpipe.formats.checks import damaged
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
@@ -129,6 +131,8 @@ class CodeCache:
 
     def _find(self, number: int) -> ShardCodes:
         info = self.output.shards[number]
+        if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # it names files here
+            raise damaged(info.uri, f"its SHA-256 in the manifest is {info.sha256!r}")
         path = self._folder / f"{info.sha256}{_SUFFIX}"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return self._open(path, info)

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.job import StoreOptions
+from tokpipe.config.job import JobConfig, StoreOptions
+from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
@@ -32,7 +33,9 @@ _OPEN_SHARDS = 16
 """Shards whose footer and side table are kept for random access, at about 1 MB each."""
 
 
-def open_output(uri: str, options: StoreOptions | None = None, *, verify: bool = True) -> "Output":
+def open_output(
+    uri: str, options: StoreOptions | None = None, *, verify: bool = True, trust: Trust = NO_TRUST
+) -> "Output":
     """Open the output at ``uri`` as it is committed now.
 
     Args:
@@ -40,12 +43,13 @@ def open_output(uri: str, options: StoreOptions | None = None, *, verify: bool =
         options: how to reach the store, as in a job file.
         verify: check every object against the manifest's checksums, and every row against its own,
             before returning any code. Costs about a second per GB.
+        trust: what the output may name, to decode its codes and sources to pixels.
 
     Raises:
         NotFound: there is no output at this URI.
         CorruptOutput: its record or its manifest is damaged.
     """
-    return Output(open_store(uri, options or StoreOptions()), verify=verify)
+    return Output(open_store(uri, options or StoreOptions()), verify=verify, trust=trust)
 
 
 class Output:
@@ -55,9 +59,10 @@ class Output:
     one being read and the next.
     """
 
-    def __init__(self, store: Store, *, verify: bool = True) -> None:
+    def __init__(self, store: Store, *, verify: bool = True, trust: Trust = NO_TRUST) -> None:
         self.store = store
         self.verify = verify
+        self.trust = trust
         self.record = job_record.read(store)
         self.state = load_state(store, self.record.num_rows)
         """Totals, the list of shards, and which plan rows are settled."""
@@ -74,6 +79,10 @@ class Output:
     @property
     def tokenizer(self) -> TokenizerSpec:
         return self.record.tokenizer
+
+    def trusted_job(self) -> JobConfig:
+        """Return the job, to run its tokenizer; ConfigError if that needs more ``trust``."""
+        return self.trust.job_of(self.record.recorded_job(self.store.uri), self.store.uri)
 
     @property
     def totals(self) -> Totals:

@@ -90,7 +90,7 @@ def weights_of(
         raise ConfigError(
             f"{job.tokenizer.weights}: holds {weights.hash}, but the codes were made by "
             f"{spec.weights_hash}. Other weights encode to different codes, and decode these codes "
-            "to noise. Restore the earlier file at the location in the job"
+            "to noise. Restore the earlier file, or name it with --weights"
         )
     return weights
 
@@ -147,14 +147,14 @@ class SideBySide(ExitStack):
     """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
 
     Raises:
-        ConfigError: torch cannot use the device, or the tokenizer has no decoder, or its weights
-            differ from those that encoded.
+        ConfigError: torch cannot use the device, or the tokenizer has no decoder or needs more
+            trust, or its weights differ from those that encoded.
     """
 
     def __init__(self, output: Output, device: str = "auto") -> None:
         super().__init__()
         self._output = output
-        self._job = output.record.job_config(output.store.uri)
+        self._job = output.trusted_job()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -174,6 +174,7 @@ class SideBySide(ExitStack):
 
     @cached_property
     def _sources(self) -> SourceFrames:
+        self._output.trust.check_sources(self._output.store.uri)
         plan = StoredPlan.from_json(self._output.record.plan)
         reader = PlanReader(self._output.store, plan, self._job.sources)
         return self.enter_context(closing(SourceFrames(self._job, reader)))

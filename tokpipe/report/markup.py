@@ -6,7 +6,7 @@ from string import Formatter
 from typing import Any
 
 from tokpipe.formats.checks import utc_time
-from tokpipe.telemetry.redact import redact
+from tokpipe.telemetry.redact import printable
 
 UNKNOWN = "-"  # Shown in place of a number that is not known
 
@@ -23,7 +23,7 @@ class _Filler(Formatter):
             return value
         if isinstance(value, str | int | float):
             # An output may have been written by a version that recognized fewer secrets.
-            return escape(redact(format(value, format_spec)))
+            return escape(printable(format(value, format_spec), keep="\n"))
         return "".join(self.format_field(one, format_spec) for one in value)
 
 

@@ -60,8 +60,8 @@ def write_report(
     """Write a report on an output to one HTML file. The file appears when it is complete.
 
     Reads the whole manifest (a sample of a long one), and fetches and verifies a sample of shards.
-    If sources, weights or torch are missing, the report says so. Memory grows with the number of
-    shards, as that of ``output`` does, and with nothing else.
+    If sources, weights or torch are missing or not trusted, the report says so. Memory grows with
+    the number of shards, as that of ``output`` does, and with nothing else.
 
     Args:
         num_shards: number of shards in which to count codes and lengths; 0 for all.

@@ -20,6 +20,7 @@ from tokpipe.formats.shard import estimated_bytes
 from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.commit import Committer, claim_output
+from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.output import JobOutput, RetryRejected
@@ -81,7 +82,7 @@ def assemble(
         fixed = {one.ref.row for one in rejected if one.reason != "changed"}
         num_clips = committer.reopen(rejected)
         line = f"{num_clips:,} rejected clips will be tried again"
-        console.print(line, highlight=False)
+        say(console, line)
         log_event("rejections_reopened", line, num_clips=num_clips)
     uris = [
         uri

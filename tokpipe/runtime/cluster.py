@@ -4,7 +4,9 @@ import atexit
 import contextlib
 import logging
 import os
+import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+import ray._private.ray_constants
 import ray._private.services
 import ray._private.state
 import ray.exceptions
@@ -24,6 +27,16 @@ from tokpipe.runtime.trouble import one_line
 from tokpipe.telemetry.logs import log_event
 
 CONNECT_TIMEOUT_S = 10.0
+OF_LOCAL_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ports that would show metrics, with the names of data sets, to whoever asks, without a token.
+    # The latter two cannot be turned off; Ray logs that it could not open them, and continues.
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Variables of processes of a local Ray, unless the caller sets them."""
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
 """Older versions of Ray have no tokens."""
 
@@ -46,17 +59,26 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":  # Ray reads these from the environment of the process that starts it
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in OF_LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
+        # Ray would make a token too, but keep it in a file that other users may read.
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
         options["include_dashboard"] = False
     # Running processes: the file that Ray keeps may be of a dead cluster.
     unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     try:
-        if address not in ("local", "auto"):
+        if address == "local":
+            # Ray lets everyone write to the folders that it makes, and so to its sockets.
+            folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+            folder.mkdir(parents=True, exist_ok=True)
+            options["_temp_dir"] = f"{tempfile.mkdtemp(prefix='ray-', dir=folder)}/ray"
+        elif address != "auto":
             _check_cluster(address, where)
         ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
         # Ray would print the deaths of workers too, in colour even into files.
         ray._private.worker.listen_error_messages = lambda *_: None
+        # Off, as on macOS, a new Ray uses the loopback address, whatever _node_ip_address says.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != "local"
         ray.init(address=address, **options)
     except AuthenticationError as error:
         raise authentication_fault(where) from error
@@ -66,6 +88,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
             "that the cluster runs and that the address is right."
         ) from error
     finally:
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = True
         ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
     with contextlib.ExitStack() as at_end:
         at_end.callback(ray.shutdown)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rich.console import Console
-from rich.text import Text
 
 import tokpipe
 from tokpipe.config.job import JobConfig
@@ -21,6 +20,7 @@ from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import assemble, log_context
 from tokpipe.runtime.cluster import connected, warn_of_unused
+from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.output import RetryRejected, look_up, start_output
@@ -34,7 +34,6 @@ from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.logs import EventName, driver_log, log_event
-from tokpipe.telemetry.redact import redact
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,13 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     Whatever it raises, committed work is kept.
     """
     started = time.monotonic()
-    OF_RUN.say = lambda text: console.print(text, style="yellow", soft_wrap=True)
+    OF_RUN.say = lambda text: say(console, text, "yellow")
     output = look_up(job)
     if output.state is not None and output.is_done(retry):
         elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
         return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
     _probe(output.store, job, console)
-    console.print("connecting to Ray ...", highlight=False)
+    say(console, "connecting to Ray ...")
     with connected(job.runtime.cluster) as (unused, is_local):
         record = output.record or start_output(job, output, console)
         with (
@@ -127,7 +126,7 @@ def _probe(store: Store, job: JobConfig, console: Console) -> None:
     except UnsafeStore as error:
         if not job.output.accept_unsafe_store:
             raise
-        console.print(Text(redact(f"warning: {error}"), "yellow"), soft_wrap=True)
+        say(console, f"warning: {error}", "yellow")
 
 
 @contextmanager

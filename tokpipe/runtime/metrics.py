@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ray.util.metrics import Counter, Gauge
 
 from tokpipe.runtime.snapshot import Snapshot
+from tokpipe.telemetry.redact import printable
 from tokpipe.telemetry.speed import OF_STAGE, busy_shares, speed_of
 from tokpipe.types import STAGES
 
@@ -169,7 +170,8 @@ class JobMetrics:
 
     def show(self, snapshot: Snapshot) -> None:
         for metric, labels, value in self._changes.of(snapshot):
-            series, tags = self._series[metric.name], dict(zip(metric.labels, labels, strict=True))
+            values, series = map(printable, labels), self._series[metric.name]
+            tags = dict(zip(metric.labels, values, strict=True))
             if isinstance(series, Gauge):
                 series.set(value, tags)
             else:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.text import Text
 
 import tokpipe
 from tokpipe.config.job import JobConfig
@@ -17,6 +16,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import write_plan
 from tokpipe.runtime.cluster import has_gpu
+from tokpipe.runtime.console import say
 from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
@@ -87,12 +87,12 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
         device = "cuda" if has_gpu() else "cpu"
     found = decoder_versions(job.decode)
     settings = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=found)
-    console.print("planning ...", highlight=False)
+    say(console, "planning ...")
     plan = write_plan(job, store, driver)
     if plan.num_duplicates:
         examples = "; ".join(plan.duplicate_examples)
         left_out = f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first)"
-        console.print(Text(f"{left_out}, such as {examples}"), soft_wrap=True)
+        say(console, f"{left_out}, such as {examples}")
     record = job_record.write_once(
         store,
         JobRecord(

@@ -9,10 +9,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from tokpipe.runtime.console import say
 from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 from tokpipe.telemetry.logs import log_event
-from tokpipe.telemetry.redact import redact
+from tokpipe.telemetry.redact import printable
 from tokpipe.telemetry.speed import speed_of, speed_text
 from tokpipe.types import STAGES
 
@@ -46,7 +47,7 @@ class ProgressView:
         """Print one line above the live ones; a narrow terminal must not wrap it within words."""
         columns = shutil.get_terminal_size().columns  # rich takes a dumb terminal to have 80
         is_narrow = self.console.is_terminal and columns < NARROW
-        self.console.print(Text(redact(message)), soft_wrap=not is_narrow, width=columns)
+        say(self.console, message, soft_wrap=not is_narrow, width=columns)
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
@@ -77,11 +78,11 @@ class ProgressView:
         if pieces := _pieces_text(snapshot):
             yield Text(pieces, no_wrap=True, overflow="ellipsis")
         if snapshot.waiting_for:
-            yield Text(snapshot.waiting_for, style="yellow")  # wraps: it may say what to do
+            yield Text(printable(snapshot.waiting_for), style="yellow")  # wraps, as it may be long
         elif speed := _speed_text(snapshot):
             yield Text(speed, no_wrap=True, overflow="ellipsis")
         if snapshot.rejected:
-            line = Text(_rejected_text(snapshot), no_wrap=True, overflow="ellipsis")
+            line = Text(printable(_rejected_text(snapshot)), no_wrap=True, overflow="ellipsis")
             line.stylize("yellow", 0, len("rejected"))
             yield line
 

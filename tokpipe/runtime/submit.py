@@ -28,6 +28,7 @@ from tokpipe.runtime.cluster import (
 )
 from tokpipe.runtime.package import Package
 from tokpipe.runtime.shell import STOP_GRACE_S
+from tokpipe.telemetry.redact import redact
 
 REQUEST_TIMEOUT_S = 60.0
 RETRY_S = 2.0
@@ -136,7 +137,7 @@ class Cluster:
                 runtime_env={"working_dir": folder, "env_vars": variables},
                 metadata={
                     "dataset": package.job.dataset,
-                    "output": package.job.output.uri,
+                    "output": redact(package.job.output.uri),
                     "tokpipe": tokpipe.__version__,
                 },
             )

@@ -16,7 +16,7 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
     "OutOfDiskError": (
         "node",
-        "the disk that Ray spills objects to is full: free space there (/tmp/ray), or start Ray "
+        "the disk that Ray spills objects to is full: free space there (/tmp/ray*), or start Ray "
         "with a larger --object-store-memory or another --object-spilling-directory",
     ),
     "ObjectStoreFullError": (

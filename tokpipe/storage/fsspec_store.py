@@ -5,6 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class FsspecStore:
         try:
             if client.is_local:
                 paths = Path(self.uri), Path(uri)
-                client.run(doing, uri, lambda _: put_file(*paths, data, exclusive=exclusive))
+                put = partial(put_file, *paths, data, exclusive=exclusive)
+                client.run(doing, uri, lambda _: put(private=key.startswith("plan/")))
                 return
             # In memory, fsspec checks first and then writes.
             with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():

@@ -23,15 +23,17 @@ def write_file(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool) -> None:
+def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: bool) -> None:
     """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one.
 
+    Only its owner may read a ``private`` file, and list its folder, if this makes the folder.
     Exclusive writes use hard links, which are atomic, also on NFS. With ``O_EXCL``, a killed
     writer would leave an incomplete file.
     """
     _make_folder(root / TEMPORARY_FOLDER)
-    with _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data) as temporary:
-        _make_folder(path.parent)
+    with _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data, private) as temporary:
+        for folder in (path.parent.parent, path.parent) if private else (path.parent,):
+            _make_folder(folder, 0o700 if private else 0o777)
         if not exclusive:
             os.replace(temporary, path)  # noqa: PTH105
         else:
@@ -52,7 +54,9 @@ def remove_abandoned(root: Path) -> None:
     """Remove temporary files that killed processes left more than a day ago."""
     oldest_s = time.time() - _ABANDONED_AFTER_S
     # Opening a store does this, and must not fail for readers who may not write to it.
-    with contextlib.suppress(OSError), os.scandir(root / TEMPORARY_FOLDER) as entries:
+    if (folder := root / TEMPORARY_FOLDER).is_symlink():  # in somebody else's output
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):  # such as another process that cleans up too
                 if entry.stat().st_mtime < oldest_s:
@@ -60,10 +64,11 @@ def remove_abandoned(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+def _temporary(path: Path, data: bytes, private: bool = False) -> Iterator[Path]:
     """Write a file, and remove it at the end unless it was moved."""
     try:
-        with path.open("xb") as file:
+        path.touch(0o600 if private else 0o666, exist_ok=False)
+        with path.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -72,9 +77,9 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, mode: int = 0o777) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(
             f"{folder}: cannot be created, because it or a folder above it is a file "

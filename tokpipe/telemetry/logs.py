@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from tokpipe.errors import ConfigError
-from tokpipe.telemetry.redact import redact_nested
+from tokpipe.telemetry.redact import printable, redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
 STDERR = "-"  # Means standard error in place of a path
@@ -78,9 +78,26 @@ class WorkerLog:
 
     def start(self) -> None:
         """Configure logging in this process, permanently."""
+        mask_others()
         if self.as_json:
             LOGGER.handlers = [_json_handler(sys.stderr, self.context)]
             LOGGER.setLevel(logging.INFO)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats a record for people: in one line, except for a traceback, and without secrets."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return printable(super().formatException(ei), keep="\n")
+
+
+def mask_others() -> None:
+    """Do the same with what is logged where no handler is set, as by libraries."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PlainFormatter())
 
 
 class JsonFormatter(logging.Formatter):
@@ -103,7 +120,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(redact_nested(line), default=str)
+        return printable(json.dumps(redact_nested(line), default=str))
 
 
 class _WarningLines(logging.Handler):

@@ -1,47 +1,79 @@
-"""Masks secrets in text that leaves the process: messages, logs, manifests, shards."""
+"""Masks secrets in text that leaves the process, and shows text of any origin as it is."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 MASK = "***"
 
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)[^/\s?#@:'\"]*:[^/\s?#'\"]*@")
-"""``user:password@``, but not ``container@account`` of abfs, which has no colon."""
-_PARAMETER = re.compile(
-    r"([?&;](?:[\w.%-]{0,99}(?:signature|token(?!i)|secret|passw(?:or)?d|credential|api[_-]?key|access-?key)"
-    r"[\w.%-]{0,99}|sig|key|auth|pwd)=)[^&\s'\"<>]+",
+_USERINFO = re.compile(
+    r"(?<![\w+.-])(?!(?:abfss?|wasbs?|adl?|az|(?:web)?hdfs|sftp|ssh|smb)://[^:/\s@]*@)"
+    r"([A-Z][A-Z0-9+.-]*:(?:\\?/){2})[^/\s?#'\"<>]+@",
     re.IGNORECASE,
 )
-_SECRET_NAME = re.compile(
-    r"SECRET|TOKENS?(_|$)|PASSW(OR)?D|CREDENTIAL|API_?KEY|ACCESS_?KEY|_KEY$|CONNECTION_STRING|SAS(_|$)"
+"""Except ``container@account`` and ``login@host``, which are not secret without a colon."""
+_ENCODED = re.compile(r"(?<![\w.%~*+-])[\w.%~*+-]*%(?:25)*(?:3D|40)[\w.%~*+-]*", re.IGNORECASE)
+_FORM = re.compile(
+    r"(\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,30}(?:key|secret|signature|token))"
+    r"(?:: ?|['\"], ?b?['\"]))(?:(?:Bearer|Basic|Token) [^\s'\"<>,]+|[^\n'\"<>]+)"
+    r"|(\bBearer )(?=\S*[\d.])[\w.~+/=-]{8,}|([?&]verify=)\d{9,}-[\w%+/=-]+"
+    r"|()(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
+    re.IGNORECASE,
 )
+_PAIR = re.compile(r"(?<![\w.%-])(?:(?<=\\)u00(?:26|3f))?([\w.%-]++)( ?= ?|\\*[\"'] ?: ?)")
+_VALUE = re.compile(
+    r"(b?(\\*[\"']))(?:(?!\2)(?:\\.|[^\"\n\\]))+(?=\2)"
+    r"|((?:b?\\*[\"'])?)(?:[^\s&'\"<>\\;]|\\[^\s'\"]|;(?![\w.%-]+=))+"
+)
+_SECRET_NAME = re.compile(
+    r"SECRET|(?<!PAGE)(?<!PAGE_)(?<!NEXT_)(?<!CONTINUATION_)(?<!NUM_)(?<!MAX_)TOKENS?(_|$)|COOKIE|"
+    r"PASSW(OR)?D|PASSPHRASE|CREDENTIAL|SIGNATURE(?!_V)|AUTHORIZATION|CONNECTION_?STRING|SAS(_|$)|"
+    r"JWT|HMAC|(^|_)PASS$|_PWD$|A(CCESS|PI)_?KEY|"
+    r"(ACCOUNT|APP|AUTH|CLIENT|PRIVATE|SHARED|SIGNING)_?KEY$"
+)
+_QUERY_NAME = re.compile(
+    r"TOKEN(?!I)(?!S?$)|^(KEY|SIG|LSIG|SIGN|AUTH|PWD|POLICY|SE|SK[OT]ID|HDN(EA|T[LS])|OH|HM)$|"
+    r"(^|_|J|PHP)SESS(ION)?_?(ID)?$|KEY_PAIR_ID|ACCESS_?(KEY_?)?ID|RES(OURCE)?_?KEY|RL_?KEY|"
+    r"TEMP_?AUTH|Q_AK$|^X_(AMZ|BCE|COS|GOOG|OBS|OSS|TOS)_"
+)
+"""Further names that are secret in a query: those of presigned URIs and sessions."""
 _PLACE_NAME = re.compile(r"(_FILE|_PATH|_DIR|_URI|_URL|_ENDPOINT|_PROVIDER)$|^GOOGLE_APPLICATION_")
 """Variables that hold the place of a secret, not the secret."""
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]")
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     """Return ``text`` with every secret replaced by ``***``. Idempotent.
 
-    Secrets are passwords in URIs, signatures and tokens in their queries (presigned S3 and GCS,
-    Azure's ``sig``), and the values of environment variables with names such as ``HF_TOKEN``,
-    also in URL encoding. Short or simple values are kept.
+    Secrets are userinfo in URIs, what signs their queries and paths (of S3, GCS, Azure and CDNs),
+    values of names such as ``password``, of headers such as ``Authorization``, and of environment
+    variables with names such as ``HF_TOKEN``, also in URL encoding. Short or simple values of
+    variables are kept.
     """
     for value in _secret_values(os.environ if environ is None else environ):
         text = text.replace(value, MASK)
-    if "://" in text:
-        text = _USERINFO.sub(rf"\g<1>{MASK}@", text)
-    if "=" in text:
-        text = _PARAMETER.sub(rf"\g<1>{MASK}", text)
-    return text
+    return _masked(_ENCODED.sub(_masked_inside, text))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Mask secrets, and escape (as JSON does) whatever a reader would not see as it is: controls,
+    line breaks, marks that reorder or hide text, and blanks other than the space."""
+    return "".join(
+        one
+        if one in keep or (one.isprintable() and not _UNSEEN.match(one))
+        else ascii(one)[1:-1].replace(r"\x", r"\u00")
+        for one in redact(text)
+    )
 
 
 def redact_nested(value: Any, name: str = "") -> Any:
     """Redact all strings in nested mappings and lists; mask values whose key names a secret."""
     if isinstance(value, Mapping):
-        return {key: redact_nested(inner, str(key)) for key, inner in value.items()}
+        return {redact(str(key)): redact_nested(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact_nested(inner, name) for inner in value]
     if isinstance(value, str):
@@ -51,8 +83,8 @@ def redact_nested(value: Any, name: str = "") -> Any:
 
 def says_secret(name: str) -> bool:
     """Return whether an option or variable with this name holds a secret."""
-    plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper().replace("-", "_")
-    return plain == "KEY" or bool(_SECRET_NAME.search(plain))
+    plain = _plain(name)
+    return plain == "KEY" or plain.endswith("_KEY") or bool(_SECRET_NAME.search(plain))
 
 
 def holds_secret(name: str, value: str) -> bool:
@@ -60,6 +92,7 @@ def holds_secret(name: str, value: str) -> bool:
     return _names_secret(name) or redact(value) != value
 
 
+@lru_cache(1000)  # of the environment, for every text
 def _names_secret(name: str) -> bool:
     return says_secret(name) and not _PLACE_NAME.search(name.upper())
 
@@ -70,5 +103,31 @@ def _secret_values(environ: Mapping[str, str]) -> list[str]:
     for name, value in environ.items():
         is_long_enough = len(value) >= 12 or (len(value) >= 8 and any(map(str.isdigit, value)))
         if is_long_enough and _names_secret(name):
-            values |= {value, quote(value, safe=""), quote(value)}
+            values |= {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1]}
     return sorted(values, key=len, reverse=True)
+
+
+def _masked_inside(encoded: re.Match[str]) -> str:
+    """Mask a URI in the query of another one, percent-encoded once or more often."""
+    text = unquote(unquote(unquote(encoded[0])))
+    return encoded[0] if (shown := _masked(text)) == text else quote(shown, safe="*")
+
+
+def _masked(text: str) -> str:
+    text = _USERINFO.sub(rf"\1{MASK}@", text)
+    text = _FORM.sub(lambda found: f"{found[found.lastindex or 0]}{MASK}", text)
+    parts, end = [], 0
+    for pair in _PAIR.finditer(text):
+        *outer, name = re.split(r"[^\w.-]", unquote(unquote(pair[1])))
+        in_query = outer or text[max(0, pair.start() - 1) : pair.start(1)][:1] in tuple("?&;#~\\")
+        name = _plain(name)
+        is_secret = _SECRET_NAME.search(name) or (in_query and _QUERY_NAME.search(name))
+        value = _VALUE.match(text, pair.end()) if is_secret and pair.start() >= end else None
+        if value and ("=" in pair[2] or value[1]):
+            parts += [text[end : pair.end()], value[1] or value[3], MASK]
+            end = value.end()
+    return "".join([*parts, text[end:]])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[.-]", "_", name).upper()

@@ -17,12 +17,14 @@ import torch
 import yaml
 from torch import Tensor
 
+from tokpipe.config.base import RECORDED
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from tokpipe.config.explain import validate_settings
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers.native import NativeTokenizer, hashed_seed, randomize
 from tokpipe.storage.local_files import write_file
-from tokpipe.train.config import TrainConfig, parse_training
+from tokpipe.train.config import TrainConfig
 from tokpipe.train.data import TrainingData
 from tokpipe.train.reconstruction import initialize, losses, scaled
 from tokpipe.weights.checkpoint import load_checkpoint
@@ -116,7 +118,8 @@ class Trainer:
     def load(self, state: dict[str, Any], source: str) -> None:
         """Continue from a state that was read from ``source``."""
         try:
-            before = parse_training(json.loads(state["config"]), name=source, root=Path())
+            theirs = json.loads(state["config"])
+            before = validate_settings(TrainConfig, theirs, name=source, context=RECORDED)
             _check_same_run(before, self.config, state["step"], source)
             self.tokenizer.load_state_dict(state["average"])  # only to compare shapes
             self.tokenizer.load_state_dict(state["weights"])

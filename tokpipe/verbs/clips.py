@@ -85,10 +85,10 @@ def rejected_lines(
             yield f"  {output.incomplete}"
     for one in output.rejected():
         if reason in (None, one.reason) and stage in (None, one.stage):
-            yield json.dumps(asdict(one)) if as_json else _rejected_text(one)
+            yield from [json.dumps(asdict(one))] if as_json else _rejected_lines(one)
 
 
-def _rejected_text(rejected: Rejected) -> str:
+def _rejected_lines(rejected: Rejected) -> list[str]:
     ref = rejected.ref
     part = f" (segment {ref.segment} of {ref.num_segments})" if ref.num_segments > 1 else ""
     facts = {
@@ -99,7 +99,8 @@ def _rejected_text(rejected: Rejected) -> str:
         "clip": ref.clip_id,
     }
     known = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
-    return f"{rejected.reason}: {ref.source_uri}{part}\n  {rejected.message}\n  ({known})"
+    source = f"{rejected.reason}: {ref.source_uri}{part}"
+    return [source, f"  {rejected.message}", f"  ({known})"]
 
 
 def _line(clip: dict[str, Any]) -> str:
@@ -115,7 +116,7 @@ def _line(clip: dict[str, Any]) -> str:
 def _latents_of(output: Output) -> Callable[[int], int | None]:
     """Return what turns the frames of a clip into its latent frames; side tables lack them."""
     try:
-        job = output.record.job_config(output.store.uri)
+        job = output.record.recorded_job(output.store.uri)
     except ConfigError:
         return lambda _: None
     traits = job.tokenizer.traits

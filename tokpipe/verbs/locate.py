@@ -36,11 +36,10 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     if not named:
         raise ConfigError("the output is empty text: name the job's output.uri or its job file")
     uri, options, job = named, options or StoreOptions(), None
-    path = _local(named)
-    if path is not None:
+    if is_job_file(named):
+        job, (uri, options) = named, load_output(named)
+    elif (path := _local(named)) is not None:
         uri = str(path)
-        if path.is_file() and not is_inside_output(uri):
-            job, (uri, options) = named, load_output(named)
     store = open_store(uri, options)
     for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
         if candidate.size(JOB_RECORD) is not None:
@@ -56,6 +55,11 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
         keys = [one.key for one in islice(store.list(""), _SHOWN)]
         found = f"{uri}: has no {JOB_RECORD}; it holds {', '.join(keys) or 'nothing'}."
     raise NotFound(f"{found} Name the job's output.uri or its job file")
+
+
+def is_job_file(named: str) -> bool:
+    path = _local(named)
+    return path is not None and path.is_file() and not is_inside_output(str(path))
 
 
 def check_is_job_file(path: Path) -> None:

@@ -114,8 +114,8 @@ def find_weights(uri: str, options: StoreOptions) -> int:
 def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
     if uri.startswith(BUILTIN):
         uri = str(builtin_path(uri))
-    folder, _, key = uri.rpartition("/")
-    return open_store(folder, options), key
+    folder, slash, key = uri.rpartition("/")
+    return open_store(folder if slash else ".", options), key
 
 
 def _missing(uri: str, setting: str) -> ConfigError:

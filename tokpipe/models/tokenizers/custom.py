@@ -1,6 +1,8 @@
 """Tokenizers that a job names by the import path of their class."""
 
-import importlib
+import importlib.util
+import symtable
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
@@ -77,7 +79,7 @@ def build_custom(
     _check_methods(kind, config, what, with_decoder=with_decoder)
     try:
         model = kind(**config.arguments)
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise ConfigError(
             f"{what}: could not be built with tokenizer.arguments {config.arguments}: "
             f"{type(error).__name__}: {error}. Correct the arguments or the class"
@@ -93,21 +95,40 @@ def build_custom(
 def _imported(path: str, what: str) -> type[nn.Module]:
     module_name, _, name = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
+        # Without getattr(), which lets a module import others on demand.
+        is_known = _may_define(module_name, name)
+        found: Any = vars(importlib.import_module(module_name)).get(name) if is_known else None
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{what}: {module_name} cannot be imported: {type(error).__name__}: {error}. Install "
             "it on every node that encodes, or add its folder to PYTHONPATH there"
         ) from error
-    found: Any = getattr(module, name, None)
     # Checked before it is called: a checkpoint's config must not be able to call just anything.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        described = "nothing" if found is None else f"{found!r}"
+        described = "not a class" if found is None else f"{found!r}"
         raise ConfigError(
             f"{what}: {name} in {module_name} is {described}, but must be a subclass of "
             "torch.nn.Module: correct the path"
         )
     return found
+
+
+def _may_define(module_name: str, name: str) -> bool:
+    """Whether a module's source can bind ``name`` to a class. Runs nothing of it."""
+    top, *parts = module_name.split(".")
+    spec = importlib.util.find_spec(top)
+    for part in parts:  # find_spec() of a dotted name would import the packages above
+        places = None if spec is None else spec.submodule_search_locations
+        spec = None if places is None else PathFinder.find_spec(part, [*places])
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {module_name!r}")
+    source = getattr(spec.loader, "get_source", lambda _: None)(spec.name)
+    if source is None:  # compiled
+        return True
+    table = symtable.symtable(source, module_name, "exec")
+    if name not in table.get_identifiers():
+        return "import *" in source
+    return not any(one.get_type() == "function" for one in table.lookup(name).get_namespaces())
 
 
 def _check_methods(

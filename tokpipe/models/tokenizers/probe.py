@@ -96,7 +96,7 @@ def _reported(what: str, call: str) -> Iterator[None]:
         yield
     except _Wrong as problem:
         raise ConfigError(f"{what}, probed by {call}, returned {problem}. {remedy}") from None
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         text = f"{type(error).__name__}: {str(error).strip()[-800:]}"
         raise ConfigError(f"{what}, probed by {call}, raised {text}. {remedy}") from error
 

@@ -14,6 +14,7 @@ from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import AttemptId, Limits, StopRequested
 from tokpipe.runtime.dispatch.settlement import Settlement
 from tokpipe.telemetry.human import counted, counts_text
+from tokpipe.telemetry.redact import printable
 from tokpipe.types import Rejected
 
 MIN_ALARM, MAX_ALARM = 20, 500
@@ -107,5 +108,5 @@ class Breaker:
             else f"The codes of other clips stay. Fix the sources and run again {retry}",
             "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",
         ]
-        self._settlement.why = "\n".join(lines)
+        self._settlement.why = "\n".join(map(printable, lines))
         self._settlement.stop(StopRequested(GRACE_S), now)
